@@ -9,11 +9,13 @@ Buffers are (rows, width) float32. A buffer of kind ``tokens`` has one row per t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+
+from edgellm.kernels.kv import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
@@ -156,6 +158,27 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @classmethod
+    def single(
+        cls,
+        program: Program,
+        tokens: Sequence[int] | np.ndarray,
+        start: int = 0,
+        outputs: Literal["all", "last"] = "all",
+    ) -> Batch:
+        """Tokens of the only sequence, from position ``start`` on, in blocks 0, 1, 2 ... of a pool it has to itself."""
+        n = len(tokens)
+        n_blocks = (start + n + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+        wanted = np.full(n, outputs == "all")
+        wanted[-1:] = True
+        return cls(
+            tokens=np.asarray(tokens, np.int32),
+            positions=np.arange(start, start + n, dtype=np.int32),
+            sequences=np.zeros(n, np.int32),
+            outputs=wanted,
+            tables=tuple(np.arange(n_blocks, dtype=np.int32)[None] for _ in program.windows),
+        )
 
 
 Hook = Callable[[int, Op, Callable[[str], np.ndarray]], None]

@@ -6,6 +6,7 @@ a model sees the numbers it was trained with; sine and cosine are taken in float
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,3 +37,46 @@ class Rope:
             (np.cos(angles) * self.magnitude).astype(np.float32),
             (np.sin(angles) * self.magnitude).astype(np.float32),
         )
+
+
+def frequencies(n_dims: int, base: float) -> np.ndarray:
+    """base^(-2i / n_dims), (n_dims / 2,) float32; the exponent is rounded to float32 first, as transformers does."""
+    exponents = np.arange(0, n_dims, 2, dtype=np.float32) / np.float32(n_dims)
+    return np.float32(1.0) / (base ** exponents.astype(np.float64)).astype(np.float32)
+
+
+def linear_scaling(inv_freq: np.ndarray, factor: float) -> np.ndarray:
+    """Position interpolation: ``factor`` positions turn as one did (https://arxiv.org/abs/2306.15595)."""
+    return inv_freq / np.float32(factor)
+
+
+def yarn_scaling(
+    inv_freq: np.ndarray,
+    base: float,
+    factor: float,
+    original_context_length: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    extrapolation: float = 1.0,
+) -> np.ndarray:
+    """YaRN (https://arxiv.org/abs/2309.00071): slow dimensions are interpolated, fast ones stay as they were.
+
+    A dimension that turns more than ``beta_fast`` times within the original context stays, one that turns less than
+    ``beta_slow`` times is divided by ``factor``, and a ramp lies between. ``extrapolation`` 1 keeps the fast ones
+    whole, 0 interpolates everything.
+    """
+    n_dims = 2 * len(inv_freq)
+
+    def dimension_of(turns: float) -> float:
+        return n_dims * math.log(original_context_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(dimension_of(beta_fast)), 0)
+    high = min(math.ceil(dimension_of(beta_slow)), n_dims - 1)
+    ramp = (np.arange(n_dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001))
+    stays = (1 - np.clip(ramp, 0, 1)) * np.float32(extrapolation)
+    return linear_scaling(inv_freq, factor) * (1 - stays) + inv_freq * stays
+
+
+def yarn_magnitude(factor: float) -> float:
+    """What YaRN multiplies queries and keys with: 0.1 ln(factor) + 1."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0

@@ -1,0 +1,39 @@
+"""One file per architecture, named as ``general.architecture`` names it; each turns a GGUF file into a program.
+
+To add an architecture, add its file: a module here with ``build(gguf) -> Program`` is found by its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm.formats.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from edgellm.formats.gguf import GGUFFile
+    from edgellm.kernels.program import Program
+
+SHARED_PARTS = {"blocks", "hparams"}  # modules here that are no architecture
+
+
+def architectures() -> list[str]:
+    """The names of the architectures that can be run."""
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED_PARTS)
+
+
+def build_program(gguf: GGUFFile) -> Program:
+    """The program of the file's model, every hyperparameter in range and every shape compared.
+
+    FormatError for a file that contradicts itself, UnsupportedError for an architecture that has no file here.
+    """
+    name = gguf.architecture.replace("-", "_")
+    if name not in architectures():  # a name from a stranger's file is looked up, never imported as it is
+        raise UnsupportedError(
+            f"{Path(gguf.path).name}: the architecture is {gguf.architecture!r}. edgellm runs "
+            f"{', '.join(architectures())}. Take a GGUF file of one of these."
+        )
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module.build(gguf)

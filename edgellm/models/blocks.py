@@ -1,0 +1,205 @@
+"""What architecture files are made of: a program that grows op by op, and the parts that decoders share.
+
+Every weight is asked for by its GGUF name together with the shape that the hyperparameters demand, and compared
+exactly: after ``finish`` no executor needs to look at a shape again. Buffers are few and the same in every layer:
+
+    x     the residual stream            h         the normed input of a block
+    q k v attn   the attention           proj      what a block adds to x
+    gate up ffn  the feed-forward        x_out h_out logits   the rows that want logits
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgellm.formats.errors import FormatError, UnsupportedError
+from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.program import (
+    Add,
+    ApplyRope,
+    Attention,
+    Buffer,
+    Embed,
+    GatedUnit,
+    Matmul,
+    Op,
+    Program,
+    RMSNorm,
+    SelectOutputs,
+    StoreKV,
+)
+from edgellm.kernels.rope import Rope
+from edgellm.models.hparams import BROKEN_FILE, HParams, file_name, integer
+
+if TYPE_CHECKING:
+    from edgellm.formats.gguf import GGUFFile, QuantizedTensor
+
+# a vision tower and stored rotation tables: a text model computes the same without them
+IGNORED_PREFIXES = ("v.", "mm.")
+IGNORED_SUFFIXES = (".attn_rot_embd", ".attn_rot_embd.weight")
+
+
+class ProgramBuilder:
+    """Collects ops, buffers, tensors, caches and rotations; ``finish`` makes the program of them."""
+
+    def __init__(self, gguf: GGUFFile, hp: HParams) -> None:
+        self.gguf = gguf
+        self.hp = hp
+        self.ops: list[Op] = []
+        self.buffers: dict[str, Buffer] = {}
+        self.tensors: dict[str, QuantizedTensor] = {}
+        self.kv_layers: list[KVLayer] = []
+        self.ropes: dict[str, Rope] = {}
+
+    def tensor(self, name: str, *shape: int) -> str:
+        """Take a tensor of exactly this shape into the program; FormatError when it is missing or shaped otherwise."""
+        if name not in self.gguf.tensors:
+            raise FormatError(
+                f"{file_name(self.gguf)}: the tensor {name} is missing; a {self.gguf.architecture} model with "
+                f"{self.hp.n_layer} layers must have it. {BROKEN_FILE}",
+                code="MODEL_TENSOR_MISSING",
+            )
+        tensor = self.gguf.tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise FormatError(
+                f"{file_name(self.gguf)}: {name} has the shape {tuple(tensor.shape)}, the metadata demand {shape}. "
+                f"{BROKEN_FILE}",
+                code="MODEL_SHAPE",
+            )
+        self.tensors[name] = tensor
+        return name
+
+    def buffer(self, name: str, width: int, rows: Literal["tokens", "outputs"] = "tokens") -> str:
+        """Declare a buffer, or use it again in the same shape."""
+        wanted = Buffer(name, width, rows)
+        assert self.buffers.setdefault(name, wanted) == wanted, f"buffer {name} has two shapes"
+        return name
+
+    def like(self, x: str, out: str) -> str:
+        """Declare ``out`` in the shape of ``x``."""
+        return self.buffer(out, self.buffers[x].width, self.buffers[x].rows)
+
+    def embed(self, out: str, scale: float = 1.0) -> None:
+        """out = scale * token_embd[token]"""
+        weight = self.tensor("token_embd.weight", self.hp.n_vocab, self.hp.n_embd)
+        self.ops.append(Embed(weight, self.buffer(out, self.hp.n_embd), scale))
+
+    def rms_norm(self, x: str, name: str, out: str, width: int | None = None) -> None:
+        """out = RMSNorm(x), over whole rows or over heads of ``width``."""
+        weight = self.tensor(f"{name}.weight", width or self.buffers[x].width)
+        self.ops.append(RMSNorm(x, weight, self.like(x, out), self.hp.eps))
+
+    def linear(self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False) -> None:
+        """out = x W^T, plus the bias where the file has one."""
+        rows = self.buffers[x].rows
+        weight = self.tensor(f"{name}.weight", n_out, self.buffers[x].width)
+        has_bias = needs_bias or f"{name}.bias" in self.gguf.tensors
+        bias = self.tensor(f"{name}.bias", n_out) if has_bias else None
+        self.ops.append(Matmul(x, weight, self.buffer(out, n_out, rows), bias))
+
+    def apply_rope(self, x: str, rope: str) -> None:
+        """Rotate the heads of x in place."""
+        self.ops.append(ApplyRope(x, self.hp.head_dim_k, rope))
+
+    def attention(self, q: str, k: str, v: str, out: str, *, scale: float, window: int = 0) -> None:
+        """Store k and v in a cache of their own, then out = softmax(scale q k^T) v over it."""
+        hp = self.hp
+        layer = len(self.kv_layers)
+        self.kv_layers.append(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
+        self.ops.append(StoreKV(k, v, layer))
+        self.ops.append(Attention(q, self.buffer(out, hp.n_head * hp.head_dim_v), layer, hp.n_head, scale))
+
+    def gated_unit(self, gate: str, up: str, out: str, activation: Literal["silu", "gelu"]) -> None:
+        """out = activation(gate) * up"""
+        self.ops.append(GatedUnit(gate, up, self.like(gate, out), activation))
+
+    def add(self, x: str, y: str, out: str) -> None:
+        """out = x + y"""
+        self.ops.append(Add(x, y, self.like(x, out)))
+
+    def select_outputs(self, x: str, out: str) -> None:
+        """out = the rows of x that want logits"""
+        self.ops.append(SelectOutputs(x, self.buffer(out, self.buffers[x].width, "outputs")))
+
+    def finish(self) -> Program:
+        """The program. UnsupportedError if the file has weights that the program would leave out."""
+        unused = [
+            name
+            for name in self.gguf.tensors
+            if name not in self.tensors
+            and not name.startswith(IGNORED_PREFIXES)
+            and not name.endswith(IGNORED_SUFFIXES)
+        ]
+        if unused:
+            raise UnsupportedError(
+                f"{file_name(self.gguf)}: {len(unused)} tensors have no place in the architecture "
+                f"{self.gguf.architecture} as edgellm knows it ({', '.join(unused[:3])}{' ...' * (len(unused) > 3)}); "
+                "without them the answers would be wrong. Take another conversion of the model.",
+                code="MODEL_TENSOR_UNKNOWN",
+            )
+        return Program(
+            architecture=self.gguf.architecture,
+            ops=tuple(self.ops),
+            buffers=self.buffers,
+            tensors=self.tensors,
+            kv_layers=tuple(self.kv_layers),
+            ropes=self.ropes,
+            n_vocab=self.hp.n_vocab,
+            context_length=self.hp.context_length,
+            n_embd=self.hp.n_embd,
+        )
+
+
+def project_qkv(m: ProgramBuilder, blk: str, *, needs_bias: bool = False) -> None:
+    """q, k, v = h Wq^T, h Wk^T, h Wv^T"""
+    hp = m.hp
+    m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias=needs_bias)
+    m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias=needs_bias)
+    m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias=needs_bias)
+
+
+def norm_qk_heads(m: ProgramBuilder, blk: str) -> None:
+    """RMSNorm of every head of q and of k"""
+    m.rms_norm("q", f"{blk}.attn_q_norm", "q", m.hp.head_dim_k)
+    m.rms_norm("k", f"{blk}.attn_k_norm", "k", m.hp.head_dim_k)
+
+
+def feed_forward(m: ProgramBuilder, blk: str, activation: Literal["silu", "gelu"]) -> None:
+    """proj = (activation(h Wgate^T) * h Wup^T) Wdown^T"""
+    m.linear("h", f"{blk}.ffn_gate", "gate", m.hp.n_ff)
+    m.linear("h", f"{blk}.ffn_up", "up", m.hp.n_ff)
+    m.gated_unit("gate", "up", "ffn", activation)
+    m.linear("ffn", f"{blk}.ffn_down", "proj", m.hp.n_embd)
+
+
+def project_logits(m: ProgramBuilder) -> None:
+    """logits = RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
+    m.select_outputs("x", "x_out")
+    m.rms_norm("x_out", "output_norm", "h_out")
+    m.linear("h_out", "output" if "output.weight" in m.gguf.tensors else "token_embd", "logits", m.hp.n_vocab)
+
+
+def rope_factors(m: ProgramBuilder) -> np.ndarray | None:
+    """The divisors of the rotation's frequencies (Llama 3.1 and later), (n_rot / 2,) float32, where the file has them."""
+    if "rope_freqs.weight" not in m.gguf.tensors:
+        return None
+    factors = m.tensors[m.tensor("rope_freqs.weight", m.hp.n_rot // 2)].dequantize().reshape(-1)
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise FormatError(
+            f"{file_name(m.gguf)}: rope_freqs.weight has values that are not positive numbers, expected divisors of "
+            f"frequencies. {BROKEN_FILE}",
+            code="MODEL_HPARAMS",
+        )
+    return factors
+
+
+def refuse_experts(gguf: GGUFFile) -> None:
+    """UnsupportedError for a mixture of experts, which is stored under the same architecture name."""
+    n_experts = integer(gguf, "expert_count", 0)
+    if n_experts:
+        raise UnsupportedError(
+            f"{file_name(gguf)} is a mixture of {n_experts} experts; edgellm runs dense {gguf.architecture} models. "
+            "Take a model without experts."
+        )

@@ -1,0 +1,36 @@
+"""Qwen 3 (dense): no biases, every head of q and k is normed before it is rotated."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgellm.kernels.program import Program
+from edgellm.models.blocks import ProgramBuilder, feed_forward, norm_qk_heads, project_logits, project_qkv
+from edgellm.models.hparams import read_hparams, read_rope, real
+
+if TYPE_CHECKING:
+    from edgellm.formats.gguf import GGUFFile
+
+
+def build(gguf: GGUFFile) -> Program:
+    """x += Wo attention(rope(norm(q)), rope(norm(k)), v);  x += Wdown (silu(Wgate h) * Wup h), h = RMSNorm(x)."""
+    hp = read_hparams(gguf)
+    m = ProgramBuilder(gguf, hp)
+    m.ropes["rope"] = read_rope(gguf, hp, real(gguf, "rope.freq_base", 10000.0), adjacent=False)
+    m.embed("x")
+    for i in range(hp.n_layer):
+        blk = f"blk.{i}"
+        m.rms_norm("x", f"{blk}.attn_norm", "h")
+        project_qkv(m, blk)
+        norm_qk_heads(m, blk)
+        m.apply_rope("q", "rope")
+        m.apply_rope("k", "rope")
+        m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k))
+        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+        m.add("x", "proj", "x")
+        m.rms_norm("x", f"{blk}.ffn_norm", "h")
+        feed_forward(m, blk, "silu")
+        m.add("x", "proj", "x")
+    project_logits(m)
+    return m.finish()

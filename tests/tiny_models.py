@@ -1,0 +1,288 @@
+"""Tiny GGUF models for tests: complete random ones, and those that carry the weights of a transformers model.
+
+    write_tiny_model(path, "llama", quant="Q4_K")     two layers, a byte-level BPE tokenizer, a chat template
+    write_transformers_model(path, model)             a random LlamaForCausalLM ... as llama.cpp's converter writes it
+
+Both write with the ``gguf`` package, so a test that reads them judges our reader too.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġa nd"
+
+# bytes where the block keeps its scale, and the multiple of it that centres the values (for the minimum)
+SCALE_FIELDS: dict[str, list[tuple[slice, str, float]]] = {
+    "Q2_K": [(slice(80, 82), "<f2", 1.0), (slice(82, 84), "<f2", 1.5)],
+    "Q3_K": [(slice(108, 110), "<f2", 1.0)],
+    "Q4_K": [(slice(0, 2), "<f2", 1.0), (slice(2, 4), "<f2", 7.5)],
+    "Q5_K": [(slice(0, 2), "<f2", 1.0), (slice(2, 4), "<f2", 15.5)],
+    "Q6_K": [(slice(208, 210), "<f2", 1.0)],
+    "IQ1_S": [(slice(0, 2), "<f2", 1.0)],
+    "IQ2_XXS": [(slice(0, 2), "<f2", 1.0)],
+    "IQ2_XS": [(slice(0, 2), "<f2", 1.0)],
+    "IQ2_S": [(slice(0, 2), "<f2", 1.0)],
+    "IQ3_XXS": [(slice(0, 2), "<f2", 1.0)],
+    "IQ3_S": [(slice(0, 2), "<f2", 1.0)],
+    "IQ4_NL": [(slice(0, 2), "<f2", 1.0)],
+    "IQ4_XS": [(slice(0, 2), "<f2", 1.0)],
+}
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...], quant: str) -> np.ndarray:
+    """A random matrix in any type: float values, or uint8 blocks (..., row_nbytes), of standard deviation 1/sqrt(n_in)."""
+    sigma = 1 / math.sqrt(shape[-1])
+    qtype = gguf.GGMLQuantizationType[quant]
+    if quant not in SCALE_FIELDS:
+        return gguf.quants.quantize((rng.standard_normal(shape) * sigma).astype(np.float32), qtype)
+    block_size, block_nbytes = gguf.GGML_QUANT_SIZES[qtype]
+    n_blocks = math.prod(shape) // block_size
+    blocks = rng.integers(0, 256, (n_blocks, block_nbytes), dtype=np.uint8)
+    _set_scale(blocks, quant, 1.0)
+    _set_scale(blocks, quant, sigma / float(np.std(gguf.quants.dequantize(blocks, qtype))))
+    return blocks.reshape(*shape[:-1], -1)
+
+
+def _set_scale(blocks: np.ndarray, quant: str, scale: float) -> None:
+    for place, dtype, multiple in SCALE_FIELDS[quant]:
+        blocks[:, place] = np.frombuffer(np.array([scale * multiple], dtype).tobytes(), np.uint8)
+
+
+def write_tiny_model(
+    path: Path,
+    architecture: str = "llama",
+    quant: str = "Q8_0",
+    *,
+    quants: dict[str, str] | None = None,
+    n_layer: int = 2,
+    n_embd: int = 256,
+    n_ff: int = 256,
+    n_head: int = 4,
+    n_head_kv: int = 2,
+    head_dim: int = 64,
+    context_length: int = 256,
+    sliding_window: int = 32,
+    tied: bool = True,
+    seed: int = 0,
+    metadata: dict[str, Any] | None = None,
+    leave_out: tuple[str, ...] = (),
+) -> Path:
+    """Write a complete random model: 274 tokens of byte-level BPE with ChatML, weights of the type ``quant``.
+
+    quants     another type for tensors whose name ends so: {"attn_v.weight": "Q6_K", "token_embd.weight": "Q8_0"}
+    metadata   keys to write besides or instead ({"llama.block_count": 0}); leave_out: keys and tensors to omit
+    """
+    rng = np.random.default_rng(seed)
+    tokens, token_types, merges = tiny_vocabulary()
+    keys: dict[str, Any] = {
+        "general.name": f"tiny {architecture}",
+        f"{architecture}.block_count": n_layer,
+        f"{architecture}.context_length": context_length,
+        f"{architecture}.embedding_length": n_embd,
+        f"{architecture}.feed_forward_length": n_ff,
+        f"{architecture}.attention.head_count": n_head,
+        f"{architecture}.attention.head_count_kv": n_head_kv,
+        f"{architecture}.attention.key_length": head_dim,
+        f"{architecture}.attention.value_length": head_dim,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.rope.freq_base": 10000.0,
+        f"{architecture}.vocab_size": len(tokens),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": token_types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHATML,
+    }
+    if architecture == "gemma3":
+        keys["gemma3.attention.sliding_window"] = sliding_window
+        keys["gemma3.attention.sliding_window_pattern"] = 2
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (keys | (metadata or {})).items():
+        if key not in leave_out:
+            add_value(writer, key, value)
+    shapes = tensor_shapes(
+        architecture, len(tokens), n_layer, n_embd, n_ff, n_head * head_dim, n_head_kv * head_dim, head_dim, tied
+    )
+    for name, shape in shapes.items():
+        if name in leave_out:
+            continue
+        if len(shape) == 1:
+            centre = 0.0 if name.endswith(".bias") else 1.0
+            writer.add_tensor(name, (centre + 0.1 * rng.standard_normal(shape)).astype(np.float32))
+            continue
+        kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)
+        writer.add_tensor(
+            name,
+            random_weight(rng, shape, kind),
+            raw_dtype=None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind],
+        )
+    _write(writer)
+    return Path(path)
+
+
+def tensor_shapes(
+    architecture: str,
+    n_vocab: int,
+    n_layer: int,
+    n_embd: int,
+    n_ff: int,
+    n_q: int,
+    n_kv: int,
+    head_dim: int,
+    tied: bool,
+) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model by name."""
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm.weight": (n_embd,),
+        "attn_q.weight": (n_q, n_embd),
+        "attn_k.weight": (n_kv, n_embd),
+        "attn_v.weight": (n_kv, n_embd),
+        "attn_output.weight": (n_embd, n_q),
+        "ffn_norm.weight": (n_embd,),
+        "ffn_gate.weight": (n_ff, n_embd),
+        "ffn_up.weight": (n_ff, n_embd),
+        "ffn_down.weight": (n_embd, n_ff),
+    }
+    if architecture == "qwen2":
+        layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
+    if architecture in ("qwen3", "gemma3"):
+        layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture == "gemma3":
+        layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
+    shapes |= {f"blk.{i}.{name}": shape for i in range(n_layer) for name, shape in layer.items()}
+    shapes["output_norm.weight"] = (n_embd,)
+    return shapes if tied else shapes | {"output.weight": (n_vocab, n_embd)}
+
+
+def tiny_vocabulary() -> tuple[list[str], list[int], list[str]]:
+    """Tokens, their types and the merges: three control tokens, 256 bytes, and what the merges make."""
+    merges = MERGES.split("|")
+    tokens = [*CONTROL_TOKENS, *byte_characters(), *(m.replace(" ", "") for m in merges)]
+    tokens += [f"<|reserved_{i}|>" for i in range(-len(tokens) % 2)]
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    types = [int(control if t.startswith("<|") and t.endswith("|>") else normal) for t in tokens]
+    return tokens, types, merges
+
+
+def byte_characters() -> list[str]:
+    """GPT-2's printable character for every byte: itself where it can be seen, else 256 and up in order."""
+    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [b for b in range(256) if b not in seen]
+    return [chr(b) if b in seen else chr(256 + hidden.index(b)) for b in range(256)]
+
+
+def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Write a metadata value in the type that llama.cpp's converter uses for such a value."""
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value) if 0 <= value < 1 << 32 else writer.add_int64(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a transformers model as F32 GGUF: names, order of rows and shifts as llama.cpp's converter has them."""
+    config = model.config
+    architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (_transformers_metadata(config, architecture) | (metadata or {})).items():
+        add_value(writer, f"{architecture}.{key}", value)
+    arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    tied = config.tie_word_embeddings
+    for hf_name, tensor in model.state_dict().items():
+        if tied and hf_name == "lm_head.weight":
+            continue
+        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        assert name is not None, hf_name
+        weight = tensor.float().numpy()
+        if architecture == "llama" and "attn_q." in name:
+            weight = pair_neighbours(weight, config.num_attention_heads)
+        if architecture == "llama" and "attn_k." in name:
+            weight = pair_neighbours(weight, config.num_key_value_heads)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            weight = weight + 1
+        writer.add_tensor(name, np.ascontiguousarray(weight))
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(rope, _head_dim(config)))
+    _write(writer)
+    return Path(path)
+
+
+def pair_neighbours(weight: np.ndarray, n_head: int) -> np.ndarray:
+    """Reorder the rows of every head so that rotated pairs, half a head apart in transformers, are neighbours."""
+    heads = weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
+    return heads.swapaxes(1, 2).reshape(weight.shape)
+
+
+def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
+    """The tensor rope_freqs.weight: what every frequency is divided by, from Llama 3.1's four numbers."""
+    old_length, factor = rope["original_max_position_embeddings"], rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    wavelengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip((old_length / wavelengths - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "vocab_size": config.vocab_size,
+    }
+    if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in ("qwen3", "gemma3"):
+        keys |= {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
+    rope = config.rope_parameters
+    if architecture == "gemma3":
+        keys["attention.sliding_window"] = config.sliding_window
+        keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
+        rope = rope["full_attention"]
+    elif config.model_type == "mistral" and config.sliding_window:
+        keys["attention.sliding_window"] = config.sliding_window
+    keys["rope.freq_base"] = float(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
+    if rope["rope_type"] == "yarn":
+        keys["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+        for name in ("beta_fast", "beta_slow"):
+            if rope.get(name):
+                keys[f"rope.scaling.yarn_{name}"] = float(rope[name])
+    return keys
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
