@@ -1,0 +1,57 @@
+"""What a check of a file found: one dataclass, turned into an error when loading and into a line when verifying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
+
+PULL_AGAIN = "The file is damaged or cut short: pull or download it again."
+REBUILD = "Ask whoever made the file for a sound one, or convert the model again."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a file.
+
+    code      stable and upper case, such as ``GGUF_COUNT``
+    message   what was found and what was expected
+    advice    what to do
+    file      name of the file (of the part, for a split model)
+    offset    byte of the file where it stands, where there is one
+    name      metadata key or tensor name, where there is one
+    severity  ``error`` stops a load; ``warning`` is only shown by a verification
+    """
+
+    code: str
+    message: str
+    advice: str = REBUILD
+    file: str = ""
+    offset: int | None = None
+    name: str | None = None
+    severity: str = "error"
+    unsupported: bool = False
+
+    def __str__(self) -> str:
+        where = f" (byte {self.offset:,})" if self.offset is not None else ""
+        name = f"{self.name}: " if self.name else ""
+        file = f"{self.file}: " if self.file else ""
+        return f"{file}{name}{self.message}{where}. {self.advice}"
+
+    def error(self) -> EdgeLLMError:
+        """The exception that says the same; it keeps this finding as its attribute ``finding``."""
+        kind = UnsupportedError if self.unsupported else FormatError
+        error = kind(str(self), code=self.code)
+        error.finding = self  # type: ignore[attr-defined]
+        return error
+
+
+Report = Callable[[Finding], None]
+"""Takes a finding that need not end the reading: raises it when loading, collects it when verifying."""
+
+
+def raise_finding(finding: Finding) -> None:
+    """The report of a load: the first error ends it, warnings pass."""
+    if finding.severity == "error":
+        raise finding.error()

@@ -1,0 +1,156 @@
+"""Open a GGUF file: metadata and tensors as two plain dicts, over the mapped file.
+
+Opening reads and proves the header and touches no tensor data. Whatever this returns may be used without another
+check of a length or an offset; the meaning of keys and shapes is for the architecture to check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from edgellm.formats.findings import REBUILD, Finding
+from edgellm.formats.gguf_header import Header, TensorRecord, read_header
+from edgellm.formats.mapped_file import map_file
+from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
+
+T = TypeVar("T")
+_MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A tensor in the mapped file.
+
+    shape   outermost dimension first: a matmul weight is (n_out, n_in)
+    data    (n_rows, row_nbytes) uint8, read-only; n_rows is the product of all dimensions but the last
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    quant: QuantType
+    data: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.data.nbytes
+
+    def dequantize(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        """float32 (n_rows, n_in) of the chosen rows, of all by default."""
+        return self.quant.dequantize(self.data if rows is None else self.data[rows])
+
+
+class GGUFFile:
+    """An open model file, or all parts of a split one.
+
+    path         the (first) file
+    metadata     scalars as Python values, numeric arrays as read-only numpy arrays, string arrays as list[str]
+    value_types  key -> "UINT32", "STRING", "ARRAY[FLOAT32]" ...
+    tensors      name -> QuantizedTensor, in file order
+    """
+
+    def __init__(self, path: Path, headers: list[Header], maps: list[mmap.mmap]) -> None:
+        self.path = path
+        self.version = headers[0].version
+        self.metadata = headers[0].metadata
+        self.value_types = headers[0].types
+        self.nbytes = sum(header.nbytes for header in headers)
+        self.tensors: dict[str, QuantizedTensor] = {}
+        self._positions = headers[0].positions
+        self._maps = maps
+        for header, mapped in zip(headers, maps, strict=True):
+            view = np.frombuffer(mapped, np.uint8)
+            for record in header.tensors.values():
+                self.tensors[record.name] = _tensor(view, header.data_start, record)
+
+    @classmethod
+    def open(cls, path: str | Path) -> GGUFFile:
+        """Open and prove the file (the first part of a split model). Raises EdgeLLMError with a named code."""
+        path = Path(path)
+        mapped = map_file(path)
+        return cls(path, [read_header(mapped, path.name)], [mapped])
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``, such as ``llama``."""
+        return self.require("general.architecture", str)
+
+    @overload
+    def get(self, key: str, kind: type[T]) -> T | None: ...
+
+    @overload
+    def get(self, key: str, kind: type[T], default: T) -> T: ...
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """The value of a key, or ``default`` when it is missing.
+
+        kind is int, float, str, bool, list (an array of strings) or np.ndarray (an array of numbers). A value of
+        another kind raises FormatError ``GGUF_KEY_TYPE``.
+        """
+        if key not in self.metadata:
+            return default
+        value = self.metadata[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise Finding(
+                "GGUF_KEY_TYPE",
+                f"is {self.value_types[key]}, expected {_KINDS.get(kind, kind.__name__)}",
+                REBUILD,
+                file=self.path.name,
+                offset=self._positions.get(key),
+                name=key,
+            ).error()
+        return value
+
+    def require(self, key: str, kind: type[T]) -> T:
+        """The value of a key that must be there. Raises FormatError ``MODEL_HPARAMS`` when it is not; see ``get``."""
+        value = self.get(key, kind, _MISSING)
+        if value is _MISSING:
+            raise Finding(
+                "MODEL_HPARAMS",
+                f"is missing, expected {_KINDS.get(kind, kind.__name__)}",
+                file=self.path.name,
+                name=key,
+            ).error()
+        return value
+
+    def close(self) -> None:
+        """Let go of the file. Tensors still held elsewhere stay readable until they are let go of too."""
+        self.tensors = {}
+        for mapped in self._maps:
+            with contextlib.suppress(BufferError):  # a tensor is still held; the map goes with it
+                mapped.close()
+        self._maps = []
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_KINDS: dict[type, str] = {
+    int: "an integer",
+    float: "a FLOAT32 or FLOAT64",
+    str: "a STRING",
+    bool: "a BOOL",
+    list: "an array of strings",
+    np.ndarray: "an array of numbers",
+}
+
+
+def _tensor(file: np.ndarray, data_start: int, record: TensorRecord) -> QuantizedTensor:
+    """A view of a proved record into the bytes of its file."""
+    quant = QUANT_TYPES_BY_ID[record.type_id]
+    shape = record.dims[::-1]
+    row_nbytes = quant.row_nbytes(shape[-1])
+    n_rows = 1
+    for n in shape[:-1]:
+        n_rows *= n
+    start = data_start + record.offset
+    data = file[start : start + n_rows * row_nbytes].reshape(n_rows, row_nbytes)
+    return QuantizedTensor(record.name, shape, quant, data)

@@ -1,0 +1,57 @@
+"""Map a model file into memory, read-only, through the one descriptor that was checked to be a regular file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError
+from edgellm.formats.findings import PULL_AGAIN, Finding
+
+MIN_NBYTES = 24  # magic, version, two counts
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The whole file as a read-only map.
+
+    Raises ModelNotFoundError, FormatError ``MODEL_NOT_A_FILE`` (directory, pipe, device), ``MODEL_UNREADABLE``, or
+    ``GGUF_NOT_A_GGUF`` when it is too short for any header.
+    """
+    # O_NONBLOCK: opening a pipe would otherwise wait for a writer
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFoundError(f"{path}: there is no such file. Check the path, or pull the model by name.") from None
+    except IsADirectoryError:
+        raise _not_a_file(path, "a directory") from None
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir():  # Windows refuses to open one
+            raise _not_a_file(path, "a directory") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise EdgeLLMError(
+            f"{path}: cannot be opened ({reason}). A readable file was expected: check its permissions.",
+            code="MODEL_UNREADABLE",
+        ) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_a_file(path, "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device")
+        if status.st_size < MIN_NBYTES:
+            raise Finding(
+                "GGUF_NOT_A_GGUF",
+                f"is {status.st_size} bytes long, and a GGUF file has at least {MIN_NBYTES}",
+                PULL_AGAIN,
+                file=path.name,
+                offset=0,
+            ).error()
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _not_a_file(path: Path, kind: str) -> FormatError:
+    message = f"{path}: is {kind}, and a regular file was expected. Give the path of a .gguf file."
+    return FormatError(message, code="MODEL_NOT_A_FILE")

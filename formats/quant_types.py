@@ -1,0 +1,103 @@
+"""The tensor types of ggml, one row each: name, id, bytes of a block, and how to make float32 of it.
+
+A row of a tensor is a whole number of blocks; a block holds ``block_size`` weights in ``block_nbytes`` bytes. The bit
+layouts are drawn in the files that unpack them. All numbers are little endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from edgellm.formats import block_quants as bq
+from edgellm.formats import k_quants as kq
+from edgellm.formats.errors import UnsupportedError
+
+CHUNK_NBYTES = 1 << 20  # of float32 made at once: the intermediate arrays stay in the cache
+
+Dequantize = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """One ggml tensor type.
+
+    layout    numpy dtype of a block
+    unpack    blocks (n,) of ``layout`` -> float32 (n, block_size); None where no one has defined it
+    """
+
+    name: str
+    id: int
+    block_size: int
+    layout: np.dtype
+    unpack: Dequantize | None
+
+    @property
+    def block_nbytes(self) -> int:
+        """Bytes of a block."""
+        return self.layout.itemsize
+
+    def row_nbytes(self, n: int) -> int:
+        """Bytes of a row of n weights; n must be a multiple of ``block_size``."""
+        assert n % self.block_size == 0, f"{n} weights are no whole number of {self.name} blocks"
+        return n // self.block_size * self.block_nbytes
+
+    def dequantize(self, data: np.ndarray) -> np.ndarray:
+        """float32 (..., n) of uint8 (..., row_nbytes). Raises UnsupportedError for a type without a known meaning."""
+        if self.unpack is None:
+            raise UnsupportedError(
+                f"{self.name} holds intermediate results of ggml and has no fixed layout, so it cannot be turned into"
+                " float32. No model file should contain it: convert the model again.",
+                code="GGUF_TENSOR_TYPE",
+            )
+        assert data.dtype == np.uint8, f"{self.name}: bytes expected, not {data.dtype}"
+        blocks = np.ascontiguousarray(data).reshape(-1).view(self.layout)
+        out = np.empty((len(blocks), self.block_size), np.float32)
+        step = max(1, CHUNK_NBYTES // (4 * self.block_size))
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinite scales of a damaged file
+            for i in range(0, len(blocks), step):
+                out[i : i + step] = self.unpack(blocks[i : i + step])
+        return out.reshape(*data.shape[:-1], data.shape[-1] // self.block_nbytes * self.block_size)
+
+
+def _plain(blocks: np.ndarray) -> np.ndarray:
+    """Numbers (n,) of any plain type as float32 (n, 1)."""
+    return blocks.astype(np.float32)[:, None]
+
+
+def _bf16(blocks: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers."""
+    return (blocks.astype(np.uint32) << 16).view(np.float32)[:, None]
+
+
+def _table() -> tuple[QuantType, ...]:
+    q8_1 = np.dtype("V40")  # written by no version of ggml that still runs; its fields changed over time
+    rows: list[tuple[str, int, int, np.dtype, Dequantize | None]] = [
+        ("F32", 0, 1, np.dtype("<f4"), _plain),
+        ("F16", 1, 1, np.dtype("<f2"), _plain),
+        ("Q4_0", 2, 32, bq.Q4_0, bq.dequantize_q4_0),
+        ("Q4_1", 3, 32, bq.Q4_1, bq.dequantize_q4_1),
+        ("Q5_0", 6, 32, bq.Q5_0, bq.dequantize_q5_0),
+        ("Q5_1", 7, 32, bq.Q5_1, bq.dequantize_q5_1),
+        ("Q8_0", 8, 32, bq.Q8_0, bq.dequantize_q8_0),
+        ("Q8_1", 9, 32, q8_1, None),
+        ("Q2_K", 10, 256, kq.Q2_K, kq.dequantize_q2_k),
+        ("Q3_K", 11, 256, kq.Q3_K, kq.dequantize_q3_k),
+        ("Q4_K", 12, 256, kq.Q4_K, kq.dequantize_q4_k),
+        ("Q5_K", 13, 256, kq.Q5_K, kq.dequantize_q5_k),
+        ("Q6_K", 14, 256, kq.Q6_K, kq.dequantize_q6_k),
+        ("Q8_K", 15, 256, kq.Q8_K, kq.dequantize_q8_k),
+        ("I8", 24, 1, np.dtype("i1"), _plain),
+        ("I16", 25, 1, np.dtype("<i2"), _plain),
+        ("I32", 26, 1, np.dtype("<i4"), _plain),
+        ("I64", 27, 1, np.dtype("<i8"), _plain),
+        ("F64", 28, 1, np.dtype("<f8"), _plain),
+        ("BF16", 30, 1, np.dtype("<u2"), _bf16),
+        ("Q1_0", 41, 128, bq.Q1_0, bq.dequantize_q1_0),
+    ]
+    return tuple(QuantType(*row) for row in rows)
+
+
+QUANT_TYPES: dict[str, QuantType] = {row.name: row for row in _table()}
+QUANT_TYPES_BY_ID: dict[int, QuantType] = {row.id: row for row in QUANT_TYPES.values()}
