@@ -1,0 +1,120 @@
+"""An executor that computes nothing but remembers everything: a judge of paging.
+
+It writes each token id and position into the pool through the block tables, and makes the next logits from all that a
+query may look at, read back through the tables. One wrong block, one stale or missing position, and the answer is
+another one. ``expected_logits`` gives the same numbers straight from the tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.program import Batch, Hook, Program
+
+N_VOCAB = 97
+
+
+def fake_program(windows: tuple[int, ...] = (0,), context_length: int = 4096) -> Program:
+    """A program without ops: two layers for each window."""
+    layers = tuple(KVLayer(1, 2, 2, window) for window in windows for _ in range(2))
+    return Program("fake", (), {}, {}, layers, {}, N_VOCAB, context_length, 8)
+
+
+def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> KVPool:
+    """float32, so that positions are exact."""
+    return KVPool(program.kv_layers, program.windows, n_blocks, "float32")
+
+
+def expected_logits(tokens: list[int], windows: tuple[int, ...] = (0,)) -> np.ndarray:
+    """(n_vocab,) float32 for the last of ``tokens``."""
+    seen = []
+    for window in sorted(set(windows)):
+        start = max(0, len(tokens) - window) if window else 0
+        seen.append([(p, tokens[p]) for p in range(start, len(tokens))])
+    return _logits(seen)
+
+
+def expected_tokens(prompt: list[int], n: int, windows: tuple[int, ...] = (0,)) -> list[int]:
+    """The greedy continuation."""
+    tokens = list(prompt)
+    for _ in range(n):
+        tokens.append(int(expected_logits(tokens, windows).argmax()))
+    return tokens[len(prompt) :]
+
+
+def _logits(seen: list[list[tuple[int, int]]]) -> np.ndarray:
+    state = 0
+    for group in seen:
+        for position, token in group:
+            state = (state * 1_000_003 + position * 8191 + token + 1) & 0xFFFFFFFF
+    return np.random.RandomState(state).rand(N_VOCAB).astype(np.float32)
+
+
+class FakeExecutor:
+    """See the module. ``fail`` raises in the next step, ``poison`` gives NaN, ``pause_s`` makes a step last."""
+
+    def __init__(self, program: Program, pool: KVPool, max_tokens: int = 512) -> None:
+        self.program = program
+        self.pool = pool
+        self.max_tokens = max_tokens
+        self.batches: list[int] = []
+        self.fail: BaseException | None = None
+        self.poison = False
+        self.pause_s = 0.0
+        self.closed = 0
+        self._inside = threading.Lock()
+
+    def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
+        """Logits of the tokens that want them."""
+        assert self._inside.acquire(blocking=False), "two threads in one executor"
+        try:
+            assert not self.closed and 0 < len(batch) <= self.max_tokens
+            time.sleep(self.pause_s)
+            if self.fail is not None:
+                error, self.fail = self.fail, None
+                raise error
+            self.batches.append(len(batch))
+            self._store(batch)
+            rows = [self._read(batch, i) for i in np.flatnonzero(batch.outputs)]
+            logits = np.array(rows, np.float32).reshape(-1, N_VOCAB)
+            if self.poison:
+                logits[-1, 3] = np.nan
+            return logits
+        finally:
+            self._inside.release()
+
+    def close(self) -> None:
+        """Counts."""
+        self.closed += 1
+
+    def _block(self, batch: Batch, i: int, group: int, position: int) -> int:
+        block = int(batch.tables[group][batch.sequences[i], position // BLOCK_TOKENS])
+        assert block >= 0, f"position {position} of group {group} is in no block"
+        return block
+
+    def _store(self, batch: Batch) -> None:
+        for group, window in enumerate(self.pool.windows):
+            for i, (token, position) in enumerate(zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True)):
+                block = self._block(batch, i, group, position)
+                for layer, shape in enumerate(self.pool.layers):
+                    if shape.window == window:
+                        self.pool.k[layer][block, 0, :, position % BLOCK_TOKENS] = token + 1
+                        self.pool.v[layer][block, 0, position % BLOCK_TOKENS] = position
+
+    def _read(self, batch: Batch, i: int) -> np.ndarray:
+        end = int(batch.positions[i]) + 1
+        seen = []
+        for group, window in enumerate(self.pool.windows):
+            layer = max(n for n, shape in enumerate(self.pool.layers) if shape.window == window)
+            start = max(0, end - window) if window else 0
+            found = []
+            for p in range(start, end):
+                block = self._block(batch, i, group, p)
+                key = self.pool.k[layer][block, 0, 1, p % BLOCK_TOKENS]
+                found.append((int(self.pool.v[layer][block, 0, p % BLOCK_TOKENS, 0]), int(key) - 1))
+            seen.append(found)
+        return _logits(seen)
