@@ -1,0 +1,85 @@
+"""Messages as callers give them, and the plain marked data that a template gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.chat_template.user_text import whole
+from edgellm.formats.errors import ParameterError
+
+# A template may build a control token from a role (`'<|' + role + '|>'`); only these names may take part in one.
+KNOWN_ROLES = frozenset(
+    "system user assistant tool developer function model ipython observation documents control critique environment "
+    "available_tools tool_response context".split()
+)
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the first is the standard name
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat, with the field names of the OpenAI protocol; ``extra`` holds any other field."""
+
+    role: str
+    content: str | Sequence[Mapping[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: Sequence[Mapping[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as a dict; optional fields that are None are left out."""
+        optional = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+        given = {key: getattr(self, key) for key in optional if getattr(self, key) is not None}
+        return {"role": self.role, "content": self.content, **given, **self.extra}
+
+    @classmethod
+    def from_dict(cls, message: Mapping[str, Any]) -> Message:
+        """The other way round; ParameterError when there is no ``role``."""
+        if not isinstance(message.get("role"), str):
+            raise ParameterError(
+                f"messages: {dict(message)!r} has no role. Expected 'system', 'user', 'assistant', ..."
+            )
+        known = {
+            key: message.get(key) for key in ("content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+        }
+        extra = {key: value for key, value in message.items() if key != "role" and key not in known}
+        return cls(role=message["role"], extra=extra, **known)
+
+
+def template_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Fresh dicts for one render: strings marked as the user's, the reasoning under each name templates read."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise ParameterError(f"messages: expected a list of messages, got {type(messages).__name__}.")
+    prepared = []
+    for number, message in enumerate(messages):
+        fields = message.to_dict() if isinstance(message, Message) else message
+        if not isinstance(fields, Mapping):
+            raise ParameterError(f"messages[{number}]: expected a Message or a dict, got {type(message).__name__}.")
+        data = template_data(fields, f"messages[{number}]")
+        role = fields.get("role")
+        if isinstance(role, str) and role in KNOWN_ROLES:
+            data["role"] = str.__str__(role)
+        reasoning = next((data[key] for key in REASONING_FIELDS if data.get(key) is not None), None)
+        if reasoning is not None:
+            data = {"thinking": reasoning, **data, "reasoning_content": reasoning}
+        prepared.append(data)
+    return prepared
+
+
+def template_data(value: Any, where: str) -> Any:
+    """A copy of ``value`` in plain JSON types with every string marked; ParameterError for any other type."""
+    if value is None or type(value) in (bool, int, float):
+        return value
+    if isinstance(value, str):
+        return whole(str.__str__(value))
+    if isinstance(value, Mapping):
+        return {template_data(key, where): template_data(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [template_data(item, where) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise ParameterError(
+        f"{where}: a {type(value).__name__} cannot be shown to a chat template. Give plain JSON types."
+    )

@@ -1,0 +1,244 @@
+"""ChatTemplate: load a template once, render messages many times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+
+from edgellm.chat_template.budget import MAX_SOURCE_BYTES, Budget, BudgetExceeded
+from edgellm.chat_template.messages import Message, template_data, template_messages
+from edgellm.chat_template.named import NAMED_TEMPLATES
+from edgellm.chat_template.sandbox import RaisedByTemplate, Sandbox, SecurityError
+from edgellm.chat_template.user_text import Segment, segments
+from edgellm.formats.errors import TemplateError
+
+CONTINUE_TAG = "\ue000continue here\ue001"
+SPECIAL_TOKENS = {  # the template's name of a token -> its id in the metadata
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+HOW_TO_GIVE_ONE = "Give one with --chat-template (a name such as 'chatml', a file, or the Jinja text itself)."
+
+
+@lru_cache(maxsize=1)
+def sandbox() -> Sandbox:
+    """The one environment of this process."""
+    return Sandbox()
+
+
+@contextmanager
+def limits(budget: Budget, doing: str) -> Iterator[None]:
+    """Run template code under ``budget`` and turn what it raises into a TemplateError."""
+    active = sandbox().active
+    outer, active.budget = active.budget, budget
+    try:
+        yield
+    except BudgetExceeded as error:
+        raise TemplateError(budget_message(doing, str(error)), code="TEMPLATE_BUDGET") from None
+    except (RecursionError, MemoryError, OverflowError) as error:
+        reason = "endless recursion" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+        raise TemplateError(budget_message(doing, reason), code="TEMPLATE_BUDGET") from None
+    except SecurityError as error:
+        raise TemplateError(
+            f"The chat template is unsafe: {error}. Templates get messages and may only make text of them. "
+            f"{HOW_TO_GIVE_ONE}",
+            code="TEMPLATE_UNSAFE",
+        ) from None
+    except RaisedByTemplate as error:
+        raise TemplateError(f"The chat template refuses these messages: {error}") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(
+            f"The chat template is broken in line {error.lineno}: {error.message}. {HOW_TO_GIVE_ONE}"
+        ) from None
+    except TemplateError:
+        raise
+    except Exception as error:  # whatever a stranger's program may run into
+        if budget.spent:
+            raise TemplateError(budget_message(doing, budget.spent), code="TEMPLATE_BUDGET") from None
+        raise TemplateError(
+            f"The chat template failed while {doing}: {type(error).__name__}: {error}. It expects messages of another "
+            f"form, or is broken. {HOW_TO_GIVE_ONE}"
+        ) from error
+    finally:
+        active.budget = outer
+
+
+def budget_message(doing: str, reason: str) -> str:
+    """The text of a TEMPLATE_BUDGET error."""
+    return f"The chat template was stopped while {doing}: {reason}. No sane template needs that. {HOW_TO_GIVE_ONE}"
+
+
+@lru_cache(maxsize=32)
+def compiled(source: str) -> jinja2.Template:
+    """``source`` as a program of the sandbox; TemplateError when it is too long, broken or unsafe."""
+    nbytes = len(source.encode("utf-8", "surrogatepass"))
+    if nbytes > MAX_SOURCE_BYTES:
+        raise TemplateError(
+            f"The chat template has {nbytes:,} bytes; at most {MAX_SOURCE_BYTES:,} are allowed. {HOW_TO_GIVE_ONE}",
+            code="TEMPLATE_BUDGET",
+        )
+    with limits(Budget(), "loading it"):
+        return sandbox().from_string(source)
+
+
+class ChatTemplate:
+    """A model's chat template and the tokens it may name; safe to use from several threads.
+
+    ``special_tokens`` are further names for the template (``unk_token`` ...). A token that is None stays undefined.
+    ``tool_use`` is the source to use instead when tools are given, where a model has two.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        *,
+        tool_use: str | None = None,
+        special_tokens: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.source = source
+        tokens = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
+        self.special_tokens = {name: str(text) for name, text in tokens.items() if text is not None}
+        self._template = compiled(source)
+        self._tool_use = compiled(tool_use) if tool_use is not None else self._template
+
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: Mapping[str, Any],
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        override: str | None = None,
+        name: str | None = None,
+    ) -> ChatTemplate:
+        """The template of a GGUF file, or ``override``: a name of ``NAMED_TEMPLATES`` or Jinja text.
+
+        ``name`` picks ``tokenizer.chat_template.{name}``. Tokens not given are looked up in the file's vocabulary.
+        A file without a template is a TemplateError, never a guess.
+        """
+        tokens = {**special_tokens(metadata)}
+        tokens.update({k: v for k, v in (("bos_token", bos_token), ("eos_token", eos_token)) if v is not None})
+        bos, eos = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
+        tool_use = None
+        if override is not None:
+            source = named_or_source(override)
+        else:
+            source = file_template(metadata, name)
+            tool_use = metadata.get("tokenizer.chat_template.tool_use") if name is None else None
+        return cls(source, bos, eos, tool_use=tool_use, special_tokens=tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        **chat_template_kwargs: Any,
+    ) -> list[Segment]:
+        """The prompt of ``messages`` as segments; ``render_text`` joins them to transformers' bytes.
+
+        ``chat_template_kwargs`` (``enable_thinking=False`` ...) are further names for the template.
+        ``continue_final_message`` ends the prompt inside the last message, for the model to write on.
+        """
+        prepared = template_messages(messages)
+        if continue_final_message:
+            mark_continuation(prepared)
+        names = {
+            **self.special_tokens,
+            **{key: template_data(value, key) for key, value in chat_template_kwargs.items()},
+            "messages": prepared,
+            "tools": template_data(tools, "tools"),
+            "documents": template_data(documents, "documents"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        template = self._tool_use if tools else self._template
+        budget = Budget(input_size(names))
+        with limits(budget, "rendering the messages"):
+            chunks = []
+            for chunk in template.root_render_func(template.new_context(names)):
+                budget.step()
+                budget.allocate(16 + 4 * len(chunk))
+                chunks.append(chunk)
+            out = segments(chunks)
+        return cut_at_continuation(out) if continue_final_message else out
+
+    def render_text(self, messages: Sequence[Message | Mapping[str, Any]], *args: Any, **kwargs: Any) -> str:
+        """``render`` as one string."""
+        return "".join(segment.text for segment in self.render(messages, *args, **kwargs))
+
+
+def input_size(value: Any) -> int:
+    """Bytes of the strings in ``value``, at four to a character."""
+    if isinstance(value, str):
+        return 4 * len(value)
+    if isinstance(value, Mapping):
+        return 16 + sum(input_size(key) + input_size(item) for key, item in value.items())
+    return 16 + sum(map(input_size, value)) if isinstance(value, list | tuple) else 16
+
+
+def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of the tokens that templates name, from the vocabulary of a GGUF file."""
+    texts = metadata.get("tokenizer.ggml.tokens")
+    found = {}
+    for name, key in SPECIAL_TOKENS.items():
+        token = metadata.get(key)
+        if texts is not None and token is not None and 0 <= int(token) < len(texts):
+            found[name] = str(texts[int(token)])
+    return found
+
+
+def named_or_source(override: str) -> str:
+    """``override`` itself when it is Jinja text, else the named template; TemplateError for an unknown name."""
+    if override in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[override]
+    if "{{" in override or "{%" in override:
+        return override
+    raise TemplateError(
+        f"--chat-template: {override!r} is no known template. Expected Jinja text or one of: "
+        f"{', '.join(sorted(NAMED_TEMPLATES))}."
+    )
+
+
+def file_template(metadata: Mapping[str, Any], name: str | None) -> str:
+    """The Jinja text in the metadata of a GGUF file; TemplateError when there is none."""
+    key = "tokenizer.chat_template" if name is None else f"tokenizer.chat_template.{name}"
+    source = metadata.get(key)
+    if isinstance(source, str) and source:
+        return source
+    have = sorted(k for k in metadata if k.startswith("tokenizer.chat_template"))
+    raise TemplateError(f"The model file has no {key} (it has: {', '.join(have) or 'no template'}). {HOW_TO_GIVE_ONE}")
+
+
+def mark_continuation(messages: list[dict[str, Any]]) -> None:
+    """Write a tag behind the text of the last message."""
+    last = messages[-1].get("content") if messages else None
+    if isinstance(last, list):
+        block = next((block for block in reversed(last) if isinstance(block, dict) and "text" in block), None)
+        if block is not None:
+            block["text"] = template_data(block["text"] + CONTINUE_TAG, "messages")
+            return
+    if not isinstance(last, str):
+        raise TemplateError(
+            "continue_final_message: the last message has no text to continue. Give its content as text."
+        )
+    messages[-1]["content"] = template_data(last + CONTINUE_TAG, "messages")
+
+
+def cut_at_continuation(out: list[Segment]) -> list[Segment]:
+    """``out`` up to the tag; TemplateError when the template dropped it."""
+    for index in range(len(out) - 1, -1, -1):
+        position = out[index].text.rfind(CONTINUE_TAG)
+        if position >= 0:
+            return [s for s in (*out[:index], Segment(out[index].text[:position], out[index].special)) if s.text]
+    raise TemplateError(
+        "continue_final_message: the chat template leaves out the end of the last message. End with an assistant message."
+    )
