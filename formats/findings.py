@@ -35,13 +35,13 @@ class Finding:
 
     def __str__(self) -> str:
         where = f" (byte {self.offset:,})" if self.offset is not None else ""
-        name = f"{self.name}: " if self.name else ""
+        name = f"{short(self.name)}: " if self.name else ""
         file = f"{self.file}: " if self.file else ""
         return f"{file}{name}{self.message}{where}. {self.advice}"
 
     def error(self) -> EdgeLLMError:
         """The exception that says the same; it keeps this finding as its attribute ``finding``."""
-        kind = UnsupportedError if self.unsupported else FormatError
+        kind: type[EdgeLLMError] = UnsupportedError if self.unsupported else FormatError
         error = kind(str(self), code=self.code)
         error.finding = self  # type: ignore[attr-defined]
         return error
@@ -55,3 +55,12 @@ def raise_finding(finding: Finding) -> None:
     """The report of a load: the first error ends it, warnings pass."""
     if finding.severity == "error":
         raise finding.error()
+
+
+def short(value: object, limit: int = 80) -> str:
+    """A value of a stranger's file made fit for a message: printable, one line, cut."""
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    text = value if isinstance(value, str) else repr(value)
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
+    return shown + ("..." if len(text) > limit else "")

@@ -7,16 +7,15 @@ check of a length or an offset; the meaning of keys and shapes is for the archit
 from __future__ import annotations
 
 import contextlib
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from edgellm.formats.findings import REBUILD, Finding
-from edgellm.formats.gguf_header import Header, TensorRecord, read_header
-from edgellm.formats.mapped_file import map_file
+from edgellm.formats.gguf_header import TensorRecord
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
+from edgellm.formats.validate import Part, prove
 
 T = TypeVar("T")
 _MISSING: Any = object()
@@ -54,26 +53,28 @@ class GGUFFile:
     tensors      name -> QuantizedTensor, in file order
     """
 
-    def __init__(self, path: Path, headers: list[Header], maps: list[mmap.mmap]) -> None:
-        self.path = path
-        self.version = headers[0].version
-        self.metadata = headers[0].metadata
-        self.value_types = headers[0].types
-        self.nbytes = sum(header.nbytes for header in headers)
+    def __init__(self, parts: list[Part]) -> None:
+        header = parts[0].header
+        self.path = parts[0].path
+        self.version = header.version
+        self.metadata = header.metadata
+        self.value_types = header.types
+        self.nbytes = sum(part.header.nbytes for part in parts)
         self.tensors: dict[str, QuantizedTensor] = {}
-        self._positions = headers[0].positions
-        self._maps = maps
-        for header, mapped in zip(headers, maps, strict=True):
-            view = np.frombuffer(mapped, np.uint8)
-            for record in header.tensors.values():
-                self.tensors[record.name] = _tensor(view, header.data_start, record)
+        self._positions = header.positions
+        self._maps = [part.data for part in parts]
+        for part in parts:
+            file = np.frombuffer(part.data, np.uint8)
+            for record in part.header.tensors.values():
+                self.tensors[record.name] = _tensor(file, part.header.data_start, record)
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
-        """Open and prove the file (the first part of a split model). Raises EdgeLLMError with a named code."""
-        path = Path(path)
-        mapped = map_file(path)
-        return cls(path, [read_header(mapped, path.name)], [mapped])
+        """Open and prove the file, or the first part of a split model and all others with it.
+
+        Raises EdgeLLMError with a named code, mostly a FormatError; the message says what to do.
+        """
+        return cls(prove(Path(path)))
 
     @property
     def architecture(self) -> str:

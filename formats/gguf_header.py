@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, raise_finding
+from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, raise_finding, short
 
 MIN_KV_NBYTES = 8 + 1 + 4 + 1  # length of the key, one letter, type, one byte
 MIN_TENSOR_NBYTES = 8 + 1 + 4 + 8 + 4 + 8
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
-MAX_KEY_NBYTES = 65535
+MAX_NAME_NBYTES = 65535
+MAX_KEYS = 1 << 16  # real files have up to 100
+MAX_TENSORS = 1 << 17  # real files have up to 10,000
+MAX_STRINGS = 1 << 21  # in all arrays of a file together; real files have up to 700,000
 
 # type id of a metadata value: its name, its struct and numpy form
 VALUE_TYPES: dict[int, tuple[str, str]] = {
@@ -106,8 +109,8 @@ def read_header(data: mmap.mmap | bytes, file: str, report: Report = raise_findi
     reader.read_magic_and_version()
     n_tensors = reader.u64()
     n_kv = reader.u64()
-    reader.check_count(n_tensors, MIN_TENSOR_NBYTES, "tensors", position=8)
-    reader.check_count(n_kv, MIN_KV_NBYTES, "metadata keys", position=16)
+    reader.check_count(n_tensors, MAX_TENSORS, MIN_TENSOR_NBYTES, "tensors", position=8)
+    reader.check_count(n_kv, MAX_KEYS, MIN_KV_NBYTES, "metadata keys", position=16)
     for _ in range(n_kv):
         reader.read_key_value()
     reader.read_alignment()
@@ -124,6 +127,7 @@ class _Reader:
         self.data = data
         self.nbytes = len(data)
         self.position = 0
+        self.n_strings = 0
         self.report = report
         self.header = Header(file, self.nbytes)
 
@@ -174,12 +178,14 @@ class _Reader:
             self.fail("GGUF_VERSION", message, 4, advice=advice)
         self.header.version = version
 
-    def check_count(self, count: int, record_nbytes: int, what: str, position: int) -> None:
+    def check_count(self, count: int, most: int, record_nbytes: int, what: str, position: int) -> None:
+        """A count that the file can hold, and that reads in less than a second."""
         remaining = self.nbytes - self.position
-        if count > remaining // record_nbytes:
-            most = remaining // record_nbytes
-            message = f"declares {count:,} {what}, and the {remaining:,} bytes that follow hold {most:,} at most"
+        if count * record_nbytes > remaining:
+            message = f"declares {count:,} {what}, and the {remaining:,} bytes that follow cannot hold them"
             self.fail("GGUF_COUNT", message, position, advice=PULL_AGAIN)
+        if count > most:
+            self.fail("GGUF_COUNT", f"declares {count:,} {what}, expected up to {most:,}", position)
 
     def read_key_value(self) -> None:
         header, position = self.header, self.position
@@ -198,7 +204,7 @@ class _Reader:
             return
         value, kind = header.metadata[key], header.types[key]
         if kind != "UINT32" or not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
-            message = f"is {_short(value)} ({kind}), expected a UINT32 power of two up to {MAX_ALIGNMENT:,}"
+            message = f"is {short(value)} ({kind}), expected a UINT32 power of two up to {MAX_ALIGNMENT:,}"
             self.fail("GGUF_ALIGNMENT", message, header.positions[key], key)
         header.alignment = value
 
@@ -239,15 +245,17 @@ class _Reader:
         position = self.position
         raw = self.string(what)
         name = raw.decode("utf-8", "backslashreplace")
-        shown = _short(name)
+        wrong = None
         if not raw:
-            self.report(self.finding(code, f"{what} is empty", position))
-        elif len(raw) > MAX_KEY_NBYTES:
-            self.report(self.finding(code, f"{what} is {len(raw):,} bytes long, expected up to 65,535", position))
-        elif name != raw.decode("utf-8", "replace"):
-            self.report(self.finding(code, f"{what} is not UTF-8", position, shown))
+            wrong = f"{what} is empty"
+        elif len(raw) > MAX_NAME_NBYTES:
+            wrong = f"{what} is {len(raw):,} bytes long, expected up to {MAX_NAME_NBYTES:,}"
         elif name in known:
-            self.report(self.finding(code, f"{what} that was there before", position, shown))
+            wrong = f"{what} that was there before"
+        elif not name.isascii() and name != raw.decode("utf-8", "replace"):
+            wrong = f"{what} is not UTF-8"
+        if wrong:
+            self.report(self.finding(code, wrong, position, short(name)))
         return name
 
     def value(self, type_id: int, key: str) -> tuple[Any, str]:
@@ -259,7 +267,7 @@ class _Reader:
         scalar = _SCALARS.get(type_id)
         if scalar is None:
             message = f"has the value type {type_id}, expected 0 to {max(VALUE_TYPES)}"
-            self.fail("GGUF_KEY", message, self.position - 4, _short(key))
+            self.fail("GGUF_KEY", message, self.position - 4, short(key))
         self.need(scalar.size, "MODEL_TRUNCATED", "the metadata", key)
         (value,) = scalar.unpack_from(self.data, self.position)
         self.position += scalar.size
@@ -270,14 +278,18 @@ class _Reader:
         type_id = self.u32(key)
         count = self.u64(key)
         if type_id == _ARRAY:
-            self.fail("GGUF_NESTED_ARRAY", "is an array of arrays, which GGUF readers refuse", position, _short(key))
+            self.fail("GGUF_NESTED_ARRAY", "is an array of arrays, which GGUF readers refuse", position, short(key))
         if type_id not in VALUE_TYPES:
             message = f"is an array of value type {type_id}, expected 0 to {max(VALUE_TYPES)}"
-            self.fail("GGUF_KEY", message, position, _short(key))
+            self.fail("GGUF_KEY", message, position, short(key))
         kind, form = VALUE_TYPES[type_id]
         what = f"an array of {count:,} {kind}"
         if type_id == _STRING:
             self.need(8 * count, "GGUF_ARRAY_LENGTH", what, key)
+            self.n_strings += count
+            if self.n_strings > MAX_STRINGS:
+                message = f"brings the strings in arrays to {self.n_strings:,}, expected up to {MAX_STRINGS:,}"
+                self.fail("GGUF_ARRAY_LENGTH", message, position, key)
             return self.strings(count, key), "ARRAY[STRING]"
         dtype = np.dtype(form)
         self.need(count * dtype.itemsize, "GGUF_ARRAY_LENGTH", what, key)
@@ -292,7 +304,7 @@ class _Reader:
         """An array of strings. The one hot loop of opening a file: a vocabulary has up to 300,000 of them."""
         data, end, unpack = self.data, self.nbytes, _U64.unpack_from
         position = self.position
-        raw = []
+        raw: list[bytes] = []
         append = raw.append
         for _ in range(count):
             start = position + 8
@@ -310,10 +322,3 @@ class _Reader:
             return list(map(bytes.decode, raw))
         except UnicodeDecodeError:
             return [text.decode("utf-8", "surrogateescape") for text in raw]
-
-
-def _short(value: object, limit: int = 80) -> str:
-    """A value of a stranger's file, made fit for a message: printable, one line, cut."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
-    return text + ("..." if len(str(value)) > limit else "")

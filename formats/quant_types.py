@@ -6,8 +6,9 @@ layouts are drawn in the files that unpack them. All numbers are little endian.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from edgellm.formats import block_quants as bq
@@ -59,6 +60,19 @@ class QuantType:
             for i in range(0, len(blocks), step):
                 out[i : i + step] = self.unpack(blocks[i : i + step])
         return out.reshape(*data.shape[:-1], data.shape[-1] // self.block_nbytes * self.block_size)
+
+    def finite(self, data: np.ndarray) -> np.ndarray:
+        """(n_blocks,) bool of uint8 (n_blocks * block_nbytes,): whether the scales, or the weights, are finite."""
+        blocks = data.view(self.layout)
+        if self.layout.kind == "f":
+            return np.isfinite(blocks)
+        fields: Mapping[str, tuple[Any, ...]] = self.layout.fields or {}
+        scales = [name for name, field in fields.items() if field[0].kind == "f"]
+        if scales:
+            return np.logical_and.reduce([np.isfinite(blocks[name]) for name in scales])
+        if (self.layout.kind in "iu" and self.block_size == 1 and self.unpack is _plain) or self.unpack is None:
+            return np.ones(len(blocks), bool)
+        return np.isfinite(self.dequantize(data.reshape(len(blocks), -1))).all(axis=-1)
 
 
 def _plain(blocks: np.ndarray) -> np.ndarray:

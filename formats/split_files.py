@@ -1,0 +1,95 @@
+"""The parts of a split model: ``name-00001-of-00003.gguf`` and on, opened from the first.
+
+Every part is a GGUF file with tensors of its own. ``split.no`` counts from 0, ``split.count`` is the number of parts,
+``split.tensors.count`` the number of tensors in all. Only the first part has the metadata of the model.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgellm.formats.findings import PULL_AGAIN, Finding, Report
+from edgellm.formats.gguf_header import Header
+
+_PART = re.compile(r"(?P<name>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def other_parts(path: Path, header: Header) -> list[Path]:
+    """The files that belong to the first part at ``path``; empty for a model of one file.
+
+    Raises FormatError ``MODEL_SPLIT`` when ``path`` is not the first part, is misnamed, or parts are missing.
+    """
+    count, no = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
+    for key, value in (("split.count", count), ("split.no", no)):
+        if type(value) is not int or value < 0:
+            raise _found(
+                header, f"is {value!r}, expected a whole number", "Take the files as they were published.", key
+            )
+    if count <= 1:
+        return []
+    match = _PART.fullmatch(path.name)
+    first = f"{match['name'] if match else path.stem}-{1:05}-of-{count:05}.gguf"
+    if no != 0:
+        raise _found(header, f"is part {no + 1} of {count}", f"Give the path of the first part, {first}.", "split.no")
+    if match is None or int(match["count"]) != count or int(match["no"]) != 1:
+        raise _found(
+            header,
+            f"is the first of {count} parts and is not named so",
+            f"Give the parts their published names; the first is {first}.",
+            "split.count",
+        )
+    paths = [path.with_name(f"{match['name']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
+    missing = [part.name for part in paths if not part.exists()]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise _found(
+            header,
+            f"{len(missing)} of {count} parts are missing: {shown}",
+            "Put all parts into one folder, or pull the model again.",
+            "split.count",
+        )
+    return paths
+
+
+def check_parts(headers: list[Header], report: Report) -> None:
+    """All parts belong to one model, each is there once, and no tensor is missing."""
+    first = headers[0].metadata
+    seen: dict[str, str] = {}
+    for i, header in enumerate(headers):
+        metadata = header.metadata
+        if metadata.get("split.no") != i or metadata.get("split.count") != len(headers):
+            message = f"says it is part {_plus_one(metadata.get('split.no'))} of {metadata.get('split.count')}"
+            report(_finding(header, f"{message}, expected part {i + 1} of {len(headers)}", PULL_AGAIN, "split.no"))
+        for key, value in metadata.items():
+            if key != "split.no" and key in first and not _same(value, first[key]):
+                message = "differs from the first part's value: the parts are of two models"
+                report(_finding(header, message, PULL_AGAIN, key))
+        for name, record in header.tensors.items():
+            if name in seen:
+                message = f"the tensor is in {seen[name]} too"
+                report(Finding("MODEL_SPLIT", message, PULL_AGAIN, file=header.file, offset=record.position, name=name))
+            seen[name] = header.file
+    expected = first.get("split.tensors.count", len(seen))
+    n_tensors = sum(len(header.tensors) for header in headers)
+    if expected != n_tensors:
+        message = f"is {expected}, and the {len(headers)} parts have {n_tensors:,} tensors"
+        report(_finding(headers[0], message, PULL_AGAIN, "split.tensors.count"))
+
+
+def _plus_one(no: Any) -> Any:
+    return no + 1 if type(no) is int else no
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b)
+
+
+def _finding(header: Header, message: str, advice: str, key: str) -> Finding:
+    return Finding("MODEL_SPLIT", message, advice, file=header.file, offset=header.positions.get(key), name=key)
+
+
+def _found(header: Header, message: str, advice: str, key: str) -> Exception:
+    return _finding(header, message, advice, key).error()
