@@ -66,6 +66,6 @@ class KVPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A zero array on pages of its own, committed when touched."""
+    """A zero array on pages of its own, committed when touched, with 64 readable bytes behind it for wide loads."""
     nbytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-    return np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype, count=nbytes // dtype.itemsize).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, nbytes + 64), dtype, count=nbytes // dtype.itemsize).reshape(shape)

@@ -100,7 +100,7 @@ def embed(step: Step, op: Embed) -> None:
 def rms_norm(step: Step, op: RMSNorm) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight over groups of len(weight)."""
     x, weight = step[op.x], step.weight(op.weight)
-    groups = x.reshape(len(x), -1, len(weight))
+    groups = x.reshape(len(x), x.shape[1] // len(weight), len(weight))
     mean_square = np.mean(np.square(groups, dtype=np.float64), axis=-1, keepdims=True)
     normed = groups * (1.0 / np.sqrt(mean_square + op.eps)).astype(np.float32) * weight
     step[op.out] = normed.reshape(x.shape)
@@ -116,7 +116,7 @@ def apply_rope(step: Step, op: ApplyRope) -> None:
     """Rotate every head of x in place."""
     rope = step.program.ropes[op.rope]
     x = step[op.x]
-    heads = x.reshape(len(x), -1, op.head_dim)  # a view: writes reach the buffer
+    heads = x.reshape(len(x), x.shape[1] // op.head_dim, op.head_dim)  # a view: writes reach the buffer
     half = rope.n_dims // 2
     cos, sin = (t[:, None, :] for t in rope.table(step.batch.positions))  # (n, 1, half)
     if rope.adjacent:
@@ -133,8 +133,8 @@ def store_kv(step: Step, op: StoreKV) -> None:
     positions = step.batch.positions
     blocks = step.table(op.layer)[step.batch.sequences, positions // BLOCK_TOKENS]
     assert (blocks >= 0).all(), f"layer {op.layer}: a token has no block to be stored in"
-    k = step[op.k].reshape(-1, layer.n_kv_heads, layer.head_dim_k)
-    v = step[op.v].reshape(-1, layer.n_kv_heads, layer.head_dim_v)
+    k = step[op.k].reshape(len(positions), layer.n_kv_heads, layer.head_dim_k)
+    v = step[op.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
     # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
     step.pool.k[op.layer][blocks, :, :, positions % BLOCK_TOKENS] = k
     step.pool.v[op.layer][blocks, :, positions % BLOCK_TOKENS, :] = v

@@ -1,0 +1,219 @@
+"""Runs a program on the CPU: fills in the step record, lets the thread team walk the op table, hands back logits.
+
+Everything that the kernels take on trust is checked here: token ids, positions, and every block-table entry that a
+token of the batch can reach.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.kernels.cpu import jit, kernel_table, layout
+from edgellm.kernels.cpu.isa import detect
+from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress, default_folder
+from edgellm.kernels.cpu.layout import padded
+from edgellm.kernels.cpu.lowering import CUT_TOKENS, MAX_OUTPUTS, TILE_ROWS, lower
+from edgellm.kernels.cpu.threads import ThreadTeam, aligned_zeros
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.program import Attention, Batch, Hook, Program
+
+SPLIT_TOKENS = 8
+"""Batches up to this size share out a long context among the threads (attention.py)."""
+
+# scratch of a matmul: scales, a packed panel with scales and minima, and its last rows (quantized_matmul.py)
+_MATMUL_SCRATCH = 32 << 10
+
+
+class CPUExecutor:
+    """The ``Executor`` for this machine's CPU.
+
+    form         "avx512_vnni", "avx2", "portable", or None for the best that the CPU has
+    on_compile   called while kernels are compiled, on the first start: done, total, name
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        pool: KVPool,
+        n_threads: int = 1,
+        max_tokens: int = 512,
+        on_compile: Progress | None = None,
+        form: str | None = None,
+    ) -> None:
+        self.program, self.pool, self.max_tokens, self.n_threads = program, pool, max_tokens, n_threads
+        if pool.dtype != np.float16:
+            raise ParameterError(f"the CPU executor keeps keys and values as float16, not {pool.dtype}")
+        self.isa = detect(form)
+        self._cache = KernelCache(self.isa, default_folder())
+        self._table = lower(program, pool, max_tokens)
+        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels)]
+        objects = self._cache.objects(names, on_compile)
+        self.n_compiled = self._cache.n_compiled
+        self._code = jit.CodeMemory()
+        addresses = {name: self._code.load(name, objects[name]) for name in names}
+        self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
+        self._attention = [op for op in program.ops if isinstance(op, Attention)]
+        self._team = ThreadTeam(addresses, n_threads)
+        self._step = np.zeros(layout.STEP_FIELDS, np.int64)
+        self._tile_tokens = min((self._group(op) for op in self._attention), default=1)
+        self._state_floats = max((16 + padded(self._layer(op).head_dim_v) for op in self._attention), default=16)
+        self._max_heads = max((op.n_heads for op in self._attention), default=1)
+        per_thread = -(-max(_MATMUL_SCRATCH, self._attention_scratch()) // 4096) * 4096
+        self._scratch = aligned_zeros(per_thread * n_threads, 4096)
+        self._set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
+        self._partials = np.zeros(0, np.float32)
+        self._partial_record = np.zeros(2, np.int64)
+        self._alive: list[np.ndarray] = []
+        self._closed = False
+
+    def _layer(self, op: Attention):  # type: ignore[no-untyped-def]
+        return self.pool.layers[op.layer]
+
+    def _group(self, op: Attention) -> int:
+        """Tokens of an attention tile."""
+        return max(1, TILE_ROWS // (op.n_heads // self._layer(op).n_kv_heads))
+
+    def _attention_scratch(self) -> int:
+        """Bytes: the weights of four rows, and two states for each row of a tile (attention.py)."""
+        groups = (op.n_heads // self._layer(op).n_kv_heads for op in self._attention)
+        rows = max((self._tile_tokens * group for group in groups), default=1) + 4
+        return 4 * 32 * 4 + 2 * rows * self._state_floats * 4
+
+    def _set(self, **fields: int) -> None:
+        for name, value in fields.items():
+            self._step[getattr(layout, name) // 8] = value
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
+        """Logits (n_outputs, n_vocab) float32, valid until the next call; see ``Executor``."""
+        if self._closed:
+            raise ParameterError("this executor was closed; load the model again", code="CLOSED")
+        self._check(batch)
+        self._begin(batch)
+        table, n_rows = self._table, len(self._table.rows)
+        self._run_rows(0, table.n_token_rows, hook)
+        output_rows = np.flatnonzero(batch.outputs).astype(np.int32)
+        logits = table.buffers["logits"][:, : self.program.n_vocab]
+        result = logits[: len(output_rows)]
+        if len(output_rows) > MAX_OUTPUTS:
+            result = np.empty((len(output_rows), self.program.n_vocab), np.float32)
+        for start in range(0, len(output_rows), MAX_OUTPUTS):
+            chunk = output_rows[start : start + MAX_OUTPUTS]
+            self._set(N_OUTPUTS=len(chunk), OUTPUT_ROWS=chunk.ctypes.data)
+            self._run_rows(table.n_token_rows, n_rows, hook)
+            if result.base is not logits.base:
+                result[start : start + len(chunk)] = logits[: len(chunk)]
+        if len(output_rows) and not np.isfinite(result.max()):
+            raise NumericError(
+                "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
+                "`edgellm verify FILE`, then pull it again."
+            )
+        return result
+
+    def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
+        rows = self._table.rows
+        rows[first:last, -1] = 0  # the work counters
+        address, step = rows.ctypes.data, self._step.ctypes.data
+        if hook is None:
+            self._team.run(address, first, last, step)
+            return
+        for i, op in enumerate(self.program.ops):
+            start, stop = self._table.first_row[i : i + 2]
+            if first <= start and stop <= last:
+                rows[start:stop, -1] = 0
+                # a hook may change any buffer, so make the int16 form of this op's input anew
+                self._requantize(start, stop, address, step)
+                self._team.run(address, start, stop, step)
+                hook(i, op, self._read)
+
+    def _requantize(self, start: int, stop: int, address: int, step: int) -> None:
+        """Run again the quantize row that made the activations read by the rows [start, stop)."""
+        rows, kernels = self._table.rows, self._table.kernels
+        for row in range(start, stop):
+            if kernels[row].startswith("matmul_"):
+                makers = [i for i in range(row) if kernels[i] == "quantize" and rows[i, 3] == rows[row, 1]]
+                if makers and makers[-1] < start:
+                    self._team.run(address, makers[-1], makers[-1] + 1, step)
+
+    def _read(self, name: str) -> np.ndarray:
+        """A writable view of a buffer's rows in this step."""
+        buffer = self.program.buffers[name]
+        n = self._step[(layout.N_OUTPUTS if buffer.rows == "outputs" else layout.N_TOKENS) // 8]
+        return self._table.buffers[name][:n, : buffer.width]
+
+    def _begin(self, batch: Batch) -> None:
+        """Fill in the step record."""
+        arrays = [np.ascontiguousarray(a, np.int32) for a in (batch.tokens, batch.positions, batch.sequences)]
+        tables = [np.ascontiguousarray(t, np.int32) for t in batch.tables]
+        pairs = np.array([[t.ctypes.data, t.shape[1]] for t in tables], np.int64)
+        angles = [rope.table(arrays[1]) for rope in self.program.ropes.values()]
+        ropes = np.array([[cos.ctypes.data, sin.ctypes.data] for cos, sin in angles], np.int64)
+        spans = self._spans(arrays[2])
+        self._set(
+            N_TOKENS=len(batch), N_OUTPUTS=0, TOKENS=arrays[0].ctypes.data, POSITIONS=arrays[1].ctypes.data,
+            SEQUENCES=arrays[2].ctypes.data, TABLES=pairs.ctypes.data, ROPES=ropes.ctypes.data,
+            SPANS=spans.ctypes.data, N_SPANS=len(spans), PARTIALS=self._split(arrays[1]),
+        )  # fmt: skip
+        self._alive = [*arrays, *tables, pairs, ropes, spans, *(a for pair in angles for a in pair)]
+
+    def _spans(self, sequences: np.ndarray) -> np.ndarray:
+        """Attention tiles: (first token, tokens, sequence), never across two sequences."""
+        starts = [0, *(np.flatnonzero(np.diff(sequences)) + 1).tolist(), len(sequences)]
+        tile = self._tile_tokens
+        spans = [
+            (first, min(tile, stop - first), sequences[start])
+            for start, stop in zip(starts, starts[1:], strict=False)
+            for first in range(start, stop, tile)
+        ]
+        return np.array(spans, np.int32)
+
+    def _split(self, positions: np.ndarray) -> int:
+        """Address of the partials record when few tokens see a long context, else 0."""
+        cuts = int(positions.max()) // CUT_TOKENS + 1
+        if len(positions) > SPLIT_TOKENS or cuts == 1:
+            return 0
+        floats = len(positions) * self._max_heads * cuts * self._state_floats
+        if self._partials.size < floats:
+            self._partials = np.zeros(2 * floats, np.float32)
+        self._partial_record[:] = self._partials.ctypes.data, cuts
+        return self._partial_record.ctypes.data
+
+    # ---- what the kernels take on trust ------------------------------------------------------------------------------
+
+    def _check(self, batch: Batch) -> None:
+        n = len(batch)
+        if not 0 < n <= self.max_tokens:
+            raise ParameterError(f"a batch of {n} tokens; this executor takes 1 to {self.max_tokens}")
+        if len({n, len(batch.positions), len(batch.sequences), len(batch.outputs)}) != 1:
+            raise ParameterError("tokens, positions, sequences and outputs of a batch must have one length")
+        low, high = int(batch.tokens.min()), int(batch.tokens.max())
+        if low < 0 or high >= self.program.n_vocab:
+            bad = low if low < 0 else high
+            raise ParameterError(f"token id {bad} is not in [0, {self.program.n_vocab})")
+        if len(batch.tables) != len(self.pool.windows):
+            raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.windows)} windows")
+        starts = [0, *(np.flatnonzero(np.diff(batch.sequences)) + 1).tolist(), n]
+        for start, stop in zip(starts, starts[1:], strict=False):
+            first, last = int(batch.positions[start]), int(batch.positions[stop - 1])
+            if first < 0 or last - first != stop - 1 - start or (np.diff(batch.positions[start:stop]) != 1).any():
+                raise ParameterError("positions of a sequence must rise by one, from 0 on")
+            self._check_blocks(batch, int(batch.sequences[start]), first, last)
+
+    def _check_blocks(self, batch: Batch, sequence: int, first: int, last: int) -> None:
+        for window, n_blocks, table in zip(self.pool.windows, self.pool.n_blocks, batch.tables, strict=True):
+            begin = max(0, first - window + 1) // BLOCK_TOKENS if window else 0
+            end = last // BLOCK_TOKENS + 1
+            if not 0 <= sequence < table.shape[0] or end > table.shape[1]:
+                raise ParameterError(f"no block table for position {last} of sequence {sequence}")
+            blocks = table[sequence, begin:end]
+            if int(blocks.min()) < 0 or int(blocks.max()) >= n_blocks:
+                raise ParameterError(f"block table of sequence {sequence} points outside its {n_blocks} blocks")
+
+    def close(self) -> None:
+        """Stop the threads and let go of weights and cache. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._team.close()
+            del self._table, self.pool

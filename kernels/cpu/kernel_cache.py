@@ -1,0 +1,132 @@
+"""Compiled kernels on disk: one object file each, found by what it was made from, checked before it is run.
+
+Numba's own cache keeps pickles and does not notice a change in another file; a flipped bit in one can end the process.
+Here a file is 32 bytes of SHA-256, then the object. Its name holds a key over the source of every CPU kernel, the
+instruction set with its features, and the versions of numba and llvmlite. Anything wrong with a file, its folder or
+its owner means: compile again, quietly. The folder belongs to the user alone (0700).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import importlib.metadata
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import llvmlite.binding as llvm
+from edgellm.kernels.cpu import isa as isa_module
+from edgellm.kernels.cpu import jit, kernel_table
+from edgellm.kernels.cpu.isa import Isa
+
+Progress = Callable[[int, int, str], None]
+"""done, total, name of the kernel that is compiled next (or "" at the end)"""
+
+_MAX_NBYTES = 8 << 20
+
+
+def default_folder() -> Path:
+    """``$EDGELLM_KERNEL_CACHE``, or ``kernels`` in edgellm's cache folder."""
+    if folder := os.environ.get("EDGELLM_KERNEL_CACHE"):
+        return Path(folder)
+    if home := os.environ.get("EDGELLM_HOME"):
+        return Path(home) / "cache" / "kernels"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgellm")) / "kernels"
+
+
+def cache_key(isa: Isa) -> str:
+    """Hex digest of all that decides what a kernel's object code is."""
+    digest = hashlib.sha256()
+    here = Path(isa_module.__file__).parent
+    for path in sorted([*here.glob("*.py"), *(here / "weights").glob("*.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numba", "llvmlite", "numpy")]
+    for text in (isa.name, isa.triple, isa.cpu, isa.features, isa.primitives, *versions, str(llvm.llvm_version_info)):
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+class KernelCache:
+    """The kernels of one instruction set. ``folder=None`` keeps nothing on disk."""
+
+    def __init__(self, isa: Isa, folder: Path | None) -> None:
+        self.isa = isa
+        self.key = cache_key(isa)
+        self.folder = folder if folder is not None and _private(folder) else None
+        self.n_compiled = 0  # since this object was made; 0 after a warm start
+
+    def objects(self, names: Sequence[str], progress: Progress | None = None) -> dict[str, bytes]:
+        """Object code of each kernel, from disk where it is sound, compiled and kept otherwise."""
+        found = {name: code for name in names if (code := self._read(name)) is not None}
+        missing = [name for name in names if name not in found]
+        for i, name in enumerate(missing):
+            if progress:
+                progress(i, len(missing), name)
+            found[name] = jit.compile_object(name, kernel_table.function(name), self.isa)
+            self.n_compiled += 1
+            self._write(name, found[name])
+        if progress and missing:
+            progress(len(missing), len(missing), "")
+        return found
+
+    def path(self, name: str) -> Path | None:
+        """Where a kernel's object is kept."""
+        return None if self.folder is None else self.folder / f"{name}-{self.isa.name}-{self.key[:32]}.kernel"
+
+    def _read(self, name: str) -> bytes | None:
+        path = self.path(name)
+        if path is None:
+            return None
+        try:
+            with open(path, "rb") as file:
+                info = os.fstat(file.fileno())
+                if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_NBYTES or not _mine(info):
+                    return None
+                data = file.read(_MAX_NBYTES)
+        except OSError:
+            return None
+        digest, code = data[:32], data[32:]
+        return code if hmac.compare_digest(digest, self._digest(name, code)) else None
+
+    def _digest(self, name: str, code: bytes) -> bytes:
+        return hashlib.sha256(f"{name}\0{self.key}\0".encode() + code).digest()
+
+    def _write(self, name: str, code: bytes) -> None:
+        """Keep an object under a temporary name, then rename; a full or read-only disk is no reason to fail."""
+        path = self.path(name)
+        if path is None:
+            return
+        temporary = None
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._digest(name, code) + code)
+            os.replace(temporary, path)
+        except OSError:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+
+def _mine(info: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or info.st_uid == os.getuid()
+
+
+def _private(folder: Path) -> bool:
+    """Make the folder if need be; False if it is not a directory that this user alone can write."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = os.lstat(folder)
+        if not stat.S_ISDIR(info.st_mode) or not _mine(info):
+            return False
+        if os.name == "posix" and info.st_mode & 0o077:
+            os.chmod(folder, 0o700)
+    except OSError:
+        return False
+    return True

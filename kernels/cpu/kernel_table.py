@@ -1,0 +1,35 @@
+"""Every CPU kernel by name: the module and function it comes from. Imports none of them.
+
+A name is what the cache, ``edgellm doctor`` and the executor call a kernel. ``function(name)`` imports numba.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
+
+TEAM = ("team_publish", "team_lead", "team_work")
+
+# name -> (module, function, argument of a make_ function or None)
+KERNELS: dict[str, tuple[str, str, str | None]] = {
+    **{name: ("team", name, None) for name in TEAM},
+    **{name: ("elementwise", name, None) for name in ("rms_norm", "quantize", "rope", "add", "select_outputs", "store_kv")},
+    **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
+    **{name: ("attention", name, None) for name in ("attention", "attention_merge")},
+    **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
+    **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
+    **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},
+    **{f"embed_{quant.lower()}": ("elementwise", "make_float_embed", quant) for quant in FLOAT},
+}
+
+
+def function(name: str) -> Callable[..., None]:
+    """The Python function of a kernel, ready for ``jit.compile_object``. Imports numba (0.4 s)."""
+    if name not in KERNELS:
+        raise UnsupportedError(f"there is no CPU kernel {name!r}; known: {', '.join(KERNELS)}", code="KERNEL_UNKNOWN")
+    module, attribute, argument = KERNELS[name]
+    made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module}"), attribute)
+    return made if argument is None else made(argument)

@@ -1,0 +1,240 @@
+"""From a program to an op table: one row of int64 per kernel call, with every address filled in.
+
+Most ops become one row. A product with quantized weights needs its input quantized first: that row is added once for
+all products that read the same buffer (q, k and v; gate and up). Attention becomes two rows (attention.py).
+
+Addresses are safe to hand to the kernels because the GGUF validator proved every tensor's range, the architecture file
+proved every shape, and the buffers are made here from the same numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels.cpu import layout
+from edgellm.kernels.cpu.layout import padded
+from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
+from edgellm.kernels.kv import KVPool
+from edgellm.kernels.program import (
+    Add,
+    ApplyRope,
+    Attention,
+    Embed,
+    GatedUnit,
+    Matmul,
+    Op,
+    Program,
+    RMSNorm,
+    SelectOutputs,
+    StoreKV,
+)
+
+MAX_OUTPUTS = 32
+"""Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
+TILE_ROWS = 32
+CUT_TOKENS = 256
+
+
+@dataclass
+class OpTable:
+    """The rows of a program, and all memory they point to."""
+
+    rows: np.ndarray  # (n_rows, 16) int64
+    first_row: list[int]  # of each op of the program, and one past the last
+    n_token_rows: int  # rows before the first that works on outputs
+    kernels: list[str]  # name of each row's kernel
+    buffers: dict[str, np.ndarray]  # (rows, padded width) float32
+    keep: list[Any]  # weights and activations whose addresses are in the rows
+
+
+def bits(value: float) -> int:
+    """A float argument as it stands in a row."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+def activation_row_nbytes(n_in: int) -> int:
+    """Bytes of one quantized row: int16 values, float32 scales, float32 scale * sum, padded to 64."""
+    return -(-(n_in * 2 + n_in // 32 * 8) // 64) * 64
+
+
+@dataclass
+class _Lowering:
+    program: Program
+    pool: KVPool
+    max_tokens: int
+    rows: list[tuple[str, list[int]]] = field(default_factory=list)
+    first_row: list[int] = field(default_factory=list)
+    buffers: dict[str, np.ndarray] = field(default_factory=dict)
+    keep: list[Any] = field(default_factory=list)
+    quantized: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffer -> its int16 form, while current
+    activations: dict[str, np.ndarray] = field(default_factory=dict)
+    matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    vectors: dict[str, int] = field(default_factory=dict)
+
+    def emit(self, kernel: str, *arguments: int) -> None:
+        self.rows.append((kernel, list(arguments)))
+
+    def buffer(self, name: str) -> tuple[int, int]:
+        """Address and row bytes of a buffer."""
+        array = self.buffers[name]
+        return array.ctypes.data, array.strides[0]
+
+    def row_kind(self, name: str) -> int:
+        return layout.N_OUTPUTS if self.program.buffers[name].rows == "outputs" else layout.N_TOKENS
+
+    def wrote(self, name: str) -> None:
+        self.quantized.pop(name, None)
+
+    def vector(self, name: str) -> int:
+        """Address of a one-dimensional tensor as float32, padded to whole vectors."""
+        if name not in self.vectors:
+            values = self.program.tensors[name].dequantize().reshape(-1)
+            array = np.zeros(padded(len(values)), np.float32)
+            array[: len(values)] = values
+            self.keep.append(array)
+            self.vectors[name] = array.ctypes.data
+        return self.vectors[name]
+
+    def matrix(self, name: str) -> tuple[str, int, int]:
+        """Kernel suffix, address and row bytes of a weight. A type without kernels is dequantized to F32 here."""
+        if name not in self.matrices:
+            tensor = self.program.tensors[name]
+            quant, data = tensor.quant.name, tensor.data
+            if quant not in QUANTIZED and quant not in FLOAT:
+                quant, data = "F32", np.ascontiguousarray(tensor.dequantize())
+            self.keep.append(data)
+            self.matrices[name] = (quant, data.ctypes.data, data.strides[0])
+        return self.matrices[name]
+
+    def quantized_rows(self, name: str) -> tuple[int, int]:
+        """Address and row bytes of a buffer's int16 form; emits the row that makes it unless it is current."""
+        if name not in self.quantized:
+            width = self.program.buffers[name].width
+            nbytes = activation_row_nbytes(width)
+            if name not in self.activations:
+                n_rows = self.buffers[name].shape[0]
+                self.activations[name] = np.zeros((n_rows, nbytes), np.uint8)
+                self.keep.append(self.activations[name])
+            address = self.activations[name].ctypes.data
+            self.emit("quantize", *self.buffer(name), address, nbytes, width // 32, self.row_kind(name))
+            self.quantized[name] = (address, nbytes)
+        return self.quantized[name]
+
+
+def _embed(low: _Lowering, op: Embed) -> None:
+    quant, w, w_row = low.matrix(op.weight)
+    width = low.program.buffers[op.out].width
+    columns = width // 32 if quant in QUANTIZED else width
+    low.emit(f"embed_{quant.lower()}", w, w_row, columns, *low.buffer(op.out), bits(op.scale))
+    low.wrote(op.out)
+
+
+def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
+    group = low.program.tensors[op.weight].shape[-1]
+    heads = low.program.buffers[op.x].width // group
+    x, out = low.buffer(op.x), low.buffer(op.out)
+    low.emit("rms_norm", *x, low.vector(op.weight), *out, group, heads, bits(op.eps), low.row_kind(op.x))
+    low.wrote(op.out)
+
+
+def _matmul(low: _Lowering, op: Matmul) -> None:
+    quant, w, w_row = low.matrix(op.weight)
+    n_out, n_in = low.program.tensors[op.weight].shape
+    x, columns = (low.quantized_rows(op.x), n_in // 32) if quant in QUANTIZED else (low.buffer(op.x), n_in)
+    bias = low.vector(op.bias) if op.bias else 0
+    out = low.buffer(op.out)
+    low.emit(f"matmul_{quant.lower()}", *x, w, w_row, n_out, columns, *out, bias, low.row_kind(op.x))
+    low.wrote(op.out)
+
+
+def _rope(low: _Lowering, op: ApplyRope) -> None:
+    rope = low.program.ropes[op.rope]
+    heads = low.program.buffers[op.x].width // op.head_dim
+    index = list(low.program.ropes).index(op.rope)
+    low.emit("rope", *low.buffer(op.x), heads, op.head_dim, rope.n_dims // 2, index, int(rope.adjacent))
+    low.wrote(op.x)
+
+
+def _store_kv(low: _Lowering, op: StoreKV) -> None:
+    layer = low.pool.layers[op.layer]
+    k, v = low.pool.k[op.layer].ctypes.data, low.pool.v[op.layer].ctypes.data
+    table = low.pool.windows.index(layer.window)
+    shape = (layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v)
+    low.emit("store_kv", *low.buffer(op.k), *low.buffer(op.v), k, v, *shape, table)
+
+
+def _attention(low: _Lowering, op: Attention) -> None:
+    layer = low.pool.layers[op.layer]
+    k, v = low.pool.k[op.layer].ctypes.data, low.pool.v[op.layer].ctypes.data
+    table = low.pool.windows.index(layer.window)
+    shape = (op.n_heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, layer.window)
+    arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, table, bits(op.scale))
+    low.emit("attention", *arguments)
+    low.emit("attention_merge", *arguments)
+    low.wrote(op.out)
+
+
+def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
+    width = low.program.buffers[op.out].width
+    low.emit(f"gated_{op.activation}", *low.buffer(op.gate), *low.buffer(op.up), *low.buffer(op.out), width)
+    low.wrote(op.out)
+
+
+def _add(low: _Lowering, op: Add) -> None:
+    width, kind = low.program.buffers[op.out].width, low.row_kind(op.out)
+    low.emit("add", *low.buffer(op.x), *low.buffer(op.y), *low.buffer(op.out), width, kind)
+    low.wrote(op.out)
+
+
+def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
+    low.emit("select_outputs", *low.buffer(op.x), *low.buffer(op.out), low.program.buffers[op.out].width)
+    low.wrote(op.out)
+
+
+_RULES: dict[type, Any] = {
+    Embed: _embed,
+    RMSNorm: _rms_norm,
+    Matmul: _matmul,
+    ApplyRope: _rope,
+    StoreKV: _store_kv,
+    Attention: _attention,
+    GatedUnit: _gated_unit,
+    Add: _add,
+    SelectOutputs: _select_outputs,
+}
+
+
+def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
+    """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
+    low = _Lowering(program, pool, max_tokens)
+    for name, buffer in program.buffers.items():
+        n_rows = max_tokens if buffer.rows == "tokens" else MAX_OUTPUTS
+        low.buffers[name] = np.zeros((n_rows, padded(buffer.width)), np.float32)
+    n_token_rows = None
+    for op in program.ops:
+        low.first_row.append(len(low.rows))
+        if n_token_rows is None and isinstance(op, SelectOutputs):
+            n_token_rows = len(low.rows)
+        _RULES[type(op)](low, op)
+    low.first_row.append(len(low.rows))
+    table = np.zeros((len(low.rows), layout.OP_FIELDS), np.int64)
+    for row, (_, arguments) in zip(table, low.rows, strict=True):
+        assert len(arguments) < layout.OP_FIELDS - 1, "an op row has 14 arguments at most"
+        row[1 : 1 + len(arguments)] = arguments
+    return OpTable(
+        table,
+        low.first_row,
+        len(low.rows) if n_token_rows is None else n_token_rows,
+        [kernel for kernel, _ in low.rows],
+        low.buffers,
+        low.keep,
+    )
+
+
+def attention_ops(program: Program) -> list[Op]:
+    """The attention ops of a program."""
+    return [op for op in program.ops if isinstance(op, Attention)]

@@ -1,0 +1,471 @@
+"""LLVM vectors as numba types, with the few operations the kernels are made of.
+
+A kernel written with these compiles to portable LLVM IR: every operation here is generic, and LLVM lowers it to AVX2,
+AVX-512, NEON or plain scalar code. What has a much better form on some CPUs (integer multiply-add, float fma, half
+conversion, the spin hint) is only *declared* here, as a function ``edgellm.*``; ``isa.py`` holds one definition of
+each per instruction set and ``jit.py`` links them in before it optimises.
+
+Addresses are int64. Loads and stores promise no alignment. ``forceinline`` marks the building blocks of kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+IR_SCALAR = {
+    types.int8: ir.IntType(8),
+    types.uint8: ir.IntType(8),
+    types.int16: ir.IntType(16),
+    types.uint16: ir.IntType(16),
+    types.int32: ir.IntType(32),
+    types.uint32: ir.IntType(32),
+    types.int64: ir.IntType(64),
+    types.float32: ir.FloatType(),
+    types.float64: ir.DoubleType(),
+}
+I32 = ir.IntType(32)
+
+
+def forceinline(function: Any) -> Any:
+    """A building block that always dissolves into the kernel that uses it."""
+    return njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+class Vec(types.Type):
+    """n lanes of one scalar type, an LLVM vector. Unsigned lanes shift and widen with zeros."""
+
+    def __init__(self, dtype: types.Type, n: int) -> None:
+        self.dtype, self.n = dtype, n
+        super().__init__(name=f"vec{n}x{dtype}")
+
+    @property
+    def ir(self) -> ir.VectorType:
+        """The LLVM type."""
+        return ir.VectorType(IR_SCALAR[self.dtype], self.n)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the lanes are floating point."""
+        return self.dtype in (types.float32, types.float64)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether integer lanes carry a sign."""
+        return bool(getattr(self.dtype, "signed", True))
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Vec) -> None:
+        super().__init__(dmm, fe_type, fe_type.ir)
+
+
+u8x16, u8x32 = Vec(types.uint8, 16), Vec(types.uint8, 32)
+i8x32 = Vec(types.int8, 32)
+u8x8, i8x16 = Vec(types.uint8, 8), Vec(types.int8, 16)
+u16x8, u16x16 = Vec(types.uint16, 8), Vec(types.uint16, 16)
+i16x16, i16x32 = Vec(types.int16, 16), Vec(types.int16, 32)
+i32x8, i32x16, u32x8 = Vec(types.int32, 8), Vec(types.int32, 16), Vec(types.uint32, 8)
+u32x16 = Vec(types.uint32, 16)
+f32x8, f32x16 = Vec(types.float32, 8), Vec(types.float32, 16)
+
+
+# ---- operators ------------------------------------------------------------------------------------------------------
+
+
+def _binary(op: Any, name_int: str, name_float: str | None) -> None:
+    """Make ``a op b`` work on two vectors of one type."""
+
+    @infer_global(op)
+    class _Template(AbstractTemplate):  # pyright: ignore[reportUnusedClass]
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and isinstance(args[0], Vec) and args[0] == args[1]:
+                return signature(args[0], args[0], args[0])
+            return None
+
+    @lower_builtin(op, Vec, Vec)
+    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vec = sig.return_type
+        name = name_float if vec.is_float else name_int
+        if name == "lshr" and vec.is_signed:
+            name = "ashr"
+        return getattr(builder, name)(*args)
+
+
+_binary(operator.add, "add", "fadd")
+_binary(operator.sub, "sub", "fsub")
+_binary(operator.mul, "mul", "fmul")
+_binary(operator.truediv, "", "fdiv")
+_binary(operator.and_, "and_", None)
+_binary(operator.or_, "or_", None)
+_binary(operator.xor, "xor", None)
+_binary(operator.lshift, "shl", None)
+_binary(operator.rshift, "lshr", None)
+
+
+# ---- loads, stores, constants ---------------------------------------------------------------------------------------
+
+
+def _pointer(builder: Any, address: Any, pointee: Any) -> Any:
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def make_load(result: types.Type) -> Any:
+    """An intrinsic that reads a vector or scalar from an address."""
+
+    @intrinsic
+    def load(typing_context, address):  # type: ignore[no-untyped-def]
+        pointee = result.ir if isinstance(result, Vec) else IR_SCALAR[result]
+
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            return builder.load(_pointer(builder, args[0], pointee), align=1)
+
+        return result(types.int64), codegen
+
+    return load
+
+
+def make_store(value: types.Type) -> Any:
+    """An intrinsic that writes a vector or scalar to an address."""
+
+    @intrinsic
+    def store(typing_context, address, v):  # type: ignore[no-untyped-def]
+        pointee = value.ir if isinstance(value, Vec) else IR_SCALAR[value]
+
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            builder.store(args[1], _pointer(builder, args[0], pointee), align=1)
+            return context.get_dummy_value()
+
+        return types.none(types.int64, value), codegen
+
+    return store
+
+
+load_u8x16, load_u8x32, load_i8x32 = make_load(u8x16), make_load(u8x32), make_load(i8x32)
+load_u8x8, load_i8x16 = make_load(u8x8), make_load(i8x16)
+load_i16x32, load_i16x16, load_u16x16, load_u16x8 = (make_load(v) for v in (i16x32, i16x16, u16x16, u16x8))
+load_f32x8, load_f32x16, load_i32x16, load_u32x8 = (make_load(v) for v in (f32x8, f32x16, i32x16, u32x8))
+load_f32, load_f64, load_i32, load_i64 = (make_load(t) for t in (types.float32, types.float64, types.int32, types.int64))
+load_u8, load_i8, load_u16, load_u32 = (make_load(t) for t in (types.uint8, types.int8, types.uint16, types.uint32))
+store_f32x8, store_f32x16, store_i16x32, store_i16x16 = (make_store(v) for v in (f32x8, f32x16, i16x32, i16x16))
+store_i32x16, store_u16x16, store_i32x8 = (make_store(v) for v in (i32x16, u16x16, i32x8))
+store_f32, store_i32, store_i64, store_u16 = (
+    make_store(t) for t in (types.float32, types.int32, types.int64, types.uint16)
+)
+
+
+def make_const(vec: Vec, value: float) -> Any:
+    """An intrinsic without arguments: the same constant in every lane."""
+
+    @intrinsic
+    def const(typing_context):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            return ir.Constant(vec.ir, [value] * vec.n)
+
+        return vec(), codegen
+
+    return const
+
+
+def make_splat(vec: Vec) -> Any:
+    """An intrinsic that puts one scalar in every lane."""
+
+    @intrinsic
+    def splat(typing_context, value):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            undefined = ir.Constant(vec.ir, ir.Undefined)
+            first = builder.insert_element(undefined, args[0], ir.Constant(I32, 0))
+            return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, vec.n), [0] * vec.n))
+
+        return vec(vec.dtype), codegen
+
+    return splat
+
+
+splat_f32x8, splat_f32x16, splat_i32x16 = make_splat(f32x8), make_splat(f32x16), make_splat(i32x16)
+splat_i16x16, splat_i16x32 = make_splat(i16x16), make_splat(i16x32)
+splat_u16x8 = make_splat(u16x8)
+zero_f32x8, zero_f32x16 = make_const(f32x8, 0.0), make_const(f32x16, 0.0)
+zero_i32x8, zero_i32x16 = make_const(i32x8, 0), make_const(i32x16, 0)
+
+
+# ---- conversions and shuffles ---------------------------------------------------------------------------------------
+
+
+def make_convert(source: Vec, target: Vec, instruction: str) -> Any:
+    """An intrinsic around one LLVM conversion (``zext``, ``sext``, ``trunc``, ``sitofp``, ``bitcast`` ...)."""
+
+    @intrinsic
+    def convert(typing_context, value):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            return getattr(builder, instruction)(args[0], target.ir)
+
+        return target(source), codegen
+
+    return convert
+
+
+widen_u8x32, widen_i8x32 = make_convert(u8x32, i16x32, "zext"), make_convert(i8x32, i16x32, "sext")
+widen_u8x16 = make_convert(u8x16, i16x16, "zext")
+to_f32x8, to_f32x16 = make_convert(i32x8, f32x8, "sitofp"), make_convert(i32x16, f32x16, "sitofp")
+truncate_f32x16 = make_convert(f32x16, i32x16, "fptosi")
+narrow_i32x16 = make_convert(i32x16, i16x16, "trunc")
+f32x16_bits, f32x16_from_bits = make_convert(f32x16, i32x16, "bitcast"), make_convert(i32x16, f32x16, "bitcast")
+i16x32_as_i32x16 = make_convert(i16x32, i32x16, "bitcast")
+i32x16_as_i16x32 = make_convert(i32x16, i16x32, "bitcast")
+u32x8_as_u16x16 = make_convert(u32x8, u16x16, "bitcast")
+
+
+def make_shuffle(vec: Vec, lanes: list[int]) -> Any:
+    """An intrinsic of two vectors: the lanes of (a, b) at the given indexes."""
+    result = Vec(vec.dtype, len(lanes))
+
+    @intrinsic
+    def shuffle(typing_context, a, b):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            return builder.shuffle_vector(args[0], args[1], ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+        return result(vec, vec), codegen
+
+    return shuffle
+
+
+concat_u8x16 = make_shuffle(u8x16, list(range(32)))
+concat_f32x8 = make_shuffle(f32x8, list(range(16)))
+low_i32x16, high_i32x16 = make_shuffle(i32x16, list(range(8))), make_shuffle(i32x16, list(range(8, 16)))
+low_f32x16, high_f32x16 = make_shuffle(f32x16, list(range(8))), make_shuffle(f32x16, list(range(8, 16)))
+low_i16x32, high_i16x32 = make_shuffle(i16x32, list(range(16))), make_shuffle(i16x32, list(range(16, 32)))
+concat_i16x16 = make_shuffle(i16x16, list(range(32)))
+
+
+def make_gather_u32(vec: Vec) -> Any:
+    """An intrinsic that builds a u32x8 from eight scalars, one per row."""
+
+    @intrinsic
+    def gather(typing_context, v0, v1, v2, v3, v4, v5, v6, v7):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            result = ir.Constant(vec.ir, ir.Undefined)
+            for lane, value in enumerate(args):
+                result = builder.insert_element(result, value, ir.Constant(I32, lane))
+            return result
+
+        return vec(*([vec.dtype] * 8)), codegen
+
+    return gather
+
+
+gather_u32x8, gather_u16x8, gather_f32x8 = make_gather_u32(u32x8), make_gather_u32(u16x8), make_gather_u32(f32x8)
+
+
+# ---- primitives that isa.py defines ---------------------------------------------------------------------------------
+
+
+def _declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
+    """An intrinsic that calls ``edgellm.<name>``, left undefined until link time."""
+
+    def ir_type(t: types.Type) -> Any:
+        return ir.VoidType() if t is types.none else t.ir if isinstance(t, Vec) else IR_SCALAR[t]
+
+    def call(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function_type = ir.FunctionType(ir_type(result), [ir_type(a) for a in arguments])
+        value = builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"edgellm.{name}"), args)
+        return context.get_dummy_value() if result is types.none else value
+
+    sig = result(*arguments)
+    if len(arguments) == 0:
+
+        @intrinsic
+        def declared(typing_context):  # type: ignore[no-untyped-def]
+            return sig, call
+    elif len(arguments) == 1:
+
+        @intrinsic
+        def declared(typing_context, a):  # type: ignore[no-untyped-def]
+            return sig, call
+    elif len(arguments) == 2:
+
+        @intrinsic
+        def declared(typing_context, a, b):  # type: ignore[no-untyped-def]
+            return sig, call
+    else:
+
+        @intrinsic
+        def declared(typing_context, a, b, c):  # type: ignore[no-untyped-def]
+            return sig, call
+
+    return declared
+
+
+madd_i16 = _declared("madd", i32x16, i32x16, i16x32, i16x32)
+"""madd_i16(acc, a, b): lane j of acc plus a[2j] b[2j] + a[2j+1] b[2j+1], exact in int32."""
+fma_f32x8, fma_f32x16 = _declared("fma8", f32x8, f32x8, f32x8, f32x8), _declared("fma16", f32x16, f32x16, f32x16, f32x16)
+fma_f32 = _declared("fma1", types.float32, types.float32, types.float32, types.float32)
+half_f32x8, half_f32x16 = _declared("half8", f32x8, u16x8), _declared("half16", f32x16, u16x16)
+round_half_f32x16 = _declared("tohalf16", u16x16, f32x16)
+"""float32 to float16 bits, to nearest even."""
+pause = _declared("pause", types.none)
+max_f32x16, min_f32x16 = _declared("max16", f32x16, f32x16, f32x16), _declared("min16", f32x16, f32x16, f32x16)
+abs_f32x16 = _declared("abs16", f32x16, f32x16)
+
+
+@intrinsic
+def f32_of(typing_context, value):  # type: ignore[no-untyped-def]
+    """A float64 rounded to float32."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.fptrunc(args[0], ir.FloatType())
+
+    return types.float32(types.float64), codegen
+
+
+@intrinsic
+def f32_from_bits(typing_context, value):  # type: ignore[no-untyped-def]
+    """The float32 whose bits are the low 32 of an integer."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(builder.trunc(args[0], I32), ir.FloatType())
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
+    """Bring the cache line at an address near; any address is allowed."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # read, keep in all levels, data
+        builder.call(function, [builder.inttoptr(args[0], pointer), *hints])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
+def where_less(typing_context, a, b, yes, no):  # type: ignore[no-untyped-def]
+    """Lane by lane: yes if a < b, else no."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
+
+
+# ---- sums over lanes, in a fixed order ------------------------------------------------------------------------------
+
+_pairs_low = make_shuffle(i32x8, [0, 2, 8, 10, 4, 6, 12, 14])
+_pairs_high = make_shuffle(i32x8, [1, 3, 9, 11, 5, 7, 13, 15])
+_halves_low = make_shuffle(i32x8, [0, 1, 2, 3, 8, 9, 10, 11])
+_halves_high = make_shuffle(i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
+
+
+@forceinline
+def _pair_sums(a, b):  # type: ignore[no-untyped-def]
+    return _pairs_low(a, b) + _pairs_high(a, b)
+
+
+@forceinline
+def sums_of_eight(a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
+    """Lane i of the result is the sum of the lanes of the i-th i32x8."""
+    abcd = _pair_sums(_pair_sums(a, b), _pair_sums(c, d))
+    efgh = _pair_sums(_pair_sums(e, f), _pair_sums(g, h))
+    return _halves_low(abcd, efgh) + _halves_high(abcd, efgh)
+
+
+_f_halves = [make_shuffle(f32x16, [*range(s, 2 * s), *range(s)] + [0] * (16 - 2 * s)) for s in (8, 4, 2, 1)]
+_swap8, _swap4, _swap2, _swap1 = _f_halves
+
+
+@intrinsic
+def first_lane(typing_context, v):  # type: ignore[no-untyped-def]
+    """Lane 0 of a vector."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.extract_element(args[0], ir.Constant(I32, 0))
+
+    return v.dtype(v), codegen
+
+
+@forceinline
+def sum_f32x16(v):  # type: ignore[no-untyped-def]
+    """Sum of 16 lanes, always as the same tree of halves."""
+    v = v + _swap8(v, v)
+    v = v + _swap4(v, v)
+    v = v + _swap2(v, v)
+    return first_lane(v + _swap1(v, v))
+
+
+@forceinline
+def maximum_f32x16(v):  # type: ignore[no-untyped-def]
+    """Largest of 16 lanes."""
+    v = max_f32x16(v, _swap8(v, v))
+    v = max_f32x16(v, _swap4(v, v))
+    v = max_f32x16(v, _swap2(v, v))
+    return first_lane(max_f32x16(v, _swap1(v, v)))
+
+
+# ---- atomics: the thread team and the work counters -----------------------------------------------------------------
+
+
+@intrinsic
+def atomic_add(typing_context, address, value):  # type: ignore[no-untyped-def]
+    """Add to an int64 and return what it was."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.atomic_rmw("add", _pointer(builder, args[0], ir.IntType(64)), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_exchange(typing_context, address, value):  # type: ignore[no-untyped-def]
+    """Store an int64 and return what was there."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.atomic_rmw("xchg", _pointer(builder, args[0], ir.IntType(64)), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typing_context, address):  # type: ignore[no-untyped-def]
+    """An int64 that another thread may be writing."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.load_atomic(_pointer(builder, args[0], ir.IntType(64)), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def call_kernel(typing_context, kernel, op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    """Call ``void kernel(op, step, thread, n_threads)`` by its address."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        i64 = ir.IntType(64)
+        function_type = ir.FunctionType(ir.VoidType(), [i64] * 4)
+        builder.call(builder.inttoptr(args[0], function_type.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.none(*([types.int64] * 5)), codegen
+
+
+@intrinsic
+def call_yield(typing_context, function):  # type: ignore[no-untyped-def]
+    """Call ``int function(void)`` by its address: the system's sched_yield."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        function_type = ir.FunctionType(I32, [])
+        builder.call(builder.inttoptr(args[0], function_type.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen

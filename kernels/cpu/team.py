@@ -1,0 +1,110 @@
+"""The native loop that walks the op table, and the barrier that keeps a team of threads in step.
+
+Every thread of the team calls every kernel; a kernel deals its work by thread number or by the op's work counter.
+Between two ops all meet at a spinning barrier (about 0.3 us for two threads). Between two steps a worker spins for a
+while, since the next token usually follows at once, and then goes back to Python to sleep.
+
+The team's record (int64, one cache line each, so that spinning threads do not disturb each other):
+
+    arrivals | phase | generation | n_threads | job (ops, first, last, step) | yield function | one line per worker
+
+Written in numba like the kernels, but these three functions are kernels only by their signature: ``op`` is the team's
+record, and the other arguments are named in each.
+"""
+
+from __future__ import annotations
+
+from edgellm.kernels.cpu.layout import OP_NBYTES
+from edgellm.kernels.cpu.simd import (
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    call_kernel,
+    call_yield,
+    forceinline,
+    load_i64,
+    pause,
+    store_i64,
+)
+from edgellm.kernels.cpu.team_layout import (
+    ARRIVALS,
+    GENERATION,
+    JOB_FIRST,
+    JOB_LAST,
+    JOB_OPS,
+    JOB_STEP,
+    LINE,
+    N_THREADS,
+    PARKED,
+    PHASE,
+    RUNNING,
+    WORKERS,
+    YIELD,
+)
+
+SPINS_BEFORE_YIELD = 3_000  # about 0.1 ms: when a core is taken by others, let them finish
+SPINS_BEFORE_PARKING = 60_000  # about 3 ms without a new step
+
+
+@forceinline
+def _spin(team, spins):  # type: ignore[no-untyped-def]
+    pause()
+    if spins > SPINS_BEFORE_YIELD and spins % 64 == 0 and load_i64(team + YIELD) != 0:
+        call_yield(load_i64(team + YIELD))
+
+
+@forceinline
+def _barrier(team, n_threads):  # type: ignore[no-untyped-def]
+    if n_threads > 1:
+        phase = atomic_load(team + PHASE)
+        if atomic_add(team + ARRIVALS, 1) == n_threads - 1:
+            atomic_exchange(team + ARRIVALS, 0)
+            atomic_exchange(team + PHASE, phase + 1)
+        else:
+            spins = 0
+            while atomic_load(team + PHASE) == phase:
+                spins += 1
+                _spin(team, spins)
+
+
+@forceinline
+def _walk(team, thread):  # type: ignore[no-untyped-def]
+    ops, step, n_threads = load_i64(team + JOB_OPS), load_i64(team + JOB_STEP), load_i64(team + N_THREADS)
+    for i in range(load_i64(team + JOB_FIRST), load_i64(team + JOB_LAST)):
+        op = ops + i * OP_NBYTES
+        call_kernel(load_i64(op), op, step, thread, n_threads)
+        _barrier(team, n_threads)
+
+
+def team_publish(team, parked, _unused, _unused2):  # type: ignore[no-untyped-def]
+    """Announce the job in the record. ``parked`` gets, per worker, 1 if Python must wake it."""
+    atomic_add(team + GENERATION, 1)
+    for worker in range(1, load_i64(team + N_THREADS)):
+        store_i64(parked + worker * 8, atomic_exchange(team + WORKERS + worker * LINE, RUNNING))
+
+
+def team_lead(team, _unused, _unused2, _unused3):  # type: ignore[no-untyped-def]
+    """Thread 0's part of the published job; returns when all threads are done."""
+    _walk(team, 0)
+
+
+def team_work(team, thread, generation, last_generation):  # type: ignore[no-untyped-def]
+    """A worker: do the jobs after ``generation`` until none comes for a while; the last one done is stored."""
+    state = team + WORKERS + thread * LINE
+    stay = True
+    while stay:
+        spins = 0
+        while atomic_load(team + GENERATION) == generation and spins < SPINS_BEFORE_PARKING:
+            spins += 1
+            pause()
+        if atomic_load(team + GENERATION) == generation:
+            atomic_exchange(state, PARKED)
+            if atomic_load(team + GENERATION) != generation:
+                # a job came just now: whoever takes the mark back decides who wakes us
+                stay = atomic_exchange(state, RUNNING) == PARKED
+            else:
+                stay = False
+        if stay:
+            generation += 1
+            _walk(team, thread)
+    store_i64(last_generation, generation)

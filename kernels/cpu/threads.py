@@ -1,0 +1,76 @@
+"""A team of threads that runs op tables: Python starts and wakes them, native code keeps them in step (team.py)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+
+import numpy as np
+from edgellm.kernels.cpu import team_layout as at
+
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+def aligned_zeros(nbytes: int, alignment: int = 64) -> np.ndarray:
+    """Zero bytes that begin at a cache line."""
+    raw = np.zeros(nbytes + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + nbytes]
+
+
+class ThreadTeam:
+    """n threads; the caller of ``run`` is the first. ``addresses`` are the loaded team_* kernels."""
+
+    def __init__(self, addresses: dict[str, int], n_threads: int) -> None:
+        self.n_threads = n_threads
+        self._publish, self._lead, self._work = (_KERNEL(addresses[f"team_{n}"]) for n in ("publish", "lead", "work"))
+        self._record = aligned_zeros(at.WORKERS + n_threads * at.LINE)
+        self._fields = self._record.view(np.int64)
+        self._fields[at.N_THREADS // 8] = n_threads
+        self._fields[at.YIELD // 8] = _sched_yield()
+        self._parked = np.zeros(max(n_threads, 1), np.int64)
+        self._parked_view = self._parked[1:]
+        self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._worker, args=(i,), name=f"edgellm-cpu-{i}", daemon=True)
+            for i in range(1, n_threads)
+        ]
+        for i, thread in enumerate(self._threads, 1):
+            self._fields[(at.WORKERS + i * at.LINE) // 8] = at.PARKED
+            thread.start()
+
+    def run(self, ops: int, first: int, last: int, step: int) -> None:
+        """Run rows [first, last) of the op table at ``ops`` for the step record at ``step``."""
+        if last <= first:
+            return
+        self._fields[at.JOB // 8 : at.JOB // 8 + 4] = ops, first, last, step
+        record = self._record.ctypes.data
+        self._publish(record, self._parked.ctypes.data, 0, 0)
+        for i in np.flatnonzero(self._parked_view):
+            self._wake[i + 1].release()
+        self._lead(record, 0, 0, 0)
+
+    def _worker(self, thread: int) -> None:
+        generation = np.zeros(1, np.int64)
+        while True:
+            self._wake[thread].acquire()
+            if self._stopping:
+                return
+            self._work(self._record.ctypes.data, thread, int(generation[0]), generation.ctypes.data)
+
+    def close(self) -> None:
+        """End the threads. Safe to call twice."""
+        self._stopping = True
+        for thread, wake in zip(self._threads, self._wake[1:], strict=True):
+            while thread.is_alive():
+                wake.release()
+                thread.join(0.05)
+
+
+def _sched_yield() -> int:
+    """Address of the system's sched_yield, 0 where there is none."""
+    if os.name != "posix":
+        return 0
+    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
