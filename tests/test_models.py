@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_package
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import architectures, build_program
-from tiny_models import write_transformers_model
+from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
 
 N_TOKENS = 100
 
@@ -153,3 +154,25 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 def test_every_architecture_has_a_judge() -> None:
     judged = {name.split()[0] for name in MODELS}
     assert set(architectures()) <= judged
+
+
+TINY_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *SCALE_FIELDS]
+
+
+@pytest.mark.parametrize("quant", TINY_TYPES)
+def test_weights_of_any_type_run(quant: str, tmp_path: Path) -> None:
+    """The program does not care for the type: logits are those of the same weights stored as float32."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", quant=quant, n_layer=1)
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        assert program.tensors["blk.0.ffn_down.weight"].quant.name == quant
+        tokens = list(range(40))
+        logits = ReferenceExecutor(program).run(Batch.single(program, tokens))
+        judged = {
+            t.name: gguf_package.quants.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1])
+            for t in gguf_package.GGUFReader(path).tensors
+        }
+        plain = ReferenceExecutor(program)
+        plain._weights.update(judged)
+        assert np.array_equal(plain.run(Batch.single(program, tokens)), logits)
+        assert 0.1 < logits.std() < 10

@@ -16,11 +16,12 @@ import gguf
 import numpy as np
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġa nd"
+MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
 # bytes where the block keeps its scale, and the multiple of it that centres the values (for the minimum)
 SCALE_FIELDS: dict[str, list[tuple[slice, str, float]]] = {
@@ -41,7 +42,7 @@ SCALE_FIELDS: dict[str, list[tuple[slice, str, float]]] = {
 
 
 def random_weight(rng: np.random.Generator, shape: tuple[int, ...], quant: str) -> np.ndarray:
-    """A random matrix in any type: float values, or uint8 blocks (..., row_nbytes), of standard deviation 1/sqrt(n_in)."""
+    """A random matrix of standard deviation 1/sqrt(n_in): float values, or uint8 blocks (..., row_nbytes)."""
     sigma = 1 / math.sqrt(shape[-1])
     qtype = gguf.GGMLQuantizationType[quant]
     if quant not in SCALE_FIELDS:
@@ -77,11 +78,13 @@ def write_tiny_model(
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
     leave_out: tuple[str, ...] = (),
+    extra_tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write a complete random model: 274 tokens of byte-level BPE with ChatML, weights of the type ``quant``.
+    """Write a complete random model: 276 tokens of byte-level BPE with ChatML, weights of the type ``quant``.
 
     quants     another type for tensors whose name ends so: {"attn_v.weight": "Q6_K", "token_embd.weight": "Q8_0"}
-    metadata   keys to write besides or instead ({"llama.block_count": 0}); leave_out: keys and tensors to omit
+    metadata   keys to write besides or instead ({"llama.block_count": 0})
+    leave_out  keys and tensors to omit; extra_tensors: float32 arrays to add
     """
     rng = np.random.default_rng(seed)
     tokens, token_types, merges = tiny_vocabulary()
@@ -131,6 +134,8 @@ def write_tiny_model(
             random_weight(rng, shape, kind),
             raw_dtype=None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind],
         )
+    for name, array in (extra_tensors or {}).items():
+        writer.add_tensor(name, array)
     _write(writer)
     return Path(path)
 

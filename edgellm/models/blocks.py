@@ -50,11 +50,17 @@ class ProgramBuilder:
         self.ops: list[Op] = []
         self.buffers: dict[str, Buffer] = {}
         self.tensors: dict[str, QuantizedTensor] = {}
+        self.used: set[str] = set()  # tensors that the program holds, or that were read while building it
         self.kv_layers: list[KVLayer] = []
         self.ropes: dict[str, Rope] = {}
 
-    def tensor(self, name: str, *shape: int) -> str:
-        """Take a tensor of exactly this shape into the program; FormatError when it is missing or shaped otherwise."""
+    def weight(self, name: str, *shape: int) -> str:
+        """Take a tensor of exactly this shape into the program."""
+        self.tensors[name] = self.checked(name, *shape)
+        return name
+
+    def checked(self, name: str, *shape: int) -> QuantizedTensor:
+        """The tensor; FormatError when it is missing or not of exactly this shape."""
         if name not in self.gguf.tensors:
             raise FormatError(
                 f"{file_name(self.gguf)}: the tensor {name} is missing; a {self.gguf.architecture} model with "
@@ -68,8 +74,8 @@ class ProgramBuilder:
                 f"{BROKEN_FILE}",
                 code="MODEL_SHAPE",
             )
-        self.tensors[name] = tensor
-        return name
+        self.used.add(name)
+        return tensor
 
     def buffer(self, name: str, width: int, rows: Literal["tokens", "outputs"] = "tokens") -> str:
         """Declare a buffer, or use it again in the same shape."""
@@ -83,20 +89,20 @@ class ProgramBuilder:
 
     def embed(self, out: str, scale: float = 1.0) -> None:
         """out = scale * token_embd[token]"""
-        weight = self.tensor("token_embd.weight", self.hp.n_vocab, self.hp.n_embd)
+        weight = self.weight("token_embd.weight", self.hp.n_vocab, self.hp.n_embd)
         self.ops.append(Embed(weight, self.buffer(out, self.hp.n_embd), scale))
 
     def rms_norm(self, x: str, name: str, out: str, width: int | None = None) -> None:
         """out = RMSNorm(x), over whole rows or over heads of ``width``."""
-        weight = self.tensor(f"{name}.weight", width or self.buffers[x].width)
+        weight = self.weight(f"{name}.weight", width or self.buffers[x].width)
         self.ops.append(RMSNorm(x, weight, self.like(x, out), self.hp.eps))
 
     def linear(self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False) -> None:
         """out = x W^T, plus the bias where the file has one."""
         rows = self.buffers[x].rows
-        weight = self.tensor(f"{name}.weight", n_out, self.buffers[x].width)
+        weight = self.weight(f"{name}.weight", n_out, self.buffers[x].width)
         has_bias = needs_bias or f"{name}.bias" in self.gguf.tensors
-        bias = self.tensor(f"{name}.bias", n_out) if has_bias else None
+        bias = self.weight(f"{name}.bias", n_out) if has_bias else None
         self.ops.append(Matmul(x, weight, self.buffer(out, n_out, rows), bias))
 
     def apply_rope(self, x: str, rope: str) -> None:
@@ -182,10 +188,10 @@ def project_logits(m: ProgramBuilder) -> None:
 
 
 def rope_factors(m: ProgramBuilder) -> np.ndarray | None:
-    """The divisors of the rotation's frequencies (Llama 3.1 and later), (n_rot / 2,) float32, where the file has them."""
+    """What every frequency is divided by (Llama 3.1 and later), (n_rot / 2,) float32, where the file has it."""
     if "rope_freqs.weight" not in m.gguf.tensors:
         return None
-    factors = m.tensors[m.tensor("rope_freqs.weight", m.hp.n_rot // 2)].dequantize().reshape(-1)
+    factors = m.checked("rope_freqs.weight", m.hp.n_rot // 2).dequantize().reshape(-1)
     if not (np.isfinite(factors) & (factors > 0)).all():
         raise FormatError(
             f"{file_name(m.gguf)}: rope_freqs.weight has values that are not positive numbers, expected divisors of "

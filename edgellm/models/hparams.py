@@ -6,7 +6,6 @@ in ``blocks``. Keys are written without the architecture: ``block_count`` is ``l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,16 +140,16 @@ def integer(gguf: GGUFFile, key: str, default: int | None = None) -> int:
     """A whole number in its range; an array counts as its value where every layer has the same one."""
     value = _value(gguf, key, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise hparam_error(gguf, key, value, "a whole number")
+        raise hparam_error(gguf, key, value, "a whole number", "GGUF_KEY_TYPE")
     _check_range(gguf, key, value)
     return value
 
 
 def real(gguf: GGUFFile, key: str, default: float | None = None) -> float:
-    """A finite number in its range."""
+    """A number in its range; NaN is in none."""
     value = _value(gguf, key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise hparam_error(gguf, key, value, "a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise hparam_error(gguf, key, value, "a number", "GGUF_KEY_TYPE")
     _check_range(gguf, key, value)
     return float(value)
 
@@ -165,10 +164,10 @@ def file_name(gguf: GGUFFile) -> str:
     return Path(gguf.path).name
 
 
-def hparam_error(gguf: GGUFFile, key: str, value: object, expected: str) -> FormatError:
+def hparam_error(gguf: GGUFFile, key: str, value: object, expected: str, code: str = "MODEL_HPARAMS") -> FormatError:
     """What was found under ``key``, what was expected, what to do."""
     return FormatError(
-        f"{file_name(gguf)}: {key_of(gguf, key)} is {value!r}, expected {expected}. {BROKEN_FILE}", code="MODEL_HPARAMS"
+        f"{file_name(gguf)}: {key_of(gguf, key)} is {value!r}, expected {expected}. {BROKEN_FILE}", code=code
     )
 
 

@@ -1,0 +1,208 @@
+"""Files that contradict themselves: each is a named error, and no program comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.program import Program
+from tiny_models import write_tiny_model
+
+from edgellm.models import architectures, build_program
+from edgellm.models.hparams import RANGES, hparam_error
+
+SIZES = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
+
+
+def program_of(path: Path) -> Program:
+    """The program of a file."""
+    with GGUFFile.open(path) as gguf:
+        return build_program(gguf)
+
+
+BAD_METADATA: dict[str, Any] = {
+    "block_count": [0, 513, 2**32 - 1, 2**32, -1, 2.0, "2", True, 1, 3],
+    "context_length": [0, 2**40, -5],
+    "embedding_length": [0, 63, 128, 2**31],
+    "feed_forward_length": [0, 32, 2**32],
+    "attention.head_count": [0, 3, 8, 2**32 - 1],
+    "attention.head_count_kv": [0, 3, 4, 8, 2**32 - 1],
+    "attention.key_length": [0, 1, 8, 17, 2**32 - 1],
+    "attention.value_length": [0, 8, 2**32 - 1],
+    "attention.layer_norm_rms_epsilon": [0.0, -1.0, float("nan"), float("inf"), 5.0, "small"],
+    "rope.dimension_count": [0, 1, 15, 18, 2**32 - 1],
+    "rope.freq_base": [0.0, 1.0, -10.0, float("nan"), float("inf")],
+    "rope.scaling.factor": [-1.0, float("nan"), float("inf")],
+}
+
+
+CODES = {"MODEL_HPARAMS", "MODEL_SHAPE", "MODEL_TENSOR_MISSING", "MODEL_TENSOR_UNKNOWN", "GGUF_KEY_TYPE"}
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in BAD_METADATA.items() for v in values])
+def test_bad_hyperparameter_is_a_named_error(key: str, value: object, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "bad.gguf", metadata={f"llama.{key}": value}, **SIZES)
+    with pytest.raises(EdgeLLMError) as caught:
+        program_of(path)
+    assert caught.value.code in CODES
+    assert "bad.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    ],
+)
+def test_missing_hyperparameter_is_named(key: str, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "bad.gguf", leave_out=(f"llama.{key}",), **SIZES)
+    with pytest.raises(FormatError, match=f"llama.{key} is missing") as caught:
+        program_of(path)
+    assert caught.value.code == "MODEL_HPARAMS"
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_every_tensor_is_demanded_and_its_shape_compared(architecture: str, tmp_path: Path) -> None:
+    program = program_of(write_tiny_model(tmp_path / "good.gguf", architecture, "F32", tied=False, n_layer=1, **SIZES))
+    tied_later = {"output.weight"}  # without it the embedding is used
+    for name in program.tensors:
+        path = write_tiny_model(
+            tmp_path / "bad.gguf", architecture, "F32", tied=False, n_layer=1, leave_out=(name,), **SIZES
+        )
+        if name in tied_later:
+            assert name not in program_of(path).tensors
+            continue
+        with pytest.raises(FormatError, match=name) as caught:
+            program_of(path)
+        assert caught.value.code == "MODEL_TENSOR_MISSING"
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_k.weight", "blk.1.ffn_norm.weight", "blk.1.ffn_down.weight", "output_norm.weight"]
+)
+def test_wrong_shape_says_both_shapes(name: str, tmp_path: Path) -> None:
+    shape = (3, 64)
+    path = write_tiny_model(
+        tmp_path / "bad.gguf",
+        quant="F32",
+        leave_out=(name,),
+        extra_tensors={name: np.zeros(shape, np.float32)},
+        **SIZES,
+    )
+    with pytest.raises(FormatError, match=rf"{name} has the shape \(3, 64\)") as caught:
+        program_of(path)
+    assert caught.value.code == "MODEL_SHAPE"
+
+
+def test_unknown_tensor_is_refused_and_a_vision_tower_is_not(tmp_path: Path) -> None:
+    zeros = np.zeros((2, 32), np.float32)
+    seen = write_tiny_model(tmp_path / "vision.gguf", extra_tensors={"v.blk.0.attn_q.weight": zeros}, **SIZES)
+    assert "v.blk.0.attn_q.weight" not in program_of(seen).tensors
+    unknown = write_tiny_model(tmp_path / "unknown.gguf", extra_tensors={"blk.0.attn_gate.weight": zeros}, **SIZES)
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_gate\.weight") as caught:
+        program_of(unknown)
+    assert caught.value.code == "MODEL_TENSOR_UNKNOWN"
+
+
+@pytest.mark.parametrize("architecture", ["rwkv6", "blocks", "hparams", "..", "llama.evil", "os", "Llama", "__init__"])
+def test_unknown_architecture_lists_the_known_ones(architecture: str, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "other.gguf", metadata={"general.architecture": architecture}, **SIZES)
+    with pytest.raises(EdgeLLMError) as caught:
+        program_of(path)
+    if isinstance(caught.value, UnsupportedError):
+        assert all(name in str(caught.value) for name in ("llama", "qwen2", "qwen3", "gemma3"))
+
+
+def test_experts_are_refused_by_name(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "moe.gguf", metadata={"llama.expert_count": 8}, **SIZES)
+    with pytest.raises(UnsupportedError, match="mixture of 8 experts"):
+        program_of(path)
+
+
+def test_unknown_rope_scaling_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "rope.gguf", metadata={"llama.rope.scaling.type": "longrope"}, **SIZES)
+    with pytest.raises(UnsupportedError, match="longrope"):
+        program_of(path)
+
+
+def test_rope_factors_must_be_positive(tmp_path: Path) -> None:
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        factors = np.array([1.0] * 7 + [bad], np.float32)
+        path = write_tiny_model(tmp_path / "rope.gguf", extra_tensors={"rope_freqs.weight": factors}, **SIZES)
+        with pytest.raises(FormatError, match="rope_freqs"):
+            program_of(path)
+
+
+def test_heads_that_differ_by_layer_are_refused_and_equal_ones_accepted(tmp_path: Path) -> None:
+    key = "llama.attention.head_count_kv"
+    assert (
+        program_of(write_tiny_model(tmp_path / "same.gguf", metadata={key: [2, 2]}, **SIZES)).kv_layers[0].n_kv_heads
+        == 2
+    )
+    with pytest.raises(UnsupportedError, match="differs from layer to layer"):
+        program_of(write_tiny_model(tmp_path / "mixed.gguf", metadata={key: [2, 4]}, **SIZES))
+
+
+def test_gemma3_slides_where_its_pattern_says(tmp_path: Path) -> None:
+    pattern = "gemma3.attention.sliding_window_pattern"
+    for name, value, windows in [
+        ("six", None, [8, 8, 8, 8, 8, 0, 8]),
+        ("two", 2, [8, 0, 8, 0, 8, 0, 8]),
+        ("array", [True, False, False, True, True, True, False], [8, 0, 0, 8, 8, 8, 0]),
+    ]:
+        path = write_tiny_model(
+            tmp_path / f"{name}.gguf",
+            "gemma3",
+            n_layer=7,
+            sliding_window=8,
+            leave_out=(pattern,) if value is None else (),
+            metadata={} if value is None else {pattern: value},
+            **SIZES,
+        )
+        program = program_of(path)
+        assert [layer.window for layer in program.kv_layers] == windows
+        assert program.windows == (0, 8)
+
+
+def test_gemma3_with_capped_logits_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "cap.gguf", "gemma3", metadata={"gemma3.final_logit_softcapping": 30.0}, **SIZES)
+    with pytest.raises(UnsupportedError, match="softcapping"):
+        program_of(path)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_programs_are_complete(architecture: str, tmp_path: Path) -> None:
+    program = program_of(write_tiny_model(tmp_path / "model.gguf", architecture, **SIZES))
+    assert program.architecture == architecture
+    assert program.buffers["logits"].rows == "outputs"
+    assert program.buffers["logits"].width == program.n_vocab == 276
+    assert len(program.kv_layers) == 2
+    named = {
+        getattr(op, field)
+        for op in program.ops
+        for field in ("x", "out", "q", "k", "v", "gate", "up", "y")
+        if hasattr(op, field)
+    }
+    assert named == set(program.buffers)
+    weights = {getattr(op, field) for op in program.ops for field in ("weight", "bias") if hasattr(op, field)} - {None}
+    assert weights == set(program.tensors)
+
+
+def test_every_range_is_a_range() -> None:
+    assert all(low < high for low, high in RANGES.values())
+
+
+def test_message_has_three_parts(tmp_path: Path) -> None:
+    with GGUFFile.open(write_tiny_model(tmp_path / "model.gguf", **SIZES)) as gguf:
+        message = str(hparam_error(gguf, "block_count", 0, "1 to 512"))
+    assert message.startswith("model.gguf: llama.block_count is 0, expected 1 to 512.")
+    assert "download it again" in message
