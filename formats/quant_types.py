@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from edgellm.formats import block_quants as bq
+from edgellm.formats import i_quants as iq
 from edgellm.formats import k_quants as kq
+from edgellm.formats import small_quants as sq
 from edgellm.formats.errors import UnsupportedError
 
 CHUNK_NBYTES = 1 << 20  # of float32 made at once: the intermediate arrays stay in the cache
@@ -102,12 +104,25 @@ def _table() -> tuple[QuantType, ...]:
         ("Q5_K", 13, 256, kq.Q5_K, kq.dequantize_q5_k),
         ("Q6_K", 14, 256, kq.Q6_K, kq.dequantize_q6_k),
         ("Q8_K", 15, 256, kq.Q8_K, kq.dequantize_q8_k),
+        ("IQ2_XXS", 16, 256, iq.IQ2_XXS, iq.dequantize_iq2_xxs),
+        ("IQ2_XS", 17, 256, iq.IQ2_XS, iq.dequantize_iq2_xs),
+        ("IQ3_XXS", 18, 256, iq.IQ3_XXS, iq.dequantize_iq3_xxs),
+        ("IQ1_S", 19, 256, iq.IQ1_S, iq.dequantize_iq1_s),
+        ("IQ4_NL", 20, 32, iq.IQ4_NL, iq.dequantize_iq4_nl),
+        ("IQ3_S", 21, 256, iq.IQ3_S, iq.dequantize_iq3_s),
+        ("IQ2_S", 22, 256, iq.IQ2_S, iq.dequantize_iq2_s),
+        ("IQ4_XS", 23, 256, iq.IQ4_XS, iq.dequantize_iq4_xs),
         ("I8", 24, 1, np.dtype("i1"), _plain),
         ("I16", 25, 1, np.dtype("<i2"), _plain),
         ("I32", 26, 1, np.dtype("<i4"), _plain),
         ("I64", 27, 1, np.dtype("<i8"), _plain),
         ("F64", 28, 1, np.dtype("<f8"), _plain),
+        ("IQ1_M", 29, 256, iq.IQ1_M, iq.dequantize_iq1_m),
         ("BF16", 30, 1, np.dtype("<u2"), _bf16),
+        ("TQ1_0", 34, 256, sq.TQ1_0, sq.dequantize_tq1_0),
+        ("TQ2_0", 35, 256, sq.TQ2_0, sq.dequantize_tq2_0),
+        ("MXFP4", 39, 32, sq.MXFP4, sq.dequantize_mxfp4),
+        ("NVFP4", 40, 64, sq.NVFP4, sq.dequantize_nvfp4),
         ("Q1_0", 41, 128, bq.Q1_0, bq.dequantize_q1_0),
     ]
     return tuple(QuantType(*row) for row in rows)

@@ -1,0 +1,78 @@
+"""Ternary weights and four-bit floats.
+
+    TQ1_0   54 bytes   qs 48 | qh 4 | d f16     256 weights of -1, 0, 1: five in a byte (four in those of qh)
+    TQ2_0   66 bytes   qs 64 | d f16            256 weights of -1, 0, 1: four in a byte
+    MXFP4   17 bytes   e u8 | qs 16             32 weights, scale 2^(e - 128)
+    NVFP4   36 bytes   d 4 | qs 32              64 weights, a scale for each 16
+
+A byte b of TQ1_0 is a fraction b / 256 written in base 3: multiplied by 3 its digits come out one by one, each minus 1
+a weight. Digit t of byte i is weight 32 t + i for the bytes 0 to 31, 160 + 16 t + (i - 32) for 32 to 47, and
+240 + 4 t + i for qh.
+
+    TQ2_0 qs   DD CC BB AA   byte i of half h (32 bytes): weight 128 h + 32 k + i, k = 0 (A) to 3 (D), minus 1
+    MXFP4 qs   HHHH LLLL     weight i (L), weight i + 16 (H)
+    NVFP4 qs   HHHH LLLL     8 bytes for each 16 weights: weight i (L), weight i + 8 (H)
+    a weight   S EE M        float of 1 + 2 + 1 bits; LEVELS holds them doubled, the scales are halved to match
+    NVFP4 d    - EEEE MMM    float of 4 + 3 bits, bias 7, no sign; 0x7F means 0
+
+Every function takes blocks (n,) of its layout and gives float32 (n, weights of a block).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from edgellm.formats.block_quants import column, nibbles
+from edgellm.formats.k_quants import crumbs
+
+TQ1_0 = np.dtype([("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")])
+TQ2_0 = np.dtype([("qs", "u1", (2, 32)), ("d", "<f2")])
+MXFP4 = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+NVFP4 = np.dtype([("d", "u1", 4), ("qs", "u1", (4, 8))])
+
+LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
+
+def _e8m0_halves() -> np.ndarray:
+    """2^(e - 128) for e = 0 to 255; the two smallest are subnormal."""
+    return np.ldexp(np.float64(1), np.arange(256) - 128).astype(np.float32)
+
+
+def _ue4m3_halves() -> np.ndarray:
+    """Half of each unsigned float of 4 + 3 bits, by its byte; the top bit is ignored but for 0x7F, which is 0."""
+    byte = np.arange(256)
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    value = np.ldexp(np.where(exponent == 0, mantissa, mantissa + 8), np.maximum(exponent, 1) - 11).astype(np.float32)
+    value[0x7F] = 0
+    return value
+
+
+_E8M0, _UE4M3 = _e8m0_halves(), _ue4m3_halves()
+
+
+def _base3(packed: np.ndarray, n_digits: int) -> np.ndarray:
+    """(n, k) bytes as (n, n_digits * k) digits 0 to 2: the first digit of every byte, then the second ..."""
+    fraction = packed[:, None, :] * np.array([1, 3, 9, 27, 81], np.uint8)[:n_digits, None]  # wraps: keeps the fraction
+    return (fraction.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
+
+
+def dequantize_tq1_0(blocks: np.ndarray) -> np.ndarray:
+    """w = d (q - 1)"""
+    qs = blocks["qs"]
+    q = np.concatenate([_base3(qs[:, :32], 5), _base3(qs[:, 32:], 5), _base3(blocks["qh"], 4)], axis=1)
+    return column(blocks["d"]) * (q.astype(np.float32) - np.float32(1))
+
+
+def dequantize_tq2_0(blocks: np.ndarray) -> np.ndarray:
+    """w = d (q - 1)"""
+    q = crumbs(blocks["qs"]).reshape(-1, 256)
+    return column(blocks["d"]) * (q.astype(np.float32) - np.float32(1))
+
+
+def dequantize_mxfp4(blocks: np.ndarray) -> np.ndarray:
+    """w = 2^(e - 128) level"""
+    return _E8M0[blocks["e"]][:, None] * LEVELS[nibbles(blocks["qs"])]
+
+
+def dequantize_nvfp4(blocks: np.ndarray) -> np.ndarray:
+    """w = d / 2 * level"""
+    return (_UE4M3[blocks["d"]][:, :, None] * LEVELS[nibbles(blocks["qs"])]).reshape(-1, 64)
