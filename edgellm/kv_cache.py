@@ -212,12 +212,17 @@ class KVCache:
         """Another sequence will likely part from this one here: what is in the windows now is kept longer."""
         sequence.checkpoint = sequence.length
 
-    def release(self, sequence: Sequence) -> None:
-        """The sequence is over; its blocks stay findable until their place is needed. May be called twice."""
+    def release(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """The sequence is over; its blocks stay findable until their place is needed. May be called twice.
+
+        ``keep=False`` makes everything that begins as this sequence does unknown (its values cannot be trusted).
+        """
         if sequence.closed:
             return
         sequence.closed = True
-        if sequence.shared and sequence.length % BLOCK_TOKENS:
+        if not keep and sequence.path:
+            self._cut(sequence.path[0])
+        elif keep and sequence.shared and sequence.length % BLOCK_TOKENS:
             self._publish_end(sequence)
         for group in self._groups:
             table = sequence.tables[group.index]
@@ -403,7 +408,7 @@ class KVCache:
     def _cut(self, node: Node) -> None:
         """Take a node and everything below it out of the tree."""
         if node.parent is not None:
-            del node.parent.children[node.tokens]
+            node.parent.children.pop(node.tokens, None)
         for below in _subtree(node):
             for group in self._groups:
                 if below.blocks[group.index] >= 0:

@@ -68,3 +68,9 @@ class NumericError(EdgeLLMError):
     """A step computed NaN or infinity where a number was needed."""
 
     code = "NUMERIC_NAN"
+
+
+class ClosedError(EdgeLLMError):
+    """A model was used after ``close()``."""
+
+    code = "CLOSED"

@@ -81,7 +81,7 @@ class FakeExecutor:
             self._store(batch)
             rows = [self._read(batch, i) for i in np.flatnonzero(batch.outputs)]
             logits = np.array(rows, np.float32).reshape(-1, N_VOCAB)
-            if self.poison:
+            if self.poison and len(logits):
                 logits[-1, 3] = np.nan
             return logits
         finally:

@@ -6,11 +6,11 @@ import random
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_pool, fake_program
-
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
 from edgellm.kernels.program import Batch
+from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_pool, fake_program
+
 from edgellm.kv_cache import KVCache, Sequence, n_blocks_of, pool_blocks, pool_nbytes
 
 WINDOWS = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,)]
@@ -163,9 +163,9 @@ def test_what_was_left_alone_longest_goes_first() -> None:
         runner.feed(sequence, prompt)
         runner.cache.release(sequence)
         runner.cache.check([])
-    assert runner.cache.open(old + [1]).n_reused == 0
+    assert runner.cache.open([*old, 1]).n_reused == 0
     runner.cache.check([])
-    assert runner.cache.open(new + [1]).n_reused == 200
+    assert runner.cache.open([*new, 1]).n_reused == 200
 
 
 def test_a_full_pool_is_a_named_error_and_changes_nothing() -> None:

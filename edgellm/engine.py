@@ -1,0 +1,380 @@
+"""Token ids in, token ids out: longest known prefix, prefill in chunks, then one token at a time.
+
+The engine knows nothing about text. It owns the executor and the KV cache, and one thread of its own is the only one
+that touches them; callers on any number of threads hand in requests and take steps out of a small mailbox. So an
+interrupt in a caller never leaves a half-written cache, and a caller that leaves is noticed before the next step.
+
+A request is its tokens. Whatever the cache does not hold yet is computed, at most ``executor.max_tokens`` at a time;
+when nothing is missing the next token is sampled and becomes the one that is missing. Prefill, decode and the return
+of a request whose blocks were given to another are the same step. Requests take turns, one step each.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from itertools import count
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgellm import kv_cache
+from edgellm.engine_requests import CancelFlag, Generation, Progress, Request, Scoring, Step, TokenSampler
+from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
+from edgellm.kernels.program import Batch, Executor, Hook
+from edgellm.kv_cache import KVCache
+
+LEAD = 2  # steps computed ahead of the caller: the next one runs while the caller works on the last
+POLL_S = 0.05  # how long a cancel flag may go unseen while its request waits
+IDLE_S = 0.25  # a caller that took no step for so long may lose its blocks to a younger request
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs requests of any number of threads on one executor. ``close()`` frees it; requests then end with an error.
+
+    executor   owned from now on: nobody else may run or close it
+    cache      likewise; its ``n_ctx`` is the longest sequence
+    eog_ids    tokens that end an answer
+    """
+
+    def __init__(self, executor: Executor, cache: KVCache, eog_ids: Collection[int] = ()) -> None:
+        self.executor = executor
+        self.cache = cache
+        self.eog_ids = frozenset(eog_ids)
+        self.n_ctx = cache.n_ctx
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._requests: list[Request] = []
+        self._orders = count()
+        self._thread: threading.Thread | None = None  # alive while there are requests
+        self._closed = False
+        _engines.add(self)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampler: TokenSampler,
+        *,
+        max_tokens: int | None = None,
+        stop_ids: Collection[int] | None = None,
+        cancel: CancelFlag | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        hook: Hook | None = None,
+    ) -> Iterator[Step]:
+        """The steps of an answer to ``prompt``; the last one has a ``finish_reason``. Closing the iterator cancels.
+
+        max_tokens   tokens to generate at most; None or -1 goes on to the end of the context ("length")
+        stop_ids     tokens that end the answer, ``eog_ids`` when None; pass () to go on over them
+        progress     called on this thread with (done, total) tokens of the prompt, after each chunk
+        hook         see ``Executor.run``; called on the engine's thread
+
+        ContextFullError when the prompt is longer than the context, NumericError when a step gives NaN.
+        """
+        request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook)
+        return self._steps(request, progress)
+
+    def agenerate(
+        self,
+        prompt: Sequence[int],
+        sampler: TokenSampler,
+        *,
+        max_tokens: int | None = None,
+        stop_ids: Collection[int] | None = None,
+        cancel: CancelFlag | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        hook: Hook | None = None,
+    ) -> AsyncIterator[Step]:
+        """``generate`` for ``async for``; cancelling the task or closing the iterator cancels the request."""
+        request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook)
+        return self._asteps(request, progress)
+
+    def score(
+        self, tokens: Sequence[int], reduce: Callable[[int, np.ndarray], T], cancel: CancelFlag | None = None
+    ) -> Iterator[T]:
+        """``reduce(start, logits)`` for the positions from ``start`` on, chunk by chunk until all tokens are through.
+
+        logits is float32 (n, n_vocab), what follows each position; it is valid only inside ``reduce``, which runs on
+        the engine's thread. Nothing is taken from the prefix cache or left in it.
+        """
+        self._check(tokens)
+        request = Scoring(self._lock, tokens, cancel, reduce)
+        self._submit(request)
+        try:
+            while (item := self._take(request)) is not None:
+                yield item
+        finally:
+            self._drop(request)
+
+    def close(self) -> None:
+        """End all requests, stop the thread and close the executor. May be called twice, from any thread."""
+        with self._lock:
+            self._closed = True
+            self._work.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self.executor.close()
+
+    # -- the caller's side -----------------------------------------------------------------------------------------
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise ParameterError("The prompt has 0 tokens. Give at least one.")
+        if len(tokens) > self.n_ctx:
+            raise ContextFullError(
+                f"The prompt has {len(tokens)} tokens, the context has room for {self.n_ctx}. "
+                "Shorten the prompt or load the model with a larger context."
+            )
+        n_vocab = self.executor.program.n_vocab
+        low, high = min(tokens), max(tokens)
+        if low < 0 or high >= n_vocab:
+            raise ParameterError(
+                f"Token id {low if low < 0 else high} is not in the vocabulary, which has ids 0 to {n_vocab - 1}. "
+                "Use ids of this model's own tokenizer."
+            )
+
+    def _generation(
+        self,
+        prompt: Sequence[int],
+        sampler: TokenSampler,
+        max_tokens: int | None,
+        stop_ids: Collection[int] | None,
+        cancel: CancelFlag | None,
+        progress: Callable[[int, int], None] | None,
+        hook: Hook | None,
+    ) -> Generation:
+        self._check(prompt)
+        if max_tokens is not None and max_tokens < -1:
+            raise ParameterError(f"max_tokens is {max_tokens}. It must be 0 or more, or -1 for no limit.")
+        # every position of the context may be filled, and the last one still gives a token
+        room = self.n_ctx - len(prompt) + 1
+        limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
+        stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
+        request = Generation(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
+        request.hook = hook
+        return request
+
+    def _submit(self, request: Request) -> None:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("The model is closed. Load it again to go on.")
+            request.order = next(self._orders)
+            self._requests.append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="edgellm-engine", daemon=True)
+                self._thread.start()
+            else:
+                self._work.notify()
+
+    def _steps(self, request: Generation, progress: Callable[[int, int], None] | None) -> Iterator[Step]:
+        self._submit(request)
+        try:
+            while True:
+                item = self._take(request)
+                if isinstance(item, Progress):
+                    assert progress is not None
+                    progress(*item)
+                    continue
+                yield item
+                if item.finish_reason:
+                    return
+        finally:
+            self._drop(request)
+
+    async def _asteps(self, request: Generation, progress: Callable[[int, int], None] | None) -> AsyncIterator[Step]:
+        import asyncio  # 40 ms, and most programs do not need it
+
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+
+        def notify() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
+                loop.call_soon_threadsafe(ready.set)
+
+        request.notify = notify
+        self._submit(request)
+        try:
+            while True:
+                ready.clear()
+                item = self._take_now(request)
+                if item is None:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ready.wait(), POLL_S if request.cancel is not None else None)
+                elif isinstance(item, Progress):
+                    assert progress is not None
+                    progress(*item)
+                else:
+                    yield item
+                    if item.finish_reason:
+                        return
+        finally:
+            self._drop(request)
+
+    def _take(self, request: Request) -> Any:
+        """The next item for the caller, waiting for it."""
+        with self._lock:
+            while True:
+                found, item = self._look(request)
+                if found:
+                    return item
+                # short waits: a wait without an end cannot be interrupted on every system
+                request.ready.wait(POLL_S)
+
+    def _take_now(self, request: Request) -> Any:
+        """The next item, or None when there is none yet."""
+        with self._lock:
+            return self._look(request)[1]
+
+    def _look(self, request: Request) -> tuple[bool, Any]:
+        if request.stopped and not request.finished:
+            request.cancelled = True
+            self._work.notify()
+            return True, request.cancelled_item()
+        if request.mailbox:
+            item = request.mailbox.popleft()
+            request.idle_since = 0.0
+            self._work.notify()
+            return True, item
+        if request.error is not None:
+            raise request.error
+        return False, None
+
+    def _drop(self, request: Request) -> None:
+        """The caller is gone; the engine lets go of the request before its next step."""
+        request.cancelled = True
+        # never wait here: the garbage collector may close an iterator on a thread that holds the lock
+        if self._lock.acquire(blocking=False):
+            self._work.notify()
+            self._lock.release()
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while (request := self._next()) is not None:
+                self._advance(request)
+        except BaseException as error:  # our own mistake; nobody may wait for ever because of it
+            with self._lock:
+                self._thread = None
+                for request in list(self._requests):
+                    self._end(request, error)
+            raise
+
+    def _next(self) -> Request | None:
+        """The request whose turn it is; None when there is nothing left to do."""
+        with self._lock:
+            while True:
+                for request in [r for r in self._requests if r.stopped]:
+                    self._end(request)
+                if self._closed:
+                    for request in list(self._requests):
+                        self._end(request, ClosedError("The model was closed while it answered. Load it again."))
+                if not self._requests:
+                    self._thread = None
+                    return None
+                now = perf_counter()
+                for request in self._requests:
+                    if len(request.mailbox) < LEAD and request.not_before <= now:
+                        self._requests.remove(request)
+                        self._requests.append(request)
+                        return request
+                self._work.wait(POLL_S)
+
+    def _advance(self, request: Request) -> None:
+        items: list[Any] = []
+        error: BaseException | None = None
+        try:
+            items.extend(request.advance(self))
+        except _NoRoom:
+            request.not_before = perf_counter() + POLL_S
+        except BaseException as raised:
+            error = raised
+        with self._lock:
+            request.mailbox.extend(items)
+            if len(request.mailbox) >= LEAD:
+                request.idle_since = perf_counter()
+            last = items[-1] if items else Progress(0, 0)
+            if error is not None or last is None or (isinstance(last, Step) and last.finish_reason):
+                self._end(request, error)
+            request.ready.notify()
+        if request.notify is not None:
+            request.notify()
+
+    def _end(self, request: Request, error: BaseException | None = None) -> None:
+        """Take a request off the list (the lock is held); its blocks stay findable unless they may hold NaN."""
+        self._requests.remove(request)
+        request.error = error
+        request.finished = not request.stopped or error is not None
+        if request.sequence is not None:
+            self.cache.release(request.sequence, keep=not isinstance(error, NumericError))
+            request.sequence = None
+        request.ready.notify()
+
+    def sequence_of(self, request: Request) -> kv_cache.Sequence:
+        if request.sequence is None:
+            request.sequence = self.cache.open(request.tokens, shared=request.shared)
+        return request.sequence
+
+    def compute(self, request: Request, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
+        """Run the next tokens of a request; logits (n_outputs, n_vocab) of the last ones."""
+        sequence = request.sequence
+        assert sequence is not None and tokens, "nothing to compute"
+        self._reserve(request, len(tokens))
+        n = len(tokens)
+        outputs = np.zeros(n, bool)
+        outputs[n - n_outputs :] = True
+        batch = Batch(
+            tokens=np.array(tokens, np.int32),
+            positions=np.arange(sequence.length, sequence.length + n, dtype=np.int32),
+            sequences=np.zeros(n, np.int32),
+            outputs=outputs,
+            tables=tuple(table[None] for table in sequence.tables),
+        )
+        logits = self.executor.run(batch, request.hook)
+        if n_outputs and not np.isfinite(logits).all():
+            n_bad = int(np.count_nonzero(~np.isfinite(logits)))
+            raise NumericError(
+                f"The model gave {n_bad} logits that are NaN or infinite after position {sequence.length + n - 1}; all "
+                "must be finite. `edgellm verify FILE` looks for damage, `edgellm doctor` tests the kernels."
+            )
+        self.cache.commit(sequence, tokens)
+        return logits
+
+    def _reserve(self, request: Request, n: int) -> None:
+        """Blocks for n tokens, if need be those of a younger or an idle request, which then computes them again."""
+        assert request.sequence is not None
+        while True:
+            try:
+                return self.cache.reserve(request.sequence, n)
+            except ContextFullError:
+                others = [r for r in self._requests if r is not request and r.sequence is not None]
+                if not others:
+                    raise
+                now = perf_counter()
+                givers = [r for r in others if r.order > request.order or 0 < r.idle_since < now - IDLE_S]
+                if not givers:
+                    raise _NoRoom from None
+                youngest = max(givers, key=lambda r: r.order)
+                assert youngest.sequence is not None
+                self.cache.release(youngest.sequence)
+                youngest.sequence = None
+
+
+class _NoRoom(Exception):
+    """Older requests hold the blocks; try again later."""
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Let no kernel run while the interpreter takes itself apart."""
+    for engine in list(_engines):
+        engine.close()

@@ -1,0 +1,253 @@
+"""What the engine works on: a caller's tokens, how far they are, and the steps that the caller gets.
+
+A request knows what its next step computes and what comes of it; whose turn it is and who holds the blocks is the
+engine's affair.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from edgellm import kv_cache
+from edgellm.kernels.program import Hook
+
+if TYPE_CHECKING:
+    from edgellm.engine import Engine
+
+SCORE_NBYTES = 64 << 20  # logits of one scoring step
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class CancelFlag(Protocol):
+    """What a caller may pass to stop a request from another thread, such as ``threading.Event``."""
+
+    def is_set(self) -> bool:
+        """Whether the request is to stop."""
+        ...
+
+
+class TokenChoice(Protocol):
+    """What a sampler gives back: the token, its log-probability, and the most likely ones when asked for."""
+
+    token: int
+    logprob: Any
+    top: Any
+
+
+class TokenSampler(Protocol):
+    """What the engine needs of ``edgellm.sampling.Sampler``."""
+
+    def sample(self, logits: np.ndarray) -> Any:
+        """Choose from float32 logits (n_vocab,)."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token now stands in the text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Counts and times of one request. Times are those of its own steps, not of waiting for others.
+
+    prompt_n        tokens of the prompt; the cache held ``reused_n`` of them, ``computed_n`` were computed
+    generation_n    tokens sampled; the first comes out of the prompt, each other one costs a decode step
+    time_to_first_token_ms   from the request to its first token as the clock on the wall has it
+    """
+
+    prompt_n: int = 0
+    reused_n: int = 0
+    prompt_ms: float = 0.0
+    generation_n: int = 0
+    generation_ms: float = 0.0
+    time_to_first_token_ms: float = 0.0
+
+    @property
+    def computed_n(self) -> int:
+        """Tokens of the prompt that were computed."""
+        return self.prompt_n - self.reused_n
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens computed per second."""
+        return 1e3 * self.computed_n / self.prompt_ms if self.prompt_ms else 0.0
+
+    @property
+    def generation_tps(self) -> float:
+        """Decode steps per second."""
+        return 1e3 * (self.generation_n - 1) / self.generation_ms if self.generation_ms else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """All of it, ready for JSON."""
+        names = ("prompt_n", "reused_n", "computed_n", "prompt_ms", "prompt_tps", "generation_n", "generation_ms")
+        return {name: getattr(self, name) for name in (*names, "generation_tps", "time_to_first_token_ms")}
+
+
+class Step(NamedTuple):
+    """One token of the answer. ``token`` is None when the request ended without one; ``choice`` is the sampler's."""
+
+    token: int | None
+    choice: Any
+    finish_reason: FinishReason | None
+    timings: Timings
+
+
+class Progress(NamedTuple):
+    """Tokens of the prompt that are done, the reused ones included, and all of them."""
+
+    done: int
+    total: int
+
+
+class Request:
+    """A caller's tokens on their way through the engine. The engine's thread changes all but ``cancelled``."""
+
+    shared = True
+
+    def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:
+        self.tokens = list(tokens)
+        self.cancel = cancel
+        self.cancelled = False
+        self.order = 0
+        self.sequence: kv_cache.Sequence | None = None
+        self.mailbox: deque[Any] = deque()
+        self.error: BaseException | None = None
+        self.finished = False
+        self.ready = threading.Condition(lock)
+        self.notify: Callable[[], None] | None = None  # called on the engine's thread; must not wait
+        self.not_before = 0.0
+        self.idle_since = 0.0
+        self.hook: Hook | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.cancelled or (self.cancel is not None and self.cancel.is_set())
+
+    def advance(self, engine: Engine) -> Iterator[Any]:
+        """Run one step; give what the caller shall have."""
+        raise NotImplementedError
+
+    def cancelled_item(self) -> Any:
+        """What a caller gets in place of the rest."""
+        raise NotImplementedError
+
+
+class Generation(Request):
+    """An answer: compute what is missing, sample, until it ends."""
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        tokens: Sequence[int],
+        cancel: CancelFlag | None,
+        sampler: TokenSampler,
+        limit: int,
+        stop_ids: frozenset[int],
+        reports: bool,
+    ) -> None:
+        super().__init__(lock, tokens, cancel)
+        self.sampler = sampler
+        self.n_prompt = len(self.tokens)
+        self.limit = limit  # tokens to generate
+        self.stop_ids = stop_ids
+        self.reports = reports
+        self.reused: int | None = None
+        self.generated = 0
+        self.submitted = perf_counter()
+        self.prompt_s = self.generation_s = self.first_s = 0.0
+
+    def advance(self, engine: Engine) -> Iterator[Any]:
+        started = perf_counter()
+        sequence = engine.sequence_of(self)
+        if self.reused is None:
+            self.reused = sequence.n_reused
+        missing = self.tokens[sequence.length : sequence.length + engine.executor.max_tokens]
+        complete = sequence.length + len(missing) == len(self.tokens)
+        logits = engine.compute(self, missing, 1 if complete and self.limit else 0)
+        if self.reports and not self.generated:
+            yield Progress(min(sequence.length, self.n_prompt), self.n_prompt)
+        step = self._sample(engine, logits[0]) if len(logits) else None
+        self._count(perf_counter() - started, step is not None)
+        if step is not None:
+            yield step._replace(timings=self.timings())
+        elif complete:
+            yield Step(None, None, "length", self.timings())
+
+    def _sample(self, engine: Engine, logits: np.ndarray) -> Step:
+        if not self.generated:
+            assert self.sequence is not None
+            engine.cache.mark(self.sequence)
+        choice = self.sampler.sample(logits)
+        token = int(choice.token)
+        self.sampler.accept(token)
+        self.tokens.append(token)
+        self.generated += 1
+        reason: FinishReason | None = None
+        if token in self.stop_ids:
+            reason = "stop"
+        elif self.generated >= self.limit:
+            reason = "length"
+        return Step(token, choice, reason, Timings())
+
+    def _count(self, seconds: float, sampled: bool) -> None:
+        if self.generated <= 1:
+            self.prompt_s += seconds
+            if sampled:
+                self.first_s = perf_counter() - self.submitted
+        else:
+            self.generation_s += seconds
+
+    def timings(self) -> Timings:
+        return Timings(
+            self.n_prompt,
+            self.reused or 0,
+            1e3 * self.prompt_s,
+            self.generated,
+            1e3 * self.generation_s,
+            1e3 * self.first_s,
+        )
+
+    def cancelled_item(self) -> Step:
+        return Step(None, None, "cancelled", self.timings())
+
+
+class Scoring(Request):
+    """The logits of every position, chunk by chunk."""
+
+    shared = False
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        tokens: Sequence[int],
+        cancel: CancelFlag | None,
+        reduce: Callable[[int, np.ndarray], Any],
+    ) -> None:
+        super().__init__(lock, tokens, cancel)
+        self.reduce = reduce
+        self.done = 0
+
+    def advance(self, engine: Engine) -> Iterator[Any]:
+        sequence = engine.sequence_of(self)
+        start = sequence.length
+        if start < self.done:  # its blocks were given away
+            engine.compute(self, self.tokens[start : min(self.done, start + engine.executor.max_tokens)], 0)
+            return
+        n = min(engine.executor.max_tokens, max(1, SCORE_NBYTES // (4 * engine.executor.program.n_vocab)))
+        missing = self.tokens[start : start + n]
+        result = self.reduce(start, engine.compute(self, missing, len(missing)))
+        self.done = sequence.length
+        yield result
+        if sequence.length == len(self.tokens):
+            yield None
+
+    def cancelled_item(self) -> None:
+        return None
