@@ -1,0 +1,216 @@
+"""SamplingParams: what a user may ask of the sampler, checked once, when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.errors import FormatError, ParameterError
+
+Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
+
+# name -> the letter of llama.cpp's --sampler-seq, in the default order; adaptive_p is not part of the default
+SAMPLER_NAMES = {
+    "penalties": "e",
+    "dry": "d",
+    "top_n_sigma": "s",
+    "top_k": "k",
+    "typ_p": "y",
+    "top_p": "p",
+    "min_p": "m",
+    "xtc": "x",
+    "temperature": "t",
+    "adaptive_p": "a",
+}
+DEFAULT_SAMPLERS = tuple(name for name in SAMPLER_NAMES if name != "adaptive_p")
+ALIASES = {"typical_p": "typ_p", "typical": "typ_p", "temp": "temperature", "nucleus": "top_p"}
+RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # both mean "draw one", as in llama.cpp
+
+INT, FLOAT, BOOL = "integer", "number", "true or false"
+LIMITS: dict[str, tuple[str, float, float]] = {  # field -> (kind, least, greatest)
+    "temperature": (FLOAT, 0, 100),
+    "top_k": (INT, -1, 2**31 - 1),
+    "top_p": (FLOAT, 0, 1),
+    "min_p": (FLOAT, 0, 1),
+    "typical_p": (FLOAT, 0, 1),
+    "top_n_sigma": (FLOAT, -1, 1e6),
+    "xtc_probability": (FLOAT, 0, 1),
+    "xtc_threshold": (FLOAT, 0, 1),
+    "penalty_last_n": (INT, -1, 2**31 - 1),
+    "repeat_penalty": (FLOAT, 1e-6, 1e6),
+    "presence_penalty": (FLOAT, -1e6, 1e6),
+    "frequency_penalty": (FLOAT, -1e6, 1e6),
+    "dry_multiplier": (FLOAT, 0, 1e6),
+    "dry_base": (FLOAT, 0, 1e6),
+    "dry_allowed_length": (INT, 0, 2**31 - 1),
+    "dry_penalty_last_n": (INT, -1, 2**31 - 1),
+    "mirostat": (INT, 0, 2),
+    "mirostat_tau": (FLOAT, 0, 1e6),
+    "mirostat_eta": (FLOAT, 0, 1e6),
+    "dynatemp_range": (FLOAT, 0, 100),
+    "dynatemp_exponent": (FLOAT, 0, 1e6),
+    "adaptive_target": (FLOAT, -1, 1),
+    "adaptive_decay": (FLOAT, 0, 0.99),
+    "min_keep": (INT, 0, 2**31 - 1),
+    "seed": (INT, -1, 2**64 - 1),
+    "n_probs": (INT, 0, 2**31 - 1),
+    "logprobs": (BOOL, 0, 1),
+    "post_sampling_probs": (BOOL, 0, 1),
+    "ignore_eos": (BOOL, 0, 1),
+}
+
+# what a model file may recommend -> our field
+METADATA_KEYS = {
+    "general.sampling.sequence": "samplers",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.xtc_probability": "xtc_probability",
+    "general.sampling.xtc_threshold": "xtc_threshold",
+    "general.sampling.temp": "temperature",
+    "general.sampling.penalty_last_n": "penalty_last_n",
+    "general.sampling.penalty_repeat": "repeat_penalty",
+    "general.sampling.mirostat": "mirostat",
+    "general.sampling.mirostat_tau": "mirostat_tau",
+    "general.sampling.mirostat_eta": "mirostat_eta",
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens. Names, defaults and meaning are llama.cpp's; ParameterError names the field that is wrong.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``top_n_sigma`` <= 0 switch one off.
+    ``penalty_last_n`` and ``dry_penalty_last_n`` count tokens, -1 all of them. ``seed`` -1 draws one.
+    ``logit_bias`` maps a token id (or a text, given a tokenizer) to a number to add, or to False to ban it.
+    ``processors`` are called with (token ids, a copy of the logits) and give logits back.
+    ``n_probs`` asks for that many alternatives, ``logprobs`` for the chosen token's alone; both are of the model's own
+    distribution unless ``post_sampling_probs``. ``adaptive_target`` >= 0 makes adaptive_p choose the token.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    penalty_last_n: int = 64
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    min_keep: int = 0
+    seed: int | None = -1
+    logit_bias: Mapping[int | str, float | bool] = field(default_factory=dict)
+    ignore_eos: bool = False
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+    processors: tuple[Processor, ...] = ()
+    n_probs: int = 0
+    logprobs: bool = False
+    post_sampling_probs: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (kind, least, greatest) in LIMITS.items():
+            value = getattr(self, name)
+            if not (name == "seed" and value is None):
+                object.__setattr__(self, name, checked(name, value, kind, least, greatest))
+        object.__setattr__(self, "samplers", parse_samplers(self.samplers))
+        object.__setattr__(self, "dry_sequence_breakers", checked_breakers(self.dry_sequence_breakers))
+        object.__setattr__(self, "logit_bias", checked_bias(self.logit_bias))
+        if not all(callable(processor) for processor in self.processors):
+            raise ParameterError("processors: expected functions of (token ids, logits) that return logits.")
+        object.__setattr__(self, "processors", tuple(self.processors))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], **overrides: Any) -> SamplingParams:
+        """What the user says (``overrides``; None means not said), else what the model file recommends, else the default.
+
+        A recommendation that is out of range is a FormatError with its key.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in overrides:
+            if name not in known:
+                raise ParameterError(f"{name}: no such sampling parameter. Known: {', '.join(sorted(known))}.")
+        said = {name: value for name, value in overrides.items() if value is not None}
+        recommended = {}
+        for key, name in METADATA_KEYS.items():
+            if key in metadata and name not in said:
+                try:
+                    recommended[name] = getattr(cls(**{name: metadata[key]}), name)
+                except ParameterError as error:
+                    raise FormatError(f"{key} in the model file: {error}", code="GGUF_SAMPLING") from None
+        return cls(**{**recommended, **said})
+
+
+def checked(name: str, value: Any, kind: str, least: float, greatest: float) -> Any:
+    """``value`` as a plain Python number of its kind; NaN and everything else outside [least, greatest] is refused."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    if kind == BOOL:
+        fits = isinstance(plain, bool)
+    elif kind == INT:
+        fits = isinstance(plain, int) and not isinstance(plain, bool)
+    else:
+        fits = isinstance(plain, int | float) and not isinstance(plain, bool)
+    if not fits or not (least <= plain <= greatest):
+        span = kind if kind == BOOL else f"{kind} from {least:g} to {greatest:g}"
+        raise ParameterError(f"{name}: got {value!r}, expected {span}.")
+    return float(plain) if kind == FLOAT else plain
+
+
+def checked_breakers(breakers: Any) -> tuple[str, ...]:
+    """The texts at which DRY stops looking back."""
+    if isinstance(breakers, str) or not all(isinstance(text, str) and text for text in breakers):
+        raise ParameterError(f"dry_sequence_breakers: got {breakers!r}, expected a list of non-empty texts.")
+    return tuple(breakers)
+
+
+def checked_bias(bias: Any) -> dict[int | str, float]:
+    """Token id or text -> what to add to its logit; False becomes -inf."""
+    if not isinstance(bias, Mapping):
+        raise ParameterError(f"logit_bias: got {type(bias).__name__}, expected a mapping of token ids to numbers.")
+    checked_values: dict[int | str, float] = {}
+    for token, value in bias.items():
+        if isinstance(token, bool) or not isinstance(token, int | str | np.integer):
+            raise ParameterError(f"logit_bias: {token!r} is neither a token id nor a text.")
+        if value is False:
+            value = -math.inf
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (-math.inf <= value < math.inf):
+            raise ParameterError(f"logit_bias[{token!r}]: got {value!r}, expected a finite number, -inf or False.")
+        checked_values[token if isinstance(token, str) else int(token)] = float(value)
+    return checked_values
+
+
+def parse_samplers(order: str | Sequence[str]) -> tuple[str, ...]:
+    """Sampler names from a sequence, from ``top_k;top_p;temperature`` or from the letters of ``--sampler-seq``."""
+    if isinstance(order, str):
+        letters = {letter: name for name, letter in SAMPLER_NAMES.items()}
+        plain_name = order in SAMPLER_NAMES or order in ALIASES
+        if order and not plain_name and all(letter in letters for letter in order):
+            return tuple(letters[letter] for letter in order)
+        order = [name for name in order.split(";") if name]
+    names = []
+    for given in order:
+        name = str(given).strip().replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name not in SAMPLER_NAMES:
+            raise ParameterError(f"samplers: {given!r} is no sampler. Known: {', '.join(SAMPLER_NAMES)}.")
+        names.append(name)
+    return tuple(names)

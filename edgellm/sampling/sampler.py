@@ -1,0 +1,216 @@
+"""Sampler: the chain for one sequence, built once from SamplingParams, then one call per token."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.sampling.candidates import Candidates
+from edgellm.sampling.chain import XTC, ChainSampler, MinP, Temperature, TopK, TopNSigma, TopP, TypicalP
+from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2
+from edgellm.sampling.params import RANDOM_SEEDS, SamplingParams
+from edgellm.sampling.repetition import DRY, Penalties, breaker_tokens
+
+# name in SamplingParams.samplers -> class
+SAMPLERS: dict[str, Any] = {
+    "top_n_sigma": TopNSigma,
+    "top_k": TopK,
+    "typ_p": TypicalP,
+    "top_p": TopP,
+    "min_p": MinP,
+    "xtc": XTC,
+    "temperature": Temperature,
+}
+
+
+class Sampled(NamedTuple):
+    """One chosen token. ``logprob`` and ``top`` (best first) are filled when the parameters ask for them."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one sequence; not shared between threads.
+
+    ``accept`` every token of the sequence in order, the prompt's too: penalties and DRY look back at them.
+    ``seed`` is the seed in use, drawn at random when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans.
+    ``token_bytes`` is asked for DRY's breakers, ``tokenize`` (text -> ids) for breakers and texts in ``logit_bias``.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        n_vocab: int,
+        eog_ids: Iterable[int] = (),
+        *,
+        token_bytes: Callable[[int], bytes] | None = None,
+        tokenize: Callable[[str], list[int]] | None = None,
+        history: Iterable[int] = (),
+    ) -> None:
+        self.params = params
+        self.n_vocab = n_vocab
+        drawn = params.seed is None or params.seed in RANDOM_SEEDS
+        self.seed: int = secrets.randbits(32) if drawn else int(params.seed or 0)
+        self.rng = np.random.Generator(np.random.PCG64(self.seed))
+        self.tokens: list[int] = []
+        self.bias_ids, self.bias = bias_arrays(params, n_vocab, eog_ids, tokenize)
+        self.looking_back: list[Penalties | DRY] = []
+        self.chain: list[ChainSampler] = []
+        self._build_chain(token_bytes, tokenize)
+        self.greedy = self._is_greedy()
+        for token in history:
+            self.accept(token)
+
+    def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
+        params = self.params
+        if params.mirostat:
+            self.choice: Any = (Mirostat, MirostatV2)[params.mirostat - 1](params, self.n_vocab, self.rng)
+            self.chain = [Temperature(params, self.rng)] if Temperature.wanted(params) else []
+            return
+        adaptive = params.adaptive_target >= 0 or "adaptive_p" in params.samplers
+        self.choice = (AdaptiveP if adaptive else Distribution)(params, self.n_vocab, self.rng)
+        for name in params.samplers:
+            if name == "penalties" and Penalties.wanted(params):
+                self._look_back(Penalties(params))
+            elif name == "dry" and DRY.wanted(params):
+                breakers = breaker_tokens(params.dry_sequence_breakers, self.n_vocab, token_bytes, tokenize)
+                self._look_back(DRY(params, breakers))
+            elif name in SAMPLERS and SAMPLERS[name].wanted(params):
+                self.chain.append(SAMPLERS[name](params, self.rng))
+
+    def _look_back(self, sampler: Penalties | DRY) -> None:
+        self.looking_back.append(sampler)
+        self.chain.append(Punish(sampler))
+
+    def _is_greedy(self) -> bool:
+        # at temperature 0 the largest logit wins, unless an earlier sampler may drop it or the order may change after it
+        params = self.params
+        if params.mirostat or params.temperature > 0 or params.dynatemp_range > 0:
+            return False
+        names = [name for name in params.samplers if name in ("penalties", "dry")]
+        first = params.samplers[: len(names)] == tuple(names)
+        droppers = any(isinstance(sampler, XTC | TypicalP) for sampler in self.chain)
+        return "temperature" in params.samplers and first and not droppers and not isinstance(self.choice, AdaptiveP)
+
+    def accept(self, token: int) -> None:
+        """Say that ``token`` is now the last one of the sequence; ParameterError when it is no token id."""
+        if not (0 <= token < self.n_vocab):
+            raise ParameterError(f"token: got {token}, expected an id from 0 to {self.n_vocab - 1}.")
+        token = int(token)
+        self.tokens.append(token)
+        for sampler in self.looking_back:
+            sampler.accept(token)
+        self.choice.accept(token)
+
+    def sample(self, logits: np.ndarray) -> Sampled:
+        """Choose a token from ``logits`` (n_vocab,) float32, which stays as it is; NumericError for NaN or nothing left.
+
+        Does not accept the token: the caller does, once it is really used.
+        """
+        candidates = self.candidates(logits)
+        position = self.choice.choose(candidates)
+        token = candidates.token(position)
+        params = self.params
+        if not (params.n_probs or params.logprobs):
+            return Sampled(token)
+        if params.post_sampling_probs:
+            return reported(candidates, token, params.n_probs)
+        return reported(Candidates(np.asarray(logits, np.float32)), token, params.n_probs)
+
+    def candidates(self, logits: np.ndarray) -> Candidates:
+        """What is left of ``logits`` for the choice, after bias, processors and chain."""
+        logits = np.asarray(logits, np.float32)
+        if logits.shape != (self.n_vocab,):
+            raise ParameterError(f"logits: got shape {logits.shape}, expected ({self.n_vocab},).")
+        raw = logits
+        if len(self.bias_ids):
+            logits = logits.copy()
+            logits[self.bias_ids] += self.bias
+        for processor in self.params.processors:
+            logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
+        if self.greedy:
+            return self._largest(logits)
+        candidates = Candidates(logits)
+        check_largest(candidates.max())
+        for sampler in self.chain:
+            sampler.apply(candidates)
+        return candidates
+
+    def _largest(self, logits: np.ndarray) -> Candidates:
+        candidates = Candidates(logits)
+        for sampler in self.looking_back:
+            Punish(sampler).apply(candidates)
+        best = int(np.argmax(candidates.logits))  # the first of equals; the first NaN if there is one
+        check_largest(float(candidates.logits[best]))
+        return Candidates(candidates.logits[best : best + 1], np.array([best]), is_sorted=True)
+
+
+class Punish:
+    """Lets penalties or DRY change the logits of the tokens they name."""
+
+    def __init__(self, sampler: Penalties | DRY) -> None:
+        self.sampler = sampler
+
+    def apply(self, candidates: Candidates) -> None:
+        """Touches only the named tokens that are still candidates."""
+        positions, amounts = self.sampler.affected()
+        if candidates.ids is not None:
+            _, positions, which = np.intersect1d(candidates.ids, positions, return_indices=True)
+            amounts = amounts[which]
+        if len(positions):
+            logits = candidates.logits.copy()
+            logits[positions] = self.sampler.punish(logits[positions].astype(np.float64), amounts)
+            candidates.logits = logits
+            candidates.sorted = False
+
+
+def bias_arrays(
+    params: SamplingParams, n_vocab: int, eog_ids: Iterable[int], tokenize: Callable[[str], list[int]] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(token ids, what to add to their logits); a text counts for each of its tokens."""
+    total: dict[int, float] = {}
+    for key, value in params.logit_bias.items():
+        if isinstance(key, str) and tokenize is None:
+            raise ParameterError(f"logit_bias: {key!r} is a text. Give tokenize to the Sampler, or token ids.")
+        for token in tokenize(key) if isinstance(key, str) and tokenize else [int(key)]:
+            if not (0 <= token < n_vocab):
+                raise ParameterError(f"logit_bias: token {token} is not in the vocabulary of {n_vocab}.")
+            total[token] = total.get(token, 0.0) + value
+    if params.ignore_eos:
+        total.update({int(token): -np.inf for token in eog_ids})
+    return np.fromiter(total, np.int64, len(total)), np.fromiter(total.values(), np.float32, len(total))
+
+
+def processed(processor: Any, tokens: list[int], logits: np.ndarray) -> np.ndarray:
+    """What a user's processor makes of ``logits``; ParameterError when it is no array of the same shape."""
+    result = np.asarray(processor(tuple(tokens), logits))
+    if result.shape != logits.shape or result.dtype.kind not in "fiu":
+        raise ParameterError(
+            f"processors: {processor!r} returned {result.dtype} of shape {result.shape}, expected numbers of {logits.shape}."
+        )
+    return result.astype(np.float32, copy=False)
+
+
+def check_largest(largest: float) -> None:
+    """NumericError unless the largest logit is a number (a NaN anywhere makes the maximum NaN)."""
+    if not np.isfinite(largest):
+        raise NumericError(
+            f"The largest logit is {largest}. Expected a finite number: the model computed NaN or infinity, or every token "
+            "is banned. Check the model file with `edgellm verify`, then logit_bias and processors."
+        )
+
+
+def reported(candidates: Candidates, token: int, n_probs: int) -> Sampled:
+    """``token`` with its log probability among ``candidates`` and the ``n_probs`` most probable ones."""
+    logits = candidates.logits
+    log_sum = candidates.max() + float(np.log(candidates.weights().sum(dtype=np.float64)))
+    index = candidates.largest(min(n_probs, len(candidates))) if n_probs else np.array([], np.int64)
+    top = tuple((candidates.token(int(i)), float(logits[i]) - log_sum) for i in index)
+    position = token if candidates.ids is None else int(np.flatnonzero(candidates.ids == token)[0])
+    return Sampled(token, float(logits[position]) - log_sum, top)
