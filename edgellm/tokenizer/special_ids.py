@@ -1,0 +1,111 @@
+"""Which ids begin, end and separate text, from the file's keys and from texts that are known to end a turn.
+
+The lists and exceptions are the ones llama.cpp derives ``special_eog_ids`` from.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.formats.errors import FormatError
+
+from .vocabulary import TokenType, Vocabulary
+
+# fmt: off
+END_OF_GENERATION = frozenset(
+    (
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+        "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+        "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<|ifm|im_end|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+    )
+)
+# padding, repository and file marks of fill-in-the-middle models: a model that writes one has finished
+FILL_IN_END = frozenset(
+    (
+        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+        "<REPO>", "<reponame>", "<|file_sep|>",
+    )
+)
+# fmt: on
+# id defaults of files without the key, (bos, eos, unknown, separator)
+_DEFAULT_IDS: dict[str, tuple[int | None, int | None, int | None, int | None]] = {
+    "llama": (1, 2, 0, None),
+    "bert": (101, None, 100, 102),
+    "t5": (None, 1, 2, None),
+}
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids with a meaning; None where the vocabulary has none.
+
+    prefix, suffix   ids that stand before and after a text when specials are added
+    """
+
+    bos: int | None
+    eos: int | None
+    unknown: int | None
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    end_of_generation: frozenset[int]
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Vocabulary, *, add_bos: bool = False) -> "SpecialIds":
+        """Read them; ``add_bos`` is what the kind of vocabulary does when the file is silent.
+
+        Raises FormatError VOCAB_SPECIAL_ID for an id out of range, or an ``add_*_token`` whose token is missing.
+        """
+        default_bos, default_eos, default_unknown, default_sep = _DEFAULT_IDS.get(vocabulary.kind, (None,) * 4)
+        if vocabulary.kind == "bert":  # files of either habit: BERT's [CLS] under its own key, or as BOS
+            default_bos = vocabulary.special_id("cls_token_id", default_bos, strict=False)
+        bos = vocabulary.special_id("bos_token_id", default_bos)
+        eos = vocabulary.special_id("eos_token_id", default_eos)
+        unknown = vocabulary.special_id("unknown_token_id", default_unknown)
+        # GGUF spells this key without its second "a"
+        separator = vocabulary.special_id("seperator_token_id", default_sep, strict=False)
+        prefix = _wanted(vocabulary, "bos", bos, add_bos)
+        suffix = _wanted(vocabulary, "eos", eos, vocabulary.kind == "t5")
+        if vocabulary.kind == "bert":
+            suffix += _wanted(vocabulary, "sep", separator, True)
+        return cls(bos, eos, unknown, prefix, suffix, _end_of_generation(vocabulary, eos))
+
+
+def _wanted(vocabulary: Vocabulary, name: str, token_id: int | None, default: bool) -> tuple[int, ...]:
+    key = f"tokenizer.ggml.add_{name}_token"
+    if not vocabulary.flag(f"add_{name}_token", default and token_id is not None):
+        return ()
+    if token_id is None:
+        raise FormatError(
+            f"{key} is true, but the file names no such token; expected its id beside it. "
+            f"Give the id, or switch it off with --override-kv {key}=bool:false.",
+            code="VOCAB_SPECIAL_ID",
+        )
+    return (token_id,)
+
+
+def _end_of_generation(vocabulary: Vocabulary, eos: int | None) -> frozenset[int]:
+    # a text alone ends nothing: only tokens that a user's plain words cannot make
+    candidates = vocabulary.ids_of(TokenType.CONTROL, TokenType.USER_DEFINED)
+    texts = {vocabulary.tokens[i]: i for i in candidates}
+    found = {text: texts[text] for text in texts.keys() & END_OF_GENERATION}
+    if {"<|return|>", "<|call|>"} <= found.keys() or (
+        found.keys() & {"<|call|>", "<|calls|>"} and "<|flush|>" in found
+    ):
+        found.pop("<|end|>", None)  # here it ends a message, not the turn
+    if "</s>" in found and vocabulary.types[found["</s>"]] == TokenType.USER_DEFINED:
+        del found["</s>"]  # the tag of struck-out text, as in Gemma's vocabularies
+    ids = set(found.values())
+    ids.update(texts[text] for text in texts.keys() & FILL_IN_END)
+    for name in ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"):
+        ids.add(_or_none(vocabulary.special_id(name, strict=False)))
+    ids.add(_or_none(eos))
+    ids.add(_or_none(vocabulary.special_id("eot_token_id")))
+    ids.add(_or_none(vocabulary.special_id("eom_token_id")))
+    # a list that Ollama's converter writes
+    ids.update(int(i) for i in np.atleast_1d(vocabulary.metadata.get("tokenizer.ggml.eos_token_ids", [])))
+    return frozenset(i for i in ids if 0 <= i < vocabulary.n_vocab)
+
+
+def _or_none(token_id: int | None) -> int:
+    return -1 if token_id is None else token_id

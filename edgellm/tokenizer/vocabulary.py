@@ -1,0 +1,172 @@
+"""The vocabulary a GGUF file carries: texts, kinds and scores of its tokens, and which ids mean what, all checked.
+
+Nothing here splits text. The kinds are llama.cpp's token types; the rules for defaults are those of its
+``llama-vocab.cpp``, so that a file means here what it means there.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.errors import FormatError
+
+MAX_TOKEN_CHARS = 65536
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class TokenType(IntEnum):
+    """The values of ``tokenizer.ggml.token_type``."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of one file, in the order of their ids.
+
+    kind       ``tokenizer.ggml.model``: "gpt2", "llama", "t5", "bert", ...
+    pre        ``tokenizer.ggml.pre``, or "default"
+    tokens     texts as the file spells them
+    types      (n_vocab,) int32, TokenType
+    scores     (n_vocab,) float32; zeros where the file has none
+    merges     "left right" in order of rank; empty where the kind needs none
+    metadata   the file's other keys, for the settings of one kind only
+    """
+
+    kind: str
+    pre: str
+    tokens: list[str]
+    types: np.ndarray
+    scores: np.ndarray
+    merges: list[str]
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], pre: str | None = None) -> "Vocabulary":
+        """Read and check the vocabulary; FormatError VOCAB_INVALID where the arrays do not fit together."""
+        kind = _typed(metadata, "tokenizer.ggml.model", str, None)
+        if kind is None:
+            raise FormatError(
+                "The file has no tokenizer.ggml.model, so its text cannot be tokenized. Expected one of "
+                "gpt2, llama, t5, bert. Use a GGUF file that was converted together with its vocabulary.",
+                code="VOCAB_INVALID",
+            )
+        tokens = _typed(metadata, "tokenizer.ggml.tokens", list, [])
+        n_vocab = len(tokens)
+        if n_vocab == 0:
+            raise invalid("tokenizer.ggml.tokens is empty", "one text for each token id")
+        longest = max(map(len, tokens))
+        if longest > MAX_TOKEN_CHARS:
+            raise invalid(f"a token of {longest} characters", f"at most {MAX_TOKEN_CHARS}")
+        types = _array(metadata, "tokenizer.ggml.token_type", n_vocab, np.int32)
+        if types is None:
+            types = _guess_types(metadata, tokens)
+        elif types.min() < 0 or types.max() > max(TokenType):
+            raise invalid("a value outside 0..6 in tokenizer.ggml.token_type", "the seven token types of GGUF")
+        scores = _array(metadata, "tokenizer.ggml.scores", n_vocab, np.float32)
+        if scores is None:
+            scores = np.zeros(n_vocab, dtype=np.float32)
+        elif not np.isfinite(scores).all():
+            raise invalid("NaN or infinity in tokenizer.ggml.scores", "finite numbers")
+        merges = _typed(metadata, "tokenizer.ggml.merges", list, [])
+        own_pre = "gemma4" if kind == "gemma4" else _typed(metadata, "tokenizer.ggml.pre", str, None)
+        pre = pre or own_pre or ("whitespace" if kind == "whitespace" else "default")
+        return cls(kind, pre, tokens, types, scores, merges, metadata)
+
+    @property
+    def n_vocab(self) -> int:
+        """How many ids there are."""
+        return len(self.tokens)
+
+    def ids_of(self, *types: TokenType) -> list[int]:
+        """The ids whose type is one of these, ascending."""
+        return np.flatnonzero(np.isin(self.types, types)).tolist()
+
+    @cached_property
+    def byte_ids(self) -> dict[int, int]:
+        """Byte value -> id of its "<0xNN>" token; FormatError where a byte token is written otherwise or twice."""
+        ids: dict[int, int] = {}
+        for token_id in self.ids_of(TokenType.BYTE):
+            match = _BYTE_TOKEN.fullmatch(self.tokens[token_id])
+            if match is None:
+                raise invalid(f"the byte token {self.tokens[token_id]!r} (id {token_id})", "<0x00> to <0xFF>")
+            value = int(match[1], 16)
+            if value in ids:
+                raise invalid(f"two tokens for byte <0x{value:02X}> (ids {ids[value]} and {token_id})", "one")
+            ids[value] = token_id
+        return ids
+
+    def special_id(self, name: str, default: int | None = None, *, strict: bool = True) -> int | None:
+        """``tokenizer.ggml.<name>`` as an id of this vocabulary, or the default where the file is silent.
+
+        Out of range: FormatError VOCAB_SPECIAL_ID, or the default when not ``strict``, as llama.cpp does for all.
+        """
+        value = self.metadata.get(f"tokenizer.ggml.{name}")
+        if value is None:
+            return default if default is not None and default < self.n_vocab else None
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < self.n_vocab:
+            return int(value)
+        if not strict:
+            return default
+        raise FormatError(
+            f"tokenizer.ggml.{name} is {value!r}; expected an id from 0 to {self.n_vocab - 1}. The file is damaged or "
+            f"was converted wrongly: convert it again, or give the id with --override-kv tokenizer.ggml.{name}=int:ID.",
+            code="VOCAB_SPECIAL_ID",
+        )
+
+    def flag(self, name: str, default: bool) -> bool:
+        """``tokenizer.ggml.<name>`` as a truth value, or the default."""
+        return bool(_typed(self.metadata, f"tokenizer.ggml.{name}", (bool, np.bool_), default))
+
+
+def invalid(found: str, expected: str) -> FormatError:
+    """The error of a vocabulary whose parts do not fit."""
+    return FormatError(
+        f"The vocabulary is not sound: found {found}; expected {expected}. "
+        "The file is damaged or was converted wrongly: download or convert it again.",
+        code="VOCAB_INVALID",
+    )
+
+
+def _typed(metadata: Mapping[str, Any], key: str, expected: type | tuple[type, ...], default: Any) -> Any:
+    value = metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, expected):
+        raise invalid(f"{key} of type {type(value).__name__}", str(expected))
+    return value
+
+
+def _array(metadata: Mapping[str, Any], key: str, n_vocab: int, dtype: type) -> np.ndarray | None:
+    value = metadata.get(key)
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise invalid(f"{key} that is not a list of numbers", f"{n_vocab} numbers")
+    if array.size != n_vocab:
+        raise invalid(f"{array.size} entries in {key}", f"one for each of {n_vocab} tokens")
+    return array.astype(dtype)
+
+
+def _guess_types(metadata: Mapping[str, Any], tokens: list[str]) -> np.ndarray:
+    """Types for an old file without them: its special ids are CONTROL, "<0xNN>" of SentencePiece kinds BYTE."""
+    types = np.full(len(tokens), TokenType.NORMAL, dtype=np.int32)
+    if metadata.get("tokenizer.ggml.model") in ("llama", "t5"):
+        types[[i for i, token in enumerate(tokens) if _BYTE_TOKEN.fullmatch(token)]] = TokenType.BYTE
+    for name in ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id"):
+        value = metadata.get(f"tokenizer.ggml.{name}")
+        if isinstance(value, (int, np.integer)) and 0 <= value < len(tokens):
+            types[value] = TokenType.CONTROL
+    return types
