@@ -15,7 +15,7 @@ from tiny_models import write_tiny_model
 from edgellm.models import architectures, build_program
 from edgellm.models.hparams import RANGES, hparam_error
 
-SIZES = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
+SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
 
 
 def program_of(path: Path) -> Program:

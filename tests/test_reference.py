@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ from edgellm.kernels.rope import Rope, frequencies, linear_scaling, yarn_magnitu
 from edgellm.models import architectures, build_program
 from tiny_models import write_tiny_model
 
-SIZES = {"n_embd": 64, "n_ff": 96, "n_head": 4, "n_head_kv": 2, "head_dim": 32}
+SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 96, "n_head": 4, "n_head_kv": 2, "head_dim": 32}
+Reader = Callable[[str], np.ndarray]
 ROUNDING = 1e-11  # NMSE between two orders of the same float32 sums
 
 
@@ -156,7 +158,7 @@ def test_hook_sees_and_changes_buffers(program: Program) -> None:
     plain = executor.run(Batch.single(program, tokens)).copy()
     seen: list[tuple[int, Op]] = []
 
-    def look(index, op, buffer) -> None:
+    def look(index: int, op: Op, buffer: Reader) -> None:
         seen.append((index, op))
         if isinstance(op, SelectOutputs):
             assert buffer(op.x).shape == (5, program.n_embd)
@@ -164,7 +166,7 @@ def test_hook_sees_and_changes_buffers(program: Program) -> None:
     assert (executor.run(Batch.single(program, tokens), look) == plain).all()
     assert seen == list(enumerate(program.ops))
 
-    def silence(index, op, buffer) -> None:
+    def silence(index: int, op: Op, buffer: Reader) -> None:
         if isinstance(op, Embed):
             buffer(op.out)[...] = 0
 
@@ -172,7 +174,7 @@ def test_hook_sees_and_changes_buffers(program: Program) -> None:
 
 
 def test_nan_is_an_error_and_never_logits(program: Program) -> None:
-    def spoil(index, op, buffer) -> None:
+    def spoil(index: int, op: Op, buffer: Reader) -> None:
         if isinstance(op, Embed):
             buffer(op.out)[-1, 0] = np.nan
 
@@ -240,7 +242,7 @@ def run_ops(
     )
     results = []
 
-    def hook(index, op, buffer) -> None:
+    def hook(index: int, op: Op, buffer: Reader) -> None:
         if index == 0:
             for name, values in inputs.items():
                 buffer(name)[...] = values
@@ -349,7 +351,7 @@ def test_scaled_frequencies_equal_transformers(kind: str, n_dims: int) -> None:
     pytest.importorskip("torch", reason="the judge of rotations is transformers on torch")
     transformers = pytest.importorskip("transformers", reason="the judge of rotations is transformers")
     rope_utils = pytest.importorskip("transformers.modeling_rope_utils", reason="the judge of rotations")
-    rope = {"rope_type": kind.split()[0], "rope_theta": 5e5, "factor": 8.0}
+    rope: dict[str, Any] = {"rope_type": kind.split()[0], "rope_theta": 5e5, "factor": 8.0}
     if kind != "linear":
         rope["original_max_position_embeddings"] = 4096
     if kind == "yarn betas":
