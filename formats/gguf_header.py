@@ -26,7 +26,7 @@ MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
 MAX_NAME_NBYTES = 65535
 MAX_KEYS = 1 << 16  # real files have up to 100
-MAX_TENSORS = 1 << 17  # real files have up to 10,000
+MAX_TENSORS = 1 << 15  # real files have up to 2,000
 MAX_STRINGS = 1 << 21  # in all arrays of a file together; real files have up to 700,000
 
 # type id of a metadata value: its name, its struct and numpy form
@@ -50,6 +50,7 @@ _SCALARS = {i: struct.Struct("<" + _STRUCT[form[1:]]) for i, (_, form) in VALUE_
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_RECORDS = [struct.Struct(f"<{n}QIQ") for n in range(MAX_DIMS + 1)]  # dims, type, offset
 
 # what people save as .gguf by mistake: first bytes (lower case), what it is
 NOT_GGUF = (
@@ -214,10 +215,11 @@ class _Reader:
         n_dims = self.u32(name)
         if not 1 <= n_dims <= MAX_DIMS:
             self.fail("GGUF_DIMS", f"has {n_dims:,} dimensions, expected 1 to {MAX_DIMS}", position, name)
-        dims = tuple(self.u64(name) for _ in range(n_dims))
-        type_id = self.u32(name)
-        offset = self.u64(name)
-        self.header.tensors.setdefault(name, TensorRecord(name, dims, type_id, offset, position))
+        form = _RECORDS[n_dims]
+        self.need(form.size, "MODEL_TRUNCATED", "the header", name)
+        *dims, type_id, offset = form.unpack_from(self.data, self.position)
+        self.position += form.size
+        self.header.tensors.setdefault(name, TensorRecord(name, tuple(dims), type_id, offset, position))
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +246,7 @@ class _Reader:
         """A key or a tensor name: not empty, UTF-8, not seen before, of a sane length."""
         position = self.position
         raw = self.string(what)
-        name = raw.decode("utf-8", "backslashreplace")
+        name = raw.decode("utf-8", "surrogateescape")
         wrong = None
         if not raw:
             wrong = f"{what} is empty"
@@ -252,7 +254,7 @@ class _Reader:
             wrong = f"{what} is {len(raw):,} bytes long, expected up to {MAX_NAME_NBYTES:,}"
         elif name in known:
             wrong = f"{what} that was there before"
-        elif not name.isascii() and name != raw.decode("utf-8", "replace"):
+        elif not name.isascii() and any("\udc80" <= c <= "\udcff" for c in name):
             wrong = f"{what} is not UTF-8"
         if wrong:
             self.report(self.finding(code, wrong, position, short(name)))

@@ -72,5 +72,5 @@ def check_hparams(header: Header, report: Report) -> None:
 def _whole_numbers(value: Any) -> list[int] | None:
     """The numbers of a scalar or of an array, None when they are not whole."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-        return [int(value.min()), int(value.max())] if len(value) else []
+        return value.tolist()
     return [value] if type(value) is int else None

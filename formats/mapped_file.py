@@ -28,7 +28,7 @@ def map_file(path: Path) -> mmap.mmap:
     except IsADirectoryError:
         raise _not_a_file(path, "a directory") from None
     except (OSError, ValueError) as error:
-        if Path(path).is_dir():  # Windows refuses to open one
+        if os.path.isdir(path):  # Windows refuses to open one
             raise _not_a_file(path, "a directory") from None
         reason = getattr(error, "strerror", None) or str(error)
         raise EdgeLLMError(

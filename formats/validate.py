@@ -22,7 +22,7 @@ from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
 from edgellm.formats.split_files import check_parts, other_parts
 from edgellm.formats.vocabulary_checks import check_every_token, check_vocabulary
 
-MAX_TENSOR_NBYTES = 1 << 47  # an x86-64 process has no more addresses
+MAX_TENSOR_NBYTES = 1 << 47  # of one tensor and of all together; a process has no more addresses
 MAX_FINDINGS = 200
 SCAN_NBYTES = 1 << 24  # of a tensor checked at once
 
@@ -118,8 +118,9 @@ def check_tensors(header: Header, report: Report) -> None:
             spans.append((record.offset, record.offset + tensor_nbytes(record), record))
         else:
             report(finding)
-    if sum(end - start for start, end, _ in spans) >= 1 << 63:
-        message = "the sizes of all tensors add up to more than 2^63 bytes"
+    total = sum(end - start for start, end, _ in spans)
+    if total > MAX_TENSOR_NBYTES:
+        message = f"the tensors have {total:,} bytes together: no machine can map that many"
         report(Finding("GGUF_TENSOR_SIZE", message, file=header.file, offset=spans[0][2].position))
     spans.sort(key=lambda span: span[:2])
     _check_overlap(header, spans, report)
