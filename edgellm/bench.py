@@ -1,0 +1,214 @@
+"""Tokens per second, measured as llama-bench measures them: the executor alone, without tokenizer and sampler.
+
+``pp512`` reads a prompt of 512 random tokens in steps of ``n_ubatch``; ``tg128`` computes 128 tokens one after the
+other; ``@ d512`` does it behind 512 tokens that are already in the cache. A warm-up comes first and is not counted.
+Reading a prompt is bound by arithmetic, decoding by memory: so a decode test also states the bytes that it must read
+for a token, as a share of what a plain loop over memory reads in that time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.program import Batch, Embed, Matmul, RMSNorm
+from edgellm.machine import cpu_name
+
+if TYPE_CHECKING:
+    from edgellm.kernels.program import Executor, Program
+    from edgellm.model_card import ModelCard
+
+N_UBATCH = 512
+
+
+@dataclass(frozen=True)
+class BenchTest:
+    """``n_prompt`` tokens read, then ``n_gen`` tokens made, behind ``n_depth`` tokens in the cache."""
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """llama-bench's word for it, such as ``tg128 @ d512``."""
+        work = "+".join(f"{kind}{n}" for kind, n in (("pp", self.n_prompt), ("tg", self.n_gen)) if n)
+        return f"{work} @ d{self.n_depth}" if self.n_depth else work
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted, those before them left out."""
+        return self.n_prompt + self.n_gen
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Seconds of every repetition of a test.
+
+    bytes_per_token   bytes of weights and cache that one token of a decode test must read
+    read_bandwidth    bytes per second of a plain loop over memory with as many threads, None where not measured
+    """
+
+    test: BenchTest
+    n_threads: int
+    seconds: tuple[float, ...]
+    bytes_per_token: int
+    read_bandwidth: float | None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Tokens per second of every repetition."""
+        return tuple(self.test.n_tokens / s for s in self.seconds)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the rates."""
+        return statistics.fmean(self.rates)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation of the rates, 0 for a single repetition."""
+        return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+    @property
+    def bandwidth_share(self) -> float | None:
+        """The part of the memory bandwidth that decoding reaches; None for a test that reads a prompt."""
+        if self.test.n_prompt or not self.read_bandwidth:
+            return None
+        return self.mean * self.bytes_per_token / self.read_bandwidth
+
+    def record(self, card: ModelCard, n_ubatch: int = N_UBATCH) -> dict[str, Any]:
+        """The result under llama-bench's JSON names, and our three about bandwidth."""
+        from importlib.metadata import version
+
+        nanoseconds = [s * 1e9 for s in self.seconds]
+        return {
+            "build_commit": f"edgellm {version('edgellm')}",
+            "build_number": 0,
+            "cpu_info": cpu_name(),
+            "gpu_info": "",
+            "backends": "CPU",
+            "model_filename": str(card.path),
+            "model_type": card.model_type,
+            "model_size": card.nbytes,
+            "model_n_params": card.n_params,
+            "n_batch": n_ubatch,
+            "n_ubatch": n_ubatch,
+            "n_threads": self.n_threads,
+            "type_k": "f16",
+            "type_v": "f16",
+            "n_gpu_layers": 0,
+            "use_mmap": True,
+            "n_prompt": self.test.n_prompt,
+            "n_gen": self.test.n_gen,
+            "n_depth": self.test.n_depth,
+            "test_time": self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "avg_ns": round(statistics.fmean(nanoseconds)),
+            "stddev_ns": round(statistics.stdev(nanoseconds)) if len(nanoseconds) > 1 else 0,
+            "avg_ts": round(self.mean, 6),
+            "stddev_ts": round(self.deviation, 6),
+            "samples_ns": [round(ns) for ns in nanoseconds],
+            "samples_ts": [round(rate, 6) for rate in self.rates],
+            "bytes_per_token": self.bytes_per_token,
+            "read_bandwidth": None if self.read_bandwidth is None else round(self.read_bandwidth),
+            "bandwidth_share": None if self.bandwidth_share is None else round(self.bandwidth_share, 4),
+        }
+
+
+def bench_tests(
+    n_prompts: Sequence[int], n_gens: Sequence[int], depths: Sequence[int], pairs: Sequence[tuple[int, int]] = ()
+) -> list[BenchTest]:
+    """The tests that lists of ``-p``, ``-n``, ``-d`` and ``-pg`` ask for, in llama-bench's order. A 0 asks for none."""
+    tests = []
+    for depth in depths:
+        tests += [BenchTest(n, 0, depth) for n in n_prompts if n]
+        tests += [BenchTest(0, n, depth) for n in n_gens if n]
+        tests += [BenchTest(p, g, depth) for p, g in pairs if p + g]
+    return tests
+
+
+def run_tests(
+    program: Program,
+    tests: Sequence[BenchTest],
+    make_executor: Callable[[KVPool, int], Executor],
+    *,
+    n_threads: int,
+    repetitions: int = 5,
+    n_ubatch: int = N_UBATCH,
+    warmup: bool = True,
+    read_bandwidth: float | None = None,
+    on_start: Callable[[BenchTest], None] | None = None,
+) -> Iterator[BenchResult]:
+    """Run each test ``repetitions`` times; ``make_executor(pool, n_threads)`` makes what is measured."""
+    n_ctx = max(test.n_depth + test.n_tokens for test in tests)
+    blocks = [math.ceil(n_ctx / BLOCK_TOKENS)] * len(program.windows)
+    pool = KVPool(program.kv_layers, program.windows, blocks)
+    executor = make_executor(pool, n_threads)
+    tokens = np.random.default_rng(0).integers(0, program.n_vocab, n_ctx, dtype=np.int32)
+    try:
+        for test in tests:
+            if on_start:
+                on_start(test)
+            yield _run_test(executor, tokens, test, n_threads, repetitions, n_ubatch, warmup, read_bandwidth)
+    finally:
+        executor.close()
+
+
+def _run_test(
+    executor: Executor,
+    tokens: np.ndarray,
+    test: BenchTest,
+    n_threads: int,
+    repetitions: int,
+    n_ubatch: int,
+    warmup: bool,
+    read_bandwidth: float | None,
+) -> BenchResult:
+    """One test; what lies behind its depth is overwritten by every repetition, which the causal mask allows."""
+    _read(executor, tokens[: test.n_depth], 0, n_ubatch)
+    if warmup:
+        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
+        _generate(executor, tokens, test.n_depth, min(test.n_gen, 4))
+    seconds = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
+        _generate(executor, tokens, test.n_depth + test.n_prompt, test.n_gen)
+        seconds.append(time.perf_counter() - started)
+    middle = test.n_depth + test.n_prompt + test.n_gen // 2
+    return BenchResult(test, n_threads, tuple(seconds), bytes_per_token(executor.program, middle), read_bandwidth)
+
+
+def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int) -> None:
+    for i in range(0, len(tokens), n_ubatch):
+        executor.run(Batch.single(executor.program, tokens[i : i + n_ubatch], start + i, "last"))
+
+
+def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int) -> None:
+    for i in range(start, start + n):
+        executor.run(Batch.single(executor.program, tokens[i : i + 1], i))
+
+
+def bytes_per_token(program: Program, n_cached: int) -> int:
+    """Bytes of weights and of a float16 cache of ``n_cached`` tokens that computing one more token must read."""
+    total = 0
+    for op in program.ops:
+        if isinstance(op, Matmul):
+            total += program.tensors[op.weight].nbytes + (program.tensors[op.bias].nbytes if op.bias else 0)
+        elif isinstance(op, RMSNorm):
+            total += program.tensors[op.weight].nbytes
+        elif isinstance(op, Embed):
+            total += program.tensors[op.weight].data.shape[1]
+    for layer in program.kv_layers:
+        n_seen = min(n_cached, layer.window) if layer.window else n_cached
+        total += n_seen * layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2
+    return total

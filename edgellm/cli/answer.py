@@ -1,0 +1,101 @@
+"""One answer on its way to the screen: streaming, Ctrl-C, progress of a long prompt, and what it cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli.interrupt import StopOnInterrupt
+from edgellm.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from edgellm.llm import LLM
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask of a model.
+
+    prompt     messages for a chat, or text to complete
+    sampling   fields of SamplingParams that the user gave
+    """
+
+    prompt: str | Sequence[dict[str, Any]]
+    sampling: dict[str, Any]
+    n_predict: int = -1
+    stops: tuple[str, ...] = ()
+    template_arguments: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of it: the text so far, why it ended, counts and times (None when it was stopped before any)."""
+
+    text: str
+    finish_reason: str | None
+    timings: Any
+    stopped: bool
+
+
+def stream_answer(llm: LLM, request: Request, write: Callable[[str], None]) -> Answer:
+    """Give every piece of the answer to ``write``; the first Ctrl-C ends it and keeps what was said."""
+    pieces: list[str] = []
+    finish_reason = timings = None
+    with Progress() as progress, StopOnInterrupt() as interrupt:
+        chunks = llm.stream(
+            request.prompt,
+            max_tokens=request.n_predict,
+            stop=request.stops,
+            cancel=interrupt.flag,
+            progress=lambda done, total: progress.update("prefill", done, total),
+            **({"template_kwargs": request.template_arguments} if request.template_arguments else {}),
+            **request.sampling,
+        )
+        for chunk in chunks:
+            if chunk.text:
+                progress.finish()
+                pieces.append(chunk.text)
+                write(chunk.text)
+            finish_reason = chunk.finish_reason or finish_reason
+            timings = chunk.timings or timings
+    answer = Answer("".join(pieces), finish_reason, timings, interrupt.stopped)
+    if os.environ.get("EDGELLM_DEBUG", "") not in ("", "0"):
+        click.echo(request_line(answer), err=True)
+    return answer
+
+
+def request_line(answer: Answer) -> str:
+    """One line for one request, as EDGELLM_DEBUG=1 prints it."""
+    t = answer.timings
+    if t is None:
+        return "edgellm: stopped before the first token"
+    return (
+        f"edgellm: prompt {t.prompt_n} tokens, {t.reused_n} reused, {t.prompt_tps:.1f} t/s; "
+        f"answer {t.generation_n} tokens, {t.generation_tps:.1f} t/s; "
+        f"first token {t.time_to_first_token_ms / 1e3:.2f} s; {answer.finish_reason}"
+    )
+
+
+def timing_block(answer: Answer, n_ctx: int | None = None) -> str:
+    """The counts and times of an answer in a few lines."""
+    from edgellm.cli.output import fields, human_bytes
+    from edgellm.memory import peak_rss
+
+    t = answer.timings
+    if t is None:
+        return "no timings: it was stopped before the first token"
+    used = t.prompt_n + t.generation_n
+    return fields(
+        (
+            ("prompt", f"{t.prompt_n} tokens, {t.reused_n} reused, {t.prompt_tps:.1f} t/s, {t.prompt_ms / 1e3:.2f} s"),
+            ("answer", f"{t.generation_n} tokens, {t.generation_tps:.1f} t/s, {t.generation_ms / 1e3:.2f} s"),
+            ("first token", f"after {t.time_to_first_token_ms / 1e3:.2f} s"),
+            ("context", f"{used} of {n_ctx} tokens" if n_ctx else f"{used} tokens"),
+            ("ended by", str(answer.finish_reason)),
+            ("peak memory", human_bytes(peak_rss())),
+        )
+    )

@@ -1,0 +1,96 @@
+"""The ``edgellm`` command: finds the file of a command, and turns every way of ending into an exit status.
+
+0 done, 1 an error with a message, 2 wrong usage, 130 stopped by Ctrl-C, 141 the reader of a pipe went away.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from edgellm.cli.output import error_block, use_utf8
+from edgellm.formats.errors import EdgeLLMError
+
+COMMANDS = ("run", "chat", "pull", "list", "show", "rm", "verify", "doctor", "bench")
+"""Each is ``command`` in the file of the same name, in the order in which ``--help`` shows them."""
+
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class LazyGroup(click.Group):
+    """A group that imports the file of a command when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"edgellm.cli.{cmd_name}").command
+        return command
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"edgellm {version('edgellm')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
+def edgellm() -> None:
+    """Run GGUF language models on this machine.
+
+    \b
+    Examples:
+      edgellm chat                                talk to the small default model
+      edgellm run smollm2 "Name three rivers."    one answer, on standard output
+      cat notes.txt | edgellm run smollm2 "Sum this up."
+      edgellm bench -m model.gguf                 tokens per second on this machine
+
+    EDGELLM_DEBUG=1 shows a traceback with an error and one line for each request.
+    """
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks and request lines."""
+    return os.environ.get("EDGELLM_DEBUG", "") not in ("", "0")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; every error is printed here and nowhere else."""
+    use_utf8()
+    try:
+        status = edgellm.main(args=arguments, prog_name="edgellm", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        return EXIT_INTERRUPTED
+    except EdgeLLMError as error:
+        if debugging():
+            traceback.print_exc()
+        click.echo(error_block(error), err=True)
+        return 1
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_BROKEN_PIPE
+    except (OSError, MemoryError) as error:
+        if debugging():
+            traceback.print_exc()
+        click.echo(error_block(error), err=True)
+        return 1
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,193 @@
+"""``edgellm bench``: tokens per second, with the flags, columns and JSON names of llama-bench."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli.models import resolve
+from edgellm.cli.output import human_bytes, human_count
+from edgellm.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from edgellm.bench import BenchResult, BenchTest
+    from edgellm.model_card import ModelCard
+
+COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "bandwidth")
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
+MAX_VALUES = 1000
+
+
+def parse_list(text: str) -> list[int]:
+    """``512``, ``128,256`` or llama-bench's ranges ``1-4``, ``64-256+64`` and ``64-512*2``."""
+    values: list[int] = []
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        if found is None:
+            raise click.UsageError(f"{text!r} is not a list of numbers; write 512 or 128,256 or 64-512*2.")
+        first, last, operator, step = int(found[1]), int(found[2] or found[1]), found[3] or "+", int(found[4] or 1)
+        if step < 1 or (operator == "*" and (step < 2 or first < 1)):
+            raise click.UsageError(f"{text!r} never ends; a range needs a step that grows.")
+        while first <= last:
+            values.append(first)
+            if len(values) > MAX_VALUES:
+                raise click.UsageError(f"{text!r} has more than {MAX_VALUES} values. Take a larger step.")
+            first = first + step if operator == "+" else first * step
+    return values
+
+
+def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
+    pairs = []
+    for text in texts:
+        found = re.fullmatch(r"(\d+),(\d+)", text)
+        if found is None:
+            raise click.UsageError(f"-pg is {text!r}; expected two numbers such as 512,128.")
+        pairs.append((int(found[1]), int(found[2])))
+    return pairs
+
+
+@click.command("bench")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("-m", "--model", "more_models", multiple=True, help="A model; may be given more than once.")
+@click.option("-p", "--n-prompt", "n_prompt", default="512", show_default=True, metavar="LIST", help="Prompt tokens.")
+@click.option("-n", "--n-gen", "n_gen", default="128", show_default=True, metavar="LIST", help="Tokens to make.")
+@click.option("-pg", "pairs", multiple=True, metavar="PP,TG", help="Read PP tokens and make TG in one test.")
+@click.option("-d", "--n-depth", "n_depth", default="0", show_default=True, metavar="LIST", help="Tokens in the cache.")
+@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times for each test.")
+@click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: all CPUs]")
+@click.option(
+    "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), default=512, show_default=True, help="Step size."
+)
+@click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", show_default=True)
+@click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
+@click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
+def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, **options: Any) -> None:
+    """Measure tokens per second: pp512 reads a prompt, tg128 makes tokens, "@ d512" behind a filled cache.
+
+    A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not counted. The last line of
+    output is JSON under llama-bench's names. The column "bandwidth" is the share of this machine's memory bandwidth
+    that decoding reaches: the bytes a token must read, against a plain loop over memory.
+
+    \b
+    Examples:
+      edgellm bench -m smollm2
+      edgellm bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2 -r 3
+    """
+    from edgellm.catalogue import DEFAULT_MODEL
+
+    records: list[dict[str, Any]] = []
+    if output == "md":
+        _print_row(COLUMNS)
+        _print_row(["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"])
+
+    def report(result: BenchResult, card: ModelCard) -> None:
+        records.append(result.record(card, options["n_ubatch"]))
+        if output == "md":
+            _print_row(_cells(result, card))
+        elif output == "jsonl":
+            click.echo(json.dumps(records[-1]))
+
+    for name in (*models, *more_models) or (DEFAULT_MODEL,):
+        _bench_model(name, report=report, **options)
+    if output == "csv":
+        _print_csv(records)
+    elif output != "jsonl":
+        click.echo(json.dumps(records))
+
+
+def _bench_model(
+    name: str,
+    *,
+    n_prompt: str,
+    n_gen: str,
+    pairs: tuple[str, ...],
+    n_depth: str,
+    repetitions: int,
+    threads: str | None,
+    n_ubatch: int,
+    no_warmup: bool,
+    no_bandwidth: bool,
+    report: Callable[[BenchResult, ModelCard], None],
+) -> None:
+    from edgellm.bench import bench_tests, run_tests
+    from edgellm.machine import cpu_count, read_bandwidth
+
+    tests = bench_tests(parse_list(n_prompt), parse_list(n_gen), parse_list(n_depth), _parse_pairs(pairs))
+    if not tests:
+        raise click.UsageError("there is nothing to measure: -p and -n are both 0. Give one of them.")
+    counts = parse_list(threads) if threads else [cpu_count()]
+    if 0 in counts:
+        raise click.UsageError("-t is 0; a test needs at least one thread.")
+    with Progress() as progress:
+        path = resolve(name, progress)
+        program, card, gguf = _open(path)
+        try:
+            for n_threads in counts:
+                progress.note("measuring how fast this machine reads memory")
+                bandwidth = None if no_bandwidth else read_bandwidth(n_threads)
+
+                def started(test: BenchTest, n_threads: int = n_threads) -> None:
+                    progress.note(f"measuring {test.name} with {n_threads} threads")
+
+                for result in run_tests(
+                    program,
+                    tests,
+                    lambda pool, n: _executor(program, pool, n, n_ubatch, progress),
+                    n_threads=n_threads,
+                    repetitions=repetitions,
+                    n_ubatch=n_ubatch,
+                    warmup=not no_warmup,
+                    read_bandwidth=bandwidth,
+                    on_start=started,
+                ):
+                    progress.finish()
+                    report(result, card)
+        finally:
+            gguf.close()
+
+
+def _open(path: Any) -> tuple[Any, ModelCard, Any]:
+    from edgellm.formats.gguf import GGUFFile
+    from edgellm.model_card import model_card
+    from edgellm.models import build_program
+
+    gguf = GGUFFile.open(path)
+    return build_program(gguf), model_card(gguf), gguf
+
+
+def _executor(program: Any, pool: Any, n_threads: int, max_tokens: int, progress: Progress) -> Any:
+    from edgellm.kernels.cpu import CPUExecutor
+
+    return CPUExecutor(
+        program, pool, n_threads, max_tokens, lambda done, total, name: progress.update("compile", done, total, name)
+    )
+
+
+def _cells(result: BenchResult, card: ModelCard) -> list[str]:
+    share = result.bandwidth_share
+    return [
+        card.model_type,
+        human_bytes(card.nbytes),
+        human_count(card.n_params),
+        "CPU",
+        str(result.n_threads),
+        result.test.name,
+        f"{result.mean:.2f} ± {result.deviation:.2f}",
+        "-" if share is None else f"{share:.0%}",
+    ]
+
+
+def _print_row(cells: Any) -> None:
+    click.echo(f"| {' | '.join(cells)} |")
+
+
+def _print_csv(records: list[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, records[0], quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(records)

@@ -1,0 +1,127 @@
+"""``edgellm chat``: a conversation, line by line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edgellm.cli.answer import Answer, timing_block
+from edgellm.cli.chat_commands import AnswerAgain, LeaveChat, run_command
+from edgellm.cli.chat_session import ChatSession
+from edgellm.cli.generation_options import (
+    generation_options,
+    read_text,
+    system_message,
+    template_arguments,
+    template_source,
+)
+from edgellm.cli.line_input import LineInput
+from edgellm.cli.models import load_model
+from edgellm.cli.output import error_block, write_answer
+from edgellm.cli.sampling_options import given_sampling, sampling_options
+from edgellm.formats.errors import EdgeLLMError
+
+EXIT_INTERRUPTED = 130
+
+
+@click.command("chat")
+@click.argument("model_argument", required=False, metavar="[MODEL]")
+@click.option("-p", "--prompt", "first", metavar="TEXT", help="The first message.")
+@click.option("-f", "--file", "first_file", metavar="FILE", help="File with the first message.")
+@generation_options
+@sampling_options
+def command(model_argument: str | None, **values: Any) -> int:
+    """Talk to a model. Without MODEL it is the small default one.
+
+    /help lists the commands: /regen, /clear, /read FILE, /system TEXT, /set param value, /save FILE and others. The
+    first Ctrl-C stops the answer, the second leaves.
+
+    \b
+    Examples:
+      edgellm chat
+      edgellm chat model.gguf -sys "Answer in one sentence." --temp 0.3
+    """
+    from edgellm.catalogue import DEFAULT_MODEL
+    from edgellm.paths import config_dir
+
+    if model_argument is not None and values["model_option"] is not None:
+        raise click.UsageError("the model is given twice. Give it as an argument or with -m.")
+    model = model_argument or values["model_option"] or DEFAULT_MODEL
+    sampling, system = given_sampling(values), system_message(values)
+    first = read_text(values["first_file"]) if values["first_file"] else values["first"]
+    arguments = template_arguments(values)
+    with load_model(model, values, template_source(values), needs_template=True) as llm:
+        session = ChatSession(llm, model, sampling, values["n_predict"], values["stops"], arguments)
+        session.system = system
+        lines = LineInput(config_dir() / "history")
+        if lines.interactive:
+            click.echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
+        try:
+            return ChatLoop(session, lines, values["timings"]).run(first)
+        finally:
+            lines.close()
+
+
+class ChatLoop:
+    """Reads lines, runs commands, shows answers. Two Ctrl-C without a line between them end it."""
+
+    def __init__(self, session: ChatSession, lines: LineInput, timings: bool) -> None:
+        self.session, self.lines, self.timings = session, lines, timings
+        self.interrupts = 0
+
+    def run(self, first: str | None = None) -> int:
+        """Until the user leaves; the exit status."""
+        if first is not None:
+            self._turn(first)
+        while True:
+            try:
+                line = self.lines.read()
+            except KeyboardInterrupt:
+                click.echo()
+                self.interrupts += 1
+                if self.interrupts > 1:
+                    return EXIT_INTERRUPTED
+                click.echo("Ctrl-C once more, Ctrl-D or /exit leaves.", err=True)
+                continue
+            if line is None:
+                if self.lines.interactive:
+                    click.echo()
+                return 0
+            self.interrupts = 0
+            try:
+                if line.strip():
+                    self._turn(line)
+            except LeaveChat:
+                return 0
+
+    def _turn(self, line: str) -> None:
+        """One line of the user: a command or a message. An error is shown and the chat goes on."""
+        try:
+            if line.startswith("/"):
+                try:
+                    click.echo(run_command(self.session, line), err=not self.lines.interactive)
+                except AnswerAgain:
+                    self._show(self.session.regenerate)
+            else:
+                self._show(lambda write: self.session.ask(line, write))
+        except (EdgeLLMError, OSError) as error:
+            click.echo(error_block(error), err=True)
+
+    def _show(self, answering: Callable[[Callable[[str], None]], Answer]) -> None:
+        """Stream one answer and say how it ended, if not by itself."""
+        answer = answering(write_answer)
+        if not answer.text.endswith("\n"):
+            click.echo()
+        if self.lines.interactive:
+            click.echo()
+        if answer.stopped:
+            self.interrupts += 1
+            click.echo("(stopped)", err=True)
+        elif answer.finish_reason == "length":
+            click.echo("(cut off: -n or the context is used up; /clear begins anew)", err=True)
+        if self.timings:
+            click.echo(timing_block(answer, self.session.llm.n_ctx), err=True)
+        sys.stdout.flush()

@@ -1,0 +1,100 @@
+"""``edgellm doctor``: what this machine has, which kernels were chosen for it, and whether they compute right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from edgellm.cli.output import fields, human_bytes, table
+from edgellm.cli.progress import Progress
+
+
+@click.command("doctor")
+@click.option("--no-selftest", is_flag=True, help="Do not run the kernels.")
+@click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast memory is read.")
+@click.option("--clear-cache", is_flag=True, help="Delete the compiled kernels and do nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@click.pass_context
+def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cache: bool, as_json: bool) -> None:
+    """Examine this machine: CPU, the kernels chosen for it, a self-test of each, memory, versions.
+
+    Every kernel is compared with a plain numpy computation on this CPU. Exit status 1 when one of them is wrong.
+
+    \b
+    Examples:
+      edgellm doctor
+      edgellm doctor --json > machine.json
+    """
+    from edgellm import doctor
+
+    if clear_cache:
+        click.echo(f"{doctor.clear_kernel_cache()} compiled kernels deleted", err=True)
+        return
+    facts: dict[str, Any] = {"machine": doctor.machine_facts(), "versions": doctor.package_versions()}
+    facts["kernels"] = doctor.kernel_facts()
+    with Progress() as progress:
+        if not no_bandwidth:
+            progress.note("measuring how fast this machine reads memory")
+            facts["read_bandwidth"] = {str(n): round(rate) for n, rate in doctor.bandwidths().items()}
+            progress.finish()
+        if not no_selftest:
+            facts["self_test"] = _run_self_test(progress)
+    facts["kernel_cache"] = {
+        k: v if isinstance(v, int) else str(v) for k, v in vars(doctor.kernel_cache_state()).items()
+    }
+    wrong = [result for result in facts.get("self_test", ()) if not result["ok"]]
+    facts["ok"] = not wrong
+    click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _as_text(facts))
+    ctx.exit(1 if wrong else 0)
+
+
+def _run_self_test(progress: Progress) -> list[dict[str, Any]]:
+    from edgellm import doctor
+
+    results: list[dict[str, Any]] = []
+    progress.update("selftest", 0, None)
+    for result in doctor.self_test():
+        results.append(dataclasses.asdict(result))
+        progress.update("selftest", len(results), None, result.kernel)
+    return results
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    machine, kernels, cache = facts["machine"], facts["kernels"], facts["kernel_cache"]
+    rows: list[tuple[str, object]] = [
+        ("system", machine["system"]),
+        ("python", machine["python"]),
+        ("cpu", f"{machine['cpu']}, {machine['cpus']} CPUs for us"),
+        ("features", " ".join(kernels["features"]) or "unknown"),
+        ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])})"),
+        ("fast types", ", ".join(kernels["fast_types"])),
+        ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),
+        ("memory", f"{human_bytes(machine['memory_available'])} free of {human_bytes(machine['memory_total'])}"),
+    ]
+    for n, rate in facts.get("read_bandwidth", {}).items():
+        rows.append((f"bandwidth, {n} thread{'s' if n != '1' else ''}", f"{rate / 1e9:.1f} GB/s"))
+    ready = f"{cache['n_ready']} kernels ready, {cache['n_stale']} of other versions, {human_bytes(cache['nbytes'])}"
+    rows += [
+        ("kernel cache", f"{cache['folder']}: {ready}"),
+        ("models", machine["folders"]["models"]),
+        ("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())),
+    ]
+    text = fields(rows)
+    if "self_test" in facts:
+        text += "\n\n" + _self_test_table(facts["self_test"])
+    return text
+
+
+def _self_test_table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        (r["kernel"], r["form"], f"{r['nmse']:.1e}", f"{r['limit']:.0e}", "ok" if r["ok"] else "WRONG", r["detail"])
+        for r in results
+    ]
+    n_wrong = sum(not result["ok"] for result in results)
+    verdict = (
+        f"{n_wrong} of {len(results)} kernels compute wrong on this CPU" if n_wrong else "all kernels compute right"
+    )
+    return table(("KERNEL", "FORM", "NMSE", "LIMIT", "", ""), lines, right=(2, 3)) + f"\n\n{verdict}"

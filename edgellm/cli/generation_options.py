@@ -1,0 +1,75 @@
+"""The options that ``run`` and ``chat`` share beside sampling: the model, the context, the template, when to stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("-m", "--model", "model_option", metavar="MODEL", help="A name, a .gguf file, hf:owner/repo:QUANT."),
+    click.option("-n", "--predict", "--n-predict", "n_predict", type=click.IntRange(-1), default=-1, metavar="N",
+                 help="Tokens to make at most; -1 goes on to the end."),
+    click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
+                 help="Tokens of context; 0 takes all that the model was trained for."),
+    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
+                 help="Threads.  [default: all CPUs]"),
+    click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message."),
+    click.option("-sysf", "--system-prompt-file", "system_file", type=click.Path(), help="File with it."),
+    click.option("-r", "--reverse-prompt", "stops", multiple=True, metavar="TEXT", help="Stop before TEXT."),
+    click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the model's own."),
+    click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
+    click.option("--chat-template-kwargs", "template_kwargs", metavar="JSON", help='For the template: {"key": value}.'),
+    click.option("--override-kv", "overrides", multiple=True, metavar="KEY=TYPE:VALUE",
+                 help="Replace a metadata value; TYPE is int, float, bool or str."),
+    click.option("-v", "--verbose", "--show-timings", "timings", is_flag=True, help="Timings on standard error."),
+)  # fmt: skip
+
+
+def generation_options(function: F) -> F:
+    """Give a command every option of this file."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def read_text(path: str) -> str:
+    """A text file in UTF-8; ``-`` is standard input."""
+    if path == "-":
+        return click.get_text_stream("stdin", encoding="utf-8", errors="replace").read()
+    return Path(path).expanduser().read_text("utf-8", errors="replace")
+
+
+def system_message(values: dict[str, Any]) -> str | None:
+    """The system message of ``-sys`` or ``-sysf``."""
+    if values["system"] is not None and values["system_file"] is not None:
+        raise click.UsageError("-sys and -sysf both give a system message. Give one of them.")
+    return read_text(values["system_file"]) if values["system_file"] is not None else values["system"]
+
+
+def template_source(values: dict[str, Any]) -> str | None:
+    """A template's name or Jinja text: ``--chat-template`` also takes the path of a file."""
+    if values["template_file"] is not None:
+        return read_text(values["template_file"])
+    given: str | None = values["chat_template"]
+    if given is not None and "{" not in given and Path(given).is_file():
+        return read_text(given)
+    return given
+
+
+def template_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object of ``--chat-template-kwargs``."""
+    if values["template_kwargs"] is None:
+        return {}
+    try:
+        arguments = json.loads(values["template_kwargs"])
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"--chat-template-kwargs is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise click.UsageError('--chat-template-kwargs must be a JSON object such as {"enable_thinking": false}.')
+    return arguments

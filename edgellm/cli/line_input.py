@@ -1,0 +1,84 @@
+"""Lines of a chat from the keyboard or a pipe: editing and history by readline, messages of several lines.
+
+A message goes on over a line that ends with a backslash, and between two lines with three double quotes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+QUOTES = '"""'
+PROMPT, CONTINUED = ">>> ", "... "
+HISTORY_LINES = 1000
+
+
+class LineInput:
+    """Reads messages. With a terminal it keeps the history of lines in ``history``."""
+
+    def __init__(self, history: Path | None) -> None:
+        self.interactive = sys.stdin.isatty()
+        self._history = history if self.interactive else None
+        self._readline = _readline() if self.interactive else None
+        if self._readline and self._history:
+            with contextlib.suppress(OSError):
+                self._readline.read_history_file(self._history)
+
+    def read(self) -> str | None:
+        """The next message, None at the end of the input. KeyboardInterrupt when Ctrl-C is pressed."""
+        line = self._line(PROMPT)
+        if line is None:
+            return None
+        if line.lstrip().startswith(QUOTES):
+            return self._quoted(line.lstrip()[len(QUOTES) :])
+        lines = []
+        while line is not None and line.endswith("\\"):
+            lines.append(line[:-1])
+            line = self._line(CONTINUED)
+        return "\n".join([*lines, line or ""])
+
+    def close(self) -> None:
+        """Keep the history for the next time, for this user's eyes only."""
+        if self._readline is None or self._history is None:
+            return
+        with contextlib.suppress(OSError):
+            self._history.parent.mkdir(parents=True, exist_ok=True)
+            self._readline.set_history_length(HISTORY_LINES)
+            self._readline.write_history_file(self._history)
+            os.chmod(self._history, 0o600)
+
+    def _quoted(self, first: str) -> str:
+        """The lines up to the closing quotes."""
+        lines: list[str] = []
+        line: str | None = first
+        while line is not None:
+            if line.rstrip().endswith(QUOTES):
+                lines.append(line.rstrip()[: -len(QUOTES)])
+                break
+            lines.append(line)
+            line = self._line(CONTINUED)
+        if not lines[0]:
+            lines = lines[1:]
+        if lines and not lines[-1]:
+            lines.pop()
+        return "\n".join(lines)
+
+    def _line(self, prompt: str) -> str | None:
+        try:
+            if self.interactive:
+                return input(prompt)
+            line = sys.stdin.readline()
+            return line.rstrip("\r\n") if line else None
+        except EOFError:
+            return None
+
+
+def _readline():  # type: ignore[no-untyped-def]
+    """The readline module, None where Python has none (Windows edits lines by itself)."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    return readline

@@ -1,0 +1,86 @@
+"""From what the user typed to a model: the file behind a name, and a loaded model with progress on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cli.progress import Progress
+from edgellm.formats.errors import ModelNotFoundError, ParameterError
+
+if TYPE_CHECKING:
+    from edgellm.formats.gguf import GGUFFile
+    from edgellm.llm import LLM
+
+_TRUE = {"true": True, "false": False}
+
+
+def find_file(name: str) -> Path:
+    """The file of a path or of a model that is here; never the network. ModelNotFoundError tells how to get it."""
+    from edgellm.catalogue import catalogue, find
+
+    path = find(name)
+    if path is None and Path(name).exists():
+        return Path(name)  # a folder or a device: the reader says what is wrong with it
+    if path is None and name in catalogue():
+        raise ModelNotFoundError(f"{name}: not here yet. `edgellm pull {name}` brings it.")
+    if path is None:
+        raise ModelNotFoundError(f"{name}: no such file, and no model of that name is here. See `edgellm list`.")
+    return path
+
+
+def open_file(name: str) -> GGUFFile:
+    """The opened file of a path or of a model that is here."""
+    from edgellm.formats.gguf import GGUFFile
+
+    return GGUFFile.open(find_file(name))
+
+
+def resolve(name: str, progress: Progress) -> Path:
+    """The file of a path or a name; a model of the catalogue that is not here is pulled under a progress bar."""
+    from edgellm.catalogue import resolve
+
+    path = resolve(name, lambda done, total: progress.update("pull", done, total, name))
+    progress.finish()
+    return path
+
+
+def load_model(model: str, values: dict[str, Any], chat_template: str | None, needs_template: bool) -> LLM:
+    """The loaded model behind a name, ready to answer; ``values`` are those of ``generation_options``."""
+    overrides = dict(parse_override(text) for text in values["overrides"])
+    with Progress() as progress:
+        path = resolve(model, progress)
+        progress.update("load", 0, None, model)
+        import edgellm
+
+        llm = edgellm.load(
+            path,
+            n_ctx=values["n_ctx"],
+            n_threads=values["n_threads"],
+            chat_template=chat_template,
+            kv_overrides=overrides or None,
+            on_compile=lambda done, total, name: progress.update("compile", done, total, name),
+        )
+    return llm
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``KEY=TYPE:VALUE`` of ``--override-kv``, TYPE one of int, float, bool, str, as llama.cpp writes it."""
+    key, equals, rest = text.partition("=")
+    kind, colon, value = rest.partition(":")
+    try:
+        if key and equals and colon:
+            if kind == "str":
+                return key, value
+            if kind == "int":
+                return key, int(value)
+            if kind == "float":
+                return key, float(value)
+            if kind == "bool":
+                return key, _TRUE[value]
+    except (ValueError, KeyError):
+        pass
+    raise ParameterError(
+        f"--override-kv is {text!r}; expected KEY=TYPE:VALUE with TYPE int, float, bool or str, such as "
+        "tokenizer.ggml.add_bos_token=bool:false."
+    )

@@ -1,0 +1,131 @@
+"""Progress of whatever takes longer than a second, on standard error: a bar in a terminal, else one plain line.
+
+Downloads, loading, compiling kernels and reading a long prompt all report here. Nothing is left on the screen when a
+stage is over, so that an answer starts on a clean line.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from edgellm.cli.output import human_bytes, terminal_safe
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+STAGES = {
+    "pull": "pulling",
+    "load": "loading",
+    "compile": "compiling kernels for your CPU",
+    "prefill": "reading the prompt",
+    "selftest": "testing kernels",
+}
+PLAIN_DELAY_S = 1.0
+PREFILL_DELAY_S = 0.5
+
+
+class Progress:
+    """Shows one stage at a time. Made for a ``with`` block, which always gives the terminal back as it was."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bars: RichProgress | None = None
+        self._stage: str | None = None
+        self._announced = False
+        self._noted = False
+        self._started = 0.0
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()
+
+    def update(self, stage: str, done: int, total: int | None = None, name: str = "") -> None:
+        """``done`` of ``total`` (bytes, kernels, tokens) of a stage are behind us; ``name`` is what it works on."""
+        if stage != self._stage:
+            self.finish()
+            self._stage, self._started = stage, time.monotonic()
+        if stage == "prefill" and not self._announced and time.monotonic() - self._started < PREFILL_DELAY_S:
+            return
+        if self._terminal:
+            self._draw(stage, done, total, name)
+        else:
+            self._say(stage, total, name)
+
+    def note(self, text: str) -> None:
+        """One line that does not move: what is being measured must not share the CPU with a spinner."""
+        self.finish()
+        if self._terminal:
+            click.echo(f"{text} ...", nl=False, err=True)
+            self._noted = True
+        else:
+            self._say_later(f"{text} ...")
+
+    def finish(self) -> None:
+        """End the stage and wipe its line."""
+        if self._noted:
+            click.echo("\r\x1b[2K", nl=False, err=True)
+            self._noted = False
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._stage, self._timer, self._announced = None, None, None, False
+
+    def _draw(self, stage: str, done: int, total: int | None, name: str) -> None:
+        if self._bars is None:
+            self._bars = _bars(stage)
+            self._bars.add_task(STAGES.get(stage, stage))
+            self._bars.start()
+            self._announced = True
+        detail = terminal_safe(name)
+        self._bars.update(self._bars.task_ids[0], completed=done, total=total or None, detail=detail)
+
+    def _say(self, stage: str, total: int | None, name: str) -> None:
+        if self._announced:
+            return
+        self._announced = True
+        amount = f" ({human_bytes(total) if stage == 'pull' else total})" if total else ""
+        what = "" if stage == "compile" else terminal_safe(name)
+        line = f"{STAGES.get(stage, stage)} {what}".rstrip() + f"{amount} ..."
+        if stage in ("compile", "pull"):
+            click.echo(line, err=True)
+        else:
+            self._say_later(line)
+
+    def _say_later(self, line: str) -> None:
+        """Print the line unless the stage is over within a second."""
+        self._timer = threading.Timer(PLAIN_DELAY_S, lambda: click.echo(line, err=True))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _bars(stage: str) -> RichProgress:
+    """The columns that suit a stage: rich takes 40 ms to import, so only a terminal pays for it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    columns: list[ProgressColumn] = [SpinnerColumn("line"), TextColumn("{task.description}", markup=False)]
+    if stage == "pull":
+        columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    elif stage in ("compile", "prefill"):
+        columns += [MofNCompleteColumn(), BarColumn()]
+    columns.append(TextColumn("{task.fields[detail]}", markup=False))
+    return RichProgress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,29 @@
+"""``edgellm pull``: bring models here."""
+
+from __future__ import annotations
+
+import click
+
+from edgellm.cli.output import human_bytes
+from edgellm.cli.progress import Progress
+
+
+@click.command("pull")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def command(names: tuple[str, ...]) -> None:
+    """Download models and keep them.
+
+    NAME is a name that `edgellm list` shows, hf:owner/repository[:QUANT], hf:owner/repository/file.gguf, or an
+    https: address. A download that was cut off goes on where it stopped; what is here already is not fetched again.
+
+    \b
+    Examples:
+      edgellm pull smollm2
+      edgellm pull hf:bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
+    """
+    from edgellm.catalogue import pull
+
+    for name in names:
+        with Progress() as progress:
+            path = pull(name, lambda done, total, name=name: progress.update("pull", done, total, name))  # type: ignore[misc]
+        click.echo(f"{name}: {path} ({human_bytes(path.stat().st_size)})", err=True)

@@ -1,0 +1,40 @@
+"""``edgellm verify``: everything that is wrong with a model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from edgellm.cli.models import find_file
+from edgellm.cli.output import terminal_safe
+
+
+@click.command("verify")
+@click.argument("model", metavar="FILE")
+@click.option("--header-only", is_flag=True, help="Do not read the weights in search of NaN and infinity.")
+@click.option("--json", "as_json", is_flag=True, help="Write the findings as a JSON array.")
+@click.pass_context
+def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) -> None:
+    """Check a model file: its structure, its vocabulary, every weight. Prints all findings.
+
+    Exit status 0 for a sound file, 1 when anything is wrong. FILE may be the name of a model that is here.
+
+    \b
+    Examples:
+      edgellm verify model.gguf
+      edgellm verify smollm2 --header-only
+    """
+    from edgellm.formats.validate import findings
+
+    path = find_file(model)
+    found = findings(path, check_tensors=not header_only)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2, ensure_ascii=False))
+    else:
+        for finding in found:
+            click.echo(f"{finding.severity}: {finding.code}: {terminal_safe(str(finding))}")
+        if not found:
+            click.echo(f"{path}: sound" + ("" if not header_only else " (weights not read)"))
+    ctx.exit(1 if any(finding.severity == "error" for finding in found) else 0)

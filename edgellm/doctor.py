@@ -1,0 +1,130 @@
+"""What edgellm finds on this machine: the CPU, the form of every kernel, whether each computes right, memory, versions.
+
+A kernel that computes wrong on one kind of CPU is the bug that a test elsewhere cannot see, so the self-test of every
+kernel against the numpy reference is made to run here, on the user's own machine.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.machine import cpu_count, cpu_name, read_bandwidth
+from edgellm.memory import system_memory
+from edgellm.paths import cache_dir, config_dir, models_dir
+
+if TYPE_CHECKING:
+    from edgellm.kernels.selftest import SelfTestResult
+
+PACKAGES = (
+    "edgellm",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "tokenizers",
+    "sentencepiece",
+    "jinja2",
+    "click",
+    "rich",
+    "textual",
+)
+
+# CPU features that a kernel could use, in the names LLVM has for them
+FEATURES = ("sse2", "sse4.2", "avx", "fma", "f16c", "avx2", "avxvnni", "avxvnniint8",
+            "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16",
+            "amx-tile", "amx-int8", "amx-bf16", "neon", "dotprod", "i8mm", "bf16", "sve", "sve2", "sme")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KernelCacheState:
+    """The compiled kernels on disk.
+
+    n_ready   files made from these very kernels, for this CPU, by these versions
+    n_stale   files of another version or CPU, of no use here
+    """
+
+    folder: Path
+    n_ready: int
+    n_stale: int
+    nbytes: int
+
+
+def machine_facts() -> dict[str, Any]:
+    """System, CPU and memory, fit for JSON."""
+    memory = system_memory()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "cpu": cpu_name(),
+        "cpus": cpu_count(),
+        "memory_total": memory.total,
+        "memory_available": memory.available,
+        "folders": {"models": str(models_dir()), "config": str(config_dir()), "cache": str(cache_dir())},
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of what edgellm stands on; a package that is missing says so."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "missing"
+    return versions
+
+
+def kernel_facts() -> dict[str, Any]:
+    """The chosen form, those that this CPU could run, its features, and the tensor types with kernels of their own."""
+    from edgellm.formats.quant_types import QUANT_TYPES
+    from edgellm.kernels.cpu import isa, kernel_table
+
+    features = isa.host_features()
+    fast = [name for name in QUANT_TYPES if f"matmul_{name.lower()}" in kernel_table.KERNELS]
+    return {
+        "form": isa.detect().name,
+        "forms": isa.available_forms(),
+        "features": [name for name in FEATURES if features.get(name)],
+        "fast_types": fast,
+        "dequantized_types": [name for name in QUANT_TYPES if name not in fast],
+    }
+
+
+def kernel_cache_state() -> KernelCacheState:
+    """Count the compiled kernels on disk. A damaged one is found and made again when it is needed."""
+    from edgellm.kernels.cpu.isa import detect
+    from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
+    from edgellm.kernels.cpu.kernel_table import KERNELS
+
+    cache = KernelCache(detect(), default_folder())
+    ready = {path for name in KERNELS if (path := cache.path(name)) is not None and path.is_file()}
+    files = list(default_folder().glob("*.kernel"))
+    return KernelCacheState(default_folder(), len(ready), len(set(files) - ready), sum(p.stat().st_size for p in files))
+
+
+def clear_kernel_cache() -> int:
+    """Delete the compiled kernels; the number of files that went."""
+    from edgellm.kernels.cpu.kernel_cache import default_folder
+
+    n_removed = 0
+    for path in default_folder().glob("*"):
+        if path.suffix == ".kernel" or path.name.startswith(".new-"):
+            path.unlink(missing_ok=True)
+            n_removed += 1
+    return n_removed
+
+
+def self_test() -> Iterator[SelfTestResult]:
+    """Run every kernel on this CPU against the reference; see ``kernels.selftest``."""
+    from edgellm.kernels import selftest
+
+    yield from selftest.run()
+
+
+def bandwidths() -> dict[int, float]:
+    """Bytes per second that a plain loop reads from memory, by number of threads: one, and all CPUs."""
+    return {n: read_bandwidth(n) for n in dict.fromkeys((1, cpu_count()))}

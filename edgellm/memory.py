@@ -1,0 +1,164 @@
+"""How much memory this machine can give, how much this process took, and how much a model will need.
+
+The free memory is the smaller of the machine's and of every control group above the process: inside a container the
+machine's own figure is a promise that the kernel does not keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm.formats.errors import MemoryWouldExceedError
+from edgellm.kv_cache import pool_blocks, pool_nbytes
+
+if TYPE_CHECKING:
+    from edgellm.kernels.program import Program
+
+PROCESS_NBYTES = 180 << 20  # the interpreter, numpy, numba and LLVM once the kernels are loaded
+MESSAGE_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class SystemMemory:
+    """Bytes of memory that this process may use at most, and that are free for it now."""
+
+    total: int
+    available: int
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a loaded model takes when its context is full.
+
+    weights   the mapped file; the system can drop these pages and read them again
+    kv        keys and values of ``n_ctx`` tokens
+    work      the buffers of one step
+    process   what the program itself takes
+    """
+
+    weights: int
+    kv: int
+    work: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.work + self.process
+
+
+def estimate(program: Program, weights_nbytes: int, n_ctx: int, max_tokens: int = 512) -> MemoryNeed:
+    """What ``program`` will need with a context of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
+    blocks = pool_blocks(program.windows, n_ctx, max_tokens)
+    kv = pool_nbytes(program.kv_layers, program.windows, blocks)
+    rows = {"tokens": max_tokens, "outputs": 1}
+    work = sum(4 * buffer.width * rows[buffer.rows] for buffer in program.buffers.values())
+    return MemoryNeed(weights_nbytes, kv, work, PROCESS_NBYTES)
+
+
+def check_fits(need: MemoryNeed, memory: SystemMemory | None = None) -> None:
+    """Raise MemoryWouldExceedError when the model does not fit the memory that is free now."""
+    memory = memory or system_memory()
+    if need.total > memory.available:
+        gib = [f"{n / MESSAGE_GIB:.2f} GiB" for n in (need.total, need.weights, need.kv, memory.available)]
+        raise MemoryWouldExceedError(
+            f"the model needs {gib[0]} (weights {gib[1]}, context {gib[2]}) and {gib[3]} are free. "
+            "Take a smaller context (-c), a smaller model, or close other programs."
+        )
+
+
+def system_memory() -> SystemMemory:
+    """The machine's memory, or the container's where that is less."""
+    if sys.platform == "darwin":
+        memory = _macos()
+    elif sys.platform == "win32":
+        memory = _windows()
+    else:
+        memory = _linux()
+    for limit, used in _control_groups():
+        memory = SystemMemory(min(memory.total, limit), min(memory.available, max(limit - used, 0)))
+    return memory
+
+
+def peak_rss() -> int:
+    """Most bytes of this process that were in memory at once, mapped file pages included; 0 where unknown."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _linux() -> SystemMemory:
+    fields = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields[name] = int(value.split()[0]) * 1024
+    return SystemMemory(fields["MemTotal"], fields.get("MemAvailable", fields["MemFree"]))
+
+
+def _macos() -> SystemMemory:
+    total = int(subprocess.check_output(["sysctl", "-n", "hw.memsize"]))
+    lines = subprocess.check_output(["vm_stat"], text=True).splitlines()
+    page = int("".join(filter(str.isdigit, lines[0])))
+    pages = {name: int(value.strip(" .")) for name, _, value in (line.partition(":") for line in lines[1:]) if value}
+    free = sum(pages.get(name, 0) for name in ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable"))
+    return SystemMemory(total, free * page)
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows interface."""
+
+    _fields_ = (
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        ("total", ctypes.c_ulonglong),
+        ("available", ctypes.c_ulonglong),
+        ("rest", ctypes.c_ulonglong * 5),
+    )
+
+
+def _windows() -> SystemMemory:
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
+    return SystemMemory(status.total, status.available)
+
+
+def _control_groups() -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of every Linux control group that holds this process."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers == "":
+                root, limit_file, used_file = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+            elif "memory" in controllers.split(","):
+                root, limit_file = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+                used_file = "memory.usage_in_bytes"
+            else:
+                continue
+            folder = root / name.strip("/")
+            for group in (folder, *folder.parents):
+                if root != group and root not in group.parents:
+                    break
+                found += _limit(group, limit_file, used_file)
+    return found
+
+
+def _limit(group: Path, limit_file: str, used_file: str) -> list[tuple[int, int]]:
+    """The limit of one group, if it has one; file pages it could drop do not count as used."""
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / limit_file).read_text())
+        used = int((group / used_file).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        droppable = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
+        if limit < 1 << 60:  # version 1 writes a huge number for "no limit"
+            return [(limit, max(used - droppable, 0))]
+    return []
