@@ -1,0 +1,245 @@
+"""Models by name: the rows of models.toml, the store of what is here, and the way from a name to a file.
+
+A name is a path, a row of the catalogue (``smollm2``), or a reference to a source (``hf:owner/repo:Q4_K_M``, ``https://...``).
+A path that exists always wins; what is in the store needs no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgellm.download import Progress
+from edgellm.file_lock import FileLock
+from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError
+from edgellm.paths import config_dir, models_dir
+from edgellm.sources import Expected, is_reference, source_of
+from edgellm.sources.source import check_sha256, split_names
+
+DEFAULT_MODEL = "smollm2"
+
+_INCOMING = ".incoming"  # of the store: what is on its way
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One row of models.toml. ``source`` has one reference, or the chunks of one file in order."""
+
+    name: str
+    description: str
+    architecture: str
+    licence: str
+    nbytes: int | None
+    sha256: str | None
+    source: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model of the store: the name that finds it again, its (first) file, and the bytes of all its files."""
+
+    name: str
+    path: Path
+    nbytes: int
+
+
+def catalogue() -> dict[str, CatalogueEntry]:
+    """All rows by name, the user's own models.toml over the shipped one. FormatError CATALOGUE for a bad row."""
+    rows: dict[str, CatalogueEntry] = {}
+    for file in (_shipped(), config_dir() / "models.toml"):
+        with contextlib.suppress(FileNotFoundError):
+            rows |= _read(file)
+    return rows
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path | None:
+    """The file of a local path or of a model that is in the store, None otherwise. Never the network."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    name = _normalised(os.fspath(name_or_path))
+    references = _references(name)
+    return source_of(references[0]).installed(references, models_dir()) if references else None
+
+
+def resolve(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The file of a path or a name; a known model that is not here yet is pulled. ModelNotFoundError, DownloadError."""
+    return find(name_or_path) or pull(os.fspath(name_or_path), progress)
+
+
+def pull(name: str, progress: Progress | None = None) -> Path:
+    """Bring the model ``name`` into the store and give its (first) file; at once when it is there already.
+
+    One process pulls a model, any other waits for it and takes what it brought. ModelNotFoundError, DownloadError.
+    """
+    name = _normalised(name)
+    references = _references(name)
+    if not references:
+        raise _unknown(name)
+    entry = catalogue().get(name)
+    expected = Expected(entry.sha256, entry.nbytes) if entry else Expected()
+    source, root = source_of(references[0]), models_dir()
+    work = root / _INCOMING / _work_name(references)
+
+    def waiting(owner: int) -> None:
+        if progress is not None:
+            progress(sum(path.stat().st_size for path in work.glob("*") if path.is_file()), expected.nbytes)
+
+    try:
+        if (path := source.installed(references, root)) is not None:
+            return path
+        with FileLock(work.with_name(work.name + ".lock"), waiting):
+            if (path := source.installed(references, root)) is not None:
+                return path
+            path = source.fetch(references, root, work, expected, progress)
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise DownloadError(
+            f"{error.filename or root}: {error.strerror or error}. Check the folder's rights, "
+            "or set EDGELLM_HOME to another one.",
+            code="PULL_WRITE",
+        ) from error
+    return path
+
+
+def installed() -> list[InstalledModel]:
+    """The models of the store, by the catalogue's name or else a reference; a split model is one."""
+    root = models_dir()
+    names = {}
+    for name, entry in catalogue().items():
+        with contextlib.suppress(DownloadError):
+            if (path := source_of(entry.source[0]).installed(entry.source, root)) is not None:
+                names[path] = name
+    found = []
+    for path in sorted(root.glob("*/**/*.gguf")):
+        parts = _files_of(path)
+        if parts[0] == path and path.is_file() and path.relative_to(root).parts[0] != _INCOMING:
+            nbytes = sum(part.stat().st_size for part in parts if part.is_file())
+            found.append(InstalledModel(names.get(path) or _reference_to(path, root), path, nbytes))
+    return sorted(found, key=lambda model: model.name)
+
+
+def remove(name: str) -> int:
+    """Delete a model of the store, and what an unfinished pull of it left; the bytes that became free.
+
+    ModelNotFoundError when the store holds neither. Files outside the store are never touched.
+    """
+    name, root, freed, parts = _normalised(name), models_dir(), 0, []
+    match = next((model for model in installed() if model.name == name), None)
+    references = _references(name)
+    path = match.path if match else references and source_of(references[0]).installed(references, root)
+    if path and path.is_relative_to(root):
+        parts = [part for part in _files_of(path) if part.is_file()]
+    work = root / _INCOMING / _work_name(references) if references else None
+    if work is not None and work.is_dir():
+        parts += [part for part in work.glob("**/*") if part.is_file()]
+    if not parts:
+        raise ModelNotFoundError(f"{name}: the store holds no such model. `edgellm list` shows what is here.")
+    for part in parts:
+        freed += part.stat().st_size
+        part.unlink()
+        _remove_empty_folders(part.parent, root)
+    return freed
+
+
+def _shipped() -> Path:
+    """models.toml beside this file in an installed wheel, at the top of the repository in a checkout."""
+    inside = Path(__file__).with_name("models.toml")
+    return inside if inside.is_file() else Path(__file__).parent.parent / "models.toml"
+
+
+def _read(file: Path) -> dict[str, CatalogueEntry]:
+    try:
+        tables = tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{file}: {error}. Expected TOML, one table a model.", code="CATALOGUE") from error
+    return {name: _entry(file, name, table) for name, table in tables.items()}
+
+
+def _entry(file: Path, name: str, table: Any) -> CatalogueEntry:
+    def wrong(what: str) -> FormatError:
+        return FormatError(
+            f"{file}: [{name}]: {what}. The head of the shipped models.toml shows a row.", code="CATALOGUE"
+        )
+
+    if not _NAME.fullmatch(name) or not isinstance(table, dict):
+        raise wrong("the name of a model is made of letters, digits and . _ -")
+    source = [table["source"]] if isinstance(table.get("source"), str) else table.get("source")
+    if (
+        not isinstance(source, list)
+        or not source
+        or not all(isinstance(one, str) and is_reference(one) for one in source)
+    ):
+        raise wrong("source is missing or not a reference")
+    about = {key: table.get(key, "") for key in ("description", "architecture", "licence")}
+    if not all(isinstance(text, str) for text in about.values()):
+        raise wrong("description, architecture and licence are text")
+    nbytes = table.get("size")
+    if nbytes is not None and (not isinstance(nbytes, int) or nbytes <= 0):
+        raise wrong("size is a number of bytes")
+    try:
+        sha256 = check_sha256(table.get("sha256"))
+    except (DownloadError, AttributeError, TypeError):
+        raise wrong("sha256 is 64 hex digits") from None
+    return CatalogueEntry(name, nbytes=nbytes, sha256=sha256, source=tuple(source), **about)
+
+
+def _normalised(name: str) -> str:
+    """One spelling for the ways people write a hub's repository."""
+    return re.sub(r"^(?:hf://|(?:https://)?(?:hf\.co|huggingface\.co)/(?!.*/resolve/))", "hf:", name)
+
+
+def _references(name: str) -> tuple[str, ...]:
+    """The references behind a name, none when it is neither a row nor a reference."""
+    if is_reference(name):
+        return (name,)
+    entry = catalogue().get(name)
+    return entry.source if entry else ()
+
+
+def _unknown(name: str) -> ModelNotFoundError:
+    if name.lower().endswith(".gguf") or "/" in name or os.sep in name:
+        return ModelNotFoundError(
+            f"{name}: there is no such file. Check the path, or give a name that `edgellm list` shows."
+        )
+    near = difflib.get_close_matches(name, catalogue(), n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(sorted(catalogue()))}."
+    return ModelNotFoundError(f"{name}: neither a file nor a model of the catalogue. {meant}")
+
+
+def _work_name(references: tuple[str, ...]) -> str:
+    """A folder name for a pull, readable and never the same for two models."""
+    digest = hashlib.sha256("\n".join(references).encode()).hexdigest()[:12]
+    return re.sub(r"[^A-Za-z0-9]+", "-", references[0])[:60].strip("-") + f"-{digest}"
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path.with_name(name) for name in split_names(path.name)]
+
+
+def _reference_to(path: Path, root: Path) -> str:
+    """The reference that finds a file of the store again."""
+    kind, *names = path.relative_to(root).parts
+    if kind == "web":
+        host = names[0].replace("+", ":")
+        scheme = "http" if host.split(":")[0] in ("localhost", "127.0.0.1") else "https"
+        return f"{scheme}://{host}/" + "/".join(names[1:])
+    return f"{kind}:" + "/".join(names)
+
+
+def _remove_empty_folders(folder: Path, root: Path) -> None:
+    while folder != root and folder.is_relative_to(root):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
