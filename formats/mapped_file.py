@@ -30,26 +30,25 @@ def map_file(path: Path) -> mmap.mmap:
     except (OSError, ValueError) as error:
         if os.path.isdir(path):  # Windows refuses to open one
             raise _not_a_file(path, "a directory") from None
-        reason = getattr(error, "strerror", None) or str(error)
-        raise EdgeLLMError(
-            f"{path}: cannot be opened ({reason}). A readable file was expected: check its permissions.",
-            code="MODEL_UNREADABLE",
-        ) from None
+        raise _unreadable(path, error) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _not_a_file(path, "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device")
         if status.st_size < MIN_NBYTES:
-            raise Finding(
-                "GGUF_NOT_A_GGUF",
-                f"is {status.st_size} bytes long, and a GGUF file has at least {MIN_NBYTES}",
-                PULL_AGAIN,
-                file=path.name,
-                offset=0,
-            ).error()
+            message = f"is {status.st_size} bytes long, and a GGUF file has at least {MIN_NBYTES}"
+            raise Finding("GGUF_NOT_A_GGUF", message, PULL_AGAIN, file=path.name, offset=0).error()
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # no address space or no more maps
+        raise _unreadable(path, error) from None
     finally:
         os.close(descriptor)
+
+
+def _unreadable(path: Path, error: Exception) -> EdgeLLMError:
+    reason = getattr(error, "strerror", None) or str(error)
+    message = f"{path}: cannot be opened ({reason}). A readable file was expected: check its permissions and the disk."
+    return EdgeLLMError(message, code="MODEL_UNREADABLE")
 
 
 def _not_a_file(path: Path, kind: str) -> FormatError:

@@ -7,6 +7,7 @@ Every part is a GGUF file with tensors of its own. ``split.no`` counts from 0, `
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,11 @@ def other_parts(path: Path, header: Header) -> list[Path]:
             "split.count",
         )
     paths = [path.with_name(f"{match['name']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
-    missing = [part.name for part in paths if not part.exists()]
+    missing = list(islice((part.name for part in paths if not part.exists()), 5))  # a lie of 65,535 parts ends here
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise _found(
             header,
-            f"{len(missing)} of {count} parts are missing: {shown}",
+            f"is the first of {count} parts, and some are missing: {', '.join(missing)}",
             "Put all parts into one folder, or pull the model again.",
             "split.count",
         )
