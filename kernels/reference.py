@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import (
@@ -231,8 +230,10 @@ class ReferenceExecutor:
         """With no pool it makes a float32 one for a single sequence of ``min(context_length, 32768)`` tokens."""
         self.program = program
         self.max_tokens = max_tokens
-        n_blocks = -(-min(program.context_length, DEFAULT_POOL_TOKENS) // BLOCK_TOKENS)
-        self.pool = pool or KVPool(program.kv_layers, program.windows, [n_blocks] * len(program.windows), "float32")
+        if pool is None:
+            n_blocks = -(-min(program.context_length, DEFAULT_POOL_TOKENS) // BLOCK_TOKENS)
+            pool = KVPool(program.kv_layers, program.windows, [n_blocks] * len(program.windows), "float32")
+        self.pool = pool
         self._weights: dict[str, np.ndarray] = {}
 
     def weight(self, name: str) -> np.ndarray:

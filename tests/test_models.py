@@ -8,12 +8,12 @@ from typing import Any
 import gguf as gguf_package
 import numpy as np
 import pytest
-
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
-from edgellm.models import architectures, build_program
 from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
+
+from edgellm.models import architectures, build_program
 
 N_TOKENS = 100
 
@@ -93,6 +93,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma3 pattern": (
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 10,
+            "tie_word_embeddings": False,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "gemma3 27b's scale": (
         "Gemma3ForCausalLM",
         {
@@ -144,7 +155,9 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     kind, options = MODELS[name]
     model = transformers_model(kind, options)
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, N_TOKENS).tolist()
-    with GGUFFile.open(write_transformers_model(tmp_path / "model.gguf", model)) as gguf:
+    # the period of six is what files say by saying nothing
+    metadata = {"attention.sliding_window_pattern": 6} if name == "gemma3" else {}
+    with GGUFFile.open(write_transformers_model(tmp_path / "model.gguf", model, metadata)) as gguf:
         program = build_program(gguf)
         logits = ReferenceExecutor(program).run(Batch.single(program, tokens))
         assert logits.shape == (N_TOKENS, model.config.vocab_size)

@@ -134,6 +134,15 @@ def test_unknown_rope_scaling_is_refused_by_name(tmp_path: Path) -> None:
         program_of(path)
 
 
+def test_rope_factors_divide_the_frequencies_and_are_no_weights(tmp_path: Path) -> None:
+    plain = program_of(write_tiny_model(tmp_path / "plain.gguf", **SIZES)).ropes["rope"].inv_freq
+    factors = np.arange(1, 9).astype(np.float32)
+    path = write_tiny_model(tmp_path / "rope.gguf", extra_tensors={"rope_freqs.weight": factors}, **SIZES)
+    program = program_of(path)
+    assert np.array_equal(program.ropes["rope"].inv_freq, plain / factors)
+    assert "rope_freqs.weight" not in program.tensors
+
+
 def test_rope_factors_must_be_positive(tmp_path: Path) -> None:
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         factors = np.array([1.0] * 7 + [bad], np.float32)

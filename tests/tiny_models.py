@@ -271,6 +271,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
     rope = config.rope_parameters
     if architecture == "gemma3":
         keys["attention.sliding_window"] = config.sliding_window
+        keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
     elif config.model_type == "mistral" and config.sliding_window:

@@ -134,9 +134,7 @@ class ProgramBuilder:
         unused = [
             name
             for name in self.gguf.tensors
-            if name not in self.tensors
-            and not name.startswith(IGNORED_PREFIXES)
-            and not name.endswith(IGNORED_SUFFIXES)
+            if name not in self.used and not name.startswith(IGNORED_PREFIXES) and not name.endswith(IGNORED_SUFFIXES)
         ]
         if unused:
             raise UnsupportedError(
