@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.layout import CUT_BLOCKS
 from edgellm.kernels.cpu.simd import (
     atomic_add,
     f32_of,
@@ -41,10 +42,6 @@ from edgellm.kernels.cpu.simd import (
 from edgellm.kernels.cpu.vector_math import exp_f32x16
 
 BLOCK = 32
-CUT_BLOCKS = 8
-TILE_ROWS = 32
-"""Rows of a tile: tokens times the query heads that share a head of the cache."""
-
 _arg = [8 * i for i in range(15)]
 Q, Q_ROW, OUT, OUT_ROW, K_POOL, V_POOL, N_HEADS, N_KV_HEADS, DIM_K, DIM_V, WINDOW, TABLE, SCALE = _arg[1:14]
 
@@ -53,22 +50,6 @@ PARTIAL_ROWS, PARTIAL_CUTS = 0, 8
 
 _minus_infinity = simd.make_const(simd.f32x16, float("-inf"))
 _NEG_INF = float("-inf")
-
-
-def tile_tokens(n_heads: int, n_kv_heads: int) -> int:
-    """Tokens of a tile."""
-    return max(1, TILE_ROWS // (n_heads // n_kv_heads))
-
-
-def state_floats(dim_v: int) -> int:
-    """Floats of one row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
-    return 16 + at.padded(dim_v)
-
-
-def scratch_nbytes(n_heads: int, n_kv_heads: int, dim_v: int) -> int:
-    """Scratch of one thread: the weights of four rows, and for each row the cut's state and the merged one."""
-    rows = tile_tokens(n_heads, n_kv_heads) * (n_heads // n_kv_heads) + 4
-    return 4 * BLOCK * 4 + 2 * rows * state_floats(dim_v) * 4
 
 
 @simd.intrinsic

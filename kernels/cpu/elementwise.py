@@ -34,6 +34,7 @@ from edgellm.kernels.cpu.simd import (
     splat_f32x16,
     store_f32,
     store_f32x16,
+    store_i32,
     store_u16,
     sum_f32x16,
     zero_f32x16,
@@ -92,7 +93,11 @@ def _sum_i32x16(v):  # type: ignore[no-untyped-def]
 
 
 def quantize(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
-    """Rows of float32 to int16 with one scale for 32: q = round(x * 16383 / max|x|); also scale * sum(q)."""
+    """Rows of float32 to int16 with one scale for 32: q = round(x * 16383 / max|x|).
+
+    A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
+    float32 scale * sum(q), int32 sum(q).
+    """
     n, groups = load_i64(step + load_i64(op + QUANT_KIND)), load_i64(op + QUANT_GROUPS)
     for item in range(thread, n * groups, n_threads):
         row, group = item // groups, item % groups
@@ -105,11 +110,14 @@ def quantize(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
         factor = splat_f32x16(inverse)
         qa = simd.truncate_f32x16((a * factor + _magic()) - _magic())
         qb = simd.truncate_f32x16((b * factor + _magic()) - _magic())
-        simd.store_i16x16(out + group * 64, simd.narrow_i32x16(qa))
-        simd.store_i16x16(out + group * 64 + 32, simd.narrow_i32x16(qb))
+        wa, wb = simd.narrow_i32x16(qa), simd.narrow_i32x16(qb)
+        simd.store_i16x16(out + group * 64, simd.even_i16x16(wa, wb))
+        simd.store_i16x16(out + group * 64 + 32, simd.odd_i16x16(wa, wb))
         scales = out + groups * 64 + group * 4
+        total = _sum_i32x16(qa + qb)
         store_f32(scales, scale)
-        store_f32(scales + groups * 4, scale * _sum_i32x16(qa + qb))
+        store_f32(scales + groups * 4, scale * total)
+        store_i32(scales + groups * 8, int(total))
 
 
 # ---- rotary embedding: x, x_row, n_heads, head_dim, half, rope_index, adjacent ---------------------------------------

@@ -12,17 +12,13 @@ from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.cpu import jit, kernel_table, layout
 from edgellm.kernels.cpu.isa import detect
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress, default_folder
-from edgellm.kernels.cpu.layout import padded
-from edgellm.kernels.cpu.lowering import CUT_TOKENS, MAX_OUTPUTS, TILE_ROWS, lower
+from edgellm.kernels.cpu.lowering import MAX_OUTPUTS, lower
 from edgellm.kernels.cpu.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import Attention, Batch, Hook, Program
 
 SPLIT_TOKENS = 8
 """Batches up to this size share out a long context among the threads (attention.py)."""
-
-# scratch of a matmul: scales, a packed panel with scales and minima, and its last rows (quantized_matmul.py)
-_MATMUL_SCRATCH = 32 << 10
 
 
 class CPUExecutor:
@@ -56,10 +52,13 @@ class CPUExecutor:
         self._attention = [op for op in program.ops if isinstance(op, Attention)]
         self._team = ThreadTeam(addresses, n_threads)
         self._step = np.zeros(layout.STEP_FIELDS, np.int64)
-        self._tile_tokens = min((self._group(op) for op in self._attention), default=1)
-        self._state_floats = max((16 + padded(self._layer(op).head_dim_v) for op in self._attention), default=16)
+        groups = [op.n_heads // self._layer(op).n_kv_heads for op in self._attention] or [1]
+        head_dim = max((self._layer(op).head_dim_v for op in self._attention), default=0)
+        self._tile_tokens = layout.tile_tokens(max(groups))
+        self._state_floats = layout.state_floats(head_dim)
         self._max_heads = max((op.n_heads for op in self._attention), default=1)
-        per_thread = -(-max(_MATMUL_SCRATCH, self._attention_scratch()) // 4096) * 4096
+        attention = layout.attention_scratch_nbytes(max(groups), self._tile_tokens, head_dim)
+        per_thread = -(-max(layout.matmul_scratch_nbytes(max_tokens), attention) // 4096) * 4096
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self._set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._partials = np.zeros(0, np.float32)
@@ -69,16 +68,6 @@ class CPUExecutor:
 
     def _layer(self, op: Attention):  # type: ignore[no-untyped-def]
         return self.pool.layers[op.layer]
-
-    def _group(self, op: Attention) -> int:
-        """Tokens of an attention tile."""
-        return max(1, TILE_ROWS // (op.n_heads // self._layer(op).n_kv_heads))
-
-    def _attention_scratch(self) -> int:
-        """Bytes: the weights of four rows, and two states for each row of a tile (attention.py)."""
-        groups = (op.n_heads // self._layer(op).n_kv_heads for op in self._attention)
-        rows = max((self._tile_tokens * group for group in groups), default=1) + 4
-        return 4 * 32 * 4 + 2 * rows * self._state_floats * 4
 
     def _set(self, **fields: int) -> None:
         for name, value in fields.items():
@@ -171,7 +160,7 @@ class CPUExecutor:
 
     def _split(self, positions: np.ndarray) -> int:
         """Address of the partials record when few tokens see a long context, else 0."""
-        cuts = int(positions.max()) // CUT_TOKENS + 1
+        cuts = int(positions.max()) // (layout.CUT_BLOCKS * BLOCK_TOKENS) + 1
         if len(positions) > SPLIT_TOKENS or cuts == 1:
             return 0
         floats = len(positions) * self._max_heads * cuts * self._state_floats

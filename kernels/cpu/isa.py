@@ -88,12 +88,31 @@ def _mask(*lanes: int) -> str:
     return "<" + ", ".join(f"i32 {lane}" for lane in lanes) + ">"
 
 
+def _portable_madd(name: str, n: int) -> str:
+    return f"""
+define <{n} x i32> @"edgellm.{name}"(<{n} x i32> %acc, <{2 * n} x i16> %a, <{2 * n} x i16> %b) alwaysinline {{
+  %x = sext <{2 * n} x i16> %a to <{2 * n} x i32>
+  %y = sext <{2 * n} x i16> %b to <{2 * n} x i32>
+  %m = mul nsw <{2 * n} x i32> %x, %y
+  %even = shufflevector <{2 * n} x i32> %m, <{2 * n} x i32> poison, <{n} x i32> {_mask(*range(0, 2 * n, 2))}
+  %odd = shufflevector <{2 * n} x i32> %m, <{2 * n} x i32> poison, <{n} x i32> {_mask(*range(1, 2 * n, 2))}
+  %p = add <{n} x i32> %even, %odd
+  %r = add <{n} x i32> %acc, %p
+  ret <{n} x i32> %r
+}}"""
+
+
 _MADD = {
     "avx512_vnni": """
 declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)
 define <16 x i32> @"edgellm.madd"(<16 x i32> %acc, <32 x i16> %a, <32 x i16> %b) alwaysinline {
   %r = call <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32> %acc, <32 x i16> %a, <32 x i16> %b)
   ret <16 x i32> %r
+}
+declare <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32>, <16 x i16>, <16 x i16>)
+define <8 x i32> @"edgellm.madd8"(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b) alwaysinline {
+  %r = call <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b)
+  ret <8 x i32> %r
 }""",
     "avx2": f"""
 declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)
@@ -107,19 +126,14 @@ define <16 x i32> @"edgellm.madd"(<16 x i32> %acc, <32 x i16> %a, <32 x i16> %b)
   %p = shufflevector <8 x i32> %p0, <8 x i32> %p1, <16 x i32> {_mask(*range(16))}
   %r = add <16 x i32> %acc, %p
   ret <16 x i32> %r
+}}
+define <8 x i32> @"edgellm.madd8"(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b) alwaysinline {{
+  %p = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %a, <16 x i16> %b)
+  %r = add <8 x i32> %acc, %p
+  ret <8 x i32> %r
 }}""",
     # LLVM knows this pattern: pmaddwd on SSE2, smull and addp on NEON
-    "portable": f"""
-define <16 x i32> @"edgellm.madd"(<16 x i32> %acc, <32 x i16> %a, <32 x i16> %b) alwaysinline {{
-  %x = sext <32 x i16> %a to <32 x i32>
-  %y = sext <32 x i16> %b to <32 x i32>
-  %m = mul nsw <32 x i32> %x, %y
-  %even = shufflevector <32 x i32> %m, <32 x i32> poison, <16 x i32> {_mask(*range(0, 32, 2))}
-  %odd = shufflevector <32 x i32> %m, <32 x i32> poison, <16 x i32> {_mask(*range(1, 32, 2))}
-  %p = add <16 x i32> %even, %odd
-  %r = add <16 x i32> %acc, %p
-  ret <16 x i32> %r
-}}""",
+    "portable": _portable_madd("madd", 16) + _portable_madd("madd8", 8),
 }
 
 _COMPARE = """

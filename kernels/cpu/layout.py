@@ -33,3 +33,50 @@ ROW_ALIGN = 16  # floats
 def padded(width: int) -> int:
     """Floats from one row of a buffer to the next."""
     return -(-width // ROW_ALIGN) * ROW_ALIGN
+
+
+# ---- a row of quantized activations: int16 values, then for every group of 32 a float32 scale, scale * sum, int32 sum
+
+
+def activation_row_nbytes(n_in: int) -> int:
+    """Bytes of one quantized row, padded to 64."""
+    return -(-(n_in * 2 + n_in // 32 * 12) // 64) * 64
+
+
+# ---- a thread's scratch while it multiplies (quantized_matmul.py), byte offsets
+
+PANEL_ROWS = 16
+PANEL_GROUPS = 16  # groups of 32 columns in a panel: 16 KiB of packed weights, half of an L1 cache
+GROUP_NBYTES = 1024  # 16 pairs x 16 rows x 2 int16
+SCALES = 0  # what decode_scales writes: at most 2 x 8 groups x 8 rows
+PANEL = 512
+PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
+PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * PANEL_ROWS * 4
+EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 4  # (n_tokens, 16) float32 sums of the last, incomplete panel
+
+
+def matmul_scratch_nbytes(max_tokens: int) -> int:
+    """Scratch of one thread for a product with up to ``max_tokens`` tokens."""
+    return EDGE + max_tokens * PANEL_ROWS * 4
+
+
+# ---- attention: tiles, cuts, and a row's state (attention.py)
+
+TILE_ROWS = 32  # tokens times the query heads that share a head of the cache
+CUT_BLOCKS = 8  # blocks of 32 positions
+
+
+def tile_tokens(group: int) -> int:
+    """Tokens of an attention tile, ``group`` query heads to a head of the cache."""
+    return max(1, TILE_ROWS // group)
+
+
+def state_floats(head_dim: int) -> int:
+    """Floats of one row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
+    return 16 + padded(head_dim)
+
+
+def attention_scratch_nbytes(group: int, tokens: int, head_dim: int) -> int:
+    """Scratch of one thread: the softmax weights of four rows, and two states for each row of a tile."""
+    rows = -(-tokens * group // 4) * 4
+    return 4 * 32 * 4 + 2 * rows * state_floats(head_dim) * 4

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels.cpu import layout
-from edgellm.kernels.cpu.layout import padded
+from edgellm.kernels.cpu.layout import activation_row_nbytes, padded
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import (
@@ -26,7 +26,6 @@ from edgellm.kernels.program import (
     Embed,
     GatedUnit,
     Matmul,
-    Op,
     Program,
     RMSNorm,
     SelectOutputs,
@@ -35,8 +34,6 @@ from edgellm.kernels.program import (
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
-TILE_ROWS = 32
-CUT_TOKENS = 256
 
 
 @dataclass
@@ -54,11 +51,6 @@ class OpTable:
 def bits(value: float) -> int:
     """A float argument as it stands in a row."""
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
-def activation_row_nbytes(n_in: int) -> int:
-    """Bytes of one quantized row: int16 values, float32 scales, float32 scale * sum, padded to 64."""
-    return -(-(n_in * 2 + n_in // 32 * 8) // 64) * 64
 
 
 @dataclass
@@ -106,6 +98,8 @@ class _Lowering:
             quant, data = tensor.quant.name, tensor.data
             if quant not in QUANTIZED and quant not in FLOAT:
                 quant, data = "F32", np.ascontiguousarray(tensor.dequantize())
+            if len(data) < layout.PANEL_ROWS:  # the matmul reads 16 rows at once
+                data = np.concatenate([data, np.repeat(data[-1:], layout.PANEL_ROWS - len(data), axis=0)])
             self.keep.append(data)
             self.matrices[name] = (quant, data.ctypes.data, data.strides[0])
         return self.matrices[name]
@@ -234,7 +228,3 @@ def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
         low.keep,
     )
 
-
-def attention_ops(program: Program) -> list[Op]:
-    """The attention ops of a program."""
-    return [op for op in program.ops if isinstance(op, Attention)]

@@ -19,8 +19,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from numba import types
+
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.layout import (
+    EDGE,
+    GROUP_NBYTES,
+    PANEL,
+    PANEL_GROUPS,
+    PANEL_MINIMA,
+    PANEL_ROWS,
+    PANEL_SCALES,
+    SCALES,
+)
 from edgellm.kernels.cpu.simd import (
     atomic_add,
     fma_f32x8,
@@ -36,11 +48,12 @@ from edgellm.kernels.cpu.simd import (
     madd_i16,
     prefetch,
     splat_f32x8,
+    splat_i32x8,
     splat_f32x16,
     splat_i32x16,
+    store_f32,
     store_f32x8,
     store_f32x16,
-    sums_of_eight,
     to_f32x8,
     to_f32x16,
     zero_f32x8,
@@ -48,31 +61,13 @@ from edgellm.kernels.cpu.simd import (
     zero_i32x16,
 )
 
-ROWS = 16  # rows of a panel
-PANEL_GROUPS = 16  # groups of 32 columns in a panel: 16 KiB of packed weights, half of an L1 cache
-GROUP_NBYTES = 1024  # 16 pairs x 16 rows x 2 int16
-
-# scratch of a thread, byte offsets
-SCALES = 0  # decode_scales: 2 x 8 groups x 8 rows
-PANEL = 1024
-PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
-PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * ROWS * 4
-EDGE = PANEL_MINIMA + PANEL_GROUPS * ROWS * 4  # (n_tokens, 16) float32 for the last, incomplete panel
+CHUNK_ROWS = 64
+"""Rows that a thread takes at once for one token."""
 
 # arguments of a matmul op
 X, X_ROW_NBYTES, W, W_ROW_NBYTES, N_OUT, N_GROUPS, OUT, OUT_ROW_NBYTES, BIAS, ROW_KIND = (8 * i for i in range(1, 11))
 # arguments of an embed op
 EMBED_W, EMBED_ROW_NBYTES, EMBED_GROUPS, EMBED_OUT, EMBED_OUT_ROW_NBYTES, EMBED_SCALE = (8 * i for i in range(1, 7))
-
-
-def scratch_nbytes(max_tokens: int) -> int:
-    """Scratch that one thread needs."""
-    return EDGE + max_tokens * ROWS * 4
-
-
-def activation_row_nbytes(n_in: int) -> int:
-    """Bytes of one quantized row: int16 values, then float32 scales, then float32 scale * sum, padded to 64."""
-    return -(-(n_in * 2 + n_in // 32 * 8) // 64) * 64
 
 
 def _weights(quant: str) -> Any:
@@ -81,8 +76,8 @@ def _weights(quant: str) -> Any:
 
 _inter_low = simd.make_shuffle(simd.i32x8, [0, 8, 1, 9, 4, 12, 5, 13])
 _inter_high = simd.make_shuffle(simd.i32x8, [2, 10, 3, 11, 6, 14, 7, 15])
-_pair_low = simd.make_shuffle(simd.i32x8, [0, 1, 8, 9, 4, 5, 12, 13])
-_pair_high = simd.make_shuffle(simd.i32x8, [2, 3, 10, 11, 6, 7, 14, 15])
+_quad_low = simd.make_shuffle(simd.i32x8, [0, 1, 8, 9, 4, 5, 12, 13])
+_quad_high = simd.make_shuffle(simd.i32x8, [2, 3, 10, 11, 6, 7, 14, 15])
 _half_low = simd.make_shuffle(simd.i32x8, [0, 1, 2, 3, 8, 9, 10, 11])
 _half_high = simd.make_shuffle(simd.i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
 
@@ -92,8 +87,8 @@ def _store_transposed(a, b, c, d, e, f, g, h, out):  # type: ignore[no-untyped-d
     """Store column j of the 8x8 int32 matrix with rows a..h at out + 64 j."""
     ab0, ab1, cd0, cd1 = _inter_low(a, b), _inter_high(a, b), _inter_low(c, d), _inter_high(c, d)
     ef0, ef1, gh0, gh1 = _inter_low(e, f), _inter_high(e, f), _inter_low(g, h), _inter_high(g, h)
-    r0, r1, r2, r3 = _pair_low(ab0, cd0), _pair_high(ab0, cd0), _pair_low(ab1, cd1), _pair_high(ab1, cd1)
-    s0, s1, s2, s3 = _pair_low(ef0, gh0), _pair_high(ef0, gh0), _pair_low(ef1, gh1), _pair_high(ef1, gh1)
+    r0, r1, r2, r3 = _quad_low(ab0, cd0), _quad_high(ab0, cd0), _quad_low(ab1, cd1), _quad_high(ab1, cd1)
+    s0, s1, s2, s3 = _quad_low(ef0, gh0), _quad_high(ef0, gh0), _quad_low(ef1, gh1), _quad_high(ef1, gh1)
     simd.store_i32x8(out, _half_low(r0, s0))
     simd.store_i32x8(out + 64, _half_low(r1, s1))
     simd.store_i32x8(out + 128, _half_low(r2, s2))
@@ -111,7 +106,7 @@ def _pairs_times_splat(acc, w, x):  # type: ignore[no-untyped-def]
 
 
 def _make_pack(weights: Any) -> Any:
-    """pack(p0..p7, n_groups, half, scratch): eight rows become half of the panel's lanes."""
+    """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes."""
     groups, block_nbytes, has_min = weights.GROUPS, weights.BLOCK_NBYTES, weights.HAS_MIN
     scale_step, unpack, decode_scales = weights.SCALE_STEP, weights.unpack, weights.decode_scales
 
@@ -120,14 +115,15 @@ def _make_pack(weights: Any) -> Any:
         return simd.i16x32_as_i32x16(unpack(block, s))
 
     @forceinline
-    def pack(p0, p1, p2, p3, p4, p5, p6, p7, n_groups, half, scratch):  # type: ignore[no-untyped-def]
+    def pack(p, stride, n_groups, half, scratch):  # type: ignore[no-untyped-def]
         panel, scales = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
+        low, high = simd.low_i32x16, simd.high_i32x16
         for _ in range(n_groups // groups):
-            decode_scales(p0, p1, p2, p3, p4, p5, p6, p7, scratch + SCALES)
+            decode_scales(p, stride, scratch + SCALES)
+            p4 = p + 4 * stride
             for s in range(groups):
-                a, b, c, d = pairs(p0, s), pairs(p1, s), pairs(p2, s), pairs(p3, s)
-                e, f, g, h = pairs(p4, s), pairs(p5, s), pairs(p6, s), pairs(p7, s)
-                low, high = simd.low_i32x16, simd.high_i32x16
+                a, b, c, d = pairs(p, s), pairs(p + stride, s), pairs(p + 2 * stride, s), pairs(p + 3 * stride, s)
+                e, f, g, h = pairs(p4, s), pairs(p4 + stride, s), pairs(p4 + 2 * stride, s), pairs(p4 + 3 * stride, s)
                 _store_transposed(
                     low(a, a), low(b, b), low(c, c), low(d, d), low(e, e), low(f, f), low(g, g), low(h, h), panel
                 )
@@ -141,14 +137,7 @@ def _make_pack(weights: Any) -> Any:
                     store_f32x8(scales + PANEL_MINIMA - PANEL_SCALES, load_f32x8(minima))
                 panel += GROUP_NBYTES
                 scales += 64
-            p0 += block_nbytes
-            p1 += block_nbytes
-            p2 += block_nbytes
-            p3 += block_nbytes
-            p4 += block_nbytes
-            p5 += block_nbytes
-            p6 += block_nbytes
-            p7 += block_nbytes
+            p += block_nbytes
 
     return pack
 
@@ -223,78 +212,72 @@ def _make_many_tokens(weights: Any) -> Any:
     groups, block_nbytes = weights.GROUPS, weights.BLOCK_NBYTES
 
     @forceinline
-    def pack_rows(w, row_nbytes, row, last, n_groups, scratch):  # type: ignore[no-untyped-def]
-        for half in range(2):
-            r = row + half * 8
-            pack(
-                w + min(r, last) * row_nbytes, w + min(r + 1, last) * row_nbytes,
-                w + min(r + 2, last) * row_nbytes, w + min(r + 3, last) * row_nbytes,
-                w + min(r + 4, last) * row_nbytes, w + min(r + 5, last) * row_nbytes,
-                w + min(r + 6, last) * row_nbytes, w + min(r + 7, last) * row_nbytes,
-                n_groups, half, scratch,
-            )  # fmt: skip
-
-    @forceinline
     def multiply(op, n, row, c, c_row, scratch):  # type: ignore[no-untyped-def]
+        """16 rows from ``row`` times n tokens; c is (n, 16) with rows c_row bytes apart."""
         x, x_row, n_groups = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + N_GROUPS)
-        w, w_row, last = load_i64(op + W), load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT) - 1
+        w_row = load_i64(op + W_ROW_NBYTES)
+        w = load_i64(op + W) + row * w_row
         scale_at = x + n_groups * 64
         sum_at = scale_at + n_groups * 4
         for g in range(0, n_groups, PANEL_GROUPS):
             here = min(PANEL_GROUPS, n_groups - g)
-            pack_rows(w + g // groups * block_nbytes, w_row, row, last, here, scratch)
+            for half in range(2):
+                pack(w + half * 8 * w_row + g // groups * block_nbytes, w_row, here, half, scratch)
             t = 0
             while t + 4 <= n:
-                xt = t * x_row + g * 4
-                times_four(
-                    scratch, here, x + t * x_row + g * 64, x_row, scale_at + xt, sum_at + xt, c + t * c_row, c_row, g == 0
-                )
+                x_t, scale_t, sum_t = x + t * x_row + g * 64, scale_at + t * x_row + g * 4, sum_at + t * x_row + g * 4
+                times_four(scratch, here, x_t, x_row, scale_t, sum_t, c + t * c_row, c_row, g == 0)
                 t += 4
             while t < n:
-                xt = t * x_row + g * 4
-                times_one(scratch, here, x + t * x_row + g * 64, scale_at + xt, sum_at + xt, c + t * c_row, g == 0)
+                x_t, scale_t, sum_t = x + t * x_row + g * 64, scale_at + t * x_row + g * 4, sum_at + t * x_row + g * 4
+                times_one(scratch, here, x_t, scale_t, sum_t, c + t * c_row, g == 0)
                 t += 1
 
     @forceinline
     def many_tokens(op, n, scratch):  # type: ignore[no-untyped-def]
         n_out, out, out_row = load_i64(op + N_OUT), load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES)
         bias = load_i64(op + BIAS)
-        row = atomic_add(op + at.COUNTER, 1) * ROWS
+        row = atomic_add(op + at.COUNTER, 1) * PANEL_ROWS
         while row < n_out:
-            # buffer rows are padded to 16 floats, so the last panel may write its idle lanes there
-            c = out + row * 4
-            multiply(op, n, row, c, out_row, scratch)
-            if bias != 0:
+            if row + PANEL_ROWS <= n_out:
+                multiply(op, n, row, out + row * 4, out_row, scratch)
+            else:
+                # the last rows once more with some before them, summed aside: another thread may own those
+                first = max(0, n_out - PANEL_ROWS)
+                multiply(op, n, first, scratch + EDGE, PANEL_ROWS * 4, scratch)
                 for t in range(n):
-                    store_f32x16(c + t * out_row, load_f32x16(c + t * out_row) + load_f32x16(bias + row * 4))
-            row = atomic_add(op + at.COUNTER, 1) * ROWS
+                    for i in range(row - first, n_out - first):
+                        value = load_f32(scratch + EDGE + t * PANEL_ROWS * 4 + i * 4)
+                        store_f32(out + t * out_row + (first + i) * 4, value)
+            if bias != 0:  # rows are padded to 16 floats
+                for t in range(n):
+                    c = out + t * out_row + row * 4
+                    store_f32x16(c, load_f32x16(c) + load_f32x16(bias + row * 4))
+            row = atomic_add(op + at.COUNTER, 1) * PANEL_ROWS
 
     return many_tokens
 
 
 def _make_one_token(weights: Any) -> Any:
-    """The path for one token: 8 rows at a time, in chunks of 64 rows taken from the op's work counter."""
+    """The path for one token: 8 rows at a time, in chunks taken from the op's work counter."""
     groups, block_nbytes, has_min = weights.GROUPS, weights.BLOCK_NBYTES, weights.HAS_MIN
-    scale_step, unpack, decode_scales = weights.SCALE_STEP, weights.unpack, weights.decode_scales
+    scale_step, sums, decode_scales, offset = weights.SCALE_STEP, weights.sums, weights.decode_scales, weights.OFFSET
 
     @forceinline
-    def dot(block, s, x):  # type: ignore[no-untyped-def]
-        total = madd_i16(zero_i32x16(), unpack(block, s), x)
-        return simd.low_i32x16(total, total) + simd.high_i32x16(total, total)
-
-    @forceinline
-    def eight_rows(p0, p1, p2, p3, p4, p5, p6, p7, ahead, n_groups, x, scratch):  # type: ignore[no-untyped-def]
+    def eight_rows(p, stride, n_groups, x, scratch):  # type: ignore[no-untyped-def]
         scale_at = x + n_groups * 64
-        sum_at = scale_at + n_groups * 4
+        sum_at, total_at = scale_at + n_groups * 4, scale_at + n_groups * 8
+        ahead = p + 8 * stride
         acc = zero_f32x8()
         for _ in range(n_groups // groups):
-            decode_scales(p0, p1, p2, p3, p4, p5, p6, p7, scratch + SCALES)
+            for line in range(0, block_nbytes * 8, 64):
+                prefetch(ahead + line)
+            ahead += block_nbytes * 8
+            decode_scales(p, stride, scratch + SCALES)
             for s in range(groups):
-                v = load_i16x32(x)
-                total = sums_of_eight(
-                    dot(p0, s, v), dot(p1, s, v), dot(p2, s, v), dot(p3, s, v),
-                    dot(p4, s, v), dot(p5, s, v), dot(p6, s, v), dot(p7, s, v),
-                )  # fmt: skip
+                total = sums(p, stride, s, x)
+                if offset != 0:
+                    total = total - splat_i32x8(load_i32(total_at) * types.int32(offset))
                 scale = load_f32x8(scratch + SCALES + s * scale_step) * splat_f32x8(load_f32(scale_at))
                 acc = fma_f32x8(to_f32x8(total), scale, acc)
                 if has_min:
@@ -303,17 +286,8 @@ def _make_one_token(weights: Any) -> Any:
                 x += 64
                 scale_at += 4
                 sum_at += 4
-            for line in range(0, block_nbytes * 8, 64):
-                prefetch(ahead + line)
-            ahead += block_nbytes * 8
-            p0 += block_nbytes
-            p1 += block_nbytes
-            p2 += block_nbytes
-            p3 += block_nbytes
-            p4 += block_nbytes
-            p5 += block_nbytes
-            p6 += block_nbytes
-            p7 += block_nbytes
+                total_at += 4
+            p += block_nbytes
         return acc
 
     @forceinline
@@ -321,20 +295,15 @@ def _make_one_token(weights: Any) -> Any:
         x, n_groups, w = load_i64(op + X), load_i64(op + N_GROUPS), load_i64(op + W)
         w_row, n_out, out = load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT), load_i64(op + OUT)
         bias = load_i64(op + BIAS)
-        last = n_out - 1
-        chunk = atomic_add(op + at.COUNTER, 1) * 64
+        chunk = atomic_add(op + at.COUNTER, 1) * CHUNK_ROWS
         while chunk < n_out:
-            for row in range(chunk, min(chunk + 64, n_out), 8):
-                acc = eight_rows(
-                    w + row * w_row, w + min(row + 1, last) * w_row, w + min(row + 2, last) * w_row,
-                    w + min(row + 3, last) * w_row, w + min(row + 4, last) * w_row, w + min(row + 5, last) * w_row,
-                    w + min(row + 6, last) * w_row, w + min(row + 7, last) * w_row,
-                    w + (row + 8) * w_row, n_groups, x, scratch,
-                )  # fmt: skip
+            for at_row in range(chunk, min(chunk + CHUNK_ROWS, n_out), 8):
+                row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
+                acc = eight_rows(w + row * w_row, w_row, n_groups, x, scratch)
                 if bias != 0:
                     acc = acc + load_f32x8(bias + row * 4)
                 store_f32x8(out + row * 4, acc)
-            chunk = atomic_add(op + at.COUNTER, 1) * 64
+            chunk = atomic_add(op + at.COUNTER, 1) * CHUNK_ROWS
 
     return one_token
 
@@ -360,7 +329,7 @@ def make_embed(quant: str) -> Any:
     weights = _weights(quant)
     groups, block_nbytes, has_min = weights.GROUPS, weights.BLOCK_NBYTES, weights.HAS_MIN
     scale_step, unpack, decode_scales = weights.SCALE_STEP, weights.unpack, weights.decode_scales
-    sign_low = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
+    widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
 
     def embed(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
         scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES) + SCALES
@@ -370,12 +339,13 @@ def make_embed(quant: str) -> Any:
             p = load_i64(op + EMBED_W) + token * load_i64(op + EMBED_ROW_NBYTES)
             out = load_i64(op + EMBED_OUT) + t * load_i64(op + EMBED_OUT_ROW_NBYTES)
             for _ in range(load_i64(op + EMBED_GROUPS) // groups):
-                decode_scales(p, p, p, p, p, p, p, p, scratch)
+                decode_scales(p, 0, scratch)  # eight times the same row
                 for s in range(groups):
                     q = unpack(p, s)
+                    even, odd = simd.low_i16x32(q, q), simd.high_i16x32(q, q)
                     scale = splat_f32x16(load_f32(scratch + s * scale_step))
-                    low = to_f32x16(sign_low(simd.low_i16x32(q, q))) * scale
-                    high = to_f32x16(sign_low(simd.high_i16x32(q, q))) * scale
+                    low = to_f32x16(widen(simd.interleave_low_i16x16(even, odd))) * scale
+                    high = to_f32x16(widen(simd.interleave_high_i16x16(even, odd))) * scale
                     if has_min:
                         minimum = splat_f32x16(load_f32(scratch + (groups + s) * 32))
                         low, high = low + minimum, high + minimum

@@ -191,7 +191,7 @@ def make_splat(vec: Vec) -> Any:
 
 splat_f32x8, splat_f32x16, splat_i32x16 = make_splat(f32x8), make_splat(f32x16), make_splat(i32x16)
 splat_i16x16, splat_i16x32 = make_splat(i16x16), make_splat(i16x32)
-splat_u16x8 = make_splat(u16x8)
+splat_u16x8, splat_i32x8 = make_splat(u16x8), make_splat(i32x8)
 zero_f32x8, zero_f32x16 = make_const(f32x8, 0.0), make_const(f32x16, 0.0)
 zero_i32x8, zero_i32x16 = make_const(i32x8, 0), make_const(i32x16, 0)
 
@@ -212,8 +212,8 @@ def make_convert(source: Vec, target: Vec, instruction: str) -> Any:
     return convert
 
 
-widen_u8x32, widen_i8x32 = make_convert(u8x32, i16x32, "zext"), make_convert(i8x32, i16x32, "sext")
-widen_u8x16 = make_convert(u8x16, i16x16, "zext")
+u8x32_as_u16x16 = make_convert(u8x32, u16x16, "bitcast")
+u16x16_as_i16x16 = make_convert(u16x16, i16x16, "bitcast")
 to_f32x8, to_f32x16 = make_convert(i32x8, f32x8, "sitofp"), make_convert(i32x16, f32x16, "sitofp")
 truncate_f32x16 = make_convert(f32x16, i32x16, "fptosi")
 narrow_i32x16 = make_convert(i32x16, i16x16, "trunc")
@@ -243,6 +243,10 @@ low_i32x16, high_i32x16 = make_shuffle(i32x16, list(range(8))), make_shuffle(i32
 low_f32x16, high_f32x16 = make_shuffle(f32x16, list(range(8))), make_shuffle(f32x16, list(range(8, 16)))
 low_i16x32, high_i16x32 = make_shuffle(i16x32, list(range(16))), make_shuffle(i16x32, list(range(16, 32)))
 concat_i16x16 = make_shuffle(i16x16, list(range(32)))
+even_i16x16 = make_shuffle(i16x16, list(range(0, 32, 2)))
+odd_i16x16 = make_shuffle(i16x16, list(range(1, 32, 2)))
+interleave_low_i16x16 = make_shuffle(i16x16, [lane for i in range(8) for lane in (i, 16 + i)])
+interleave_high_i16x16 = make_shuffle(i16x16, [lane for i in range(8, 16) for lane in (i, 16 + i)])
 
 
 def make_gather_u32(vec: Vec) -> Any:
@@ -305,6 +309,8 @@ def _declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
 
 madd_i16 = _declared("madd", i32x16, i32x16, i16x32, i16x32)
 """madd_i16(acc, a, b): lane j of acc plus a[2j] b[2j] + a[2j+1] b[2j+1], exact in int32."""
+madd_i16x16 = _declared("madd8", i32x8, i32x8, i16x16, i16x16)
+"""The same for 16 pairs in 8 lanes."""
 fma_f32x8, fma_f32x16 = _declared("fma8", f32x8, f32x8, f32x8, f32x8), _declared("fma16", f32x16, f32x16, f32x16, f32x16)
 fma_f32 = _declared("fma1", types.float32, types.float32, types.float32, types.float32)
 half_f32x8, half_f32x16 = _declared("half8", f32x8, u16x8), _declared("half16", f32x16, u16x16)
@@ -369,15 +375,16 @@ _halves_high = make_shuffle(i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
 
 
 @forceinline
-def _pair_sums(a, b):  # type: ignore[no-untyped-def]
+def pair_sums(a, b):  # type: ignore[no-untyped-def]
+    """Sums of neighbouring lanes, in each half of a register those of a, then those of b."""
     return _pairs_low(a, b) + _pairs_high(a, b)
 
 
 @forceinline
 def sums_of_eight(a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
     """Lane i of the result is the sum of the lanes of the i-th i32x8."""
-    abcd = _pair_sums(_pair_sums(a, b), _pair_sums(c, d))
-    efgh = _pair_sums(_pair_sums(e, f), _pair_sums(g, h))
+    abcd = pair_sums(pair_sums(a, b), pair_sums(c, d))
+    efgh = pair_sums(pair_sums(e, f), pair_sums(g, h))
     return _halves_low(abcd, efgh) + _halves_high(abcd, efgh)
 
 

@@ -1,11 +1,14 @@
-"""How the CPU kernels read quantized weights: one small file per type, all with the same four facts and two functions.
+"""How the CPU kernels read quantized weights: one small file per type, all with the same five facts and three functions.
 
     BLOCK_NBYTES   bytes of a block
     GROUPS         groups of 32 weights in a block: 1, or 8 for the 256-weight types
     HAS_MIN        whether a group has a minimum besides its scale
     SCALE_STEP     bytes from one group's scales to the next in what decode_scales writes; 0 if they share one
-    unpack(block, s) -> i16x32                 the integer weights of group s of the block at an address
-    decode_scales(p0, ..., p7, out)            for the blocks of eight rows: GROUPS x f32x8 scales, then minima
+    OFFSET         what ``sums`` leaves in its integers: it works with weight + OFFSET
+    unpack(block, s) -> i16x32       the integer weights of group s of the block at an address, even ones first
+    sums(p, stride, s, x) -> i32x8   for eight rows, ``stride`` bytes apart: the product of group s with the
+                                     activations at x, summed
+    decode_scales(p, stride, out)    for the blocks of eight rows: GROUPS x f32x8 scales, then minima
 
 A weight is ``scale * integer + minimum``, so one matmul serves every type (``quantized_matmul.py``).
 """

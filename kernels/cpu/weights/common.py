@@ -1,20 +1,44 @@
-"""Pieces that several quantized types share: nibbles, scattered bits, half-precision scales of eight rows."""
+"""Pieces that several quantized types share: nibbles, scattered bits, half-precision scales and dots of eight rows.
+
+The order of the 32 integers of a group is that of the activations: 16 even ones, then 16 odd ones. It comes for free
+when bytes are read as 16-bit words, and an integer sum does not mind.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u16, load_u32
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.simd import forceinline, load_i16x16, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
 
 _low4_16, _four_16 = simd.make_const(simd.u8x16, 15), simd.make_const(simd.u8x16, 4)
 _low4_32, _four_32 = simd.make_const(simd.u8x32, 15), simd.make_const(simd.u8x32, 4)
 _sixteen_32, _forty_eight_32 = simd.make_const(simd.u8x32, 16), simd.make_const(simd.u8x32, 48)
 _splat_u8x32 = simd.make_splat(simd.u8x32)
-_scalar_i16 = types.int16
+
+# ---- bytes to the 32 integers of a group ----------------------------------------------------------------------------
+
+_low_byte, _eight_bits = simd.make_const(simd.u16x16, 255), simd.make_const(simd.u16x16, 8)
+_eight_bits_signed = simd.make_const(simd.i16x16, 8)
+
+
+@forceinline
+def even_odd_u8(bytes32):  # type: ignore[no-untyped-def]
+    """i16x32 of unsigned bytes: the even ones, then the odd ones."""
+    w = simd.u8x32_as_u16x16(bytes32)
+    even, odd = simd.u16x16_as_i16x16(w & _low_byte()), simd.u16x16_as_i16x16(w >> _eight_bits())
+    return simd.concat_i16x16(even, odd)
+
+
+@forceinline
+def even_odd_i8(bytes32):  # type: ignore[no-untyped-def]
+    """i16x32 of signed bytes: the even ones, then the odd ones."""
+    w = simd.u16x16_as_i16x16(simd.u8x32_as_u16x16(bytes32))
+    return simd.concat_i16x16((w << _eight_bits_signed()) >> _eight_bits_signed(), w >> _eight_bits_signed())
 
 
 @forceinline
@@ -54,56 +78,115 @@ def sixteen_where(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def two_scales(typing_context: Any, a: Any, b: Any) -> Any:
-    """i16x32: the int8 a in lanes 0 to 15, b in lanes 16 to 31."""
+def scales_even_odd(typing_context: Any, a: Any, b: Any) -> Any:
+    """i16x32: the int8 a for the first 16 weights of a group and b for the others, in the order of the group."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         i16, i32 = ir.IntType(16), ir.IntType(32)
         pair = ir.Constant(ir.VectorType(i16, 2), ir.Undefined)
         for lane in (0, 1):
             pair = builder.insert_element(pair, builder.sext(args[lane], i16), ir.Constant(i32, lane))
-        lanes = ir.Constant(ir.VectorType(i32, 32), [0] * 16 + [1] * 16)
+        lanes = ir.Constant(ir.VectorType(i32, 32), ([0] * 8 + [1] * 8) * 2)
         return builder.shuffle_vector(pair, pair, lanes)
 
     return simd.i16x32(types.int8, types.int8), codegen
 
 
+# ---- dots of eight rows with one group of activations ---------------------------------------------------------------
+
+
+def make_sums(unpack: Any) -> Any:
+    """sums(p, stride, s, x): for eight rows, the int32 sum of the products of group s with the int16 group at x."""
+
+    @forceinline
+    def dot(block, s, x):  # type: ignore[no-untyped-def]
+        w = unpack(block, s)
+        low = madd_i16x16(simd.zero_i32x8(), simd.low_i16x32(w, w), simd.low_i16x32(x, x))
+        return madd_i16x16(low, simd.high_i16x32(w, w), simd.high_i16x32(x, x))
+
+    @forceinline
+    def sums(p, stride, s, x_address):  # type: ignore[no-untyped-def]
+        x = load_i16x32(x_address)
+        p4 = p + 4 * stride
+        return simd.sums_of_eight(
+            dot(p, s, x), dot(p + stride, s, x), dot(p + 2 * stride, s, x), dot(p + 3 * stride, s, x),
+            dot(p4, s, x), dot(p4 + stride, s, x), dot(p4 + 2 * stride, s, x), dot(p4 + 3 * stride, s, x),
+        )  # fmt: skip
+
+    return sums
+
+
+_nibble_word, _shift4_word = simd.make_const(simd.u16x16, 15), simd.make_const(simd.u16x16, 4)
+_shift12_word = simd.make_const(simd.u16x16, 12)
+_twice = simd.make_shuffle(simd.i16x16, [*range(8), *range(8)])
+_twice_high = simd.make_shuffle(simd.i16x16, [*range(8, 16), *range(8, 16)])
+
+
+def make_nibble_sums(first_byte: int) -> Any:
+    """make_sums for blocks of 16 nibble bytes at ``first_byte``: two rows share a register.
+
+    A word of two bytes holds the nibbles of weights 2i, 16+2i, 2i+1, 17+2i, so four masks give the four quarters of
+    the group for both rows, and three pair sums end the work of eight rows.
+    """
+
+    @forceinline
+    def two_rows(pa, pb, x_even, x_odd):  # type: ignore[no-untyped-def]
+        w = simd.u8x32_as_u16x16(simd.concat_u8x16(load_u8x16(pa + first_byte), load_u8x16(pb + first_byte)))
+        even_low = simd.u16x16_as_i16x16(w & _nibble_word())
+        even_high = simd.u16x16_as_i16x16((w >> _shift4_word()) & _nibble_word())
+        odd_low = simd.u16x16_as_i16x16((w >> _eight_bits()) & _nibble_word())
+        odd_high = simd.u16x16_as_i16x16(w >> _shift12_word())
+        acc = madd_i16x16(simd.zero_i32x8(), even_low, _twice(x_even, x_even))
+        acc = madd_i16x16(acc, even_high, _twice_high(x_even, x_even))
+        acc = madd_i16x16(acc, odd_low, _twice(x_odd, x_odd))
+        return madd_i16x16(acc, odd_high, _twice_high(x_odd, x_odd))
+
+    @forceinline
+    def sums(p, stride, s, x_address):  # type: ignore[no-untyped-def]
+        x_even, x_odd = load_i16x16(x_address), load_i16x16(x_address + 32)
+        p4 = p + 4 * stride
+        a, b = two_rows(p, p4, x_even, x_odd), two_rows(p + stride, p4 + stride, x_even, x_odd)
+        c = two_rows(p + 2 * stride, p4 + 2 * stride, x_even, x_odd)
+        d = two_rows(p + 3 * stride, p4 + 3 * stride, x_even, x_odd)
+        return simd.pair_sums(simd.pair_sums(a, b), simd.pair_sums(c, d))
+
+    return sums
+
+
+# ---- scales of eight rows -------------------------------------------------------------------------------------------
+
+
 @forceinline
-def halves_at(p0, p1, p2, p3, p4, p5, p6, p7):  # type: ignore[no-untyped-def]
-    """f32x8: the float16 at eight addresses."""
-    a, b, c, d = load_u16(p0), load_u16(p1), load_u16(p2), load_u16(p3)
-    e, f, g, h = load_u16(p4), load_u16(p5), load_u16(p6), load_u16(p7)
+def halves_at(p, stride):  # type: ignore[no-untyped-def]
+    """f32x8: the float16 at p in eight rows."""
+    q = p + 4 * stride
+    a, b, c, d = load_u16(p), load_u16(p + stride), load_u16(p + 2 * stride), load_u16(p + 3 * stride)
+    e, f, g, h = load_u16(q), load_u16(q + stride), load_u16(q + 2 * stride), load_u16(q + 3 * stride)
     return simd.half_f32x8(simd.gather_u16x8(a, b, c, d, e, f, g, h))
 
 
 @forceinline
-def words_at(p0, p1, p2, p3, p4, p5, p6, p7):  # type: ignore[no-untyped-def]
-    """u32x8: the words at eight addresses."""
-    a, b, c, d = load_u32(p0), load_u32(p1), load_u32(p2), load_u32(p3)
-    e, f, g, h = load_u32(p4), load_u32(p5), load_u32(p6), load_u32(p7)
+def words_at(p, stride):  # type: ignore[no-untyped-def]
+    """u32x8: the words at p in eight rows."""
+    q = p + 4 * stride
+    a, b, c, d = load_u32(p), load_u32(p + stride), load_u32(p + 2 * stride), load_u32(p + 3 * stride)
+    e, f, g, h = load_u32(q), load_u32(q + stride), load_u32(q + 2 * stride), load_u32(q + 3 * stride)
     return simd.gather_u32x8(a, b, c, d, e, f, g, h)
 
 
-_even_u16 = simd.make_shuffle(simd.u16x16, list(range(0, 16, 2)))
-_odd_u16 = simd.make_shuffle(simd.u16x16, list(range(1, 16, 2)))
+# lanes of the 16 floats (d m) x rows 0 1 4 5 2 3 6 7
+_d_lanes = simd.make_shuffle(simd.f32x16, [0, 2, 8, 10, 4, 6, 12, 14])
+_m_lanes = simd.make_shuffle(simd.f32x16, [1, 3, 9, 11, 5, 7, 13, 15])
 
 
 @forceinline
-def half_pairs_at(p0, p1, p2, p3, p4, p5, p6, p7):  # type: ignore[no-untyped-def]
-    """u16x16: the two neighbouring float16 (as bits) at eight addresses."""
-    return simd.u32x8_as_u16x16(words_at(p0, p1, p2, p3, p4, p5, p6, p7))
-
-
-@forceinline
-def first_of_pair(pairs):  # type: ignore[no-untyped-def]
-    """f32x8 of the first halves."""
-    return simd.half_f32x8(_even_u16(pairs, pairs))
-
-
-@forceinline
-def second_of_pair(pairs):  # type: ignore[no-untyped-def]
-    """f32x8 of the second halves."""
-    return simd.half_f32x8(_odd_u16(pairs, pairs))
+def half_pairs_at(p, stride):  # type: ignore[no-untyped-def]
+    """Two f32x8: the two neighbouring float16 at p in eight rows. The row order makes the split one shuffle each."""
+    q = p + 4 * stride
+    a, b, c, d = load_u32(p), load_u32(p + stride), load_u32(q), load_u32(q + stride)
+    e, f, g, h = load_u32(p + 2 * stride), load_u32(p + 3 * stride), load_u32(q + 2 * stride), load_u32(q + 3 * stride)
+    pairs = simd.half_f32x16(simd.u32x8_as_u16x16(simd.gather_u32x8(a, b, c, d, e, f, g, h)))
+    return _d_lanes(pairs, pairs), _m_lanes(pairs, pairs)
 
 
 _k6, _k4, _k2 = (simd.make_const(simd.u32x8, n) for n in (0x3F3F3F3F, 0x0F0F0F0F, 0x03030303))
@@ -121,14 +204,26 @@ def _store_four(packed, factor, out):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def decode_k_scales(p0, p1, p2, p3, p4, p5, p6, p7, out):  # type: ignore[no-untyped-def]
+def decode_k_scales(p, stride, out):  # type: ignore[no-untyped-def]
     """The 8 scales d sc, then the 8 minima -dmin m, of eight Q4_K or Q5_K blocks; 6-bit packing as in formats."""
-    pairs = half_pairs_at(p0, p1, p2, p3, p4, p5, p6, p7)
-    d, minus_dmin = first_of_pair(pairs), simd.zero_f32x8() - second_of_pair(pairs)
-    u0 = words_at(p0 + 4, p1 + 4, p2 + 4, p3 + 4, p4 + 4, p5 + 4, p6 + 4, p7 + 4)
-    u1 = words_at(p0 + 8, p1 + 8, p2 + 8, p3 + 8, p4 + 8, p5 + 8, p6 + 8, p7 + 8)
-    u2 = words_at(p0 + 12, p1 + 12, p2 + 12, p3 + 12, p4 + 12, p5 + 12, p6 + 12, p7 + 12)
+    d, dmin = half_pairs_at(p, stride)
+    minus_dmin = simd.zero_f32x8() - dmin
+    u0, u1, u2 = words_at(p + 4, stride), words_at(p + 8, stride), words_at(p + 12, stride)
     _store_four(u0 & _k6(), d, out)
     _store_four((u2 & _k4()) | (((u0 >> _shift6()) & _k2()) << _shift4()), d, out + 128)
     _store_four(u1 & _k6(), minus_dmin, out + 256)
     _store_four(((u2 >> _shift4()) & _k4()) | (((u1 >> _shift6()) & _k2()) << _shift4()), minus_dmin, out + 384)
+
+
+@forceinline
+def decode_half_scales(p, stride, out):  # type: ignore[no-untyped-def]
+    """One float16 scale for each of eight rows."""
+    simd.store_f32x8(out, halves_at(p, stride))
+
+
+@forceinline
+def decode_half_pairs(p, stride, out):  # type: ignore[no-untyped-def]
+    """A float16 scale and a float16 minimum for each of eight rows."""
+    d, m = half_pairs_at(p, stride)
+    simd.store_f32x8(out, d)
+    simd.store_f32x8(out + 32, m)

@@ -1,4 +1,4 @@
-"""Q4_0: see formats for the block. 18 bytes: d, 16 bytes of nibbles; value d (q - 8)."""
+"""Q4_0: 18 bytes: d, 16 bytes of nibbles; value d (q - 8)."""
 
 from edgellm.kernels.cpu import simd
 from edgellm.kernels.cpu.simd import forceinline, load_u8x16
@@ -8,17 +8,14 @@ BLOCK_NBYTES = 18
 GROUPS = 1
 HAS_MIN = False
 SCALE_STEP = 32
+OFFSET = 8
 
 _eight = simd.make_const(simd.i16x32, 8)
+decode_scales = common.decode_half_scales
+sums = common.make_nibble_sums(2)
 
 
 @forceinline
 def unpack(block, s):  # type: ignore[no-untyped-def]
-    """The 32 weights of group s as int16."""
-    return simd.widen_u8x32(common.nibbles(load_u8x16(block + 2))) - _eight()
-
-
-@forceinline
-def decode_scales(p0, p1, p2, p3, p4, p5, p6, p7, out):  # type: ignore[no-untyped-def]
-    """Scales of eight blocks, one per row."""
-    simd.store_f32x8(out, common.halves_at(p0, p1, p2, p3, p4, p5, p6, p7))
+    """The 32 weights of the group as int16."""
+    return common.even_odd_u8(common.nibbles(load_u8x16(block + 2))) - _eight()

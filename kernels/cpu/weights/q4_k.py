@@ -1,6 +1,5 @@
 """Q4_K: 144 bytes: d, dmin, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles; value d sc q - dmin m."""
 
-from edgellm.kernels.cpu import simd
 from edgellm.kernels.cpu.simd import forceinline, load_u8x32
 from edgellm.kernels.cpu.weights import common
 
@@ -8,6 +7,7 @@ BLOCK_NBYTES = 144
 GROUPS = 8
 HAS_MIN = True
 SCALE_STEP = 32
+OFFSET = 0
 
 decode_scales = common.decode_k_scales
 
@@ -15,4 +15,7 @@ decode_scales = common.decode_k_scales
 @forceinline
 def unpack(block, s):  # type: ignore[no-untyped-def]
     """The 32 weights of group s as int16: the low nibbles of 32 bytes, or for odd s the high ones."""
-    return simd.widen_u8x32(common.nibble_of(load_u8x32(block + 16 + (s >> 1) * 32), s & 1))
+    return common.even_odd_u8(common.nibble_of(load_u8x32(block + 16 + (s >> 1) * 32), s & 1))
+
+
+sums = common.make_sums(unpack)

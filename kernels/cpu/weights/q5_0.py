@@ -8,18 +8,22 @@ BLOCK_NBYTES = 22
 GROUPS = 1
 HAS_MIN = False
 SCALE_STEP = 32
+OFFSET = 16
 
 _sixteen = simd.make_const(simd.i16x32, 16)
+decode_scales = common.decode_half_scales
+
+
+@forceinline
+def unsigned(block, s):  # type: ignore[no-untyped-def]
+    """The 32 weights of the group plus 16."""
+    return common.even_odd_u8(common.nibbles(load_u8x16(block + 6)) | common.sixteen_where(load_u32(block + 2)))
+
+
+sums = common.make_sums(unsigned)
 
 
 @forceinline
 def unpack(block, s):  # type: ignore[no-untyped-def]
-    """The 32 weights of group s as int16."""
-    q = common.nibbles(load_u8x16(block + 6)) | common.sixteen_where(load_u32(block + 2))
-    return simd.widen_u8x32(q) - _sixteen()
-
-
-@forceinline
-def decode_scales(p0, p1, p2, p3, p4, p5, p6, p7, out):  # type: ignore[no-untyped-def]
-    """Scales of eight blocks, one per row."""
-    simd.store_f32x8(out, common.halves_at(p0, p1, p2, p3, p4, p5, p6, p7))
+    """The 32 weights of the group as int16."""
+    return unsigned(block, s) - _sixteen()

@@ -1,6 +1,5 @@
 """Q5_1: 24 bytes: d, m, 32 fifth bits, 16 bytes of nibbles; value d q + m."""
 
-from edgellm.kernels.cpu import simd
 from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u32
 from edgellm.kernels.cpu.weights import common
 
@@ -8,17 +7,15 @@ BLOCK_NBYTES = 24
 GROUPS = 1
 HAS_MIN = True
 SCALE_STEP = 32
+OFFSET = 0
+
+decode_scales = common.decode_half_pairs
 
 
 @forceinline
 def unpack(block, s):  # type: ignore[no-untyped-def]
-    """The 32 weights of group s as int16."""
-    return simd.widen_u8x32(common.nibbles(load_u8x16(block + 8)) | common.sixteen_where(load_u32(block + 4)))
+    """The 32 weights of the group as int16."""
+    return common.even_odd_u8(common.nibbles(load_u8x16(block + 8)) | common.sixteen_where(load_u32(block + 4)))
 
 
-@forceinline
-def decode_scales(p0, p1, p2, p3, p4, p5, p6, p7, out):  # type: ignore[no-untyped-def]
-    """Scales, then minima, of eight blocks, one per row."""
-    pairs = common.half_pairs_at(p0, p1, p2, p3, p4, p5, p6, p7)
-    simd.store_f32x8(out, common.first_of_pair(pairs))
-    simd.store_f32x8(out + 32, common.second_of_pair(pairs))
+sums = common.make_sums(unpack)

@@ -11,7 +11,8 @@ from edgellm.kernels.cpu.weights import common
 BLOCK_NBYTES = 210
 GROUPS = 8
 HAS_MIN = False
-SCALE_STEP = 0  # one scale for the whole block
+SCALE_STEP = 0
+OFFSET = 0
 
 _thirty_two = simd.make_const(simd.i16x32, 32)
 
@@ -22,12 +23,14 @@ def unpack(block, s):  # type: ignore[no-untyped-def]
     half, quarter = s >> 2, s & 3
     low = common.nibble_of(load_u8x32(block + half * 64 + (quarter & 1) * 32), quarter >> 1)
     high = common.bit_pair_of(load_u8x32(block + 128 + half * 32), quarter)
-    scales = common.two_scales(load_i8(block + 192 + 2 * s), load_i8(block + 193 + 2 * s))
-    return (simd.widen_u8x32(low | high) - _thirty_two()) * scales
+    scales = common.scales_even_odd(load_i8(block + 192 + 2 * s), load_i8(block + 193 + 2 * s))
+    return (common.even_odd_u8(low | high) - _thirty_two()) * scales
+
+
+sums = common.make_sums(unpack)
 
 
 @forceinline
-def decode_scales(p0, p1, p2, p3, p4, p5, p6, p7, out):  # type: ignore[no-untyped-def]
-    """Scales of eight blocks, one per row."""
-    d = common.halves_at(p0 + 208, p1 + 208, p2 + 208, p3 + 208, p4 + 208, p5 + 208, p6 + 208, p7 + 208)
-    simd.store_f32x8(out, d)
+def decode_scales(p, stride, out):  # type: ignore[no-untyped-def]
+    """One scale for each of eight rows."""
+    common.decode_half_scales(p + 208, stride, out)
