@@ -15,7 +15,7 @@ import atexit
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
 from itertools import count
 from time import perf_counter
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgellm import kv_cache
-from edgellm.engine_requests import CancelFlag, Generation, Progress, Request, Scoring, Step, TokenSampler
+from edgellm.engine_requests import CancelFlag, GenerationRequest, Progress, Request, ScoringRequest, Step, TokenSampler
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
 from edgellm.kernels.program import Batch, Executor, Hook
 from edgellm.kv_cache import KVCache
@@ -66,7 +66,7 @@ class Engine:
         cancel: CancelFlag | None = None,
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """The steps of an answer to ``prompt``; the last one has a ``finish_reason``. Closing the iterator cancels.
 
         max_tokens   tokens to generate at most; None or -1 goes on to the end of the context ("length")
@@ -89,7 +89,7 @@ class Engine:
         cancel: CancelFlag | None = None,
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
-    ) -> AsyncIterator[Step]:
+    ) -> AsyncGenerator[Step, None]:
         """``generate`` for ``async for``; cancelling the task or closing the iterator cancels the request."""
         request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook)
         return self._asteps(request, progress)
@@ -102,8 +102,8 @@ class Engine:
         logits is float32 (n, n_vocab), what follows each position; it is valid only inside ``reduce``, which runs on
         the engine's thread. Nothing is taken from the prefix cache or left in it.
         """
-        self._check(tokens)
-        request = Scoring(self._lock, tokens, cancel, reduce)
+        self.check(tokens)
+        request = ScoringRequest(self._lock, tokens, cancel, reduce)
         self._submit(request)
         try:
             while (item := self._take(request)) is not None:
@@ -123,7 +123,8 @@ class Engine:
 
     # -- the caller's side -----------------------------------------------------------------------------------------
 
-    def _check(self, tokens: Sequence[int]) -> None:
+    def check(self, tokens: Sequence[int], max_tokens: int | None = None) -> None:
+        """Raise what ``generate`` would raise for these, ContextFullError or ParameterError."""
         if not len(tokens):
             raise ParameterError("The prompt has 0 tokens. Give at least one.")
         if len(tokens) > self.n_ctx:
@@ -138,6 +139,8 @@ class Engine:
                 f"Token id {low if low < 0 else high} is not in the vocabulary, which has ids 0 to {n_vocab - 1}. "
                 "Use ids of this model's own tokenizer."
             )
+        if max_tokens is not None and max_tokens < -1:
+            raise ParameterError(f"max_tokens is {max_tokens}. It must be 0 or more, or -1 for no limit.")
 
     def _generation(
         self,
@@ -148,15 +151,13 @@ class Engine:
         cancel: CancelFlag | None,
         progress: Callable[[int, int], None] | None,
         hook: Hook | None,
-    ) -> Generation:
-        self._check(prompt)
-        if max_tokens is not None and max_tokens < -1:
-            raise ParameterError(f"max_tokens is {max_tokens}. It must be 0 or more, or -1 for no limit.")
+    ) -> GenerationRequest:
+        self.check(prompt, max_tokens)
         # every position of the context may be filled, and the last one still gives a token
         room = self.n_ctx - len(prompt) + 1
         limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
-        request = Generation(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
+        request = GenerationRequest(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
         request.hook = hook
         return request
 
@@ -172,7 +173,9 @@ class Engine:
             else:
                 self._work.notify()
 
-    def _steps(self, request: Generation, progress: Callable[[int, int], None] | None) -> Iterator[Step]:
+    def _steps(
+        self, request: GenerationRequest, progress: Callable[[int, int], None] | None
+    ) -> Generator[Step, None, None]:
         self._submit(request)
         try:
             while True:
@@ -187,7 +190,9 @@ class Engine:
         finally:
             self._drop(request)
 
-    async def _asteps(self, request: Generation, progress: Callable[[int, int], None] | None) -> AsyncIterator[Step]:
+    async def _asteps(
+        self, request: GenerationRequest, progress: Callable[[int, int], None] | None
+    ) -> AsyncGenerator[Step, None]:
         import asyncio  # 40 ms, and most programs do not need it
 
         loop = asyncio.get_running_loop()

@@ -140,7 +140,7 @@ class Request:
         raise NotImplementedError
 
 
-class Generation(Request):
+class GenerationRequest(Request):
     """An answer: compute what is missing, sample, until it ends."""
 
     def __init__(
@@ -219,7 +219,7 @@ class Generation(Request):
         return Step(None, None, "cancelled", self.timings())
 
 
-class Scoring(Request):
+class ScoringRequest(Request):
     """The logits of every position, chunk by chunk."""
 
     shared = False

@@ -1,0 +1,173 @@
+"""What a caller gets of an answer: chunks of text while it grows, and the whole of it at the end.
+
+``TextStream`` turns the engine's tokens into chunks: whole characters, no control tokens, nothing of a stop string.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgellm.engine_requests import FinishReason, Step, Timings
+from edgellm.stop import StopMatcher
+
+if TYPE_CHECKING:
+    from edgellm.engine import Engine
+    from edgellm.sampling import Sampler
+    from edgellm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, its natural log-probability (None for the first of a text) and the likeliest in its place."""
+
+    token: int
+    bytes: bytes
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The token alone as text; U+FFFD where it is only part of a character."""
+        return self.bytes.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class GenerationChunk:
+    """One step of an answer. The chunk of a token may have no text: part of a character, or of a stop string.
+
+    text            what is certain now; the texts of all chunks are the answer
+    token           id, None in the last chunk, which brings the finish reason and what was held back
+    logprobs        of the token, when asked for
+    finish_reason   "stop", "length" (max_tokens or the end of the context), "cancelled"; None before the last chunk
+    stop            what ended the answer: the stop string, or the id of the end-of-generation token
+    """
+
+    text: str
+    token: int | None
+    logprobs: TokenLogprob | None
+    finish_reason: FinishReason | None
+    timings: Timings
+    stop: str | int | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Generation(str):
+    """The text of an answer, a plain ``str``, and how it came about."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    stop: str | int | None
+    timings: Timings
+
+    @classmethod
+    def of(cls, chunks: Iterable[GenerationChunk]) -> Generation:
+        """All chunks of one answer."""
+        chunks = list(chunks)
+        last = chunks[-1]
+        assert last.finish_reason is not None, "the chunks of an answer end with a finish reason"
+        generation = cls("".join(chunk.text for chunk in chunks))
+        generation.tokens = tuple(chunk.token for chunk in chunks if chunk.token is not None)
+        generation.logprobs = tuple(chunk.logprobs for chunk in chunks if chunk.logprobs is not None)
+        generation.finish_reason, generation.stop, generation.timings = last.finish_reason, last.stop, last.timings
+        return generation
+
+    @property
+    def text(self) -> str:
+        """The answer as a ``str`` and nothing else."""
+        return str.__str__(self)
+
+
+class TextStream:
+    """Turns the steps of one request into chunks.
+
+    special   show control tokens as their text
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, special: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = tokenizer.stream_decoder(special=special)
+        self.matcher = StopMatcher(stops)
+        self.special = special
+
+    def chunks(self, step: Step) -> Iterator[GenerationChunk]:
+        """The chunks of one step; after one with a finish reason the request is over."""
+        text, ended = "", step.finish_reason == "stop"
+        if step.token is not None and not ended:
+            text = self.matcher.add(self.decoder.add(step.token))
+            yield GenerationChunk(text, step.token, self._logprobs(step), None, step.timings)
+        if self.matcher.found is not None:
+            yield GenerationChunk("", None, None, "stop", step.timings, self.matcher.found)
+        elif step.finish_reason is not None:
+            yield self._last(step, step.finish_reason)
+
+    def _last(self, step: Step, reason: FinishReason) -> GenerationChunk:
+        """What was held back: the end of a broken character may still complete a stop string."""
+        tail = ""
+        if self.special and reason == "stop" and step.token is not None:
+            tail = self.matcher.add(self.decoder.add(step.token))
+        tail += self.matcher.add(self.decoder.flush()) + self.matcher.flush()
+        if self.matcher.found is not None:
+            return GenerationChunk(tail, None, None, "stop", step.timings, self.matcher.found)
+        return GenerationChunk(tail, None, None, reason, step.timings, step.token if reason == "stop" else None)
+
+    def _logprobs(self, step: Step) -> TokenLogprob | None:
+        if step.token is None or step.choice.logprob is None:
+            return None
+        token_bytes = self.tokenizer.token_bytes
+        top = tuple(TokenLogprob(token, token_bytes(token), logprob) for token, logprob in step.choice.top)
+        return TokenLogprob(step.token, token_bytes(step.token), step.choice.logprob, top)
+
+
+class ChunkStream:
+    """The chunks of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work."""
+
+    def __init__(
+        self, engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
+    ) -> None:
+        self._arguments = engine, ids, sampler, text, options
+        self._chunks = _run(*self._arguments)
+
+    def __iter__(self) -> ChunkStream:
+        return self
+
+    def __next__(self) -> GenerationChunk:
+        return next(self._chunks)
+
+    def __aiter__(self) -> AsyncIterator[GenerationChunk]:
+        return self.asynchronous()
+
+    def asynchronous(self) -> AsyncGenerator[GenerationChunk, None]:
+        """The same chunks as an asynchronous generator."""
+        return _arun(*self._arguments)
+
+    def close(self) -> None:
+        """Stop within one step. May be called twice."""
+        self._chunks.close()
+
+
+def _run(
+    engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
+) -> Generator[GenerationChunk, None, None]:
+    with contextlib.closing(engine.generate(ids, sampler, **options)) as steps:
+        for step in steps:
+            for chunk in text.chunks(step):
+                yield chunk
+                if chunk.finish_reason:
+                    return
+
+
+async def _arun(
+    engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
+) -> AsyncGenerator[GenerationChunk, None]:
+    async with contextlib.aclosing(engine.agenerate(ids, sampler, **options)) as steps:
+        async for step in steps:
+            for chunk in text.chunks(step):
+                yield chunk
+                if chunk.finish_reason:
+                    return

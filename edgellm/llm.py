@@ -1,0 +1,288 @@
+"""The library's face: ``load`` a model, then ``stream``, ``generate``, ``chat``, ``tokenize``, ``logprobs``.
+
+A prompt is a str (text to go on with), a list of messages (rendered with the model's chat template) or token ids. An
+``LLM`` may be used from any number of threads and tasks; its engine gives them turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgellm import loading
+from edgellm.engine import Engine
+from edgellm.engine_requests import CancelFlag
+from edgellm.formats.errors import ClosedError, ParameterError
+from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
+from edgellm.sampling import Sampler, SamplingParams
+from edgellm.stop import stop_strings
+
+if TYPE_CHECKING:
+    from edgellm.chat_template import ChatTemplate, Message
+    from edgellm.conversation import Conversation
+    from edgellm.formats.gguf import GGUFFile
+    from edgellm.kernels.program import Executor, Hook, Program
+    from edgellm.memory import MemoryNeed
+    from edgellm.scoring import ContinuationScore
+    from edgellm.tokenizer import Tokenizer
+
+    Messages = Sequence[Message | Mapping[str, Any]]
+    Prompt = str | Messages | Sequence[int]
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    executor: str = "cpu",
+    chat_template: str | None = None,
+    kv_overrides: Mapping[str, Any] | None = None,
+    max_tokens_per_step: int = 512,
+    force: bool = False,
+    progress: loading.LoadProgress | None = None,
+) -> LLM:
+    """Load a GGUF file, or a model of the catalogue by its name (which fetches it when it is not here yet).
+
+    n_ctx           tokens of context. None takes what the model was trained for, as far as its keys and values fill
+                    no more than a quarter of the free memory; 0 takes all that it was trained for
+    n_threads       None takes the physical cores that this process may use
+    executor        "cpu", or "reference": plain numpy, slow, the judge of the other
+    chat_template   Jinja text or a known name, in place of the file's template
+    kv_overrides    metadata values in place of the file's
+    force           load even when the free memory looks too small
+    progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
+
+    Raises ModelNotFoundError, DownloadError, FormatError, UnsupportedError, MemoryWouldExceedError, ParameterError.
+    """
+    options = loading.LoadOptions(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force)
+    return LLM(loading.open_model(name_or_path, options, progress))
+
+
+class LLM:
+    """A loaded model. Use ``edgellm.load``; ``with edgellm.load(...) as llm`` frees everything at the end."""
+
+    def __init__(self, model: loading.Model) -> None:
+        self._model: loading.Model | None = model
+        self.path = model.path
+        self.tokenizer: Tokenizer = model.tokenizer
+        self.n_ctx = model.engine.n_ctx
+        self.n_threads = model.n_threads
+        self.default_params: SamplingParams = model.default_params
+        self.memory_estimate: MemoryNeed = model.memory_need
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        cancel: CancelFlag | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
+        special: bool = False,
+        hook: Hook | None = None,
+        **sampling: Any,
+    ) -> ChunkStream:
+        """The answer as it grows: a chunk for each token and a last one with the finish reason and the timings.
+
+        params, sampling   a SamplingParams, or single fields of it (``temperature=0, seed=1``) over the model's own
+        max_tokens         None or -1: until the model ends it or the context is full ("length")
+        stop               text, or several, that end the answer and are not part of it
+        logprobs           None, or how many of the likeliest tokens to report beside each one's own log-probability
+        cancel             an object with ``is_set()``; set, it ends the answer before the next step ("cancelled")
+        progress           called with (done, total) tokens of the prompt while it is read
+        tools, template_kwargs   for the chat template; only with messages
+        parse_special      let control tokens that stand in a text prompt count as such
+        special            show control tokens in the answer
+        hook               sees every buffer between two ops; see ``edgellm.kernels.program.Hook``
+
+        Closing the iterator, or dropping it, ends the work within one step. ContextFullError for a prompt that is
+        longer than the context: nothing is ever cut off silently.
+        """
+        engine = self.engine
+        params = self.params(params, logprobs=logprobs, **sampling)
+        text = TextStream(self.tokenizer, stop_strings(stop), special=special)
+        ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
+        engine.check(ids, max_tokens)
+        sampler = Sampler(
+            params,
+            engine.executor.program.n_vocab,
+            self.tokenizer.eog_ids,
+            token_bytes=self.tokenizer.token_bytes,
+            tokenize=lambda piece: self.tokenizer.encode(piece, False),
+            history=ids,
+        )
+        options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
+        return ChunkStream(engine, ids, sampler, text, options)
+
+    def generate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
+        """The whole answer, a str with ``tokens``, ``finish_reason``, ``timings`` ...; takes what ``stream`` takes."""
+        return Generation.of(self.stream(prompt, *args, **kwargs))
+
+    def chat(self, messages: str | Messages, *args: Any, **kwargs: Any) -> Message:
+        """The reply to a list of messages, or to one of a user; takes what ``stream`` takes."""
+        from edgellm.chat_template import Message
+
+        return Message("assistant", self.generate(_as_messages(messages), *args, **kwargs))
+
+    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
+        """A chat that remembers what was said; ``options`` are those of ``stream`` for every turn."""
+        from edgellm.conversation import Conversation
+
+        return Conversation(self, system, options)
+
+    async def astream(self, prompt: Prompt, *args: Any, **kwargs: Any) -> AsyncIterator[GenerationChunk]:
+        """``stream`` for ``async for``. Cancelling the task or closing the iterator ends the work within one step."""
+        import asyncio
+
+        # rendering and tokenizing a long prompt takes time that the event loop does not have
+        chunks = await asyncio.to_thread(self.stream, prompt, *args, **kwargs)
+        async with contextlib.aclosing(chunks.asynchronous()) as stream:
+            async for chunk in stream:
+                yield chunk
+
+    async def agenerate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
+        """``generate`` to be awaited."""
+        return Generation.of([chunk async for chunk in self.astream(prompt, *args, **kwargs)])
+
+    async def achat(self, messages: str | Messages, *args: Any, **kwargs: Any) -> Message:
+        """``chat`` to be awaited."""
+        from edgellm.chat_template import Message
+
+        return Message("assistant", await self.agenerate(_as_messages(messages), *args, **kwargs))
+
+    def params(
+        self, params: SamplingParams | None = None, *, logprobs: int | None = None, **sampling: Any
+    ) -> SamplingParams:
+        """The sampling of a request: single fields over ``params`` or else over the model's own."""
+        known = [field.name for field in fields(SamplingParams)]
+        for name in sampling:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean {near[0]}?" if near else "SamplingParams has the list."
+                raise ParameterError(f"{name}: no such parameter. {hint}")
+        if logprobs is not None:
+            sampling |= {"n_probs": logprobs, "logprobs": True}
+        return replace(params or self.default_params, **sampling)
+
+    # -- text and ids ----------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """The ids of a text; see ``Tokenizer.encode``."""
+        return self.tokenizer.encode(text, add_special, parse_special)
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids; see ``Tokenizer.decode``."""
+        return self.tokenizer.decode(ids, special)
+
+    def apply_template(self, messages: Messages, **kwargs: Any) -> str:
+        """The text that the model is given for these messages."""
+        return self.chat_template.render_text(messages, **kwargs)
+
+    def prompt_ids(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        parse_special: bool = False,
+    ) -> list[int]:
+        """The ids that a prompt becomes: BOS where the vocabulary wants one, never an EOS behind it."""
+        if not isinstance(prompt, str) and all(isinstance(item, int) or hasattr(item, "__index__") for item in prompt):
+            return [int(item) for item in prompt]  # type: ignore[arg-type]
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, False, parse_special)
+        else:
+            segments = self.chat_template.render(prompt, tools=tools, **(template_kwargs or {}))  # type: ignore[arg-type]
+            ids = self.tokenizer.encode_segments(segments, False)
+        prefix = list(self.tokenizer.special.prefix)
+        return ids if ids[: len(prefix)] == prefix else prefix + ids
+
+    def logprobs(self, text: str | Sequence[int], top: int = 0) -> list[TokenLogprob]:
+        """The log-probability of every token of a text after those before it, and the ``top`` likeliest there."""
+        from edgellm.scoring import token_logprobs
+
+        return token_logprobs(self.engine, self.tokenizer, self._text_ids(text), top)
+
+    def score(self, prompt: str, continuation: str) -> ContinuationScore:
+        """How likely ``continuation`` is after ``prompt``: the sum of its log-probabilities, and whether greedy."""
+        from edgellm.scoring import score_continuation
+
+        return score_continuation(self.engine, self.prompt_ids(prompt), self.prompt_ids(prompt + continuation))
+
+    def perplexity(self, text: str | Sequence[int], n_ctx: int = 512) -> float:
+        """exp of the mean negative log-likelihood, by llama-perplexity's procedure (second half of each chunk)."""
+        from edgellm.scoring import perplexity
+
+        return perplexity(self.engine, self.tokenizer, self._text_ids(text), n_ctx)
+
+    def _text_ids(self, text: str | Sequence[int]) -> list[int]:
+        return self.tokenize(text) if isinstance(text, str) else [int(token) for token in text]
+
+    # -- what it is made of ----------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> loading.Model:
+        """Everything that ``close`` frees; ClosedError afterwards."""
+        if self._model is None:
+            raise ClosedError(f"{self.path.name} is closed. Load it again to go on.")
+        return self._model
+
+    @property
+    def engine(self) -> Engine:
+        """Token ids in, token ids out."""
+        return self.model.engine
+
+    @property
+    def executor(self) -> Executor:
+        """What computes; run by the engine alone."""
+        return self.model.engine.executor
+
+    @property
+    def program(self) -> Program:
+        """The model as a list of ops."""
+        return self.model.program
+
+    @property
+    def gguf(self) -> GGUFFile:
+        """The open file: metadata and tensors."""
+        return self.model.gguf
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template; TemplateError when the file has none."""
+        return self.model.chat_template
+
+    def close(self) -> None:
+        """End all answers, stop the threads, free weights and cache, close the file. May be called twice."""
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._model is None else f"{self.n_ctx} tokens of context, {self.n_threads} threads"
+        return f"<LLM {self.path.name}: {state}>"
+
+
+def _as_messages(messages: str | Messages) -> Messages:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages

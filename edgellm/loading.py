@@ -1,0 +1,172 @@
+"""From a name to everything an ``LLM`` stands on: file, program, tokenizer, cache, executor, engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cores import default_threads
+from edgellm.engine import Engine
+from edgellm.formats.errors import ParameterError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kv_cache import KVCache, pool_blocks
+from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
+from edgellm.models import build_program
+from edgellm.sampling import SamplingParams
+from edgellm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.chat_template import ChatTemplate
+    from edgellm.kernels.program import Executor, Program
+
+LoadProgress = Callable[[str, int, "int | None", str], None]
+"""Called with the stage ("pull", "load", "compile"), what is done, of how much when known, and of what."""
+
+KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
+LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
+MAX_CONTEXT = 1 << 24  # tokens
+EXECUTORS = ("cpu", "reference")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What ``edgellm.load`` was given; see there."""
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    executor: str = "cpu"
+    chat_template: str | None = None
+    kv_overrides: Mapping[str, Any] | None = None
+    max_tokens_per_step: int = 512
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("n_ctx", 0, MAX_CONTEXT),
+            ("n_threads", 1, 1024),
+            ("max_tokens_per_step", 1, 1 << 16),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or not least <= value <= most):
+                raise ParameterError(f"{name} is {value!r}. It must be a whole number from {least} to {most}.")
+        if self.executor not in EXECUTORS:
+            raise ParameterError(f"executor is {self.executor!r}. It must be one of {', '.join(EXECUTORS)}.")
+
+
+@dataclass
+class Model:
+    """All that ``close`` frees, and what was decided on the way."""
+
+    path: Path
+    gguf: GGUFFile
+    program: Program
+    tokenizer: Tokenizer
+    engine: Engine
+    n_threads: int
+    default_params: SamplingParams
+    memory_need: MemoryNeed
+    template_source: str | None = None
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Compiled when first used; a model without one can still go on with plain text."""
+        from edgellm.chat_template import ChatTemplate  # jinja2: 50 ms
+
+        return ChatTemplate.from_metadata(self.gguf.metadata, override=self.template_source)
+
+    def close(self) -> None:
+        """Stop the engine, then let go of the file."""
+        self.engine.close()
+        self.gguf.close()
+
+
+def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadProgress | None = None) -> Model:
+    """Do all of it; when one part fails nothing stays behind."""
+    report = progress or (lambda stage, done, total, name: None)
+    path = find_file(name_or_path, report)
+    report("load", 0, 2, path.name)
+    gguf = GGUFFile.open(path)
+    try:
+        override_metadata(gguf, options.kv_overrides or {})
+        program = build_program(gguf)
+        n_ctx = choose_context(program, options)
+        need = memory_need(program, gguf, n_ctx, options)
+        if not options.force:
+            check_fits(need)
+        report("load", 1, 2, path.name)
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        default_params = SamplingParams.from_metadata(gguf.metadata)
+        report("load", 2, 2, path.name)
+        engine, n_threads = start_engine(program, n_ctx, tokenizer, options, report)
+    except BaseException:
+        gguf.close()
+        raise
+    return Model(path, gguf, program, tokenizer, engine, n_threads, default_params, need, options.chat_template)
+
+
+def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:
+    """The file of a path or a name; fetched when it is not here. ModelNotFoundError when there is none."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    from edgellm.catalogue import resolve
+
+    return resolve(name_or_path, lambda done, total: report("pull", done, total, str(name_or_path)))
+
+
+def override_metadata(gguf: GGUFFile, overrides: Mapping[str, Any]) -> None:
+    """Put the caller's values over those of the file."""
+    for key, value in overrides.items():
+        gguf.metadata[key] = value
+        gguf.value_types[key] = f"{type(value).__name__}, given by the caller"
+
+
+def choose_context(program: Program, options: LoadOptions) -> int:
+    """Tokens of context: as asked for, else as trained and as far as the memory goes."""
+    trained = max(1, program.context_length)
+    if options.n_ctx is not None:
+        return options.n_ctx or trained
+    budget = system_memory().available // KV_SHARE
+    low, high = min(trained, LEAST_CONTEXT), trained
+    while low < high:  # the most that fits
+        middle = (low + high + 1) // 2
+        if estimate(program, 0, middle, options.max_tokens_per_step).kv <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low if low == trained else max(LEAST_CONTEXT, low // BLOCK_TOKENS * BLOCK_TOKENS)
+
+
+def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
+    """Bytes for the model with a full context; the reference executor unpacks every weight to float32."""
+    weights = gguf.nbytes
+    if options.executor == "reference":
+        rows = ((t.data.shape[0], t.shape[-1]) for t in program.tensors.values())
+        weights += sum(4 * n_rows * n_in for n_rows, n_in in rows)
+    return estimate(program, weights, n_ctx, options.max_tokens_per_step)
+
+
+def start_engine(
+    program: Program, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: LoadProgress
+) -> tuple[Engine, int]:
+    """The pool, the executor over it, and the engine that owns both; the number of threads."""
+    max_tokens = min(options.max_tokens_per_step, n_ctx)
+    pool = KVPool(program.kv_layers, program.windows, pool_blocks(program.windows, n_ctx, max_tokens))
+    executor: Executor
+    n_threads = options.n_threads or default_threads()
+    if options.executor == "reference":
+        from edgellm.kernels.reference import ReferenceExecutor
+
+        executor = ReferenceExecutor(program, pool, max_tokens)
+    else:
+        from edgellm.kernels.cpu import CPUExecutor  # numba: 400 ms
+
+        def compiling(done: int, total: int, name: str) -> None:
+            report("compile", done, total, name)
+
+        executor = CPUExecutor(program, pool, n_threads, max_tokens, compiling)
+    return Engine(executor, KVCache(pool, n_ctx), tokenizer.eog_ids), n_threads
