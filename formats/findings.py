@@ -36,7 +36,7 @@ class Finding:
     def __str__(self) -> str:
         where = f" (byte {self.offset:,})" if self.offset is not None else ""
         name = f"{short(self.name)}: " if self.name else ""
-        file = f"{self.file}: " if self.file else ""
+        file = f"{short(self.file, 255)}: " if self.file else ""
         return f"{file}{name}{self.message}{where}. {self.advice}"
 
     def error(self) -> EdgeLLMError:

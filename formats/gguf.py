@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
+
 from edgellm.formats.findings import REBUILD, Finding
 from edgellm.formats.gguf_header import TensorRecord
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType

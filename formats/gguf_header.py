@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+
 from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, raise_finding, short
 
 MIN_KV_NBYTES = 8 + 1 + 4 + 1  # length of the key, one letter, type, one byte

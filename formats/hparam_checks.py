@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 from edgellm.formats.findings import Finding, Report, short
 from edgellm.formats.gguf_header import Header
 

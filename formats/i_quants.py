@@ -30,6 +30,7 @@ order that the judge uses, because float32 products depend on it.
 from __future__ import annotations
 
 import numpy as np
+
 from edgellm.formats.block_quants import bits, column, nibbles
 from edgellm.formats.i_quant_grids import grid, signs
 

@@ -39,6 +39,7 @@ Every function takes super-blocks (n,) of its layout and gives float32 (n, 256).
 from __future__ import annotations
 
 import numpy as np
+
 from edgellm.formats.block_quants import bits, column, nibbles
 
 Q2_K = np.dtype([("scales", "u1", 16), ("qs", "u1", (2, 32)), ("d", "<f2"), ("dmin", "<f2")])

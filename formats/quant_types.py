@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from edgellm.formats import block_quants as bq
 from edgellm.formats import i_quants as iq
 from edgellm.formats import k_quants as kq

@@ -21,6 +21,7 @@ Every function takes blocks (n,) of its layout and gives float32 (n, weights of 
 from __future__ import annotations
 
 import numpy as np
+
 from edgellm.formats.block_quants import column, nibbles
 from edgellm.formats.k_quants import crumbs
 

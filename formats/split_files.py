@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from edgellm.formats.findings import PULL_AGAIN, Finding, Report
 from edgellm.formats.gguf_header import Header
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, raise_finding, short
 from edgellm.formats.gguf_header import Header, TensorRecord, read_header
@@ -225,7 +226,8 @@ def _check_values(part: Part, report: Report) -> None:
         data = file[start : start + tensor_nbytes(record)]
         bad, n_bad = _non_finite_blocks(quant, data)
         if n_bad:
-            message = f"block {bad:,} holds NaN or infinity, as {n_bad - 1:,} more of its blocks do"
+            n_blocks = len(data) // quant.block_nbytes
+            message = f"block {bad:,} of {n_blocks:,} holds NaN or infinity, {n_bad:,} blocks in all"
             offset = start + bad * quant.block_nbytes
             report(Finding("TENSOR_NAN", message, PULL_AGAIN, file=part.header.file, offset=offset, name=record.name))
         elif len(record.dims) > 1 and not data.any():

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import numpy as np
+
 from edgellm.formats.findings import REBUILD, Finding, Report, short
 from edgellm.formats.gguf_header import Header
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import raw_gguf as raw
+
 from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.quant_types import QUANT_TYPES

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import raw_gguf as raw
+from gguf_files import write_gguf
+
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.validate import findings, prove
-from gguf_files import write_gguf
 
 N_MUTANTS = 1000  # of each seed file, in each of three ways
 NUMBERS = [0, 1, 2, 3, 7, 13, 31, 32, 33, 255, 256, 65_535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32]

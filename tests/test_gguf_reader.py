@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
+
 from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
-from gguf_files import write_gguf
+from edgellm.formats.validate import findings
 
 METADATA = {
     "general.architecture": "test",
@@ -104,6 +106,7 @@ def test_values_of_another_kind_are_refused_by_name(file: Path) -> None:
         assert caught.value.code == "MODEL_HPARAMS"
 
 
+@pytest.mark.slow  # the judge takes 20 s for the larger vocabulary
 @pytest.mark.parametrize("model", ["smollm2_path", "gemma_path"])
 def test_real_models_equal_the_judge(model: str, request: pytest.FixtureRequest) -> None:
     judge = pytest.importorskip("gguf", reason="gguf is the judge of the reader")
@@ -124,3 +127,25 @@ def test_real_models_equal_the_judge(model: str, request: pytest.FixtureRequest)
                 assert list(ours.metadata[key]) == value
             else:
                 assert ours.metadata[key] == value
+
+
+@pytest.mark.parametrize("model", ["smollm2_path", "gemma_path"])
+def test_real_models_have_no_findings(model: str, request: pytest.FixtureRequest) -> None:
+    assert findings(request.getfixturevalue(model), check_tensors=True) == []
+
+
+CUT_SHORT = ("GGUF_NOT_A_GGUF", "GGUF_COUNT", "GGUF_STRING_LENGTH", "GGUF_ARRAY_LENGTH", "MODEL_TRUNCATED")
+
+
+def test_a_real_header_cut_anywhere_says_to_pull_again(smollm2_path: Path, tmp_path: Path) -> None:
+    with GGUFFile.open(smollm2_path) as gguf:
+        n_header = gguf.nbytes - sum(tensor.nbytes for tensor in gguf.tensors.values())
+    with smollm2_path.open("rb") as file:
+        header = file.read(n_header)
+    path = tmp_path / "cut.gguf"
+    for n in [*range(0, 400, 7), *range(400, n_header, n_header // 50)]:
+        path.unlink(missing_ok=True)
+        path.write_bytes(header[:n])
+        with pytest.raises(FormatError, match="pull or download it again") as caught:
+            GGUFFile.open(path)
+        assert caught.value.code in CUT_SHORT

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import raw_gguf as raw
+
 from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.validate import findings

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import raw_gguf as raw
+
 from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import Finding
 from edgellm.formats.gguf import GGUFFile
