@@ -53,15 +53,15 @@ _NEG_INF = float("-inf")
 
 
 @simd.intrinsic
-def _lane_numbers(typing_context):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+def _lane_numbers(typing_context):
+    def codegen(context, builder, sig, args):
         return simd.ir.Constant(simd.f32x16.ir, [float(i) for i in range(16)])
 
     return simd.f32x16(), codegen
 
 
 @forceinline
-def _clear(state, dim_v):  # type: ignore[no-untyped-def]
+def _clear(state, dim_v):
     store_f32(state, f32_of(_NEG_INF))
     store_f32(state + 4, f32_of(0.0))
     for i in range(0, dim_v, 16):
@@ -69,7 +69,7 @@ def _clear(state, dim_v):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _merge(merged, cut, dim_v):  # type: ignore[no-untyped-def]
+def _merge(merged, cut, dim_v):
     """Add a cut's state to the merged one. A cut in which nothing was visible changes nothing."""
     m_cut, m_old = load_f32(cut), load_f32(merged)
     if m_cut > f32_of(_NEG_INF):
@@ -83,7 +83,7 @@ def _merge(merged, cut, dim_v):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _finish(merged, out, dim_v):  # type: ignore[no-untyped-def]
+def _finish(merged, out, dim_v):
     """out = weighted sum / l"""
     total = load_f32(merged + 4)
     whole = dim_v // 16 * 16
@@ -94,7 +94,7 @@ def _finish(merged, out, dim_v):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _masked(s, scale, first_index, lowest, highest):  # type: ignore[no-untyped-def]
+def _masked(s, scale, first_index, lowest, highest):
     """Scaled scores of 16 positions, minus infinity outside [lowest, highest]."""
     index = _lane_numbers() + splat_f32x16(f32_of(float(first_index)))
     s = where_less(index, splat_f32x16(f32_of(float(lowest))), _minus_infinity(), s * scale)
@@ -102,7 +102,7 @@ def _masked(s, scale, first_index, lowest, highest):  # type: ignore[no-untyped-
 
 
 @forceinline
-def _softmax_row(s0, s1, state, weights):  # type: ignore[no-untyped-def]
+def _softmax_row(s0, s1, state, weights):
     """Online softmax of 32 scores: new m and l, the 32 weights stored; returns what the old sum is multiplied by."""
     m_old = load_f32(state)
     m = max(m_old, maximum_f32x16(max_f32x16(s0, s1)))
@@ -121,7 +121,7 @@ def _softmax_row(s0, s1, state, weights):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _scores(k, dim_k, q0, q1, q2, q3):  # type: ignore[no-untyped-def]
+def _scores(k, dim_k, q0, q1, q2, q3):
     """q . k of four rows with 16 positions, one dimension after another."""
     s0 = s1 = s2 = s3 = zero_f32x16()
     for d in range(dim_k):
@@ -134,7 +134,7 @@ def _scores(k, dim_k, q0, q1, q2, q3):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _add_values(v, dim_v, n_positions, weights, states, state_nbytes, keep0, keep1, keep2, keep3):  # type: ignore[no-untyped-def]
+def _add_values(v, dim_v, n_positions, weights, states, state_nbytes, keep0, keep1, keep2, keep3):
     """Each row's sum = keep * sum + weights . values, one position after another."""
     a, b, c, d = states + 64, states + state_nbytes + 64, states + 2 * state_nbytes + 64, states + 3 * state_nbytes + 64
     for i in range(0, dim_v, 16):
@@ -155,7 +155,7 @@ def _add_values(v, dim_v, n_positions, weights, states, state_nbytes, keep0, kee
 
 
 @forceinline
-def _q_at(op, step, first, row, n_rows, group, head):  # type: ignore[no-untyped-def]
+def _q_at(op, step, first, row, n_rows, group, head):
     """Address of a row's query; rows past the last repeat it."""
     r = min(row, n_rows - 1)
     token, dim_k = first + r // group, load_i64(op + DIM_K)
@@ -163,12 +163,12 @@ def _q_at(op, step, first, row, n_rows, group, head):  # type: ignore[no-untyped
 
 
 @forceinline
-def _position(step, first, row, n_rows, group):  # type: ignore[no-untyped-def]
+def _position(step, first, row, n_rows, group):
     return load_i32(load_i64(step + at.POSITIONS) + (first + min(row, n_rows - 1) // group) * 4)
 
 
 @forceinline
-def _four_rows(op, step, first, row, n_rows, group, head, k, v, base, n_positions, states, weights):  # type: ignore[no-untyped-def]
+def _four_rows(op, step, first, row, n_rows, group, head, k, v, base, n_positions, states, weights):
     """Four rows of a tile through one block of the cache."""
     dim_k, dim_v, window = load_i64(op + DIM_K), load_i64(op + DIM_V), load_i64(op + WINDOW)
     scale = splat_f32x16(f32_of(load_f64(op + SCALE)))
@@ -204,7 +204,7 @@ def _four_rows(op, step, first, row, n_rows, group, head, k, v, base, n_position
 
 
 @forceinline
-def _cut(op, step, span, head, cut, states, weights):  # type: ignore[no-untyped-def]
+def _cut(op, step, span, head, cut, states, weights):
     """All rows of a tile over the blocks of one cut, into ``states``. The tile is an int32 triple at ``span``."""
     first, n_tokens, sequence = load_i32(span), load_i32(span + 4), load_i32(span + 8)
     n_kv_heads, dim_k, dim_v = load_i64(op + N_KV_HEADS), load_i64(op + DIM_K), load_i64(op + DIM_V)
@@ -226,7 +226,7 @@ def _cut(op, step, span, head, cut, states, weights):  # type: ignore[no-untyped
 
 
 @forceinline
-def _visible(op, step, span):  # type: ignore[no-untyped-def]
+def _visible(op, step, span):
     """First block that a tile sees, and the last position."""
     positions, window = load_i64(step + at.POSITIONS) + load_i32(span) * 4, load_i64(op + WINDOW)
     last = load_i32(positions + (load_i32(span + 4) - 1) * 4)
@@ -237,7 +237,7 @@ def _visible(op, step, span):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _whole_item(op, step, span, head, scratch):  # type: ignore[no-untyped-def]
+def _whole_item(op, step, span, head, scratch):
     """A tile over all its cuts, merged here."""
     dim_v, n_heads = load_i64(op + DIM_V), load_i64(op + N_HEADS)
     group = n_heads // load_i64(op + N_KV_HEADS)
@@ -258,7 +258,7 @@ def _whole_item(op, step, span, head, scratch):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _one_cut_item(op, step, span, head, cut, partials, scratch):  # type: ignore[no-untyped-def]
+def _one_cut_item(op, step, span, head, cut, partials, scratch):
     """A tile over one cut; the rows' states go to the partials of (token, head, cut)."""
     dim_v, n_heads = load_i64(op + DIM_V), load_i64(op + N_HEADS)
     group = n_heads // load_i64(op + N_KV_HEADS)
@@ -273,8 +273,8 @@ def _one_cut_item(op, step, span, head, cut, partials, scratch):  # type: ignore
             store_f32x16(rows + place * state_nbytes + i, load_f32x16(states + row * state_nbytes + i))
 
 
-def attention(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
-    """out = softmax(scale * q k^T, masked) v. With PARTIALS in the step, only the cuts; attention_merge does the rest."""
+def attention(op, step, thread, n_threads):
+    """out = softmax(scale * q k^T, masked) v; with PARTIALS in the step only the cuts, which attention_merge merges."""
     scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
     partials, heads = load_i64(step + at.PARTIALS), load_i64(op + N_KV_HEADS)
     cuts = 1
@@ -292,7 +292,7 @@ def attention(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
         item = items - 1 - atomic_add(op + at.COUNTER, 1)
 
 
-def attention_merge(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def attention_merge(op, step, thread, n_threads):
     """Merge the cuts of every (token, head), first to last. The op's arguments are those of ``attention``."""
     partials = load_i64(step + at.PARTIALS)
     if partials != 0:

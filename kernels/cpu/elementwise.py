@@ -48,7 +48,7 @@ NORM_X, NORM_X_ROW, NORM_W, NORM_OUT, NORM_OUT_ROW, NORM_WIDTH, NORM_HEADS, NORM
 
 
 @forceinline
-def _sum_of_squares(x, n):  # type: ignore[no-untyped-def]
+def _sum_of_squares(x, n):
     acc = zero_f32x16()
     whole = n // 16 * 16
     for i in range(0, whole, 16):
@@ -61,7 +61,7 @@ def _sum_of_squares(x, n):  # type: ignore[no-untyped-def]
     return total
 
 
-def rms_norm(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def rms_norm(op, step, thread, n_threads):
     """out = x / sqrt(mean(x^2) + eps) * w for each group of ``width`` values of each row."""
     n, width, heads = load_i64(step + load_i64(op + NORM_KIND)), load_i64(op + NORM_WIDTH), load_i64(op + NORM_HEADS)
     w, eps = load_i64(op + NORM_W), load_f64(op + NORM_EPS)
@@ -88,11 +88,11 @@ _tiny = 1e-30  # a group below this is zero: its scale's reciprocal would be inf
 
 
 @forceinline
-def _sum_i32x16(v):  # type: ignore[no-untyped-def]
+def _sum_i32x16(v):
     return sum_f32x16(simd.to_f32x16(v))  # exact: |sum| <= 16 * 32766 < 2^24
 
 
-def quantize(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def quantize(op, step, thread, n_threads):
     """Rows of float32 to int16 with one scale for 32: q = round(x * 16383 / max|x|).
 
     A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
@@ -124,7 +124,7 @@ def quantize(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
 ROPE_X, ROPE_X_ROW, ROPE_HEADS, ROPE_HEAD_DIM, ROPE_HALF, ROPE_INDEX, ROPE_ADJACENT = _arg[1:8]
 
 
-def rope(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def rope(op, step, thread, n_threads):
     """Rotate pairs of dimensions of every head by the angles of the token's position, in place."""
     n, heads, half = load_i64(step + at.N_TOKENS), load_i64(op + ROPE_HEADS), load_i64(op + ROPE_HALF)
     tables = load_i64(step + at.ROPES) + load_i64(op + ROPE_INDEX) * 16
@@ -149,7 +149,7 @@ def make_gated_unit(activation: str) -> Any:
     """The kernel out = activation(gate) * up."""
     function = {"silu": silu_f32x16, "gelu": gelu_f32x16}[activation]
 
-    def gated_unit(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    def gated_unit(op, step, thread, n_threads):
         n, width = load_i64(step + at.N_TOKENS), load_i64(op + UNIT_WIDTH)
         lanes = (width + 15) // 16
         for item in range(thread, n * lanes, n_threads):
@@ -165,7 +165,7 @@ def make_gated_unit(activation: str) -> Any:
 ADD_X, ADD_X_ROW, ADD_Y, ADD_Y_ROW, ADD_OUT, ADD_OUT_ROW, ADD_WIDTH, ADD_KIND = _arg[1:9]
 
 
-def add(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def add(op, step, thread, n_threads):
     """out = x + y"""
     n, lanes = load_i64(step + load_i64(op + ADD_KIND)), (load_i64(op + ADD_WIDTH) + 15) // 16
     for item in range(thread, n * lanes, n_threads):
@@ -179,7 +179,7 @@ def add(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
 SELECT_X, SELECT_X_ROW, SELECT_OUT, SELECT_OUT_ROW, SELECT_WIDTH = _arg[1:6]
 
 
-def select_outputs(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def select_outputs(op, step, thread, n_threads):
     """out[i] = x[output_rows[i]]"""
     lanes = (load_i64(op + SELECT_WIDTH) + 15) // 16
     for i in range(thread, load_i64(step + at.N_OUTPUTS), n_threads):
@@ -194,17 +194,17 @@ def select_outputs(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _f32_at(p, i):  # type: ignore[no-untyped-def]
+def _f32_at(p, i):
     return load_f32(p + i * 4)
 
 
 @forceinline
-def _f16_at(p, i):  # type: ignore[no-untyped-def]
+def _f16_at(p, i):
     return simd.first_lane(simd.half_f32x8(simd.splat_u16x8(load_u16(p + i * 2))))
 
 
 @forceinline
-def _bf16_at(p, i):  # type: ignore[no-untyped-def]
+def _bf16_at(p, i):
     return simd.f32_from_bits(load_u16(p + i * 2) << 16)
 
 
@@ -215,7 +215,7 @@ def make_float_embed(quant: str) -> Any:
     """The kernel out[t] = scale * weight[token[t]] for F32, F16 and BF16; EMBED_GROUPS is the width here."""
     value_at = FLOAT_AT[quant]
 
-    def embed(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    def embed(op, step, thread, n_threads):
         factor = f32_of(load_f64(op + EMBED_SCALE))
         for t in range(thread, load_i64(step + at.N_TOKENS), n_threads):
             token = load_i32(load_i64(step + at.TOKENS) + t * 4)
@@ -232,12 +232,12 @@ KV_K, KV_K_ROW, KV_V, KV_V_ROW, KV_K_POOL, KV_V_POOL, KV_HEADS, KV_DIM_K, KV_DIM
 
 
 @forceinline
-def half_bits(value):  # type: ignore[no-untyped-def]
+def half_bits(value):
     """float16 bits of one float32."""
     return simd.first_lane(simd.round_half_f32x16(splat_f32x16(value)))
 
 
-def store_kv(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def store_kv(op, step, thread, n_threads):
     """Round every token's keys and values to float16 and put them where its block table says (layout in kv.py)."""
     n, heads = load_i64(step + at.N_TOKENS), load_i64(op + KV_HEADS)
     dim_k, dim_v = load_i64(op + KV_DIM_K), load_i64(op + KV_DIM_V)

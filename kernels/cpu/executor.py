@@ -6,6 +6,8 @@ token of the batch can reach.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
@@ -66,7 +68,7 @@ class CPUExecutor:
         self._alive: list[np.ndarray] = []
         self._closed = False
 
-    def _layer(self, op: Attention):  # type: ignore[no-untyped-def]
+    def _layer(self, op: Attention):
         return self.pool.layers[op.layer]
 
     def _set(self, **fields: int) -> None:
@@ -153,7 +155,7 @@ class CPUExecutor:
         tile = self._tile_tokens
         spans = [
             (first, min(tile, stop - first), sequences[start])
-            for start, stop in zip(starts, starts[1:], strict=False)
+            for start, stop in itertools.pairwise(starts)
             for first in range(start, stop, tile)
         ]
         return np.array(spans, np.int32)
@@ -184,7 +186,7 @@ class CPUExecutor:
         if len(batch.tables) != len(self.pool.windows):
             raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.windows)} windows")
         starts = [0, *(np.flatnonzero(np.diff(batch.sequences)) + 1).tolist(), n]
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in itertools.pairwise(starts):
             first, last = int(batch.positions[start]), int(batch.positions[stop - 1])
             if first < 0 or last - first != stop - 1 - start or (np.diff(batch.positions[start:stop]) != 1).any():
                 raise ParameterError("positions of a sequence must rise by one, from 0 on")

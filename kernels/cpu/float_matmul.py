@@ -48,17 +48,17 @@ _as_float = simd.make_convert(simd.u32x16, simd.f32x16, "bitcast")
 
 
 @forceinline
-def _f32x16_at(p, i):  # type: ignore[no-untyped-def]
+def _f32x16_at(p, i):
     return load_f32x16(p + i * 4)
 
 
 @forceinline
-def _f16x16_at(p, i):  # type: ignore[no-untyped-def]
+def _f16x16_at(p, i):
     return half_f32x16(load_u16x16(p + i * 2))
 
 
 @forceinline
-def _bf16x16_at(p, i):  # type: ignore[no-untyped-def]
+def _bf16x16_at(p, i):
     return _as_float(_widen_bits(load_u16x16(p + i * 2)) << _shift16())
 
 
@@ -70,7 +70,7 @@ def make_float_matmul(quant: str) -> Any:
     (vector_at, nbytes), value_at = _VECTOR_AT[quant], FLOAT_AT[quant]
 
     @forceinline
-    def finish(acc, w, x, n_in, bias, out):  # type: ignore[no-untyped-def]
+    def finish(acc, w, x, n_in, bias, out):
         total = sum_f32x16(acc)
         for i in range(n_in // 16 * 16, n_in):
             total = fma_f32(value_at(w, i), load_f32(x + i * 4), total)
@@ -79,7 +79,7 @@ def make_float_matmul(quant: str) -> Any:
         store_f32(out, total)
 
     @forceinline
-    def four_tokens(w, x, x_row, n_in, bias, out, out_row):  # type: ignore[no-untyped-def]
+    def four_tokens(w, x, x_row, n_in, bias, out, out_row):
         x1, x2, x3 = x + x_row, x + 2 * x_row, x + 3 * x_row
         a = b = c = d = zero_f32x16()
         for i in range(0, n_in // 16 * 16, 16):
@@ -94,16 +94,21 @@ def make_float_matmul(quant: str) -> Any:
         finish(d, w, x3, n_in, bias, out + 3 * out_row)
 
     @forceinline
-    def one_token(w, x, n_in, bias, out):  # type: ignore[no-untyped-def]
+    def one_token(w, x, n_in, bias, out):
         acc = zero_f32x16()
         for i in range(0, n_in // 16 * 16, 16):
             prefetch(w + i * nbytes + 4096)
             acc = fma_f32x16(vector_at(w, i), load_f32x16(x + i * 4), acc)
         finish(acc, w, x, n_in, bias, out)
 
-    def matmul(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    def matmul(op, step, thread, n_threads):
         n, n_in, n_out = load_i64(step + load_i64(op + ROW_KIND)), load_i64(op + N_IN), load_i64(op + N_OUT)
-        x0, x_row, w0, w_row = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + W), load_i64(op + W_ROW_NBYTES)
+        x0, x_row, w0, w_row = (
+            load_i64(op + X),
+            load_i64(op + X_ROW_NBYTES),
+            load_i64(op + W),
+            load_i64(op + W_ROW_NBYTES),
+        )
         out0, out_row, bias0 = load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES), load_i64(op + BIAS)
         chunk = atomic_add(op + at.COUNTER, 1) * 16
         while chunk < n_out:

@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
+
 from edgellm.formats.errors import ParameterError
 
 

@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 import llvmlite.binding as llvm
+
 from edgellm.kernels.cpu.isa import Isa
 
 llvm.initialize_native_target()
@@ -56,7 +57,9 @@ def compile_ir(name: str, ir_text: str, isa: Isa) -> bytes:
     tuning.slp_vectorization = True
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
-    foreign = [f.name for f in module.functions if f.is_declaration and f.name not in _LIBC and not _is_intrinsic(f.name)]
+    foreign = [
+        f.name for f in module.functions if f.is_declaration and f.name not in _LIBC and not _is_intrinsic(f.name)
+    ]
     assert not foreign, f"kernel {name} calls {foreign}, which only numba's process has"
     return bytes(machine.emit_object(module))
 

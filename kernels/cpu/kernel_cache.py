@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import llvmlite.binding as llvm
+
 from edgellm.kernels.cpu import isa as isa_module
 from edgellm.kernels.cpu import jit, kernel_table
 from edgellm.kernels.cpu.isa import Isa

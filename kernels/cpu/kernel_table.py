@@ -16,7 +16,10 @@ TEAM = ("team_publish", "team_lead", "team_work")
 # name -> (module, function, argument of a make_ function or None)
 KERNELS: dict[str, tuple[str, str, str | None]] = {
     **{name: ("team", name, None) for name in TEAM},
-    **{name: ("elementwise", name, None) for name in ("rms_norm", "quantize", "rope", "add", "select_outputs", "store_kv")},
+    **{
+        name: ("elementwise", name, None)
+        for name in ("rms_norm", "quantize", "rope", "add", "select_outputs", "store_kv")
+    },
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
     **{name: ("attention", name, None) for name in ("attention", "attention_merge")},
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},

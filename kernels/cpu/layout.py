@@ -46,7 +46,7 @@ def activation_row_nbytes(n_in: int) -> int:
 # ---- a thread's scratch while it multiplies (quantized_matmul.py), byte offsets
 
 PANEL_ROWS = 16
-PANEL_GROUPS = 16  # groups of 32 columns in a panel: 16 KiB of packed weights, half of an L1 cache
+PANEL_GROUPS = 24  # at most so many groups of 32 columns in a panel: 24 KiB of packed weights in an L1 cache of 32
 GROUP_NBYTES = 1024  # 16 pairs x 16 rows x 2 int16
 SCALES = 0  # what decode_scales writes: at most 2 x 8 groups x 8 rows
 PANEL = 512

@@ -227,4 +227,3 @@ def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
         low.buffers,
         low.keep,
     )
-

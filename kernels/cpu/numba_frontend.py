@@ -18,7 +18,7 @@ from numba.core.compiler_lock import global_compiler_lock
 KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
 
 
-class _LinkOnlyLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
+class _LinkOnlyLibrary(codegen.JITCodeLibrary):
     """Functions joined into one module, neither optimised nor loaded."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
@@ -31,7 +31,7 @@ class _LinkOnlyLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-class _LinkOnlyCodegen(codegen.JITCPUCodegen):  # type: ignore[misc]
+class _LinkOnlyCodegen(codegen.JITCPUCodegen):
     _library_class = _LinkOnlyLibrary
 
     def set_env(self, env_name: str, env: Any) -> None:

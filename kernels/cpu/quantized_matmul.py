@@ -48,8 +48,8 @@ from edgellm.kernels.cpu.simd import (
     madd_i16,
     prefetch,
     splat_f32x8,
-    splat_i32x8,
     splat_f32x16,
+    splat_i32x8,
     splat_i32x16,
     store_f32,
     store_f32x8,
@@ -83,7 +83,7 @@ _half_high = simd.make_shuffle(simd.i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
 
 
 @forceinline
-def _store_transposed(a, b, c, d, e, f, g, h, out):  # type: ignore[no-untyped-def]
+def _store_transposed(a, b, c, d, e, f, g, h, out):
     """Store column j of the 8x8 int32 matrix with rows a..h at out + 64 j."""
     ab0, ab1, cd0, cd1 = _inter_low(a, b), _inter_high(a, b), _inter_low(c, d), _inter_high(c, d)
     ef0, ef1, gh0, gh1 = _inter_low(e, f), _inter_high(e, f), _inter_low(g, h), _inter_high(g, h)
@@ -100,7 +100,7 @@ def _store_transposed(a, b, c, d, e, f, g, h, out):  # type: ignore[no-untyped-d
 
 
 @forceinline
-def _pairs_times_splat(acc, w, x):  # type: ignore[no-untyped-def]
+def _pairs_times_splat(acc, w, x):
     """acc += w * the int16 pair at x, in all 16 rows."""
     return madd_i16(acc, w, simd.i32x16_as_i16x32(splat_i32x16(load_i32(x))))
 
@@ -111,11 +111,11 @@ def _make_pack(weights: Any) -> Any:
     scale_step, unpack, decode_scales = weights.SCALE_STEP, weights.unpack, weights.decode_scales
 
     @forceinline
-    def pairs(block, s):  # type: ignore[no-untyped-def]
+    def pairs(block, s):
         return simd.i16x32_as_i32x16(unpack(block, s))
 
     @forceinline
-    def pack(p, stride, n_groups, half, scratch):  # type: ignore[no-untyped-def]
+    def pack(p, stride, n_groups, half, scratch):
         panel, scales = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
         low, high = simd.low_i32x16, simd.high_i32x16
         for _ in range(n_groups // groups):
@@ -146,14 +146,14 @@ def _make_panel_times(has_min: bool) -> Any:
     """Panel times 4 tokens, and times 1: c[t] (16 floats) continues the sum over the panel's groups."""
 
     @forceinline
-    def finish(acc, total, scale, minimum, x_scale, x_sum):  # type: ignore[no-untyped-def]
+    def finish(acc, total, scale, minimum, x_scale, x_sum):
         acc = fma_f32x16(to_f32x16(total), scale * splat_f32x16(load_f32(x_scale)), acc)
         if has_min:
             acc = fma_f32x16(minimum, splat_f32x16(load_f32(x_sum)), acc)
         return acc
 
     @forceinline
-    def times_four(scratch, n_groups, x, x_row, scale_at, sum_at, c, c_row, first):  # type: ignore[no-untyped-def]
+    def times_four(scratch, n_groups, x, x_row, scale_at, sum_at, c, c_row, first):
         x1, x2, x3 = x + x_row, x + 2 * x_row, x + 3 * x_row
         f0 = f1 = f2 = f3 = zero_f32x16()
         if not first:
@@ -184,7 +184,7 @@ def _make_panel_times(has_min: bool) -> Any:
         store_f32x16(c + 3 * c_row, f3)
 
     @forceinline
-    def times_one(scratch, n_groups, x, scale_at, sum_at, c, first):  # type: ignore[no-untyped-def]
+    def times_one(scratch, n_groups, x, scale_at, sum_at, c, first):
         acc = zero_f32x16()
         if not first:
             acc = load_f32x16(c)
@@ -212,15 +212,17 @@ def _make_many_tokens(weights: Any) -> Any:
     groups, block_nbytes = weights.GROUPS, weights.BLOCK_NBYTES
 
     @forceinline
-    def multiply(op, n, row, c, c_row, scratch):  # type: ignore[no-untyped-def]
+    def multiply(op, n, row, c, c_row, scratch):
         """16 rows from ``row`` times n tokens; c is (n, 16) with rows c_row bytes apart."""
         x, x_row, n_groups = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + N_GROUPS)
         w_row = load_i64(op + W_ROW_NBYTES)
         w = load_i64(op + W) + row * w_row
         scale_at = x + n_groups * 64
         sum_at = scale_at + n_groups * 4
-        for g in range(0, n_groups, PANEL_GROUPS):
-            here = min(PANEL_GROUPS, n_groups - g)
+        n_panels = (n_groups + PANEL_GROUPS - 1) // PANEL_GROUPS
+        width = ((n_groups + n_panels - 1) // n_panels + groups - 1) // groups * groups  # equal parts, whole blocks
+        for g in range(0, n_groups, width):
+            here = min(width, n_groups - g)
             for half in range(2):
                 pack(w + half * 8 * w_row + g // groups * block_nbytes, w_row, here, half, scratch)
             t = 0
@@ -234,7 +236,7 @@ def _make_many_tokens(weights: Any) -> Any:
                 t += 1
 
     @forceinline
-    def many_tokens(op, n, scratch):  # type: ignore[no-untyped-def]
+    def many_tokens(op, n, scratch):
         n_out, out, out_row = load_i64(op + N_OUT), load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES)
         bias = load_i64(op + BIAS)
         row = atomic_add(op + at.COUNTER, 1) * PANEL_ROWS
@@ -264,7 +266,7 @@ def _make_one_token(weights: Any) -> Any:
     scale_step, sums, decode_scales, offset = weights.SCALE_STEP, weights.sums, weights.decode_scales, weights.OFFSET
 
     @forceinline
-    def eight_rows(p, stride, n_groups, x, scratch):  # type: ignore[no-untyped-def]
+    def eight_rows(p, stride, n_groups, x, scratch):
         scale_at = x + n_groups * 64
         sum_at, total_at = scale_at + n_groups * 4, scale_at + n_groups * 8
         ahead = p + 8 * stride
@@ -291,7 +293,7 @@ def _make_one_token(weights: Any) -> Any:
         return acc
 
     @forceinline
-    def one_token(op, scratch):  # type: ignore[no-untyped-def]
+    def one_token(op, scratch):
         x, n_groups, w = load_i64(op + X), load_i64(op + N_GROUPS), load_i64(op + W)
         w_row, n_out, out = load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT), load_i64(op + OUT)
         bias = load_i64(op + BIAS)
@@ -313,7 +315,7 @@ def make_matmul(quant: str) -> Any:
     weights = _weights(quant)
     one_token, many_tokens = _make_one_token(weights), _make_many_tokens(weights)
 
-    def matmul(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    def matmul(op, step, thread, n_threads):
         n = load_i64(step + load_i64(op + ROW_KIND))
         scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
         if n == 1:
@@ -331,7 +333,7 @@ def make_embed(quant: str) -> Any:
     scale_step, unpack, decode_scales = weights.SCALE_STEP, weights.unpack, weights.decode_scales
     widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
 
-    def embed(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    def embed(op, step, thread, n_threads):
         scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES) + SCALES
         factor = splat_f32x16(simd.f32_of(load_f64(op + EMBED_SCALE)))
         for t in range(thread, load_i64(step + at.N_TOKENS), n_threads):
@@ -355,4 +357,3 @@ def make_embed(quant: str) -> Any:
                 p += block_nbytes
 
     return embed
-

@@ -84,7 +84,7 @@ def _binary(op: Any, name_int: str, name_float: str | None) -> None:
     """Make ``a op b`` work on two vectors of one type."""
 
     @infer_global(op)
-    class _Template(AbstractTemplate):  # pyright: ignore[reportUnusedClass]
+    class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and isinstance(args[0], Vec) and args[0] == args[1]:
                 return signature(args[0], args[0], args[0])
@@ -121,10 +121,10 @@ def make_load(result: types.Type) -> Any:
     """An intrinsic that reads a vector or scalar from an address."""
 
     @intrinsic
-    def load(typing_context, address):  # type: ignore[no-untyped-def]
+    def load(typing_context, address):
         pointee = result.ir if isinstance(result, Vec) else IR_SCALAR[result]
 
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):
             return builder.load(_pointer(builder, args[0], pointee), align=1)
 
         return result(types.int64), codegen
@@ -136,10 +136,10 @@ def make_store(value: types.Type) -> Any:
     """An intrinsic that writes a vector or scalar to an address."""
 
     @intrinsic
-    def store(typing_context, address, v):  # type: ignore[no-untyped-def]
+    def store(typing_context, address, v):
         pointee = value.ir if isinstance(value, Vec) else IR_SCALAR[value]
 
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):
             builder.store(args[1], _pointer(builder, args[0], pointee), align=1)
             return context.get_dummy_value()
 
@@ -152,7 +152,9 @@ load_u8x16, load_u8x32, load_i8x32 = make_load(u8x16), make_load(u8x32), make_lo
 load_u8x8, load_i8x16 = make_load(u8x8), make_load(i8x16)
 load_i16x32, load_i16x16, load_u16x16, load_u16x8 = (make_load(v) for v in (i16x32, i16x16, u16x16, u16x8))
 load_f32x8, load_f32x16, load_i32x16, load_u32x8 = (make_load(v) for v in (f32x8, f32x16, i32x16, u32x8))
-load_f32, load_f64, load_i32, load_i64 = (make_load(t) for t in (types.float32, types.float64, types.int32, types.int64))
+load_f32, load_f64, load_i32, load_i64 = (
+    make_load(t) for t in (types.float32, types.float64, types.int32, types.int64)
+)
 load_u8, load_i8, load_u16, load_u32 = (make_load(t) for t in (types.uint8, types.int8, types.uint16, types.uint32))
 store_f32x8, store_f32x16, store_i16x32, store_i16x16 = (make_store(v) for v in (f32x8, f32x16, i16x32, i16x16))
 store_i32x16, store_u16x16, store_i32x8 = (make_store(v) for v in (i32x16, u16x16, i32x8))
@@ -165,8 +167,8 @@ def make_const(vec: Vec, value: float) -> Any:
     """An intrinsic without arguments: the same constant in every lane."""
 
     @intrinsic
-    def const(typing_context):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def const(typing_context):
+        def codegen(context, builder, sig, args):
             return ir.Constant(vec.ir, [value] * vec.n)
 
         return vec(), codegen
@@ -178,8 +180,8 @@ def make_splat(vec: Vec) -> Any:
     """An intrinsic that puts one scalar in every lane."""
 
     @intrinsic
-    def splat(typing_context, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def splat(typing_context, value):
+        def codegen(context, builder, sig, args):
             undefined = ir.Constant(vec.ir, ir.Undefined)
             first = builder.insert_element(undefined, args[0], ir.Constant(I32, 0))
             return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, vec.n), [0] * vec.n))
@@ -203,8 +205,8 @@ def make_convert(source: Vec, target: Vec, instruction: str) -> Any:
     """An intrinsic around one LLVM conversion (``zext``, ``sext``, ``trunc``, ``sitofp``, ``bitcast`` ...)."""
 
     @intrinsic
-    def convert(typing_context, value):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def convert(typing_context, value):
+        def codegen(context, builder, sig, args):
             return getattr(builder, instruction)(args[0], target.ir)
 
         return target(source), codegen
@@ -228,8 +230,8 @@ def make_shuffle(vec: Vec, lanes: list[int]) -> Any:
     result = Vec(vec.dtype, len(lanes))
 
     @intrinsic
-    def shuffle(typing_context, a, b):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def shuffle(typing_context, a, b):
+        def codegen(context, builder, sig, args):
             return builder.shuffle_vector(args[0], args[1], ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
         return result(vec, vec), codegen
@@ -253,8 +255,8 @@ def make_gather_u32(vec: Vec) -> Any:
     """An intrinsic that builds a u32x8 from eight scalars, one per row."""
 
     @intrinsic
-    def gather(typing_context, v0, v1, v2, v3, v4, v5, v6, v7):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def gather(typing_context, v0, v1, v2, v3, v4, v5, v6, v7):
+        def codegen(context, builder, sig, args):
             result = ir.Constant(vec.ir, ir.Undefined)
             for lane, value in enumerate(args):
                 result = builder.insert_element(result, value, ir.Constant(I32, lane))
@@ -286,22 +288,22 @@ def _declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
     if len(arguments) == 0:
 
         @intrinsic
-        def declared(typing_context):  # type: ignore[no-untyped-def]
+        def declared(typing_context):
             return sig, call
     elif len(arguments) == 1:
 
         @intrinsic
-        def declared(typing_context, a):  # type: ignore[no-untyped-def]
+        def declared(typing_context, a):
             return sig, call
     elif len(arguments) == 2:
 
         @intrinsic
-        def declared(typing_context, a, b):  # type: ignore[no-untyped-def]
+        def declared(typing_context, a, b):
             return sig, call
     else:
 
         @intrinsic
-        def declared(typing_context, a, b, c):  # type: ignore[no-untyped-def]
+        def declared(typing_context, a, b, c):
             return sig, call
 
     return declared
@@ -311,7 +313,10 @@ madd_i16 = _declared("madd", i32x16, i32x16, i16x32, i16x32)
 """madd_i16(acc, a, b): lane j of acc plus a[2j] b[2j] + a[2j+1] b[2j+1], exact in int32."""
 madd_i16x16 = _declared("madd8", i32x8, i32x8, i16x16, i16x16)
 """The same for 16 pairs in 8 lanes."""
-fma_f32x8, fma_f32x16 = _declared("fma8", f32x8, f32x8, f32x8, f32x8), _declared("fma16", f32x16, f32x16, f32x16, f32x16)
+fma_f32x8, fma_f32x16 = (
+    _declared("fma8", f32x8, f32x8, f32x8, f32x8),
+    _declared("fma16", f32x16, f32x16, f32x16, f32x16),
+)
 fma_f32 = _declared("fma1", types.float32, types.float32, types.float32, types.float32)
 half_f32x8, half_f32x16 = _declared("half8", f32x8, u16x8), _declared("half16", f32x16, u16x16)
 round_half_f32x16 = _declared("tohalf16", u16x16, f32x16)
@@ -322,30 +327,30 @@ abs_f32x16 = _declared("abs16", f32x16, f32x16)
 
 
 @intrinsic
-def f32_of(typing_context, value):  # type: ignore[no-untyped-def]
+def f32_of(typing_context, value):
     """A float64 rounded to float32."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.fptrunc(args[0], ir.FloatType())
 
     return types.float32(types.float64), codegen
 
 
 @intrinsic
-def f32_from_bits(typing_context, value):  # type: ignore[no-untyped-def]
+def f32_from_bits(typing_context, value):
     """The float32 whose bits are the low 32 of an integer."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.bitcast(builder.trunc(args[0], I32), ir.FloatType())
 
     return types.float32(types.int64), codegen
 
 
 @intrinsic
-def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
+def prefetch(typing_context, address):
     """Bring the cache line at an address near; any address is allowed."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         pointer = ir.IntType(8).as_pointer()
         function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
@@ -357,10 +362,10 @@ def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def where_less(typing_context, a, b, yes, no):  # type: ignore[no-untyped-def]
+def where_less(typing_context, a, b, yes, no):
     """Lane by lane: yes if a < b, else no."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
 
     return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
@@ -375,13 +380,13 @@ _halves_high = make_shuffle(i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
 
 
 @forceinline
-def pair_sums(a, b):  # type: ignore[no-untyped-def]
+def pair_sums(a, b):
     """Sums of neighbouring lanes, in each half of a register those of a, then those of b."""
     return _pairs_low(a, b) + _pairs_high(a, b)
 
 
 @forceinline
-def sums_of_eight(a, b, c, d, e, f, g, h):  # type: ignore[no-untyped-def]
+def sums_of_eight(a, b, c, d, e, f, g, h):
     """Lane i of the result is the sum of the lanes of the i-th i32x8."""
     abcd = pair_sums(pair_sums(a, b), pair_sums(c, d))
     efgh = pair_sums(pair_sums(e, f), pair_sums(g, h))
@@ -393,17 +398,17 @@ _swap8, _swap4, _swap2, _swap1 = _f_halves
 
 
 @intrinsic
-def first_lane(typing_context, v):  # type: ignore[no-untyped-def]
+def first_lane(typing_context, v):
     """Lane 0 of a vector."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.extract_element(args[0], ir.Constant(I32, 0))
 
     return v.dtype(v), codegen
 
 
 @forceinline
-def sum_f32x16(v):  # type: ignore[no-untyped-def]
+def sum_f32x16(v):
     """Sum of 16 lanes, always as the same tree of halves."""
     v = v + _swap8(v, v)
     v = v + _swap4(v, v)
@@ -412,7 +417,7 @@ def sum_f32x16(v):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def maximum_f32x16(v):  # type: ignore[no-untyped-def]
+def maximum_f32x16(v):
     """Largest of 16 lanes."""
     v = max_f32x16(v, _swap8(v, v))
     v = max_f32x16(v, _swap4(v, v))
@@ -424,40 +429,40 @@ def maximum_f32x16(v):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_add(typing_context, address, value):  # type: ignore[no-untyped-def]
+def atomic_add(typing_context, address, value):
     """Add to an int64 and return what it was."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.atomic_rmw("add", _pointer(builder, args[0], ir.IntType(64)), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
-def atomic_exchange(typing_context, address, value):  # type: ignore[no-untyped-def]
+def atomic_exchange(typing_context, address, value):
     """Store an int64 and return what was there."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.atomic_rmw("xchg", _pointer(builder, args[0], ir.IntType(64)), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
-def atomic_load(typing_context, address):  # type: ignore[no-untyped-def]
+def atomic_load(typing_context, address):
     """An int64 that another thread may be writing."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         return builder.load_atomic(_pointer(builder, args[0], ir.IntType(64)), "acquire", 8)
 
     return types.int64(types.int64), codegen
 
 
 @intrinsic
-def call_kernel(typing_context, kernel, op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+def call_kernel(typing_context, kernel, op, step, thread, n_threads):
     """Call ``void kernel(op, step, thread, n_threads)`` by its address."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         i64 = ir.IntType(64)
         function_type = ir.FunctionType(ir.VoidType(), [i64] * 4)
         builder.call(builder.inttoptr(args[0], function_type.as_pointer()), args[1:])
@@ -467,10 +472,10 @@ def call_kernel(typing_context, kernel, op, step, thread, n_threads):  # type: i
 
 
 @intrinsic
-def call_yield(typing_context, function):  # type: ignore[no-untyped-def]
+def call_yield(typing_context, function):
     """Call ``int function(void)`` by its address: the system's sched_yield."""
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         function_type = ir.FunctionType(I32, [])
         builder.call(builder.inttoptr(args[0], function_type.as_pointer()), [])
         return context.get_dummy_value()

@@ -47,14 +47,14 @@ SPINS_BEFORE_PARKING = 60_000  # about 3 ms without a new step
 
 
 @forceinline
-def _spin(team, spins):  # type: ignore[no-untyped-def]
+def _spin(team, spins):
     pause()
     if spins > SPINS_BEFORE_YIELD and spins % 64 == 0 and load_i64(team + YIELD) != 0:
         call_yield(load_i64(team + YIELD))
 
 
 @forceinline
-def _barrier(team, n_threads):  # type: ignore[no-untyped-def]
+def _barrier(team, n_threads):
     if n_threads > 1:
         phase = atomic_load(team + PHASE)
         if atomic_add(team + ARRIVALS, 1) == n_threads - 1:
@@ -68,7 +68,7 @@ def _barrier(team, n_threads):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def _walk(team, thread):  # type: ignore[no-untyped-def]
+def _walk(team, thread):
     ops, step, n_threads = load_i64(team + JOB_OPS), load_i64(team + JOB_STEP), load_i64(team + N_THREADS)
     for i in range(load_i64(team + JOB_FIRST), load_i64(team + JOB_LAST)):
         op = ops + i * OP_NBYTES
@@ -76,19 +76,19 @@ def _walk(team, thread):  # type: ignore[no-untyped-def]
         _barrier(team, n_threads)
 
 
-def team_publish(team, parked, _unused, _unused2):  # type: ignore[no-untyped-def]
+def team_publish(team, parked, _unused, _unused2):
     """Announce the job in the record. ``parked`` gets, per worker, 1 if Python must wake it."""
     atomic_add(team + GENERATION, 1)
     for worker in range(1, load_i64(team + N_THREADS)):
         store_i64(parked + worker * 8, atomic_exchange(team + WORKERS + worker * LINE, RUNNING))
 
 
-def team_lead(team, _unused, _unused2, _unused3):  # type: ignore[no-untyped-def]
+def team_lead(team, _unused, _unused2, _unused3):
     """Thread 0's part of the published job; returns when all threads are done."""
     _walk(team, 0)
 
 
-def team_work(team, thread, generation, last_generation):  # type: ignore[no-untyped-def]
+def team_work(team, thread, generation, last_generation):
     """A worker: do the jobs after ``generation`` until none comes for a while; the last one done is stored."""
     state = team + WORKERS + thread * LINE
     stay = True

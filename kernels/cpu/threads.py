@@ -7,6 +7,7 @@ import os
 import threading
 
 import numpy as np
+
 from edgellm.kernels.cpu import team_layout as at
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)

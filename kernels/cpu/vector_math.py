@@ -1,4 +1,4 @@
-"""Exponential of 16 lanes, to about one unit in the last place, the same bits on every CPU with a fused multiply-add."""
+"""Exponential of 16 lanes to about one unit in the last place, with the same bits on every CPU that fuses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ _HIGHEST = make_const(f32x16, 88.0)
 _ONE = make_const(f32x16, 1.0)
 _TWO = make_const(f32x16, 2.0)
 # minimax polynomial of (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2] (Cephes expf)
-_C0, _C1, _C2 = make_const(f32x16, 1.9875691500e-4), make_const(f32x16, 1.3981999507e-3), make_const(f32x16, 8.3334519073e-3)
-_C3, _C4, _C5 = make_const(f32x16, 4.1665795894e-2), make_const(f32x16, 1.6666665459e-1), make_const(f32x16, 5.0000001201e-1)
+_C0, _C1, _C2 = (
+    make_const(f32x16, 1.9875691500e-4),
+    make_const(f32x16, 1.3981999507e-3),
+    make_const(f32x16, 8.3334519073e-3),
+)
+_C3, _C4, _C5 = (
+    make_const(f32x16, 4.1665795894e-2),
+    make_const(f32x16, 1.6666665459e-1),
+    make_const(f32x16, 5.0000001201e-1),
+)
 _SHIFT = make_const(i32x16, 23)
 
 
 @forceinline
-def exp_f32x16(x):  # type: ignore[no-untyped-def]
+def exp_f32x16(x):
     """e^x; 0 below -87, e^88 above 88; exactly 1 at 0."""
     y = min_f32x16(max_f32x16(x, _LOWEST()), _HIGHEST())
     n = (y * _LOG2E() + _ROUND()) - _ROUND()
@@ -36,7 +44,7 @@ def exp_f32x16(x):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def silu_f32x16(x):  # type: ignore[no-untyped-def]
+def silu_f32x16(x):
     """x / (1 + e^-x)"""
     return x / (_ONE() + exp_f32x16(simd.zero_f32x16() - x))
 
@@ -46,7 +54,7 @@ _HALF = make_const(f32x16, 0.5)
 
 
 @forceinline
-def gelu_f32x16(x):  # type: ignore[no-untyped-def]
+def gelu_f32x16(x):
     """x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), written as x (1 - 1 / (e^2u + 1))."""
     u = _GELU_A() * (x + _GELU_B() * x * x * x)
     return x - x / (exp_f32x16(u + u) + _ONE())

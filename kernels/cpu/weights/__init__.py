@@ -1,4 +1,4 @@
-"""How the CPU kernels read quantized weights: one small file per type, all with the same five facts and three functions.
+"""How the CPU kernels read quantized weights: one small file per type, with the same five facts and three functions.
 
     BLOCK_NBYTES   bytes of a block
     GROUPS         groups of 32 weights in a block: 1, or 8 for the 256-weight types

@@ -27,7 +27,7 @@ _eight_bits_signed = simd.make_const(simd.i16x16, 8)
 
 
 @forceinline
-def even_odd_u8(bytes32):  # type: ignore[no-untyped-def]
+def even_odd_u8(bytes32):
     """i16x32 of unsigned bytes: the even ones, then the odd ones."""
     w = simd.u8x32_as_u16x16(bytes32)
     even, odd = simd.u16x16_as_i16x16(w & _low_byte()), simd.u16x16_as_i16x16(w >> _eight_bits())
@@ -35,32 +35,32 @@ def even_odd_u8(bytes32):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def even_odd_i8(bytes32):  # type: ignore[no-untyped-def]
+def even_odd_i8(bytes32):
     """i16x32 of signed bytes: the even ones, then the odd ones."""
     w = simd.u16x16_as_i16x16(simd.u8x32_as_u16x16(bytes32))
     return simd.concat_i16x16((w << _eight_bits_signed()) >> _eight_bits_signed(), w >> _eight_bits_signed())
 
 
 @forceinline
-def nibbles(bytes16):  # type: ignore[no-untyped-def]
+def nibbles(bytes16):
     """u8x32: the low nibbles of 16 bytes, then the high ones."""
     return simd.concat_u8x16(bytes16 & _low4_16(), bytes16 >> _four_16())
 
 
 @forceinline
-def nibble_of(bytes32, high):  # type: ignore[no-untyped-def]
+def nibble_of(bytes32, high):
     """u8x32: the low (high = 0) or the high (1) nibble of 32 bytes."""
     return (bytes32 >> _splat_u8x32(types.uint8(high * 4))) & _low4_32()
 
 
 @forceinline
-def bit_pair_of(bytes32, k):  # type: ignore[no-untyped-def]
+def bit_pair_of(bytes32, k):
     """u8x32: bits 2k and 2k+1 of 32 bytes, at bits 4 and 5."""
     return ((bytes32 >> _splat_u8x32(types.uint8(k * 2))) << _four_32()) & _forty_eight_32()
 
 
 @forceinline
-def sixteen_if_bit(bytes32, k):  # type: ignore[no-untyped-def]
+def sixteen_if_bit(bytes32, k):
     """u8x32: 16 where bit k of a byte is set."""
     return ((bytes32 >> _splat_u8x32(types.uint8(k))) << _four_32()) & _sixteen_32()
 
@@ -99,13 +99,13 @@ def make_sums(unpack: Any) -> Any:
     """sums(p, stride, s, x): for eight rows, the int32 sum of the products of group s with the int16 group at x."""
 
     @forceinline
-    def dot(block, s, x):  # type: ignore[no-untyped-def]
+    def dot(block, s, x):
         w = unpack(block, s)
         low = madd_i16x16(simd.zero_i32x8(), simd.low_i16x32(w, w), simd.low_i16x32(x, x))
         return madd_i16x16(low, simd.high_i16x32(w, w), simd.high_i16x32(x, x))
 
     @forceinline
-    def sums(p, stride, s, x_address):  # type: ignore[no-untyped-def]
+    def sums(p, stride, s, x_address):
         x = load_i16x32(x_address)
         p4 = p + 4 * stride
         return simd.sums_of_eight(
@@ -130,7 +130,7 @@ def make_nibble_sums(first_byte: int) -> Any:
     """
 
     @forceinline
-    def two_rows(pa, pb, x_even, x_odd):  # type: ignore[no-untyped-def]
+    def two_rows(pa, pb, x_even, x_odd):
         w = simd.u8x32_as_u16x16(simd.concat_u8x16(load_u8x16(pa + first_byte), load_u8x16(pb + first_byte)))
         even_low = simd.u16x16_as_i16x16(w & _nibble_word())
         even_high = simd.u16x16_as_i16x16((w >> _shift4_word()) & _nibble_word())
@@ -142,7 +142,7 @@ def make_nibble_sums(first_byte: int) -> Any:
         return madd_i16x16(acc, odd_high, _twice_high(x_odd, x_odd))
 
     @forceinline
-    def sums(p, stride, s, x_address):  # type: ignore[no-untyped-def]
+    def sums(p, stride, s, x_address):
         x_even, x_odd = load_i16x16(x_address), load_i16x16(x_address + 32)
         p4 = p + 4 * stride
         a, b = two_rows(p, p4, x_even, x_odd), two_rows(p + stride, p4 + stride, x_even, x_odd)
@@ -157,7 +157,7 @@ def make_nibble_sums(first_byte: int) -> Any:
 
 
 @forceinline
-def halves_at(p, stride):  # type: ignore[no-untyped-def]
+def halves_at(p, stride):
     """f32x8: the float16 at p in eight rows."""
     q = p + 4 * stride
     a, b, c, d = load_u16(p), load_u16(p + stride), load_u16(p + 2 * stride), load_u16(p + 3 * stride)
@@ -166,7 +166,7 @@ def halves_at(p, stride):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def words_at(p, stride):  # type: ignore[no-untyped-def]
+def words_at(p, stride):
     """u32x8: the words at p in eight rows."""
     q = p + 4 * stride
     a, b, c, d = load_u32(p), load_u32(p + stride), load_u32(p + 2 * stride), load_u32(p + 3 * stride)
@@ -180,7 +180,7 @@ _m_lanes = simd.make_shuffle(simd.f32x16, [1, 3, 9, 11, 5, 7, 13, 15])
 
 
 @forceinline
-def half_pairs_at(p, stride):  # type: ignore[no-untyped-def]
+def half_pairs_at(p, stride):
     """Two f32x8: the two neighbouring float16 at p in eight rows. The row order makes the split one shuffle each."""
     q = p + 4 * stride
     a, b, c, d = load_u32(p), load_u32(p + stride), load_u32(q), load_u32(q + stride)
@@ -196,7 +196,7 @@ _to_float = simd.make_convert(simd.u32x8, simd.f32x8, "uitofp")
 
 
 @forceinline
-def _store_four(packed, factor, out):  # type: ignore[no-untyped-def]
+def _store_four(packed, factor, out):
     """Four vectors of float scales from the four bytes of every row's word."""
     for j in range(4):
         byte = (packed >> _splat_u32x8(types.uint32(8 * j))) & _byte()
@@ -204,7 +204,7 @@ def _store_four(packed, factor, out):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def decode_k_scales(p, stride, out):  # type: ignore[no-untyped-def]
+def decode_k_scales(p, stride, out):
     """The 8 scales d sc, then the 8 minima -dmin m, of eight Q4_K or Q5_K blocks; 6-bit packing as in formats."""
     d, dmin = half_pairs_at(p, stride)
     minus_dmin = simd.zero_f32x8() - dmin
@@ -216,13 +216,13 @@ def decode_k_scales(p, stride, out):  # type: ignore[no-untyped-def]
 
 
 @forceinline
-def decode_half_scales(p, stride, out):  # type: ignore[no-untyped-def]
+def decode_half_scales(p, stride, out):
     """One float16 scale for each of eight rows."""
     simd.store_f32x8(out, halves_at(p, stride))
 
 
 @forceinline
-def decode_half_pairs(p, stride, out):  # type: ignore[no-untyped-def]
+def decode_half_pairs(p, stride, out):
     """A float16 scale and a float16 minimum for each of eight rows."""
     d, m = half_pairs_at(p, stride)
     simd.store_f32x8(out, d)

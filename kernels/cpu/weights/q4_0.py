@@ -16,6 +16,6 @@ sums = common.make_nibble_sums(2)
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of the group as int16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 2))) - _eight()

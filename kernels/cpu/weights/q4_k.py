@@ -13,7 +13,7 @@ decode_scales = common.decode_k_scales
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of group s as int16: the low nibbles of 32 bytes, or for odd s the high ones."""
     return common.even_odd_u8(common.nibble_of(load_u8x32(block + 16 + (s >> 1) * 32), s & 1))
 

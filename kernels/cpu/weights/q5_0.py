@@ -15,7 +15,7 @@ decode_scales = common.decode_half_scales
 
 
 @forceinline
-def unsigned(block, s):  # type: ignore[no-untyped-def]
+def unsigned(block, s):
     """The 32 weights of the group plus 16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 6)) | common.sixteen_where(load_u32(block + 2)))
 
@@ -24,6 +24,6 @@ sums = common.make_sums(unsigned)
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of the group as int16."""
     return unsigned(block, s) - _sixteen()

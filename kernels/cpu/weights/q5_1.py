@@ -13,7 +13,7 @@ decode_scales = common.decode_half_pairs
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of the group as int16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 8)) | common.sixteen_where(load_u32(block + 4)))
 

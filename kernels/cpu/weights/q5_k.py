@@ -13,7 +13,7 @@ decode_scales = common.decode_k_scales
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of group s as int16: a nibble and bit s of the byte of fifth bits."""
     low = common.nibble_of(load_u8x32(block + 48 + (s >> 1) * 32), s & 1)
     return common.even_odd_u8(low | common.sixteen_if_bit(load_u8x32(block + 16), s))

@@ -18,7 +18,7 @@ _thirty_two = simd.make_const(simd.i16x32, 32)
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of group s times their scale, as int16."""
     half, quarter = s >> 2, s & 3
     low = common.nibble_of(load_u8x32(block + half * 64 + (quarter & 1) * 32), quarter >> 1)
@@ -31,6 +31,6 @@ sums = common.make_sums(unpack)
 
 
 @forceinline
-def decode_scales(p, stride, out):  # type: ignore[no-untyped-def]
+def decode_scales(p, stride, out):
     """One scale for each of eight rows."""
     common.decode_half_scales(p + 208, stride, out)

@@ -13,7 +13,7 @@ decode_scales = common.decode_half_scales
 
 
 @forceinline
-def unpack(block, s):  # type: ignore[no-untyped-def]
+def unpack(block, s):
     """The 32 weights of the group as int16."""
     return common.even_odd_i8(load_u8x32(block + 2))
 
