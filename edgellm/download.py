@@ -247,7 +247,7 @@ def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | N
     least = len(remote.magic) if expected is None else expected
     if growing.nbytes < least:
         raise TransientError(
-            f"{remote.where}: the server stopped after {growing.nbytes:,} of {least:,} bytes or more. Check the network.",
+            f"{remote.where}: the server stopped after {growing.nbytes:,} of {least:,} bytes. Check the network.",
             code="PULL_INCOMPLETE",
         )
 

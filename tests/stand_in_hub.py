@@ -1,7 +1,7 @@
 """A web server on this machine that plays a file host, a Hugging Face hub and a package index, honestly or not.
 
-Each path has its bytes and a list of faults, one used up by each request; after them the server is honest: ranges, ETag,
-If-Range. All requests are kept, with their headers.
+Each path has its bytes and a list of faults, one used up by each request; after them the server is honest: ranges,
+ETag, If-Range. All requests are kept, with their headers.
 """
 
 from __future__ import annotations

