@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.machine import cpu_count, cpu_name, read_bandwidth
+from edgellm.cores import default_threads
+from edgellm.machine import cpu_name, read_bandwidth
 from edgellm.memory import system_memory
 from edgellm.paths import cache_dir, config_dir, models_dir
 
@@ -60,7 +61,7 @@ def machine_facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "cpu": cpu_name(),
-        "cpus": cpu_count(),
+        "cores": default_threads(),
         "memory_total": memory.total,
         "memory_available": memory.available,
         "folders": {"models": str(models_dir()), "config": str(config_dir()), "cache": str(cache_dir())},
@@ -126,5 +127,5 @@ def self_test() -> Iterator[SelfTestResult]:
 
 
 def bandwidths() -> dict[int, float]:
-    """Bytes per second that a plain loop reads from memory, by number of threads: one, and all CPUs."""
-    return {n: read_bandwidth(n) for n in dict.fromkeys((1, cpu_count()))}
+    """Bytes per second that a plain loop reads from memory, by number of threads: one, and all cores."""
+    return {n: read_bandwidth(n) for n in dict.fromkeys((1, default_threads()))}

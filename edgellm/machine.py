@@ -1,10 +1,9 @@
-"""The machine under us: the name of its CPU, the CPUs we may use, and how fast it reads memory."""
+"""The machine under us: the name of its CPU, and how fast it reads memory."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import platform
 import subprocess
 import sys
@@ -17,12 +16,6 @@ import numpy as np
 
 STREAM_NBYTES = 512 << 20  # far more than any last-level cache
 STREAM_PASSES = 5
-
-
-def cpu_count() -> int:
-    """CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @functools.cache

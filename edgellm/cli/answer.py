@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,22 +13,8 @@ from edgellm.cli.interrupt import StopOnInterrupt
 from edgellm.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from edgellm.llm import LLM
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to ask of a model.
-
-    prompt     messages for a chat, or text to complete
-    sampling   fields of SamplingParams that the user gave
-    """
-
-    prompt: str | Sequence[dict[str, Any]]
-    sampling: dict[str, Any]
-    n_predict: int = -1
-    stops: tuple[str, ...] = ()
-    template_arguments: dict[str, Any] | None = None
+    from edgellm.engine_requests import Timings
+    from edgellm.generation import GenerationChunk
 
 
 @dataclass(frozen=True)
@@ -37,23 +23,21 @@ class Answer:
 
     text: str
     finish_reason: str | None
-    timings: Any
+    timings: Timings | None
     stopped: bool
 
 
-def stream_answer(llm: LLM, request: Request, write: Callable[[str], None]) -> Answer:
-    """Give every piece of the answer to ``write``; the first Ctrl-C ends it and keeps what was said."""
+def stream_answer(start: Callable[..., Iterable[GenerationChunk]], write: Callable[[str], None]) -> Answer:
+    """Give every piece of the answer to ``write``; the first Ctrl-C ends it and keeps what was said.
+
+    ``start(cancel=, progress=)`` gives the chunks, as ``LLM.stream`` does.
+    """
     pieces: list[str] = []
     finish_reason = timings = None
     with Progress() as progress, StopOnInterrupt() as interrupt:
-        chunks = llm.stream(
-            request.prompt,
-            max_tokens=request.n_predict,
-            stop=request.stops,
+        chunks = start(
             cancel=interrupt.flag,
             progress=lambda done, total: progress.update("prefill", done, total),
-            **({"template_kwargs": request.template_arguments} if request.template_arguments else {}),
-            **request.sampling,
         )
         for chunk in chunks:
             if chunk.text:

@@ -21,6 +21,7 @@ COMMANDS = ("run", "chat", "pull", "list", "show", "rm", "verify", "doctor", "be
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+COMPLETION_VARIABLE = "_EDGELLM_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -71,26 +72,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error is printed here and nowhere else."""
     use_utf8()
     try:
-        status = edgellm.main(args=arguments, prog_name="edgellm", standalone_mode=False)
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
+        return status
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         return EXIT_INTERRUPTED
-    except EdgeLLMError as error:
-        if debugging():
-            traceback.print_exc()
-        click.echo(error_block(error), err=True)
-        return 1
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at exit: give it somewhere to go.
+        # the interpreter flushes standard output once more at exit: give it somewhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_BROKEN_PIPE
-    except (OSError, MemoryError) as error:
+    except (EdgeLLMError, OSError, MemoryError) as error:
         if debugging():
             traceback.print_exc()
         click.echo(error_block(error), err=True)
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    """What click's own ``main`` does, without its view of a broken pipe."""
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(edgellm, {}, "edgellm", COMPLETION_VARIABLE, instruction)
+    try:
+        with edgellm.make_context("edgellm", arguments) as ctx:
+            status = edgellm.invoke(ctx)
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
     return status if isinstance(status, int) else 0

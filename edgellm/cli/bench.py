@@ -60,7 +60,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option("-pg", "pairs", multiple=True, metavar="PP,TG", help="Read PP tokens and make TG in one test.")
 @click.option("-d", "--n-depth", "n_depth", default="0", show_default=True, metavar="LIST", help="Tokens in the cache.")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times for each test.")
-@click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: all CPUs]")
+@click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: all cores]")
 @click.option(
     "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), default=512, show_default=True, help="Step size."
 )
@@ -116,12 +116,13 @@ def _bench_model(
     report: Callable[[BenchResult, ModelCard], None],
 ) -> None:
     from edgellm.bench import bench_tests, run_tests
-    from edgellm.machine import cpu_count, read_bandwidth
+    from edgellm.cores import default_threads
+    from edgellm.machine import read_bandwidth
 
     tests = bench_tests(parse_list(n_prompt), parse_list(n_gen), parse_list(n_depth), _parse_pairs(pairs))
     if not tests:
         raise click.UsageError("there is nothing to measure: -p and -n are both 0. Give one of them.")
-    counts = parse_list(threads) if threads else [cpu_count()]
+    counts = parse_list(threads) if threads else [default_threads()]
     if 0 in counts:
         raise click.UsageError("-t is 0; a test needs at least one thread.")
     with Progress() as progress:

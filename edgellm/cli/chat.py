@@ -16,7 +16,6 @@ from edgellm.cli.generation_options import (
     read_text,
     system_message,
     template_arguments,
-    template_source,
 )
 from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model
@@ -53,9 +52,9 @@ def command(model_argument: str | None, **values: Any) -> int:
     sampling, system = given_sampling(values), system_message(values)
     first = read_text(values["first_file"]) if values["first_file"] else values["first"]
     arguments = template_arguments(values)
-    with load_model(model, values, template_source(values), needs_template=True) as llm:
-        session = ChatSession(llm, model, sampling, values["n_predict"], values["stops"], arguments)
-        session.system = system
+    options = {"max_tokens": values["n_predict"], "stop": values["stops"], "template_kwargs": arguments, **sampling}
+    with load_model(model, values, needs_template=True) as llm:
+        session = ChatSession(model, llm.conversation(system, **options))
         lines = LineInput(config_dir() / "history")
         if lines.interactive:
             click.echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
@@ -123,5 +122,5 @@ class ChatLoop:
         elif answer.finish_reason == "length":
             click.echo("(cut off: -n or the context is used up; /clear begins anew)", err=True)
         if self.timings:
-            click.echo(timing_block(answer, self.session.llm.n_ctx), err=True)
+            click.echo(timing_block(answer, self.session.conversation.llm.n_ctx), err=True)
         sys.stdout.flush()

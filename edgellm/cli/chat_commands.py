@@ -67,24 +67,22 @@ def _set(session: ChatSession, argument: str) -> str:
     name, _, text = argument.partition(" ")
     if name.lstrip("-") in ("n", "predict", "n-predict", "n_predict"):
         try:
-            session.n_predict = int(text)
+            session.conversation.options["max_tokens"] = max(int(text), -1)
         except ValueError:
             raise ParameterError(f"n is {text!r}; it takes a number of tokens, -1 for no limit.") from None
-        return f"n_predict = {session.n_predict}"
+        return f"n_predict = {session.conversation.options['max_tokens']}"
     field, value = parse_setting(name, text.strip())
-    from edgellm.sampling import SamplingParams
-
-    SamplingParams(**{**session.sampling, field: value})
-    session.sampling[field] = value
+    session.conversation.llm.params(**{field: value})  # a value out of range ends here
+    session.conversation.options[field] = value
     return f"{field} = {value}"
 
 
 def _show(session: ChatSession, argument: str) -> str:
-    said = [message for message in session.messages if message["role"] != "system"]
+    said = [message for message in session.conversation.messages if message.role != "system"]
     return fields(
         (
             ("model", session.model),
-            ("context", f"{session.llm.n_ctx} tokens"),
+            ("context", f"{session.conversation.llm.n_ctx} tokens"),
             ("messages", len(said)),
             ("system", session.system or "none"),
             ("settings", _settings(session)),
@@ -93,9 +91,10 @@ def _show(session: ChatSession, argument: str) -> str:
 
 
 def _settings(session: ChatSession) -> str:
-    given = [f"{name} = {value}" for name, value in session.sampling.items()]
-    if session.n_predict >= 0:
-        given.append(f"n_predict = {session.n_predict}")
+    options = session.conversation.options
+    given = [f"{name} = {options[name]}" for name in BY_FIELD if name in options]
+    if options["max_tokens"] >= 0:
+        given.append(f"n_predict = {options['max_tokens']}")
     known = ", ".join(BY_FIELD)
     return "\n".join(given) if given else f"the model's own. /set changes n_predict, {known}."
 
@@ -103,17 +102,17 @@ def _settings(session: ChatSession) -> str:
 def _save(session: ChatSession, argument: str) -> str:
     path = _path(argument, "/save FILE")
     session.save(path)
-    return f"{path}: {len(session.messages)} messages."
+    return f"{path}: {len(session.conversation.messages)} messages."
 
 
 def _load(session: ChatSession, argument: str) -> str:
     path = _path(argument, "/load FILE")
     session.load(path)
-    return f"{path}: {len(session.messages)} messages."
+    return f"{path}: {len(session.conversation.messages)} messages."
 
 
 def _stats(session: ChatSession, argument: str) -> str:
-    return timing_block(session.last, session.llm.n_ctx) if session.last else "There is no answer yet."
+    return timing_block(session.last, session.conversation.llm.n_ctx) if session.last else "There is no answer yet."
 
 
 def _help(session: ChatSession, argument: str) -> str:

@@ -1,4 +1,4 @@
-"""A conversation: its messages, its settings, and the file it is kept in. Knows nothing about the terminal."""
+"""What a chat adds to a conversation: files read into it, another answer, the file it is kept in."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli.answer import Answer, Request, stream_answer
+from edgellm.cli.answer import Answer, stream_answer
 from edgellm.formats.errors import FormatError, ParameterError
 
 if TYPE_CHECKING:
-    from edgellm.llm import LLM
+    from edgellm.conversation import Conversation
 
 FORMAT, VERSION = "edgellm-chat", 1
 ROLES = ("system", "user", "assistant")
@@ -25,18 +25,14 @@ ROLES = ("system", "user", "assistant")
 class ChatSession:
     """Changed by one user, one turn at a time.
 
-    messages     what was said, the system message first where there is one
-    attachments  texts of files that go with the next message: (name, text)
-    last         the last answer, with its timings
+    model          the name it was asked for by
+    conversation   the messages so far, and the options of every turn
+    attachments    texts of files that go with the next message: (name, text)
+    last           the last answer, with its timings
     """
 
-    llm: LLM
     model: str
-    sampling: dict[str, Any] = field(default_factory=dict)
-    n_predict: int = -1
-    stops: tuple[str, ...] = ()
-    template_arguments: dict[str, Any] = field(default_factory=dict)
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    conversation: Conversation
     attachments: list[tuple[str, str]] = field(default_factory=list)
     last: Answer | None = None
     n_regenerated: int = 0
@@ -44,44 +40,39 @@ class ChatSession:
     def ask(self, text: str, write: Callable[[str], None]) -> Answer:
         """Answer one more message. On an error the conversation is as it was before."""
         parts = [f"{name}:\n```\n{content}\n```" for name, content in self.attachments]
-        self.messages.append({"role": "user", "content": "\n\n".join([*parts, text])})
-        try:
-            answer = self._answer(write)
-        except BaseException:
-            self.messages.pop()
-            raise
-        if answer.stopped and not answer.text:  # as if it had not been asked: roles must go on taking turns
-            del self.messages[-2:]
-            return answer
+        answer = self._answer("\n\n".join([*parts, text]), write)
         self.attachments, self.n_regenerated = [], 0
         return answer
 
     def regenerate(self, write: Callable[[str], None]) -> Answer:
         """Answer the last message once more, with the next seed where one is set."""
-        if not any(message["role"] == "user" for message in self.messages):
+        before = list(self.conversation.messages)
+        message = self.conversation.undo()
+        if message is None:
             raise ParameterError("there is no message to answer again.")
-        dropped = [self.messages.pop()] if self.messages[-1]["role"] == "assistant" else []
         self.n_regenerated += 1
         try:
-            return self._answer(write)
+            return self._answer(str(message.content), write)
         except BaseException:
-            self.messages += dropped
+            self.conversation.messages = before
             raise
 
     def clear(self) -> None:
         """Forget what was said; the system message stays."""
-        self.messages = [message for message in self.messages if message["role"] == "system"]
+        self.conversation.clear()
         self.attachments, self.last = [], None
 
     @property
     def system(self) -> str | None:
         """The system message."""
-        return next((message["content"] for message in self.messages if message["role"] == "system"), None)
+        return next((str(message.content) for message in self.conversation.messages if message.role == "system"), None)
 
     @system.setter
-    def system(self, text: str | None) -> None:
-        rest = [message for message in self.messages if message["role"] != "system"]
-        self.messages = [{"role": "system", "content": text}, *rest] if text else rest
+    def system(self, text: str) -> None:
+        from edgellm.chat_template import Message
+
+        rest = [message for message in self.conversation.messages if message.role != "system"]
+        self.conversation.messages = [Message("system", text), *rest]
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, whole or not at all."""
@@ -89,8 +80,7 @@ class ChatSession:
             "format": FORMAT,
             "version": VERSION,
             "model": self.model,
-            "messages": self.messages,
-            "sampling": {key: value for key, value in self.sampling.items() if not isinstance(value, dict)},
+            "messages": [{"role": message.role, "content": message.content} for message in self.conversation.messages],
         }
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
@@ -106,6 +96,8 @@ class ChatSession:
 
     def load(self, path: Path) -> None:
         """Take the messages of a saved conversation in place of these. FormatError for any other file."""
+        from edgellm.chat_template import Message
+
         try:
             record = json.loads(path.read_text("utf-8"))
         except ValueError as error:
@@ -113,16 +105,15 @@ class ChatSession:
         messages = record.get("messages") if isinstance(record, dict) and record.get("format") == FORMAT else None
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise FormatError(f"{path}: not a conversation that /save wrote.", code="CHAT_FILE")
-        self.messages = [{"role": message["role"], "content": message["content"]} for message in messages]
+        self.conversation.messages = [Message(message["role"], message["content"]) for message in messages]
         self.attachments, self.last = [], None
 
-    def _answer(self, write: Callable[[str], None]) -> Answer:
-        sampling = dict(self.sampling)
-        if self.n_regenerated and sampling.get("seed", -1) >= 0:
-            sampling["seed"] += self.n_regenerated
-        request = Request(self.messages, sampling, self.n_predict, self.stops, self.template_arguments)
-        self.last = stream_answer(self.llm, request, write)
-        self.messages.append({"role": "assistant", "content": self.last.text})
+    def _answer(self, text: str, write: Callable[[str], None]) -> Answer:
+        seed = self.conversation.options.get("seed", -1)
+        options = {"seed": seed + self.n_regenerated} if seed >= 0 else {}
+        self.last = stream_answer(lambda **live: self.conversation.stream(text, **options, **live), write)
+        if self.last.stopped and not self.last.text:
+            self.conversation.undo()  # as if it had not been asked: roles must go on taking turns
         return self.last
 
 

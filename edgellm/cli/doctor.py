@@ -67,7 +67,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     rows: list[tuple[str, object]] = [
         ("system", machine["system"]),
         ("python", machine["python"]),
-        ("cpu", f"{machine['cpu']}, {machine['cpus']} CPUs for us"),
+        ("cpu", f"{machine['cpu']}, {machine['cores']} cores for us"),
         ("features", " ".join(kernels["features"]) or "unknown"),
         ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])})"),
         ("fast types", ", ".join(kernels["fast_types"])),

@@ -18,7 +18,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
                  help="Tokens of context; 0 takes all that the model was trained for."),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
-                 help="Threads.  [default: all CPUs]"),
+                 help="Threads.  [default: all cores]"),
     click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message."),
     click.option("-sysf", "--system-prompt-file", "system_file", type=click.Path(), help="File with it."),
     click.option("-r", "--reverse-prompt", "stops", multiple=True, metavar="TEXT", help="Stop before TEXT."),
@@ -27,6 +27,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--chat-template-kwargs", "template_kwargs", metavar="JSON", help='For the template: {"key": value}.'),
     click.option("--override-kv", "overrides", multiple=True, metavar="KEY=TYPE:VALUE",
                  help="Replace a metadata value; TYPE is int, float, bool or str."),
+    click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
     click.option("-v", "--verbose", "--show-timings", "timings", is_flag=True, help="Timings on standard error."),
 )  # fmt: skip
 

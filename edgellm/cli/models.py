@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.cli.generation_options import template_source
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ModelNotFoundError, ParameterError
 
@@ -45,22 +46,26 @@ def resolve(name: str, progress: Progress) -> Path:
     return path
 
 
-def load_model(model: str, values: dict[str, Any], chat_template: str | None, needs_template: bool) -> LLM:
+def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
     """The loaded model behind a name, ready to answer; ``values`` are those of ``generation_options``."""
-    overrides = dict(parse_override(text) for text in values["overrides"])
+    options = {
+        "n_ctx": values["n_ctx"],
+        "n_threads": values["n_threads"],
+        "chat_template": template_source(values),
+        "kv_overrides": dict(parse_override(text) for text in values["overrides"]) or None,
+        "force": values["force"],
+    }
     with Progress() as progress:
-        path = resolve(model, progress)
-        progress.update("load", 0, None, model)
+        progress.update("load", 0, None, model)  # importing the library takes part in it
         import edgellm
 
-        llm = edgellm.load(
-            path,
-            n_ctx=values["n_ctx"],
-            n_threads=values["n_threads"],
-            chat_template=chat_template,
-            kv_overrides=overrides or None,
-            on_compile=lambda done, total, name: progress.update("compile", done, total, name),
-        )
+        llm = edgellm.load(model, progress=progress.update, **options)
+        if needs_template:
+            try:
+                _ = llm.chat_template
+            except BaseException:
+                llm.close()
+                raise
     return llm
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 
-from edgellm.cli.answer import Request, stream_answer, timing_block
+from edgellm.cli.answer import stream_answer, timing_block
 from edgellm.cli.generation_options import (
     generation_options,
     read_text,
     system_message,
     template_arguments,
-    template_source,
 )
 from edgellm.cli.models import load_model
 from edgellm.cli.output import write_answer
@@ -54,15 +53,14 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
         raise click.UsageError("--raw completes text as it is; a system message (-sys) needs the chat template.")
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
-    request = Request(
-        prompt if values["raw"] else messages,
-        sampling,
-        values["n_predict"],
-        values["stops"],
-        template_arguments(values),
-    )
-    with load_model(model, values, template_source(values), needs_template=not values["raw"]) as llm:
-        answer = stream_answer(llm, request, (lambda text: None) if values["as_json"] else write_answer)
+    options = {"max_tokens": values["n_predict"], "stop": values["stops"], **sampling}
+    if not values["raw"]:
+        options["template_kwargs"] = template_arguments(values)
+    with load_model(model, values, needs_template=not values["raw"]) as llm:
+        answer = stream_answer(
+            lambda **live: llm.stream(prompt if values["raw"] else messages, **options, **live),
+            (lambda text: None) if values["as_json"] else write_answer,
+        )
         if values["as_json"]:
             timings = None if answer.timings is None else answer.timings.as_dict()
             record = {"model": model, "text": answer.text, "finish_reason": answer.finish_reason, "timings": timings}

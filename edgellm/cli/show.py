@@ -40,6 +40,7 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
 
 def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
     """Everything that ``show`` knows of an open file, fit for JSON; ``n_ctx`` 0 takes the default context."""
+    from edgellm.loading import LoadOptions, choose_context
     from edgellm.memory import estimate, system_memory
     from edgellm.model_card import model_card
     from edgellm.models import build_program
@@ -68,7 +69,7 @@ def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
         program = build_program(gguf)
     except EdgeLLMError as error:
         return {**facts, "runnable": False, "reason": str(error)}
-    n_ctx = n_ctx or default_context(program.context_length)
+    n_ctx = n_ctx or choose_context(program, LoadOptions())
     need = estimate(program, gguf.nbytes, n_ctx)
     facts["memory"] = {
         "n_ctx": n_ctx,
@@ -80,11 +81,6 @@ def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
         "available": system_memory().available,
     }
     return {**facts, "runnable": True, "reason": None}
-
-
-def default_context(trained: int) -> int:
-    """The context that ``run`` and ``chat`` use when nobody says otherwise."""
-    return min(trained, 4096)
 
 
 def _as_text(facts: dict[str, Any]) -> str:
