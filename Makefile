@@ -23,11 +23,8 @@ format: $(VENV)/bin/edgellm  # let ruff mend what it can
 	$(RUN)ruff check --fix .
 	$(RUN)ruff format .
 
-# mypy reads folders, not setuptools' mapping: show it the tree as it is installed.
 types: $(VENV)/bin/edgellm  # mypy
-	rm -rf build/types && mkdir -p build/types/edgellm
-	ln -s $(CURDIR)/edgellm/* $(CURDIR)/formats $(CURDIR)/kernels $(CURDIR)/tui build/types/edgellm/
-	cd build/types && $(abspath $(RUN))/python -m mypy --config-file ../../pyproject.toml -p edgellm
+	.ci/types $(RUN)python
 
 bench: $(VENV)/bin/edgellm  # tokens per second on this machine
 	$(RUN)edgellm bench
