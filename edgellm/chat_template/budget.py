@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from edgellm.chat_template.user_text import UserText
-
 MAX_SOURCE_BYTES = 1 << 20
-MAX_TOKENS = 50_000  # the largest published templates have about 6,000
+MAX_TOKENS = 25_000  # the largest published templates have 2,600; this many load in a second
 MAX_SECONDS = 2.0
+INPUT_BYTES_PER_SECOND = 4 << 20  # of messages, for which a render gets one more second
 MAX_STEPS = 2_000_000
 MAX_BYTES = 96 << 20  # of everything made in one render, garbage or not; with Python's own overhead under 256 MiB
 MAX_NESTING = 60
@@ -29,14 +28,15 @@ class BudgetExceeded(Exception):
 class Budget:
     """The counters of one load or render. Once one has run out every further step raises again.
 
-    ``input_bytes``: size of the messages; the byte and step limits grow with it, so long chats are not the template's fault.
+    ``input_bytes``: size of the messages; the limits grow with it, a long chat is not the template's fault.
     """
 
     def __init__(self, input_bytes: int = 0) -> None:
         self.steps_left = MAX_STEPS + input_bytes // 16
         self.bytes_left = MAX_BYTES + 24 * input_bytes
         self.tokens_left = MAX_TOKENS
-        self.deadline = time.monotonic() + MAX_SECONDS
+        self.seconds = MAX_SECONDS + input_bytes / INPUT_BYTES_PER_SECOND
+        self.deadline = time.monotonic() + self.seconds
         self.spent = ""
         self._measured: dict[int, tuple[Any, int, bool]] = {}  # keeps the object alive, so its id stays its own
 
@@ -51,7 +51,7 @@ class Budget:
         if self.spent or self.steps_left < 0:
             raise self.stop(f"more than {MAX_STEPS:,} steps")
         if time.monotonic() > self.deadline:
-            raise self.stop(f"more than {MAX_SECONDS:g} s")
+            raise self.stop(f"more than {self.seconds:.3g} s")
 
     def token(self) -> None:
         """Charge one token of the template's source."""

@@ -8,30 +8,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.filters
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.utils import pass_environment
-from markupsafe import Markup
+from markupsafe import escape as escape_html
 
 from edgellm.chat_template.budget import Budget
+from edgellm.chat_template.rewrite import CONCAT, EACH, NEW, SLICE, TICK
 from edgellm.chat_template.string_methods import STRING_METHODS, is_users, percent
 from edgellm.chat_template.user_text import charwise, concat, whole
 
-if TYPE_CHECKING:
-    from edgellm.chat_template.sandbox import Sandbox
-
+# fmt: off
 PASSING = (
-    "first last list sort reverse unique min max batch slice select selectattr reject rejectattr map groupby dictsort "
-    "items default d attr"
-).split()
-MAKING = "abs count float int length round wordcount indent center truncate e escape forceescape safe".split()
+    "first", "last", "list", "sort", "reverse", "unique", "min", "max", "batch", "slice", "select", "selectattr",
+    "reject", "rejectattr", "map", "groupby", "dictsort", "items", "default", "d", "attr",
+)
+MAKING = (
+    "abs", "count", "float", "int", "length", "round", "wordcount", "indent", "center", "truncate",
+)
+# fmt: on
+COUNTING = ("batch", "slice", "indent", "center", "round")  # a number among their arguments says how much is made
+ANSWERING = ("abs", "count", "float", "int", "length", "round", "wordcount")  # with a number
 MAX_COUNT = 4096  # of lines, slices, widths, digits
 
 
-def chat_filters(sandbox: Sandbox) -> dict[str, Any]:
+class Printer(Protocol):
+    """What the filters need of the sandbox."""
+
+    @property
+    def budget(self) -> Budget:
+        """The running budget."""
+
+    def text(self, value: Any) -> str:
+        """``str(value)`` with its marks."""
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The arithmetic operators."""
+
+
+def chat_filters(sandbox: Printer) -> dict[str, Any]:
     """Every filter by name, the private ones of the sandbox included."""
     return {
         **{name: bounded(sandbox, name, makes_text=False) for name in PASSING},
@@ -47,7 +65,7 @@ def arguments(fn: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args[1:] if hasattr(fn, "jinja_pass_arg") else args
 
 
-def bounded(sandbox: Sandbox, name: str, makes_text: bool) -> Callable[..., Any]:
+def bounded(sandbox: Printer, name: str, makes_text: bool) -> Callable[..., Any]:
     """jinja2's filter ``name``, charged before and after."""
     fn = FILTERS[name]
 
@@ -56,12 +74,12 @@ def bounded(sandbox: Sandbox, name: str, makes_text: bool) -> Callable[..., Any]
         budget.step()
         values = (*arguments(fn, args), *kwargs.values())
         numbers = [value for value in values[1:] if isinstance(value, int)]
-        if any(abs(number) > MAX_COUNT for number in numbers) and name not in ("default", "d", "truncate"):
+        if name in COUNTING and any(abs(number) > MAX_COUNT for number in numbers):
             raise budget.stop(f"the filter {name!r} with a number over {MAX_COUNT}")
         if name == "round" and any(abs(number) > 308 for number in numbers):
             raise budget.stop("rounding to more than 308 digits")
         from_user = False
-        if makes_text:
+        if makes_text and name not in ANSWERING:
             measured = [budget.measure(value) for value in values]
             lines = 1 + (str.count(values[0], "\n") if name == "indent" and isinstance(values[0], str) else 0)
             width = sum(numbers) + sum(len(value) for value in values[1:] if isinstance(value, str))
@@ -79,14 +97,14 @@ def bounded(sandbox: Sandbox, name: str, makes_text: bool) -> Callable[..., Any]
     return run
 
 
-def charwise_filter(sandbox: Sandbox, name: str) -> Callable[[Any], str]:
+def charwise_filter(sandbox: Printer, name: str) -> Callable[[Any], str]:
     """A filter that changes a string character by character."""
     fn = FILTERS[name]
 
     def run(value: Any) -> str:
         text = sandbox.text(value)
         sandbox.budget.allocate(12 * len(text))
-        return fn(text) if isinstance(text, Markup) else charwise(text, fn(text))
+        return charwise(text, fn(text))
 
     return run
 
@@ -103,7 +121,7 @@ def to_json(budget: Budget, value: Any, ensure_ascii: Any, indent: Any, separato
     return whole(text) if from_user else text
 
 
-def own_filters(sandbox: Sandbox) -> dict[str, Any]:
+def own_filters(sandbox: Printer) -> dict[str, Any]:
     """The filters written anew: because they keep marks exactly, or because jinja2's could not be bounded."""
 
     def tojson(
@@ -130,6 +148,12 @@ def own_filters(sandbox: Sandbox) -> dict[str, Any]:
             raise jinja2.TemplateRuntimeError("format: positional and keyword arguments at the same time")
         return percent(sandbox.budget, sandbox.text(value), kwargs or args)
 
+    def escape(value: Any) -> str:
+        text = sandbox.text(value)
+        sandbox.budget.allocate(24 * len(text))
+        result = str(escape_html(text))
+        return whole(result) if is_users(text) else result
+
     @pass_environment
     def sum_(environment: Any, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
         items = iterable if attribute is None else map(make_attrgetter(environment, attribute), iterable)
@@ -148,12 +172,13 @@ def own_filters(sandbox: Sandbox) -> dict[str, Any]:
         "format": format_,
         "sum": sum_,
         "string": sandbox.text,
+        "safe": sandbox.text,  # nothing is escaped here unless the template asks for it
+        **dict.fromkeys(("e", "escape", "forceescape"), escape),
     }
 
 
-def private_filters(sandbox: Sandbox) -> dict[str, Any]:
+def private_filters(sandbox: Printer) -> dict[str, Any]:
     """What the syntax tree's loops, ``~``, slices, comparisons and literals were turned into."""
-    from edgellm.chat_template.sandbox import CONCAT, EACH, NEW, SLICE, TICK
 
     def tilde(*values: Any) -> str:
         texts = [sandbox.text(value) for value in values]
@@ -179,6 +204,3 @@ def private_filters(sandbox: Sandbox) -> dict[str, Any]:
         NEW: new,
         TICK: tick,
     }
-
-
-__all__ = ["chat_filters", "is_users"]

@@ -10,10 +10,12 @@ from edgellm.chat_template.user_text import whole
 from edgellm.formats.errors import ParameterError
 
 # A template may build a control token from a role (`'<|' + role + '|>'`); only these names may take part in one.
-KNOWN_ROLES = frozenset(
-    "system user assistant tool developer function model ipython observation documents control critique environment "
-    "available_tools tool_response context".split()
-)
+# fmt: off
+KNOWN_ROLES = frozenset((
+    "system", "user", "assistant", "tool", "developer", "function", "model", "ipython", "observation", "documents",
+    "control", "critique", "environment", "available_tools", "tool_response", "context",
+))
+# fmt: on
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the first is the standard name
 
 

@@ -16,21 +16,34 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.filters
 from jinja2 import nodes
 from jinja2.lexer import Token, TokenStream
 from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
-from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
 
 from edgellm.chat_template.budget import Budget, BudgetExceeded
+from edgellm.chat_template.filters import chat_filters
+from edgellm.chat_template.rewrite import CountedNodes
 from edgellm.chat_template.string_methods import STRING_METHODS, check_widths, is_users, percent, plain_fields
 from edgellm.chat_template.user_text import concat, whole
 
-# Private filter names: no template can spell them.
-EACH, CONCAT, SLICE, NEW, TICK = "\0each", "\0concat", "\0slice", "\0new", "\0tick"
-COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge")
+COMPARING_TESTS = (
+    "in",
+    "eq",
+    "equalto",
+    "==",
+    "ne",
+    "!=",
+    "lt",
+    "lessthan",
+    "<",
+    "le",
+    "<=",
+    "gt",
+    "greaterthan",
+    ">",
+    "ge",
+)
 CONTAINER_METHODS = frozenset({"get", "items", "keys", "values", "copy", "index", "count", "is_integer"})
 
 
@@ -56,49 +69,6 @@ class GenerationTag(jinja2.ext.Extension):
         for token in stream:
             environment.budget.token()
             yield token
-
-
-class CountedNodes(NodeTransformer):
-    """Rewrites what jinja2 compiles to native Python into calls of the private filters."""
-
-    def __init__(self, environment: Sandbox) -> None:
-        self.environment = environment
-
-    def wrap(self, node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
-        return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno, environment=self.environment)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = self.wrap(node.iter, EACH)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return self.wrap(node.nodes[0], CONCAT, *node.nodes[1:])
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        none = nodes.Const(None, lineno=node.lineno, environment=self.environment)
-        bounds = (node.arg.start, node.arg.stop, node.arg.step)
-        return self.wrap(node.node, SLICE, *(none if bound is None else bound for bound in bounds))
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        return self.wrap(node, TICK)
-
-    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
-        self.generic_visit(node)
-        literal = all(isinstance(child, nodes.Const) for child in node.iter_child_nodes())
-        return node if literal or getattr(node, "ctx", "load") != "load" else self.wrap(node, NEW)
-
-    visit_Tuple = visit_Dict = visit_List
-
-    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
-        if node.name in jinja2.filters.FILTERS and node.name not in self.environment.filters:
-            raise SecurityError(f"the filter {node.name!r} is not one that chat templates may use")
-        return self.generic_visit(node)
 
 
 class TemplateNamespace(jinja2.utils.Namespace):
@@ -143,7 +113,8 @@ def strftime_now(template: str) -> str:
     """The local date and time, written as the template asks."""
     if len(template) > 256:
         raise SecurityError("strftime_now: a format of more than 256 characters")
-    return datetime.now().strftime(template)
+    text = datetime.now().strftime(template)
+    return whole(text) if is_users(template) else text
 
 
 class ActiveBudget(threading.local):
@@ -158,8 +129,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self) -> None:
-        from edgellm.chat_template.filters import chat_filters
-
         self.active = ActiveBudget()
         super().__init__(
             trim_blocks=True,
@@ -169,7 +138,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # nothing of a template runs before the budget of its render is set
         )
         self.filters = chat_filters(self)
-        for name in COMPARING_TESTS + ("in",):
+        for name in COMPARING_TESTS:
             if name in self.tests:
                 self.tests[name] = self._ticking(self.tests[name])
         del self.globals["lipsum"]  # random text
@@ -212,7 +181,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """``str(value)`` with its marks."""
         return str(self.printed(value))
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, parts: Iterable[str]) -> str:
         """Join what a macro or a block printed."""
         parts = list(parts)
         self.budget.allocate(4 * sum(map(len, parts)))
@@ -223,9 +192,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget = self.budget
         budget.step()
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
-            if not isinstance(left, Markup) and not isinstance(right, Markup):
-                budget.allocate(50 + 4 * (len(left) + len(right)))
-                return concat((left, right))
+            budget.allocate(50 + 4 * (len(left) + len(right)))
+            return concat((left, right))
         if operator == "%" and isinstance(left, str):
             return percent(budget, left, right)
         if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
@@ -236,26 +204,26 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _sequence_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        # list + list, sequence * number, and anything with Markup, which escapes (5 characters for one)
+        # list + list, sequence * number
         size, times = 0, 1
         for side in (left, right):
             if isinstance(side, int):
                 times = max(side, 1)
             else:
-                size += 5 * self.budget.measure(side)[0]
+                size += self.budget.measure(side)[0]
         self.budget.allocate(size * times if operator == "*" else size)
         result = super().call_binop(context, operator, left, right)
         if type(result) is str and is_users(left, right):
             return whole(result)
         return self.budget.made(result)
 
-    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template: its macros, the functions of Hugging Face, methods of strings and containers."""
         budget = self.budget
         budget.step()
         if isinstance(obj, BuiltinMethodType):
             owner, name = obj.__self__, obj.__name__
-            if isinstance(owner, str) and not isinstance(owner, Markup):
+            if isinstance(owner, str):
                 scope = ("_loop_vars", "_block_vars")  # jinja2 passes these for functions that want the context
                 named = {key: value for key, value in kwargs.items() if key not in scope}
                 if name == "format":

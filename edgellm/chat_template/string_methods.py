@@ -12,11 +12,9 @@ from typing import Any
 
 from edgellm.chat_template.budget import Budget
 from edgellm.chat_template.user_text import (
-    UserText,
     charwise,
     clipped,
     concat,
-    exact,
     pieces,
     spans_of,
     whole,
@@ -163,5 +161,3 @@ STRING_METHODS: dict[str, Method] = {
     **{name: question(name) for name in ("startswith", "endswith", "find", "rfind", "index", "rindex", "count")},
     **{name: question(name) for name in dir(str) if name.startswith("is")},
 }
-
-__all__ = ["STRING_METHODS", "UserText", "exact", "is_users", "percent", "plain_fields", "check_widths"]

@@ -177,12 +177,12 @@ class ChatTemplate:
 
 
 def input_size(value: Any) -> int:
-    """Bytes of the strings in ``value``, at four to a character."""
+    """Bytes of ``value``: four to a character, 64 for each value."""
     if isinstance(value, str):
-        return 4 * len(value)
+        return 64 + 4 * len(value)
     if isinstance(value, Mapping):
-        return 16 + sum(input_size(key) + input_size(item) for key, item in value.items())
-    return 16 + sum(map(input_size, value)) if isinstance(value, list | tuple) else 16
+        return 64 + sum(input_size(key) + input_size(item) for key, item in value.items())
+    return 64 + sum(map(input_size, value)) if isinstance(value, list | tuple) else 64
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -240,5 +240,5 @@ def cut_at_continuation(out: list[Segment]) -> list[Segment]:
         if position >= 0:
             return [s for s in (*out[:index], Segment(out[index].text[:position], out[index].special)) if s.text]
     raise TemplateError(
-        "continue_final_message: the chat template leaves out the end of the last message. End with an assistant message."
+        "continue_final_message: the chat template drops the end of the last message. End with an assistant message."
     )

@@ -38,6 +38,8 @@ class UserText(str):
         return whole(text)
 
     def __iter__(self) -> Iterator[str]:
+        if self._spans == ((0, len(self)),):
+            return map(whole, str.__iter__(self))
         return (self[i] for i in range(len(self)))
 
 
@@ -61,7 +63,7 @@ def whole(text: str) -> str:
 
 
 def spans_of(text: str) -> Spans:
-    """The ranges of ``text`` that are a user's; any other kind of string (``Markup``) is a user's as a whole."""
+    """The ranges of ``text`` that are a user's; any other kind of string is a user's as a whole."""
     if type(text) is str:
         return ()
     if isinstance(text, UserText):

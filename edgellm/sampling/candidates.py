@@ -75,7 +75,7 @@ def group_maxima(logits: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndar
 
 
 def largest_positions(logits: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the ``k`` largest values, in no order; of equal values at the edge those with the lowest position.
+    """Positions of the ``k`` largest values, in no order; of equals the lowest positions.
 
     For a vocabulary: the k-th largest of the column maxima is a lower bound of the k-th largest logit, so only the
     columns that reach it are looked at (262,144 logits, k = 40: one pass for the maxima, then 40 columns).
@@ -100,7 +100,7 @@ def largest_positions(logits: np.ndarray, k: int) -> np.ndarray:
 
 
 def exactly(logits: np.ndarray, found: np.ndarray, k: int) -> np.ndarray:
-    """``found`` (rising positions, at least ``k``) cut to ``k`` by dropping the highest positions of the least value."""
+    """``found`` (rising positions, at least ``k``) cut to ``k``: the highest positions of the least value go."""
     if len(found) <= k:
         return found
     values = logits[found]

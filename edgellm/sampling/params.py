@@ -84,7 +84,7 @@ METADATA_KEYS = {
 class SamplingParams:
     """How to choose tokens. Names, defaults and meaning are llama.cpp's; ParameterError names the field that is wrong.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``top_n_sigma`` <= 0 switch one off.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``typical_p`` 1, ``top_n_sigma`` -1 are off.
     ``penalty_last_n`` and ``dry_penalty_last_n`` count tokens, -1 all of them. ``seed`` -1 draws one.
     ``logit_bias`` maps a token id (or a text, given a tokenizer) to a number to add, or to False to ban it.
     ``processors`` are called with (token ids, a copy of the logits) and give logits back.
@@ -140,7 +140,7 @@ class SamplingParams:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], **overrides: Any) -> SamplingParams:
-        """What the user says (``overrides``; None means not said), else what the model file recommends, else the default.
+        """What the user says (``overrides``; None is not said), else what the model file recommends, else the default.
 
         A recommendation that is out of range is a FormatError with its key.
         """

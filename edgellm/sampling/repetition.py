@@ -99,7 +99,7 @@ class DRY:
         return logits - self.multiplier * self.base**exponents
 
     def longest_repeats(self, window: np.ndarray) -> dict[int, int]:
-        """Token that would go on with a repeat -> length of the longest repeat, those of at least ``allowed`` tokens."""
+        """Token that would go on with a repeat -> length of the longest, where it is at least ``allowed``."""
         n = len(window)
         if n <= self.allowed:
             return {}

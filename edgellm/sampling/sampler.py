@@ -39,7 +39,7 @@ class Sampler:
     """Chooses the tokens of one sequence; not shared between threads.
 
     ``accept`` every token of the sequence in order, the prompt's too: penalties and DRY look back at them.
-    ``seed`` is the seed in use, drawn at random when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans.
+    ``seed`` is the seed in use, drawn when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans.
     ``token_bytes`` is asked for DRY's breakers, ``tokenize`` (text -> ids) for breakers and texts in ``logit_bias``.
     """
 
@@ -89,7 +89,7 @@ class Sampler:
         self.chain.append(Punish(sampler))
 
     def _is_greedy(self) -> bool:
-        # at temperature 0 the largest logit wins, unless an earlier sampler may drop it or the order may change after it
+        # at temperature 0 the largest logit wins, unless an earlier sampler may drop it or the order changes later
         params = self.params
         if params.mirostat or params.temperature > 0 or params.dynatemp_range > 0:
             return False
@@ -109,7 +109,7 @@ class Sampler:
         self.choice.accept(token)
 
     def sample(self, logits: np.ndarray) -> Sampled:
-        """Choose a token from ``logits`` (n_vocab,) float32, which stays as it is; NumericError for NaN or nothing left.
+        """Choose a token from ``logits`` (n_vocab,) float32, which stay as they are; NumericError for NaN or none left.
 
         Does not accept the token: the caller does, once it is really used.
         """
@@ -191,9 +191,8 @@ def processed(processor: Any, tokens: list[int], logits: np.ndarray) -> np.ndarr
     """What a user's processor makes of ``logits``; ParameterError when it is no array of the same shape."""
     result = np.asarray(processor(tuple(tokens), logits))
     if result.shape != logits.shape or result.dtype.kind not in "fiu":
-        raise ParameterError(
-            f"processors: {processor!r} returned {result.dtype} of shape {result.shape}, expected numbers of {logits.shape}."
-        )
+        got = f"{result.dtype} of shape {result.shape}"
+        raise ParameterError(f"processors: {processor!r} returned {got}, expected numbers of shape {logits.shape}.")
     return result.astype(np.float32, copy=False)
 
 
@@ -201,8 +200,8 @@ def check_largest(largest: float) -> None:
     """NumericError unless the largest logit is a number (a NaN anywhere makes the maximum NaN)."""
     if not np.isfinite(largest):
         raise NumericError(
-            f"The largest logit is {largest}. Expected a finite number: the model computed NaN or infinity, or every token "
-            "is banned. Check the model file with `edgellm verify`, then logit_bias and processors."
+            f"The largest logit is {largest}. Expected a finite number: the model computed NaN or infinity, or every "
+            "token is banned. Check the model file with `edgellm verify`, then logit_bias and processors."
         )
 
 
