@@ -12,10 +12,10 @@ import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.cpu import jit, kernel_table, layout
-from edgellm.kernels.cpu.isa import detect
-from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress, default_folder
+from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress
 from edgellm.kernels.cpu.lowering import MAX_OUTPUTS, lower
 from edgellm.kernels.cpu.threads import ThreadTeam, aligned_zeros
+from edgellm.kernels.cpu.verified_kernels import verified_kernels
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import Attention, Batch, Hook, Program
 
@@ -28,6 +28,8 @@ class CPUExecutor:
 
     form         "avx512_vnni", "avx2", "portable", or None for the best that the CPU has
     on_compile   called while kernels are compiled, on the first start: done, total, name
+    cache        take the kernels from here as they are; without it they are tested once, and another form is taken
+                 when they fail (verified_kernels.py)
     """
 
     def __init__(
@@ -38,16 +40,18 @@ class CPUExecutor:
         max_tokens: int = 512,
         on_compile: Progress | None = None,
         form: str | None = None,
+        cache: KernelCache | None = None,
     ) -> None:
         self.program, self.pool, self.max_tokens, self.n_threads = program, pool, max_tokens, n_threads
         if pool.dtype != np.float16:
             raise ParameterError(f"the CPU executor keeps keys and values as float16, not {pool.dtype}")
-        self.isa = detect(form)
-        self._cache = KernelCache(self.isa, default_folder())
         self._table = lower(program, pool, max_tokens)
         names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels)]
-        objects = self._cache.objects(names, on_compile)
-        self.n_compiled = self._cache.n_compiled
+        if cache is None:
+            cache, objects = verified_kernels(names, form, on_compile)
+        else:
+            objects = cache.objects(names, on_compile)
+        self.isa, self.n_compiled = cache.isa, cache.n_compiled
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}
         self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
@@ -96,7 +100,7 @@ class CPUExecutor:
             self._run_rows(table.n_token_rows, n_rows, hook)
             if result.base is not logits.base:
                 result[start : start + len(chunk)] = logits[: len(chunk)]
-        if len(output_rows) and not np.isfinite(result.max()):
+        if len(output_rows) and not (np.isfinite(result.max()) and np.isfinite(result.min())):
             raise NumericError(
                 "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
                 "`edgellm verify FILE`, then pull it again."
@@ -194,6 +198,8 @@ class CPUExecutor:
 
     def _check_blocks(self, batch: Batch, sequence: int, first: int, last: int) -> None:
         for window, n_blocks, table in zip(self.pool.windows, self.pool.n_blocks, batch.tables, strict=True):
+            if table.ndim != 2:
+                raise ParameterError(f"a block table of shape {table.shape}; (n_sequences, max_blocks) is expected")
             begin = max(0, first - window + 1) // BLOCK_TOKENS if window else 0
             end = last // BLOCK_TOKENS + 1
             if not 0 <= sequence < table.shape[0] or end > table.shape[1]:

@@ -2,8 +2,9 @@
 
 Numba's own cache keeps pickles and does not notice a change in another file; a flipped bit in one can end the process.
 Here a file is 32 bytes of SHA-256, then the object. Its name holds a key over the source of every CPU kernel, the
-instruction set with its features, and the versions of numba and llvmlite. Anything wrong with a file, its folder or
-its owner means: compile again, quietly. The folder belongs to the user alone (0700).
+instruction set with its features, and the versions of numba and llvmlite. The digest also says whether the kernel has
+passed the self-test on this CPU (``verified_kernels.py``). Anything wrong with a file, its folder or its owner means:
+compile again, quietly. The folder belongs to the user alone (0700).
 """
 
 from __future__ import annotations
@@ -61,10 +62,13 @@ class KernelCache:
         self.key = cache_key(isa)
         self.folder = folder if folder is not None and _private(folder) else None
         self.n_compiled = 0  # since this object was made; 0 after a warm start
+        self._objects: dict[str, bytes] = {}
+        self._verified: set[str] = set()
 
     def objects(self, names: Sequence[str], progress: Progress | None = None) -> dict[str, bytes]:
         """Object code of each kernel, from disk where it is sound, compiled and kept otherwise."""
-        found = {name: code for name in names if (code := self._read(name)) is not None}
+        found = self._objects
+        found.update((name, code) for name in names if name not in found and (code := self._read(name)) is not None)
         missing = [name for name in names if name not in found]
         for i, name in enumerate(missing):
             if progress:
@@ -74,7 +78,16 @@ class KernelCache:
             self._write(name, found[name])
         if progress and missing:
             progress(len(missing), len(missing), "")
-        return found
+        return {name: found[name] for name in names}
+
+    def is_verified(self, name: str) -> bool:
+        """Whether a kernel that ``objects`` gave has passed the self-test, now or before it was kept."""
+        return name in self._verified
+
+    def mark_verified(self, name: str) -> None:
+        """Remember, on disk too, that a kernel which ``objects`` gave has passed."""
+        self._verified.add(name)
+        self._write(name, self._objects[name])
 
     def path(self, name: str) -> Path | None:
         """Where a kernel's object is kept."""
@@ -93,10 +106,15 @@ class KernelCache:
         except OSError:
             return None
         digest, code = data[:32], data[32:]
-        return code if hmac.compare_digest(digest, self._digest(name, code)) else None
+        for verified in (True, False):
+            if hmac.compare_digest(digest, self._digest(name, code, verified)):
+                if verified:
+                    self._verified.add(name)
+                return code
+        return None
 
-    def _digest(self, name: str, code: bytes) -> bytes:
-        return hashlib.sha256(f"{name}\0{self.key}\0".encode() + code).digest()
+    def _digest(self, name: str, code: bytes, verified: bool) -> bytes:
+        return hashlib.sha256(f"{name}\0{self.key}\0{verified}\0".encode() + code).digest()
 
     def _write(self, name: str, code: bytes) -> None:
         """Keep an object under a temporary name, then rename; a full or read-only disk is no reason to fail."""
@@ -107,7 +125,7 @@ class KernelCache:
         try:
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
             with os.fdopen(descriptor, "wb") as file:
-                file.write(self._digest(name, code) + code)
+                file.write(self._digest(name, code, self.is_verified(name)) + code)
             os.replace(temporary, path)
         except OSError:
             if temporary is not None:

@@ -1,0 +1,62 @@
+"""Kernels that have computed right on this CPU: what was just compiled is tested once, before its first use.
+
+LLVM or a CPU description may be wrong where we could not try it. A kernel of a form that computes wrong numbers is not
+used: the next form takes its place, and one warning says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cpu import isa, kernel_table
+from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress, default_folder
+
+
+def verified_kernels(
+    names: Sequence[str], form: str | None, on_compile: Progress | None = None
+) -> tuple[KernelCache, dict[str, bytes]]:
+    """Object code of the kernels, all of one form, with the cache it came from.
+
+    ``form`` is the first to try, None the best. Raises UnsupportedError when no form computes right on this CPU.
+    """
+    first = isa.detect(form).name
+    forms = isa.available_forms()
+    wrong = ""
+    for candidate in forms[forms.index(first) :]:
+        cache = KernelCache(isa.detect(candidate), default_folder())
+        objects = cache.objects(names, on_compile)
+        found = _first_wrong(cache, [name for name in names if not cache.is_verified(name)])
+        if not found:
+            if wrong:
+                warnings.warn(
+                    f"The {first} kernels compute wrong numbers on this CPU ({wrong}), so the slower {candidate} ones "
+                    "are used. Please report the output of `edgellm doctor`.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return cache, objects
+        wrong = wrong or found
+    raise UnsupportedError(
+        f"No kernels compute right numbers on this CPU ({wrong}), where the reference does. "
+        "Use the reference executor, and please report the output of `edgellm doctor`.",
+        code="KERNEL_SELFTEST",
+    )
+
+
+def _first_wrong(cache: KernelCache, names: Sequence[str]) -> str:
+    """What is wrong with the first kernel that fails, "" when none does. Kernels that pass are marked in the cache."""
+    from edgellm.kernels import selftest  # it builds executors
+
+    team = [name for name in names if name in kernel_table.TEAM]  # tested by running the others
+    try:
+        for result in selftest.run(kernels=[name for name in names if name not in team], cache=cache):
+            if not result.ok:
+                return f"{result.kernel}: error {result.nmse:.1e}, at most {result.limit:.0e} expected"
+            cache.mark_verified(result.kernel)
+    except Exception as error:  # a broken kernel may break the test itself; the start goes on with the next form
+        return f"{type(error).__name__}: {error}"
+    for name in team:
+        cache.mark_verified(name)
+    return ""
