@@ -72,7 +72,7 @@ def _clear(state, dim_v):
 def _merge(merged, cut, dim_v):
     """Add a cut's state to the merged one. A cut in which nothing was visible changes nothing."""
     m_cut, m_old = load_f32(cut), load_f32(merged)
-    if m_cut > f32_of(_NEG_INF):
+    if load_f32(cut + 4) != f32_of(0.0):  # true of NaN, which has to stay visible
         m = max(m_old, m_cut)
         keep, take = exp_f32x16(splat_f32x16(m_old - m)), exp_f32x16(splat_f32x16(m_cut - m))
         store_f32(merged, m)
@@ -105,9 +105,12 @@ def _masked(s, scale, first_index, lowest, highest):
 def _softmax_row(s0, s1, state, weights):
     """Online softmax of 32 scores: new m and l, the 32 weights stored; returns what the old sum is multiplied by."""
     m_old = load_f32(state)
-    m = max(m_old, maximum_f32x16(max_f32x16(s0, s1)))
+    largest = maximum_f32x16(max_f32x16(s0, s1))
+    m = m_old
+    if largest > m_old:
+        m = largest
     keep = splat_f32x16(f32_of(1.0))
-    if m > f32_of(_NEG_INF):
+    if largest != f32_of(_NEG_INF):  # true of NaN, which has to stay visible
         w0, w1 = exp_f32x16(s0 - splat_f32x16(m)), exp_f32x16(s1 - splat_f32x16(m))
         keep = exp_f32x16(splat_f32x16(m_old - m))
         store_f32(state, m)

@@ -1,6 +1,6 @@
 """The two records that every CPU kernel reads: a row of the op table, and the step. All fields are int64.
 
-    op row (16)   0 kernel address | 1..14 arguments of the kernel | 15 work counter, zero when a step begins
+    op row (16)   0 kernel address | 1..13 arguments of the kernel | 14 flags | 15 work counter, zero when a step begins
     step          the fields below; addresses point to arrays that live as long as the step
 
 A float argument is stored as the bits of a float64. Buffers are rows of float32, each row padded to 64 bytes, so a
@@ -9,7 +9,13 @@ vector may run past the width but never past the row.
 
 OP_FIELDS = 16
 OP_NBYTES = OP_FIELDS * 8
+FLAGS = 14 * 8
 COUNTER = 15 * 8
+
+# flags of an op row
+ALONE = 1  # with one token, thread 0 does this op alone: sharing it would cost more than it takes
+MEET = 2  # the threads meet before this op
+MEET_ALONE = 4  # the threads meet before this op when the step has one token
 
 # byte offsets in the step record
 N_TOKENS = 0

@@ -53,12 +53,42 @@ def bits(value: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", value))[0])
 
 
+@dataclass(frozen=True)
+class _Row:
+    kernel: str
+    arguments: list[int]
+    reads: frozenset[str]
+    writes: frozenset[str]
+    alone: bool  # small: one thread does it when there is one token
+
+    def needs(self, earlier: _Row) -> bool:
+        """Whether this row must wait for an earlier one."""
+        return bool(self.reads & earlier.writes or self.writes & (earlier.writes | earlier.reads))
+
+
+def _set_flags(table: np.ndarray, rows: list[_Row]) -> None:
+    """Where the threads must meet: before a row that needs one since the last meeting, unless both are thread 0's."""
+    for one_token, flag in ((False, layout.MEET), (True, layout.MEET_ALONE)):
+        since: list[_Row] = []
+        for fields, row in zip(table, rows, strict=True):
+            together = [r for r in since if not (one_token and row.alone and r.alone)]
+            if any(row.needs(r) for r in together):
+                fields[layout.FLAGS // 8] |= flag
+                since = []
+            since.append(row)
+    table[:, layout.FLAGS // 8] |= [layout.ALONE * row.alone for row in rows]
+
+
+ALONE_WIDTH = 8192
+"""Rows of up to so many values are left to one thread: a few microseconds, about what a meeting costs."""
+
+
 @dataclass
 class _Lowering:
     program: Program
     pool: KVPool
     max_tokens: int
-    rows: list[tuple[str, list[int]]] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
     first_row: list[int] = field(default_factory=list)
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
     keep: list[Any] = field(default_factory=list)
@@ -67,8 +97,9 @@ class _Lowering:
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
 
-    def emit(self, kernel: str, *arguments: int) -> None:
-        self.rows.append((kernel, list(arguments)))
+    def emit(self, kernel: str, *arguments: int, reads: tuple[str, ...], writes: tuple[str, ...], alone: bool) -> None:
+        """Add a row. ``reads`` and ``writes`` name buffers, their int16 forms ("int16 x") and caches ("cache 3")."""
+        self.rows.append(_Row(kernel, list(arguments), frozenset(reads), frozenset(writes), alone))
 
     def buffer(self, name: str) -> tuple[int, int]:
         """Address and row bytes of a buffer."""
@@ -114,7 +145,9 @@ class _Lowering:
                 self.activations[name] = np.zeros((n_rows, nbytes), np.uint8)
                 self.keep.append(self.activations[name])
             address = self.activations[name].ctypes.data
-            self.emit("quantize", *self.buffer(name), address, nbytes, width // 32, self.row_kind(name))
+            arguments = (*self.buffer(name), address, nbytes, width // 32, self.row_kind(name))
+            form = f"int16 {name}"
+            self.emit("quantize", *arguments, reads=(name,), writes=(form,), alone=width <= ALONE_WIDTH)
             self.quantized[name] = (address, nbytes)
         return self.quantized[name]
 
@@ -123,7 +156,8 @@ def _embed(low: _Lowering, op: Embed) -> None:
     quant, w, w_row = low.matrix(op.weight)
     width = low.program.buffers[op.out].width
     columns = width // 32 if quant in QUANTIZED else width
-    low.emit(f"embed_{quant.lower()}", w, w_row, columns, *low.buffer(op.out), bits(op.scale))
+    arguments = (w, w_row, columns, *low.buffer(op.out), bits(op.scale))
+    low.emit(f"embed_{quant.lower()}", *arguments, reads=(), writes=(op.out,), alone=True)
     low.wrote(op.out)
 
 
@@ -131,7 +165,8 @@ def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
     group = low.program.tensors[op.weight].shape[-1]
     heads = low.program.buffers[op.x].width // group
     x, out = low.buffer(op.x), low.buffer(op.out)
-    low.emit("rms_norm", *x, low.vector(op.weight), *out, group, heads, bits(op.eps), low.row_kind(op.x))
+    arguments = (*x, low.vector(op.weight), *out, group, heads, bits(op.eps), low.row_kind(op.x))
+    low.emit("rms_norm", *arguments, reads=(op.x,), writes=(op.out,), alone=group * heads <= ALONE_WIDTH)
     low.wrote(op.out)
 
 
@@ -141,7 +176,9 @@ def _matmul(low: _Lowering, op: Matmul) -> None:
     x, columns = (low.quantized_rows(op.x), n_in // 32) if quant in QUANTIZED else (low.buffer(op.x), n_in)
     bias = low.vector(op.bias) if op.bias else 0
     out = low.buffer(op.out)
-    low.emit(f"matmul_{quant.lower()}", *x, w, w_row, n_out, columns, *out, bias, low.row_kind(op.x))
+    arguments = (*x, w, w_row, n_out, columns, *out, bias, low.row_kind(op.x))
+    source = f"int16 {op.x}" if quant in QUANTIZED else op.x
+    low.emit(f"matmul_{quant.lower()}", *arguments, reads=(source,), writes=(op.out,), alone=False)
     low.wrote(op.out)
 
 
@@ -149,7 +186,8 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
     rope = low.program.ropes[op.rope]
     heads = low.program.buffers[op.x].width // op.head_dim
     index = list(low.program.ropes).index(op.rope)
-    low.emit("rope", *low.buffer(op.x), heads, op.head_dim, rope.n_dims // 2, index, int(rope.adjacent))
+    arguments = (*low.buffer(op.x), heads, op.head_dim, rope.n_dims // 2, index, int(rope.adjacent))
+    low.emit("rope", *arguments, reads=(op.x,), writes=(op.x,), alone=True)
     low.wrote(op.x)
 
 
@@ -158,7 +196,9 @@ def _store_kv(low: _Lowering, op: StoreKV) -> None:
     k, v = low.pool.k[op.layer].ctypes.data, low.pool.v[op.layer].ctypes.data
     table = low.pool.windows.index(layer.window)
     shape = (layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v)
-    low.emit("store_kv", *low.buffer(op.k), *low.buffer(op.v), k, v, *shape, table)
+    cache = f"cache {op.layer}"
+    arguments = (*low.buffer(op.k), *low.buffer(op.v), k, v, *shape, table)
+    low.emit("store_kv", *arguments, reads=(op.k, op.v), writes=(cache,), alone=True)
 
 
 def _attention(low: _Lowering, op: Attention) -> None:
@@ -167,25 +207,30 @@ def _attention(low: _Lowering, op: Attention) -> None:
     table = low.pool.windows.index(layer.window)
     shape = (op.n_heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, layer.window)
     arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, table, bits(op.scale))
-    low.emit("attention", *arguments)
-    low.emit("attention_merge", *arguments)
+    reads = (op.q, f"cache {op.layer}")
+    low.emit("attention", *arguments, reads=reads, writes=(op.out, "partials"), alone=False)
+    low.emit("attention_merge", *arguments, reads=("partials",), writes=(op.out,), alone=False)
     low.wrote(op.out)
 
 
 def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
     width = low.program.buffers[op.out].width
-    low.emit(f"gated_{op.activation}", *low.buffer(op.gate), *low.buffer(op.up), *low.buffer(op.out), width)
+    arguments = (*low.buffer(op.gate), *low.buffer(op.up), *low.buffer(op.out), width)
+    reads, alone = (op.gate, op.up), width <= ALONE_WIDTH
+    low.emit(f"gated_{op.activation}", *arguments, reads=reads, writes=(op.out,), alone=alone)
     low.wrote(op.out)
 
 
 def _add(low: _Lowering, op: Add) -> None:
     width, kind = low.program.buffers[op.out].width, low.row_kind(op.out)
-    low.emit("add", *low.buffer(op.x), *low.buffer(op.y), *low.buffer(op.out), width, kind)
+    arguments = (*low.buffer(op.x), *low.buffer(op.y), *low.buffer(op.out), width, kind)
+    low.emit("add", *arguments, reads=(op.x, op.y), writes=(op.out,), alone=width <= ALONE_WIDTH)
     low.wrote(op.out)
 
 
 def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
-    low.emit("select_outputs", *low.buffer(op.x), *low.buffer(op.out), low.program.buffers[op.out].width)
+    arguments = (*low.buffer(op.x), *low.buffer(op.out), low.program.buffers[op.out].width)
+    low.emit("select_outputs", *arguments, reads=(op.x,), writes=(op.out,), alone=True)
     low.wrote(op.out)
 
 
@@ -216,14 +261,15 @@ def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
         _RULES[type(op)](low, op)
     low.first_row.append(len(low.rows))
     table = np.zeros((len(low.rows), layout.OP_FIELDS), np.int64)
-    for row, (_, arguments) in zip(table, low.rows, strict=True):
-        assert len(arguments) < layout.OP_FIELDS - 1, "an op row has 14 arguments at most"
-        row[1 : 1 + len(arguments)] = arguments
+    for fields, row in zip(table, low.rows, strict=True):
+        assert len(row.arguments) < layout.FLAGS // 8, "an op row has 13 arguments at most"
+        fields[1 : 1 + len(row.arguments)] = row.arguments
+    _set_flags(table, low.rows)
     return OpTable(
         table,
         low.first_row,
         len(low.rows) if n_token_rows is None else n_token_rows,
-        [kernel for kernel, _ in low.rows],
+        [row.kernel for row in low.rows],
         low.buffers,
         low.keep,
     )

@@ -1,7 +1,8 @@
 """The native loop that walks the op table, and the barrier that keeps a team of threads in step.
 
 Every thread of the team calls every kernel; a kernel deals its work by thread number or by the op's work counter.
-Between two ops all meet at a spinning barrier (about 0.3 us for two threads). Between two steps a worker spins for a
+All meet at a spinning barrier (about 0.3 us for two threads) before an op that needs what another has made, as the
+op's flags say; with one token, small ops are left to thread 0. Between two steps a worker spins for a
 while, since the next token usually follows at once, and then goes back to Python to sleep.
 
 The team's record (int64, one cache line each, so that spinning threads do not disturb each other):
@@ -14,7 +15,7 @@ record, and the other arguments are named in each.
 
 from __future__ import annotations
 
-from edgellm.kernels.cpu.layout import OP_NBYTES
+from edgellm.kernels.cpu.layout import ALONE, FLAGS, MEET, MEET_ALONE, N_TOKENS, OP_NBYTES
 from edgellm.kernels.cpu.simd import (
     atomic_add,
     atomic_exchange,
@@ -70,10 +71,21 @@ def _barrier(team, n_threads):
 @forceinline
 def _walk(team, thread):
     ops, step, n_threads = load_i64(team + JOB_OPS), load_i64(team + JOB_STEP), load_i64(team + N_THREADS)
+    one_token = load_i64(step + N_TOKENS) == 1
+    meet = MEET
+    if one_token:
+        meet = MEET_ALONE
     for i in range(load_i64(team + JOB_FIRST), load_i64(team + JOB_LAST)):
         op = ops + i * OP_NBYTES
-        call_kernel(load_i64(op), op, step, thread, n_threads)
-        _barrier(team, n_threads)
+        flags = load_i64(op + FLAGS)
+        if flags & meet:
+            _barrier(team, n_threads)
+        if one_token and flags & ALONE:
+            if thread == 0:
+                call_kernel(load_i64(op), op, step, 0, 1)
+        else:
+            call_kernel(load_i64(op), op, step, thread, n_threads)
+    _barrier(team, n_threads)
 
 
 def team_publish(team, parked, _unused, _unused2):

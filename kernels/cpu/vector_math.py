@@ -29,8 +29,8 @@ _SHIFT = make_const(i32x16, 23)
 
 @forceinline
 def exp_f32x16(x):
-    """e^x; 0 below -87, e^88 above 88; exactly 1 at 0."""
-    y = min_f32x16(max_f32x16(x, _LOWEST()), _HIGHEST())
+    """e^x; 0 below -87, e^88 above 88, NaN of NaN; exactly 1 at 0."""
+    y = min_f32x16(_HIGHEST(), max_f32x16(_LOWEST(), x))  # in this order NaN stays NaN
     n = (y * _LOG2E() + _ROUND()) - _ROUND()
     r = fma_f32x16(n, _MINUS_LN2_LOW(), fma_f32x16(n, _MINUS_LN2_HIGH(), y))
     p = fma_f32x16(_C0(), r, _C1())
