@@ -13,6 +13,8 @@ import numpy as np
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.params import SamplingParams
 
+SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
+
 
 class ChainSampler(Protocol):
     """One link of the chain."""
@@ -188,7 +190,7 @@ class Temperature:
             if len(candidates) <= 1:
                 return
             temperature = self.by_entropy(candidates.probs())
-        if temperature <= 0:
+        if temperature < SMALLEST_TEMPERATURE:
             candidates.keep(candidates.largest(1), is_sorted=True)
         else:
             candidates.logits = candidates.logits / candidates.logits.dtype.type(temperature)

@@ -134,8 +134,8 @@ class SamplingParams:
         object.__setattr__(self, "samplers", parse_samplers(self.samplers))
         object.__setattr__(self, "dry_sequence_breakers", checked_breakers(self.dry_sequence_breakers))
         object.__setattr__(self, "logit_bias", checked_bias(self.logit_bias))
-        if not all(callable(processor) for processor in self.processors):
-            raise ParameterError("processors: expected functions of (token ids, logits) that return logits.")
+        if not is_list(self.processors) or not all(callable(processor) for processor in self.processors):
+            raise ParameterError("processors: expected a list of functions of (token ids, logits) that return logits.")
         object.__setattr__(self, "processors", tuple(self.processors))
 
     @classmethod
@@ -174,9 +174,14 @@ def checked(name: str, value: Any, kind: str, least: float, greatest: float) -> 
     return float(plain) if kind == FLOAT else plain
 
 
+def is_list(value: Any) -> bool:
+    """Whether ``value`` is a sequence of things, not a text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def checked_breakers(breakers: Any) -> tuple[str, ...]:
     """The texts at which DRY stops looking back."""
-    if isinstance(breakers, str) or not all(isinstance(text, str) and text for text in breakers):
+    if not is_list(breakers) or not all(isinstance(text, str) and text for text in breakers):
         raise ParameterError(f"dry_sequence_breakers: got {breakers!r}, expected a list of non-empty texts.")
     return tuple(breakers)
 
@@ -206,6 +211,8 @@ def parse_samplers(order: str | Sequence[str]) -> tuple[str, ...]:
         if order and not plain_name and all(letter in letters for letter in order):
             return tuple(letters[letter] for letter in order)
         order = [name for name in order.split(";") if name]
+    if not is_list(order):
+        raise ParameterError(f"samplers: got {order!r}, expected names of samplers.")
     names = []
     for given in order:
         name = str(given).strip().replace("-", "_")

@@ -64,8 +64,7 @@ class Sampler:
         self.chain: list[ChainSampler] = []
         self._build_chain(token_bytes, tokenize)
         self.greedy = self._is_greedy()
-        for token in history:
-            self.accept(token)
+        self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
         params = self.params
@@ -107,6 +106,16 @@ class Sampler:
         for sampler in self.looking_back:
             sampler.accept(token)
         self.choice.accept(token)
+
+    def _remember(self, history: Iterable[int]) -> None:
+        # a prompt: `accept` in a loop, without its checks where nobody looks back
+        tokens = [int(token) for token in history]
+        if tokens and not (0 <= min(tokens) and max(tokens) < self.n_vocab):
+            raise ParameterError(f"history: expected token ids from 0 to {self.n_vocab - 1}.")
+        self.tokens.extend(tokens)
+        for sampler in self.looking_back:
+            for token in tokens:
+                sampler.accept(token)
 
     def sample(self, logits: np.ndarray) -> Sampled:
         """Choose a token from ``logits`` (n_vocab,) float32, which stay as they are; NumericError for NaN or none left.

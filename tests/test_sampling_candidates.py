@@ -1,0 +1,102 @@
+"""Finding the largest logits fast is finding them exactly: against a full sort, on odd sizes, with ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgellm.sampling import Sampler, SamplingParams
+from edgellm.sampling.candidates import Candidates
+
+
+def sorted_ids(logits: np.ndarray, k: int) -> list[int]:
+    """The k largest by falling logit, ties by rising id."""
+    return np.lexsort((np.arange(len(logits)), -logits))[:k].tolist()
+
+
+@pytest.mark.parametrize("n", [1, 7, 17, 33, 1000, 8191, 32000, 49152, 128256, 151936, 262144])
+@pytest.mark.parametrize("k", [1, 2, 40, 255, 257, 3000, 10**6])
+@pytest.mark.parametrize("kind", ["spread", "ties", "equal", "rising", "banned"])
+def test_largest_is_the_head_of_a_full_sort(n: int, k: int, kind: str) -> None:
+    rng = np.random.default_rng(n + k)
+    logits = {
+        "spread": rng.normal(0, 3, n),
+        "ties": rng.integers(-3, 4, n).astype(float),
+        "equal": np.zeros(n),
+        "rising": np.arange(n, dtype=float),
+        "banned": np.where(rng.random(n) < 0.999, -np.inf, rng.normal(0, 1, n)),
+    }[kind].astype(np.float32)
+    assert Candidates(logits).largest(k).tolist() == sorted_ids(logits, k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 60),
+    st.fixed_dictionaries(
+        {
+            "temperature": st.floats(0, 3),
+            "top_k": st.integers(0, 70),
+            "top_p": st.floats(0, 1),
+            "min_p": st.floats(0, 1),
+            "typical_p": st.floats(0, 1),
+            "top_n_sigma": st.floats(-1, 5),
+            "xtc_probability": st.floats(0, 1),
+            "xtc_threshold": st.floats(0, 1),
+            "repeat_penalty": st.floats(0.5, 2),
+            "dry_multiplier": st.floats(0, 2),
+            "dynatemp_range": st.floats(0, 1),
+            "min_keep": st.integers(0, 5),
+            "mirostat": st.integers(0, 2),
+            "adaptive_target": st.floats(-1, 1),
+        }
+    ),
+)
+def test_any_setting_chooses_a_token_of_the_vocabulary(seed: int, n: int, changed: dict[str, float]) -> None:
+    rng = np.random.default_rng(seed)
+    params = SamplingParams(seed=seed, dry_sequence_breakers=(), **changed)  # type: ignore[arg-type]
+    sampler = Sampler(params, n)
+    for _ in range(8):
+        logits = rng.normal(0, 5, n).astype(np.float32)
+        before = logits.copy()
+        token = sampler.sample(logits).token
+        assert 0 <= token < n and np.array_equal(logits, before)
+        sampler.accept(token)
+
+
+def test_read_only_logits_are_fine() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, 50000).astype(np.float32)
+    logits.flags.writeable = False
+    params = SamplingParams(seed=1, repeat_penalty=1.3, logit_bias={3: 1.0}, n_probs=3, top_n_sigma=2.0)
+    sampler = Sampler(params, 50000, history=[1, 2, 3])
+    assert len(sampler.sample(logits).top) == 3
+
+
+def test_the_chain_equals_a_full_sort_of_everything() -> None:
+    """Default settings on a large vocabulary, against the textbook form in float64."""
+    rng = np.random.default_rng(3)
+    for n in (49152, 262144):
+        logits = rng.normal(0, 3, n).astype(np.float32)
+        order = np.array(sorted_ids(logits, 40))
+        values = logits[order].astype(np.float64)
+        probs = np.exp(values - values[0]) / np.exp(values - values[0]).sum()
+        kept = int(np.searchsorted(np.cumsum(probs), 0.95)) + 1
+        kept = int(np.sum(probs[:kept] >= 0.05 * probs[0]))
+        candidates = Sampler(SamplingParams(seed=1), n).candidates(logits)
+        assert candidates.ids is not None and candidates.ids.tolist() == order[:kept].tolist()
+        expected = np.exp((values[:kept] - values[0]) / 0.8)
+        assert candidates.probs() == pytest.approx(expected / expected.sum(), rel=1e-6)
+
+
+def test_top_p_over_the_whole_vocabulary_equals_a_full_sort() -> None:
+    rng = np.random.default_rng(4)
+    for spread in (0.5, 2.0, 6.0):
+        logits = rng.normal(0, spread, 50000).astype(np.float32)
+        order = np.array(sorted_ids(logits, 50000))
+        values = logits[order].astype(np.float64)
+        reached = np.cumsum(np.exp(values - values[0]))
+        kept = int(np.searchsorted(reached / reached[-1], 0.9)) + 1
+        params = SamplingParams(seed=1, top_k=0, top_p=0.9, min_p=0.0, temperature=1.0)
+        assert len(Sampler(params, 50000).candidates(logits)) == pytest.approx(kept, abs=1 + kept * 1e-4)
