@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import Batch, Executor, Program
-
 from edgellm.models import build_program
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+
 from edgellm.kernels.kv import BLOCK_TOKENS
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import (

@@ -8,11 +8,11 @@ from typing import Any
 import gguf as gguf_package
 import numpy as np
 import pytest
+from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
+
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
-from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
-
 from edgellm.models import architectures, build_program
 
 N_TOKENS = 100

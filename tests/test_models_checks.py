@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_models import write_tiny_model
+
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Program
-from tiny_models import write_tiny_model
-
 from edgellm.models import architectures, build_program
 from edgellm.models.hparams import RANGES, hparam_error
 

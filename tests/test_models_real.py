@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
-
 from edgellm.models import build_program
 
 N_TOKENS = 96

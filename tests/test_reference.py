@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from tiny_models import write_tiny_model
+
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
@@ -30,8 +32,6 @@ from edgellm.kernels.program import (
 )
 from edgellm.kernels.reference import OPS, ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies, linear_scaling, yarn_magnitude, yarn_scaling
-from tiny_models import write_tiny_model
-
 from edgellm.models import architectures, build_program
 
 SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 96, "n_head": 4, "n_head_kv": 2, "head_dim": 32}

@@ -142,8 +142,8 @@ def _make_pack(weights: Any) -> Any:
     return pack
 
 
-def _make_panel_times(has_min: bool) -> Any:
-    """Panel times 4 tokens, and times 1: c[t] (16 floats) continues the sum over the panel's groups."""
+def _make_finish(has_min: bool) -> Any:
+    """finish(acc, total, scale, minimum, x_scale, x_sum): the two lines of the module's docstring, 16 rows."""
 
     @forceinline
     def finish(acc, total, scale, minimum, x_scale, x_sum):
@@ -151,6 +151,14 @@ def _make_panel_times(has_min: bool) -> Any:
         if has_min:
             acc = fma_f32x16(minimum, splat_f32x16(load_f32(x_sum)), acc)
         return acc
+
+    return finish
+
+
+def _make_panel_times(has_min: bool) -> Any:
+    """Panel times 4 tokens, and times 1: c[t] (16 floats) continues the sum over the panel's groups."""
+
+    finish = _make_finish(has_min)
 
     @forceinline
     def times_four(scratch, n_groups, x, x_row, scale_at, sum_at, c, c_row, first):
