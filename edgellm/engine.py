@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
+import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
@@ -30,6 +32,7 @@ from edgellm.kv_cache import KVCache
 
 LEAD = 2  # steps computed ahead of the caller: the next one runs while the caller works on the last
 POLL_S = 0.05  # how long a cancel flag may go unseen while its request waits
+DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
 IDLE_S = 0.25  # a caller that took no step for so long may lose its blocks to a younger request
 
 T = TypeVar("T")
@@ -54,6 +57,9 @@ class Engine:
         self._orders = count()
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
+        self._closing = threading.Lock()
+        self._forgotten = weakref.finalize(self, _close_elsewhere, executor)
+        self._forgotten.atexit = False
         _engines.add(self)
 
     def generate(
@@ -119,7 +125,9 @@ class Engine:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self.executor.close()
+        self._forgotten.detach()
+        with self._closing:
+            self.executor.close()
 
     # -- the caller's side -----------------------------------------------------------------------------------------
 
@@ -139,8 +147,10 @@ class Engine:
                 f"Token id {low if low < 0 else high} is not in the vocabulary, which has ids 0 to {n_vocab - 1}. "
                 "Use ids of this model's own tokenizer."
             )
-        if max_tokens is not None and max_tokens < -1:
-            raise ParameterError(f"max_tokens is {max_tokens}. It must be 0 or more, or -1 for no limit.")
+        if max_tokens is not None and not (isinstance(max_tokens, int | np.integer) and max_tokens >= -1):
+            raise ParameterError(
+                f"max_tokens is {max_tokens!r}. It must be a whole number from 0 on, or -1 for no limit."
+            )
 
     def _generation(
         self,
@@ -320,6 +330,8 @@ class Engine:
             self.cache.release(request.sequence, keep=not isinstance(error, NumericError))
             request.sequence = None
         request.ready.notify()
+        if DEBUG:
+            print(request.summary(), file=sys.stderr, flush=True)
 
     def sequence_of(self, request: Request) -> kv_cache.Sequence:
         if request.sequence is None:
@@ -342,11 +354,10 @@ class Engine:
             tables=tuple(table[None] for table in sequence.tables),
         )
         logits = self.executor.run(batch, request.hook)
-        if n_outputs and not np.isfinite(logits).all():
-            n_bad = int(np.count_nonzero(~np.isfinite(logits)))
+        if n_outputs and not np.isfinite(logits.max()):  # a NaN anywhere makes the maximum NaN
             raise NumericError(
-                f"The model gave {n_bad} logits that are NaN or infinite after position {sequence.length + n - 1}; all "
-                "must be finite. `edgellm verify FILE` looks for damage, `edgellm doctor` tests the kernels."
+                f"The model gave NaN or infinite logits for the positions up to {sequence.length + n - 1}; all must be "
+                "finite. `edgellm verify FILE` looks for damage, `edgellm doctor` tests the kernels."
             )
         self.cache.commit(sequence, tokens)
         return logits
@@ -373,6 +384,15 @@ class Engine:
 
 class _NoRoom(Exception):
     """Older requests hold the blocks; try again later."""
+
+
+def _close_elsewhere(executor: Executor) -> None:
+    """Close the executor of an engine that nobody holds any more.
+
+    The collector may run on any thread, also on one of the executor's own, which cannot wait for itself.
+    """
+    with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+        threading.Thread(target=executor.close, name="edgellm-close").start()
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -139,6 +139,11 @@ class Request:
         """What a caller gets in place of the rest."""
         raise NotImplementedError
 
+    def summary(self) -> str:
+        """One line about the work, for developers."""
+        end = type(self.error).__name__ if self.error else "cancelled" if self.stopped else "done"
+        return f"edgellm: {len(self.tokens)} tokens scored, {end}"
+
 
 class GenerationRequest(Request):
     """An answer: compute what is missing, sample, until it ends."""
@@ -213,6 +218,14 @@ class GenerationRequest(Request):
             self.generated,
             1e3 * self.generation_s,
             1e3 * self.first_s,
+        )
+
+    def summary(self) -> str:
+        t = self.timings()
+        end = type(self.error).__name__ if self.error else "cancelled" if self.stopped else "done"
+        return (
+            f"edgellm: prompt {t.reused_n} reused + {t.computed_n} new at {t.prompt_tps:.1f} t/s, "
+            f"answer {t.generation_n} at {t.generation_tps:.1f} t/s, {end}"
         )
 
     def cancelled_item(self) -> Step:

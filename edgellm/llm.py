@@ -173,8 +173,8 @@ class LLM:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"Did you mean {near[0]}?" if near else "SamplingParams has the list."
                 raise ParameterError(f"{name}: no such parameter. {hint}")
-        if logprobs is not None:
-            sampling |= {"n_probs": logprobs, "logprobs": True}
+        if logprobs is not None and logprobs is not False:
+            sampling |= {"n_probs": 0 if logprobs is True else logprobs, "logprobs": True}
         return replace(params or self.default_params, **sampling)
 
     # -- text and ids ----------------------------------------------------------------------------------------------

@@ -207,6 +207,7 @@ def test_no_tokens_wanted_is_a_prefill(engine: Engine) -> None:
         ([1, -1], {}, "Token id -1"),
         ([1, N_VOCAB], {}, f"Token id {N_VOCAB}"),
         ([1], {"max_tokens": -2}, "max_tokens is -2"),
+        ([1], {"max_tokens": float("nan")}, "max_tokens is nan"),
     ],
 )
 def test_senseless_requests_are_refused_at_once(engine: Engine, prompt: list[int], options: dict, says: str) -> None:
@@ -446,3 +447,15 @@ def test_clients_that_come_and_go_leave_nothing_behind(seed: int) -> None:
     engine.cache.check([])
     assert engine.cache.n_used() == (0, 0)
     engine.close()
+
+
+def test_a_debug_line_tells_what_a_request_cost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine_module, "DEBUG", True)
+    run(engine, prompt_of(1, 40), 3)
+    list(engine.score(prompt_of(1, 20), lambda start, logits: start))
+    wait_until_idle(engine)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("edgellm: prompt 0 reused + 40 new at ") and lines[0].endswith(" t/s, done")
+    assert lines[1] == "edgellm: 20 tokens scored, done"

@@ -371,14 +371,20 @@ def test_loading_and_closing_again_and_again_keeps_no_thread(paths: dict[str, Pa
     assert threading.active_count() == before
 
 
-def test_a_model_that_nobody_holds_is_freed_without_close(paths: dict[str, Path]) -> None:
-    llm = edgellm.load(paths["llama"], executor="reference")
+@pytest.mark.parametrize("executor", ["reference", "cpu"])
+def test_a_model_that_nobody_holds_is_freed_without_close(paths: dict[str, Path], executor: str) -> None:
+    before = threading.active_count()
+    llm = edgellm.load(paths["llama"], executor=executor, n_threads=2)
     greedy(llm, "the", 2)
     wait_until_idle(llm)
-    gone = weakref.ref(llm.engine)
+    gone = weakref.ref(llm.engine), weakref.ref(llm.executor), weakref.ref(llm.engine.cache.pool.k[0])
     del llm
     gc.collect()
-    assert gone() is None
+    end = time.monotonic() + HANG_S
+    while threading.active_count() > before or any(reference() is not None for reference in gone):
+        assert time.monotonic() < end, "something stays behind"
+        time.sleep(0.01)
+        gc.collect()
 
 
 def test_the_default_context_is_bounded_by_the_memory(
