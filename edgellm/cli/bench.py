@@ -64,13 +64,14 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option(
     "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), default=512, show_default=True, help="Step size."
 )
-@click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", show_default=True)
+@click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
 def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, **options: Any) -> None:
-    """Measure tokens per second: pp512 reads a prompt, tg128 makes tokens, "@ d512" behind a filled cache.
+    """Measure tokens per second, as llama-bench does.
 
-    A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not counted. The last line of
+    pp512 reads a prompt of 512 tokens, tg128 makes 128 tokens, "@ d512" does it behind 512 tokens in the cache. A
+    LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not counted. The last line of
     output is JSON under llama-bench's names. The column "bandwidth" is the share of this machine's memory bandwidth
     that decoding reaches: the bytes a token must read, against a plain loop over memory.
 

@@ -40,8 +40,9 @@ class ChatSession:
     def ask(self, text: str, write: Callable[[str], None]) -> Answer:
         """Answer one more message. On an error the conversation is as it was before."""
         parts = [f"{name}:\n```\n{content}\n```" for name, content in self.attachments]
+        self.n_regenerated = 0
         answer = self._answer("\n\n".join([*parts, text]), write)
-        self.attachments, self.n_regenerated = [], 0
+        self.attachments = []
         return answer
 
     def regenerate(self, write: Callable[[str], None]) -> Answer:

@@ -19,9 +19,10 @@ from edgellm.cli.progress import Progress
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.pass_context
 def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cache: bool, as_json: bool) -> None:
-    """Examine this machine: CPU, the kernels chosen for it, a self-test of each, memory, versions.
+    """Examine this machine and test every kernel on it.
 
-    Every kernel is compared with a plain numpy computation on this CPU. Exit status 1 when one of them is wrong.
+    Shows the CPU, the kernels chosen for it, memory and versions. Every kernel is compared with a plain numpy
+    computation on this CPU. Exit status 1 when one of them is wrong.
 
     \b
     Examples:

@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from edgellm.formats.errors import ParameterError
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+_BOOLS = {"true": True, "false": False}
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``KEY=TYPE:VALUE`` of ``--override-kv``, TYPE one of int, float, bool, str, as llama.cpp writes it."""
+    key, equals, rest = text.partition("=")
+    kind, colon, value = rest.partition(":")
+    try:
+        if key and equals and colon:
+            if kind == "str":
+                return key, value
+            if kind == "int":
+                return key, int(value)
+            if kind == "float":
+                return key, float(value)
+            if kind == "bool":
+                return key, _BOOLS[value]
+    except (ValueError, KeyError):
+        pass
+    raise ParameterError(
+        f"--override-kv is {text!r}; expected KEY=TYPE:VALUE with TYPE int, float, bool or str, such as "
+        "tokenizer.ggml.add_bos_token=bool:false."
+    )
+
+
+def _read_overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return dict(parse_override(text) for text in texts)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from None
+
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("-m", "--model", "model_option", metavar="MODEL", help="A name, a .gguf file, hf:owner/repo:QUANT."),
@@ -25,7 +60,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the model's own."),
     click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
     click.option("--chat-template-kwargs", "template_kwargs", metavar="JSON", help='For the template: {"key": value}.'),
-    click.option("--override-kv", "overrides", multiple=True, metavar="KEY=TYPE:VALUE",
+    click.option("--override-kv", "overrides", multiple=True, callback=_read_overrides, metavar="KEY=TYPE:VALUE",
                  help="Replace a metadata value; TYPE is int, float, bool or str."),
     click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
     click.option("-v", "--verbose", "--show-timings", "timings", is_flag=True, help="Timings on standard error."),
@@ -39,10 +74,15 @@ def generation_options(function: F) -> F:
     return function
 
 
+def read_stdin() -> str:
+    """All of standard input, in UTF-8."""
+    return sys.stdin.read()
+
+
 def read_text(path: str) -> str:
     """A text file in UTF-8; ``-`` is standard input."""
     if path == "-":
-        return click.get_text_stream("stdin", encoding="utf-8", errors="replace").read()
+        return read_stdin()
     return Path(path).expanduser().read_text("utf-8", errors="replace")
 
 

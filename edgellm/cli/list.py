@@ -12,7 +12,7 @@ from edgellm.cli.output import human_bytes, table
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON array instead of a table.")
 def command(as_json: bool) -> None:
-    """Show the models that are here, and those of the catalogue.
+    """Show the models that are here, and those to pull.
 
     \b
     Examples:

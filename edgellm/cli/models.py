@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.progress import Progress
-from edgellm.formats.errors import ModelNotFoundError, ParameterError
+from edgellm.formats.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.llm import LLM
-
-_TRUE = {"true": True, "false": False}
 
 
 def find_file(name: str) -> Path:
@@ -52,7 +50,7 @@ def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
         "n_ctx": values["n_ctx"],
         "n_threads": values["n_threads"],
         "chat_template": template_source(values),
-        "kv_overrides": dict(parse_override(text) for text in values["overrides"]) or None,
+        "kv_overrides": values["overrides"] or None,
         "force": values["force"],
     }
     with Progress() as progress:
@@ -67,25 +65,3 @@ def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
                 llm.close()
                 raise
     return llm
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """``KEY=TYPE:VALUE`` of ``--override-kv``, TYPE one of int, float, bool, str, as llama.cpp writes it."""
-    key, equals, rest = text.partition("=")
-    kind, colon, value = rest.partition(":")
-    try:
-        if key and equals and colon:
-            if kind == "str":
-                return key, value
-            if kind == "int":
-                return key, int(value)
-            if kind == "float":
-                return key, float(value)
-            if kind == "bool":
-                return key, _TRUE[value]
-    except (ValueError, KeyError):
-        pass
-    raise ParameterError(
-        f"--override-kv is {text!r}; expected KEY=TYPE:VALUE with TYPE int, float, bool or str, such as "
-        "tokenizer.ggml.add_bos_token=bool:false."
-    )

@@ -33,8 +33,10 @@ def write_answer(text: str) -> None:
 def error_block(error: BaseException) -> str:
     """An error as the user reads it: one block, the stable code at its end."""
     code = getattr(error, "code", None)
-    message = terminal_safe(str(error).strip()) or type(error).__name__
-    return f"Error: {message}" + (f" [{code}]" if isinstance(code, str) else "")
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return f"Error: {terminal_safe(message)}" + (f" [{code}]" if isinstance(code, str) else "")
 
 
 def human_bytes(nbytes: float) -> str:

@@ -82,7 +82,7 @@ class Progress:
     def _draw(self, stage: str, done: int, total: int | None, name: str) -> None:
         if self._bars is None:
             self._bars = _bars(stage)
-            self._bars.add_task(STAGES.get(stage, stage))
+            self._bars.add_task(STAGES.get(stage, stage), total=None, detail="")
             self._bars.start()
             self._announced = True
         detail = terminal_safe(name)

@@ -33,7 +33,9 @@ EXIT_INTERRUPTED = 130
 @generation_options
 @sampling_options
 def command(arguments: tuple[str, ...], **values: Any) -> int:
-    """Answer one prompt: the answer goes to standard output and nothing else does.
+    """Answer one prompt on standard output.
+
+    Nothing but the answer goes there; progress, timings and errors go to standard error.
 
     The prompt is an argument, -p, -f, or comes from a pipe; with both, the piped text comes first. A single argument
     with a space in it is a prompt for the default model. The first Ctrl-C stops the answer, the second leaves; both
@@ -103,11 +105,11 @@ def read_prompt(words: list[str], option: str | None, file: str | None) -> str:
 
 
 def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file; a terminal and /dev/null are not."""
+    """Whether standard input is a pipe or a file; a terminal, a socket and /dev/null are not."""
     if sys.stdin is None:
         return False
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):
         return True  # replaced by a test or a notebook
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

@@ -21,7 +21,9 @@ TEMPLATE_SHOWN = 400  # characters
 @click.option("--metadata", is_flag=True, help="Print every metadata key of the file.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_json: bool) -> None:
-    """Show architecture, size, types, context, tokenizer, chat template, sampling and memory of a model.
+    """Show what a model is and what it will need.
+
+    Architecture, size, types, context, tokenizer, chat template, recommended sampling, and memory.
 
     \b
     Examples:

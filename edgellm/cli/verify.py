@@ -17,9 +17,10 @@ from edgellm.cli.output import terminal_safe
 @click.option("--json", "as_json", is_flag=True, help="Write the findings as a JSON array.")
 @click.pass_context
 def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) -> None:
-    """Check a model file: its structure, its vocabulary, every weight. Prints all findings.
+    """Find everything that is wrong with a model file.
 
-    Exit status 0 for a sound file, 1 when anything is wrong. FILE may be the name of a model that is here.
+    Checks its structure, its vocabulary and every weight, and prints all findings. Exit status 0 for a sound file,
+    1 when anything is wrong. FILE may be the name of a model that is here.
 
     \b
     Examples:
