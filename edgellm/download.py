@@ -93,11 +93,11 @@ class PartialFile:
         """Whether more bytes can be proved to belong to the same file: by the checksum at the end, or by an ETag."""
         return self.origin is not None and bool(self.origin.sha256 or self.origin.etag)
 
-    def belongs_to(self, origin: _Origin) -> None:
-        """Note the origin before its first byte is written."""
-        if origin != self.origin:
-            self.note.write_text(json.dumps(asdict(origin)))
-            self.origin = origin
+    def begin(self, origin: _Origin) -> None:
+        """Note the origin before its first byte is written; bytes of another one are gone before that."""
+        self.path.unlink(missing_ok=True)
+        self.note.write_text(json.dumps(asdict(origin)))
+        self.origin = origin
 
     def append_from(self, answer: Answer, limit: int | None, report: Callable[[], None]) -> None:
         """Write the answer's body behind the bytes that are here, never beyond ``limit`` bytes in all."""
@@ -236,7 +236,8 @@ def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | N
         if answer.status == 416:
             return
         limit = total if total is not None else remote.nbytes and remote.nbytes + 1
-        growing.belongs_to(_Origin(remote.url, remote.sha256, answer.headers.get("ETag"), total))
+        if not growing.nbytes:
+            growing.begin(_Origin(remote.url, remote.sha256, answer.headers.get("ETag"), total))
         if total is not None:
             check_space(growing.path.parent, total - growing.nbytes)
         growing.append_from(answer, limit, _reporter(growing, total, progress))

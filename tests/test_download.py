@@ -195,6 +195,23 @@ def test_without_a_checksum_only_the_same_etag_is_resumed(server: StandIn, tmp_p
     assert fetch(url, tmp_path, sha256=None, nbytes=None).read_bytes() == NEWER
 
 
+def test_a_crash_between_two_versions_never_mixes_them(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.serve("/model.gguf", BODY, cut_after(200_000), *(answer(500),) * 9)
+    with pytest.raises(DownloadError):
+        fetch(url, tmp_path, sha256=None, nbytes=None)
+    server.serve("/model.gguf", NEWER)
+
+    def crash(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(edgellm.download.PartialFile, "append_from", crash)
+        fetch(url, tmp_path, sha256=None, nbytes=None)
+    assert fetch(url, tmp_path, sha256=None, nbytes=None).read_bytes() == NEWER
+
+
 def test_without_a_checksum_and_an_etag_nothing_is_resumed(server: StandIn, tmp_path: Path) -> None:
     url = server.serve("/model.gguf", BODY, cut_after(100_000), etag=None)
     assert fetch(url, tmp_path, sha256=None, nbytes=None).read_bytes() == BODY
@@ -284,8 +301,13 @@ def test_a_disk_that_fills_up_in_the_middle_has_a_name(
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "model.gguf.part").symlink_to("/dev/full")
+    begin = edgellm.download.PartialFile.begin
+
+    def begin_on_a_full_disk(growing: edgellm.download.PartialFile, origin: object) -> None:
+        begin(growing, origin)  # type: ignore[arg-type]
+        growing.path.symlink_to("/dev/full")
+
+    monkeypatch.setattr(edgellm.download.PartialFile, "begin", begin_on_a_full_disk)
     with pytest.raises(DownloadError) as raised:
         fetch(server.serve("/model.gguf", BODY), tmp_path)
     assert raised.value.code == "PULL_DISK"
