@@ -129,11 +129,12 @@ def random_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[
 class Sketch:
     """A program in the making: ops over buffers of their own, and the random numbers that go in.
 
-    inputs   name -> (MAX_TOKENS, width) float32; a run of n tokens takes the first n rows
+    inputs   name -> (max_tokens, width) float32
     shapes   per op, what to call the case in a report
     """
 
     rng: np.random.Generator
+    max_tokens: int = MAX_TOKENS
     ops: list[Op] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
@@ -161,7 +162,7 @@ class Sketch:
     def input(self, width: int) -> str:
         """A new buffer of normal random numbers, a few of them far out as in a real model."""
         name = self.buffer(width)
-        values = self.rng.standard_normal((MAX_TOKENS, width), np.float32)
+        values = self.rng.standard_normal((self.max_tokens, width), np.float32)
         values[:, :: max(1, width // 3)] *= 30
         self.inputs[name] = values
         return name
@@ -309,14 +310,19 @@ def _test(kernel: str, cache: KernelCache, n_threads: int) -> tuple[float, str]:
     return max(found, key=itemgetter(0))
 
 
-def outputs_of_ops(executor: Executor, batch: Batch, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """What every op of a program wrote when it had ``inputs``: its output buffer, or the keys and values it stored."""
+def outputs_of_ops(
+    executor: Executor, batch: Batch, inputs: dict[str, np.ndarray], first_row: int = 0
+) -> list[np.ndarray]:
+    """What every op of a program wrote, as float32: its output buffer, or the keys and values of its whole layer.
+
+    The inputs are the rows from ``first_row`` on, one for each token of the batch.
+    """
     outputs: list[np.ndarray] = []
 
     def after(index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
         if index == 0:
             for name, values in inputs.items():
-                read(name)[:] = values[: len(batch)]
+                read(name)[:] = values[first_row : first_row + len(batch)]
         if isinstance(op, StoreKV):
             stored = executor.pool.k[op.layer], executor.pool.v[op.layer]
             outputs.append(np.concatenate([a.astype(np.float32).reshape(-1) for a in stored]))

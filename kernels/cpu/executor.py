@@ -7,10 +7,11 @@ token of the batch can reach.
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import numpy as np
 
-from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.kernels.cpu import jit, kernel_table, layout
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress
 from edgellm.kernels.cpu.lowering import MAX_OUTPUTS, lower
@@ -56,7 +57,8 @@ class CPUExecutor:
         addresses = {name: self._code.load(name, objects[name]) for name in names}
         self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
         self._attention = [op for op in program.ops if isinstance(op, Attention)]
-        self._team = ThreadTeam(addresses, n_threads)
+        self._team = ThreadTeam(addresses, n_threads, self._code)
+        self._end_threads = weakref.finalize(self, self._team.close)
         self._step = np.zeros(layout.STEP_FIELDS, np.int64)
         groups = [op.n_heads // self._layer(op).n_kv_heads for op in self._attention] or [1]
         head_dim = max((self._layer(op).head_dim_v for op in self._attention), default=0)
@@ -84,7 +86,7 @@ class CPUExecutor:
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32, valid until the next call; see ``Executor``."""
         if self._closed:
-            raise ParameterError("this executor was closed; load the model again", code="CLOSED")
+            raise ClosedError("this executor was closed; load the model again")
         self._check(batch)
         self._begin(batch)
         table, n_rows = self._table, len(self._table.rows)
@@ -212,5 +214,5 @@ class CPUExecutor:
         """Stop the threads and let go of weights and cache. May be called twice."""
         if not self._closed:
             self._closed = True
-            self._team.close()
+            self._end_threads()
             del self._table, self.pool

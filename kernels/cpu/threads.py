@@ -21,10 +21,11 @@ def aligned_zeros(nbytes: int, alignment: int = 64) -> np.ndarray:
 
 
 class ThreadTeam:
-    """n threads; the caller of ``run`` is the first. ``addresses`` are the loaded team_* kernels."""
+    """n threads; the caller of ``run`` is the first. ``addresses`` are the loaded team_* kernels, kept by ``code``."""
 
-    def __init__(self, addresses: dict[str, int], n_threads: int) -> None:
+    def __init__(self, addresses: dict[str, int], n_threads: int, code: object = None) -> None:
         self.n_threads = n_threads
+        self._code = code  # idle workers spin in it
         self._publish, self._lead, self._work = (_KERNEL(addresses[f"team_{n}"]) for n in ("publish", "lead", "work"))
         self._record = aligned_zeros(at.WORKERS + n_threads * at.LINE)
         self._fields = self._record.view(np.int64)
@@ -65,7 +66,9 @@ class ThreadTeam:
         """End the threads. Safe to call twice."""
         self._stopping = True
         for thread, wake in zip(self._threads, self._wake[1:], strict=True):
-            while thread.is_alive():
+            wake.release()
+            # the garbage collector may call this on a worker, which then ends by itself
+            while thread.is_alive() and thread is not threading.current_thread():
                 wake.release()
                 thread.join(0.05)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from edgellm.formats.errors import UnsupportedError
+from edgellm.formats.errors import NumericError, UnsupportedError
 from edgellm.kernels.cpu import isa, kernel_table
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress, default_folder
 
@@ -23,13 +23,13 @@ def verified_kernels(
     """
     first = isa.detect(form).name
     forms = isa.available_forms()
-    wrong = ""
+    wrong: Exception | None = None
     for candidate in forms[forms.index(first) :]:
         cache = KernelCache(isa.detect(candidate), default_folder())
         objects = cache.objects(names, on_compile)
         found = _first_wrong(cache, [name for name in names if not cache.is_verified(name)])
-        if not found:
-            if wrong:
+        if found is None:
+            if wrong is not None:
                 warnings.warn(
                     f"The {first} kernels compute wrong numbers on this CPU ({wrong}), so the slower {candidate} ones "
                     "are used. Please report the output of `edgellm doctor`.",
@@ -42,21 +42,24 @@ def verified_kernels(
         f"No kernels compute right numbers on this CPU ({wrong}), where the reference does. "
         "Use the reference executor, and please report the output of `edgellm doctor`.",
         code="KERNEL_SELFTEST",
-    )
+    ) from wrong
 
 
-def _first_wrong(cache: KernelCache, names: Sequence[str]) -> str:
-    """What is wrong with the first kernel that fails, "" when none does. Kernels that pass are marked in the cache."""
+def _first_wrong(cache: KernelCache, names: Sequence[str]) -> Exception | None:
+    """What is wrong with the first kernel that fails, None when all pass; those that do are marked in the cache."""
+    if not names:
+        return None
     from edgellm.kernels import selftest  # it builds executors
 
     team = [name for name in names if name in kernel_table.TEAM]  # tested by running the others
     try:
         for result in selftest.run(kernels=[name for name in names if name not in team], cache=cache):
             if not result.ok:
-                return f"{result.kernel}: error {result.nmse:.1e}, at most {result.limit:.0e} expected"
+                found = f"{result.kernel}: error {result.nmse:.1e}, at most {result.limit:.0e} expected"
+                return NumericError(found, code="KERNEL_SELFTEST")
             cache.mark_verified(result.kernel)
     except Exception as error:  # a broken kernel may break the test itself; the start goes on with the next form
-        return f"{type(error).__name__}: {error}"
+        return error
     for name in team:
         cache.mark_verified(name)
-    return ""
+    return None

@@ -1,0 +1,93 @@
+"""Small programs for the tests of the CPU executor: weights of every type, executors that share compiled kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.gguf import QuantizedTensor
+from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.kernels.cpu import isa, jit
+from edgellm.kernels.cpu.executor import CPUExecutor
+from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
+from edgellm.kernels.kv import KVPool
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.selftest import random_tensor
+
+FORMS = isa.available_forms()
+READABLE_TYPES = [name for name, kind in QUANT_TYPES.items() if kind.unpack is not None]
+
+
+@functools.cache
+def kernel_cache(form: str) -> KernelCache:
+    """The kernels of a form, read or compiled once for the whole test run."""
+    return KernelCache(isa.detect(form), default_folder())
+
+
+def cpu_executor(
+    program: Program, pool: KVPool, n_threads: int = 2, max_tokens: int = 64, form: str = FORMS[0]
+) -> CPUExecutor:
+    """An executor of the form, its kernels taken as they are."""
+    return CPUExecutor(program, pool, n_threads, max_tokens, cache=kernel_cache(form))
+
+
+def any_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[int, ...]) -> QuantizedTensor:
+    """Random weights of any readable type."""
+    kind = QUANT_TYPES[quant]
+    tensor = random_tensor(rng, name, quant, shape)
+    if kind.block_size == 1:
+        if kind.layout.kind == "i":  # whole numbers from -9 to 9
+            values = rng.integers(-9, 10, shape).astype(kind.layout)
+        elif quant == "F64":
+            values = rng.standard_normal(shape)
+        else:
+            return tensor
+        return QuantizedTensor(name, shape, kind, values.reshape(-1, shape[-1]).view(np.uint8))
+    blocks = tensor.data.reshape(-1).view(kind.layout)
+    if quant == "MXFP4":
+        blocks["e"] = rng.integers(118, 124, len(blocks))  # 2^(e - 127), near 0.01
+    elif quant == "NVFP4":
+        blocks["d"] = rng.integers(0x20, 0x40, blocks["d"].shape)  # positive, no NaN
+    elif quant == "IQ1_M":  # the top nibbles of four words are one float16
+        half = int(np.float16(0.01).view(np.uint16))
+        nibbles = np.array([half >> 4 * i & 15 for i in range(4)], np.uint16)
+        blocks["scales"] = blocks["scales"] & 0x0FFF | nibbles << 12
+    return tensor
+
+
+def single_sequence(
+    program: Program,
+    n: int,
+    start: int = 0,
+    n_blocks: int = 0,
+    seed: int | None = None,
+    max_id: int | None = None,
+    outputs: bool = True,
+) -> Batch:
+    """n random tokens of one sequence; physical blocks in random order when ``seed`` is given."""
+    rng = np.random.default_rng(seed)
+    total = max(n_blocks, -(-(start + n) // 32))
+    blocks = np.arange(total) if seed is None else rng.permutation(total)
+    return Batch(
+        rng.integers(0, max_id or program.n_vocab, n).astype(np.int32),
+        np.arange(start, start + n, dtype=np.int32),
+        np.zeros(n, np.int32),
+        np.full(n, outputs),
+        tuple(blocks.astype(np.int32)[None] for _ in program.windows),
+    )
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """The tokens [start, stop) of a batch."""
+    rows = slice(start, stop)
+    return Batch(batch.tokens[rows], batch.positions[rows], batch.sequences[rows], batch.outputs[rows], batch.tables)
+
+
+def load_kernel(name: str, function: Any, target: isa.Isa) -> tuple[jit.CodeMemory, Any]:
+    """Compile a function of four int64 as a kernel; the memory that holds it, and it as a callable."""
+    memory = jit.CodeMemory()
+    address = memory.load(name, jit.compile_object(name, function, target))
+    return memory, ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(address)
