@@ -475,3 +475,12 @@ def test_a_saved_chat_is_plain_json(session: ChatSession, tmp_path: Path) -> Non
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "echo: hello"},
     ]
+
+
+def test_a_terminated_program_gives_the_terminal_back(terminal: Any) -> None:
+    chat = terminal("chat")
+    chat.wait_for(">>> ")
+    chat.send("talk forever\r")
+    chat.wait_for("on on on")
+    chat.process.terminate()
+    assert chat.close() == 143

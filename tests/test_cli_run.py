@@ -197,15 +197,6 @@ def test_timings_go_to_standard_error(llm: FakeLLM, flag: str, capsys: pytest.Ca
     assert "t/s" in captured.err and "1 reused" in captured.err and "of 64 tokens" in captured.err
 
 
-def test_edgellm_debug_prints_one_line_a_request(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("EDGELLM_DEBUG", "1")
-    assert main(["run", "m", "hi"]) == 0
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("edgellm: prompt 2 tokens, 1 reused")
-
-
 def test_an_error_of_the_model_is_reported_and_the_model_closed(
     llm: FakeLLM, capsys: pytest.CaptureFixture[str]
 ) -> None:

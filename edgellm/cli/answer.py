@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import click
 
 from edgellm.cli.interrupt import StopOnInterrupt
 from edgellm.cli.progress import Progress
@@ -46,22 +43,7 @@ def stream_answer(start: Callable[..., Iterable[GenerationChunk]], write: Callab
                 write(chunk.text)
             finish_reason = chunk.finish_reason or finish_reason
             timings = chunk.timings or timings
-    answer = Answer("".join(pieces), finish_reason, timings, interrupt.stopped)
-    if os.environ.get("EDGELLM_DEBUG", "") not in ("", "0"):
-        click.echo(request_line(answer), err=True)
-    return answer
-
-
-def request_line(answer: Answer) -> str:
-    """One line for one request, as EDGELLM_DEBUG=1 prints it."""
-    t = answer.timings
-    if t is None:
-        return "edgellm: stopped before the first token"
-    return (
-        f"edgellm: prompt {t.prompt_n} tokens, {t.reused_n} reused, {t.prompt_tps:.1f} t/s; "
-        f"answer {t.generation_n} tokens, {t.generation_tps:.1f} t/s; "
-        f"first token {t.time_to_first_token_ms / 1e3:.2f} s; {answer.finish_reason}"
-    )
+    return Answer("".join(pieces), finish_reason, timings, interrupt.stopped)
 
 
 def timing_block(answer: Answer, n_ctx: int | None = None) -> str:
@@ -70,8 +52,8 @@ def timing_block(answer: Answer, n_ctx: int | None = None) -> str:
     from edgellm.memory import peak_rss
 
     t = answer.timings
-    if t is None:
-        return "no timings: it was stopped before the first token"
+    if t is None or not t.generation_n:
+        return "no timings: it ended before the first token"
     used = t.prompt_n + t.generation_n
     return fields(
         (

@@ -1,15 +1,19 @@
 """The ``edgellm`` command: finds the file of a command, and turns every way of ending into an exit status.
 
-0 done, 1 an error with a message, 2 wrong usage, 130 stopped by Ctrl-C, 141 the reader of a pipe went away.
+0 done, 1 an error with a message, 2 wrong usage, 130 stopped by Ctrl-C, 141 the reader of a pipe went away,
+143 terminated.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -71,6 +75,8 @@ def debugging() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error is printed here and nowhere else."""
     use_utf8()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -90,6 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         click.echo(error_block(error), err=True)
         return 1
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Leave through every ``with`` block: one of them may have to give the terminal back."""
+    sys.exit(128 + number)
 
 
 def _run(arguments: list[str]) -> int:

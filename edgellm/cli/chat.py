@@ -112,7 +112,7 @@ class ChatLoop:
     def _show(self, answering: Callable[[Callable[[str], None]], Answer]) -> None:
         """Stream one answer and say how it ended, if not by itself."""
         answer = answering(write_answer)
-        if not answer.text.endswith("\n"):
+        if answer.text and not answer.text.endswith("\n"):
             click.echo()
         if self.lines.interactive:
             click.echo()

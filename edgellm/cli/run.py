@@ -67,7 +67,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
             timings = None if answer.timings is None else answer.timings.as_dict()
             record = {"model": model, "text": answer.text, "finish_reason": answer.finish_reason, "timings": timings}
             click.echo(json.dumps(record, ensure_ascii=False))
-        elif not answer.text.endswith("\n"):
+        elif answer.text and not answer.text.endswith("\n"):
             click.echo()
         if values["timings"]:
             click.echo(timing_block(answer, llm.n_ctx), err=True)
