@@ -6,11 +6,11 @@ import random
 
 import numpy as np
 import pytest
+from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_pool, fake_program
+
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
 from edgellm.kernels.program import Batch
-from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_pool, fake_program
-
 from edgellm.kv_cache import KVCache, Sequence, n_blocks_of, pool_blocks, pool_nbytes
 
 WINDOWS = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,)]
