@@ -100,3 +100,25 @@ def test_top_p_over_the_whole_vocabulary_equals_a_full_sort() -> None:
         kept = int(np.searchsorted(reached / reached[-1], 0.9)) + 1
         params = SamplingParams(seed=1, top_k=0, top_p=0.9, min_p=0.0, temperature=1.0)
         assert len(Sampler(params, 50000).candidates(logits)) == pytest.approx(kept, abs=1 + kept * 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["spread", "flat", "ties", "banned"])
+def test_typical_p_over_the_whole_vocabulary_equals_a_full_sort(kind: str) -> None:
+    rng = np.random.default_rng(6)
+    logits = {
+        "spread": rng.normal(0, 4, 50000),
+        "flat": rng.normal(0, 0.01, 50000),
+        "ties": rng.integers(-2, 3, 50000).astype(float),
+        "banned": np.where(rng.random(50000) < 0.5, -np.inf, rng.normal(0, 1, 50000)),
+    }[kind].astype(np.float32)
+    probs = np.exp(logits - logits.max(), dtype=np.float64)
+    probs /= probs.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(probs)
+        entropy = np.nansum(probs * np.where(probs > 0, surprise, 0))
+    order = np.argsort(np.abs(surprise - entropy), kind="stable")
+    kept = int(np.searchsorted(np.cumsum(probs[order]), 0.5)) + 1
+    params = SamplingParams(seed=1, top_k=0, top_p=1.0, min_p=0.0, temperature=1.0, typical_p=0.5)
+    candidates = Sampler(params, 50000).candidates(logits)
+    assert len(candidates) == pytest.approx(kept, abs=2 + kept * 1e-3)
+    assert candidates.ids is not None and len(np.intersect1d(candidates.ids, order[:kept])) >= kept * 0.999 - 2

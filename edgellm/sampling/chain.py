@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgellm.sampling.candidates import Candidates
+from edgellm.sampling.candidates import Candidates, head_reaching
 from edgellm.sampling.params import SamplingParams
 
 SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
@@ -54,17 +54,7 @@ class TopP:
     def apply(self, candidates: Candidates) -> None:
         """Sorts only as many candidates as the sum needs."""
         weights = candidates.weights()
-        target = self.p * float(weights.sum())
-        n = len(candidates)
-        k = n if candidates.sorted else min(n, 256)
-        while True:
-            index = candidates.largest(k)
-            reached = np.cumsum(weights[index], dtype=np.float64)
-            count = max(int(np.searchsorted(reached, target)) + 1, self.min_keep)
-            if count <= k or k == n:
-                candidates.keep(index[:count], is_sorted=True)
-                return
-            k = min(n, 8 * k)
+        candidates.keep(*head_reaching(candidates, weights, self.p * float(weights.sum()), self.min_keep))
 
 
 class MinP:
@@ -105,20 +95,11 @@ class TypicalP:
         if not candidates.sorted and len(candidates) <= 1024:
             candidates.sort()
         probs = candidates.probs()
-        with np.errstate(divide="ignore"):
-            surprise = -np.log(probs)
-        entropy = float(np.sum(np.where(probs > 0, probs * surprise, 0), dtype=np.float64))
-        distance = Candidates(-np.abs(surprise - entropy))
-        n = len(candidates)
-        k = min(n, 256)
-        while True:
-            index = distance.largest(k)
-            reached = np.cumsum(probs[index], dtype=np.float64)
-            count = max(int(np.searchsorted(reached, self.p, side="right")) + 1, self.min_keep)
-            if count <= k or k == n:
-                candidates.keep(index[:count], is_sorted=False)
-                return
-            k = min(n, 8 * k)
+        surprise = -np.log(np.maximum(probs, np.finfo(probs.dtype).tiny))
+        entropy = float(np.sum(probs * surprise, dtype=np.float64))
+        typical = Candidates(-np.abs(surprise - entropy))
+        index, _ = head_reaching(typical, probs, self.p, self.min_keep)
+        candidates.keep(index, is_sorted=False)
 
 
 class TopNSigma:

@@ -110,7 +110,7 @@ class Sampler:
     def _remember(self, history: Iterable[int]) -> None:
         # a prompt: `accept` in a loop, without its checks where nobody looks back
         tokens = [int(token) for token in history]
-        if tokens and not (0 <= min(tokens) and max(tokens) < self.n_vocab):
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.n_vocab):
             raise ParameterError(f"history: expected token ids from 0 to {self.n_vocab - 1}.")
         self.tokens.extend(tokens)
         for sampler in self.looking_back:
