@@ -1,7 +1,7 @@
 """Tokenizers from the metadata of a GGUF file: ``Tokenizer.from_gguf`` and ``StreamDecoder``."""
 
-from .stream_decoder import StreamDecoder
-from .tokenizer import Tokenizer
-from .vocabulary import TokenType
+from edgellm.tokenizer.stream_decoder import StreamDecoder
+from edgellm.tokenizer.tokenizer import Tokenizer
+from edgellm.tokenizer.vocabulary import TokenType
 
 __all__ = ["StreamDecoder", "TokenType", "Tokenizer"]

@@ -3,10 +3,8 @@
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from edgellm.formats.errors import FormatError
-
-from . import pre_tokenizers as table
-from .sentence_piece import SPACE
-from .vocabulary import TokenType, Vocabulary
+from edgellm.tokenizer import pre_tokenizers as table
+from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -69,7 +67,7 @@ def _step(step: str) -> pre_tokenizers.PreTokenizer:
 
 def _byte_pair_model(vocabulary: Vocabulary, rule: table.PreTokenizer) -> models.BPE:
     """The merge table. Control tokens are left out of it, so that no word can become one."""
-    if not vocabulary.merges and vocabulary.n_vocab > 256:
+    if vocabulary.metadata.get("tokenizer.ggml.merges") is None:
         raise FormatError(
             f"The file has {vocabulary.n_vocab} byte-pair tokens but no tokenizer.ggml.merges; expected the list of "
             "merges beside them. It was converted wrongly: convert it again.",

@@ -5,8 +5,7 @@ import json
 from tokenizers import Tokenizer
 
 from edgellm.formats.errors import FormatError
-
-from .vocabulary import TokenType, Vocabulary
+from edgellm.tokenizer.vocabulary import TokenType, Vocabulary
 
 KEY = "tokenizer.huggingface.json"
 

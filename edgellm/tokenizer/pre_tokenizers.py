@@ -45,6 +45,13 @@ _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION
 _QWEN35 = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 )
+_JAIS2 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION}"
+    # after a piece of the same run of blanks no newline is left in it: the look-behind saves reading on to see that
+    r"|(?<![^\S\r\n])\s*[\r\n]+"
+    + "".join(rf"|\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+    + r"|\s{1}"
+)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 
@@ -126,16 +133,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("default", PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))),
     ("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", _LLAMA3_ROW),
     ("dbrx smaug-bpe glm4 glm5 chatglm-bpe", PreTokenizer((_LLAMA3,))),
-    (
-        "jais-2",
-        PreTokenizer(
-            (
-                rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION}|\s*[\r\n]+"
-                + "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
-                + r"|\s{1}",
-            )
-        ),
-    ),
+    ("jais-2", PreTokenizer((_JAIS2,))),
     ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _QWEN2.replace(r"|\p{N}|", r"|\p{N}+|")), ignore_merges=True)),
     ("deepseek-llm", PreTokenizer(_DEEPSEEK_LLM)),
     ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, DIGITS))),
@@ -164,7 +162,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         "k2-horizon",
         PreTokenizer((_LLAMA3.replace(r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}\u200C\u200D]+"),)),
     ),
-    # words may run over spaces here: only numbers are cut
+    # words may run over spaces here: only numbers are cut (and "12²" once more than in the original)
     ("superbpe", PreTokenizer((r"\p{N}+", r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))", r"\d{3}"))),
     (
         "bailingmoe bailingmoe2 llada-moe",
@@ -206,8 +204,8 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         ),
     ),
     # byte-pair merges over text whose spaces are U+2581, as SentencePiece writes them
-    ("gemma4 granite-embed-multi-311m mmbert", PreTokenizer((), add_bos=True, byte_level=False, escape_spaces=True)),
-    ("sarvam-moe", _SPM_STYLE),
+    ("gemma4 granite-embed-multi-311m", PreTokenizer((), add_bos=True, byte_level=False, escape_spaces=True)),
+    ("sarvam-moe mmbert", _SPM_STYLE),
     ("whitespace", PreTokenizer((WHITESPACE,), byte_level=False)),
 )
 

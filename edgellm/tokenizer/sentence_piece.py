@@ -9,10 +9,7 @@ import numpy as np
 import sentencepiece
 
 from edgellm.formats.errors import FormatError
-
-from .vocabulary import TokenType, Vocabulary, invalid
-
-SPACE = "\u2581"
+from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary, invalid
 
 # sentencepiece_model.proto: ModelProto {1 pieces, 2 trainer_spec, 3 normalizer_spec}, as tag bytes
 _PIECES, _TRAINER, _NORMALIZER = b"\x0a", b"\x12", b"\x1a"

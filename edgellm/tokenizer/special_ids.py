@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.formats.errors import FormatError
-
-from .vocabulary import TokenType, Vocabulary
+from edgellm.tokenizer.vocabulary import TokenType, Vocabulary
 
 # fmt: off
 END_OF_GENERATION = frozenset(

@@ -9,14 +9,12 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from edgellm.formats.errors import ParameterError, UnsupportedError
+from edgellm.tokenizer import hugging_face
+from edgellm.tokenizer.added_tokens import AddedTokens
+from edgellm.tokenizer.special_ids import SpecialIds
+from edgellm.tokenizer.stream_decoder import StreamDecoder
+from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary
 
-from . import hugging_face
-from .added_tokens import AddedTokens
-from .special_ids import SpecialIds
-from .stream_decoder import StreamDecoder
-from .vocabulary import TokenType, Vocabulary
-
-_SPACE = "\u2581"
 _BYTE_PAIR_KINDS = frozenset(("gpt2", "gemma4", "whitespace"))
 _SENTENCE_PIECE_KINDS = frozenset(("llama", "t5"))
 
@@ -151,7 +149,7 @@ class Tokenizer:
             return bytes((self._byte_of_id[token_id],))
         text = self.vocabulary.tokens[token_id]
         if self._alphabet is None:
-            return text.replace(_SPACE, " ").encode("utf-8", "surrogateescape")
+            return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
         if self.vocabulary.types[token_id] not in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN):
             try:
                 return bytes(map(self._alphabet.__getitem__, text))
@@ -164,8 +162,8 @@ class Tokenizer:
         """char -> byte where tokens are spelled in GPT-2's byte alphabet, else None."""
         if self.kind not in _BYTE_PAIR_KINDS:
             return None
-        from .byte_level import BYTE_OF_CHAR
-        from .pre_tokenizers import pre_tokenizer
+        from edgellm.tokenizer.byte_level import BYTE_OF_CHAR
+        from edgellm.tokenizer.pre_tokenizers import pre_tokenizer
 
         return BYTE_OF_CHAR if pre_tokenizer(self.pre).byte_level else None
 
@@ -186,7 +184,7 @@ class Tokenizer:
         ids = reversed(self.vocabulary.ids_of(*types))
         if self.kind not in _SENTENCE_PIECE_KINDS:
             return {tokens[i]: i for i in ids}
-        return {tokens[i].replace(" ", _SPACE) if tokens[i].isspace() else tokens[i]: i for i in ids}
+        return {tokens[i].replace(" ", SPACE) if tokens[i].isspace() else tokens[i]: i for i in ids}
 
     def _parts(self, segments: Sequence[TextSegment]) -> Iterator[str | int]:
         """Control ids, and the whole text between two of them."""
@@ -238,18 +236,18 @@ def _backend(vocabulary: Vocabulary) -> tuple[Backend, bool]:
     """What splits the text of this kind of vocabulary, and whether BOS comes first when the file does not say."""
     kind = vocabulary.kind
     if kind in _SENTENCE_PIECE_KINDS:
-        from .sentence_piece import SentencePiece
+        from edgellm.tokenizer.sentence_piece import SentencePiece
 
         backend: type[Any] = SentencePiece
         add_bos = kind == "llama"
     elif kind in _BYTE_PAIR_KINDS:
-        from .byte_level import BytePairs
-        from .pre_tokenizers import pre_tokenizer
+        from edgellm.tokenizer.byte_level import BytePairs
+        from edgellm.tokenizer.pre_tokenizers import pre_tokenizer
 
         backend = BytePairs
         add_bos = pre_tokenizer(vocabulary.pre).add_bos
     elif kind == "bert":
-        from .word_piece import WordPiece
+        from edgellm.tokenizer.word_piece import WordPiece
 
         backend, add_bos = WordPiece, True
     else:

@@ -16,6 +16,7 @@ import numpy as np
 from edgellm.formats.errors import FormatError
 
 MAX_TOKEN_CHARS = 65536
+SPACE = "\u2581"  # how SentencePiece writes a space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 

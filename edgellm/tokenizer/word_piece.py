@@ -2,8 +2,7 @@
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from .sentence_piece import SPACE
-from .vocabulary import TokenType, Vocabulary, invalid
+from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary, invalid
 
 
 class WordPiece:
