@@ -99,20 +99,27 @@ def _piece_columns(vocabulary: Vocabulary) -> tuple[list[bytes], np.ndarray]:
         types[types == TokenType.BYTE] = TokenType.CONTROL
     unknown = vocabulary.special_id("unknown_token_id", 0)
     types[0 if unknown is None else unknown] = TokenType.UNKNOWN
-    if len(set(texts)) != len(texts) or b"" in texts:
-        _silence_duplicates(texts, types)
+    unusable = {b""} | {text for text in texts if b"\0" in text}
+    if len(set(texts)) != len(texts) or not unusable.isdisjoint(texts):
+        _silence(texts, types, unusable)
     return texts, types
 
 
-def _silence_duplicates(texts: list[bytes], types: np.ndarray) -> None:
-    """The first token of a text is the one that text becomes; later ones, and empty ones, can only be decoded."""
-    seen = {b""}
+def _silence(texts: list[bytes], types: np.ndarray, unusable: set[bytes]) -> None:
+    """The first token of a text is the one that text becomes; later ones, and unusable ones, can only be decoded."""
+    taken = set(texts) | unusable
+    seen = set(unusable)
     for token_id, text in enumerate(texts):
-        if text in seen:
-            texts[token_id] = text = b"\x00%d" % token_id
-            if types[token_id] != TokenType.UNKNOWN:
-                types[token_id] = TokenType.CONTROL
-        seen.add(text)
+        if text not in seen:
+            seen.add(text)
+            continue
+        name = b"\xf4\x8f\xbf\xbf%d" % token_id
+        while name in taken:
+            name += b"+"
+        taken.add(name)
+        texts[token_id] = name
+        if types[token_id] != TokenType.UNKNOWN:
+            types[token_id] = TokenType.CONTROL
 
 
 def _varint(value: int) -> bytes:
