@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from edgellm.chat_template import Message
 from edgellm.generation import Generation, GenerationChunk
 
-if TYPE_CHECKING:
-    from edgellm.llm import LLM
+
+class Answerer(Protocol):
+    """What a conversation, and a program around it, needs of an ``LLM``."""
+
+    n_ctx: int
+
+    def params(self, params: Any = None, **sampling: Any) -> Any:
+        """The sampling that a request would use."""
+        ...
+
+    def stream(self, prompt: Any, **options: Any) -> Any:
+        """The chunks of an answer to messages, with ``close()``."""
+        ...
 
 
 class Conversation:
@@ -19,7 +30,7 @@ class Conversation:
     last      the last answer with its timings, None before the first
     """
 
-    def __init__(self, llm: LLM, system: str | None = None, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, llm: Answerer, system: str | None = None, options: dict[str, Any] | None = None) -> None:
         self.llm = llm
         self.options = dict(options or {})
         self.messages: list[Message] = []

@@ -334,6 +334,7 @@ class Engine:
             print(request.summary(), file=sys.stderr, flush=True)
 
     def sequence_of(self, request: Request) -> kv_cache.Sequence:
+        """The request's place in the cache, opened anew when it has none or lost it."""
         if request.sequence is None:
             request.sequence = self.cache.open(request.tokens, shared=request.shared)
         return request.sequence

@@ -11,15 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from edgellm import kv_cache
-from edgellm.kernels.program import Hook
-
-if TYPE_CHECKING:
-    from edgellm.engine import Engine
+from edgellm.kernels.program import Executor, Hook
+from edgellm.kv_cache import KVCache
 
 SCORE_NBYTES = 64 << 20  # logits of one scoring step
 
@@ -107,6 +105,21 @@ class Progress(NamedTuple):
     total: int
 
 
+class EngineRoom(Protocol):
+    """What a request uses of the engine while it runs a step."""
+
+    executor: Executor
+    cache: KVCache
+
+    def sequence_of(self, request: Request) -> kv_cache.Sequence:
+        """The request's place in the cache, opened anew if need be."""
+        ...
+
+    def compute(self, request: Request, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
+        """Run the next tokens; logits (n_outputs, n_vocab) of the last ones."""
+        ...
+
+
 class Request:
     """A caller's tokens on their way through the engine. The engine's thread changes all but ``cancelled``."""
 
@@ -131,7 +144,7 @@ class Request:
     def stopped(self) -> bool:
         return self.cancelled or (self.cancel is not None and self.cancel.is_set())
 
-    def advance(self, engine: Engine) -> Iterator[Any]:
+    def advance(self, engine: EngineRoom) -> Iterator[Any]:
         """Run one step; give what the caller shall have."""
         raise NotImplementedError
 
@@ -169,7 +182,7 @@ class GenerationRequest(Request):
         self.submitted = perf_counter()
         self.prompt_s = self.generation_s = self.first_s = 0.0
 
-    def advance(self, engine: Engine) -> Iterator[Any]:
+    def advance(self, engine: EngineRoom) -> Iterator[Any]:
         started = perf_counter()
         sequence = engine.sequence_of(self)
         if self.reused is None:
@@ -186,7 +199,7 @@ class GenerationRequest(Request):
         elif complete:
             yield Step(None, None, "length", self.timings())
 
-    def _sample(self, engine: Engine, logits: np.ndarray) -> Step:
+    def _sample(self, engine: EngineRoom, logits: np.ndarray) -> Step:
         if not self.generated:
             assert self.sequence is not None
             engine.cache.mark(self.sequence)
@@ -248,7 +261,7 @@ class ScoringRequest(Request):
         self.reduce = reduce
         self.done = 0
 
-    def advance(self, engine: Engine) -> Iterator[Any]:
+    def advance(self, engine: EngineRoom) -> Iterator[Any]:
         sequence = engine.sequence_of(self)
         start = sequence.length
         if start < self.done:  # its blocks were given away
