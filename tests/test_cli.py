@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,3 +199,15 @@ def test_progress_in_a_terminal_leaves_nothing_behind() -> None:
         assert f"name of {stage} [b]\\x1b[2J".encode() in written
     assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h"), "the cursor is hidden"
     assert written.endswith(b"\x1b[2K")
+
+
+def test_a_warning_is_a_sentence_and_not_a_line_of_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn() -> list[object]:
+        warnings.warn("the slower kernels are used", RuntimeWarning, stacklevel=1)
+        return []
+
+    monkeypatch.setattr("edgellm.catalogue.installed", warn)
+    assert main(["list"]) == 0
+    assert capsys.readouterr().err == "Warning: the slower kernels are used\n"

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return status
     except click.ClickException as error:
@@ -96,6 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         click.echo(error_block(error), err=True)
         return 1
+
+
+def _show_warning(message: Warning | str, *where: object) -> None:
+    """A warning as the user reads it: what it says, not the line of code that says it."""
+    click.echo(f"Warning: {message}", err=True)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
