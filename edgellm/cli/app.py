@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _show_warning(message: Warning | str, *where: object) -> None:
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
     """A warning as the user reads it: what it says, not the line of code that says it."""
     click.echo(f"Warning: {message}", err=True)
 
