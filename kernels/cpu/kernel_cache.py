@@ -98,7 +98,7 @@ class KernelCache:
         if path is None:
             return None
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_without_waiting) as file:
                 info = os.fstat(file.fileno())
                 if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_NBYTES or not _mine(info):
                     return None
@@ -131,6 +131,11 @@ class KernelCache:
             if temporary is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe in its place does not keep us waiting for a writer, a link is refused."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _mine(info: os.stat_result) -> bool:

@@ -1,0 +1,329 @@
+"""The kernel cache: private, keyed, checked; whatever happens to its files, kernels are compiled again, quietly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cache_corruptions
+import numpy as np
+import pytest
+from cache_corruptions import CORRUPTIONS, corrupt, expected_logits, small_program, start_and_run
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels import selftest
+from edgellm.kernels.cpu import isa, jit, kernel_cache, kernel_table
+from edgellm.kernels.cpu.kernel_cache import KernelCache, cache_key, default_folder
+
+posix = pytest.mark.skipif(os.name != "posix", reason="owners, modes and links as POSIX has them")
+
+N_REAL_STARTS = 51  # of the 200 corruptions, each before a real start of an executor
+KERNELS = ("add", "rms_norm", "rope", "quantize", "attention")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setenv("EDGELLM_KERNEL_CACHE", str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names that a cache compiles, in order; a stand-in makes the object code, as long as a real one."""
+    names: list[str] = []
+
+    def compile_object(name: str, function: Any, target: isa.Isa) -> bytes:
+        names.append(name)
+        return np.random.default_rng(len(name)).bytes(20_000) + name.encode()
+
+    monkeypatch.setattr(kernel_cache.jit, "compile_object", compile_object)
+    monkeypatch.setattr(kernel_cache.kernel_table, "function", lambda name: None)
+    return names
+
+
+def fresh(folder: Path | None = None) -> KernelCache:
+    return KernelCache(isa.detect(), folder or default_folder())
+
+
+# ---- corruption ------------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_corrupted_files_are_never_believed(folder: Path, compiled: list[str]) -> None:
+    """149 corruptions, read by a fresh cache: the object code is always that of the kernel."""
+    expected = fresh().objects(KERNELS)
+    rng = np.random.default_rng(0)
+    for i in range(200 - N_REAL_STARTS):
+        done = corrupt(folder, rng, i)
+        compiled.clear()
+        cache = fresh()
+        assert cache.objects(KERNELS) == expected, done
+        assert cache.n_compiled == len(compiled) and len(compiled) <= 3, done
+        if done not in ("unreadable", "link_to_another"):  # root may read all; a link to a sound file is refused
+            assert compiled, done
+
+
+@posix
+@pytest.mark.parametrize("batch", range(3))
+def test_an_executor_starts_over_any_corruption(batch: int, folder: Path) -> None:
+    """51 corruptions before real starts, in subprocesses: no crash, no warning, no wrong value."""
+    n = N_REAL_STARTS // 3
+    assert n >= len(CORRUPTIONS)
+    done = subprocess.run(
+        [sys.executable, cache_corruptions.__file__, str(batch), str(n)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == n
+    assert {right for _, _, right in lines} == {"True"}
+    assert all(int(n_compiled) <= 3 for _, n_compiled, _ in lines)
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_folder_and_files_belong_to_the_user_alone(folder: Path, compiled: list[str]) -> None:
+    old = os.umask(0)
+    try:
+        fresh().objects(KERNELS)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(list(folder.iterdir())) == len(KERNELS)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+@posix
+def test_a_folder_open_to_others_is_closed(folder: Path, compiled: list[str]) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    fresh().objects(KERNELS)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@posix
+def test_a_folder_of_another_owner_or_a_link_is_not_used(folder: Path, compiled: list[str]) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    folder.symlink_to(folder.parent / "elsewhere")
+    assert fresh().folder is None
+    assert fresh().objects(KERNELS)
+    assert not list((folder.parent / "elsewhere").iterdir())
+    if os.getuid() == 0:
+        folder.unlink()
+        folder.mkdir(0o700)
+        os.chown(folder, 12345, 12345)
+        assert fresh().folder is None
+        fresh().objects(KERNELS)
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "/proc/edgellm-kernels", None])
+def test_without_a_usable_folder_kernels_are_compiled_each_time(
+    place: str | None, tmp_path: Path, compiled: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    where = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "kernels", None: None}
+    for _ in range(2):
+        compiled.clear()
+        cache = KernelCache(isa.detect(), where.get(place, Path(str(place))))
+        assert cache.folder is None and cache.path("add") is None
+        assert set(cache.objects(KERNELS)) == set(compiled) == set(KERNELS)
+        cache.mark_verified("add")
+        assert cache.is_verified("add") and not cache.is_verified("rope")
+
+
+@posix
+def test_a_full_disk_leaves_nothing_half_written(folder: Path, compiled: list[str]) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        found = fresh().objects(KERNELS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set(found) == set(KERNELS)
+    assert not list(folder.iterdir())
+
+
+@posix
+def test_a_folder_without_write_permission_is_read_and_no_more(
+    folder: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fresh().objects(KERNELS[:2])
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(kernel_cache.tempfile, "mkstemp", refuse)  # root may write everywhere
+    compiled.clear()
+    found = fresh().objects(KERNELS)
+    assert compiled == list(KERNELS[2:])
+    assert {name: found[name] for name in KERNELS[:2]} == expected
+
+
+# ---- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_changes_with_every_source_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(isa.__file__).parent
+    copy = tmp_path / "cpu"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(isa, "__file__", str(copy / "isa.py"))
+    target = isa.detect()
+    keys = {cache_key(target)}
+    files = list(copy.rglob("*.py"))
+    assert len(files) > 20
+    for path in files:
+        text = path.read_bytes()
+        path.write_bytes(text + b"\n")
+        keys.add(cache_key(target))
+        path.write_bytes(text)
+    assert len(keys) == len(files) + 1
+    assert cache_key(target) in keys
+
+
+def test_the_key_changes_with_the_form_the_cpu_and_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    target = isa.detect()
+    keys = {cache_key(target)}
+    for change in ({"name": "x"}, {"cpu": "x"}, {"triple": "x"}, {"features": "x"}, {"primitives": "x"}):
+        keys.add(cache_key(dataclasses.replace(target, **change)))
+    version = kernel_cache.importlib.metadata.version
+    for package in ("numba", "llvmlite"):
+        monkeypatch.setattr(
+            kernel_cache.importlib.metadata, "version", lambda name, p=package: "0" if name == p else version(name)
+        )
+        keys.add(cache_key(target))
+    assert len(keys) == 8
+
+
+# ---- real starts -----------------------------------------------------------------------------------------------------
+
+START = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from cache_corruptions import *
+program = small_program()
+logits, n_compiled, _ = start_and_run(program)
+print(n_compiled, np.array_equal(logits, expected_logits(program)), "numba" in sys.modules)
+"""
+
+
+def test_two_processes_may_start_at_once_and_the_next_start_is_warm(folder: Path) -> None:
+    """Both compile, both are right; after them nothing is compiled and numba is not imported."""
+    command = [sys.executable, "-c", START]
+    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in pair:
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0 and err == ""
+        n_compiled, right, _ = out.split()
+        assert int(n_compiled) <= 6 and right == "True"
+    assert len(list(folder.glob("*.kernel"))) == 6
+    assert not list(folder.glob(".new-*"))
+    warm = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert warm.stdout.split() == ["0", "True", "False"], warm.stderr
+
+
+# ---- the first-run test ----------------------------------------------------------------------------------------------
+
+
+def do_nothing(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    pass
+
+
+_real_objects: dict[tuple[str, str, bool], bytes] = {}
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
+    """The set of (form, kernel) that compile to a kernel which does nothing."""
+    wrong: set[tuple[str, str]] = set()
+    compile_object = jit.compile_object
+
+    def compile_or_break(name: str, function: Any, target: isa.Isa) -> bytes:
+        key = (name, target.name, (target.name, name) in wrong)
+        if key not in _real_objects:
+            _real_objects[key] = compile_object(name, do_nothing if key[2] else function, target)
+        return _real_objects[key]
+
+    monkeypatch.setattr(kernel_cache.jit, "compile_object", compile_or_break)
+    yield wrong
+
+
+@pytest.fixture
+def tested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that went through the self-test."""
+    names: list[str] = []
+    run = selftest.run
+
+    def record(*args: Any, **options: Any) -> Iterator[selftest.SelfTestResult]:
+        for result in run(*args, **options):
+            names.append(result.kernel)
+            yield result
+
+    monkeypatch.setattr(selftest, "run", record)
+    return names
+
+
+def test_compiled_kernels_are_tested_once(folder: Path, broken: set[tuple[str, str]], tested: list[str]) -> None:
+    program = small_program()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start_and_run(program)
+        assert sorted(tested) == ["add", "embed_f32", "select_outputs"]
+        tested.clear()
+        assert start_and_run(program)[1] == 0
+    assert tested == []
+
+
+def test_kernels_whose_test_was_cut_short_are_tested_at_the_next_start(
+    folder: Path, broken: set[tuple[str, str]], tested: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = small_program()
+    KernelCache(isa.detect(), folder).objects([*kernel_table.TEAM, "add", "embed_f32", "select_outputs"])
+    assert start_and_run(program)[1] == 0
+    assert sorted(tested) == ["add", "embed_f32", "select_outputs"]
+
+
+@pytest.mark.skipif(len(isa.available_forms()) < 2, reason="this CPU runs one form only")
+def test_a_form_that_computes_wrong_numbers_gives_way_to_the_next_with_one_warning(
+    folder: Path, broken: set[tuple[str, str]]
+) -> None:
+    best, second, *_ = isa.available_forms()
+    broken.add((best, "add"))
+    program = small_program()
+    for _ in range(2):  # the second start finds all compiled, and still does not believe the best form
+        with pytest.warns(RuntimeWarning, match=rf"The {best} kernels compute wrong numbers.*add") as caught:
+            logits, _, form = start_and_run(program)
+        assert len(caught) == 1
+        assert form == second
+        assert np.array_equal(logits, expected_logits(program))
+
+
+def test_when_every_form_is_wrong_the_error_says_so(folder: Path, broken: set[tuple[str, str]]) -> None:
+    broken |= {(form, "add") for form in isa.available_forms()}
+    with pytest.raises(UnsupportedError, match="add") as caught:
+        start_and_run(small_program())
+    assert caught.value.code == "KERNEL_SELFTEST"
+
+
+def test_the_self_test_finds_a_kernel_that_does_nothing(folder: Path, broken: set[tuple[str, str]]) -> None:
+    """Each kernel in turn; the small ones, since every one is compiled here."""
+    form = isa.available_forms()[0]
+    for kernel in ("add", "select_outputs", "embed_f32", "store_kv", "rope", "rms_norm"):
+        broken.clear()
+        broken.add((form, kernel))
+        cache = KernelCache(isa.detect(form), None)
+        (result,) = selftest.run(kernels=[kernel], cache=cache)
+        assert not result.ok and result.nmse > result.limit, kernel
