@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edgellm.control_groups import control_groups
+
 
 def default_threads() -> int:
     """Physical cores of this process's CPU set, no more than its control group pays for; at least 1."""
@@ -38,27 +40,14 @@ def _physical(cpus: set[int]) -> int:
 
 def _quota() -> int:
     """Whole CPUs that the control groups of this process allow; a large number without a limit."""
-    least = math.inf
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, name = line.split(":", 2)
-            if controllers == "":
-                root = Path("/sys/fs/cgroup")
-            elif "cpu" in controllers.split(","):
-                root = Path("/sys/fs/cgroup/cpu")
-            else:
-                continue
-            folder = root / name.strip("/")
-            for group in (folder, *folder.parents):
-                if root != group and root not in group.parents:
-                    break
-                least = min(least, _group_quota(group))
+    least = min((_group_quota(group, is_v2) for group, is_v2 in control_groups("cpu")), default=math.inf)
     return 1 << 16 if math.isinf(least) else math.ceil(least)
 
 
-def _group_quota(group: Path) -> float:
+def _group_quota(group: Path, is_v2: bool) -> float:
+    """CPUs that one group allows, infinite without a limit."""
     with contextlib.suppress(OSError, ValueError):
-        if (group / "cpu.max").exists():
+        if is_v2:
             quota, period = (group / "cpu.max").read_text().split()
         else:
             quota = (group / "cpu.cfs_quota_us").read_text().strip()

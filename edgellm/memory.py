@@ -10,10 +10,12 @@ import contextlib
 import ctypes
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgellm.control_groups import control_groups
 from edgellm.formats.errors import MemoryWouldExceedError
 from edgellm.kv_cache import pool_blocks, pool_nbytes
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from edgellm.kernels.program import Program
 
 PROCESS_NBYTES = 180 << 20  # the interpreter, numpy, numba and LLVM once the kernels are loaded
-MESSAGE_GIB = 1 << 30
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def check_fits(need: MemoryNeed, memory: SystemMemory | None = None) -> None:
     """Raise MemoryWouldExceedError when the model does not fit the memory that is free now."""
     memory = memory or system_memory()
     if need.total > memory.available:
-        gib = [f"{n / MESSAGE_GIB:.2f} GiB" for n in (need.total, need.weights, need.kv, memory.available)]
+        gib = [f"{n / GIB:.2f} GiB" for n in (need.total, need.weights, need.kv, memory.available)]
         raise MemoryWouldExceedError(
             f"the model needs {gib[0]} (weights {gib[1]}, context {gib[2]}) and {gib[3]} are free. "
             "Take a smaller context (-c), a smaller model, or close other programs."
@@ -81,7 +83,7 @@ def system_memory() -> SystemMemory:
         memory = _windows()
     else:
         memory = _linux()
-    for limit, used in _control_groups():
+    for limit, used in _group_limits():
         memory = SystemMemory(min(memory.total, limit), min(memory.available, max(limit - used, 0)))
     return memory
 
@@ -131,34 +133,13 @@ def _windows() -> SystemMemory:
     return SystemMemory(status.total, status.available)
 
 
-def _control_groups() -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of every Linux control group that holds this process."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, name = line.split(":", 2)
-            if controllers == "":
-                root, limit_file, used_file = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
-            elif "memory" in controllers.split(","):
-                root, limit_file = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-                used_file = "memory.usage_in_bytes"
-            else:
-                continue
-            folder = root / name.strip("/")
-            for group in (folder, *folder.parents):
-                if root != group and root not in group.parents:
-                    break
-                found += _limit(group, limit_file, used_file)
-    return found
-
-
-def _limit(group: Path, limit_file: str, used_file: str) -> list[tuple[int, int]]:
-    """The limit of one group, if it has one; file pages it could drop do not count as used."""
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((group / limit_file).read_text())
-        used = int((group / used_file).read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        droppable = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
-        if limit < 1 << 60:  # version 1 writes a huge number for "no limit"
-            return [(limit, max(used - droppable, 0))]
-    return []
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of every control group that has a limit."""
+    for group, is_v2 in control_groups("memory"):
+        names = ("memory.max", "memory.current") if is_v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        with contextlib.suppress(OSError, ValueError):
+            limit, used = (int((group / name).read_text()) for name in names)
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            droppable = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
+            if limit < 1 << 60:  # version 1 writes a huge number for "no limit"
+                yield limit, max(used - droppable, 0)

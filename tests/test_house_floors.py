@@ -15,7 +15,7 @@ FOLDERS = {"edgellm": "edgellm", "formats": "edgellm.formats", "kernels": "edgel
 FLOORS = (
     ("formats",),
     ("kernels",),
-    ("models", "sampling", "kv_cache", "memory", "cores", "machine", "paths"),
+    ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine", "paths"),
     ("engine", "engine_requests"),
     ("tokenizer", "chat_template", "stop"),
     ("web", "download", "file_lock", "sources", "catalogue", "model_card"),

@@ -51,17 +51,19 @@ def test_this_machine_has_memory_and_this_process_took_some() -> None:
 
 
 def test_a_control_group_limits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_control_groups", lambda: [(1 << 20, 1 << 19), (1 << 30, 0)])
+    monkeypatch.setattr(memory, "_group_limits", lambda: [(1 << 20, 1 << 19), (1 << 30, 0)])
     assert system_memory() == SystemMemory(1 << 20, 1 << 19)
-    monkeypatch.setattr(memory, "_control_groups", lambda: [(1 << 20, 1 << 21)])
+    monkeypatch.setattr(memory, "_group_limits", lambda: [(1 << 20, 1 << 21)])
     assert system_memory().available == 0
 
 
-def test_the_limit_of_a_control_group_does_not_count_pages_it_could_drop(tmp_path: Path) -> None:
+def test_the_limit_of_a_control_group_does_not_count_pages_it_could_drop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "control_groups", lambda controller: [(tmp_path, True), (tmp_path / "absent", True)])
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("600000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200000\nactive_file 100000\n")
-    assert memory._limit(tmp_path, "memory.max", "memory.current") == [(1000000, 300000)]
+    assert list(memory._group_limits()) == [(1000000, 300000)]
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._limit(tmp_path, "memory.max", "memory.current") == []
-    assert memory._limit(tmp_path / "absent", "memory.max", "memory.current") == []
+    assert list(memory._group_limits()) == []
