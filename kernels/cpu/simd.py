@@ -71,7 +71,7 @@ u8x16, u8x32 = Vec(types.uint8, 16), Vec(types.uint8, 32)
 i8x32 = Vec(types.int8, 32)
 u8x8, i8x16 = Vec(types.uint8, 8), Vec(types.int8, 16)
 u16x8, u16x16 = Vec(types.uint16, 8), Vec(types.uint16, 16)
-i16x16, i16x32 = Vec(types.int16, 16), Vec(types.int16, 32)
+i16x8, i16x16, i16x32 = Vec(types.int16, 8), Vec(types.int16, 16), Vec(types.int16, 32)
 i32x8, i32x16, u32x8 = Vec(types.int32, 8), Vec(types.int32, 16), Vec(types.uint32, 8)
 u32x16 = Vec(types.uint32, 16)
 f32x8, f32x16 = Vec(types.float32, 8), Vec(types.float32, 16)
@@ -150,7 +150,7 @@ def make_store(value: types.Type) -> Any:
 
 load_u8x16, load_u8x32, load_i8x32 = make_load(u8x16), make_load(u8x32), make_load(i8x32)
 load_u8x8, load_i8x16 = make_load(u8x8), make_load(i8x16)
-load_i16x32, load_i16x16, load_u16x16, load_u16x8 = (make_load(v) for v in (i16x32, i16x16, u16x16, u16x8))
+load_i16x32, load_i16x8, load_u16x16, load_u16x8 = (make_load(v) for v in (i16x32, i16x8, u16x16, u16x8))
 load_f32x8, load_f32x16, load_i32x16, load_u32x8 = (make_load(v) for v in (f32x8, f32x16, i32x16, u32x8))
 load_f32, load_f64, load_i32, load_i64 = (
     make_load(t) for t in (types.float32, types.float64, types.int32, types.int64)

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_i16x16, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
+from edgellm.kernels.cpu.simd import forceinline, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
 
 _low4_16, _four_16 = simd.make_const(simd.u8x16, 15), simd.make_const(simd.u8x16, 4)
 _low4_32, _four_32 = simd.make_const(simd.u8x32, 15), simd.make_const(simd.u8x32, 4)
@@ -118,8 +118,14 @@ def make_sums(unpack: Any) -> Any:
 
 _nibble_word, _shift4_word = simd.make_const(simd.u16x16, 15), simd.make_const(simd.u16x16, 4)
 _shift12_word = simd.make_const(simd.u16x16, 12)
-_twice = simd.make_shuffle(simd.i16x16, [*range(8), *range(8)])
-_twice_high = simd.make_shuffle(simd.i16x16, [*range(8, 16), *range(8, 16)])
+_twice = simd.make_shuffle(simd.i16x8, [*range(8), *range(8)])
+
+
+@forceinline
+def quarter(x):
+    """Eight activations, once for each of two rows."""
+    v = simd.load_i16x8(x)
+    return _twice(v, v)
 
 
 def make_nibble_sums(first_byte: int) -> Any:
@@ -130,24 +136,24 @@ def make_nibble_sums(first_byte: int) -> Any:
     """
 
     @forceinline
-    def two_rows(pa, pb, x_even, x_odd):
+    def two_rows(pa, pb, x0, x1, x2, x3):
         w = simd.u8x32_as_u16x16(simd.concat_u8x16(load_u8x16(pa + first_byte), load_u8x16(pb + first_byte)))
         even_low = simd.u16x16_as_i16x16(w & _nibble_word())
         even_high = simd.u16x16_as_i16x16((w >> _shift4_word()) & _nibble_word())
         odd_low = simd.u16x16_as_i16x16((w >> _eight_bits()) & _nibble_word())
         odd_high = simd.u16x16_as_i16x16(w >> _shift12_word())
-        acc = madd_i16x16(simd.zero_i32x8(), even_low, _twice(x_even, x_even))
-        acc = madd_i16x16(acc, even_high, _twice_high(x_even, x_even))
-        acc = madd_i16x16(acc, odd_low, _twice(x_odd, x_odd))
-        return madd_i16x16(acc, odd_high, _twice_high(x_odd, x_odd))
+        acc = madd_i16x16(simd.zero_i32x8(), even_low, x0)
+        acc = madd_i16x16(acc, even_high, x1)
+        acc = madd_i16x16(acc, odd_low, x2)
+        return madd_i16x16(acc, odd_high, x3)
 
     @forceinline
     def sums(p, stride, s, x_address):
-        x_even, x_odd = load_i16x16(x_address), load_i16x16(x_address + 32)
-        p4 = p + 4 * stride
-        a, b = two_rows(p, p4, x_even, x_odd), two_rows(p + stride, p4 + stride, x_even, x_odd)
-        c = two_rows(p + 2 * stride, p4 + 2 * stride, x_even, x_odd)
-        d = two_rows(p + 3 * stride, p4 + 3 * stride, x_even, x_odd)
+        x0, x1 = quarter(x_address), quarter(x_address + 16)
+        x2, x3 = quarter(x_address + 32), quarter(x_address + 48)
+        p1, p2, p3, p4 = p + stride, p + 2 * stride, p + 3 * stride, p + 4 * stride
+        a, b = two_rows(p, p4, x0, x1, x2, x3), two_rows(p1, p1 + 4 * stride, x0, x1, x2, x3)
+        c, d = two_rows(p2, p2 + 4 * stride, x0, x1, x2, x3), two_rows(p3, p3 + 4 * stride, x0, x1, x2, x3)
         return simd.pair_sums(simd.pair_sums(a, b), simd.pair_sums(c, d))
 
     return sums
