@@ -31,7 +31,6 @@ PACKAGES = (
     "jinja2",
     "click",
     "rich",
-    "textual",
 )
 
 # CPU features that a kernel could use, in the names LLVM has for them
