@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm.kernels import selftest
+from edgellm.kernels import trials
 from edgellm.kernels.cpu.executor import CPUExecutor
 from edgellm.kernels.cpu.kernel_cache import default_folder
 from edgellm.kernels.kv import KVPool
@@ -24,8 +24,8 @@ from edgellm.kernels.program import Batch, Program
 
 def small_program() -> Program:
     """Six small kernels: the team, embed_f32, add, select_outputs."""
-    sketch = selftest.Sketch(np.random.default_rng(0))
-    selftest._chain(sketch)
+    sketch = trials.Sketch(np.random.default_rng(0))
+    trials.SKETCHES["team_lead"](sketch)
     return sketch.program()
 
 
@@ -39,7 +39,7 @@ def start_and_run(program: Program, form: str | None = None) -> tuple[np.ndarray
 
 def expected_logits(program: Program) -> np.ndarray:
     """The same from the reference."""
-    return selftest.ReferenceExecutor(program, KVPool((), (), ())).run(Batch.single(program, [3, 1, 2]))
+    return trials.ReferenceExecutor(program, KVPool((), (), ())).run(Batch.single(program, [3, 1, 2]))
 
 
 def _flip_bits(path: Path, other: Path, rng: np.random.Generator) -> None:

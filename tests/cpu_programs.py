@@ -15,7 +15,7 @@ from edgellm.kernels.cpu.executor import CPUExecutor
 from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import Batch, Program
-from edgellm.kernels.selftest import random_tensor
+from edgellm.kernels.trials import random_tensor
 
 FORMS = isa.available_forms()
 READABLE_TYPES = [name for name, kind in QUANT_TYPES.items() if kind.unpack is not None]

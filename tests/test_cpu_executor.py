@@ -18,7 +18,7 @@ from edgellm.kernels.cpu.executor import CPUExecutor
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import Batch, Embed, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
-from edgellm.kernels.selftest import nmse
+from edgellm.kernels.trials import nmse
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from cpu_programs import FORMS, READABLE_TYPES, any_tensor, cpu_executor, part, single_sequence
 
-from edgellm.kernels import selftest
+from edgellm.kernels import selftest, trials
 from edgellm.kernels.cpu import kernel_table
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import ApplyRope, Embed, GatedUnit, Matmul, Program, RMSNorm
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
-from edgellm.kernels.selftest import FLOAT_LIMIT, MATMUL_LIMIT, Sketch, nmse, outputs_of_ops, random_pool
+from edgellm.kernels.trials import FLOAT_LIMIT, MATMUL_LIMIT, Sketch, nmse, outputs_of_ops, random_pool
 
 N_BLOCKS = 30
 NO_CACHE = KVPool((), (), ())
@@ -50,7 +50,7 @@ def worst_nmse(s: Sketch, batches: list, form: str, n_threads: int = 2) -> float
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_kernel_passes_the_self_test(form: str) -> None:
-    results = list(selftest.run(form=form, cache=cpu_programs.kernel_cache(form)))
+    results = list(selftest.run(form=form))
     assert [r.kernel for r in results] == list(kernel_table.KERNELS)
     assert not [r for r in results if not r.ok]
     assert {r.form for r in results} == {form}
@@ -78,7 +78,7 @@ def test_product_and_embedding_of_every_type_in_odd_shapes(quant: str, form: str
         weight, bias = f"weight {i}", s.tensor("F32", (n_out,)) if i % 2 else None
         s.tensors[weight] = any_tensor(s.rng, weight, quant, (n_out, n_in))
         s.emit(weight, Matmul(s.input(n_in), weight, s.buffer(n_out), bias))
-    s.tensors["embedding"] = any_tensor(s.rng, "embedding", quant, (selftest.N_VOCAB, 3 * max(block, 7)))
+    s.tensors["embedding"] = any_tensor(s.rng, "embedding", quant, (trials.N_VOCAB, 3 * max(block, 7)))
     s.emit("embedding", Embed("embedding", s.buffer(3 * max(block, 7)), 2.5))
     program = s.program()
     batches = [single_sequence(program, n) for n in (1, 2, 3, 4, 5, 17)]
@@ -148,7 +148,7 @@ def attention_sketch(windows: tuple[int, ...] = WINDOWS) -> Sketch:
         for group, (dim_k, dim_v) in GROUPS.items():
             layer = s.layer(2, dim_k, dim_v, window)
             q, out = s.input(2 * group * dim_k), s.buffer(2 * group * dim_v)
-            s.emit(f"{group} {window}", selftest.Attention(q, out, layer, 2 * group, dim_k**-0.5))
+            s.emit(f"{group} {window}", trials.Attention(q, out, layer, 2 * group, dim_k**-0.5))
     return s
 
 
@@ -180,7 +180,7 @@ def test_attention_of_several_sequences_with_passed_blocks_given_back(form: str)
             table[row, first : last + 1] = [blocks[i % N_BLOCKS] for i in range(row * 3, row * 3 + last + 1 - first)]
         tables.append(table)
     n_tokens = [n for n, _ in spans]
-    batch = selftest.Batch(
+    batch = trials.Batch(
         np.zeros(sum(n_tokens), np.int32),
         np.concatenate([np.arange(start, start + n) for n, start in spans]).astype(np.int32),
         np.repeat(np.arange(len(spans)), n_tokens).astype(np.int32),
@@ -199,9 +199,9 @@ def every_kernel_sketch() -> Sketch:
         x = s.input(768)
         for n_out in (5, 40):
             s.emit(quant, Matmul(x, s.tensor(quant, (n_out, 768)), s.buffer(n_out), s.tensor("F32", (n_out,))))
-        s.emit(quant, Embed(s.tensor(quant, (selftest.N_VOCAB, 256)), s.buffer(256)))
+        s.emit(quant, Embed(s.tensor(quant, (trials.N_VOCAB, 256)), s.buffer(256)))
     for kernel in ("rms_norm", "rope", "gated_silu", "gated_gelu", "add"):
-        selftest._SKETCHES[kernel](s)
+        trials.SKETCHES[kernel](s)
     return s
 
 
@@ -279,7 +279,7 @@ def test_nan_and_infinity_in_weights_and_activations_reach_the_output(quant: str
 def test_nan_and_infinity_pass_through_the_small_kernels(value: float, form: str) -> None:
     s = sketch(9)
     for kernel in ("rms_norm", "rope", "gated_silu", "gated_gelu", "add"):
-        selftest._SKETCHES[kernel](s)
+        trials.SKETCHES[kernel](s)
     for values in s.inputs.values():
         values[:, 0] = value
     program = s.program()

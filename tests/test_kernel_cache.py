@@ -18,8 +18,9 @@ import pytest
 from cache_corruptions import CORRUPTIONS, corrupt, expected_logits, small_program, start_and_run
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels import selftest
+from edgellm.kernels import trials
 from edgellm.kernels.cpu import isa, jit, kernel_cache, kernel_table
+from edgellm.kernels.cpu.executor import CPUExecutor
 from edgellm.kernels.cpu.kernel_cache import KernelCache, cache_key, default_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners, modes and links as POSIX has them")
@@ -265,14 +266,13 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
 def tested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that went through the self-test."""
     names: list[str] = []
-    run = selftest.run
+    try_kernel = trials.try_kernel
 
-    def record(*args: Any, **options: Any) -> Iterator[selftest.SelfTestResult]:
-        for result in run(*args, **options):
-            names.append(result.kernel)
-            yield result
+    def record(kernel: str, *rest: Any) -> trials.SelfTestResult:
+        names.append(kernel)
+        return try_kernel(kernel, *rest)
 
-    monkeypatch.setattr(selftest, "run", record)
+    monkeypatch.setattr(trials, "try_kernel", record)
     return names
 
 
@@ -325,5 +325,5 @@ def test_the_self_test_finds_a_kernel_that_does_nothing(folder: Path, broken: se
         broken.clear()
         broken.add((form, kernel))
         cache = KernelCache(isa.detect(form), None)
-        (result,) = selftest.run(kernels=[kernel], cache=cache)
+        result = trials.try_kernel(kernel, cache, CPUExecutor)
         assert not result.ok and result.nmse > result.limit, kernel

@@ -49,7 +49,7 @@ class CPUExecutor:
         self._table = lower(program, pool, max_tokens)
         names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels)]
         if cache is None:
-            cache, objects = verified_kernels(names, form, on_compile)
+            cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
         else:
             objects = cache.objects(names, on_compile)
         self.isa, self.n_compiled = cache.isa, cache.n_compiled

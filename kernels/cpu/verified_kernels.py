@@ -7,19 +7,21 @@ used: the next form takes its place, and one warning says so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edgellm.formats.errors import NumericError, UnsupportedError
 from edgellm.kernels.cpu import isa, kernel_table
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress, default_folder
+from edgellm.kernels.program import Executor
 
 
 def verified_kernels(
-    names: Sequence[str], form: str | None, on_compile: Progress | None = None
+    names: Sequence[str], form: str | None, on_compile: Progress | None, make_executor: Callable[..., Executor]
 ) -> tuple[KernelCache, dict[str, bytes]]:
     """Object code of the kernels, all of one form, with the cache it came from.
 
-    ``form`` is the first to try, None the best. Raises UnsupportedError when no form computes right on this CPU.
+    ``form`` is the first to try, None the best. ``make_executor`` is CPUExecutor, which the test runs.
+    Raises UnsupportedError when no form computes right on this CPU.
     """
     first = isa.detect(form).name
     forms = isa.available_forms()
@@ -27,7 +29,7 @@ def verified_kernels(
     for candidate in forms[forms.index(first) :]:
         cache = KernelCache(isa.detect(candidate), default_folder())
         objects = cache.objects(names, on_compile)
-        found = _first_wrong(cache, [name for name in names if not cache.is_verified(name)])
+        found = _first_wrong(cache, [name for name in names if not cache.is_verified(name)], make_executor)
         if found is None:
             if wrong is not None:
                 warnings.warn(
@@ -45,19 +47,22 @@ def verified_kernels(
     ) from wrong
 
 
-def _first_wrong(cache: KernelCache, names: Sequence[str]) -> Exception | None:
+def _first_wrong(cache: KernelCache, names: Sequence[str], make_executor: Callable[..., Executor]) -> Exception | None:
     """What is wrong with the first kernel that fails, None when all pass; those that do are marked in the cache."""
     if not names:
         return None
-    from edgellm.kernels import selftest  # it builds executors
+    from edgellm.kernels import trials  # on a warm start there is nothing to try
 
-    team = [name for name in names if name in kernel_table.TEAM]  # tested by running the others
+    team = [name for name in names if name in kernel_table.TEAM]  # tried by running the others
     try:
-        for result in selftest.run(kernels=[name for name in names if name not in team], cache=cache):
+        for name in names:
+            if name in team:
+                continue
+            result = trials.try_kernel(name, cache, make_executor)
             if not result.ok:
-                found = f"{result.kernel}: error {result.nmse:.1e}, at most {result.limit:.0e} expected"
+                found = f"{name}: error {result.nmse:.1e}, at most {result.limit:.0e} expected"
                 return NumericError(found, code="KERNEL_SELFTEST")
-            cache.mark_verified(result.kernel)
+            cache.mark_verified(name)
     except Exception as error:  # a broken kernel may break the test itself; the start goes on with the next form
         return error
     for name in team:
