@@ -13,9 +13,9 @@ FOLDERS = {"edgellm": "edgellm", "formats": "edgellm.formats", "kernels": "edgel
 
 # from the ground up; a name stands for the module or for all of the package
 FLOORS = (
-    ("formats",),
+    ("formats", "paths"),
     ("kernels",),
-    ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine", "paths"),
+    ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine"),
     ("engine", "engine_requests"),
     ("tokenizer", "chat_template", "stop"),
     ("web", "download", "file_lock", "sources", "catalogue", "model_card"),

@@ -24,6 +24,7 @@ import llvmlite.binding as llvm
 from edgellm.kernels.cpu import isa as isa_module
 from edgellm.kernels.cpu import jit, kernel_table
 from edgellm.kernels.cpu.isa import Isa
+from edgellm.paths import cache_dir
 
 Progress = Callable[[int, int, str], None]
 """done, total, name of the kernel that is compiled next (or "" at the end)"""
@@ -33,13 +34,8 @@ _MAX_NBYTES = 8 << 20
 
 def default_folder() -> Path:
     """``$EDGELLM_KERNEL_CACHE``, or ``kernels`` in edgellm's cache folder."""
-    if folder := os.environ.get("EDGELLM_KERNEL_CACHE"):
-        return Path(folder)
-    if home := os.environ.get("EDGELLM_HOME"):
-        return Path(home) / "cache" / "kernels"
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("edgellm")) / "kernels"
+    folder = os.environ.get("EDGELLM_KERNEL_CACHE")
+    return Path(folder).expanduser() if folder else cache_dir() / "kernels"
 
 
 def cache_key(isa: Isa) -> str:
