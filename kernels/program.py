@@ -193,7 +193,10 @@ class Executor(Protocol):
     max_tokens: int
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
-        """Logits (n_outputs, n_vocab) float32 for the tokens that want them, valid until the next call."""
+        """Logits (n_outputs, n_vocab) float32 for the tokens that want them, valid until the next call.
+
+        NumericError when one of them is NaN or infinite: whoever calls need not look again.
+        """
         ...
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 
+from edgellm.formats.errors import NumericError
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
 from edgellm.kernels.program import Batch, Hook, Program
 
@@ -55,7 +56,7 @@ def _logits(seen: list[list[tuple[int, int]]]) -> np.ndarray:
 
 
 class FakeExecutor:
-    """See the module. ``fail`` raises in the next step, ``poison`` gives NaN, ``pause_s`` makes a step last."""
+    """See the module. ``fail`` raises in the next step, ``poison`` finds NaN in each, ``pause_s`` makes a step last."""
 
     def __init__(self, program: Program, pool: KVPool, max_tokens: int = 512) -> None:
         self.program = program
@@ -82,7 +83,7 @@ class FakeExecutor:
             rows = [self._read(batch, i) for i in np.flatnonzero(batch.outputs)]
             logits = np.array(rows, np.float32).reshape(-1, N_VOCAB)
             if self.poison and len(logits):
-                logits[-1, 3] = np.nan
+                raise NumericError("a logit is NaN")
             return logits
         finally:
             self._inside.release()
