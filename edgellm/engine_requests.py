@@ -35,15 +35,26 @@ class CancelFlag(Protocol):
 class TokenChoice(Protocol):
     """What a sampler gives back: the token, its log-probability, and the most likely ones when asked for."""
 
-    token: int
-    logprob: Any
-    top: Any
+    @property
+    def token(self) -> int:
+        """The id that was chosen."""
+        ...
+
+    @property
+    def logprob(self) -> float | None:
+        """Its natural log-probability."""
+        ...
+
+    @property
+    def top(self) -> tuple[tuple[int, float], ...]:
+        """The likeliest ids with theirs."""
+        ...
 
 
 class TokenSampler(Protocol):
     """What the engine needs of ``edgellm.sampling.Sampler``."""
 
-    def sample(self, logits: np.ndarray) -> Any:
+    def sample(self, logits: np.ndarray) -> TokenChoice:
         """Choose from float32 logits (n_vocab,)."""
         ...
 
@@ -93,7 +104,7 @@ class Step(NamedTuple):
     """One token of the answer. ``token`` is None when the request ended without one; ``choice`` is the sampler's."""
 
     token: int | None
-    choice: Any
+    choice: TokenChoice | None
     finish_reason: FinishReason | None
     timings: Timings
 
@@ -142,6 +153,7 @@ class Request:
 
     @property
     def stopped(self) -> bool:
+        """Whether the caller wants no more of it."""
         return self.cancelled or (self.cancel is not None and self.cancel.is_set())
 
     def advance(self, engine: EngineRoom) -> Iterator[Any]:

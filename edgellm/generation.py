@@ -117,7 +117,7 @@ class TextStream:
         return GenerationChunk(tail, None, None, reason, step.timings, step.token if reason == "stop" else None)
 
     def _logprobs(self, step: Step) -> TokenLogprob | None:
-        if step.token is None or step.choice.logprob is None:
+        if step.token is None or step.choice is None or step.choice.logprob is None:
             return None
         token_bytes = self.tokenizer.token_bytes
         top = tuple(TokenLogprob(token, token_bytes(token), logprob) for token, logprob in step.choice.top)
