@@ -78,7 +78,8 @@ class Engine:
         max_tokens   tokens to generate at most; None or -1 goes on to the end of the context ("length")
         stop_ids     tokens that end the answer, ``eog_ids`` when None; pass () to go on over them
         progress     called on this thread with (done, total) tokens of the prompt, after each chunk
-        hook         see ``Executor.run``; called on the engine's thread
+        hook         see ``Executor.run``; called on the engine's thread. It sees every token, and what it may have
+                     changed is nobody else's: nothing is taken from the prefix cache or left in it
 
         ContextFullError when the prompt is longer than the context, NumericError when a step gives NaN.
         """
@@ -168,7 +169,7 @@ class Engine:
         limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
         request = GenerationRequest(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
-        request.hook = hook
+        request.hook, request.shared = hook, hook is None
         return request
 
     def _submit(self, request: Request) -> None:

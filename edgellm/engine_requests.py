@@ -134,7 +134,7 @@ class EngineRoom(Protocol):
 class Request:
     """A caller's tokens on their way through the engine. The engine's thread changes all but ``cancelled``."""
 
-    shared = True
+    shared = True  # takes from the prefix cache and leaves in it
 
     def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:
         self.tokens = list(tokens)

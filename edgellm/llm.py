@@ -106,7 +106,8 @@ class LLM:
         tools, template_kwargs   for the chat template; only with messages
         parse_special      let control tokens that stand in a text prompt count as such
         special            show control tokens in the answer
-        hook               sees every buffer between two ops; see ``edgellm.kernels.program.Hook``
+        hook               sees, and may change, every buffer after each op; see ``edgellm.kernels.program.Hook``. The
+                           prefix cache is left out then, so that it sees the whole prompt and changes no other answer
 
         Closing the iterator, or dropping it, ends the work within one step. ContextFullError for a prompt that is
         longer than the context: nothing is ever cut off silently.

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import tiny_models
 
 import edgellm
 from edgellm import loading, memory
+from edgellm.kernels.program import Embed, Op
 from edgellm.memory import SystemMemory
 
 HANG_S = 120.0
@@ -322,6 +323,23 @@ def test_a_hook_changes_what_the_model_computes(llm: edgellm.LLM) -> None:
             view("logits")[:, 100] = 1e3  # type: ignore[operator]
 
     assert greedy(llm, "the", 3, hook=steer).tokens == (100, 100, 100)
+
+
+def test_a_hook_sees_the_whole_prompt_and_what_it_changed_is_never_found_again(llm: edgellm.LLM) -> None:
+    n_seen: list[int] = []
+
+    def distort(index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
+        if isinstance(op, Embed):
+            n_seen.append(len(read(op.out)))
+            read(op.out)[:] += 1
+
+    known, other = [7, 9, 11] * 25, [8, 9, 11] * 25
+    greedy(llm, known, 3)
+    hooked = greedy(llm, known, 3, hook=distort)
+    assert hooked.timings.reused_n == 0 and n_seen[0] == len(known)
+    greedy(llm, other, 3, hook=distort)
+    assert greedy(llm, other, 3).timings.reused_n == 0
+    assert greedy(llm, known, 3).timings.reused_n > 0
 
 
 def test_a_conversation_remembers_and_keeps_a_broken_off_reply(llm: edgellm.LLM) -> None:
