@@ -126,7 +126,7 @@ def random_table(rng: random.Random, n_threads: int, n_ops: int) -> Table:
 def test_twenty_thousand_short_tables_with_pauses_between() -> None:
     """Pauses around the 3 ms after which a worker sleeps: it is woken at every stage of falling asleep."""
     rng = random.Random(0)
-    for n_threads, n_runs in ((1, 5000), (2, 12000), (3, 2000), (4, 1000)):
+    for n_threads, n_runs in ((1, 4000), (2, 14000), (3, 1400), (4, 600)):
         team = make_team(n_threads)
         tables = [random_table(rng, n_threads, n) for n in (1, 1, 2, 3, 5, 8) for _ in range(5)]
         expected = [table.expected() for table in tables]
