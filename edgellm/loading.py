@@ -142,11 +142,17 @@ def choose_context(program: Program, options: LoadOptions) -> int:
 
 
 def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
-    """Bytes for the model with a full context; the reference executor unpacks every weight to float32."""
-    weights = gguf.nbytes
-    if options.executor == "reference":
-        rows = ((t.data.shape[0], t.shape[-1]) for t in program.tensors.values())
-        weights += sum(4 * n_rows * n_in for n_rows, n_in in rows)
+    """Bytes for the model with a full context, with what the executor unpacks to float32.
+
+    The reference unpacks every weight, the CPU executor those of types without kernels of their own.
+    """
+    packed: set[str] = set()
+    if options.executor == "cpu":
+        from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED  # its package brings llvmlite
+
+        packed = {*FLOAT, *QUANTIZED}
+    unpacked = (tensor for tensor in program.tensors.values() if tensor.quant.name not in packed)
+    weights = gguf.nbytes + sum(4 * len(tensor.data) * tensor.shape[-1] for tensor in unpacked)
     return estimate(program, weights, n_ctx, options.max_tokens_per_step)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from edgellm import memory
 from edgellm.formats.errors import MemoryWouldExceedError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.loading import LoadOptions, memory_need
 from edgellm.memory import MemoryNeed, SystemMemory, check_fits, estimate, peak_rss, system_memory
 from edgellm.models import build_program
 
@@ -35,6 +37,20 @@ def test_more_context_needs_more_memory_for_keys_and_values_alone(architecture: 
         layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.kv_layers if not layer.window
     )
     assert needs[2].kv - needs[1].kv == 2048 * full
+
+
+@pytest.mark.parametrize(
+    ("quant", "executor", "n_copies"), [("Q8_0", "cpu", 0), ("TQ2_0", "cpu", 1), ("Q8_0", "reference", 1)]
+)
+def test_what_is_unpacked_to_float32_is_counted(quant: str, executor: str, n_copies: int, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    tiny_models.write_tiny_model(path, "llama", quant=quant)
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        need = memory_need(program, gguf, 64, LoadOptions(executor=executor))
+        unpacked = 4 * sum(math.prod(t.shape) for t in program.tensors.values() if t.quant.name == quant)
+    others = 4 * sum(math.prod(t.shape) for t in program.tensors.values() if t.quant.name != quant)
+    assert n_copies * unpacked <= need.weights - path.stat().st_size <= n_copies * (unpacked + others)
 
 
 def test_a_model_that_does_not_fit_is_refused_with_both_numbers() -> None:
