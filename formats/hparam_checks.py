@@ -31,7 +31,7 @@ WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
 NUMBERS: dict[str, tuple[float, float]] = {
     "attention.layer_norm_epsilon": (0.0, 1.0),
     "attention.layer_norm_rms_epsilon": (0.0, 1.0),
-    "rope.freq_base": (1.0, 1e12),
+    "rope.freq_base": (1.0, 1e15),
     "rope.scaling.factor": (0.0, 1e6),
 }
 
