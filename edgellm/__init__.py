@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgellm.generation import Generation, GenerationChunk, TokenLogprob
     from edgellm.llm import LLM, load
     from edgellm.sampling import SamplingParams
+    from edgellm.scoring import ContinuationScore
     from edgellm.tokenizer import Tokenizer
 
 # public name -> the module that defines it
@@ -47,6 +48,7 @@ _HOMES = {
     "TokenLogprob": "generation",
     "Timings": "engine_requests",
     "SamplingParams": "sampling",
+    "ContinuationScore": "scoring",
     "Message": "chat_template",
     "ChatTemplate": "chat_template",
     "Tokenizer": "tokenizer",
@@ -69,6 +71,7 @@ __all__ = [
     "ChatTemplate",
     "ClosedError",
     "ContextFullError",
+    "ContinuationScore",
     "Conversation",
     "DownloadError",
     "EdgeLLMError",

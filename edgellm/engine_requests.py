@@ -236,6 +236,7 @@ class GenerationRequest(Request):
             self.generation_s += seconds
 
     def timings(self) -> Timings:
+        """Counts and times so far."""
         return Timings(
             self.n_prompt,
             self.reused or 0,

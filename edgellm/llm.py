@@ -47,14 +47,19 @@ def load(
     force: bool = False,
     progress: loading.LoadProgress | None = None,
 ) -> LLM:
-    """Load a GGUF file, or a model of the catalogue by its name (which fetches it when it is not here yet).
+    """Load a GGUF file, or a model by its name, which fetches it when it is not here yet.
 
+        with edgellm.load("smollm2") as llm:
+            print(llm.chat("Name three rivers.").content)
+
+    name_or_path    a path, a name that ``edgellm list`` shows, or a reference such as ``hf:owner/repo:Q4_K_M``
     n_ctx           tokens of context. None takes what the model was trained for, as far as its keys and values fill
                     no more than a quarter of the free memory; 0 takes all that it was trained for
     n_threads       None takes the physical cores that this process may use
     executor        "cpu", or "reference": plain numpy, slow, the judge of the other
     chat_template   Jinja text or a known name, in place of the file's template
     kv_overrides    metadata values in place of the file's
+    max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
