@@ -365,6 +365,12 @@ class Terminal:
     def send(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
+    def send_at_prompt(self, keys: str) -> None:
+        """Keys once the program waits for them: it shows its prompt a moment before it reads, and Python's readline
+        sleeps through a Ctrl-C that falls in between."""
+        time.sleep(0.3)
+        self.send(keys)
+
     def close(self) -> int:
         """The exit status; the terminal must be as it was."""
         status = self.process.wait(HANG_S)
@@ -418,20 +424,20 @@ def test_a_second_ctrl_c_leaves_with_130(terminal: Any) -> None:
     chat.wait_for("on on on")
     chat.send(CTRL_C)
     chat.wait_for(r"\(stopped\).*>>> ")
-    chat.send(CTRL_C)
+    chat.send_at_prompt(CTRL_C)
     assert chat.close() == 130
 
 
 def test_ctrl_c_at_the_prompt_warns_once(terminal: Any) -> None:
     chat = terminal("chat")
     chat.wait_for(">>> ")
-    chat.send("half a line" + CTRL_C)
+    chat.send_at_prompt("half a line" + CTRL_C)
     chat.wait_for("once more.*>>> ")
     chat.send("hello\r")
     chat.wait_for("echo: hello.*>>> ")
-    chat.send(CTRL_C)
+    chat.send_at_prompt(CTRL_C)
     chat.wait_for("once more.*>>> ")
-    chat.send(CTRL_C)
+    chat.send_at_prompt(CTRL_C)
     assert chat.close() == 130
 
 

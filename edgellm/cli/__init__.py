@@ -1,6 +1,6 @@
 """The command line: one file for each command, read only when that command is asked for.
 
-``edgellm --help`` must answer at once, so no file here imports numba, textual or the library at its top: a command
+``edgellm --help`` must answer at once, so no file here imports numba or the library at its top: a command
 imports what it needs inside its function.
 """
 

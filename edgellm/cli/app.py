@@ -18,13 +18,12 @@ from types import FrameType
 
 import click
 
-from edgellm.cli.output import error_block, use_utf8
+from edgellm.cli.output import EXIT_INTERRUPTED, error_block, use_utf8
 from edgellm.formats.errors import EdgeLLMError
 
 COMMANDS = ("run", "chat", "pull", "list", "show", "rm", "verify", "doctor", "bench")
 """Each is ``command`` in the file of the same name, in the order in which ``--help`` shows them."""
 
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 COMPLETION_VARIABLE = "_EDGELLM_COMPLETE"
 

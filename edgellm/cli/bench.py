@@ -60,7 +60,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option("-pg", "pairs", multiple=True, metavar="PP,TG", help="Read PP tokens and make TG in one test.")
 @click.option("-d", "--n-depth", "n_depth", default="0", show_default=True, metavar="LIST", help="Tokens in the cache.")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times for each test.")
-@click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: all cores]")
+@click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: physical cores]")
 @click.option(
     "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), default=512, show_default=True, help="Step size."
 )
@@ -131,8 +131,10 @@ def _bench_model(
         program, card, gguf = _open(path)
         try:
             for n_threads in counts:
-                progress.note("measuring how fast this machine reads memory")
-                bandwidth = None if no_bandwidth else read_bandwidth(n_threads)
+                bandwidth = None
+                if not no_bandwidth:
+                    progress.note("measuring how fast this machine reads memory")
+                    bandwidth = read_bandwidth(n_threads)
 
                 def started(test: BenchTest, n_threads: int = n_threads) -> None:
                     progress.note(f"measuring {test.name} with {n_threads} threads")

@@ -19,11 +19,9 @@ from edgellm.cli.generation_options import (
 )
 from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model
-from edgellm.cli.output import error_block, write_answer
+from edgellm.cli.output import EXIT_INTERRUPTED, error_block, write_answer
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.formats.errors import EdgeLLMError
-
-EXIT_INTERRUPTED = 130
 
 
 @click.command("chat")
@@ -33,7 +31,7 @@ EXIT_INTERRUPTED = 130
 @generation_options
 @sampling_options
 def command(model_argument: str | None, **values: Any) -> int:
-    """Talk to a model. Without MODEL it is the small default one.
+    """Talk to a model, line by line. Without MODEL it is the small default one.
 
     /help lists the commands: /regen, /clear, /read FILE, /system TEXT, /set param value, /save FILE and others. The
     first Ctrl-C stops the answer, the second leaves.

@@ -50,7 +50,7 @@ class ChatSession:
         before = list(self.conversation.messages)
         message = self.conversation.undo()
         if message is None:
-            raise ParameterError("there is no message to answer again.")
+            raise ParameterError("There is no message to answer again. Write one first.")
         self.n_regenerated += 1
         try:
             return self._answer(str(message.content), write)

@@ -53,7 +53,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
                  help="Tokens of context; 0 takes all that the model was trained for."),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
-                 help="Threads.  [default: all cores]"),
+                 help="Threads.  [default: physical cores]"),
     click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message."),
     click.option("-sysf", "--system-prompt-file", "system_file", type=click.Path(), help="File with it."),
     click.option("-r", "--reverse-prompt", "stops", multiple=True, metavar="TEXT", help="Stop before TEXT."),

@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
+EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -18,10 +18,8 @@ from edgellm.cli.generation_options import (
     template_arguments,
 )
 from edgellm.cli.models import load_model
-from edgellm.cli.output import write_answer
+from edgellm.cli.output import EXIT_INTERRUPTED, write_answer
 from edgellm.cli.sampling_options import given_sampling, sampling_options
-
-EXIT_INTERRUPTED = 130
 
 
 @click.command("run")

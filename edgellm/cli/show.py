@@ -42,8 +42,8 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
 
 def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
     """Everything that ``show`` knows of an open file, fit for JSON; ``n_ctx`` 0 takes the default context."""
-    from edgellm.loading import LoadOptions, choose_context
-    from edgellm.memory import estimate, system_memory
+    from edgellm.loading import LoadOptions, choose_context, memory_need
+    from edgellm.memory import system_memory
     from edgellm.model_card import model_card
     from edgellm.models import build_program
 
@@ -72,7 +72,7 @@ def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
     except EdgeLLMError as error:
         return {**facts, "runnable": False, "reason": str(error)}
     n_ctx = n_ctx or choose_context(program, LoadOptions())
-    need = estimate(program, gguf.nbytes, n_ctx)
+    need = memory_need(program, gguf, n_ctx, LoadOptions())
     facts["memory"] = {
         "n_ctx": n_ctx,
         "weights": need.weights,

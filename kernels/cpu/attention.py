@@ -158,7 +158,7 @@ def _add_values(v, dim_v, n_positions, weights, states, state_nbytes, keep0, kee
 
 
 @forceinline
-def _q_at(op, step, first, row, n_rows, group, head):
+def _q_at(op, first, row, n_rows, group, head):
     """Address of a row's query; rows past the last repeat it."""
     r = min(row, n_rows - 1)
     token, dim_k = first + r // group, load_i64(op + DIM_K)
@@ -176,14 +176,8 @@ def _four_rows(op, step, first, row, n_rows, group, head, k, v, base, n_position
     dim_k, dim_v, window = load_i64(op + DIM_K), load_i64(op + DIM_V), load_i64(op + WINDOW)
     scale = splat_f32x16(f32_of(load_f64(op + SCALE)))
     state_nbytes = (16 + (dim_v + 15) // 16 * 16) * 4
-    q0, q1 = (
-        _q_at(op, step, first, row, n_rows, group, head),
-        _q_at(op, step, first, row + 1, n_rows, group, head),
-    )
-    q2, q3 = (
-        _q_at(op, step, first, row + 2, n_rows, group, head),
-        _q_at(op, step, first, row + 3, n_rows, group, head),
-    )
+    q0, q1 = _q_at(op, first, row, n_rows, group, head), _q_at(op, first, row + 1, n_rows, group, head)
+    q2, q3 = _q_at(op, first, row + 2, n_rows, group, head), _q_at(op, first, row + 3, n_rows, group, head)
     a0, a1, a2, a3 = _scores(k, dim_k, q0, q1, q2, q3)
     b0, b1, b2, b3 = a0, a1, a2, a3
     if n_positions > 16:
