@@ -61,6 +61,10 @@ class Engine:
         self._forgotten = weakref.finalize(self, _close_elsewhere, executor)
         self._forgotten.atexit = False
         _engines.add(self)
+        # last in, first out: before the finalizer of the executor, which would take the threads from a running step
+        atexit.unregister(_stop_all)
+        atexit.register(_stop_all)
+        self._pid = os.getpid()
 
     def generate(
         self,
@@ -164,6 +168,9 @@ class Engine:
         hook: Hook | None,
     ) -> GenerationRequest:
         self.check(prompt, max_tokens)
+        for name, given in (("cancel", getattr(cancel, "is_set", None)), ("progress", progress), ("hook", hook)):
+            if not callable(given) and (given is not None or (name == "cancel" and cancel is not None)):
+                raise ParameterError(f"{name} is of the wrong type. See LLM.stream for what it must be.")
         # every position of the context may be filled, and the last one still gives a token
         room = self.n_ctx - len(prompt) + 1
         limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
@@ -173,6 +180,12 @@ class Engine:
         return request
 
     def _submit(self, request: Request) -> None:
+        if self._pid != os.getpid():
+            raise ClosedError(
+                "The model was loaded before a fork, which takes no threads along. Load it in this process."
+            )
+        if threading.current_thread() is self._thread:
+            raise ParameterError("A hook asked its own model for an answer. Do it after the answer that has the hook.")
         with self._lock:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
@@ -395,8 +408,8 @@ def _close_elsewhere(executor: Executor) -> None:
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-@atexit.register
 def _stop_all() -> None:
     """Let no kernel run while the interpreter takes itself apart."""
     for engine in list(_engines):
-        engine.close()
+        if engine._pid == os.getpid():
+            engine.close()
