@@ -88,8 +88,22 @@ _tiny = 1e-30  # a group below this is zero: its scale's reciprocal would be inf
 
 
 @forceinline
-def _sum_i32x16(v):
-    return sum_f32x16(simd.to_f32x16(v))  # exact: |sum| <= 16 * 32766 < 2^24
+def _quantize_group(x, out, scale_at, next_array):
+    """32 float32 at x to int16 at out; scale, scale * sum and sum go to three arrays, ``next_array`` bytes apart."""
+    a, b = load_f32x16(x), load_f32x16(x + 64)
+    largest = maximum_f32x16(max_f32x16(abs_f32x16(a), abs_f32x16(b)))
+    factor = splat_f32x16(f32_of(LARGEST)) / splat_f32x16(max(largest, f32_of(_tiny)))
+    qa = simd.truncate_f32x16((a * factor + _magic()) - _magic())
+    qb = simd.truncate_f32x16((b * factor + _magic()) - _magic())
+    wa, wb = simd.narrow_i32x16(qa), simd.narrow_i32x16(qb)
+    simd.store_i16x16(out, simd.even_i16x16(wa, wb))
+    simd.store_i16x16(out + 32, simd.odd_i16x16(wa, wb))
+    # exact: |sum| <= 32 * 16383 < 2^24; (a + b) * 0 keeps NaN and infinity visible
+    total = sum_f32x16(simd.to_f32x16(qa + qb) + (a + b) * zero_f32x16())
+    scale = largest * f32_of(1.0 / LARGEST) + total * f32_of(0.0)
+    store_f32(scale_at, scale)
+    store_f32(scale_at + next_array, scale * total)
+    store_i32(scale_at + 2 * next_array, int(total))
 
 
 def quantize(op, step, thread, n_threads):
@@ -99,25 +113,16 @@ def quantize(op, step, thread, n_threads):
     float32 scale * sum(q), int32 sum(q).
     """
     n, groups = load_i64(step + load_i64(op + QUANT_KIND)), load_i64(op + QUANT_GROUPS)
-    for item in range(thread, n * groups, n_threads):
-        row, group = item // groups, item % groups
-        x = load_i64(op + QUANT_X) + row * load_i64(op + QUANT_X_ROW) + group * 128
+    parts = 1  # rows are dealt whole, but for a few tokens in parts
+    if n < 4 * n_threads:
+        parts = n_threads
+    share = (groups + parts - 1) // parts
+    for item in range(thread, n * parts, n_threads):
+        row, first = item // parts, item % parts * share
+        x = load_i64(op + QUANT_X) + row * load_i64(op + QUANT_X_ROW)
         out = load_i64(op + QUANT_OUT) + row * load_i64(op + QUANT_OUT_ROW)
-        a, b = load_f32x16(x), load_f32x16(x + 64)
-        largest = maximum_f32x16(max_f32x16(abs_f32x16(a), abs_f32x16(b)))
-        inverse = f32_of(LARGEST / max(largest, _tiny))
-        scale = f32_of(largest / LARGEST) + sum_f32x16(a + b) * f32_of(0.0)  # NaN and infinity stay visible
-        factor = splat_f32x16(inverse)
-        qa = simd.truncate_f32x16((a * factor + _magic()) - _magic())
-        qb = simd.truncate_f32x16((b * factor + _magic()) - _magic())
-        wa, wb = simd.narrow_i32x16(qa), simd.narrow_i32x16(qb)
-        simd.store_i16x16(out + group * 64, simd.even_i16x16(wa, wb))
-        simd.store_i16x16(out + group * 64 + 32, simd.odd_i16x16(wa, wb))
-        scales = out + groups * 64 + group * 4
-        total = _sum_i32x16(qa + qb)
-        store_f32(scales, scale)
-        store_f32(scales + groups * 4, scale * total)
-        store_i32(scales + groups * 8, int(total))
+        for group in range(first, min(first + share, groups)):
+            _quantize_group(x + group * 128, out + group * 64, out + groups * 64 + group * 4, groups * 4)
 
 
 # ---- rotary embedding: x, x_row, n_heads, head_dim, half, rope_index, adjacent ---------------------------------------
