@@ -211,3 +211,9 @@ def test_a_warning_is_a_sentence_and_not_a_line_of_code(
     monkeypatch.setattr("edgellm.catalogue.installed", warn)
     assert main(["list"]) == 0
     assert capsys.readouterr().err == "Warning: the slower kernels are used\n"
+
+
+def test_a_closed_standard_output_is_no_crash() -> None:
+    shell = f'"{sys.executable}" -m edgellm list >&-'
+    result = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "Traceback" not in result.stderr

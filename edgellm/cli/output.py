@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def use_utf8() -> None:
-    """Write UTF-8 whatever the locale says; a lone surrogate becomes ``?`` instead of an error."""
+    """Write UTF-8 whatever the locale says; a lone surrogate becomes ``?`` instead of an error.
+
+    A stream that the caller has closed (``>&-``) swallows what is written to it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
