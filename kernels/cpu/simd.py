@@ -68,8 +68,6 @@ class _VecModel(models.PrimitiveModel):
 
 
 u8x16, u8x32 = Vec(types.uint8, 16), Vec(types.uint8, 32)
-i8x32 = Vec(types.int8, 32)
-u8x8, i8x16 = Vec(types.uint8, 8), Vec(types.int8, 16)
 u16x8, u16x16 = Vec(types.uint16, 8), Vec(types.uint16, 16)
 i16x8, i16x16, i16x32 = Vec(types.int16, 8), Vec(types.int16, 16), Vec(types.int16, 32)
 i32x8, i32x16, u32x8 = Vec(types.int32, 8), Vec(types.int32, 16), Vec(types.uint32, 8)
@@ -148,15 +146,14 @@ def make_store(value: types.Type) -> Any:
     return store
 
 
-load_u8x16, load_u8x32, load_i8x32 = make_load(u8x16), make_load(u8x32), make_load(i8x32)
-load_u8x8, load_i8x16 = make_load(u8x8), make_load(i8x16)
-load_i16x32, load_i16x8, load_u16x16, load_u16x8 = (make_load(v) for v in (i16x32, i16x8, u16x16, u16x8))
-load_f32x8, load_f32x16, load_i32x16, load_u32x8 = (make_load(v) for v in (f32x8, f32x16, i32x16, u32x8))
+load_u8x16, load_u8x32 = make_load(u8x16), make_load(u8x32)
+load_i16x32, load_i16x8, load_u16x16 = make_load(i16x32), make_load(i16x8), make_load(u16x16)
+load_f32x8, load_f32x16, load_i32x16 = make_load(f32x8), make_load(f32x16), make_load(i32x16)
 load_f32, load_f64, load_i32, load_i64 = (
     make_load(t) for t in (types.float32, types.float64, types.int32, types.int64)
 )
-load_u8, load_i8, load_u16, load_u32 = (make_load(t) for t in (types.uint8, types.int8, types.uint16, types.uint32))
-store_f32x8, store_f32x16, store_i16x32, store_i16x16 = (make_store(v) for v in (f32x8, f32x16, i16x32, i16x16))
+load_i8, load_u16, load_u32 = make_load(types.int8), make_load(types.uint16), make_load(types.uint32)
+store_f32x8, store_f32x16, store_i16x16 = make_store(f32x8), make_store(f32x16), make_store(i16x16)
 store_i32x16, store_u16x16, store_i32x8 = (make_store(v) for v in (i32x16, u16x16, i32x8))
 store_f32, store_i32, store_i64, store_u16 = (
     make_store(t) for t in (types.float32, types.int32, types.int64, types.uint16)
@@ -192,7 +189,6 @@ def make_splat(vec: Vec) -> Any:
 
 
 splat_f32x8, splat_f32x16, splat_i32x16 = make_splat(f32x8), make_splat(f32x16), make_splat(i32x16)
-splat_i16x16, splat_i16x32 = make_splat(i16x16), make_splat(i16x32)
 splat_u16x8, splat_i32x8 = make_splat(u16x8), make_splat(i32x8)
 zero_f32x8, zero_f32x16 = make_const(f32x8, 0.0), make_const(f32x16, 0.0)
 zero_i32x8, zero_i32x16 = make_const(i32x8, 0), make_const(i32x16, 0)
@@ -240,9 +236,7 @@ def make_shuffle(vec: Vec, lanes: list[int]) -> Any:
 
 
 concat_u8x16 = make_shuffle(u8x16, list(range(32)))
-concat_f32x8 = make_shuffle(f32x8, list(range(16)))
 low_i32x16, high_i32x16 = make_shuffle(i32x16, list(range(8))), make_shuffle(i32x16, list(range(8, 16)))
-low_f32x16, high_f32x16 = make_shuffle(f32x16, list(range(8))), make_shuffle(f32x16, list(range(8, 16)))
 low_i16x32, high_i16x32 = make_shuffle(i16x32, list(range(16))), make_shuffle(i16x32, list(range(16, 32)))
 concat_i16x16 = make_shuffle(i16x16, list(range(32)))
 even_i16x16 = make_shuffle(i16x16, list(range(0, 32, 2)))
@@ -251,8 +245,8 @@ interleave_low_i16x16 = make_shuffle(i16x16, [lane for i in range(8) for lane in
 interleave_high_i16x16 = make_shuffle(i16x16, [lane for i in range(8, 16) for lane in (i, 16 + i)])
 
 
-def make_gather_u32(vec: Vec) -> Any:
-    """An intrinsic that builds a u32x8 from eight scalars, one per row."""
+def make_gather(vec: Vec) -> Any:
+    """An intrinsic that builds a vector of eight lanes from scalars, one per row."""
 
     @intrinsic
     def gather(typing_context, v0, v1, v2, v3, v4, v5, v6, v7):
@@ -267,7 +261,7 @@ def make_gather_u32(vec: Vec) -> Any:
     return gather
 
 
-gather_u32x8, gather_u16x8, gather_f32x8 = make_gather_u32(u32x8), make_gather_u32(u16x8), make_gather_u32(f32x8)
+gather_u32x8, gather_u16x8 = make_gather(u32x8), make_gather(u16x8)
 
 
 # ---- primitives that isa.py defines ---------------------------------------------------------------------------------

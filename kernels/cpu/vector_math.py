@@ -12,7 +12,6 @@ _ROUND = make_const(f32x16, 12582912.0)  # 1.5 * 2^23: adding it rounds to the n
 _LOWEST = make_const(f32x16, -87.0)
 _HIGHEST = make_const(f32x16, 88.0)
 _ONE = make_const(f32x16, 1.0)
-_TWO = make_const(f32x16, 2.0)
 # minimax polynomial of (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2] (Cephes expf)
 _C0, _C1, _C2 = (
     make_const(f32x16, 1.9875691500e-4),
