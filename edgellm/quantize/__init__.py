@@ -1,0 +1,1 @@
+"""From a model in any form to a GGUF file: sources, and what makes a file of them."""
