@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its natural log-probability (None for the first of a text) and the likeliest in its place."""
+    """A token, its natural log-probability (None for the first of a text) and the likeliest in its place.
+
+    after    with ``sampler_trace``: its log-probability after the samplers, None when one of them cut it
+    cut_by   the name of that sampler
+    """
 
     token: int
     bytes: bytes
     logprob: float | None
     top: tuple[TokenLogprob, ...] = ()
+    after: float | None = None
+    cut_by: str | None = None
 
     @property
     def text(self) -> str:
@@ -119,9 +125,15 @@ class TextStream:
     def _logprobs(self, step: Step) -> TokenLogprob | None:
         if step.token is None or step.choice is None or step.choice.logprob is None:
             return None
-        token_bytes = self.tokenizer.token_bytes
-        top = tuple(TokenLogprob(token, token_bytes(token), logprob) for token, logprob in step.choice.top)
-        return TokenLogprob(step.token, token_bytes(step.token), step.choice.logprob, top)
+        after = getattr(step.choice, "after", None) or {}
+
+        def told(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+            left = after.get(token)
+            kept, cut_by = (None, left) if isinstance(left, str) else (left, None)
+            return TokenLogprob(token, self.tokenizer.token_bytes(token), logprob, top, kept, cut_by)
+
+        top = tuple(told(token, logprob) for token, logprob in step.choice.top)
+        return told(step.token, step.choice.logprob, top)
 
 
 class ChunkStream:

@@ -402,3 +402,42 @@ def test_defaults_are_those_of_llama_cpp() -> None:
         if isinstance(expected, int | float) and f.name != "seed":
             assert getattr(ours, f.name) == pytest.approx(expected), f.name
     assert ";".join(ours.samplers) == judge.samplers
+
+
+# --- the trace of the samplers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut"),
+    [
+        ({"top_k": 2}, {2: "top_k", 3: "top_k"}),
+        ({"top_p": 0.7}, {2: "top_p", 3: "top_p"}),
+        ({"min_p": 0.3}, {2: "min_p", 3: "min_p"}),
+        ({"top_k": 3, "min_p": 0.3}, {2: "min_p", 3: "top_k"}),
+        ({"temperature": 0}, {1: "temperature", 2: "temperature", 3: "temperature"}),
+        ({"logit_bias": {1: False}}, {1: "logit_bias"}),
+        ({}, {}),
+    ],
+    ids=str,
+)
+def test_a_trace_names_the_sampler_that_cut_a_token_and_what_is_left_adds_up(
+    settings: dict[str, Any], cut: dict[int, str]
+) -> None:
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 1}
+    probabilities = np.array([0.5, 0.3, 0.1, 0.1 - 1e-3, 1e-3 / 2, 1e-3 / 2], np.float32)
+    params = SamplingParams(**{**off, "n_probs": 4, "sampler_trace": True, **settings})
+    sampled = Sampler(params, 6).sample(np.log(probabilities))
+    assert sampled.after is not None
+    names = {token: name for token, name in sampled.after.items() if isinstance(name, str)}
+    assert names == cut
+    kept = {token: float(np.exp(value)) for token, value in sampled.after.items() if not isinstance(value, str)}
+    assert sum(kept.values()) == pytest.approx(1, abs=2e-3)
+    assert sampled.token in kept
+    assert [token for token, _ in sampled.top] == [0, 1, 2, 3]
+
+
+def test_a_trace_changes_no_choice() -> None:
+    logits = np.random.default_rng(5).normal(size=500).astype(np.float32) * 3
+    plain, traced = (Sampler(SamplingParams(seed=3, n_probs=5, sampler_trace=t), 500) for t in (False, True))
+    for _ in range(50):
+        assert plain.sample(logits).token == traced.sample(logits).token

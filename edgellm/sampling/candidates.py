@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -85,6 +86,20 @@ class Candidates:
         out = SCRATCH.take("weights", len(logits), np.float32) if logits.dtype == np.float32 else np.empty_like(logits)
         np.subtract(logits, logits.dtype.type(self.max()), out=out)
         return np.exp(out, out=out)
+
+    def log_sum(self) -> float:
+        """log of the sum of exp(logit): a logit less this is a log-probability."""
+        return self.max() + float(np.log(self.weights().sum(dtype=np.float64)))
+
+    def logprobs(self, tokens: Iterable[int]) -> dict[int, float]:
+        """Those of ``tokens`` that are candidates, with their log-probabilities among all candidates."""
+        log_sum = self.log_sum()
+        if self.ids is None:
+            return {token: float(self.logits[token]) - log_sum for token in tokens}
+        wanted = set(tokens)
+        found = np.arange(len(self)) if len(self) <= HEAD else np.flatnonzero(np.isin(self.ids, list(wanted)))
+        pairs = zip(self.ids[found].tolist(), self.logits[found].tolist(), strict=True)
+        return {token: logit - log_sum for token, logit in pairs if token in wanted}
 
     def probs(self) -> np.ndarray:
         """The softmax of the logits."""

@@ -60,6 +60,7 @@ LIMITS: dict[str, tuple[str, float, float]] = {  # field -> (kind, least, greate
     "n_probs": (INT, 0, 2**31 - 1),
     "logprobs": (BOOL, 0, 1),
     "post_sampling_probs": (BOOL, 0, 1),
+    "sampler_trace": (BOOL, 0, 1),
     "ignore_eos": (BOOL, 0, 1),
 }
 
@@ -89,7 +90,8 @@ class SamplingParams:
     ``logit_bias`` maps a token id (or a text, given a tokenizer) to a number to add, or to False to ban it.
     ``processors`` are called with (token ids, a copy of the logits) and give logits back.
     ``n_probs`` asks for that many alternatives, ``logprobs`` for the chosen token's alone; both are of the model's own
-    distribution unless ``post_sampling_probs``. ``adaptive_target`` >= 0 makes adaptive_p choose the token.
+    distribution unless ``post_sampling_probs``. ``sampler_trace`` tells of each alternative how likely samplers left
+    it, or which of them cut it. ``adaptive_target`` >= 0 makes adaptive_p choose the token.
     """
 
     temperature: float = 0.8
@@ -125,6 +127,7 @@ class SamplingParams:
     n_probs: int = 0
     logprobs: bool = False
     post_sampling_probs: bool = False
+    sampler_trace: bool = False
 
     def __post_init__(self) -> None:
         for name, (kind, least, greatest) in LIMITS.items():

@@ -25,14 +25,20 @@ SAMPLERS: dict[str, Any] = {
     "xtc": XTC,
     "temperature": Temperature,
 }
+NAMES = {sampler: name for name, sampler in SAMPLERS.items()}  # Punish cuts nothing
+SCAN = 1024  # so many candidates are looked through one by one
 
 
 class Sampled(NamedTuple):
-    """One chosen token. ``logprob`` and ``top`` (best first) are filled when the parameters ask for them."""
+    """One chosen token. ``logprob`` and ``top`` (best first) are filled when the parameters ask for them.
+
+    after   with ``sampler_trace``: each of them -> its log-probability after the samplers, or the sampler that cut it
+    """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    after: dict[int, float | str] | None = None
 
 
 class Sampler:
@@ -122,17 +128,25 @@ class Sampler:
 
         Does not accept the token: the caller does, once it is really used.
         """
-        candidates = self.candidates(logits)
-        position = self.choice.choose(candidates)
-        token = candidates.token(position)
         params = self.params
         if not (params.n_probs or params.logprobs):
-            return Sampled(token)
+            candidates = self.candidates(logits)
+            return Sampled(candidates.token(self.choice.choose(candidates)))
+        raw = Candidates(np.asarray(logits, np.float32))
+        likeliest = raw.largest(min(params.n_probs, len(raw))) if params.n_probs else np.array([], np.int64)
+        trace = Trace(likeliest.tolist()) if params.sampler_trace and isinstance(self.choice, Distribution) else None
+        candidates = self.candidates(logits, trace)
+        token = candidates.token(self.choice.choose(candidates))
         if params.post_sampling_probs:
-            return reported(candidates, token, params.n_probs)
-        return reported(Candidates(np.asarray(logits, np.float32)), token, params.n_probs)
+            return reported(candidates, token, candidates.largest(params.n_probs))
+        sampled = reported(raw, token, likeliest)
+        if trace is None:
+            return sampled
+        left = candidates.logprobs({*trace.watched, token})
+        banned = {other: "logit_bias" for other, value in left.items() if value == -np.inf}
+        return sampled._replace(after={**left, **trace.cut, **banned})
 
-    def candidates(self, logits: np.ndarray) -> Candidates:
+    def candidates(self, logits: np.ndarray, trace: Trace | None = None) -> Candidates:
         """What is left of ``logits`` for the choice, after bias, processors and chain."""
         logits = np.asarray(logits, np.float32)
         if logits.shape != (self.n_vocab,):
@@ -143,12 +157,16 @@ class Sampler:
             logits[self.bias_ids] += self.bias
         for processor in self.params.processors:
             logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
+        candidates = self._largest(logits) if self.greedy else Candidates(logits)
         if self.greedy:
-            return self._largest(logits)
-        candidates = Candidates(logits)
+            if trace is not None:
+                trace.look(candidates, "temperature")
+            return candidates
         check_largest(candidates.max())
         for sampler in self.chain:
             sampler.apply(candidates)
+            if trace is not None:
+                trace.look(candidates, NAMES.get(type(sampler), ""))
         return candidates
 
     def _largest(self, logits: np.ndarray) -> Candidates:
@@ -158,6 +176,26 @@ class Sampler:
         best = int(np.argmax(candidates.logits))  # the first of equals; the first NaN if there is one
         check_largest(float(candidates.logits[best]))
         return Candidates(candidates.logits[best : best + 1], np.array([best]), is_sorted=True)
+
+
+class Trace:
+    """Which sampler cut which of the watched tokens."""
+
+    def __init__(self, watched: list[int]) -> None:
+        self.watched = watched
+        self.alive = set(watched)
+        self.cut: dict[int, float | str] = {}
+        self.n = 0  # candidates at the last look
+
+    def look(self, candidates: Candidates, name: str) -> None:
+        """Note what the sampler ``name`` has dropped."""
+        if candidates.ids is None or len(candidates) == self.n:
+            return
+        self.n = len(candidates)
+        ids = candidates.ids if self.n <= SCAN else candidates.ids[np.isin(candidates.ids, list(self.alive))]
+        gone = self.alive.difference(ids.tolist())
+        self.cut.update(dict.fromkeys(gone, name))
+        self.alive -= gone
 
 
 class Punish:
@@ -214,11 +252,10 @@ def check_largest(largest: float) -> None:
         )
 
 
-def reported(candidates: Candidates, token: int, n_probs: int) -> Sampled:
-    """``token`` with its log probability among ``candidates`` and the ``n_probs`` most probable ones."""
+def reported(candidates: Candidates, token: int, likeliest: np.ndarray) -> Sampled:
+    """``token`` with its log probability among ``candidates`` and those at the positions ``likeliest``."""
     logits = candidates.logits
-    log_sum = candidates.max() + float(np.log(candidates.weights().sum(dtype=np.float64)))
-    index = candidates.largest(min(n_probs, len(candidates))) if n_probs else np.array([], np.int64)
-    top = tuple((candidates.token(int(i)), float(logits[i]) - log_sum) for i in index)
+    log_sum = candidates.log_sum()
+    top = tuple((candidates.token(int(i)), float(logits[i]) - log_sum) for i in likeliest)
     position = token if candidates.ids is None else int(np.flatnonzero(candidates.ids == token)[0])
     return Sampled(token, float(logits[position]) - log_sum, top)
