@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgellm.generation import Generation, GenerationChunk, TokenLogprob
     from edgellm.llm import LLM, load
     from edgellm.sampling import SamplingParams
-    from edgellm.scoring import ContinuationScore
+    from edgellm.scoring import TextScore
     from edgellm.tokenizer import Tokenizer
 
 # public name -> the module that defines it
@@ -48,7 +48,7 @@ _HOMES = {
     "TokenLogprob": "generation",
     "Timings": "engine_requests",
     "SamplingParams": "sampling",
-    "ContinuationScore": "scoring",
+    "TextScore": "scoring",
     "Message": "chat_template",
     "ChatTemplate": "chat_template",
     "Tokenizer": "tokenizer",
@@ -71,7 +71,6 @@ __all__ = [
     "ChatTemplate",
     "ClosedError",
     "ContextFullError",
-    "ContinuationScore",
     "Conversation",
     "DownloadError",
     "EdgeLLMError",
@@ -86,6 +85,7 @@ __all__ = [
     "ParameterError",
     "SamplingParams",
     "TemplateError",
+    "TextScore",
     "Timings",
     "TokenLogprob",
     "Tokenizer",

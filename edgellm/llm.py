@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Executor, Hook, Program
     from edgellm.memory import MemoryNeed
-    from edgellm.scoring import ContinuationScore
+    from edgellm.scoring import TextScore
     from edgellm.tokenizer import Tokenizer
 
     Messages = Sequence[Message | Mapping[str, Any]]
@@ -222,15 +222,30 @@ class LLM:
 
         return token_logprobs(self.engine, self.tokenizer, self._text_ids(text), top)
 
-    def score(self, prompt: str, continuation: str) -> ContinuationScore:
-        """How likely ``continuation`` is after ``prompt``: the sum of its log-probabilities, and whether greedy."""
+    def score(self, text: str | Sequence[int]) -> TextScore:
+        """The log-probability of every token of a text after those before it, as numpy arrays."""
+        from edgellm.scoring import score_ids
+
+        return score_ids(self.engine, self._text_ids(text))
+
+    def loglikelihood(self, context: str, continuation: str) -> TextScore:
+        """How likely ``continuation`` is after ``context``: ``logprob`` in all, ``is_greedy``, and token by token.
+
+        As lm-evaluation-harness asks it: blanks at the end of the context count to the continuation, and after an
+        empty context stands BOS, or EOS where the vocabulary has no BOS.
+        """
         from edgellm.scoring import score_continuation
 
-        return score_continuation(self.engine, self.prompt_ids(prompt), self.prompt_ids(prompt + continuation))
+        kept = context.rstrip()
+        known, whole = self.prompt_ids(kept), self.prompt_ids(context + continuation)
+        if not known:
+            first = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+            known, whole = [first or 0], [first or 0, *whole]
+        return score_continuation(self.engine, known, whole)
 
     def perplexity(self, text: str | Sequence[int], n_ctx: int = 512) -> float:
         """exp of the mean negative log-likelihood, by llama-perplexity's procedure (second half of each chunk)."""
-        from edgellm.scoring import perplexity
+        from edgellm.perplexity import perplexity
 
         return perplexity(self.engine, self.tokenizer, self._text_ids(text), n_ctx)
 

@@ -1,8 +1,7 @@
-"""How likely a text is to the model: log-probabilities token by token, of a continuation, and perplexity."""
+"""How likely a text is to the model, token by token, and how likely a continuation is after a context."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from edgellm.formats.errors import ParameterError
 from edgellm.generation import TokenLogprob
+from edgellm.perplexity import ROWS, log_softmax
 
 if TYPE_CHECKING:
     from edgellm.engine import Engine
@@ -18,18 +18,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ContinuationScore:
-    """Sum of the natural log-probabilities of ``n_tokens``, and whether greedy decoding would have written them."""
+class TextScore:
+    """Tokens as the model sees them coming, each after those before it.
 
-    logprob: float
-    greedy: bool
-    n_tokens: int
+    tokens     (n,) int32 ids
+    logprobs   (n,) float32 natural log-probabilities; NaN for a first token with nothing before it
+    best       (n,) int32, the likeliest id in that place; -1 for a first token with nothing before it
+    """
 
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    best: np.ndarray
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """(n, n_vocab) float32 log-probabilities; the sum is taken in float64."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    @property
+    def logprob(self) -> float:
+        """The sum: ln p of the whole."""
+        return float(np.nansum(self.logprobs, dtype=np.float64))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would have written it."""
+        foretold = self.best >= 0
+        return bool((self.best[foretold] == self.tokens[foretold]).all())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood of the tokens that have one."""
+        return float(np.exp(-np.nanmean(self.logprobs, dtype=np.float64)))
 
 
 def following_logprobs(engine: Engine, ids: Sequence[int], top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +54,7 @@ def following_logprobs(engine: Engine, ids: Sequence[int], top: int = 0) -> tupl
     """
     top = max(1, min(top, engine.executor.program.n_vocab))
 
-    def reduce(start: int, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def reduce_rows(start: int, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         targets = np.asarray(ids[start + 1 : start + 1 + len(logits)], np.int64)
         table = log_softmax(logits[: len(targets)])
         best = np.argpartition(table, -top, axis=-1)[:, -top:] if top > 1 else table.argmax(axis=-1)[:, None]
@@ -51,8 +66,11 @@ def following_logprobs(engine: Engine, ids: Sequence[int], top: int = 0) -> tupl
             np.take_along_axis(values, order, -1),
         )
 
-    parts = list(engine.score(ids, reduce))
-    chosen, best, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    def reduce(start: int, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+        parts = [reduce_rows(start + i, logits[i : i + ROWS]) for i in range(0, len(logits), ROWS)]
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    chosen, best, values = (np.concatenate(column) for column in zip(*engine.score(ids, reduce), strict=True))
     return chosen, best, values
 
 
@@ -69,29 +87,25 @@ def token_logprobs(engine: Engine, tokenizer: Tokenizer, ids: Sequence[int], top
     return rows
 
 
-def score_continuation(engine: Engine, prompt: Sequence[int], whole: Sequence[int]) -> ContinuationScore:
-    """The part of ``whole`` after ``prompt``, whose ids are taken to begin it."""
-    n = len(whole) - len(prompt)
-    if n < 1 or not prompt:
+def score_ids(engine: Engine, ids: Sequence[int]) -> TextScore:
+    """Every token of a text; the first has nothing before it."""
+    if len(ids) == 0:
+        return TextScore(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    chosen, best, _ = following_logprobs(engine, ids)
+    return TextScore(
+        np.asarray(ids, np.int32),
+        np.concatenate([[np.nan], chosen]).astype(np.float32),
+        np.concatenate([[-1], best[:, 0]]).astype(np.int32),
+    )
+
+
+def score_continuation(engine: Engine, context: Sequence[int], whole: Sequence[int]) -> TextScore:
+    """The part of ``whole`` after ``context``, whose ids are taken to begin it."""
+    n = len(whole) - len(context)
+    if n < 1 or not context:
         raise ParameterError(
-            f"The prompt has {len(prompt)} tokens, prompt and continuation together {len(whole)}. Both must have some."
+            f"The context has {len(context)} tokens, context and continuation together {len(whole)}. Both must have "
+            "some."
         )
-    chosen, best, _ = following_logprobs(engine, whole)
-    greedy = bool((best[-n:, 0] == np.asarray(whole[-n:])).all())
-    return ContinuationScore(float(chosen[-n:].sum(dtype=np.float64)), greedy, n)
-
-
-def perplexity(engine: Engine, tokenizer: Tokenizer, ids: Sequence[int], n_ctx: int) -> float:
-    """llama-perplexity's figure: chunks of ``n_ctx`` tokens, the first replaced by BOS, the second half scored."""
-    n_chunks = len(ids) // n_ctx
-    if n_chunks < 1 or n_ctx < 4:
-        raise ParameterError(f"The text has {len(ids)} tokens. It must have at least n_ctx, which is {n_ctx}.")
-    prefix = list(tokenizer.special.prefix[:1])
-    total, count = 0.0, 0
-    for chunk in range(n_chunks):
-        tokens = list(ids[chunk * n_ctx : (chunk + 1) * n_ctx])
-        tokens[: len(prefix)] = prefix
-        scored = following_logprobs(engine, tokens)[0][n_ctx // 2 :]
-        total -= float(scored.sum(dtype=np.float64))
-        count += len(scored)
-    return math.exp(total / count)
+    score = score_ids(engine, whole)
+    return TextScore(score.tokens[-n:], score.logprobs[-n:], score.best[-n:])

@@ -16,10 +16,11 @@ FLOORS = (
     ("formats", "paths"),
     ("kernels",),
     ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine"),
-    ("engine", "engine_requests"),
+    ("engine", "engine_batch", "engine_requests"),
     ("tokenizer", "chat_template", "stop"),
     ("web", "download", "file_lock", "sources", "catalogue", "model_card"),
-    ("generation", "loading", "scoring", "conversation", "llm", ""),  # "" is `import edgellm`, the library's face
+    # "" is `import edgellm`, the library's face
+    ("generation", "loading", "scoring", "perplexity", "divergence", "conversation", "llm", ""),
     ("cli", "__main__", "bench", "doctor", "server", "quantize", "tui"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

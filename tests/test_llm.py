@@ -183,7 +183,7 @@ def test_logprobs_of_an_answer_and_of_a_text_agree(llm: edgellm.LLM) -> None:
         assert (row.token, row.bytes, row.text) == (entry.token, entry.bytes, entry.text)
         assert row.logprob == pytest.approx(entry.logprob, abs=2e-3)
         assert [t.token for t in row.top] == [t.token for t in entry.top]
-    score = llm.score("the word", " and")
+    score = llm.loglikelihood("the word", " and")
     assert score.logprob == pytest.approx(
         sum(row.logprob for row in llm.logprobs("the word and")[len(ids) :]), abs=1e-4
     )
