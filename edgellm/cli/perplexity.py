@@ -58,9 +58,9 @@ def command(
     against: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how well a model foretells a text, by llama-perplexity's procedure.
+    """Measure how well a model foretells a text.
 
-    The text is cut into chunks that start from nothing; the tokens of the second half of each are scored. With
+    llama-perplexity's procedure: chunks start from nothing, the tokens of the second half of each are scored. With
     --kl-divergence or --against it also shows how far the answers stand from those of a base.
 
     \b
