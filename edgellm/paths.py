@@ -1,6 +1,6 @@
-"""Where edgellm keeps things on this machine: models, the user's own settings, what can be made again.
+"""Where edgellm keeps things on this machine: models, chats, the user's own settings, what can be made again.
 
-``EDGELLM_HOME`` puts all three under one folder; without it they stand where the operating system wants them.
+``EDGELLM_HOME`` puts all of them under one folder; without it they stand where the operating system wants them.
 """
 
 from __future__ import annotations
@@ -32,3 +32,9 @@ def cache_dir() -> Path:
     """What may be deleted at any time."""
     home = _home()
     return home / "cache" if home else platformdirs.user_cache_path("edgellm", appauthor=False)
+
+
+def sessions_dir() -> Path:
+    """Chats, and what is kept to go on with them at once. For the user's eyes only."""
+    home = _home()
+    return home / "sessions" if home else platformdirs.user_data_path("edgellm", appauthor=False) / "sessions"
