@@ -6,7 +6,7 @@ interrupt in a caller never leaves a half-written cache, and a caller that leave
 
 A request is its tokens. Whatever the cache does not hold yet is computed, at most ``executor.max_tokens`` at a time;
 when nothing is missing the next token is sampled and becomes the one that is missing. Prefill, decode and the return
-of a request whose blocks were given to another are the same step. Requests take turns, one step each.
+of a request whose blocks were given to another are the same step, and requests share it (engine_batch.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgellm import kv_cache
-from edgellm.engine_requests import CancelFlag, GenerationRequest, Progress, Request, ScoringRequest, Step, TokenSampler
+from edgellm.engine_batch import Share, make_batch, rooms
+from edgellm.engine_requests import (
+    CancelFlag,
+    Errand,
+    GenerationRequest,
+    Progress,
+    Request,
+    ScoringRequest,
+    Step,
+    TokenSampler,
+)
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
-from edgellm.kernels.program import Batch, Executor, Hook
+from edgellm.kernels.program import Executor, Hook
 from edgellm.kv_cache import KVCache
 
 LEAD = 2  # steps computed ahead of the caller: the next one runs while the caller works on the last
@@ -119,6 +128,18 @@ class Engine:
         try:
             while (item := self._take(request)) is not None:
                 yield item
+        finally:
+            self._drop(request)
+
+    def call(self, function: Callable[[KVCache, Executor], T]) -> T:
+        """The result of ``function(cache, executor)``, run on the engine's thread between two steps.
+
+        Nothing else touches either while it runs. ParameterError on the engine's own thread, ClosedError after close.
+        """
+        request = Errand(self._lock, function)
+        self._submit(request)
+        try:
+            return self._take(request)[0]
         finally:
             self._drop(request)
 
@@ -286,8 +307,8 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            while (request := self._next()) is not None:
-                self._advance(request)
+            while requests := self._next():
+                self._advance(requests)
         except BaseException as error:  # our own mistake; nobody may wait for ever because of it
             with self._lock:
                 self._thread = None
@@ -295,8 +316,8 @@ class Engine:
                     self._end(request, error)
             raise
 
-    def _next(self) -> Request | None:
-        """The request whose turn it is; None when there is nothing left to do."""
+    def _next(self) -> list[Request]:
+        """The requests that share the next step; none when there is nothing left to do."""
         with self._lock:
             while True:
                 for request in [r for r in self._requests if r.stopped]:
@@ -306,24 +327,82 @@ class Engine:
                         self._end(request, ClosedError("The model was closed while it answered. Load it again."))
                 if not self._requests:
                     self._thread = None
-                    return None
+                    return []
                 now = perf_counter()
-                for request in self._requests:
-                    if len(request.mailbox) < LEAD and request.not_before <= now:
-                        self._requests.remove(request)
-                        self._requests.append(request)
-                        return request
+                ready = [r for r in self._requests if len(r.mailbox) < LEAD and r.not_before <= now]
+                if ready:
+                    turn = ready[:1] if ready[0].alone else [r for r in ready if not r.alone]
+                    self._requests = [r for r in self._requests if r not in turn] + turn
+                    return turn
                 self._work.wait(POLL_S)
 
-    def _advance(self, request: Request) -> None:
+    def _advance(self, requests: list[Request]) -> None:
+        """One step for all of these; each gets what comes of its own tokens."""
+        if isinstance(requests[0], Errand):
+            self._hand_over(requests[0], requests[0].run(self))
+            return
+        started = perf_counter()
+        shares = self._shares(requests)
+        if not shares:
+            return
+        try:
+            logits = self.executor.run(make_batch(shares), shares[0].request.hook)
+        except NumericError as error:
+            if len(shares) == 1:
+                self._deliver(shares[0].request, [], error)
+            else:  # find out whose it is
+                for share in shares:
+                    self._advance([share.request])
+            return
+        except BaseException as error:
+            for share in shares:
+                self._deliver(share.request, [], error)
+            return
+        for share in shares:
+            self.cache.commit(share.sequence, share.tokens)
+        seconds, end = perf_counter() - started, 0
+        for share in shares:
+            end += share.n_outputs
+            mine = logits[end - share.n_outputs : end]
+            self._hand_over(share.request, share.request.receive(self, mine, seconds))
+
+    def _shares(self, requests: list[Request]) -> list[Share]:
+        """What each of the requests brings to the next step, with blocks reserved for it."""
+        for request in requests:
+            if request.sequence is None:
+                request.sequence = self.cache.open(request.tokens, shared=request.shared)
+        shares = []
+        given = list(rooms(requests, self.executor.max_tokens))
+        for request in set(requests) - {request for request, _ in given}:
+            assert request.sequence is not None
+            if request.sequence.length == request.sequence.n_reused:  # look again next time: there may be more to find
+                self.cache.release(request.sequence)
+                request.sequence = None
+        for request, room in given:
+            if request.sequence is None:  # an older one has just taken its blocks
+                continue
+            tokens, n_outputs = request.next_tokens(self, room)
+            try:
+                self._reserve(request, len(tokens))
+                shares.append(Share(request, request.sequence, tokens, n_outputs))
+            except _NoRoom:
+                request.not_before = perf_counter() + POLL_S
+            except BaseException as error:
+                self._deliver(request, [], error)
+        return [share for share in shares if share.request.sequence is share.sequence]
+
+    def _hand_over(self, request: Request, work: Iterator[Any]) -> None:
+        """Do a request's own part of a step and give the caller what comes of it."""
         items: list[Any] = []
         error: BaseException | None = None
         try:
-            items.extend(request.advance(self))
-        except _NoRoom:
-            request.not_before = perf_counter() + POLL_S
+            items.extend(work)
         except BaseException as raised:
             error = raised
+        self._deliver(request, items, error)
+
+    def _deliver(self, request: Request, items: list[Any], error: BaseException | None) -> None:
+        """Put items into the caller's mailbox; the request ends with its last one or with an error."""
         with self._lock:
             request.mailbox.extend(items)
             if len(request.mailbox) >= LEAD:
@@ -346,31 +425,6 @@ class Engine:
         request.ready.notify()
         if DEBUG:
             print(request.summary(), file=sys.stderr, flush=True)
-
-    def sequence_of(self, request: Request) -> kv_cache.Sequence:
-        """The request's place in the cache, opened anew when it has none or lost it."""
-        if request.sequence is None:
-            request.sequence = self.cache.open(request.tokens, shared=request.shared)
-        return request.sequence
-
-    def compute(self, request: Request, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
-        """Run the next tokens of a request; logits (n_outputs, n_vocab) of the last ones, all finite."""
-        sequence = request.sequence
-        assert sequence is not None and tokens, "nothing to compute"
-        self._reserve(request, len(tokens))
-        n = len(tokens)
-        outputs = np.zeros(n, bool)
-        outputs[n - n_outputs :] = True
-        batch = Batch(
-            tokens=np.array(tokens, np.int32),
-            positions=np.arange(sequence.length, sequence.length + n, dtype=np.int32),
-            sequences=np.zeros(n, np.int32),
-            outputs=outputs,
-            tables=tuple(table[None] for table in sequence.tables),
-        )
-        logits = self.executor.run(batch, request.hook)
-        self.cache.commit(sequence, tokens)
-        return logits
 
     def _reserve(self, request: Request, n: int) -> None:
         """Blocks for n tokens, if need be those of a younger or an idle request, which then computes them again."""

@@ -117,18 +117,10 @@ class Progress(NamedTuple):
 
 
 class EngineRoom(Protocol):
-    """What a request uses of the engine while it runs a step."""
+    """What a request uses of the engine."""
 
     executor: Executor
     cache: KVCache
-
-    def sequence_of(self, request: Request) -> kv_cache.Sequence:
-        """The request's place in the cache, opened anew if need be."""
-        ...
-
-    def compute(self, request: Request, tokens: Sequence[int], n_outputs: int) -> np.ndarray:
-        """Run the next tokens; logits (n_outputs, n_vocab) of the last ones."""
-        ...
 
 
 class Request:
@@ -156,8 +148,22 @@ class Request:
         """Whether the caller wants no more of it."""
         return self.cancelled or (self.cancel is not None and self.cancel.is_set())
 
-    def advance(self, engine: EngineRoom) -> Iterator[Any]:
-        """Run one step; give what the caller shall have."""
+    @property
+    def n_missing(self) -> int:
+        """Tokens that the cache does not hold."""
+        return len(self.tokens) - (self.sequence.length if self.sequence is not None else 0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must have its steps to itself: a hook sees whole buffers."""
+        return self.hook is not None
+
+    def next_tokens(self, engine: EngineRoom, room: int) -> tuple[Sequence[int], int]:
+        """The tokens to compute in the next step, at most ``room``, and how many of the last ones want logits."""
+        raise NotImplementedError
+
+    def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
+        """Those tokens are computed, in a step of so many seconds; give what the caller shall have."""
         raise NotImplementedError
 
     def cancelled_item(self) -> Any:
@@ -194,21 +200,24 @@ class GenerationRequest(Request):
         self.submitted = perf_counter()
         self.prompt_s = self.generation_s = self.first_s = 0.0
 
-    def advance(self, engine: EngineRoom) -> Iterator[Any]:
-        started = perf_counter()
-        sequence = engine.sequence_of(self)
+    def next_tokens(self, engine: EngineRoom, room: int) -> tuple[Sequence[int], int]:
+        assert self.sequence is not None
         if self.reused is None:
-            self.reused = sequence.n_reused
-        missing = self.tokens[sequence.length : sequence.length + engine.executor.max_tokens]
-        complete = sequence.length + len(missing) == len(self.tokens)
-        logits = engine.compute(self, missing, 1 if complete and self.limit else 0)
+            self.reused = self.sequence.n_reused
+        missing = self.tokens[self.sequence.length : self.sequence.length + room]
+        complete = self.sequence.length + len(missing) == len(self.tokens)
+        return missing, 1 if complete and self.limit else 0
+
+    def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
+        assert self.sequence is not None
+        started, length = perf_counter(), self.sequence.length
         if self.reports and not self.generated:
-            yield Progress(min(sequence.length, self.n_prompt), self.n_prompt)
+            yield Progress(min(length, self.n_prompt), self.n_prompt)
         step = self._sample(engine, logits[0]) if len(logits) else None
-        self._count(perf_counter() - started, step is not None)
+        self._count(seconds + perf_counter() - started, step is not None)
         if step is not None:
             yield step._replace(timings=self.timings())
-        elif complete:
+        elif length == len(self.tokens):
             yield Step(None, None, "length", self.timings())
 
     def _sample(self, engine: EngineRoom, logits: np.ndarray) -> Step:
@@ -274,19 +283,50 @@ class ScoringRequest(Request):
         self.reduce = reduce
         self.done = 0
 
-    def advance(self, engine: EngineRoom) -> Iterator[Any]:
-        sequence = engine.sequence_of(self)
-        start = sequence.length
+    @property
+    def alone(self) -> bool:
+        return True
+
+    def next_tokens(self, engine: EngineRoom, room: int) -> tuple[Sequence[int], int]:
+        assert self.sequence is not None
+        start = self.sequence.length
         if start < self.done:  # its blocks were given away
-            engine.compute(self, self.tokens[start : min(self.done, start + engine.executor.max_tokens)], 0)
-            return
-        n = min(engine.executor.max_tokens, max(1, SCORE_NBYTES // (4 * engine.executor.program.n_vocab)))
+            return self.tokens[start : min(self.done, start + room)], 0
+        n = min(room, max(1, SCORE_NBYTES // (4 * engine.executor.program.n_vocab)))
         missing = self.tokens[start : start + n]
-        result = self.reduce(start, engine.compute(self, missing, len(missing)))
-        self.done = sequence.length
+        return missing, len(missing)
+
+    def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
+        assert self.sequence is not None
+        if not len(logits):
+            return
+        result = self.reduce(self.done, logits)
+        self.done = self.sequence.length
         yield result
-        if sequence.length == len(self.tokens):
+        if self.done == len(self.tokens):
             yield None
 
     def cancelled_item(self) -> None:
         return None
+
+
+class Errand(Request):
+    """A caller's function that wants the executor and the cache to itself, between two steps."""
+
+    shared = False
+
+    def __init__(self, lock: threading.Lock, function: Callable[[KVCache, Executor], Any]) -> None:
+        super().__init__(lock, (), None)
+        self.function = function
+
+    @property
+    def alone(self) -> bool:
+        return True
+
+    def run(self, engine: EngineRoom) -> Iterator[Any]:
+        """The function's result in a tuple, then the end."""
+        yield (self.function(engine.cache, engine.executor),)
+        yield None
+
+    def summary(self) -> str:
+        return "edgellm: the engine was lent out"

@@ -31,16 +31,17 @@ def n_blocks_of(n_tokens: int) -> int:
     return -(-n_tokens // BLOCK_TOKENS)
 
 
-def pool_blocks(windows: SequenceOf[int], n_ctx: int, max_tokens: int) -> tuple[int, ...]:
-    """Blocks that each window group needs for one sequence of ``n_ctx`` tokens, computed ``max_tokens`` at a time.
+def pool_blocks(windows: SequenceOf[int], n_ctx: int, max_tokens: int, n_parallel: int = 1) -> tuple[int, ...]:
+    """Blocks that each window group needs for ``n_parallel`` sequences of ``n_ctx`` tokens at once.
 
-    Full attention: the whole context and one copied block. A window: the window, the chunk that is being computed,
-    and room for the ends of a few other prompts, so that coming back to them costs nothing; never more than the whole.
+    Full attention: the whole contexts and one copied block. A window: the windows, the step that is being computed
+    (``max_tokens`` of all sequences together), and room for the ends of a few other prompts, so that coming back to
+    them costs nothing; never more than the whole.
     """
-    whole = n_blocks_of(n_ctx) + 1
+    whole = n_parallel * n_blocks_of(n_ctx) + 1
     counts = []
     for window in windows:
-        live = n_blocks_of(window) + n_blocks_of(max_tokens) + 3
+        live = n_parallel * (n_blocks_of(window) + 2) + n_blocks_of(max_tokens) + 1
         counts.append(min(whole, live + SPARE_WINDOWS * (n_blocks_of(window) + 1)) if window else whole)
     return tuple(counts)
 

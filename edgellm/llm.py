@@ -44,6 +44,7 @@ def load(
     chat_template: str | None = None,
     kv_overrides: Mapping[str, Any] | None = None,
     max_tokens_per_step: int = 512,
+    n_parallel: int = 1,
     force: bool = False,
     progress: loading.LoadProgress | None = None,
 ) -> LLM:
@@ -60,12 +61,16 @@ def load(
     chat_template   Jinja text or a known name, in place of the file's template
     kv_overrides    metadata values in place of the file's
     max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower
+    n_parallel      conversations at once whose keys and values are all kept in full. More may run; what does not fit is
+                    computed again. Answers that run together share their steps: sixteen cost little more than one
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
     Raises ModelNotFoundError, DownloadError, FormatError, UnsupportedError, MemoryWouldExceedError, ParameterError.
     """
-    options = loading.LoadOptions(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force)
+    options = loading.LoadOptions(
+        n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel
+    )
     return LLM(loading.open_model(name_or_path, options, progress))
 
 

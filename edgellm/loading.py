@@ -43,12 +43,14 @@ class LoadOptions:
     kv_overrides: Mapping[str, Any] | None = None
     max_tokens_per_step: int = 512
     force: bool = False
+    n_parallel: int = 1
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("n_ctx", 0, MAX_CONTEXT),
             ("n_threads", 1, 1024),
             ("max_tokens_per_step", 1, 1 << 16),
+            ("n_parallel", 1, 4096),
         ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or not least <= value <= most):
@@ -134,7 +136,7 @@ def choose_context(program: Program, options: LoadOptions) -> int:
     low, high = min(trained, LEAST_CONTEXT), trained
     while low < high:  # the most that fits
         middle = (low + high + 1) // 2
-        if estimate(program, 0, middle, options.max_tokens_per_step).kv <= budget:
+        if estimate(program, 0, middle, options.max_tokens_per_step, options.n_parallel).kv <= budget:
             low = middle
         else:
             high = middle - 1
@@ -153,7 +155,7 @@ def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptio
         packed = {*FLOAT, *QUANTIZED}
     unpacked = (tensor for tensor in program.tensors.values() if tensor.quant.name not in packed)
     weights = gguf.nbytes + sum(4 * len(tensor.data) * tensor.shape[-1] for tensor in unpacked)
-    return estimate(program, weights, n_ctx, options.max_tokens_per_step)
+    return estimate(program, weights, n_ctx, options.max_tokens_per_step, options.n_parallel)
 
 
 def start_engine(
@@ -161,7 +163,8 @@ def start_engine(
 ) -> tuple[Engine, int]:
     """The pool, the executor over it, and the engine that owns both; the number of threads."""
     max_tokens = min(options.max_tokens_per_step, n_ctx)
-    pool = KVPool(program.kv_layers, program.windows, pool_blocks(program.windows, n_ctx, max_tokens))
+    blocks = pool_blocks(program.windows, n_ctx, max_tokens, options.n_parallel)
+    pool = KVPool(program.kv_layers, program.windows, blocks)
     executor: Executor
     n_threads = options.n_threads or default_threads()
     if options.executor == "reference":

@@ -39,7 +39,7 @@ class MemoryNeed:
     """Bytes that a loaded model takes when its context is full.
 
     weights   the mapped file; the system can drop these pages and read them again
-    kv        keys and values of ``n_ctx`` tokens
+    kv        keys and values of all contexts
     work      the buffers of one step
     process   what the program itself takes
     """
@@ -55,9 +55,11 @@ class MemoryNeed:
         return self.weights + self.kv + self.work + self.process
 
 
-def estimate(program: Program, weights_nbytes: int, n_ctx: int, max_tokens: int = 512) -> MemoryNeed:
-    """What ``program`` will need with a context of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
-    blocks = pool_blocks(program.windows, n_ctx, max_tokens)
+def estimate(
+    program: Program, weights_nbytes: int, n_ctx: int, max_tokens: int = 512, n_parallel: int = 1
+) -> MemoryNeed:
+    """What ``program`` will need for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
+    blocks = pool_blocks(program.windows, n_ctx, max_tokens, n_parallel)
     kv = pool_nbytes(program.kv_layers, program.windows, blocks)
     rows = {"tokens": max_tokens, "outputs": 1}
     work = sum(4 * buffer.width * rows[buffer.rows] for buffer in program.buffers.values())

@@ -56,7 +56,8 @@ def _logits(seen: list[list[tuple[int, int]]]) -> np.ndarray:
 
 
 class FakeExecutor:
-    """See the module. ``fail`` raises in the next step, ``poison`` finds NaN in each, ``pause_s`` makes a step last."""
+    """See the module. ``fail`` raises in the next step, ``poison`` finds NaN in each, ``poisonous`` is a token after
+    which there is NaN, ``pause_s`` makes a step last."""
 
     def __init__(self, program: Program, pool: KVPool, max_tokens: int = 512) -> None:
         self.program = program
@@ -65,6 +66,7 @@ class FakeExecutor:
         self.batches: list[int] = []
         self.fail: BaseException | None = None
         self.poison = False
+        self.poisonous: int | None = None  # a token that makes NaN of its sequence's logits
         self.pause_s = 0.0
         self.closed = 0
         self._inside = threading.Lock()
@@ -82,7 +84,7 @@ class FakeExecutor:
             self._store(batch)
             rows = [self._read(batch, i) for i in np.flatnonzero(batch.outputs)]
             logits = np.array(rows, np.float32).reshape(-1, N_VOCAB)
-            if self.poison and len(logits):
+            if (self.poison and len(logits)) or self.poisonous in batch.tokens[batch.outputs]:
                 raise NumericError("a logit is NaN")
             return logits
         finally:

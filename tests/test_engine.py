@@ -16,7 +16,9 @@ from fake_executor import N_VOCAB, FakeExecutor, expected_logits, expected_token
 
 from edgellm import engine as engine_module
 from edgellm.engine import Engine
+from edgellm.engine_batch import PROMPT_TOKENS_BESIDE
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
+from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kv_cache import KVCache, pool_blocks
 
 HANG_S = 60.0
@@ -281,6 +283,103 @@ def test_progress_counts_up_to_the_whole_prompt(engine: Engine) -> None:
     seen: list[tuple[int, int]] = []
     list(engine.generate(prompt_of(1, 40), Greedy(), max_tokens=3, progress=lambda *p: seen.append(p)))
     assert seen == [(16, 40), (32, 40), (40, 40)]
+
+
+def test_answers_share_their_steps_and_each_is_as_if_alone(engine: Engine) -> None:
+    prompts = [prompt_of(seed, 5 + seed) for seed in range(8)]
+    answers = run_together(engine, prompts, 30)
+    assert answers == [expected_tokens(prompt, 30) for prompt in prompts]
+    assert max(engine.executor.batches) >= 8
+    # far fewer steps than 8 x 30
+    assert len(engine.executor.batches) < 8 * 30 / 2
+
+
+def test_a_long_prompt_does_not_stop_the_answers_of_others() -> None:
+    engine = make_engine(n_ctx=4096, chunk=512)
+    prompts = [prompt_of(1, 10), prompt_of(2, 2000)]
+    assert run_together(engine, prompts, 40) == [expected_tokens(prompt, 40) for prompt in prompts]
+    mixed = [n for n in engine.executor.batches if 2 < n < 512]
+    assert PROMPT_TOKENS_BESIDE + 1 in mixed
+    engine.close()
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 40)])
+def test_one_prompt_asked_many_times_at_once_is_computed_once(windows: tuple[int, ...]) -> None:
+    engine = make_engine(windows, n_ctx=512, chunk=512, n_blocks=(60,) * len(windows))
+    prompt = prompt_of(1, 200)
+    assert run_together(engine, [prompt] * 6, 10) == [expected_tokens(prompt, 10, windows)] * 6
+    assert sum(engine.executor.batches) < 200 + 6 * (BLOCK_TOKENS + 10)
+    wait_until_idle(engine)
+    engine.cache.check([])
+    engine.close()
+
+
+def test_nan_in_one_answer_ends_that_one_alone(engine: Engine) -> None:
+    seeds = (s for s in range(100) if 96 not in prompt_of(s, 20) + expected_tokens(prompt_of(s, 20), 10))
+    good = [prompt_of(next(seeds), 20) for _ in range(4)]
+    bad = [96] * 3
+    engine.executor.poisonous = 96
+    answers = run_together(engine, [*good, bad], 10)
+    assert answers[:4] == [expected_tokens(prompt, 10) for prompt in good]
+    assert isinstance(answers[4], NumericError)
+
+
+def test_an_answer_with_a_hook_has_its_steps_to_itself(engine: Engine) -> None:
+    seen: list[int] = []
+    plain_run = engine.executor.run
+
+    def run_and_note(batch, hook=None):
+        if hook is not None:
+            seen.append(len(np.unique(batch.sequences)))
+        return plain_run(batch, hook)
+
+    engine.executor.run = run_and_note
+    prompts = [prompt_of(seed, 20) for seed in range(3)]
+    options = [{}, {"hook": lambda i, op, read: None}, {}]
+    assert run_together(engine, prompts, 10, options) == [expected_tokens(prompt, 10) for prompt in prompts]
+    assert set(seen) == {1}
+
+
+def test_a_function_runs_between_two_steps_and_its_result_or_error_comes_back(engine: Engine) -> None:
+    inside: list[str] = []
+
+    def look(cache: KVCache, executor: FakeExecutor) -> int:
+        inside.append(threading.current_thread().name)
+        return cache.n_ctx
+
+    assert engine.call(look) == engine.n_ctx
+    answer = engine.generate(prompt_of(1, 40), Greedy(), max_tokens=5)
+    first = next(answer).token
+    assert engine.call(look) == engine.n_ctx
+    assert engine.call(lambda cache, executor: None) is None
+    assert [first, *(step.token for step in answer)] == expected_tokens(prompt_of(1, 40), 5)
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda cache, executor: 1 // 0)
+    assert set(inside) == {"edgellm-engine"}
+    engine.close()
+    with pytest.raises(ClosedError):
+        engine.call(look)
+
+
+def run_together(engine: Engine, prompts: list[list[int]], n: int, options: list[dict] | None = None) -> list:
+    """The answers of requests that all stand in line before the first step; an error in place of one that failed."""
+    answers: list = [None] * len(prompts)
+
+    def work(i: int) -> None:
+        try:
+            answers[i] = run(engine, prompts[i], n, **(options[i] if options else {}))
+        except NumericError as error:
+            answers[i] = error
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+    pause, engine.executor.pause_s = engine.executor.pause_s, 0.05
+    for thread in threads:
+        thread.start()
+    until(lambda: len(engine._requests) == len(prompts))
+    engine.executor.pause_s = pause
+    for thread in threads:
+        thread.join(HANG_S)
+    return answers
 
 
 def test_an_executor_error_reaches_the_caller_and_leaves_the_engine_usable(engine: Engine) -> None:
