@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 
 from edgellm.formats.errors import ParameterError
+from edgellm.kernels.cpu import neon
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,31 @@ class Isa:
     primitives: str  # LLVM IR
 
 
-FORMS = ("avx512_vnni", "avx2", "portable")
-"""Best first. ``portable`` is for every other CPU: NEON on Arm, SSE2 on old x86."""
+FORMS = ("avx512_vnni", "avx2", "neon", "portable")
+"""Best first. ``neon`` is for every 64-bit Arm, ``portable`` for all other CPUs and SSE2 on old x86."""
 
 _NEEDS = {
     "avx512_vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c"),
     "avx2": ("avx2", "fma", "f16c"),
+    "neon": ("neon",),
     "portable": (),
 }
+
+_WIDER = ("avx512", "avx10", "amx", "avxvnni", "evex512", "sve", "sme")
 
 
 @functools.cache
 def host_features() -> dict[str, bool]:
-    """What LLVM says this CPU has; empty where it cannot tell."""
+    """What LLVM says this CPU has; on 64-bit Arm at least NEON, which it does not find on every system."""
+    always = {"neon": True} if _is_arm(llvm.get_process_triple()) else {}
     try:
-        return dict(llvm.get_host_cpu_features())
+        return dict(llvm.get_host_cpu_features()) | always
     except RuntimeError:
-        return {}
+        return always
+
+
+def _is_arm(triple: str) -> bool:
+    return triple.startswith(("aarch64", "arm64"))
 
 
 def available_forms() -> list[str]:
@@ -65,7 +74,7 @@ def detect(form: str | None = None) -> Isa:
     features = host_features()
     flags = dict(features)
     if form != "avx512_vnni":  # keep LLVM from using wider registers than the form is named for
-        flags = {k: v and not k.startswith(("avx512", "avx10", "amx", "avxvnni", "evex512")) for k, v in flags.items()}
+        flags = {k: v and not k.startswith(_WIDER) for k, v in flags.items()}
     if form == "portable" and "sse2" in features:
         flags = {k: v and k in ("sse", "sse2", "cx8", "cmov", "fxsr", "mmx", "64bit", "x87") for k, v in flags.items()}
     text = ",".join(("+" if on else "-") + name for name, on in sorted(flags.items()))
@@ -75,7 +84,7 @@ def detect(form: str | None = None) -> Isa:
 
 def primitives(form: str, features: dict[str, bool], triple: str) -> str:
     """LLVM IR that defines every ``edgellm.*`` function that simd.py declares."""
-    is_arm = triple.startswith(("aarch64", "arm64"))
+    is_arm = _is_arm(triple)
     is_x86 = triple.startswith(("x86_64", "i686", "amd64"))
     parts = [_MADD[form], _COMPARE]
     parts.append(_FMA if is_arm or features.get("fma") else _MUL_ADD)
@@ -133,7 +142,8 @@ define <8 x i32> @"edgellm.madd8"(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b) 
   %r = add <8 x i32> %acc, %p
   ret <8 x i32> %r
 }}""",
-    # LLVM knows this pattern: pmaddwd on SSE2, smull and addp on NEON
+    "neon": neon.MADD,
+    # LLVM knows this pattern: pmaddwd on SSE2
     "portable": _portable_madd("madd", 16) + _portable_madd("madd8", 8),
 }
 

@@ -306,7 +306,7 @@ def _declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
 madd_i16 = _declared("madd", i32x16, i32x16, i16x32, i16x32)
 """madd_i16(acc, a, b): lane j of acc plus a[2j] b[2j] + a[2j+1] b[2j+1], exact in int32."""
 madd_i16x16 = _declared("madd8", i32x8, i32x8, i16x16, i16x16)
-"""The same for 16 pairs in 8 lanes."""
+"""The 16 products added to 8 lanes, those of each half to its own four; to which of the four, the form decides."""
 fma_f32x8, fma_f32x16 = (
     _declared("fma8", f32x8, f32x8, f32x8, f32x8),
     _declared("fma16", f32x16, f32x16, f32x16, f32x16),
