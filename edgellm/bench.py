@@ -1,7 +1,8 @@
 """Tokens per second, measured as llama-bench measures them: the executor alone, without tokenizer and sampler.
 
 ``pp512`` reads a prompt of 512 random tokens in steps of ``n_ubatch``; ``tg128`` computes 128 tokens one after the
-other; ``@ d512`` does it behind 512 tokens that are already in the cache. A warm-up comes first and is not counted.
+other; ``@ d512`` does it behind 512 tokens that are already in the cache; ``x 16`` makes 16 texts grow together, a token
+each in every step, and counts the tokens of all. A warm-up comes first and is not counted.
 Reading a prompt is bound by arithmetic, decoding by memory: so a decode test also states the bytes that it must read
 for a token, as a share of what a plain loop over memory reads in that time.
 """
@@ -12,7 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,22 +32,28 @@ N_UBATCH = 512
 
 @dataclass(frozen=True)
 class BenchTest:
-    """``n_prompt`` tokens read, then ``n_gen`` tokens made, behind ``n_depth`` tokens in the cache."""
+    """``n_prompt`` tokens read, then ``n_gen`` tokens made, behind ``n_depth`` tokens in the cache.
+
+    n_parallel   sequences of which each step makes one token; a test with several reads no prompt
+    """
 
     n_prompt: int
     n_gen: int
     n_depth: int = 0
+    n_parallel: int = 1
 
     @property
     def name(self) -> str:
         """llama-bench's word for it, such as ``tg128 @ d512``."""
         work = "+".join(f"{kind}{n}" for kind, n in (("pp", self.n_prompt), ("tg", self.n_gen)) if n)
+        if self.n_parallel > 1:
+            work += f" x {self.n_parallel}"
         return f"{work} @ d{self.n_depth}" if self.n_depth else work
 
     @property
     def n_tokens(self) -> int:
         """Tokens counted, those before them left out."""
-        return self.n_prompt + self.n_gen
+        return self.n_prompt + self.n_gen * self.n_parallel
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ class BenchResult:
 
     @property
     def bandwidth_share(self) -> float | None:
-        """The part of the memory bandwidth that decoding reaches; None for a test that reads a prompt."""
-        if self.test.n_prompt or not self.read_bandwidth:
+        """The part of the memory bandwidth that decoding one text reaches; None for other tests."""
+        if self.test.n_prompt or self.test.n_parallel > 1 or not self.read_bandwidth:
             return None
         return self.mean * self.bytes_per_token / self.read_bandwidth
 
@@ -111,6 +118,7 @@ class BenchResult:
             "n_prompt": self.test.n_prompt,
             "n_gen": self.test.n_gen,
             "n_depth": self.test.n_depth,
+            "n_parallel": self.test.n_parallel,
             "test_time": self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "avg_ns": round(statistics.fmean(nanoseconds)),
             "stddev_ns": round(statistics.stdev(nanoseconds)) if len(nanoseconds) > 1 else 0,
@@ -125,13 +133,17 @@ class BenchResult:
 
 
 def bench_tests(
-    n_prompts: Sequence[int], n_gens: Sequence[int], depths: Sequence[int], pairs: Sequence[tuple[int, int]] = ()
+    n_prompts: Sequence[int],
+    n_gens: Sequence[int],
+    depths: Sequence[int],
+    pairs: Sequence[tuple[int, int]] = (),
+    parallel: Sequence[int] = (1,),
 ) -> list[BenchTest]:
-    """The tests that lists of ``-p``, ``-n``, ``-d`` and ``-pg`` ask for, in llama-bench's order. A 0 asks for none."""
+    """The tests that lists of ``-p``, ``-n``, ``-d``, ``-pg`` and ``-np`` ask for, in llama-bench's order; 0 is none."""
     tests = []
     for depth in depths:
         tests += [BenchTest(n, 0, depth) for n in n_prompts if n]
-        tests += [BenchTest(0, n, depth) for n in n_gens if n]
+        tests += [BenchTest(0, n, depth, together) for n in n_gens if n for together in parallel]
         tests += [BenchTest(p, g, depth) for p, g in pairs if p + g]
     return tests
 
@@ -149,8 +161,11 @@ def run_tests(
     on_start: Callable[[BenchTest], None] | None = None,
 ) -> Iterator[BenchResult]:
     """Run each test ``repetitions`` times; ``make_executor(pool, n_threads)`` makes what is measured."""
-    n_ctx = max(test.n_depth + test.n_tokens for test in tests)
-    blocks = [math.ceil(n_ctx / BLOCK_TOKENS)] * len(program.windows)
+    n_ctx = max(test.n_depth + test.n_prompt + test.n_gen for test in tests)
+    most = max(
+        test.n_parallel * math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS) for test in tests
+    )
+    blocks = [most] * len(program.windows)
     pool = KVPool(program.kv_layers, program.windows, blocks)
     executor = make_executor(pool, n_threads)
     tokens = np.random.default_rng(0).integers(0, program.n_vocab, n_ctx, dtype=np.int32)
@@ -174,28 +189,42 @@ def _run_test(
     read_bandwidth: float | None,
 ) -> BenchResult:
     """One test; what lies behind its depth is overwritten by every repetition, which the causal mask allows."""
-    _read(executor, tokens[: test.n_depth], 0, n_ubatch)
+    n_blocks = math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS)
+    for sequence in range(test.n_parallel):
+        _read(executor, tokens[: test.n_depth], 0, n_ubatch, sequence * n_blocks)
     if warmup:
         _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
-        _generate(executor, tokens, test.n_depth, min(test.n_gen, 4))
+        _generate(executor, tokens, test.n_depth, min(test.n_gen, 4), test.n_parallel, n_blocks)
     seconds = []
     for _ in range(repetitions):
         started = time.perf_counter()
         _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
-        _generate(executor, tokens, test.n_depth + test.n_prompt, test.n_gen)
+        _generate(executor, tokens, test.n_depth + test.n_prompt, test.n_gen, test.n_parallel, n_blocks)
         seconds.append(time.perf_counter() - started)
     middle = test.n_depth + test.n_prompt + test.n_gen // 2
     return BenchResult(test, n_threads, tuple(seconds), bytes_per_token(executor.program, middle), read_bandwidth)
 
 
-def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int) -> None:
+def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, first_block: int = 0) -> None:
+    """The tokens from position ``start`` on of a sequence whose blocks begin at ``first_block``."""
     for i in range(0, len(tokens), n_ubatch):
-        executor.run(Batch.single(executor.program, tokens[i : i + n_ubatch], start + i, "last"))
+        batch = Batch.single(executor.program, tokens[i : i + n_ubatch], start + i, "last")
+        executor.run(replace(batch, tables=tuple(table + first_block for table in batch.tables)))
 
 
-def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int) -> None:
+def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_parallel: int, n_blocks: int) -> None:
+    """n steps of one token for each of ``n_parallel`` sequences with ``n_blocks`` blocks."""
+    sequences = np.arange(n_parallel, dtype=np.int32)
+    table = np.arange(n_parallel * n_blocks, dtype=np.int32).reshape(n_parallel, n_blocks)
     for i in range(start, start + n):
-        executor.run(Batch.single(executor.program, tokens[i : i + 1], i))
+        batch = Batch(
+            tokens=np.take(tokens, np.arange(i, i + n_parallel), mode="wrap"),
+            positions=np.full(n_parallel, i, np.int32),
+            sequences=sequences,
+            outputs=np.ones(n_parallel, bool),
+            tables=(table,) * len(executor.program.windows),
+        )
+        executor.run(batch)
 
 
 def bytes_per_token(program: Program, n_cached: int) -> int:

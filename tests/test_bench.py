@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgellm import bench
@@ -92,6 +93,7 @@ def test_tests_have_llama_benchs_names_and_order() -> None:
         "pp64+tg16 @ d512",
     ]
     assert bench_tests([0], [0], [0]) == []
+    assert [test.name for test in bench_tests([8], [4], [0], parallel=[1, 16])] == ["pp8", "tg4", "tg4 x 16"]
 
 
 def test_a_result_is_mean_and_sample_deviation_of_the_rates() -> None:
@@ -111,6 +113,28 @@ def test_what_is_measured_is_the_prompt_in_steps_then_one_token_at_a_time(model_
     once = [(3, 2, 1), (5, 2, 1), (7, 1, 1), (8, 1, 1), (9, 1, 1)]
     assert batches == [(0, 2, 1), (2, 1, 1), *once, *once]
     assert len(results) == 1 and len(results[0].seconds) == 2
+
+
+def test_texts_that_grow_together_give_a_token_each_in_every_step(model_path: Path) -> None:
+    with GGUFFile.open(model_path) as gguf:
+        program = build_program(gguf)
+        test = BenchTest(0, 3, 33, n_parallel=4)
+        seen: list[Batch] = []
+
+        class Noting(ReferenceExecutor):
+            def run(self, batch: Batch, hook: Any = None) -> Any:
+                seen.append(batch)
+                return super().run(batch, hook)
+
+        list(
+            run_tests(program, [test], lambda pool, n: Noting(program, pool), n_threads=1, repetitions=1, warmup=False)
+        )
+    assert [len(batch) for batch in seen] == [33, 33, 33, 33, 4, 4, 4]
+    assert all((batch.positions == 33 + i).all() and batch.outputs.all() for i, batch in enumerate(seen[4:]))
+    # a text's own blocks, the ones that its tokens before were written to
+    assert [seen[4].tables[0][i, 0] for i in range(4)] == [batch.tables[0][0, 0] for batch in seen[:4]]
+    assert len(np.unique(seen[4].tables[0])) == 8
+    assert test.name == "tg3 x 4 @ d33" and test.n_tokens == 12
 
 
 def test_the_warm_up_is_run_and_not_counted(model_path: Path) -> None:

@@ -59,6 +59,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option("-n", "--n-gen", "n_gen", default="128", show_default=True, metavar="LIST", help="Tokens to make.")
 @click.option("-pg", "pairs", multiple=True, metavar="PP,TG", help="Read PP tokens and make TG in one test.")
 @click.option("-d", "--n-depth", "n_depth", default="0", show_default=True, metavar="LIST", help="Tokens in the cache.")
+@click.option("-np", "--parallel", default="1", show_default=True, metavar="LIST", help="Texts that grow together.")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times for each test.")
 @click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: physical cores]")
 @click.option(
@@ -70,8 +71,8 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, **options: Any) -> None:
     """Measure tokens per second, as llama-bench does.
 
-    pp512 reads a prompt of 512 tokens, tg128 makes 128 tokens, "@ d512" does it behind 512 tokens in the cache. A
-    LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not counted. The last line of
+    pp512 reads a prompt of 512 tokens, tg128 makes 128 tokens, "@ d512" does it behind 512 tokens in the cache, "x 16"
+    for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not counted. The last line of
     output is JSON under llama-bench's names. The column "bandwidth" is the share of this machine's memory bandwidth
     that decoding reaches: the bytes a token must read, against a plain loop over memory.
 
@@ -79,6 +80,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     Examples:
       edgellm bench -m smollm2
       edgellm bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2 -r 3
+      edgellm bench -m model.gguf -p 0 -n 64 -np 1,4,16
     """
     from edgellm.catalogue import DEFAULT_MODEL
 
@@ -109,6 +111,7 @@ def _bench_model(
     n_gen: str,
     pairs: tuple[str, ...],
     n_depth: str,
+    parallel: str,
     repetitions: int,
     threads: str | None,
     n_ubatch: int,
@@ -120,7 +123,10 @@ def _bench_model(
     from edgellm.cores import default_threads
     from edgellm.machine import read_bandwidth
 
-    tests = bench_tests(parse_list(n_prompt), parse_list(n_gen), parse_list(n_depth), _parse_pairs(pairs))
+    together = parse_list(parallel)
+    if not all(1 <= n <= n_ubatch for n in together):
+        raise click.UsageError(f"-np is {parallel}; a step of {n_ubatch} tokens makes 1 to {n_ubatch} texts grow.")
+    tests = bench_tests(parse_list(n_prompt), parse_list(n_gen), parse_list(n_depth), _parse_pairs(pairs), together)
     if not tests:
         raise click.UsageError("there is nothing to measure: -p and -n are both 0. Give one of them.")
     counts = parse_list(threads) if threads else [default_threads()]
