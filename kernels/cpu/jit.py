@@ -43,8 +43,21 @@ def portable_ir(name: str, function: Any) -> str:
 
 def compile_ir(name: str, ir_text: str, isa: Isa) -> bytes:
     """Link the primitives in, optimise, and emit an object for the ISA's target."""
+    machine, module = _optimised(name, ir_text, isa)
+    return bytes(machine.emit_object(module))
+
+
+def assembly(name: str, ir_text: str, isa: Isa) -> str:
+    """The same as text, to read."""
+    machine, module = _optimised(name, ir_text, isa)
+    return str(machine.emit_assembly(module))
+
+
+def _optimised(name: str, ir_text: str, isa: Isa) -> tuple[llvm.TargetMachine, llvm.ModuleRef]:
+    # Where macOS runs on Arm, LLVM's loader gives a call no stub, and libc is too far for a direct one
+    codemodel = "large" if isa.triple.startswith(("arm64-apple", "aarch64-apple")) else "small"
     machine = llvm.Target.from_triple(isa.triple).create_target_machine(
-        cpu=isa.cpu, features=isa.features, opt=3, reloc="pic", codemodel="small", jit=True
+        cpu=isa.cpu, features=isa.features, opt=3, reloc="pic", codemodel=codemodel, jit=True
     )
     module = llvm.parse_assembly(_retarget(ir_text, isa.triple, str(machine.target_data)))
     primitives = llvm.parse_assembly(isa.primitives)
@@ -61,7 +74,7 @@ def compile_ir(name: str, ir_text: str, isa: Isa) -> bytes:
         f.name for f in module.functions if f.is_declaration and f.name not in _LIBC and not _is_intrinsic(f.name)
     ]
     assert not foreign, f"kernel {name} calls {foreign}, which only numba's process has"
-    return bytes(machine.emit_object(module))
+    return machine, module
 
 
 def _retarget(ir_text: str, triple: str, layout: str) -> str:
