@@ -21,7 +21,7 @@ import click
 from edgellm.cli.output import EXIT_INTERRUPTED, error_block, use_utf8
 from edgellm.formats.errors import EdgeLLMError
 
-COMMANDS = ("run", "chat", "pull", "list", "show", "rm", "verify", "doctor", "bench", "perplexity")
+COMMANDS = ("run", "chat", "pull", "list", "show", "rm", "verify", "doctor", "bench", "perplexity", "imatrix", "compare")
 """Each is ``command`` in the file of the same name, in the order in which ``--help`` shows them."""
 
 EXIT_BROKEN_PIPE = 141

@@ -99,7 +99,7 @@ def command(
                 else:
                     result = _alone(own, ids, chunks, written)
     figures = {"model": path.name, "text": text.name if text else None, "executor": executor, **result}
-    click.echo(json.dumps(figures) if as_json else fields(_lines(result)))
+    click.echo(json.dumps(figures) if as_json else fields(figure_lines(result)))
 
 
 def _alone(model: ChunkModel, ids: Sequence[int], chunks: Sequence[Chunk], written: Path | None) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def told_comparison(steps: Iterable[Comparison], n: int) -> dict[str, Any]:
     return Comparison.joined(parts).figures()
 
 
-def _lines(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def figure_lines(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The figures as people read them."""
 
     def value(name: str, form: str = ".6f", scale: float = 1.0) -> str:
@@ -191,10 +191,10 @@ def _lines(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "chunks", f"{result['chunks']} of {result['n_ctx']} tokens, {result['scored']} tokens scored"
     yield "perplexity", value("perplexity", ".4f")
     if "mean_kl" in result:
-        yield from comparison_lines(result, value)
+        yield from _comparison_lines(result, value)
 
 
-def comparison_lines(result: dict[str, Any], value: Any) -> Iterator[tuple[str, str]]:
+def _comparison_lines(result: dict[str, Any], value: Any) -> Iterator[tuple[str, str]]:
     """The figures of a comparison as people read them."""
     yield "of the base", value("base_perplexity", ".4f")
     yield "ln(ratio)", value("ln_perplexity_ratio")

@@ -1,0 +1,98 @@
+"""``edgellm compare``: what differs between two model files, and how far apart their answers are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgellm.cli.models import open_file
+from edgellm.cli.output import fields, human_bytes, table
+from edgellm.cli.perplexity import TEXT_FILE, figure_lines, told_comparison
+
+
+@click.command("compare")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("-f", "--file", "text", type=TEXT_FILE, help="Compare the answers over this text too; A is the base.")
+@click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a chunk."
+)
+@click.option("--chunks", "n_chunks", type=click.IntRange(1), default=None, help="Stop after so many.  [default: all]")
+@click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="[default: physical cores]")
+@click.option("--executor", type=click.Choice(["cpu", "reference"]), default="cpu", help="What computes.")
+@click.option("--no-tensors", is_flag=True, help="Leave the table of tensors out.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+def command(
+    a: str,
+    b: str,
+    text: Path | None,
+    n_ctx: int,
+    n_chunks: int | None,
+    n_threads: int | None,
+    executor: str,
+    no_tensors: bool,
+    as_json: bool,
+) -> None:
+    """Compare two model files.
+
+    Metadata, tensors, types, the error of each tensor of B against A (NMSE: squared error over squared values), and
+    with a text how far B's answers stand from A's.
+
+    \b
+    Examples:
+      edgellm compare model-f16.gguf model-q4_k_m.gguf
+      edgellm compare model-f16.gguf model-q4_k_m.gguf -f text.txt --no-tensors
+    """
+    from edgellm.quantize.compare import metadata_changes, tensor_differences, tensor_errors
+
+    with open_file(a) as first, open_file(b) as second:
+        result: dict[str, Any] = {
+            "a": first.path.name,
+            "b": second.path.name,
+            "nbytes": [first.nbytes, second.nbytes],
+            "metadata": [dict(zip(("key", "a", "b"), row, strict=True)) for row in metadata_changes(first, second)],
+            "differences": [dict(zip(("name", "what"), row, strict=True)) for row in tensor_differences(first, second)],
+            "tensors": [],
+        }
+        if not no_tensors:
+            result["tensors"] = [
+                {"name": e.name, "a": e.quants[0], "b": e.quants[1], "n": e.n, "nmse": e.nmse, "worst": e.worst}
+                for e in tensor_errors(first, second)
+            ]
+        paths = first.path, second.path
+    if text is not None:
+        result["answers"] = _answers(paths, text, n_ctx, n_chunks, n_threads, executor)
+    click.echo(json.dumps(result) if as_json else _as_text(result))
+
+
+def _answers(
+    paths: tuple[Path, Path], text: Path, n_ctx: int, n_chunks: int | None, n_threads: int | None, executor: str
+) -> dict[str, Any]:
+    from edgellm.divergence import compare_models
+    from edgellm.perplexity import ChunkModel
+
+    with (
+        ChunkModel(paths[0], n_ctx, executor=executor, n_threads=n_threads) as base,
+        ChunkModel(paths[1], n_ctx, executor=executor, n_threads=n_threads) as own,
+    ):
+        chunks = own.chunks(own.ids(text.read_text(encoding="utf-8")), n_chunks)
+        figures = told_comparison(compare_models(own, base, chunks), len(chunks))
+    return {"n_ctx": n_ctx, "chunks": len(chunks)} | figures
+
+
+def _as_text(result: dict[str, Any]) -> str:
+    sizes = " -> ".join(human_bytes(n) for n in result["nbytes"])
+    parts = [fields([("A", result["a"]), ("B", result["b"]), ("size", sizes)])]
+    if result["metadata"]:
+        parts.append(table(("key", "A", "B"), [(r["key"], r["a"], r["b"]) for r in result["metadata"]]))
+    if result["differences"]:
+        parts.append(table(("tensor", "difference"), [(r["name"], r["what"]) for r in result["differences"]]))
+    if result["tensors"]:
+        rows = [(r["name"], r["a"], r["b"], f"{r['nmse']:.3e}", f"{r['worst']:.3e}") for r in result["tensors"]]
+        parts.append(table(("tensor", "A", "B", "NMSE", "worst"), rows, right=(3, 4)))
+    if "answers" in result:
+        parts.append(fields(figure_lines(result["answers"])))
+    return "\n\n".join(parts)
