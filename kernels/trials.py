@@ -247,7 +247,6 @@ SKETCHES: dict[str, Callable[[Sketch], None]] = {
     "select_outputs": _select_outputs,
     "store_kv": _store_kv,
     "attention": _attention,
-    "attention_merge": _attention,
     **{f"gated_{kind}": partial(_gated_unit, activation=kind) for kind in ("silu", "gelu")},
     **{f"matmul_{quant.lower()}": partial(_matmul, quant=quant) for quant in (*QUANTIZED, *FLOAT)},
     **{f"embed_{quant.lower()}": partial(_embed, quant=quant) for quant in (*QUANTIZED, *FLOAT)},

@@ -13,15 +13,13 @@ import numpy as np
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.kernels.cpu import jit, kernel_table, layout
+from edgellm.kernels.cpu.attention_work import AttentionWork
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress
 from edgellm.kernels.cpu.lowering import MAX_OUTPUTS, lower
 from edgellm.kernels.cpu.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.cpu.verified_kernels import verified_kernels
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
-from edgellm.kernels.program import Attention, Batch, Hook, Program
-
-SPLIT_TOKENS = 8
-"""Batches up to this size share out a long context among the threads (attention.py)."""
+from edgellm.kernels.program import Batch, Hook, Program
 
 
 class CPUExecutor:
@@ -56,26 +54,15 @@ class CPUExecutor:
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}
         self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
-        self._attention = [op for op in program.ops if isinstance(op, Attention)]
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)
         self._step = np.zeros(layout.STEP_FIELDS, np.int64)
-        groups = [op.n_heads // self._layer(op).n_kv_heads for op in self._attention] or [1]
-        head_dim = max((self._layer(op).head_dim_v for op in self._attention), default=0)
-        self._tile_tokens = layout.tile_tokens(max(groups))
-        self._state_floats = layout.state_floats(head_dim)
-        self._max_heads = max((op.n_heads for op in self._attention), default=1)
-        attention = layout.attention_scratch_nbytes(max(groups), self._tile_tokens, head_dim)
-        per_thread = -(-max(layout.matmul_scratch_nbytes(max_tokens), attention) // 4096) * 4096
+        self._work = AttentionWork(program, pool, n_threads)
+        per_thread = -(-max(layout.matmul_scratch_nbytes(max_tokens), self._work.scratch_nbytes) // 4096) * 4096
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self._set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
-        self._partials = np.zeros(0, np.float32)
-        self._partial_record = np.zeros(2, np.int64)
         self._alive: list[np.ndarray] = []
         self._closed = False
-
-    def _layer(self, op: Attention):
-        return self.pool.layers[op.layer]
 
     def _set(self, **fields: int) -> None:
         for name, value in fields.items():
@@ -147,34 +134,12 @@ class CPUExecutor:
         pairs = np.array([[t.ctypes.data, t.shape[1]] for t in tables], np.int64)
         angles = [rope.table(arrays[1]) for rope in self.program.ropes.values()]
         ropes = np.array([[cos.ctypes.data, sin.ctypes.data] for cos, sin in angles], np.int64)
-        spans = self._spans(arrays[2])
         self._set(
             N_TOKENS=len(batch), N_OUTPUTS=0, TOKENS=arrays[0].ctypes.data, POSITIONS=arrays[1].ctypes.data,
             SEQUENCES=arrays[2].ctypes.data, TABLES=pairs.ctypes.data, ROPES=ropes.ctypes.data,
-            SPANS=spans.ctypes.data, N_SPANS=len(spans), PARTIALS=self._split(arrays[1]),
+            **self._work.plan(arrays[1], _starts(arrays[2]), arrays[2]),
         )  # fmt: skip
-        self._alive = [*arrays, *tables, pairs, ropes, spans, *(a for pair in angles for a in pair)]
-
-    def _spans(self, sequences: np.ndarray) -> np.ndarray:
-        """Attention tiles: (first token, tokens, sequence), never across two sequences."""
-        tile = self._tile_tokens
-        spans = [
-            (first, min(tile, stop - first), sequences[start])
-            for start, stop in itertools.pairwise(_starts(sequences))
-            for first in range(start, stop, tile)
-        ]
-        return np.array(spans, np.int32)
-
-    def _split(self, positions: np.ndarray) -> int:
-        """Address of the partials record when few tokens see a long context, else 0."""
-        cuts = int(positions.max()) // (layout.CUT_BLOCKS * BLOCK_TOKENS) + 1
-        if len(positions) > SPLIT_TOKENS or cuts == 1:
-            return 0
-        floats = len(positions) * self._max_heads * cuts * self._state_floats
-        if self._partials.size < floats:
-            self._partials = np.zeros(2 * floats, np.float32)
-        self._partial_record[:] = self._partials.ctypes.data, cuts
-        return self._partial_record.ctypes.data
+        self._alive = [*arrays, *tables, pairs, ropes, *(a for pair in angles for a in pair)]
 
     # ---- what the kernels take on trust ------------------------------------------------------------------------------
 

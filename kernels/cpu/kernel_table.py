@@ -21,7 +21,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         for name in ("rms_norm", "quantize", "rope", "add", "select_outputs", "store_kv")
     },
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
-    **{name: ("attention", name, None) for name in ("attention", "attention_merge")},
+    "attention": ("attention", "attention", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},

@@ -26,11 +26,12 @@ SEQUENCES = 32  # int32, row of the block tables
 OUTPUT_ROWS = 40  # int32, the tokens that want logits
 TABLES = 48  # int64 pairs per window: address of the int32 (n_sequences, max_blocks) table, and its row length
 ROPES = 56  # int64 pairs per rope: addresses of cos and sin, float32 (n_tokens, n_dims / 2)
-SPANS = 64  # int32 triples per attention tile: first token, tokens, sequence
-N_SPANS = 72
+PARTS = 64  # int64 pairs per window: address of the parts of attention (below), and how many
+PARTS_DONE = 72  # int64 per (tile, head of the cache): parts done, zero between two ops
 SCRATCH = 80  # scratch of thread 0
 SCRATCH_NBYTES = 88  # of one thread
-PARTIALS = 96  # attention over a long context, split: see attention.py
+PARTIALS = 96  # states of the cuts of divided tiles: (token, cut) x (head, row), see attention.py
+PARTIAL_NBYTES = 104  # of one (token, cut)
 STEP_FIELDS = 16
 
 ROW_ALIGN = 16  # floats
@@ -66,10 +67,22 @@ def matmul_scratch_nbytes(max_tokens: int) -> int:
     return EDGE + max_tokens * PANEL_ROWS * 4
 
 
-# ---- attention: tiles, cuts, and a row's state (attention.py)
+# ---- attention: tiles, their parts, and a row's state (attention.py, attention_work.py)
 
 TILE_ROWS = 32  # tokens times the query heads that share a head of the cache
-CUT_BLOCKS = 8  # blocks of 32 positions
+CUT_BLOCKS = 4  # blocks of 32 positions
+
+# byte offsets in a part, int32: first token of its tile, then
+PART_TOKENS = 4  # of the tile
+PART_SEQUENCE = 8
+PART_CUT = 12  # first cut of the part
+PART_CUTS = 16  # cuts of the part
+PART_OF = 20  # parts of the tile
+PART_TILE_CUT = 24  # first cut of the tile
+PART_TILE_CUTS = 28  # cuts of the tile
+PART_PARTIAL = 32  # of the tile's states in PARTIALS, in (token, cut)
+PART_DONE = 36  # of the tile's counters in PARTS_DONE
+PART_NBYTES = 40
 
 
 def tile_tokens(group: int) -> int:
@@ -77,12 +90,11 @@ def tile_tokens(group: int) -> int:
     return max(1, TILE_ROWS // group)
 
 
-def state_floats(head_dim: int) -> int:
-    """Floats of one row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
-    return 16 + padded(head_dim)
+def attention_state_nbytes(head_dim: int) -> int:
+    """Bytes of one row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
+    return 64 + padded(head_dim) * 4
 
 
-def attention_scratch_nbytes(group: int, tokens: int, head_dim: int) -> int:
-    """Scratch of one thread: the softmax weights of four rows, and two states for each row of a tile."""
-    rows = -(-tokens * group // 4) * 4
-    return 4 * 32 * 4 + 2 * rows * state_floats(head_dim) * 4
+def attention_scratch_nbytes(rows: int, head_dim: int) -> int:
+    """Scratch of one thread: the weights of a cut and two states for every row of a tile and one more."""
+    return (rows + 1) * (CUT_BLOCKS * 32 * 4 + 2 * attention_state_nbytes(head_dim))

@@ -1,7 +1,7 @@
 """From a program to an op table: one row of int64 per kernel call, with every address filled in.
 
 Most ops become one row. A product with quantized weights needs its input quantized first: that row is added once for
-all products that read the same buffer (q, k and v; gate and up). Attention becomes two rows (attention.py).
+all products that read the same buffer (q, k and v; gate and up).
 
 Addresses are safe to hand to the kernels because the GGUF validator proved every tensor's range, the architecture file
 proved every shape, and the buffers are made here from the same numbers.
@@ -209,7 +209,6 @@ def _attention(low: _Lowering, op: Attention) -> None:
     arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, table, bits(op.scale))
     reads = (op.q, f"cache {op.layer}")
     low.emit("attention", *arguments, reads=reads, writes=(op.out, "partials"), alone=False)
-    low.emit("attention_merge", *arguments, reads=("partials",), writes=(op.out,), alone=False)
     low.wrote(op.out)
 
 
