@@ -144,12 +144,17 @@ class Engine:
             self._drop(request)
 
     def close(self) -> None:
-        """End all requests, stop the thread and close the executor. May be called twice, from any thread."""
+        """End all requests, stop the thread and close the executor. May be called twice.
+
+        ParameterError on the engine's own thread: a hook, a sampler or ``call`` cannot end the step it is part of.
+        """
         with self._lock:
+            thread = self._thread
+            if thread is threading.current_thread():
+                raise ParameterError("A hook closed its own model. Close it after the answer that has the hook.")
             self._closed = True
             self._work.notify_all()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None:
             thread.join()
         self._forgotten.detach()
         with self._closing:

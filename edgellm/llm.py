@@ -293,9 +293,10 @@ class LLM:
 
     def close(self) -> None:
         """End all answers, stop the threads, free weights and cache, close the file. May be called twice."""
-        model, self._model = self._model, None
+        model = self._model
         if model is not None:
             model.close()
+            self._model = None
 
     def __enter__(self) -> LLM:
         return self
@@ -304,6 +305,11 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "A loaded model holds threads and a mapped file and cannot be copied. Load it again."
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._model is None else f"{self.n_ctx} tokens of context, {self.n_threads} threads"

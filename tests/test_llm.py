@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,6 +318,18 @@ def test_a_prompt_longer_than_the_context_is_an_error_with_both_counts(llm: edge
     for ask in (llm.generate, llm.logprobs):
         with pytest.raises(edgellm.ContextFullError, match=rf"{n} tokens.* 256"):
             ask([5] * n)
+
+
+def test_a_hook_that_closes_its_model_is_refused_and_the_model_goes_on(llm: edgellm.LLM) -> None:
+    with pytest.raises(edgellm.ParameterError, match="closed its own model"):
+        greedy(llm, "the", 3, hook=lambda index, op, read: llm.close())
+    assert len(greedy(llm, "the", 3).tokens) == 3
+
+
+@pytest.mark.parametrize("copier", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_model_says_why_it_cannot_be_copied(llm: edgellm.LLM, copier: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="Load it again"):
+        copier(llm)
 
 
 def test_a_hook_changes_what_the_model_computes(llm: edgellm.LLM) -> None:
