@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Program
 
-SHARED_PARTS = {"blocks", "hparams"}  # modules here that are no architecture
+SHARED_PARTS = {"blocks", "checkpoint_form", "hparams"}  # modules here that are no architecture
 
 
 def architectures() -> list[str]:

@@ -13,6 +13,15 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.program import Program
 from edgellm.models.blocks import ProgramBuilder, feed_forward, norm_qk_heads, project_logits, project_qkv
+from edgellm.models.checkpoint_form import (
+    DECODER_LAYER,
+    QK_NORMS,
+    CheckpointConfig,
+    CheckpointForm,
+    TypedMetadata,
+    decoder_metadata,
+    refuse_activation,
+)
 from edgellm.models.hparams import (
     HParams,
     file_name,
@@ -74,3 +83,72 @@ def local_layers(gguf: GGUFFile, hp: HParams) -> list[bool]:
         return [bool(local) for local in pattern]
     period = integer(gguf, key, 6)
     return [(i + 1) % period != 0 for i in range(hp.n_layer)]
+
+
+# config.json of the first checkpoints leaves out what transformers has as a default
+CHECKPOINT_DEFAULTS = {
+    "head_dim": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "vocab_size": 262208,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+
+def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """The keys of this architecture, from config.json. UnsupportedError for a scale that GGUF has no key for."""
+    given = {key: value for key, value in config.values.items() if value is not None}
+    config = CheckpointConfig(config.folder, CHECKPOINT_DEFAULTS | given)
+    refuse_activation(config, "gelu_pytorch_tanh")
+    if config.get("final_logit_softcapping") or config.get("attn_logit_softcapping"):
+        raise config.refuse("final_logit_softcapping", "Gemma 3 models without soft caps, as they were published")
+    n_embd, n_head, n_layer = (
+        config.integer(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    scale = n_embd / n_head if n_layer == N_LAYER_27B else config.head_dim
+    if config.real("query_pre_attn_scalar") != scale:
+        raise config.refuse("query_pre_attn_scalar", f"{scale:g} for models of this shape")
+    found = decoder_metadata(config, "gemma3")
+    found["gemma3.attention.sliding_window"] = (config.integer("sliding_window"), "UINT32")
+    found |= _sliding_layers(config)
+    local = config.rope("sliding_attention") if "rope_parameters" in given else {}
+    base = config.real_of("rope_local_base_freq", local.get("rope_theta"), config.real("rope_local_base_freq"))
+    found["gemma3.rope.freq_base_swa"] = (base, "FLOAT32")
+    return found
+
+
+def _sliding_layers(config: CheckpointConfig) -> TypedMetadata:
+    """Nothing where five of six layers slide; a period, or a flag for every layer, where it is otherwise."""
+    kinds = config.get("layer_types")
+    period = config.integer("sliding_window_pattern", 6)
+    sliding = [(i + 1) % period != 0 for i in range(config.n_layer)]
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) != config.n_layer:
+            raise config.refuse("layer_types", f"one kind for each of {config.n_layer} layers")
+        sliding = [kind == "sliding_attention" for kind in kinds]
+    key = "gemma3.attention.sliding_window_pattern"
+    for period in (6, *range(1, config.n_layer + 2)):
+        if sliding == [(i + 1) % period != 0 for i in range(config.n_layer)]:
+            return {} if period == 6 else {key: (period, "UINT32")}
+    return {key: (np.array(sliding), "ARRAY[BOOL]")}
+
+
+CHECKPOINT = CheckpointForm(
+    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    model_types=("gemma3_text", "gemma3"),
+    metadata=checkpoint_metadata,
+    layer=DECODER_LAYER
+    | QK_NORMS
+    | {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+    norm_shift=1.0,
+    space_prefix=False,
+    ties_embeddings=True,
+)

@@ -17,6 +17,14 @@ from edgellm.models.blocks import (
     refuse_experts,
     rope_factors,
 )
+from edgellm.models.checkpoint_form import (
+    CheckpointConfig,
+    CheckpointForm,
+    TypedMetadata,
+    decoder_metadata,
+    llama3_frequency_factors,
+    refuse_activation,
+)
 from edgellm.models.hparams import integer, read_hparams, read_rope, real
 
 if TYPE_CHECKING:
@@ -46,3 +54,23 @@ def build(gguf: GGUFFile) -> Program:
         m.add("x", "proj", "x")
     project_logits(m)
     return m.finish()
+
+
+def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """The keys of this architecture, from config.json."""
+    refuse_activation(config, "silu")
+    found = decoder_metadata(config, "llama")
+    found["llama.vocab_size"] = (config.integer("vocab_size"), "UINT32")
+    found["llama.rope.dimension_count"] = (config.head_dim, "UINT32")
+    if config.get("model_type") == "mistral" and config.get("sliding_window") is not None:
+        found["llama.attention.sliding_window"] = (config.integer("sliding_window"), "UINT32")
+    return found
+
+
+CHECKPOINT = CheckpointForm(
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel", "MistralModel"),
+    model_types=("llama", "mistral"),
+    metadata=checkpoint_metadata,
+    pairs_heads=True,
+    extra=llama3_frequency_factors,
+)

@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING
 
 from edgellm.kernels.program import Program
 from edgellm.models.blocks import ProgramBuilder, feed_forward, norm_qk_heads, project_logits, project_qkv
+from edgellm.models.checkpoint_form import (
+    DECODER_LAYER,
+    QK_NORMS,
+    CheckpointConfig,
+    CheckpointForm,
+    TypedMetadata,
+    decoder_metadata,
+    refuse_activation,
+    refuse_sliding_layers,
+)
 from edgellm.models.hparams import read_hparams, read_rope, real
 
 if TYPE_CHECKING:
@@ -34,3 +44,18 @@ def build(gguf: GGUFFile) -> Program:
         m.add("x", "proj", "x")
     project_logits(m)
     return m.finish()
+
+
+def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """The keys of this architecture, from config.json."""
+    refuse_activation(config, "silu")
+    refuse_sliding_layers(config)
+    return decoder_metadata(config, "qwen3")
+
+
+CHECKPOINT = CheckpointForm(
+    classes=("Qwen3ForCausalLM", "Qwen3Model"),
+    model_types=("qwen3",),
+    metadata=checkpoint_metadata,
+    layer=DECODER_LAYER | QK_NORMS,
+)

@@ -28,11 +28,9 @@ class BytePairs:
         normalizer = self._normalizer(vocabulary)
         if normalizer is not None:
             self._tokenizer.normalizer = normalizer
-        steps = [_step(step) for step in self.rule.steps]
-        if self.rule.byte_level and table.BYTES not in self.rule.steps:
-            steps.append(_step(table.BYTES))
-        if steps:
-            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        cuts = pre_tokenizer_of(self.rule)
+        if cuts is not None:
+            self._tokenizer.pre_tokenizer = cuts
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``."""
@@ -49,6 +47,14 @@ class BytePairs:
         if vocabulary.pre == "whitespace" and vocabulary.flag("normalizer.lowercase", False):
             return normalizers.Lowercase()
         return normalizers.NFC() if self.rule.normalizer == "NFC" else None
+
+
+def pre_tokenizer_of(rule: table.PreTokenizer) -> pre_tokenizers.PreTokenizer | None:
+    """The steps of a rule as one pre-tokenizer of the library; None for a rule without any."""
+    steps = [_step(step) for step in rule.steps]
+    if rule.byte_level and table.BYTES not in rule.steps:
+        steps.append(_step(table.BYTES))
+    return pre_tokenizers.Sequence(steps) if steps else None
 
 
 def _step(step: str) -> pre_tokenizers.PreTokenizer:

@@ -1,0 +1,263 @@
+"""A folder with a Hugging Face checkpoint as a source: tensors under their GGUF names, and all metadata of a file."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoints import Weight, open_weights, scheme_of
+from edgellm.formats.errors import FormatError, UnsupportedError
+from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.models import architectures, build_program
+from edgellm.models.checkpoint_form import CheckpointConfig, CheckpointForm
+from edgellm.quantize.general_metadata import general_metadata
+from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
+
+QUANTIZATION_VERSION = 2  # of ggml's block layouts
+# kept by some writers, without a meaning for the weights; parts of a model that sees or hears
+IGNORED = re.compile(
+    r".*\.(rotary_emb\.inv_freq|masked_bias|input_scale|output_scale|activation_scale|[kvq]_scale|input_zero_point)"
+    r"|.*\b(vision_tower|vision_model|multi_modal_projector|audio_tower)\b.*"
+)
+
+
+def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bool = True) -> ModelSource:
+    """Open the checkpoint and prove that it is a whole model of an architecture that edgellm runs.
+
+    pre, with_json   see ``tokenizer_metadata``
+
+    FormatError with the code of what is wrong; UnsupportedError for an architecture, scheme or tokenizer that edgellm
+    does not have.
+    """
+    checkpoint = Checkpoint.open(folder)
+    architecture, form = find_form(checkpoint)
+    config = CheckpointConfig(checkpoint.folder, checkpoint.text_config)
+    scheme = scheme_of(checkpoint)
+    metadata = form.metadata(config)
+    tensors = _tensors(checkpoint, config, form, bool(scheme))
+    n_vocab = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0
+    tokenizer, notes = tokenizer_metadata(
+        checkpoint, n_vocab, space_prefix=form.space_prefix, pre=pre, with_json=with_json
+    )
+    n_params = sum(tensor.n_elements for tensor in tensors.values())
+    whole = {
+        "general.architecture": (architecture, "STRING"),
+        "general.type": ("model", "STRING"),
+        **general_metadata(checkpoint, n_params),
+        **metadata,
+        "general.quantization_version": (QUANTIZATION_VERSION, "UINT32"),
+        **tokenizer,
+    }
+    source = ModelSource(
+        Path(folder), "checkpoint", whole, tensors, n_parts=checkpoint.n_shards, scheme=scheme, notes=notes
+    )
+    _prove(source)
+    return source
+
+
+def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm]:
+    """The architecture as GGUF names it, and its form. UnsupportedError for any other model."""
+    classes = checkpoint.config.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    model_type = checkpoint.config.get("model_type")
+    known = []
+    for architecture in architectures():
+        form = importlib.import_module(f"edgellm.models.{architecture}").CHECKPOINT
+        known += [form.classes[0]]
+        if named in form.classes or (named is None and model_type in form.model_types):
+            if checkpoint.text_config.get("num_local_experts") or checkpoint.text_config.get("num_experts"):
+                raise UnsupportedError(
+                    f"{checkpoint.folder.name}: is a mixture of experts; edgellm runs dense models of its "
+                    "architecture. Take a model without experts."
+                )
+            return architecture, form
+    raise UnsupportedError(
+        f"{checkpoint.folder.name}/config.json: the model is a {short(named or model_type)}; edgellm converts "
+        f"{', '.join(known)}. Take a model of one of these.",
+        code="CHECKPOINT_ARCHITECTURE",
+    )
+
+
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _tensors(
+    checkpoint: Checkpoint, config: CheckpointConfig, form: CheckpointForm, quantized: bool
+) -> dict[str, SourceTensor]:
+    """All tensors under their GGUF names: embedding, layers in order, the output's norm and matrix."""
+    found: dict[str, SourceTensor] = {}
+    unknown = []
+    tied = config.flag("tie_word_embeddings", form.ties_embeddings)
+    for stored_name, weight in open_weights(checkpoint).items():
+        name = form.tensor_name(plain_name(stored_name), config.n_layer)
+        if name is None and not IGNORED.fullmatch(stored_name):
+            unknown.append(stored_name)
+        if name is None or (tied and name == "output.weight"):
+            continue
+        if name in found:
+            raise FormatError(f"{short(stored_name)}: two tensors are {name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR")
+        found[name] = source_tensor(name, stored_name, weight, config, form, quantized)
+    if unknown:
+        raise UnsupportedError(
+            f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {form.classes[0]} as edgellm knows it "
+            f"({', '.join(short(name) for name in unknown[:3])}{' ...' * (len(unknown) > 3)}); without them the "
+            "answers would be wrong. Take another checkpoint of the model.",
+            code="MODEL_TENSOR_UNKNOWN",
+        )
+    if config.get("tie_word_embeddings") is False and "output.weight" not in found:
+        raise FormatError(
+            f"{checkpoint.folder.name}: lm_head.weight is missing. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
+        )
+    for name, numbers in form.extra(config).items():
+        found[name] = _computed(name, numbers)
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def plain_name(name: str) -> str:
+    """The name as the class for text alone has it: a model that also sees, or has no head, spells it otherwise."""
+    name = re.sub(r"^(?:model\.)?language_model\.(?:model\.)?", "model.", name)
+    name = name.replace("model.lm_head.", "lm_head.")
+    return re.sub(r"^(?=layers\.|embed_tokens\.|norm\.)", "model.", name)
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Where a tensor stands in the file."""
+    if name.startswith("blk."):
+        _, layer, rest = name.split(".", 2)
+        return 1, int(layer), rest
+    return (0 if name.startswith(("token_embd", "rope_freqs")) else 2), 0, name
+
+
+def source_tensor(
+    name: str, stored_name: str, weight: Weight, config: CheckpointConfig, form: CheckpointForm, quantized: bool
+) -> SourceTensor:
+    """A weight with the changes that its architecture's GGUF form asks for; its numbers are proved finite when read."""
+    if not weight.shape or not all(weight.shape) or len(weight.shape) > 2:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {weight.shape}, expected a vector or a matrix. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    raw = weight.stored
+    shift = form.norm_shift if name.endswith("norm.weight") else 0.0
+    plain_floats = raw is not None and raw.kind.name in ("F32", "F16", "BF16") and len(weight.shape) == 2
+
+    def decode(start: int, stop: int) -> np.ndarray:
+        with np.errstate(invalid="ignore", over="ignore"):
+            rows = weight.decode(start, stop)
+        if not np.isfinite(rows).all():
+            row = start + int(np.flatnonzero(~np.isfinite(rows).all(axis=-1))[0])
+            raise FormatError(
+                f"{short(stored_name)}: row {row:,} holds NaN or infinity, expected numbers. {PULL_AGAIN}",
+                code="TENSOR_NAN",
+            )
+        return rows + np.float32(shift) if shift else rows
+
+    def stored(start: int, stop: int) -> np.ndarray:
+        if raw is None or not plain_floats:
+            return np.ascontiguousarray(decode(start, stop)).view(np.uint8)
+        decode(start, stop)  # for its proof
+        return raw.raw.reshape(weight.shape[0], -1)[start:stop]
+
+    tensor = SourceTensor(
+        name,
+        weight.shape,
+        QUANT_TYPES[raw.kind.name if raw is not None and plain_floats else "F32"],
+        decode,
+        stored,
+        quantized=quantized and raw is None,
+    )
+    n_heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(name.split(".")[-2])
+    if form.pairs_heads and n_heads:
+        n_head = config.integer(n_heads, config.integer("num_attention_heads"))
+        tensor = _with_paired_heads(tensor, n_head, stored_name)
+    return tensor
+
+
+def _with_paired_heads(tensor: SourceTensor, n_head: int, stored_name: str) -> SourceTensor:
+    """The rows of every head reordered, so that rotated pairs, half a head apart in transformers, are neighbours."""
+    n = tensor.shape[0]
+    if n % (2 * n_head):
+        raise FormatError(
+            f"{short(stored_name)}: has {n:,} rows, expected an even number for each of {n_head} heads. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    head = n // n_head
+    order = np.arange(head).reshape(2, -1).T.reshape(-1)
+
+    def reordered(read: Any) -> Any:
+        if len(tensor.shape) == 1:
+            whole = (np.arange(n_head)[:, None] * head + order).reshape(-1)
+            return lambda start, stop: _elements(read(start, stop), n)[:, whole].reshape(stop - start, -1)
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            first, last = start // head, -(-stop // head)  # whole heads
+            heads = read(first * head, last * head)
+            found = heads.reshape(last - first, head, -1)[:, order].reshape(heads.shape)
+            return found[start - first * head : stop - first * head]
+
+        return rows
+
+    return replace(tensor, decode=reordered(tensor.decode), stored=reordered(tensor.stored))
+
+
+def _elements(row: np.ndarray, n: int) -> np.ndarray:
+    """A vector's numbers (1, n), or its bytes as (1, n, 4), fit to be reordered."""
+    return row if row.shape[-1] == n and row.dtype != np.uint8 else row.reshape(len(row), n, -1)
+
+
+def _computed(name: str, numbers: np.ndarray) -> SourceTensor:
+    row = np.ascontiguousarray(numbers, np.float32).reshape(1, -1)
+    return SourceTensor(
+        name,
+        numbers.shape,
+        QUANT_TYPES["F32"],
+        lambda start, stop: row[start:stop],
+        lambda start, stop: row[start:stop].view(np.uint8),
+    )
+
+
+# -- proof -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ShapeOnly:
+    """What an architecture asks of a tensor while it builds its program."""
+
+    tensor: SourceTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def dequantize(self) -> np.ndarray:
+        return self.tensor.rows()
+
+
+@dataclass(frozen=True)
+class _AsFile:
+    """The converted model before it is one."""
+
+    path: Path
+    architecture: str
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, _ShapeOnly]
+
+
+def _prove(source: ModelSource) -> None:
+    """Every tensor is there in the shape that the metadata demand: the architecture builds its program."""
+    file: Any = _AsFile(
+        source.path,
+        source.architecture,
+        {key: value for key, (value, _) in source.metadata.items()},
+        {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()},
+    )
+    build_program(file)

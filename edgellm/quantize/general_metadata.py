@@ -1,0 +1,113 @@
+"""The ``general.*`` keys of a converted checkpoint: name, size, licence, origin, recommended sampling.
+
+From config.json, generation_config.json and the head of the model card, under the names llama.cpp's converter uses.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from edgellm.formats.checkpoint import Checkpoint
+
+MAX_CARD_NBYTES = 1 << 20
+MAX_CARD_HEAD = 1 << 16  # characters
+MAX_TEXT = 1000
+MAX_LIST = 100
+
+TypedMetadata = dict[str, tuple[Any, str]]
+
+# generation_config.json -> general.sampling.*
+SAMPLING = {
+    "top_k": ("top_k", "INT32"),
+    "top_p": ("top_p", "FLOAT32"),
+    "min_p": ("min_p", "FLOAT32"),
+    "temperature": ("temp", "FLOAT32"),
+}
+
+
+def general_metadata(checkpoint: Checkpoint, n_params: int) -> TypedMetadata:
+    """All that is known; nothing for what the files leave out."""
+    card = _card(checkpoint)
+    found = _sampling(checkpoint)
+    found["general.name"] = (_title(checkpoint), "STRING")
+    found["general.size_label"] = (size_label(n_params), "STRING")
+    for key, name in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
+        value = card.get(key)
+        if isinstance(value, list):
+            value = ",".join(_texts(value))
+        if isinstance(value, str):
+            found[f"general.{name}"] = (value[:MAX_TEXT], "STRING")
+    found |= _base_models(card)
+    tags = _texts(card.get("tags")) + _texts(card.get("pipeline_tag"))
+    if tags:
+        found["general.tags"] = (tags, "ARRAY[STRING]")
+    languages = _texts(card.get("language", card.get("languages")))
+    if languages:
+        found["general.languages"] = (languages, "ARRAY[STRING]")
+    return found
+
+
+def size_label(n_params: int) -> str:
+    """Two significant digits and a unit, such as ``1.2B``, ``270M``."""
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+    scale, unit = next((row for row in units if n_params >= row[0]), units[-1])
+    n = n_params / scale
+    return f"{n:.{max(0, 2 - len(str(round(n))))}f}{unit}"
+
+
+def _sampling(checkpoint: Checkpoint) -> TypedMetadata:
+    config = checkpoint.json("generation_config.json") or {}
+    found: TypedMetadata = {}
+    for key, (name, kind) in SAMPLING.items():
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 31:
+            continue
+        if kind == "FLOAT32" or isinstance(value, int):
+            found[f"general.sampling.{name}"] = (value, kind)
+    return found
+
+
+def _title(checkpoint: Checkpoint) -> str:
+    """A readable name: that of the repository, where config.json has it, else of the folder."""
+    named = checkpoint.config.get("_name_or_path")
+    repository = isinstance(named, str) and named.count("/") == 1 and not named.startswith((".", "/", "~"))
+    name = named.split("/")[1] if repository and isinstance(named, str) else checkpoint.folder.resolve().name
+    words = name[:MAX_TEXT].replace("-", " ").split()
+    return " ".join(w.title() if w.islower() and not re.match(r"v?\d", w) else w for w in words) or "model"
+
+
+def _base_models(card: dict[str, Any]) -> TypedMetadata:
+    found: TypedMetadata = {}
+    models = [name for name in _texts(card.get("base_model")) if re.fullmatch(r"[\w.-]+/[\w.-]+", name)]
+    if models:
+        found["general.base_model.count"] = (len(models), "UINT32")
+    for i, name in enumerate(models):
+        owner, repository = name.split("/")
+        found[f"general.base_model.{i}.name"] = (repository.replace("-", " "), "STRING")
+        found[f"general.base_model.{i}.organization"] = (owner, "STRING")
+        found[f"general.base_model.{i}.repo_url"] = (f"https://huggingface.co/{name}", "STRING")
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [text[:MAX_TEXT] for text in values[:MAX_LIST] if isinstance(text, str)]
+
+
+def _card(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The YAML head of README.md; empty for a card without one, or one that cannot be read."""
+    try:
+        text = checkpoint.text("README.md", MAX_CARD_NBYTES) or ""
+    except Exception:  # a card that is no text, or too long: the model is the same without it
+        return {}
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text[:MAX_CARD_HEAD], re.DOTALL)
+    if match is None or "&" in match[1]:  # anchors can grow a few lines into gigabytes
+        return {}
+    import yaml  # type: ignore[import-untyped]  # huggingface_hub brings it
+
+    try:
+        head = yaml.safe_load(match[1].replace("\t", "  "))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return head if isinstance(head, dict) else {}

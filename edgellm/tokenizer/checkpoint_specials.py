@@ -1,0 +1,142 @@
+"""What a checkpoint says about its special tokens and its chat template, as GGUF keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgellm.formats.checkpoint import Checkpoint
+
+# name in tokenizer_config.json -> GGUF key, which spells one of them without its second "a"
+SPECIAL_KEYS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "cls": "cls_token_id",
+    "mask": "mask_token_id",
+}
+
+TypedMetadata = dict[str, tuple[Any, str]]
+
+
+class Specials:
+    """Reads tokenizer_config.json, and where it is silent special_tokens_map.json, config.json and tokenizer.json.
+
+    ids   text -> id of the vocabulary
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, ids: Mapping[str, int], description: Mapping[str, Any] | None, kind: str
+    ) -> None:
+        self.checkpoint, self.ids, self.kind = checkpoint, ids, kind
+        self.description = description
+        self.n_vocab = max(ids.values(), default=-1) + 1
+        self.config = (checkpoint.json("special_tokens_map.json") or {}) | (
+            checkpoint.json("tokenizer_config.json") or {}
+        )
+
+    def metadata(self) -> TypedMetadata:
+        """Ids, whether BOS and EOS are added, other ids that end an answer, and templates."""
+        found: TypedMetadata = {}
+        for name, key in SPECIAL_KEYS.items():
+            token_id = self._id(name)
+            if token_id is not None:
+                found[f"tokenizer.ggml.{key}"] = (token_id, "UINT32")
+        for name in ("bos", "eos"):
+            wanted = self._is_added(name) and f"tokenizer.ggml.{name}_token_id" in found
+            found[f"tokenizer.ggml.add_{name}_token"] = (wanted, "BOOL")
+        ends = self._end_ids()
+        if len(ends) > 1:
+            found["tokenizer.ggml.eos_token_ids"] = (ends, "ARRAY[INT32]")
+        return found | self._templates()
+
+    def _text(self, name: str) -> str | None:
+        entry = self.config.get(f"{name}_token")
+        if isinstance(entry, dict):
+            entry = entry.get("content")
+        return entry if isinstance(entry, str) else None
+
+    def _id(self, name: str) -> int | None:
+        text = self._text(name)
+        if text is not None and text in self.ids:
+            return self.ids[text]
+        for config in (self.checkpoint.config, self.checkpoint.text_config):
+            value = config.get(f"{name}_token_id")
+            if type(value) is int and 0 <= value < self.n_vocab:
+                return value
+        return None
+
+    def _end_ids(self) -> list[int]:
+        """All ids that end an answer, where the checkpoint lists more than one."""
+        for config in (self.checkpoint.json("generation_config.json") or {}, self.checkpoint.config):
+            value = config.get("eos_token_id")
+            if isinstance(value, list):
+                return [i for i in value if type(i) is int and 0 <= i < self.n_vocab]
+        return []
+
+    def _is_added(self, name: str) -> bool:
+        """Whether a text gets this token: as the config says, else as the template of tokenizer.json does it."""
+        given = self.config.get(f"add_{name}_token")
+        if isinstance(given, bool):
+            return given
+        if self.description is None:
+            return self.kind == "llama" and name == "bos"
+        for single in self._post_templates():
+            marks = [piece.get("SpecialToken") for piece in single if isinstance(piece, dict)]
+            mark = (marks or [None])[0 if name == "bos" else -1]
+            if len(marks) > 1 and isinstance(mark, dict) and mark.get("id") in (self._text(name), self._spelled(name)):
+                return True
+        return False
+
+    def _spelled(self, name: str) -> str | None:
+        """The text of a special token that only config.json names, by its id."""
+        token_id = self._id(name)
+        return next((text for text, i in self.ids.items() if i == token_id), None) if token_id is not None else None
+
+    def _post_templates(self) -> Iterator[list[Any]]:
+        processor = (self.description or {}).get("post_processor")
+        if not isinstance(processor, dict):
+            return
+        several = processor.get("processors", [processor])
+        for one in several if isinstance(several, list) else ():
+            if (
+                isinstance(one, dict)
+                and one.get("type") == "TemplateProcessing"
+                and isinstance(one.get("single"), list)
+            ):
+                yield one["single"]
+
+    def _templates(self) -> TypedMetadata:
+        """The chat template, and further ones by name."""
+        templates = self._named_templates()
+        found: TypedMetadata = {}
+        if "default" in templates:
+            found["tokenizer.chat_template"] = (templates.pop("default"), "STRING")
+        if templates:
+            found["tokenizer.chat_templates"] = (list(templates), "ARRAY[STRING]")
+            for name, text in templates.items():
+                found[f"tokenizer.chat_template.{name}"] = (text, "STRING")
+        return found
+
+    def _named_templates(self) -> dict[str, str]:
+        text = self.checkpoint.text("chat_template.jinja")
+        if text is not None:
+            folder = self.checkpoint.folder / "additional_chat_templates"
+            others = sorted(folder.glob("*.jinja")) if folder.is_dir() else []
+            named = {path.stem: self.checkpoint.text(str(Path(folder.name) / path.name)) for path in others}
+            return {"default": text} | {name: other for name, other in named.items() if other is not None}
+        given = self.config.get("chat_template")
+        if given is None:
+            given = (self.checkpoint.json("chat_template.json") or {}).get("chat_template")
+        if isinstance(given, str):
+            return {"default": given}
+        if isinstance(given, dict):
+            given = [{"name": name, "template": template} for name, template in given.items()]
+        found = {}
+        for entry in given if isinstance(given, list) else ():
+            if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template")):
+                found[entry["name"]] = entry["template"]
+        return found

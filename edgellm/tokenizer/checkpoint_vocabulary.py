@@ -1,0 +1,320 @@
+"""The tokenizer of a Hugging Face checkpoint as GGUF metadata: tokens, types, scores or merges, special ids, template.
+
+Keys and conventions are those of llama.cpp's converter. The original tokenizer.json travels along, so that edgellm cuts
+text by the model's own rules even where GGUF has no name for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.errors import FormatError, UnsupportedError
+from edgellm.formats.findings import short
+from edgellm.tokenizer import hugging_face
+from edgellm.tokenizer.checkpoint_specials import Specials
+from edgellm.tokenizer.pre_detection import find_pre
+from edgellm.tokenizer.vocabulary import TokenType
+
+MAX_TOKENIZER_NBYTES = 1 << 28
+PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
+CLASS_PRE = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # of checkpoints without tokenizer.json
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# tokens that some checkpoints forget to mark as special
+_LOOKS_SPECIAL = re.compile("<\\|.*\\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\\[@BOS@\\]", re.DOTALL)
+
+TypedMetadata = dict[str, tuple[Any, str]]
+
+
+@dataclass
+class Tokens:
+    """All ids of a vocabulary. ``scores`` are None for byte-level pairs, ``merges`` empty for SentencePiece."""
+
+    kind: str
+    texts: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, kind: str, n: int) -> Tokens:
+        """n unused ids."""
+        scores = [PAD_SCORE] * n if kind == "llama" else None
+        return cls(kind, [f"[PAD{i}]" for i in range(n)], [int(TokenType.UNUSED)] * n, scores)
+
+    def put(self, token_id: int, text: str, kind: TokenType, score: float = 0.0) -> None:
+        """Say what an id is."""
+        self.texts[token_id], self.types[token_id] = text, int(kind)
+        if self.scores is not None:
+            self.scores[token_id] = score
+
+
+def tokenizer_metadata(
+    checkpoint: Checkpoint, n_vocab: int, *, space_prefix: bool, pre: str | None = None, with_json: bool = True
+) -> tuple[TypedMetadata, list[str]]:
+    """The tokenizer's keys, and what the user should know of it.
+
+    n_vocab       rows of the embedding; ids beyond the tokenizer's are filled up as unused
+    space_prefix  what a SentencePiece vocabulary does where the files do not say
+    pre           the name of the pre-tokenizer, instead of looking for it
+    with_json     carry tokenizer.json in the file
+
+    FormatError ``VOCAB_INVALID`` for files that do not fit together, UnsupportedError for other kinds of tokenizers.
+    """
+    description = checkpoint.json("tokenizer.json", MAX_TOKENIZER_NBYTES)
+    notes: list[str] = []
+    found: TypedMetadata = {}
+    if description is None and (checkpoint.folder / "tokenizer.model").is_file():
+        tokens = _from_sentence_piece(checkpoint, n_vocab)
+        found["tokenizer.ggml.add_space_prefix"] = (_model_adds_space(checkpoint, space_prefix), "BOOL")
+        pre = "default"
+    elif description is None:
+        tokens, pre = _from_vocab_and_merges(checkpoint, n_vocab, pre)
+    elif _is_sentence_piece(description):
+        tokens = _from_sentence_piece(checkpoint, n_vocab, description)
+        found["tokenizer.ggml.add_space_prefix"] = (_adds_space(description), "BOOL")
+        pre = "default"
+    else:
+        tokens = _from_byte_level(checkpoint, n_vocab, description)
+        pre = pre or _found_pre(description, notes)
+    _add_tokens(tokens, checkpoint, description)
+    head: TypedMetadata = {
+        "tokenizer.ggml.model": (tokens.kind, "STRING"),
+        "tokenizer.ggml.pre": (pre, "STRING"),
+        "tokenizer.ggml.tokens": (tokens.texts, "ARRAY[STRING]"),
+    }
+    if tokens.scores is not None:
+        head["tokenizer.ggml.scores"] = (np.array(tokens.scores, np.float32), "ARRAY[FLOAT32]")
+    head["tokenizer.ggml.token_type"] = (np.array(tokens.types, np.int32), "ARRAY[INT32]")
+    if tokens.merges:
+        head["tokenizer.ggml.merges"] = (tokens.merges, "ARRAY[STRING]")
+    ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
+    found = head | Specials(checkpoint, ids, description, tokens.kind).metadata() | found
+    if description is not None and with_json:
+        text = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
+        found[hugging_face.KEY] = (text, "STRING")
+    return found, notes
+
+
+def invalid(found: str, expected: str) -> FormatError:
+    """The error of tokenizer files that do not fit."""
+    return FormatError(
+        f"The tokenizer of the checkpoint is not sound: found {found}; expected {expected}. Download its files again.",
+        code="VOCAB_INVALID",
+    )
+
+
+# -- kinds -----------------------------------------------------------------------------------------------------------
+
+
+def _model(description: Mapping[str, Any]) -> dict[str, Any]:
+    model = description.get("model")
+    if not isinstance(model, dict):
+        raise invalid("tokenizer.json without a model", "a byte-pair model")
+    return model
+
+
+def _is_sentence_piece(description: Mapping[str, Any]) -> bool:
+    """True for SentencePiece's byte pairs, False for GPT-2's; UnsupportedError for any other kind."""
+    model = _model(description)
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind == "BPE" and '"ByteLevel"' in json.dumps(description.get("pre_tokenizer")):
+        return False
+    if kind == "BPE" and model.get("byte_fallback"):
+        return True
+    raise UnsupportedError(
+        f"tokenizer.json is of the kind {short(kind)}; edgellm converts byte pairs over bytes (GPT-2's) and "
+        "SentencePiece's with byte fallback. Take another model of this family.",
+        code="TOKENIZER_MODEL",
+    )
+
+
+def _vocab(found: Any, n_vocab: int) -> dict[str, int]:
+    """text -> id, every id in range and there once."""
+    if not isinstance(found, dict) or not all(type(i) is int for i in found.values()):
+        raise invalid("a vocabulary that is no object of ids", "a whole number for each token")
+    if found and not 0 <= min(found.values()) <= max(found.values()) < n_vocab:
+        raise invalid(f"the token id {max(found.values()):,}", f"ids below {n_vocab:,}, the rows of the embedding")
+    if len(set(found.values())) != len(found):
+        raise invalid("two tokens with one id", "an id for each token")
+    return found
+
+
+def _merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    merges = model.get("merges")
+    pairs = []
+    for merge in merges if isinstance(merges, list) else ():
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise invalid(f"the merge {short(merge)}", "two tokens")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def _from_byte_level(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any]) -> Tokens:
+    model = _model(description)
+    tokens = Tokens.empty("gpt2", n_vocab)
+    for text, token_id in _vocab(model.get("vocab"), n_vocab).items():
+        tokens.put(token_id, text, TokenType.NORMAL)
+    # a space inside a part, which the file's form cannot hold, is spelled in the byte alphabet
+    tokens.merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merge_pairs(model)]
+    return tokens
+
+
+def _found_pre(description: dict[str, Any], notes: list[str]) -> str:
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(description))
+    except Exception as error:  # the library raises a bare Exception
+        raise invalid(f"tokenizer.json that cannot be read ({short(str(error))})", "a tokenizer") from error
+    pre = find_pre(tokenizer, description)
+    if pre is None:
+        notes.append(
+            "The tokenizer cuts text in a way that GGUF has no name for. edgellm reads the original, which is in the "
+            "file; other programs will cut some texts differently. A name can be given with --pre."
+        )
+    return pre or "default"
+
+
+def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None) -> tuple[Tokens, str]:
+    """The older pair of files, vocab.json and merges.txt; the class of the tokenizer says how it cuts."""
+    vocab = checkpoint.json("vocab.json", MAX_TOKENIZER_NBYTES)
+    lines = checkpoint.text("merges.txt", MAX_TOKENIZER_NBYTES)
+    if vocab is None or lines is None:
+        raise FormatError(
+            f"{checkpoint.folder.name}: has no tokenizer: tokenizer.json, tokenizer.model, or vocab.json with "
+            "merges.txt was expected. Download all files of the checkpoint into one folder.",
+            code="VOCAB_MISSING",
+        )
+    name = str((checkpoint.json("tokenizer_config.json") or {}).get("tokenizer_class")).removesuffix("Fast")
+    pre = pre or CLASS_PRE.get(name)
+    if pre is None:
+        raise UnsupportedError(
+            f"{checkpoint.folder.name}: has no tokenizer.json, and the class {short(name)} does not tell how it cuts "
+            "text. Give the name of its pre-tokenizer with --pre.",
+            code="TOKENIZER_PRE",
+        )
+    tokens = Tokens.empty("gpt2", n_vocab)
+    for text, token_id in _vocab(vocab, n_vocab).items():
+        tokens.put(token_id, text, TokenType.NORMAL)
+    tokens.merges = [line for line in lines.split("\n") if line.count(" ") == 1 and not line.startswith("#version")]
+    return tokens, pre
+
+
+def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any] | None = None) -> Tokens:
+    """Scores come from tokenizer.model where it is there, else from the order of the merges, which gives the same."""
+    tokens = Tokens.empty("llama", n_vocab)
+    if (checkpoint.folder / "tokenizer.model").is_file():
+        _read_sentence_piece(checkpoint, tokens)
+        return tokens
+    assert description is not None
+    model = _model(description)
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(_merge_pairs(model)):
+        ranks.setdefault(left + right, rank)
+    for text, token_id in _vocab(model.get("vocab"), n_vocab).items():
+        kind = TokenType.BYTE if _BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
+        kind = TokenType.UNKNOWN if text == model.get("unk_token") else kind
+        tokens.put(token_id, text, kind, -float(ranks.get(text, len(ranks))) if kind == TokenType.NORMAL else 0.0)
+    return tokens
+
+
+def _processor(checkpoint: Checkpoint) -> Any:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    path = checkpoint.folder / "tokenizer.model"
+    try:
+        if path.stat().st_size > MAX_TOKENIZER_NBYTES:
+            raise RuntimeError(f"{path.stat().st_size:,} bytes")
+        processor.LoadFromSerializedProto(path.read_bytes())
+    except RuntimeError as error:
+        raise invalid(f"tokenizer.model that sentencepiece refuses ({short(str(error))})", "its model file") from error
+    return processor
+
+
+def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> None:
+    processor = _processor(checkpoint)
+    n = min(processor.GetPieceSize(), len(tokens.texts))
+    for i in range(n):
+        kind = TokenType.NORMAL
+        if processor.IsUnknown(i):
+            kind = TokenType.UNKNOWN
+        elif processor.IsControl(i):
+            kind = TokenType.CONTROL
+        elif processor.IsUnused(i):
+            kind = TokenType.UNUSED
+        elif processor.IsByte(i):
+            kind = TokenType.BYTE
+        score = processor.GetScore(i)
+        if kind == TokenType.NORMAL and score != int(score):
+            raise UnsupportedError(
+                "tokenizer.model is a unigram model; edgellm converts SentencePiece's byte pairs. Take another model "
+                "of this family.",
+                code="TOKENIZER_MODEL",
+            )
+        tokens.put(i, processor.IdToPiece(i), kind, score)
+
+
+def _model_adds_space(checkpoint: Checkpoint, default: bool) -> bool:
+    """Whether a SentencePiece model puts a space before a text; its class in transformers may say otherwise."""
+    config = checkpoint.json("tokenizer_config.json") or {}
+    given = config.get("add_prefix_space", config.get("add_dummy_prefix"))
+    if isinstance(given, bool):
+        return given
+    pieces = _processor(checkpoint).encode("a", out_type=str)
+    return default and bool(pieces) and pieces[0].startswith("\u2581")
+
+
+def _adds_space(description: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json puts a space before a text: a Prepend normalizer, or Metaspace."""
+    parts = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")])
+    return '"Prepend"' in parts or ('"Metaspace"' in parts and '"prepend_scheme": "never"' not in parts)
+
+
+# -- added tokens ----------------------------------------------------------------------------------------------------
+
+
+def _add_tokens(tokens: Tokens, checkpoint: Checkpoint, description: Mapping[str, Any] | None) -> None:
+    """Tokens that were added to the vocabulary: marks are CONTROL, words USER_DEFINED."""
+    for token_id, (text, special) in _added(checkpoint, description).items():
+        if token_id >= len(tokens.texts):
+            raise invalid(
+                f"the added token {short(text)} with id {token_id:,}",
+                f"ids below {len(tokens.texts):,}, the rows of the embedding",
+            )
+        if tokens.types[token_id] == TokenType.UNKNOWN and tokens.texts[token_id] == text:
+            continue
+        if special or _LOOKS_SPECIAL.fullmatch(text):
+            tokens.put(token_id, text, TokenType.CONTROL, ADDED_SCORE)
+        else:
+            # texts are stored as people write them, with real spaces
+            tokens.put(token_id, text.replace("\u2581", " "), TokenType.USER_DEFINED, ADDED_SCORE)
+
+
+def _added(checkpoint: Checkpoint, description: Mapping[str, Any] | None) -> dict[int, tuple[str, bool]]:
+    """id -> (text, special), from every file that may list them."""
+    found: dict[int, tuple[str, bool]] = {}
+
+    def add(token_id: Any, text: Any, special: Any) -> None:
+        if type(token_id) is not int or token_id < 0 or not isinstance(text, str) or not text:
+            raise invalid(f"the added token {short(text)} with id {short(token_id)}", "a text and a whole number")
+        found[token_id] = (text, bool(special))
+
+    for text, token_id in (checkpoint.json("added_tokens.json") or {}).items():
+        add(token_id, text, False)
+    decoder = (checkpoint.json("tokenizer_config.json") or {}).get("added_tokens_decoder") or {}
+    for key, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(entry, dict) and key.isdecimal():
+            add(int(key), entry.get("content"), entry.get("special"))
+    listed = (description or {}).get("added_tokens") or []
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict):
+            add(entry.get("id"), entry.get("content"), entry.get("special"))
+    return found

@@ -1,0 +1,86 @@
+"""A weight of a checkpoint as rows of float32, however it is packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from edgellm.formats.errors import FormatError
+from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.safetensors import StoredTensor
+
+Rows = Callable[[int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the model.
+
+    shape     outermost dimension first
+    decode    (start, stop) -> float32 (stop - start, n_in); a vector is one row
+    stored    the tensor itself where it lies in the file as plain floats, None where it is packed
+    """
+
+    shape: tuple[int, ...]
+    decode: Rows
+    stored: StoredTensor | None = None
+
+
+def plain(tensor: StoredTensor) -> Weight:
+    """A tensor that holds its numbers one by one."""
+    if len(tensor.shape) > 1:
+        return Weight(tensor.shape, lambda start, stop: _rows(tensor, start, stop), tensor)
+    shape = tensor.shape or (1,)
+    return Weight(shape, lambda start, stop: tensor.float32().reshape(1, -1)[start:stop], tensor)
+
+
+def _rows(tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
+    n_in = tensor.shape[-1]
+    flat = StoredTensor(tensor.name, tensor.kind, (-1, n_in), tensor.raw)
+    return flat.float32(slice(start, stop))
+
+
+class Parts:
+    """The tensors that one packed weight is made of: ``base`` + "." + suffix. Remembers which were used."""
+
+    def __init__(self, tensors: dict[str, StoredTensor], scheme: str) -> None:
+        self.tensors = tensors
+        self.scheme = scheme
+        self.used: set[str] = set()
+
+    def bases(self, suffix: str) -> list[str]:
+        """What stands before ``suffix`` in the names that end so."""
+        return [name.removesuffix(suffix) for name in self.tensors if name.endswith(suffix)]
+
+    def find(self, name: str, *kinds: str) -> StoredTensor | None:
+        """A tensor that may be there, of one of these types."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
+        if kinds and tensor.kind.name not in kinds:
+            self.fail(name, f"is {tensor.kind.name}, expected {' or '.join(kinds)}")
+        self.used.add(name)
+        return tensor
+
+    def need(self, name: str, *kinds: str) -> StoredTensor:
+        """A tensor that must be there."""
+        tensor = self.find(name, *kinds)
+        if tensor is None:
+            self.fail(name, "is missing", "CHECKPOINT_TENSOR")
+        return tensor
+
+    def matrix(self, name: str, *kinds: str, rows: int | None = None, columns: int | None = None) -> np.ndarray:
+        """The numbers of a tensor of two dimensions, of this many rows and columns where they are known."""
+        tensor = self.need(name, *kinds)
+        wanted = (rows, columns)
+        if len(tensor.shape) != 2 or any(w not in (None, n) for w, n in zip(wanted, tensor.shape, strict=True)):
+            shown = " x ".join("any" if w is None else str(w) for w in wanted)
+            self.fail(name, f"has the shape {tensor.shape}, expected {shown}", "MODEL_SHAPE")
+        return tensor.values
+
+    def fail(self, name: str, message: str, code: str = "CHECKPOINT_SCHEME") -> NoReturn:
+        """FormatError that names the tensor and the scheme."""
+        raise FormatError(f"{short(name)} ({self.scheme}): {message}. {PULL_AGAIN}", code=code)

@@ -1,0 +1,198 @@
+"""Open a safetensors file: a header of JSON, every number of it proved, over the mapped file.
+
+    length of the header u64 | header: {"name": {"dtype", "shape", "data_offsets": [start, stop]}, ...} | tensor bytes
+
+Offsets count from the end of the header. As the format demands, tensors neither overlap nor leave bytes between them.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+import numpy as np
+
+from edgellm.formats.errors import EdgeLLMError, FormatError
+from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.stored_numbers import NUMBER_TYPES, NumberType, to_float32
+
+MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
+MAX_DIMS = 8
+MAX_NAME_NBYTES = 1024
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a mapped file.
+
+    shape   outermost dimension first, () for a scalar
+    raw     (nbytes,) uint8, read-only
+    """
+
+    name: str
+    kind: NumberType
+    shape: tuple[int, ...]
+    raw: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """The numbers in their own type and shape; a view of the file. BF16 as uint16, 8-bit floats as uint8."""
+        if self.kind.storage is None:
+            return self.raw
+        return self.raw.view(self.kind.storage).reshape(self.shape)
+
+    def float32(self, rows: slice = slice(None)) -> np.ndarray:
+        """float32 of some rows of it, of all by default."""
+        values = self.values if not self.shape else self.values[rows]
+        return to_float32(values, self.kind)
+
+
+class SafetensorsFile:
+    """An open file: ``tensors`` by name, in the order of their bytes; ``metadata`` is what the writer noted."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        header, start = _read_header(path, data)
+        noted = header.pop("__metadata__", None)
+        self.metadata: Mapping[str, str] = noted if isinstance(noted, dict) else {}
+        file = np.frombuffer(data, np.uint8)
+        records = [_record(path, name, entry, len(data) - start) for name, entry in header.items()]
+        records.sort(key=lambda record: (record.start, record.stop))
+        _check_layout(path, records, len(data) - start)
+        self.tensors = {
+            r.name: StoredTensor(r.name, r.kind, r.shape, file[start + r.start : start + r.stop]) for r in records
+        }
+
+    @classmethod
+    def open(cls, path: str | Path) -> SafetensorsFile:
+        """Open and prove the file. FormatError ``SAFETENSORS_...`` or ``MODEL_TRUNCATED``."""
+        return cls(Path(path), _map(Path(path)))
+
+
+@dataclass(frozen=True)
+class _Record:
+    name: str
+    kind: NumberType
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _fail(path: Path, code: str, message: str, advice: str = PULL_AGAIN) -> NoReturn:
+    raise FormatError(f"{path.name}: {message}. {advice}", code=code)
+
+
+def _map(path: Path) -> mmap.mmap:
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                _fail(path, "MODEL_NOT_A_FILE", "is no regular file", "Give a folder that holds the files themselves.")
+            if status.st_size < 8:
+                _fail(path, "MODEL_TRUNCATED", f"is {status.st_size} bytes long, and the format has at least 8")
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        _fail(path, "CHECKPOINT_SHARD", "is missing", "Download all files of the checkpoint into one folder.")
+    except OSError as error:
+        raise EdgeLLMError(
+            f"{path}: cannot be opened ({error.strerror or error}). Check its permissions and the disk.",
+            code="MODEL_UNREADABLE",
+        ) from error
+
+
+def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The JSON object at the head, and the byte at which tensors begin."""
+    length = int.from_bytes(data[:8], "little")
+    start = bytes(data[:64])
+    if start.startswith(b"version https://git-lfs"):
+        _fail(
+            path, "SAFETENSORS_HEADER", "is a Git LFS pointer, not the file it points to", "Download the file itself."
+        )
+    if length > MAX_HEADER_NBYTES:
+        what = "no safetensors file" if start[:2] in (b"PK", b"\x80\x02") or start[:4] == b"GGUF" else "damaged"
+        _fail(path, "SAFETENSORS_HEADER", f"declares a header of {length:,} bytes: the file is {what}")
+    if length > len(data) - 8:
+        message = f"the header of {length:,} bytes does not fit a file of {len(data):,}: its end is missing"
+        _fail(path, "MODEL_TRUNCATED", message)
+    header = parse_json(bytes(data[8 : 8 + length]), path.name, "SAFETENSORS_HEADER")
+    if not isinstance(header, dict):
+        _fail(path, "SAFETENSORS_HEADER", "the header is no JSON object of tensors")
+    return header, 8 + length
+
+
+def parse_json(text: bytes, file: str, code: str) -> Any:
+    """The value of a stranger's JSON. FormatError ``code`` for bad syntax, a name that is there twice, deep nesting."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name is there twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))
+        raise FormatError(f"{file}: sound JSON was expected: {reason}. {PULL_AGAIN}", code=code) from None
+
+
+def _record(path: Path, name: str, entry: Any, available: int) -> _Record:
+    """One entry of the header, its types, its shape and its bytes proved."""
+
+    def fail(code: str, message: str) -> NoReturn:
+        _fail(path, code, f"{short(name)}: {message}")
+
+    if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_NBYTES:
+        fail("SAFETENSORS_HEADER", f"a name of 1 to {MAX_NAME_NBYTES} bytes was expected")
+    if not isinstance(entry, dict):
+        fail("SAFETENSORS_HEADER", "dtype, shape and data_offsets were expected")
+    kind = NUMBER_TYPES.get(entry["dtype"]) if isinstance(entry.get("dtype"), str) else None
+    if kind is None:
+        fail("CHECKPOINT_DTYPE", f"the dtype is {short(entry.get('dtype'))}; known: {', '.join(NUMBER_TYPES)}")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _whole_numbers(shape) or len(shape) > MAX_DIMS:
+        fail("SAFETENSORS_SHAPE", f"the shape is {short(shape)}, expected up to {MAX_DIMS} whole numbers")
+    if not _whole_numbers(offsets) or len(offsets) != 2:
+        fail("SAFETENSORS_BOUNDS", f"data_offsets is {short(offsets)}, expected two whole numbers")
+    start, stop = offsets
+    n = 1
+    for dim in shape:
+        n *= dim
+    if n * kind.n_bits % 8:
+        fail("SAFETENSORS_SHAPE", f"{n:,} numbers of {kind.n_bits} bits are no whole number of bytes")
+    if not start <= stop or stop - start != n * kind.n_bits // 8:
+        shown = " x ".join(map(str, shape)) or "one number"
+        fail("SAFETENSORS_BOUNDS", f"{stop - start:,} bytes are declared for {shown} of {kind.name}")
+    if stop > available:
+        message = f"ends at byte {stop:,} of the tensors, and the file has {available:,}: its end is missing"
+        fail("MODEL_TRUNCATED", message)
+    return _Record(name, kind, tuple(shape), start, stop)
+
+
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def _check_layout(path: Path, records: list[_Record], available: int) -> None:
+    """Tensors follow one another; no byte belongs to two of them or to none."""
+    expected, before = 0, ""
+    for record in records:
+        if record.start < expected:
+            message = f"{short(record.name)}: shares {expected - record.start:,} bytes with {short(before)}"
+            _fail(path, "SAFETENSORS_OVERLAP", message)
+        if record.start > expected:
+            message = f"{short(record.name)}: {record.start - expected:,} bytes before it belong to no tensor"
+            _fail(path, "SAFETENSORS_BOUNDS", message)
+        expected, before = record.stop, record.name
+    if expected != available:
+        _fail(path, "SAFETENSORS_BOUNDS", f"{available - expected:,} bytes at the end belong to no tensor")
