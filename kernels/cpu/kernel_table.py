@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
 TEAM = ("team_publish", "team_lead", "team_work")
@@ -30,9 +31,10 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
 
 
 def function(name: str) -> Callable[..., None]:
-    """The Python function of a kernel, ready for ``jit.compile_object``. Imports numba (0.4 s)."""
-    if name not in KERNELS:
-        raise UnsupportedError(f"there is no CPU kernel {name!r}; known: {', '.join(KERNELS)}", code="KERNEL_UNKNOWN")
-    module, attribute, argument = KERNELS[name]
+    """The Python function of a kernel or an encoder, ready for ``jit.compile_object``. Imports numba (0.4 s)."""
+    known = {**KERNELS, **ENCODERS}
+    if name not in known:
+        raise UnsupportedError(f"there is no CPU kernel {name!r}; known: {', '.join(known)}", code="KERNEL_UNKNOWN")
+    module, attribute, argument = known[name]
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module}"), attribute)
     return made if argument is None else made(argument)
