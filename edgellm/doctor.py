@@ -6,6 +6,7 @@ kernel against the numpy reference is made to run here, on the user's own machin
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def kernel_facts() -> dict[str, Any]:
     fast = [name for name in QUANT_TYPES if f"matmul_{name.lower()}" in kernel_table.KERNELS]
     return {
         "form": isa.detect().name,
-        "forms": isa.available_forms(),
+        "forms": isa.cpu_forms(),
+        "form_setting": os.environ.get(isa.FORM_VARIABLE) or None,
         "features": [name for name in FEATURES if features.get(name)],
         "fast_types": fast,
         "dequantized_types": [name for name in QUANT_TYPES if name not in fast],

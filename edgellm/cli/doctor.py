@@ -65,12 +65,13 @@ def _run_self_test(progress: Progress) -> list[dict[str, Any]]:
 
 def _as_text(facts: dict[str, Any]) -> str:
     machine, kernels, cache = facts["machine"], facts["kernels"], facts["kernel_cache"]
+    setting = f"; EDGELLM_CPU_FORM={kernels['form_setting']}" if kernels["form_setting"] else ""
     rows: list[tuple[str, object]] = [
         ("system", machine["system"]),
         ("python", machine["python"]),
         ("cpu", f"{machine['cpu']}, {machine['cores']} cores for us"),
         ("features", " ".join(kernels["features"]) or "unknown"),
-        ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])})"),
+        ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])}{setting})"),
         ("fast types", ", ".join(kernels["fast_types"])),
         ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),
         ("memory", f"{human_bytes(machine['memory_available'])} free of {human_bytes(machine['memory_total'])}"),

@@ -8,12 +8,13 @@ fixed order, so every instruction set with a fused multiply-add gives the same b
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 
 from edgellm.formats.errors import ParameterError
-from edgellm.kernels.cpu import neon
+from edgellm.kernels.cpu import amx, neon
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Isa:
     primitives: str  # LLVM IR
 
 
-FORMS = ("avx512_vnni", "avx2", "neon", "portable")
+FORMS = ("amx", "avx512_vnni", "avx2", "neon", "portable")
 """Best first. ``neon`` is for every 64-bit Arm, ``portable`` for all other CPUs and SSE2 on old x86."""
 
+FORM_VARIABLE = "EDGELLM_CPU_FORM"
+"""Environment variable: the best form to use, to try or to measure what older CPUs run."""
+
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c")
 _NEEDS = {
-    "avx512_vnni": ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c"),
+    "amx": ("amx-tile", "amx-int8", *_AVX512),
+    "avx512_vnni": _AVX512,
     "avx2": ("avx2", "fma", "f16c"),
     "neon": ("neon",),
     "portable": (),
@@ -54,26 +60,41 @@ def _is_arm(triple: str) -> bool:
     return triple.startswith(("aarch64", "arm64"))
 
 
-def available_forms() -> list[str]:
+def cpu_forms() -> list[str]:
     """The forms that this CPU can run, best first."""
     features = host_features()
-    return [name for name in FORMS if all(features.get(need, False) for need in _NEEDS[name])]
+    forms = [name for name in FORMS if all(features.get(need, False) for need in _NEEDS[name])]
+    return [name for name in forms if name != "amx" or amx.permitted()]
+
+
+def available_forms() -> list[str]:
+    """The same from ``$EDGELLM_CPU_FORM`` on, as on a CPU that has no more. ParameterError if it has not even that."""
+    forms, first = cpu_forms(), os.environ.get(FORM_VARIABLE)
+    if not first:
+        return forms
+    if first not in forms:
+        raise ParameterError(
+            f"{FORM_VARIABLE} is {first!r}, but this CPU runs {', '.join(forms)}. Set it to one of these, or unset it.",
+            code="KERNEL_FORM",
+        )
+    return forms[forms.index(first) :]
 
 
 @functools.cache
 def detect(form: str | None = None) -> Isa:
-    """The best form for this CPU, or the one asked for. ParameterError if this CPU cannot run it."""
+    """The best available form, or the one asked for. ParameterError if it is not available."""
     forms = available_forms()
     if form is None:
         form = forms[0]
     if form not in forms:
         raise ParameterError(
-            f"kernel form {form!r} cannot run on this CPU; it runs {', '.join(forms)}. Choose one of these.",
+            f"kernel form {form!r} cannot run on this CPU, or {FORM_VARIABLE} excludes it; it runs {', '.join(forms)}. "
+            "Choose one of these.",
             code="KERNEL_FORM",
         )
     features = host_features()
     flags = dict(features)
-    if form != "avx512_vnni":  # keep LLVM from using wider registers than the form is named for
+    if form not in ("amx", "avx512_vnni"):  # keep LLVM from using wider registers than the form is named for
         flags = {k: v and not k.startswith(_WIDER) for k, v in flags.items()}
     if form == "portable" and "sse2" in features:
         flags = {k: v and k in ("sse", "sse2", "cx8", "cmov", "fxsr", "mmx", "64bit", "x87") for k, v in flags.items()}
@@ -86,7 +107,7 @@ def primitives(form: str, features: dict[str, bool], triple: str) -> str:
     """LLVM IR that defines every ``edgellm.*`` function that simd.py declares."""
     is_arm = _is_arm(triple)
     is_x86 = triple.startswith(("x86_64", "i686", "amd64"))
-    parts = [_MADD[form], _COMPARE]
+    parts = [_MADD["avx512_vnni" if form == "amx" else form], _COMPARE, amx.primitives(form == "amx")]
     parts.append(_FMA if is_arm or features.get("fma") else _MUL_ADD)
     parts.append(_HALF if is_arm or features.get("f16c") else _HALF_BITS)
     pause = "call void @llvm.x86.sse2.pause()" if is_x86 else "call void @llvm.aarch64.hint(i32 1)" if is_arm else ""
