@@ -267,7 +267,7 @@ gather_u32x8, gather_u16x8 = make_gather(u32x8), make_gather(u16x8)
 # ---- primitives that isa.py defines ---------------------------------------------------------------------------------
 
 
-def _declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
+def declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
     """An intrinsic that calls ``edgellm.<name>``, left undefined until link time."""
 
     def ir_type(t: types.Type) -> Any:
@@ -282,42 +282,47 @@ def _declared(name: str, result: types.Type, *arguments: types.Type) -> Any:
     if len(arguments) == 0:
 
         @intrinsic
-        def declared(typing_context):
+        def function(typing_context):
             return sig, call
     elif len(arguments) == 1:
 
         @intrinsic
-        def declared(typing_context, a):
+        def function(typing_context, a):
             return sig, call
     elif len(arguments) == 2:
 
         @intrinsic
-        def declared(typing_context, a, b):
+        def function(typing_context, a, b):
+            return sig, call
+    elif len(arguments) == 3:
+
+        @intrinsic
+        def function(typing_context, a, b, c):
             return sig, call
     else:
 
         @intrinsic
-        def declared(typing_context, a, b, c):
+        def function(typing_context, a, b, c, d):
             return sig, call
 
-    return declared
+    return function
 
 
-madd_i16 = _declared("madd", i32x16, i32x16, i16x32, i16x32)
+madd_i16 = declared("madd", i32x16, i32x16, i16x32, i16x32)
 """madd_i16(acc, a, b): lane j of acc plus a[2j] b[2j] + a[2j+1] b[2j+1], exact in int32."""
-madd_i16x16 = _declared("madd8", i32x8, i32x8, i16x16, i16x16)
+madd_i16x16 = declared("madd8", i32x8, i32x8, i16x16, i16x16)
 """The 16 products added to 8 lanes, those of each half to its own four; to which of the four, the form decides."""
 fma_f32x8, fma_f32x16 = (
-    _declared("fma8", f32x8, f32x8, f32x8, f32x8),
-    _declared("fma16", f32x16, f32x16, f32x16, f32x16),
+    declared("fma8", f32x8, f32x8, f32x8, f32x8),
+    declared("fma16", f32x16, f32x16, f32x16, f32x16),
 )
-fma_f32 = _declared("fma1", types.float32, types.float32, types.float32, types.float32)
-half_f32x8, half_f32x16 = _declared("half8", f32x8, u16x8), _declared("half16", f32x16, u16x16)
-round_half_f32x16 = _declared("tohalf16", u16x16, f32x16)
+fma_f32 = declared("fma1", types.float32, types.float32, types.float32, types.float32)
+half_f32x8, half_f32x16 = declared("half8", f32x8, u16x8), declared("half16", f32x16, u16x16)
+round_half_f32x16 = declared("tohalf16", u16x16, f32x16)
 """float32 to float16 bits, to nearest even."""
-pause = _declared("pause", types.none)
-max_f32x16, min_f32x16 = _declared("max16", f32x16, f32x16, f32x16), _declared("min16", f32x16, f32x16, f32x16)
-abs_f32x16 = _declared("abs16", f32x16, f32x16)
+pause = declared("pause", types.none)
+max_f32x16, min_f32x16 = declared("max16", f32x16, f32x16, f32x16), declared("min16", f32x16, f32x16, f32x16)
+abs_f32x16 = declared("abs16", f32x16, f32x16)
 
 
 @intrinsic
