@@ -1,0 +1,168 @@
+"""AWQ: make the columns that matter larger before they are rounded, and their inputs smaller by as much.
+
+With x the inputs of W, (W s) (x / s) = W x for any positive s (n_in,); rounding hurts a column less the larger it
+stands in its block. As in Lin et al. (https://arxiv.org/abs/2306.00978) s is a power of the activations' size, the
+power found by trying. What divides x is folded into what makes x: the weight of the norm before, the rows of ffn_up
+before ffn_down, the rows of attn_v before attn_output. The file stays a plain model of its architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.kernels.program import ApplyRope, Attention, GatedUnit, Matmul, Op, Program, RMSNorm, StoreKV
+from edgellm.quantize.gptq import Encode
+from edgellm.quantize.hessian import Group, groups, written
+
+POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)  # of the root mean square of an input
+SAMPLE_ROWS = 512  # of each weight, to try the powers on
+LARGEST = 16.0  # how far s may go from 1 either way: scales of blocks are float16
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """W becomes rows[:, None] * W * columns[None, :], float32; a norm's weight has columns alone. None is 1."""
+
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+
+    def apply(self, weights: np.ndarray, start: int = 0) -> np.ndarray:
+        """Rows from ``start`` on of a weight (n, n_in), or a norm's weight, scaled."""
+        if self.rows is not None:
+            weights = weights * self.rows[start : start + len(weights), None]
+        return weights if self.columns is None else weights * self.columns
+
+    def undo(self, weights: np.ndarray) -> np.ndarray:
+        """A whole scaled weight as it was."""
+        if self.rows is not None:
+            weights = weights / self.rows[:, None]
+        return weights if self.columns is None else weights / self.columns
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Weights that read one buffer, and the tensor that takes up the inverse: a norm, or rows of a matrix.
+
+    copies   input columns that share a row of ``target``: query heads of one v head; columns stand head by head
+    """
+
+    group: Group
+    target: str
+    into_rows: bool
+    head_dim: int = 1
+    copies: int = 1
+
+
+def folds(program: Program) -> list[Fold]:
+    """Every group whose input can be made smaller by what comes before it."""
+    uses: dict[str, int] = {}
+    for op in program.ops:
+        for name in (getattr(op, "weight", None), getattr(op, "bias", None)):
+            if name:
+                uses[name] = uses.get(name, 0) + 1
+    found = []
+    for group in groups(program):
+        fold = _fold(program, group)
+        names = (*group.weights, fold.target) if fold else ()
+        if fold and all(uses[name] == 1 for name in names):
+            found.append(fold)
+    return found
+
+
+def _fold(program: Program, group: Group) -> Fold | None:
+    maker = last_writer(program.ops, group.x, group.start)
+    if maker is None or _read_elsewhere(program.ops, group, maker):
+        return None
+    op = program.ops[maker]
+    if isinstance(op, RMSNorm) and program.tensors[op.weight].shape[-1] == program.buffers[group.x].width:
+        return Fold(group, op.weight, into_rows=False)
+    if isinstance(op, GatedUnit):
+        up = _plain_matmul(program.ops, op.up, maker)
+        return up and Fold(group, up, into_rows=True)
+    if isinstance(op, Attention):
+        store = next(o for o in program.ops[:maker][::-1] if isinstance(o, StoreKV) and o.layer == op.layer)
+        v = _plain_matmul(program.ops, store.v, maker)
+        layer = program.kv_layers[op.layer]
+        copies = op.n_heads // layer.n_kv_heads
+        return v and Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies)
+    return None
+
+
+def last_writer(ops: Sequence[Op], buffer: str, before: int) -> int | None:
+    """The index of the last op before another one that writes a buffer."""
+    return next((i for i in range(before - 1, -1, -1) if buffer in written(ops[i : i + 1])), None)
+
+
+def _plain_matmul(ops: Sequence[Op], buffer: str, before: int) -> str | None:
+    """The weight that makes a buffer, when nothing else touches it on the way and no bias is added."""
+    index = last_writer(ops, buffer, before)
+    op = None if index is None else ops[index]
+    return op.weight if isinstance(op, Matmul) and op.bias is None else None
+
+
+def _read_elsewhere(ops: Sequence[Op], group: Group, maker: int) -> bool:
+    """Whether anything but the group reads its buffer between two writings."""
+    for index in range(maker + 1, len(ops)):
+        op = ops[index]
+        reads = {getattr(op, name, None) for name in ("x", "y", "q", "k", "v", "gate", "up")}
+        if group.x in reads and not group.start <= index < group.stop:
+            return True
+        if isinstance(op, ApplyRope) and op.x == group.x:
+            return True
+        if group.x in written([op]):
+            return False
+    return False
+
+
+def search(weights: Sequence[tuple[np.ndarray, str]], importance: np.ndarray, fold: Fold, encode: Encode) -> np.ndarray:
+    """s (n_in,) float32 for weights (n_out, n_in) of the types named, by the weighted error of their rounding."""
+    size = np.sqrt(np.maximum(_shared(importance, fold), 1e-12))
+    samples = [(w[:: max(1, len(w) // SAMPLE_ROWS)], quant) for w, quant in weights]
+    best, least = np.ones(len(importance), np.float32), np.inf
+    for power in POWERS:
+        s = size**power
+        s = np.clip(s / np.exp(np.log(s).mean()), 1 / LARGEST, LARGEST).astype(np.float32)
+        error = 0.0
+        for w, quant in samples:
+            rounded = QUANT_TYPES[quant].dequantize(encode(quant, w * s, (importance / s**2).astype(np.float32)))
+            error += float((np.square(rounded / s - w) @ importance).sum(dtype=np.float64))
+        if error < least:
+            best, least = s, error
+    return best
+
+
+def _shared(values: np.ndarray, fold: Fold) -> np.ndarray:
+    """The mean over the columns that must have one s, in the place of each."""
+    if fold.copies == 1:
+        return values
+    heads = values.reshape(-1, fold.copies, fold.head_dim)
+    return np.broadcast_to(heads.mean(axis=1, keepdims=True), heads.shape).reshape(-1)
+
+
+def scalings(
+    program: Program,
+    types: Mapping[str, str],
+    importance: Mapping[str, np.ndarray],
+    weight_of: Callable[[str], np.ndarray],
+    encode: Encode,
+) -> dict[str, Scaling]:
+    """What every tensor is multiplied by: columns of the weights that read, and the inverse where it is folded in."""
+    rows: dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {}
+    for fold in folds(program):
+        known = [name for name in fold.group.weights if name in importance]
+        rounded = [name for name in known if QUANT_TYPES[types[name]].block_size > 1]
+        if not rounded:
+            continue
+        s = search([(weight_of(name), types[name]) for name in rounded], importance[known[0]], fold, encode)
+        columns |= dict.fromkeys(fold.group.weights, s)
+        if fold.into_rows:
+            heads = s.reshape(-1, fold.copies, fold.head_dim)
+            rows[fold.target] = (1 / heads[:, 0].reshape(-1)).astype(np.float32)
+        else:
+            columns[fold.target] = (1 / s).astype(np.float32)
+    return {name: Scaling(rows.get(name), columns.get(name)) for name in {*rows, *columns}}

@@ -1,0 +1,212 @@
+"""From a model, the types it is to have and a text, to weights that are rounded for what the text shows.
+
+``gptq`` rounds every matrix with error compensation (gptq.py), walking the text through the model while the matrices
+behind it are already rounded (hessian.py). ``awq`` scales columns first (awq.py). The two go together.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edgellm.cores import default_threads
+from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.formats.gguf import GGUFFile, QuantizedTensor
+from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.models import build_program
+from edgellm.perplexity import Chunk, ChunkModel, cut
+from edgellm.quantize import awq, gptq, hessian
+from edgellm.quantize.awq import Scaling
+from edgellm.quantize.grid import GRIDS
+from edgellm.quantize.importance import collect
+from edgellm.tokenizer import Tokenizer
+
+Method = Literal["gptq", "awq", "awq+gptq"]
+METHODS: tuple[Method, ...] = ("gptq", "awq", "awq+gptq")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many groups of matrices (or chunks) are, and of how many."""
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How to calibrate.
+
+    n_chunks   of ``n_ctx`` tokens; None for all of the text
+    damping    of the Hessian, as a share of its mean diagonal
+    """
+
+    method: Method = "gptq"
+    n_ctx: int = 512
+    n_chunks: int | None = None
+    damping: float = gptq.DAMPING
+    n_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ParameterError(f"method is {self.method!r}. It must be one of {', '.join(METHODS)}.")
+        if not 0 < self.damping < 1:
+            raise ParameterError(f"damping is {self.damping}. It must lie between 0 and 1, such as {gptq.DAMPING}.")
+
+
+@dataclass
+class Calibrated:
+    """What came of it. For a ``with`` block: the encoded tensors lie in a temporary file.
+
+    encoded      name -> uint8 (n_rows, row_nbytes) in the tensor's target type
+    scaled       name -> what the source's weights are multiplied by before anything else
+    importance   name -> float32 (n_in,), of the inputs as they are after scaling
+    """
+
+    encoded: dict[str, np.ndarray] = field(default_factory=dict)
+    scaled: dict[str, Scaling] = field(default_factory=dict)
+    importance: dict[str, np.ndarray] = field(default_factory=dict)
+    _spool: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
+
+    def keep(self, name: str, data: np.ndarray) -> None:
+        """Store an encoded tensor."""
+        if not self._spool:
+            self._spool.append(tempfile.TemporaryDirectory(prefix="edgellm-calibrated-"))
+        kept = np.memmap(Path(self._spool[0].name) / f"{len(self.encoded)}", np.uint8, "w+", shape=data.shape)
+        kept[...] = data
+        self.encoded[name] = kept
+
+    def close(self) -> None:
+        """Remove the temporary file. May be called twice."""
+        self.encoded.clear()
+        while self._spool:
+            self._spool.pop().cleanup()
+
+    def __enter__(self) -> Calibrated:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def calibrate(
+    path: str | Path,
+    types: Mapping[str, str],
+    text: str,
+    options: CalibrationOptions,
+    importance: Mapping[str, np.ndarray] | None = None,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Calibrate the GGUF file ``path`` for the type of each tensor, by name.
+
+    ``importance`` is that of an imatrix file; without one it is measured over the same text. Tensors of types that no
+    grid is known for (GRIDS), the embedding and the output matrix are left to the type's own quantizer.
+    """
+    report = progress or (lambda what, done, total: None)
+    result = Calibrated()
+    try:
+        with GGUFFile.open(path) as gguf:
+            tokenizer = Tokenizer.from_gguf(gguf.metadata)
+            ids = tokenizer.encode(text, add_special=True)
+            chunks = cut(ids, list(tokenizer.special.prefix[:1]), options.n_ctx, options.n_chunks)
+            if importance is None:
+                importance = _importance(path, chunks, options, report)
+            _Calibration(gguf, types, importance, options, report, result).run(chunks)
+    except BaseException:
+        result.close()
+        raise
+    return result
+
+
+def _importance(
+    path: str | Path, chunks: Sequence[Chunk], options: CalibrationOptions, report: Progress
+) -> dict[str, np.ndarray]:
+    means: dict[str, np.ndarray] = {}
+    with ChunkModel(path, options.n_ctx, n_threads=options.n_threads) as model:
+        for done, imatrix in enumerate(collect(model, chunks, ""), 1):
+            report("measuring the importance of inputs", done, len(chunks))
+            means = imatrix.means if done == len(chunks) else means
+    return means
+
+
+class _Calibration:
+    """One run: the model, the types it is to have, and what has been found so far."""
+
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        types: Mapping[str, str],
+        importance: Mapping[str, np.ndarray],
+        options: CalibrationOptions,
+        report: Progress,
+        result: Calibrated,
+    ) -> None:
+        self.program = build_program(gguf)
+        self.types = {name: types.get(name, tensor.quant.name) for name, tensor in self.program.tensors.items()}
+        self.given, self.options, self.report, self.result = importance, options, report, result
+        self.n_threads = options.n_threads or default_threads()
+
+    def run(self, chunks: Sequence[Chunk]) -> None:
+        """Scale, round, and say what importance the rest has."""
+        if "awq" in self.options.method:
+            self.report("searching scales", 0, 1)
+            self.result.scaled = awq.scalings(self.program, self.types, self.given, self.source, self.encode)
+        for name, means in self.given.items():
+            columns = self.result.scaled.get(name, Scaling()).columns
+            self.result.importance[name] = means if columns is None else (means / columns**2).astype(np.float32)
+        if "gptq" in self.options.method:
+            self._round(chunks)
+
+    def tensor(self, name: str) -> QuantizedTensor:
+        """A tensor of the source."""
+        return self.program.tensors[name]
+
+    def source(self, name: str) -> np.ndarray:
+        """The source's weights, float32 in their shape; NumericError when they are not finite."""
+        weights = self.tensor(name).dequantize().reshape(self.tensor(name).shape)
+        if not np.isfinite(weights).all():
+            raise NumericError(f"{name} has NaN or infinity. Take another copy of the model.", code="QUANTIZE_NAN")
+        return weights
+
+    def encode(self, quant: str, rows: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+        """A type's own quantizer."""
+        from edgellm.kernels.cpu.encode import encode  # numba: 400 ms
+
+        return encode(quant, np.ascontiguousarray(rows, np.float32), importance, self.n_threads)
+
+    def weight(self, name: str) -> np.ndarray:
+        """What the model will compute with: the rounded weights where there are some, the source's elsewhere."""
+        if name not in self.result.encoded:
+            return self.source(name)
+        tensor = self.tensor(name)
+        rounded = QUANT_TYPES[self.types[name]].dequantize(self.result.encoded[name]).reshape(tensor.shape)
+        return self.result.scaled.get(name, Scaling()).undo(rounded)
+
+    def embed(self, tokens: np.ndarray) -> np.ndarray:
+        """Rows of the embedding as the file will have them."""
+        name = next(op.weight for op in self.program.ops if isinstance(op, hessian.Embed))
+        rows = self.tensor(name).dequantize(np.asarray(tokens))
+        quant = self.types[name]
+        return rows if quant == "F32" else QUANT_TYPES[quant].dequantize(self.encode(quant, rows))
+
+    def _round(self, chunks: Sequence[Chunk]) -> None:
+        found = hessian.groups(self.program)
+        walk = hessian.Walk(self.program, chunks, self.weight, self.embed)
+        for done, group in enumerate(found):
+            self.report("rounding with error compensation", done, len(found))
+            wanted = [name for name in group.weights if self.types[name] in GRIDS]
+            if not wanted:
+                continue
+            walk.advance(group.start)
+            h = hessian.gram(walk.inputs(group.x), self.program.buffers[group.x].width)
+            if not np.isfinite(h).all():
+                raise NumericError(f"The inputs of {wanted[0]} are not finite. Check the model with `edgellm verify`.")
+            columns = self.result.scaled.get(wanted[0], Scaling()).columns
+            factor = gptq.cholesky_of_inverse(
+                h if columns is None else h / np.outer(columns, columns), self.options.damping
+            )
+            for name in wanted:
+                weights = self.result.scaled.get(name, Scaling()).apply(self.source(name))
+                grid = GRIDS[self.types[name]]
+                self.result.keep(name, gptq.compensate(weights, factor, grid, self.encode))
+        self.report("rounding with error compensation", len(found), len(found))

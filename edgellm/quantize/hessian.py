@@ -1,0 +1,151 @@
+"""The inputs of every matmul over a calibration text, group by group, while the weights before it are replaced.
+
+A program is walked once: all chunks go up to the next matmuls that read one buffer (q, k and v; gate and up), what
+they read is summed, whoever asked replaces their weights, and all chunks go on from there. So a weight is fitted to
+what its quantized predecessors really give it, at the cost of one pass over the text in all. Between two groups only
+the buffers that are still needed are kept, for every chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.program import (
+    Add,
+    ApplyRope,
+    Attention,
+    Batch,
+    Embed,
+    GatedUnit,
+    Matmul,
+    Op,
+    Program,
+    RMSNorm,
+    SelectOutputs,
+    StoreKV,
+)
+from edgellm.kernels.reference import OPS, ReferenceExecutor, Step
+from edgellm.perplexity import Chunk
+
+WeightOf = Callable[[str], np.ndarray]
+"""A tensor of the program by name, float32 in its own shape."""
+
+_READS: dict[type, tuple[str, ...]] = {
+    Embed: (),
+    RMSNorm: ("x",),
+    Matmul: ("x",),
+    ApplyRope: ("x",),
+    StoreKV: ("k", "v"),
+    Attention: ("q",),
+    GatedUnit: ("gate", "up"),
+    Add: ("x", "y"),
+    SelectOutputs: ("x",),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Matmuls that read the same buffer, and the ops [start, stop) that hold them."""
+
+    start: int
+    stop: int
+    weights: tuple[str, ...]
+    x: str
+
+
+def groups(program: Program) -> list[Group]:
+    """In order; the output matrix, which reads only some rows, is left out."""
+    found: list[Group] = []
+    for index, op in enumerate(program.ops):
+        if not isinstance(op, Matmul) or op.out == "logits":
+            continue
+        last = found[-1] if found else None
+        if last and last.stop == index and last.x == op.x and op.x not in written(program.ops[last.start : index]):
+            found[-1] = Group(last.start, index + 1, (*last.weights, op.weight), op.x)
+        else:
+            found.append(Group(index, index + 1, (op.weight,), op.x))
+    return found
+
+
+def written(ops: Sequence[Op]) -> set[str]:
+    """The buffers that some ops write."""
+    return {op.x if isinstance(op, ApplyRope) else op.out for op in ops if not isinstance(op, StoreKV)}
+
+
+def needed(ops: Sequence[Op]) -> list[str]:
+    """The buffers that these ops read before they write them."""
+    names: dict[str, None] = {}
+    done: set[str] = set()
+    for op in ops:
+        names.update(dict.fromkeys(getattr(op, name) for name in _READS[type(op)] if getattr(op, name) not in done))
+        done |= written([op])
+    return list(names)
+
+
+class _Weights(ReferenceExecutor):
+    """The reference's view of an executor, with weights from elsewhere, kept for the ops at hand."""
+
+    def __init__(self, program: Program, n_ctx: int, weight_of: WeightOf) -> None:
+        n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(program.windows)
+        super().__init__(program, KVPool(program.kv_layers, program.windows, n_blocks, "float32"), n_ctx)
+        self._weight_of = weight_of
+
+    def weight(self, name: str) -> np.ndarray:
+        if name not in self._weights:
+            self._weights[name] = self._weight_of(name)
+        return self._weights[name]
+
+
+class Walk:
+    """All chunks on their way through a program, in float32.
+
+    weight_of   a tensor by name, asked again after each ``advance``
+    embed       token ids (n,) -> float32 (n, n_embd): the rows of the embedding, which is never decoded whole
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        chunks: Sequence[Chunk],
+        weight_of: WeightOf,
+        embed: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self.program = program
+        self.batches = [Batch.single(program, chunk.ids, outputs="last") for chunk in chunks]
+        self.executor = _Weights(program, max(len(batch) for batch in self.batches), weight_of)
+        self.embed = embed
+        self.at = 0
+        self.kept: list[dict[str, np.ndarray]] = [{} for _ in chunks]
+
+    def advance(self, stop: int) -> None:
+        """Run the ops up to ``stop`` for every chunk; keep what the rest needs."""
+        ops = self.program.ops[self.at : stop]
+        later = needed(self.program.ops[stop:])
+        for index, batch in enumerate(self.batches):
+            step = Step(self.executor, batch)
+            step.buffers.update(self.kept[index])
+            for op in ops:
+                if isinstance(op, Embed):
+                    step[op.out] = self.embed(batch.tokens) * np.float32(op.scale)
+                else:
+                    OPS[type(op)](step, op)
+            self.kept[index] = {name: step.buffers[name] for name in later}
+        self.executor.close()
+        self.at = stop
+
+    def inputs(self, name: str) -> Iterator[np.ndarray]:
+        """A kept buffer of each chunk, (n_tokens, width)."""
+        for kept in self.kept:
+            yield kept[name]
+
+
+def gram(inputs: Iterable[np.ndarray], n_in: int) -> np.ndarray:
+    """The sum of x^T x over float32 (n, n_in), float32 (n_in, n_in)."""
+    total = np.zeros((n_in, n_in), np.float32)
+    for x in inputs:
+        total += x.T @ x
+    return total
