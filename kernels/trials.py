@@ -20,7 +20,7 @@ import numpy as np
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu.kernel_table import TEAM
-from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
+from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVLayer, KVPool
 from edgellm.kernels.program import (
     Add,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgellm.kernels.cpu.kernel_cache import KernelCache
 
 MATMUL_LIMIT = 1e-6  # 15-bit activations are near 1e-9; plain int8 ones would be near 1e-4
+SUPERBLOCK_LIMIT = 1e-5  # one scale for 256 of them, three of which are far out: near 1e-7
 FLOAT_LIMIT = 1e-9  # another order of float32 sums is near 1e-13
 N_TOKENS = (1, 2, 5, 17)
 STARTS = {1: 300, 2: 31, 5: 600, 17: 250}  # first position: later than 256, and the context is summed in cuts
@@ -81,7 +82,7 @@ _MINIMA = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 
 def random_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[int, ...]) -> QuantizedTensor:
-    """Random weights of any type whose blocks keep their scales as floats: random bits under sane scales."""
+    """Random weights of any type that has kernels, and of others with float scales: random bits under sane scales."""
     kind = QUANT_TYPES[quant]
     n_rows = int(np.prod(shape[:-1]))
     row_nbytes = kind.row_nbytes(shape[-1])
@@ -97,6 +98,8 @@ def random_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[
         if dtype.kind == "f":
             is_minimum = field_name in ("m", "dmin")
             blocks[field_name] = scale * _MINIMA[quant] * rng.uniform(0.8, 1.2, len(blocks)) if is_minimum else scale
+    if quant == "MXFP4":
+        blocks["e"] = rng.integers(118, 124, len(blocks))  # 2^(e - 128), near 0.01
     return QuantizedTensor(name, shape, kind, data_bytes)
 
 
@@ -254,7 +257,8 @@ SKETCHES: dict[str, Callable[[Sketch], None]] = {
 
 LIMITS: dict[str, float] = {
     **dict.fromkeys((*TEAM, "add", "select_outputs", "store_kv"), 0.0),
-    **{f"matmul_{quant.lower()}": MATMUL_LIMIT for quant in QUANTIZED},
+    **{f"matmul_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS},
+    **{f"matmul_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS},
     "quantize": MATMUL_LIMIT,
 }
 """NMSE that a kernel may have; FLOAT_LIMIT where none is given."""

@@ -47,9 +47,7 @@ def any_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[int
             return tensor
         return QuantizedTensor(name, shape, kind, values.reshape(-1, shape[-1]).view(np.uint8))
     blocks = tensor.data.reshape(-1).view(kind.layout)
-    if quant == "MXFP4":
-        blocks["e"] = rng.integers(118, 124, len(blocks))  # 2^(e - 127), near 0.01
-    elif quant == "NVFP4":
+    if quant == "NVFP4":
         blocks["d"] = rng.integers(0x20, 0x40, blocks["d"].shape)  # positive, no NaN
     elif quant == "IQ1_M":  # the top nibbles of four words are one float16
         half = int(np.float16(0.01).view(np.uint16))

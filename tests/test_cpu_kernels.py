@@ -17,7 +17,7 @@ from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import ApplyRope, Attention, Batch, Embed, GatedUnit, Matmul, Program, RMSNorm
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
-from edgellm.kernels.trials import FLOAT_LIMIT, MATMUL_LIMIT, Sketch, nmse, outputs_of_ops, random_pool
+from edgellm.kernels.trials import FLOAT_LIMIT, LIMITS, Sketch, nmse, outputs_of_ops, random_pool
 
 N_BLOCKS = 30
 NO_CACHE = KVPool((), (), ())
@@ -83,7 +83,7 @@ def test_product_and_embedding_of_every_type_in_odd_shapes(quant: str, form: str
     s.emit("embedding", Embed("embedding", s.buffer(3 * max(block, 7)), 2.5))
     program = s.program()
     batches = [single_sequence(program, n) for n in (1, 2, 3, 4, 5, 17)]
-    assert worst_nmse(s, batches, form) <= (MATMUL_LIMIT if quant in QUANTIZED else FLOAT_LIMIT)
+    assert worst_nmse(s, batches, form) <= LIMITS.get(f"matmul_{quant.lower()}", FLOAT_LIMIT)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -94,7 +94,8 @@ def test_heavy_tailed_activations_stay_within_the_limit(quant: str, form: str) -
     s.inputs[x][:] = s.rng.standard_t(1.5, s.inputs[x].shape) * np.exp(s.rng.normal(0, 3, (s.max_tokens, 1)))
     s.inputs[x][0] = 0
     s.emit("", Matmul(x, s.tensor(quant, (70, 512)), s.buffer(70)))
-    assert worst_nmse(s, [single_sequence(s.program(), n) for n in (1, 6, 64)], form) <= MATMUL_LIMIT
+    batches = [single_sequence(s.program(), n) for n in (1, 6, 64)]
+    assert worst_nmse(s, batches, form) <= LIMITS[f"matmul_{quant.lower()}"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,13 +108,13 @@ def test_largest_integers_do_not_overflow(quant: str, byte: int, form: str) -> N
     s.inputs[x][:] = 3.0
     weight = s.tensor(quant, (20, 1024))
     blocks = s.tensors[weight].data.reshape(-1).view(s.tensors[weight].quant.layout)
-    for name in ("qs", "qh", "ql", "scales"):
+    for name in ("qs", "qh", "ql", "hmask", "scales", "scales_l", "scales_h"):
         if name in blocks.dtype.names:
-            blocks[name] = np.uint8(byte).view(blocks[name].dtype)
+            blocks[name] = np.full(2, byte, np.uint8).view(blocks[name].dtype)[0]
     if quant == "Q6_K":
         blocks["scales"] = -128 if byte in (0x00, 0x80) else 127
     s.emit("", Matmul(x, weight, s.buffer(20)))
-    assert worst_nmse(s, [single_sequence(s.program(), n) for n in (1, 6)], form) <= MATMUL_LIMIT
+    assert worst_nmse(s, [single_sequence(s.program(), n) for n in (1, 6)], form) <= LIMITS[f"matmul_{quant.lower()}"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -275,9 +276,10 @@ def test_nan_and_infinity_in_weights_and_activations_reach_the_output(quant: str
         batch.tokens[:] = 11
         _, with_bad_x, with_bad_weight, embedded = outputs_of_ops(executor, batch, s.inputs)
         assert not np.isfinite(with_bad_x).any()
-        assert not np.isfinite(with_bad_weight[:, 11]).any()
         assert np.isfinite(with_bad_weight[:, :11]).all() and np.isfinite(with_bad_weight[:, 12:]).all()
-        assert not np.isfinite(embedded).all(axis=1).any()
+        if quant != "MXFP4":  # its scale is a power of two and always finite
+            assert not np.isfinite(with_bad_weight[:, 11]).any()
+            assert not np.isfinite(embedded).all(axis=1).any()
     executor.close()
 
 

@@ -78,51 +78,77 @@ def rms_norm(op, step, thread, n_threads):
             store_f32(out + i * 4, load_f32(x + i * 4) * factor * load_f32(w + i * 4))
 
 
-# ---- quantize activations: x, x_row, out, out_row, n_groups, row_kind ------------------------------------------------
-QUANT_X, QUANT_X_ROW, QUANT_OUT, QUANT_OUT_ROW, QUANT_GROUPS, QUANT_KIND = _arg[1:7]
+# ---- quantize activations: x, x_row, out, out_row, n_groups, row_kind, run -------------------------------------------
+QUANT_X, QUANT_X_ROW, QUANT_OUT, QUANT_OUT_ROW, QUANT_GROUPS, QUANT_KIND, QUANT_RUN = _arg[1:8]
 LARGEST = 16383.0
-"""15 bits with the sign: 4096 (the largest folded weight) * 16383 * 32 stays below 2^31."""
+LARGEST_SUM = 524000.0
+"""Of all magnitudes under one scale: rounding adds at most 128, and 4096 (the largest folded weight) * 2^19 is 2^31."""
 
 _magic = simd.make_const(simd.f32x16, 12582912.0)  # 1.5 * 2^23
-_tiny = 1e-30  # a group below this is zero: its scale's reciprocal would be infinite
+_tiny = 1e-34  # a scale below this is zero: its reciprocal would be infinite
+_low_halves = simd.make_shuffle(simd.f32x16, [*range(8), *range(16, 24)])
+_high_halves = simd.make_shuffle(simd.f32x16, [*range(8, 16), *range(24, 32)])
+_fours, _twos, _ones = (simd.make_shuffle(simd.f32x16, [lane ^ k for lane in range(16)]) for k in (4, 2, 1))
+_ninth = simd.make_shuffle(simd.f32x16, [8] * 16)
 
 
 @forceinline
-def _quantize_group(x, out, scale_at, next_array):
-    """32 float32 at x to int16 at out; scale, scale * sum and sum go to three arrays, ``next_array`` bytes apart."""
-    a, b = load_f32x16(x), load_f32x16(x + 64)
-    largest = maximum_f32x16(max_f32x16(abs_f32x16(a), abs_f32x16(b)))
-    factor = splat_f32x16(f32_of(LARGEST)) / splat_f32x16(max(largest, f32_of(_tiny)))
-    qa = simd.truncate_f32x16((a * factor + _magic()) - _magic())
-    qb = simd.truncate_f32x16((b * factor + _magic()) - _magic())
+def _scale_of_run(x, n):
+    """The scale under which n values keep both bounds; NaN if a value is not finite."""
+    largest = total = zero_f32x16()
+    for i in range(0, n, 16):
+        v = abs_f32x16(load_f32x16(x + i * 4))
+        largest, total = max_f32x16(largest, v), total + v
+    sum_of_all = sum_f32x16(total)
+    scale = max(maximum_f32x16(largest) * f32_of(1.0 / LARGEST), sum_of_all * f32_of(1.0 / LARGEST_SUM))
+    return scale + sum_of_all * f32_of(0.0)
+
+
+@forceinline
+def _quantize_group(x, scale, factor, out, scale_at, next_array):
+    """32 float32 at x to int16 at out; scale, scale * sum, and two sums go to arrays ``next_array`` bytes apart."""
+    qa = simd.truncate_f32x16((load_f32x16(x) * factor + _magic()) - _magic())
+    qb = simd.truncate_f32x16((load_f32x16(x + 64) * factor + _magic()) - _magic())
     wa, wb = simd.narrow_i32x16(qa), simd.narrow_i32x16(qb)
     simd.store_i16x16(out, simd.even_i16x16(wa, wb))
     simd.store_i16x16(out + 32, simd.odd_i16x16(wa, wb))
-    # exact: |sum| <= 32 * 16383 < 2^24; (a + b) * 0 keeps NaN and infinity visible
-    total = sum_f32x16(simd.to_f32x16(qa + qb) + (a + b) * zero_f32x16())
-    scale = largest * f32_of(1.0 / LARGEST) + total * f32_of(0.0)
+    # both sums at once, exact: below 2^24
+    fa, fb = simd.to_f32x16(qa), simd.to_f32x16(qb)
+    sums = _low_halves(fa, fb) + _high_halves(fa, fb)
+    sums = sums + _fours(sums, sums)
+    sums = sums + _twos(sums, sums)
+    sums = sums + _ones(sums, sums)
+    first = simd.first_lane(sums)
+    total = first + simd.first_lane(_ninth(sums, sums))
     store_f32(scale_at, scale)
     store_f32(scale_at + next_array, scale * total)
     store_i32(scale_at + 2 * next_array, int(total))
+    store_i32(scale_at + 3 * next_array, int(first))
 
 
 def quantize(op, step, thread, n_threads):
-    """Rows of float32 to int16 with one scale for 32: q = round(x * 16383 / max|x|).
+    """Rows of float32 to int16 with one scale for a run of groups of 32: q = round(x / scale).
 
     A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
-    float32 scale * sum(q), int32 sum(q).
+    float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q.
     """
     n, groups = load_i64(step + load_i64(op + QUANT_KIND)), load_i64(op + QUANT_GROUPS)
+    run = load_i64(op + QUANT_RUN)
+    runs = groups // run
     parts = 1  # rows are dealt whole, but for a few tokens in parts
     if n < 4 * n_threads:
         parts = n_threads
-    share = (groups + parts - 1) // parts
+    share = (runs + parts - 1) // parts
     for item in range(thread, n * parts, n_threads):
         row, first = item // parts, item % parts * share
         x = load_i64(op + QUANT_X) + row * load_i64(op + QUANT_X_ROW)
         out = load_i64(op + QUANT_OUT) + row * load_i64(op + QUANT_OUT_ROW)
-        for group in range(first, min(first + share, groups)):
-            _quantize_group(x + group * 128, out + group * 64, out + groups * 64 + group * 4, groups * 4)
+        for start in range(first * run, min(first + share, runs) * run, run):
+            scale = _scale_of_run(x + start * 128, run * 32)
+            factor = splat_f32x16(f32_of(1.0) / max(scale, f32_of(_tiny)))
+            for group in range(start, start + run):
+                at_group = out + groups * 64 + group * 4
+                _quantize_group(x + group * 128, scale, factor, out + group * 64, at_group, groups * 4)
 
 
 # ---- rotary embedding: x, x_row, n_heads, head_dim, half, rope_index, adjacent ---------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu import simd
 from edgellm.kernels.cpu.elementwise import FLOAT_AT
-from edgellm.kernels.cpu.quantized_matmul import (
+from edgellm.kernels.cpu.layout import (
     BIAS,
     N_GROUPS,
     N_OUT,

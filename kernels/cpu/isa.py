@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 
 from edgellm.formats.errors import ParameterError
-from edgellm.kernels.cpu import amx, neon
+from edgellm.kernels.cpu import amx, neon, table_lookup
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def primitives(form: str, features: dict[str, bool], triple: str) -> str:
     is_arm = _is_arm(triple)
     is_x86 = triple.startswith(("x86_64", "i686", "amd64"))
     parts = [_MADD["avx512_vnni" if form == "amx" else form], _COMPARE, amx.primitives(form == "amx")]
+    parts.append(table_lookup.primitive(form))
     parts.append(_FMA if is_arm or features.get("fma") else _MUL_ADD)
     parts.append(_HALF if is_arm or features.get("f16c") else _HALF_BITS)
     pause = "call void @llvm.x86.sse2.pause()" if is_x86 else "call void @llvm.aarch64.hint(i32 1)" if is_arm else ""

@@ -42,24 +42,35 @@ def padded(width: int) -> int:
     return -(-width // ROW_ALIGN) * ROW_ALIGN
 
 
-# ---- a row of quantized activations: int16 values, then for every group of 32 a float32 scale, scale * sum, int32 sum
+# ---- arguments of a matmul op (embed has its own)
+
+X, X_ROW_NBYTES, W, W_ROW_NBYTES, N_OUT, N_GROUPS, OUT, OUT_ROW_NBYTES, BIAS, ROW_KIND = (8 * i for i in range(1, 11))
+
+# ---- a row of quantized activations: int16 values, then four arrays with a number for every group of 32:
+#      float32 scale, float32 scale * sum, int32 sum, int32 sum of its first 16 values
 
 
 def activation_row_nbytes(n_in: int) -> int:
     """Bytes of one quantized row, padded to 64."""
-    return -(-(n_in * 2 + n_in // 32 * 12) // 64) * 64
+    return -(-(n_in * 2 + n_in // 32 * 16) // 64) * 64
 
 
-# ---- a thread's scratch while it multiplies (quantized_matmul.py), byte offsets
+# ---- a thread's scratch while it multiplies, byte offsets
 
 PANEL_ROWS = 16
 PANEL_GROUPS = 24  # at most so many groups of 32 columns in a panel: 24 KiB of packed weights in an L1 cache of 32
 GROUP_NBYTES = 1024  # 16 pairs x 16 rows x 2 int16
-SCALES = 0  # what decode_scales writes: at most 2 x 8 groups x 8 rows
-PANEL = 512
+MAX_FEW = 8  # at most so many tokens are multiplied without a panel
+SCALES = 0  # of eight rows: float32 of a group of 32, or 16 int32 of a super-block
+LANES = 512  # (4 tokens, 8 rows, 8) int32 to be summed
+MINIMA = LANES + 1024  # (8 rows, 2, 8) int32
+CENTRES = MINIMA + 512  # (4 tokens, 8 groups, 8) int32
+SUMS = CENTRES + 1024  # (MAX_FEW, 8 rows) float32
+UNPACKED = SUMS + MAX_FEW * 32  # (8 rows, 256) int16
+PANEL = UNPACKED + 8 * 512
 PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
 PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * PANEL_ROWS * 4
-EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 4  # (n_tokens, 16) float32 sums of the last, incomplete panel
+EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # (n_tokens, 16) float32 sums of the last, incomplete panel
 
 
 def matmul_scratch_nbytes(max_tokens: int) -> int:

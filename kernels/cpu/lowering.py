@@ -17,7 +17,8 @@ import numpy as np
 
 from edgellm.kernels.cpu import layout
 from edgellm.kernels.cpu.layout import activation_row_nbytes, padded
-from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
+from edgellm.kernels.cpu.threads import aligned_zeros
+from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import (
     Add,
@@ -135,6 +136,15 @@ class _Lowering:
             self.matrices[name] = (quant, data.ctypes.data, data.strides[0])
         return self.matrices[name]
 
+    def run(self, name: str) -> int:
+        """Groups of a buffer that share a scale: 8 when a product with 256-weight blocks reads it before it changes."""
+        for op in self.program.ops[len(self.first_row) - 1 :]:
+            if isinstance(op, Matmul) and op.x == name and self.matrix(op.weight)[0] in SUPERBLOCKS:
+                return 8
+            if (op.x if isinstance(op, ApplyRope) else getattr(op, "out", None)) == name:
+                break
+        return 1
+
     def quantized_rows(self, name: str) -> tuple[int, int]:
         """Address and row bytes of a buffer's int16 form; emits the row that makes it unless it is current."""
         if name not in self.quantized:
@@ -142,10 +152,10 @@ class _Lowering:
             nbytes = activation_row_nbytes(width)
             if name not in self.activations:
                 n_rows = self.buffers[name].shape[0]
-                self.activations[name] = np.zeros((n_rows, nbytes), np.uint8)
+                self.activations[name] = aligned_zeros(n_rows * nbytes).reshape(n_rows, nbytes)
                 self.keep.append(self.activations[name])
             address = self.activations[name].ctypes.data
-            arguments = (*self.buffer(name), address, nbytes, width // 32, self.row_kind(name))
+            arguments = (*self.buffer(name), address, nbytes, width // 32, self.row_kind(name), self.run(name))
             form = f"int16 {name}"
             self.emit("quantize", *arguments, reads=(name,), writes=(form,), alone=width <= ALONE_WIDTH)
             self.quantized[name] = (address, nbytes)

@@ -67,7 +67,8 @@ class _VecModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.ir)
 
 
-u8x16, u8x32 = Vec(types.uint8, 16), Vec(types.uint8, 32)
+u8x8, u8x16, u8x32 = Vec(types.uint8, 8), Vec(types.uint8, 16), Vec(types.uint8, 32)
+i8x8 = Vec(types.int8, 8)
 u16x8, u16x16 = Vec(types.uint16, 8), Vec(types.uint16, 16)
 i16x8, i16x16, i16x32 = Vec(types.int16, 8), Vec(types.int16, 16), Vec(types.int16, 32)
 i32x8, i32x16, u32x8 = Vec(types.int32, 8), Vec(types.int32, 16), Vec(types.uint32, 8)
@@ -147,12 +148,12 @@ def make_store(value: types.Type) -> Any:
 
 
 load_u8x16, load_u8x32 = make_load(u8x16), make_load(u8x32)
-load_i16x32, load_i16x8, load_u16x16 = make_load(i16x32), make_load(i16x8), make_load(u16x16)
-load_f32x8, load_f32x16, load_i32x16 = make_load(f32x8), make_load(f32x16), make_load(i32x16)
+load_i16x32, load_i16x16, load_i16x8, load_u16x16 = (make_load(v) for v in (i16x32, i16x16, i16x8, u16x16))
+load_f32x8, load_f32x16, load_i32x8, load_i32x16 = (make_load(v) for v in (f32x8, f32x16, i32x8, i32x16))
 load_f32, load_f64, load_i32, load_i64 = (
     make_load(t) for t in (types.float32, types.float64, types.int32, types.int64)
 )
-load_i8, load_u16, load_u32 = make_load(types.int8), make_load(types.uint16), make_load(types.uint32)
+load_u8, load_u16, load_u32 = make_load(types.uint8), make_load(types.uint16), make_load(types.uint32)
 store_f32x8, store_f32x16, store_i16x16 = make_store(f32x8), make_store(f32x16), make_store(i16x16)
 store_i32x16, store_u16x16, store_i32x8 = (make_store(v) for v in (i32x16, u16x16, i32x8))
 store_f32, store_i32, store_i64, store_u16 = (
@@ -171,6 +172,19 @@ def make_const(vec: Vec, value: float) -> Any:
         return vec(), codegen
 
     return const
+
+
+def make_constants(vec: Vec, values: list[int]) -> Any:
+    """An intrinsic without arguments: these lanes."""
+
+    @intrinsic
+    def constants(typing_context):
+        def codegen(context, builder, sig, args):
+            return ir.Constant(vec.ir, values)
+
+        return vec(), codegen
+
+    return constants
 
 
 def make_splat(vec: Vec) -> Any:
@@ -219,6 +233,7 @@ f32x16_bits, f32x16_from_bits = make_convert(f32x16, i32x16, "bitcast"), make_co
 i16x32_as_i32x16 = make_convert(i16x32, i32x16, "bitcast")
 i32x16_as_i16x32 = make_convert(i32x16, i16x32, "bitcast")
 u32x8_as_u16x16 = make_convert(u32x8, u16x16, "bitcast")
+i32x8_as_i16x16, u16x16_as_u8x32 = make_convert(i32x8, i16x16, "bitcast"), make_convert(u16x16, u8x32, "bitcast")
 
 
 def make_shuffle(vec: Vec, lanes: list[int]) -> Any:
@@ -312,6 +327,8 @@ madd_i16 = declared("madd", i32x16, i32x16, i16x32, i16x32)
 """madd_i16(acc, a, b): lane j of acc plus a[2j] b[2j] + a[2j+1] b[2j+1], exact in int32."""
 madd_i16x16 = declared("madd8", i32x8, i32x8, i16x16, i16x16)
 """The 16 products added to 8 lanes, those of each half to its own four; to which of the four, the form decides."""
+lookup_u8x32 = declared("lookup", u8x32, u8x16, u8x32)
+"""lookup_u8x32(levels, names): the level that each byte names, 0 to 15."""
 fma_f32x8, fma_f32x16 = (
     declared("fma8", f32x8, f32x8, f32x8, f32x8),
     declared("fma16", f32x16, f32x16, f32x16, f32x16),
@@ -371,26 +388,6 @@ def where_less(typing_context, a, b, yes, no):
 
 
 # ---- sums over lanes, in a fixed order ------------------------------------------------------------------------------
-
-_pairs_low = make_shuffle(i32x8, [0, 2, 8, 10, 4, 6, 12, 14])
-_pairs_high = make_shuffle(i32x8, [1, 3, 9, 11, 5, 7, 13, 15])
-_halves_low = make_shuffle(i32x8, [0, 1, 2, 3, 8, 9, 10, 11])
-_halves_high = make_shuffle(i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
-
-
-@forceinline
-def pair_sums(a, b):
-    """Sums of neighbouring lanes, in each half of a register those of a, then those of b."""
-    return _pairs_low(a, b) + _pairs_high(a, b)
-
-
-@forceinline
-def sums_of_eight(a, b, c, d, e, f, g, h):
-    """Lane i of the result is the sum of the lanes of the i-th i32x8."""
-    abcd = pair_sums(pair_sums(a, b), pair_sums(c, d))
-    efgh = pair_sums(pair_sums(e, f), pair_sums(g, h))
-    return _halves_low(abcd, efgh) + _halves_high(abcd, efgh)
-
 
 _f_halves = [make_shuffle(f32x16, [*range(s, 2 * s), *range(s)] + [0] * (16 - 2 * s)) for s in (8, 4, 2, 1)]
 _swap8, _swap4, _swap2, _swap1 = _f_halves

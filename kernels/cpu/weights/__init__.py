@@ -1,19 +1,29 @@
-"""How the CPU kernels read quantized weights: one small file per type, with the same five facts and three functions.
+"""How the CPU kernels read quantized weights: one small file per type, in two families.
+
+Types of 32 weights, a block one group with a float scale (``block_matmul.py``):
 
     BLOCK_NBYTES   bytes of a block
-    GROUPS         groups of 32 weights in a block: 1, or 8 for the 256-weight types
-    HAS_MIN        whether a group has a minimum besides its scale
-    SCALE_STEP     bytes from one group's scales to the next in what decode_scales writes; 0 if they share one
+    HAS_MIN        whether a block has a minimum besides its scale
     OFFSET         what ``sums`` leaves in its integers: it works with weight + OFFSET
-    unpack(block, s) -> i16x32       the integer weights of group s of the block at an address, even ones first
-    sums(p, stride, s, x) -> i32x8   for eight rows, ``stride`` bytes apart: the product of group s with the
-                                     activations at x, summed
-    decode_scales(p, stride, out)    for the blocks of eight rows: GROUPS x f32x8 scales, then minima
+    unpack(block) -> i16x32          the integer weights of the block at an address, even ones first
+    sums(p, stride, x) -> i32x8      for eight rows, ``stride`` bytes apart: the product with the activations at x
+    decode_scales(p, stride, out)    for the blocks of eight rows: f32x8 scales, then minima
 
-A weight is ``scale * integer + minimum``, so one matmul serves every type (``quantized_matmul.py``).
+Types of 256 weights, a super-block of eight groups with integer sub-scales (``superblock_matmul.py``):
+
+    BLOCK_NBYTES   bytes of a block
+    CENTRE         subtracted from what ``group`` gives
+    N_MINIMA       in a block: 0, 8 or 16
+    make_group(g)(block) -> i16x32   the integers of group g, even ones first, CENTRE still in them
+    store_scales(block, out)         writes the sub-scales as make_scale reads them, at most 64 bytes
+    make_scale(g)(scales) -> i32x8   the sub-scale of group g, in the lanes of the weights it belongs to
+    minima(block) -> two i32x8       of the eight groups: ``whole`` and ``half`` (superblock_matmul.py)
+    factors(p, stride) -> two f32x8  d and -dmin of the blocks of eight rows
 """
 
-QUANTIZED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+SUPERBLOCKS = ("Q4_K", "Q5_K", "Q6_K")
+QUANTIZED = (*BLOCKS, *SUPERBLOCKS)
 """GGUF type names; the module of each is its name in lower case."""
 
 FLOAT = ("F32", "F16", "BF16")

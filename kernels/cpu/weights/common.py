@@ -12,13 +12,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu import lanes, simd
 from edgellm.kernels.cpu.simd import forceinline, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
 
 _low4_16, _four_16 = simd.make_const(simd.u8x16, 15), simd.make_const(simd.u8x16, 4)
-_low4_32, _four_32 = simd.make_const(simd.u8x32, 15), simd.make_const(simd.u8x32, 4)
-_sixteen_32, _forty_eight_32 = simd.make_const(simd.u8x32, 16), simd.make_const(simd.u8x32, 48)
-_splat_u8x32 = simd.make_splat(simd.u8x32)
 
 # ---- bytes to the 32 integers of a group ----------------------------------------------------------------------------
 
@@ -47,22 +44,10 @@ def nibbles(bytes16):
     return simd.concat_u8x16(bytes16 & _low4_16(), bytes16 >> _four_16())
 
 
-@forceinline
-def nibble_of(bytes32, high):
-    """u8x32: the low (high = 0) or the high (1) nibble of 32 bytes."""
-    return (bytes32 >> _splat_u8x32(types.uint8(high * 4))) & _low4_32()
-
-
-@forceinline
-def bit_pair_of(bytes32, k):
-    """u8x32: bits 2k and 2k+1 of 32 bytes, at bits 4 and 5."""
-    return ((bytes32 >> _splat_u8x32(types.uint8(k * 2))) << _four_32()) & _forty_eight_32()
-
-
-@forceinline
-def sixteen_if_bit(bytes32, k):
-    """u8x32: 16 where bit k of a byte is set."""
-    return ((bytes32 >> _splat_u8x32(types.uint8(k))) << _four_32()) & _sixteen_32()
+iq4_levels = simd.make_constants(
+    simd.u8x16, [n % 256 for n in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)]
+)
+"""What the nibbles of IQ4_NL and IQ4_XS stand for."""
 
 
 @intrinsic
@@ -70,47 +55,36 @@ def sixteen_where(typing_context: Any, bits: Any) -> Any:
     """u8x32: 16 in lane j where bit j of a uint32 is set."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        mask = builder.bitcast(args[0], ir.VectorType(ir.IntType(1), 32))
-        yes, no = (ir.Constant(simd.u8x32.ir, [n] * 32) for n in (16, 0))
-        return builder.select(mask, yes, no)
+        i32, words, byte = ir.IntType(32), ir.VectorType(ir.IntType(32), 8), simd.u8x32.ir
+        word = builder.insert_element(ir.Constant(words, ir.Undefined), args[0], ir.Constant(i32, 0))
+        every = builder.bitcast(builder.shuffle_vector(word, word, ir.Constant(words, [0] * 8)), byte)
+        lanes = ir.Constant(ir.VectorType(i32, 32), [j // 8 for j in range(32)])
+        bit = ir.Constant(byte, [1 << j % 8 for j in range(32)])
+        found = builder.icmp_unsigned("==", builder.and_(builder.shuffle_vector(every, every, lanes), bit), bit)
+        return builder.select(found, *(ir.Constant(byte, [n] * 32) for n in (16, 0)))
 
     return simd.u8x32(types.uint32), codegen
-
-
-@intrinsic
-def scales_even_odd(typing_context: Any, a: Any, b: Any) -> Any:
-    """i16x32: the int8 a for the first 16 weights of a group and b for the others, in the order of the group."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        i16, i32 = ir.IntType(16), ir.IntType(32)
-        pair = ir.Constant(ir.VectorType(i16, 2), ir.Undefined)
-        for lane in (0, 1):
-            pair = builder.insert_element(pair, builder.sext(args[lane], i16), ir.Constant(i32, lane))
-        lanes = ir.Constant(ir.VectorType(i32, 32), ([0] * 8 + [1] * 8) * 2)
-        return builder.shuffle_vector(pair, pair, lanes)
-
-    return simd.i16x32(types.int8, types.int8), codegen
 
 
 # ---- dots of eight rows with one group of activations ---------------------------------------------------------------
 
 
 def make_sums(unpack: Any) -> Any:
-    """sums(p, stride, s, x): for eight rows, the int32 sum of the products of group s with the int16 group at x."""
+    """sums(p, stride, x): for eight rows, the int32 sum of the products of a block with the int16 group at x."""
 
     @forceinline
-    def dot(block, s, x):
-        w = unpack(block, s)
+    def dot(block, x):
+        w = unpack(block)
         low = madd_i16x16(simd.zero_i32x8(), simd.low_i16x32(w, w), simd.low_i16x32(x, x))
         return madd_i16x16(low, simd.high_i16x32(w, w), simd.high_i16x32(x, x))
 
     @forceinline
-    def sums(p, stride, s, x_address):
+    def sums(p, stride, x_address):
         x = load_i16x32(x_address)
         p4 = p + 4 * stride
-        return simd.sums_of_eight(
-            dot(p, s, x), dot(p + stride, s, x), dot(p + 2 * stride, s, x), dot(p + 3 * stride, s, x),
-            dot(p4, s, x), dot(p4 + stride, s, x), dot(p4 + 2 * stride, s, x), dot(p4 + 3 * stride, s, x),
+        return lanes.sums_of_eight(
+            dot(p, x), dot(p + stride, x), dot(p + 2 * stride, x), dot(p + 3 * stride, x),
+            dot(p4, x), dot(p4 + stride, x), dot(p4 + 2 * stride, x), dot(p4 + 3 * stride, x),
         )  # fmt: skip
 
     return sums
@@ -132,7 +106,7 @@ def make_nibble_sums(first_byte: int) -> Any:
     """make_sums for blocks of 16 nibble bytes at ``first_byte``: two rows share a register.
 
     A word of two bytes holds the nibbles of weights 2i, 16+2i, 2i+1, 17+2i, so four masks give the four quarters of
-    the group for both rows, and three pair sums end the work of eight rows.
+    the group for both rows, and one sums_of_four ends the work of eight rows.
     """
 
     @forceinline
@@ -148,13 +122,13 @@ def make_nibble_sums(first_byte: int) -> Any:
         return madd_i16x16(acc, odd_high, x3)
 
     @forceinline
-    def sums(p, stride, s, x_address):
+    def sums(p, stride, x_address):
         x0, x1 = quarter(x_address), quarter(x_address + 16)
         x2, x3 = quarter(x_address + 32), quarter(x_address + 48)
         p1, p2, p3, p4 = p + stride, p + 2 * stride, p + 3 * stride, p + 4 * stride
         a, b = two_rows(p, p4, x0, x1, x2, x3), two_rows(p1, p1 + 4 * stride, x0, x1, x2, x3)
         c, d = two_rows(p2, p2 + 4 * stride, x0, x1, x2, x3), two_rows(p3, p3 + 4 * stride, x0, x1, x2, x3)
-        return simd.pair_sums(simd.pair_sums(a, b), simd.pair_sums(c, d))
+        return lanes.sums_of_four(a, b, c, d)
 
     return sums
 
@@ -171,15 +145,6 @@ def halves_at(p, stride):
     return simd.half_f32x8(simd.gather_u16x8(a, b, c, d, e, f, g, h))
 
 
-@forceinline
-def words_at(p, stride):
-    """u32x8: the words at p in eight rows."""
-    q = p + 4 * stride
-    a, b, c, d = load_u32(p), load_u32(p + stride), load_u32(p + 2 * stride), load_u32(p + 3 * stride)
-    e, f, g, h = load_u32(q), load_u32(q + stride), load_u32(q + 2 * stride), load_u32(q + 3 * stride)
-    return simd.gather_u32x8(a, b, c, d, e, f, g, h)
-
-
 # lanes of the 16 floats (d m) x rows 0 1 4 5 2 3 6 7
 _d_lanes = simd.make_shuffle(simd.f32x16, [0, 2, 8, 10, 4, 6, 12, 14])
 _m_lanes = simd.make_shuffle(simd.f32x16, [1, 3, 9, 11, 5, 7, 13, 15])
@@ -193,32 +158,6 @@ def half_pairs_at(p, stride):
     e, f, g, h = load_u32(p + 2 * stride), load_u32(p + 3 * stride), load_u32(q + 2 * stride), load_u32(q + 3 * stride)
     pairs = simd.half_f32x16(simd.u32x8_as_u16x16(simd.gather_u32x8(a, b, c, d, e, f, g, h)))
     return _d_lanes(pairs, pairs), _m_lanes(pairs, pairs)
-
-
-_k6, _k4, _k2 = (simd.make_const(simd.u32x8, n) for n in (0x3F3F3F3F, 0x0F0F0F0F, 0x03030303))
-_shift6, _shift4, _byte = (simd.make_const(simd.u32x8, n) for n in (6, 4, 0xFF))
-_splat_u32x8 = simd.make_splat(simd.u32x8)
-_to_float = simd.make_convert(simd.u32x8, simd.f32x8, "uitofp")
-
-
-@forceinline
-def _store_four(packed, factor, out):
-    """Four vectors of float scales from the four bytes of every row's word."""
-    for j in range(4):
-        byte = (packed >> _splat_u32x8(types.uint32(8 * j))) & _byte()
-        simd.store_f32x8(out + 32 * j, _to_float(byte) * factor)
-
-
-@forceinline
-def decode_k_scales(p, stride, out):
-    """The 8 scales d sc, then the 8 minima -dmin m, of eight Q4_K or Q5_K blocks; 6-bit packing as in formats."""
-    d, dmin = half_pairs_at(p, stride)
-    minus_dmin = simd.zero_f32x8() - dmin
-    u0, u1, u2 = words_at(p + 4, stride), words_at(p + 8, stride), words_at(p + 12, stride)
-    _store_four(u0 & _k6(), d, out)
-    _store_four((u2 & _k4()) | (((u0 >> _shift6()) & _k2()) << _shift4()), d, out + 128)
-    _store_four(u1 & _k6(), minus_dmin, out + 256)
-    _store_four(((u2 >> _shift4()) & _k4()) | (((u1 >> _shift6()) & _k2()) << _shift4()), minus_dmin, out + 384)
 
 
 @forceinline

@@ -5,9 +5,7 @@ from edgellm.kernels.cpu.simd import forceinline, load_u8x16
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 18
-GROUPS = 1
 HAS_MIN = False
-SCALE_STEP = 32
 OFFSET = 8
 
 _eight = simd.make_const(simd.i16x32, 8)
@@ -16,6 +14,6 @@ sums = common.make_nibble_sums(2)
 
 
 @forceinline
-def unpack(block, s):
+def unpack(block):
     """The 32 weights of the group as int16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 2))) - _eight()

@@ -4,9 +4,7 @@ from edgellm.kernels.cpu.simd import forceinline, load_u8x16
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 20
-GROUPS = 1
 HAS_MIN = True
-SCALE_STEP = 32
 OFFSET = 0
 
 decode_scales = common.decode_half_pairs
@@ -14,6 +12,6 @@ sums = common.make_nibble_sums(4)
 
 
 @forceinline
-def unpack(block, s):
+def unpack(block):
     """The 32 weights of the group as int16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 4)))

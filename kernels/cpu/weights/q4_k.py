@@ -1,21 +1,26 @@
-"""Q4_K: 144 bytes: d, dmin, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles; value d sc q - dmin m."""
+"""Q4_K: 144 bytes: d, dmin, 12 bytes of 6-bit scales and minima, 128 bytes of nibbles; weight d sc q - dmin m."""
 
-from edgellm.kernels.cpu.simd import forceinline, load_u8x32
-from edgellm.kernels.cpu.weights import common
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.kernels.cpu.simd import forceinline
+from edgellm.kernels.cpu.weights import superblocks
 
 BLOCK_NBYTES = 144
-GROUPS = 8
-HAS_MIN = True
-SCALE_STEP = 32
-OFFSET = 0
+CENTRE = 0
+N_MINIMA = 8
 
-decode_scales = common.decode_k_scales
-
-
-@forceinline
-def unpack(block, s):
-    """The 32 weights of group s as int16: the low nibbles of 32 bytes, or for odd s the high ones."""
-    return common.even_odd_u8(common.nibble_of(load_u8x32(block + 16 + (s >> 1) * 32), s & 1))
+store_scales, make_scale = superblocks.store_k_scales, superblocks.make_scale_of_eight
+minima, factors = superblocks.k_minima, superblocks.k_factors
 
 
-sums = common.make_sums(unpack)
+def make_group(g: int) -> Any:
+    """group(block): the low nibbles of 32 bytes, or for odd g the high ones."""
+    nibble, at = superblocks.make_field(g % 2 * 4, 15), 16 + g // 2 * 32
+
+    @forceinline
+    def group(block):
+        return superblocks.even_odd(nibble(superblocks.words_at(block + at)))
+
+    return group

@@ -5,9 +5,7 @@ from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u32
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 22
-GROUPS = 1
 HAS_MIN = False
-SCALE_STEP = 32
 OFFSET = 16
 
 _sixteen = simd.make_const(simd.i16x32, 16)
@@ -15,7 +13,7 @@ decode_scales = common.decode_half_scales
 
 
 @forceinline
-def unsigned(block, s):
+def unsigned(block):
     """The 32 weights of the group plus 16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 6)) | common.sixteen_where(load_u32(block + 2)))
 
@@ -24,6 +22,6 @@ sums = common.make_sums(unsigned)
 
 
 @forceinline
-def unpack(block, s):
+def unpack(block):
     """The 32 weights of the group as int16."""
-    return unsigned(block, s) - _sixteen()
+    return unsigned(block) - _sixteen()

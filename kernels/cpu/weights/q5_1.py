@@ -4,16 +4,14 @@ from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u32
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 24
-GROUPS = 1
 HAS_MIN = True
-SCALE_STEP = 32
 OFFSET = 0
 
 decode_scales = common.decode_half_pairs
 
 
 @forceinline
-def unpack(block, s):
+def unpack(block):
     """The 32 weights of the group as int16."""
     return common.even_odd_u8(common.nibbles(load_u8x16(block + 8)) | common.sixteen_where(load_u32(block + 4)))
 

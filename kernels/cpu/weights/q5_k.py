@@ -1,22 +1,28 @@
 """Q5_K: 176 bytes: d, dmin, 12 bytes of 6-bit scales and minima, 32 bytes of fifth bits, 128 bytes of nibbles."""
 
-from edgellm.kernels.cpu.simd import forceinline, load_u8x32
-from edgellm.kernels.cpu.weights import common
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.kernels.cpu.simd import forceinline
+from edgellm.kernels.cpu.weights import superblocks
 
 BLOCK_NBYTES = 176
-GROUPS = 8
-HAS_MIN = True
-SCALE_STEP = 32
-OFFSET = 0
+CENTRE = 0
+N_MINIMA = 8
 
-decode_scales = common.decode_k_scales
-
-
-@forceinline
-def unpack(block, s):
-    """The 32 weights of group s as int16: a nibble and bit s of the byte of fifth bits."""
-    low = common.nibble_of(load_u8x32(block + 48 + (s >> 1) * 32), s & 1)
-    return common.even_odd_u8(low | common.sixteen_if_bit(load_u8x32(block + 16), s))
+store_scales, make_scale = superblocks.store_k_scales, superblocks.make_scale_of_eight
+minima, factors = superblocks.k_minima, superblocks.k_factors
 
 
-sums = common.make_sums(unpack)
+def make_group(g: int) -> Any:
+    """group(block): a nibble, and bit g of the byte of fifth bits above it."""
+    nibble, at = superblocks.make_field(g % 2 * 4, 15), 48 + g // 2 * 32
+    fifth_bit = superblocks.make_field(g - 4, 16)
+
+    @forceinline
+    def group(block):
+        low, high = superblocks.words_at(block + at), superblocks.words_at(block + 16)
+        return superblocks.even_odd(nibble(low) | fifth_bit(high))
+
+    return group

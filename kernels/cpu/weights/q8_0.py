@@ -4,16 +4,14 @@ from edgellm.kernels.cpu.simd import forceinline, load_u8x32
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 34
-GROUPS = 1
 HAS_MIN = False
-SCALE_STEP = 32
 OFFSET = 0
 
 decode_scales = common.decode_half_scales
 
 
 @forceinline
-def unpack(block, s):
+def unpack(block):
     """The 32 weights of the group as int16."""
     return common.even_odd_i8(load_u8x32(block + 2))
 

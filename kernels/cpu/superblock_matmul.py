@@ -1,0 +1,402 @@
+"""Products of the types of 256 weights, whose sub-scales are integers: all 256 are summed before any float is touched.
+
+A super-block's activations share one scale, small enough that sum |x| < 2^19 (``quantize`` in elementwise.py). With
+sub-scales folded in no weight is beyond 4096, so the sum over a super-block is below 2^31 and exact in int32, in any
+order; sums on the way to it may wrap. The super-blocks of a row are added in float32, first to last:
+
+    acc = fma(float(sum_i sc_i q_i x_i), d * x_scale, acc)
+    acc = fma(float(sum_i m_i x_i), -dmin * x_scale, acc)                for types with minima
+
+Minima come in two parts: ``whole`` times the sum of a group's activations, plus ``half`` times that of its first 16
+(a type with one minimum for 32 weights has no second part).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from numba import types
+
+from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.lanes import sums_at, sums_of_eight
+from edgellm.kernels.cpu.layout import (
+    CENTRES,
+    GROUP_NBYTES,
+    LANES,
+    MINIMA,
+    PANEL,
+    PANEL_MINIMA,
+    PANEL_SCALES,
+    SCALES,
+    SUMS,
+    UNPACKED,
+)
+from edgellm.kernels.cpu.panel import group_times_four, group_times_one, store_pairs
+from edgellm.kernels.cpu.simd import (
+    fma_f32x8,
+    fma_f32x16,
+    forceinline,
+    load_f32,
+    load_f32x8,
+    load_f32x16,
+    load_i16x16,
+    load_i32,
+    load_i32x8,
+    load_i32x16,
+    madd_i16x16,
+    prefetch,
+    splat_f32x8,
+    splat_f32x16,
+    splat_i32x16,
+    store_f32x8,
+    store_f32x16,
+    store_i16x16,
+    store_i32x8,
+    to_f32x8,
+    to_f32x16,
+    zero_f32x8,
+    zero_f32x16,
+    zero_i32x8,
+    zero_i32x16,
+)
+
+GROUPS = 8
+"""Groups of 32 weights in a super-block."""
+FEW = 8
+"""Up to so many tokens are multiplied without a panel."""
+
+_splat_i16x16 = simd.make_splat(simd.i16x16)
+_low_half, _sixteen_bits = simd.make_const(simd.i32x8, 0xFFFF), simd.make_const(simd.i32x8, 16)
+
+
+@functools.cache
+def _make_row(weights: Any) -> tuple[Any, Any, Any, Any]:
+    """What is done with one row's super-block. All eight groups are written out, so that every shift is a constant.
+
+    dot_one(block, scales, x, centres)           products with the 256 activations at x, in eight lanes
+    dot_two, dot_four(..., x_row, ...)           the same for tokens ``x_row`` apart, whose centres are 256 apart
+    unpack(block, scales, out)                   256 int16 sc (q - CENTRE), in the order of the activations
+    """
+    g0, g1, g2, g3, g4, g5, g6, g7 = (weights.make_group(g) for g in range(GROUPS))
+    s0, s1, s2, s3, s4, s5, s6, s7 = (weights.make_scale(g) for g in range(GROUPS))
+    centre, centred = weights.CENTRE, weights.CENTRE != 0
+
+    @forceinline
+    def add_one(a, q, scale, x, centres):
+        start = zero_i32x8()
+        if centred:
+            start = load_i32x8(centres)
+        total = madd_i16x16(start, simd.low_i16x32(q, q), load_i16x16(x))
+        return a + madd_i16x16(total, simd.high_i16x32(q, q), load_i16x16(x + 32)) * scale
+
+    @forceinline
+    def add_two(ab, q, scale, x, x_row, centres):
+        return add_one(ab[0], q, scale, x, centres), add_one(ab[1], q, scale, x + x_row, centres + 256)
+
+    @forceinline
+    def store(q, scale, out):
+        pair = simd.i32x8_as_i16x16((scale << _sixteen_bits()) | (scale & _low_half()))
+        less = _splat_i16x16(types.int16(centre))
+        store_i16x16(out, (simd.low_i16x32(q, q) - less) * pair)
+        store_i16x16(out + 32, (simd.high_i16x32(q, q) - less) * pair)
+
+    @forceinline
+    def dot_one(block, scales, x, centres):
+        a = add_one(zero_i32x8(), g0(block), s0(scales), x, centres)
+        a = add_one(a, g1(block), s1(scales), x + 64, centres + 32)
+        a = add_one(a, g2(block), s2(scales), x + 128, centres + 64)
+        a = add_one(a, g3(block), s3(scales), x + 192, centres + 96)
+        a = add_one(a, g4(block), s4(scales), x + 256, centres + 128)
+        a = add_one(a, g5(block), s5(scales), x + 320, centres + 160)
+        a = add_one(a, g6(block), s6(scales), x + 384, centres + 192)
+        return add_one(a, g7(block), s7(scales), x + 448, centres + 224)
+
+    @forceinline
+    def dot_two(block, scales, x, x_row, centres):
+        ab = zero_i32x8(), zero_i32x8()
+        ab = add_two(ab, g0(block), s0(scales), x, x_row, centres)
+        ab = add_two(ab, g1(block), s1(scales), x + 64, x_row, centres + 32)
+        ab = add_two(ab, g2(block), s2(scales), x + 128, x_row, centres + 64)
+        ab = add_two(ab, g3(block), s3(scales), x + 192, x_row, centres + 96)
+        ab = add_two(ab, g4(block), s4(scales), x + 256, x_row, centres + 128)
+        ab = add_two(ab, g5(block), s5(scales), x + 320, x_row, centres + 160)
+        ab = add_two(ab, g6(block), s6(scales), x + 384, x_row, centres + 192)
+        return add_two(ab, g7(block), s7(scales), x + 448, x_row, centres + 224)
+
+    @forceinline
+    def add_four(abcd, q, scale, x, x_row, centres):
+        a, b = add_two((abcd[0], abcd[1]), q, scale, x, x_row, centres)
+        c, d = add_two((abcd[2], abcd[3]), q, scale, x + 2 * x_row, x_row, centres + 512)
+        return a, b, c, d
+
+    @forceinline
+    def dot_four(block, scales, x, x_row, centres):
+        abcd = zero_i32x8(), zero_i32x8(), zero_i32x8(), zero_i32x8()
+        abcd = add_four(abcd, g0(block), s0(scales), x, x_row, centres)
+        abcd = add_four(abcd, g1(block), s1(scales), x + 64, x_row, centres + 32)
+        abcd = add_four(abcd, g2(block), s2(scales), x + 128, x_row, centres + 64)
+        abcd = add_four(abcd, g3(block), s3(scales), x + 192, x_row, centres + 96)
+        abcd = add_four(abcd, g4(block), s4(scales), x + 256, x_row, centres + 128)
+        abcd = add_four(abcd, g5(block), s5(scales), x + 320, x_row, centres + 160)
+        abcd = add_four(abcd, g6(block), s6(scales), x + 384, x_row, centres + 192)
+        return add_four(abcd, g7(block), s7(scales), x + 448, x_row, centres + 224)
+
+    @forceinline
+    def unpack(block, scales, out):
+        store(g0(block), s0(scales), out)
+        store(g1(block), s1(scales), out + 64)
+        store(g2(block), s2(scales), out + 128)
+        store(g3(block), s3(scales), out + 192)
+        store(g4(block), s4(scales), out + 256)
+        store(g5(block), s5(scales), out + 320)
+        store(g6(block), s6(scales), out + 384)
+        store(g7(block), s7(scales), out + 448)
+
+    return dot_one, dot_two, dot_four, unpack
+
+
+def make_few_tokens(weights: Any) -> Any:
+    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times up to FEW tokens, to scratch + SUMS."""
+    dot_one, dot_two, dot_four, _ = _make_row(weights)
+    store_scales, minima, factors = weights.store_scales, weights.minima, weights.factors
+    block_nbytes, centre, has_min, has_halves = (
+        weights.BLOCK_NBYTES, weights.CENTRE, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS,
+    )  # fmt: skip
+
+    @forceinline
+    def store_centres(x, out):
+        """For each group -CENTRE times the sums of its activations, in the lanes where the products with q will be."""
+        minus = _splat_i16x16(types.int16(-centre))
+        for g in range(GROUPS):
+            even = madd_i16x16(zero_i32x8(), minus, load_i16x16(x + 64 * g))
+            store_i32x8(out + 32 * g, madd_i16x16(even, minus, load_i16x16(x + 64 * g + 32)))
+
+    @forceinline
+    def minimum_lanes(at, of_group, of_first16):
+        lanes = load_i32x8(at) * of_group
+        if has_halves:
+            lanes = lanes + load_i32x8(at + 32) * of_first16
+        return lanes
+
+    @forceinline
+    def minimum_sums(at, x, y):
+        return sums_of_eight(
+            minimum_lanes(at, x, y), minimum_lanes(at + 64, x, y),
+            minimum_lanes(at + 128, x, y), minimum_lanes(at + 192, x, y),
+            minimum_lanes(at + 256, x, y), minimum_lanes(at + 320, x, y),
+            minimum_lanes(at + 384, x, y), minimum_lanes(at + 448, x, y),
+        )  # fmt: skip
+
+    @forceinline
+    def all_rows(p, stride, x, x_row, n, scratch):
+        """Lanes of eight rows times n = 1, 2 or 4 tokens."""
+        if centre:
+            for t in range(n):
+                store_centres(x + t * x_row, scratch + CENTRES + t * 256)
+        for r in range(8):
+            block, scales = p + r * stride, scratch + SCALES + r * 64
+            lanes, centres = scratch + LANES + r * 32, scratch + CENTRES
+            if n == 1:
+                store_i32x8(lanes, dot_one(block, scales, x, centres))
+            elif n == 2:
+                a, b = dot_two(block, scales, x, x_row, centres)
+                store_i32x8(lanes, a)
+                store_i32x8(lanes + 256, b)
+            else:
+                a, b, c, d = dot_four(block, scales, x, x_row, centres)
+                store_i32x8(lanes, a)
+                store_i32x8(lanes + 256, b)
+                store_i32x8(lanes + 512, c)
+                store_i32x8(lanes + 768, d)
+
+    @forceinline
+    def few_tokens(p, stride, n_groups, x, x_row, n, scratch):
+        per_group = n_groups * 4
+        scale_at = x + n_groups * 64
+        ahead = p + 8 * stride
+        for t in range(n):
+            store_f32x8(scratch + SUMS + t * 32, zero_f32x8())
+        for _ in range(n_groups // GROUPS):
+            for line in range(0, block_nbytes * 8, 64):
+                prefetch(ahead + line)
+            ahead += block_nbytes * 8
+            for r in range(8):
+                block = p + r * stride
+                store_scales(block, scratch + SCALES + r * 64)
+                if has_min:
+                    whole, half = minima(block)
+                    store_i32x8(scratch + MINIMA + r * 64, whole)
+                    store_i32x8(scratch + MINIMA + r * 64 + 32, half)
+            d, minus_dmin = factors(p, stride)
+            t = 0
+            while t < n:
+                here = 4
+                if n - t < 4:
+                    here = min(n - t, 2)
+                all_rows(p, stride, x + t * x_row, x_row, here, scratch)
+                for i in range(here):
+                    at, c = scale_at + (t + i) * x_row, scratch + SUMS + (t + i) * 32
+                    x_scale, total = splat_f32x8(load_f32(at)), sums_at(scratch + LANES + i * 256)
+                    acc = fma_f32x8(to_f32x8(total), d * x_scale, load_f32x8(c))
+                    if has_min:
+                        of_group, of_first16 = load_i32x8(at + 2 * per_group), load_i32x8(at + 3 * per_group)
+                        total = minimum_sums(scratch + MINIMA, of_group, of_first16)
+                        acc = fma_f32x8(to_f32x8(total), minus_dmin * x_scale, acc)
+                    store_f32x8(c, acc)
+                t += here
+            p += block_nbytes
+            x += GROUPS * 64
+            scale_at += GROUPS * 4
+
+    return few_tokens
+
+
+def make_pack(weights: Any) -> Any:
+    """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes.
+
+    Of every super-block the panel holds its int16 pairs, its factors (d, then -dmin, of 16 rows), and its minima (int32
+    of 16 rows: ``whole`` of its groups, then ``half``).
+    """
+    *_, unpack = _make_row(weights)
+    store_scales, minima, factors = weights.store_scales, weights.minima, weights.factors
+    block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
+
+    @forceinline
+    def transpose(rows, step, out):
+        store_pairs(
+            load_i32x8(rows), load_i32x8(rows + step), load_i32x8(rows + 2 * step), load_i32x8(rows + 3 * step),
+            load_i32x8(rows + 4 * step), load_i32x8(rows + 5 * step), load_i32x8(rows + 6 * step),
+            load_i32x8(rows + 7 * step), out,
+        )  # fmt: skip
+
+    @forceinline
+    def pack(p, stride, n_groups, half, scratch):
+        panel, factors_at = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
+        minima_at = scratch + PANEL_MINIMA + half * 32
+        for _ in range(n_groups // GROUPS):
+            for r in range(8):
+                block, scales = p + r * stride, scratch + SCALES + r * 64
+                store_scales(block, scales)
+                if has_min:
+                    whole, half = minima(block)
+                    store_i32x8(scratch + MINIMA + r * 64, whole)
+                    store_i32x8(scratch + MINIMA + r * 64 + 32, half)
+            for r in range(8):
+                unpack(p + r * stride, scratch + SCALES + r * 64, scratch + UNPACKED + r * GROUPS * 64)
+            for k in range(0, GROUPS * 64, 32):
+                transpose(scratch + UNPACKED + k, GROUPS * 64, panel)
+                panel += GROUP_NBYTES // 2
+            d, minus_dmin = factors(p, stride)
+            store_f32x8(factors_at, d)
+            if has_min:
+                store_f32x8(factors_at + 64, minus_dmin)
+                transpose(scratch + MINIMA, 64, minima_at)
+                if has_halves:
+                    transpose(scratch + MINIMA + 32, 64, minima_at + GROUPS * 64)
+                minima_at += GROUPS * 128
+            factors_at += 128
+            p += block_nbytes
+
+    return pack
+
+
+def make_panel_times(weights: Any) -> Any:
+    """times_four and times_one (panel.py)."""
+    has_min, has_halves = weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
+
+    @forceinline
+    def minimum_sums(minima, at, per_group):
+        """Sum of m_i x_i over a super-block, 16 rows times one token."""
+        total = zero_i32x16()
+        for g in range(GROUPS):
+            of_group, of_first16 = load_i32(at + 2 * per_group + g * 4), load_i32(at + 3 * per_group + g * 4)
+            total = total + load_i32x16(minima + g * 64) * splat_i32x16(of_group)
+            if has_halves:
+                total = total + load_i32x16(minima + GROUPS * 64 + g * 64) * splat_i32x16(of_first16)
+        return total
+
+    @forceinline
+    def finish(c, total, factors, minima, at, per_group, first):
+        acc = zero_f32x16()
+        if not first:
+            acc = load_f32x16(c)
+        x_scale = splat_f32x16(load_f32(at))
+        acc = fma_f32x16(to_f32x16(total), load_f32x16(factors) * x_scale, acc)
+        if has_min:
+            total = minimum_sums(minima, at, per_group)
+            acc = fma_f32x16(to_f32x16(total), load_f32x16(factors + 64) * x_scale, acc)
+        store_f32x16(c, acc)
+
+    @forceinline
+    def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
+        panel, factors, minima = scratch + PANEL, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        for block in range(n_groups // GROUPS):
+            i0 = i1 = i2 = i3 = zero_i32x16()
+            for _ in range(GROUPS):
+                i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, i0, i1, i2, i3)
+                panel += GROUP_NBYTES
+                x += 64
+            start = first and block == 0
+            finish(c, i0, factors, minima, scale_at, per_group, start)
+            finish(c + c_row, i1, factors, minima, scale_at + x_row, per_group, start)
+            finish(c + 2 * c_row, i2, factors, minima, scale_at + 2 * x_row, per_group, start)
+            finish(c + 3 * c_row, i3, factors, minima, scale_at + 3 * x_row, per_group, start)
+            factors += 128
+            minima += GROUPS * 128
+            scale_at += GROUPS * 4
+
+    @forceinline
+    def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
+        panel, factors, minima = scratch + PANEL, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        for block in range(n_groups // GROUPS):
+            total = zero_i32x16()
+            for _ in range(GROUPS):
+                total = group_times_one(panel, x, total)
+                panel += GROUP_NBYTES
+                x += 64
+            finish(c, total, factors, minima, scale_at, per_group, first and block == 0)
+            factors += 128
+            minima += GROUPS * 128
+            scale_at += GROUPS * 4
+
+    return times_four, times_one
+
+
+def make_embed_row(weights: Any) -> Any:
+    """embed_row(p, n_groups, factor, out, scratch): factor times the weights of one row, as float32."""
+    *_, unpack = _make_row(weights)
+    store_scales, minima, factors = weights.store_scales, weights.minima, weights.factors
+    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.N_MINIMA > 0
+    widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
+
+    @forceinline
+    def sixteen(q, d, minus_dmin, minimum, factor):
+        value = to_f32x16(widen(q)) * d
+        if has_min:
+            value = fma_f32x16(to_f32x16(splat_i32x16(load_i32(minimum))), minus_dmin, value)
+        return value * factor
+
+    @forceinline
+    def embed_row(p, n_groups, factor, out, scratch):
+        for _ in range(n_groups // GROUPS):
+            store_scales(p, scratch + SCALES)
+            unpack(p, scratch + SCALES, scratch + UNPACKED)
+            d8, minus_dmin8 = factors(p, 0)
+            d = splat_f32x16(simd.first_lane(d8))
+            minus_dmin = splat_f32x16(simd.first_lane(minus_dmin8))
+            if has_min:
+                whole, half = minima(p)
+                store_i32x8(scratch + MINIMA, whole + half)
+                store_i32x8(scratch + MINIMA + 32, whole)
+            for g in range(GROUPS):
+                even = load_i16x16(scratch + UNPACKED + g * 64)
+                odd = load_i16x16(scratch + UNPACKED + g * 64 + 32)
+                low, high = simd.interleave_low_i16x16(even, odd), simd.interleave_high_i16x16(even, odd)
+                minimum = scratch + MINIMA + g * 4
+                store_f32x16(out, sixteen(low, d, minus_dmin, minimum, factor))
+                store_f32x16(out + 64, sixteen(high, d, minus_dmin, minimum + 32, factor))
+                out += 128
+            p += block_nbytes
+
+    return embed_row
