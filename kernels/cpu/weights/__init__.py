@@ -21,8 +21,8 @@ Types of 256 weights, a super-block of eight groups with integer sub-scales (``s
     factors(p, stride) -> two f32x8  d and -dmin of the blocks of eight rows
 """
 
-BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-SUPERBLOCKS = ("Q4_K", "Q5_K", "Q6_K")
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
+SUPERBLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 QUANTIZED = (*BLOCKS, *SUPERBLOCKS)
 """GGUF type names; the module of each is its name in lower case."""
 
