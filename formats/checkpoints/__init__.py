@@ -15,7 +15,16 @@ from edgellm.formats.findings import short
 
 __all__ = ["SCHEMES", "Weight", "open_weights", "scheme_of"]
 
-SCHEMES: dict[str, str] = {}
+SCHEMES: dict[str, str] = {
+    "awq": "awq",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+    "fbgemm_fp8": "fp8",
+    "fp8": "fp8",
+    "gptq": "gptq",
+    "hqq": "hqq",
+    "mxfp4": "mxfp4",
+}
 """``quant_method`` -> the module here that decodes it."""
 
 
