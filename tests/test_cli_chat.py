@@ -405,7 +405,7 @@ def terminal(tmp_path: Path) -> Any:
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(terminal: Any) -> None:
-    chat = terminal("chat")
+    chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")
     chat.send("talk forever\r")
     chat.wait_for("on on on")
@@ -418,7 +418,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(terminal: Any) -> None:
 
 
 def test_a_second_ctrl_c_leaves_with_130(terminal: Any) -> None:
-    chat = terminal("chat")
+    chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")
     chat.send("talk forever\r")
     chat.wait_for("on on on")
@@ -429,7 +429,7 @@ def test_a_second_ctrl_c_leaves_with_130(terminal: Any) -> None:
 
 
 def test_ctrl_c_at_the_prompt_warns_once(terminal: Any) -> None:
-    chat = terminal("chat")
+    chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")
     chat.send_at_prompt("half a line" + CTRL_C)
     chat.wait_for("once more.*>>> ")
@@ -442,7 +442,7 @@ def test_ctrl_c_at_the_prompt_warns_once(terminal: Any) -> None:
 
 
 def test_ctrl_d_leaves(terminal: Any) -> None:
-    chat = terminal("chat")
+    chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")
     chat.send(CTRL_D)
     assert chat.close() == 0
@@ -457,7 +457,7 @@ def test_run_in_a_terminal_stops_with_130_and_shows_what_was_said(terminal: Any)
 
 def test_lines_are_remembered_for_the_next_chat(terminal: Any, tmp_path: Path) -> None:
     pytest.importorskip("readline", reason="this Python edits lines without it")
-    chat = terminal("chat")
+    chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")
     chat.send("remember me\r")
     chat.wait_for("echo: remember me.*>>> ")
@@ -465,7 +465,7 @@ def test_lines_are_remembered_for_the_next_chat(terminal: Any, tmp_path: Path) -
     assert chat.close() == 0
     history = tmp_path / "home" / "config" / "history"
     assert history.stat().st_mode & 0o077 == 0
-    again = terminal("chat")
+    again = terminal("chat", "--plain")
     again.wait_for(">>> ")
     again.send("\x1b[A\x1b[A\r")
     again.wait_for("echo: remember me.*>>> ")
@@ -484,7 +484,7 @@ def test_a_saved_chat_is_plain_json(session: ChatSession, tmp_path: Path) -> Non
 
 
 def test_a_terminated_program_gives_the_terminal_back(terminal: Any) -> None:
-    chat = terminal("chat")
+    chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")
     chat.send("talk forever\r")
     chat.wait_for("on on on")

@@ -21,7 +21,22 @@ import click
 from edgellm.cli.output import EXIT_INTERRUPTED, error_block, use_utf8
 from edgellm.formats.errors import EdgeLLMError
 
-COMMANDS = ("run", "chat", "pull", "list", "show", "rm", "verify", "doctor", "bench", "perplexity", "imatrix", "compare")
+COMMANDS = (
+    "run",
+    "chat",
+    "sessions",
+    "pull",
+    "list",
+    "show",
+    "rm",
+    "verify",
+    "doctor",
+    "bench",
+    "perplexity",
+    "quantize",
+    "imatrix",
+    "compare",
+)
 """Each is ``command`` in the file of the same name, in the order in which ``--help`` shows them."""
 
 EXIT_BROKEN_PIPE = 141

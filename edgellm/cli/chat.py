@@ -1,7 +1,8 @@
-"""``edgellm chat``: a conversation, line by line."""
+"""``edgellm chat``: the full-screen chat in a terminal, else a conversation line by line."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from edgellm.cli.generation_options import (
     template_arguments,
 )
 from edgellm.cli.line_input import LineInput
-from edgellm.cli.models import load_model
+from edgellm.cli.models import load_model, load_options
 from edgellm.cli.output import EXIT_INTERRUPTED, error_block, write_answer
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.formats.errors import EdgeLLMError
@@ -28,27 +29,63 @@ from edgellm.formats.errors import EdgeLLMError
 @click.argument("model_argument", required=False, metavar="[MODEL]")
 @click.option("-p", "--prompt", "first", metavar="TEXT", help="The first message.")
 @click.option("-f", "--file", "first_file", metavar="FILE", help="File with the first message.")
+@click.option("--plain", is_flag=True, help="Line by line, without the full screen; nothing is saved.")
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the chat that was changed last.")
+@click.option("--session", metavar="NAME", help="Go on with this chat; `edgellm sessions` shows the names.")
 @generation_options
 @sampling_options
 def command(model_argument: str | None, **values: Any) -> int:
-    """Talk to a model, line by line. Without MODEL it is the small default one.
+    """Talk to a model. Without MODEL it is the small default one.
 
-    /help lists the commands: /regen, /clear, /read FILE, /system TEXT, /set param value, /save FILE and others. The
-    first Ctrl-C stops the answer, the second leaves.
+    In a terminal this is a full-screen chat: F1 shows all keys, and every chat is saved as it happens. With --plain,
+    or without a terminal, it goes line by line: /help lists the commands. The first Ctrl-C stops the answer, the
+    second leaves.
 
     \b
     Examples:
       edgellm chat
+      edgellm chat --continue
       edgellm chat model.gguf -sys "Answer in one sentence." --temp 0.3
     """
     from edgellm.catalogue import DEFAULT_MODEL
-    from edgellm.paths import config_dir
 
     if model_argument is not None and values["model_option"] is not None:
         raise click.UsageError("the model is given twice. Give it as an argument or with -m.")
-    model = model_argument or values["model_option"] or DEFAULT_MODEL
-    sampling, system = given_sampling(values), system_message(values)
+    model = model_argument or values["model_option"]
     first = read_text(values["first_file"]) if values["first_file"] else values["first"]
+    if not values["plain"] and has_screen():
+        return full_screen(model, first, values)
+    if values["go_on"] or values["session"]:
+        raise click.UsageError("--continue and --session need the full-screen chat, and that a terminal.")
+    return line_chat(model or DEFAULT_MODEL, first, values)
+
+
+def has_screen() -> bool:
+    """Whether there is a terminal that can be drawn on."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def full_screen(model: str | None, first: str | None, values: dict[str, Any]) -> int:
+    """The Textual application, with what the command line said."""
+    from edgellm.tui.run import Start, run_chat
+
+    settings: dict[str, Any] = {**given_sampling(values)}
+    if values["n_predict"] >= 0:
+        settings["max_tokens"] = values["n_predict"]
+    if values["stops"]:
+        settings["stop"] = list(values["stops"])
+    if arguments := template_arguments(values):
+        settings["template_kwargs"] = arguments
+    system = system_message(values)
+    start = Start(model, first, system, settings, load_options(values), values["go_on"], values["session"])
+    return run_chat(start)
+
+
+def line_chat(model: str, first: str | None, values: dict[str, Any]) -> int:
+    """The conversation line by line."""
+    from edgellm.paths import config_dir
+
+    sampling, system = given_sampling(values), system_message(values)
     arguments = template_arguments(values)
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], "template_kwargs": arguments, **sampling}
     with load_model(model, values, needs_template=True) as llm:

@@ -44,20 +44,24 @@ def resolve(name: str, progress: Progress) -> Path:
     return path
 
 
-def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
-    """The loaded model behind a name, ready to answer; ``values`` are those of ``generation_options``."""
-    options = {
+def load_options(values: dict[str, Any]) -> dict[str, Any]:
+    """What ``edgellm.load`` is given besides the name; ``values`` are those of ``generation_options``."""
+    return {
         "n_ctx": values["n_ctx"],
         "n_threads": values["n_threads"],
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
         "force": values["force"],
     }
+
+
+def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
+    """The loaded model behind a name, ready to answer; ``values`` are those of ``generation_options``."""
     with Progress() as progress:
         progress.update("load", 0, None, model)  # importing the library takes part in it
         import edgellm
 
-        llm = edgellm.load(model, progress=progress.update, **options)
+        llm = edgellm.load(model, progress=progress.update, **load_options(values))
         if needs_template:
             try:
                 _ = llm.chat_template

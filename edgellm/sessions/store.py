@@ -4,6 +4,7 @@
     messages    id, session, parent, number, role, text, model, finish_reason, timings (JSON), created
     token_runs  message, start, data: the tokens of an answer in runs, as they came (see ``token_records``)
     prompts     what the user typed, for the input's history           presets     settings saved by name
+    preferences such as the theme
 
 The journal is a write-ahead log: what was committed survives kill -9, and a reader never waits for a writer. A
 ``SessionStore`` may be used from any thread.
@@ -43,6 +44,7 @@ create table token_runs (message integer not null references messages on delete 
     data blob not null, primary key (message, start)) without rowid;
 create table prompts (id integer primary key, text text not null);
 create table presets (name text primary key, settings text not null);
+create table preferences (name text primary key, value text not null);
 """
 INDEX = """
 create virtual table message_words using fts5 (text, content='messages', content_rowid='id',
@@ -66,6 +68,11 @@ class SessionSummary:
     model: str
     updated: float
     n_messages: int
+
+    @property
+    def short_name(self) -> str:
+        """What the command line calls it."""
+        return f"{self.id:016x}"[:8]
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,16 @@ class SessionStore:
             ).fetchall()
         return _session_of(row, messages, runs)
 
+    def find(self, name: str) -> int:
+        """The session whose short name begins so. ParameterError unless there is exactly one."""
+        with self._reading() as db:
+            ids = [row[0] for row in db.execute("select id from sessions")]
+        found = [one for one in ids if name and f"{one:016x}".startswith(name.lower())]
+        if len(found) != 1:
+            what = f"{len(found)} sessions begin" if found else "No session begins"
+            raise ParameterError(f"{what} with {name!r}. `edgellm sessions` shows their names.")
+        return int(found[0])
+
     def last_id(self) -> int | None:
         """The session that was changed last."""
         with self._reading() as db:
@@ -255,6 +272,16 @@ class SessionStore:
             db.execute("delete from presets where name = ?", (name,))
             if settings is not None:
                 db.execute("insert into presets values (?, ?)", (name, _json(settings)))
+
+    def preferences(self) -> dict[str, str]:
+        """What a program keeps for the next time, such as its theme."""
+        with self._reading() as db:
+            return dict(db.execute("select * from preferences").fetchall())
+
+    def save_preference(self, name: str, value: str) -> None:
+        """Keep one of them."""
+        with self.transaction() as db:
+            db.execute("insert or replace into preferences values (?, ?)", (name, value))
 
     # -- the file --------------------------------------------------------------------------------------------------
 
@@ -331,7 +358,8 @@ def _summary(row: Sequence[Any]) -> SessionSummary:
 
 def _session_of(row: Sequence[Any], messages: Sequence[Any], runs: Sequence[Any]) -> Session:
     session_id, title, model, system, settings, leaf, created, _ = row
-    tree, nodes = MessageTree(), {}
+    tree = MessageTree()
+    nodes: dict[int, MessageNode] = {}
     for node_id, _, parent, _, role, text, answered_by, finish_reason, timings, at in messages:
         node = MessageNode(role, text, None, answered_by, finish_reason, timings=json.loads(timings))
         node.id, node.created = node_id, at

@@ -1,0 +1,397 @@
+"""What keys, commands and the palette do: the verbs of the application, each a few lines over ``Chat``."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+
+from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
+from edgellm.sessions.exchange import MAX_NBYTES
+from edgellm.tui.chat import Chat
+from edgellm.tui.clipboard import copy
+from edgellm.tui.commands import COMMANDS
+from edgellm.tui.dialog import LineDialog
+from edgellm.tui.palette import Palette
+from edgellm.tui.prompt_input import PromptInput
+from edgellm.tui.safe_text import one_line, safe_text
+from edgellm.tui.transcript import Transcript
+
+ERROR_S = 12.0  # an error with advice stays so long
+
+
+class ChatActions(App[int]):
+    """The verbs. ``ChatApp`` draws."""
+
+    chat: Chat
+    palette: Palette
+    editing: MessageNode | None = None  # the message that the next text takes the place of
+
+    # -- what ChatApp gives ----------------------------------------------------------------------------------------
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation."""
+        return self.screen_stack[0].query_one(Transcript)
+
+    @property
+    def prompt(self) -> PromptInput:
+        """The input."""
+        return self.screen_stack[0].query_one(PromptInput)
+
+    def redraw(self, *, to_end: bool = True) -> None:
+        """Show the session as it is now."""
+        raise NotImplementedError
+
+    # -- saying things ---------------------------------------------------------------------------------------------
+
+    def say(self, text: str, title: str = "") -> None:
+        """A short note."""
+        self.notify(safe_text(text), title=title, markup=False, timeout=4)
+
+    def complain(self, error: BaseException) -> None:
+        """An error with its advice."""
+        title = str(getattr(error, "code", type(error).__name__))
+        message = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+        self.notify(safe_text(message), title=title, severity="error", timeout=ERROR_S, markup=False)
+
+    @contextlib.contextmanager
+    def complaining(self) -> Iterator[None]:
+        """Errors inside become notifications."""
+        try:
+            yield
+        except (EdgeLLMError, OSError, subprocess.SubprocessError) as error:
+            self.complain(error)
+
+    def target(self, role: str | None = None) -> MessageNode | None:
+        """The marked message, else the last one of the role."""
+        chosen = self.transcript.chosen
+        if chosen is not None and (role is None or chosen.role == role):
+            return chosen
+        path = self.chat.session.tree.path
+        return next((node for node in reversed(path) if role is None or node.role == role), None)
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def action_regenerate(self) -> None:
+        """Another answer to the same message."""
+        node = self.target()
+        with self.complaining():
+            if node is None:
+                raise ParameterError("There is no message to answer again. Write one first.")
+            if self.chat.busy:
+                self.chat.halt()
+            self.transcript.growing = self.chat.regenerate(node)
+        self.redraw()
+
+    def action_go_on(self) -> None:
+        """Continue an answer that was cut off."""
+        node = self.target("assistant")
+        with self.complaining():
+            if node is None:
+                raise ParameterError("There is no answer to continue.")
+            self.transcript.growing = self.chat.go_on(node)
+        self.redraw()
+
+    def action_edit(self) -> None:
+        """Bring a message of the user back into the input; sending it makes a branch."""
+        node = self.target("user")
+        if node is None:
+            self.say("There is no message of yours to edit.")
+            return
+        self.editing = node
+        self.prompt.put(node.text)
+        self.prompt.focus()
+        self.transcript.choose(None)
+        self.redraw(to_end=False)
+
+    def action_turn(self, step: int) -> None:
+        """Go to another branch: at the marked message, else at the last place where there are several."""
+        tree = self.chat.session.tree
+        node = self.transcript.chosen
+        if node is None or len(tree.siblings(node)) < 2:
+            node = next((n for n in reversed(tree.path) if len(tree.siblings(n)) > 1), None)
+        if node is None:
+            self.say("There is one branch. Edit a message, regenerate, or branch from a token.")
+            return
+        if self.chat.busy:
+            self.chat.halt()
+        was_marked = self.transcript.chosen is not None
+        other = tree.turn(node, step)
+        self.chat.saved()
+        self.redraw(to_end=not was_marked)
+        if was_marked:
+            self.transcript.choose(other)
+
+    def action_tokens(self) -> None:
+        """Open the token view over an answer."""
+        node = self.target("assistant")
+        if node is None or not node.tokens:
+            self.say("There are no tokens to look at: only answers made here have them.")
+            return
+        from edgellm.tui.token_screen import Branch, TokenScreen
+
+        def chosen(branch: Branch | None) -> None:
+            if branch is None:
+                return
+            with self.complaining():
+                if self.chat.busy:
+                    self.chat.halt()
+                self.transcript.growing = self.chat.branch(node, *branch)
+            self.redraw()
+            self.prompt.focus()
+
+        self.push_screen(TokenScreen(list(node.tokens), self.palette, node.model), chosen)
+
+    # -- copying ---------------------------------------------------------------------------------------------------
+
+    def action_copy(self, number: int = 0) -> None:
+        """Copy the marked message or the last answer; with a number, that code block."""
+        self.copy(str(number) if number else "")
+
+    def copy(self, which: str = "") -> None:
+        """``""`` the answer, ``"2"`` code block 2."""
+        with self.complaining():
+            if which:
+                codes = self.transcript.codes
+                if not which.isdigit() or not 1 <= int(which) <= len(codes):
+                    raise ParameterError(f"There is no code block {which}. This chat shows {len(codes)}.")
+                copy(self, codes[int(which) - 1].code)
+                self.say(f"Code block {which} copied.")
+                return
+            node = self.transcript.chosen or self.target("assistant")
+            if node is None:
+                raise ParameterError("There is no answer to copy.")
+            copy(self, node.parts()[1])
+            self.say("Copied.")
+
+    # -- sessions --------------------------------------------------------------------------------------------------
+
+    def action_new(self) -> None:
+        """Begin a new chat."""
+        self.chat.new_session()
+        self.editing = None
+        self.redraw()
+        self.prompt.focus()
+
+    def open_chats(self, words: str = "") -> None:
+        """Open the list of chats."""
+        from edgellm.tui.sessions_screen import Chosen, SessionsScreen
+
+        def chosen(result: Chosen | None) -> None:
+            if result is None:
+                self.redraw(to_end=False)  # the title may be another
+                return
+            what, session_id = result
+            with self.complaining():
+                if what == "open":
+                    self.open_session(session_id)
+                elif what == "delete":
+                    self.chat.delete_session(session_id)
+                    self.redraw()
+                    self.open_chats()
+                elif what == "export":
+                    session = self.chat.store.load(session_id)
+                    path = free_path(one_line(session.shown_title) or "chat", ".md")
+                    path.write_text(to_markdown(session), "utf-8")
+                    self.say(str(path.absolute()), "Exported")
+
+        with self.complaining():
+            self.chat.writer.flush()
+            self.push_screen(SessionsScreen(self.chat.store, self.chat.session.id, words), chosen)
+
+    def action_chats(self) -> None:
+        """Open the list of chats."""
+        self.open_chats()
+
+    def open_session(self, session_id: int) -> None:
+        """Go on with a session; its model is loaded when it is another."""
+        self.chat.open_session(session_id)
+        self.editing = None
+        model = self.chat.session.model
+        if model and model != self.chat.model:
+            self.say(f"This chat was led with {one_line(model)}. Ctrl-L brings it back.")
+        self.redraw()
+        self.prompt.focus()
+
+    def rename(self, title: str) -> None:
+        """Give this chat a title."""
+        self.chat.session.title = " ".join(title.split())
+        self.chat.saved()
+        self.redraw(to_end=False)
+
+    def export(self, name: str) -> None:
+        """Write this chat to a file; the ending says in which form."""
+        session = self.chat.session
+        with self.complaining():
+            path = Path(name).expanduser() if name else free_path(one_line(session.shown_title) or "chat", ".md")
+            text = to_json(session) if path.suffix.lower() == ".json" else to_markdown(session)
+            path.write_text(text, "utf-8")
+            self.say(str(path.absolute()), "Exported")
+
+    def import_file(self, name: str) -> None:
+        """Bring in a chat from a file and go on with it."""
+        with self.complaining():
+            if not name:
+                raise ParameterError("Which file? Write /import FILE.")
+            path = Path(name).expanduser()
+            if path.stat().st_size > MAX_NBYTES:
+                raise ParameterError(f"{path} is larger than {MAX_NBYTES} bytes, which no chat is.")
+            self.chat.take_session(from_json(path.read_text("utf-8", errors="replace")))
+            self.redraw()
+
+    # -- model and settings ----------------------------------------------------------------------------------------
+
+    def open_models(self, name: str = "") -> None:
+        """Choose a model, or take the one that is named."""
+        if name:
+            self.use_model(name)
+            return
+        from edgellm.tui.model_screen import ModelScreen, model_rows
+
+        def chosen(found: str | None) -> None:
+            if found is not None:
+                self.use_model(found)
+
+        with self.complaining():
+            self.push_screen(ModelScreen(model_rows(), self.chat.model), chosen)
+
+    def action_models(self) -> None:
+        """Choose a model."""
+        self.open_models()
+
+    def use_model(self, name: str) -> None:
+        """Load a model, fetching it first when it is not here; the conversation stays."""
+        if name != self.chat.model or self.chat.llm is None:
+            self.chat.load_model(name)
+        self.redraw(to_end=False)
+
+    def action_settings(self) -> None:
+        """Open the settings of this chat."""
+        from edgellm.tui.settings_screen import SettingsScreen, setting_rows
+
+        chat = self.chat
+        llm = chat.llm
+        from edgellm.sampling import SamplingParams
+
+        defaults = llm.default_params if llm is not None else SamplingParams()
+        plain = SamplingParams()
+        told = {n for n in plain.__dataclass_fields__ if getattr(defaults, n) != getattr(plain, n)}
+        rows = setting_rows(defaults, dict.fromkeys(told), llm.n_ctx if llm is not None else 0)
+        presets = (
+            lambda: list(chat.store.presets()),
+            lambda name: chat.store.save_preset(name, self.setting_values()),
+            self.use_preset,
+        )
+        self.push_screen(SettingsScreen(rows, self.setting_values, self.change_setting, presets))
+
+    def setting_values(self) -> dict[str, Any]:
+        """What is set, the system message among it."""
+        return {**self.chat.session.settings, "system message": self.chat.session.system}
+
+    def change_setting(self, name: str, value: Any) -> None:
+        """Set one thing; None takes the default again."""
+        session = self.chat.session
+        if name == "system message":
+            session.system = value or ""
+        elif value is None:
+            session.settings.pop(name, None)
+        else:
+            session.settings[name] = value
+        self.chat.saved()
+        if name == "n_ctx":
+            self.chat.load_model()
+            self.redraw(to_end=False)
+
+    def set_one(self, text: str) -> None:
+        """``/set temp 0.2``."""
+        from edgellm.cli.sampling_options import parse_setting
+        from edgellm.tui.settings_screen import parse
+
+        with self.complaining():
+            name, _, value = text.partition(" ")
+            if not value.strip():
+                raise ParameterError("Write /set NAME VALUE, such as /set temp 0.2; Ctrl-G shows all settings.")
+            if name.lstrip("-") in ("n", "predict", "n-predict", "n_predict"):
+                name = "max_tokens"
+            elif name not in ("n_ctx", "max_tokens", "stop"):
+                name = parse_setting(name, value.strip())[0]
+            self.change_setting(name, parse(name, value))
+            self.say(f"{name} = {value.strip()}")
+
+    def set_system(self, text: str) -> None:
+        """``/system TEXT``."""
+        if text:
+            self.change_setting("system message", text)
+        self.say(self.chat.session.system or "none", "System message")
+
+    def use_preset(self, name: str) -> None:
+        """Take settings that were saved."""
+        with self.complaining():
+            presets: Mapping[str, dict[str, Any]] = self.chat.store.presets()
+            if name not in presets:
+                known = ", ".join(presets) or "none"
+                raise ParameterError(f"There is no preset {name!r}. Saved: {known}. Ctrl-G, then s saves one.")
+            values = dict(presets[name])
+            session = self.chat.session
+            session.system = str(values.pop("system message", ""))
+            before, session.settings = session.settings.get("n_ctx"), values
+            self.chat.saved()
+            if values.get("n_ctx") != before:
+                self.chat.load_model()
+                self.redraw(to_end=False)
+            self.say(f"Settings of {name}.")
+
+    def use_theme(self, name: str) -> None:
+        """Other colours, kept for the next time."""
+        with self.complaining():
+            if name not in self.available_themes:
+                raise ParameterError(f"Themes: {', '.join(sorted(self.available_themes))}.")
+            self.theme = name
+
+    # -- the palette, leaving --------------------------------------------------------------------------------------
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:
+        """Every command by its name, and Textual's choice of themes."""
+        for command in COMMANDS.values():
+            title = f"/{command.name}" + (f"   {command.key}" if command.key else "")
+            yield SystemCommand(title, command.help, lambda command=command: self._ask_and_run(command))
+        yield SystemCommand("Themes", "Choose the colours from a list", self.search_themes)
+
+    def _ask_and_run(self, command: Any) -> None:
+        if command.argument and not command.argument.startswith("["):
+            self.push_screen(
+                LineDialog(f"/{command.name} {command.argument}"),
+                lambda text: command.run(self, text.strip()) if text else None,
+            )
+        else:
+            command.run(self, "")
+
+    def action_keys(self) -> None:
+        """All keys and commands."""
+        from edgellm.tui.help_screen import HelpScreen
+
+        self.push_screen(HelpScreen())
+
+    def leave(self, status: int = 0) -> None:
+        """End the application; what is open is saved."""
+        self.exit(status, return_code=status)
+
+
+def free_path(title: str, ending: str) -> Path:
+    """A file of this folder that is not there yet, named after a title."""
+    stem = "".join(c if c.isalnum() or c in " -_" else " " for c in title)
+    stem = "-".join(stem.split())[:60] or "chat"
+    for number in range(1, 10_000):
+        path = Path(stem + (f"-{number}" if number > 1 else "") + ending)
+        if not path.exists():
+            return path
+    raise ParameterError(f"{stem}{ending}: the folder is full of such files. Give another name.")

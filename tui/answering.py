@@ -1,0 +1,158 @@
+"""An answer on its way: a thread that takes chunks from the model and lays them into a message of the tree."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from edgellm.formats.errors import EdgeLLMError
+from edgellm.generation import TokenLogprob
+from edgellm.sessions import MessageNode
+
+N_ALTERNATIVES = 8  # likeliest tokens kept beside each one, for the token view
+
+
+class Answering:
+    """Streams one answer into ``node``; the screen reads the message while it grows.
+
+    prompt    messages or token ids, as ``LLM.stream`` takes them
+    prefix    tokens of the answer that stand already; the prompt ends with them
+    changed   called on the thread after each chunk and at the end
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        node: MessageNode,
+        prompt: Any,
+        options: Mapping[str, Any],
+        changed: Callable[[], None],
+        prefix: Sequence[TokenLogprob] = (),
+    ) -> None:
+        self.node = node
+        self.llm = llm
+        self.prompt = prompt
+        self.options = dict(options)
+        self.changed = changed
+        self.prefix = tuple(prefix)
+        self.cancel = threading.Event()
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+        self.read: tuple[int, int] = (0, 0)  # tokens of the prompt that are done, and all of them
+        self.timings: Any = None
+        self.started = monotonic()
+        self._thread = threading.Thread(target=self._run, name="edgellm-answer", daemon=True)
+
+    def start(self) -> Answering:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End the answer before its next step; what was said stays."""
+        self.cancel.set()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until the thread is over."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            self._stream()
+        except (EdgeLLMError, OSError, MemoryError) as error:
+            self.error = error
+        except BaseException as error:  # our own mistake: the screen must not wait for ever
+            self.error = error
+            raise
+        finally:
+            if self.node.finish_reason is None:
+                self.node.finish_reason = "cancelled"
+            self.finished.set()
+            self.changed()
+
+    def _progress(self, done: int, total: int) -> None:
+        self.read = (done, total)
+
+    def _stream(self) -> None:
+        node = self.node
+        # the decoder of a new stream would take the first new token for the first of the text
+        decoder: Any = self.llm.tokenizer.stream_decoder() if self.prefix else None
+        for known in self.prefix:
+            decoder.add(known.token)
+        live = {"logprobs": N_ALTERNATIVES, "sampler_trace": True, "cancel": self.cancel, "progress": self._progress}
+        chunks = self.llm.stream(self.prompt, **live, **self.options)
+        try:
+            for chunk in chunks:
+                self.timings = chunk.timings
+                if chunk.token is None:
+                    node.text += chunk.text if decoder is None else decoder.flush()
+                    node.finish_reason = chunk.finish_reason
+                    if decoder is not None and isinstance(chunk.stop, str):
+                        node.text = node.text.rpartition(chunk.stop)[0]
+                else:
+                    node.text += chunk.text if decoder is None else decoder.add(chunk.token)
+                    if chunk.logprobs is not None:
+                        node.tokens.append(chunk.logprobs)
+                node.timings = chunk.timings.as_dict()
+                self.changed()
+        finally:
+            chunks.close()
+
+
+class Loading:
+    """A model on its way into memory: a thread, and how far it is."""
+
+    def __init__(self, load: Callable[..., Any], name: str, options: Mapping[str, Any], before: Any = None) -> None:
+        self.name = name
+        self.load = load
+        self.options = dict(options)
+        self.before = before  # the model to close first: two may not fit
+        self.stage: tuple[str, int, int | None, str] = ("load", 0, None, name)
+        self.llm: Any = None
+        self.error: BaseException | None = None
+        self.finished = threading.Event()
+        self.started = monotonic()
+        self._abandoned = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="edgellm-load", daemon=True)
+
+    def start(self) -> Loading:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def abandon(self) -> None:
+        """Nobody wants the model any more: end at the next report, close what came of it."""
+        self._abandoned.set()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until the thread is over."""
+        self._thread.join(timeout_s)
+
+    def _report(self, stage: str, done: int, total: int | None, name: str) -> None:
+        if self._abandoned.is_set():
+            raise _Abandoned
+        self.stage = (stage, done, total, name)
+
+    def _run(self) -> None:
+        try:
+            if self.before is not None:
+                self.before.close()
+            llm = self.load(self.name, progress=self._report, **self.options)
+            try:
+                _ = llm.chat_template  # compiled now, and a model without one is told now
+                if self._abandoned.is_set():
+                    raise _Abandoned
+            except BaseException:
+                llm.close()
+                raise
+            self.llm = llm
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.finished.set()
+
+
+class _Abandoned(Exception):
+    """The user has chosen another model meanwhile."""

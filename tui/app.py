@@ -1,0 +1,344 @@
+"""The application: the screen, the clock that draws what the threads have done, and the keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from time import monotonic
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.theme import Theme
+from textual.timer import Timer
+from textual.widgets import Footer, OptionList, Static, TextArea
+
+from edgellm.formats.errors import EdgeLLMError
+from edgellm.sessions import MessageNode
+from edgellm.tui.actions import ChatActions
+from edgellm.tui.attachments import file_names, with_files
+from edgellm.tui.chat import Chat
+from edgellm.tui.commands import matching, run_command
+from edgellm.tui.completions import Completions
+from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
+from edgellm.tui.palette import DARK, LIGHT, palette_of
+from edgellm.tui.prompt_input import PromptInput
+from edgellm.tui.safe_text import one_line, short_name
+from edgellm.tui.transcript import Transcript
+
+FRAME_S = 0.05  # the screen is drawn at most so often while something moves
+SHARE = 10  # drawing may take one part in so many of the time: the model needs the rest
+AGAIN_S = 2.0  # a second Ctrl-C within this time leaves
+SHORT = 22  # rows; below, nothing is spent on space
+
+
+class ChatApp(ChatActions):
+    """``run()`` returns the exit status."""
+
+    CSS_PATH = "app.tcss"
+    TITLE = "edgellm"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop", show=True),
+        Binding("ctrl+t", "tokens", "Tokens", show=True, priority=True),
+        Binding("ctrl+o", "chats", "Chats", show=True, priority=True),
+        Binding("ctrl+l", "models", "Model", show=True, priority=True),
+        Binding("ctrl+g", "settings", "Settings", show=True, priority=True),
+        Binding("ctrl+r", "regenerate", "Again", show=True),
+        Binding("ctrl+n", "new", "New", show=True),
+        Binding("f1", "keys", "Help", show=True, priority=True),
+        Binding("ctrl+y", "copy", "Copy", show=False, priority=True),
+        Binding("alt+up", "read", "Read", show=False, priority=True),
+        Binding("alt+left", "turn(-1)", show=False, priority=True),
+        Binding("alt+right", "turn(1)", show=False, priority=True),
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
+        Binding("ctrl+q", "leave_now", show=False, priority=True),
+    ]
+
+    def __init__(self, chat: Chat, *, first: str | None = None, note: str | None = None) -> None:
+        super().__init__()
+        self.chat = chat
+        self.first, self.note = first, note
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = first_theme(self.chat.store.preferences().get("theme"), set(self.available_themes))
+        self.palette = palette_of(self._colours(), self.current_theme.dark, self.no_color)
+        self._clock: Timer | None = None
+        self._n_ticks = 0
+        self._next_draw = 0.0
+        self._drawn: tuple[int, int] = (0, 0)
+        self._interrupted = -AGAIN_S
+
+    def compose(self) -> ComposeResult:
+        yield Static("", id="head", markup=False)
+        yield Transcript(self.palette, self.chat.session.tree.siblings)
+        yield Completions()
+        yield Meters(self.palette, id="meters")
+        with Horizontal(id="prompt-row"):
+            yield Static("❯ ", id="prompt-mark", markup=False)
+            yield PromptInput(self.chat.store.prompts(), placeholder="Write a message, / for commands, @ for a file")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Input first; the model loads when the first picture is there."""
+        self.prompt.focus()
+        self._clock = self.set_interval(FRAME_S, self.tick, pause=True)
+        self.theme_changed_signal.subscribe(self, self._recolour)
+        self.redraw()
+        if self.note:
+            self.notify(self.note, title="Sessions", severity="warning", timeout=12, markup=False)
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self.leave, 128 + number)
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        if self.chat.llm is None and self.chat.loading is None:
+            self.chat.load_model()
+        self.wake()
+        if self.first:
+            self.send(self.first)
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    def redraw(self, *, to_end: bool = True) -> None:
+        """Show the session as it is now."""
+        session = self.chat.session
+        transcript = self.transcript
+        transcript.siblings_of = session.tree.siblings
+        answering = self.chat.answering
+        if answering is not None:
+            transcript.growing = answering.node
+        elif self.chat.waiting is None:
+            transcript.growing = None
+        transcript.welcome = self._welcome()
+        transcript.show(session.tree.path, to_end=to_end)
+        title = Text("  ", end="", no_wrap=True, overflow="ellipsis")
+        title.append(one_line(session.shown_title) or "New chat", "bold")
+        model = short_name(self.chat.model)
+        room = max(self.size.width - len(model) - 6, 8)
+        title.truncate(room, overflow="ellipsis", pad=True)
+        title.append(f"  {model}", self.palette.mark)
+        self.screen_stack[0].query_one("#head", Static).update(title)
+        self.show_meters()
+        self.wake()
+
+    def _welcome(self) -> list[Text]:
+        muted = self.palette.muted
+        lines = [Text("")] * max(self.size.height // 4 - 2, 0)
+        lines += [Text("edgellm", self.palette.heading), Text("")]
+        lines.append(Text("Write below. Everything stays on this machine and is saved as it is said.", muted))
+        hints = (("/", "commands"), ("@", "bring in a text file"), ("^O", "earlier chats"), ("F1", "all keys"))
+        lines += [Text(""), *(Text(f"{key:<4}", self.palette.mark).append(meaning, muted) for key, meaning in hints)]
+        return lines
+
+    def wake(self) -> None:
+        """Something moves: let the clock run."""
+        if self._clock is not None:
+            self._clock.resume()
+
+    def tick(self) -> None:
+        """Draw what the threads have done since the last time; at rest the clock stands still."""
+        answered, loaded = self.chat.poll()
+        if loaded is not None:
+            self._loaded(loaded)
+        if answered is not None:
+            self._answered(answered)
+        answering = self.chat.answering
+        if not self.chat.busy and self.chat.loading is None:
+            assert self._clock is not None
+            self._clock.pause()
+            return
+        now = monotonic()
+        if now < self._next_draw:
+            return
+        self._n_ticks += 1
+        if answering is not None:
+            key = (answering.node.id, len(answering.node.text))
+            if key != self._drawn:
+                self._drawn = key
+                self.transcript.growing = answering.node
+                self.transcript.grow()
+        self.show_meters()
+        self.call_after_refresh(self._frame_done, now)
+
+    def _frame_done(self, started: float) -> None:
+        """A slow terminal or a long block is drawn less often, so that the model keeps its pace."""
+        now = monotonic()
+        self._next_draw = now + max((now - started) * (SHARE - 1), 0.0)
+
+    def _loaded(self, loaded: Any) -> None:
+        if loaded.error is not None:
+            self.chat.stop()
+            self.complain(loaded.error)
+        self.redraw(to_end=False)
+
+    def _answered(self, answered: Any) -> None:
+        self.transcript.growing = None
+        if answered.error is not None:
+            self.complain(answered.error)
+        node: MessageNode = answered.node
+        if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
+            self.prompt.put(node.parent.text)  # nothing came of it: the words are not lost
+            self.editing = node.parent
+        self.redraw(to_end=self.transcript.at_end)
+
+    def show_meters(self) -> None:
+        """The line of figures."""
+        chat, palette, parts = self.chat, self.palette, []
+        answering = chat.answering
+        if self.editing is not None:
+            parts.append(Text("✎ editing, Esc leaves it", palette.warning))
+        if chat.loading is not None:
+            parts.append(stage_part(palette, chat.loading.stage, self._n_ticks))
+        if answering is not None and not answering.node.timings.get("generation_n") and answering.read[1]:
+            parts.append(stage_part(palette, ("reading", *answering.read, ""), self._n_ticks))
+        leaf = chat.session.tree.leaf
+        answer = answering.node if answering is not None else leaf
+        timings = answer.timings if answer is not None else {}
+        if chat.llm is not None:
+            used = int(timings.get("prompt_n", 0) + timings.get("generation_n", 0))
+            parts.append(context_part(palette, used, chat.llm.n_ctx))
+        parts += timing_parts(palette, timings, self.memory())
+        self.screen_stack[0].query_one(Meters).show(parts)
+
+    def memory(self) -> int:
+        """Bytes of this process that were in memory at most."""
+        from edgellm.memory import peak_rss
+
+        return peak_rss() if self.chat.llm is not None else 0
+
+    def _colours(self) -> dict[str, str]:
+        return self.get_css_variables()
+
+    def _recolour(self, theme: Theme) -> None:
+        self.palette = palette_of(self._colours(), theme.dark, self.no_color)
+        self.screen_stack[0].query_one(Meters).palette = self.palette
+        self.transcript.redraw(self.palette)
+        self.redraw(to_end=False)
+        with self.complaining():
+            self.chat.store.save_preference("theme", theme.name)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """A low screen has no room for space."""
+        self.screen_stack[0].set_class(event.size.height < SHORT, "short")
+        self.call_after_refresh(self.redraw, to_end=False)
+
+    # -- the input -------------------------------------------------------------------------------------------------
+
+    @on(PromptInput.Sent)
+    def _sent(self, event: PromptInput.Sent) -> None:
+        self.send(event.text)
+
+    def send(self, text: str) -> None:
+        """A command, or a message; while an answer comes the message goes back into the input."""
+        self.prompt.remember(text)
+        try:
+            if text.startswith("/"):
+                run_command(self, text)
+                return
+            if self.chat.busy:
+                self.prompt.put(text)
+                self.say("The answer is still coming. Esc stops it.")
+                return
+            full, names = with_files(text)
+            self.transcript.growing = self.chat.ask(full, beside=self.editing)
+            self.editing = None
+            self.chat.store.add_prompt(text)
+            if names:
+                self.say(", ".join(names), "Brought in")
+            self.redraw()
+        except (EdgeLLMError, OSError) as error:
+            self.prompt.put(text)
+            self.complain(error)
+
+    @on(PromptInput.Word)
+    def _word(self, event: PromptInput.Word) -> None:
+        rows: list[tuple[str, str]] = []
+        if event.word.startswith("/"):
+            rows = matching(event.word)
+        elif event.word.startswith("@"):
+            rows = [(f"@{name}", "") for name in file_names(event.word[1:])]
+        self._offer([] if rows and rows[0][0] == event.word and len(rows) == 1 else rows)
+
+    def _offer(self, rows: list[tuple[str, str]]) -> None:
+        self.query_one(Completions).offer(rows)
+        self.prompt.completing = bool(rows)
+
+    @on(PromptInput.Completing)
+    def _completing(self, event: PromptInput.Completing) -> None:
+        completions = self.query_one(Completions)
+        if event.key in ("up", "down"):
+            completions.move(1 if event.key == "down" else -1)
+            return
+        word = completions.chosen if event.key == "accept" else ""
+        self._offer([])
+        if word and word != self.prompt.word():
+            self.prompt.complete(word if word.endswith("/") else f"{word} ")
+        elif word:
+            self.prompt.send()
+
+    @on(OptionList.OptionSelected, "Completions")
+    def _clicked(self) -> None:
+        self._completing(PromptInput.Completing("accept"))
+        self.prompt.focus()
+
+    @on(Transcript.CodeClicked)
+    def _code_clicked(self, event: Transcript.CodeClicked) -> None:
+        codes = [code.code for code in self.transcript.codes]
+        self.copy(str(codes.index(event.block.code) + 1))
+
+    # -- keys ------------------------------------------------------------------------------------------------------
+
+    def action_stop(self) -> None:
+        """Stop the answer; else leave editing, else go back to the input."""
+        if self.chat.stop():
+            self.wake()
+        elif self.editing is not None:
+            self.editing = None
+            self.prompt.put("")
+            self.show_meters()
+        self.prompt.focus()
+
+    def action_read(self) -> None:
+        """From the input to the conversation."""
+        self.transcript.focus()
+
+    def action_interrupt(self) -> None:
+        """Ctrl-C: copy what is selected, stop the answer, clear the input, and the second time leave."""
+        now = monotonic()
+        focused = self.focused
+        selected = focused.selected_text if isinstance(focused, TextArea) else ""
+        selected = selected or self.screen.get_selected_text() or ""
+        if selected:
+            self.copy_to_clipboard(selected)
+            self.screen.clear_selection()
+            return
+        if now - self._interrupted < AGAIN_S:
+            self.leave(130)
+            return
+        self._interrupted = now
+        if self.chat.stop():
+            self.wake()
+            return
+        if self.prompt.text and len(self.screen_stack) == 1:
+            self.prompt.put("")
+        self.say("Ctrl-C once more leaves.")
+
+    def action_leave_now(self) -> None:
+        """Leave; everything is saved."""
+        self.leave()
+
+
+def first_theme(kept: str | None, known: set[str]) -> str:
+    """The theme that was chosen last, else one that suits what the terminal says of itself."""
+    if kept in known:
+        return str(kept)
+    ground = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+    return LIGHT.name if ground in ("7", "15") else DARK.name

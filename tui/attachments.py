@@ -1,0 +1,58 @@
+"""``@file`` in a message: the text files that go with it, and the names that can be completed."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from edgellm.formats.errors import ParameterError
+
+MAX_NBYTES = 4 << 20
+MAX_NAMES = 200  # of a folder that are looked at
+
+_MENTION = re.compile(r"(?<!\S)@(\"[^\"]+\"|\S+)")
+
+
+def with_files(text: str) -> tuple[str, list[str]]:
+    """The message with the text of every file that it mentions in front, and their names.
+
+    A mention that names no file stays as it is. ParameterError for a file that is no text, or too large.
+    """
+    parts, names = [], []
+    for mention in dict.fromkeys(_MENTION.findall(text)):
+        path = Path(mention.strip('"')).expanduser()
+        if not path.is_file() or f"{path.name}:\n```\n" in text:  # an edited message has it already
+            continue
+        parts.append(f"{path.name}:\n```\n{read_text(path).rstrip()}\n```")
+        names.append(path.name)
+    return "\n\n".join([*parts, text]), names
+
+
+def read_text(path: Path) -> str:
+    """A text file. ParameterError when it is something else."""
+    size = path.stat().st_size
+    if size > MAX_NBYTES:
+        raise ParameterError(f"{path} has {size} bytes, more than {MAX_NBYTES}. Take a part of it.")
+    data = path.read_bytes()
+    if b"\0" in data[:8192]:
+        raise ParameterError(f"{path} is no text file. Only text can be brought in with @.")
+    return data.decode("utf-8", errors="replace")
+
+
+def file_names(word: str, limit: int = 8) -> list[str]:
+    """Paths that begin as ``word`` does (without its @), folders with a slash behind; hidden ones when asked for."""
+    head, slash, tail = word.rpartition("/")
+    folder = Path(head + slash).expanduser() if slash else Path(".")
+    found: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(entries):
+                if number >= MAX_NAMES * 10 or len(found) >= MAX_NAMES:
+                    break
+                hidden = entry.name.startswith(".") and not tail.startswith(".")
+                if not hidden and entry.name.lower().startswith(tail.lower()) and entry.name.isprintable():
+                    found.append(head + slash + entry.name + ("/" if entry.is_dir() else ""))
+    except OSError:
+        return []
+    return sorted(found, key=lambda name: (name.endswith("/"), name.lower()))[:limit]

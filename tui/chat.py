@@ -1,0 +1,245 @@
+"""What the application does, without a screen: asking, answering again, branching, sessions, models.
+
+One ``Chat`` is used from the thread of the screen alone; its threads are ``Answering``, ``Loading`` and the writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.generation import TokenLogprob
+from edgellm.sessions import MessageNode, Session, SessionStore, SessionWriter
+from edgellm.sessions.tree import prompt_messages
+from edgellm.tui.answering import Answering, Loading
+
+LOAD_SETTINGS = ("n_ctx",)  # take effect when the model is loaded
+
+
+class Chat:
+    """A session, a model, and at most one answer at a time.
+
+    load            as ``edgellm.load``
+    load_options    for every model
+    settings        of new sessions: what the command line said
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        load: Callable[..., Any],
+        model: str,
+        *,
+        load_options: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        system: str = "",
+        failed: Callable[[EdgeLLMError], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.writer = SessionWriter(store, failed)
+        self.load = load
+        self.model = model
+        self.load_options = dict(load_options or {})
+        self.first_settings = dict(settings or {})
+        self.first_system = system
+        self.llm: Any = None
+        self.loading: Loading | None = None
+        self.answering: Answering | None = None
+        self.waiting: Callable[[], None] | None = None  # an answer that begins when the model is there
+        self.session = self._new_session()
+
+    # -- sessions --------------------------------------------------------------------------------------------------
+
+    def _new_session(self) -> Session:
+        return Session(model=self.model, system=self.first_system, settings=dict(self.first_settings))
+
+    def new_session(self) -> None:
+        """Begin anew with the settings of the command line."""
+        self.halt()
+        self.session = self._new_session()
+
+    def open_session(self, session_id: int) -> None:
+        """Go on with a session of the store. ParameterError when it is gone."""
+        self.writer.flush()
+        session = self.store.load(session_id)
+        self.halt()
+        self.session = session
+        self.writer.known(session)
+
+    def take_session(self, session: Session) -> None:
+        """Keep a session that came from a file, and go on with it."""
+        self.store.save_all(session)
+        self.open_session(session.id)
+
+    def delete_session(self, session_id: int) -> None:
+        """Delete a session; when it is this one, begin anew."""
+        if session_id == self.session.id:
+            old = self.session
+            self.halt()
+            self.writer.forget(old)
+            self.session = self._new_session()
+        self.store.delete(session_id)
+
+    def saved(self, node: MessageNode | None = None) -> None:
+        """Note that the session, and a message of it, are to be written."""
+        if self.session.tree.roots:
+            self.writer.changed(self.session, node)
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is on its way or waits for the model."""
+        return self.answering is not None or self.waiting is not None
+
+    def ask(self, text: str, *, beside: MessageNode | None = None) -> MessageNode:
+        """A message behind the leaf (or in the place of ``beside``), and its answer; gives the answer."""
+        tree = self.session.tree
+        if beside is None and tree.leaf is not None and tree.leaf.role == "user":
+            beside = tree.leaf  # it got no answer; roles go on taking turns
+        where = beside.parent if beside is not None else tree.leaf
+        asked = tree.add("user", text, where, finish_reason="stop")
+        self.saved(asked)
+        return self._answer(asked)
+
+    def regenerate(self, node: MessageNode) -> MessageNode:
+        """Another answer in the place of ``node``, or to it when it is the user's."""
+        asked = node if node.role == "user" else node.parent
+        if asked is None:
+            raise ParameterError("There is no message to answer again. Write one first.")
+        return self._answer(asked)
+
+    def go_on(self, node: MessageNode) -> MessageNode:
+        """Continue an answer that was cut off or stopped."""
+        if node.role != "assistant":
+            raise ParameterError("Only an answer can be continued.")
+        if node.children:
+            raise ParameterError("There are messages behind this answer. Regenerate it, or branch from a token.")
+        node.finish_reason = None
+        self._start(node, node.tokens if node.model == self.model else ())
+        return node
+
+    def branch(self, node: MessageNode, position: int, other: TokenLogprob) -> MessageNode:
+        """A sibling of an answer that has ``other`` at ``position`` and goes on from there."""
+        if node.model != self.model:
+            raise ParameterError(f"These tokens are {node.model}'s. Load that model to branch from them.")
+        kept = list(node.tokens[:position])
+        was = node.tokens[position]
+        kept.append(TokenLogprob(other.token, other.bytes, other.logprob, was.top, other.after, other.cut_by))
+        branched = self.session.tree.add("assistant", "", node.parent, model=self.model)
+        branched.tokens = kept
+        if self.llm is not None:
+            branched.text = self.llm.tokenizer.decode([token.token for token in kept], False)
+        self.saved(branched)
+        self._start(branched, kept)
+        return branched
+
+    def stop(self) -> bool:
+        """Stop the answer, or forget the one that waits; whether there was one."""
+        if self.answering is not None:
+            self.answering.stop()
+            return True
+        waiting, self.waiting = self.waiting, None
+        return waiting is not None
+
+    def halt(self) -> None:
+        """Stop and see the end of it, before the session or the model changes."""
+        self.stop()
+        if self.answering is not None:
+            self.answering.wait(5)
+            self.poll()
+
+    def _answer(self, asked: MessageNode) -> MessageNode:
+        node = self.session.tree.add("assistant", "", asked, model=self.model)
+        self._start(node, ())
+        return node
+
+    def _start(self, node: MessageNode, prefix: Any) -> None:
+        if self.busy:
+            raise ParameterError("An answer is on its way. Esc stops it.")
+        session = self.session
+
+        def begin() -> None:
+            node.model = session.model = self.model
+            path = node.path()[:-1]
+            messages = prompt_messages(session.system, path)
+            options = self.options()
+            prompt: Any = messages
+            if node.text:
+                ids = self.llm.prompt_ids(messages, template_kwargs=options.pop("template_kwargs", None))
+                kept = [token.token for token in prefix] or self.llm.tokenize(node.text, False)
+                prompt = [*ids, *kept]
+                if not prefix:
+                    node.tokens.clear()  # another model's
+
+            def changed() -> None:
+                if node.text or node.tokens:
+                    self.writer.changed(session, node)
+
+            known = tuple(prefix) if node.text else ()
+            self.answering = Answering(self.llm, node, prompt, options, changed, known).start()
+
+        if self.llm is None:
+            self.waiting = begin
+        else:
+            begin()
+
+    def options(self) -> dict[str, Any]:
+        """What ``LLM.stream`` is given besides the prompt: the session's settings."""
+        options = {k: v for k, v in self.session.settings.items() if k not in LOAD_SETTINGS and v is not None}
+        if "logit_bias" in options:  # JSON has no numbers as keys
+            options["logit_bias"] = {int(k): v for k, v in options["logit_bias"].items()}
+        return options
+
+    def poll(self) -> tuple[Answering | None, Loading | None]:
+        """The answer and the model that came to an end since the last call."""
+        answered = loaded = None
+        if self.answering is not None and self.answering.finished.is_set():
+            answered, self.answering = self.answering, None
+            self._settle(answered)
+        if self.loading is not None and self.loading.finished.is_set():
+            loaded, self.loading = self.loading, None
+            self.llm = loaded.llm
+            waiting, self.waiting = self.waiting, None
+            if waiting is not None and self.llm is not None:
+                try:
+                    waiting()
+                except EdgeLLMError as error:
+                    loaded.error = error
+        return answered, loaded
+
+    def _settle(self, answered: Answering) -> None:
+        """An answer without a word is taken back, so that roles go on taking turns; its question stays."""
+        node, tree = answered.node, self.session.tree
+        if node.text or node.tokens:
+            self.saved(node)
+        elif node in tree.siblings(node):
+            tree.cut(node)
+            self.saved()
+
+    # -- the model -------------------------------------------------------------------------------------------------
+
+    def load_model(self, name: str | None = None) -> None:
+        """Load a model in the place of the one that is there; the conversation stays."""
+        self.halt()
+        before, self.llm = self.llm, None
+        if self.loading is not None:
+            self.loading.abandon()
+        self.model = name or self.model
+        settings = self.session.settings
+        options = {**self.load_options, **{name: settings[name] for name in LOAD_SETTINGS if name in settings}}
+        self.loading = Loading(self.load, self.model, options, before).start()
+
+    def close(self) -> None:
+        """Stop everything and write what is waiting."""
+        self.stop()
+        if self.loading is not None:
+            self.loading.abandon()
+        if self.answering is not None:
+            self.answering.wait(2)
+            self.poll()
+        self.writer.close()
+        if self.llm is not None:
+            self.llm.close()
+        self.store.close()

@@ -1,0 +1,80 @@
+"""A frame for everything that opens over the chat, and the two smallest of them: a question and a line to fill in."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+T = TypeVar("T")
+
+
+class Dialog(ModalScreen[T]):
+    """A panel in the middle with a title and a line of hints. Esc closes it without a result."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", show=False)]
+    TITLE_TEXT: ClassVar[str] = ""
+    HINT: ClassVar[str] = "Esc close"
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog"):
+            yield Static(Text(self.TITLE_TEXT), id="dialog-title")
+            yield from self.body()
+            yield Static(Text(self.HINT), id="dialog-hint")
+
+    def body(self) -> ComposeResult:
+        """What stands between the title and the hints."""
+        yield from ()
+
+    def action_close(self) -> None:
+        """Close it without a result."""
+        self.dismiss(None)
+
+
+class LineDialog(Dialog[str]):
+    """Asks for one line."""
+
+    HINT = "Enter ok   Esc cancel"
+
+    def __init__(self, title: str, value: str = "", placeholder: str = "") -> None:
+        super().__init__(classes="small")
+        self.title_text, self.value, self.placeholder = title, value, placeholder
+
+    def body(self) -> ComposeResult:
+        yield Input(self.value, placeholder=self.placeholder, compact=True, select_on_focus=False)
+
+    def on_mount(self) -> None:
+        """Show the title; the cursor stands in the line."""
+        self.query_one("#dialog-title", Static).update(Text(self.title_text))
+        self.query_one(Input).focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Give the line back."""
+        event.stop()
+        self.dismiss(event.value)
+
+
+class ConfirmDialog(Dialog[bool]):
+    """Asks yes or no; anything but y is no."""
+
+    HINT = "y yes   n no"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "Yes", show=False),
+        Binding("n,enter", "answer(False)", "No", show=False),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__(classes="small")
+        self.question = question
+
+    def body(self) -> ComposeResult:
+        yield Static(Text(self.question))
+
+    def action_answer(self, answer: Any) -> None:
+        """Give the answer back."""
+        self.dismiss(bool(answer))

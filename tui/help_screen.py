@@ -1,0 +1,78 @@
+"""All keys and commands on one page."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from edgellm.tui.commands import COMMANDS
+from edgellm.tui.dialog import Dialog
+
+KEYS = (
+    (
+        "Writing",
+        (
+            ("Enter", "Send"),
+            ("Ctrl-J, Alt-Enter, \\ Enter", "New line"),
+            ("↑ ↓ on the first and last line", "What you wrote before"),
+            ("/ and @", "Commands; a file to bring in (Tab completes)"),
+            ("Esc", "Stop the answer; what was said stays"),
+            ("Ctrl-C", "Stop, clear the line, then leave"),
+        ),
+    ),
+    (
+        "Reading (Tab or Alt-↑ goes there, Tab comes back)",
+        (
+            ("↑ ↓ PgUp PgDn Home End", "Move"),
+            ("Space", "Fold thoughts and long messages"),
+            ("e", "Edit a message of yours and branch"),
+            ("r   +", "Another answer; continue a cut one"),
+            ("[  ]", "Other branches"),
+            ("c   1-9", "Copy the message; a code block by its number"),
+            ("t", "The token view"),
+            ("Mouse", "Select text; click a code block's head to copy it"),
+        ),
+    ),
+    (
+        "Everywhere",
+        (
+            ("^N ^O", "New chat; all chats"),
+            ("^L ^G", "Models; settings"),
+            ("^T ^R ^Y", "Token view, another answer, copy the answer"),
+            ("^P", "Palette: everything by name, themes too"),
+            ("F1, ? on an empty line", "This page"),
+            ("^Q, Ctrl-D on an empty line", "Leave"),
+        ),
+    ),
+)
+
+
+class HelpScreen(Dialog[None]):
+    """Closed by any of its own keys."""
+
+    TITLE_TEXT = "Keys and commands"
+
+    def body(self) -> ComposeResult:
+        with VerticalScroll(id="help"):
+            for title, rows in KEYS:
+                yield Static(Text(title), classes="section")
+                yield Static(_table(rows))
+            yield Static(Text("Commands"), classes="section")
+            yield Static(_table([(f"/{c.name} {c.argument}".strip(), c.help) for c in COMMANDS.values()]))
+
+    def on_mount(self) -> None:
+        """Scroll with the keyboard at once."""
+        self.query_one(VerticalScroll).focus()
+
+
+def _table(rows: object) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=False, ratio=2)
+    table.add_column(ratio=3)
+    for key, meaning in rows:  # type: ignore[attr-defined]
+        table.add_row(Text(key), Text(meaning))
+    table.expand = True
+    return table

@@ -1,0 +1,87 @@
+"""The line of figures: context, reuse, rates, memory. Every number is the engine's; what does not fit is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+from textual.widgets import Static
+
+from edgellm.tui.palette import Palette
+
+STAGES = {"pull": "pulling", "load": "loading", "compile": "compiling kernels for your CPU"}
+BAR = 10  # cells of the context's bar
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+class Meters(Static):
+    """One line, drawn from facts that the application hands over."""
+
+    def __init__(self, palette: Palette, **options: Any) -> None:
+        super().__init__("", markup=False, **options)
+        self.palette = palette
+        self._shown: str | None = None
+
+    def show(self, parts: list[Text]) -> None:
+        """Draw the parts that fit, in order; those at the end are left out first."""
+        width = max(self.size.width - 4, 10)
+        line = Text(no_wrap=True, overflow="ellipsis", end="")
+        for part in parts:
+            gap = 3 if line.plain else 0
+            if line.cell_len + gap + part.cell_len > width and line.plain:
+                break
+            line.append("   " if gap else "")
+            line.append_text(part)
+        key = line.markup
+        if key != self._shown:
+            self._shown = key
+            self.update(line)
+
+
+def context_part(palette: Palette, used: int, n_ctx: int) -> Text:
+    """``context ▮▮▮▯▯ 812/8,192``."""
+    share = min(used / n_ctx, 1.0) if n_ctx else 0.0
+    style = palette.error if share > 0.95 else palette.warning if share > 0.8 else palette.accent
+    full = round(share * BAR) or (1 if used else 0)
+    text = Text(end="")
+    text.append("━" * full, style).append("━" * (BAR - full), palette.faint)
+    return text.append(f" {used:,}/{n_ctx:,}", palette.muted)
+
+
+def timing_parts(palette: Palette, timings: Mapping[str, float], memory: int) -> list[Text]:
+    """What the last or growing answer cost, the most telling first."""
+    parts = []
+    muted = palette.muted
+    if timings.get("generation_tps"):
+        parts.append(Text(f"{timings['generation_tps']:.0f} t/s", palette.ink))
+    if timings.get("prompt_n"):
+        reused, computed = int(timings.get("reused_n", 0)), int(timings.get("computed_n", 0))
+        rate = f" at {timings['prompt_tps']:.0f} t/s" if timings.get("prompt_tps") else ""
+        parts.append(Text(f"{reused:,} reused + {computed:,} read{rate}", muted))
+    if timings.get("time_to_first_token_ms"):
+        parts.append(Text(f"first {timings['time_to_first_token_ms'] / 1e3:.2f} s", muted))
+    if memory:
+        parts.append(Text(human_bytes(memory), muted))
+    return parts
+
+
+def stage_part(palette: Palette, stage: tuple[str, int, int | None, str], tick: int) -> Text:
+    """``⠋ compiling kernels for your CPU 3/12``."""
+    kind, done, total, _ = stage
+    text = Text(f"{SPINNER[tick % len(SPINNER)]} ", palette.accent, end="")
+    text.append(STAGES.get(kind, kind), palette.muted)
+    if kind == "pull":
+        text.append(f" {human_bytes(done)}" + (f" of {human_bytes(total)}" if total else ""), palette.muted)
+    elif total and kind != "load":
+        text.append(f" {done}/{total}", palette.muted)
+    return text
+
+
+def human_bytes(nbytes: float) -> str:
+    """``312 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} GiB"

@@ -1,0 +1,121 @@
+"""The model picker: what is here, what the catalogue can bring, and any reference that is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import Input, OptionList
+from textual.widgets.option_list import Option
+
+from edgellm.tui.dialog import Dialog
+from edgellm.tui.meters import human_bytes
+from edgellm.tui.safe_text import one_line
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model to choose."""
+
+    name: str
+    is_here: bool
+    nbytes: int | None
+    about: str
+
+
+def model_rows() -> list[ModelRow]:
+    """The models of the store, GGUF files of this folder, then the rest of the catalogue."""
+    from edgellm.catalogue import catalogue, installed
+
+    known = catalogue()
+    rows = []
+    for model in installed():
+        entry = known.get(model.name)
+        rows.append(ModelRow(model.name, True, model.nbytes, entry.description if entry else str(model.path.name)))
+    for path in sorted(Path(".").glob("*.gguf"))[:50]:
+        rows.append(ModelRow(str(path), True, path.stat().st_size, "file of this folder"))
+    here = {row.name for row in rows}
+    for name, entry in known.items():
+        if name not in here:
+            licence = f", {entry.licence}" if entry.licence else ""
+            rows.append(ModelRow(name, False, entry.nbytes, entry.description + licence))
+    return rows
+
+
+class ModelScreen(Dialog[str]):
+    """Gives back the name of a model; one that is not here will be pulled."""
+
+    TITLE_TEXT = "Models"
+    HINT = "Enter use (↓ pulls it first)   a path or hf:owner/repo:QUANT works too   Esc close"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "move(1)", show=False, priority=True),
+        Binding("up", "move(-1)", show=False, priority=True),
+    ]
+
+    def __init__(self, rows: Sequence[ModelRow], current: str, words: str = "") -> None:
+        super().__init__()
+        self.rows, self.current, self.words = list(rows), current, words
+        self.found: list[ModelRow] = []
+
+    def body(self) -> ComposeResult:
+        yield Input(self.words, placeholder="Name, path or reference", compact=True)
+        yield OptionList(markup=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Show all of them; the cursor stands in the search."""
+        self.query_one(Input).focus()
+        self.query_one(OptionList).can_focus = False
+        self.refill()
+
+    def refill(self) -> None:
+        """The rows with the words that were typed."""
+        words = self.words.lower().split()
+        self.found = [row for row in self.rows if all(w in f"{row.name} {row.about}".lower() for w in words)]
+        options = self.query_one(OptionList)
+        options.clear_options()
+        width = max(min(self.size.width - 14, 92), 24)
+        options.add_options([Option(self._row(row, width)) for row in self.found])
+        if self.found:
+            names = [row.name for row in self.found]
+            options.highlighted = names.index(self.current) if self.current in names else 0
+        else:
+            options.add_option(
+                Option(Text(f"Enter tries {one_line(self.words)!r} as it stands.", "dim"), disabled=True)
+            )
+
+    def _row(self, row: ModelRow, width: int) -> Text:
+        mark = "● " if row.name == self.current else "  " if row.is_here else "↓ "
+        size = human_bytes(row.nbytes) if row.nbytes else ""
+        name = Text(mark + one_line(row.name), "" if row.is_here else "dim")
+        name.truncate(max(width - 10, 10), overflow="ellipsis", pad=True)
+        text = Text(no_wrap=True, overflow="ellipsis", end="").append_text(name).append(f"{size:>9}", "dim")
+        return text.append(f"\n    {one_line(row.about)}", "dim")
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Search while the user types."""
+        if event.value != self.words:
+            self.words = event.value
+            self.refill()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """The marked model, or what was typed."""
+        at = self.query_one(OptionList).highlighted
+        if self.found and at is not None:
+            self.dismiss(self.found[at].name)
+        elif event.value.strip():
+            self.dismiss(event.value.strip())
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """A click chooses."""
+        self.dismiss(self.found[event.option_index].name)
+
+    def action_move(self, step: int) -> None:
+        """Up and down while the cursor stays in the search."""
+        options = self.query_one(OptionList)
+        if self.found:
+            options.highlighted = max(0, min((options.highlighted or 0) + step, len(self.found) - 1))

@@ -1,0 +1,166 @@
+"""The input: several lines, history, large pastes kept out of sight, and the text that is being completed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+LARGE_PASTE = 4000  # characters, or
+LARGE_PASTE_LINES = 30  # lines: more than this shows as one word until it is sent
+
+_WORD = re.compile(r"(?:^/\S*|(?<!\S)@\S*)$")
+
+
+class PromptInput(TextArea):
+    """Enter sends; Ctrl-J, Shift-Enter or Alt-Enter begin a new line, and so does Enter behind a backslash."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+j,shift+enter,alt+enter", "new_line", "New line", show=False),
+        Binding("ctrl+d", "delete_or_leave", "Leave", show=False),
+    ]
+
+    @dataclass
+    class Sent(Message):
+        """The user has sent a text."""
+
+        text: str
+
+    @dataclass
+    class Word(Message):
+        """The word before the cursor that may be completed: ``/...`` at the start, or ``@...``; "" for none."""
+
+        word: str
+
+    @dataclass
+    class Completing(Message):
+        """A key for the list of completions: "up", "down", "accept", "close"."""
+
+        key: str
+
+    def __init__(self, earlier: list[str], **options: Any) -> None:
+        super().__init__(soft_wrap=True, tab_behavior="focus", show_line_numbers=False, compact=True, **options)
+        self.earlier = earlier
+        self.completing = False
+        self._at: int | None = None  # place in the history, None: what the user is writing
+        self._draft = ""
+        self._pastes: dict[str, str] = {}
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    @property
+    def full_text(self) -> str:
+        """The text with its large pastes."""
+        text = self.text
+        for mark, pasted in self._pastes.items():
+            text = text.replace(mark, pasted)
+        return text
+
+    def put(self, text: str) -> None:
+        """Show a text to be edited."""
+        self.load_text(text)
+        self.move_cursor(self.document.end)
+        self._at = None
+
+    def send(self) -> None:
+        """Give the text away and begin anew."""
+        text = self.full_text
+        if not text.strip():
+            return
+        self._pastes.clear()
+        self._at = None
+        self.load_text("")
+        self.post_message(self.Sent(text))
+
+    def remember(self, text: str) -> None:
+        """Add a text to the history."""
+        if not self.earlier or self.earlier[-1] != text:
+            self.earlier.append(text)
+
+    def action_new_line(self) -> None:
+        """Break the line."""
+        self.insert("\n")
+
+    def action_delete_or_leave(self) -> None:
+        """Ctrl-D: the end of the input where there is none."""
+        if self.text:
+            self.action_delete_right()
+        else:
+            self.app.exit(0, return_code=0)
+
+    # -- keys ------------------------------------------------------------------------------------------------------
+
+    async def _on_key(self, event: events.Key) -> None:
+        key = event.key
+        if self.completing and key in ("up", "down", "tab", "enter", "escape"):
+            self.post_message(self.Completing({"tab": "accept", "enter": "accept", "escape": "close"}.get(key, key)))
+        elif event.character == "?" and not self.text:
+            await self.run_action("app.keys")
+        elif key == "enter":
+            if self.text.endswith("\\") and self.cursor_at_end_of_text:
+                self.action_delete_left()
+                self.insert("\n")
+            else:
+                self.send()
+        elif not self._goes_back(key):
+            await super()._on_key(event)
+            return
+        event.stop()
+        event.prevent_default()
+
+    def _goes_back(self, key: str) -> bool:
+        """Whether an arrow at the edge of the text went through the history."""
+        if key == "up" and self.cursor_at_first_line:
+            return self._recall(-1)
+        return key == "down" and self.cursor_at_last_line and self._recall(1)
+
+    def _recall(self, step: int) -> bool:
+        """Go through the history; False where it ends."""
+        at = (len(self.earlier) if self._at is None else self._at) + step
+        if not 0 <= at <= len(self.earlier) or (at == len(self.earlier) and self._at is None):
+            return False
+        if self._at is None:
+            self._draft = self.text
+        text = self._draft if at == len(self.earlier) else self.earlier[at]
+        self.put(text)
+        self._at = None if at == len(self.earlier) else at
+        return True
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        """A large paste becomes one word that can be deleted; it is sent in full."""
+        event.stop()
+        event.prevent_default()
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        n_lines = text.count("\n") + 1
+        if len(text) > LARGE_PASTE or n_lines > LARGE_PASTE_LINES:
+            mark = f"[pasted {len(self._pastes) + 1}: {n_lines} lines, {len(text)} characters]"
+            self._pastes[mark] = text
+            text = mark
+        self.insert(text)
+
+    # -- completion ------------------------------------------------------------------------------------------------
+
+    def on_text_area_changed(self) -> None:
+        """Tell what stands before the cursor."""
+        self.post_message(self.Word(self.word()))
+
+    def word(self) -> str:
+        """The word before the cursor that may be completed."""
+        row, column = self.cursor_location
+        before = self.document.get_line(row)[:column]
+        found = _WORD.search(before)
+        if found is None or (found[0].startswith("/") and row):
+            return ""
+        return found[0]
+
+    def complete(self, replacement: str) -> None:
+        """Put ``replacement`` in the place of the word."""
+        row, column = self.cursor_location
+        start = (row, column - len(self.word()))
+        self.replace(replacement, start, (row, column))
+        self.move_cursor((row, start[1] + len(replacement)))

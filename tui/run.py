@@ -1,0 +1,64 @@
+"""The door to the application: open the sessions, run the screen, close everything, whatever the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import edgellm
+from edgellm.formats.errors import EdgeLLMError
+from edgellm.sessions import open_store
+
+SWITCH_S = 0.001  # the interpreter's turn of a thread: the model's must not wait 5 ms for the screen's
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the command line said; None or empty: nothing."""
+
+    model: str | None = None
+    first: str | None = None
+    system: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    load_options: Mapping[str, Any] = field(default_factory=dict)
+    go_on: bool = False
+    session: str | None = None
+
+
+def run_chat(start: Start) -> int:
+    """Run the chat until the user leaves; the exit status."""
+    from edgellm.catalogue import DEFAULT_MODEL
+    from edgellm.tui.app import ChatApp
+    from edgellm.tui.chat import Chat
+
+    store, note = open_store()
+    try:
+        session_id = store.find(start.session) if start.session else store.last_id() if start.go_on else None
+        chat = Chat(
+            store,
+            edgellm.load,
+            start.model or DEFAULT_MODEL,
+            load_options=start.load_options,
+            settings=start.settings,
+            system=start.system or "",
+        )
+    except EdgeLLMError:
+        store.close()
+        raise
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        if session_id is not None:
+            chat.open_session(session_id)
+            chat.session.settings |= dict(start.settings)
+            chat.session.system = start.system or chat.session.system
+            chat.model = start.model or chat.session.model or chat.model
+        app = ChatApp(chat, first=start.first, note=note)
+        chat.writer.failed = lambda error: app.call_from_thread(app.complain, error)
+        status = app.run()
+        return app.return_code or status or 0
+    finally:
+        sys.setswitchinterval(switch)
+        chat.close()

@@ -1,0 +1,178 @@
+"""The settings of a chat: every sampling parameter with meaning and default, the context, the system message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from edgellm.cli.sampling_options import SAMPLING_OPTIONS, parse_setting
+from edgellm.formats.errors import ParameterError
+from edgellm.tui.dialog import Dialog, LineDialog
+from edgellm.tui.safe_text import one_line
+
+SYSTEM, N_CTX, MAX_TOKENS, STOP = "system message", "n_ctx", "max_tokens", "stop"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row. ``default`` is what counts while nothing is set, ``source`` who says so."""
+
+    name: str
+    default: Any
+    source: str
+    meaning: str
+
+
+def setting_rows(defaults: Any, recommended: Mapping[str, Any], n_ctx: int) -> list[Setting]:
+    """All settings; ``defaults`` is the model's SamplingParams, ``recommended`` the fields that its file names."""
+    rows = [
+        Setting(SYSTEM, "", "", "Said to the model before everything else."),
+        Setting(MAX_TOKENS, -1, "", "Tokens of an answer at most; -1 goes on to the end."),
+        Setting(N_CTX, n_ctx, "", "Tokens of context; the model is loaded anew. 0 takes all it was trained for."),
+        Setting(STOP, (), "", "Texts that end an answer, with ; between them."),
+    ]
+    for option in SAMPLING_OPTIONS:
+        source = "model file" if option.field in recommended else ""
+        rows.append(Setting(option.field, getattr(defaults, option.field, ""), source, option.help))
+    return rows
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of a setting from what was typed; None for nothing (back to the default). ParameterError."""
+    text = text.strip()
+    if name == SYSTEM:
+        return text
+    if not text:
+        return None
+    if name in (N_CTX, MAX_TOKENS):
+        try:
+            return max(int(text), -1 if name == MAX_TOKENS else 0)
+        except ValueError:
+            raise ParameterError(f"{name} is {text!r}; it takes a number of tokens.") from None
+    if name == STOP:
+        return [part for part in text.split(";") if part]
+    field, value = parse_setting(name, text)
+    from edgellm.sampling import SamplingParams
+
+    SamplingParams(**{field: value})  # out of range ends here
+    return list(value) if isinstance(value, tuple) else value
+
+
+class SettingsScreen(Dialog[None]):
+    """Changes settings one by one through ``change(name, value)``; None takes the default again."""
+
+    TITLE_TEXT = "Settings of this chat"
+    HINT = "Enter change   Del default   s save preset   p presets   Esc close"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("delete,backspace", "reset", show=False),
+        Binding("s", "save", show=False),
+        Binding("p", "presets", show=False),
+    ]
+
+    def __init__(
+        self,
+        rows: list[Setting],
+        values: Callable[[], Mapping[str, Any]],
+        change: Callable[[str, Any], None],
+        presets: tuple[Callable[[], list[str]], Callable[[str], None], Callable[[str], None]],
+    ) -> None:
+        """presets: the names, save under a name, use by name."""
+        super().__init__()
+        self.rows, self.values, self.change, self.presets = rows, values, change, presets
+
+    def body(self) -> ComposeResult:
+        yield OptionList(markup=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Show all of them."""
+        self.refill()
+        self.query_one(OptionList).focus()
+
+    def on_resize(self) -> None:
+        """Rows as wide as the panel."""
+        self.refill()
+
+    def refill(self) -> None:
+        """Draw the rows with the values of now."""
+        options = self.query_one(OptionList)
+        at = options.highlighted or 0
+        values = self.values()
+        options.clear_options()
+        options.add_options([Option(self._row(row, values)) for row in self.rows])
+        options.highlighted = at
+
+    def _row(self, row: Setting, values: Mapping[str, Any]) -> Text:
+        value = values.get(row.name)
+        is_set = value not in (None, "", [])
+        default = shown(row.default) + (f" ({row.source})" if row.source else "")
+        width = max(min(self.size.width - 14, 90), 30)
+        left = Text(f"{row.name:<22}")
+        left.append(one_line(shown(value)) if is_set else default, "bold" if is_set else "dim")
+        if is_set and row.name != SYSTEM:
+            left.append(f"   default {default}", "dim")
+        left.truncate(width, overflow="ellipsis")
+        return Text(no_wrap=True, overflow="ellipsis", end="").append_text(left).append(f"\n  {row.meaning}", "dim")
+
+    def _marked(self) -> Setting:
+        return self.rows[self.query_one(OptionList).highlighted or 0]
+
+    def on_option_list_option_selected(self) -> None:
+        """Ask for a value."""
+        row = self._marked()
+        value = self.values().get(row.name)
+
+        def typed(text: str | None) -> None:
+            if text is not None:
+                self._set(row.name, text)
+
+        now = "" if value is None else shown(value)
+        self.app.push_screen(LineDialog(f"{row.name}: {row.meaning}", now, f"default {shown(row.default)}"), typed)
+
+    def _set(self, name: str, text: str) -> None:
+        try:
+            self.change(name, parse(name, text))
+        except ParameterError as error:
+            self.app.notify(str(error), title=name, severity="error", markup=False)
+        self.refill()
+
+    def action_reset(self) -> None:
+        """Back to the default."""
+        self._set(self._marked().name, "")
+
+    def action_save(self) -> None:
+        """Save what is set under a name."""
+
+        def named(name: str | None) -> None:
+            if name and name.strip():
+                self.presets[1](name.strip())
+                self.app.notify(f"Saved as {name.strip()}.", markup=False)
+
+        self.app.push_screen(LineDialog("Save these settings as"), named)
+
+    def action_presets(self) -> None:
+        """Use settings that were saved."""
+        names = self.presets[0]()
+
+        def named(name: str | None) -> None:
+            if name:
+                self.presets[2](name.strip())
+                self.refill()
+
+        hint = ", ".join(names) if names else "none saved yet"
+        self.app.push_screen(LineDialog("Use the preset", names[0] if len(names) == 1 else "", hint), named)
+
+
+def shown(value: Any) -> str:
+    """A value as it can be typed again."""
+    if isinstance(value, list | tuple):
+        return ";".join(repr(part)[1:-1] if isinstance(part, str) else str(part) for part in value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}{number:+g}" for key, number in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
