@@ -24,6 +24,8 @@ STAGES = {
     "compile": "compiling kernels for your CPU",
     "prefill": "reading the prompt",
     "selftest": "testing kernels",
+    "quantize": "quantizing",
+    "write": "writing",
 }
 PLAIN_DELAY_S = 1.0
 PREFILL_DELAY_S = 0.5
@@ -92,10 +94,10 @@ class Progress:
         if self._announced:
             return
         self._announced = True
-        amount = f" ({human_bytes(total) if stage == 'pull' else total})" if total else ""
-        what = "" if stage == "compile" else terminal_safe(name)
+        amount = f" ({human_bytes(total) if stage in ('pull', 'write', 'quantize') else total})" if total else ""
+        what = "" if stage in ("compile", "quantize") else terminal_safe(name)
         line = f"{STAGES.get(stage, stage)} {what}".rstrip() + f"{amount} ..."
-        if stage in ("compile", "pull"):
+        if stage in ("compile", "pull", "write", "quantize"):
             click.echo(line, err=True)
         else:
             self._say_later(line)
@@ -123,7 +125,7 @@ def _bars(stage: str) -> RichProgress:
     from rich.progress import Progress as RichProgress
 
     columns: list[ProgressColumn] = [SpinnerColumn("line"), TextColumn("{task.description}", markup=False)]
-    if stage == "pull":
+    if stage in ("pull", "write", "quantize"):
         columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
     elif stage in ("compile", "prefill"):
         columns += [MofNCompleteColumn(), BarColumn()]
