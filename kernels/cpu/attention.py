@@ -1,16 +1,16 @@
 """Attention over the paged float16 cache: online softmax, causal, grouped queries, sliding window.
 
-The context is cut at every 128 positions. A cut is summed from nothing, its scores with the cut's own maximum, and the
-cuts of a row are merged first to last:
+The context is cut at every 256 positions (128 under a window). A cut is summed from nothing, its scores with the cut's
+own maximum, and the cuts of a row are merged first to last:
 
     m' = max(M, m);  L = L e^(M-m') + l e^(m-m');  A = A e^(M-m') + a e^(m-m');  M = m'
 
 A tile is a few neighbouring tokens of one sequence; its rows are the tokens times the query heads that share a head of
-the cache. A work item is a part of a tile's cuts, for one head of the cache (attention_work.py deals them out). A part
-that is all of a tile is merged as it goes. Otherwise the cuts are kept, and the thread that finishes a tile's last part
+the cache. A work item is a part of a tile's cuts for some heads of the cache (attention_work.py deals them out). A part
+with all of its tile's cuts is merged as it goes. Otherwise the cuts are kept, and the thread that ends the last part
 merges them. Both do the same operations in the same order, so the result does not depend on the batch.
 
-Three rows (or two) take a block of 32 positions at once, so that a float16 key or value is widened once for all three.
+Up to three rows take a block of 32 positions at once, so that a float16 key or value is widened once for all three.
 Keys lie transposed in a block: a register holds one dimension of neighbouring positions, and scores need no horizontal
 sums. While the keys of a block are read, its values are fetched, and then the keys of the next cut.
 """
@@ -51,7 +51,7 @@ BLOCK = 32
 CUT_ROW = CUT_BLOCKS * BLOCK * 4
 """Bytes of one row's scores, later weights, in a cut."""
 _arg = [8 * i for i in range(15)]
-Q, Q_ROW, OUT, OUT_ROW, K_POOL, V_POOL, N_HEADS, N_KV_HEADS, DIM_K, DIM_V, WINDOW, TABLE, SCALE = _arg[1:14]
+Q, Q_ROW, OUT, OUT_ROW, K_POOL, V_POOL, N_HEADS, N_KV_HEADS, DIM_K, DIM_V, WINDOW, LIST, SCALE = _arg[1:14]
 
 _minus_infinity = simd.make_const(simd.f32x16, float("-inf"))
 _NEG_INF = float("-inf")
@@ -104,86 +104,52 @@ def _finish(merged, out, dim_v):
         store_f32(out + i * 4, load_f32(merged + 64 + i * 4) / total)
 
 
-def _make_rows(third: bool) -> Any:
-    """A block for three rows, or for two: scores(k, ...) and add_values(v, ...).
+def _make_sums(n: int) -> Any:
+    """Weighted sums of lines of 16 float16 for up to three rows of weights.
 
-    Two sums for each row, of the even and of the odd terms: with three rows that is what fills 16 AVX2 registers.
+    Two sums for each row, of the even and of the odd lines: with three rows that is what fills 16 AVX2 registers.
     """
 
     @forceinline
-    def scores(k, dim_k, scale, q0, q1, q2, out, ahead):
-        """out[row] = scale * q . k at 32 positions; fetches the block at ``ahead``."""
-        for half in range(2):
-            line, fetch = k + half * 32, ahead + half * 64
-            a0 = a1 = b0 = b1 = c0 = c1 = zero_f32x16()
-            for d in range(0, dim_k // 2 * 2, 2):
-                prefetch(fetch + d * 64)
-                k0, k1 = half_f32x16(load_u16x16(line + d * 64)), half_f32x16(load_u16x16(line + d * 64 + 64))
-                a0 = fma_f32x16(splat_f32x16(load_f32(q0 + d * 4)), k0, a0)
-                b0 = fma_f32x16(splat_f32x16(load_f32(q1 + d * 4)), k0, b0)
-                a1 = fma_f32x16(splat_f32x16(load_f32(q0 + d * 4 + 4)), k1, a1)
-                b1 = fma_f32x16(splat_f32x16(load_f32(q1 + d * 4 + 4)), k1, b1)
-                if third:
-                    c0 = fma_f32x16(splat_f32x16(load_f32(q2 + d * 4)), k0, c0)
-                    c1 = fma_f32x16(splat_f32x16(load_f32(q2 + d * 4 + 4)), k1, c1)
-            if dim_k % 2:
-                d = dim_k - 1
-                k0 = half_f32x16(load_u16x16(line + d * 64))
-                a0 = fma_f32x16(splat_f32x16(load_f32(q0 + d * 4)), k0, a0)
-                b0 = fma_f32x16(splat_f32x16(load_f32(q1 + d * 4)), k0, b0)
-                if third:
-                    c0 = fma_f32x16(splat_f32x16(load_f32(q2 + d * 4)), k0, c0)
-            store_f32x16(out, (a0 + a1) * scale)
-            store_f32x16(out + CUT_ROW, (b0 + b1) * scale)
-            if third:
-                store_f32x16(out + 2 * CUT_ROW, (c0 + c1) * scale)
-            out += 64
+    def sums(line, step, n_lines, x0, x1, x2, fetch):
+        """sum_i x[row][i] * line[i] for ``n`` rows; lines are ``step`` bytes apart. Fetches half a line for each."""
+        a0 = a1 = b0 = b1 = c0 = c1 = zero_f32x16()
+        for i in range(0, n_lines // 2 * 8, 8):
+            prefetch(fetch + i * 8)
+            v0, v1 = half_f32x16(load_u16x16(line)), half_f32x16(load_u16x16(line + step))
+            a0 = fma_f32x16(splat_f32x16(load_f32(x0 + i)), v0, a0)
+            a1 = fma_f32x16(splat_f32x16(load_f32(x0 + i + 4)), v1, a1)
+            if n > 1:
+                b0 = fma_f32x16(splat_f32x16(load_f32(x1 + i)), v0, b0)
+                b1 = fma_f32x16(splat_f32x16(load_f32(x1 + i + 4)), v1, b1)
+            if n > 2:
+                c0 = fma_f32x16(splat_f32x16(load_f32(x2 + i)), v0, c0)
+                c1 = fma_f32x16(splat_f32x16(load_f32(x2 + i + 4)), v1, c1)
+            line += 2 * step
+        if n_lines % 2:
+            i, v0 = (n_lines - 1) * 4, half_f32x16(load_u16x16(line))
+            a0 = fma_f32x16(splat_f32x16(load_f32(x0 + i)), v0, a0)
+            if n > 1:
+                b0 = fma_f32x16(splat_f32x16(load_f32(x1 + i)), v0, b0)
+            if n > 2:
+                c0 = fma_f32x16(splat_f32x16(load_f32(x2 + i)), v0, c0)
+        return a0 + a1, b0 + b1, c0 + c1
 
-    @forceinline
-    def add_values(v, dim_v, n_positions, weights, state, state_nbytes, ahead):
-        """state[row] += weights[row] . values; fetches the block at ``ahead``."""
-        a, b, c = state + 64, state + state_nbytes + 64, state + 2 * state_nbytes + 64
-        row, odd = dim_v * 2, 0
-        for i in range(0, row, 32):
-            a0, b0, c0, a1, b1, c1 = (
-                load_f32x16(a),
-                load_f32x16(b),
-                zero_f32x16(),
-                zero_f32x16(),
-                zero_f32x16(),
-                zero_f32x16(),
-            )
-            if third:
-                c0 = load_f32x16(c)
-            value, w, fetch = v + i, weights, ahead + i + odd * row
-            for _ in range(n_positions // 2):
-                prefetch(fetch)
-                v0, v1 = half_f32x16(load_u16x16(value)), half_f32x16(load_u16x16(value + row))
-                a0 = fma_f32x16(splat_f32x16(load_f32(w)), v0, a0)
-                b0 = fma_f32x16(splat_f32x16(load_f32(w + CUT_ROW)), v0, b0)
-                a1 = fma_f32x16(splat_f32x16(load_f32(w + 4)), v1, a1)
-                b1 = fma_f32x16(splat_f32x16(load_f32(w + CUT_ROW + 4)), v1, b1)
-                if third:
-                    c0 = fma_f32x16(splat_f32x16(load_f32(w + 2 * CUT_ROW)), v0, c0)
-                    c1 = fma_f32x16(splat_f32x16(load_f32(w + 2 * CUT_ROW + 4)), v1, c1)
-                value, w, fetch = value + 2 * row, w + 8, fetch + 2 * row
-            if n_positions % 2:
-                v0 = half_f32x16(load_u16x16(value))
-                a0 = fma_f32x16(splat_f32x16(load_f32(w)), v0, a0)
-                b0 = fma_f32x16(splat_f32x16(load_f32(w + CUT_ROW)), v0, b0)
-                if third:
-                    c0 = fma_f32x16(splat_f32x16(load_f32(w + 2 * CUT_ROW)), v0, c0)
-            store_f32x16(a, a0 + a1)
-            store_f32x16(b, b0 + b1)
-            if third:
-                store_f32x16(c, c0 + c1)
-            a, b, c, odd = a + 64, b + 64, c + 64, 1 - odd
-
-    return scores, add_values
+    return sums
 
 
-_scores_of_two, _add_values_of_two = _make_rows(False)
-_scores_of_three, _add_values_of_three = _make_rows(True)
+_sums_of_one, _sums_of_two, _sums_of_three = _make_sums(1), _make_sums(2), _make_sums(3)
+
+
+@forceinline
+def _sums(n, line, step, n_lines, x0, x1, x2, fetch):
+    if n == 3:
+        a, b, c = _sums_of_three(line, step, n_lines, x0, x1, x2, fetch)
+    elif n == 2:
+        a, b, c = _sums_of_two(line, step, n_lines, x0, x1, x1, fetch)
+    else:
+        a, b, c = _sums_of_one(line, step, n_lines, x0, x0, x0, fetch)
+    return a, b, c
 
 
 @forceinline
@@ -216,143 +182,194 @@ def _softmax_row(weights, first, n, lowest, highest, state):
 
 
 @forceinline
-def _q_at(op, first, row, n_rows, group, head):
-    """Address of a row's query; rows past the last repeat it."""
-    r = min(row, n_rows - 1)
-    token, dim_k = first + r // group, load_i64(op + DIM_K)
-    return load_i64(op + Q) + token * load_i64(op + Q_ROW) + (head * group + r % group) * dim_k * 4
+def _q_at(op, first, head, row, group):
+    """Address of the query of a head's row."""
+    token, dim_k = first + row // group, load_i64(op + DIM_K)
+    return load_i64(op + Q) + token * load_i64(op + Q_ROW) + (head * group + row % group) * dim_k * 4
 
 
 @forceinline
-def _rows_at_once(left):
-    """Three rows, or two where that leaves no row alone."""
-    three = 3
-    if left == 2 or left == 4 or left == 1:
-        three = 2
-    return three
+def _rows_at_once(n_left):
+    """Three, but two and two instead of three and one."""
+    n = min(3, n_left)
+    if n_left == 4:
+        n = 2
+    return n
 
 
 @forceinline
-def _block(op, step, sequence, block, head):
-    """Index of a head's share of a block, in heads."""
-    table = load_i64(step + at.TABLES) + load_i64(op + TABLE) * 16
-    blocks = load_i64(table) + sequence * load_i64(table + 8) * 4
-    return load_i32(blocks + block * 4) * load_i64(op + N_KV_HEADS) + head
+def _block(op, step, part, block):
+    """Index of a part's block in the pool."""
+    table = load_i64(step + at.TABLES) + load_i32(part + at.PART_TABLE) * 16
+    blocks = load_i64(table) + load_i32(part + at.PART_SEQUENCE) * load_i64(table + 8) * 4
+    return load_i32(blocks + block * 4) * load_i64(op + N_KV_HEADS)
 
 
 @forceinline
-def _cut(op, step, part, head, first_block, last_block, last, weights, states):
-    """All rows of a tile over the blocks [first_block, last_block] of one cut, into ``states``."""
-    first, n_tokens, sequence = load_i32(part), load_i32(part + at.PART_TOKENS), load_i32(part + at.PART_SEQUENCE)
-    dim_k, dim_v, window = load_i64(op + DIM_K), load_i64(op + DIM_V), load_i64(op + WINDOW)
-    group = load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS)
-    n_rows, state_nbytes = n_tokens * group, _state_nbytes(op)
-    k_pool, v_pool = load_i64(op + K_POOL), load_i64(op + V_POOL)
+def _visible(op, step, part):
+    """First and last block that a part's tile sees, and the last position."""
+    positions, window = load_i64(step + at.POSITIONS) + load_i32(part) * 4, load_i64(op + WINDOW)
+    last, lowest = load_i32(positions + (load_i32(part + at.PART_TOKENS) - 1) * 4), 0
+    if window > 0:
+        lowest = max(0, load_i32(positions) - window + 1) // BLOCK
+    return lowest, last // BLOCK, last
+
+
+@forceinline
+def _rows_of_head(op, part):
+    return load_i32(part + at.PART_TOKENS) * (load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS))
+
+
+@forceinline
+def _score_cut(op, step, part, first_block, last_block, weights):
+    """Scores of all rows of a part in the blocks of one cut; fetches the cut's values."""
+    dim_k, dim_v, n_rows = load_i64(op + DIM_K), load_i64(op + DIM_V), _rows_of_head(op, part)
+    first, group = load_i32(part), load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS)
     scale = splat_f32x16(f32_of(load_f64(op + SCALE)))
     for block in range(first_block, last_block + 1):
-        where = _block(op, step, sequence, block, head)
-        k, v = k_pool + where * dim_k * 64, v_pool + where * dim_v * 64
-        row, out = 0, weights + (block - first_block) * BLOCK * 4
-        while row < n_rows:
-            q0, q1 = _q_at(op, first, row, n_rows, group, head), _q_at(op, first, row + 1, n_rows, group, head)
-            if _rows_at_once(n_rows - row) == 3:
-                q2 = _q_at(op, first, row + 2, n_rows, group, head)
-                _scores_of_three(k, dim_k, scale, q0, q1, q2, out + row * CUT_ROW, v)
-                row += 3
-            else:
-                _scores_of_two(k, dim_k, scale, q0, q1, q1, out + row * CUT_ROW, v)
-                row += 2
-    positions, base = load_i64(step + at.POSITIONS) + first * 4, first_block * BLOCK
-    for row in range(n_rows):
-        position, lowest = load_i32(positions + row // group * 4), 0
+        where, out = _block(op, step, part, block), weights + (block - first_block) * BLOCK * 4
+        for head in range(
+            load_i32(part + at.PART_HEAD), load_i32(part + at.PART_HEAD) + load_i32(part + at.PART_HEADS)
+        ):
+            k = load_i64(op + K_POOL) + (where + head) * dim_k * 64
+            ahead, row = load_i64(op + V_POOL) + (where + head) * dim_v * 64, 0
+            while row < n_rows:
+                n = _rows_at_once(n_rows - row)
+                q0, q1 = _q_at(op, first, head, row, group), _q_at(op, first, head, row + 1, group)
+                q2 = _q_at(op, first, head, row + 2, group)
+                for half in range(2):
+                    a, b, c = _sums(n, k + half * 32, 64, dim_k, q0, q1, q2, ahead + half * dim_k * 32)
+                    store_f32x16(out + half * 64, a * scale)
+                    if n > 1:
+                        store_f32x16(out + CUT_ROW + half * 64, b * scale)
+                    if n > 2:
+                        store_f32x16(out + 2 * CUT_ROW + half * 64, c * scale)
+                row, out = row + n, out + n * CUT_ROW
+
+
+@forceinline
+def _soften_cut(op, step, part, first_block, last_block, weights, states):
+    """The softmax of a cut by itself: scores become weights, states begin."""
+    window, state_nbytes, n_rows = load_i64(op + WINDOW), _state_nbytes(op), _rows_of_head(op, part)
+    positions, group = load_i64(step + at.POSITIONS) + load_i32(part) * 4, n_rows // load_i32(part + at.PART_TOKENS)
+    for row in range(n_rows * load_i32(part + at.PART_HEADS)):
+        position, lowest = load_i32(positions + row % n_rows // group * 4), 0
         if window > 0:
             lowest = position - window + 1
         state, n = states + row * state_nbytes, (last_block - first_block + 1) * BLOCK
         _clear(state, state_nbytes)
-        _softmax_row(weights + row * CUT_ROW, base, n, lowest, position, state)
-    for block in range(first_block, last_block + 1):
-        v = v_pool + _block(op, step, sequence, block, head) * dim_v * 64
-        ahead = k_pool + _block(op, step, sequence, min(block + CUT_BLOCKS, last // BLOCK), head) * dim_k * 64
-        n_positions, row = min(BLOCK, last - block * BLOCK + 1), 0
-        w = weights + (block - first_block) * BLOCK * 4
-        while row < n_rows:
-            if _rows_at_once(n_rows - row) == 3:
-                state = states + row * state_nbytes
-                _add_values_of_three(v, dim_v, n_positions, w + row * CUT_ROW, state, state_nbytes, ahead)
-                row += 3
-            else:
-                state = states + row * state_nbytes
-                _add_values_of_two(v, dim_v, n_positions, w + row * CUT_ROW, state, state_nbytes, ahead)
-                row += 2
+        _softmax_row(weights + row * CUT_ROW, first_block * BLOCK, n, lowest, position, state)
 
 
 @forceinline
-def _finish_rows(op, part, head, states):
-    """The merged rows of a tile to the output."""
+def _add_to(place, v):
+    store_f32x16(place, load_f32x16(place) + v)
+
+
+@forceinline
+def _weigh_cut(op, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
+    """Weighted sums of a cut's values; fetches the keys of the blocks from ``then_block`` on of the part ``then``."""
+    dim_k, dim_v, n_rows = load_i64(op + DIM_K), load_i64(op + DIM_V), _rows_of_head(op, part)
+    state_nbytes = _state_nbytes(op)
+    for block in range(first_block, last_block + 1):
+        where, n_positions = _block(op, step, part, block), min(BLOCK, last - block * BLOCK + 1)
+        next_where = _block(op, step, then, min(then_block + block - first_block, then_last))
+        w, state = weights + (block - first_block) * BLOCK * 4, states
+        for head in range(load_i32(part + at.PART_HEADS)):
+            v = load_i64(op + V_POOL) + (where + load_i32(part + at.PART_HEAD) + head) * dim_v * 64
+            ahead = load_i64(op + K_POOL) + (next_where + load_i32(then + at.PART_HEAD) + head) * dim_k * 64
+            row = 0
+            while row < n_rows:
+                n = _rows_at_once(n_rows - row)
+                for i in range(0, dim_v * 2, 32):
+                    w1, w2 = w + CUT_ROW, w + 2 * CUT_ROW
+                    a, b, c = _sums(n, v + i, dim_v * 2, n_positions, w, w1, w2, ahead + i * 32)
+                    _add_to(state + 64 + i * 2, a)
+                    if n > 1:
+                        _add_to(state + state_nbytes + 64 + i * 2, b)
+                    if n > 2:
+                        _add_to(state + 2 * state_nbytes + 64 + i * 2, c)
+                row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
+
+
+@forceinline
+def _finish_rows(op, part, states):
+    """The merged rows of a part to the output."""
     dim_v, n_heads, state_nbytes = load_i64(op + DIM_V), load_i64(op + N_HEADS), _state_nbytes(op)
     group = n_heads // load_i64(op + N_KV_HEADS)
-    for row in range(load_i32(part + at.PART_TOKENS) * group):
-        out = load_i64(op + OUT) + (load_i32(part) + row // group) * load_i64(op + OUT_ROW)
-        _finish(states + row * state_nbytes, out + (head * group + row % group) * dim_v * 4, dim_v)
+    n_rows = load_i32(part + at.PART_TOKENS) * group
+    for row in range(n_rows * load_i32(part + at.PART_HEADS)):
+        head, r = load_i32(part + at.PART_HEAD) + row // n_rows, row % n_rows
+        out = load_i64(op + OUT) + (load_i32(part) + r // group) * load_i64(op + OUT_ROW)
+        _finish(states + row * state_nbytes, out + (head * group + r % group) * dim_v * 4, dim_v)
 
 
 @forceinline
-def _merge_parts(op, step, part, head, rows, merged):
-    """Merge all cuts of a tile, first to last."""
-    n_rows = load_i32(part + at.PART_TOKENS) * (load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS))
-    state_nbytes, unit = _state_nbytes(op), load_i64(step + at.PARTIAL_NBYTES) * load_i32(part + at.PART_TOKENS)
-    for row in range(n_rows):
-        _clear(merged + row * state_nbytes, state_nbytes)
-    for _ in range(load_i32(part + at.PART_TILE_CUTS)):
-        for row in range(n_rows):
-            _merge(merged + row * state_nbytes, rows + (head * n_rows + row) * state_nbytes, state_nbytes)
-        rows += unit
+def _merge_cut(merged, states, nbytes, state_nbytes):
+    """Merge the states of all rows, ``nbytes`` together."""
+    for i in range(0, nbytes, state_nbytes):
+        _merge(merged + i, states + i, state_nbytes)
 
 
 @forceinline
-def _item(op, step, part, head, scratch):
-    """One head's share of a part: its cuts, merged if they are all that the tile has, else kept until all are there."""
-    group = load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS)
-    n_tokens, window, state_nbytes = load_i32(part + at.PART_TOKENS), load_i64(op + WINDOW), _state_nbytes(op)
-    n_rows = n_tokens * group
-    positions = load_i64(step + at.POSITIONS) + load_i32(part) * 4
-    last, lowest = load_i32(positions + (n_tokens - 1) * 4), 0
-    if window > 0:
-        lowest = max(0, load_i32(positions) - window + 1) // BLOCK
-    cut, n_parts = load_i32(part + at.PART_CUT), load_i32(part + at.PART_OF)
-    states = scratch + (n_rows + 1) * CUT_ROW
-    merged = states + (n_rows + 1) * state_nbytes
-    unit = load_i64(step + at.PARTIAL_NBYTES)
-    rows = load_i64(step + at.PARTIALS) + load_i32(part + at.PART_PARTIAL) * unit
-    for row in range(n_rows):
-        _clear(merged + row * state_nbytes, state_nbytes)
-    for c in range(cut, cut + load_i32(part + at.PART_CUTS)):
-        a, b = max(c * CUT_BLOCKS, lowest), min((c + 1) * CUT_BLOCKS - 1, last // BLOCK)
-        _cut(op, step, part, head, a, b, last, scratch, states)
+def _clear_rows(merged, nbytes, state_nbytes):
+    for i in range(0, nbytes, state_nbytes):
+        _clear(merged + i, state_nbytes)
+
+
+@forceinline
+def _do_part(op, step, part, then, scratch):
+    """A part's cuts, merged if they are all that the tile has, else kept until all are there."""
+    n_tokens, n_rows, state_nbytes = load_i32(part + at.PART_TOKENS), _rows_of_head(op, part), _state_nbytes(op)
+    head, all_rows = load_i32(part + at.PART_HEAD), n_rows * load_i32(part + at.PART_HEADS)
+    lowest, highest, last = _visible(op, step, part)
+    then_lowest, then_highest, _ = _visible(op, step, then)
+    states, nbytes = scratch + all_rows * CUT_ROW, all_rows * state_nbytes
+    merged = states + nbytes
+    n_parts, unit = load_i32(part + at.PART_OF), load_i64(step + at.PARTIAL_NBYTES) * n_tokens
+    kept = load_i64(step + at.PARTIALS) + load_i32(part + at.PART_PARTIAL) * load_i64(step + at.PARTIAL_NBYTES)
+    kept += head * n_rows * state_nbytes
+    _clear_rows(merged, nbytes, state_nbytes)
+    end, size = load_i32(part + at.PART_CUT) + load_i32(part + at.PART_CUTS), CUT_BLOCKS
+    if load_i64(op + WINDOW) > 0:
+        size = CUT_BLOCKS // 2
+    for cut in range(load_i32(part + at.PART_CUT), end):
+        first_block, last_block = max(cut * size, lowest), min((cut + 1) * size - 1, highest)
+        after, after_block, after_last = part, (cut + 1) * size, highest
+        if cut + 1 == end:
+            after, after_block = then, max(load_i32(then + at.PART_CUT) * size, then_lowest)
+            after_last = then_highest
+        _score_cut(op, step, part, first_block, last_block, scratch)
+        _soften_cut(op, step, part, first_block, last_block, scratch, states)
+        _weigh_cut(op, step, part, first_block, last_block, last, scratch, states, after, after_block, after_last)
         if n_parts == 1:
-            for row in range(n_rows):
-                _merge(merged + row * state_nbytes, states + row * state_nbytes, state_nbytes)
+            _merge_cut(merged, states, nbytes, state_nbytes)
         else:
-            place = rows + (c - load_i32(part + at.PART_TILE_CUT)) * n_tokens * unit + head * n_rows * state_nbytes
-            for i in range(0, n_rows * state_nbytes, 64):
+            place = kept + (cut - load_i32(part + at.PART_TILE_CUT)) * unit
+            for i in range(0, nbytes, 64):
                 store_f32x16(place + i, load_f32x16(states + i))
-    if n_parts > 1:
-        done = load_i64(step + at.PARTS_DONE) + (load_i32(part + at.PART_DONE) + head) * 8
+    finished = n_parts == 1
+    if not finished:
+        done = load_i64(step + at.PARTS_DONE) + load_i32(part + at.PART_DONE) * 8
         if atomic_add(done, 1) == n_parts - 1:
             store_i64(done, 0)
-            _merge_parts(op, step, part, head, rows, merged)
-            _finish_rows(op, part, head, merged)
-    else:
-        _finish_rows(op, part, head, merged)
+            finished = True
+            for _ in range(load_i32(part + at.PART_TILE_CUTS)):
+                for i in range(0, nbytes, 64):
+                    prefetch(kept + 2 * unit + i)
+                _merge_cut(merged, kept, nbytes, state_nbytes)
+                kept += unit
+    if finished:
+        _finish_rows(op, part, merged)
 
 
 def attention(op, step, thread, n_threads):
     """out = softmax(scale * q k^T, masked) v"""
     scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
-    parts, heads = load_i64(step + at.PARTS) + load_i64(op + TABLE) * 16, load_i64(op + N_KV_HEADS)
-    items = load_i64(parts + 8) * heads
+    table = load_i64(step + at.PARTS) + load_i64(op + LIST) * 16
+    parts, n_parts = load_i64(table), load_i64(table + 8)
     item = atomic_add(op + at.COUNTER, 1)
-    while item < items:
-        # one head after another: neighbouring items read different memory
-        _item(op, step, load_i64(parts) + item // heads * PART_NBYTES, item % heads, scratch)
-        item = atomic_add(op + at.COUNTER, 1)
+    while item < n_parts:
+        after = atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
+        _do_part(op, step, parts + item * PART_NBYTES, parts + min(after, n_parts - 1) * PART_NBYTES, scratch)
+        item = after

@@ -9,31 +9,52 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from edgellm.kernels.cpu import layout
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
 from edgellm.kernels.program import Attention, Program
 
-CUT_TOKENS = layout.CUT_BLOCKS * BLOCK_TOKENS
-PARTS_PER_THREAD = 8
+PARTS_PER_THREAD = 4
+NEAR_HEAD_DIMS = 256
+"""Heads x dimensions that go together: the keys and values of a cut, 256 KiB, are fetched a cut ahead."""
 MAX_PARTIAL_NBYTES = 64 << 20
 """A tile whose kept sums would not fit is not divided."""
 
 
+class AttentionShape(NamedTuple):
+    """What the dealing of a layer's attention depends on."""
+
+    window: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim_k: int
+
+
+def attention_shape(op: Attention, layer: KVLayer) -> AttentionShape:
+    """The shape of one layer's attention."""
+    return AttentionShape(layer.window, op.n_heads, layer.n_kv_heads, layer.head_dim_k)
+
+
+def attention_shapes(program: Program, pool: KVPool) -> list[AttentionShape]:
+    """The shapes of a program; each has a list of parts in every step."""
+    shapes = (attention_shape(op, pool.layers[op.layer]) for op in program.ops if isinstance(op, Attention))
+    return list(dict.fromkeys(shapes))
+
+
 class AttentionWork:
-    """The parts of a step's attention, one list for each window; kept while the next step would have the same."""
+    """The parts of a step's attention, one list for each shape; kept while the next step would have the same."""
 
     def __init__(self, program: Program, pool: KVPool, n_threads: int) -> None:
-        ops = [(op, pool.layers[op.layer]) for op in program.ops if isinstance(op, Attention)]
-        self._windows, self._n_threads = pool.windows, n_threads
-        self._heads = [max([kv.n_kv_heads for kv in pool.layers if kv.window == w], default=1) for w in pool.windows]
-        group = max((op.n_heads // kv.n_kv_heads for op, kv in ops), default=1)
-        head_dim = max((kv.head_dim_v for _, kv in ops), default=0)
+        self._shapes, self._windows, self._n_threads = attention_shapes(program, pool), pool.windows, n_threads
+        group = max((s.n_heads // s.n_kv_heads for s in self._shapes), default=1)
+        head_dim = max((layer.head_dim_v for layer in pool.layers), default=0)
         self._tile_tokens = layout.tile_tokens(group)
-        self.scratch_nbytes = layout.attention_scratch_nbytes(group * self._tile_tokens, head_dim)
-        n_heads = max((op.n_heads for op, _ in ops), default=1)
+        rows = max(layout.TILE_ROWS, group * self._tile_tokens)
+        self.scratch_nbytes = layout.attention_scratch_nbytes(rows, head_dim)
+        n_heads = max((s.n_heads for s in self._shapes), default=1)
         self._partial_nbytes = n_heads * layout.attention_state_nbytes(head_dim)  # of one token and cut
         self._partials = np.zeros(0, np.uint8)
         self._key: bytes | None = None
@@ -44,15 +65,14 @@ class AttentionWork:
         """The step's fields for attention; ``starts`` are the first tokens of the sequences, and one past the last."""
         tiles = self._tiles(starts, sequences)
         first, last = positions[tiles[:, 0]], positions[tiles[:, 0] + tiles[:, 1] - 1]
-        ranges = [(np.maximum(first - w + 1, 0) // CUT_TOKENS if w else first * 0, last // CUT_TOKENS + 1)
-                  for w in self._windows]  # fmt: skip
-        key = b"".join(a.tobytes() for a in (tiles, *itertools.chain(*ranges)))
+        cuts = [_visible_cuts(first, last, window) for window in self._windows]
+        key = b"".join(a.tobytes() for a in (tiles, *itertools.chain(*cuts)))
         if key != self._key:
-            lists = [self._parts(tiles, *r, heads) for r, heads in zip(ranges, self._heads, strict=True)]
+            lists = [self._parts(shape, tiles, *cuts[self._windows.index(shape.window)]) for shape in self._shapes]
             slots = max((n for _, n in lists), default=0)
             if self._partials.size < slots * self._partial_nbytes:
                 self._partials = np.zeros(2 * slots * self._partial_nbytes, np.uint8)
-            done = np.zeros(len(tiles) * max(self._heads, default=1), np.int64)
+            done = np.zeros(len(tiles) * max((s.n_kv_heads for s in self._shapes), default=1), np.int64)
             pairs = np.array([[parts.ctypes.data, len(parts)] for parts, _ in lists], np.int64)
             self._alive = [done, pairs, *(parts for parts, _ in lists)]
             self._fields = {
@@ -72,21 +92,41 @@ class AttentionWork:
         ]
         return np.array(tiles, np.int32)
 
-    def _parts(self, tiles: np.ndarray, begin: np.ndarray, end: np.ndarray, heads: int) -> tuple[np.ndarray, int]:
+    def _parts(
+        self, shape: AttentionShape, tiles: np.ndarray, begin: np.ndarray, end: np.ndarray
+    ) -> tuple[np.ndarray, int]:
         """The parts of all tiles over their cuts [begin, end), longest first, and how many (token, cut) are kept."""
-        cuts = (end - begin).astype(np.int64)
-        cost = cuts * tiles[:, 1]
-        wanted = -(-cost * self._n_threads * PARTS_PER_THREAD // (heads * cost.sum()))
+        n_tokens, cuts = tiles[:, 1].astype(np.int64), (end - begin).astype(np.int64)
+        cost = cuts * n_tokens
+        # heads that go together, being neighbours in memory: while their rows and a cut's keys stay near, and while
+        # there are cuts enough to deal out
+        heads = shape.n_kv_heads
+        together = np.minimum(
+            layout.TILE_ROWS * heads // (n_tokens * shape.n_heads), NEAR_HEAD_DIMS // shape.head_dim_k
+        )
+        together = np.clip(together, 1, heads if cuts.sum() >= self._n_threads * PARTS_PER_THREAD else 1)
+        n_groups = -(-heads // together)
+        wanted = -(-cost * together * self._n_threads * PARTS_PER_THREAD // (heads * cost.sum()))
         n_parts = np.minimum(wanted, cuts) if self._n_threads > 1 else np.ones_like(cuts)
-        too_many = np.cumsum(cost * (n_parts > 1)) * self._partial_nbytes > MAX_PARTIAL_NBYTES
-        n_parts[too_many] = 1
+        n_parts[np.cumsum(cost * (n_parts > 1)) * self._partial_nbytes > MAX_PARTIAL_NBYTES] = 1
         kept = cost * (n_parts > 1)
-        tile = np.repeat(np.arange(len(tiles)), n_parts)
-        number = np.arange(len(tile)) - np.repeat(np.cumsum(n_parts) - n_parts, n_parts)
-        cut = begin[tile] + number * cuts[tile] // n_parts[tile]
-        n_cuts = begin[tile] + (number + 1) * cuts[tile] // n_parts[tile] - cut
-        partial = (np.cumsum(kept) - kept)[tile]
-        columns = (*tiles[tile].T, cut, n_cuts, n_parts[tile], begin[tile], cuts[tile], partial, tile * heads)
+        each = n_groups * n_parts
+        tile = np.repeat(np.arange(len(tiles)), each)
+        number = np.arange(len(tile)) - np.repeat(np.cumsum(each) - each, each)
+        group, number = number // n_parts[tile], number % n_parts[tile]
+        cut, stop = (begin[tile] + n * cuts[tile] // n_parts[tile] for n in (number, number + 1))
+        head = group * together[tile]
+        n_heads = np.minimum(together[tile], heads - head)
+        columns = (
+            *tiles[tile].T, cut, stop - cut, head, n_heads, n_parts[tile], begin[tile], cuts[tile],
+            (np.cumsum(kept) - kept)[tile], tile * heads + group, np.full(len(tile), self._windows.index(shape.window)),
+        )  # fmt: skip
         parts = np.stack(columns, axis=1).astype(np.int32)
-        longest_first = np.argsort(-n_cuts * tiles[tile, 1], kind="stable")
+        longest_first = np.argsort(-(stop - cut) * n_tokens[tile] * n_heads, kind="stable")
         return np.ascontiguousarray(parts[longest_first]), int(kept.sum())
+
+
+def _visible_cuts(first: np.ndarray, last: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """For tiles with these first and last positions: the first cut they see, and one past the last."""
+    size = layout.cut_blocks(window) * BLOCK_TOKENS
+    return (np.maximum(first - window + 1, 0) // size if window else np.zeros_like(first)), last // size + 1

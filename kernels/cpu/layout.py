@@ -26,8 +26,8 @@ SEQUENCES = 32  # int32, row of the block tables
 OUTPUT_ROWS = 40  # int32, the tokens that want logits
 TABLES = 48  # int64 pairs per window: address of the int32 (n_sequences, max_blocks) table, and its row length
 ROPES = 56  # int64 pairs per rope: addresses of cos and sin, float32 (n_tokens, n_dims / 2)
-PARTS = 64  # int64 pairs per window: address of the parts of attention (below), and how many
-PARTS_DONE = 72  # int64 per (tile, head of the cache): parts done, zero between two ops
+PARTS = 64  # int64 pairs per shape of attention: address of its parts (below), and how many
+PARTS_DONE = 72  # int64 counters of the parts that are done, zero between two ops
 SCRATCH = 80  # scratch of thread 0
 SCRATCH_NBYTES = 88  # of one thread
 PARTIALS = 96  # states of the cuts of divided tiles: (token, cut) x (head, row), see attention.py
@@ -81,24 +81,32 @@ def matmul_scratch_nbytes(max_tokens: int) -> int:
 # ---- attention: tiles, their parts, and a row's state (attention.py, attention_work.py)
 
 TILE_ROWS = 32  # tokens times the query heads that share a head of the cache
-CUT_BLOCKS = 4  # blocks of 32 positions
+CUT_BLOCKS = 8  # blocks of 32 positions, at most
 
 # byte offsets in a part, int32: first token of its tile, then
 PART_TOKENS = 4  # of the tile
 PART_SEQUENCE = 8
 PART_CUT = 12  # first cut of the part
 PART_CUTS = 16  # cuts of the part
-PART_OF = 20  # parts of the tile
-PART_TILE_CUT = 24  # first cut of the tile
-PART_TILE_CUTS = 28  # cuts of the tile
-PART_PARTIAL = 32  # of the tile's states in PARTIALS, in (token, cut)
-PART_DONE = 36  # of the tile's counters in PARTS_DONE
-PART_NBYTES = 40
+PART_HEAD = 20  # first head of the cache
+PART_HEADS = 24
+PART_OF = 28  # parts of the tile with these heads
+PART_TILE_CUT = 32  # first cut of the tile
+PART_TILE_CUTS = 36  # cuts of the tile
+PART_PARTIAL = 40  # of the tile's states in PARTIALS, in (token, cut)
+PART_DONE = 44  # of these heads' counter in PARTS_DONE
+PART_TABLE = 48  # of its window
+PART_NBYTES = 52
 
 
 def tile_tokens(group: int) -> int:
     """Tokens of an attention tile, ``group`` query heads to a head of the cache."""
     return max(1, TILE_ROWS // group)
+
+
+def cut_blocks(window: int) -> int:
+    """Blocks of a cut. A window has few: finer cuts can be shared out."""
+    return CUT_BLOCKS // 2 if window else CUT_BLOCKS
 
 
 def attention_state_nbytes(head_dim: int) -> int:
@@ -107,5 +115,5 @@ def attention_state_nbytes(head_dim: int) -> int:
 
 
 def attention_scratch_nbytes(rows: int, head_dim: int) -> int:
-    """Scratch of one thread: the weights of a cut and two states for every row of a tile and one more."""
-    return (rows + 1) * (CUT_BLOCKS * 32 * 4 + 2 * attention_state_nbytes(head_dim))
+    """Scratch of one thread: the weights of a cut and two states for each row."""
+    return rows * (CUT_BLOCKS * 32 * 4 + 2 * attention_state_nbytes(head_dim))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels.cpu import layout
+from edgellm.kernels.cpu.attention_work import AttentionShape, attention_shape, attention_shapes
 from edgellm.kernels.cpu.layout import activation_row_nbytes, padded
 from edgellm.kernels.cpu.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
@@ -89,6 +90,7 @@ class _Lowering:
     program: Program
     pool: KVPool
     max_tokens: int
+    attention_shapes: list[AttentionShape]
     rows: list[_Row] = field(default_factory=list)
     first_row: list[int] = field(default_factory=list)
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
@@ -214,9 +216,9 @@ def _store_kv(low: _Lowering, op: StoreKV) -> None:
 def _attention(low: _Lowering, op: Attention) -> None:
     layer = low.pool.layers[op.layer]
     k, v = low.pool.k[op.layer].ctypes.data, low.pool.v[op.layer].ctypes.data
-    table = low.pool.windows.index(layer.window)
     shape = (op.n_heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, layer.window)
-    arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, table, bits(op.scale))
+    parts = low.attention_shapes.index(attention_shape(op, layer))
+    arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, parts, bits(op.scale))
     reads = (op.q, f"cache {op.layer}")
     low.emit("attention", *arguments, reads=reads, writes=(op.out, "partials"), alone=False)
     low.wrote(op.out)
@@ -258,7 +260,7 @@ _RULES: dict[type, Any] = {
 
 def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
     """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
-    low = _Lowering(program, pool, max_tokens)
+    low = _Lowering(program, pool, max_tokens, attention_shapes(program, pool))
     for name, buffer in program.buffers.items():
         n_rows = max_tokens if buffer.rows == "tokens" else MAX_OUTPUTS
         low.buffers[name] = np.zeros((n_rows, padded(buffer.width)), np.float32)
