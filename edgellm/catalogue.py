@@ -22,6 +22,7 @@ from edgellm.file_lock import FileLock
 from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError
 from edgellm.paths import config_dir, models_dir
 from edgellm.sources import Expected, is_reference, source_of
+from edgellm.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.sources.source import check_sha256, split_names
 
 DEFAULT_MODEL = "smollm2"
@@ -66,8 +67,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path | None:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    name = _normalised(os.fspath(name_or_path))
-    references = _references(name)
+    name = normalised(os.fspath(name_or_path))
+    references = references_of(name)
     return source_of(references[0]).installed(references, models_dir()) if references else None
 
 
@@ -81,8 +82,8 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
     One process pulls a model, any other waits for it and takes what it brought. ModelNotFoundError, DownloadError.
     """
-    name = _normalised(name)
-    references = _references(name)
+    name = normalised(name)
+    references = references_of(name)
     if not references:
         raise _unknown(name)
     entry = catalogue().get(name)
@@ -129,19 +130,21 @@ def installed() -> list[InstalledModel]:
 
 
 def remove(name: str) -> int:
-    """Delete a model of the store, and what an unfinished pull of it left; the bytes that became free.
+    """Delete a model of the store, its checkpoint, and what an unfinished pull of it left; the bytes that became free.
 
     ModelNotFoundError when the store holds neither. Files outside the store are never touched.
     """
-    name, root, freed, parts = _normalised(name), models_dir(), 0, []
+    name, root, freed, parts = normalised(name), models_dir(), 0, []
     match = next((model for model in installed() if model.name == name), None)
-    references = _references(name)
+    references = references_of(name)
     path = match.path if match else references and source_of(references[0]).installed(references, root)
     if path and path.is_relative_to(root):
         parts = [part for part in _files_of(path) if part.is_file()]
     work = root / _INCOMING / _work_name(references) if references else None
     if work is not None and work.is_dir():
         parts += [part for part in work.glob("**/*") if part.is_file()]
+    if references and is_repository(references[0]):
+        parts += [part for part in checkpoint_folder(references[0], root).glob("**/*") if part.is_file()]
     if not parts:
         raise ModelNotFoundError(f"{name}: the store holds no such model. `edgellm list` shows what is here.")
     for part in parts:
@@ -193,12 +196,12 @@ def _entry(file: Path, name: str, table: Any) -> CatalogueEntry:
     return CatalogueEntry(name, nbytes=nbytes, sha256=sha256, source=tuple(source), **about)
 
 
-def _normalised(name: str) -> str:
+def normalised(name: str) -> str:
     """One spelling for the ways people write a hub's repository."""
     return re.sub(r"^(?:hf://|(?:https://)?(?:hf\.co|huggingface\.co)/(?!.*/resolve/))", "hf:", name)
 
 
-def _references(name: str) -> tuple[str, ...]:
+def references_of(name: str) -> tuple[str, ...]:
     """The references behind a name, none when it is neither a row nor a reference."""
     if is_reference(name):
         return (name,)

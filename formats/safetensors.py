@@ -118,9 +118,11 @@ def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
         _fail(
             path, "SAFETENSORS_HEADER", "is a Git LFS pointer, not the file it points to", "Download the file itself."
         )
+    if start[8:9] != b"{":
+        _fail(path, "SAFETENSORS_HEADER", "is no safetensors file: its ninth byte begins no JSON object")
     if length > MAX_HEADER_NBYTES:
-        what = "no safetensors file" if start[:2] in (b"PK", b"\x80\x02") or start[:4] == b"GGUF" else "damaged"
-        _fail(path, "SAFETENSORS_HEADER", f"declares a header of {length:,} bytes: the file is {what}")
+        message = f"declares a header of {length:,} bytes, expected up to {MAX_HEADER_NBYTES:,}"
+        _fail(path, "SAFETENSORS_HEADER", message)
     if length > len(data) - 8:
         message = f"the header of {length:,} bytes does not fit a file of {len(data):,}: its end is missing"
         _fail(path, "MODEL_TRUNCATED", message)

@@ -220,7 +220,7 @@ def test_two_processes_pull_one_model_once(server: StandIn, store: Path) -> None
 
 def test_a_lock_of_a_dead_process_holds_nobody_up(server: StandIn, store: Path) -> None:
     url = server.serve("/tiny.gguf", tiny_gguf())
-    references = catalogue_module._references(url)
+    references = catalogue_module.references_of(url)
     lock = store / ".incoming" / f"{catalogue_module._work_name(references)}.lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("999999")

@@ -36,6 +36,7 @@ COMMANDS = (
     "quantize",
     "imatrix",
     "compare",
+    "convert",
 )
 """Each is ``command`` in the file of the same name, in the order in which ``--help`` shows them."""
 

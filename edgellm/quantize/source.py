@@ -10,22 +10,46 @@ from pathlib import Path
 
 from edgellm.download import Progress
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
+from edgellm.paths import models_dir
 from edgellm.quantize.checkpoint_source import open_checkpoint
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 
-__all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "open_checkpoint", "open_gguf", "open_source"]
+__all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "find_source", "open_checkpoint", "open_gguf", "open_source"]
 
 
-def open_source(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> ModelSource:
+def open_source(
+    name_or_path: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    pre: str | None = None,
+    with_json: bool = True,
+) -> ModelSource:
     """The model behind a GGUF file, a checkpoint folder, or a name of the catalogue; a name may be fetched first.
+
+    ``hf:owner/repo`` is the repository's checkpoint where it has one, else its GGUF file. pre, with_json: how the
+    tokenizer of a checkpoint is written, see ``tokenizer_metadata``.
 
     EdgeLLMError with the reader's code for what cannot be read, UnsupportedError for what edgellm does not convert.
     """
-    if Path(name_or_path).is_dir():
-        return open_checkpoint(Path(name_or_path))
-    from edgellm.catalogue import resolve
+    path = find_source(name_or_path, progress)
+    return open_checkpoint(path, pre=pre, with_json=with_json) if path.is_dir() else open_gguf(path)
 
-    return open_gguf(resolve(name_or_path, progress))
+
+def find_source(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The file or the checkpoint folder that a name stands for, fetched when it is not here."""
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    from edgellm.catalogue import normalised, references_of, resolve
+    from edgellm.sources.hub_checkpoint import fetch_checkpoint, installed_checkpoint, is_repository
+
+    references = references_of(normalised(os.fspath(name_or_path)))
+    if len(references) == 1 and is_repository(references[0]):
+        root = models_dir()
+        folder = installed_checkpoint(references[0], root) or fetch_checkpoint(references[0], root, progress)
+        if folder is not None:
+            return folder
+    return resolve(name_or_path, progress)
 
 
 def open_gguf(path: str | os.PathLike[str]) -> ModelSource:

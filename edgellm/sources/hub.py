@@ -22,7 +22,9 @@ NO_MODEL = ("mmproj", "imatrix")  # GGUF files that stand beside a model
 
 
 @dataclass(frozen=True)
-class _HubFile:
+class HubFile:
+    """A file of a repository, as the hub lists it."""
+
     name: str  # its path in the repository
     nbytes: int | None
     sha256: str | None
@@ -45,9 +47,8 @@ class HubSource:
         self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
     ) -> Path:
         repo, file, tag = parse(one(references))
-        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_HUB
-        check_url(endpoint)
-        commit, files = patiently(lambda: _list(endpoint, repo))
+        endpoint = hub_endpoint()
+        commit, files = patiently(lambda: list_files(endpoint, repo))
         chosen = file if file in files else choose(list(files), tag) if file is None else None
         if chosen is None or any(name not in files for name in split_names(chosen)):
             models = ", ".join(name for name in files if choose([name], None)) or "none"
@@ -56,10 +57,15 @@ class HubSource:
             )
         wanted = [files[name] for name in split_names(chosen)]
         if len(wanted) == 1:
-            wanted = [
-                _HubFile(wanted[0].name, expected.nbytes or wanted[0].nbytes, expected.sha256 or wanted[0].sha256)
-            ]
-        return _fetch_all(endpoint, repo, commit, wanted, path_in(root, "hf", *repo.split("/")), work, progress)
+            wanted = [HubFile(wanted[0].name, expected.nbytes or wanted[0].nbytes, expected.sha256 or wanted[0].sha256)]
+        return fetch_files(endpoint, repo, commit, wanted, path_in(root, "hf", *repo.split("/")), work, progress)
+
+
+def hub_endpoint() -> str:
+    """The address of the hub."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC_HUB
+    check_url(endpoint)
+    return endpoint
 
 
 def parse(reference: str) -> tuple[str, str | None, str | None]:
@@ -91,7 +97,7 @@ def choose(names: list[str], tag: str | None) -> str | None:
     return None if tag or not firsts else firsts[0]
 
 
-def _list(endpoint: str, repo: str) -> tuple[str, dict[str, _HubFile]]:
+def list_files(endpoint: str, repo: str) -> tuple[str, dict[str, HubFile]]:
     """The commit that ``main`` stands at, and its files."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -111,7 +117,7 @@ def _list(endpoint: str, repo: str) -> tuple[str, dict[str, _HubFile]]:
     files = {}
     for found in info.siblings or []:
         sha256 = getattr(found.lfs, "sha256", None) if found.lfs else None
-        files[found.rfilename] = _HubFile(found.rfilename, found.size, check_sha256(sha256))
+        files[found.rfilename] = HubFile(found.rfilename, found.size, check_sha256(sha256))
     return info.sha or "main", files
 
 
@@ -129,9 +135,10 @@ def _hub_failure(repo: str, status: int) -> DownloadError:
     return TransientError(f"hf:{repo}: the hub answered {status}. Try again later.", code="PULL_SERVER")
 
 
-def _fetch_all(
-    endpoint: str, repo: str, commit: str, files: list[_HubFile], folder: Path, work: Path, progress: Progress | None
+def fetch_files(
+    endpoint: str, repo: str, commit: str, files: list[HubFile], folder: Path, work: Path, progress: Progress | None
 ) -> Path:
+    """Bring these files into ``folder``, those that are there already not again; the path of the first."""
     from huggingface_hub import get_token, hf_hub_url
 
     token = get_token()
@@ -146,7 +153,8 @@ def _fetch_all(
     for file, target in zip(files, targets, strict=True):
         if not target.is_file():
             url = hf_hub_url(repo, file.name, revision=commit, endpoint=endpoint)
-            remote = RemoteFile(url, file.sha256, file.nbytes, GGUF_MAGIC, headers)
+            magic = GGUF_MAGIC if target.suffix.lower() == ".gguf" else b""
+            remote = RemoteFile(url, file.sha256, file.nbytes, magic, headers)
             download(remote, target, work / f"{target.name}.part", _shifted(progress, done, total))
         done += target.stat().st_size
     return targets[0]

@@ -1,0 +1,126 @@
+"""``edgellm convert``: a checkpoint, or a GGUF file, as a GGUF file of plain numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgellm.cli.output import fields, human_bytes, human_count, terminal_safe
+from edgellm.cli.progress import Progress
+from edgellm.formats.errors import ParameterError
+
+if TYPE_CHECKING:
+    from edgellm.quantize.convert import Conversion
+    from edgellm.quantize.model_source import ModelSource
+
+SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # llama.cpp's --split-max-size counts in tens
+
+
+@click.command("convert")
+@click.argument("source", metavar="SRC")
+@click.argument("target", required=False, type=click.Path(path_type=Path), metavar="[DST]")
+@click.option(
+    "--outtype",
+    type=click.Choice(["auto", "f32", "f16", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="The type of matrices; auto keeps the source's.",
+)
+@click.option("--split-max-size", metavar="N[M|G]", help="Go on in another file after so many bytes.")
+@click.option("--split-max-tensors", type=click.IntRange(1), default=None, help="Or after so many tensors.")
+@click.option("--pre", help="Name of the pre-tokenizer.  [default: found from the tokenizer]")
+@click.option("--no-tokenizer-json", is_flag=True, help="Do not carry the original tokenizer in the file.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and the size, write nothing.")
+def command(
+    source: str,
+    target: Path | None,
+    outtype: str,
+    split_max_size: str | None,
+    split_max_tensors: int | None,
+    pre: str | None,
+    no_tokenizer_json: bool,
+    dry_run: bool,
+) -> None:
+    """Convert a checkpoint to a GGUF file.
+
+    SRC is a folder with a Hugging Face checkpoint (config.json, safetensors files, a tokenizer), hf:owner/repository,
+    a GGUF file, or a name that `edgellm list` shows. Checkpoints that are quantized (GPTQ, AWQ, bitsandbytes, HQQ,
+    FP8, compressed-tensors, MXFP4) are decoded. DST is the file to write, or a folder; what stands there is replaced
+    when the new file is whole.
+
+    \b
+    Examples:
+      edgellm convert ./Llama-3.2-1B-Instruct
+      edgellm convert hf:Qwen/Qwen3-0.6B qwen3.gguf --outtype bf16
+      edgellm convert ./checkpoint --dry-run
+    """
+    from edgellm.quantize.convert import convert, plan_conversion
+    from edgellm.quantize.source import open_source
+
+    limit = split_nbytes(split_max_size)
+    with Progress() as progress:
+        opened = open_source(
+            source,
+            lambda done, total: progress.update("pull", done, total, source),
+            pre=pre,
+            with_json=not no_tokenizer_json,
+        )
+    with opened, Progress() as progress:
+        plan = plan_conversion(opened, outtype)
+        path = target_path(opened, target, outtype, plan)
+        if dry_run:
+            click.echo(_plan(opened, plan, path))
+            return
+        files = convert(
+            opened,
+            path,
+            outtype,
+            max_part_nbytes=limit,
+            max_part_tensors=split_max_tensors,
+            progress=lambda done, total, name: progress.update("write", done, total, name),
+        )
+    for note in opened.notes:
+        click.echo(f"Note: {note}", err=True)
+    for file in files:
+        click.echo(f"{terminal_safe(str(file))} ({human_bytes(file.stat().st_size)})")
+
+
+def split_nbytes(text: str | None) -> int | None:
+    """Bytes of ``300M`` or ``2G``. ParameterError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,12})([KMG]?)", text.upper())
+    if match is None or not int(match[1]):
+        raise ParameterError(f"--split-max-size is {text!r}. It must be a number with M or G, such as 2G.")
+    return int(match[1]) * SIZES[match[2]]
+
+
+def target_path(source: ModelSource, target: Path | None, outtype: str, plan: Conversion) -> Path:
+    """The file to write: as given, in the folder that is given, or in this one, named after the source."""
+    if target is not None and not target.is_dir():
+        return target
+    kind = outtype.upper() if outtype != "auto" else next(iter(plan.types()), "F32")
+    stem = source.path.resolve().name.removesuffix(".gguf")
+    path = (target or Path()) / f"{stem}-{kind}.gguf"
+    if path.exists() and source.path.exists() and path.samefile(source.path):
+        raise ParameterError(f"{path} is the source itself. Name another file to write.")
+    return path
+
+
+def _plan(source: ModelSource, plan: Conversion, path: Path) -> str:
+    types = ", ".join(f"{name} {human_bytes(nbytes)} in {n}" for name, (n, nbytes) in plan.types().items())
+    kind = source.kind + (f", {source.scheme}" if source.scheme else "")
+    rows = [
+        ("source", f"{source.path} ({kind})"),
+        ("architecture", source.architecture),
+        ("parameters", human_count(source.n_elements)),
+        ("tokenizer", " ".join(str(source.metadata.get(f"tokenizer.ggml.{k}", ("-",))[0]) for k in ("model", "pre"))),
+        ("would write", str(path)),
+        ("types", types),
+        ("size", f"{human_bytes(plan.nbytes)} ({plan.nbytes:,} bytes)"),
+        *(("note", note) for note in source.notes),
+    ]
+    return fields(rows)

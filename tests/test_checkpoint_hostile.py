@@ -1,0 +1,297 @@
+"""Checkpoints of a stranger: whatever a header, an index or a config claims, it ends in a named error or the truth."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
+from edgellm.formats.safetensors import SafetensorsFile
+from edgellm.quantize.source import open_source
+
+LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 10,
+    "tie_word_embeddings": True,
+}
+TOKENIZER: dict[str, Any] = {
+    "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate("abcdefgh")} | {"ab": 8}, "merges": [["a", "b"]]},
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "added_tokens": [{"id": 9, "content": "<|end|>", "special": True, "single_word": False, "lstrip": False,
+                      "rstrip": False, "normalized": False}],
+}  # fmt: skip
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """The tensors of the smallest llama."""
+    square = np.eye(8, dtype=np.float32)
+    found = {f"model.layers.0.{name}.weight": square for name in (*LAYER, "mlp.down_proj")}
+    found |= {f"model.layers.0.{name}.weight": square[0] for name in ("input_layernorm", "post_attention_layernorm")}
+    return found | {"model.norm.weight": square[0], "model.embed_tokens.weight": np.ones((10, 8), np.float32)}
+
+
+def safetensors(
+    tensors: dict[str, np.ndarray], change: Callable[[dict[str, Any]], None] = lambda header: None
+) -> bytes:
+    """A file by hand; ``change`` may spoil the header."""
+    header: dict[str, Any] = {}
+    body = b""
+    for name, array in tensors.items():
+        start, body = len(body), body + array.tobytes()
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [start, len(body)]}
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def write(folder: Path, **files: Any) -> Path:
+    """A sound checkpoint with these files put in place of its own; None leaves one out."""
+    contents: dict[str, Any] = {
+        "config.json": CONFIG,
+        "tokenizer.json": TOKENIZER,
+        "model.safetensors": safetensors(arrays()),
+    }
+    contents |= {name.replace("__", "."): content for name, content in files.items()}
+    for name, content in contents.items():
+        if content is not None:
+            path = folder / name
+            path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return folder
+
+
+def code_of(folder: Path) -> str:
+    with pytest.raises(EdgeLLMError) as raised:
+        open_source(folder)
+    assert str(folder) not in str(raised.value) or raised.value.code in ("CHECKPOINT_CONFIG", "MODEL_UNREADABLE")
+    return raised.value.code
+
+
+def test_the_sound_one_opens(tmp_path: Path) -> None:
+    with open_source(write(tmp_path)) as source:
+        assert source.tensors["blk.0.attn_q.weight"].rows().shape == (8, 8)
+
+
+def entry(key: str, value: Any, name: str = "model.norm.weight") -> Callable[[dict[str, Any]], None]:
+    """Change one entry of the header."""
+
+    def change(header: dict[str, Any]) -> None:
+        header[name][key] = value
+
+    return change
+
+
+def shifted(header: dict[str, Any]) -> None:
+    header["model.norm.weight"]["data_offsets"] = [n - 8 for n in header["model.norm.weight"]["data_offsets"]]
+
+
+HEADERS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "an unknown dtype": (entry("dtype", "F7"), "CHECKPOINT_DTYPE"),
+    "no dtype": (entry("dtype", None), "CHECKPOINT_DTYPE"),
+    "a dtype of a list": (entry("dtype", ["F32"]), "CHECKPOINT_DTYPE"),
+    "a dtype of another size": (entry("dtype", "F16"), "SAFETENSORS_BOUNDS"),
+    "a negative dimension": (entry("shape", [-8]), "SAFETENSORS_SHAPE"),
+    "a dimension of half": (entry("shape", [8.0]), "SAFETENSORS_SHAPE"),
+    "a dimension of true": (entry("shape", [True]), "SAFETENSORS_SHAPE"),
+    "dimensions that wrap": (entry("shape", [1 << 62, 1 << 62]), "SAFETENSORS_BOUNDS"),
+    "a hundred dimensions": (entry("shape", [1] * 100), "SAFETENSORS_SHAPE"),
+    "another shape": (entry("shape", [7]), "SAFETENSORS_BOUNDS"),
+    "offsets backwards": (entry("data_offsets", [64, 32]), "SAFETENSORS_BOUNDS"),
+    "three offsets": (entry("data_offsets", [0, 8, 32]), "SAFETENSORS_BOUNDS"),
+    "offsets behind the end": (entry("data_offsets", [1 << 40, (1 << 40) + 32]), "MODEL_TRUNCATED"),
+    "offsets of text": (entry("data_offsets", ["0", "32"]), "SAFETENSORS_BOUNDS"),
+    "overlapping offsets": (shifted, "SAFETENSORS_OVERLAP"),
+    "an entry of a number": (lambda header: header.update({"model.norm.weight": 4}), "SAFETENSORS_HEADER"),
+    "an empty name": (lambda header: header.update({"": header.pop("model.norm.weight")}), "SAFETENSORS_HEADER"),
+    "a tensor less": (lambda header: header.pop("model.norm.weight") and None, "SAFETENSORS_BOUNDS"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_lies_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    change, code = HEADERS[name]
+    assert code_of(write(tmp_path, model__safetensors=safetensors(arrays(), change))) == code
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "MODEL_TRUNCATED"),
+        (b"\x00" * 7, "MODEL_TRUNCATED"),
+        (b"\x00" * 8, "SAFETENSORS_HEADER"),
+        ((1 << 63).to_bytes(8, "little"), "SAFETENSORS_HEADER"),
+        ((1000).to_bytes(8, "little") + b"{}", "MODEL_TRUNCATED"),
+        ((2).to_bytes(8, "little") + b"[]", "SAFETENSORS_HEADER"),
+        ((2).to_bytes(8, "little") + b"\xff\xfe", "SAFETENSORS_HEADER"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "SAFETENSORS_HEADER"),
+        ((17).to_bytes(8, "little") + b'{"a": 1, "a": 2} ', "SAFETENSORS_HEADER"),
+        (b"PK\x03\x04" + bytes(100), "SAFETENSORS_HEADER"),
+        (b"version https://git-lfs.github.com/spec/v1\n" + bytes(60), "SAFETENSORS_HEADER"),
+        (safetensors(arrays())[:-1], "MODEL_TRUNCATED"),
+        (safetensors(arrays()) + b"\0", "SAFETENSORS_BOUNDS"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_by_name(content: bytes, code: str, tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, model__safetensors=content)) == code
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "model.bin", 7, "c:x.safetensors",
+             "a\\b.safetensors", "a\0.safetensors", ""],
+)  # fmt: skip
+def test_an_index_that_leads_out_of_the_folder_is_refused(name: Any, tmp_path: Path) -> None:
+    index = {"weight_map": dict.fromkeys(arrays(), "model.safetensors") | {"model.norm.weight": name}}
+    (tmp_path.parent / "model.safetensors").write_bytes(safetensors(arrays()))
+    folder = write(tmp_path, **{"model.safetensors.index.json": index})
+    assert code_of(folder) == "CHECKPOINT_INDEX"
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": 3}, {"weight_map": {}}, b"{", b"\xff"])
+def test_an_index_that_is_none_is_refused(index: Any, tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, **{"model.safetensors.index.json": index})).startswith("CHECKPOINT")
+
+
+def test_missing_and_doubled_shards_and_tensors_are_named(tmp_path: Path) -> None:
+    names = list(arrays())
+    first, second = ({name: arrays()[name] for name in part} for part in (names[:4], names[4:]))
+    weight_map = dict.fromkeys(first, "a.safetensors") | dict.fromkeys(second, "b.safetensors")
+    files = {"model.safetensors": None, "model.safetensors.index.json": {"weight_map": weight_map}}
+    folder = write(tmp_path, **files, **{"a.safetensors": safetensors(first)})
+    assert code_of(folder) == "CHECKPOINT_SHARD"
+    write(folder, **files, **{"b.safetensors": safetensors(second)})
+    open_source(folder).close()
+    write(folder, **files, **{"b.safetensors": safetensors(first)})
+    assert code_of(folder) == "CHECKPOINT_SHARD"
+    write(folder, **files, **{"b.safetensors": safetensors(dict(list(second.items())[1:]))})
+    assert code_of(folder) == "CHECKPOINT_TENSOR"
+
+
+def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    folder = write(tmp_path, **{"model.safetensors": None, "pytorch_model.bin": b"\x80\x02."})
+    assert code_of(folder) == "CHECKPOINT_PICKLE"
+
+
+# -- config.json -----------------------------------------------------------------------------------------------------
+
+WRONG = [None, -1, 0, 1 << 80, 1.5, float("inf"), "8", [], {}, True, [[]], "\ud800"]
+
+
+@pytest.mark.parametrize("key", [*CONFIG, "head_dim", "rope_scaling", "rope_theta", "rope_parameters", "text_config",
+                                 "quantization_config", "layer_types", "eos_token_id", "hidden_act"])  # fmt: skip
+def test_a_config_of_wrong_types_is_refused_or_read(key: str, tmp_path: Path) -> None:
+    for value in WRONG:
+        folder = write(tmp_path, config__json=CONFIG | {key: value})
+        try:
+            open_source(folder).close()
+        except (FormatError, UnsupportedError) as error:
+            assert error.code.startswith(("CHECKPOINT", "MODEL_", "GGUF", "UNSUPPORTED")), (value, error)
+
+
+@pytest.mark.parametrize(("key", "value", "code"), [
+    ("hidden_size", "8", "CHECKPOINT_CONFIG"), ("num_hidden_layers", 2, "MODEL_TENSOR_MISSING"),
+    ("num_hidden_layers", 1 << 30, "CHECKPOINT_CONFIG"), ("intermediate_size", 9, "MODEL_SHAPE"),
+    ("num_attention_heads", 3, "CHECKPOINT_CONFIG"), ("rms_norm_eps", "x", "CHECKPOINT_CONFIG"),
+    ("rope_scaling", {"rope_type": "longrope"}, "CHECKPOINT_CONFIG"), ("hidden_act", "relu", "CHECKPOINT_CONFIG"),
+    ("tie_word_embeddings", False, "CHECKPOINT_TENSOR"), ("num_local_experts", 8, "UNSUPPORTED"),
+    ("architectures", ["LlamaForSequenceClassification"], "CHECKPOINT_ARCHITECTURE"),
+])  # fmt: skip
+def test_a_config_that_does_not_fit_is_named(key: str, value: Any, code: str, tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, config__json=CONFIG | {key: value})) == code
+
+
+def test_a_huge_config_is_not_read(tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, config__json=b" " * (1 << 24) + b"{}")) == "CHECKPOINT_CONFIG"
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
+    assert code_of(tmp_path) == "CHECKPOINT_CONFIG"
+    assert code_of(write(tmp_path, **{"model.safetensors": None})) == "CHECKPOINT_SHARD"
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 16), (2, 4, 8), (9, 8)])
+def test_a_tensor_of_another_shape_is_named(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = arrays() | {"model.layers.0.self_attn.q_proj.weight": np.zeros(shape, np.float32)}
+    assert code_of(write(tmp_path, model__safetensors=safetensors(tensors))) == "MODEL_SHAPE"
+
+
+def test_a_tensor_that_has_no_place_is_named(tmp_path: Path) -> None:
+    tensors = arrays() | {"model.layers.0.self_attn.sinks.weight": np.zeros(8, np.float32)}
+    assert code_of(write(tmp_path, model__safetensors=safetensors(tensors))) == "MODEL_TENSOR_UNKNOWN"
+
+
+# -- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model": None}, "VOCAB_INVALID"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "TOKENIZER_MODEL"),
+        ({"model": TOKENIZER["model"] | {"vocab": []}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"vocab": {"a": "0"}}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"vocab": {"a": 10}}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"vocab": {"a": -1}}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"vocab": {"a": 0, "b": 0}}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"merges": ["a b c"]}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"merges": [["a", 7]]}}, "VOCAB_INVALID"),
+        ({"model": TOKENIZER["model"] | {"merges": [["x", "y"]]}}, "VOCAB_INVALID"),
+        ({"added_tokens": [{"id": 1 << 40, "content": "x"}]}, "VOCAB_INVALID"),
+        ({"added_tokens": [{"id": 1, "content": 5}]}, "VOCAB_INVALID"),
+        ({"pre_tokenizer": {"type": "ByteLevel"}, "post_processor": {"type": "Magic"}}, "VOCAB_INVALID"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_named(change: dict[str, Any], code: str, tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, tokenizer__json=TOKENIZER | change)) == code
+
+
+def test_a_checkpoint_without_a_tokenizer_says_which_files_it_needs(tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, tokenizer__json=None)) == "VOCAB_MISSING"
+
+
+def test_a_tokenizer_model_of_noise_is_refused(tmp_path: Path) -> None:
+    files = {"tokenizer.json": None, "tokenizer.model": random.Random(0).randbytes(4096)}
+    assert code_of(write(tmp_path, **files)) == "VOCAB_INVALID"
+
+
+# -- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_any_changed_byte_of_a_header_ends_in_a_name_or_in_the_same_layout(tmp_path: Path) -> None:
+    sound = safetensors(arrays())
+    length = 8 + int.from_bytes(sound[:8], "little")
+    noise = random.Random(0)
+    path = tmp_path / "model.safetensors"
+    for _ in range(600):
+        content = bytearray(sound)
+        for _ in range(noise.choice((1, 1, 2, 5))):
+            content[noise.randrange(length)] = noise.choice((noise.randrange(256), ord("9"), ord("0"), ord("[")))
+        path.write_bytes(content)
+        try:
+            file = SafetensorsFile.open(path)
+        except (FormatError, UnsupportedError) as error:
+            assert error.code.startswith(("SAFETENSORS", "CHECKPOINT", "MODEL"))
+        else:
+            assert sum(tensor.raw.size for tensor in file.tensors.values()) <= len(sound) - length
+
+
+def test_a_text_config_inside_is_the_one_that_counts(tmp_path: Path) -> None:
+    inner = {key: value for key, value in CONFIG.items() if key not in ("architectures", "model_type")}
+    outer = {"architectures": ["LlamaForCausalLM"], "text_config": inner, "hidden_size": 99}
+    checkpoint = Checkpoint.open(write(tmp_path, config__json=outer))
+    assert checkpoint.text_config["hidden_size"] == 8
+    open_source(tmp_path).close()
