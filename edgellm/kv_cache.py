@@ -14,7 +14,7 @@ Nothing here computes. One thread at a time; the engine sees to that.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -232,6 +232,35 @@ class KVCache:
                 group.drop(int(table[b]))
             table[:] = -1
         sequence.path.clear()
+
+    def put_back(self, tokens: SequenceOf[int], first: SequenceOf[int], fill: Callable[[int, int, int], None]) -> int:
+        """Make blocks findable that were computed elsewhere; how many of ``tokens`` are known then.
+
+        first   for each window group the first block that there is; those before lie outside the window
+        fill    called with (group, block of the sequence, target): write that block into the pool
+        """
+        held: list[tuple[_Group, int]] = []  # in use until the end: none may take the place of another
+        node, n_known = self._root, 0
+        for b in range(n_blocks_of(len(tokens))):
+            part = tuple(tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
+            child = node.children.get(part)
+            there = [group for group in self._groups if b >= first[group.index]]
+            if not all(group.n_available or (child and child.blocks[group.index] >= 0) for group in there):
+                break
+            child = child or self._insert(node, part)
+            for group in there:
+                block = child.blocks[group.index]
+                if block >= 0:
+                    group.share(block)
+                else:
+                    block = child.blocks[group.index] = self._take(group)
+                    group.owner[block] = child
+                    fill(group.index, b, block)
+                held.append((group, block))
+            node, n_known = child, n_known + len(part)
+        for group, block in reversed(held):  # the deepest goes first, as in release()
+            group.drop(block)
+        return n_known
 
     def n_used(self) -> tuple[int, ...]:
         """Blocks of each window group that sequences in use hold."""

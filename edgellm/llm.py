@@ -257,6 +257,28 @@ class LLM:
     def _text_ids(self, text: str | Sequence[int]) -> list[int]:
         return self.tokenize(text) if isinstance(text, str) else [int(token) for token in text]
 
+    # -- what it has read --------------------------------------------------------------------------------------------
+
+    def save_state(self, path: str | Path, tokens: Sequence[int]) -> int:
+        """Write the keys and values of ``tokens`` to a file, as far as the cache has them; how many it has.
+
+        ``load_state`` brings them back in another program, so that a prompt that begins with them is not read again.
+        """
+        from edgellm.kv_file import model_key, save
+
+        key = model_key(self.gguf, self.executor)
+        return self.engine.call(lambda cache, executor: save(Path(path), cache, tokens, key))
+
+    def load_state(self, path: str | Path) -> list[int]:
+        """Take keys and values from a file that ``save_state`` wrote; the tokens that are known now.
+
+        FormatError KV_FILE for a damaged file or one of another model; nothing is taken from it then.
+        """
+        from edgellm.kv_file import model_key, read, restore
+
+        state = read(Path(path), model_key(self.gguf, self.executor))
+        return self.engine.call(lambda cache, executor: restore(cache, state))
+
     # -- what it is made of ----------------------------------------------------------------------------------------
 
     @property
@@ -307,9 +329,7 @@ class LLM:
         self.close()
 
     def __reduce__(self) -> str:
-        raise TypeError(
-            "A loaded model holds threads and a mapped file and cannot be copied. Load it again."
-        )
+        raise TypeError("A loaded model holds threads and a mapped file and cannot be copied. Load it again.")
 
     def __repr__(self) -> str:
         state = "closed" if self._model is None else f"{self.n_ctx} tokens of context, {self.n_threads} threads"

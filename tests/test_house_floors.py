@@ -20,7 +20,7 @@ FLOORS = (
     ("tokenizer", "chat_template", "stop"),
     ("web", "download", "file_lock", "sources", "catalogue", "model_card"),
     # "" is `import edgellm`, the library's face
-    ("generation", "loading", "scoring", "perplexity", "divergence", "conversation", "llm", "sessions", ""),
+    ("generation", "loading", "scoring", "perplexity", "divergence", "conversation", "kv_file", "llm", "sessions", ""),
     ("cli", "__main__", "bench", "doctor", "server", "quantize", "tui"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
