@@ -27,7 +27,7 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.layout import GROUP_NBYTES
+from edgellm.kernels.cpu.layout import GROUP_NBYTES, PANEL, TILE_CONFIG, TILE_RUNS, TILE_SUMS, TILE_TOKENS, TILES
 from edgellm.kernels.cpu.simd import (
     declared,
     forceinline,
@@ -38,12 +38,6 @@ from edgellm.kernels.cpu.simd import (
     store_i64,
     zero_f32x16,
 )
-
-TILE_TOKENS = 16
-"""The tiles are used for so many tokens and more."""
-
-RUNS = 8
-"""Sums kept in memory between the tile instructions and the arithmetic in float32: 24 KiB at most, of an L1 of 48."""
 
 _i64, _none = types.int64, types.none
 
@@ -152,7 +146,7 @@ def _make_total(n_planes: int) -> Any:
 def make_tile_times(finish: Any, n_planes: int, run: int) -> Any:
     """The product of a packed panel with many tokens: 16 rows, the groups of one panel, all tokens.
 
-    finish     (acc, total, scales_at, x_scale_at, x_sum_at) -> acc, the arithmetic in float32 of one run
+    finish     (acc, total, scratch, r, scale_at, per_group) -> acc, the arithmetic in float32 of the panel's run r
     n_planes   1 if the panel's integers fit int8, else 2
     run        groups that share a scale and are summed in int32: 1, or an even number
     """
@@ -160,7 +154,7 @@ def make_tile_times(finish: Any, n_planes: int, run: int) -> Any:
     split_panel, configure = _make_split_panel(n_planes, pairs_of_groups), _make_configure(pairs_of_groups)
     total = _make_total(n_planes)
     zero, step, store = _zero[n_planes], _step[n_planes], _store[n_planes]
-    sums_nbytes = (n_planes + 1) * 1024
+    sums_nbytes, run_nbytes = (n_planes + 1) * 1024, max(1, run // 2) * n_planes * 1024
 
     @forceinline
     def run_sums(x, x_row, group, n_groups, tiles, out):
@@ -177,35 +171,33 @@ def make_tile_times(finish: Any, n_planes: int, run: int) -> Any:
         store(out)
 
     @forceinline
-    def tile_times(panel, scales, tiles, here, x, x_row, n, first_group, n_groups, scale_at, sum_at, c, c_row):
-        """panel: (here, 16 pairs, 16 rows) int16; tiles: room for the bytes, the sums and a configuration."""
-        sums = tiles + here * n_planes * 1024
-        configure(sums)
-        split_panel(panel, here, tiles)
-        n_runs = here // run
+    def tile_times(scratch, here, x, x_row, n, first_group, n_groups, c, c_row):
+        """c[t] (16 floats) goes on from before, or begins if first_group is 0; the panel has ``here`` groups."""
+        sums, n_runs = scratch + TILE_SUMS, here // run
+        configure(scratch + TILE_CONFIG)
+        split_panel(scratch + PANEL, here, scratch + TILES)
         for block in range(0, n, TILE_TOKENS):
             t0 = min(block, n - TILE_TOKENS)  # the last block repeats tokens, whose sums are passed over
-            for r0 in range(0, n_runs, RUNS):
-                r1 = min(r0 + RUNS, n_runs)
+            for r0 in range(0, n_runs, TILE_RUNS):
+                r1 = min(r0 + TILE_RUNS, n_runs)
                 for r in range(r0, r1):
-                    out = sums + (r - r0) * sums_nbytes
-                    w = tiles + r * max(1, run // 2) * n_planes * 1024
-                    run_sums(x + t0 * x_row, x_row, first_group + r * run, n_groups, w, out)
+                    tiles, out = scratch + TILES + r * run_nbytes, sums + (r - r0) * sums_nbytes
+                    run_sums(x + t0 * x_row, x_row, first_group + r * run, n_groups, tiles, out)
                 for t in range(block - t0, TILE_TOKENS):
                     at = c + (t0 + t) * c_row
                     acc = zero_f32x16()
                     if first_group + r0 > 0:
                         acc = load_f32x16(at)
-                    x_at = (t0 + t) * x_row
+                    scale_at = x + (t0 + t) * x_row + n_groups * 64 + first_group * 4
                     for r in range(r0, r1):
                         value = total(sums + (r - r0) * sums_nbytes + t * 64)
-                        acc = finish(acc, value, scales + r * 64, scale_at + x_at + r * 4, sum_at + x_at + r * 4)
+                        acc = finish(acc, value, scratch, r, scale_at + r * run * 4, n_groups * 4)
                     store_f32x16(at, acc)
         _tile_release()
 
     return tile_times
 
 
-def tile_scratch_nbytes(panel_groups: int) -> int:
-    """Scratch that ``tile_times`` needs at ``tiles`` for panels of up to so many groups."""
-    return panel_groups * 2 * 1024 + RUNS * 3 * 1024 + 64
+@forceinline
+def no_tiles(scratch, here, x, x_row, n, first_group, n_groups, c, c_row):
+    """Takes the place of ``tile_times`` where there are none, so that numba has nothing to compile."""

@@ -38,12 +38,17 @@ from edgellm.kernels.cpu.simd import (
 
 GROUPS = 1
 """Groups of 32 weights in a block."""
-FEW = 1
-"""Up to so many tokens are multiplied without a panel."""
+PLANES = 1
+"""Bytes that hold an integer weight (amx_matmul.py)."""
+
+
+def few(weights: Any) -> int:
+    """Up to so many tokens are multiplied without a panel."""
+    return 1
 
 
 def make_few_tokens(weights: Any) -> Any:
-    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times up to FEW tokens, to scratch + SUMS."""
+    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times a few tokens, to scratch + SUMS."""
     block_nbytes, has_min, offset = weights.BLOCK_NBYTES, weights.HAS_MIN, weights.OFFSET
     sums, decode_scales = weights.sums, weights.decode_scales
 
@@ -111,16 +116,25 @@ def make_pack(weights: Any) -> Any:
     return pack
 
 
-def make_panel_times(weights: Any) -> Any:
-    """times_four and times_one (panel.py)."""
+def make_finish(weights: Any) -> Any:
+    """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of 16 rows over a block."""
     has_min = weights.HAS_MIN
 
     @forceinline
-    def finish(acc, total, scale, minimum, at, per_group):
+    def finish(acc, total, scratch, block, at, per_group):
+        scale = load_f32x16(scratch + PANEL_SCALES + block * 64)
         acc = fma_f32x16(to_f32x16(total), scale * splat_f32x16(load_f32(at)), acc)
         if has_min:
+            minimum = load_f32x16(scratch + PANEL_MINIMA + block * 64)
             acc = fma_f32x16(minimum, splat_f32x16(load_f32(at + per_group)), acc)
         return acc
+
+    return finish
+
+
+def make_panel_times(weights: Any) -> Any:
+    """times_four and times_one (panel.py)."""
+    finish = make_finish(weights)
 
     @forceinline
     def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
@@ -128,17 +142,15 @@ def make_panel_times(weights: Any) -> Any:
         if not first:
             f0, f1 = load_f32x16(c), load_f32x16(c + c_row)
             f2, f3 = load_f32x16(c + 2 * c_row), load_f32x16(c + 3 * c_row)
-        panel, scales = scratch + PANEL, scratch + PANEL_SCALES
-        for _ in range(n_groups):
+        panel = scratch + PANEL
+        for g in range(n_groups):
             zero = zero_i32x16()
             i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, zero, zero, zero, zero)
-            scale, minimum = load_f32x16(scales), load_f32x16(scales + PANEL_MINIMA - PANEL_SCALES)
-            f0 = finish(f0, i0, scale, minimum, scale_at, per_group)
-            f1 = finish(f1, i1, scale, minimum, scale_at + x_row, per_group)
-            f2 = finish(f2, i2, scale, minimum, scale_at + 2 * x_row, per_group)
-            f3 = finish(f3, i3, scale, minimum, scale_at + 3 * x_row, per_group)
+            f0 = finish(f0, i0, scratch, g, scale_at, per_group)
+            f1 = finish(f1, i1, scratch, g, scale_at + x_row, per_group)
+            f2 = finish(f2, i2, scratch, g, scale_at + 2 * x_row, per_group)
+            f3 = finish(f3, i3, scratch, g, scale_at + 3 * x_row, per_group)
             panel += GROUP_NBYTES
-            scales += 64
             x += 64
             scale_at += 4
         store_f32x16(c, f0)
@@ -151,13 +163,10 @@ def make_panel_times(weights: Any) -> Any:
         acc = zero_f32x16()
         if not first:
             acc = load_f32x16(c)
-        panel, scales = scratch + PANEL, scratch + PANEL_SCALES
-        for _ in range(n_groups):
-            total = group_times_one(panel, x, zero_i32x16())
-            scale, minimum = load_f32x16(scales), load_f32x16(scales + PANEL_MINIMA - PANEL_SCALES)
-            acc = finish(acc, total, scale, minimum, scale_at, per_group)
+        panel = scratch + PANEL
+        for g in range(n_groups):
+            acc = finish(acc, group_times_one(panel, x, zero_i32x16()), scratch, g, scale_at, per_group)
             panel += GROUP_NBYTES
-            scales += 64
             x += 64
             scale_at += 4
         store_f32x16(c, acc)

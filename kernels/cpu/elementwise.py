@@ -10,6 +10,7 @@ from typing import Any
 
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.amx_matmul import has_tiles, split_activations
 from edgellm.kernels.cpu.quantized_matmul import (
     EMBED_GROUPS,
     EMBED_OUT,
@@ -130,7 +131,7 @@ def quantize(op, step, thread, n_threads):
     """Rows of float32 to int16 with one scale for a run of groups of 32: q = round(x / scale).
 
     A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
-    float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q.
+    float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q. For tiles the int16 are split into bytes at last.
     """
     n, groups = load_i64(step + load_i64(op + QUANT_KIND)), load_i64(op + QUANT_GROUPS)
     run = load_i64(op + QUANT_RUN)
@@ -138,7 +139,7 @@ def quantize(op, step, thread, n_threads):
     parts = 1  # rows are dealt whole, but for a few tokens in parts
     if n < 4 * n_threads:
         parts = n_threads
-    share = (runs + parts - 1) // parts
+    share = (runs + 2 * parts - 1) // (2 * parts) * 2  # even: tiles split groups by pairs
     for item in range(thread, n * parts, n_threads):
         row, first = item // parts, item % parts * share
         x = load_i64(op + QUANT_X) + row * load_i64(op + QUANT_X_ROW)
@@ -149,6 +150,8 @@ def quantize(op, step, thread, n_threads):
             for group in range(start, start + run):
                 at_group = out + groups * 64 + group * 4
                 _quantize_group(x + group * 128, scale, factor, out + group * 64, at_group, groups * 4)
+        if has_tiles() != 0 and n >= at.TILE_TOKENS:
+            split_activations(out, first * run, min(first + share, runs) * run, groups)
 
 
 # ---- rotary embedding: x, x_row, n_heads, head_dim, half, rope_index, adjacent ---------------------------------------

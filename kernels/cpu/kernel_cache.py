@@ -69,7 +69,7 @@ class KernelCache:
         for i, name in enumerate(missing):
             if progress:
                 progress(i, len(missing), name)
-            found[name] = jit.compile_object(name, kernel_table.function(name), self.isa)
+            found[name] = jit.compile_object(name, kernel_table.function(name, self.isa.name), self.isa)
             self.n_compiled += 1
             self._write(name, found[name])
         if progress and missing:

@@ -30,11 +30,16 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
 }
 
 
-def function(name: str) -> Callable[..., None]:
-    """The Python function of a kernel or an encoder, ready for ``jit.compile_object``. Imports numba (0.4 s)."""
+def function(name: str, form: str | None = None) -> Callable[..., None]:
+    """The Python function of a kernel or an encoder, ready for ``jit.compile_object``. Imports numba (0.4 s).
+
+    One function serves all forms, but that for AMX has its tiles in it, which others need not spend the time on.
+    """
     known = {**KERNELS, **ENCODERS}
     if name not in known:
         raise UnsupportedError(f"there is no CPU kernel {name!r}; known: {', '.join(known)}", code="KERNEL_UNKNOWN")
     module, attribute, argument = known[name]
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module}"), attribute)
-    return made if argument is None else made(argument)
+    if argument is None:
+        return made
+    return made(argument, has_tiles=True) if form == "amx" and attribute == "make_matmul" else made(argument)

@@ -51,8 +51,8 @@ X, X_ROW_NBYTES, W, W_ROW_NBYTES, N_OUT, N_GROUPS, OUT, OUT_ROW_NBYTES, BIAS, RO
 
 
 def activation_row_nbytes(n_in: int) -> int:
-    """Bytes of one quantized row, padded to 64."""
-    return -(-(n_in * 2 + n_in // 32 * 16) // 64) * 64
+    """Bytes of one quantized row: an odd number of cache lines, or the rows of many tokens would share a few sets."""
+    return (-(-(n_in * 2 + n_in // 32 * 16) // 64) | 1) * 64
 
 
 # ---- a thread's scratch while it multiplies, byte offsets
@@ -70,7 +70,12 @@ UNPACKED = SUMS + MAX_FEW * 32  # (8 rows, 256) int16
 PANEL = UNPACKED + 8 * 512
 PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
 PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * PANEL_ROWS * 4
-EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # (n_tokens, 16) float32 sums of the last, incomplete panel
+TILE_TOKENS = 16  # AMX multiplies so many tokens and more (amx_matmul.py)
+TILE_RUNS = 8  # sums that wait between the tiles and the arithmetic in float32
+TILES = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # the panel as bytes: a tile a group, or two of two planes a pair
+TILE_SUMS = TILES + PANEL_GROUPS * 1024  # int32 tiles, 16 tokens x 16 rows, two or three for each sum
+TILE_CONFIG = TILE_SUMS + TILE_RUNS * 2 * 1024
+EDGE = TILE_CONFIG + 64  # (n_tokens, 16) float32 sums of the last, incomplete panel
 
 
 def matmul_scratch_nbytes(max_tokens: int) -> int:

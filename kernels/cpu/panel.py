@@ -4,6 +4,7 @@ What a family of types brings (superblock_matmul.py, block_matmul.py):
 
     pack(p, stride, n_groups, half, scratch)      eight rows from p become half of the panel's lanes
     times_four, times_one                         the panel times tokens; c[t] (16 floats) goes on from before
+    tile_times                                    the same on a CPU with AMX (amx_matmul.py)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.amx_matmul import has_tiles
 from edgellm.kernels.cpu.lanes import transpose_i32x8
 from edgellm.kernels.cpu.layout import (
     BIAS,
@@ -22,6 +24,7 @@ from edgellm.kernels.cpu.layout import (
     OUT_ROW_NBYTES,
     PANEL_GROUPS,
     PANEL_ROWS,
+    TILE_TOKENS,
     W_ROW_NBYTES,
     X_ROW_NBYTES,
     W,
@@ -83,7 +86,9 @@ def group_times_one(panel, x, i0):
     return i0
 
 
-def make_many_tokens(block_groups: int, block_nbytes: int, pack: Any, times_four: Any, times_one: Any) -> Any:
+def make_many_tokens(
+    block_groups: int, block_nbytes: int, pack: Any, times_four: Any, times_one: Any, tile_times: Any
+) -> Any:
     """The path for many tokens: panels of 16 rows, taken from the op's work counter."""
 
     @forceinline
@@ -101,6 +106,9 @@ def make_many_tokens(block_groups: int, block_nbytes: int, pack: Any, times_four
                 pack(w + half * 8 * w_row + g // block_groups * block_nbytes, w_row, here, half, scratch)
             scale_at = x + n_groups * 64 + g * 4
             t = 0
+            if has_tiles() != 0 and n >= TILE_TOKENS:
+                tile_times(scratch, here, x, x_row, n, g, n_groups, c, c_row)
+                t = n
             while t + 4 <= n:
                 x_t, scale_t = x + t * x_row + g * 64, scale_at + t * x_row
                 times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c + t * c_row, c_row, g == 0)

@@ -6,8 +6,9 @@ ones have one fixed order, stated by each family of types (block_matmul.py: 32 w
 multiply-add.
 
     one token      8 rows at a time, read where they lie                                bound by memory
-    up to FEW      8 rows at a time, unpacked once for 4 tokens                         bound by both
+    a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
+    16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from edgellm.kernels.cpu import block_matmul, panel, superblock_matmul
 from edgellm.kernels.cpu import layout as at
+from edgellm.kernels.cpu.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.layout import (
     BIAS,
     N_GROUPS,
@@ -73,7 +75,10 @@ def _make_few_tokens(family: Any, weights: Any) -> Any:
         while chunk < n_out:
             for at_row in range(chunk, min(chunk + n_rows, n_out), 8):
                 row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
-                times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch)
+                if n == 1:  # a copy in which the compiler knows it
+                    times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch)
+                else:
+                    times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch)
                 for t in range(n):
                     sums = load_f32x8(scratch + SUMS + t * 32)
                     if bias != 0:
@@ -84,13 +89,17 @@ def _make_few_tokens(family: Any, weights: Any) -> Any:
     return few_tokens
 
 
-def make_matmul(quant: str) -> Any:
-    """The kernel out = x @ weight.T (+ bias) for a quantized type."""
+def make_matmul(quant: str, has_tiles: bool = False) -> Any:
+    """The kernel out = x @ weight.T (+ bias) for a quantized type, ``has_tiles`` in the AMX form."""
     family, weights = _family(quant)
-    few = family.FEW
+    few = family.few(weights)
     few_tokens = _make_few_tokens(family, weights)
     many_tokens = panel.make_many_tokens(
-        family.GROUPS, weights.BLOCK_NBYTES, family.make_pack(weights), *family.make_panel_times(weights)
+        family.GROUPS,
+        weights.BLOCK_NBYTES,
+        family.make_pack(weights),
+        *family.make_panel_times(weights),
+        make_tile_times(family.make_finish(weights), family.PLANES, family.GROUPS) if has_tiles else no_tiles,
     )
 
     def matmul(op, step, thread, n_threads):

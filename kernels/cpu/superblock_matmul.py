@@ -19,11 +19,12 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.lanes import sums_at, sums_of_eight
+from edgellm.kernels.cpu.lanes import columns_of_four, sums_at, sums_of_four
 from edgellm.kernels.cpu.layout import (
     CENTRES,
     GROUP_NBYTES,
     LANES,
+    MAX_FEW,
     MINIMA,
     PANEL,
     PANEL_MINIMA,
@@ -63,9 +64,11 @@ from edgellm.kernels.cpu.simd import (
 
 GROUPS = 8
 """Groups of 32 weights in a super-block."""
-FEW = 8
-"""Up to so many tokens are multiplied without a panel."""
+PLANES = 2
+"""Bytes that hold a weight with its sub-scale (amx_matmul.py)."""
 
+_low_twice = simd.make_shuffle(simd.i32x8, [0, 1, 2, 3, 0, 1, 2, 3])
+_high_twice = simd.make_shuffle(simd.i32x8, [4, 5, 6, 7, 4, 5, 6, 7])
 _splat_i16x16 = simd.make_splat(simd.i16x16)
 _low_half, _sixteen_bits = simd.make_const(simd.i32x8, 0xFFFF), simd.make_const(simd.i32x8, 16)
 
@@ -156,10 +159,15 @@ def _make_row(weights: Any) -> tuple[Any, Any, Any, Any]:
     return dot_one, dot_two, dot_four, unpack
 
 
+def few(weights: Any) -> int:
+    """Up to so many tokens are multiplied without a panel; a panel takes CENTRE away once for all tokens."""
+    return 4 if weights.CENTRE else MAX_FEW
+
+
 def make_few_tokens(weights: Any) -> Any:
-    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times up to FEW tokens, to scratch + SUMS."""
+    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times a few tokens, to scratch + SUMS."""
     dot_one, dot_two, dot_four, _ = _make_row(weights)
-    store_scales, minima, factors = weights.store_scales, weights.minima, weights.factors
+    decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
     block_nbytes, centre, has_min, has_halves = (
         weights.BLOCK_NBYTES, weights.CENTRE, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS,
     )  # fmt: skip
@@ -173,19 +181,21 @@ def make_few_tokens(weights: Any) -> Any:
             store_i32x8(out + 32 * g, madd_i16x16(even, minus, load_i16x16(x + 64 * g + 32)))
 
     @forceinline
-    def minimum_lanes(at, of_group, of_first16):
-        lanes = load_i32x8(at) * of_group
+    def minimum_lanes(at, low, high, more_low, more_high):
+        """Minima of two rows times the sums of their groups, four and four of them."""
+        lanes = load_i32x8(at) * low + load_i32x8(at + 32) * high
         if has_halves:
-            lanes = lanes + load_i32x8(at + 32) * of_first16
+            lanes = lanes + load_i32x8(at + 64) * more_low + load_i32x8(at + 96) * more_high
         return lanes
 
     @forceinline
-    def minimum_sums(at, x, y):
-        return sums_of_eight(
-            minimum_lanes(at, x, y), minimum_lanes(at + 64, x, y),
-            minimum_lanes(at + 128, x, y), minimum_lanes(at + 192, x, y),
-            minimum_lanes(at + 256, x, y), minimum_lanes(at + 320, x, y),
-            minimum_lanes(at + 384, x, y), minimum_lanes(at + 448, x, y),
+    def minimum_sums(at, group_sums, half_sums):
+        """Of eight rows, the sum of m_i x_i over a super-block."""
+        x, y = load_i32x8(group_sums), load_i32x8(half_sums)
+        a, b, c, d = _low_twice(x, x), _high_twice(x, x), _low_twice(y, y), _high_twice(y, y)
+        return sums_of_four(
+            minimum_lanes(at, a, b, c, d), minimum_lanes(at + 128, a, b, c, d),
+            minimum_lanes(at + 256, a, b, c, d), minimum_lanes(at + 384, a, b, c, d),
         )  # fmt: skip
 
     @forceinline
@@ -195,7 +205,7 @@ def make_few_tokens(weights: Any) -> Any:
             for t in range(n):
                 store_centres(x + t * x_row, scratch + CENTRES + t * 256)
         for r in range(8):
-            block, scales = p + r * stride, scratch + SCALES + r * 64
+            block, scales = p + r * stride, scratch + SCALES + row_scales(r)
             lanes, centres = scratch + LANES + r * 32, scratch + CENTRES
             if n == 1:
                 store_i32x8(lanes, dot_one(block, scales, x, centres))
@@ -221,13 +231,7 @@ def make_few_tokens(weights: Any) -> Any:
             for line in range(0, block_nbytes * 8, 64):
                 prefetch(ahead + line)
             ahead += block_nbytes * 8
-            for r in range(8):
-                block = p + r * stride
-                store_scales(block, scratch + SCALES + r * 64)
-                if has_min:
-                    whole, half = minima(block)
-                    store_i32x8(scratch + MINIMA + r * 64, whole)
-                    store_i32x8(scratch + MINIMA + r * 64 + 32, half)
+            decode(p, stride, scratch + SCALES, scratch + MINIMA)
             d, minus_dmin = factors(p, stride)
             t = 0
             while t < n:
@@ -240,8 +244,7 @@ def make_few_tokens(weights: Any) -> Any:
                     x_scale, total = splat_f32x8(load_f32(at)), sums_at(scratch + LANES + i * 256)
                     acc = fma_f32x8(to_f32x8(total), d * x_scale, load_f32x8(c))
                     if has_min:
-                        of_group, of_first16 = load_i32x8(at + 2 * per_group), load_i32x8(at + 3 * per_group)
-                        total = minimum_sums(scratch + MINIMA, of_group, of_first16)
+                        total = minimum_sums(scratch + MINIMA, at + 2 * per_group, at + 3 * per_group)
                         acc = fma_f32x8(to_f32x8(total), minus_dmin * x_scale, acc)
                     store_f32x8(c, acc)
                 t += here
@@ -259,7 +262,7 @@ def make_pack(weights: Any) -> Any:
     of 16 rows: ``whole`` of its groups, then ``half``).
     """
     *_, unpack = _make_row(weights)
-    store_scales, minima, factors = weights.store_scales, weights.minima, weights.factors
+    decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
     block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
 
     @forceinline
@@ -271,19 +274,23 @@ def make_pack(weights: Any) -> Any:
         )  # fmt: skip
 
     @forceinline
+    def store_four_groups(minima, out):
+        """Minima of two rows in a vector, of four groups, to eight rows of each group."""
+        a, b = load_i32x8(minima), load_i32x8(minima + 128)
+        columns = columns_of_four(a, b, load_i32x8(minima + 256), load_i32x8(minima + 384))
+        store_i32x8(out, columns[0])
+        store_i32x8(out + 64, columns[1])
+        store_i32x8(out + 128, columns[2])
+        store_i32x8(out + 192, columns[3])
+
+    @forceinline
     def pack(p, stride, n_groups, half, scratch):
         panel, factors_at = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
         minima_at = scratch + PANEL_MINIMA + half * 32
         for _ in range(n_groups // GROUPS):
+            decode(p, stride, scratch + SCALES, scratch + MINIMA)
             for r in range(8):
-                block, scales = p + r * stride, scratch + SCALES + r * 64
-                store_scales(block, scales)
-                if has_min:
-                    whole, half = minima(block)
-                    store_i32x8(scratch + MINIMA + r * 64, whole)
-                    store_i32x8(scratch + MINIMA + r * 64 + 32, half)
-            for r in range(8):
-                unpack(p + r * stride, scratch + SCALES + r * 64, scratch + UNPACKED + r * GROUPS * 64)
+                unpack(p + r * stride, scratch + SCALES + row_scales(r), scratch + UNPACKED + r * GROUPS * 64)
             for k in range(0, GROUPS * 64, 32):
                 transpose(scratch + UNPACKED + k, GROUPS * 64, panel)
                 panel += GROUP_NBYTES // 2
@@ -291,9 +298,8 @@ def make_pack(weights: Any) -> Any:
             store_f32x8(factors_at, d)
             if has_min:
                 store_f32x8(factors_at + 64, minus_dmin)
-                transpose(scratch + MINIMA, 64, minima_at)
-                if has_halves:
-                    transpose(scratch + MINIMA + 32, 64, minima_at + GROUPS * 64)
+                for k in range(4 if has_halves else 2):
+                    store_four_groups(scratch + MINIMA + k * 32, minima_at + k * 256)
                 minima_at += GROUPS * 128
             factors_at += 128
             p += block_nbytes
@@ -301,8 +307,8 @@ def make_pack(weights: Any) -> Any:
     return pack
 
 
-def make_panel_times(weights: Any) -> Any:
-    """times_four and times_one (panel.py)."""
+def make_finish(weights: Any) -> Any:
+    """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of 16 rows over a super-block."""
     has_min, has_halves = weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
 
     @forceinline
@@ -317,48 +323,60 @@ def make_panel_times(weights: Any) -> Any:
         return total
 
     @forceinline
-    def finish(c, total, factors, minima, at, per_group, first):
-        acc = zero_f32x16()
-        if not first:
-            acc = load_f32x16(c)
-        x_scale = splat_f32x16(load_f32(at))
+    def finish(acc, total, scratch, block, at, per_group):
+        factors, x_scale = scratch + PANEL_SCALES + block * 128, splat_f32x16(load_f32(at))
         acc = fma_f32x16(to_f32x16(total), load_f32x16(factors) * x_scale, acc)
         if has_min:
-            total = minimum_sums(minima, at, per_group)
+            total = minimum_sums(scratch + PANEL_MINIMA + block * GROUPS * 128, at, per_group)
             acc = fma_f32x16(to_f32x16(total), load_f32x16(factors + 64) * x_scale, acc)
-        store_f32x16(c, acc)
+        return acc
+
+    return finish
+
+
+def make_panel_times(weights: Any) -> Any:
+    """times_four and times_one (panel.py)."""
+    finish = make_finish(weights)
 
     @forceinline
     def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
-        panel, factors, minima = scratch + PANEL, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        # the sums stay out of c until the end: its rows may be 4096 bytes apart, and then wait for each other
+        f0 = f1 = f2 = f3 = zero_f32x16()
+        if not first:
+            f0, f1 = load_f32x16(c), load_f32x16(c + c_row)
+            f2, f3 = load_f32x16(c + 2 * c_row), load_f32x16(c + 3 * c_row)
+        panel = scratch + PANEL
         for block in range(n_groups // GROUPS):
             i0 = i1 = i2 = i3 = zero_i32x16()
             for _ in range(GROUPS):
                 i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, i0, i1, i2, i3)
                 panel += GROUP_NBYTES
                 x += 64
-            start = first and block == 0
-            finish(c, i0, factors, minima, scale_at, per_group, start)
-            finish(c + c_row, i1, factors, minima, scale_at + x_row, per_group, start)
-            finish(c + 2 * c_row, i2, factors, minima, scale_at + 2 * x_row, per_group, start)
-            finish(c + 3 * c_row, i3, factors, minima, scale_at + 3 * x_row, per_group, start)
-            factors += 128
-            minima += GROUPS * 128
+            f0 = finish(f0, i0, scratch, block, scale_at, per_group)
+            f1 = finish(f1, i1, scratch, block, scale_at + x_row, per_group)
+            f2 = finish(f2, i2, scratch, block, scale_at + 2 * x_row, per_group)
+            f3 = finish(f3, i3, scratch, block, scale_at + 3 * x_row, per_group)
             scale_at += GROUPS * 4
+        store_f32x16(c, f0)
+        store_f32x16(c + c_row, f1)
+        store_f32x16(c + 2 * c_row, f2)
+        store_f32x16(c + 3 * c_row, f3)
 
     @forceinline
     def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
-        panel, factors, minima = scratch + PANEL, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        acc = zero_f32x16()
+        if not first:
+            acc = load_f32x16(c)
+        panel = scratch + PANEL
         for block in range(n_groups // GROUPS):
             total = zero_i32x16()
             for _ in range(GROUPS):
                 total = group_times_one(panel, x, total)
                 panel += GROUP_NBYTES
                 x += 64
-            finish(c, total, factors, minima, scale_at, per_group, first and block == 0)
-            factors += 128
-            minima += GROUPS * 128
+            acc = finish(acc, total, scratch, block, scale_at, per_group)
             scale_at += GROUPS * 4
+        store_f32x16(c, acc)
 
     return times_four, times_one
 
@@ -366,36 +384,37 @@ def make_panel_times(weights: Any) -> Any:
 def make_embed_row(weights: Any) -> Any:
     """embed_row(p, n_groups, factor, out, scratch): factor times the weights of one row, as float32."""
     *_, unpack = _make_row(weights)
-    store_scales, minima, factors = weights.store_scales, weights.minima, weights.factors
-    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.N_MINIMA > 0
+    decode, factors = weights.decode, weights.factors
+    block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
     widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
 
     @forceinline
     def sixteen(q, d, minus_dmin, minimum, factor):
         value = to_f32x16(widen(q)) * d
         if has_min:
-            value = fma_f32x16(to_f32x16(splat_i32x16(load_i32(minimum))), minus_dmin, value)
+            value = fma_f32x16(to_f32x16(splat_i32x16(types.int32(minimum))), minus_dmin, value)
         return value * factor
 
     @forceinline
     def embed_row(p, n_groups, factor, out, scratch):
         for _ in range(n_groups // GROUPS):
-            store_scales(p, scratch + SCALES)
+            decode(p, 0, scratch + SCALES, scratch + MINIMA)  # eight times the same row
             unpack(p, scratch + SCALES, scratch + UNPACKED)
             d8, minus_dmin8 = factors(p, 0)
             d = splat_f32x16(simd.first_lane(d8))
             minus_dmin = splat_f32x16(simd.first_lane(minus_dmin8))
-            if has_min:
-                whole, half = minima(p)
-                store_i32x8(scratch + MINIMA, whole + half)
-                store_i32x8(scratch + MINIMA + 32, whole)
             for g in range(GROUPS):
                 even = load_i16x16(scratch + UNPACKED + g * 64)
                 odd = load_i16x16(scratch + UNPACKED + g * 64 + 32)
                 low, high = simd.interleave_low_i16x16(even, odd), simd.interleave_high_i16x16(even, odd)
-                minimum = scratch + MINIMA + g * 4
-                store_f32x16(out, sixteen(low, d, minus_dmin, minimum, factor))
-                store_f32x16(out + 64, sixteen(high, d, minus_dmin, minimum + 32, factor))
+                whole = half = types.int32(0)
+                if has_min:
+                    minimum = scratch + MINIMA + g // 4 * 32 + g % 4 * 4
+                    whole = load_i32(minimum)
+                    if has_halves:
+                        half = load_i32(minimum + 64)
+                store_f32x16(out, sixteen(low, d, minus_dmin, whole + half, factor))
+                store_f32x16(out + 64, sixteen(high, d, minus_dmin, whole, factor))
                 out += 128
             p += block_nbytes
 
