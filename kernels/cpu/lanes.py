@@ -28,12 +28,17 @@ def sums_of_eight(a, b, c, d, e, f, g, h):
 
 
 @forceinline
+def columns_of_four(a, b, c, d):
+    """In each half, the columns of that half of the 4x8 matrix with these rows."""
+    ab0, ab1, cd0, cd1 = _even_lanes(a, b), _odd_lanes(a, b), _even_lanes(c, d), _odd_lanes(c, d)
+    return _low_pairs(ab0, cd0), _high_pairs(ab0, cd0), _low_pairs(ab1, cd1), _high_pairs(ab1, cd1)
+
+
+@forceinline
 def transpose_i32x8(a, b, c, d, e, f, g, h):
     """The columns of the 8x8 matrix with these rows."""
-    ab0, ab1, cd0, cd1 = _even_lanes(a, b), _odd_lanes(a, b), _even_lanes(c, d), _odd_lanes(c, d)
-    ef0, ef1, gh0, gh1 = _even_lanes(e, f), _odd_lanes(e, f), _even_lanes(g, h), _odd_lanes(g, h)
-    r0, r1, r2, r3 = _low_pairs(ab0, cd0), _high_pairs(ab0, cd0), _low_pairs(ab1, cd1), _high_pairs(ab1, cd1)
-    s0, s1, s2, s3 = _low_pairs(ef0, gh0), _high_pairs(ef0, gh0), _low_pairs(ef1, gh1), _high_pairs(ef1, gh1)
+    r0, r1, r2, r3 = columns_of_four(a, b, c, d)
+    s0, s1, s2, s3 = columns_of_four(e, f, g, h)
     return (
         _low_halves(r0, s0), _low_halves(r1, s1), _low_halves(r2, s2), _low_halves(r3, s3),
         _high_halves(r0, s0), _high_halves(r1, s1), _high_halves(r2, s2), _high_halves(r3, s3),

@@ -82,7 +82,9 @@ _ENTRY = """
 define void @{symbol}(i64 %op, i64 %step, i64 %thread, i64 %n_threads) {{
   %result = alloca ptr
   %exception = alloca ptr
-  %status = call i32 @"{native}"(ptr %result, ptr %exception, i64 %op, i64 %step, i64 %thread, i64 %n_threads) alwaysinline
+  %status = call i32 @"{native}"(
+    ptr %result, ptr %exception, i64 %op, i64 %step, i64 %thread, i64 %n_threads
+  ) alwaysinline
   ret void
 }}
 """

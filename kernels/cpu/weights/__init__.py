@@ -15,9 +15,9 @@ Types of 256 weights, a super-block of eight groups with integer sub-scales (``s
     CENTRE         subtracted from what ``group`` gives
     N_MINIMA       in a block: 0, 8 or 16
     make_group(g)(block) -> i16x32   the integers of group g, even ones first, CENTRE still in them
-    store_scales(block, out)         writes the sub-scales as make_scale reads them, at most 64 bytes
+    decode(p, stride, scales, minima)  for the blocks of eight rows: writes the sub-scales of row r at scales +
+    row_scales(r)                    row_scales(r) as make_scale reads them, and minima (superblock_matmul.py)
     make_scale(g)(scales) -> i32x8   the sub-scale of group g, in the lanes of the weights it belongs to
-    minima(block) -> two i32x8       of the eight groups: ``whole`` and ``half`` (superblock_matmul.py)
     factors(p, stride) -> two f32x8  d and -dmin of the blocks of eight rows
 """
 

@@ -7,22 +7,19 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u16, load_u32, splat_i32x8, store_i32x8
+from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u16, load_u32
 from edgellm.kernels.cpu.weights import common, superblocks
 
 BLOCK_NBYTES = 136
 CENTRE = 0
 N_MINIMA = 0
 
-make_scale, minima, factors = (
-    superblocks.make_scale_of_eight,
-    superblocks.no_minima,
-    superblocks.make_single_factor(0),
-)
+row_scales, make_scale = superblocks.rows_paired, superblocks.make_scale_of_eight
+factors = superblocks.make_single_factor(0)
 
 
 @forceinline
-def store_scales(block, out):
+def _store_scales(block, out):
     """The eight sub-scales: nibbles of four bytes, and bit pairs of a word above them."""
     low, high = types.int64(load_u32(block + 4)), types.int64(load_u16(block + 2))
     # spread: nibble (pair) i to byte i
@@ -32,7 +29,14 @@ def store_scales(block, out):
     high = (high | (high << 24)) & 0x000000FF000000FF
     high = (high | (high << 12)) & 0x000F000F000F000F
     high = (high | (high << 6)) & 0x0303030303030303
-    store_i32x8(out, superblocks.eight_bytes(low | (high << 4)) - splat_i32x8(types.int32(32)))
+    superblocks.store_eight(low | (high << 4), 32, out)
+
+
+@forceinline
+def decode(p, stride, scales, minima):
+    """The sub-scales of eight rows."""
+    for r in range(8):
+        _store_scales(p + r * stride, scales + superblocks.rows_paired(r))
 
 
 def make_group(g: int) -> Any:

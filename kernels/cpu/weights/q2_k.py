@@ -11,20 +11,15 @@ BLOCK_NBYTES = 84
 CENTRE = 0
 N_MINIMA = 16
 
-make_scale = superblocks.make_scale_of_sixteen
+row_scales, make_scale = superblocks.rows_apart, superblocks.make_scale_of_sixteen
 
 
 @forceinline
-def store_scales(block, out):
-    """The 16 sub-scales."""
-    superblocks.store_sixteen(superblocks.low_nibbles(load_u8x16(block)), 0, out)
-
-
-@forceinline
-def minima(block):
-    """The minima of the last 16 weights of the groups, and what those of the first 16 have more."""
-    of_first, of_last = superblocks.even_and_odd_bytes(superblocks.high_nibbles(load_u8x16(block)))
-    return of_last, of_first - of_last
+def decode(p, stride, scales, minima):
+    """The sub-scales and minima of eight rows."""
+    for r in range(8):
+        superblocks.store_sixteen(superblocks.low_nibbles(load_u8x16(p + r * stride)), 0, scales + r * 64)
+    superblocks.decode_q2_minima(p, stride, minima)
 
 
 @forceinline

@@ -13,26 +13,26 @@ BLOCK_NBYTES = 110
 CENTRE = 4
 N_MINIMA = 0
 
-make_scale, minima, factors = (
-    superblocks.make_scale_of_sixteen,
-    superblocks.no_minima,
-    superblocks.make_single_factor(108),
-)
+row_scales, make_scale = superblocks.rows_apart, superblocks.make_scale_of_sixteen
+factors = superblocks.make_single_factor(108)
 
 
 @forceinline
-def store_scales(block, out):
-    """The 16 sub-scales, stored with 32 added; their bits are drawn in formats/k_quants.py."""
-    a, b, top = (
-        types.int64(load_u32(block + 96)),
-        types.int64(load_u32(block + 100)),
-        types.int64(load_u32(block + 104)),
-    )
+def _store_scales(p, out):
+    """The 16 sub-scales at p, stored with 32 added; their bits are drawn in formats/k_quants.py."""
+    a, b, top = types.int64(load_u32(p)), types.int64(load_u32(p + 4)), types.int64(load_u32(p + 8))
     s0 = (a & 0x0F0F0F0F) | ((top & 0x03030303) << 4)
     s4 = (b & 0x0F0F0F0F) | (((top >> 2) & 0x03030303) << 4)
     s8 = ((a >> 4) & 0x0F0F0F0F) | (((top >> 4) & 0x03030303) << 4)
     s12 = ((b >> 4) & 0x0F0F0F0F) | (((top >> 6) & 0x03030303) << 4)
     superblocks.store_sixteen(superblocks.bytes_of(s0 | (s4 << 32), s8 | (s12 << 32)), 32, out)
+
+
+@forceinline
+def decode(p, stride, scales, minima):
+    """The sub-scales of eight rows."""
+    for r in range(8):
+        _store_scales(p + r * stride + 96, scales + r * 64)
 
 
 def make_group(g: int) -> Any:

@@ -11,8 +11,8 @@ BLOCK_NBYTES = 144
 CENTRE = 0
 N_MINIMA = 8
 
-store_scales, make_scale = superblocks.store_k_scales, superblocks.make_scale_of_eight
-minima, factors = superblocks.k_minima, superblocks.k_factors
+row_scales, make_scale = superblocks.rows_paired, superblocks.make_scale_of_eight
+decode, factors = superblocks.decode_k, superblocks.k_factors
 
 
 def make_group(g: int) -> Any:

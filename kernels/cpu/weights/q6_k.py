@@ -11,17 +11,15 @@ BLOCK_NBYTES = 210
 CENTRE = 32
 N_MINIMA = 0
 
-make_scale, minima, factors = (
-    superblocks.make_scale_of_sixteen,
-    superblocks.no_minima,
-    superblocks.make_single_factor(208),
-)
+row_scales, make_scale = superblocks.rows_apart, superblocks.make_scale_of_sixteen
+factors = superblocks.make_single_factor(208)
 
 
 @forceinline
-def store_scales(block, out):
-    """The 16 sub-scales."""
-    superblocks.store_sixteen_signed(load_u8x16(block + 192), out)
+def decode(p, stride, scales, minima):
+    """The sub-scales of eight rows."""
+    for r in range(8):
+        superblocks.store_sixteen_signed(load_u8x16(p + r * stride + 192), scales + r * 64)
 
 
 def make_group(g: int) -> Any:

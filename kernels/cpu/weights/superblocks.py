@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_i32, load_i32x8, load_u32, splat_i32x8, store_i32x8
+from edgellm.kernels.cpu.simd import forceinline, load_i32, load_i32x8, load_u8x16, splat_i32x8, store_i32x8
 from edgellm.kernels.cpu.weights import common
 
 # ---- the 32 integers of a group --------------------------------------------------------------------------------------
@@ -48,49 +48,32 @@ def make_field(shift: int, mask: int) -> Any:
     return right if shift >= 0 else left
 
 
-# ---- sub-scales: what store_scales writes and make_scale reads -------------------------------------------------------
-
-
-@intrinsic
-def bytes_of(typing_context: Any, low: Any, high: Any) -> Any:
-    """u8x16 of two int64."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
-        for lane in (0, 1):
-            pair = builder.insert_element(pair, args[lane], ir.Constant(ir.IntType(32), lane))
-        return builder.bitcast(pair, simd.u8x16.ir)
-
-    return simd.u8x16(types.int64, types.int64), codegen
-
-
-_first8 = simd.make_shuffle(simd.u8x16, list(range(8)))
-_widen = simd.make_convert(simd.u8x8, simd.i32x8, "zext")
-_as_signed = simd.make_convert(simd.u8x8, simd.i8x8, "bitcast")
-_widen_signed = simd.make_convert(simd.i8x8, simd.i32x8, "sext")
-_low4, _four = simd.make_const(simd.u8x16, 15), simd.make_const(simd.u8x16, 4)
-
-# sub-scales 0 to 7, then 8 to 15: those of the first 16 weights of four groups, then those of the other 16
-_of_first_groups = simd.make_shuffle(simd.u8x16, [0, 2, 4, 6, 1, 3, 5, 7])
-_of_last_groups = simd.make_shuffle(simd.u8x16, [8, 10, 12, 14, 9, 11, 13, 15])
-_even_bytes = simd.make_shuffle(simd.u8x16, list(range(0, 16, 2)))
-_odd_bytes = simd.make_shuffle(simd.u8x16, list(range(1, 16, 2)))
+# ---- sub-scales and minima of eight rows -----------------------------------------------------------------------------
+#
+# Rows r and r + 4 share vectors, a half each: a vector holds four numbers of each row, so sums and columns come out in
+# the order of the rows.
 
 
 @forceinline
-def eight_bytes(word):
-    """i32x8 of the bytes of an int64."""
-    v = bytes_of(word, word)
-    return _widen(_first8(v, v))
+def rows_paired(r):
+    """Where row r's sub-scales stand: eight of them, four and then four more 32 bytes on."""
+    return (r & 3) * 64 + (r >> 2) * 16
+
+
+@forceinline
+def rows_apart(r):
+    """Where row r's sub-scales stand: sixteen of them."""
+    return r * 64
 
 
 @functools.cache
 def make_scale_of_eight(g: int) -> Any:
     """scale(scales): in every lane sub-scale g of 8, one for each group."""
+    offset = g // 4 * 32 + g % 4 * 4
 
     @forceinline
     def scale(scales):
-        return splat_i32x8(load_i32(scales + 4 * g))
+        return splat_i32x8(load_i32(scales + offset))
 
     return scale
 
@@ -109,37 +92,65 @@ def make_scale_of_sixteen(g: int) -> Any:
     return scale
 
 
-@forceinline
-def store_sixteen(values, minus, out):
-    """Sixteen unsigned sub-scales less a number, as make_scale_of_sixteen reads them."""
-    store_i32x8(out, _widen(_of_first_groups(values, values)) - splat_i32x8(types.int32(minus)))
-    store_i32x8(out + 32, _widen(_of_last_groups(values, values)) - splat_i32x8(types.int32(minus)))
+_as_words = simd.make_convert(simd.u8x32, simd.u32x8, "bitcast")
+_as_bytes = simd.make_convert(simd.u32x8, simd.u8x32, "bitcast")
+_as_integers = simd.make_convert(simd.u8x32, simd.i32x8, "bitcast")
+_zero_bytes = simd.make_const(simd.u8x32, 0)
+_four = simd.make_const(simd.u8x32, 4)
 
 
 @forceinline
-def store_sixteen_signed(values, out):
-    """Sixteen int8 sub-scales, as make_scale_of_sixteen reads them."""
-    store_i32x8(out, _widen_signed(_as_signed(_of_first_groups(values, values))))
-    store_i32x8(out + 32, _widen_signed(_as_signed(_of_last_groups(values, values))))
+def two_rows(p, q):
+    """u8x32: 16 bytes at p, then 16 at q."""
+    return simd.concat_u8x16(load_u8x16(p), load_u8x16(q))
 
 
-# ---- the scales and minima of Q4_K and Q5_K, six bits each in 12 bytes: drawn in formats/k_quants.py -----------------
+def _make_widen(*chosen: int) -> Any:
+    """widen(bytes): in each half, four of its bytes as int32."""
+    lanes = [half + byte if part == 0 else 32 for half in (0, 16) for byte in chosen for part in range(4)]
+    spread = simd.make_shuffle(simd.u8x32, lanes)
+
+    @forceinline
+    def widen(values):
+        return _as_integers(spread(values, _zero_bytes()))
+
+    return widen
+
+
+_bytes_0, _bytes_4, _bytes_8, _bytes_12 = (_make_widen(i, i + 1, i + 2, i + 3) for i in (0, 4, 8, 12))
+_even_0, _even_8, _odd_0, _odd_8 = (_make_widen(i, i + 2, i + 4, i + 6) for i in (0, 8, 1, 9))
+
+# the scales and minima of Q4_K and Q5_K, six bits each in 12 bytes: drawn in formats/k_quants.py
+_low_words = simd.make_shuffle(simd.u32x8, [1, 3, 2, 3, 5, 7, 6, 7])
+_top_words = simd.make_shuffle(simd.u32x8, [1, 1, 2, 2, 5, 5, 6, 6])
+_low_shift = simd.make_constants(simd.u32x8, [0, 0, 0, 4] * 2)
+_low_mask = simd.make_constants(simd.u32x8, [0x3F3F3F3F, 0x0F0F0F0F] * 4)
+_top_mask, _two = simd.make_constants(simd.u32x8, [0, 0x30303030] * 4), simd.make_const(simd.u32x8, 2)
 
 
 @forceinline
-def store_k_scales(block, out):
-    """The eight sub-scales of a Q4_K or Q5_K block."""
-    s, both = types.int64(load_u32(block + 4)), types.int64(load_u32(block + 12))
-    high = (both & 0x0F0F0F0F) | (((s >> 6) & 0x03030303) << 4)
-    store_i32x8(out, eight_bytes((s & 0x3F3F3F3F) | (high << 32)))
+def decode_k(p, stride, scales, minima):
+    """The eight sub-scales and eight minima of eight Q4_K or Q5_K blocks."""
+    for r in range(4):
+        words = _as_words(two_rows(p + r * stride, p + (r + 4) * stride))
+        low = (_low_words(words, words) >> _low_shift()) & _low_mask()
+        values = _as_bytes(low | ((_top_words(words, words) >> _two()) & _top_mask()))
+        store_i32x8(scales + r * 64, _bytes_0(values))
+        store_i32x8(scales + r * 64 + 32, _bytes_4(values))
+        store_i32x8(minima + r * 128, _bytes_8(values))
+        store_i32x8(minima + r * 128 + 32, _bytes_12(values))
 
 
 @forceinline
-def k_minima(block):
-    """The eight minima of a Q4_K or Q5_K block; nothing more for halves of groups."""
-    m, both = types.int64(load_u32(block + 8)), types.int64(load_u32(block + 12))
-    high = ((both >> 4) & 0x0F0F0F0F) | (((m >> 6) & 0x03030303) << 4)
-    return eight_bytes((m & 0x3F3F3F3F) | (high << 32)), simd.zero_i32x8()
+def decode_q2_minima(p, stride, minima):
+    """The minima of eight Q2_K blocks: of the last 16 weights of the groups, and what the first 16 have more."""
+    for r in range(4):
+        values = two_rows(p + r * stride, p + (r + 4) * stride) >> _four()
+        of_last, of_more = _odd_0(values), _odd_8(values)
+        store_i32x8(minima + r * 128, of_last)
+        store_i32x8(minima + r * 128 + 32, of_more)
+        store_i32x8(minima + r * 128 + 64, _even_0(values) - of_last)
+        store_i32x8(minima + r * 128 + 96, _even_8(values) - of_more)
 
 
 @forceinline
@@ -147,24 +158,6 @@ def k_factors(p, stride):
     """d and -dmin, the first numbers of eight blocks."""
     d, dmin = common.half_pairs_at(p, stride)
     return d, simd.zero_f32x8() - dmin
-
-
-@forceinline
-def low_nibbles(values):
-    """u8x16: bits 3 to 0."""
-    return values & _low4()
-
-
-@forceinline
-def high_nibbles(values):
-    """u8x16: bits 7 to 4."""
-    return values >> _four()
-
-
-@forceinline
-def even_and_odd_bytes(values):
-    """Two i32x8: the even and the odd ones of 16 unsigned bytes."""
-    return _widen(_even_bytes(values, values)), _widen(_odd_bytes(values, values))
 
 
 def make_single_factor(at: int) -> Any:
@@ -177,7 +170,61 @@ def make_single_factor(at: int) -> Any:
     return factors
 
 
+# ---- sub-scales of one row -------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def bytes_of(typing_context: Any, low: Any, high: Any) -> Any:
+    """u8x16 of two int64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
+        for lane in (0, 1):
+            pair = builder.insert_element(pair, args[lane], ir.Constant(ir.IntType(32), lane))
+        return builder.bitcast(pair, simd.u8x16.ir)
+
+    return simd.u8x16(types.int64, types.int64), codegen
+
+
+# sub-scales 0 to 7, then 8 to 15: those of the first 16 weights of four groups, then those of the other 16
+_of_first_groups = simd.make_shuffle(simd.u8x16, [0, 2, 4, 6, 1, 3, 5, 7])
+_of_last_groups = simd.make_shuffle(simd.u8x16, [8, 10, 12, 14, 9, 11, 13, 15])
+_widen = simd.make_convert(simd.u8x8, simd.i32x8, "zext")
+_as_signed = simd.make_convert(simd.u8x8, simd.i8x8, "bitcast")
+_widen_signed = simd.make_convert(simd.i8x8, simd.i32x8, "sext")
+_low4_16 = simd.make_const(simd.u8x16, 15)
+
+
 @forceinline
-def no_minima(block):
-    """Types without minima."""
-    return simd.zero_i32x8(), simd.zero_i32x8()
+def low_nibbles(values):
+    """u8x16: bits 3 to 0."""
+    return values & _low4_16()
+
+
+_i32x4 = simd.Vec(types.int32, 4)
+_store_i32x4 = simd.make_store(_i32x4)
+_first_four, _last_four = (simd.make_shuffle(simd.i32x8, list(range(k, k + 4))) for k in (0, 4))
+_first8 = simd.make_shuffle(simd.u8x16, list(range(8)))
+
+
+@forceinline
+def store_eight(word, minus, out):
+    """The eight bytes of an int64 less a number, as make_scale_of_eight reads them."""
+    v = bytes_of(word, word)
+    values = _widen(_first8(v, v)) - splat_i32x8(types.int32(minus))
+    _store_i32x4(out, _first_four(values, values))
+    _store_i32x4(out + 32, _last_four(values, values))
+
+
+@forceinline
+def store_sixteen(values, minus, out):
+    """Sixteen unsigned sub-scales less a number, as make_scale_of_sixteen reads them."""
+    store_i32x8(out, _widen(_of_first_groups(values, values)) - splat_i32x8(types.int32(minus)))
+    store_i32x8(out + 32, _widen(_of_last_groups(values, values)) - splat_i32x8(types.int32(minus)))
+
+
+@forceinline
+def store_sixteen_signed(values, out):
+    """Sixteen int8 sub-scales, as make_scale_of_sixteen reads them."""
+    store_i32x8(out, _widen_signed(_as_signed(_of_first_groups(values, values))))
+    store_i32x8(out + 32, _widen_signed(_as_signed(_of_last_groups(values, values))))
