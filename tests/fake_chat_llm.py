@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgellm.engine_requests import Timings
+from edgellm.formats.errors import FormatError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.sampling import SamplingParams
 
@@ -112,6 +113,7 @@ class FakeChatLLM:
         self.requests: list[tuple[Any, dict[str, Any]]] = []
         self.pace = pace
         self.fail: Exception | None = None
+        self.restored: list[int] = []
         self.closed = False
 
     def prompt_ids(self, messages: Any, **options: Any) -> list[int]:
@@ -173,6 +175,17 @@ class FakeChatLLM:
         ]  # fmt: skip
         own = next(row for row in rows if row.token == token)
         return TokenLogprob(token, own.bytes, own.logprob, tuple(rows), own.after, own.cut_by)
+
+    def save_state(self, path: Any, tokens: list[int]) -> int:
+        path.write_bytes(bytes(len(tokens)))
+        return len(tokens)
+
+    def load_state(self, path: Any) -> list[int]:
+        content = path.read_bytes()
+        if content.strip(b"\0"):
+            raise FormatError(f"{path.name}: its checksum is wrong.", code="KV_FILE")
+        self.restored.append(len(content))
+        return [0] * len(content)
 
     def close(self) -> None:
         self.closed = True

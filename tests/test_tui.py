@@ -22,6 +22,7 @@ from edgellm.tui.commands import COMMANDS
 from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import Dialog
 from edgellm.tui.help_screen import HelpScreen
+from edgellm.tui.kept_state import tokens_of
 from edgellm.tui.meters import Meters
 from edgellm.tui.model_screen import ModelRow, ModelScreen
 from edgellm.tui.sessions_screen import SessionsScreen
@@ -451,6 +452,29 @@ def test_sessions_are_found_opened_renamed_and_deleted(run: Any) -> None:
         await talk.pilot.pause()
         assert len(talk.chat.store.summaries()) == 1
         await talk.pilot.press("escape")
+
+    run(steps)
+
+
+def test_what_the_model_has_read_is_kept_and_taken_back(run: Any, tmp_path: Path) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("sort " * 200)
+        node = talk.chat.session.tree.leaf
+        assert node is not None
+        session, n_tokens = talk.chat.session.id, len(tokens_of(talk.llm, talk.chat.session))
+        await talk.pilot.press("ctrl+n")
+        (file,) = (tmp_path / "kv").glob("*.kv")
+        talk.app.open_session(session)
+        assert talk.llm.restored == []  # nothing is read before it is needed
+        await talk.ask("river")
+        assert talk.llm.restored == [n_tokens]
+        await talk.pilot.press("ctrl+n")
+        file.write_bytes(b"damaged")
+        talk.app.open_session(session)
+        await talk.ask("river")
+        assert "read anew" in talk.told() and talk.said[-1][1].startswith("The Danube")
+        talk.chat.delete_session(session)
+        assert not file.exists()
 
     run(steps)
 

@@ -20,6 +20,7 @@ class Answering:
     prompt    messages or token ids, as ``LLM.stream`` takes them
     prefix    tokens of the answer that stand already; the prompt ends with them
     changed   called on the thread after each chunk and at the end
+    prepare   called on the thread before; what it has to say stands in ``note``
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Answering:
         options: Mapping[str, Any],
         changed: Callable[[], None],
         prefix: Sequence[TokenLogprob] = (),
+        prepare: Callable[[], str] | None = None,
     ) -> None:
         self.node = node
         self.llm = llm
@@ -37,6 +39,8 @@ class Answering:
         self.options = dict(options)
         self.changed = changed
         self.prefix = tuple(prefix)
+        self.prepare = prepare
+        self.note = ""
         self.cancel = threading.Event()
         self.finished = threading.Event()
         self.error: BaseException | None = None
@@ -77,6 +81,8 @@ class Answering:
 
     def _stream(self) -> None:
         node = self.node
+        if self.prepare is not None:
+            self.note = self.prepare()
         # the decoder of a new stream would take the first new token for the first of the text
         decoder: Any = self.llm.tokenizer.stream_decoder() if self.prefix else None
         for known in self.prefix:

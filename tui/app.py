@@ -183,6 +183,8 @@ class ChatApp(ChatActions):
         self.transcript.growing = None
         if answered.error is not None:
             self.complain(answered.error)
+        if answered.note:
+            self.say(answered.note)
         node: MessageNode = answered.node
         if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
             self.prompt.put(node.parent.text)  # nothing came of it: the words are not lost

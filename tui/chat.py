@@ -12,6 +12,7 @@ from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.generation import TokenLogprob
 from edgellm.sessions import MessageNode, Session, SessionStore, SessionWriter
 from edgellm.sessions.tree import prompt_messages
+from edgellm.tui import kept_state
 from edgellm.tui.answering import Answering, Loading
 
 LOAD_SETTINGS = ("n_ctx",)  # take effect when the model is loaded
@@ -46,6 +47,9 @@ class Chat:
         self.llm: Any = None
         self.loading: Loading | None = None
         self.answering: Answering | None = None
+        self.states = store.path.parent / "kv"
+        self._fresh = False  # whether the model has not yet been given what it had read of the session
+        self._read_more = False  # whether it has read more since the state was kept
         self.waiting: Callable[[], None] | None = None  # an answer that begins when the model is there
         self.session = self._new_session()
 
@@ -56,16 +60,24 @@ class Chat:
 
     def new_session(self) -> None:
         """Begin anew with the settings of the command line."""
-        self.halt()
+        self.leave_session()
         self.session = self._new_session()
 
     def open_session(self, session_id: int) -> None:
         """Go on with a session of the store. ParameterError when it is gone."""
         self.writer.flush()
         session = self.store.load(session_id)
-        self.halt()
+        self.leave_session()
         self.session = session
+        self._fresh = True
         self.writer.known(session)
+
+    def leave_session(self) -> None:
+        """Stop, and keep what the model has read of the session."""
+        self.halt()
+        if self.llm is not None and self._read_more:
+            kept_state.keep(self.llm, self.states, self.session, self.session.settings.get("template_kwargs"))
+        self._fresh = self._read_more = False
 
     def take_session(self, session: Session) -> None:
         """Keep a session that came from a file, and go on with it."""
@@ -80,6 +92,7 @@ class Chat:
             self.writer.forget(old)
             self.session = self._new_session()
         self.store.delete(session_id)
+        kept_state.forget(self.states, session_id)
 
     def saved(self, node: MessageNode | None = None) -> None:
         """Note that the session, and a message of it, are to be written."""
@@ -177,8 +190,13 @@ class Chat:
                 if node.text or node.tokens:
                     self.writer.changed(session, node)
 
+            def prepare() -> str:
+                return kept_state.take(self.llm, self.states, session.id)
+
             known = tuple(prefix) if node.text else ()
-            self.answering = Answering(self.llm, node, prompt, options, changed, known).start()
+            first = prepare if self._fresh else None
+            self._fresh, self._read_more = False, True
+            self.answering = Answering(self.llm, node, prompt, options, changed, known, first).start()
 
         if self.llm is None:
             self.waiting = begin
@@ -223,6 +241,9 @@ class Chat:
     def load_model(self, name: str | None = None) -> None:
         """Load a model in the place of the one that is there; the conversation stays."""
         self.halt()
+        if self.llm is not None and self._read_more:
+            kept_state.keep(self.llm, self.states, self.session, self.session.settings.get("template_kwargs"))
+        self._fresh, self._read_more = True, False
         before, self.llm = self.llm, None
         if self.loading is not None:
             self.loading.abandon()
@@ -236,9 +257,7 @@ class Chat:
         self.stop()
         if self.loading is not None:
             self.loading.abandon()
-        if self.answering is not None:
-            self.answering.wait(2)
-            self.poll()
+        self.leave_session()
         self.writer.close()
         if self.llm is not None:
             self.llm.close()
