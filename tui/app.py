@@ -81,7 +81,7 @@ class ChatApp(ChatActions):
         yield Meters(self.palette, id="meters")
         with Horizontal(id="prompt-row"):
             yield Static("❯ ", id="prompt-mark", markup=False)
-            yield PromptInput(self.chat.store.prompts(), placeholder="Write a message, / for commands, @ for a file")
+            yield PromptInput(self.chat.store.prompts(), placeholder="Write a message, / commands, @ file")
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:

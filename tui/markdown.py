@@ -179,7 +179,6 @@ class _Drawing:
                 row = Text(" ", self.palette.code).append_text(part)
                 row.append(" " * max(width - row.cell_len, 0))
                 lines.append(row)
-        lines.append(Text(" " * width, self.palette.code))
         return lines
 
     def inline(self, node: SyntaxTreeNode) -> Text:
@@ -219,7 +218,8 @@ class _Drawing:
 
     def behind(self, marker: str, line: Text, style: object) -> Text:
         """A line with a marker in front of it."""
-        row = Text(marker, self.palette.mark if marker.strip() else "", end="")
+        row = Text(end="")
+        row.append(marker, self.palette.mark if marker.strip() else "")
         row.append_text(line)
         if style is not None:
             row.stylize_before(style, len(marker))  # type: ignore[arg-type]

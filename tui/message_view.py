@@ -72,7 +72,8 @@ class MessageView:
             lines.append(Text(_branches(place), self.palette.accent))
         drawn = []
         for number, line in enumerate(lines):
-            row = Text("❯ " if number == 0 else "  ", self.palette.mark)
+            row = Text(end="")
+            row.append("❯ " if number == 0 else "  ", self.palette.mark)
             line.rstrip()
             row.append_text(line)
             row.append(" " * max(self.width - row.cell_len, 0))
@@ -123,7 +124,7 @@ class MessageView:
         if is_open:
             for line in shown:
                 line.rstrip()
-                drawn.append(Text("┊ ", self.palette.faint).append_text(Text(line.plain, self.palette.muted)))
+                drawn.append(Text("┊ ", self.palette.faint).append(line.plain, self.palette.muted))
         return [*drawn, Text("")] if over or not going_on else drawn
 
     def _foot(self, place: Place) -> Text | None:

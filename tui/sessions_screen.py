@@ -68,7 +68,7 @@ class SessionsScreen(Dialog[Chosen]):
 
     def _row(self, summary: SessionSummary, excerpt: str, width: int) -> Text:
         when = ago(summary.updated, self.now)
-        facts = f"{summary.n_messages} messages  {when:>10}"
+        facts = f"{summary.n_messages} message{'s' if summary.n_messages != 1 else ' '}  {when:>10}"
         title = Text("● " if summary.id == self.current else "  ")
         title.append(one_line(summary.title) or "(empty)")
         title.truncate(max(width - len(facts) - 2, 10), overflow="ellipsis", pad=True)

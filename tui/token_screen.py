@@ -59,7 +59,7 @@ class Alternatives(Static):
             text.append("\n")
         kept = [row for row in rows if row.cut_by is None]
         if len(kept) < len(rows):
-            text.append(f"\n{len(rows) - len(kept)} of these were cut by the samplers.", self.palette.muted)
+            text.append(f"\n{len(rows) - len(kept)} of {len(rows)} cut by the samplers", self.palette.muted)
         self.update(text)
         return rows
 

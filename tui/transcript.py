@@ -254,10 +254,11 @@ class Transcript(ScrollView, can_focus=True):
         gutter = "▎" if is_marked else " "
         left = [
             Segment(" " * (self._left - 2), base),
-            Segment(gutter + " ", self.palette.selected if is_marked else base),
+            Segment(gutter + " ", base + self.palette.selected if is_marked else base),
         ]
         segments = [s for s in row.render(self.app.console) if s.text != "\n"]
-        body = [Segment(s.text, base + s.style if isinstance(s.style, Style) else base) for s in segments]
+        ground = base + row.style if isinstance(row.style, Style) else base  # rich leaves it out of a row without spans
+        body = [Segment(s.text, ground + s.style if isinstance(s.style, Style) else ground) for s in segments]
         return Strip([*left, *body]).adjust_cell_length(width, base)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
