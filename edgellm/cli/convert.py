@@ -102,8 +102,10 @@ def target_path(source: ModelSource, target: Path | None, outtype: str, plan: Co
     """The file to write: as given, in the folder that is given, or in this one, named after the source."""
     if target is not None and not target.is_dir():
         return target
+    from edgellm.quantize.general_metadata import folder_name
+
     kind = outtype.upper() if outtype != "auto" else next(iter(plan.types()), "F32")
-    stem = source.path.resolve().name.removesuffix(".gguf")
+    stem = folder_name(source.path).removesuffix(".gguf")
     path = (target or Path()) / f"{stem}-{kind}.gguf"
     if path.exists() and source.path.exists() and path.samefile(source.path):
         raise ParameterError(f"{path} is the source itself. Name another file to write.")

@@ -6,6 +6,7 @@ From config.json, generation_config.json and the head of the model card, under t
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from edgellm.formats.checkpoint import Checkpoint
@@ -68,11 +69,19 @@ def _sampling(checkpoint: Checkpoint) -> TypedMetadata:
     return found
 
 
+def folder_name(folder: Path) -> str:
+    """The name of a checkpoint's folder, of the repository where it lies in the cache of the hub's own client."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.split("--")[-1]
+    return folder.name
+
+
 def _title(checkpoint: Checkpoint) -> str:
     """A readable name: that of the repository, where config.json has it, else of the folder."""
     named = checkpoint.config.get("_name_or_path")
     repository = isinstance(named, str) and named.count("/") == 1 and not named.startswith((".", "/", "~"))
-    name = named.split("/")[1] if repository and isinstance(named, str) else checkpoint.folder.resolve().name
+    name = named.split("/")[1] if repository and isinstance(named, str) else folder_name(checkpoint.folder)
     words = name[:MAX_TEXT].replace("-", " ").split()
     return " ".join(w.title() if w.islower() and not re.match(r"v?\d", w) else w for w in words) or "model"
 

@@ -173,11 +173,12 @@ def _found_pre(description: dict[str, Any], notes: list[str]) -> str:
         tokenizer = Tokenizer.from_str(json.dumps(description))
     except Exception as error:  # the library raises a bare Exception
         raise invalid(f"tokenizer.json that cannot be read ({short(str(error))})", "a tokenizer") from error
-    pre = find_pre(tokenizer, description)
-    if pre is None:
+    pre, whole = find_pre(tokenizer, description)
+    if not whole:
         notes.append(
             "The tokenizer cuts text in a way that GGUF has no name for. edgellm reads the original, which is in the "
-            "file; other programs will cut some texts differently. A name can be given with --pre."
+            f"file; other programs will read {pre or 'default'!r} and cut some texts differently. A name can be given "
+            "with --pre."
         )
     return pre or "default"
 

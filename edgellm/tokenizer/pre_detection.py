@@ -49,25 +49,24 @@ def _probes() -> list[str]:
 PROBES = _probes()
 
 
-def find_pre(tokenizer: Tokenizer, description: dict[str, Any]) -> str | None:
-    """The name of the rule that cuts as ``tokenizer`` does, None when no rule of the table does.
-
-    ``description`` is its tokenizer.json. ``ignore_merges`` must agree too.
+def find_pre(tokenizer: Tokenizer, description: dict[str, Any]) -> tuple[str | None, bool]:
+    """The name of the rule that cuts as ``tokenizer`` does, None when no rule of the table does; whether it also takes
+    whole words that are tokens as ``description``, its tokenizer.json, says (``ignore_merges``).
     """
     wanted = [_cuts(tokenizer.normalizer, tokenizer.pre_tokenizer, text) for text in PROBES]
     model = description.get("model")
     ignore_merges = bool(model.get("ignore_merges", False)) if isinstance(model, dict) else False
     names = sorted(table.PRE_TOKENIZERS, key=lambda name: name not in USUAL_NAMES)
     tried: dict[table.PreTokenizer, bool] = {}
+    near = None
     for name in names:
         rule = table.PRE_TOKENIZERS[name]
-        if not rule.byte_level or rule.ignore_merges != ignore_merges:
-            continue
-        if rule not in tried:
+        if rule.byte_level and rule not in tried:
             tried[rule] = _cuts_like(rule, wanted)
-        if tried[rule]:
-            return name
-    return None
+        if tried.get(rule) and rule.ignore_merges == ignore_merges:
+            return name, True
+        near = near or (name if tried.get(rule) else None)
+    return near, False
 
 
 def _cuts_like(rule: table.PreTokenizer, wanted: list[list[str]]) -> bool:
