@@ -10,11 +10,12 @@ int32, give the sum that the other paths make:
 so a token's numbers do not depend on whether it was in a batch of 15 or 16. (bf16 tiles over whole rows need no sums
 per group, but three products of half the rate, and would give a token other bits in a prompt than alone.)
 
-Counted for 16 tokens x 16 rows, in cycles of the busiest unit (a product 16, a tile load 8 at two rows a cycle, a tile
-store 16, two 512-bit operations a cycle); a VNNI multiply-add of int16 needs 160 for 16 x 16 x 32, bound by its loads:
+Counted for 16 tokens x 16 rows, in cycles of the busiest unit of a Sapphire Rapids core (a product 16, a tile load 8 at
+two rows a cycle, a tile store 16, two 512-bit operations a cycle). Tiles and floats take turns, so both count; on
+VNNI, multiply-adds of int16 are bound by their loads, 160 for a group of 32:
 
-    group of 32, one plane     2 products 32 | 3 loads 20 | 2 stores 32 | sums to float32 40 to 48        about 50
-    256 weights, two planes    16 products 256 | 16 loads 128 | 3 stores 48 | sums to float32 56           about 256
+    group of 32, one plane     2 products 32 | 3 loads 20 | 2 stores 32       + sums to float32 40    VNNI 184
+    256 weights, two planes    16 products 256 | 16 loads 128 | 3 stores 48   + 60, with minima 300   VNNI 1340, 1580
 
     panel of 16 rows      its int16 pairs become bytes, four columns x 16 rows to a tile row
     activations           ``quantize`` has split its rows in place: 64 bytes of int16 are 32 xh and 32 xl
