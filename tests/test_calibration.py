@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.cli.app import main
 from edgellm.divergence import Comparison, compare_models
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
@@ -17,8 +18,9 @@ from edgellm.kernels.cpu.encode import encode
 from edgellm.models import build_program
 from edgellm.perplexity import ChunkModel
 from edgellm.quantize import awq, hessian
-from edgellm.quantize.awq import Scaling
 from edgellm.quantize.calibration import Calibrated, CalibrationOptions, calibrate
+from edgellm.quantize.importance import collect
+from edgellm.quantize.source import open_source
 from tests import tiny_models
 
 N_CTX = 64
@@ -36,22 +38,27 @@ def write_f32(path: Path, architecture: str, **shape: int) -> Path:
 def types_of(path: Path, quant: str) -> dict[str, str]:
     with GGUFFile.open(path) as gguf:
         return {
-            name: "F32" if len(tensor.shape) == 1 or name == "token_embd.weight" else quant
+            name: quant
             for name, tensor in gguf.tensors.items()
+            if len(tensor.shape) > 1 and name != "token_embd.weight"
         }
 
 
 def write_result(path: Path, source: Path, types: Mapping[str, str], calibrated: Calibrated) -> Path:
     """The calibrated model; what was not rounded by the calibration is by the type's own quantizer."""
-    with GGUFFile.open(source) as gguf:
+    with open_source(source) as model:
         plans = []
-        for name, tensor in gguf.tensors.items():
-            rows = calibrated.scaled.get(name, Scaling()).apply(tensor.dequantize())
+        for name, tensor in calibrated.source(model).tensors.items():
+            rows = tensor.rows()
             data = calibrated.encoded.get(name)
             if data is None:
-                data = encode(types[name], rows, calibrated.importance.get(name))
-            plans.append(TensorPlan(name, tensor.shape, QUANT_TYPES[types[name]], lambda data=data: [data.reshape(-1)]))
-        write_gguf(path, {key: (value, gguf.value_types[key]) for key, value in gguf.metadata.items()}, plans)
+                data = encode(types.get(name, "F32"), rows, calibrated.importance.get(name))
+            plans.append(
+                TensorPlan(
+                    name, tensor.shape, QUANT_TYPES[types.get(name, "F32")], lambda data=data: [data.reshape(-1)]
+                )
+            )
+        write_gguf(path, model.metadata, plans)
     return path
 
 
@@ -60,7 +67,7 @@ def divergence(path: Path, base: Path, seed: int) -> float:
         ChunkModel(path, N_CTX, executor="reference") as own,
         ChunkModel(base, N_CTX, executor="reference") as other,
     ):
-        chunks = own.chunks(own.ids(text(seed)), 12)
+        chunks = own.chunks(own.ids(text(seed)), 8)
         return float(Comparison.joined(list(compare_models(own, other, chunks))).divergence.mean())
 
 
@@ -68,14 +75,16 @@ def divergence(path: Path, base: Path, seed: int) -> float:
 def test_compensation_brings_a_model_closer_to_its_source(architecture: str, quant: str, tmp_path: Path) -> None:
     source = write_f32(tmp_path / "source.gguf", architecture)
     types = types_of(source, quant)
-    options = CalibrationOptions(n_ctx=N_CTX, n_chunks=40)
+    options = CalibrationOptions(n_ctx=N_CTX, n_chunks=24)
     steps: list[tuple[str, int, int]] = []
+    with ChunkModel(source, N_CTX, executor="reference") as model:
+        *_, imatrix = collect(model, model.chunks(model.ids(text(0, 4000)), 24), "")
     with calibrate(source, types, text(0, 4000), options, progress=lambda *step: steps.append(step)) as calibrated:
         assert len(calibrated.encoded) == 14
         for name, data in calibrated.encoded.items():
             assert data.dtype == np.uint8 and types[name] == quant, name
         compensated = write_result(tmp_path / "gptq.gguf", source, types, calibrated)
-        weighted = write_result(tmp_path / "weighted.gguf", source, types, Calibrated(importance=calibrated.importance))
+        weighted = write_result(tmp_path / "weighted.gguf", source, types, Calibrated(importance=imatrix.means))
         assert steps[-1][1] == steps[-1][2] == 8, "groups of q, k, v; output; gate, up; down in two layers"
         calibrated.close()
         assert not calibrated.encoded
@@ -100,8 +109,7 @@ def test_folded_scales_leave_the_model_as_it_was(architecture: str, tmp_path: Pa
         assert ("blk.0.attn_v.weight" in calibrated.scaled) and calibrated.scaled[
             "blk.0.ffn_up.weight"
         ].rows is not None
-        as_floats = dict.fromkeys(types, "F32")
-        scaled = write_result(tmp_path / "scaled.gguf", source, as_floats, calibrated)
+        scaled = write_result(tmp_path / "scaled.gguf", source, {}, calibrated)
     with GGUFFile.open(scaled) as a, GGUFFile.open(source) as b:
         changed = [n for n in b.tensors if not np.array_equal(a.tensors[n].data, b.tensors[n].data)]
     assert len(changed) >= 8
@@ -111,7 +119,7 @@ def test_folded_scales_leave_the_model_as_it_was(architecture: str, tmp_path: Pa
 def test_awq_and_compensation_go_together(tmp_path: Path) -> None:
     source = write_f32(tmp_path / "source.gguf", "llama", n_layer=1)
     types = types_of(source, "Q4_0")
-    options = CalibrationOptions("awq+gptq", n_ctx=N_CTX, n_chunks=30)
+    options = CalibrationOptions("awq+gptq", n_ctx=N_CTX, n_chunks=20)
     with calibrate(source, types, text(0, 3000), options) as calibrated:
         both = write_result(tmp_path / "both.gguf", source, types, calibrated)
         plain = write_result(tmp_path / "plain.gguf", source, types, Calibrated())
@@ -154,3 +162,22 @@ def test_options_out_of_range_are_named() -> None:
         CalibrationOptions("gtpq")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="damping"):
         CalibrationOptions(damping=0)
+
+
+def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_f32(tmp_path / "source.gguf", "llama", n_layer=1)
+    words = tmp_path / "text"
+    words.write_text(text(0, 2000))
+    run = ["quantize", str(source)]
+    method = ["--method", "gptq", "-f", str(words), "--chunks", "2"]
+    assert main([*run, str(tmp_path / "plain.gguf"), "Q4_0"]) == 0
+    assert main([*run, str(tmp_path / "gptq.gguf"), "Q4_0", *method, "--report"]) == 0
+    assert "blk.0.ffn_down.weight" in capsys.readouterr().out
+    with GGUFFile.open(tmp_path / "plain.gguf") as a, GGUFFile.open(tmp_path / "gptq.gguf") as b:
+        assert [(t.name, t.quant, t.shape) for t in a.tensors.values()] == [
+            (t.name, t.quant, t.shape) for t in b.tensors.values()
+        ]
+        changed = {name for name in a.tensors if not np.array_equal(a.tensors[name].data, b.tensors[name].data)}
+    assert len(changed) == 7 and all(name.startswith("blk.0.") for name in changed)
+    assert main([*run, str(tmp_path / "x.gguf"), "Q4_0", "--method", "gptq"]) == 2
+    assert not (tmp_path / "x.gguf").exists()

@@ -175,8 +175,8 @@ def rope(op, step, thread, n_threads):
             store_f32(p + second, a * s + b * c)
 
 
-# ---- gated unit: gate, gate_row, up, up_row, out, out_row, width -----------------------------------------------------
-GATE, GATE_ROW, UP, UP_ROW, UNIT_OUT, UNIT_OUT_ROW, UNIT_WIDTH = _arg[1:8]
+# ---- gated unit: gate, gate_row, up, up_row, out, out_row, width, row_kind -------------------------------------------
+GATE, GATE_ROW, UP, UP_ROW, UNIT_OUT, UNIT_OUT_ROW, UNIT_WIDTH, UNIT_KIND = _arg[1:9]
 
 
 def make_gated_unit(activation: str) -> Any:
@@ -184,8 +184,7 @@ def make_gated_unit(activation: str) -> Any:
     function = {"silu": silu_f32x16, "gelu": gelu_f32x16}[activation]
 
     def gated_unit(op, step, thread, n_threads):
-        n, width = load_i64(step + at.N_TOKENS), load_i64(op + UNIT_WIDTH)
-        lanes = (width + 15) // 16
+        n, lanes = load_i64(step + load_i64(op + UNIT_KIND)), (load_i64(op + UNIT_WIDTH) + 15) // 16
         for item in range(thread, n * lanes, n_threads):
             row, i = item // lanes, item % lanes * 64
             gate = load_f32x16(load_i64(op + GATE) + row * load_i64(op + GATE_ROW) + i)

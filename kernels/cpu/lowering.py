@@ -9,6 +9,7 @@ proved every shape, and the buffers are made here from the same numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from edgellm.kernels.cpu.layout import activation_row_nbytes, padded
 from edgellm.kernels.cpu.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVPool
+from edgellm.kernels.narrowing import OutputTail, output_tail
 from edgellm.kernels.program import (
     Add,
     ApplyRope,
@@ -42,9 +44,10 @@ MAX_OUTPUTS = 32
 class OpTable:
     """The rows of a program, and all memory they point to."""
 
-    rows: np.ndarray  # (n_rows, 16) int64
+    rows: np.ndarray  # (n_rows, 16) int64: the program's, then its output tail's (narrowing.py)
     first_row: list[int]  # of each op of the program, and one past the last
     n_token_rows: int  # rows before the first that works on outputs
+    n_rows_before_tail: int  # rows that run before the output tail
     kernels: list[str]  # name of each row's kernel
     buffers: dict[str, np.ndarray]  # (rows, padded width) float32
     keep: list[Any]  # weights and activations whose addresses are in the rows
@@ -226,7 +229,7 @@ def _attention(low: _Lowering, op: Attention) -> None:
 
 def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
     width = low.program.buffers[op.out].width
-    arguments = (*low.buffer(op.gate), *low.buffer(op.up), *low.buffer(op.out), width)
+    arguments = (*low.buffer(op.gate), *low.buffer(op.up), *low.buffer(op.out), width, low.row_kind(op.out))
     reads, alone = (op.gate, op.up), width <= ALONE_WIDTH
     low.emit(f"gated_{op.activation}", *arguments, reads=reads, writes=(op.out,), alone=alone)
     low.wrote(op.out)
@@ -260,17 +263,18 @@ _RULES: dict[type, Any] = {
 
 def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
     """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
-    low = _Lowering(program, pool, max_tokens, attention_shapes(program, pool))
-    for name, buffer in program.buffers.items():
+    tail = output_tail(program) or OutputTail(len(program.ops), (), {})
+    whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
+    low = _Lowering(whole, pool, max_tokens, attention_shapes(program, pool))
+    for name, buffer in whole.buffers.items():
         n_rows = max_tokens if buffer.rows == "tokens" else MAX_OUTPUTS
         low.buffers[name] = np.zeros((n_rows, padded(buffer.width)), np.float32)
-    n_token_rows = None
-    for op in program.ops:
+    for op in whole.ops:
         low.first_row.append(len(low.rows))
-        if n_token_rows is None and isinstance(op, SelectOutputs):
-            n_token_rows = len(low.rows)
         _RULES[type(op)](low, op)
     low.first_row.append(len(low.rows))
+    n_ops = len(program.ops)
+    selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
     table = np.zeros((len(low.rows), layout.OP_FIELDS), np.int64)
     for fields, row in zip(table, low.rows, strict=True):
         assert len(row.arguments) < layout.FLAGS // 8, "an op row has 13 arguments at most"
@@ -278,8 +282,9 @@ def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
     _set_flags(table, low.rows)
     return OpTable(
         table,
-        low.first_row,
-        len(low.rows) if n_token_rows is None else n_token_rows,
+        low.first_row[: n_ops + 1],
+        low.first_row[selects[0] if selects else n_ops],
+        low.first_row[tail.start],
         [row.kernel for row in low.rows],
         low.buffers,
         low.keep,

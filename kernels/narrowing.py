@@ -1,0 +1,50 @@
+"""The end of a program for few rows: what follows the last attention, computed for the tokens that want logits alone.
+
+A prompt wants the logits of its last token, and nothing after the last attention mixes rows. The program itself
+selects its rows at the very end, so that a hook sees every token in every layer; this is for executors without a hook.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from edgellm.kernels.program import Add, Attention, Buffer, GatedUnit, Matmul, Op, Program, RMSNorm, SelectOutputs
+
+_READS: dict[type, tuple[str, ...]] = {RMSNorm: ("x",), Matmul: ("x",), GatedUnit: ("gate", "up"), Add: ("x", "y")}
+
+
+@dataclass(frozen=True)
+class OutputTail:
+    """``ops`` do for the rows that want logits what the program's ops from ``start`` on do; ``buffers`` are theirs."""
+
+    start: int
+    ops: tuple[Op, ...]
+    buffers: dict[str, Buffer]
+
+
+def output_tail(program: Program) -> OutputTail | None:
+    """The tail of a program; None where an op after the last attention is not one that works on rows."""
+    attention = [i for i, op in enumerate(program.ops) if isinstance(op, Attention)]
+    if not attention:
+        return None
+    start, ops, buffers, names = attention[-1] + 1, list[Op](), dict[str, Buffer](), dict[str, str]()
+
+    def chosen(name: str, *, written: bool = False) -> str:
+        """The buffer with the chosen rows of ``name``, made with a selection where the tail did not write it."""
+        if name not in names and program.buffers[name].rows == "tokens":
+            names[name] = f"{name} of outputs"
+            buffers[names[name]] = Buffer(names[name], program.buffers[name].width, "outputs")
+            if not written:
+                ops.append(SelectOutputs(name, names[name]))
+        return names.get(name, name)
+
+    for op in program.ops[start:]:
+        if isinstance(op, SelectOutputs):
+            names[op.out] = chosen(op.x)
+        elif type(op) in _READS and op.out not in names.values():  # type: ignore[union-attr]
+            read = {name: chosen(getattr(op, name)) for name in _READS[type(op)]}
+            ops.append(dataclasses.replace(op, **read, out=chosen(op.out, written=True)))  # type: ignore[union-attr]
+        else:
+            return None
+    return OutputTail(start, tuple(ops), buffers)
