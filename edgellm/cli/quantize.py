@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
 
 if TYPE_CHECKING:
+    from edgellm.quantize.calibration import Calibrated
     from edgellm.quantize.mixes import Recipe
     from edgellm.quantize.model_source import ModelSource
     from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan, Quantized
@@ -31,6 +33,11 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="The type of the token embeddings.")
 @click.option("--leave-output-tensor", is_flag=True, help="Leave output.weight as it is.")
+@click.option("--method", type=click.Choice(["gptq", "awq", "awq+gptq"]), help="Calibrate over the text of -f.")
+@click.option("-f", "--file", "text", type=EXISTING, help="The calibration text of --method, UTF-8.")
+@click.option(
+    "--chunks", "n_chunks", type=click.IntRange(1), help="So many chunks of 512 tokens of it.  [default: all]"
+)
 @click.option("--allow-requantize", is_flag=True, help="Take weights that were quantized before.")
 @click.option("--keep-split", is_flag=True, help="As many parts as the source has.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and the size, write nothing.")
@@ -48,6 +55,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     Examples:
       edgellm quantize model-f16.gguf Q4_K_M
       edgellm quantize model-f16.gguf small.gguf Q3_K_M --imatrix model.imatrix.gguf --report
+      edgellm quantize model-f16.gguf Q4_K_M --method gptq -f calibration.txt
       edgellm quantize ./checkpoint model.gguf Q4_K_M --tensor-type 'ffn_down=q6_k' --dry-run
     """
     from edgellm.quantize.pipeline import plan_quantization
@@ -135,14 +143,16 @@ def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], prog
     from edgellm.quantize.pipeline import quantize
 
     started = time.monotonic()
-    done = quantize(
-        planned,
-        target,
-        n_threads=values["n_threads"],
-        report=values["report"],
-        progress=lambda done, total, name: progress.update("quantize", done, total, name),
-        on_compile=lambda done, total, name: progress.update("compile", done, total, name),
-    )
+    with _calibrated(planned, values, progress) as calibrated:
+        done = quantize(
+            calibrated.plan(planned) if calibrated else planned,
+            target,
+            encoder=calibrated.blocks if calibrated else None,
+            n_threads=values["n_threads"],
+            report=values["report"],
+            progress=lambda done, total, name: progress.update("quantize", done, total, name),
+            on_compile=lambda done, total, name: progress.update("compile", done, total, name),
+        )
     progress.finish()
     if values["report"]:
         _tell_errors(done)
@@ -151,6 +161,31 @@ def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], prog
     for path in done.paths:
         click.echo(f"{path}: {human_bytes(path.stat().st_size)}, {_bits(planned):.2f} bits per weight")
     click.echo(f"{time.monotonic() - started:.1f} s", err=True)
+
+
+def _calibrated(
+    planned: QuantizationPlan, values: dict[str, Any], progress: Progress
+) -> AbstractContextManager[Calibrated | None]:
+    """What --method makes of the plan, nothing without it."""
+    method, text = values["method"], values["text"]
+    if (method is None) != (text is None):
+        raise click.UsageError("--method and -f FILE go together.")
+    if method is None:
+        return nullcontext()
+    if planned.source.kind != "gguf":
+        raise ParameterError(
+            "--method runs the model, which takes a GGUF file. Make one with `edgellm convert`, then quantize that."
+        )
+    from edgellm.quantize.calibration import CalibrationOptions, calibrate
+
+    return calibrate(
+        planned.source.path,
+        {tensor.name: tensor.target.name for tensor in planned.tensors if tensor.changes},
+        text.read_text(encoding="utf-8"),
+        CalibrationOptions(method, n_chunks=values["n_chunks"], n_threads=values["n_threads"]),
+        planned.importance.columns if planned.importance else None,
+        lambda what, done, total: progress.update(what, done, total),
+    )
 
 
 # ---- what the user reads ---------------------------------------------------------------------------------------------

@@ -154,12 +154,13 @@ def scalings(
     rows: dict[str, np.ndarray] = {}
     columns: dict[str, np.ndarray] = {}
     for fold in folds(program):
-        known = [name for name in fold.group.weights if name in importance]
-        rounded = [name for name in known if QUANT_TYPES[types[name]].block_size > 1]
-        if not rounded:
-            continue
-        s = search([(weight_of(name), types[name]) for name in rounded], importance[known[0]], fold, encode)
-        columns |= dict.fromkeys(fold.group.weights, s)
+        names = fold.group.weights
+        rounded = [name for name in names if name in types and QUANT_TYPES[types[name]].block_size > 1]
+        kept = [name for name in (*names, *([fold.target] if fold.into_rows else [])) if name not in types]
+        if not rounded or kept or names[0] not in importance:
+            continue  # what stays as it is stored cannot be scaled
+        s = search([(weight_of(name), types[name]) for name in rounded], importance[names[0]], fold, encode)
+        columns |= dict.fromkeys(names, s)
         if fold.into_rows:
             heads = s.reshape(-1, fold.copies, fold.head_dim)
             rows[fold.target] = (1 / heads[:, 0].reshape(-1)).astype(np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +17,19 @@ import numpy as np
 from edgellm.cores import default_threads
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
-from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.formats.quant_types import QUANT_TYPES, QuantType
+from edgellm.kernels.program import Embed
 from edgellm.models import build_program
-from edgellm.perplexity import Chunk, ChunkModel, cut
+from edgellm.perplexity import Chunk, cut
 from edgellm.quantize import awq, gptq, hessian
 from edgellm.quantize.awq import Scaling
 from edgellm.quantize.grid import GRIDS
-from edgellm.quantize.importance import collect
+from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan
 from edgellm.tokenizer import Tokenizer
 
 Method = Literal["gptq", "awq", "awq+gptq"]
+F32 = QUANT_TYPES["F32"]
 METHODS: tuple[Method, ...] = ("gptq", "awq", "awq+gptq")
 
 Progress = Callable[[str, int, int], None]
@@ -68,6 +71,31 @@ class Calibrated:
     importance: dict[str, np.ndarray] = field(default_factory=dict)
     _spool: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
 
+    def source(self, source: ModelSource) -> ModelSource:
+        """The same model with scaled tensors in the place of those that are scaled."""
+        tensors = {
+            name: _scaled_tensor(tensor, self.scaled[name]) if name in self.scaled else tensor
+            for name, tensor in source.tensors.items()
+        }
+        return replace(source, tensors=tensors)
+
+    def plan(self, planned: QuantizationPlan) -> QuantizationPlan:
+        """The same plan for the scaled source, with the importance of its inputs."""
+        source = self.source(planned.source)
+        tensors = [
+            replace(tensor, source=source.tensors[tensor.name], target=tensor.target if tensor.changes else F32)
+            if tensor.name in self.scaled
+            else tensor
+            for tensor in planned.tensors
+        ]
+        known = planned.importance or ImportanceMatrix({})
+        columns = {**known.columns, **self.importance}
+        return replace(planned, source=source, tensors=tensors, importance=replace(known, columns=columns))
+
+    def blocks(self, tensor: SourceTensor, quant: QuantType) -> np.ndarray | None:
+        """The blocks of a tensor that was rounded here; the pipeline's ``encoder``."""
+        return self.encoded.get(tensor.name)
+
     def keep(self, name: str, data: np.ndarray) -> None:
         """Store an encoded tensor."""
         if not self._spool:
@@ -89,6 +117,18 @@ class Calibrated:
         self.close()
 
 
+def _scaled_tensor(tensor: SourceTensor, scaling: Scaling) -> SourceTensor:
+    """The tensor times its scales, as float32."""
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(scaling.apply(tensor.decode(start, stop), start), np.float32)
+
+    def stored(start: int, stop: int) -> np.ndarray:
+        return rows(start, stop).view(np.uint8)
+
+    return replace(tensor, quant=F32, decode=rows, stored=stored)
+
+
 def calibrate(
     path: str | Path,
     types: Mapping[str, str],
@@ -97,9 +137,9 @@ def calibrate(
     importance: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Calibrate the GGUF file ``path`` for the type of each tensor, by name.
+    """Calibrate the GGUF file ``path`` for the type of each tensor that changes, by name.
 
-    ``importance`` is that of an imatrix file; without one it is measured over the same text. Tensors of types that no
+    ``importance`` is that of an imatrix file; without one AWQ measures it over the same text. Tensors of types that no
     grid is known for (GRIDS), the embedding and the output matrix are left to the type's own quantizer.
     """
     report = progress or (lambda what, done, total: None)
@@ -109,24 +149,11 @@ def calibrate(
             tokenizer = Tokenizer.from_gguf(gguf.metadata)
             ids = tokenizer.encode(text, add_special=True)
             chunks = cut(ids, list(tokenizer.special.prefix[:1]), options.n_ctx, options.n_chunks)
-            if importance is None:
-                importance = _importance(path, chunks, options, report)
             _Calibration(gguf, types, importance, options, report, result).run(chunks)
     except BaseException:
         result.close()
         raise
     return result
-
-
-def _importance(
-    path: str | Path, chunks: Sequence[Chunk], options: CalibrationOptions, report: Progress
-) -> dict[str, np.ndarray]:
-    means: dict[str, np.ndarray] = {}
-    with ChunkModel(path, options.n_ctx, n_threads=options.n_threads) as model:
-        for done, imatrix in enumerate(collect(model, chunks, ""), 1):
-            report("measuring the importance of inputs", done, len(chunks))
-            means = imatrix.means if done == len(chunks) else means
-    return means
 
 
 class _Calibration:
@@ -136,26 +163,41 @@ class _Calibration:
         self,
         gguf: GGUFFile,
         types: Mapping[str, str],
-        importance: Mapping[str, np.ndarray],
+        importance: Mapping[str, np.ndarray] | None,
         options: CalibrationOptions,
         report: Progress,
         result: Calibrated,
     ) -> None:
         self.program = build_program(gguf)
-        self.types = {name: types.get(name, tensor.quant.name) for name, tensor in self.program.tensors.items()}
+        self.types = types
         self.given, self.options, self.report, self.result = importance, options, report, result
         self.n_threads = options.n_threads or default_threads()
 
     def run(self, chunks: Sequence[Chunk]) -> None:
         """Scale, round, and say what importance the rest has."""
+        given = self.given
         if "awq" in self.options.method:
+            given = self._measure(chunks) if given is None else given
             self.report("searching scales", 0, 1)
-            self.result.scaled = awq.scalings(self.program, self.types, self.given, self.source, self.encode)
-        for name, means in self.given.items():
+            self.result.scaled = awq.scalings(self.program, self.types, given, self.source, self.encode)
+        for name, means in (given or {}).items():
             columns = self.result.scaled.get(name, Scaling()).columns
             self.result.importance[name] = means if columns is None else (means / columns**2).astype(np.float32)
         if "gptq" in self.options.method:
             self._round(chunks)
+
+    def _measure(self, chunks: Sequence[Chunk]) -> dict[str, np.ndarray]:
+        """The mean squares of the inputs of every matrix, in the source model."""
+        means: dict[str, np.ndarray] = {}
+        found = hessian.groups(self.program)
+        walk = hessian.Walk(self.program, chunks, self.source, self.tensor(self._embedding).dequantize)
+        for done, group in enumerate(found):
+            self.report("measuring the importance of inputs", done, len(found))
+            walk.advance(group.start)
+            squares = [np.einsum("ij,ij->j", x, x, dtype=np.float64) for x in walk.inputs(group.x)]
+            n_rows = sum(len(batch) for batch in walk.batches)
+            means |= dict.fromkeys(group.weights, (np.sum(squares, axis=0) / n_rows).astype(np.float32))
+        return means
 
     def tensor(self, name: str) -> QuantizedTensor:
         """A tensor of the source."""
@@ -184,17 +226,20 @@ class _Calibration:
 
     def embed(self, tokens: np.ndarray) -> np.ndarray:
         """Rows of the embedding as the file will have them."""
-        name = next(op.weight for op in self.program.ops if isinstance(op, hessian.Embed))
-        rows = self.tensor(name).dequantize(np.asarray(tokens))
-        quant = self.types[name]
-        return rows if quant == "F32" else QUANT_TYPES[quant].dequantize(self.encode(quant, rows))
+        rows = self.tensor(self._embedding).dequantize(np.asarray(tokens))
+        quant = self.types.get(self._embedding)
+        return rows if quant is None else QUANT_TYPES[quant].dequantize(self.encode(quant, rows))
+
+    @property
+    def _embedding(self) -> str:
+        return next(op.weight for op in self.program.ops if isinstance(op, Embed))
 
     def _round(self, chunks: Sequence[Chunk]) -> None:
         found = hessian.groups(self.program)
         walk = hessian.Walk(self.program, chunks, self.weight, self.embed)
         for done, group in enumerate(found):
             self.report("rounding with error compensation", done, len(found))
-            wanted = [name for name in group.weights if self.types[name] in GRIDS]
+            wanted = [name for name in group.weights if self.types.get(name) in GRIDS]
             if not wanted:
                 continue
             walk.advance(group.start)
