@@ -52,6 +52,7 @@ class GGUFFile:
     metadata     scalars as Python values, numeric arrays as read-only numpy arrays, string arrays as list[str]
     value_types  key -> "UINT32", "STRING", "ARRAY[FLOAT32]" ...
     tensors      name -> QuantizedTensor, in file order
+    part_sizes   tensors of each part
     """
 
     def __init__(self, parts: list[Part]) -> None:
@@ -62,6 +63,7 @@ class GGUFFile:
         self.value_types = header.types
         self.nbytes = sum(part.header.nbytes for part in parts)
         self.tensors: dict[str, QuantizedTensor] = {}
+        self.part_sizes = [len(part.header.tensors) for part in parts]
         self._positions = header.positions
         self._maps = [part.data for part in parts]
         for part in parts:

@@ -70,19 +70,24 @@ def write_gguf(
     *,
     max_part_nbytes: int | None = None,
     max_part_tensors: int | None = None,
+    part_sizes: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write the model to ``path`` and give the files that hold it, the first one first.
 
     With a limit for a part, tensors that exceed it go on in the next: ``name-00001-of-00003.gguf`` and on, in the
     folder of ``path``, as llama.cpp names them. A limit that everything fits in gives one file called ``path``.
+    ``part_sizes`` says instead how many tensors each part has.
     EdgeLLMError ``WRITE_DISK`` when the disk is full, now or on the way, ``WRITE_FAILED`` for any other trouble with
     it, ``WRITE_TENSOR`` when chunks do not fit their tensor. Whatever happens, what stood under the name before stands
     there until the new model is whole, and nothing else is left behind.
     """
     target = Path(os.path.realpath(path))
     alignment = _alignment(metadata)
-    parts = split_tensors(tensors, alignment, max_part_nbytes, max_part_tensors)
+    if part_sizes:
+        parts = _parts_of_sizes(tensors, part_sizes)
+    else:
+        parts = split_tensors(tensors, alignment, max_part_nbytes, max_part_tensors)
     targets = part_paths(target, len(parts))
     headers = [
         _header(part_metadata(metadata, no, len(parts), len(tensors)), part, alignment) for no, part in enumerate(parts)
@@ -132,6 +137,12 @@ def split_tensors(
     if len(parts) > MAX_PARTS:
         raise ParameterError(f"The limits make {len(parts):,} parts, expected up to {MAX_PARTS:,}. Give larger ones.")
     return list(parts)
+
+
+def _parts_of_sizes(tensors: Sequence[TensorPlan], sizes: Sequence[int]) -> list[Sequence[TensorPlan]]:
+    assert sum(sizes) == len(tensors), f"parts of {list(sizes)} tensors, and there are {len(tensors)}"
+    ends = np.cumsum(sizes).tolist()
+    return [tensors[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def part_paths(target: Path, count: int) -> list[Path]:

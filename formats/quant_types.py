@@ -56,6 +56,8 @@ class QuantType:
                 code="GGUF_TENSOR_TYPE",
             )
         assert data.dtype == np.uint8, f"{self.name}: bytes expected, not {data.dtype}"
+        if self.layout.kind == "f":
+            return np.ascontiguousarray(data).view(self.layout).astype(np.float32)
         blocks = np.ascontiguousarray(data).reshape(-1).view(self.layout)
         out = np.empty((len(blocks), self.block_size), np.float32)
         step = max(1, CHUNK_NBYTES // (4 * self.block_size))

@@ -274,3 +274,15 @@ def test_ctrl_c_leaves_nothing_behind(larger: Path, tmp_path: Path) -> None:
     if process.returncode == 0:  # it was faster
         pytest.skip("done before the signal came")
     assert process.returncode == 130 and not list(tmp_path.iterdir())
+
+
+def test_a_split_source_keeps_its_parts(model: Path, tmp_path: Path) -> None:
+    with open_source(model) as opened:
+        plans = [gguf_writer.TensorPlan(t.name, t.shape, t.quant, t.stored_chunks) for t in opened.tensors.values()]
+        parts = gguf_writer.write_gguf(tmp_path / "split.gguf", opened.metadata, plans, max_part_tensors=30)
+    done = run(parts[0], tmp_path / "out.gguf", keep_split=True)
+    assert [p.name for p in done.paths] == [f"out-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert GGUFFile.open(done.paths[0]).part_sizes == GGUFFile.open(parts[0]).part_sizes
+    run(parts[0], tmp_path / "one.gguf")
+    run(model, tmp_path / "same.gguf")
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()

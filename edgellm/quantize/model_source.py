@@ -80,7 +80,7 @@ class ModelSource:
     kind      ``gguf`` or ``checkpoint``
     metadata  key -> (value, GGUF type name), in the order of the file; what ``write_gguf`` takes
     tensors   name -> SourceTensor, in the order of the file
-    n_parts   files it came in, for a GGUF model
+    n_parts   files it came in, for a GGUF model; part_sizes: tensors of each, in the order of ``tensors``
     scheme    how a checkpoint is quantized ("gptq", "awq", "fp8" ...); "" for one that is not
     notes     what the user should know before relying on the result
     """
@@ -90,6 +90,7 @@ class ModelSource:
     metadata: TypedMetadata
     tensors: dict[str, SourceTensor]
     n_parts: int = 1
+    part_sizes: list[int] = field(default_factory=list)
     scheme: str = ""
     notes: list[str] = field(default_factory=list)
     _close: Callable[[], None] = field(default=lambda: None, repr=False)

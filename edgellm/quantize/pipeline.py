@@ -70,6 +70,7 @@ class QuantizationPlan:
     metadata: TypedMetadata
     nbytes: int
     importance: ImportanceMatrix | None = None
+    part_sizes: tuple[int, ...] = ()  # tensors of each part; () for one file
 
 
 def plan_quantization(
@@ -96,7 +97,8 @@ def plan_quantization(
         _check_importance(tensor, importance)
     metadata = _metadata(source, recipe, importance)
     nbytes = file_nbytes(metadata, [TensorPlan(t.name, t.source.shape, t.target, tuple) for t in tensors])
-    return QuantizationPlan(source, tensors, metadata, nbytes, importance)
+    part_sizes = tuple(source.part_sizes) if keep_split and len(source.part_sizes) > 1 else ()
+    return QuantizationPlan(source, tensors, metadata, nbytes, importance, part_sizes)
 
 
 def quantize(
@@ -133,7 +135,9 @@ def quantize(
                 )
                 for t in planned.tensors
             ]
-            paths = write_gguf(target, planned.metadata, writes, progress=progress)
+            paths = write_gguf(
+                target, planned.metadata, writes, part_sizes=planned.part_sizes or None, progress=progress
+            )
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise

@@ -63,6 +63,7 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
             {key: (value, gguf.value_types[key]) for key, value in gguf.metadata.items()},
             {name: _stored_tensor(tensor) for name, tensor in gguf.tensors.items()},
             n_parts=gguf.get("split.count", int, 1) or 1,
+            part_sizes=gguf.part_sizes,
             _close=gguf.close,
         )
     except BaseException:
