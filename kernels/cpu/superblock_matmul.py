@@ -13,7 +13,6 @@ Minima come in two parts: ``whole`` times the sum of a group's activations, plus
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from numba import types
@@ -52,7 +51,6 @@ from edgellm.kernels.cpu.simd import (
     splat_i32x16,
     store_f32x8,
     store_f32x16,
-    store_i16x16,
     store_i32x8,
     to_f32x8,
     to_f32x16,
@@ -61,102 +59,14 @@ from edgellm.kernels.cpu.simd import (
     zero_i32x8,
     zero_i32x16,
 )
+from edgellm.kernels.cpu.superblock_rows import GROUPS, make_dots, make_unpack
 
-GROUPS = 8
-"""Groups of 32 weights in a super-block."""
 PLANES = 2
 """Bytes that hold a weight with its sub-scale (amx_matmul.py)."""
 
 _low_twice = simd.make_shuffle(simd.i32x8, [0, 1, 2, 3, 0, 1, 2, 3])
 _high_twice = simd.make_shuffle(simd.i32x8, [4, 5, 6, 7, 4, 5, 6, 7])
 _splat_i16x16 = simd.make_splat(simd.i16x16)
-_low_half, _sixteen_bits = simd.make_const(simd.i32x8, 0xFFFF), simd.make_const(simd.i32x8, 16)
-
-
-@functools.cache
-def _make_row(weights: Any) -> tuple[Any, Any, Any, Any]:
-    """What is done with one row's super-block. All eight groups are written out, so that every shift is a constant.
-
-    dot_one(block, scales, x, centres)           products with the 256 activations at x, in eight lanes
-    dot_two, dot_four(..., x_row, ...)           the same for tokens ``x_row`` apart, whose centres are 256 apart
-    unpack(block, scales, out)                   256 int16 sc (q - CENTRE), in the order of the activations
-    """
-    g0, g1, g2, g3, g4, g5, g6, g7 = (weights.make_group(g) for g in range(GROUPS))
-    s0, s1, s2, s3, s4, s5, s6, s7 = (weights.make_scale(g) for g in range(GROUPS))
-    centre, centred = weights.CENTRE, weights.CENTRE != 0
-
-    @forceinline
-    def add_one(a, q, scale, x, centres):
-        start = zero_i32x8()
-        if centred:
-            start = load_i32x8(centres)
-        total = madd_i16x16(start, simd.low_i16x32(q, q), load_i16x16(x))
-        return a + madd_i16x16(total, simd.high_i16x32(q, q), load_i16x16(x + 32)) * scale
-
-    @forceinline
-    def add_two(ab, q, scale, x, x_row, centres):
-        return add_one(ab[0], q, scale, x, centres), add_one(ab[1], q, scale, x + x_row, centres + 256)
-
-    @forceinline
-    def store(q, scale, out):
-        pair = simd.i32x8_as_i16x16((scale << _sixteen_bits()) | (scale & _low_half()))
-        less = _splat_i16x16(types.int16(centre))
-        store_i16x16(out, (simd.low_i16x32(q, q) - less) * pair)
-        store_i16x16(out + 32, (simd.high_i16x32(q, q) - less) * pair)
-
-    @forceinline
-    def dot_one(block, scales, x, centres):
-        a = add_one(zero_i32x8(), g0(block), s0(scales), x, centres)
-        a = add_one(a, g1(block), s1(scales), x + 64, centres + 32)
-        a = add_one(a, g2(block), s2(scales), x + 128, centres + 64)
-        a = add_one(a, g3(block), s3(scales), x + 192, centres + 96)
-        a = add_one(a, g4(block), s4(scales), x + 256, centres + 128)
-        a = add_one(a, g5(block), s5(scales), x + 320, centres + 160)
-        a = add_one(a, g6(block), s6(scales), x + 384, centres + 192)
-        return add_one(a, g7(block), s7(scales), x + 448, centres + 224)
-
-    @forceinline
-    def dot_two(block, scales, x, x_row, centres):
-        ab = zero_i32x8(), zero_i32x8()
-        ab = add_two(ab, g0(block), s0(scales), x, x_row, centres)
-        ab = add_two(ab, g1(block), s1(scales), x + 64, x_row, centres + 32)
-        ab = add_two(ab, g2(block), s2(scales), x + 128, x_row, centres + 64)
-        ab = add_two(ab, g3(block), s3(scales), x + 192, x_row, centres + 96)
-        ab = add_two(ab, g4(block), s4(scales), x + 256, x_row, centres + 128)
-        ab = add_two(ab, g5(block), s5(scales), x + 320, x_row, centres + 160)
-        ab = add_two(ab, g6(block), s6(scales), x + 384, x_row, centres + 192)
-        return add_two(ab, g7(block), s7(scales), x + 448, x_row, centres + 224)
-
-    @forceinline
-    def add_four(abcd, q, scale, x, x_row, centres):
-        a, b = add_two((abcd[0], abcd[1]), q, scale, x, x_row, centres)
-        c, d = add_two((abcd[2], abcd[3]), q, scale, x + 2 * x_row, x_row, centres + 512)
-        return a, b, c, d
-
-    @forceinline
-    def dot_four(block, scales, x, x_row, centres):
-        abcd = zero_i32x8(), zero_i32x8(), zero_i32x8(), zero_i32x8()
-        abcd = add_four(abcd, g0(block), s0(scales), x, x_row, centres)
-        abcd = add_four(abcd, g1(block), s1(scales), x + 64, x_row, centres + 32)
-        abcd = add_four(abcd, g2(block), s2(scales), x + 128, x_row, centres + 64)
-        abcd = add_four(abcd, g3(block), s3(scales), x + 192, x_row, centres + 96)
-        abcd = add_four(abcd, g4(block), s4(scales), x + 256, x_row, centres + 128)
-        abcd = add_four(abcd, g5(block), s5(scales), x + 320, x_row, centres + 160)
-        abcd = add_four(abcd, g6(block), s6(scales), x + 384, x_row, centres + 192)
-        return add_four(abcd, g7(block), s7(scales), x + 448, x_row, centres + 224)
-
-    @forceinline
-    def unpack(block, scales, out):
-        store(g0(block), s0(scales), out)
-        store(g1(block), s1(scales), out + 64)
-        store(g2(block), s2(scales), out + 128)
-        store(g3(block), s3(scales), out + 192)
-        store(g4(block), s4(scales), out + 256)
-        store(g5(block), s5(scales), out + 320)
-        store(g6(block), s6(scales), out + 384)
-        store(g7(block), s7(scales), out + 448)
-
-    return dot_one, dot_two, dot_four, unpack
 
 
 def few(weights: Any) -> int:
@@ -164,21 +74,8 @@ def few(weights: Any) -> int:
     return 4 if weights.CENTRE else MAX_FEW
 
 
-def make_few_tokens(weights: Any) -> Any:
-    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times a few tokens, to scratch + SUMS."""
-    dot_one, dot_two, dot_four, _ = _make_row(weights)
-    decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
-    block_nbytes, centre, has_min, has_halves = (
-        weights.BLOCK_NBYTES, weights.CENTRE, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS,
-    )  # fmt: skip
-
-    @forceinline
-    def store_centres(x, out):
-        """For each group -CENTRE times the sums of its activations, in the lanes where the products with q will be."""
-        minus = _splat_i16x16(types.int16(-centre))
-        for g in range(GROUPS):
-            even = madd_i16x16(zero_i32x8(), minus, load_i16x16(x + 64 * g))
-            store_i32x8(out + 32 * g, madd_i16x16(even, minus, load_i16x16(x + 64 * g + 32)))
+def _make_minimum_sums(has_halves: bool) -> Any:
+    """minimum_sums(at, group_sums, half_sums): of eight rows, the sum of m_i x_i over a super-block."""
 
     @forceinline
     def minimum_lanes(at, low, high, more_low, more_high):
@@ -190,7 +87,6 @@ def make_few_tokens(weights: Any) -> Any:
 
     @forceinline
     def minimum_sums(at, group_sums, half_sums):
-        """Of eight rows, the sum of m_i x_i over a super-block."""
         x, y = load_i32x8(group_sums), load_i32x8(half_sums)
         a, b, c, d = _low_twice(x, x), _high_twice(x, x), _low_twice(y, y), _high_twice(y, y)
         return sums_of_four(
@@ -198,9 +94,24 @@ def make_few_tokens(weights: Any) -> Any:
             minimum_lanes(at + 256, a, b, c, d), minimum_lanes(at + 384, a, b, c, d),
         )  # fmt: skip
 
+    return minimum_sums
+
+
+def _make_eight_rows(weights: Any) -> Any:
+    """eight_rows(p, stride, x, x_row, n, scratch): lanes of eight rows times n = 1, 2 or 4 tokens."""
+    dot_one, dot_two, dot_four = make_dots(weights)
+    row_scales, centre = weights.row_scales, weights.CENTRE
+
     @forceinline
-    def all_rows(p, stride, x, x_row, n, scratch):
-        """Lanes of eight rows times n = 1, 2 or 4 tokens."""
+    def store_centres(x, out):
+        """For each group -CENTRE times the sums of its activations, in the lanes where the products with q will be."""
+        minus = _splat_i16x16(types.int16(-centre))
+        for g in range(GROUPS):
+            even = madd_i16x16(zero_i32x8(), minus, load_i16x16(x + 64 * g))
+            store_i32x8(out + 32 * g, madd_i16x16(even, minus, load_i16x16(x + 64 * g + 32)))
+
+    @forceinline
+    def eight_rows(p, stride, x, x_row, n, scratch):
         if centre:
             for t in range(n):
                 store_centres(x + t * x_row, scratch + CENTRES + t * 256)
@@ -220,6 +131,15 @@ def make_few_tokens(weights: Any) -> Any:
                 store_i32x8(lanes + 512, c)
                 store_i32x8(lanes + 768, d)
 
+    return eight_rows
+
+
+def make_few_tokens(weights: Any) -> Any:
+    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times a few tokens, to scratch + SUMS."""
+    decode, factors, eight_rows = weights.decode, weights.factors, _make_eight_rows(weights)
+    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.N_MINIMA > 0
+    minimum_sums = _make_minimum_sums(weights.N_MINIMA > GROUPS)
+
     @forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch):
         per_group = n_groups * 4
@@ -238,7 +158,7 @@ def make_few_tokens(weights: Any) -> Any:
                 here = 4
                 if n - t < 4:
                     here = min(n - t, 2)
-                all_rows(p, stride, x + t * x_row, x_row, here, scratch)
+                eight_rows(p, stride, x + t * x_row, x_row, here, scratch)
                 for i in range(here):
                     at, c = scale_at + (t + i) * x_row, scratch + SUMS + (t + i) * 32
                     x_scale, total = splat_f32x8(load_f32(at)), sums_at(scratch + LANES + i * 256)
@@ -261,7 +181,7 @@ def make_pack(weights: Any) -> Any:
     Of every super-block the panel holds its int16 pairs, its factors (d, then -dmin, of 16 rows), and its minima (int32
     of 16 rows: ``whole`` of its groups, then ``half``).
     """
-    *_, unpack = _make_row(weights)
+    unpack = make_unpack(weights)
     decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
     block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
 
@@ -383,7 +303,7 @@ def make_panel_times(weights: Any) -> Any:
 
 def make_embed_row(weights: Any) -> Any:
     """embed_row(p, n_groups, factor, out, scratch): factor times the weights of one row, as float32."""
-    *_, unpack = _make_row(weights)
+    unpack = make_unpack(weights)
     decode, factors = weights.decode, weights.factors
     block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
     widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
