@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from edgellm.kernels.program import Add, Attention, Buffer, GatedUnit, Matmul, Op, Program, RMSNorm, SelectOutputs
 
@@ -42,9 +43,10 @@ def output_tail(program: Program) -> OutputTail | None:
     for op in program.ops[start:]:
         if isinstance(op, SelectOutputs):
             names[op.out] = chosen(op.x)
-        elif type(op) in _READS and op.out not in names.values():  # type: ignore[union-attr]
-            read = {name: chosen(getattr(op, name)) for name in _READS[type(op)]}
-            ops.append(dataclasses.replace(op, **read, out=chosen(op.out, written=True)))  # type: ignore[union-attr]
+        elif isinstance(op, RMSNorm | Matmul | GatedUnit | Add) and op.out not in names.values():
+            changed: dict[str, Any] = {name: chosen(getattr(op, name)) for name in _READS[type(op)]}
+            changed["out"] = chosen(op.out, written=True)
+            ops.append(dataclasses.replace(op, **changed))
         else:
             return None
     return OutputTail(start, tuple(ops), buffers)
