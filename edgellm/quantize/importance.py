@@ -11,6 +11,7 @@ A matmul out = x W^T hurts where x is large: the quantizers weigh the error of c
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -87,16 +88,6 @@ class Imatrix:
 # ---- collecting ------------------------------------------------------------------------------------------------------
 
 
-def matmul_inputs(see: Callable[[Matmul, np.ndarray], None]) -> Callable[[int, Op, Callable[[str], np.ndarray]], None]:
-    """A hook that shows every matmul with its input (n_rows, n_in)."""
-
-    def hook(index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
-        if isinstance(op, Matmul):
-            see(op, read(op.x))
-
-    return hook
-
-
 class Collector:
     """Adds up squares of inputs chunk by chunk; weights that read the same buffer share the sum.
 
@@ -167,9 +158,8 @@ def _write_gguf(path: Path, imatrix: Imatrix) -> None:
     for name, squares in sorted(imatrix.squares.items()):
         for suffix, array in ((SUMS, squares.sums), (COUNTS, squares.counts[:, None])):
             data = np.ascontiguousarray(array, "<f4")
-            plans.append(
-                TensorPlan(f"{name}{suffix}", data.shape, QUANT_TYPES["F32"], lambda data=data: [data.reshape(-1)])
-            )
+            chunks = functools.partial(list, (data.reshape(-1),))
+            plans.append(TensorPlan(f"{name}{suffix}", data.shape, QUANT_TYPES["F32"], chunks))
     write_gguf(path, metadata, plans)
 
 
