@@ -7,6 +7,7 @@ check of a length or an offset; the meaning of keys and shapes is for the archit
 from __future__ import annotations
 
 import contextlib
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -129,6 +130,17 @@ class GGUFFile:
             with contextlib.suppress(BufferError):  # a tensor is still held; the map goes with it
                 mapped.close()
         self._maps = []
+
+    def release(self, data: np.ndarray) -> None:
+        """Give back the memory that reading a tensor's ``data`` took, where the system can; it stays readable."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for mapped in self._maps:
+            start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+            if 0 <= start < len(mapped):
+                first = start // mmap.PAGESIZE * mmap.PAGESIZE
+                with contextlib.suppress(OSError):
+                    mapped.madvise(mmap.MADV_DONTNEED, first, min(start + data.nbytes, len(mapped)) - first)
 
     def __enter__(self) -> GGUFFile:
         return self

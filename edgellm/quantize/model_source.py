@@ -25,6 +25,7 @@ class SourceTensor:
     quant      the type that ``stored`` gives
     decode     (start, stop) -> float32 (stop - start, n_in)
     stored     (start, stop) -> uint8 (stop - start, row_nbytes): the same rows as they are kept, nothing rounded
+    release    lets go of the memory that reading it has brought in
     quantized  whether rounding to a few bits has happened before; float types have not been through it
     """
 
@@ -34,6 +35,7 @@ class SourceTensor:
     decode: Rows
     stored: Rows
     quantized: bool = False
+    release: Callable[[], None] = lambda: None
 
     @property
     def n_rows(self) -> int:

@@ -286,10 +286,12 @@ class _Chunks:
     _encoders: dict[int, RowEncoder] = field(default_factory=dict)
 
     def __call__(self) -> Iterator[np.ndarray]:
+        source = self.tensor.source
+        yield from self._blocks() if self.tensor.changes else source.stored_chunks()
+        source.release()  # a mapped file's pages count as ours while they stay
+
+    def _blocks(self) -> Iterator[np.ndarray]:
         source, target = self.tensor.source, self.tensor.target
-        if not self.tensor.changes:
-            yield from source.stored_chunks()
-            return
         blocks = self.encoder(source, target) if self.encoder else None
         if blocks is not None:
             assert blocks.shape == (source.n_rows, target.row_nbytes(source.n_in)), (source.name, blocks.shape)

@@ -61,7 +61,7 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
             Path(path),
             "gguf",
             {key: (value, gguf.value_types[key]) for key, value in gguf.metadata.items()},
-            {name: _stored_tensor(tensor) for name, tensor in gguf.tensors.items()},
+            {name: _stored_tensor(tensor, gguf) for name, tensor in gguf.tensors.items()},
             n_parts=gguf.get("split.count", int, 1) or 1,
             part_sizes=gguf.part_sizes,
             _close=gguf.close,
@@ -71,7 +71,7 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
         raise
 
 
-def _stored_tensor(tensor: QuantizedTensor) -> SourceTensor:
+def _stored_tensor(tensor: QuantizedTensor, gguf: GGUFFile) -> SourceTensor:
     """A tensor of a GGUF file; its bytes are a view of the mapped file."""
     return SourceTensor(
         tensor.name,
@@ -80,6 +80,7 @@ def _stored_tensor(tensor: QuantizedTensor) -> SourceTensor:
         decode=lambda start, stop: tensor.dequantize(slice(start, stop)),
         stored=lambda start, stop: tensor.data[start:stop],
         quantized=tensor.quant.name not in FLOAT_TYPES,
+        release=lambda: gguf.release(tensor.data),
     )
 
 
