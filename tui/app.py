@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -32,7 +32,8 @@ from edgellm.tui.safe_text import one_line, short_name
 from edgellm.tui.transcript import Transcript
 
 FRAME_S = 0.05  # the screen is drawn at most so often while something moves
-SHARE = 10  # drawing may take one part in so many of the time: the model needs the rest
+SHARE = 20  # drawing may take one part in so many of the time: the model needs the rest
+LONGEST_FRAME_S = 0.5  # however slow the drawing is
 AGAIN_S = 2.0  # a second Ctrl-C within this time leaves
 SHORT = 22  # rows; below, nothing is spent on space
 
@@ -70,7 +71,7 @@ class ChatApp(ChatActions):
         self.palette = palette_of(self._colours(), self.current_theme.dark, self.no_color)
         self._clock: Timer | None = None
         self._n_ticks = 0
-        self._next_draw = 0.0
+        self._drawn_at = self._cpu_s = 0.0
         self._drawn: tuple[int, int] = (0, 0)
         self._interrupted = -AGAIN_S
 
@@ -144,7 +145,10 @@ class ChatApp(ChatActions):
             self._clock.resume()
 
     def tick(self) -> None:
-        """Draw what the threads have done since the last time; at rest the clock stands still."""
+        """Draw what the threads have done since the last time; at rest the clock stands still.
+
+        A long block is drawn less often, so that the model keeps its pace.
+        """
         answered, loaded = self.chat.poll()
         if loaded is not None:
             self._loaded(loaded)
@@ -155,9 +159,10 @@ class ChatApp(ChatActions):
             assert self._clock is not None
             self._clock.pause()
             return
-        now = monotonic()
-        if now < self._next_draw:
+        now, spent_s = monotonic(), thread_time() - self._cpu_s  # of the last picture
+        if now - self._drawn_at < min(max(FRAME_S, spent_s * SHARE), LONGEST_FRAME_S):
             return
+        self._drawn_at, self._cpu_s = now, thread_time()
         self._n_ticks += 1
         if answering is not None:
             key = (answering.node.id, len(answering.node.text))
@@ -166,12 +171,6 @@ class ChatApp(ChatActions):
                 self.transcript.growing = answering.node
                 self.transcript.grow()
         self.show_meters()
-        self.call_after_refresh(self._frame_done, now)
-
-    def _frame_done(self, started: float) -> None:
-        """A slow terminal or a long block is drawn less often, so that the model keeps its pace."""
-        now = monotonic()
-        self._next_draw = now + max((now - started) * (SHARE - 1), 0.0)
 
     def _loaded(self, loaded: Any) -> None:
         if loaded.error is not None:

@@ -36,7 +36,7 @@ class Meters(Static):
         key = line.markup
         if key != self._shown:
             self._shown = key
-            self.update(line)
+            self.update(line, layout=False)
 
 
 def context_part(palette: Palette, used: int, n_ctx: int) -> Text:

@@ -132,7 +132,9 @@ class Transcript(ScrollView, can_focus=True):
         self._strips = {} if not changed else {y: strip for y, strip in self._strips.items() if y < changed}
         size = Size(self.scrollable_content_region.width, n_lines)
         if size != self.virtual_size:
-            self.virtual_size = size
+            # the reactive would lay out the whole screen; only the scrollbar has to know
+            self.set_reactive(Transcript.virtual_size, size)
+            self._scroll_update(size)
         if follows:
             self.scroll_end(animate=False, immediate=True, x_axis=False)
         self.refresh()
