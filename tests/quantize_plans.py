@@ -162,12 +162,14 @@ falcon / plain
 
 def _parsed(text: str) -> dict[str, dict[str, list[int]]]:
     found: dict[str, dict[str, list[int]]] = {}
+    row: list[int] = []
     for line in text.strip().splitlines():
         if line.startswith(" "):
             row += [int(word, 16) for word in line.split()]
         else:
             case, _, options = line.partition(" / ")
-            row = found.setdefault(case, {})[options.strip()] = []
+            row = []
+            found.setdefault(case, {})[options.strip()] = row
     return found
 
 
