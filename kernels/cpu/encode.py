@@ -165,7 +165,9 @@ def trial_rows() -> tuple[np.ndarray, np.ndarray]:
     mixed = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     parts = [(mixed >> np.uint64(shift)).astype(np.int64) & 0xFFFF for shift in (8, 24, 40)]
-    values = (parts[0] + parts[1] + parts[2] - 98304).astype(np.float32).reshape(_TRIAL_ROWS, _TRIAL_COLUMNS) / np.float32(1 << 20)
+    values = (parts[0] + parts[1] + parts[2] - 98304).astype(np.float32).reshape(
+        _TRIAL_ROWS, _TRIAL_COLUMNS
+    ) / np.float32(1 << 20)
     values[1] *= np.float32(2.0**-60)  # small
     values[2] = np.abs(values[2]) + np.float32(0.25)  # of one sign
     values[3, ::37] *= np.float32(4096)  # outliers
