@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from time import monotonic, thread_time
 from typing import Any, ClassVar
 
@@ -34,6 +35,7 @@ from edgellm.tui.transcript import Transcript
 FRAME_S = 0.05  # the screen is drawn at most so often while something moves
 SHARE = 20  # drawing may take one part in so many of the time: the model needs the rest
 LONGEST_FRAME_S = 0.5  # however slow the drawing is
+SHOWN_S = 0.1  # from the first refresh until the terminal has it
 AGAIN_S = 2.0  # a second Ctrl-C within this time leaves
 SHORT = 22  # rows; below, nothing is spent on space
 
@@ -65,6 +67,7 @@ class ChatApp(ChatActions):
         super().__init__()
         self.chat = chat
         self.first, self.note = first, note
+        self.is_shown = threading.Event()  # the first picture is on the terminal
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = first_theme(self.chat.store.preferences().get("theme"), set(self.available_themes))
@@ -100,6 +103,7 @@ class ChatApp(ChatActions):
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
+        self.set_timer(SHOWN_S, self.is_shown.set)
         if self.chat.llm is None and self.chat.loading is None:
             self.chat.load_model()
         self.wake()

@@ -11,6 +11,7 @@ import edgellm
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import open_store
 
+PICTURE_S = 2.0  # a model waits for the first picture so long at most
 SWITCH_S = 0.001  # the interpreter's turn of a thread: the model's must not wait 5 ms for the screen's
 
 
@@ -34,11 +35,16 @@ def run_chat(start: Start) -> int:
     from edgellm.tui.chat import Chat
 
     store, note = open_store()
+
+    def load(name: str, **options: Any) -> Any:
+        app.is_shown.wait(PICTURE_S)  # importing numba would keep the interpreter from drawing
+        return edgellm.load(name, **options)
+
     try:
         session_id = store.find(start.session) if start.session else store.last_id() if start.go_on else None
         chat = Chat(
             store,
-            edgellm.load,
+            load,
             start.model or DEFAULT_MODEL,
             load_options=start.load_options,
             settings=start.settings,
