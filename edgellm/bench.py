@@ -1,8 +1,8 @@
 """Tokens per second, measured as llama-bench measures them: the executor alone, without tokenizer and sampler.
 
 ``pp512`` reads a prompt of 512 random tokens in steps of ``n_ubatch``; ``tg128`` computes 128 tokens one after the
-other; ``@ d512`` does it behind 512 tokens that are already in the cache; ``x 16`` makes 16 texts grow together, a token
-each in every step, and counts the tokens of all. A warm-up comes first and is not counted.
+other; ``@ d512`` does it behind 512 tokens that are already in the cache; ``x 16`` makes 16 texts grow together, one
+token each in every step, and counts the tokens of all. A warm-up comes first and is not counted.
 Reading a prompt is bound by arithmetic, decoding by memory: so a decode test also states the bytes that it must read
 for a token, as a share of what a plain loop over memory reads in that time.
 """
@@ -139,7 +139,7 @@ def bench_tests(
     pairs: Sequence[tuple[int, int]] = (),
     parallel: Sequence[int] = (1,),
 ) -> list[BenchTest]:
-    """The tests that lists of ``-p``, ``-n``, ``-d``, ``-pg`` and ``-np`` ask for, in llama-bench's order; 0 is none."""
+    """The tests that lists of ``-p``, ``-n``, ``-d``, ``-pg`` and ``-np`` ask for, in llama-bench's order."""
     tests = []
     for depth in depths:
         tests += [BenchTest(n, 0, depth) for n in n_prompts if n]

@@ -91,7 +91,7 @@ def _pieces(
     for layer, k, v in zip(pool.layers, pool.k, pool.v, strict=True):
         for array in (k, v):
             for block in blocks[pool.windows.index(layer.window)]:
-                yield memoryview(np.ascontiguousarray(array[block])).cast("B")
+                yield np.ascontiguousarray(array[block]).data.cast("B")
 
 
 def layout_of(pool: KVPool) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def weights_hash(gguf: GGUFFile) -> str:
         total.update(f"{tensor_name} {tensor.quant.name} {tensor.shape}\n".encode())
         data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
         for start in range(0, len(data), CHUNK_NBYTES):
-            total.update(data[start : start + CHUNK_NBYTES])
+            total.update(data[start : start + CHUNK_NBYTES].data)
     known[name] = total.hexdigest()
     with contextlib.suppress(OSError):
         notes.parent.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ class MemoryNeed:
 def estimate(
     program: Program, weights_nbytes: int, n_ctx: int, max_tokens: int = 512, n_parallel: int = 1
 ) -> MemoryNeed:
-    """What ``program`` will need for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
+    """What ``program`` needs for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
     blocks = pool_blocks(program.windows, n_ctx, max_tokens, n_parallel)
     kv = pool_nbytes(program.kv_layers, program.windows, blocks)
     rows = {"tokens": max_tokens, "outputs": 1}

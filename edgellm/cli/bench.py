@@ -72,9 +72,9 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     """Measure tokens per second, as llama-bench does.
 
     pp512 reads a prompt of 512 tokens, tg128 makes 128 tokens, "@ d512" does it behind 512 tokens in the cache, "x 16"
-    for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not counted. The last line of
-    output is JSON under llama-bench's names. The column "bandwidth" is the share of this machine's memory bandwidth
-    that decoding reaches: the bytes a token must read, against a plain loop over memory.
+    for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not
+    counted. The last line of output is JSON under llama-bench's names. The column "bandwidth" is the share of this
+    machine's memory bandwidth that decoding reaches: the bytes a token must read, against a plain loop over memory.
 
     \b
     Examples:

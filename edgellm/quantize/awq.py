@@ -82,13 +82,13 @@ def _fold(program: Program, group: Group) -> Fold | None:
         return Fold(group, op.weight, into_rows=False)
     if isinstance(op, GatedUnit):
         up = _plain_matmul(program.ops, op.up, maker)
-        return up and Fold(group, up, into_rows=True)
+        return Fold(group, up, into_rows=True) if up else None
     if isinstance(op, Attention):
         store = next(o for o in program.ops[:maker][::-1] if isinstance(o, StoreKV) and o.layer == op.layer)
         v = _plain_matmul(program.ops, store.v, maker)
         layer = program.kv_layers[op.layer]
         copies = op.n_heads // layer.n_kv_heads
-        return v and Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies)
+        return Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies) if v else None
     return None
 
 

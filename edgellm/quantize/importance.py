@@ -158,7 +158,7 @@ def _write_gguf(path: Path, imatrix: Imatrix) -> None:
     for name, squares in sorted(imatrix.squares.items()):
         for suffix, array in ((SUMS, squares.sums), (COUNTS, squares.counts[:, None])):
             data = np.ascontiguousarray(array, "<f4")
-            chunks = functools.partial(list, (data.reshape(-1),))
+            chunks: Callable[[], list[np.ndarray]] = functools.partial(list, (data.reshape(-1),))
             plans.append(TensorPlan(f"{name}{suffix}", data.shape, QUANT_TYPES["F32"], chunks))
     write_gguf(path, metadata, plans)
 
