@@ -109,7 +109,7 @@ class ChatActions(App[int]):
             return
         self.editing = node
         self.prompt.put(node.text)
-        self.prompt.focus()
+        self.screen_stack[0].set_focus(self.prompt)
         self.transcript.choose(None)
         self.redraw(to_end=False)
 
@@ -180,7 +180,7 @@ class ChatActions(App[int]):
         self.chat.new_session()
         self.editing = None
         self.redraw()
-        self.prompt.focus()
+        self.screen_stack[0].set_focus(self.prompt)
 
     def open_chats(self, words: str = "") -> None:
         """Open the list of chats."""
@@ -220,7 +220,7 @@ class ChatActions(App[int]):
         if model and model != self.chat.model:
             self.say(f"This chat was led with {one_line(model)}. Ctrl-L brings it back.")
         self.redraw()
-        self.prompt.focus()
+        self.screen_stack[0].set_focus(self.prompt)
 
     def rename(self, title: str) -> None:
         """Give this chat a title."""

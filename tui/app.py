@@ -90,7 +90,7 @@ class ChatApp(ChatActions):
 
     def on_mount(self) -> None:
         """Input first; the model loads when the first picture is there."""
-        self.prompt.focus()
+        self.screen_stack[0].set_focus(self.prompt)
         self._clock = self.set_interval(FRAME_S, self.tick, pause=True)
         self.theme_changed_signal.subscribe(self, self._recolour)
         self.redraw()
@@ -292,7 +292,7 @@ class ChatApp(ChatActions):
     @on(OptionList.OptionSelected, "Completions")
     def _clicked(self) -> None:
         self._completing(PromptInput.Completing("accept"))
-        self.prompt.focus()
+        self.screen_stack[0].set_focus(self.prompt)
 
     @on(Transcript.CodeClicked)
     def _code_clicked(self, event: Transcript.CodeClicked) -> None:
@@ -309,11 +309,11 @@ class ChatApp(ChatActions):
             self.editing = None
             self.prompt.put("")
             self.show_meters()
-        self.prompt.focus()
+        self.screen_stack[0].set_focus(self.prompt)
 
     def action_read(self) -> None:
         """From the input to the conversation."""
-        self.transcript.focus()
+        self.screen_stack[0].set_focus(self.transcript)  # at once: the next key is meant for it
 
     def action_interrupt(self) -> None:
         """Ctrl-C: copy what is selected, stop the answer, clear the input, and the second time leave."""
