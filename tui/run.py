@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import open_store
 
 PICTURE_S = 2.0  # a model waits for the first picture so long at most
-SWITCH_S = 0.001  # the interpreter's turn of a thread: the model's must not wait 5 ms for the screen's
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,6 @@ def run_chat(start: Start) -> int:
     except EdgeLLMError:
         store.close()
         raise
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
     try:
         if session_id is not None:
             chat.open_session(session_id)
@@ -66,5 +62,4 @@ def run_chat(start: Start) -> int:
         status = app.run()
         return app.return_code or status or 0
     finally:
-        sys.setswitchinterval(switch)
         chat.close()
