@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from click.testing import CliRunner
 
 from edgellm.formats import gguf_writer
 from edgellm.formats.errors import EdgeLLMError, NumericError, ParameterError, UnsupportedError
@@ -221,7 +222,7 @@ def test_a_full_disk_leaves_the_old_target(model: Path, tmp_path: Path, monkeypa
 
 CHILD = """
 import sys, time
-from edgellm.cli import main
+
 print("started", flush=True)
 sys.exit(main(["quantize", sys.argv[1], sys.argv[2], "Q4_0", "-y"]))
 """
@@ -286,3 +287,13 @@ def test_a_split_source_keeps_its_parts(model: Path, tmp_path: Path) -> None:
     run(parts[0], tmp_path / "one.gguf")
     run(model, tmp_path / "same.gguf")
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
+
+
+def test_tensors_that_fall_back_alike_are_told_in_one_line(tmp_path: Path) -> None:
+    source = tiny_models.write_tiny_model(tmp_path / "narrow.gguf", "llama", "F16", n_embd=288, n_ff=288)
+    with open_source(source) as opened:
+        n_rows_of_288 = sum(t.shape[-1] == 288 and len(t.shape) == 2 for t in opened.tensors.values())
+    done = CliRunner().invoke(app, ["quantize", str(source), "Q4_K_S", "--dry-run"])
+    notes = [line for line in done.output.splitlines() if line.startswith("Note:")]
+    assert done.exit_code == 0 and len(notes) < 4 < n_rows_of_288, done.output
+    assert any("more: Q4_K needs rows of a multiple of 256, these have 288: Q5_0 instead" in note for note in notes)

@@ -198,9 +198,13 @@ def _bits(planned: QuantizationPlan) -> float:
 def _tell_notes(planned: QuantizationPlan) -> None:
     for note in planned.source.notes:
         click.echo(f"Note: {terminal_safe(note)}", err=True)
+    alike: dict[tuple[str, str], list[str]] = {}
     for tensor in planned.tensors:
         if tensor.note:
-            click.echo(f"Note: {terminal_safe(tensor.name)}: {tensor.note}: {tensor.target.name} instead", err=True)
+            alike.setdefault((tensor.note, tensor.target.name), []).append(tensor.name)
+    for (note, target), names in alike.items():
+        which = terminal_safe(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        click.echo(f"Note: {which}: {note}: {target} instead", err=True)
 
 
 def _tell_plan(planned: QuantizationPlan) -> None:
