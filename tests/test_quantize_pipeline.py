@@ -17,6 +17,7 @@ import pytest
 import tiny_models
 from click.testing import CliRunner
 
+from edgellm.cli.app import edgellm as app
 from edgellm.formats import gguf_writer
 from edgellm.formats.errors import EdgeLLMError, NumericError, ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
