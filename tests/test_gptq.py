@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.quantize.gptq import cholesky_of_inverse, compensate
+from edgellm.quantize import gptq
+from edgellm.quantize.gptq import Curvature, cholesky_of_inverse, compensate, rounding_order
 from edgellm.quantize.grid import GRIDS
 from tests import tiny_models
 
@@ -67,16 +68,17 @@ def compensate_by_formula(w: np.ndarray, h: np.ndarray, damping: float) -> np.nd
     """Rounding one column, then the best answer of all that follow (Frantar and Alistarh 2022, equations 3 and 4)."""
     n_in = w.shape[1]
     w, h = w.astype(np.float64), h.astype(np.float64)
-    inverse = np.linalg.inv(h + damping * np.trace(h) / n_in * np.eye(n_in))
+    left = np.linalg.inv(h + damping * np.trace(h) / n_in * np.eye(n_in))
     out = np.zeros_like(w)
-    for j in range(n_in):
-        if j % 32 == 0:
-            blocks = encode_by_formula("Q4_0", w[:, j : j + 32].astype(np.float32), None)
+    for at, j in enumerate(rounding_order(np.diag(h), 32)):
+        start = j // 32 * 32
+        if at % 32 == 0:
+            blocks = encode_by_formula("Q4_0", w[:, start : start + 32].astype(np.float32), None)
             scale, offset = GRIDS["Q4_0"].scales(blocks)
-        q = np.clip(np.rint((w[:, j] - offset[:, j % 32]) / scale[:, j % 32] + 8), 0, 15) - 8
-        out[:, j] = q * scale[:, j % 32] + offset[:, j % 32]
-        w[:, j:] -= np.outer((w[:, j] - out[:, j]) / inverse[0, 0], inverse[0])
-        inverse = inverse[1:, 1:] - np.outer(inverse[1:, 0], inverse[0, 1:]) / inverse[0, 0]
+        d, low = scale[:, j - start], offset[:, j - start]
+        out[:, j] = (np.clip(np.rint((w[:, j] - low) / d + 8), 0, 15) - 8) * d + low
+        w -= np.outer((w[:, j] - out[:, j]) / left[j, j], left[j])
+        left -= np.outer(left[:, j], left[j]) / left[j, j]
     return out
 
 
@@ -84,18 +86,31 @@ def test_compensation_is_the_formula_and_beats_rounding() -> None:
     rng = np.random.default_rng(3)
     x, w = correlated(400, 96), rng.standard_normal((24, 96)).astype(np.float32)
     h = x.T @ x
-    data = compensate(w, cholesky_of_inverse(h), GRIDS["Q4_0"], encode_by_formula)
-    result = QUANT_TYPES["Q4_0"].dequantize(data)
+    read = QUANT_TYPES["Q4_0"].dequantize
+    results = [read(compensate(w, Curvature(h), GRIDS["Q4_0"], encode_by_formula, sweeps)) for sweeps in (0, 1, 3)]
     wanted = compensate_by_formula(w, h, 0.01)
     # a value halfway between two levels may go either way: what counts is the error of the product
-    errors = [float(np.square(x @ (v - w).T).sum()) for v in (result, wanted)]
-    assert errors[0] == pytest.approx(errors[1], rel=0.02)
-    assert (np.abs(result - wanted) < 1e-5).mean() > 0.95
-    plain = QUANT_TYPES["Q4_0"].dequantize(encode_by_formula("Q4_0", w, None))
-    assert errors[0] < 0.6 * float(np.square(x @ (plain - w).T).sum())
+    errors = [float(np.square(x @ (v - w).T).sum()) for v in (wanted, *results)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+    assert (np.abs(results[0] - wanted) < 1e-5).mean() > 0.95
+    assert errors[1] > errors[2] > errors[3], "every sweep lowers the error"
+    plain = read(encode_by_formula("Q4_0", w, None))
+    assert errors[1] < 0.6 * float(np.square(x @ (plain - w).T).sum())
+
+
+def test_columns_with_large_inputs_are_rounded_first_block_by_block() -> None:
+    assert rounding_order(np.array([1.0, 2.0, 5.0, 0.0, 3.0, 4.0]), 2).tolist() == [5, 4, 2, 3, 1, 0]
+
+
+def test_rows_are_rounded_alike_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = correlated(100, 64), np.random.default_rng(6).standard_normal((10, 64)).astype(np.float32)
+    whole = compensate(w, Curvature(x.T @ x), GRIDS["Q4_0"], encode_by_formula)
+    monkeypatch.setattr(gptq, "ROWS", 5)
+    parts = compensate(w, Curvature(x.T @ x), GRIDS["Q4_0"], encode_by_formula)
+    assert (whole != parts).mean() < 0.01, "apart from the order of sums"
 
 
 def test_without_correlation_it_is_plain_rounding() -> None:
     w = np.random.default_rng(5).standard_normal((8, 64)).astype(np.float32)
-    data = compensate(w, cholesky_of_inverse(np.eye(64, dtype=np.float32)), GRIDS["Q4_0"], encode_by_formula)
+    data = compensate(w, Curvature(np.eye(64, dtype=np.float32)), GRIDS["Q4_0"], encode_by_formula)
     assert (data == encode_by_formula("Q4_0", w, None)).all()

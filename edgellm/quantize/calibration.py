@@ -247,11 +247,9 @@ class _Calibration:
             if not np.isfinite(h).all():
                 raise NumericError(f"The inputs of {wanted[0]} are not finite. Check the model with `edgellm verify`.")
             columns = self.result.scaled.get(wanted[0], Scaling()).columns
-            factor = gptq.cholesky_of_inverse(
-                h if columns is None else h / np.outer(columns, columns), self.options.damping
-            )
+            curvature = gptq.Curvature(h if columns is None else h / np.outer(columns, columns), self.options.damping)
             for name in wanted:
                 weights = self.result.scaled.get(name, Scaling()).apply(self.source(name))
                 grid = GRIDS[self.types[name]]
-                self.result.keep(name, gptq.compensate(weights, factor, grid, self.encode))
+                self.result.keep(name, gptq.compensate(weights, curvature, grid, self.encode))
         self.report("rounding with error compensation", len(found), len(found))
