@@ -23,6 +23,7 @@ import llvmlite.binding as llvm
 
 from edgellm.kernels.cpu import isa as isa_module
 from edgellm.kernels.cpu import jit, kernel_table
+from edgellm.kernels.cpu.compile_crew import CompileCrew, heaviest_first
 from edgellm.kernels.cpu.isa import Isa
 from edgellm.paths import cache_dir
 
@@ -57,7 +58,7 @@ class KernelCache:
         self.isa = isa
         self.key = cache_key(isa)
         self.folder = folder if folder is not None and _private(folder) else None
-        self.n_compiled = 0  # since this object was made; 0 after a warm start
+        self.n_compiled = 0  # since this object was made, helpers included; 0 after a warm start
         self._objects: dict[str, bytes] = {}
         self._verified: set[str] = set()
 
@@ -65,16 +66,31 @@ class KernelCache:
         """Object code of each kernel, from disk where it is sound, compiled and kept otherwise."""
         found = self._objects
         found.update((name, code) for name in names if name not in found and (code := self._read(name)) is not None)
-        missing = [name for name in names if name not in found]
-        for i, name in enumerate(missing):
-            if progress:
-                progress(i, len(missing), name)
-            found[name] = jit.compile_object(name, kernel_table.function(name, self.isa.name), self.isa)
-            self.n_compiled += 1
-            self._write(name, found[name])
+        missing = heaviest_first([name for name in names if name not in found])
+        with CompileCrew(self.isa.name, self.folder, missing) as crew:
+            for i, name in enumerate(missing):
+                if not crew.claim(name):
+                    continue
+                if progress:
+                    progress(max(i, crew.n_claimed() - 1), len(missing), name)
+                self._compile(name)
+            crew.wait()
+        for name in missing:
+            if name not in found:  # a helper has it
+                code = self._read(name)
+                if code is None:
+                    self._compile(name)
+                else:
+                    found[name] = code
+                    self.n_compiled += 1
         if progress and missing:
             progress(len(missing), len(missing), "")
         return {name: found[name] for name in names}
+
+    def _compile(self, name: str) -> None:
+        self._objects[name] = jit.compile_object(name, kernel_table.function(name, self.isa.name), self.isa)
+        self.n_compiled += 1
+        self._write(name, self._objects[name])
 
     def is_verified(self, name: str) -> bool:
         """Whether a kernel that ``objects`` gave has passed the self-test, now or before it was kept."""
