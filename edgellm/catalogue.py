@@ -25,8 +25,6 @@ from edgellm.sources import Expected, is_reference, source_of
 from edgellm.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.sources.source import check_sha256, split_names
 
-DEFAULT_MODEL = "smollm2"
-
 _INCOMING = ".incoming"  # of the store: what is on its way
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

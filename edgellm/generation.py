@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgellm.engine_requests import FinishReason, Step, Timings
 from edgellm.stop import StopMatcher
 
 if TYPE_CHECKING:
     from edgellm.engine import Engine
+    from edgellm.engine_requests import FinishReason, Step, Timings
     from edgellm.sampling import Sampler
     from edgellm.tokenizer import Tokenizer
 

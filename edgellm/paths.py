@@ -10,6 +10,8 @@ from pathlib import Path
 
 import platformdirs
 
+DEFAULT_MODEL = "smollm2"  # of the catalogue; here, so that a screen can name it without what pulls models
+
 
 def _home() -> Path | None:
     home = os.environ.get("EDGELLM_HOME")

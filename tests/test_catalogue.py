@@ -12,8 +12,9 @@ from stand_in_hub import StandIn, answer, cut_after, drip
 from stand_in_store import add_rows, code_of, leftovers, server, store  # noqa: F401
 
 import edgellm.catalogue as catalogue_module
-from edgellm.catalogue import DEFAULT_MODEL, catalogue, find, installed, pull, remove, resolve
+from edgellm.catalogue import catalogue, find, installed, pull, remove, resolve
 from edgellm.formats.errors import DownloadError, EdgeLLMError, ModelNotFoundError
+from edgellm.paths import DEFAULT_MODEL
 from edgellm.sources import SOURCES
 from edgellm.sources.source import check_name, path_in
 

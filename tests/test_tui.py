@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -670,3 +672,29 @@ def test_every_screen_fits_every_size(run: Any, size: tuple[int, int]) -> None:
         assert "❯" in talk.screen_text()
 
     run(steps, size)
+
+
+def test_the_first_picture_needs_neither_numpy_nor_a_parser(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+import edgellm.cli.chat, edgellm.tui.run
+from edgellm.sessions import SessionStore
+from edgellm.tui.app import ChatApp
+from edgellm.tui.chat import Chat
+
+def load(name, **options):
+    raise OSError("no model here")
+
+async def show():
+    chat = Chat(SessionStore(Path({str(tmp_path)!r}) / "sessions.db"), load, "none")
+    async with ChatApp(chat).run_test() as pilot:
+        await pilot.press("a")
+        assert pilot.app.prompt.text == "a"
+    chat.close()
+
+asyncio.run(show())
+print([name for name in ("numpy", "numba", "pygments", "markdown_it", "edgellm.catalogue") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stdout + done.stderr

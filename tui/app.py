@@ -215,9 +215,11 @@ class ChatApp(ChatActions):
 
     def memory(self) -> int:
         """Bytes of this process that were in memory at most."""
-        from edgellm.memory import peak_rss
+        if self.chat.llm is None:
+            return 0
+        from edgellm.memory import peak_rss  # brings NumPy: not before the first picture
 
-        return peak_rss() if self.chat.llm is not None else 0
+        return peak_rss()
 
     def _colours(self) -> dict[str, str]:
         return self.get_css_variables()

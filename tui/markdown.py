@@ -7,10 +7,10 @@ a long answer costs no more than a short one. Nothing of it is trusted: no HTML,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
-from markdown_it.tree import SyntaxTreeNode
 from rich.console import Console
 from rich.text import Text
 
@@ -19,12 +19,22 @@ from edgellm.tui.markdown_table import table_lines
 from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import safe_text
 
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.tree import SyntaxTreeNode
+
 BULLETS = ("•", "◦", "▪")
 MAX_DEPTH = 12  # of lists and quotes that are drawn as such
 MIN_WIDTH = 8
 
-_parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 40}).enable(["table", "strikethrough"])
 _plain = Console(width=1000, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
+
+
+@cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # with the first answer: an empty screen needs none
+
+    return MarkdownIt("commonmark", {"html": False, "maxNesting": 40}).enable(["table", "strikethrough"])
 
 
 @dataclass
@@ -84,7 +94,7 @@ class MarkdownDocument:
 
 def split_blocks(text: str) -> list[str]:
     """The sources of the top-level blocks, in order; together they are the text."""
-    starts = sorted({node.map[0] for node in _parser.parse(text) if node.level == 0 and node.map})
+    starts = sorted({node.map[0] for node in _parser().parse(text) if node.level == 0 and node.map})
     lines = text.splitlines(keepends=True)
     if len(starts) < 2:
         return [text] if text else []
@@ -101,7 +111,9 @@ class _Drawing:
         self.codes: list[CodeBlock] = []
 
     def document(self, source: str, width: int) -> list[Text]:
-        return self.blocks(SyntaxTreeNode(_parser.parse(source)).children, width, 0)
+        from markdown_it.tree import SyntaxTreeNode
+
+        return self.blocks(SyntaxTreeNode(_parser().parse(source)).children, width, 0)
 
     def blocks(self, nodes: list[SyntaxTreeNode], width: int, depth: int, tight: bool = False) -> list[Text]:
         """Blocks one under the other, with an empty line between two of them unless ``tight``."""

@@ -28,7 +28,7 @@ class Start:
 
 def run_chat(start: Start) -> int:
     """Run the chat until the user leaves; the exit status."""
-    from edgellm.catalogue import DEFAULT_MODEL
+    from edgellm.paths import DEFAULT_MODEL
     from edgellm.tui.app import ChatApp
     from edgellm.tui.chat import Chat
 

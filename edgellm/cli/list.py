@@ -19,7 +19,8 @@ def command(as_json: bool) -> None:
       edgellm list
       edgellm list --json
     """
-    from edgellm.catalogue import DEFAULT_MODEL, catalogue, installed
+    from edgellm.catalogue import catalogue, installed
+    from edgellm.paths import DEFAULT_MODEL
 
     here = {model.name: model for model in installed()}
     known = catalogue()

@@ -74,7 +74,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
 
 def split_arguments(arguments: tuple[str, ...], model: str | None, values: dict[str, Any]) -> tuple[str, list[str]]:
     """The model and the words of the prompt; see the help of the command."""
-    from edgellm.catalogue import DEFAULT_MODEL
+    from edgellm.paths import DEFAULT_MODEL
 
     if model is not None:
         return model, list(arguments)

@@ -111,7 +111,8 @@ def sampling_options(function: F) -> F:
 def given_sampling(values: dict[str, Any]) -> dict[str, Any]:
     """The sampling fields among a command's values that the user gave; a value out of range is wrong usage."""
     given = {name: values[name] for name in (*BY_FIELD, "ignore_eos") if values.get(name) is not None}
-    check_sampling(given)
+    if given:
+        check_sampling(given)
     return given
 
 
