@@ -34,10 +34,11 @@ class SessionWriter:
     def changed(self, session: Session, node: MessageNode | None = None) -> None:
         """Write the session's own row soon, and the message."""
         with self._wake:
+            if not self._sessions:  # else the thread knows; to wake it for every token would cost the model its pace
+                self._wake.notify()
             self._sessions[session.id] = session
             if node is not None:
                 self._nodes[node.id] = (session, node)
-            self._wake.notify()
 
     def known(self, session: Session) -> None:
         """The tokens of a session that was just loaded are in the file already."""
