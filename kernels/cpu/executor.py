@@ -25,7 +25,7 @@ from edgellm.kernels.program import Batch, Hook, Program
 class CPUExecutor:
     """The ``Executor`` for this machine's CPU.
 
-    form         "avx512_vnni", "avx2", "neon", "portable", or None for the best that the CPU has
+    form         "amx", "avx512_vnni", "avx2", "neon", "portable", or None for the best that the CPU has
     on_compile   called while kernels are compiled, on the first start: done, total, name
     cache        take the kernels from here as they are; without it they are tested once, and another form is taken
                  when they fail (verified_kernels.py)
