@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="text to measure on")
     parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q3_K_M"])
     parser.add_argument("--methods", nargs="+", default=list(ALL_METHODS), choices=ALL_METHODS)
-    parser.add_argument("--calibration-chunks", type=int, default=24, help="of 512 tokens, for gptq (default 24)")
+    parser.add_argument("--calibration-chunks", type=int, default=100, help="of 512 tokens, for gptq (default 100)")
     parser.add_argument("--imatrix-chunks", type=int, default=64, help="for the importance matrix (default 64)")
     parser.add_argument("--chunks", type=int, help="of the text to measure on; all by default")
     parser.add_argument("--threads", type=int)
