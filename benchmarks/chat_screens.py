@@ -66,7 +66,7 @@ async def branches(pilot: Any) -> None:
 async def tokens(pilot: Any) -> None:
     """The token view on a word that was not the likeliest."""
     await asked(pilot, "Tell me about a river.")
-    await pilot.press("ctrl+t", "right", "right")
+    await pilot.press("ctrl+t", "right", "right", "right")
 
 
 async def models(pilot: Any) -> None:

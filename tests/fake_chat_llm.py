@@ -42,6 +42,12 @@ def quicksort(items):
    - no copies in place
    - a small stack
 """
+OTHERS = {  # what it could have said for a word, the likeliest first
+    b"": (b" Rhine", b" Elbe", b" Oder", b" Main", b" Isar"),
+    b" flows": (b" runs", b" is", b" crosses", b" passes", b" winds"),
+    b" through": (b" across", b" past", b" from", b" into", b" along"),
+}
+PARTS = (0.5, 0.3, 0.1, 0.06, 0.04)  # of what their word leaves them
 ANSWERS = {
     "sort": MARKDOWN,
     "think": "<think>\nThe user asks for a river.\nThe Danube is one.\n</think>\n\nThe **Danube**.",
@@ -163,14 +169,17 @@ class FakeChatLLM:
         yield GenerationChunk("", None, None, reason, times(n_made))  # type: ignore[arg-type]
 
     def told(self, token: int, number: int) -> TokenLogprob:
-        """The word, sometimes surely, sometimes as the second choice, with three others of which one was cut."""
-        share = (0.97, 0.55, 0.34, 0.82, 0.12)[number % 5]
-        words = [(token, share), *((self.tokenizer.id_of(w), p) for w, p in ((b" Rhine", 0.3), (b" Elbe", 0.05)))]
+        """The word, sometimes surely, sometimes as the second choice, with others of which min-p cut some."""
+        share = (0.97, 0.55, 0.34, 0.82, 0.25)[number % 5]
+        rest = 0.98 - share  # the last 2 % are for words that are not told
+        others = OTHERS.get(self.tokenizer.words[token], OTHERS[b""])
+        words = [(token, share), *((self.tokenizer.id_of(w), rest * p) for w, p in zip(others, PARTS, strict=True))]
         words.sort(key=lambda pair: -pair[1])
-        kept = sum(p for _, p in words if p >= 0.1)
+        least = 0.1 * words[0][1]  # what min-p asks of a word
+        kept = sum(p for _, p in words if p >= least)
         rows = [
-            TokenLogprob(t, self.tokenizer.words[t], math.log(p), (), math.log(p / kept) if p >= 0.1 else None,
-                         None if p >= 0.1 else "min_p")
+            TokenLogprob(t, self.tokenizer.words[t], math.log(p), (), math.log(p / kept) if p >= least else None,
+                         None if p >= least else "min_p")
             for t, p in words
         ]  # fmt: skip
         own = next(row for row in rows if row.token == token)

@@ -304,7 +304,7 @@ def test_the_token_view_shows_alternatives_and_branches_from_one(run: Any) -> No
         await talk.pilot.press("right", "right")
         await talk.pilot.pause()
         text = talk.screen_text()
-        assert "token 3 of 11" in text and "Elbe" in text and "min_p" in text and "cut by the samplers" in text
+        assert "token 3 of 11" in text and "crosses" in text and "min_p" in text and "cut by the samplers" in text
         await talk.pilot.press("left", "down", "enter")
         await talk.settled()
         assert talk.said[-1][1] == "The Rhine and so it went on."
