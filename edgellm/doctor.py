@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cores import default_threads
 from edgellm.machine import cpu_name, read_bandwidth
 from edgellm.memory import system_memory
-from edgellm.paths import cache_dir, config_dir, models_dir
+from edgellm.paths import cache_dir, config_dir, models_dir, sessions_dir
 
 if TYPE_CHECKING:
     from edgellm.kernels.selftest import SelfTestResult
@@ -64,7 +64,12 @@ def machine_facts() -> dict[str, Any]:
         "cores": default_threads(),
         "memory_total": memory.total,
         "memory_available": memory.available,
-        "folders": {"models": str(models_dir()), "config": str(config_dir()), "cache": str(cache_dir())},
+        "folders": {
+            "models": str(models_dir()),
+            "sessions": str(sessions_dir()),
+            "config": str(config_dir()),
+            "cache": str(cache_dir()),
+        },
     }
 
 

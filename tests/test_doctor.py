@@ -12,6 +12,7 @@ import pytest
 from edgellm import doctor
 from edgellm.cli import main
 from edgellm.machine import cpu_name, read_bandwidth
+from edgellm.paths import sessions_dir
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def test_a_healthy_machine_is_described_and_ends_with_0(
     text = capsys.readouterr().out
     assert cpu_name() in text and "20.0 GB/s" in text and "numba" in text and "Q4_K" in text
     assert "all kernels compute right" in text and "3.0e-08" in text
+    assert str(sessions_dir()) in text.replace("\n", "")
 
 
 def test_a_wrong_kernel_is_named_and_ends_with_1(

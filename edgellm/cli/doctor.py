@@ -82,6 +82,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     rows += [
         ("kernel cache", f"{cache['folder']}: {ready}"),
         ("models", machine["folders"]["models"]),
+        ("chats", machine["folders"]["sessions"]),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())),
     ]
     text = fields(rows)
