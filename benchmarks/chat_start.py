@@ -1,7 +1,7 @@
 """How soon the chat can be used: python benchmarks/chat_start.py [MODEL] [-n STARTS]
 
-Starts `edgellm chat` in a pseudo-terminal, types as soon as the input is drawn, and waits until the letters stand there.
-Times are from the start of the process; CPU seconds are those of all its threads, the one that loads the model too.
+Starts `edgellm chat` in a pseudo-terminal, types as soon as the input is drawn, and waits until the letters stand
+there. Times are from the start of the process; CPU seconds are of all its threads, that of the loading model too.
 """
 
 from __future__ import annotations
