@@ -21,6 +21,7 @@ MAX_HELPERS = 3
 LEAST_HEAVY = 2  # a helper needs half a second before it begins
 WAIT_S = 60.0  # for what a helper has begun
 LIGHT = 3
+HELPER = "edgellm.kernels.cpu.compile_helper"
 
 
 class CompileCrew:
@@ -34,7 +35,7 @@ class CompileCrew:
             return
         with contextlib.suppress(OSError):
             self._claims = Path(tempfile.mkdtemp(prefix=".claims-", dir=folder))
-            command = [sys.executable, "-m", __name__, form, str(folder), str(self._claims), *names]
+            command = [sys.executable, "-m", HELPER, form, str(folder), str(self._claims), *names]
             for _ in range(min(_n_cores() - 1, MAX_HELPERS)):
                 self._helpers.append(
                     subprocess.Popen(
@@ -48,7 +49,7 @@ class CompileCrew:
 
     def claim(self, name: str) -> bool:
         """Whether the kernel is ours to compile."""
-        return self._claims is None or _claim(self._claims, name)
+        return self._claims is None or claim(self._claims, name)
 
     def n_claimed(self) -> int:
         """Kernels that somebody has taken."""
@@ -84,7 +85,8 @@ def _weight(name: str) -> int:
     return next((i for i, kind in enumerate(kinds) if name.startswith(kind)), LIGHT)
 
 
-def _claim(claims: Path, name: str) -> bool:
+def claim(claims: Path, name: str) -> bool:
+    """Whether this process is the first to take a kernel; ``claims`` is a folder of theirs."""
     try:
         os.close(os.open(claims / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
@@ -101,19 +103,3 @@ def _n_cores() -> int:
 def _python_can_be_started() -> bool:
     """Not in a frozen program or one that has Python inside: their executable is something else."""
     return not getattr(sys, "frozen", False) and Path(sys.executable or "").name.lower().startswith("python")
-
-
-def _help(form: str, folder: str, claims: str, names: Sequence[str]) -> None:
-    from edgellm.kernels.cpu import isa
-    from edgellm.kernels.cpu.kernel_cache import KernelCache
-
-    cache = KernelCache(isa.detect(form), Path(folder))
-    for name in names:
-        if not Path(claims).is_dir():
-            return
-        if _claim(Path(claims), name):
-            cache.objects([name])
-
-
-if __name__ == "__main__":
-    _help(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
