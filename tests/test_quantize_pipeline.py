@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_old_target(model: Path, tmp_path: Path, monkeypa
 
 CHILD = """
 import sys, time
-
+from edgellm.cli import main
 print("started", flush=True)
 sys.exit(main(["quantize", sys.argv[1], sys.argv[2], "Q4_0", "-y"]))
 """
