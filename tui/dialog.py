@@ -1,4 +1,4 @@
-"""A frame for everything that opens over the chat, and the two smallest of them: a question and a line to fill in."""
+"""A frame for everything that opens over the chat: a question, a line to fill in, a list that is searched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
 
 T = TypeVar("T")
 
@@ -78,3 +78,44 @@ class ConfirmDialog(Dialog[bool]):
     def action_answer(self, answer: Any) -> None:
         """Give the answer back."""
         self.dismiss(bool(answer))
+
+
+class SearchDialog(Dialog[T]):
+    """A list under a line of words: what is typed searches, up and down mark a row. ``refill`` finds the rows."""
+
+    PLACEHOLDER: ClassVar[str] = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "move(1)", show=False, priority=True),
+        Binding("up", "move(-1)", show=False, priority=True),
+    ]
+
+    def __init__(self, words: str = "") -> None:
+        super().__init__()
+        self.words = words
+        self.found: list[Any] = []
+
+    def body(self) -> ComposeResult:
+        yield Input(self.words, placeholder=self.PLACEHOLDER, compact=True)
+        yield OptionList(markup=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Show all of them; the cursor stands in the search."""
+        self.query_one(Input).focus()
+        self.query_one(OptionList).can_focus = False
+        self.refill()
+
+    def refill(self) -> None:
+        """Put what ``words`` finds into ``found`` and into the list."""
+        raise NotImplementedError
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Search while the user types."""
+        if event.value != self.words:
+            self.words = event.value
+            self.refill()
+
+    def action_move(self, step: int) -> None:
+        """Up and down while the cursor stays in the search."""
+        options = self.query_one(OptionList)
+        if self.found:
+            options.highlighted = max(0, min((options.highlighted or 0) + step, len(self.found) - 1))

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from rich.text import Text
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from edgellm.tui.dialog import Dialog
+from edgellm.tui.dialog import SearchDialog
 from edgellm.tui.meters import human_bytes
 from edgellm.tui.safe_text import one_line
 
@@ -47,30 +44,16 @@ def model_rows() -> list[ModelRow]:
     return rows
 
 
-class ModelScreen(Dialog[str]):
+class ModelScreen(SearchDialog[str]):
     """Gives back the name of a model; one that is not here will be pulled."""
 
     TITLE_TEXT = "Models"
     HINT = "Enter use (↓ pulls it first)   a path or hf:owner/repo:QUANT works too   Esc close"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down", "move(1)", show=False, priority=True),
-        Binding("up", "move(-1)", show=False, priority=True),
-    ]
+    PLACEHOLDER = "Name, path or reference"
 
     def __init__(self, rows: Sequence[ModelRow], current: str, words: str = "") -> None:
-        super().__init__()
-        self.rows, self.current, self.words = list(rows), current, words
-        self.found: list[ModelRow] = []
-
-    def body(self) -> ComposeResult:
-        yield Input(self.words, placeholder="Name, path or reference", compact=True)
-        yield OptionList(markup=False, compact=True)
-
-    def on_mount(self) -> None:
-        """Show all of them; the cursor stands in the search."""
-        self.query_one(Input).focus()
-        self.query_one(OptionList).can_focus = False
-        self.refill()
+        super().__init__(words)
+        self.rows, self.current = list(rows), current
 
     def refill(self) -> None:
         """The rows with the words that were typed."""
@@ -96,12 +79,6 @@ class ModelScreen(Dialog[str]):
         text = Text(no_wrap=True, overflow="ellipsis", end="").append_text(name).append(f"{size:>9}", "dim")
         return text.append(f"\n    {one_line(row.about)}", "dim")
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Search while the user types."""
-        if event.value != self.words:
-            self.words = event.value
-            self.refill()
-
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """The marked model, or what was typed."""
         at = self.query_one(OptionList).highlighted
@@ -113,9 +90,3 @@ class ModelScreen(Dialog[str]):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """A click chooses."""
         self.dismiss(self.found[event.option_index].name)
-
-    def action_move(self, step: int) -> None:
-        """Up and down while the cursor stays in the search."""
-        options = self.query_one(OptionList)
-        if self.found:
-            options.highlighted = max(0, min((options.highlighted or 0) + step, len(self.found) - 1))

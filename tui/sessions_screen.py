@@ -6,26 +6,24 @@ import time
 from typing import ClassVar
 
 from rich.text import Text
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Input, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from edgellm.sessions import SessionStore, SessionSummary
-from edgellm.tui.dialog import ConfirmDialog, Dialog, LineDialog
+from edgellm.tui.dialog import ConfirmDialog, LineDialog, SearchDialog
 from edgellm.tui.safe_text import one_line
 
 Chosen = tuple[str, int]  # what to do ("open", "export", "delete") and with which session
 
 
-class SessionsScreen(Dialog[Chosen]):
+class SessionsScreen(SearchDialog[Chosen]):
     """Gives back what to do with which session; renames by itself."""
 
     TITLE_TEXT = "Chats"
     HINT = "Enter open   ^R rename   ^X delete   ^S export   Esc close"
+    PLACEHOLDER = "Search titles and every message"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down", "move(1)", show=False, priority=True),
-        Binding("up", "move(-1)", show=False, priority=True),
         Binding("pagedown", "move(10)", show=False, priority=True),
         Binding("pageup", "move(-10)", show=False, priority=True),
         Binding("ctrl+r", "rename", show=False, priority=True),
@@ -34,19 +32,8 @@ class SessionsScreen(Dialog[Chosen]):
     ]
 
     def __init__(self, store: SessionStore, current: int, words: str = "", now: float | None = None) -> None:
-        super().__init__()
-        self.store, self.current, self.words, self.now = store, current, words, now
-        self.found: list[tuple[SessionSummary, str]] = []
-
-    def body(self) -> ComposeResult:
-        yield Input(self.words, placeholder="Search titles and every message", compact=True)
-        yield OptionList(markup=False, compact=True)
-
-    def on_mount(self) -> None:
-        """Show all of them; the cursor stands in the search."""
-        self.query_one(Input).focus()
-        self.query_one(OptionList).can_focus = False
-        self.refill()
+        super().__init__(words)
+        self.store, self.current, self.now = store, current, now
 
     def refill(self) -> None:
         """The sessions that the search finds, each once."""
@@ -77,12 +64,6 @@ class SessionsScreen(Dialog[Chosen]):
             row.append("\n    " + one_line(excerpt), "dim")
         return row
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Search while the user types."""
-        if event.value != self.words:
-            self.words = event.value
-            self.refill()
-
     def on_input_submitted(self) -> None:
         """Open the marked session."""
         self._choose("open")
@@ -90,12 +71,6 @@ class SessionsScreen(Dialog[Chosen]):
     def on_option_list_option_selected(self) -> None:
         """A click opens."""
         self._choose("open")
-
-    def action_move(self, step: int) -> None:
-        """Up and down while the cursor stays in the search."""
-        options = self.query_one(OptionList)
-        if self.found:
-            options.highlighted = max(0, min((options.highlighted or 0) + step, len(self.found) - 1))
 
     @property
     def marked(self) -> SessionSummary | None:
