@@ -19,9 +19,10 @@ import numpy as np
 
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.cpu.kernel_table import TEAM
+from edgellm.kernels.cpu.kernel_table import TEAM, VOCABULARY
 from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVLayer, KVPool
+from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
 from edgellm.kernels.program import (
     Add,
     ApplyRope,
@@ -274,6 +275,8 @@ def try_kernel(
 
     ``make_executor`` is CPUExecutor, which needs this test for its own kernels; it takes them from ``cache``.
     """
+    if kernel == VOCABULARY:
+        return _try_vocabulary(cache)
     sketch = Sketch(np.random.default_rng(1))
     SKETCHES[kernel](sketch)
     program = sketch.program()
@@ -294,6 +297,27 @@ def try_kernel(
     error, detail = max(found, key=itemgetter(0))
     limit = LIMITS.get(kernel, FLOAT_LIMIT)
     return SelfTestResult(kernel, cache.isa.name, error, limit, error <= limit, detail)
+
+
+def _try_vocabulary(cache: KernelCache) -> SelfTestResult:
+    """The kernel that no op has: which logits are largest must be exact, their sum is judged by its NMSE."""
+    from edgellm.kernels.cpu.jit import CodeMemory
+
+    memory = CodeMemory()
+    kernel = VocabularyKernel(memory.load(VOCABULARY, cache.objects([VOCABULARY])[VOCABULARY]), memory)
+    rng = np.random.default_rng(1)
+    found: list[tuple[float, str]] = []
+    for n in (1, 15, 64, 333, 4099):
+        logits = (4 * rng.standard_normal(n, np.float32)).round(2)  # some of them equal
+        order = np.argsort(-logits, kind="stable")
+        for k in sorted({1, min(n, 40), min(n, MAX_K)}):
+            head = kernel(logits, k, with_sum=True)
+            expected = np.log(np.exp(logits, dtype=np.float64).sum())
+            right = np.array_equal(head.positions, order[:k]) and head.log_sum is not None
+            error = nmse(np.array([head.log_sum]), np.array([expected])) if right else float("inf")
+            found.append((error, f"n={n} k={k}"))
+    error, detail = max(found, key=itemgetter(0))
+    return SelfTestResult(VOCABULARY, cache.isa.name, error, FLOAT_LIMIT, error <= FLOAT_LIMIT, detail)
 
 
 def outputs_of_ops(

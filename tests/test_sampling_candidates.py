@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgellm.formats.errors import NumericError
+from edgellm.kernels import likeliest
+from edgellm.kernels.cpu import isa, jit
+from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
+from edgellm.kernels.cpu.kernel_table import VOCABULARY
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.sampling.candidates import Candidates
 
@@ -122,3 +130,59 @@ def test_typical_p_over_the_whole_vocabulary_equals_a_full_sort(kind: str) -> No
     candidates = Sampler(params, 50000).candidates(logits)
     assert len(candidates) == pytest.approx(kept, abs=2 + kept * 1e-3)
     assert candidates.ids is not None and len(np.intersect1d(candidates.ids, order[:kept])) >= kept * 0.999 - 2
+
+
+@pytest.fixture
+def with_kernel() -> Iterator[None]:
+    """Samplers that use the compiled kernel, as behind a loaded model."""
+    cache = KernelCache(isa.detect(), default_folder())
+    memory = jit.CodeMemory()
+    address = memory.load(VOCABULARY, cache.objects([VOCABULARY])[VOCABULARY])
+    likeliest.use(likeliest.VocabularyKernel(address, memory))
+    yield
+    likeliest.use(None)
+
+
+@pytest.mark.parametrize("n", [1, 7, 17, 63, 64, 65, 1000, 49152, 262144])
+@pytest.mark.parametrize("k", [1, 2, 40, 128, 255])
+@pytest.mark.parametrize("kind", ["spread", "ties", "equal", "rising", "falling", "banned"])
+def test_the_kernel_finds_the_head_of_a_full_sort(n: int, k: int, kind: str, with_kernel: None) -> None:
+    rng = np.random.default_rng(n + k)
+    logits = {
+        "spread": rng.normal(0, 3, n),
+        "ties": rng.integers(-3, 4, n).astype(float),
+        "equal": np.zeros(n),
+        "rising": np.arange(n, dtype=float),
+        "falling": -np.arange(n, dtype=float),
+        "banned": np.where(rng.random(n) < 0.999, -np.inf, rng.normal(0, 1, n)),
+    }[kind].astype(np.float32)
+    assert Candidates(logits).largest(k).tolist() == sorted_ids(logits, k)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 0, "min_p": 0}, {"repeat_penalty": 1.3}])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_kernel_changes_nothing_of_what_a_sampler_says(
+    options: dict[str, Any], biased: bool, with_kernel: None
+) -> None:
+    rng = np.random.default_rng(3)
+    bias = {"logit_bias": {5: -np.inf, 9: 3.0}} if biased else {}
+    params = SamplingParams(seed=1, n_probs=8, logprobs=True, sampler_trace=True, **options, **bias)
+    for _ in range(5):
+        logits = rng.normal(0, 3, 49152).astype(np.float32)
+        kernel, likeliest._kernel = likeliest._kernel, None
+        plain = Sampler(params, len(logits), history=[1, 2, 3]).sample(logits)
+        likeliest.use(kernel)
+        fast = Sampler(params, len(logits), history=[1, 2, 3]).sample(logits)
+        assert fast.token == plain.token
+        assert [token for token, _ in fast.top] == [token for token, _ in plain.top]
+        np.testing.assert_allclose([p for _, p in fast.top], [p for _, p in plain.top], rtol=0, atol=2e-6)
+        assert fast.after is not None and plain.after is not None and fast.after.keys() == plain.after.keys()
+        cut = {token: left for token, left in plain.after.items() if isinstance(left, str)}
+        assert {token: left for token, left in fast.after.items() if isinstance(left, str)} == cut
+
+
+def test_nan_in_the_logits_is_an_error_with_the_kernel_too(with_kernel: None) -> None:
+    logits = np.zeros(5000, np.float32)
+    logits[4321] = np.nan
+    with pytest.raises(NumericError):
+        Sampler(SamplingParams(n_probs=3, logprobs=True), 5000).sample(logits)

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from edgellm.kernels.likeliest import MAX_K, Likeliest, likeliest
+
 HEAD = 256  # this many of the best are looked at first
 N_BINS = 1024
 SMALL = 8192  # up to here partition the logits themselves
+LOOKED_AT = 40  # this many of the best are found at least: as many as top_k keeps by default
 
 
 class Scratch(threading.local):
@@ -39,12 +42,13 @@ class Candidates:
     logits   (n,) float32 for the whole vocabulary (the model's buffer or a copy, never written to here), else float64
     """
 
-    __slots__ = ("ids", "logits", "sorted")
+    __slots__ = ("_looked", "ids", "logits", "sorted")
 
     def __init__(self, logits: np.ndarray, ids: np.ndarray | None = None, is_sorted: bool = False) -> None:
         self.ids = ids
         self.logits = logits
         self.sorted = is_sorted
+        self._looked: tuple[np.ndarray, Likeliest | None] | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -67,9 +71,27 @@ class Candidates:
         """Positions of the ``k`` largest, by falling logit, ties by rising id; changes nothing."""
         if self.sorted:
             return np.arange(min(k, len(self)))
+        if self.ids is None and k <= MAX_K:
+            if self.head is None or len(self.head.positions) < min(k, len(self)):
+                self.look(k)
+            if self.head is not None:
+                return self.head.positions[:k]
         index = largest_positions(self.logits, k)
         ids = index if self.ids is None else self.ids[index]
         return index[np.lexsort((ids, -self.logits[index]))]
+
+    def look(self, k: int, with_sum: bool = False) -> None:
+        """Find the first of a whole vocabulary, where a kernel does; with the sum, ``log_sum`` costs nothing later."""
+        self._looked = self.logits, likeliest(self.logits, min(max(k, LOOKED_AT), len(self)), with_sum)
+
+    def looked(self, other: Candidates) -> None:
+        """Know what ``other`` knows, where these are its logits."""
+        self._looked = other._looked
+
+    @property
+    def head(self) -> Likeliest | None:
+        """What ``look`` has found of these very logits."""
+        return self._looked[1] if self.ids is None and self._looked and self._looked[0] is self.logits else None
 
     def sort(self) -> None:
         """Bring the candidates into falling order."""
@@ -89,6 +111,8 @@ class Candidates:
 
     def log_sum(self) -> float:
         """log of the sum of exp(logit): a logit less this is a log-probability."""
+        if (head := self.head) is not None and head.log_sum is not None:
+            return head.log_sum
         return self.max() + float(np.log(self.weights().sum(dtype=np.float64)))
 
     def logprobs(self, tokens: Iterable[int]) -> dict[int, float]:

@@ -133,9 +133,10 @@ class Sampler:
             candidates = self.candidates(logits)
             return Sampled(candidates.token(self.choice.choose(candidates)))
         raw = Candidates(np.asarray(logits, np.float32))
+        raw.look(params.n_probs, with_sum=True)
         likeliest = raw.largest(min(params.n_probs, len(raw))) if params.n_probs else np.array([], np.int64)
         trace = Trace(likeliest.tolist()) if params.sampler_trace and isinstance(self.choice, Distribution) else None
-        candidates = self.candidates(logits, trace)
+        candidates = self.candidates(logits, trace, raw)
         token = candidates.token(self.choice.choose(candidates))
         if params.post_sampling_probs:
             return reported(candidates, token, candidates.largest(params.n_probs))
@@ -146,8 +147,11 @@ class Sampler:
         banned = {other: "logit_bias" for other, value in left.items() if value == -np.inf}
         return sampled._replace(after={**left, **trace.cut, **banned})
 
-    def candidates(self, logits: np.ndarray, trace: Trace | None = None) -> Candidates:
-        """What is left of ``logits`` for the choice, after bias, processors and chain."""
+    def candidates(self, logits: np.ndarray, trace: Trace | None = None, known: Candidates | None = None) -> Candidates:
+        """What is left of ``logits`` for the choice, after bias, processors and chain.
+
+        ``known`` are the candidates before, of which something may be known already.
+        """
         logits = np.asarray(logits, np.float32)
         if logits.shape != (self.n_vocab,):
             raise ParameterError(f"logits: got shape {logits.shape}, expected ({self.n_vocab},).")
@@ -158,6 +162,8 @@ class Sampler:
         for processor in self.params.processors:
             logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
         candidates = self._largest(logits) if self.greedy else Candidates(logits)
+        if known is not None:
+            candidates.looked(known)
         if self.greedy:
             if trace is not None:
                 trace.look(candidates, "temperature")

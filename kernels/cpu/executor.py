@@ -12,6 +12,7 @@ import weakref
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
+from edgellm.kernels import likeliest
 from edgellm.kernels.cpu import jit, kernel_table, layout
 from edgellm.kernels.cpu.attention_work import AttentionWork
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress
@@ -47,12 +48,15 @@ class CPUExecutor:
         self._table = lower(program, pool, max_tokens)
         names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels)]
         if cache is None:
+            names.append(kernel_table.VOCABULARY)
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
         else:
             objects = cache.objects(names, on_compile)
         self.isa, self.n_compiled = cache.isa, cache.n_compiled
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}
+        if kernel_table.VOCABULARY in addresses:
+            likeliest.use(likeliest.VocabularyKernel(addresses[kernel_table.VOCABULARY], self._code))
         self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)

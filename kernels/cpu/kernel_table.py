@@ -13,6 +13,8 @@ from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
 TEAM = ("team_publish", "team_lead", "team_work")
+VOCABULARY = "vocabulary"
+"""Called by samplers; no op has it."""
 
 # name -> (module, function, argument of a make_ function or None)
 KERNELS: dict[str, tuple[str, str, str | None]] = {
@@ -23,6 +25,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     },
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
     "attention": ("attention", "attention", None),
+    VOCABULARY: ("vocabulary", "vocabulary", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},

@@ -156,8 +156,8 @@ load_f32, load_f64, load_i32, load_i64 = (
 load_u8, load_u16, load_u32 = make_load(types.uint8), make_load(types.uint16), make_load(types.uint32)
 store_f32x8, store_f32x16, store_i16x16 = make_store(f32x8), make_store(f32x16), make_store(i16x16)
 store_i32x16, store_u16x16, store_i32x8 = (make_store(v) for v in (i32x16, u16x16, i32x8))
-store_f32, store_i32, store_i64, store_u16 = (
-    make_store(t) for t in (types.float32, types.int32, types.int64, types.uint16)
+store_f32, store_f64, store_i32, store_i64, store_u16 = (
+    make_store(t) for t in (types.float32, types.float64, types.int32, types.int64, types.uint16)
 )
 
 
