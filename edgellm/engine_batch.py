@@ -56,6 +56,8 @@ def rooms(requests: Iterable[Request], max_tokens: int) -> Iterator[tuple[Reques
 
 def make_batch(shares: Sequence[Share]) -> Batch:
     """All shares as one batch, each a sequence of its own."""
+    if len(shares) == 1:  # every core waits for the next token: few calls into numpy
+        return _batch_of_one(shares[0])
     counts = [len(share.tokens) for share in shares]
     outputs = np.zeros(sum(counts), bool)
     for end, share in zip(np.cumsum(counts), shares, strict=True):
@@ -68,3 +70,12 @@ def make_batch(shares: Sequence[Share]) -> Batch:
         outputs=outputs,
         tables=tuple(np.stack(tables) for tables in zip(*(share.sequence.tables for share in shares), strict=True)),
     )
+
+
+def _batch_of_one(share: Share) -> Batch:
+    n, start = len(share.tokens), share.sequence.length
+    outputs = np.zeros(n, bool)
+    outputs[n - share.n_outputs :] = True
+    positions = np.arange(start, start + n, dtype=np.int32)
+    tables = tuple(table[None] for table in share.sequence.tables)
+    return Batch(np.array(share.tokens, np.int32), positions, np.zeros(n, np.int32), outputs, tables)

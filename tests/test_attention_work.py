@@ -27,19 +27,38 @@ def program(*ops: Op) -> Program:
     return Program("test", (*attention, *ops), buffers, {}, LAYERS, {}, 8, 4096, 8)
 
 
-def deal(depths: list[tuple[int, int]], n_threads: int) -> list[np.ndarray]:
-    """The parts (n, fields) of each layer, for sequences of (first position, tokens)."""
-    pool = KVPool(LAYERS, (0, WINDOW), (1, 1))
-    work = AttentionWork(program(), pool, n_threads)
-    positions = np.concatenate([np.arange(p, p + n) for p, n in depths]).astype(np.int32)
-    starts = [0, *np.cumsum([n for _, n in depths]).tolist()]
-    fields = work.plan(positions, starts, np.repeat(np.arange(len(depths)), [n for _, n in depths]).astype(np.int32))
-    assert work.plan(positions, starts, np.repeat(np.arange(len(depths)), [n for _, n in depths])) == fields
-    pairs = np.ctypeslib.as_array((ctypes.c_int64 * 6).from_address(fields["PARTS"])).reshape(3, 2)
+def work_of(n_threads: int) -> AttentionWork:
+    return AttentionWork(program(), KVPool(LAYERS, (0, WINDOW), (1, 1)), n_threads)
+
+
+def parts_at(address: int) -> list[np.ndarray]:
+    """The parts (n, fields) of each layer."""
+    pairs = np.ctypeslib.as_array((ctypes.c_int64 * 6).from_address(address)).reshape(3, 2)
     return [
         np.ctypeslib.as_array((ctypes.c_int32 * (n * FIELDS)).from_address(a)).reshape(n, FIELDS).copy()
         for a, n in pairs.tolist()
     ]
+
+
+def deal(depths: list[tuple[int, int]], n_threads: int) -> list[np.ndarray]:
+    """The parts of each layer, for sequences of (first position, tokens)."""
+    work = work_of(n_threads)
+    positions = np.concatenate([np.arange(p, p + n) for p, n in depths]).astype(np.int32)
+    starts = [0, *np.cumsum([n for _, n in depths]).tolist()]
+    sequences = np.repeat(np.arange(len(depths)), [n for _, n in depths]).astype(np.int32)
+    fields = work.plan(positions, starts, sequences)
+    assert work.plan(positions, starts, sequences) == {}
+    return parts_at(fields["PARTS"])
+
+
+def test_a_growing_text_has_the_parts_of_its_position() -> None:
+    growing, address = work_of(2), 0
+    for position in range(0, 1300, 3):
+        one = np.array([position], np.int32), [0, 1], np.zeros(1, np.int32)
+        address = growing.plan(*one).get("PARTS", address)
+        fresh = work_of(2)
+        for part, expected in zip(parts_at(address), parts_at(fresh.plan(*one)["PARTS"]), strict=True):
+            np.testing.assert_array_equal(part, expected)
 
 
 BATCHES = {

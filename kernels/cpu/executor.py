@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.kernels import likeliest
 from edgellm.kernels.cpu import jit, kernel_table, layout
-from edgellm.kernels.cpu.attention_work import AttentionWork
 from edgellm.kernels.cpu.kernel_cache import KernelCache, Progress
 from edgellm.kernels.cpu.lowering import MAX_OUTPUTS, lower
+from edgellm.kernels.cpu.step import StepRecord
 from edgellm.kernels.cpu.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.cpu.verified_kernels import verified_kernels
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
@@ -58,19 +59,14 @@ class CPUExecutor:
         if kernel_table.VOCABULARY in addresses:
             likeliest.use(likeliest.VocabularyKernel(addresses[kernel_table.VOCABULARY], self._code))
         self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
+        self._rows_address = self._table.rows.ctypes.data
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)
-        self._step = np.zeros(layout.STEP_FIELDS, np.int64)
-        self._work = AttentionWork(program, pool, n_threads)
-        per_thread = -(-max(layout.matmul_scratch_nbytes(max_tokens), self._work.scratch_nbytes) // 4096) * 4096
+        self._step = StepRecord(program, pool, max_tokens, n_threads)
+        per_thread = -(-max(layout.matmul_scratch_nbytes(max_tokens), self._step.work.scratch_nbytes) // 4096) * 4096
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
-        self._set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
-        self._alive: list[np.ndarray] = []
+        self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._closed = False
-
-    def _set(self, **fields: int) -> None:
-        for name, value in fields.items():
-            self._step[getattr(layout, name) // 8] = value
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -78,9 +74,10 @@ class CPUExecutor:
         """Logits (n_outputs, n_vocab) float32, valid until the next call; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        self._check(batch)
-        self._begin(batch)
-        table, output_rows = self._table, np.flatnonzero(batch.outputs).astype(np.int32)
+        starts = _starts(batch.sequences)
+        self._check(batch, starts)
+        self._step.begin(batch, starts)
+        table, output_rows = self._table, [row for row, wanted in enumerate(batch.outputs.tolist()) if wanted]
         middle, first, last = table.n_token_rows, table.n_token_rows, table.first_row[-1]
         if hook is None and len(output_rows) <= MAX_OUTPUTS:
             if len(output_rows) < len(batch):
@@ -94,11 +91,11 @@ class CPUExecutor:
             result = np.empty((len(output_rows), self.program.n_vocab), np.float32)
         for start in range(0, len(output_rows), MAX_OUTPUTS):
             chunk = output_rows[start : start + MAX_OUTPUTS]
-            self._set(N_OUTPUTS=len(chunk), OUTPUT_ROWS=chunk.ctypes.data)
+            self._step.outputs(chunk)
             self._run_rows(first, last, hook)
             if result.base is not logits.base:
                 result[start : start + len(chunk)] = logits[: len(chunk)]
-        if len(output_rows) and not (np.isfinite(result.max()) and np.isfinite(result.min())):
+        if output_rows and not (np.isfinite(result.max()) and np.isfinite(result.min())):
             raise NumericError(
                 "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
                 "`edgellm verify FILE`, then pull it again."
@@ -106,9 +103,11 @@ class CPUExecutor:
         return result
 
     def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
+        if last <= first:
+            return
         rows = self._table.rows
         rows[first:last, -1] = 0  # the work counters
-        address, step = rows.ctypes.data, self._step.ctypes.data
+        address, step = self._rows_address, self._step.address
         if hook is None:
             self._team.run(address, first, last, step)
             return
@@ -133,40 +132,27 @@ class CPUExecutor:
     def _read(self, name: str) -> np.ndarray:
         """A writable view of a buffer's rows in this step."""
         buffer = self.program.buffers[name]
-        n = self._step[(layout.N_OUTPUTS if buffer.rows == "outputs" else layout.N_TOKENS) // 8]
+        n = self._step.get("N_OUTPUTS" if buffer.rows == "outputs" else "N_TOKENS")
         return self._table.buffers[name][:n, : buffer.width]
-
-    def _begin(self, batch: Batch) -> None:
-        """Fill in the step record."""
-        arrays = [np.ascontiguousarray(a, np.int32) for a in (batch.tokens, batch.positions, batch.sequences)]
-        tables = [np.ascontiguousarray(t, np.int32) for t in batch.tables]
-        pairs = np.array([[t.ctypes.data, t.shape[1]] for t in tables], np.int64)
-        angles = [rope.table(arrays[1]) for rope in self.program.ropes.values()]
-        ropes = np.array([[cos.ctypes.data, sin.ctypes.data] for cos, sin in angles], np.int64)
-        self._set(
-            N_TOKENS=len(batch), N_OUTPUTS=0, TOKENS=arrays[0].ctypes.data, POSITIONS=arrays[1].ctypes.data,
-            SEQUENCES=arrays[2].ctypes.data, TABLES=pairs.ctypes.data, ROPES=ropes.ctypes.data,
-            **self._work.plan(arrays[1], _starts(arrays[2]), arrays[2]),
-        )  # fmt: skip
-        self._alive = [*arrays, *tables, pairs, ropes, *(a for pair in angles for a in pair)]
 
     # ---- what the kernels take on trust ------------------------------------------------------------------------------
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch, starts: Sequence[int]) -> None:
         n = len(batch)
         if not 0 < n <= self.max_tokens:
             raise ParameterError(f"a batch of {n} tokens; this executor takes 1 to {self.max_tokens}")
         if len({n, len(batch.positions), len(batch.sequences), len(batch.outputs)}) != 1:
             raise ParameterError("tokens, positions, sequences and outputs of a batch must have one length")
-        low, high = int(batch.tokens.min()), int(batch.tokens.max())
+        tokens, positions = batch.tokens.tolist(), batch.positions.tolist()
+        low, high = min(tokens), max(tokens)
         if low < 0 or high >= self.program.n_vocab:
             bad = low if low < 0 else high
             raise ParameterError(f"token id {bad} is not in [0, {self.program.n_vocab})")
         if len(batch.tables) != len(self.pool.windows):
             raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.windows)} windows")
-        for start, stop in itertools.pairwise(_starts(batch.sequences)):
-            first, last = int(batch.positions[start]), int(batch.positions[stop - 1])
-            if first < 0 or (stop - start > 1 and (np.diff(batch.positions[start:stop]) != 1).any()):
+        for start, stop in itertools.pairwise(starts):
+            first, last = positions[start], positions[stop - 1]
+            if first < 0 or (stop - start > 1 and positions[start:stop] != list(range(first, first + stop - start))):
                 raise ParameterError("positions of a sequence must rise by one, from 0 on")
             self._check_blocks(batch, int(batch.sequences[start]), first, last)
 

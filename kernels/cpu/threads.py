@@ -33,6 +33,7 @@ class ThreadTeam:
         self._fields[at.YIELD // 8] = _sched_yield()
         self._parked = np.zeros(max(n_threads, 1), np.int64)
         self._parked_view = self._parked[1:]
+        self._record_address, self._parked_address = self._record.ctypes.data, self._parked.ctypes.data
         self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
         self._stopping = False
         self._threads = [
@@ -48,11 +49,11 @@ class ThreadTeam:
         if last <= first:
             return
         self._fields[at.JOB // 8 : at.JOB // 8 + 4] = ops, first, last, step
-        record = self._record.ctypes.data
-        self._publish(record, self._parked.ctypes.data, 0, 0)
-        for i in np.flatnonzero(self._parked_view):
-            self._wake[i + 1].release()
-        self._lead(record, 0, 0, 0)
+        self._publish(self._record_address, self._parked_address, 0, 0)
+        for i, parked in enumerate(self._parked_view.tolist()):
+            if parked:
+                self._wake[i + 1].release()
+        self._lead(self._record_address, 0, 0, 0)
 
     def _worker(self, thread: int) -> None:
         generation = np.zeros(1, np.int64)
