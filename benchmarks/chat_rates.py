@@ -112,7 +112,7 @@ def one_round(model: str) -> Round:
     """Two answers."""
     with tempfile.NamedTemporaryFile() as file:
         os.environ["CHAT_RATES"] = file.name
-        terminal = Terminal(["chat", model, "--ignore-eos", "-n", str(N_TOKENS)])
+        terminal = Terminal(["chat", model, "-n", str(N_TOKENS)])
         try:
             terminal.read_until(lambda: "rite a message" in terminal.words())
             time.sleep(3)  # the model is there

@@ -313,8 +313,8 @@ def _try_vocabulary(cache: KernelCache) -> SelfTestResult:
         for k in sorted({1, min(n, 40), min(n, MAX_K)}):
             head = kernel(logits, k, with_sum=True)
             expected = np.log(np.exp(logits, dtype=np.float64).sum())
-            right = np.array_equal(head.positions, order[:k]) and head.log_sum is not None
-            error = nmse(np.array([head.log_sum]), np.array([expected])) if right else float("inf")
+            right = head is not None and np.array_equal(head.positions, order[:k])
+            error = nmse(np.array([head.log_sum]), np.array([expected])) if head and right else float("inf")
             found.append((error, f"n={n} k={k}"))
     error, detail = max(found, key=itemgetter(0))
     return SelfTestResult(VOCABULARY, cache.isa.name, error, FLOAT_LIMIT, error <= FLOAT_LIMIT, detail)

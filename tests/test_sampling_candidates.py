@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,26 +160,56 @@ def test_the_kernel_finds_the_head_of_a_full_sort(n: int, k: int, kind: str, wit
     assert Candidates(logits).largest(k).tolist() == sorted_ids(logits, k)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 0, "min_p": 0}, {"repeat_penalty": 1.3}])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0},
+    {"top_k": 0, "min_p": 0},
+    {"repeat_penalty": 1.3},
+    {"top_k": 1},
+    {"top_k": 100, "top_p": 0.5, "min_p": 0.2, "temperature": 1.7},
+    {"top_k": 200},
+    {"top_p": 0.01, "min_keep": 3},
+    {"min_p": 0.9, "min_keep": 5},
+    {"temperature": 0.7, "dynatemp_range": 0.3},
+    {"samplers": ("temperature", "top_k", "min_p", "top_p")},
+    {"samplers": ("top_k", "temperature", "min_p")},
+    {"typical_p": 0.7},
+    {"mirostat": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 def test_the_kernel_changes_nothing_of_what_a_sampler_says(
     options: dict[str, Any], biased: bool, with_kernel: None
 ) -> None:
     rng = np.random.default_rng(3)
     bias = {"logit_bias": {5: -np.inf, 9: 3.0}} if biased else {}
-    params = SamplingParams(seed=1, n_probs=8, logprobs=True, sampler_trace=True, **options, **bias)
-    for _ in range(5):
+    params = SamplingParams(n_probs=8, logprobs=True, sampler_trace=True, **options, **bias)
+    kernel = likeliest._kernel
+    for seed in range(20):
         logits = rng.normal(0, 3, 49152).astype(np.float32)
-        kernel, likeliest._kernel = likeliest._kernel, None
+        params = replace(params, seed=seed)
+        likeliest.use(None)
         plain = Sampler(params, len(logits), history=[1, 2, 3]).sample(logits)
         likeliest.use(kernel)
         fast = Sampler(params, len(logits), history=[1, 2, 3]).sample(logits)
         assert fast.token == plain.token
+        bare = Sampler(replace(params, n_probs=0, logprobs=False), len(logits), history=[1, 2, 3])
+        assert bare.sample(logits).token == plain.token
         assert [token for token, _ in fast.top] == [token for token, _ in plain.top]
         np.testing.assert_allclose([p for _, p in fast.top], [p for _, p in plain.top], rtol=0, atol=2e-6)
-        assert fast.after is not None and plain.after is not None and fast.after.keys() == plain.after.keys()
-        cut = {token: left for token, left in plain.after.items() if isinstance(left, str)}
-        assert {token: left for token, left in fast.after.items() if isinstance(left, str)} == cut
+        assert_same_trace(fast.after, plain.after)
+
+
+def assert_same_trace(fast: dict[int, float | str] | None, plain: dict[int, float | str] | None) -> None:
+    """Both cut the same tokens for the same reason, and left the others with the same probability."""
+    if plain is None:
+        assert fast is None
+        return
+    assert fast is not None and fast.keys() == plain.keys()
+    for token, left in plain.items():
+        assert fast[token] == (left if isinstance(left, str) else pytest.approx(left, abs=2e-6))
 
 
 def test_nan_in_the_logits_is_an_error_with_the_kernel_too(with_kernel: None) -> None:

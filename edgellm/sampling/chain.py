@@ -6,6 +6,8 @@ A sampler has ``apply(candidates)`` and is left out of the chain when ``wanted``
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,13 @@ from edgellm.sampling.candidates import Candidates, head_reaching
 from edgellm.sampling.params import SamplingParams
 
 SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
+
+
+class Shortener(Protocol):
+    """A link that can also work on a few sorted logits as plain floats."""
+
+    def shorten(self, values: list[float]) -> list[float]:
+        """What stays of falling logits: the first ones, perhaps scaled. At least one."""
 
 
 class ChainSampler(Protocol):
@@ -38,6 +47,10 @@ class TopK:
         """Sorted afterwards."""
         candidates.keep(candidates.largest(self.k), is_sorted=True)
 
+    def shorten(self, values: list[float]) -> list[float]:
+        """The first k."""
+        return values[: self.k]
+
 
 class TopP:
     """Keep the most probable tokens until their probabilities add up to p (Holtzman et al. 2019)."""
@@ -55,6 +68,12 @@ class TopP:
         """Sorts only as many candidates as the sum needs."""
         weights = candidates.weights()
         candidates.keep(*head_reaching(candidates, weights, self.p * float(weights.sum()), self.min_keep))
+
+    def shorten(self, values: list[float]) -> list[float]:
+        """As many as reach the sum."""
+        largest, exp = values[0], math.exp
+        reached = list(accumulate([exp(value - largest) for value in values]))
+        return values[: max(bisect_left(reached, self.p * reached[-1]) + 1, self.min_keep)]
 
 
 class MinP:
@@ -76,6 +95,13 @@ class MinP:
             candidates.keep(index)
         else:
             candidates.keep(candidates.largest(self.min_keep), is_sorted=True)
+
+    def shorten(self, values: list[float]) -> list[float]:
+        """Those above the threshold."""
+        threshold, n = values[0] + self.log_p, len(values)
+        while n > self.min_keep and values[n - 1] < threshold:
+            n -= 1
+        return values[:n]
 
 
 class TypicalP:
@@ -175,6 +201,11 @@ class Temperature:
             candidates.keep(candidates.largest(1), is_sorted=True)
         else:
             candidates.logits = candidates.logits / candidates.logits.dtype.type(temperature)
+
+    def shorten(self, values: list[float]) -> list[float]:
+        """Without a range."""
+        temperature = self.temperature
+        return values[:1] if temperature < SMALLEST_TEMPERATURE else [value / temperature for value in values]
 
     def by_entropy(self, probs: np.ndarray) -> float:
         """From temperature - range at entropy 0 to temperature + range at the greatest possible entropy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,18 @@ from edgellm.sampling.params import SamplingParams
 
 BLOCK = 512
 MIROSTAT_TOKENS = 100  # of the head of the distribution, to estimate its Zipf exponent
+
+
+class Sampled(NamedTuple):
+    """One chosen token. ``logprob`` and ``top`` (best first) are filled when the parameters ask for them.
+
+    after   with ``sampler_trace``: each of them -> its log-probability after the samplers, or the sampler that cut it
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    after: dict[int, float | str] | None = None
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.kernels.likeliest import likeliest
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.chain import XTC, ChainSampler, MinP, Temperature, TopK, TopNSigma, TopP, TypicalP
-from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2
+from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2, Sampled
 from edgellm.sampling.params import RANDOM_SEEDS, SamplingParams
 from edgellm.sampling.repetition import DRY, Penalties, breaker_tokens
+from edgellm.sampling.short_chain import short_chain
 
 # name in SamplingParams.samplers -> class
 SAMPLERS: dict[str, Any] = {
@@ -27,18 +29,6 @@ SAMPLERS: dict[str, Any] = {
 }
 NAMES = {sampler: name for name, sampler in SAMPLERS.items()}  # Punish cuts nothing
 SCAN = 1024  # so many candidates are looked through one by one
-
-
-class Sampled(NamedTuple):
-    """One chosen token. ``logprob`` and ``top`` (best first) are filled when the parameters ask for them.
-
-    after   with ``sampler_trace``: each of them -> its log-probability after the samplers, or the sampler that cut it
-    """
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    after: dict[int, float | str] | None = None
 
 
 class Sampler:
@@ -70,6 +60,9 @@ class Sampler:
         self.chain: list[ChainSampler] = []
         self._build_chain(token_bytes, tokenize)
         self.greedy = self._is_greedy()
+        plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
+        plain = plain and not params.processors and not len(self.bias_ids)
+        self.short = short_chain(self.chain, NAMES, self.greedy, self.rng) if plain else None
         self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
@@ -129,33 +122,42 @@ class Sampler:
         Does not accept the token: the caller does, once it is really used.
         """
         params = self.params
-        if not (params.n_probs or params.logprobs):
+        logits = self._checked(logits)
+        reports = bool(params.n_probs or params.logprobs)
+        if self.short is not None and (reports or not self.greedy):
+            head = likeliest(logits, min(max(self.short.n, params.n_probs), self.n_vocab), reports)
+            if head is not None:
+                return self.short.sample(head, params)
+        if not reports:
             candidates = self.candidates(logits)
             return Sampled(candidates.token(self.choice.choose(candidates)))
-        raw = Candidates(np.asarray(logits, np.float32))
+        raw = Candidates(logits)
         raw.look(params.n_probs, with_sum=True)
-        likeliest = raw.largest(min(params.n_probs, len(raw))) if params.n_probs else np.array([], np.int64)
-        trace = Trace(likeliest.tolist()) if params.sampler_trace and isinstance(self.choice, Distribution) else None
+        top = raw.largest(min(params.n_probs, len(raw))) if params.n_probs else np.array([], np.int64)
+        trace = Trace(top.tolist()) if params.sampler_trace and isinstance(self.choice, Distribution) else None
         candidates = self.candidates(logits, trace, raw)
         token = candidates.token(self.choice.choose(candidates))
         if params.post_sampling_probs:
             return reported(candidates, token, candidates.largest(params.n_probs))
-        sampled = reported(raw, token, likeliest)
+        sampled = reported(raw, token, top)
         if trace is None:
             return sampled
         left = candidates.logprobs({*trace.watched, token})
         banned = {other: "logit_bias" for other, value in left.items() if value == -np.inf}
         return sampled._replace(after={**left, **trace.cut, **banned})
 
+    def _checked(self, logits: np.ndarray) -> np.ndarray:
+        logits = np.asarray(logits, np.float32)
+        if logits.shape != (self.n_vocab,):
+            raise ParameterError(f"logits: got shape {logits.shape}, expected ({self.n_vocab},).")
+        return logits
+
     def candidates(self, logits: np.ndarray, trace: Trace | None = None, known: Candidates | None = None) -> Candidates:
         """What is left of ``logits`` for the choice, after bias, processors and chain.
 
         ``known`` are the candidates before, of which something may be known already.
         """
-        logits = np.asarray(logits, np.float32)
-        if logits.shape != (self.n_vocab,):
-            raise ParameterError(f"logits: got shape {logits.shape}, expected ({self.n_vocab},).")
-        raw = logits
+        logits = raw = self._checked(logits)
         if len(self.bias_ids):
             logits = logits.copy()
             logits[self.bias_ids] += self.bias

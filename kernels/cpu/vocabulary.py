@@ -22,8 +22,9 @@ from edgellm.kernels.cpu.simd import (
 )
 from edgellm.kernels.cpu.vector_math import exp_f32x16
 
-# ---- the record: logits, how many, k, positions int64 (k), values float32 (k), sum wanted, sum float64 ---------------
-LOGITS, N_LOGITS, K, POSITIONS, VALUES, WANTS_SUM, SUM = (8 * i for i in range(7))
+# ---- the record: logits, how many, k, positions int64 (k), values float32 (k), sum of exp wanted, that sum float64,
+#      sum of the logits float64
+LOGITS, N_LOGITS, K, POSITIONS, VALUES, WANTS_SUM, SUM, PLAIN_SUM = (8 * i for i in range(8))
 
 BLOCK = 64  # logits looked at together
 SUM_BLOCK = 1024  # summed as float32
@@ -43,20 +44,28 @@ def _insert(value, position, count, k, positions, values):
 
 @forceinline
 def _find_largest(logits, n, k, positions, values):
-    count = 0
+    """The plain sum of the logits: not a number where one of them is none."""
+    count, total = 0, zero_f32x16()
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
         p = logits + start * 4
-        if count == k and stop - start == BLOCK:
+        if stop - start == BLOCK:
             a, b = load_f32x16(p), load_f32x16(p + 64)
             c, d = load_f32x16(p + 128), load_f32x16(p + 192)
-            if maximum_f32x16(max_f32x16(max_f32x16(a, b), max_f32x16(c, d))) <= load_f32(values + k * 4 - 4):
+            total = total + ((a + b) + (c + d))
+            if count == k and maximum_f32x16(max_f32x16(max_f32x16(a, b), max_f32x16(c, d))) <= load_f32(
+                values + k * 4 - 4
+            ):
                 continue
         for i in range(start, stop):
             value = load_f32(logits + i * 4)
             if count < k or value > load_f32(values + k * 4 - 4):
                 _insert(value, i, count, k, positions, values)
                 count = min(count + 1, k)
+    plain_sum = sum_f32x16(total)
+    for i in range(n // BLOCK * BLOCK, n):
+        plain_sum = plain_sum + load_f32(logits + i * 4)
+    return plain_sum
 
 
 @forceinline
@@ -79,6 +88,6 @@ def vocabulary(record, _step, _thread, _n_threads):
     """The k largest of n logits, 0 < k <= n, by falling value and rising position; with them the sum, if wanted."""
     logits, n, k = load_i64(record + LOGITS), load_i64(record + N_LOGITS), load_i64(record + K)
     values = load_i64(record + VALUES)
-    _find_largest(logits, n, k, load_i64(record + POSITIONS), values)
+    store_f64(record + PLAIN_SUM, _find_largest(logits, n, k, load_i64(record + POSITIONS), values))
     if load_i64(record + WANTS_SUM) != 0:
         store_f64(record + SUM, _sum_of_exp(logits, n, load_f32(values)))
