@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -198,6 +199,36 @@ def test_a_damaged_file_without_a_copy_begins_anew(tmp_path: Path) -> None:
     store, note = open_store(tmp_path)
     assert note is not None and "anew" in note and store.summaries() == []
     store.close()
+
+
+@pytest.mark.parametrize("reason", ["disk I/O error", "database or disk is full", "database is locked"])
+def test_a_good_file_that_the_disk_refuses_stays_where_it_is(tmp_path: Path, monkeypatch: Any, reason: str) -> None:
+    codes = {"disk I/O error": sqlite3.SQLITE_IOERR_SHMSIZE, "database or disk is full": sqlite3.SQLITE_FULL}
+    store, _ = open_store(tmp_path)
+    store.save_all(talk())
+    store.close()
+
+    def refused(store: SessionStore) -> None:
+        error = sqlite3.OperationalError(reason)
+        error.sqlite_errorcode = codes.get(reason, sqlite3.SQLITE_BUSY)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SessionStore, "_prepare", refused)
+        with pytest.raises(FormatError, match=reason) as found:
+            open_store(tmp_path)
+    assert found.value.code == "SESSION_WRITE" and "EDGELLM_HOME" in str(found.value)
+    assert not list(tmp_path.glob("sessions.damaged-*"))
+    again, note = open_store(tmp_path)
+    assert note is None and len(again.summaries()) == 1
+    again.close()
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FormatError, match="EDGELLM_HOME") as found:
+        open_store(tmp_path / "file")
+    assert found.value.code == "SESSION_WRITE"
 
 
 def test_a_file_of_a_newer_program_is_left_alone(tmp_path: Path) -> None:

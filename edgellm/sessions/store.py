@@ -32,6 +32,10 @@ VERSION = 1  # PRAGMA user_version
 BUSY_S = 5.0  # another program may be writing
 N_PROMPTS = 1000  # of the input's history
 BACKUP_S = 86400.0  # a copy is made at most so often
+ADVICE = (
+    "Chats are kept there. Check the disk's free space and the folder's rights, or set EDGELLM_HOME to another folder; "
+    "`edgellm chat --plain` saves nothing."
+)
 
 SCHEMA = """
 create table sessions (id integer primary key, title text not null, model text not null, system text not null,
@@ -119,18 +123,22 @@ class SessionStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise FormatError(f"{path}: {reason}. {ADVICE}", code="SESSION_WRITE") from error
+        try:
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = normal")
             self._db.execute("pragma foreign_keys = on")
             self._prepare()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise _damaged(path, error) from error
+            raise _refused(path, error) from error
 
     def close(self) -> None:
         """May be called twice. Once a day a copy is left beside the file."""
@@ -300,7 +308,7 @@ class SessionStore:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("rollback")
                 if isinstance(error, sqlite3.Error):
-                    raise _damaged(self.path, error) from error
+                    raise _refused(self.path, error) from error
                 raise
 
     @contextlib.contextmanager
@@ -309,7 +317,7 @@ class SessionStore:
             try:
                 yield self._db
             except sqlite3.Error as error:
-                raise _damaged(self.path, error) from error
+                raise _refused(self.path, error) from error
 
     def _prepare(self) -> None:
         version = self._db.execute("pragma user_version").fetchone()[0]
@@ -376,7 +384,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _damaged(path: Path, error: sqlite3.Error) -> FormatError:
-    full = "full" in str(error) or "readonly" in str(error) or "unable to open" in str(error) or "locked" in str(error)
-    advice = "Check the disk's free space and the folder's rights." if full else "Restart to bring back the last copy."
-    return FormatError(f"{path}: {error}. {advice}", code="SESSION_WRITE" if full else "SESSION_STORE")
+def _refused(path: Path, error: sqlite3.Error) -> FormatError:
+    """A file that is damaged, or one that a full disk or a missing right keeps from being used: it must stay."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary one
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return FormatError(f"{path}: {error}. Restart to bring back the last copy.", code="SESSION_STORE")
+    return FormatError(f"{path}: {error}. {ADVICE}", code="SESSION_WRITE")
