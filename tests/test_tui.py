@@ -16,7 +16,7 @@ import pytest
 from fake_chat_llm import FakeChatLLM
 from textual.pilot import Pilot
 
-from edgellm.formats.errors import ContextFullError, ModelNotFoundError
+from edgellm.formats.errors import ContextFullError, FormatError, ModelNotFoundError
 from edgellm.sessions import SessionStore
 from edgellm.tui.app import ChatApp
 from edgellm.tui.chat import Chat
@@ -545,11 +545,84 @@ def test_a_model_that_cannot_be_loaded_is_told_and_another_can_be_chosen(run: An
         talk.load_error = ModelNotFoundError("nothing: neither a file nor a model of the catalogue.")
         await talk.write("/model nothing")
         await talk.settled()
-        assert "neither a file" in talk.told() and talk.chat.llm is None
-        talk.load_error = None
-        await talk.write("/model fake")
+        assert "neither a file" in talk.told()
+        assert talk.chat.model == "fake" and talk.chat.llm is talk.models[0] and not talk.models[0].closed
         await talk.ask("river")
         assert talk.said[-1][1].startswith("The Danube")
+        talk.load_error = None
+        await talk.write("/model other")
+        await talk.settled()
+        assert talk.chat.llm.name == "other" and talk.models[0].closed
+
+    run(steps)
+
+
+def test_a_model_that_fails_while_it_loads_brings_the_last_one_back(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        load = talk.chat.load
+
+        def failing(name: str, progress: Any = None, **options: Any) -> Any:
+            if name == "broken":
+                progress("load", 0, 2, name)  # the model before is closed here
+                raise FormatError("broken.gguf ends in the middle.")
+            return load(name, progress, **options)
+
+        talk.chat.load = failing
+        await talk.write("/model broken")
+        await talk.settled()
+        assert "ends in the middle" in talk.told() and talk.models[0].closed
+        assert talk.chat.model == "fake" and talk.chat.llm is talk.models[1]
+
+    run(steps)
+
+
+def test_a_message_without_a_model_comes_back_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    talk = Talk(tmp_path)
+    talk.load_error = ModelNotFoundError("no such model")
+
+    async def steps() -> None:
+        async with talk.app.run_test(size=(100, 30)) as talk.pilot:
+            await talk.settled()
+            talk.app.clear_notifications()
+            await talk.write("river")
+            await talk.settled()
+            assert "no such model" in talk.told() and talk.app.prompt.text == "river" and not talk.chat.busy
+            talk.load_error = None
+            await talk.pilot.press("enter")
+            await talk.settled()
+            assert talk.said[-1][1].startswith("The Danube") and len(talk.chat.session.tree) == 2
+
+    try:
+        asyncio.run(steps())
+    finally:
+        talk.chat.close()
+
+
+def test_escape_leaves_a_pull_and_keeps_the_model(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        load, pulling, ended = talk.chat.load, threading.Event(), threading.Event()
+
+        def far(name: str, progress: Any = None, **options: Any) -> Any:
+            if name != "far":
+                return load(name, progress, **options)
+            try:
+                for done in range(100_000):
+                    progress("pull", done, 100_000, name)
+                    pulling.set()
+                    time.sleep(0.01)
+            finally:
+                ended.set()
+
+        talk.chat.load = far
+        await talk.write("/model far")
+        await talk.until(pulling.is_set)
+        await talk.write("river")
+        await talk.pilot.press("escape")  # the message that waits for it comes back
+        assert talk.app.prompt.text == "river" and "…" not in talk.screen_text() and talk.chat.loading is not None
+        await talk.pilot.press("escape")
+        await talk.until(ended.is_set)
+        assert talk.chat.model == "fake" and talk.chat.llm is talk.models[0] and not talk.models[0].closed
 
     run(steps)
 

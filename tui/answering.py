@@ -114,7 +114,8 @@ class Loading:
         self.name = name
         self.load = load
         self.options = dict(options)
-        self.before = before  # the model to close first: two may not fit
+        self._before = before  # the model to close first: two may not fit
+        self._lock = threading.Lock()
         self.stage: tuple[str, int, int | None, str] = ("load", 0, None, name)
         self.llm: Any = None
         self.error: BaseException | None = None
@@ -136,17 +137,29 @@ class Loading:
         """Until the thread is over."""
         self._thread.join(timeout_s)
 
+    def take_before(self) -> Any:
+        """The model that was there, if it is still open: a pull leaves it, and so does a name that is none."""
+        with self._lock:
+            before, self._before = self._before, None
+        return before
+
+    def _close_before(self) -> None:
+        before = self.take_before()
+        if before is not None:
+            before.close()
+
     def _report(self, stage: str, done: int, total: int | None, name: str) -> None:
         if self._abandoned.is_set():
             raise _Abandoned
+        if stage != "pull":
+            self._close_before()
         self.stage = (stage, done, total, name)
 
     def _run(self) -> None:
         try:
-            if self.before is not None:
-                self.before.close()
             llm = self.load(self.name, progress=self._report, **self.options)
             try:
+                self._close_before()
                 _ = llm.chat_template  # compiled now, and a model without one is told now
                 if self._abandoned.is_set():
                     raise _Abandoned

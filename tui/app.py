@@ -178,9 +178,17 @@ class ChatApp(ChatActions):
 
     def _loaded(self, loaded: Any) -> None:
         if loaded.error is not None:
-            self.chat.stop()
             self.complain(loaded.error)
+            self.stop_waiting()
         self.redraw(to_end=False)
+
+    def stop_waiting(self) -> None:
+        """Give up the answer that waits for a model."""
+        if self.chat.waiting is not None:
+            node = self.chat.waiting[0]
+            self.chat.stop()
+            self._give_back(node)
+            self.redraw()
 
     def _answered(self, answered: Any) -> None:
         self.transcript.growing = None
@@ -188,11 +196,14 @@ class ChatApp(ChatActions):
             self.complain(answered.error)
         if answered.note:
             self.say(answered.note)
-        node: MessageNode = answered.node
-        if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
-            self.prompt.put(node.parent.text)  # nothing came of it: the words are not lost
-            self.editing = node.parent
+        self._give_back(answered.node)
         self.redraw(to_end=self.transcript.at_end)
+
+    def _give_back(self, node: MessageNode) -> None:
+        """Nothing came of an answer: the words of its question are not lost."""
+        if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
+            self.prompt.put(node.parent.text)
+            self.editing = node.parent
 
     def show_meters(self) -> None:
         """The line of figures."""
@@ -304,9 +315,13 @@ class ChatApp(ChatActions):
     # -- keys ------------------------------------------------------------------------------------------------------
 
     def action_stop(self) -> None:
-        """Stop the answer; else leave editing, else go back to the input."""
-        if self.chat.stop():
+        """Stop the answer, or a pull; else leave editing, else go back to the input."""
+        if self.chat.waiting is not None:
+            self.stop_waiting()
+        elif self.chat.stop():
             self.wake()
+        elif self.chat.stop_loading():
+            self.redraw(to_end=False)
         elif self.editing is not None:
             self.editing = None
             self.prompt.put("")
@@ -331,8 +346,8 @@ class ChatApp(ChatActions):
             self.leave(130)
             return
         self._interrupted = now
-        if self.chat.stop():
-            self.wake()
+        if self.chat.busy:
+            self.action_stop()
             return
         if self.prompt.text and len(self.screen_stack) == 1:
             self.prompt.put("")

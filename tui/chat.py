@@ -50,7 +50,8 @@ class Chat:
         self.states = store.path.parent / "kv"
         self._fresh = False  # whether the model has not yet been given what it had read of the session
         self._read_more = False  # whether it has read more since the state was kept
-        self.waiting: Callable[[], None] | None = None  # an answer that begins when the model is there
+        self.waiting: tuple[MessageNode, Callable[[], None]] | None = None  # an answer that begins with the model
+        self._model_before = ""  # the last one that could be loaded
         self.session = self._new_session()
 
     # -- sessions --------------------------------------------------------------------------------------------------
@@ -111,8 +112,12 @@ class Chat:
         tree = self.session.tree
         if beside is None and tree.leaf is not None and tree.leaf.role == "user":
             beside = tree.leaf  # it got no answer; roles go on taking turns
-        where = beside.parent if beside is not None else tree.leaf
-        asked = tree.add("user", text, where, finish_reason="stop")
+        if beside is not None and not beside.children:  # nobody answered it: to ask once more is no branch
+            asked = beside
+            asked.text = text
+            tree.select(asked)
+        else:
+            asked = tree.add("user", text, beside.parent if beside is not None else tree.leaf, finish_reason="stop")
         self.saved(asked)
         return self._answer(asked)
 
@@ -154,12 +159,18 @@ class Chat:
             self.answering.stop()
             return True
         waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            self._settle(waiting[0])
         return waiting is not None
 
     def halt(self) -> None:
-        """Stop and see the end of it, before the session or the model changes."""
+        """Stop and see the end of it, before the session changes."""
         self.stop()
+        self._halt_answer()
+
+    def _halt_answer(self) -> None:
         if self.answering is not None:
+            self.answering.stop()
             self.answering.wait(5)
             self.poll()
 
@@ -199,7 +210,9 @@ class Chat:
             self.answering = Answering(self.llm, node, prompt, options, changed, known, first).start()
 
         if self.llm is None:
-            self.waiting = begin
+            self.waiting = (node, begin)
+            if self.loading is None:  # the last one could not be loaded; that will be told once more
+                self.load_model()
         else:
             begin()
 
@@ -215,22 +228,25 @@ class Chat:
         answered = loaded = None
         if self.answering is not None and self.answering.finished.is_set():
             answered, self.answering = self.answering, None
-            self._settle(answered)
+            self._settle(answered.node)
         if self.loading is not None and self.loading.finished.is_set():
             loaded, self.loading = self.loading, None
             self.llm = loaded.llm
-            waiting, self.waiting = self.waiting, None
-            if waiting is not None and self.llm is not None:
+            if self.llm is None:
+                self._go_back(loaded)
+            elif self.waiting is not None:
+                (_, begin), self.waiting = self.waiting, None
                 try:
-                    waiting()
+                    begin()
                 except EdgeLLMError as error:
                     loaded.error = error
         return answered, loaded
 
-    def _settle(self, answered: Answering) -> None:
+    def _settle(self, node: MessageNode) -> None:
         """An answer without a word is taken back, so that roles go on taking turns; its question stays."""
-        node, tree = answered.node, self.session.tree
+        tree = self.session.tree
         if node.text or node.tokens:
+            node.finish_reason = node.finish_reason or "cancelled"
             self.saved(node)
         elif node in tree.siblings(node):
             tree.cut(node)
@@ -239,24 +255,46 @@ class Chat:
     # -- the model -------------------------------------------------------------------------------------------------
 
     def load_model(self, name: str | None = None) -> None:
-        """Load a model in the place of the one that is there; the conversation stays."""
-        self.halt()
+        """Load a model in the place of the one that is there; the conversation stays, and so does what waits."""
+        self._halt_answer()
         if self.llm is not None and self._read_more:
             kept_state.keep(self.llm, self.states, self.session, self.session.settings.get("template_kwargs"))
         self._fresh, self._read_more = True, False
         before, self.llm = self.llm, None
+        if before is not None:
+            self._model_before = self.model
         if self.loading is not None:
+            before = self.loading.take_before()
             self.loading.abandon()
         self.model = name or self.model
         settings = self.session.settings
         options = {**self.load_options, **{name: settings[name] for name in LOAD_SETTINGS if name in settings}}
         self.loading = Loading(self.load, self.model, options, before).start()
 
+    def stop_loading(self) -> bool:
+        """Back to the model that was there, while it is still open: during a pull. Whether there was one."""
+        if self.loading is None or (before := self.loading.take_before()) is None:
+            return False
+        self.loading.abandon()
+        self.loading = None
+        self.llm, self.model = before, self._model_before
+        return True
+
+    def _go_back(self, failed: Loading) -> None:
+        """A model that cannot be loaded does not cost the one that was there."""
+        self.llm = failed.take_before()
+        if self.llm is not None:
+            self.model = self._model_before
+        elif self._model_before not in ("", failed.name):
+            name, self._model_before = self._model_before, ""
+            self.load_model(name)
+
     def close(self) -> None:
         """Stop everything and write what is waiting."""
         self.stop()
         if self.loading is not None:
             self.loading.abandon()
+            self.llm = self.loading.take_before()
         self.leave_session()
         self.writer.close()
         if self.llm is not None:
