@@ -39,21 +39,21 @@ COLUMNS, ROWS = 100, 30
 
 
 def child() -> None:
-    """The application; after each answer a file says when its tokens came."""
+    """The application; after each answer a file says when it had how many tokens."""
     import edgellm
     from edgellm.cli import main
     from edgellm.tui import answering
 
-    came: list[list[float]] = []
+    came: list[list[tuple[float, int]]] = []
 
     class Clocked(answering.Answering):
         def _stream(self) -> None:
-            times: list[float] = []
+            times: list[tuple[float, int]] = []
             came.append(times)
             changed = self.changed
 
             def noted() -> None:
-                times.append(time.monotonic())
+                times.append((time.monotonic(), len(self.node.tokens)))
                 changed()
 
             self.changed = noted
@@ -136,12 +136,12 @@ def one_round(model: str) -> Round:
         except BaseException:
             os.kill(terminal.pid, signal.SIGKILL)
             raise
-        rates = [(len(times) - 1) / (times[-1] - times[0]) for times in answers(file.name)]
+        rates = [(n - m) / (last - first) for (first, m), *_, (last, n) in answers(file.name)]
     return Round(rates[0], rates[1], pictures, keys)
 
 
-def answers(path: str) -> list[list[float]]:
-    """When the tokens of each finished answer came."""
+def answers(path: str) -> list[list[tuple[float, int]]]:
+    """For each finished answer, when it was seen to have how many tokens."""
     text = Path(path).read_text()
     return json.loads(text) if text.endswith("]]") else []
 

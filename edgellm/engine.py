@@ -39,7 +39,7 @@ from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, 
 from edgellm.kernels.program import Executor, Hook
 from edgellm.kv_cache import KVCache
 
-LEAD = 2  # steps computed ahead of the caller: the next one runs while the caller works on the last
+LEAD = 16  # steps computed ahead of the caller: it may take its tokens a few at a time
 POLL_S = 0.05  # how long a cancel flag may go unseen while its request waits
 DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
 IDLE_S = 0.25  # a caller that took no step for so long may lose its blocks to a younger request

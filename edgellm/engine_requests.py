@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -63,8 +62,7 @@ class TokenSampler(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Timings:
+class Timings(NamedTuple):
     """Counts and times of one request. Times are those of its own steps, not of waiting for others.
 
     prompt_n        tokens of the prompt; the cache held ``reused_n`` of them, ``computed_n`` were computed
@@ -213,14 +211,14 @@ class GenerationRequest(Request):
         started, length = perf_counter(), self.sequence.length
         if self.reports and not self.generated:
             yield Progress(min(length, self.n_prompt), self.n_prompt)
-        step = self._sample(engine, logits[0]) if len(logits) else None
-        self._count(seconds + perf_counter() - started, step is not None)
-        if step is not None:
-            yield step._replace(timings=self.timings())
+        choice = self._sample(engine, logits[0]) if len(logits) else None
+        self._count(seconds + perf_counter() - started, choice is not None)
+        if choice is not None:
+            yield Step(self.tokens[-1], choice, self._reason(), self.timings())
         elif length == len(self.tokens):
             yield Step(None, None, "length", self.timings())
 
-    def _sample(self, engine: EngineRoom, logits: np.ndarray) -> Step:
+    def _sample(self, engine: EngineRoom, logits: np.ndarray) -> TokenChoice:
         if not self.generated:
             assert self.sequence is not None
             engine.cache.mark(self.sequence)
@@ -229,12 +227,13 @@ class GenerationRequest(Request):
         self.sampler.accept(token)
         self.tokens.append(token)
         self.generated += 1
-        reason: FinishReason | None = None
-        if token in self.stop_ids:
-            reason = "stop"
-        elif self.generated >= self.limit:
-            reason = "length"
-        return Step(token, choice, reason, Timings())
+        return choice
+
+    def _reason(self) -> FinishReason | None:
+        """Why the answer is over, if it is."""
+        if self.tokens[-1] in self.stop_ids:
+            return "stop"
+        return "length" if self.generated >= self.limit else None
 
     def _count(self, seconds: float, sampled: bool) -> None:
         if self.generated <= 1:

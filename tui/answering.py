@@ -8,10 +8,12 @@ from time import monotonic
 from typing import Any
 
 from edgellm.formats.errors import EdgeLLMError
-from edgellm.generation import TokenLogprob
+from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.sessions import MessageNode
 
 N_ALTERNATIVES = 8  # likeliest tokens kept beside each one, for the token view
+GATHER_S = 0.03  # tokens are taken in so often: waking up for each would cost the model 5 % of its time
+WAITED_S = 0.0005  # a token that took longer was not there yet
 
 
 class Answering:
@@ -19,7 +21,7 @@ class Answering:
 
     prompt    messages or token ids, as ``LLM.stream`` takes them
     prefix    tokens of the answer that stand already; the prompt ends with them
-    changed   called on the thread after each chunk and at the end
+    changed   called on the thread when chunks have come and at the end
     prepare   called on the thread before; what it has to say stands in ``note``
     """
 
@@ -90,21 +92,36 @@ class Answering:
         live = {"logprobs": N_ALTERNATIVES, "sampler_trace": True, "cancel": self.cancel, "progress": self._progress}
         chunks = self.llm.stream(self.prompt, **live, **self.options)
         try:
+            before = monotonic()
             for chunk in chunks:
-                self.timings = chunk.timings
-                if chunk.token is None:
-                    node.text += chunk.text if decoder is None else decoder.flush()
-                    node.finish_reason = chunk.finish_reason
-                    if decoder is not None and isinstance(chunk.stop, str):
-                        node.text = node.text.rpartition(chunk.stop)[0]
-                else:
-                    node.text += chunk.text if decoder is None else decoder.add(chunk.token)
-                    if chunk.logprobs is not None:
-                        node.tokens.append(chunk.logprobs)
-                node.timings = chunk.timings.as_dict()
-                self.changed()
+                waited = monotonic() - before > WAITED_S
+                self._lay(chunk, decoder)
+                if waited or chunk.token is None:
+                    self._show(chunk)
+                if waited:
+                    self.cancel.wait(GATHER_S)
+                before = monotonic()
         finally:
             chunks.close()
+
+    def _lay(self, chunk: GenerationChunk, decoder: Any) -> None:
+        """Put a chunk into the message."""
+        node = self.node
+        if chunk.token is not None:
+            node.text += chunk.text if decoder is None else decoder.add(chunk.token)
+            if chunk.logprobs is not None:
+                node.tokens.append(chunk.logprobs)
+            return
+        node.text += chunk.text if decoder is None else decoder.flush()
+        node.finish_reason = chunk.finish_reason
+        if decoder is not None and isinstance(chunk.stop, str):
+            node.text = node.text.rpartition(chunk.stop)[0]
+
+    def _show(self, chunk: GenerationChunk) -> None:
+        """Let the screen and the file have what has come."""
+        self.timings = chunk.timings
+        self.node.timings = chunk.timings.as_dict()
+        self.changed()
 
 
 class Loading:
