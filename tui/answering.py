@@ -82,7 +82,6 @@ class Answering:
         self.read = (done, total)
 
     def _stream(self) -> None:
-        node = self.node
         if self.prepare is not None:
             self.note = self.prepare()
         # the decoder of a new stream would take the first new token for the first of the text
