@@ -114,6 +114,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return start
 
 
+def styles_of(talk: Talk, word: str) -> list[Any]:
+    """The styles in which a word stands on the screen."""
+    strips = talk.app.screen._compositor.render_strips(talk.app.size)
+    return [segment.style for strip in strips for segment in strip if word in segment.text]
+
+
 # --- talking ----------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +341,34 @@ def test_the_token_cursor_moves_by_rows_surprises_and_the_mouse(run: Any) -> Non
         await talk.pilot.resize_terminal(60, 20)
         await talk.pilot.pause()
         assert view.position == 0 and "token 1 of" in talk.screen_text()
+
+    run(steps)
+
+
+# --- the mouse --------------------------------------------------------------------------------------------------------
+
+
+async def select(talk: Talk, word: str) -> str:
+    """Draw the mouse over the first ten letters of the line that begins with a word; what is selected then."""
+    row = next(y for y, line in enumerate(talk.screen_text().split("\n")) if word in line)
+    await talk.pilot.mouse_down(offset=(2, row))
+    await talk.pilot.hover(offset=(8, row))
+    await talk.pilot.hover(offset=(11, row))
+    await talk.pilot.mouse_up(offset=(11, row))
+    await talk.pilot.pause()
+    return str(talk.app.screen.get_selected_text())
+
+
+@pytest.mark.parametrize("theme", ["edgellm-dark", "edgellm-light", "nord"])
+def test_selected_text_can_be_read(run: Any, theme: str) -> None:
+    async def steps(talk: Talk) -> None:
+        talk.app.theme = theme
+        await talk.ask("river")
+        selected = await select(talk, "The Danube")
+        assert selected == "The Danube"
+        (style,) = [style for style in styles_of(talk, selected) if style.bgcolor != talk.app.palette.base.bgcolor]
+        differences = (abs(a - b) for a, b in zip(style.color.triplet, style.bgcolor.triplet, strict=True))
+        assert sum(differences) > 200
 
     run(steps)
 

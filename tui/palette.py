@@ -62,6 +62,7 @@ class Palette:
     quote: Style
     mark: Style
     selected: Style
+    selection: Style  # text that the mouse has selected
     warning: Style
     error: Style
     ink: Style  # the colour of plain text, without a ground
@@ -103,6 +104,7 @@ def palette_of(variables: Mapping[str, str], dark: bool, no_color: bool = False)
         quote=Style(color=mixed(text, back, 0.2), italic=True),
         mark=Style(color=primary),
         selected=Style(color=accent, bold=no_color),
+        selection=Style(color=text, bgcolor=mixed(back, primary, 0.35), reverse=no_color),
         warning=Style(color=warn),
         error=Style(color=bad),
         ink=Style(color=text),

@@ -252,7 +252,7 @@ class Transcript(ScrollView, can_focus=True):
         if span is not None:
             row = text.copy()
             start, end = (max(value - self._left, 0) if value >= 0 else value for value in span)
-            row.stylize(self.screen.get_component_rich_style("screen--selection"), start, len(row) if end < 0 else end)
+            row.stylize(self.palette.selection, start, len(row) if end < 0 else end)
         gutter = "▎" if is_marked else " "
         left = [
             Segment(" " * (self._left - 2), base),
