@@ -237,6 +237,22 @@ def test_two_processes_may_start_at_once_and_the_next_start_is_warm(folder: Path
     assert warm.stdout.split() == ["0", "True", "False"], warm.stderr
 
 
+def test_kernels_that_other_versions_left_long_ago_are_deleted(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    old, young = folder / "add-avx2-0123.kernel", folder / "rope-avx2-0123.kernel"
+    for path in (old, young):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    cache = KernelCache(isa.detect(), folder)
+    cache.objects(["add"])
+    mine = cache.path("add")
+    assert mine is not None
+    assert {path.name for path in folder.glob("*.kernel")} == {young.name, mine.name}
+    os.utime(mine, (0, 0))
+    cache.objects(["rope"])
+    assert mine.exists()  # however old, it is of this version
+
+
 # ---- the first-run test ----------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import importlib.metadata
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from edgellm.paths import cache_dir
 
 Progress = Callable[[int, int, str], None]
 """done, total, name of the kernel that is compiled next (or "" at the end)"""
+
+KEPT_S = 30 * 86400.0
+"""Kernels of another version stay so long: some go back and forth between two."""
 
 _MAX_NBYTES = 8 << 20
 
@@ -85,12 +89,23 @@ class KernelCache:
                     self.n_compiled += 1
         if progress and missing:
             progress(len(missing), len(missing), "")
+        if missing:
+            self._forget_old()
         return {name: found[name] for name in names}
 
     def _compile(self, name: str) -> None:
         self._objects[name] = jit.compile_object(name, kernel_table.function(name, self.isa.name), self.isa)
         self.n_compiled += 1
         self._write(name, self._objects[name])
+
+    def _forget_old(self) -> None:
+        """Delete kernels of other versions that were made long ago; whoever still needs one makes it again."""
+        if self.folder is None:
+            return
+        for path in self.folder.glob("*.kernel"):
+            with contextlib.suppress(OSError):
+                if self.key[:32] not in path.name and path.lstat().st_mtime < time.time() - KEPT_S:
+                    path.unlink()
 
     def is_verified(self, name: str) -> bool:
         """Whether a kernel that ``objects`` gave has passed the self-test, now or before it was kept."""
