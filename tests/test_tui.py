@@ -373,6 +373,27 @@ def test_selected_text_can_be_read(run: Any, theme: str) -> None:
     run(steps)
 
 
+def test_what_is_selected_is_copied_out_of_tmux(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmux = tmp_path / "bin" / "tmux"
+    tmux.parent.mkdir()
+    tmux.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked\ncat > {tmp_path}/buffer\n")
+    tmux.chmod(0o755)
+
+    async def steps(talk: Talk) -> None:
+        monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+        monkeypatch.setenv("PATH", f"{tmux.parent}:/usr/bin:/bin")
+        written: list[str] = []
+        monkeypatch.setattr(talk.app._driver, "write", written.append)
+        await talk.ask("river")
+        await select(talk, "The Danube")
+        await talk.pilot.press("ctrl+c")
+        assert (tmp_path / "buffer").read_text() == "The Danube" == talk.app.clipboard
+        assert "Copied" in talk.told() and "once more" not in talk.told()
+        assert (tmp_path / "asked").read_text() == "load-buffer -w -\n" and "]52;" not in "".join(written)  # once
+
+    run(steps)
+
+
 # --- the input --------------------------------------------------------------------------------------------------------
 
 

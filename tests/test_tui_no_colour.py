@@ -16,7 +16,6 @@ from edgellm.cli.chat import has_screen
 from edgellm.sessions import SessionStore
 from edgellm.tui.app import ChatApp
 from edgellm.tui.chat import Chat
-from edgellm.tui.clipboard import copy
 
 
 def app_in(folder: Path, load: Any = None) -> ChatApp:
@@ -66,7 +65,7 @@ def test_copying_writes_osc_52(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async with app.run_test():
             assert app._driver is not None
             monkeypatch.setattr(app._driver, "write", written.append)
-            copy(app, "Žluť\n")
+            app.copy_to_clipboard("Žluť\n")
         app.chat.close()
 
     asyncio.run(show())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
 from edgellm.tui.chat import Chat
-from edgellm.tui.clipboard import copy
 from edgellm.tui.commands import COMMANDS
 from edgellm.tui.dialog import LineDialog
 from edgellm.tui.palette import Palette
@@ -68,7 +66,7 @@ class ChatActions(App[int]):
         """Errors inside become notifications."""
         try:
             yield
-        except (EdgeLLMError, OSError, subprocess.SubprocessError) as error:
+        except (EdgeLLMError, OSError) as error:
             self.complain(error)
 
     def target(self, role: str | None = None) -> MessageNode | None:
@@ -164,13 +162,13 @@ class ChatActions(App[int]):
                 codes = self.transcript.codes
                 if not which.isdigit() or not 1 <= int(which) <= len(codes):
                     raise ParameterError(f"There is no code block {which}. This chat shows {len(codes)}.")
-                copy(self, codes[int(which) - 1].code)
+                self.copy_to_clipboard(codes[int(which) - 1].code)
                 self.say(f"Code block {which} copied.")
                 return
             node = self.transcript.chosen or self.target("assistant")
             if node is None:
                 raise ParameterError("There is no answer to copy.")
-            copy(self, node.parts()[1])
+            self.copy_to_clipboard(node.parts()[1])
             self.say("Copied.")
 
     # -- sessions --------------------------------------------------------------------------------------------------

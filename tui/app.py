@@ -17,13 +17,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.theme import Theme
 from textual.timer import Timer
-from textual.widgets import Footer, OptionList, Static, TextArea
+from textual.widgets import Footer, Input, OptionList, Static, TextArea
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import MessageNode
 from edgellm.tui.actions import ChatActions
 from edgellm.tui.attachments import file_names, with_files
 from edgellm.tui.chat import Chat
+from edgellm.tui.clipboard import into_tmux
 from edgellm.tui.commands import matching, run_command
 from edgellm.tui.completions import Completions
 from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
@@ -336,11 +337,12 @@ class ChatApp(ChatActions):
         """Ctrl-C: copy what is selected, stop the answer, clear the input, and the second time leave."""
         now = monotonic()
         focused = self.focused
-        selected = focused.selected_text if isinstance(focused, TextArea) else ""
+        selected = focused.selected_text if isinstance(focused, TextArea | Input) else ""
         selected = selected or self.screen.get_selected_text() or ""
         if selected:
             self.copy_to_clipboard(selected)
             self.screen.clear_selection()
+            self.say("Copied.")
             return
         if now - self._interrupted < AGAIN_S:
             self.leave(130)
@@ -352,6 +354,13 @@ class ChatApp(ChatActions):
         if self.prompt.text and len(self.screen_stack) == 1:
             self.prompt.put("")
         self.say("Ctrl-C once more leaves.")
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Everything that copies, the input's own keys too, reaches the clipboard of the user's terminal."""
+        if into_tmux(text):
+            self._clipboard = text  # what Ctrl-V brings back
+        else:
+            super().copy_to_clipboard(text)
 
     def action_leave_now(self) -> None:
         """Leave; everything is saved."""
