@@ -31,6 +31,7 @@ from edgellm.tui.sessions_screen import SessionsScreen
 from edgellm.tui.settings_screen import SettingsScreen
 from edgellm.tui.token_screen import TokenScreen
 from edgellm.tui.token_text import TokenText
+from edgellm.tui.transcript import Transcript
 
 HANG_S = 60
 
@@ -390,6 +391,35 @@ def test_what_is_selected_is_copied_out_of_tmux(run: Any, tmp_path: Path, monkey
         assert (tmp_path / "buffer").read_text() == "The Danube" == talk.app.clipboard
         assert "Copied" in talk.told() and "once more" not in talk.told()
         assert (tmp_path / "asked").read_text() == "load-buffer -w -\n" and "]52;" not in "".join(written)  # once
+
+    run(steps)
+
+
+@pytest.mark.parametrize(("n_clicks", "selected"), [(2, "Danube"), (3, "The Danube flows")])
+def test_a_double_click_selects_a_word_and_a_third_the_line(run: Any, n_clicks: int, selected: str) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        row = next(y for y, line in enumerate(talk.screen_text().split("\n")) if "The Danube" in line)
+        await talk.pilot.click(Transcript, offset=(8, row - talk.app.transcript.region.y), times=n_clicks)
+        await talk.pilot.pause()
+        found = talk.app.screen.get_selected_text() or ""
+        assert found.startswith(selected) and (n_clicks == 3 or found == selected) and "\n" not in found
+
+    run(steps)
+
+
+def test_a_click_marks_a_message_and_the_next_letters_are_still_written(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.ask("hello")
+        row = next(y for y, line in enumerate(talk.screen_text().split("\n")) if "The Danube" in line)
+        await talk.pilot.click(offset=(8, row))
+        assert talk.app.transcript.chosen is talk.chat.session.tree.path[1]
+        await talk.pilot.press(*"ear")  # in the conversation: edit, answer again
+        assert talk.app.prompt.text == "ear" and talk.app.editing is None and not talk.chat.busy
+        await talk.pilot.press("enter")
+        await talk.settled()
+        assert talk.app.transcript.chosen is None and talk.said[-1][1] == "echo: ear"
 
     run(steps)
 

@@ -266,6 +266,7 @@ class ChatApp(ChatActions):
                 self.prompt.put(text)
                 self.say("The answer is still coming. Esc stops it.")
                 return
+            self.transcript.choose(None)
             full, names = with_files(text)
             self.transcript.growing = self.chat.ask(full, beside=self.editing)
             self.editing = None
@@ -327,6 +328,7 @@ class ChatApp(ChatActions):
             self.editing = None
             self.prompt.put("")
             self.show_meters()
+        self.transcript.choose(None)
         self.screen_stack[0].set_focus(self.prompt)
 
     def action_read(self) -> None:

@@ -6,17 +6,19 @@ with it is the application's affair.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Size
+from textual.geometry import Offset, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
@@ -31,10 +33,13 @@ MARGIN = 2  # cells left and right of the text
 MAX_WIDTH = 104  # of the text: longer lines are hard to read
 NEAR = 1  # lines from the end that still count as the end
 
+_WORD = re.compile(r"[\w~/-]+(?:[.:@%+#=&?]+[\w/-]+)*")  # paths and addresses whole, without the full stop behind
+
 
 class Transcript(ScrollView, can_focus=True):
-    """Draws a path of messages. The last one may be growing."""
+    """Draws a path of messages. The last one may be growing. A click marks, but leaves the keyboard to the input."""
 
+    FOCUS_ON_CLICK = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "choose(-1)", "Previous", show=False),
         Binding("down,j", "choose(1)", "Next", show=False),
@@ -214,6 +219,20 @@ class Transcript(ScrollView, can_focus=True):
             self.fold(view)
         else:
             self.choose(view.node)
+
+    def on_click(self, event: events.Click) -> None:
+        """A double click selects a word, a third the line; Textual's own way is to select everything."""
+        event.prevent_default()
+        place = event.get_content_offset(self)
+        if place is None or event.chain not in (2, 3):
+            return
+        y = place.y + self.scroll_offset.y
+        plain, at = self._line(y)[0].plain, place.x - self._left
+        spans = [(0, len(plain))] if event.chain == 3 else [word.span() for word in _WORD.finditer(plain)]
+        for start, end in spans:
+            if cell_len(plain[:start]) <= at < cell_len(plain[:end]) or event.chain == 3:
+                offsets = (Offset(self._left + start, y), Offset(self._left + end, y))
+                self.screen.selections = {self: Selection(*offsets)}
 
     # -- lines -----------------------------------------------------------------------------------------------------
 
