@@ -543,6 +543,44 @@ def test_sessions_are_found_opened_renamed_and_deleted(run: Any) -> None:
     run(steps)
 
 
+def test_the_chat_that_is_open_keeps_the_title_it_gets_in_the_list(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.pilot.press("ctrl+o")
+        await talk.pilot.pause()
+        await talk.pilot.press("ctrl+r", "ctrl+u", *"Waters", "enter")
+        assert "Waters" in talk.screen_text()
+        await talk.pilot.press("escape")
+        await talk.ask("hello")
+        talk.chat.writer.flush()
+        assert talk.chat.store.summaries()[0].title == "Waters" == talk.chat.session.shown_title
+        await talk.write("/rename")
+        assert talk.chat.session.shown_title == "river" and "river" in talk.told()
+
+    run(steps)
+
+
+def test_a_full_disk_is_told_and_the_chat_goes_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def steps(talk: Talk) -> None:
+        def full(*arguments: Any) -> None:
+            raise FormatError("sessions.db: database or disk is full.", code="SESSION_WRITE")
+
+        with monkeypatch.context() as patched:
+            talk.chat.writer.failed = lambda error: talk.app.call_from_thread(talk.app.complain, error)
+            for name in ("save", "add_prompt", "rename", "save_preset"):
+                patched.setattr(talk.chat.store, name, full)
+            await talk.ask("river")
+            assert talk.app.prompt.text == "" and "The Danube" in talk.screen_text()
+            await talk.until(lambda: "disk is full" in talk.told())
+            await talk.pilot.press("ctrl+g", "s", *"calm", "enter")
+            await talk.pilot.press("escape")
+            await talk.write("/rename Waters")
+            assert talk.chat.session.shown_title == "Waters"
+        await talk.until(lambda: [s.title for s in talk.chat.store.summaries()] == ["Waters"])
+
+    run(steps)
+
+
 def test_what_the_model_has_read_is_kept_and_taken_back(run: Any, tmp_path: Path) -> None:
     async def steps(talk: Talk) -> None:
         await talk.ask("sort " * 200)
@@ -595,6 +633,17 @@ def test_chats_are_exported_and_imported(run: Any, tmp_path: Path) -> None:
     run(steps)
     assert "The Danube" in (tmp_path / "river.md").read_text("utf-8")
     assert json.loads((tmp_path / "chat.json").read_text("utf-8"))["format"] == "edgellm-session"
+
+
+def test_an_export_leaves_the_files_that_are_there(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.write("/export notes.md")
+        assert "another name" in talk.told() and (tmp_path / "notes.md").read_text() == "mine"
+
+    run(steps)
 
 
 def test_the_model_is_switched_and_the_conversation_stays(run: Any) -> None:

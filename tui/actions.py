@@ -13,6 +13,7 @@ from textual.screen import Screen
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
+from edgellm.sessions.tree import title_of
 from edgellm.tui.chat import Chat
 from edgellm.tui.commands import COMMANDS
 from edgellm.tui.dialog import LineDialog
@@ -204,7 +205,8 @@ class ChatActions(App[int]):
 
         with self.complaining():
             self.chat.writer.flush()
-            self.push_screen(SessionsScreen(self.chat.store, self.chat.session.id, words), chosen)
+            current = self.chat.session.id
+            self.push_screen(SessionsScreen(self.chat.store, current, self.rename_session, words), chosen)
 
     def action_chats(self) -> None:
         """Open the list of chats."""
@@ -221,16 +223,29 @@ class ChatActions(App[int]):
         self.screen_stack[0].set_focus(self.prompt)
 
     def rename(self, title: str) -> None:
-        """Give this chat a title."""
-        self.chat.session.title = " ".join(title.split())
-        self.chat.saved()
-        self.redraw(to_end=False)
+        """Give this chat a title; without one it is called by its first words again."""
+        self.rename_session(self.chat.session.id, title)
+        self.say(one_line(self.chat.session.shown_title) or "It will be called by its first words.", "Title")
+
+    def rename_session(self, session_id: int, title: str) -> None:
+        """Give a chat a title."""
+        session = self.chat.session
+        with self.complaining():
+            if session_id == session.id:  # in memory too, or its next message would write the old one back
+                session.title = title_of(title)
+                self.chat.saved()
+                self.redraw(to_end=False)
+                self.chat.writer.flush()
+            else:
+                self.chat.store.rename(session_id, title)
 
     def export(self, name: str) -> None:
         """Write this chat to a file; the ending says in which form."""
         session = self.chat.session
         with self.complaining():
             path = Path(name).expanduser() if name else free_path(one_line(session.shown_title) or "chat", ".md")
+            if path.exists():
+                raise ParameterError(f"{path} is there already and stays as it is. Give another name.")
             text = to_json(session) if path.suffix.lower() == ".json" else to_markdown(session)
             path.write_text(text, "utf-8")
             self.say(str(path.absolute()), "Exported")
@@ -284,11 +299,7 @@ class ChatActions(App[int]):
         plain = SamplingParams()
         told = {n for n in plain.__dataclass_fields__ if getattr(defaults, n) != getattr(plain, n)}
         rows = setting_rows(defaults, dict.fromkeys(told), llm.n_ctx if llm is not None else 0)
-        presets = (
-            lambda: list(chat.store.presets()),
-            lambda name: chat.store.save_preset(name, self.setting_values()),
-            self.use_preset,
-        )
+        presets = (lambda: list(chat.store.presets()), self.save_preset, self.use_preset)
         self.push_screen(SettingsScreen(rows, self.setting_values, self.change_setting, presets))
 
     def setting_values(self) -> dict[str, Any]:
@@ -330,6 +341,12 @@ class ChatActions(App[int]):
         if text:
             self.change_setting("system message", text)
         self.say(self.chat.session.system or "none", "System message")
+
+    def save_preset(self, name: str) -> None:
+        """Keep the settings of this chat under a name."""
+        with self.complaining():
+            self.chat.store.save_preset(name, self.setting_values())
+            self.say(f"Saved as {name}.")
 
     def use_preset(self, name: str) -> None:
         """Take settings that were saved."""

@@ -270,10 +270,11 @@ class ChatApp(ChatActions):
             full, names = with_files(text)
             self.transcript.growing = self.chat.ask(full, beside=self.editing)
             self.editing = None
-            self.chat.store.add_prompt(text)
             if names:
                 self.say(", ".join(names), "Brought in")
             self.redraw()
+            with contextlib.suppress(EdgeLLMError):  # a full disk, which the writer tells
+                self.chat.store.add_prompt(text)
         except (EdgeLLMError, OSError) as error:
             self.prompt.put(text)
             self.complain(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.text import Text
@@ -18,7 +19,7 @@ Chosen = tuple[str, int]  # what to do ("open", "export", "delete") and with whi
 
 
 class SessionsScreen(SearchDialog[Chosen]):
-    """Gives back what to do with which session; renames by itself."""
+    """Gives back what to do with which session; ``rename(session_id, title)`` is done while it is open."""
 
     TITLE_TEXT = "Chats"
     HINT = "Enter open   ^R rename   ^X delete   ^S export   Esc close"
@@ -31,9 +32,16 @@ class SessionsScreen(SearchDialog[Chosen]):
         Binding("ctrl+s", "export", show=False, priority=True),
     ]
 
-    def __init__(self, store: SessionStore, current: int, words: str = "", now: float | None = None) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        current: int,
+        rename: Callable[[int, str], None],
+        words: str = "",
+        now: float | None = None,
+    ) -> None:
         super().__init__(words)
-        self.store, self.current, self.now = store, current, now
+        self.store, self.current, self.rename, self.now = store, current, rename, now
 
     def refill(self) -> None:
         """The sessions that the search finds, each once."""
@@ -94,7 +102,7 @@ class SessionsScreen(SearchDialog[Chosen]):
 
         def renamed(title: str | None) -> None:
             if title is not None:
-                self.store.rename(summary.id, title)
+                self.rename(summary.id, title)
                 self.refill()
 
         self.app.push_screen(LineDialog("Title of this chat", one_line(summary.title)), renamed)

@@ -152,7 +152,6 @@ class SettingsScreen(Dialog[None]):
         def named(name: str | None) -> None:
             if name and name.strip():
                 self.presets[1](name.strip())
-                self.app.notify(f"Saved as {name.strip()}.", markup=False)
 
         self.app.push_screen(LineDialog("Save these settings as"), named)
 
