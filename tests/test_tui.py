@@ -97,11 +97,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TMUX", raising=False)
 
-    def start(steps: Callable[[Talk], Awaitable[None]], size: tuple[int, int] = (100, 30), **options: Any) -> Talk:
+    def start(
+        steps: Callable[[Talk], Awaitable[None]],
+        size: tuple[int, int] = (100, 30),
+        toasts: bool = False,
+        **options: Any,
+    ) -> Talk:
         talk = Talk(tmp_path, **options)
 
         async def all_of_it() -> None:
-            async with talk.app.run_test(size=size) as talk.pilot:
+            async with talk.app.run_test(size=size, notifications=toasts) as talk.pilot:
                 await talk.pilot.pause()
                 await talk.settled()
                 await steps(talk)
@@ -246,6 +251,22 @@ def test_an_error_is_told_and_the_words_come_back(run: Any) -> None:
         assert talk.said == [("user", "too long"), ("assistant", "echo: too long")]
 
     run(steps)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+def test_notes_leave_the_input_in_sight_and_go_with_the_next_message(run: Any, size: tuple[int, int]) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.write("/nothing")
+        await talk.until(lambda: "no command" in talk.screen_text())
+        await talk.write("/set foo 3")
+        await talk.until(lambda: "Known: temperature" in talk.screen_text())
+        assert "no command" not in talk.screen_text()
+        assert "PARAMETER" not in talk.screen_text()
+        await talk.pilot.pause(0.1)
+        top, words, bottom, keys = talk.screen_text().split("\n")[-4:]
+        assert top.endswith("─╮") and "❯ Write a message" in words and bottom.endswith("─╯") and "Stop" in keys
+
+    run(steps, size, toasts=True)
 
 
 # --- branches ---------------------------------------------------------------------------------------------------------

@@ -56,10 +56,11 @@ class ChatActions(App[int]):
 
     def complain(self, error: BaseException) -> None:
         """An error with its advice."""
-        title = str(getattr(error, "code", type(error).__name__))
+        code = str(getattr(error, "code", ""))
+        title = "" if code == ParameterError.code else code.replace("_", " ").capitalize()
         message = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.strerror:
-            message = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+            message = f"{error.filename or ''}: {error.strerror}.".lstrip(": ")
         self.notify(safe_text(message), title=title, severity="error", timeout=ERROR_S, markup=False)
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ from textual.containers import Horizontal
 from textual.theme import Theme
 from textual.timer import Timer
 from textual.widgets import Footer, Input, OptionList, Static, TextArea
+from textual.widgets._toast import ToastHolder
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import MessageNode
@@ -258,6 +259,8 @@ class ChatApp(ChatActions):
     def send(self, text: str) -> None:
         """A command, or a message; while an answer comes the message goes back into the input."""
         self.prompt.remember(text)
+        self.clear_notifications()  # they were about the last thing
+        self.screen.query(ToastHolder).remove()  # Textual leaves the room they took
         try:
             if text.startswith("/"):
                 run_command(self, text)
