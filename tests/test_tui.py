@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fake_chat_llm import FakeChatLLM
+from textual import events
 from textual.pilot import Pilot
 
 from edgellm.formats.errors import ContextFullError, FormatError, ModelNotFoundError
@@ -478,6 +479,66 @@ def test_a_large_paste_shows_as_one_word_and_is_sent_whole(run: Any) -> None:
         talk.app.transcript.scroll_home(animate=False)
         await talk.pilot.pause()
         assert "… 4988 more lines" in talk.screen_text()
+
+    run(steps)
+
+
+def test_a_large_paste_stays_one_word_when_it_comes_back(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        talk.pace = threading.Semaphore(0)
+        talk.llm.pace = talk.pace
+        await talk.write("river")
+        pasted = "words\n" * 40
+        talk.app.prompt.post_message(events.Paste(pasted))
+        await talk.pilot.pause()
+        await talk.pilot.press("enter")  # the answer is still coming
+        assert talk.app.prompt.text.startswith("[pasted 1: 41 lines") and talk.app.prompt.full_text == pasted
+        await talk.pilot.press("escape")
+        await talk.settled()
+        talk.llm.pace = None
+        await talk.pilot.press("enter")
+        await talk.settled()
+        assert talk.said[-2] == ("user", pasted)
+        await talk.pilot.press("up")
+        assert talk.app.prompt.text.startswith("[pasted 1: 41 lines")
+        talk.app.prompt.put("x" * 1_000_000)  # of another day's history
+        assert len(talk.app.prompt.text) < 100 and len(talk.app.prompt.full_text) == 1_000_000
+        await talk.pilot.pause()
+
+    run(steps)
+
+
+def test_joiners_of_letters_and_emoji_can_be_typed(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        for letter in "می\u200cخ 👩\u200d👧":
+            talk.app.prompt.post_message(events.Key(letter, letter))
+        await talk.pilot.pause()
+        assert talk.app.prompt.text == "می\u200cخ 👩\u200d👧"
+
+    run(steps)
+
+
+def test_a_line_typed_faster_than_the_list_is_sent_as_it_is(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.pilot.press(*"/se")
+        assert talk.app.query_one(Completions).display
+        for letter in "t temp 0.5":  # without a pause: the list still shows what fits /se
+            talk.app.prompt.insert(letter)
+        talk.app.prompt.post_message(events.Key("enter", "\r"))
+        await talk.until(lambda: talk.chat.session.settings)
+        assert talk.chat.session.settings == {"temperature": 0.5} and talk.app.prompt.text == ""
+
+    run(steps)
+
+
+def test_after_a_suspension_all_of_the_screen_is_drawn(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        asked: list[Any] = []
+        refresh = talk.app.refresh
+        talk.app.refresh = lambda *a, **options: asked.append(options) or refresh(*a, **options)  # type: ignore
+        talk.app.app_resume_signal.publish(talk.app)
+        await talk.pilot.pause()
+        assert {"layout": True} in asked
 
     run(steps)
 

@@ -63,6 +63,7 @@ class ChatApp(ChatActions):
         Binding("alt+right", "turn(1)", show=False, priority=True),
         Binding("ctrl+c", "interrupt", show=False, priority=True),
         Binding("ctrl+q", "leave_now", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
     ]
 
     def __init__(self, chat: Chat, *, first: str | None = None, note: str | None = None) -> None:
@@ -95,6 +96,7 @@ class ChatApp(ChatActions):
         self.screen_stack[0].set_focus(self.prompt)
         self._clock = self.set_interval(FRAME_S, self.tick, pause=True)
         self.theme_changed_signal.subscribe(self, self._recolour)
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # after fg all of it is gone
         self.redraw()
         if self.note:
             self.notify(self.note, title="Sessions", severity="warning", timeout=12, markup=False)
@@ -303,7 +305,9 @@ class ChatApp(ChatActions):
             return
         word = completions.chosen if event.key == "accept" else ""
         self._offer([])
-        if word and word != self.prompt.word():
+        if word and not word.lower().startswith(self.prompt.word().lower()):  # more was typed meanwhile
+            self.prompt.send()
+        elif word and word != self.prompt.word():
             self.prompt.complete(word if word.endswith("/") else f"{word} ")
         elif word:
             self.prompt.send()

@@ -17,7 +17,7 @@ KEYS = (
         (
             ("Enter", "Send"),
             ("Ctrl-J, Alt-Enter, \\ Enter", "New line"),
-            ("↑ ↓ on the first and last line", "What you wrote before"),
+            ("↑ ↓ at the edges", "What you wrote before"),
             ("/ and @", "Commands; a file to bring in (Tab completes)"),
             ("Esc", "Stop the answer; what was said stays"),
             ("Ctrl-C", "Stop, clear the line, then leave"),
@@ -33,7 +33,7 @@ KEYS = (
             ("[  ]", "Other branches"),
             ("c   1-9", "Copy the message; a code block by its number"),
             ("t", "The token view"),
-            ("Mouse", "Select text; click a code block's head to copy it"),
+            ("Mouse", "Click marks; draw or double-click selects, ^C copies; a code block's head copies it"),
         ),
     ),
     (
@@ -44,6 +44,7 @@ KEYS = (
             ("^T ^R ^Y", "Token view, another answer, copy the answer"),
             ("^P", "Palette: everything by name, themes too"),
             ("F1, ? on an empty line", "This page"),
+            ("^Z   ^_", "Suspend, fg comes back; undo"),
             ("^Q, Ctrl-D on an empty line", "Leave"),
         ),
     ),

@@ -13,6 +13,8 @@ from textual.widgets import TextArea
 
 LARGE_PASTE = 4000  # characters, or
 LARGE_PASTE_LINES = 30  # lines: more than this shows as one word until it is sent
+LARGE_TEXT = 40_000  # characters that are edited as they are: a megabyte took 4 s
+JOINERS = ("\u200c", "\u200d")  # zero-width
 
 _WORD = re.compile(r"(?:^/\S*|(?<!\S)@\S*)$")
 
@@ -23,6 +25,7 @@ class PromptInput(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+j,shift+enter,alt+enter", "new_line", "New line", show=False),
         Binding("ctrl+d", "delete_or_leave", "Leave", show=False),
+        Binding("ctrl+underscore", "undo", "Undo", show=False),
     ]
 
     @dataclass
@@ -62,8 +65,10 @@ class PromptInput(TextArea):
         return text
 
     def put(self, text: str) -> None:
-        """Show a text to be edited."""
-        self.load_text(text)
+        """Show a text to be edited; what was pasted at large is one word again."""
+        for mark, pasted in self._pastes.items():
+            text = text.replace(pasted, mark)
+        self.load_text(text if len(text) <= LARGE_TEXT else self._folded(text))
         self.move_cursor(self.document.end)
         self._at = None
 
@@ -72,7 +77,6 @@ class PromptInput(TextArea):
         text = self.full_text
         if not text.strip():
             return
-        self._pastes.clear()
         self._at = None
         self.load_text("")
         self.post_message(self.Sent(text))
@@ -97,8 +101,10 @@ class PromptInput(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         key = event.key
-        if self.completing and key in ("up", "down", "tab", "enter", "escape"):
+        if self.completing and self.word() and key in ("up", "down", "tab", "enter", "escape"):
             self.post_message(self.Completing({"tab": "accept", "enter": "accept", "escape": "close"}.get(key, key)))
+        elif event.character in JOINERS:  # Textual takes them for no letters; Persian and family emoji need them
+            self.insert(str(event.character))
         elif event.character == "?" and not self.text:
             await self.run_action("app.keys")
         elif key == "enter":
@@ -137,11 +143,13 @@ class PromptInput(TextArea):
         event.prevent_default()
         text = event.text.replace("\r\n", "\n").replace("\r", "\n")
         n_lines = text.count("\n") + 1
-        if len(text) > LARGE_PASTE or n_lines > LARGE_PASTE_LINES:
-            mark = f"[pasted {len(self._pastes) + 1}: {n_lines} lines, {len(text)} characters]"
-            self._pastes[mark] = text
-            text = mark
-        self.insert(text)
+        self.insert(self._folded(text) if len(text) > LARGE_PASTE or n_lines > LARGE_PASTE_LINES else text)
+
+    def _folded(self, text: str) -> str:
+        n_lines = text.count("\n") + 1
+        mark = f"[pasted {len(self._pastes) + 1}: {n_lines} lines, {len(text)} characters]"
+        self._pastes[mark] = text
+        return mark
 
     # -- completion ------------------------------------------------------------------------------------------------
 
