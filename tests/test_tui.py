@@ -543,6 +543,41 @@ def test_after_a_suspension_all_of_the_screen_is_drawn(run: Any) -> None:
     run(steps)
 
 
+def test_every_command_can_be_reached_with_the_arrows(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.pilot.press("/", "up")
+        assert "/quit" in talk.screen_text()
+        assert "❯ /" in talk.screen_text()  # the list leaves room for the input
+        assert talk.app.query_one(Completions).virtual_size.height == len(COMMANDS)  # no row is broken
+
+    run(steps, (40, 12))
+
+
+@pytest.mark.parametrize("size", [(100, 30), (60, 20), (40, 12)])
+def test_the_token_views_marked_row_and_way_out_are_in_sight(run: Any, size: tuple[int, int]) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.pilot.press("ctrl+t", *["right"] * 3, *["down"] * 4)
+        await talk.pilot.pause()
+        shown = talk.screen_text()
+        assert "▸  along" in shown and "min_p" in shown and "The Danube" in shown and "Esc back" in shown
+        assert "  sampled" in shown and "\n  sampled" not in shown  # no row is broken
+
+    run(steps, size)
+
+
+def test_a_dialog_leaves_the_input_whole(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        for key in ("ctrl+o", "ctrl+g", "f1"):
+            await talk.pilot.press(key)
+            await talk.pilot.pause()
+            prompt_row = talk.app.screen_stack[0].query_one("#prompt-row")
+            assert talk.app.screen.query_one("#dialog").region.bottom <= prompt_row.region.y
+            await talk.pilot.press("escape")
+
+    run(steps, (80, 24))
+
+
 def test_commands_are_completed(run: Any) -> None:
     async def steps(talk: Talk) -> None:
         await talk.pilot.press("slash")

@@ -28,6 +28,7 @@ from edgellm.tui.chat import Chat
 from edgellm.tui.clipboard import into_tmux
 from edgellm.tui.commands import matching, run_command
 from edgellm.tui.completions import Completions
+from edgellm.tui.dialog import SHORT
 from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
 from edgellm.tui.palette import DARK, LIGHT, palette_of
 from edgellm.tui.prompt_input import PromptInput
@@ -39,7 +40,6 @@ SHARE = 20  # drawing may take one part in so many of the time: the model needs 
 LONGEST_FRAME_S = 0.5  # however slow the drawing is
 SHOWN_S = 0.1  # from the first refresh until the terminal has it
 AGAIN_S = 2.0  # a second Ctrl-C within this time leaves
-SHORT = 22  # rows; below, nothing is spent on space
 
 
 class ChatApp(ChatActions):
@@ -50,13 +50,13 @@ class ChatApp(ChatActions):
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", show=True),
+        Binding("f1", "keys", "Help", show=True, priority=True),  # early: a narrow footer ends where it must
         Binding("ctrl+t", "tokens", "Tokens", show=True, priority=True),
         Binding("ctrl+o", "chats", "Chats", show=True, priority=True),
+        Binding("ctrl+n", "new", "New", show=True),
         Binding("ctrl+l", "models", "Model", show=True, priority=True),
         Binding("ctrl+g", "settings", "Settings", show=True, priority=True),
         Binding("ctrl+r", "regenerate", "Again", show=True),
-        Binding("ctrl+n", "new", "New", show=True),
-        Binding("f1", "keys", "Help", show=True, priority=True),
         Binding("ctrl+y", "copy", "Copy", show=False, priority=True),
         Binding("alt+up", "read", "Read", show=False, priority=True),
         Binding("alt+left", "turn(-1)", show=False, priority=True),

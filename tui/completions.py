@@ -9,8 +9,6 @@ from rich.text import Text
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-MAX_SHOWN = 8
-
 
 class Completions(OptionList, can_focus=False):
     """Shows (word, meaning) rows; driven by the keys of the input."""
@@ -22,13 +20,12 @@ class Completions(OptionList, can_focus=False):
 
     def offer(self, rows: Sequence[tuple[str, str]]) -> None:
         """Show these, or nothing."""
-        rows = rows[:MAX_SHOWN]
         self.words = [word for word, _ in rows]
         width = max((len(word) for word in self.words), default=0)
         self.clear_options()
         for word, meaning in rows:
-            text = Text(word.ljust(width + 2), no_wrap=True, overflow="ellipsis")
-            text.append(meaning, "dim")
+            text = Text(word.ljust(width + 2)).append(meaning, "dim")
+            text.truncate(self.app.size.width - 7, overflow="ellipsis")  # margins, padding, scrollbar
             self.add_option(Option(text))
         self.display = bool(rows)
         if rows:

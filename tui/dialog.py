@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar, TypeVar
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 
+SHORT = 22  # rows; below, nothing is spent on space
 T = TypeVar("T")
 
 
@@ -30,6 +32,10 @@ class Dialog(ModalScreen[T]):
     def body(self) -> ComposeResult:
         """What stands between the title and the hints."""
         yield from ()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """A low screen has no room for space."""
+        self.set_class(event.size.height < SHORT, "short")
 
     def action_close(self) -> None:
         """Close it without a result."""

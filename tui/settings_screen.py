@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import OptionList
@@ -95,8 +96,9 @@ class SettingsScreen(Dialog[None]):
         self.refill()
         self.query_one(OptionList).focus()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
         """Rows as wide as the panel."""
+        super().on_resize(event)
         self.refill()
 
     def refill(self) -> None:
@@ -111,7 +113,7 @@ class SettingsScreen(Dialog[None]):
     def _row(self, row: Setting, values: Mapping[str, Any]) -> Text:
         value = values.get(row.name)
         is_set = value not in (None, "", [])
-        default = shown(row.default) + (f" ({row.source})" if row.source else "")
+        default = (shown(row.default) or "none") + (f" ({row.source})" if row.source else "")
         width = max(min(self.size.width - 14, 90), 30)
         left = Text(f"{row.name:<22}")
         left.append(one_line(shown(value)) if is_set else default, "bold" if is_set else "dim")
@@ -132,8 +134,8 @@ class SettingsScreen(Dialog[None]):
             if text is not None:
                 self._set(row.name, text)
 
-        now = "" if value is None else shown(value)
-        self.app.push_screen(LineDialog(f"{row.name}: {row.meaning}", now, f"default {shown(row.default)}"), typed)
+        now, default = "" if value is None else shown(value), shown(row.default) or "none"
+        self.app.push_screen(LineDialog(f"{row.name}: {row.meaning}", now, f"default {default}"), typed)
 
     def _set(self, name: str, text: str) -> None:
         try:

@@ -20,10 +20,11 @@ from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import visible_token
 from edgellm.tui.token_text import TokenText
 
-HINT = "←→ token   ↑↓ alternative   Enter branch from it   n next surprise   Esc back"
+HINT = "Esc back   ←→ token   ↑↓ alternative   Enter branch from it   n next surprise"
 NARROW = 90  # columns; below, the alternatives stand under the text
 BAR = 10  # cells of a probability's bar
 NAME = 14  # cells of a token
+WITH_BAR = NAME + BAR + 20  # cells of a row; in less there is no bar
 
 Branch = tuple[int, TokenLogprob]
 
@@ -43,18 +44,23 @@ class Alternatives(Static):
     def __init__(self, palette: Palette) -> None:
         super().__init__("", markup=False, id="alternatives")
         self.palette = palette
+        self.first = 0  # the first row that is in sight
+        self.bar = BAR
 
     def show(self, tokens: Sequence[TokenLogprob], position: int, marked: int) -> list[TokenLogprob]:
         """Draw the alternatives of a token; gives the rows."""
         token = tokens[position]
         rows = alternatives_of(token)
+        self.bar = BAR if not self.size or self.size.width >= WITH_BAR else 0
         text = Text(end="", no_wrap=True, overflow="ellipsis")
         text.append(f"token {position + 1} of {len(tokens)}   ", self.palette.muted)
         text.append(f"{visible_token(token.text)}\n", "bold")
         if token.logprob is not None:
             text.append(f"{percent(math.exp(token.logprob))}   {-token.logprob / math.log(2):.1f} bits\n\n")
-        text.append(f"{'':2}{'token':<{NAME}} {'model':>7} {'':{BAR}} {'sampled':>8}\n", self.palette.faint)
-        for number, row in enumerate(rows):
+        text.append(f"{'':2}{'token':<{NAME}} {'model':>7} {'':{self.bar}} {'sampled':>8}\n", self.palette.faint)
+        rows_shown = max(self.size.height - self.HEAD, 1) if self.size else len(rows)
+        self.first = max(0, min(marked - rows_shown + 1, len(rows) - rows_shown))
+        for number, row in enumerate(rows[self.first :], self.first):
             text.append_text(self._row(row, row.token == token.token, number == marked))
             text.append("\n")
         kept = [row for row in rows if row.cut_by is None]
@@ -72,9 +78,9 @@ class Alternatives(Static):
         name.truncate(NAME, overflow="ellipsis", pad=True)
         line.append_text(name)
         line.append(f" {percent(probability):>7} ")
-        full = round(probability * BAR)
+        full = round(probability * self.bar)
         line.append("━" * full, self.palette.mark)
-        line.append("━" * (BAR - full), self.palette.faint)
+        line.append("━" * (self.bar - full), self.palette.faint)
         if row.cut_by is not None:
             line.append(f" ✂ {row.cut_by}", self.palette.warning)
         elif row.after is not None:
@@ -87,7 +93,7 @@ class Alternatives(Static):
         """Tell which row."""
         place = event.get_content_offset(self)
         if place is not None and place.y >= self.HEAD:
-            self.post_message(self.Clicked(place.y - self.HEAD))
+            self.post_message(self.Clicked(place.y - self.HEAD + self.first))
 
 
 class TokenScreen(Screen[Branch]):
