@@ -608,6 +608,25 @@ def test_a_file_is_completed_and_brought_in(run: Any, tmp_path: Path) -> None:
     run(steps)
 
 
+def test_files_with_spaces_are_completed_and_missing_ones_are_told(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "my notes").mkdir()
+    (tmp_path / "my notes" / "the list.txt").write_text("milk and bread")
+
+    async def steps(talk: Talk) -> None:
+        await talk.pilot.press("@", "m", "y", "tab")
+        assert talk.app.prompt.text == '@"my notes/'
+        await talk.pilot.press("t", "h", "tab")
+        assert talk.app.prompt.text == '@"my notes/the list.txt" '
+        await talk.pilot.press(*"buy", "enter")
+        await talk.settled()
+        assert "milk and bread" in talk.said[0][1]
+        assert talk.chat.session.shown_title == '@"my notes/the list.txt" buy'
+        await talk.write("see @nothing.txt and me@home.org")
+        assert "no file nothing.txt;" in talk.told()
+
+    run(steps)
+
+
 def test_control_c_stops_then_clears_then_leaves(run: Any) -> None:
     async def steps(talk: Talk) -> None:
         await talk.write("forever")

@@ -22,8 +22,9 @@ from textual.widgets._toast import ToastHolder
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import MessageNode
+from edgellm.sessions.tree import title_of
 from edgellm.tui.actions import ChatActions
-from edgellm.tui.attachments import file_names, with_files
+from edgellm.tui.attachments import file_names, missing_files, quoted, with_files
 from edgellm.tui.chat import Chat
 from edgellm.tui.clipboard import into_tmux
 from edgellm.tui.commands import matching, run_command
@@ -277,6 +278,10 @@ class ChatApp(ChatActions):
             self.editing = None
             if names:
                 self.say(", ".join(names), "Brought in")
+                if len(self.chat.session.tree.path) == 2:  # a chat is not called by a file's first lines
+                    self.chat.session.title = title_of(text)
+            elif missing := missing_files(text):
+                self.say(f"There is no file {', '.join(missing)}; the message went as it stands.")
             self.redraw()
             with contextlib.suppress(EdgeLLMError):  # a full disk, which the writer tells
                 self.chat.store.add_prompt(text)
@@ -290,7 +295,7 @@ class ChatApp(ChatActions):
         if event.word.startswith("/"):
             rows = matching(event.word)
         elif event.word.startswith("@"):
-            rows = [(f"@{name}", "") for name in file_names(event.word[1:])]
+            rows = [(f"@{quoted(name)}", "") for name in file_names(event.word[1:].lstrip('"'))]
         self._offer([] if rows and rows[0][0] == event.word and len(rows) == 1 else rows)
 
     def _offer(self, rows: list[tuple[str, str]]) -> None:
@@ -305,7 +310,8 @@ class ChatApp(ChatActions):
             return
         word = completions.chosen if event.key == "accept" else ""
         self._offer([])
-        if word and not word.lower().startswith(self.prompt.word().lower()):  # more was typed meanwhile
+        begun = self.prompt.word().replace('"', "").lower()
+        if word and not word.replace('"', "").lower().startswith(begun):  # more was typed meanwhile
             self.prompt.send()
         elif word and word != self.prompt.word():
             self.prompt.complete(word if word.endswith("/") else f"{word} ")

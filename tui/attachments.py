@@ -29,6 +29,20 @@ def with_files(text: str) -> tuple[str, list[str]]:
     return "\n\n".join([*parts, text]), names
 
 
+def missing_files(text: str) -> list[str]:
+    """Names behind an @ that look like files (they have a dot or a slash) and are none."""
+    names = (mention.strip('"') for mention in _MENTION.findall(text))
+    files = (name for name in dict.fromkeys(names) if re.search(r"/|\.\w", name))
+    return [name for name in files if not Path(name).expanduser().exists()]
+
+
+def quoted(name: str) -> str:
+    """A name as it stands behind the @; that of a folder with spaces is still open."""
+    if " " not in name:
+        return name
+    return f'"{name}' if name.endswith("/") else f'"{name}"'
+
+
 def read_text(path: Path) -> str:
     """A text file. ParameterError when it is something else."""
     size = path.stat().st_size

@@ -16,7 +16,7 @@ LARGE_PASTE_LINES = 30  # lines: more than this shows as one word until it is se
 LARGE_TEXT = 40_000  # characters that are edited as they are: a megabyte took 4 s
 JOINERS = ("\u200c", "\u200d")  # zero-width
 
-_WORD = re.compile(r"(?:^/\S*|(?<!\S)@\S*)$")
+_WORD = re.compile(r"(?:^/\S*|(?<!\S)@(?:\"[^\"]*|[^\s\"]*))$")
 
 
 class PromptInput(TextArea):
