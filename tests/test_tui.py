@@ -553,6 +553,19 @@ def test_every_command_can_be_reached_with_the_arrows(run: Any) -> None:
     run(steps, (40, 12))
 
 
+def test_the_meters_show_what_fits_after_a_resize(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.pilot.resize_terminal(50, 20)
+        await talk.until(lambda: talk.app.query_one(Meters).size.width == 50)
+        await talk.pilot.pause(0.1)
+        assert "t/s" in talk.screen_text() and "reused" not in talk.screen_text()
+        await talk.pilot.resize_terminal(120, 30)
+        await talk.until(lambda: "reused + " in talk.screen_text())
+
+    run(steps)
+
+
 @pytest.mark.parametrize("size", [(100, 30), (60, 20), (40, 12)])
 def test_the_token_views_marked_row_and_way_out_are_in_sight(run: Any, size: tuple[int, int]) -> None:
     async def steps(talk: Talk) -> None:

@@ -21,10 +21,16 @@ class Meters(Static):
     def __init__(self, palette: Palette, **options: Any) -> None:
         super().__init__("", markup=False, **options)
         self.palette = palette
+        self._parts: list[Text] = []
         self._shown: str | None = None
+
+    def on_resize(self) -> None:
+        """Other parts fit now."""
+        self.show(self._parts)
 
     def show(self, parts: list[Text]) -> None:
         """Draw the parts that fit, in order; those at the end are left out first."""
+        self._parts = parts
         width = max(self.size.width - 4, 10)
         line = Text(no_wrap=True, overflow="ellipsis", end="")
         for part in parts:
