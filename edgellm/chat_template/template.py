@@ -215,7 +215,8 @@ def file_template(metadata: Mapping[str, Any], name: str | None) -> str:
     if isinstance(source, str) and source:
         return source
     have = sorted(k for k in metadata if k.startswith("tokenizer.chat_template"))
-    raise TemplateError(f"The model file has no {key} (it has: {', '.join(have) or 'no template'}). {HOW_TO_GIVE_ONE}")
+    found = f"no {key} (it has: {', '.join(have)})" if have else "no chat template"
+    raise TemplateError(f"The model file has {found}. {HOW_TO_GIVE_ONE}")
 
 
 def mark_continuation(messages: list[dict[str, Any]]) -> None:
