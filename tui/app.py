@@ -36,7 +36,9 @@ from edgellm.tui.prompt_input import PromptInput
 from edgellm.tui.safe_text import one_line, short_name
 from edgellm.tui.transcript import Transcript
 
-FRAME_S = 0.05  # the screen is drawn at most so often while something moves
+FRAME_S = 0.08  # the screen is drawn at most so often while something moves
+FIGURES_S = 0.25  # figures beside a growing answer: nobody reads them faster
+BAR_S = 1.0  # the scrollbar beside it: 4 ms, since Textual composes the screen for it
 SHARE = 20  # drawing may take one part in so many of the time: the model needs the rest
 LONGEST_FRAME_S = 0.5  # however slow the drawing is
 SHOWN_S = 0.1  # from the first refresh until the terminal has it
@@ -78,7 +80,7 @@ class ChatApp(ChatActions):
         self.palette = palette_of(self._colours(), self.current_theme.dark, self.no_color)
         self._clock: Timer | None = None
         self._n_ticks = 0
-        self._drawn_at = self._cpu_s = 0.0
+        self._drawn_at = self._told_at = self._barred_at = self._cpu_s = 0.0
         self._drawn: tuple[int, int] = (0, 0)
         self._interrupted = -AGAIN_S
 
@@ -135,7 +137,7 @@ class ChatApp(ChatActions):
         room = max(self.size.width - len(model) - 6, 8)
         title.truncate(room, overflow="ellipsis", pad=True)
         title.append(f"  {model}", self.palette.mark)
-        self.screen_stack[0].query_one("#head", Static).update(title)
+        self.screen_stack[0].query_one("#head", Static).update(title, layout=False)
         self.show_meters()
         self.wake()
 
@@ -169,7 +171,7 @@ class ChatApp(ChatActions):
             self._clock.pause()
             return
         now, spent_s = monotonic(), thread_time() - self._cpu_s  # of the last picture
-        if now - self._drawn_at < min(max(FRAME_S, spent_s * SHARE), LONGEST_FRAME_S):
+        if now - self._drawn_at < min(spent_s * SHARE, LONGEST_FRAME_S) - FRAME_S / 2:  # the clock's nearest beat
             return
         self._drawn_at, self._cpu_s = now, thread_time()
         self._n_ticks += 1
@@ -179,7 +181,12 @@ class ChatApp(ChatActions):
                 self._drawn = key
                 self.transcript.growing = answering.node
                 self.transcript.grow()
-        self.show_meters()
+                if now - self._barred_at >= BAR_S:
+                    self._barred_at = now
+                    self.transcript.show_bar()
+        if answering is None or not answering.node.tokens or now - self._told_at >= FIGURES_S:
+            self._told_at = now
+            self.show_meters()
 
     def _loaded(self, loaded: Any) -> None:
         if loaded.error is not None:

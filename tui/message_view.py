@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from rich.console import Console
 from rich.text import Text
@@ -87,13 +88,13 @@ class MessageView:
         key = [line.plain for line in head]
         if self._document is None or self._document.first_code != place.first_code:
             self._document, self._head_key = MarkdownDocument(self.palette, self.width, place.first_code), None
-        before = len(self.lines)
         document = self._document
         document.update(said)
         changed = len(head) + document.changed_from if key == self._head_key else 0
         self._head_key = key
         self.codes = [CodeBlock(c.code, c.language, c.line + len(head)) for c in document.codes]
         body = document.lines[:-1] if document.lines else []
+        drawn = self.lines[changed:]
         del self.lines[changed:]
         if changed == 0:
             self.lines += head
@@ -107,7 +108,8 @@ class MessageView:
         if foot is not None:
             self.lines += [Text(""), foot] if body or head else [foot]
         self.lines.append(Text(""))
-        return min(changed, before)
+        same = takewhile(lambda pair: _alike(*pair), zip(drawn, self.lines[changed:], strict=False))
+        return changed + sum(1 for _ in same)
 
     def _thinking(self, thought: str, over: bool, place: Place) -> list[Text]:
         """The fold, and under it all of it, its last lines, or nothing."""
@@ -147,6 +149,10 @@ class MessageView:
             text.append("   " + _branches(place), self.palette.accent)
         text.truncate(self.width)
         return text if text.plain else None
+
+
+def _alike(one: Text, other: Text) -> bool:
+    return one == other and one.style == other.style  # rich compares words and spans
 
 
 def _branches(place: Place) -> str:

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.segment import Segment
 from rich.text import Text
-from textual.widgets import Static
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
 
+from edgellm.tui.painting import paint, strip_of
 from edgellm.tui.palette import Palette
 
 STAGES = {"pull": "pulling", "load": "loading", "compile": "compiling kernels for your CPU"}
+MARGIN = 2  # cells left and right
 BAR = 10  # cells of the context's bar
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
-class Meters(Static):
+class Meters(Widget):
     """One line, drawn from facts that the application hands over."""
 
+    ALLOW_SELECT = False
+
     def __init__(self, palette: Palette, **options: Any) -> None:
-        super().__init__("", markup=False, **options)
+        super().__init__(**options)
         self.palette = palette
         self._parts: list[Text] = []
-        self._shown: str | None = None
+        self._line = Text(end="")
 
     def on_resize(self) -> None:
         """Other parts fit now."""
@@ -31,18 +38,30 @@ class Meters(Static):
     def show(self, parts: list[Text]) -> None:
         """Draw the parts that fit, in order; those at the end are left out first."""
         self._parts = parts
-        width = max(self.size.width - 4, 10)
-        line = Text(no_wrap=True, overflow="ellipsis", end="")
+        width = max(self.size.width - 2 * MARGIN, 10)
+        line = Text(no_wrap=True, end="")
         for part in parts:
             gap = 3 if line.plain else 0
             if line.cell_len + gap + part.cell_len > width and line.plain:
                 break
             line.append("   " if gap else "")
             line.append_text(part)
-        key = line.markup
-        if key != self._shown:
-            self._shown = key
-            self.update(line, layout=False)
+        line.truncate(width, overflow="ellipsis")
+        if line != self._line:
+            self._line = line
+            paint(self, self.size.region, self.render_lines(self.size.region))
+
+    def render(self) -> Text:
+        """The line."""
+        return self._line
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The line between its margins."""
+        base = self.palette.base
+        strip = strip_of([Segment(" " * MARGIN, base)], self._line, self.size.width, base, self.app.console)
+        for line_filter in self.get_line_filters():
+            strip = strip.apply_filter(line_filter, self.background_colors[1])
+        return [strip.crop(*crop.column_span)] * crop.height
 
 
 def context_part(palette: Palette, used: int, n_ctx: int) -> Text:

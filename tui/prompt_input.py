@@ -48,6 +48,7 @@ class PromptInput(TextArea):
 
     def __init__(self, earlier: list[str], **options: Any) -> None:
         super().__init__(soft_wrap=True, tab_behavior="focus", show_line_numbers=False, compact=True, **options)
+        self.set_reactive(TextArea.cursor_blink, False)  # else the screen is composed twice a second for ever
         self.earlier = earlier
         self.completing = False
         self._at: int | None = None  # place in the history, None: what the user is writing

@@ -1,7 +1,8 @@
 """The conversation on the screen: one widget that draws lines, however long the chat is.
 
 It follows the end only while the reader is there. A message can be chosen with the keyboard or the mouse; what to do
-with it is the application's affair.
+with it is the application's affair. While an answer grows the model needs the processor: a line is drawn once and kept,
+only lines that differ are drawn again, and the scrollbar comes after.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.segment import Segment
-from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Offset, Size
+from textual.geometry import Offset, Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
@@ -27,6 +27,7 @@ from textual.strip import Strip
 from edgellm.sessions import MessageNode
 from edgellm.tui.markdown import CodeBlock
 from edgellm.tui.message_view import MessageView, Place
+from edgellm.tui.painting import paint, strip_of
 from edgellm.tui.palette import Palette
 
 MARGIN = 2  # cells left and right of the text
@@ -77,6 +78,7 @@ class Transcript(ScrollView, can_focus=True):
         self.welcome: list[Text] = []
         self._starts: list[int] = [0]  # first line of each view, and one after the last
         self._strips: dict[int, Strip] = {}
+        self._bar_shows: tuple[int, float] = (0, 0.0)  # lines, and the first that is visible
         self._pressed: tuple[int, int] | None = None
 
     # -- what is shown ---------------------------------------------------------------------------------------------
@@ -92,9 +94,29 @@ class Transcript(ScrollView, can_focus=True):
             self.scroll_end(animate=False, immediate=True, x_axis=False)
 
     def grow(self) -> None:
-        """The last message has more text."""
-        if self.views:
-            self._draw_from(len(self.views) - 1)
+        """The last message has more text: paint what differs. The scrollbar waits for ``show_bar``."""
+        if not self.views:
+            return
+        follows, before, top = self.at_end, self.virtual_size.height, self.scroll_offset.y
+        changed = self._measure_from(len(self.views) - 1)
+        if follows:  # the watchers would draw the scrollbar and everything else
+            self.set_reactive(Transcript.scroll_y, float(self.max_scroll_y))
+            self.set_reactive(Transcript.scroll_target_y, float(self.max_scroll_y))
+        visible = Region(0, self.scroll_offset.y, *self.scrollable_content_region.size)
+        if top == self.scroll_offset.y:
+            end = max(before, self.virtual_size.height)
+            visible = visible.intersection(Region(0, changed, visible.width, end - changed))
+        if visible:
+            rows = visible.translate((0, -self.scroll_offset.y))
+            paint(self, rows.translate((0, self.gutter.top)), self._rows(rows.y, rows.bottom))
+
+    def show_bar(self) -> None:
+        """Bring the scrollbar up to date."""
+        shown = (self.virtual_size.height, self.scroll_y)
+        if shown != self._bar_shows:
+            self._scroll_update(self.virtual_size)
+            self.vertical_scrollbar.position = self.scroll_y
+            self._bar_shows = (self.virtual_size.height, self.scroll_y)
 
     def redraw(self, palette: Palette | None = None) -> None:
         """Draw everything anew: the width or the colours have changed."""
@@ -122,6 +144,14 @@ class Transcript(ScrollView, can_focus=True):
 
     def _draw_from(self, first: int) -> None:
         follows = self.at_end
+        self._measure_from(first)
+        self.show_bar()
+        if follows:
+            self.scroll_end(animate=False, immediate=True, x_axis=False)
+        self.refresh()
+
+    def _measure_from(self, first: int) -> int:
+        """Make the lines of the views from the ``first`` on; the number of the first line that differs."""
         n_codes = sum(len(view.codes) for view in self.views[:first])
         del self._starts[first + 1 :]
         changed = None
@@ -133,16 +163,13 @@ class Transcript(ScrollView, can_focus=True):
             changed = line if changed is None else min(changed, line)
             n_codes += len(view.codes)
             self._starts.append(self._starts[-1] + len(view.lines))
+        changed = changed or 0
+        for y in [y for y in self._strips if y >= changed or not changed]:
+            del self._strips[y]
         n_lines = self._starts[-1] if self.views else len(self.welcome)
-        self._strips = {} if not changed else {y: strip for y, strip in self._strips.items() if y < changed}
-        size = Size(self.scrollable_content_region.width, n_lines)
-        if size != self.virtual_size:
-            # the reactive would lay out the whole screen; only the scrollbar has to know
-            self.set_reactive(Transcript.virtual_size, size)
-            self._scroll_update(size)
-        if follows:
-            self.scroll_end(animate=False, immediate=True, x_axis=False)
-        self.refresh()
+        # the reactive would lay out the whole screen; only the scrollbar has to know
+        self.set_reactive(Transcript.virtual_size, Size(self.scrollable_content_region.width, n_lines))
+        return changed
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
@@ -236,18 +263,35 @@ class Transcript(ScrollView, can_focus=True):
 
     # -- lines -----------------------------------------------------------------------------------------------------
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The visible part. Textual would render each line again after a scroll; here it is kept by its number."""
+        first = crop.y - self.gutter.top
+        lines = enumerate(self._rows(first, first + crop.height), first + self.scroll_offset.y)
+        return [strip.apply_offsets(0, y).crop(*crop.column_span) for y, strip in lines]
+
     def render_line(self, y: int) -> Strip:
         """One line of the visible part."""
-        y += self.scroll_offset.y
-        strip = self._strips.get(y)
-        if strip is None or self.text_selection is not None:
-            strip = self._strip(y)
-            if self.text_selection is None:
-                self._strips[y] = strip
-        return strip.apply_offsets(0, y)
+        return self._rows(y, y + 1)[0].apply_offsets(0, y + self.scroll_offset.y)
+
+    def _rows(self, first: int, end: int) -> list[Strip]:
+        """Visible lines; those before 0 are padding."""
+        top, selection = self.scroll_offset.y, self.text_selection
+        kept = self._strips if selection is None else {}
+        numbers = [y + top if y >= 0 else -1 for y in range(first, end)]
+        missing = [y for y in numbers if y not in kept]
+        if missing:
+            filters, (_, ground) = self.get_line_filters(), self.background_colors
+            for y in missing:
+                strip = self._strip(y, selection)
+                for line_filter in filters:
+                    strip = strip.apply_filter(line_filter, ground)
+                kept[y] = strip
+        return [kept[y] for y in numbers]
 
     def _line(self, y: int) -> tuple[Text, bool]:
         """The text of a line and whether its message is marked."""
+        if y < 0:
+            return Text(""), False
         if not self.views:
             return (self.welcome[y] if y < len(self.welcome) else Text("")), False
         number = bisect_right(self._starts, y) - 1
@@ -262,25 +306,19 @@ class Transcript(ScrollView, can_focus=True):
         spare = self.scrollable_content_region.width - self.text_width - 2 * MARGIN
         return MARGIN + max(spare, 0) // 2
 
-    def _strip(self, y: int) -> Strip:
+    def _strip(self, y: int, selection: Selection | None) -> Strip:
         width, base = self.scrollable_content_region.width, self.palette.base
         text, is_marked = self._line(y)
-        selection = self.text_selection
         row = text
         span = selection.get_span(y) if selection is not None else None
         if span is not None:
             row = text.copy()
             start, end = (max(value - self._left, 0) if value >= 0 else value for value in span)
             row.stylize(self.palette.selection, start, len(row) if end < 0 else end)
-        gutter = "▎" if is_marked else " "
-        left = [
-            Segment(" " * (self._left - 2), base),
-            Segment(gutter + " ", base + self.palette.selected if is_marked else base),
-        ]
-        segments = [s for s in row.render(self.app.console) if s.text != "\n"]
-        ground = base + row.style if isinstance(row.style, Style) else base  # rich leaves it out of a row without spans
-        body = [Segment(s.text, ground + s.style if isinstance(s.style, Style) else ground) for s in segments]
-        return Strip([*left, *body]).adjust_cell_length(width, base)
+        left = [Segment(" " * self._left, base)]
+        if is_marked:
+            left = [Segment(" " * (self._left - 2), base), Segment("▎ ", base + self.palette.selected)]
+        return strip_of(left, row, width, base, self.app.console)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text without the margin."""
