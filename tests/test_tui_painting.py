@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_chat_llm import ANSWERS, FakeChatLLM
+from fake_chat_llm import ANSWERS, MARKDOWN, FakeChatLLM
 from rich.cells import cell_len
 from textual._compositor import LayoutUpdate
 from textual.geometry import Region
@@ -20,7 +20,9 @@ from edgellm.sessions import SessionStore
 from edgellm.tui import app as app_module
 from edgellm.tui.app import ChatApp
 from edgellm.tui.chat import Chat
+from edgellm.tui.markdown import MarkdownDocument
 from edgellm.tui.meters import Meters
+from edgellm.tui.palette import palette_of
 
 HANG_S = 30
 _PART = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|([^\x1b]+)")
@@ -285,3 +287,15 @@ def test_a_part_of_the_conversation_is_given_as_it_is_asked_for(run: Any) -> Non
         assert [s.text for s in transcript.render_lines(Region(3, 2, 20, 4))] == [line[3:23] for line in whole[2:6]]
 
     run(steps)
+
+
+def test_a_growing_document_is_drawn_as_the_whole_text_would_be() -> None:
+    palette = palette_of({}, True)
+    text = MARKDOWN * 2 + "\n> quoted\n\n- a\n\n- b\n\nlast"
+    growing = MarkdownDocument(palette, 40)
+    for end in range(0, len(text) + 1, 7):
+        growing.update(text[:end])
+        whole = MarkdownDocument(palette, 40)
+        whole.update(text[:end])
+        assert [line.markup for line in growing.lines] == [line.markup for line in whole.lines]
+        assert [(c.code, c.line) for c in growing.codes] == [(c.code, c.line) for c in whole.codes]

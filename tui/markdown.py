@@ -21,6 +21,7 @@ from edgellm.tui.safe_text import safe_text
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.token import Token
     from markdown_it.tree import SyntaxTreeNode
 
 BULLETS = ("•", "◦", "▪")
@@ -72,13 +73,15 @@ class MarkdownDocument:
         text = safe_text(text)
         if not text.startswith(self._done):
             self._blocks, self._done, self._n_done = [], "", 0
-        sources = split_blocks(text[len(self._done) :])
+        tail = text[len(self._done) :]
+        tokens = _parser().parse(tail)
+        sources = _sources(tail, tokens)
         kept = self._blocks[: self._n_done]
         self.changed_from = sum(len(block.lines) + 1 for block in kept)
         del self.lines[self.changed_from :]
         self.codes = [code for block in kept for code in block.codes]
         for source in sources:
-            block = self._draw(source, len(self.lines))
+            block = self._draw(source, len(self.lines), tokens if len(sources) == 1 else _parser().parse(source))
             kept.append(block)
             self.codes += block.codes
             self.lines += [*block.lines, Text("")]
@@ -86,15 +89,15 @@ class MarkdownDocument:
         self._done += "".join(sources[:-1])
         self._n_done = len(kept) - bool(sources)
 
-    def _draw(self, source: str, start: int) -> _Block:
+    def _draw(self, source: str, start: int, tokens: list[Token]) -> _Block:
         drawing = _Drawing(self.palette, self.first_code + len(self.codes))
-        lines = drawing.document(source, max(self.width, MIN_WIDTH))
+        lines = drawing.document(tokens, max(self.width, MIN_WIDTH))
         return _Block(source, lines, [CodeBlock(c.code, c.language, c.line + start) for c in drawing.codes])
 
 
-def split_blocks(text: str) -> list[str]:
+def _sources(text: str, tokens: list[Token]) -> list[str]:
     """The sources of the top-level blocks, in order; together they are the text."""
-    starts = sorted({node.map[0] for node in _parser().parse(text) if node.level == 0 and node.map})
+    starts = sorted({token.map[0] for token in tokens if token.level == 0 and token.map})
     lines = text.splitlines(keepends=True)
     if len(starts) < 2:
         return [text] if text else []
@@ -110,10 +113,10 @@ class _Drawing:
         self.next_code = next_code
         self.codes: list[CodeBlock] = []
 
-    def document(self, source: str, width: int) -> list[Text]:
+    def document(self, tokens: list[Token], width: int) -> list[Text]:
         from markdown_it.tree import SyntaxTreeNode
 
-        return self.blocks(SyntaxTreeNode(_parser().parse(source)).children, width, 0)
+        return self.blocks(SyntaxTreeNode(tokens).children, width, 0)
 
     def blocks(self, nodes: list[SyntaxTreeNode], width: int, depth: int, tight: bool = False) -> list[Text]:
         """Blocks one under the other, with an empty line between two of them unless ``tight``."""
