@@ -289,6 +289,17 @@ def test_a_part_of_the_conversation_is_given_as_it_is_asked_for(run: Any) -> Non
     run(steps)
 
 
+def test_the_parser_is_imported_when_the_model_is_there(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Any] = []
+    monkeypatch.setattr(app_module, "prepare", prepared.append)
+
+    async def steps(talk: Talk) -> None:
+        await talk.until(lambda: prepared)
+        assert prepared == [talk.app.palette] and talk.chat.llm is not None
+
+    run(steps)
+
+
 def test_a_growing_document_is_drawn_as_the_whole_text_would_be() -> None:
     palette = palette_of({}, True)
     text = MARKDOWN * 2 + "\n> quoted\n\n- a\n\n- b\n\nlast"

@@ -30,6 +30,7 @@ from edgellm.tui.clipboard import into_tmux
 from edgellm.tui.commands import matching, run_command
 from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import SHORT
+from edgellm.tui.markdown import prepare
 from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
 from edgellm.tui.palette import DARK, LIGHT, palette_of
 from edgellm.tui.prompt_input import PromptInput
@@ -193,6 +194,8 @@ class ChatApp(ChatActions):
             self.complain(loaded.error)
             self.stop_waiting()
         self.redraw(to_end=False)
+        if self.chat.llm is not None:  # while the user writes, and not while the first tokens come
+            threading.Thread(target=prepare, args=(self.palette,), name="edgellm-markdown", daemon=True).start()
 
     def stop_waiting(self) -> None:
         """Give up the answer that waits for a model."""

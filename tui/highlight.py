@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 from rich.text import Text
@@ -27,6 +28,7 @@ STYLES = (
     ("Name.Tag", "keyword"),
     ("Name.Attribute", "function"),
 )
+_making = threading.Lock()  # Pygments makes a lexer's rules with its first instance
 
 
 def highlighted(code: str, language: str, palette: Palette) -> Text:
@@ -52,6 +54,7 @@ def _lexer(language: str) -> Any:
     from pygments.util import ClassNotFound
 
     try:
-        return get_lexer_by_name(language, stripnl=False, ensurenl=False)
+        with _making:
+            return get_lexer_by_name(language, stripnl=False, ensurenl=False)
     except ClassNotFound:
         return None
