@@ -294,6 +294,21 @@ def test_regenerate_edit_and_switch_branches(run: Any) -> None:
     run(steps)
 
 
+def test_a_draft_comes_back_after_editing_an_earlier_message(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("one")
+        for way_out in ("escape", "enter"):
+            talk.app.prompt.put("half a thought")
+            await talk.pilot.press("alt+up", "up", "e")
+            assert talk.app.prompt.text == "one"
+            await talk.pilot.press(way_out)
+            await talk.settled()
+            assert talk.app.prompt.text == "half a thought" and talk.app.editing is None
+        assert len(talk.said) == 2  # the second time sent it
+
+    run(steps)
+
+
 def test_escape_leaves_editing(run: Any) -> None:
     async def steps(talk: Talk) -> None:
         await talk.ask("one")

@@ -31,6 +31,7 @@ class ChatActions(App[int]):
     chat: Chat
     palette: Palette
     editing: MessageNode | None = None  # the message that the next text takes the place of
+    draft = ""  # what stood in the input before
 
     # -- what ChatApp gives ----------------------------------------------------------------------------------------
 
@@ -107,11 +108,20 @@ class ChatActions(App[int]):
         if node is None:
             self.say("There is no message of yours to edit.")
             return
+        if self.editing is None:
+            self.draft = self.prompt.full_text
         self.editing = node
         self.prompt.put(node.text)
         self.screen_stack[0].set_focus(self.prompt)
         self.transcript.choose(None)
         self.redraw(to_end=False)
+
+    def leave_editing(self) -> None:
+        """The next text is a message behind the last again; what was begun before comes back."""
+        if self.editing is not None:
+            self.editing = None
+            self.prompt.put(self.draft)
+            self.draft = ""
 
     def action_turn(self, step: int) -> None:
         """Go to another branch: at the marked message, else at the last place where there are several."""
@@ -178,7 +188,7 @@ class ChatActions(App[int]):
     def action_new(self) -> None:
         """Begin a new chat."""
         self.chat.new_session()
-        self.editing = None
+        self.leave_editing()
         self.redraw()
         self.screen_stack[0].set_focus(self.prompt)
 
@@ -216,7 +226,7 @@ class ChatActions(App[int]):
     def open_session(self, session_id: int) -> None:
         """Go on with a session; its model is loaded when it is another."""
         self.chat.open_session(session_id)
-        self.editing = None
+        self.leave_editing()
         model = self.chat.session.model
         if model and model != self.chat.model:
             self.say(f"This chat was led with {one_line(model)}. Ctrl-L brings it back.")

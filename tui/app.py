@@ -285,7 +285,7 @@ class ChatApp(ChatActions):
             self.transcript.choose(None)
             full, names = with_files(text)
             self.transcript.growing = self.chat.ask(full, beside=self.editing)
-            self.editing = None
+            self.leave_editing()
             if names:
                 self.say(", ".join(names), "Brought in")
                 if len(self.chat.session.tree.path) == 2:  # a chat is not called by a file's first lines
@@ -349,8 +349,7 @@ class ChatApp(ChatActions):
         elif self.chat.stop_loading():
             self.redraw(to_end=False)
         elif self.editing is not None:
-            self.editing = None
-            self.prompt.put("")
+            self.leave_editing()
             self.show_meters()
         self.transcript.choose(None)
         self.screen_stack[0].set_focus(self.prompt)
