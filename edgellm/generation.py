@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.stop import StopMatcher
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """A token, its natural log-probability (None for the first of a text) and the likeliest in its place.
 
     after    with ``sampler_trace``: its log-probability after the samplers, None when one of them cut it

@@ -150,7 +150,7 @@ class Tokenizer:
         text = self.vocabulary.tokens[token_id]
         if self._alphabet is None:
             return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
-        if self.vocabulary.types[token_id] not in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN):
+        if token_id not in self._as_written:
             try:
                 return bytes(map(self._alphabet.__getitem__, text))
             except KeyError:  # an added token without its type
@@ -166,6 +166,10 @@ class Tokenizer:
         from edgellm.tokenizer.pre_tokenizers import pre_tokenizer
 
         return BYTE_OF_CHAR if pre_tokenizer(self.pre).byte_level else None
+
+    @cached_property
+    def _as_written(self) -> frozenset[int]:
+        return frozenset(self.vocabulary.ids_of(TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN))
 
     @cached_property
     def _id_of_text(self) -> dict[str, int]:
