@@ -18,6 +18,7 @@ from textual.geometry import Region
 
 from edgellm.sessions import SessionStore
 from edgellm.tui import app as app_module
+from edgellm.tui import painting
 from edgellm.tui.app import ChatApp
 from edgellm.tui.chat import Chat
 from edgellm.tui.markdown import MarkdownDocument
@@ -166,6 +167,19 @@ def test_a_growing_answer_stands_on_the_terminal_as_textual_would_draw_it(
             await talk.check(range(talk.app.size.height))
 
     run(steps, size)
+
+
+def test_without_the_private_way_textual_draws_it_all(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(painting, "CAN_PAINT", False)
+
+    async def steps(talk: Talk) -> None:
+        node = await talk.ask("sort")
+        await talk.words(node, 20)
+        await talk.check(talk.transcript_rows)
+        await talk.finish()
+        await talk.check(range(talk.app.size.height))
+
+    run(steps)
 
 
 def test_what_lies_over_the_conversation_is_not_written_over(run: Any) -> None:

@@ -1,7 +1,8 @@
 """Lines written to the terminal past Textual's compositor, which for one of them asks every widget for all of its own.
 
 It is for what changes many times a second (a picture 1.5 ms in place of 5). A widget paints what its ``render_lines``
-gives, so that the same stands there whenever Textual draws the screen.
+gives, so that the same stands there whenever Textual draws the screen. The way is Textual's own affair: a release that
+has it no more draws everything itself.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual._compositor import CompositorUpdate
+from textual.app import App
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
+
+try:
+    from textual._compositor import Compositor, CompositorUpdate
+
+    CAN_PAINT = hasattr(App, "_display") and hasattr(Compositor, "visible_widgets")
+except ImportError:
+    CompositorUpdate, CAN_PAINT = object, False  # type: ignore[assignment,misc]
 
 
 def strip_of(left: list[Segment], text: Text, width: int, base: Style, console: Console) -> Strip:
@@ -43,7 +51,7 @@ class _Lines(CompositorUpdate):
 def paint(widget: Widget, part: Region, strips: list[Strip]) -> None:
     """Write ``part`` of a widget to the terminal now. Where something lies over it Textual draws it, and soon."""
     app, screen, place = widget.app, widget.screen, part.translate(widget.region.offset)
-    if screen is app.screen and not app._batch_count:
+    if CAN_PAINT and screen is app.screen and not getattr(app, "_batch_count", 1):
         for other, (region, clip) in screen._compositor.visible_widgets.items():  # from front to back
             if other is widget:
                 app._display(screen, _Lines(place.x, place.y, strips))  # type: ignore[arg-type]
