@@ -1,4 +1,6 @@
-"""How fast the chat is while it streams: python benchmarks/chat_rates.py [MODEL] [-n ROUNDS]
+"""How fast the chat is while it streams: python benchmarks/chat_rates.py [MODEL] [-n ROUNDS] [--tokens N] [OPTIONS]
+
+OPTIONS go to `edgellm chat`, such as --chat-template chatml for a model without one.
 
 Each round measures `edgellm bench`, then the application in a pseudo-terminal with the same model. Its first answer is
 left alone: tokens per second from the first to the last that reached the message, by the clock on the wall, and the
@@ -28,7 +30,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-N_TOKENS = 256
 N_DEPTH = 64  # tokens before them, about
 KEYS = "жщюфцэ"  # in no answer
 KEY_EVERY_S = 0.15
@@ -108,11 +109,11 @@ class Round(NamedTuple):
     keys: list[float]
 
 
-def one_round(model: str) -> Round:
-    """Two answers."""
+def one_round(model: str, n_tokens: int, options: list[str]) -> Round:
+    """Two answers of so many tokens at most."""
     with tempfile.NamedTemporaryFile() as file:
         os.environ["CHAT_RATES"] = file.name
-        terminal = Terminal(["chat", model, "-n", str(N_TOKENS)])
+        terminal = Terminal(["chat", model, "-n", str(n_tokens), *options])
         try:
             terminal.read_until(lambda: "rite a message" in terminal.words())
             time.sleep(3)  # the model is there
@@ -153,9 +154,9 @@ def gaps(terminal: Terminal, since: int) -> list[float]:
     return [1e3 * (b - a) for a, b in itertools.pairwise(starts)]
 
 
-def bench(model: str) -> float:
+def bench(model: str, n_tokens: int) -> float:
     """Tokens per second of the executor alone."""
-    command = [sys.executable, "-m", "edgellm", "bench", "-m", model, "-p", "0", "-n", str(N_TOKENS), "-d"]
+    command = [sys.executable, "-m", "edgellm", "bench", "-m", model, "-p", "0", "-n", str(n_tokens), "-d"]
     command += [str(N_DEPTH), "-r", "2", "--no-bandwidth", "-o", "json"]
     rows: list[dict[str, Any]] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return float(rows[0]["avg_ts"])
@@ -166,14 +167,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("-n", type=int, default=5)
-    arguments = parser.parse_args()
+    parser.add_argument("--tokens", type=int, default=256)
+    arguments, options = parser.parse_known_args()
+    model, n_tokens = arguments.model, arguments.tokens
     rows, pictures, keys = [], [], []
     for number in range(arguments.n):
-        alone, inside = bench(arguments.model), one_round(arguments.model)
+        alone, inside = bench(model, n_tokens), one_round(model, n_tokens, options)
         rows.append((alone, inside.rate, inside.rate_with_keys))
         pictures += inside.pictures
         keys += inside.keys
-        print(f"{number + 1}: bench {alone:.0f} t/s, chat {inside.rate:.0f} t/s, with keys {inside.rate_with_keys:.0f}")
+        figures = f"bench {alone:.0f} t/s, chat {inside.rate:.0f} t/s, with keys {inside.rate_with_keys:.0f}"
+        print(f"{number + 1}: {figures}", flush=True)
     alone, rate, with_keys = (statistics.median(column) for column in zip(*rows, strict=True))
     share = statistics.median(inside / alone for alone, inside, _ in rows)
     print(f"median: bench {alone:.0f} t/s, chat {rate:.0f} t/s ({share:.1%} of it), with keys {with_keys:.0f} t/s")
