@@ -200,6 +200,23 @@ def test_escape_stops_the_answer_and_keeps_what_was_said(run: Any) -> None:
     run(steps)
 
 
+def test_an_answer_that_ends_while_the_screens_are_taken_down_is_not_drawn(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.write("forever")
+        await talk.until(lambda: talk.chat.answering)
+        take_down, answering = talk.app._close_all, talk.chat.answering
+
+        async def take_down_and_beat() -> None:
+            await take_down()
+            talk.chat.stop()
+            assert answering is not None and answering.finished.wait(HANG_S)
+            talk.app.tick()
+
+        talk.app._close_all = take_down_and_beat  # type: ignore[method-assign]
+
+    run(steps)
+
+
 def test_the_view_follows_the_end_only_while_the_reader_is_there(run: Any) -> None:
     async def steps(talk: Talk) -> None:
         transcript = talk.app.transcript

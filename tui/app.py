@@ -161,6 +161,8 @@ class ChatApp(ChatActions):
 
         A long block is drawn less often, so that the model keeps its pace.
         """
+        if not self.is_running:  # the screens are being taken down, and the clock beats on until they are
+            return
         answered, loaded = self.chat.poll()
         if loaded is not None:
             self._loaded(loaded)
