@@ -25,18 +25,24 @@ def sorted_ids(logits: np.ndarray, k: int) -> list[int]:
     return np.lexsort((np.arange(len(logits)), -logits))[:k].tolist()
 
 
-@pytest.mark.parametrize("n", [1, 7, 17, 33, 1000, 8191, 32000, 49152, 128256, 151936, 262144])
-@pytest.mark.parametrize("k", [1, 2, 40, 255, 257, 3000, 10**6])
-@pytest.mark.parametrize("kind", ["spread", "ties", "equal", "rising", "banned"])
-def test_largest_is_the_head_of_a_full_sort(n: int, k: int, kind: str) -> None:
-    rng = np.random.default_rng(n + k)
-    logits = {
+def logits_of(kind: str, n: int, seed: int) -> np.ndarray:
+    """n logits that are easy or hard to sort."""
+    rng = np.random.default_rng(seed)
+    return {
         "spread": rng.normal(0, 3, n),
         "ties": rng.integers(-3, 4, n).astype(float),
         "equal": np.zeros(n),
         "rising": np.arange(n, dtype=float),
+        "falling": -np.arange(n, dtype=float),
         "banned": np.where(rng.random(n) < 0.999, -np.inf, rng.normal(0, 1, n)),
     }[kind].astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 7, 17, 33, 1000, 8191, 32000, 49152, 128256, 151936, 262144])
+@pytest.mark.parametrize("k", [1, 2, 40, 255, 257, 3000, 10**6])
+@pytest.mark.parametrize("kind", ["spread", "ties", "equal", "rising", "banned"])
+def test_largest_is_the_head_of_a_full_sort(n: int, k: int, kind: str) -> None:
+    logits = logits_of(kind, n, n + k)
     assert Candidates(logits).largest(k).tolist() == sorted_ids(logits, k)
 
 
@@ -148,15 +154,7 @@ def with_kernel() -> Iterator[None]:
 @pytest.mark.parametrize("k", [1, 2, 40, 128, 255])
 @pytest.mark.parametrize("kind", ["spread", "ties", "equal", "rising", "falling", "banned"])
 def test_the_kernel_finds_the_head_of_a_full_sort(n: int, k: int, kind: str, with_kernel: None) -> None:
-    rng = np.random.default_rng(n + k)
-    logits = {
-        "spread": rng.normal(0, 3, n),
-        "ties": rng.integers(-3, 4, n).astype(float),
-        "equal": np.zeros(n),
-        "rising": np.arange(n, dtype=float),
-        "falling": -np.arange(n, dtype=float),
-        "banned": np.where(rng.random(n) < 0.999, -np.inf, rng.normal(0, 1, n)),
-    }[kind].astype(np.float32)
+    logits = logits_of(kind, n, n + k)
     assert Candidates(logits).largest(k).tolist() == sorted_ids(logits, k)
 
 

@@ -47,7 +47,6 @@ class Answering:
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self.read: tuple[int, int] = (0, 0)  # tokens of the prompt that are done, and all of them
-        self.timings: Any = None
         self.started = monotonic()
         self._thread = threading.Thread(target=self._run, name="edgellm-answer", daemon=True)
 
@@ -118,7 +117,6 @@ class Answering:
 
     def _show(self, chunk: GenerationChunk) -> None:
         """Let the screen and the file have what has come."""
-        self.timings = chunk.timings
         self.node.timings = chunk.timings.as_dict()
         self.changed()
 

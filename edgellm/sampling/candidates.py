@@ -84,10 +84,6 @@ class Candidates:
         """Find the first of a whole vocabulary, where a kernel does; with the sum, ``log_sum`` costs nothing later."""
         self._looked = self.logits, likeliest(self.logits, min(max(k, LOOKED_AT), len(self)), with_sum)
 
-    def looked(self, other: Candidates) -> None:
-        """Know what ``other`` knows, where these are its logits."""
-        self._looked = other._looked
-
     @property
     def head(self) -> Likeliest | None:
         """What ``look`` has found of these very logits."""

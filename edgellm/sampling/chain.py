@@ -18,6 +18,12 @@ from edgellm.sampling.params import SamplingParams
 SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
 
 
+def running_sums(values: list[float]) -> list[float]:
+    """Of falling logits: exp(value - the first), added up from the first on."""
+    largest, exp = values[0], math.exp
+    return list(accumulate([exp(value - largest) for value in values]))
+
+
 class Shortener(Protocol):
     """A link that can also work on a few sorted logits as plain floats."""
 
@@ -71,8 +77,7 @@ class TopP:
 
     def shorten(self, values: list[float]) -> list[float]:
         """As many as reach the sum."""
-        largest, exp = values[0], math.exp
-        reached = list(accumulate([exp(value - largest) for value in values]))
+        reached = running_sums(values)
         return values[: max(bisect_left(reached, self.p * reached[-1]) + 1, self.min_keep)]
 
 

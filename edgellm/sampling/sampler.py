@@ -135,7 +135,7 @@ class Sampler:
         raw.look(params.n_probs, with_sum=True)
         top = raw.largest(min(params.n_probs, len(raw))) if params.n_probs else np.array([], np.int64)
         trace = Trace(top.tolist()) if params.sampler_trace and isinstance(self.choice, Distribution) else None
-        candidates = self.candidates(logits, trace, raw)
+        candidates = self.candidates(logits, trace)
         token = candidates.token(self.choice.choose(candidates))
         if params.post_sampling_probs:
             return reported(candidates, token, candidates.largest(params.n_probs))
@@ -152,11 +152,8 @@ class Sampler:
             raise ParameterError(f"logits: got shape {logits.shape}, expected ({self.n_vocab},).")
         return logits
 
-    def candidates(self, logits: np.ndarray, trace: Trace | None = None, known: Candidates | None = None) -> Candidates:
-        """What is left of ``logits`` for the choice, after bias, processors and chain.
-
-        ``known`` are the candidates before, of which something may be known already.
-        """
+    def candidates(self, logits: np.ndarray, trace: Trace | None = None) -> Candidates:
+        """What is left of ``logits`` for the choice, after bias, processors and chain."""
         logits = raw = self._checked(logits)
         if len(self.bias_ids):
             logits = logits.copy()
@@ -164,8 +161,6 @@ class Sampler:
         for processor in self.params.processors:
             logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
         candidates = self._largest(logits) if self.greedy else Candidates(logits)
-        if known is not None:
-            candidates.looked(known)
         if self.greedy:
             if trace is not None:
                 trace.look(candidates, "temperature")

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
 
 from edgellm.kernels.likeliest import MAX_K, Likeliest
-from edgellm.sampling.chain import ChainSampler, MinP, Shortener, Temperature, TopK, TopP
+from edgellm.sampling.chain import ChainSampler, MinP, Shortener, Temperature, TopK, TopP, running_sums
 from edgellm.sampling.choice import Sampled
 from edgellm.sampling.params import SamplingParams
 
@@ -41,7 +40,7 @@ class ShortChain:
             left.append((name, len(values)))
         if len(values) == 1:
             return 0, values, left
-        reached = _sums(values)
+        reached = running_sums(values)
         return min(bisect_right(reached, self.rng.random() * reached[-1]), len(values) - 1), values, left
 
     def sample(self, head: Likeliest, params: SamplingParams) -> Sampled:
@@ -56,7 +55,7 @@ class ShortChain:
         if not params.sampler_trace:
             return sampled
         after: dict[int, float | str] = {}
-        log_left = values[0] + math.log(_sums(values)[-1])
+        log_left = values[0] + math.log(running_sums(values)[-1])
         for i in {*range(len(top)), place}:
             after[positions[i]] = values[i] - log_left if i < len(values) else next(name for name, n in left if n <= i)
         return sampled._replace(after=after)
@@ -66,18 +65,13 @@ def short_chain(
     chain: Sequence[ChainSampler], names: dict[type, str], greedy: bool, rng: np.random.Generator
 ) -> ShortChain | None:
     """The same chain in short, or None when it has a sampler that needs arrays or all of the vocabulary."""
-    if not chain or not all(isinstance(sampler, SHORTENERS) for sampler in chain):
+    short = [sampler for sampler in chain if isinstance(sampler, SHORTENERS)]
+    if not chain or len(short) < len(chain):
         return None
-    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in chain):
+    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in short):
         return None
     if greedy:
-        chain = [sampler for sampler in chain if isinstance(sampler, Temperature)]
-    first = chain[0]
+        short = [sampler for sampler in short if isinstance(sampler, Temperature)]
+    first = short[0]
     n = 1 if greedy else first.k if isinstance(first, TopK) else 0
-    short = [sampler for sampler in chain if isinstance(sampler, SHORTENERS)]
     return ShortChain(short, n, [names[type(s)] for s in short], rng) if 0 < n <= MAX_K else None
-
-
-def _sums(values: list[float]) -> list[float]:
-    largest, exp = values[0], math.exp
-    return list(accumulate([exp(value - largest) for value in values]))

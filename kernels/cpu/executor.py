@@ -103,8 +103,6 @@ class CPUExecutor:
         return result
 
     def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
-        if last <= first:
-            return
         rows = self._table.rows
         rows[first:last, -1] = 0  # the work counters
         address, step = self._rows_address, self._step.address
