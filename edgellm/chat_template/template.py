@@ -23,6 +23,7 @@ SPECIAL_TOKENS = {  # the template's name of a token -> its id in the metadata
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
+BASE_MODELS = "It may be a base model, which goes on with a text instead: `edgellm run --raw`."
 HOW_TO_GIVE_ONE = "Give one with --chat-template (a name such as 'chatml', a file, or the Jinja text itself)."
 
 
@@ -215,8 +216,8 @@ def file_template(metadata: Mapping[str, Any], name: str | None) -> str:
     if isinstance(source, str) and source:
         return source
     have = sorted(k for k in metadata if k.startswith("tokenizer.chat_template"))
-    found = f"no {key} (it has: {', '.join(have)})" if have else "no chat template"
-    raise TemplateError(f"The model file has {found}. {HOW_TO_GIVE_ONE}")
+    found = f"no {key} (it has: {', '.join(have)}). " if have else f"no chat template. {BASE_MODELS} "
+    raise TemplateError(f"The model file has {found}{HOW_TO_GIVE_ONE}")
 
 
 def mark_continuation(messages: list[dict[str, Any]]) -> None:
