@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 
 from edgellm.cli.app import main
 from edgellm.divergence import Comparison, compare_models
@@ -21,7 +22,6 @@ from edgellm.quantize import awq, hessian
 from edgellm.quantize.calibration import Calibrated, CalibrationOptions, calibrate
 from edgellm.quantize.importance import collect
 from edgellm.quantize.source import open_source
-from tests import tiny_models
 
 N_CTX = 64
 WORDS = "the other word and the thing all in one of them will never be here again so we went on to where it was "

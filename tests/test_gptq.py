@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny_models
 
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.quantize import gptq
 from edgellm.quantize.gptq import Curvature, cholesky_of_inverse, compensate, rounding_order
 from edgellm.quantize.grid import GRIDS
-from tests import tiny_models
 
 
 def random_blocks(name: str, n: int, seed: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 
 from edgellm.cli.app import main
 from edgellm.formats.errors import FormatError, ParameterError
@@ -23,7 +24,6 @@ from edgellm.quantize.importance import (
     statistics,
     write_imatrix,
 )
-from tests import tiny_models
 
 gguf = pytest.importorskip("gguf", reason="gguf is the judge of the files")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 
 import edgellm
 from edgellm.cli.app import main
 from edgellm.divergence import Base, BaseWriter, Comparison, compare_models, compare_with_base
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.perplexity import ChunkModel, Perplexity, cut, log_softmax
-from tests import tiny_models
 
 TEXT = "the other word and the thing, all in one. " * 30
 N_CTX = 64
