@@ -186,7 +186,7 @@ def test_text_of_smollm2_is_that_of_transformers(smollm2_path: Path) -> None:
 
 def test_a_model_file_without_a_template_is_an_error_that_says_what_to_do(gemma_path: Path) -> None:
     metadata = metadata_of(gemma_path)
-    with pytest.raises(TemplateError, match="run --raw.*--chat-template"):
+    with pytest.raises(TemplateError, match=r"run --raw.*--chat-template"):
         ChatTemplate.from_metadata(metadata)
     text = ChatTemplate.from_metadata(metadata, override="gemma").render_text([Message("user", "Hi")])
     assert text == "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
