@@ -16,6 +16,7 @@ import pytest
 from fake_chat_llm import FakeChatLLM
 from textual import events
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from edgellm.formats.errors import ContextFullError, FormatError, ModelNotFoundError
 from edgellm.sessions import SessionStore
@@ -479,6 +480,31 @@ def test_a_click_marks_a_message_and_the_next_letters_are_still_written(run: Any
 
 
 # --- the input --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_come_at_once_act_in_their_order(run: Any) -> None:
+    """As they do over a slow line, or while a long answer is drawn."""
+
+    async def steps(talk: Talk) -> None:
+        def at_once(*keys: str) -> None:
+            for key in keys:
+                talk.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+        for keys, text in (
+            ("abc", "abc"),
+            (("ctrl+u", *"def"), "def"),
+            (("backspace", "g", "left", "h"), "dehg"),
+            (("end", "ctrl+j", "x", "up", "home", "y"), "ydehg\nx"),
+            (("end", "ctrl+w", "z"), "z\nx"),
+        ):
+            at_once(*keys)
+            await talk.until(lambda text=text: talk.app.prompt.text == text)
+        talk.app.post_message(events.Key("ctrl+o", None))
+        await talk.until(lambda: isinstance(talk.app.screen, SessionsScreen))
+        at_once(*"abc", "backspace", "x", "home", "y", "ctrl+k", "z")
+        await talk.until(lambda: talk.app.screen.query_one(Input).value == "yz")
+
+    run(steps)
 
 
 def test_messages_of_several_lines_and_the_history(run: Any) -> None:

@@ -12,6 +12,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 
+from edgellm.tui.own_keys import LineInput
+
 SHORT = 22  # rows; below, nothing is spent on space
 T = TypeVar("T")
 
@@ -52,7 +54,7 @@ class LineDialog(Dialog[str]):
         self.title_text, self.value, self.placeholder = title, value, placeholder
 
     def body(self) -> ComposeResult:
-        yield Input(self.value, placeholder=self.placeholder, compact=True, select_on_focus=False)
+        yield LineInput(self.value, placeholder=self.placeholder, compact=True, select_on_focus=False)
 
     def on_mount(self) -> None:
         """Show the title; the cursor stands in the line."""
@@ -101,7 +103,7 @@ class SearchDialog(Dialog[T]):
         self.found: list[Any] = []
 
     def body(self) -> ComposeResult:
-        yield Input(self.words, placeholder=self.PLACEHOLDER, compact=True)
+        yield LineInput(self.words, placeholder=self.PLACEHOLDER, compact=True)
         yield OptionList(markup=False, compact=True)
 
     def on_mount(self) -> None:

@@ -11,6 +11,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from edgellm.tui.own_keys import acts
+
 LARGE_PASTE = 4000  # characters, or
 LARGE_PASTE_LINES = 30  # lines: more than this shows as one word until it is sent
 LARGE_TEXT = 40_000  # characters that are edited as they are: a megabyte took 4 s
@@ -114,7 +116,7 @@ class PromptInput(TextArea):
                 self.insert("\n")
             else:
                 self.send()
-        elif not self._goes_back(key):
+        elif not self._goes_back(key) and not await acts(self, event):
             await super()._on_key(event)
             return
         event.stop()
