@@ -9,9 +9,9 @@ Buffers are (rows, width) float32. A buffer of kind ``tokens`` has one row per t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
     from edgellm.kernels.kv import KVLayer, KVPool
     from edgellm.kernels.rope import Rope
+    from edgellm.kernels.token_draw import TokenDraw
 
 
 @dataclass(frozen=True)
@@ -201,4 +202,20 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Stop the threads and let go of the weights and the cache. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class DecodingExecutor(Executor, Protocol):
+    """An executor that can go from token to token by itself: what was drawn is the next step's token."""
+
+    def decode(self, batch: Batch, n_steps: int, draw: TokenDraw, stop_ids: Collection[int] = ()) -> int:
+        """Up to ``n_steps`` decode steps; how many tokens were drawn, the first rows of ``draw``.
+
+        batch      the next token of one sequence; its block tables have room for all the steps
+        stop_ids   one of them ends the run, as its last token
+
+        It may end before, and with a step that gives NaN or infinity: that step's token is missing (none, when it was
+        the first), and whoever asks for it with ``run`` gets the error.
+        """
         ...

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.cpu.kernel_table import TEAM, VOCABULARY
+from edgellm.kernels.cpu.kernel_table import DECODE, TEAM, VOCABULARY
 from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVLayer, KVPool
 from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
@@ -41,6 +41,8 @@ from edgellm.kernels.program import (
 )
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
+from edgellm.kernels.token_draw import Link, TokenDraw
+from edgellm.kernels.vocabulary_layout import MIN_P, TEMPERATURE, TOP_K, TOP_P
 
 if TYPE_CHECKING:
     from edgellm.kernels.cpu.kernel_cache import KernelCache
@@ -277,6 +279,8 @@ def try_kernel(
     """
     if kernel == VOCABULARY:
         return _try_vocabulary(cache)
+    if kernel == DECODE:
+        return _try_decode(cache, make_executor, n_threads)
     sketch = Sketch(np.random.default_rng(1))
     SKETCHES[kernel](sketch)
     program = sketch.program()
@@ -316,8 +320,44 @@ def _try_vocabulary(cache: KernelCache) -> SelfTestResult:
             right = head is not None and np.array_equal(head.positions, order[:k])
             error = nmse(np.array([head.log_sum]), np.array([expected])) if head and right else float("inf")
             found.append((error, f"n={n} k={k}"))
+            found.append((_error_of_draw(kernel, logits, order[:k]), f"draw n={n} k={k}"))
     error, detail = max(found, key=itemgetter(0))
     return SelfTestResult(VOCABULARY, cache.isa.name, error, FLOAT_LIMIT, error <= FLOAT_LIMIT, detail)
+
+
+def _error_of_draw(kernel: VocabularyKernel, logits: np.ndarray, head: np.ndarray) -> float:
+    """NMSE of what a chain has made of the head, infinite when it left another number of them."""
+    links = [Link(TEMPERATURE, 2.0), Link(MIN_P, -4.0), Link(TOP_P, 0.9, 2), Link(TOP_K, 30)]
+    draw = TokenDraw(links, len(head), len(head), False, np.random.default_rng(1))
+    if not kernel.draw(logits, draw):
+        return float("inf")
+    drawn, shaped = draw.drawn(1)[0], logits[head].astype(np.float64) / 2
+    likely = int(np.count_nonzero(shaped >= shaped[0] - 4))
+    reached = np.cumsum(np.exp(shaped[:likely] - shaped[0]))
+    most = min(max(int(np.searchsorted(reached, 0.9 * reached[-1])) + 1, 2), likely)
+    n_left = min(most, 30)
+    if drawn.left != [len(head), likely, most, n_left] or not 0 <= drawn.place < n_left:
+        return float("inf")
+    return nmse(np.array([*drawn.shaped[:likely], drawn.shaped_sum]), np.array([*shaped[:likely], reached[n_left - 1]]))
+
+
+def _try_decode(cache: KernelCache, make_executor: Callable[..., Any], n_threads: int) -> SelfTestResult:
+    """The kernel that goes from token to token: they must be those that follow one by one."""
+    sketch, n_steps = Sketch(np.random.default_rng(1)), 8
+    _chain(sketch)
+    program = sketch.program()
+    reference = ReferenceExecutor(program, random_pool(program, 1), 1)
+    tokens = [3]
+    for position in range(n_steps):
+        tokens.append(int(reference.run(Batch.single(program, tokens[-1:], position)).argmax()))
+    draw = TokenDraw([Link(TEMPERATURE, 0.0)], 1, 1, False, sketch.rng)
+    executor = make_executor(program, random_pool(program, 1), n_threads, 1, cache=cache)
+    try:
+        n = executor.decode(Batch.single(program, tokens[:1]), n_steps, draw)
+    finally:
+        executor.close()
+    ok = draw.tokens(n) == tokens[1:]
+    return SelfTestResult(DECODE, cache.isa.name, 0.0 if ok else float("inf"), 0.0, ok, f"{n} of {n_steps} tokens")
 
 
 def outputs_of_ops(

@@ -23,7 +23,7 @@ from edgellm.kernels.program import Batch, Program
 
 
 def small_program() -> Program:
-    """Six small kernels: the team, embed_f32, add, select_outputs."""
+    """Eight small kernels: the team, embed_f32, add, select_outputs, and the vocabulary's."""
     sketch = trials.Sketch(np.random.default_rng(0))
     trials.SKETCHES["team_lead"](sketch)
     return sketch.program()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from edgellm.kernels import likeliest
 from edgellm.kernels.cpu import isa, jit
 from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.cpu.kernel_table import VOCABULARY
+from edgellm.kernels.token_draw import Link, TokenDraw
+from edgellm.kernels.vocabulary_layout import TEMPERATURE
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.sampling.candidates import Candidates
 
@@ -198,6 +201,33 @@ def test_the_kernel_changes_nothing_of_what_a_sampler_says(
         assert [token for token, _ in fast.top] == [token for token, _ in plain.top]
         np.testing.assert_allclose([p for _, p in fast.top], [p for _, p in plain.top], rtol=0, atol=2e-6)
         assert_same_trace(fast.after, plain.after)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:-2], ids=str)
+def test_the_kernel_draws_the_same_tokens_one_after_the_other(options: dict[str, Any], with_kernel: None) -> None:
+    rng = np.random.default_rng(5)
+    kernel, params = likeliest._kernel, SamplingParams(seed=9, **options)
+    plain, fast = Sampler(params, 3000), Sampler(params, 3000)
+    for _ in range(200):  # more than random numbers are drawn together
+        logits = rng.normal(0, 3, 3000).astype(np.float32)
+        tokens = []
+        for sampler, used in ((plain, None), (fast, kernel)):
+            likeliest.use(used)
+            tokens.append(sampler.sample(logits).token)
+            sampler.accept(tokens[-1])
+        assert tokens[0] == tokens[1]
+
+
+def test_the_kernels_exponential_is_exact_to_the_last_places(with_kernel: None) -> None:
+    for scale in (1e-6, 0.1, 1.0, 30.0, 400.0):
+        logits = -np.sort(np.random.default_rng(1).exponential(scale, 128)).astype(np.float32)
+        draw = TokenDraw([Link(TEMPERATURE, 0.77)], 128, 128, False, np.random.default_rng(1))
+        assert likeliest.draw(logits, draw)
+        drawn = draw.drawn(1)[0]
+        shaped = logits.astype(np.float64) / 0.77
+        assert drawn.shaped == shaped.tolist()
+        expected = math.fsum(math.exp(value - shaped[0]) for value in shaped)
+        assert drawn.shaped_sum == pytest.approx(expected, rel=1e-14)
 
 
 def assert_same_trace(fast: dict[int, float | str] | None, plain: dict[int, float | str] | None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cpu_programs import FORMS, kernel_cache, load_kernel
 
+from edgellm.kernels import vocabulary_layout
 from edgellm.kernels.cpu import isa, jit, layout
 from edgellm.kernels.cpu import team_layout as at
 from edgellm.kernels.cpu.kernel_table import TEAM
@@ -66,14 +67,22 @@ def linger(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
         atomic_load(cells + 56)
 
 
+def draw_next(record, step, thread, n_threads):  # type: ignore[no-untyped-def]
+    """In place of the vocabulary kernel: after so many turns, one more than the last token."""
+    row = load_i64(record + vocabulary_layout.ROW)
+    for _ in range(load_i64(record)):
+        atomic_load(row)
+    store_i64(row + vocabulary_layout.TOKEN, load_i64(row + vocabulary_layout.TOKEN) + 1)
+
+
 @functools.cache
 def kernels() -> tuple[jit.CodeMemory, dict[str, int], list[object]]:
-    """Addresses of the team's kernels and of the four above."""
+    """Addresses of the team's kernels and of the five above."""
     code, addresses = jit.CodeMemory(), {}
     for name, data in kernel_cache(FORMS[0]).objects(TEAM).items():
         addresses[name] = code.load(name, data)
     kept: list[object] = [code]
-    for function in (count, fold, share, linger):
+    for function in (count, fold, share, linger, draw_next):
         memory, kernel = load_kernel(function.__name__, function, isa.detect())
         kept.append((memory, kernel))
         addresses[function.__name__] = ctypes.cast(kernel, ctypes.c_void_p).value or 0
@@ -160,6 +169,43 @@ def test_a_team_wakes_from_sleep_every_time(n_threads: int) -> None:
         wait_until(lambda: parked(team))
         table.run(team)
         assert np.array_equal(table.cells, table.expected())
+    team.close()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+@pytest.mark.parametrize("turns", [0, 20_000_000], ids=["awake", "asleep"])
+def test_a_run_of_decode_steps_wakes_workers_that_fell_asleep_within_it(n_threads: int, turns: int) -> None:
+    """The draw between two steps takes no time, or so long that every worker sleeps."""
+    team, table = make_team(n_threads), Table([("count", 3), ("fold", 1), ("share", 9)], n_threads)
+    table.step[layout.N_TOKENS // 8] = 1
+    tokens, positions, stops = np.zeros(1, np.int32), np.full(1, 40, np.int32), np.array([-7, 15])
+    table.step[[layout.TOKENS // 8, layout.POSITIONS // 8]] = tokens.ctypes.data, positions.ctypes.data
+    pairs, nbytes = np.array([[1000, 2000]]), np.array([64])
+    table.step[layout.ROPES // 8] = pairs.ctypes.data
+    row = np.zeros(8, np.int64)
+    record = np.zeros(13, np.int64)
+    record[[vocabulary_layout.LOGITS // 8, vocabulary_layout.ROW // 8]] = turns, row.ctypes.data
+    n_returns, wake = 0, team._wake_parked
+
+    def counted() -> None:
+        nonlocal n_returns
+        n_returns += team._run_fields[at.WAKE // 8] != 0
+        wake()
+
+    team._wake_parked = counted  # type: ignore[method-assign]
+    for stop, n in ((8, 8), (40, 15)):  # the steps that were asked for; the stop id
+        row[:], positions[:], pairs[:] = 0, 40, [[1000, 2000]]
+        table.cells[:] = 0
+        table.rows[:, layout.COUNTER // 8] = 0
+        vocabulary = (kernels()[1]["draw_next"], record.ctypes.data)
+        assert team.decode(table.rows.ctypes.data, 3, table.step.ctypes.data, stop, vocabulary, nbytes, stops) == n
+        assert row[vocabulary_layout.TOKEN // 8] == n
+        assert (int(tokens[0]), int(positions[0])) == (n - 1, 40 + n - 1)
+        assert pairs.tolist() == [[1000 + 64 * (n - 1), 2000 + 64 * (n - 1)]]
+        assert table.cells[:n_threads].tolist() == [3 * n] * n_threads
+        assert table.cells[9] == 36 * n, "every step begins with fresh counters"
+    if turns and n_threads > 1:
+        assert n_returns, "nobody slept, so nothing was tried"
     team.close()
 
 

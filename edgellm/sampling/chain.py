@@ -6,29 +6,16 @@ A sampler has ``apply(candidates)`` and is left out of the chain when ``wanted``
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
+from edgellm.kernels.token_draw import Link
+from edgellm.kernels.vocabulary_layout import MIN_P, TEMPERATURE, TOP_K, TOP_P
 from edgellm.sampling.candidates import Candidates, head_reaching
 from edgellm.sampling.params import SamplingParams
 
 SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
-
-
-def running_sums(values: list[float]) -> list[float]:
-    """Of falling logits: exp(value - the first), added up from the first on."""
-    largest, exp = values[0], math.exp
-    return list(accumulate([exp(value - largest) for value in values]))
-
-
-class Shortener(Protocol):
-    """A link that can also work on a few sorted logits as plain floats."""
-
-    def shorten(self, values: list[float]) -> list[float]:
-        """What stays of falling logits: the first ones, perhaps scaled. At least one."""
 
 
 class ChainSampler(Protocol):
@@ -53,9 +40,9 @@ class TopK:
         """Sorted afterwards."""
         candidates.keep(candidates.largest(self.k), is_sorted=True)
 
-    def shorten(self, values: list[float]) -> list[float]:
-        """The first k."""
-        return values[: self.k]
+    def link(self) -> Link:
+        """For a kernel."""
+        return Link(TOP_K, self.k)
 
 
 class TopP:
@@ -75,10 +62,9 @@ class TopP:
         weights = candidates.weights()
         candidates.keep(*head_reaching(candidates, weights, self.p * float(weights.sum()), self.min_keep))
 
-    def shorten(self, values: list[float]) -> list[float]:
-        """As many as reach the sum."""
-        reached = running_sums(values)
-        return values[: max(bisect_left(reached, self.p * reached[-1]) + 1, self.min_keep)]
+    def link(self) -> Link:
+        """For a kernel."""
+        return Link(TOP_P, self.p, self.min_keep)
 
 
 class MinP:
@@ -101,12 +87,9 @@ class MinP:
         else:
             candidates.keep(candidates.largest(self.min_keep), is_sorted=True)
 
-    def shorten(self, values: list[float]) -> list[float]:
-        """Those above the threshold."""
-        threshold, n = values[0] + self.log_p, len(values)
-        while n > self.min_keep and values[n - 1] < threshold:
-            n -= 1
-        return values[:n]
+    def link(self) -> Link:
+        """For a kernel."""
+        return Link(MIN_P, self.log_p, self.min_keep)
 
 
 class TypicalP:
@@ -207,10 +190,9 @@ class Temperature:
         else:
             candidates.logits = candidates.logits / candidates.logits.dtype.type(temperature)
 
-    def shorten(self, values: list[float]) -> list[float]:
-        """Without a range."""
-        temperature = self.temperature
-        return values[:1] if temperature < SMALLEST_TEMPERATURE else [value / temperature for value in values]
+    def link(self) -> Link:
+        """For a kernel, without a range."""
+        return Link(TEMPERATURE, self.temperature)
 
     def by_entropy(self, probs: np.ndarray) -> float:
         """From temperature - range at entropy 0 to temperature + range at the greatest possible entropy."""

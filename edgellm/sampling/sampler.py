@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
-from edgellm.kernels.likeliest import likeliest
+from edgellm.kernels.likeliest import draw
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.chain import XTC, ChainSampler, MinP, Temperature, TopK, TopNSigma, TopP, TypicalP
 from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2, Sampled
@@ -62,7 +62,7 @@ class Sampler:
         self.greedy = self._is_greedy()
         plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
         plain = plain and not params.processors and not len(self.bias_ids)
-        self.short = short_chain(self.chain, NAMES, self.greedy, self.rng) if plain else None
+        self.short = short_chain(self.chain, NAMES, params, n_vocab, self.greedy, self.rng) if plain else None
         self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
@@ -124,10 +124,8 @@ class Sampler:
         params = self.params
         logits = self._checked(logits)
         reports = bool(params.n_probs or params.logprobs)
-        if self.short is not None and (reports or not self.greedy):
-            head = likeliest(logits, min(max(self.short.n, params.n_probs), self.n_vocab), reports)
-            if head is not None:
-                return self.short.sample(head, params)
+        if self.short is not None and (reports or not self.greedy) and draw(logits, self.short.draw):
+            return self.short.sampled(1)[0]
         if not reports:
             candidates = self.candidates(logits)
             return Sampled(candidates.token(self.choice.choose(candidates)))

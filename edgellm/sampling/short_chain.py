@@ -1,77 +1,77 @@
-"""The usual chain on the few candidates that top-k leaves, as plain floats: a fifth of the time that arrays take.
+"""The usual chain as a kernel does it: the few candidates that top-k leaves, cut, shaped and drawn from without Python.
 
-Between two steps the caches are empty, so what counts is how little code is touched. ``Sampler`` takes this way when
-its settings and the logits allow it; the chain on arrays is the judge.
+``Sampler`` takes this way when its settings and the logits allow it, and the executor when it decodes several tokens
+by itself; the chain on arrays is the judge.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
 
-from edgellm.kernels.likeliest import MAX_K, Likeliest
-from edgellm.sampling.chain import ChainSampler, MinP, Shortener, Temperature, TopK, TopP, running_sums
+from edgellm.kernels.likeliest import MAX_K
+from edgellm.kernels.token_draw import Drawn, TokenDraw
+from edgellm.sampling.chain import ChainSampler, MinP, Temperature, TopK, TopP
 from edgellm.sampling.choice import Sampled
 from edgellm.sampling.params import SamplingParams
 
-SHORTENERS = (TopK, TopP, MinP, Temperature)
+LINKS = (TopK, TopP, MinP, Temperature)
 
 
 class ShortChain:
-    """Samplers that begin with a top-k, then a draw.
+    """Samplers that begin with a top-k, then a draw; ``draw`` is what kernels are given."""
 
-    n   candidates that the chain needs to see
-    """
+    def __init__(self, params: SamplingParams, names: Sequence[str], draw: TokenDraw) -> None:
+        self.params = params
+        self.names = names
+        self.draw = draw
 
-    def __init__(self, chain: Sequence[Shortener], n: int, names: Sequence[str], rng: np.random.Generator) -> None:
-        self.chain = list(zip(chain, names, strict=True))
-        self.n = n
-        self.rng = rng
+    def sampled(self, n: int) -> list[Sampled]:
+        """The first n tokens that a kernel drew, with what the parameters ask for."""
+        if not self.params.n_probs and not self.params.logprobs:
+            return [Sampled(token) for token in self.draw.tokens(n)]
+        return [self._reported(drawn) for drawn in self.draw.drawn(n)]
 
-    def choose(self, head: Likeliest) -> tuple[int, list[float], list[tuple[str, int]]]:
-        """The place of the chosen one in ``head``, what the samplers left, and how many each of them left."""
-        values: list[float] = head.values[: self.n].tolist()
-        left = []
-        for sampler, name in self.chain:
-            values = sampler.shorten(values)
-            left.append((name, len(values)))
-        if len(values) == 1:
-            return 0, values, left
-        reached = running_sums(values)
-        return min(bisect_right(reached, self.rng.random() * reached[-1]), len(values) - 1), values, left
+    def _reported(self, drawn: Drawn) -> Sampled:
+        positions, values = drawn.positions, drawn.values
+        log_sum, n_probs = values[0] + math.log(drawn.sum), self.params.n_probs
+        top = tuple([(positions[i], values[i] - log_sum) for i in range(min(n_probs, len(positions)))])
+        after = self._after(drawn, n_probs) if self.params.sampler_trace else None
+        return Sampled(drawn.token, values[drawn.place] - log_sum, top, after)
 
-    def sample(self, head: Likeliest, params: SamplingParams) -> Sampled:
-        """Choose, and report what the parameters ask for."""
-        place, values, left = self.choose(head)
-        positions = head.positions.tolist()
-        if head.log_sum is None:
-            return Sampled(positions[place])
-        log_sum, raw = head.log_sum, head.values.tolist()
-        top = tuple((positions[i], raw[i] - log_sum) for i in range(min(params.n_probs, len(raw))))
-        sampled = Sampled(positions[place], raw[place] - log_sum, top)
-        if not params.sampler_trace:
-            return sampled
+    def _after(self, drawn: Drawn, n_probs: int) -> dict[int, float | str]:
+        """What the chain has made of the likeliest ones and of the chosen one."""
+        n_left, shaped = drawn.left[-1], drawn.shaped
+        log_left = shaped[0] + math.log(drawn.shaped_sum)
         after: dict[int, float | str] = {}
-        log_left = values[0] + math.log(running_sums(values)[-1])
-        for i in {*range(len(top)), place}:
-            after[positions[i]] = values[i] - log_left if i < len(values) else next(name for name, n in left if n <= i)
-        return sampled._replace(after=after)
+        for i in {*range(min(n_probs, len(drawn.positions))), drawn.place}:
+            cut = next(name for name, n in zip(self.names, drawn.left, strict=True) if n <= i) if i >= n_left else ""
+            after[drawn.positions[i]] = cut or shaped[i] - log_left
+        return after
 
 
 def short_chain(
-    chain: Sequence[ChainSampler], names: dict[type, str], greedy: bool, rng: np.random.Generator
+    chain: Sequence[ChainSampler],
+    names: dict[type, str],
+    params: SamplingParams,
+    n_vocab: int,
+    greedy: bool,
+    rng: np.random.Generator,
 ) -> ShortChain | None:
-    """The same chain in short, or None when it has a sampler that needs arrays or all of the vocabulary."""
-    short = [sampler for sampler in chain if isinstance(sampler, SHORTENERS)]
-    if not chain or len(short) < len(chain):
+    """The same chain for a kernel, or None when it has a sampler that needs arrays or all of the vocabulary."""
+    links = [sampler for sampler in chain if isinstance(sampler, LINKS)]
+    if not chain or len(links) < len(chain):
         return None
-    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in short):
+    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in links):
         return None
     if greedy:
-        short = [sampler for sampler in short if isinstance(sampler, Temperature)]
-    first = short[0]
-    n = 1 if greedy else first.k if isinstance(first, TopK) else 0
-    return ShortChain(short, n, [names[type(s)] for s in short], rng) if 0 < n <= MAX_K else None
+        links = [sampler for sampler in links if isinstance(sampler, Temperature)]
+    first = links[0]
+    n = 1 if greedy else min(first.k, n_vocab) if isinstance(first, TopK) else 0
+    k = max(n, min(params.n_probs, n_vocab))
+    if not 0 < n <= k <= MAX_K:
+        return None
+    draw = TokenDraw([link.link() for link in links], n, k, bool(params.n_probs or params.logprobs), rng)
+    return ShortChain(params, [names[type(link)] for link in links], draw)

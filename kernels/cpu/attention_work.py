@@ -90,6 +90,16 @@ class AttentionWork:
             "PARTIALS": self._partials.ctypes.data, "PARTIAL_NBYTES": self._partial_nbytes,
         }  # fmt: skip
 
+    def steps_alike(self, position: int) -> int:
+        """For how many positions from this one on a growing text has the same parts."""
+        n = layout.CUT_BLOCKS * BLOCK_TOKENS
+        for window in self._windows:
+            size, first = layout.cut_blocks(window) * BLOCK_TOKENS, position - window + 1
+            n = min(n, size - position % size)
+            if window:
+                n = min(n, size - first % size if first >= 0 else size - first)
+        return n
+
     def _tiles(self, starts: Sequence[int], sequences: np.ndarray) -> np.ndarray:
         """(first token, tokens, sequence), never across two sequences."""
         tile = self._tile_tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from edgellm.kernels.cpu.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.cpu.verified_kernels import verified_kernels
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import Batch, Hook, Program
+from edgellm.kernels.token_draw import MAX_STEPS, TokenDraw
 
 
 class CPUExecutor:
@@ -47,17 +48,18 @@ class CPUExecutor:
         if pool.dtype != np.float16:
             raise ParameterError(f"the CPU executor keeps keys and values as float16, not {pool.dtype}")
         self._table = lower(program, pool, max_tokens)
-        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels)]
+        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.VOCABULARY]
+        tested = cache is None
         if cache is None:
-            names.append(kernel_table.VOCABULARY)
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
         else:
             objects = cache.objects(names, on_compile)
         self.isa, self.n_compiled = cache.isa, cache.n_compiled
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}
-        if kernel_table.VOCABULARY in addresses:
-            likeliest.use(likeliest.VocabularyKernel(addresses[kernel_table.VOCABULARY], self._code))
+        self._vocabulary = addresses[kernel_table.VOCABULARY]
+        if tested:
+            likeliest.use(likeliest.VocabularyKernel(self._vocabulary, self._code))
         self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
         self._rows_address = self._table.rows.ctypes.data
         self._team = ThreadTeam(addresses, n_threads, self._code)
@@ -102,6 +104,30 @@ class CPUExecutor:
             )
         return result
 
+    def decode(self, batch: Batch, n_steps: int, draw: TokenDraw, stop_ids: Collection[int] = ()) -> int:
+        """Several decode steps in one call; see ``DecodingExecutor``."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
+            raise ParameterError("decode() takes one token that wants logits, and at least one step")
+        position = int(batch.positions[0])
+        n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(position))
+        self._check(batch, [0, 1], n_steps)
+        self._step.begin(batch, [0, 1])
+        self._step.outputs([0])
+        table, stops = self._table, np.array(list(stop_ids), np.int64)
+        table.rows[:, -1] = 0
+        record = draw.begin(table.buffers["logits"].ctypes.data, self.program.n_vocab)
+        return self._team.decode(
+            self._rows_address,
+            table.first_row[-1],
+            self._step.address,
+            n_steps,
+            (self._vocabulary, record),
+            self._step.angle_nbytes,
+            stops,
+        )
+
     def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
         rows = self._table.rows
         rows[first:last, -1] = 0  # the work counters
@@ -135,7 +161,7 @@ class CPUExecutor:
 
     # ---- what the kernels take on trust ------------------------------------------------------------------------------
 
-    def _check(self, batch: Batch, starts: Sequence[int]) -> None:
+    def _check(self, batch: Batch, starts: Sequence[int], n_steps: int = 1) -> None:
         n = len(batch)
         if not 0 < n <= self.max_tokens:
             raise ParameterError(f"a batch of {n} tokens; this executor takes 1 to {self.max_tokens}")
@@ -152,7 +178,7 @@ class CPUExecutor:
             first, last = positions[start], positions[stop - 1]
             if first < 0 or (stop - start > 1 and positions[start:stop] != list(range(first, first + stop - start))):
                 raise ParameterError("positions of a sequence must rise by one, from 0 on")
-            self._check_blocks(batch, int(batch.sequences[start]), first, last)
+            self._check_blocks(batch, int(batch.sequences[start]), first, last + n_steps - 1)
 
     def _check_blocks(self, batch: Batch, sequence: int, first: int, last: int) -> None:
         for window, n_blocks, table in zip(self.pool.windows, self.pool.n_blocks, batch.tables, strict=True):

@@ -47,7 +47,7 @@ def cache_key(isa: Isa) -> str:
     """Hex digest of all that decides what a kernel's object code is."""
     digest = hashlib.sha256()
     here = Path(isa_module.__file__).parent
-    for path in sorted(here.rglob("*.py")):
+    for path in (*sorted(here.rglob("*.py")), here.parent / "vocabulary_layout.py"):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numba", "llvmlite", "numpy")]
     for text in (isa.name, isa.triple, isa.cpu, isa.features, isa.primitives, *versions, str(llvm.llvm_version_info)):

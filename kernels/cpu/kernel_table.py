@@ -12,9 +12,10 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
-TEAM = ("team_publish", "team_lead", "team_work")
+DECODE = "team_decode"
+TEAM = ("team_publish", "team_lead", "team_work", DECODE)
 VOCABULARY = "vocabulary"
-"""Called by samplers; no op has it."""
+"""Called by samplers and team_decode; no op has it."""
 
 # name -> (module, function, argument of a make_ function or None)
 KERNELS: dict[str, tuple[str, str, str | None]] = {

@@ -353,6 +353,16 @@ def f32_of(typing_context, value):
 
 
 @intrinsic
+def i32_of(typing_context, value):
+    """The low 32 bits of an integer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.trunc(args[0], I32)
+
+    return types.int32(types.int64), codegen
+
+
+@intrinsic
 def f32_from_bits(typing_context, value):
     """The float32 whose bits are the low 32 of an integer."""
 
@@ -360,6 +370,16 @@ def f32_from_bits(typing_context, value):
         return builder.bitcast(builder.trunc(args[0], I32), ir.FloatType())
 
     return types.float32(types.int64), codegen
+
+
+@intrinsic
+def f64_from_bits(typing_context, value):
+    """The float64 with the bits of an integer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
 
 
 @intrinsic

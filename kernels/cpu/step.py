@@ -56,6 +56,15 @@ class StepRecord:
         if changed := self.work.plan(positions[:n], starts, sequences[:n]):
             self.set(**changed)
 
+    def steps_alike(self, position: int) -> int:
+        """Decode steps from this position on that differ from the first in nothing but token, position and angles."""
+        return min(ROPE_RUN - position % ROPE_RUN, self.work.steps_alike(position))
+
+    @property
+    def angle_nbytes(self) -> np.ndarray:
+        """For each rope, bytes from the angles of one position to those of the next; int64."""
+        return self._angles.nbytes
+
     def outputs(self, rows: Sequence[int]) -> None:
         """The tokens whose logits the next kernels compute."""
         self._arrays[3, : len(rows)] = rows
@@ -67,6 +76,7 @@ class _Angles:
 
     def __init__(self, ropes: Sequence[Rope]) -> None:
         self.pairs = np.zeros((len(ropes), 2), np.int64)
+        self.nbytes = np.zeros(len(ropes), np.int64)  # of a row
         self._ropes = ropes
         self._first = -1  # position of the first row of a run
         self._runs: list[tuple[int, int, int]] = []  # addresses of cos and sin, bytes of a row
@@ -91,5 +101,5 @@ class _Angles:
         tables = [rope.table(positions) for rope in self._ropes]
         self._alive = [array for pair in tables for array in pair]
         self._runs = [(cos.ctypes.data, sin.ctypes.data, cos.strides[0]) for cos, sin in tables]
-        for i, (cos, sin, _) in enumerate(self._runs):
-            self.pairs[i] = cos, sin
+        for i, (cos, sin, nbytes) in enumerate(self._runs):
+            self.pairs[i], self.nbytes[i] = (cos, sin), nbytes

@@ -26,7 +26,8 @@ class ThreadTeam:
     def __init__(self, addresses: dict[str, int], n_threads: int, code: object = None) -> None:
         self.n_threads = n_threads
         self._code = code  # idle workers spin in it
-        self._publish, self._lead, self._work = (_KERNEL(addresses[f"team_{n}"]) for n in ("publish", "lead", "work"))
+        kernels = (_KERNEL(addresses[f"team_{name}"]) for name in ("publish", "lead", "work", "decode"))
+        self._publish, self._lead, self._work, self._decode = kernels
         self._record = aligned_zeros(at.WORKERS + n_threads * at.LINE)
         self._fields = self._record.view(np.int64)
         self._fields[at.N_THREADS // 8] = n_threads
@@ -34,6 +35,7 @@ class ThreadTeam:
         self._parked = np.zeros(max(n_threads, 1), np.int64)
         self._parked_view = self._parked[1:]
         self._record_address, self._parked_address = self._record.ctypes.data, self._parked.ctypes.data
+        self._run_fields = np.zeros(at.DECODE_FIELDS, np.int64)
         self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
         self._stopping = False
         self._threads = [
@@ -48,12 +50,43 @@ class ThreadTeam:
         """Run rows [first, last) of the op table at ``ops`` for the step record at ``step``."""
         if last <= first:
             return
+        self._announce(ops, first, last, step)
+        self._lead(self._record_address, 0, 0, 0)
+
+    def decode(
+        self,
+        ops: int,
+        n_rows: int,
+        step: int,
+        n_steps: int,
+        vocabulary: tuple[int, int],
+        angles: np.ndarray,
+        stop_ids: np.ndarray,
+    ) -> int:
+        """Up to ``n_steps`` decode steps in a row, the first n_rows rows each; how many gave a token.
+
+        vocabulary   addresses of the kernel and of a record with room for so many draws
+        angles       int64, for each rope the bytes from one position's angles to the next's
+        stop_ids     int64
+        """
+        arrays = (stop_ids.ctypes.data, len(stop_ids), angles.ctypes.data, len(angles))
+        self._run_fields[:] = self._parked_address, *vocabulary, n_steps, 0, *arrays, 0
+        self._announce(ops, 0, n_rows, step)
+        while True:
+            self._decode(self._record_address, self._run_fields.ctypes.data, 0, 0)
+            if not self._run_fields[at.WAKE // 8]:
+                return int(self._run_fields[at.N_DONE // 8])
+            self._wake_parked()
+
+    def _announce(self, ops: int, first: int, last: int, step: int) -> None:
         self._fields[at.JOB // 8 : at.JOB // 8 + 4] = ops, first, last, step
         self._publish(self._record_address, self._parked_address, 0, 0)
+        self._wake_parked()
+
+    def _wake_parked(self) -> None:
         for i, parked in enumerate(self._parked_view.tolist()):
             if parked:
                 self._wake[i + 1].release()
-        self._lead(self._record_address, 0, 0, 0)
 
     def _worker(self, thread: int) -> None:
         generation = np.zeros(1, np.int64)

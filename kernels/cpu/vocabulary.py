@@ -1,11 +1,13 @@
-"""The largest logits of a vocabulary in order, and the sum that makes logits probabilities, in one kernel.
+"""The end of a step in one kernel: the largest logits in order, their sum as probabilities, and the draw of a token.
 
-It is called by a sampler between two steps, while every core waits for the next token: numpy takes five times as long.
+It is called by a sampler between two steps, while every core waits for the next token (numpy takes five times as
+long), and by the team itself when it decodes several steps (team.py).
 """
 
 from __future__ import annotations
 
 from edgellm.kernels.cpu import simd
+from edgellm.kernels.cpu.draw import draw
 from edgellm.kernels.cpu.simd import (
     forceinline,
     load_f32,
@@ -21,10 +23,25 @@ from edgellm.kernels.cpu.simd import (
     zero_f32x16,
 )
 from edgellm.kernels.cpu.vector_math import exp_f32x16
-
-# ---- the record: logits, how many, k, positions int64 (k), values float32 (k), sum of exp wanted, that sum float64,
-#      sum of the logits float64
-LOGITS, N_LOGITS, K, POSITIONS, VALUES, WANTS_SUM, SUM, PLAIN_SUM = (8 * i for i in range(8))
+from edgellm.kernels.vocabulary_layout import (
+    LEFT,
+    LOGITS,
+    N_CANDIDATES,
+    N_LINKS,
+    N_LOGITS,
+    PLACE,
+    PLAIN_SUM,
+    POSITIONS,
+    ROW,
+    ROW_NBYTES,
+    SHAPED,
+    SHAPED_SUM,
+    SUM,
+    TOKEN,
+    VALUES,
+    WANTS_SUM,
+    K,
+)
 
 BLOCK = 64  # logits looked at together
 SUM_BLOCK = 1024  # summed as float32
@@ -84,10 +101,31 @@ def _sum_of_exp(logits, n, largest):
     return total
 
 
+@forceinline
+def _move_on(record, k):
+    """Let the addresses of results point to the next rows."""
+    n_candidates, n_links = load_i64(record + N_CANDIDATES), load_i64(record + N_LINKS)
+    store_i64(record + ROW, load_i64(record + ROW) + ROW_NBYTES)
+    store_i64(record + POSITIONS, load_i64(record + POSITIONS) + 8 * k)
+    store_i64(record + VALUES, load_i64(record + VALUES) + 4 * k)
+    store_i64(record + SHAPED, load_i64(record + SHAPED) + 8 * n_candidates)
+    store_i64(record + LEFT, load_i64(record + LEFT) + 8 * n_links)
+
+
 def vocabulary(record, _step, _thread, _n_threads):
-    """The k largest of n logits, 0 < k <= n, by falling value and rising position; with them the sum, if wanted."""
+    """The k largest of n logits, 0 < k <= n, by falling value and rising position; the sum and a draw, if wanted."""
     logits, n, k = load_i64(record + LOGITS), load_i64(record + N_LOGITS), load_i64(record + K)
-    values = load_i64(record + VALUES)
-    store_f64(record + PLAIN_SUM, _find_largest(logits, n, k, load_i64(record + POSITIONS), values))
+    row, positions, values = load_i64(record + ROW), load_i64(record + POSITIONS), load_i64(record + VALUES)
+    plain_sum = _find_largest(logits, n, k, positions, values)
+    store_f64(row + PLAIN_SUM, plain_sum)
     if load_i64(record + WANTS_SUM) != 0:
-        store_f64(record + SUM, _sum_of_exp(logits, n, load_f32(values)))
+        store_f64(row + SUM, _sum_of_exp(logits, n, load_f32(values)))
+    if load_i64(record + N_CANDIDATES) > 0:
+        token, place, total = -1, 0, 0.0
+        if plain_sum - plain_sum == 0.0:  # it is finite
+            place, total = draw(record, k)
+            token = load_i64(positions + place * 8)
+        store_i64(row + TOKEN, token)
+        store_i64(row + PLACE, place)
+        store_f64(row + SHAPED_SUM, total)
+    _move_on(record, k)
