@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgellm.engine_batch import Share, make_batch, rooms
+from edgellm.engine_batch import Share, make_batch, n_ahead, rooms
 from edgellm.engine_requests import (
     CancelFlag,
     Errand,
@@ -36,7 +36,7 @@ from edgellm.engine_requests import (
     TokenSampler,
 )
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
-from edgellm.kernels.program import Executor, Hook
+from edgellm.kernels.program import DecodingExecutor, Executor, Hook
 from edgellm.kv_cache import KVCache
 
 LEAD = 16  # steps computed ahead of the caller: it may take its tokens a few at a time
@@ -60,6 +60,8 @@ class Engine:
         self.cache = cache
         self.eog_ids = frozenset(eog_ids)
         self.n_ctx = cache.n_ctx
+        self._decoder = executor if isinstance(executor, DecodingExecutor) else None
+        self._step_s = float("inf")  # what the last step took
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._requests: list[Request] = []
@@ -348,7 +350,7 @@ class Engine:
             return
         started = perf_counter()
         shares = self._shares(requests)
-        if not shares:
+        if not shares or (len(shares) == 1 and self._run_on(shares[0])):
             return
         try:
             logits = self.executor.run(make_batch(shares), shares[0].request.hook)
@@ -366,10 +368,34 @@ class Engine:
         for share in shares:
             self.cache.commit(share.sequence, share.tokens)
         seconds, end = perf_counter() - started, 0
+        self._step_s = seconds
         for share in shares:
             end += share.n_outputs
             mine = logits[end - share.n_outputs : end]
             self._hand_over(share.request, share.request.receive(self, mine, seconds))
+
+    def _run_on(self, share: Share) -> bool:
+        """Several tokens of one answer without Python between them; False where there are none such."""
+        request, started = share.request, perf_counter()
+        n = n_ahead(share, self._step_s, LEAD - len(request.mailbox)) if self._decoder else 0
+        if n < 2 or self._decoder is None or request.chain is None:
+            return False
+        try:
+            self._reserve(request, n)
+            n_drawn = self._decoder.decode(make_batch([share]), n, request.chain.draw, request.stop_ids)
+        except (_NoRoom, ContextFullError):
+            return False
+        except BaseException as error:
+            self._deliver(request, [], error)
+            return True
+        if not n_drawn:  # the step that comes next says what is wrong
+            return False
+        choices = request.chain.sampled(n_drawn)
+        self.cache.commit(share.sequence, [*share.tokens, *(int(choice.token) for choice in choices[:-1])])
+        seconds = perf_counter() - started
+        self._step_s = seconds / n_drawn
+        self._hand_over(request, request.receive_drawn(choices, seconds))
+        return True
 
     def _shares(self, requests: list[Request]) -> list[Share]:
         """What each of the requests brings to the next step, with blocks reserved for it."""

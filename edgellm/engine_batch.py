@@ -17,6 +17,7 @@ from edgellm.engine_requests import Request
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch
 
+RUN_S = 0.025  # of decoding without Python: so long a newcomer waits, or a caller who gives up
 PROMPT_TOKENS_BESIDE = 128  # of a prompt in a step, while others wait for their next token
 
 
@@ -52,6 +53,17 @@ def rooms(requests: Iterable[Request], max_tokens: int) -> Iterator[tuple[Reques
             taken.add(goes_on)
             yield request, room
             room -= min(room, request.n_missing)
+
+
+def n_ahead(share: Share, step_s: float, room: int) -> int:
+    """Steps that a lone answer may take without Python between them, 0 where it must take each by itself.
+
+    step_s   what its last step took
+    room     steps that its caller may fall behind
+    """
+    if share.request.chain is None or len(share.tokens) > 1:
+        return 0
+    return min(int(RUN_S / step_s), room, share.request.n_wanted)
 
 
 def make_batch(shares: Sequence[Share]) -> Batch:

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgellm import kv_cache
 from edgellm.kernels.program import Executor, Hook
+from edgellm.kernels.token_draw import TokenDraw
 from edgellm.kv_cache import KVCache
 
 SCORE_NBYTES = 64 << 20  # logits of one scoring step
@@ -50,8 +51,26 @@ class TokenChoice(Protocol):
         ...
 
 
+class KernelChain(Protocol):
+    """What draws tokens without Python: ``draw`` for the executor, then ``sampled`` for what came of it."""
+
+    @property
+    def draw(self) -> TokenDraw:
+        """The chain, and room for some tokens."""
+        ...
+
+    def sampled(self, n: int) -> Sequence[TokenChoice]:
+        """The first n tokens drawn."""
+        ...
+
+
 class TokenSampler(Protocol):
     """What the engine needs of ``edgellm.sampling.Sampler``."""
+
+    @property
+    def short(self) -> KernelChain | None:
+        """The same choice made by kernels, where they can."""
+        ...
 
     def sample(self, logits: np.ndarray) -> TokenChoice:
         """Choose from float32 logits (n_vocab,)."""
@@ -125,6 +144,7 @@ class Request:
     """A caller's tokens on their way through the engine. The engine's thread changes all but ``cancelled``."""
 
     shared = True  # takes from the prefix cache and leaves in it
+    stop_ids: frozenset[int] = frozenset()
 
     def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:
         self.tokens = list(tokens)
@@ -162,6 +182,20 @@ class Request:
 
     def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
         """Those tokens are computed, in a step of so many seconds; give what the caller shall have."""
+        raise NotImplementedError
+
+    @property
+    def chain(self) -> KernelChain | None:
+        """What draws its next tokens without Python, where that may be."""
+        return None
+
+    @property
+    def n_wanted(self) -> int:
+        """Tokens that may still be sampled."""
+        return 0
+
+    def receive_drawn(self, choices: Sequence[TokenChoice], seconds: float) -> Iterator[Any]:
+        """The executor went from token to token by itself, in so many seconds; give what the caller shall have."""
         raise NotImplementedError
 
     def cancelled_item(self) -> Any:
@@ -223,11 +257,29 @@ class GenerationRequest(Request):
             assert self.sequence is not None
             engine.cache.mark(self.sequence)
         choice = self.sampler.sample(logits)
+        self._accept(choice)
+        return choice
+
+    def _accept(self, choice: TokenChoice) -> None:
         token = int(choice.token)
         self.sampler.accept(token)
         self.tokens.append(token)
         self.generated += 1
-        return choice
+
+    @property
+    def chain(self) -> KernelChain | None:
+        # the first token is wanted soon, a hook sees every step
+        return self.sampler.short if self.generated and self.hook is None else None
+
+    @property
+    def n_wanted(self) -> int:
+        return self.limit - self.generated
+
+    def receive_drawn(self, choices: Sequence[TokenChoice], seconds: float) -> Iterator[Step]:
+        for choice in choices:
+            self._accept(choice)
+            self._count(seconds / len(choices), True)
+            yield Step(self.tokens[-1], choice, self._reason(), self.timings())
 
     def _reason(self) -> FinishReason | None:
         """Why the answer is over, if it is."""
