@@ -380,21 +380,21 @@ class Engine:
         n = n_ahead(share, self._step_s, LEAD - len(request.mailbox)) if self._decoder else 0
         if n < 2 or self._decoder is None or request.chain is None:
             return False
+        draw = request.chain.draw
         try:
-            self._reserve(request, n)
-            n_drawn = self._decoder.decode(make_batch([share]), n, request.chain.draw, request.stop_ids)
-        except (_NoRoom, ContextFullError):
+            self.cache.reserve(share.sequence, n)  # of nobody else's blocks: these steps can wait
+            n_drawn = self._decoder.decode(make_batch([share]), n, draw, request.stop_ids)
+        except ContextFullError:
             return False
         except BaseException as error:
             self._deliver(request, [], error)
             return True
         if not n_drawn:  # the step that comes next says what is wrong
             return False
-        choices = request.chain.sampled(n_drawn)
-        self.cache.commit(share.sequence, [*share.tokens, *(int(choice.token) for choice in choices[:-1])])
+        self.cache.commit(share.sequence, [*share.tokens, *draw.tokens(n_drawn - 1)])
         seconds = perf_counter() - started
         self._step_s = seconds / n_drawn
-        self._hand_over(request, request.receive_drawn(choices, seconds))
+        self._hand_over(request, request.receive_drawn(n_drawn, seconds))
         return True
 
     def _shares(self, requests: list[Request]) -> list[Share]:

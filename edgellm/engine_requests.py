@@ -194,8 +194,8 @@ class Request:
         """Tokens that may still be sampled."""
         return 0
 
-    def receive_drawn(self, choices: Sequence[TokenChoice], seconds: float) -> Iterator[Any]:
-        """The executor went from token to token by itself, in so many seconds; give what the caller shall have."""
+    def receive_drawn(self, n: int, seconds: float) -> Iterator[Any]:
+        """The executor drew n tokens of ``chain`` by itself, in so many seconds; give what the caller shall have."""
         raise NotImplementedError
 
     def cancelled_item(self) -> Any:
@@ -275,10 +275,11 @@ class GenerationRequest(Request):
     def n_wanted(self) -> int:
         return self.limit - self.generated
 
-    def receive_drawn(self, choices: Sequence[TokenChoice], seconds: float) -> Iterator[Step]:
-        for choice in choices:
+    def receive_drawn(self, n: int, seconds: float) -> Iterator[Step]:
+        assert self.sampler.short is not None
+        for choice in self.sampler.short.sampled(n):
             self._accept(choice)
-            self._count(seconds / len(choices), True)
+            self._count(seconds / n, True)
             yield Step(self.tokens[-1], choice, self._reason(), self.timings())
 
     def _reason(self) -> FinishReason | None:

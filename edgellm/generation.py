@@ -158,7 +158,7 @@ class ChunkStream:
         return _arun(*self._arguments)
 
     def close(self) -> None:
-        """Stop within one step. May be called twice."""
+        """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
         self._chunks.close()
 
 

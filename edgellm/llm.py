@@ -119,8 +119,8 @@ class LLM:
         hook               sees, and may change, every buffer after each op; see ``edgellm.kernels.program.Hook``. The
                            prefix cache is left out then, so that it sees the whole prompt and changes no other answer
 
-        Closing the iterator, or dropping it, ends the work within one step. ContextFullError for a prompt that is
-        longer than the context: nothing is ever cut off silently.
+        Closing the iterator, or dropping it, ends the work within a step, or 25 ms where several are taken at once.
+        ContextFullError for a prompt that is longer than the context: nothing is ever cut off silently.
         """
         engine = self.engine
         params = self.params(params, logprobs=logprobs, **sampling)
@@ -155,7 +155,7 @@ class LLM:
         return Conversation(self, system, options)
 
     async def astream(self, prompt: Prompt, *args: Any, **kwargs: Any) -> AsyncIterator[GenerationChunk]:
-        """``stream`` for ``async for``. Cancelling the task or closing the iterator ends the work within one step."""
+        """``stream`` for ``async for``. Cancelling the task or closing the iterator ends the work as there."""
         import asyncio
 
         # rendering and tokenizing a long prompt takes time that the event loop does not have

@@ -85,6 +85,11 @@ def use(kernel: VocabularyKernel | None) -> None:
     _kernel = kernel
 
 
+def ready() -> bool:
+    """Whether there is a kernel."""
+    return _kernel is not None
+
+
 def likeliest(logits: np.ndarray, k: int, with_sum: bool = False) -> Likeliest | None:
     """The head of a vocabulary, or None where there is no kernel for these logits, or they are no sound ones."""
     if _kernel is None or not 0 < k <= min(len(logits), MAX_K) or logits.dtype != np.float32:

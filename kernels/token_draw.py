@@ -7,7 +7,7 @@ each token, one after the other, up to ``MAX_STEPS`` between two looks of Python
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +72,9 @@ class TokenDraw:
         self._record[at.UNIFORMS // 8] = self._uniforms.ctypes.data + self._uniforms.nbytes  # none yet
         self._results = np.array([array.ctypes.data for array in results])
         self.k, self.address = k, self._record.ctypes.data
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A sampler holds addresses for kernels and cannot be copied. Make another from its parameters.")
 
     def begin(self, logits: int, n_logits: int) -> int:
         """Address of the record; the next row is the first one, from logits at that address."""

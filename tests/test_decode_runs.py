@@ -304,3 +304,51 @@ def test_nan_in_a_run_is_an_error_after_the_tokens_before_it(ask: Callable[..., 
     asked.engine.call(poison)
     with pytest.raises(NumericError):
         list(steps)
+
+
+def test_a_fault_in_one_answer_is_not_told_to_another(
+    ask: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ask(0.01)
+    broken, other = asked.sampler(), asked.engine.generate([4, 5], asked.sampler(), max_tokens=200)
+    next(other)
+    assert broken.short is not None
+    broken.short.sampled = lambda n: [1 // 0]  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        list(asked.engine.generate([1, 2, 3], broken, max_tokens=50))
+    assert len(list(other)) == 199
+
+
+def test_an_answer_whose_blocks_were_taken_computes_them_again_before_it_runs_on(
+    program: Program, ask: Callable[..., Asked]
+) -> None:
+    asked = ask()
+    expected = [step.token for step in asked.steps([1, 2, 3], 60)]
+    asked = ask()
+    asked.executor.max_tokens = 1  # every step has one token, and most of these want no logits
+    steps = asked.engine.generate([1, 2, 3], asked.sampler(), max_tokens=60)
+    got = [next(steps).token for _ in range(4)]
+
+    def take(cache: KVCache, executor: Any) -> None:
+        request = next(r for r in asked.engine._requests if r.sequence is not None)
+        cache.release(request.sequence, keep=False)
+        request.sequence = None
+
+    asked.engine.call(take)
+    assert got + [step.token for step in steps] == expected
+
+
+def test_stop_ids_that_no_token_has_end_nothing(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    odd: Any = {2**70, -1, None, 10**6}
+    assert len(list(asked.engine.generate([1, 2], asked.sampler(), max_tokens=40, stop_ids=odd))) == 40
+    assert max(asked.sizes) > 4
+
+
+def test_without_the_samplers_kernel_nothing_runs_on(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    expected = [step.token for step in asked.steps([1, 2, 3], 40)]
+    asked.sizes.clear()
+    likeliest.use(None)
+    assert [step.token for step in asked.steps([1, 2, 3], 40)] == expected
+    assert not asked.sizes

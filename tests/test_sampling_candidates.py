@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -228,6 +229,20 @@ def test_the_kernels_exponential_is_exact_to_the_last_places(with_kernel: None) 
         assert drawn.shaped == shaped.tolist()
         expected = math.fsum(math.exp(value - shaped[0]) for value in shaped)
         assert drawn.shaped_sum == pytest.approx(expected, rel=1e-14)
+
+
+def test_temperatures_beyond_all_numbers_leave_the_largest_logit(with_kernel: None) -> None:
+    params = SamplingParams(
+        samplers=("top_k", *["temperature"] * 12), temperature=1e-30, n_probs=2, logprobs=True, sampler_trace=True
+    )
+    logits = np.arange(50, dtype=np.float32)
+    sampled = Sampler(params, 50).sample(logits)
+    assert (sampled.token, sampled.after) == (49, {49: 0.0, 48: "temperature"})
+
+
+def test_a_sampler_for_kernels_cannot_be_copied() -> None:
+    with pytest.raises(TypeError, match="its parameters"):
+        copy.deepcopy(Sampler(SamplingParams(), 50))
 
 
 def assert_same_trace(fast: dict[int, float | str] | None, plain: dict[int, float | str] | None) -> None:

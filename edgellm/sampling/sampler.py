@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
-from edgellm.kernels.likeliest import draw
+from edgellm.kernels.likeliest import draw, ready
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.chain import XTC, ChainSampler, MinP, Temperature, TopK, TopNSigma, TopP, TypicalP
 from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2, Sampled
 from edgellm.sampling.params import RANDOM_SEEDS, SamplingParams
 from edgellm.sampling.repetition import DRY, Penalties, breaker_tokens
-from edgellm.sampling.short_chain import short_chain
+from edgellm.sampling.short_chain import ShortChain, short_chain
 
 # name in SamplingParams.samplers -> class
 SAMPLERS: dict[str, Any] = {
@@ -62,7 +62,7 @@ class Sampler:
         self.greedy = self._is_greedy()
         plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
         plain = plain and not params.processors and not len(self.bias_ids)
-        self.short = short_chain(self.chain, NAMES, params, n_vocab, self.greedy, self.rng) if plain else None
+        self._short = short_chain(self.chain, NAMES, params, n_vocab, self.greedy, self.rng) if plain else None
         self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
@@ -96,6 +96,11 @@ class Sampler:
         droppers = any(isinstance(sampler, XTC | TypicalP) for sampler in self.chain)
         return "temperature" in params.samplers and first and not droppers and not isinstance(self.choice, AdaptiveP)
 
+    @property
+    def short(self) -> ShortChain | None:
+        """The chain for kernels, where there are kernels and all of it can be done by them."""
+        return self._short if ready() else None
+
     def accept(self, token: int) -> None:
         """Say that ``token`` is now the last one of the sequence; ParameterError when it is no token id."""
         if not (0 <= token < self.n_vocab):
@@ -124,8 +129,8 @@ class Sampler:
         params = self.params
         logits = self._checked(logits)
         reports = bool(params.n_probs or params.logprobs)
-        if self.short is not None and (reports or not self.greedy) and draw(logits, self.short.draw):
-            return self.short.sampled(1)[0]
+        if self._short is not None and (reports or not self.greedy) and draw(logits, self._short.draw):
+            return self._short.sampled(1)[0]
         if not reports:
             candidates = self.candidates(logits)
             return Sampled(candidates.token(self.choice.choose(candidates)))

@@ -24,6 +24,7 @@ from edgellm.kernels.vocabulary_layout import (
 )
 
 SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32: the largest has all the probability
+LARGEST = 1e300  # of a logit: many temperatures in a row would leave float64
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the high part has 33 bits
 C = tuple(1 / factorial(i) for i in range(14))  # of Taylor's series; |r| <= 0.35, so the next term is 5e-18
 
@@ -74,7 +75,7 @@ def _shorten(values, n, kind, amount, least):
         while n > least and load_f64(values + n * 8 - 8) < threshold:
             n -= 1
     elif kind == TEMPERATURE:
-        if amount < SMALLEST_TEMPERATURE:
+        if amount < SMALLEST_TEMPERATURE or not abs(load_f64(values)) < amount * LARGEST:
             n = 1
         else:
             for i in range(n):

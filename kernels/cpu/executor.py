@@ -115,9 +115,10 @@ class CPUExecutor:
         self._check(batch, [0, 1], n_steps)
         self._step.begin(batch, [0, 1])
         self._step.outputs([0])
-        table, stops = self._table, np.array(list(stop_ids), np.int64)
+        table, n_vocab = self._table, self.program.n_vocab
+        stops = np.array([i for i in stop_ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
         table.rows[:, -1] = 0
-        record = draw.begin(table.buffers["logits"].ctypes.data, self.program.n_vocab)
+        record = draw.begin(table.buffers["logits"].ctypes.data, n_vocab)
         return self._team.decode(
             self._rows_address,
             table.first_row[-1],
