@@ -1,11 +1,17 @@
-"""Fixtures that many tests share: the two real models, when they are on this machine."""
+"""Fixtures that many tests share: the two real models, when they are on this machine, and the chat."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from chat_talk import Talk
 
 
 def _real_model(name: str, file: str) -> Path:
@@ -33,3 +39,35 @@ def smollm2_path() -> Path:
 def gemma_path() -> Path:
     """Gemma 3 270M Q4_K_M."""
     return _real_model("gemma3-270m", "gemma.gguf")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs ``steps(talk)`` in a chat of a given size: tests/chat_talk.py."""
+    from chat_talk import Talk  # imports Textual, which most tests do without
+
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TMUX", raising=False)
+
+    def start(
+        steps: Callable[[Talk], Awaitable[None]],
+        size: tuple[int, int] = (100, 30),
+        toasts: bool = False,
+        **options: Any,
+    ) -> Talk:
+        talk = Talk(tmp_path, **options)
+
+        async def all_of_it() -> None:
+            async with talk.app.run_test(size=size, notifications=toasts) as talk.pilot:
+                await talk.pilot.pause()
+                await talk.settled()
+                await steps(talk)
+
+        try:
+            asyncio.run(all_of_it())
+        finally:
+            talk.chat.close()
+        return talk
+
+    return start
