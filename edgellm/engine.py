@@ -377,13 +377,12 @@ class Engine:
     def _run_on(self, share: Share) -> bool:
         """Several tokens of one answer without Python between them; False where there are none such."""
         request, started = share.request, perf_counter()
-        n = n_ahead(share, self._step_s, LEAD - len(request.mailbox)) if self._decoder else 0
-        if n < 2 or self._decoder is None or request.chain is None:
+        n = n_ahead(share, self._step_s, LEAD - len(request.mailbox))
+        if n < 2 or self._decoder is None or (chain := request.chain) is None:
             return False
-        draw = request.chain.draw
         try:
             self.cache.reserve(share.sequence, n)  # of nobody else's blocks: these steps can wait
-            n_drawn = self._decoder.decode(make_batch([share]), n, draw, request.stop_ids)
+            n_drawn = self._decoder.decode(make_batch([share]), n, chain.draw, request.stop_ids)
         except ContextFullError:
             return False
         except BaseException as error:
@@ -391,7 +390,7 @@ class Engine:
             return True
         if not n_drawn:  # the step that comes next says what is wrong
             return False
-        self.cache.commit(share.sequence, [*share.tokens, *draw.tokens(n_drawn - 1)])
+        self.cache.commit(share.sequence, [*share.tokens, *chain.draw.tokens(n_drawn - 1)])
         seconds = perf_counter() - started
         self._step_s = seconds / n_drawn
         self._hand_over(request, request.receive_drawn(n_drawn, seconds))

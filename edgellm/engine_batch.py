@@ -61,7 +61,7 @@ def n_ahead(share: Share, step_s: float, room: int) -> int:
     step_s   what its last step took
     room     steps that its caller may fall behind
     """
-    if share.request.chain is None or len(share.tokens) > 1 or not share.n_outputs:
+    if len(share.tokens) > 1 or not share.n_outputs:
         return 0
     return min(int(RUN_S / step_s), room, share.request.n_wanted)
 

@@ -69,7 +69,8 @@ class TokenDraw:
         results = (self._rows, self._positions, self._values, self._shaped, self._left)
         self._record = np.zeros(at.FIELDS, np.int64)
         self._record[at.K // 8 : at.UNIFORMS // 8] = k, wants_sum, self._links.ctypes.data, len(links), n_candidates
-        self._record[at.UNIFORMS // 8] = self._uniforms.ctypes.data + self._uniforms.nbytes  # none yet
+        self._first_uniform = self._uniforms.ctypes.data
+        self._record[at.UNIFORMS // 8] = self._first_uniform + self._uniforms.nbytes  # none yet
         self._results = np.array([array.ctypes.data for array in results])
         self.k, self.address = k, self._record.ctypes.data
 
@@ -79,11 +80,11 @@ class TokenDraw:
     def begin(self, logits: int, n_logits: int) -> int:
         """Address of the record; the next row is the first one, from logits at that address."""
         assert n_logits >= self.k
-        used = (int(self._record[at.UNIFORMS // 8]) - self._uniforms.ctypes.data) // 8
+        used = (int(self._record[at.UNIFORMS // 8]) - self._first_uniform) // 8
         if used > N_UNIFORMS - MAX_STEPS:
             self._uniforms[:-used] = self._uniforms[used:]
             self._uniforms[-used:] = self._rng.random(used)
-            self._record[at.UNIFORMS // 8] = self._uniforms.ctypes.data
+            self._record[at.UNIFORMS // 8] = self._first_uniform
         self._record[:2] = logits, n_logits
         self._record[at.ROW // 8 :] = self._results
         return self.address

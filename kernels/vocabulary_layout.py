@@ -22,3 +22,4 @@ ROW_NBYTES = 8 * ROW_FIELDS
 LINK_NBYTES = 24
 TOP_K, TOP_P, MIN_P, TEMPERATURE = range(4)
 """The kinds of links. Amounts: k; p; log p; the temperature."""
+SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability

@@ -13,7 +13,9 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu import isa, jit
 from edgellm.kernels.cpu.executor import CPUExecutor
 from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
+from edgellm.kernels.cpu.kernel_table import VOCABULARY
 from edgellm.kernels.kv import KVPool
+from edgellm.kernels.likeliest import VocabularyKernel
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.trials import random_tensor
 
@@ -25,6 +27,12 @@ READABLE_TYPES = [name for name, kind in QUANT_TYPES.items() if kind.unpack is n
 def kernel_cache(form: str) -> KernelCache:
     """The kernels of a form, read or compiled once for the whole test run."""
     return KernelCache(isa.detect(form), default_folder())
+
+
+def vocabulary_kernel() -> VocabularyKernel:
+    """What samplers call behind a loaded model."""
+    memory = jit.CodeMemory()
+    return VocabularyKernel(memory.load(VOCABULARY, kernel_cache(FORMS[0]).objects([VOCABULARY])[VOCABULARY]), memory)
 
 
 def cpu_executor(

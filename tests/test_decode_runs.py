@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_programs import FORMS, cpu_executor, kernel_cache, part, single_sequence
+from cpu_programs import FORMS, cpu_executor, kernel_cache, part, single_sequence, vocabulary_kernel
 
 from edgellm import engine_batch
 from edgellm.engine import Engine
@@ -17,10 +17,8 @@ from edgellm.engine_requests import Step
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import likeliest
-from edgellm.kernels.cpu import jit
 from edgellm.kernels.cpu.attention_work import AttentionWork, _visible_cuts_of
 from edgellm.kernels.cpu.executor import CPUExecutor
-from edgellm.kernels.cpu.kernel_table import VOCABULARY
 from edgellm.kernels.cpu.step import ROPE_RUN
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import Batch, Program
@@ -49,9 +47,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(autouse=True)
 def with_kernel() -> Iterator[None]:
     """Samplers that use the compiled kernel, as behind a loaded model."""
-    memory = jit.CodeMemory()
-    address = memory.load(VOCABULARY, kernel_cache(FORMS[0]).objects([VOCABULARY])[VOCABULARY])
-    likeliest.use(likeliest.VocabularyKernel(address, memory))
+    likeliest.use(vocabulary_kernel())
     yield
     likeliest.use(None)
 

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu_programs import vocabulary_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.formats.errors import NumericError
 from edgellm.kernels import likeliest
-from edgellm.kernels.cpu import isa, jit
-from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
-from edgellm.kernels.cpu.kernel_table import VOCABULARY
 from edgellm.kernels.token_draw import Link, TokenDraw
 from edgellm.kernels.vocabulary_layout import TEMPERATURE
 from edgellm.sampling import Sampler, SamplingParams
@@ -146,10 +144,7 @@ def test_typical_p_over_the_whole_vocabulary_equals_a_full_sort(kind: str) -> No
 @pytest.fixture
 def with_kernel() -> Iterator[None]:
     """Samplers that use the compiled kernel, as behind a loaded model."""
-    cache = KernelCache(isa.detect(), default_folder())
-    memory = jit.CodeMemory()
-    address = memory.load(VOCABULARY, cache.objects([VOCABULARY])[VOCABULARY])
-    likeliest.use(likeliest.VocabularyKernel(address, memory))
+    likeliest.use(vocabulary_kernel())
     yield
     likeliest.use(None)
 

@@ -11,11 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from edgellm.kernels.token_draw import Link
-from edgellm.kernels.vocabulary_layout import MIN_P, TEMPERATURE, TOP_K, TOP_P
+from edgellm.kernels.vocabulary_layout import MIN_P, SMALLEST_TEMPERATURE, TEMPERATURE, TOP_K, TOP_P
 from edgellm.sampling.candidates import Candidates, head_reaching
 from edgellm.sampling.params import SamplingParams
-
-SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
 
 
 class ChainSampler(Protocol):

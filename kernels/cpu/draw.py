@@ -16,6 +16,7 @@ from edgellm.kernels.vocabulary_layout import (
     N_CANDIDATES,
     N_LINKS,
     SHAPED,
+    SMALLEST_TEMPERATURE,
     TEMPERATURE,
     TOP_K,
     TOP_P,
@@ -23,7 +24,6 @@ from edgellm.kernels.vocabulary_layout import (
     VALUES,
 )
 
-SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32: the largest has all the probability
 LARGEST = 1e300  # of a logit: many temperatures in a row would leave float64
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the high part has 33 bits
 C = tuple(1 / factorial(i) for i in range(14))  # of Taylor's series; |r| <= 0.35, so the next term is 5e-18

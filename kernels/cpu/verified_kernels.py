@@ -53,10 +53,10 @@ def _first_wrong(cache: KernelCache, names: Sequence[str], make_executor: Callab
         return None
     from edgellm.kernels import trials  # on a warm start there is nothing to try
 
-    decode = [name for name in names if name == kernel_table.DECODE]  # last, since it needs the others
-    team = [name for name in names if name in kernel_table.TEAM and name not in decode]  # tried by running the others
+    team = [name for name in names if name in kernel_table.TEAM]  # tried by running the others, but for the last
+    tried = [name for name in names if name not in team] + [name for name in team if name == kernel_table.DECODE]
     try:
-        for name in [name for name in names if name not in team + decode] + decode:
+        for name in tried:
             result = trials.try_kernel(name, cache, make_executor)
             if not result.ok:
                 found = f"{name}: error {result.nmse:.1e}, at most {result.limit:.0e} expected"
