@@ -400,3 +400,28 @@ def test_a_program_that_is_no_python_starts_no_helpers(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with compile_crew.CompileCrew("avx2", tmp_path, HEAVY) as crew:
         assert crew.claim("attention") and crew.n_claimed() == 0
+
+
+_AROUND_A_LARGE_MODEL = """
+import mmap, sys
+sys.path.insert(0, sys.argv[1])
+from cpu_programs import FORMS, kernel_cache
+from edgellm.kernels.cpu import jit
+
+names = sys.argv[2:]
+objects = kernel_cache(FORMS[0]).objects(names)
+walls = [mmap.mmap(-1, 12288) for _ in range(400)]
+model = mmap.mmap(-1, 3 << 30)  # nobody writes to it, so it takes no memory
+for wall in walls[::2]:
+    wall.close()  # holes above the model, too small for some sections
+code = jit.CodeMemory()
+print(sum(code.load(name, objects[name]) != 0 for name in names))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a map of this size is paid for there")
+def test_kernels_load_when_a_large_model_divides_the_free_memory() -> None:
+    names = [name for name in kernel_table.KERNELS if name.startswith("matmul")]
+    command = [sys.executable, "-c", _AROUND_A_LARGE_MODEL, str(Path(__file__).parent), *names]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (child.returncode, child.stdout.strip()) == (0, str(len(names))), child.stderr[-1000:]

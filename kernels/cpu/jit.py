@@ -88,7 +88,9 @@ class CodeMemory:
 
     def __init__(self) -> None:
         machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        # llvmlite's own memory manager reserves one space for all sections of an object. LLVM's takes any hole for
+        # each, and aborts the process when a mapped model of 2 GiB lies between code and its constants.
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine, use_lmm=True)
 
     def load(self, name: str, code: bytes) -> int:
         """Map an object that ``compile_object`` made on this machine and return its kernel's address."""
