@@ -19,12 +19,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.gguf_header import MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_NBYTES, VALUE_TYPES
+from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.quant_types import QuantType
 
 VERSION = 3
@@ -276,7 +277,9 @@ class _Report:
             self.progress(self.done, self.total, name)
 
 
-def _write_part(file: IO[bytes], header: bytes, tensors: Sequence[TensorPlan], alignment: int, report: _Report) -> None:
+def _write_part(
+    file: LargePageWriter, header: bytes, tensors: Sequence[TensorPlan], alignment: int, report: _Report
+) -> None:
     file.write(header)
     for tensor in tensors:
         remaining = tensor.nbytes
@@ -321,7 +324,7 @@ class _Incoming:
         self.target = target
         descriptor, name = tempfile.mkstemp(".part", _stem(target), target.parent)
         self.path = Path(name)
-        self.file: IO[bytes] = os.fdopen(descriptor, "wb", 1 << 20)
+        self.file = LargePageWriter(os.fdopen(descriptor, "wb", 0))
         _lock(descriptor)
 
     def __enter__(self) -> _Incoming:

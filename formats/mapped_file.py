@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError
 from edgellm.formats.findings import PULL_AGAIN, Finding
+from edgellm.formats.large_pages import advise_large_pages
 
 MIN_NBYTES = 24  # magic, version, two counts
 
@@ -38,11 +39,13 @@ def map_file(path: Path) -> mmap.mmap:
         if status.st_size < MIN_NBYTES:
             message = f"is {status.st_size} bytes long, and a GGUF file has at least {MIN_NBYTES}"
             raise Finding("GGUF_NOT_A_GGUF", message, PULL_AGAIN, file=path.name, offset=0).error()
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # no address space or no more maps
         raise _unreadable(path, error) from None
     finally:
         os.close(descriptor)
+    advise_large_pages(mapped)
+    return mapped
 
 
 def _unreadable(path: Path, error: Exception) -> EdgeLLMError:
