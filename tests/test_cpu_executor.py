@@ -14,7 +14,9 @@ from cpu_programs import FORMS, cpu_executor, part, single_sequence
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu import layout
 from edgellm.kernels.cpu.executor import CPUExecutor
+from edgellm.kernels.cpu.lowering import lower
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import Batch, Embed, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -370,3 +372,12 @@ def test_the_embedding_is_the_first_op_a_hook_sees(open_model: Callable[..., Pro
     assert isinstance(op, Embed)
     expected = program.tensors[op.weight].dequantize()[batch.tokens] * np.float32(op.scale)
     assert np.array_equal(rows[0], expected)
+
+
+def test_every_product_knows_the_weights_that_the_next_one_reads(open_model: Callable[..., Program]) -> None:
+    program = open_model("llama", "Q8_0")
+    table = lower(program, pool_for(program), 4)
+    products = [row for row, kernel in zip(table.rows, table.kernels, strict=True) if kernel == "matmul_q8_0"]
+    assert len(products) > 7
+    for row, following in zip(products, products[1:] + products[:1], strict=True):
+        assert row[layout.FOLLOWING // 8] == following.ctypes.data

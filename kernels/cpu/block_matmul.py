@@ -23,7 +23,7 @@ from edgellm.kernels.cpu.simd import (
     load_f32x8,
     load_f32x16,
     load_i32,
-    prefetch,
+    prefetch_l2,
     splat_f32x8,
     splat_f32x16,
     splat_i32x8,
@@ -48,18 +48,20 @@ def few(weights: Any) -> int:
 
 
 def make_few_tokens(weights: Any) -> Any:
-    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times a few tokens, to scratch + SUMS."""
+    """few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead): eight rows times a few tokens, to scratch + SUMS.
+
+    As many bytes as it reads are fetched from ``ahead`` on.
+    """
     block_nbytes, has_min, offset = weights.BLOCK_NBYTES, weights.HAS_MIN, weights.OFFSET
     sums, decode_scales = weights.sums, weights.decode_scales
 
     @forceinline
-    def eight_rows(p, stride, n_groups, x, scratch):
+    def eight_rows(p, stride, n_groups, x, scratch, ahead):
         scale_at, per_group = x + n_groups * 64, n_groups * 4
-        ahead = p + 8 * stride
         acc = zero_f32x8()
         for _ in range(n_groups):
             for line in range(0, block_nbytes * 8, 64):
-                prefetch(ahead + line)
+                prefetch_l2(ahead + line)
             ahead += block_nbytes * 8
             decode_scales(p, stride, scratch + SCALES)
             total = sums(p, stride, x)
@@ -75,9 +77,9 @@ def make_few_tokens(weights: Any) -> Any:
         return acc
 
     @forceinline
-    def few_tokens(p, stride, n_groups, x, x_row, n, scratch):
+    def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
         for t in range(n):
-            store_f32x8(scratch + SUMS + t * 32, eight_rows(p, stride, n_groups, x + t * x_row, scratch))
+            store_f32x8(scratch + SUMS + t * 32, eight_rows(p, stride, n_groups, x + t * x_row, scratch, ahead))
 
     return few_tokens
 

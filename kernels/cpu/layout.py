@@ -45,6 +45,7 @@ def padded(width: int) -> int:
 # ---- arguments of a matmul op (embed has its own)
 
 X, X_ROW_NBYTES, W, W_ROW_NBYTES, N_OUT, N_GROUPS, OUT, OUT_ROW_NBYTES, BIAS, ROW_KIND = (8 * i for i in range(1, 11))
+FOLLOWING = 8 * 11  # of a product with quantized weights: address of the row of the one after it, or 0
 
 # ---- a row of quantized activations: int16 values, then four arrays with a number for every group of 32:
 #      float32 scale, float32 scale * sum, int32 sum, int32 sum of its first 16 values
@@ -60,6 +61,9 @@ def activation_row_nbytes(n_in: int) -> int:
 PANEL_ROWS = 16
 PANEL_GROUPS = 24  # at most so many groups of 32 columns in a panel: 24 KiB of packed weights in an L1 cache of 32
 GROUP_NBYTES = 1024  # 16 pairs x 16 rows x 2 int16
+AHEAD = (
+    8192  # weights are fetched about so many bytes before the eight rows that follow: none costs 15 %, 16 KiB gain 0
+)
 MAX_FEW = 8  # at most so many tokens are multiplied without a panel
 SCALES = 0  # of eight rows: float32 of a group of 32, or 16 int32 of a super-block
 LANES = 512  # (4 tokens, 8 rows, 8) int32 to be summed

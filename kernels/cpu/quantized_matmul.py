@@ -20,7 +20,9 @@ from edgellm.kernels.cpu import block_matmul, panel, superblock_matmul
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.layout import (
+    AHEAD,
     BIAS,
+    FOLLOWING,
     N_GROUPS,
     N_OUT,
     OUT,
@@ -34,6 +36,7 @@ from edgellm.kernels.cpu.layout import (
 )
 from edgellm.kernels.cpu.simd import (
     atomic_add,
+    atomic_load,
     f32_of,
     forceinline,
     load_f32x8,
@@ -59,32 +62,57 @@ def _family(quant: str) -> tuple[Any, Any]:
     return superblock_matmul if quant in SUPERBLOCKS else block_matmul, weights
 
 
+@forceinline
+def _rows_of_part(n_out, n_threads):
+    """Rows that a thread takes at a time."""
+    share = (n_out + n_threads - 1) // n_threads
+    parts = (share + CHUNK_ROWS - 1) // CHUNK_ROWS
+    return ((share + parts - 1) // parts + 7) // 8 * 8
+
+
+@forceinline
+def _behind_part(op, thread, n_threads, n_rows, offset):
+    """Where to fetch ``offset`` bytes past the end of a part: in the part that is free now, or in the next product."""
+    part, n_out, w = (atomic_load(op + at.COUNTER) + n_threads) * n_rows, load_i64(op + N_OUT), load_i64(op + W)
+    w_row, following = load_i64(op + W_ROW_NBYTES), load_i64(op + FOLLOWING)
+    if part >= n_out and following != 0:
+        w, w_row = load_i64(following + W), load_i64(following + W_ROW_NBYTES)
+        part = thread * _rows_of_part(load_i64(following + N_OUT), n_threads)
+    return w + part * w_row + offset
+
+
 def _make_few_tokens(family: Any, weights: Any) -> Any:
-    """The path for a few tokens: 8 rows at a time, in chunks taken from the op's work counter."""
+    """The path for a few tokens: 8 rows at a time. A thread's first part is its own, the others go by the counter.
+
+    So the weights that a thread needs first in the next product are known, and come while it ends this one.
+    """
     times_few = family.make_few_tokens(weights)
 
     @forceinline
-    def few_tokens(op, n, n_threads, scratch):
+    def few_tokens(op, n, thread, n_threads, scratch):
         x, x_row, n_groups = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + N_GROUPS)
         w, w_row, n_out = load_i64(op + W), load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT)
         out, out_row, bias = load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES), load_i64(op + BIAS)
-        share = (n_out + n_threads - 1) // n_threads
-        parts = (share + CHUNK_ROWS - 1) // CHUNK_ROWS
-        n_rows = ((share + parts - 1) // parts + 7) // 8 * 8
-        chunk = atomic_add(op + at.COUNTER, 1) * n_rows
-        while chunk < n_out:
-            for at_row in range(chunk, min(chunk + n_rows, n_out), 8):
+        n_rows = _rows_of_part(n_out, n_threads)
+        ahead_rows = 8 + (AHEAD + w_row * 4) // (w_row * 8) * 8
+        part = thread * n_rows
+        while part < n_out:
+            end = min(part + n_rows, n_out)
+            for at_row in range(part, end, 8):
                 row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
+                ahead = w + (at_row + ahead_rows) * w_row
+                if at_row + ahead_rows >= end:
+                    ahead = _behind_part(op, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
                 if n == 1:  # a copy in which the compiler knows it
-                    times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch)
+                    times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
                 else:
-                    times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch)
+                    times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
                 for t in range(n):
                     sums = load_f32x8(scratch + SUMS + t * 32)
                     if bias != 0:
                         sums = sums + load_f32x8(bias + row * 4)
                     store_f32x8(out + t * out_row + row * 4, sums)
-            chunk = atomic_add(op + at.COUNTER, 1) * n_rows
+            part = (atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
 
     return few_tokens
 
@@ -108,7 +136,7 @@ def make_matmul(quant: str, has_tiles: bool = False) -> Any:
         if n > few:
             many_tokens(op, n, scratch)
         elif n > 0:
-            few_tokens(op, n, n_threads, scratch)
+            few_tokens(op, n, thread, n_threads, scratch)
 
     return matmul
 

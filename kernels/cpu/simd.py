@@ -382,19 +382,30 @@ def f64_from_bits(typing_context, value):
     return types.float64(types.int64), codegen
 
 
-@intrinsic
-def prefetch(typing_context, address):
-    """Bring the cache line at an address near; any address is allowed."""
+def make_prefetch(locality: int) -> Any:
+    """prefetch(address): bring the cache line at an address near; any address is allowed.
 
-    def codegen(context, builder, sig, args):
-        pointer = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # read, keep in all levels, data
-        builder.call(function, [builder.inttoptr(args[0], pointer), *hints])
-        return context.get_dummy_value()
+    ``locality`` 3 means all levels, 2 the second and what is behind it. A line asked for in the first level keeps one
+    of its few miss buffers for the whole way from memory, and the kernel's own loads wait for one: Q4_K ran at 9.8 GB/s
+    a core that way, at 20.3 through the second level (Zen 4).
+    """
 
-    return types.none(types.int64), codegen
+    @intrinsic
+    def prefetch(typing_context, address):
+        def codegen(context, builder, sig, args):
+            pointer = ir.IntType(8).as_pointer()
+            function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+            hints = [ir.Constant(I32, n) for n in (0, locality, 1)]  # read, level, data
+            builder.call(function, [builder.inttoptr(args[0], pointer), *hints])
+            return context.get_dummy_value()
+
+        return types.none(types.int64), codegen
+
+    return prefetch
+
+
+prefetch, prefetch_l2 = make_prefetch(3), make_prefetch(2)
 
 
 @intrinsic

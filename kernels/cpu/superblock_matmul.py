@@ -45,7 +45,7 @@ from edgellm.kernels.cpu.simd import (
     load_i32x8,
     load_i32x16,
     madd_i16x16,
-    prefetch,
+    prefetch_l2,
     splat_f32x8,
     splat_f32x16,
     splat_i32x16,
@@ -135,21 +135,23 @@ def _make_eight_rows(weights: Any) -> Any:
 
 
 def make_few_tokens(weights: Any) -> Any:
-    """few_tokens(p, stride, n_groups, x, x_row, n, scratch): eight rows times a few tokens, to scratch + SUMS."""
+    """few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead): eight rows times a few tokens, to scratch + SUMS.
+
+    As many bytes as it reads are fetched from ``ahead`` on.
+    """
     decode, factors, eight_rows = weights.decode, weights.factors, _make_eight_rows(weights)
     block_nbytes, has_min = weights.BLOCK_NBYTES, weights.N_MINIMA > 0
     minimum_sums = _make_minimum_sums(weights.N_MINIMA > GROUPS)
 
     @forceinline
-    def few_tokens(p, stride, n_groups, x, x_row, n, scratch):
+    def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
         per_group = n_groups * 4
         scale_at = x + n_groups * 64
-        ahead = p + 8 * stride
         for t in range(n):
             store_f32x8(scratch + SUMS + t * 32, zero_f32x8())
         for _ in range(n_groups // GROUPS):
             for line in range(0, block_nbytes * 8, 64):
-                prefetch(ahead + line)
+                prefetch_l2(ahead + line)
             ahead += block_nbytes * 8
             decode(p, stride, scratch + SCALES, scratch + MINIMA)
             d, minus_dmin = factors(p, stride)
