@@ -65,7 +65,9 @@ class CPUExecutor:
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)
         self._step = StepRecord(program, pool, max_tokens, n_threads)
-        per_thread = -(-max(layout.matmul_scratch_nbytes(max_tokens), self._step.work.scratch_nbytes) // 4096) * 4096
+        widest = max(buffer.width for buffer in program.buffers.values())
+        scratch_nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), self._step.work.scratch_nbytes)
+        per_thread = -(-scratch_nbytes // 4096) * 4096
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._closed = False

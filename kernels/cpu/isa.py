@@ -135,16 +135,28 @@ define <{n} x i32> @"edgellm.{name}"(<{n} x i32> %acc, <{2 * n} x i16> %a, <{2 *
 
 
 _MADD = {
+    # the arguments as LLVM had them until version 21; later ones rewrite them
     "avx512_vnni": """
-declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <32 x i16>, <32 x i16>)
+declare <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32>, <16 x i32>, <16 x i32>)
 define <16 x i32> @"edgellm.madd"(<16 x i32> %acc, <32 x i16> %a, <32 x i16> %b) alwaysinline {
-  %r = call <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32> %acc, <32 x i16> %a, <32 x i16> %b)
+  %x = bitcast <32 x i16> %a to <16 x i32>
+  %y = bitcast <32 x i16> %b to <16 x i32>
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpwssd.512(<16 x i32> %acc, <16 x i32> %x, <16 x i32> %y)
   ret <16 x i32> %r
 }
-declare <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32>, <16 x i16>, <16 x i16>)
+declare <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32>, <8 x i32>, <8 x i32>)
 define <8 x i32> @"edgellm.madd8"(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b) alwaysinline {
-  %r = call <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b)
+  %x = bitcast <16 x i16> %a to <8 x i32>
+  %y = bitcast <16 x i16> %b to <8 x i32>
+  %r = call <8 x i32> @llvm.x86.avx512.vpdpwssd.256(<8 x i32> %acc, <8 x i32> %x, <8 x i32> %y)
   ret <8 x i32> %r
+}
+declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <16 x i32>, <16 x i32>)
+define <16 x i32> @"edgellm.dot_bytes"(<16 x i32> %acc, <8 x i64> %u, <8 x i64> %s) alwaysinline {
+  %x = bitcast <8 x i64> %u to <16 x i32>
+  %y = bitcast <8 x i64> %s to <16 x i32>
+  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %acc, <16 x i32> %x, <16 x i32> %y)
+  ret <16 x i32> %r
 }""",
     "avx2": f"""
 declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)

@@ -37,7 +37,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
 def function(name: str, form: str | None = None) -> Callable[..., None]:
     """The Python function of a kernel or an encoder, ready for ``jit.compile_object``. Imports numba (0.4 s).
 
-    One function serves all forms, but that for AMX has its tiles in it, which others need not spend the time on.
+    One function serves all forms, but a product has what only some can do: to multiply bytes, and tiles.
     """
     known = {**KERNELS, **ENCODERS}
     if name not in known:
@@ -46,4 +46,6 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module}"), attribute)
     if argument is None:
         return made
-    return made(argument, has_tiles=True) if form == "amx" and attribute == "make_matmul" else made(argument)
+    if attribute == "make_matmul":
+        return made(argument, has_dot_bytes=form in ("amx", "avx512_vnni"), has_tiles=form == "amx")
+    return made(argument)

@@ -80,11 +80,13 @@ TILES = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # the panel as bytes: a ti
 TILE_SUMS = TILES + PANEL_GROUPS * 1024  # int32 tiles, 16 tokens x 16 rows, two or three for each sum
 TILE_CONFIG = TILE_SUMS + TILE_RUNS * 2 * 1024
 EDGE = TILE_CONFIG + 64  # (n_tokens, 16) float32 sums of the last, incomplete panel
+RECORDS = UNPACKED  # in place of a panel: a few tokens' activations for transposed_matmul.py
+RECORD_NBYTES = 640  # of 256 activations
 
 
-def matmul_scratch_nbytes(max_tokens: int) -> int:
-    """Scratch of one thread for a product with up to ``max_tokens`` tokens."""
-    return EDGE + max_tokens * PANEL_ROWS * 4
+def matmul_scratch_nbytes(max_tokens: int, n_in: int) -> int:
+    """Scratch of one thread for products with up to ``max_tokens`` tokens and ``n_in`` columns."""
+    return max(EDGE + max_tokens * PANEL_ROWS * 4, RECORDS + MAX_FEW * -(-n_in // 256) * RECORD_NBYTES)
 
 
 # ---- attention: tiles, their parts, and a row's state (attention.py, attention_work.py)

@@ -7,6 +7,7 @@ multiply-add.
 
     one token      8 rows at a time, read where they lie                                bound by memory
     a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
+                   with AVX-512 VNNI transposed in registers (transposed_matmul.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
 """
@@ -16,17 +17,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from edgellm.kernels.cpu import block_matmul, panel, superblock_matmul
+from edgellm.kernels.cpu import block_matmul, panel, superblock_matmul, transposed_matmul
 from edgellm.kernels.cpu import layout as at
 from edgellm.kernels.cpu.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.layout import (
     AHEAD,
     BIAS,
     FOLLOWING,
+    MAX_FEW,
     N_GROUPS,
     N_OUT,
     OUT,
     OUT_ROW_NBYTES,
+    RECORDS,
     ROW_KIND,
     SUMS,
     W_ROW_NBYTES,
@@ -81,18 +84,26 @@ def _behind_part(op, thread, n_threads, n_rows, offset):
     return w + part * w_row + offset
 
 
-def _make_few_tokens(family: Any, weights: Any) -> Any:
+@forceinline
+def _as_they_are(x, x_row, n, n_groups, records):
+    return 0
+
+
+def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
     """The path for a few tokens: 8 rows at a time. A thread's first part is its own, the others go by the counter.
 
     So the weights that a thread needs first in the next product are known, and come while it ends this one.
+    ``prepare`` writes the activations as ``times_few`` wants them, if not as they are.
     """
-    times_few = family.make_few_tokens(weights)
 
     @forceinline
     def few_tokens(op, n, thread, n_threads, scratch):
         x, x_row, n_groups = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + N_GROUPS)
         w, w_row, n_out = load_i64(op + W), load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT)
         out, out_row, bias = load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES), load_i64(op + BIAS)
+        prepared_row = prepare(x, x_row, n, n_groups, scratch + RECORDS)
+        if prepared_row != 0:
+            x, x_row = scratch + RECORDS, prepared_row
         n_rows = _rows_of_part(n_out, n_threads)
         ahead_rows = 8 + (AHEAD + w_row * 4) // (w_row * 8) * 8
         part = thread * n_rows
@@ -117,11 +128,14 @@ def _make_few_tokens(family: Any, weights: Any) -> Any:
     return few_tokens
 
 
-def make_matmul(quant: str, has_tiles: bool = False) -> Any:
-    """The kernel out = x @ weight.T (+ bias) for a quantized type, ``has_tiles`` in the AMX form."""
+def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False) -> Any:
+    """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
     family, weights = _family(quant)
-    few = family.few(weights)
-    few_tokens = _make_few_tokens(family, weights)
+    if has_dot_bytes and quant in transposed_matmul.TYPES:
+        few, times_few, prepare = MAX_FEW, transposed_matmul.make_few_tokens(quant, weights), transposed_matmul.prepare
+    else:
+        few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
+    few_tokens = _make_few_tokens(times_few, prepare)
     many_tokens = panel.make_many_tokens(
         family.GROUPS,
         weights.BLOCK_NBYTES,

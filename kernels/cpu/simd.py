@@ -27,6 +27,7 @@ IR_SCALAR = {
     types.int32: ir.IntType(32),
     types.uint32: ir.IntType(32),
     types.int64: ir.IntType(64),
+    types.uint64: ir.IntType(64),
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
 }
@@ -67,12 +68,12 @@ class _VecModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.ir)
 
 
-u8x8, u8x16, u8x32 = Vec(types.uint8, 8), Vec(types.uint8, 16), Vec(types.uint8, 32)
+u8x8, u8x16, u8x32, u8x64 = (Vec(types.uint8, n) for n in (8, 16, 32, 64))
 i8x8 = Vec(types.int8, 8)
 u16x8, u16x16 = Vec(types.uint16, 8), Vec(types.uint16, 16)
 i16x8, i16x16, i16x32 = Vec(types.int16, 8), Vec(types.int16, 16), Vec(types.int16, 32)
 i32x8, i32x16, u32x8 = Vec(types.int32, 8), Vec(types.int32, 16), Vec(types.uint32, 8)
-u32x16 = Vec(types.uint32, 16)
+u32x16, u64x8 = Vec(types.uint32, 16), Vec(types.uint64, 8)
 f32x8, f32x16 = Vec(types.float32, 8), Vec(types.float32, 16)
 
 
