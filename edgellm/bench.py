@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.formats.large_pages import large_page_share
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import Batch, Embed, Matmul, RMSNorm
 from edgellm.machine import cpu_name
@@ -61,7 +62,8 @@ class BenchResult:
     """Seconds of every repetition of a test.
 
     bytes_per_token   bytes of weights and cache that one token of a decode test must read
-    read_bandwidth    bytes per second of a plain loop over memory with as many threads, None where not measured
+    read_bandwidth    bytes per second that as many threads read from memory at best, None where not measured
+    large_page_share  the part of the file that is mapped by large pages (formats/large_pages.py), None where not known
     """
 
     test: BenchTest
@@ -69,6 +71,7 @@ class BenchResult:
     seconds: tuple[float, ...]
     bytes_per_token: int
     read_bandwidth: float | None
+    large_page_share: float | None = None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -94,7 +97,7 @@ class BenchResult:
         return self.mean * self.bytes_per_token / self.read_bandwidth
 
     def record(self, card: ModelCard, n_ubatch: int = N_UBATCH) -> dict[str, Any]:
-        """The result under llama-bench's JSON names, and our three about bandwidth."""
+        """The result under llama-bench's JSON names, and our four about memory."""
         from importlib.metadata import version
 
         nanoseconds = [s * 1e9 for s in self.seconds]
@@ -129,6 +132,7 @@ class BenchResult:
             "bytes_per_token": self.bytes_per_token,
             "read_bandwidth": None if self.read_bandwidth is None else round(self.read_bandwidth),
             "bandwidth_share": None if self.bandwidth_share is None else round(self.bandwidth_share, 4),
+            "large_page_share": None if self.large_page_share is None else round(self.large_page_share, 4),
         }
 
 
@@ -202,7 +206,16 @@ def _run_test(
         _generate(executor, tokens, test.n_depth + test.n_prompt, test.n_gen, test.n_parallel, n_blocks)
         seconds.append(time.perf_counter() - started)
     middle = test.n_depth + test.n_prompt + test.n_gen // 2
-    return BenchResult(test, n_threads, tuple(seconds), bytes_per_token(executor.program, middle), read_bandwidth)
+    program = executor.program
+    largest = max(program.tensors.values(), key=lambda tensor: tensor.nbytes)
+    return BenchResult(
+        test,
+        n_threads,
+        tuple(seconds),
+        bytes_per_token(program, middle),
+        read_bandwidth,
+        large_page_share(largest.data),
+    )
 
 
 def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, first_block: int = 0) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cores import default_threads
-from edgellm.machine import cpu_name, read_bandwidth
+from edgellm.machine import cpu_name
 from edgellm.memory import system_memory
 from edgellm.paths import cache_dir, config_dir, models_dir, sessions_dir
 
@@ -134,4 +134,6 @@ def self_test() -> Iterator[SelfTestResult]:
 
 def bandwidths() -> dict[int, float]:
     """Bytes per second that a plain loop reads from memory, by number of threads: one, and all cores."""
+    from edgellm.kernels.cpu.read_bandwidth import read_bandwidth
+
     return {n: read_bandwidth(n) for n in dict.fromkeys((1, default_threads()))}

@@ -164,7 +164,7 @@ def test_a_token_reads_every_weight_once_and_what_the_window_shows_of_the_cache(
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The numpy executor in place of compiled kernels, and a memory that needs no measuring."""
     monkeypatch.setattr("edgellm.cli.bench._executor", lambda program, pool, *rest: ReferenceExecutor(program, pool))
-    monkeypatch.setattr("edgellm.machine.read_bandwidth", lambda n_threads: 1e9)
+    monkeypatch.setattr("edgellm.kernels.cpu.read_bandwidth.read_bandwidth", lambda n_threads: 1e9)
 
 
 def test_the_table_ends_with_a_line_of_json_in_llama_benchs_names(

@@ -74,7 +74,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     pp512 reads a prompt of 512 tokens, tg128 makes 128 tokens, "@ d512" does it behind 512 tokens in the cache, "x 16"
     for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not
     counted. The last line of output is JSON under llama-bench's names. The column "bandwidth" is the share of this
-    machine's memory bandwidth that decoding reaches: the bytes a token must read, against a plain loop over memory.
+    machine's memory bandwidth that decoding reaches: the bytes a token must read, against the best order to read them.
 
     \b
     Examples:
@@ -121,7 +121,7 @@ def _bench_model(
 ) -> None:
     from edgellm.bench import bench_tests, run_tests
     from edgellm.cores import default_threads
-    from edgellm.machine import read_bandwidth
+    from edgellm.kernels.cpu.read_bandwidth import read_bandwidth
 
     together = parse_list(parallel)
     if not all(1 <= n <= n_ubatch for n in together):
@@ -158,6 +158,8 @@ def _bench_model(
                 ):
                     progress.finish()
                     report(result, card)
+                if result.large_page_share is not None:
+                    progress.note(f"{result.large_page_share:.0%} of the file is mapped by large pages")
         finally:
             gguf.close()
 

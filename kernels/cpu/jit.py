@@ -10,6 +10,7 @@ the table, the address of the step's record (``layout.py``), and who is calling.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import re
 from typing import Any
@@ -22,6 +23,9 @@ llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
 
 SYMBOL = "edgellm_{}"
+
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+"""A loaded kernel as Python calls it, by its address."""
 
 _LIBC = {"memset", "memcpy", "memmove"}
 

@@ -27,6 +27,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
     "attention": ("attention", "attention", None),
     VOCABULARY: ("vocabulary", "vocabulary", None),
+    "stream": ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},

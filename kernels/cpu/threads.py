@@ -9,8 +9,7 @@ import threading
 import numpy as np
 
 from edgellm.kernels.cpu import team_layout as at
-
-_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+from edgellm.kernels.cpu.jit import KERNEL
 
 
 def aligned_zeros(nbytes: int, alignment: int = 64) -> np.ndarray:
@@ -26,7 +25,7 @@ class ThreadTeam:
     def __init__(self, addresses: dict[str, int], n_threads: int, code: object = None) -> None:
         self.n_threads = n_threads
         self._code = code  # idle workers spin in it
-        kernels = (_KERNEL(addresses[f"team_{name}"]) for name in ("publish", "lead", "work", "decode"))
+        kernels = (KERNEL(addresses[f"team_{name}"]) for name in ("publish", "lead", "work", "decode"))
         self._publish, self._lead, self._work, self._decode = kernels
         self._record = aligned_zeros(at.WORKERS + n_threads * at.LINE)
         self._fields = self._record.view(np.int64)
