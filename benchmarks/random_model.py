@@ -141,6 +141,12 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[Any, str]]:
     }
 
 
+def write_random_model(shape_name: str, mix: str, path: Path) -> list[Path]:
+    """The file of a shape and a mix, whole under its name; the parts that were written."""
+    shape = SHAPES[shape_name]
+    return write_gguf(path, metadata(shape, f"Random {shape_name} {mix}"), tensors(shape, mix))
+
+
 def main() -> None:
     """Read the command line and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,9 +154,7 @@ def main() -> None:
     parser.add_argument("mix", choices=MIXES)
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
-    shape = SHAPES[options.shape]
-    keys = metadata(shape, f"Random {options.shape} {options.mix}")
-    for path in write_gguf(options.path, keys, tensors(shape, options.mix)):
+    for path in write_random_model(options.shape, options.mix, options.path):
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
 
 

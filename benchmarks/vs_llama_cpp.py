@@ -1,6 +1,9 @@
 """edgellm and llama.cpp on the same file, with the same threads, in turn: a table and one line of JSON.
 
-    python benchmarks/vs_llama_cpp.py model.gguf [--tests all] [--threads 2] [--rounds 5] [--llama-bench PATH]...
+    python benchmarks/vs_llama_cpp.py [model.gguf ...] [--tests all] [--threads 2] [--rounds 5] [--llama-bench PATH]...
+
+Without a model it measures those sizes that people run, 1B and 4B with random weights (random_model.py; 4.6 GB in
+edgellm's cache folder), and SmolLM2.
 
 llama.cpp is the Python package ``xllamacpp`` where it is installed, and every llama-bench binary whose path is given.
 Nothing is installed. Each measurement is a process of its own that loads the model, warms up, and runs every test once;
@@ -40,6 +43,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 LEAST_ID, MOST_ID = 1000, 20000  # random ids from here: no control tokens in any vocabulary that is worth a benchmark
+RANDOM_MODELS = (("1b", "Q4_K_M"), ("1b", "Q8_0"), ("4b", "Q4_K_M"))
 BATCH = 512
 WARM_UP_STEPS = 8
 START_PROMPT = 8
@@ -305,10 +309,27 @@ def print_table(samples: dict[str, dict[str, list[float]]], tests: list[Test]) -
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def usual_models() -> list[str]:
+    """The files of RANDOM_MODELS, written now if they are not there, and the default model."""
+    from random_model import write_random_model
+
+    from edgellm.catalogue import resolve
+    from edgellm.paths import DEFAULT_MODEL, cache_dir
+
+    folder = cache_dir() / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {folder / f"random-{shape}-{mix.lower()}.gguf": (shape, mix) for shape, mix in RANDOM_MODELS}
+    for path, (shape, mix) in paths.items():
+        if not path.exists():
+            print(f"writing {path}", file=sys.stderr, flush=True)
+            write_random_model(shape, mix, path)
+    return [*(str(path) for path in paths), str(resolve(DEFAULT_MODEL))]
+
+
 def main() -> None:
     """Read the command line; measure one side, or compare all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a .gguf file, or a name that edgellm knows")
+    parser.add_argument("models", nargs="*", metavar="model", help="a .gguf file, or a name that edgellm knows")
     parser.add_argument("--tests", default="pp512,tg64", help="with commas between, or all (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of both sides (default: all cores)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (default: %(default)s)")
@@ -321,15 +342,17 @@ def main() -> None:
     from edgellm.machine import cpu_name
 
     listed = ALL_TESTS if options.tests == "all" else options.tests
-    tests = [Test.parse(text) for text in listed.split(",")]
-    model, n_threads = str(resolve(options.model)), options.threads or default_threads()
+    tests, n_threads = [Test.parse(text) for text in listed.split(",")], options.threads or default_threads()
     if options.measure:
-        print(json.dumps(measure_side(options.measure, model, tests, n_threads)))
+        print(json.dumps(measure_side(options.measure, options.models[0], tests, n_threads)))
         return
-    samples = compare(model, tests, n_threads, options.rounds, options.llama_bench)
-    print(f"{Path(model).name}, {cpu_name()}, {n_threads} threads, median of {options.rounds} (least-most)")
-    print_table(samples, tests)
-    print(json.dumps({"model": model, "cpu": cpu_name(), "n_threads": n_threads, "samples": samples}))
+    results = []
+    for model in [str(resolve(name)) for name in options.models] or usual_models():
+        samples = compare(model, tests, n_threads, options.rounds, options.llama_bench)
+        print(f"{Path(model).name}, {cpu_name()}, {n_threads} threads, median of {options.rounds} (least-most)")
+        print_table(samples, tests)
+        results.append({"model": model, "cpu": cpu_name(), "n_threads": n_threads, "samples": samples})
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
