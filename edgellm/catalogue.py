@@ -19,8 +19,8 @@ from typing import Any
 
 from edgellm.download import Progress
 from edgellm.file_lock import FileLock
-from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError
-from edgellm.paths import config_dir, models_dir
+from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError, ParameterError
+from edgellm.paths import config_dir, models_dir, typed_file
 from edgellm.sources import Expected, is_reference, source_of
 from edgellm.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.sources.source import check_sha256, split_names
@@ -62,11 +62,15 @@ def catalogue() -> dict[str, CatalogueEntry]:
 
 def find(name_or_path: str | os.PathLike[str]) -> Path | None:
     """The file of a local path or of a model that is in the store, None otherwise. Never the network."""
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    name = normalised(os.fspath(name_or_path))
-    references = references_of(name)
+    refused = None
+    try:
+        if (path := typed_file(name_or_path)) is not None:
+            return path
+    except ParameterError as error:  # a name needs no path
+        refused = error
+    references = references_of(normalised(os.fspath(name_or_path)))
+    if refused is not None and not references:
+        raise refused
     return source_of(references[0]).installed(references, models_dir()) if references else None
 
 

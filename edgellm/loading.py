@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kv_cache import KVCache, pool_blocks
 from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
 from edgellm.models import build_program
+from edgellm.paths import typed_file
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
@@ -112,9 +114,9 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadPro
 
 def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:
     """The file of a path or a name; fetched when it is not here. ModelNotFoundError when there is none."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
+    with contextlib.suppress(ParameterError):  # a name needs no path; the catalogue says what is wrong with one
+        if (path := typed_file(name_or_path)) is not None:
+            return path
     from edgellm.catalogue import resolve
 
     return resolve(name_or_path, lambda done, total: report("pull", done, total, str(name_or_path)))

@@ -87,12 +87,13 @@ def test_the_model_may_not_be_given_twice(llm: FakeLLM) -> None:
 def test_an_error_is_shown_and_the_chat_goes_on_without_the_message(
     llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed(monkeypatch, "too long", "/frobnicate", "/read /no/such/file", "hello")
+    typed(monkeypatch, "too long", "/frobnicate", "/read /no/such/file", "/save ~nosuchuser/x", "hello")
     llm.fail = ContextFullError("The prompt has 99 tokens, the context has room for 64.")
     assert main(["chat"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "echo: hello\n"
     assert "[CONTEXT_FULL]" in captured.err and "/frobnicate" in captured.err and "No such file" in captured.err
+    assert "no user 'nosuchuser'" in captured.err
     assert [message["content"] for message in llm.requests[-1][0]] == ["hello"]
 
 

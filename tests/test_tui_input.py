@@ -314,6 +314,22 @@ def test_files_with_spaces_are_completed_and_missing_ones_are_told(run: Any, tmp
     run(steps)
 
 
+@pytest.mark.parametrize("path", ["~nosuchuser/x.md", "~nosuchuser/", "n" * 300, "a\0b"])
+def test_a_path_that_can_be_none_is_told_and_the_chat_goes_on(run: Any, path: str) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask(f"see @{path} here")
+        assert f"see @{path} here" in talk.said[0][1]
+        for command in ("/export", "/import"):
+            talk.app.clear_notifications()
+            await talk.write(f"{command} {path}")
+            assert talk.told(), command
+        talk.app.prompt.text = ""
+        await talk.pilot.press("@", *"~nosuchuser/x", "tab")
+        await talk.ask("river")
+
+    run(steps)
+
+
 def test_control_c_stops_then_clears_then_leaves(run: Any) -> None:
     async def steps(talk: Talk) -> None:
         await talk.write("forever")

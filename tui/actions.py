@@ -11,6 +11,7 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.paths import line_path, look_at
 from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
 from edgellm.sessions.tree import title_of
@@ -254,8 +255,8 @@ class ChatActions(App[int]):
         """Write this chat to a file; the ending says in which form."""
         session = self.chat.session
         with self.complaining():
-            path = Path(name).expanduser() if name else free_path(one_line(session.shown_title) or "chat", ".md")
-            if path.exists():
+            path = line_path(name) if name else free_path(one_line(session.shown_title) or "chat", ".md")
+            if look_at(path) is not None:
                 raise ParameterError(f"{path} is there already and stays as it is. Give another name.")
             text = to_json(session) if path.suffix.lower() == ".json" else to_markdown(session)
             path.write_text(text, "utf-8")
@@ -266,7 +267,7 @@ class ChatActions(App[int]):
         with self.complaining():
             if not name:
                 raise ParameterError("Which file? Write /import FILE.")
-            path = Path(name).expanduser()
+            path = line_path(name)
             if path.stat().st_size > MAX_NBYTES:
                 raise ParameterError(f"{path} is larger than {MAX_NBYTES} bytes, which no chat is.")
             self.chat.take_session(from_json(path.read_text("utf-8", errors="replace")))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from edgellm.formats.errors import ParameterError
+from edgellm.paths import path_if_there, typed_path
 
 MAX_NBYTES = 4 << 20
 MAX_NAMES = 200  # of a folder that are looked at
@@ -21,8 +22,8 @@ def with_files(text: str) -> tuple[str, list[str]]:
     """
     parts, names = [], []
     for mention in dict.fromkeys(_MENTION.findall(text)):
-        path = Path(mention.strip('"')).expanduser()
-        if not path.is_file() or f"{path.name}:\n```\n" in text:  # an edited message has it already
+        path = path_if_there(mention.strip('"'))
+        if path is None or not path.is_file() or f"{path.name}:\n```\n" in text:  # an edited message has it already
             continue
         parts.append(f"{path.name}:\n```\n{read_text(path).rstrip()}\n```")
         names.append(path.name)
@@ -33,7 +34,7 @@ def missing_files(text: str) -> list[str]:
     """Names behind an @ that look like files (they have a dot or a slash) and are none."""
     names = (mention.strip('"') for mention in _MENTION.findall(text))
     files = (name for name in dict.fromkeys(names) if re.search(r"/|\.\w", name))
-    return [name for name in files if not Path(name).expanduser().exists()]
+    return [name for name in files if path_if_there(name) is None]
 
 
 def quoted(name: str) -> str:
@@ -57,9 +58,9 @@ def read_text(path: Path) -> str:
 def file_names(word: str, limit: int = 8) -> list[str]:
     """Paths that begin as ``word`` does (without its @), folders with a slash behind; hidden ones when asked for."""
     head, slash, tail = word.rpartition("/")
-    folder = Path(head + slash).expanduser() if slash else Path(".")
     found: list[str] = []
     try:
+        folder = typed_path(head + slash) if slash else Path(".")
         with os.scandir(folder) as entries:
             for number, entry in enumerate(entries):
                 if number >= MAX_NAMES * 10 or len(found) >= MAX_NAMES:
@@ -67,6 +68,6 @@ def file_names(word: str, limit: int = 8) -> list[str]:
                 hidden = entry.name.startswith(".") and not tail.startswith(".")
                 if not hidden and entry.name.lower().startswith(tail.lower()) and entry.name.isprintable():
                     found.append(head + slash + entry.name + ("/" if entry.is_dir() else ""))
-    except OSError:
+    except (OSError, ParameterError):
         return []
     return sorted(found, key=lambda name: (name.endswith("/"), name.lower()))[:limit]

@@ -11,6 +11,7 @@ from edgellm.cli.chat_session import ChatSession
 from edgellm.cli.output import fields
 from edgellm.cli.sampling_options import BY_FIELD, parse_setting
 from edgellm.formats.errors import ParameterError
+from edgellm.paths import line_path
 
 MAX_READ_NBYTES = 16 << 20
 
@@ -155,4 +156,4 @@ def run_command(session: ChatSession, line: str) -> str:
 def _path(argument: str, usage: str) -> Path:
     if not argument:
         raise ParameterError(f"which file? Write {usage}.")
-    return Path(argument.strip("\"'")).expanduser()
+    return line_path(argument)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.output import fields, human_bytes, human_count, terminal_safe
+from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
 
@@ -21,7 +22,7 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # llama.cpp's --split-max-s
 
 @click.command("convert")
 @click.argument("source", metavar="SRC")
-@click.argument("target", required=False, type=click.Path(path_type=Path), metavar="[DST]")
+@click.argument("target", required=False, type=TypedPath(), metavar="[DST]")
 @click.option(
     "--outtype",
     type=click.Choice(["auto", "f32", "f16", "bf16"]),

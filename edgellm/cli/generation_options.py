@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from edgellm.formats.errors import ParameterError
+from edgellm.paths import typed_file, typed_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,7 +83,7 @@ def read_text(path: str) -> str:
     """A text file in UTF-8; ``-`` is standard input."""
     if path == "-":
         return read_stdin()
-    return Path(path).expanduser().read_text("utf-8", errors="replace")
+    return typed_path(path).read_text("utf-8", errors="replace")
 
 
 def system_message(values: dict[str, Any]) -> str | None:
@@ -98,7 +98,7 @@ def template_source(values: dict[str, Any]) -> str | None:
     if values["template_file"] is not None:
         return read_text(values["template_file"])
     given: str | None = values["chat_template"]
-    if given is not None and "{" not in given and Path(given).is_file():
+    if given is not None and "{" not in given and typed_file(given):
         return read_text(given)
     return given
 

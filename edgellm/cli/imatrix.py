@@ -10,6 +10,7 @@ import click
 
 from edgellm.cli.models import resolve
 from edgellm.cli.output import table
+from edgellm.cli.path_type import TypedPath
 from edgellm.cli.perplexity import TEXT_FILE
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 @click.command("imatrix")
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.option("-f", "--file", "text", type=TEXT_FILE, help="The calibration text, UTF-8.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("imatrix.gguf"), show_default=True, help="The file."
-)
+@click.option("-o", "--output", type=TypedPath(), default=Path("imatrix.gguf"), show_default=True, help="The file.")
 @click.option("--output-format", type=click.Choice(["gguf", "dat"]), help="[default: dat for a name that ends so]")
 @click.option("--in-file", "in_files", type=TEXT_FILE, multiple=True, metavar="FILE", help="Add this one; repeatable.")
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ModelNotFoundError
+from edgellm.paths import look_at, typed_path
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
@@ -19,10 +20,10 @@ def find_file(name: str) -> Path:
     from edgellm.catalogue import catalogue, find
 
     path = find(name)
-    if path is None and Path(name).exists():
-        return Path(name)  # a folder or a device: the reader says what is wrong with it
     if path is None and name in catalogue():
         raise ModelNotFoundError(f"{name}: not here yet. `edgellm pull {name}` brings it.")
+    if path is None and look_at(typed_path(name)) is not None:
+        return typed_path(name)  # a folder or a device: the reader says what is wrong with it
     if path is None:
         raise ModelNotFoundError(f"{name}: no such file, and no model of that name is here. See `edgellm list`.")
     return path

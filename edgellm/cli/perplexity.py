@@ -12,6 +12,7 @@ import click
 
 from edgellm.cli.models import resolve
 from edgellm.cli.output import fields
+from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TEXT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+TEXT_FILE = TypedPath(exists=True)
 
 
 @click.command("perplexity")
@@ -32,14 +33,12 @@ TEXT_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--chunks", "n_chunks", type=click.IntRange(1), default=None, help="Stop after so many.  [default: all]")
 @click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="[default: physical cores]")
 @click.option("--executor", type=click.Choice(["cpu", "reference"]), default="cpu", help="What computes.")
-@click.option(
-    "--save-logits", type=click.Path(path_type=Path), metavar="FILE", help="Keep the answers as a base for others."
-)
+@click.option("--save-logits", type=TypedPath(), metavar="FILE", help="Keep the answers as a base for others.")
 @click.option("--kl-divergence", "diverge", is_flag=True, help="Compare with the base of --kl-divergence-base.")
 @click.option(
     "--kl-divergence-base",
     "base",
-    type=click.Path(path_type=Path),
+    type=TypedPath(),
     metavar="FILE",
     help="A file of --save-logits, llama-perplexity's format. Without --kl-divergence it is written.",
 )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.output import human_bytes, table, terminal_safe
+from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
+from edgellm.paths import path_if_there, typed_path
 
 if TYPE_CHECKING:
     from edgellm.quantize.calibration import Calibrated
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from edgellm.quantize.model_source import ModelSource
     from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan, Quantized
 
-EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+EXISTING = TypedPath(exists=True)
 
 
 @click.command("quantize")
@@ -101,7 +103,7 @@ def _parsed(arguments: tuple[str, ...], values: dict[str, Any]) -> tuple[str, Pa
         embedding_type=parse_tensor_type(embedding) if embedding else None,
         leave_output=values["leave_output_tensor"],
     )
-    return words[0], Path(words[1]) if len(words) == 3 else None, recipe
+    return words[0], typed_path(words[1]) if len(words) == 3 else None, recipe
 
 
 def _importance(values: dict[str, Any]) -> ImportanceMatrix | None:
@@ -127,7 +129,7 @@ def _target(given: Path | None, name: str, source: ModelSource, recipe: Recipe, 
     """Where to write; a file that is there is replaced only when asked to."""
     from edgellm.quantize.pipeline import default_target, refuse_own_source
 
-    folder = source.path.parent if Path(name).exists() else Path()
+    folder = source.path.parent if path_if_there(name) else Path()
     target = given or folder / default_target(source, recipe.file_type)
     if target.is_dir():
         target = target / default_target(source, recipe.file_type)

@@ -20,6 +20,7 @@ from edgellm.cli.generation_options import (
 from edgellm.cli.models import load_model
 from edgellm.cli.output import EXIT_INTERRUPTED, write_answer
 from edgellm.cli.sampling_options import given_sampling, sampling_options
+from edgellm.paths import path_if_there
 
 
 @click.command("run")
@@ -82,7 +83,7 @@ def split_arguments(arguments: tuple[str, ...], model: str | None, values: dict[
         return DEFAULT_MODEL, []
     first, *words = arguments
     alone = not words and values["prompt_option"] is None and values["prompt_file"] is None
-    if alone and any(c.isspace() for c in first) and not os.path.exists(first):
+    if alone and any(c.isspace() for c in first) and path_if_there(first) is None:
         return DEFAULT_MODEL, [first]
     return first, words
 

@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgellm.cli.generation_options import read_text
 from edgellm.cli.output import table, terminal_safe
+from edgellm.paths import typed_path
 
 if TYPE_CHECKING:
     from edgellm.sessions import SessionStore
@@ -125,7 +125,7 @@ def export(name: str, form: str | None, output: str | None) -> None:
     as_json = form == "json" or (form is None and (output or "").lower().endswith(".json"))
     text = to_json(session) if as_json else to_markdown(session)
     if output:
-        Path(output).write_text(text, "utf-8")
+        typed_path(output).write_text(text, "utf-8")
     else:
         click.echo(text if as_json or not sys.stdout.isatty() else terminal_safe(text))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgellm.download import Progress
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
-from edgellm.paths import models_dir
+from edgellm.paths import models_dir, path_if_there
 from edgellm.quantize.checkpoint_source import open_checkpoint
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 
@@ -37,8 +37,7 @@ def open_source(
 
 def find_source(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
     """The file or the checkpoint folder that a name stands for, fetched when it is not here."""
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    if (path := path_if_there(name_or_path)) is not None:
         return path
     from edgellm.catalogue import normalised, references_of, resolve
     from edgellm.sources.hub_checkpoint import fetch_checkpoint, installed_checkpoint, is_repository

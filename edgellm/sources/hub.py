@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgellm.download import Progress, RemoteFile, check_space, download
 from edgellm.formats.errors import DownloadError
-from edgellm.sources.source import GGUF_MAGIC, Expected, check_sha256, one, path_in, split_names
+from edgellm.sources.source import GGUF_MAGIC, Expected, check_name, check_sha256, one, path_in, split_names
 from edgellm.web import STALL_S, TransientError, check_url, patiently
 
 PUBLIC_HUB = "https://huggingface.co"
@@ -76,7 +76,8 @@ def parse(reference: str) -> tuple[str, str | None, str | None]:
         raise DownloadError(
             f"hf:{reference}: expected hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf.", code="PULL_NAME"
         )
-    path_in(Path("."), *names)
+    for name in names:
+        check_name(name)
     return "/".join(names[:2]), "/".join(names[2:]) or None, tag or None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgellm.download import Progress
 from edgellm.formats.errors import DownloadError
+from edgellm.paths import typed_file
 from edgellm.sources.source import Expected, one
 
 
@@ -13,8 +14,7 @@ class LocalSource:
     """A path that is used where it stands."""
 
     def installed(self, references: tuple[str, ...], root: Path) -> Path | None:
-        path = Path(one(references)).expanduser()
-        return path if path.is_file() else None
+        return typed_file(one(references))
 
     def fetch(
         self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
