@@ -46,12 +46,14 @@ class KernelCacheState:
 
     n_ready   files made from these very kernels, for this CPU, by these versions
     n_stale   files of another version or CPU, of no use here
+    trouble   why nothing can be kept there, None when all is well
     """
 
-    folder: Path
+    folder: Path | None
     n_ready: int
     n_stale: int
     nbytes: int
+    trouble: str | None = None
 
 
 def machine_facts() -> dict[str, Any]:
@@ -104,21 +106,26 @@ def kernel_facts() -> dict[str, Any]:
 def kernel_cache_state() -> KernelCacheState:
     """Count the compiled kernels on disk. A damaged one is found and made again when it is needed."""
     from edgellm.kernels.cpu.isa import detect
-    from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
+    from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder, why_not_kept
     from edgellm.kernels.cpu.kernel_table import KERNELS
 
-    cache = KernelCache(detect(), default_folder())
+    folder = default_folder()
+    trouble = why_not_kept(folder)
+    if folder is None:
+        return KernelCacheState(None, 0, 0, 0, trouble)
+    cache = KernelCache(detect(), folder)
     ready = {path for name in KERNELS if (path := cache.path(name)) is not None and path.is_file()}
-    files = list(default_folder().glob("*.kernel"))
-    return KernelCacheState(default_folder(), len(ready), len(set(files) - ready), sum(p.stat().st_size for p in files))
+    files = [path for path in folder.glob("*.kernel") if path.is_file()] if cache.folder else []
+    nbytes = sum(path.stat().st_size for path in files)
+    return KernelCacheState(folder, len(ready), len(set(files) - ready), nbytes, trouble)
 
 
 def clear_kernel_cache() -> int:
     """Delete the compiled kernels; the number of files that went."""
     from edgellm.kernels.cpu.kernel_cache import default_folder
 
-    n_removed = 0
-    for path in default_folder().glob("*"):
+    n_removed, folder = 0, default_folder()
+    for path in folder.glob("*") if folder is not None else ():
         if path.suffix == ".kernel" or path.name.startswith(".new-"):
             path.unlink(missing_ok=True)
             n_removed += 1

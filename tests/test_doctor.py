@@ -109,6 +109,17 @@ def test_clear_cache_deletes_compiled_kernels_and_nothing_else(home: Path, capsy
     assert main(["doctor", "--clear-cache"]) == 0
 
 
+def test_a_folder_that_keeps_no_kernels_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "file").write_text("")
+    monkeypatch.setenv("EDGELLM_KERNEL_CACHE", str(home / "file"))
+    assert main(["doctor", "--no-selftest", "--no-bandwidth"]) == 0
+    assert "NOT KEPT" in capsys.readouterr().out
+    assert main(["doctor", "--no-selftest", "--no-bandwidth", "--json"]) == 0
+    assert str(home / "file") in json.loads(capsys.readouterr().out)["kernel_cache"]["trouble"]
+
+
 def test_the_real_self_test_finds_this_cpu_right() -> None:
     from edgellm.kernels import selftest
 

@@ -130,7 +130,7 @@ def test_a_folder_of_another_owner_or_a_link_is_not_used(folder: Path, compiled:
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "/proc/edgellm-kernels", None])
-def test_without_a_usable_folder_kernels_are_compiled_each_time(
+def test_without_a_usable_folder_kernels_are_compiled_each_time_and_one_word_says_so(
     place: str | None, tmp_path: Path, compiled: list[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -139,7 +139,10 @@ def test_without_a_usable_folder_kernels_are_compiled_each_time(
         compiled.clear()
         cache = KernelCache(isa.detect(), where.get(place, Path(str(place))))
         assert cache.folder is None and cache.path("add") is None
-        assert set(cache.objects(KERNELS)) == set(compiled) == set(KERNELS)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert set(cache.objects(KERNELS)) == set(compiled) == set(KERNELS)
+        assert ["EDGELLM_KERNEL_CACHE" in str(warning.message) for warning in said] == ([True] if place else [])
         cache.mark_verified("add")
         assert cache.is_verified("add") and not cache.is_verified("rope")
 

@@ -44,7 +44,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
         if not no_selftest:
             facts["self_test"] = _run_self_test(progress)
     facts["kernel_cache"] = {
-        k: v if isinstance(v, int) else str(v) for k, v in vars(doctor.kernel_cache_state()).items()
+        k: v if v is None or isinstance(v, int) else str(v) for k, v in vars(doctor.kernel_cache_state()).items()
     }
     wrong = [result for result in facts.get("self_test", ()) if not result["ok"]]
     facts["ok"] = not wrong
@@ -80,7 +80,10 @@ def _as_text(facts: dict[str, Any]) -> str:
         rows.append((f"bandwidth, {n} thread{'s' if n != '1' else ''}", f"{rate / 1e9:.1f} GB/s"))
     ready = f"{cache['n_ready']} kernels ready, {cache['n_stale']} of other versions, {human_bytes(cache['nbytes'])}"
     rows += [
-        ("kernel cache", f"{cache['folder']}: {ready}"),
+        (
+            "kernel cache",
+            f"{cache['folder']}: {ready}" if cache["trouble"] is None else f"NOT KEPT: {cache['trouble']}",
+        ),
         ("models", machine["folders"]["models"]),
         ("chats", machine["folders"]["sessions"]),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())),

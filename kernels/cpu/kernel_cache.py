@@ -4,7 +4,7 @@ Numba's own cache keeps pickles and does not notice a change in another file; a 
 Here a file is 32 bytes of SHA-256, then the object. Its name holds a key over the source of every CPU kernel, the
 instruction set with its features, and the versions of numba and llvmlite. The digest also says whether the kernel has
 passed the self-test on this CPU (``verified_kernels.py``). Anything wrong with a file, its folder or its owner means:
-compile again, quietly. The folder belongs to the user alone (0700).
+compile again, quietly; only a folder that can keep nothing gets a word. It belongs to the user alone (0700).
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import os
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import llvmlite.binding as llvm
 
+from edgellm.formats.errors import ParameterError
 from edgellm.kernels.cpu import isa as isa_module
 from edgellm.kernels.cpu import jit, kernel_table
 from edgellm.kernels.cpu.compile_crew import CompileCrew, heaviest_first
 from edgellm.kernels.cpu.isa import Isa
-from edgellm.paths import cache_dir
+from edgellm.paths import kernels_dir
 
 Progress = Callable[[int, int, str], None]
 """done, total, name of the kernel that is compiled next (or "" at the end)"""
@@ -37,10 +39,35 @@ KEPT_S = 30 * 86400.0
 _MAX_NBYTES = 8 << 20
 
 
-def default_folder() -> Path:
-    """``$EDGELLM_KERNEL_CACHE``, or ``kernels`` in edgellm's cache folder."""
-    folder = os.environ.get("EDGELLM_KERNEL_CACHE")
-    return Path(folder).expanduser() if folder else cache_dir() / "kernels"
+def default_folder() -> Path | None:
+    """``$EDGELLM_KERNEL_CACHE``, or ``kernels`` in edgellm's cache folder; None when this user has no home for it."""
+    try:
+        return kernels_dir()
+    except ParameterError:
+        if os.environ.get("EDGELLM_KERNEL_CACHE") or os.environ.get("EDGELLM_HOME"):
+            raise
+        _tell_unkept(None)
+        return None
+
+
+def why_not_kept(folder: Path | None) -> str | None:
+    """Why compiled kernels cannot be kept in a folder, None when they can: a sentence for the user."""
+    if folder is None:
+        return "there is no home folder. Set HOME, or EDGELLM_KERNEL_CACHE to a folder of yours"
+    advice = "Set EDGELLM_KERNEL_CACHE to a folder of yours that can be written"
+    if not _private(folder):
+        return f"{folder} is no folder that belongs to this user alone, or it cannot be made. {advice}"
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".new-"):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}. {advice}"
+
+
+def _tell_unkept(folder: Path | None) -> None:
+    """One warning when what is compiled now will have to be compiled at every start."""
+    if (reason := why_not_kept(folder)) is not None:
+        warnings.warn(f"Compiled kernels cannot be kept: {reason}.", RuntimeWarning, stacklevel=2)
 
 
 def cache_key(isa: Isa) -> str:
@@ -61,6 +88,7 @@ class KernelCache:
     def __init__(self, isa: Isa, folder: Path | None) -> None:
         self.isa = isa
         self.key = cache_key(isa)
+        self._wanted = folder
         self.folder = folder if folder is not None and _private(folder) else None
         self.n_compiled = 0  # since this object was made, helpers included; 0 after a warm start
         self._objects: dict[str, bytes] = {}
@@ -91,6 +119,8 @@ class KernelCache:
             progress(len(missing), len(missing), "")
         if missing:
             self._forget_old()
+            if self._wanted is not None:
+                _tell_unkept(self._wanted)
         return {name: found[name] for name in names}
 
     def _compile(self, name: str) -> None:
