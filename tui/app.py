@@ -34,7 +34,7 @@ from edgellm.tui.markdown import prepare
 from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
 from edgellm.tui.palette import DARK, LIGHT, palette_of
 from edgellm.tui.prompt_input import PromptInput
-from edgellm.tui.safe_text import one_line, short_name
+from edgellm.tui.safe_text import one_line, safe_text, short_name
 from edgellm.tui.transcript import Transcript
 
 FRAME_S = 0.08  # the screen is drawn at most so often while something moves
@@ -103,7 +103,7 @@ class ChatApp(ChatActions):
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # after fg all of it is gone
         self.redraw()
         if self.note:
-            self.notify(self.note, title="Sessions", severity="warning", timeout=12, markup=False)
+            self.notify(safe_text(self.note), title="Sessions", severity="warning", timeout=12, markup=False)
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from edgellm.cli.sampling_options import SAMPLING_OPTIONS, parse_setting
 from edgellm.formats.errors import ParameterError
 from edgellm.tui.dialog import Dialog, LineDialog
-from edgellm.tui.safe_text import one_line
+from edgellm.tui.safe_text import one_line, safe_text
 
 SYSTEM, N_CTX, MAX_TOKENS, STOP = "system message", "n_ctx", "max_tokens", "stop"
 
@@ -141,7 +141,7 @@ class SettingsScreen(Dialog[None]):
         try:
             self.change(name, parse(name, text))
         except ParameterError as error:
-            self.app.notify(str(error), title=name, severity="error", markup=False)
+            self.app.notify(safe_text(str(error)), title=name, severity="error", markup=False)
         self.refill()
 
     def action_reset(self) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from types import FrameType
 
 import click
 
-from edgellm.cli.output import EXIT_INTERRUPTED, error_block, use_utf8
+from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, use_utf8
 from edgellm.formats.errors import EdgeLLMError
 
 COMMANDS = (
@@ -61,7 +62,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     if value and not ctx.resilient_parsing:
         from importlib.metadata import version
 
-        click.echo(f"edgellm {version('edgellm')}")
+        echo(f"edgellm {version('edgellm')}")
         ctx.exit()
 
 
@@ -100,10 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(file=said)
+        echo(said.getvalue(), err=True, nl=False)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Stopped.", err=True)
+        echo("Stopped.", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # the interpreter flushes standard output once more at exit: give it somewhere to go
@@ -111,14 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except (EdgeLLMError, OSError, MemoryError) as error:
         if debugging():
-            traceback.print_exc()
-        click.echo(error_block(error), err=True)
+            echo(traceback.format_exc(), err=True)
+        echo(error_block(error), err=True)
         return 1
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
     """A warning as the user reads it: what it says, not the line of code that says it."""
-    click.echo(f"Warning: {message}", err=True)
+    echo(f"Warning: {message}", err=True)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli.models import resolve
-from edgellm.cli.output import human_bytes, human_count
+from edgellm.cli.output import echo, human_bytes, human_count, json_text
 from edgellm.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,14 +93,14 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
         if output == "md":
             _print_row(_cells(result, card))
         elif output == "jsonl":
-            click.echo(json.dumps(records[-1]))
+            echo(json_text(records[-1], indent=None))
 
     for name in (*models, *more_models) or (DEFAULT_MODEL,):
         _bench_model(name, report=report, **options)
     if output == "csv":
         _print_csv(records)
     elif output != "jsonl":
-        click.echo(json.dumps(records))
+        echo(json_text(records, indent=None))
 
 
 def _bench_model(
@@ -196,10 +195,12 @@ def _cells(result: BenchResult, card: ModelCard) -> list[str]:
 
 
 def _print_row(cells: Any) -> None:
-    click.echo(f"| {' | '.join(cells)} |")
+    echo(f"| {' | '.join(cells)} |")
 
 
 def _print_csv(records: list[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(sys.stdout, records[0], quoting=csv.QUOTE_ALL)
+    written = io.StringIO()
+    writer = csv.DictWriter(written, records[0], quoting=csv.QUOTE_ALL, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
+    echo(written.getvalue(), nl=False)

@@ -20,7 +20,7 @@ from edgellm.cli.generation_options import (
 )
 from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model, load_options
-from edgellm.cli.output import EXIT_INTERRUPTED, error_block, write_answer
+from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.formats.errors import EdgeLLMError
 
@@ -92,7 +92,7 @@ def line_chat(model: str, first: str | None, values: dict[str, Any]) -> int:
         session = ChatSession(model, llm.conversation(system, **options))
         lines = LineInput(config_dir() / "history")
         if lines.interactive:
-            click.echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
+            echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
         try:
             return ChatLoop(session, lines, values["timings"]).run(first)
         finally:
@@ -114,15 +114,15 @@ class ChatLoop:
             try:
                 line = self.lines.read()
             except KeyboardInterrupt:
-                click.echo()
+                echo()
                 self.interrupts += 1
                 if self.interrupts > 1:
                     return EXIT_INTERRUPTED
-                click.echo("Ctrl-C once more, Ctrl-D or /exit leaves.", err=True)
+                echo("Ctrl-C once more, Ctrl-D or /exit leaves.", err=True)
                 continue
             if line is None:
                 if self.lines.interactive:
-                    click.echo()
+                    echo()
                 return 0
             self.interrupts = 0
             try:
@@ -136,26 +136,26 @@ class ChatLoop:
         try:
             if line.startswith("/"):
                 try:
-                    click.echo(run_command(self.session, line), err=not self.lines.interactive)
+                    echo(run_command(self.session, line), err=not self.lines.interactive)
                 except AnswerAgain:
                     self._show(self.session.regenerate)
             else:
                 self._show(lambda write: self.session.ask(line, write))
         except (EdgeLLMError, OSError) as error:
-            click.echo(error_block(error), err=True)
+            echo(error_block(error), err=True)
 
     def _show(self, answering: Callable[[Callable[[str], None]], Answer]) -> None:
         """Stream one answer and say how it ended, if not by itself."""
-        answer = answering(write_answer)
+        answer = answering(hand_over)
         if answer.text and not answer.text.endswith("\n"):
-            click.echo()
+            echo()
         if self.lines.interactive:
-            click.echo()
+            echo()
         if answer.stopped:
             self.interrupts += 1
-            click.echo("(stopped)", err=True)
+            echo("(stopped)", err=True)
         elif answer.finish_reason == "length":
-            click.echo("(cut off: -n or the context is used up; /clear begins anew)", err=True)
+            echo("(cut off: -n or the context is used up; /clear begins anew)", err=True)
         if self.timings:
-            click.echo(timing_block(answer, self.session.conversation.llm.n_ctx), err=True)
+            echo(timing_block(answer, self.session.conversation.llm.n_ctx), err=True)
         sys.stdout.flush()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.output import fields, human_bytes, table
+from edgellm.cli.output import echo, fields, human_bytes, json_text, table
 from edgellm.cli.perplexity import TEXT_FILE, figure_lines, told_comparison
 
 
@@ -65,7 +64,7 @@ def command(
         paths = first.path, second.path
     if text is not None:
         result["answers"] = _answers(paths, text, n_ctx, n_chunks, n_threads, executor)
-    click.echo(json.dumps(result) if as_json else _as_text(result))
+    echo(json_text(result, indent=None) if as_json else _as_text(result))
 
 
 def _answers(

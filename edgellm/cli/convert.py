@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.output import fields, human_bytes, human_count, terminal_safe
+from edgellm.cli.output import echo, fields, human_bytes, human_count
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
@@ -73,7 +73,7 @@ def command(
         plan = plan_conversion(opened, outtype)
         path = target_path(opened, target, outtype, plan)
         if dry_run:
-            click.echo(_plan(opened, plan, path))
+            echo(_plan(opened, plan, path))
             return
         files = convert(
             opened,
@@ -84,9 +84,9 @@ def command(
             progress=lambda done, total, name: progress.update("write", done, total, name),
         )
     for note in opened.notes:
-        click.echo(f"Note: {note}", err=True)
+        echo(f"Note: {note}", err=True)
     for file in files:
-        click.echo(f"{terminal_safe(str(file))} ({human_bytes(file.stat().st_size)})")
+        echo(f"{file} ({human_bytes(file.stat().st_size)})")
 
 
 def split_nbytes(text: str | None) -> int | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import click
 
-from edgellm.cli.output import fields, human_bytes, table
+from edgellm.cli.output import echo, fields, human_bytes, json_text, table
 from edgellm.cli.progress import Progress
 
 
@@ -32,7 +31,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
     from edgellm import doctor
 
     if clear_cache:
-        click.echo(f"{doctor.clear_kernel_cache()} compiled kernels deleted", err=True)
+        echo(f"{doctor.clear_kernel_cache()} compiled kernels deleted", err=True)
         return
     facts: dict[str, Any] = {"machine": doctor.machine_facts(), "versions": doctor.package_versions()}
     facts["kernels"] = doctor.kernel_facts()
@@ -48,7 +47,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
     }
     wrong = [result for result in facts.get("self_test", ()) if not result["ok"]]
     facts["ok"] = not wrong
-    click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _as_text(facts))
+    echo(json_text(facts) if as_json else _as_text(facts))
     ctx.exit(1 if wrong else 0)
 
 

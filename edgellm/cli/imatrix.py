@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.models import resolve
-from edgellm.cli.output import table
+from edgellm.cli.output import echo, table
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.perplexity import TEXT_FILE
 from edgellm.cli.progress import Progress
@@ -76,7 +76,7 @@ def command(
         total.merge(own)
     if model is not None or not show_statistics or len(in_files) > 1:
         write_imatrix(output, total, form)
-        click.echo(f"{output}: {len(total.squares)} weights, {total.n_chunks} chunks of {total.chunk_size}")
+        echo(f"{output}: {len(total.squares)} weights, {total.n_chunks} chunks of {total.chunk_size}")
     if show_statistics:
         headings = ("weight", "sum of x^2", "min", "max", "mean", "sigma", "active", "n", "entropy", "of max", "ZD")
         rows = [
@@ -87,7 +87,7 @@ def command(
             )
             for row in statistics(total)
         ]  # fmt: skip
-        click.echo(table((*headings, "cosine"), rows, right=range(1, 12)))
+        echo(table((*headings, "cosine"), rows, right=range(1, 12)))
 
 
 def _collect(
@@ -116,7 +116,7 @@ def _collect(
         for done, so_far in enumerate(collect(own, chunks, text.name, outputs), 1):
             result = so_far
             seconds = time.perf_counter() - start
-            click.echo(
+            echo(
                 f"chunk {done}/{len(chunks)}  {done * n_ctx / seconds:.0f} tokens/s  "
                 f"{seconds / done * (len(chunks) - done):.0f} s left",
                 err=True,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from edgellm.cli.output import human_bytes, table
+from edgellm.cli.output import echo, human_bytes, json_text, table
 
 
 @click.command("list")
@@ -40,7 +38,7 @@ def command(as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo(json_text(rows))
         return
     cells = [
         [
@@ -52,4 +50,4 @@ def command(as_json: bool) -> None:
         ]
         for row in rows
     ]
-    click.echo(table(("NAME", "HERE", "SIZE", "LICENCE", "DESCRIPTION"), cells, right=(2,)))
+    echo(table(("NAME", "HERE", "SIZE", "LICENCE", "DESCRIPTION"), cells, right=(2,)))

@@ -1,16 +1,26 @@
-"""What reaches the terminal: UTF-8, no control codes from a model or a file, numbers in the units people read."""
+"""What reaches the terminal, and the only way there: UTF-8, nothing that steers it, numbers in units people read.
+
+Whatever came from a file, a name, a server or a model may hold control codes. ``echo`` makes them visible;
+``hand_over`` gives a program behind a pipe the text as it is; ``json_text`` spells them as JSON does.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
 
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# C0 and C1 but tab and newline; marks that turn the direction of text around; separators of lines; lone surrogates
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def use_utf8() -> None:
@@ -29,14 +39,58 @@ def use_utf8() -> None:
 
 
 def terminal_safe(text: str) -> str:
-    """Text without the control characters that steer a terminal: a stranger's model could write them."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
+    """Text in which characters that steer a terminal, or hide what is written, have become ``\\x1b``-like letters."""
+    return _UNSAFE.sub(lambda found: _spelled(ord(found[0])), text.replace("\r\n", "\n"))
 
 
-def write_answer(text: str) -> None:
-    """A piece of an answer to standard output at once; bytes for a pipe are left as they are."""
+def one_line(text: str) -> str:
+    """The same on a single line: a name may hold newlines."""
+    return " ".join(terminal_safe(text).split())
+
+
+def _spelled(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Write text for a person's eyes to standard output, or to standard error."""
+    click.echo(terminal_safe(text), err=err, nl=nl)
+
+
+def hand_over(text: str) -> None:
+    """A piece of a file or an answer to standard output at once; a pipe gets it as it is."""
     sys.stdout.write(terminal_safe(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def wipe_line() -> None:
+    """Take back what stands on the last line of the terminal."""
+    click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """JSON that steers no terminal: what ``terminal_safe`` would touch is spelled by JSON's own escapes.
+
+    Numbers that JSON does not have, NaN and the infinities, become null.
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+    return json_safe(text)
+
+
+def json_safe(text: str) -> str:
+    """The same for text that is JSON already: these characters stand nowhere but in strings."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def error_block(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A path as a value on the command line, by the same rules as everywhere: ``~`` is a home, and what can be none is said."""
+"""A path as a value on the command line, by the rules of everywhere: ``~`` is a home, what can be none is told."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.cli.models import resolve
-from edgellm.cli.output import fields
+from edgellm.cli.output import echo, fields, json_text
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 
@@ -98,7 +97,7 @@ def command(
                 else:
                     result = _alone(own, ids, chunks, written)
     figures = {"model": path.name, "text": text.name if text else None, "executor": executor, **result}
-    click.echo(json.dumps(figures) if as_json else fields(figure_lines(result)))
+    echo(json_text(figures, indent=None) if as_json else fields(figure_lines(result)))
 
 
 def _alone(model: ChunkModel, ids: Sequence[int], chunks: Sequence[Chunk], written: Path | None) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _told(steps: Iterable[T], losses: list[Any], n: int, n_ctx: int) -> Iterator
         yield step
         seconds = time.perf_counter() - start
         so_far = Perplexity.of(np.concatenate(losses))
-        click.echo(
+        echo(
             f"chunk {done}/{n}  perplexity {so_far.value:.4f} ± {so_far.error:.4f}  "
             f"{done * n_ctx / seconds:.0f} tokens/s  {seconds / done * (n - done):.0f} s left",
             err=True,
@@ -171,7 +170,7 @@ def told_comparison(steps: Iterable[Comparison], n: int) -> dict[str, Any]:
     for part in steps:
         parts.append(part)
         so_far = Comparison.joined(parts).figures()
-        click.echo(
+        echo(
             f"chunk {len(parts)}/{n}  perplexity {so_far['perplexity']:.4f}  KL {so_far['mean_kl']:.6f} ± "
             f"{so_far['mean_kl_error']:.6f}  same top {so_far['same_top']:.2%}",
             err=True,

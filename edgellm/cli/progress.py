@@ -11,9 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import click
-
-from edgellm.cli.output import human_bytes, terminal_safe
+from edgellm.cli.output import echo, human_bytes, one_line, wipe_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -65,7 +63,7 @@ class Progress:
         """One line that does not move: what is being measured must not share the CPU with a spinner."""
         self.finish()
         if self._terminal:
-            click.echo(f"{text} ...", nl=False, err=True)
+            echo(f"{text} ...", nl=False, err=True)
             self._noted = True
         else:
             self._say_later(f"{text} ...")
@@ -73,7 +71,7 @@ class Progress:
     def finish(self) -> None:
         """End the stage and wipe its line."""
         if self._noted:
-            click.echo("\r\x1b[2K", nl=False, err=True)
+            wipe_line()
             self._noted = False
         if self._timer is not None:
             self._timer.cancel()
@@ -87,7 +85,7 @@ class Progress:
             self._bars.add_task(STAGES.get(stage, stage), total=None, detail="")
             self._bars.start()
             self._announced = True
-        detail = terminal_safe(name)
+        detail = one_line(name)
         self._bars.update(self._bars.task_ids[0], completed=done, total=total or None, detail=detail)
 
     def _say(self, stage: str, total: int | None, name: str) -> None:
@@ -95,16 +93,16 @@ class Progress:
             return
         self._announced = True
         amount = f" ({human_bytes(total) if stage in ('pull', 'write', 'quantize') else total})" if total else ""
-        what = "" if stage in ("compile", "quantize") else terminal_safe(name)
+        what = "" if stage in ("compile", "quantize") else one_line(name)
         line = f"{STAGES.get(stage, stage)} {what}".rstrip() + f"{amount} ..."
         if stage in ("compile", "pull", "write", "quantize"):
-            click.echo(line, err=True)
+            echo(line, err=True)
         else:
             self._say_later(line)
 
     def _say_later(self, line: str) -> None:
         """Print the line unless the stage is over within a second."""
-        self._timer = threading.Timer(PLAIN_DELAY_S, lambda: click.echo(line, err=True))
+        self._timer = threading.Timer(PLAIN_DELAY_S, lambda: echo(line, err=True))
         self._timer.daemon = True
         self._timer.start()
 

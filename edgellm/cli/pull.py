@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.output import human_bytes
+from edgellm.cli.output import echo, human_bytes
 from edgellm.cli.progress import Progress
 
 
@@ -26,4 +26,4 @@ def command(names: tuple[str, ...]) -> None:
     for name in names:
         with Progress() as progress:
             path = pull(name, lambda done, total, name=name: progress.update("pull", done, total, name))  # type: ignore[misc]
-        click.echo(f"{name}: {path} ({human_bytes(path.stat().st_size)})", err=True)
+        echo(f"{name}: {path} ({human_bytes(path.stat().st_size)})", err=True)

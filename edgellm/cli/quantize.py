@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.output import human_bytes, table, terminal_safe
+from edgellm.cli.output import echo, human_bytes, table
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
@@ -159,10 +159,10 @@ def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], prog
     if values["report"]:
         _tell_errors(done)
     if done.without_importance:
-        click.echo(f"not in the importance matrix: {', '.join(done.without_importance)}", err=True)
+        echo(f"not in the importance matrix: {', '.join(done.without_importance)}", err=True)
     for path in done.paths:
-        click.echo(f"{path}: {human_bytes(path.stat().st_size)}, {_bits(planned):.2f} bits per weight")
-    click.echo(f"{time.monotonic() - started:.1f} s", err=True)
+        echo(f"{path}: {human_bytes(path.stat().st_size)}, {_bits(planned):.2f} bits per weight")
+    echo(f"{time.monotonic() - started:.1f} s", err=True)
 
 
 def _calibrated(
@@ -199,14 +199,14 @@ def _bits(planned: QuantizationPlan) -> float:
 
 def _tell_notes(planned: QuantizationPlan) -> None:
     for note in planned.source.notes:
-        click.echo(f"Note: {terminal_safe(note)}", err=True)
+        echo(f"Note: {note}", err=True)
     alike: dict[tuple[str, str], list[str]] = {}
     for tensor in planned.tensors:
         if tensor.note:
             alike.setdefault((tensor.note, tensor.target.name), []).append(tensor.name)
     for (note, target), names in alike.items():
-        which = terminal_safe(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        click.echo(f"Note: {which}: {note}: {target} instead", err=True)
+        which = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        echo(f"Note: {which}: {note}: {target} instead", err=True)
 
 
 def _tell_plan(planned: QuantizationPlan) -> None:
@@ -223,12 +223,12 @@ def _tell_plan(planned: QuantizationPlan) -> None:
         )
         for tensor in planned.tensors
     ]
-    click.echo(table(("tensor", "shape", "from", "to", "size"), rows, right=(4,)))
-    click.echo("")
+    echo(table(("tensor", "shape", "from", "to", "size"), rows, right=(4,)))
+    echo("")
     types = [(name, str(n), human_bytes(nbytes)) for name, (n, nbytes) in summary(planned.tensors).items()]
-    click.echo(table(("type", "tensors", "size"), types, right=(1, 2)))
+    echo(table(("type", "tensors", "size"), types, right=(1, 2)))
     before = planned.source.nbytes
-    click.echo(f"\n{human_bytes(before)} -> {human_bytes(planned.nbytes)}, {_bits(planned):.2f} bits per weight")
+    echo(f"\n{human_bytes(before)} -> {human_bytes(planned.nbytes)}, {_bits(planned):.2f} bits per weight")
 
 
 def _tell_errors(done: Quantized) -> None:
@@ -239,4 +239,4 @@ def _tell_errors(done: Quantized) -> None:
         (name, quant, f"{error.rmse:.3e}", f"{100 * error.relative:.3f} %", f"{error.largest:.3e}")
         for name, quant, error in error_table(done.errors, done.tensors)
     ]
-    click.echo(table(("tensor", "type", "rmse", "relative", "largest"), rows, right=(2, 3, 4)))
+    echo(table(("tensor", "type", "rmse", "relative", "largest"), rows, right=(2, 3, 4)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.output import human_bytes
+from edgellm.cli.output import echo, human_bytes
 
 
 @click.command("rm")
@@ -19,4 +19,4 @@ def command(names: tuple[str, ...]) -> None:
     from edgellm.catalogue import remove
 
     for name in names:
-        click.echo(f"{name}: removed, {human_bytes(remove(name))} free again", err=True)
+        echo(f"{name}: removed, {human_bytes(remove(name))} free again", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -18,7 +17,7 @@ from edgellm.cli.generation_options import (
     template_arguments,
 )
 from edgellm.cli.models import load_model
-from edgellm.cli.output import EXIT_INTERRUPTED, write_answer
+from edgellm.cli.output import EXIT_INTERRUPTED, echo, hand_over, json_text
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.paths import path_if_there
 
@@ -60,16 +59,16 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     with load_model(model, values, needs_template=not values["raw"]) as llm:
         answer = stream_answer(
             lambda **live: llm.stream(prompt if values["raw"] else messages, **options, **live),
-            (lambda text: None) if values["as_json"] else write_answer,
+            (lambda text: None) if values["as_json"] else hand_over,
         )
         if values["as_json"]:
             timings = None if answer.timings is None else answer.timings.as_dict()
             record = {"model": model, "text": answer.text, "finish_reason": answer.finish_reason, "timings": timings}
-            click.echo(json.dumps(record, ensure_ascii=False))
+            echo(json_text(record, indent=None))
         elif answer.text and not answer.text.endswith("\n"):
-            click.echo()
+            echo()
         if values["timings"]:
-            click.echo(timing_block(answer, llm.n_ctx), err=True)
+            echo(timing_block(answer, llm.n_ctx), err=True)
     return EXIT_INTERRUPTED if answer.stopped else 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.generation_options import read_text
-from edgellm.cli.output import table, terminal_safe
+from edgellm.cli.output import echo, hand_over, json_safe, json_text, table
 from edgellm.paths import typed_path
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ def opened() -> Iterator[SessionStore]:
 
     store, note = open_store()
     if note:
-        click.echo(f"Warning: {note}", err=True)
+        echo(f"Warning: {note}", err=True)
     try:
         yield store
     finally:
@@ -58,16 +56,16 @@ def list_sessions(as_json: bool = False) -> None:
     if as_json:
         names = ("title", "model", "updated", "n_messages")
         rows = [{"name": f"{s.id:016x}", **{name: getattr(s, name) for name in names}} for s in summaries]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo(json_text(rows))
         return
     if not summaries:
-        click.echo("No chats yet. `edgellm chat` begins one.", err=True)
+        echo("No chats yet. `edgellm chat` begins one.", err=True)
         return
     cells = [
         [s.short_name, time.strftime("%Y-%m-%d %H:%M", time.localtime(s.updated)), str(s.n_messages), s.model, s.title]
         for s in summaries
     ]
-    click.echo(table(("NAME", "CHANGED", "MESSAGES", "MODEL", "TITLE"), cells, right=(2,)))
+    echo(table(("NAME", "CHANGED", "MESSAGES", "MODEL", "TITLE"), cells, right=(2,)))
 
 
 @command.command("search")
@@ -78,9 +76,9 @@ def search(words: tuple[str, ...]) -> None:
         hits = store.search(" ".join(words))
     cells = [[hit.session.short_name, hit.session.title, hit.excerpt] for hit in hits]
     if cells:
-        click.echo(table(("NAME", "TITLE", "FOUND"), cells))
+        echo(table(("NAME", "TITLE", "FOUND"), cells))
     else:
-        click.echo("Nothing found.", err=True)
+        echo("Nothing found.", err=True)
 
 
 @command.command("show")
@@ -91,7 +89,7 @@ def show(name: str) -> None:
 
     with opened() as store:
         text = to_markdown(store.load(store.find(name)))
-    click.echo(terminal_safe(text) if sys.stdout.isatty() else text)
+    hand_over(f"{text}\n")
 
 
 @command.command("rename")
@@ -127,7 +125,7 @@ def export(name: str, form: str | None, output: str | None) -> None:
     if output:
         typed_path(output).write_text(text, "utf-8")
     else:
-        click.echo(text if as_json or not sys.stdout.isatty() else terminal_safe(text))
+        hand_over(f"{json_safe(text) if as_json else text}\n")
 
 
 @command.command("import")
@@ -139,4 +137,4 @@ def import_session(file: str) -> None:
     session = from_json(read_text(file))
     with opened() as store:
         store.save_all(session)
-    click.echo(f"{session.id:016x}"[:8])
+    echo(f"{session.id:016x}"[:8])

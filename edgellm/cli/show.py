@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.output import fields, human_bytes, human_count
+from edgellm.cli.output import echo, fields, hand_over, human_bytes, human_count, json_text
 from edgellm.formats.errors import EdgeLLMError
 
 TEMPLATE_SHOWN = 400  # characters
@@ -32,12 +31,12 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
     """
     with open_file(model) as gguf:
         if whole_template:
-            click.echo(gguf.get("tokenizer.chat_template", str, ""))
+            hand_over(f"{gguf.get('tokenizer.chat_template', str, '')}\n")
         elif metadata:
             _print_metadata(gguf, as_json)
         else:
             facts = model_facts(gguf, n_ctx)
-            click.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _as_text(facts))
+            echo(json_text(facts) if as_json else _as_text(facts))
 
 
 def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
@@ -122,10 +121,10 @@ def _as_text(facts: dict[str, Any]) -> str:
 def _print_metadata(gguf: Any, as_json: bool) -> None:
     plain = {key: _plain(value) for key, value in gguf.metadata.items()}
     if as_json:
-        click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        echo(json_text(plain))
         return
     texts = ((key, str(value)) for key, value in plain.items())
-    click.echo(fields((key, text if len(text) <= 200 else f"{text[:200]}...") for key, text in texts))
+    echo(fields((key, text if len(text) <= 200 else f"{text[:200]}...") for key, text in texts))
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import click
 
 from edgellm.cli.models import find_file
-from edgellm.cli.output import terminal_safe
+from edgellm.cli.output import echo, json_text
 
 
 @click.command("verify")
@@ -32,10 +31,10 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
     path = find_file(model)
     found = findings(path, check_tensors=not header_only)
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2, ensure_ascii=False))
+        echo(json_text([dataclasses.asdict(finding) for finding in found]))
     else:
         for finding in found:
-            click.echo(f"{finding.severity}: {finding.code}: {terminal_safe(str(finding))}")
+            echo(f"{finding.severity}: {finding.code}: {finding}")
         if not found:
-            click.echo(f"{path}: sound" + ("" if not header_only else " (weights not read)"))
+            echo(f"{path}: sound" + ("" if not header_only else " (weights not read)"))
     ctx.exit(1 if any(finding.severity == "error" for finding in found) else 0)
