@@ -19,14 +19,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edgellm.connection import LEAST_RATE
 from edgellm.formats.errors import DownloadError, EdgeLLMError
-from edgellm.web import BACKOFF_S, Answer, TransientError, open_url, shown
+from edgellm.web import BACKOFF_S, Answer, TransientError, open_url, pause, shown
 
 Progress = Callable[[int, int | None], None]
 """Called a few times a second with the bytes that are here and the bytes in all, None while unknown."""
 
-MAX_TRIES = 5  # in a row without a single new byte
+MAX_TRIES = 5  # in a row that brought next to nothing
 CHUNK_NBYTES = 1 << 18
+LOOK_NBYTES = 8 << 20  # between two looks at the room on the disk: others write there too
 SPARE_NBYTES = 64 << 20  # stays free on the disk
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -105,10 +107,14 @@ class PartialFile:
             if self.nbytes:
                 file.truncate(self.nbytes)
                 file.seek(self.nbytes)
+            looked_at = self.nbytes
             while limit is None or self.nbytes < limit:
                 piece = answer.read(CHUNK_NBYTES if limit is None else min(CHUNK_NBYTES, limit - self.nbytes))
                 if not piece:
                     break
+                if self.nbytes >= looked_at:
+                    check_space(self.path.parent, len(piece))
+                    looked_at = self.nbytes + LOOK_NBYTES
                 file.write(piece)
                 file.flush()
                 self.hash.update(piece)
@@ -209,16 +215,17 @@ def _fetch_with_patience(remote: RemoteFile, growing: PartialFile, progress: Pro
     """Ask again after each break, until the length is right or MAX_TRIES in a row brought nothing."""
     fruitless = 0
     while True:
-        before = growing.nbytes
+        before, began = growing.nbytes, time.monotonic()
         try:
             _fetch_rest(remote, growing, progress)
             return
         except TransientError as error:
-            fruitless = 0 if growing.nbytes > before else fruitless + 1
+            least = LEAST_RATE * max(1.0, time.monotonic() - began)  # a few bytes in each try would go on for ever
+            fruitless = 0 if growing.nbytes - before >= least else fruitless + 1
             if fruitless >= MAX_TRIES:
                 have = f" {growing.nbytes / 1e6:,.1f} MB are here: pull again to go on." if growing.nbytes else ""
                 raise DownloadError(f"{error}{have}", code=error.code) from error
-            time.sleep(BACKOFF_S * 2**fruitless)
+            pause(error, BACKOFF_S * 2**fruitless)
 
 
 def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | None) -> None:
@@ -240,7 +247,12 @@ def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | N
             growing.begin(_Origin(remote.url, remote.sha256, answer.headers.get("ETag"), total))
         if total is not None:
             check_space(growing.path.parent, total - growing.nbytes)
-        growing.append_from(answer, limit, _reporter(growing, total, progress))
+        try:
+            growing.append_from(answer, limit, _reporter(growing, total, progress))
+        except DownloadError as error:
+            if error.code == "PULL_DISK" and total is None:  # it may have no end at all
+                growing.discard()
+            raise
     expected = total if total is not None else remote.nbytes
     if expected is not None and growing.nbytes > expected:
         growing.discard()
@@ -257,10 +269,6 @@ def _where_it_starts(remote: RemoteFile, growing: PartialFile, answer: Answer) -
     """Make the answer fit the bytes that are here, and give the length of the whole file when it is known."""
     if answer.status == 200:
         growing.restart()
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise DownloadError(
-                f"{remote.where}: the server packs the file, which was not asked for.", code="PULL_CONTENT"
-            )
         _check_beginning(remote, answer)
         total = answer.length()
     else:

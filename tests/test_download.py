@@ -7,8 +7,10 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 import pytest
 from stand_in_hub import (
     Fault,
+    Handler,
+    Resource,
     StandIn,
     answer,
     chunked,
@@ -32,6 +36,7 @@ from stand_in_hub import (
     wrong_range,
 )
 
+import edgellm.connection
 import edgellm.download
 import edgellm.web
 from edgellm.download import RemoteFile, download
@@ -395,3 +400,242 @@ def test_random_faults_at_random_places_never_give_a_bad_file(server: StandIn, t
             else:
                 break
         assert (folder / "model.gguf").read_bytes() == BODY
+
+
+# --- what goes on for ever -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate is judged after a tenth of a second of waiting."""
+    monkeypatch.setattr(edgellm.connection, "WINDOW_S", 0.1)
+
+
+def head(*lines: bytes) -> Fault:
+    """These lines in place of a status line and headers."""
+
+    def fault(handler: Handler, resource: Resource) -> None:
+        handler.wfile.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        handler.close_connection = True
+
+    return fault
+
+
+def endless(piece: bytes, pause_s: float = 0.0, start: bytes = b"HTTP/1.1 200 OK\r\n") -> Fault:
+    """The same bytes again and again, until the client hangs up."""
+
+    def fault(handler: Handler, resource: Resource) -> None:
+        handler.wfile.write(start)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not handler.server.leaving.wait(pause_s):
+            handler.wfile.write(piece)
+
+    return fault
+
+
+CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CRAWLS: dict[str, Fault] = {
+    "a body": drip(8, 0.02),
+    "headers": endless(b"A: b\r\n", 0.02),
+    "one line of a header": endless(b"a", 0.02),
+    "a status line": endless(b"H", 0.02, b""),
+    "a body without a length": endless(b"GGUF", 0.02, b"HTTP/1.1 200 OK\r\n\r\n"),
+    "chunks of a byte": endless(b"1\r\nG\r\n", 0.02, CHUNKS),
+    "a trailer": endless(b"A: b\r\n", 0.02, CHUNKS + b"4\r\nGGUF\r\n0\r\n"),
+    "a redirect": endless(b"A: b\r\n", 0.02, b"HTTP/1.1 302 Found\r\nLocation: /other\r\n"),
+}
+
+
+@pytest.mark.parametrize("fault", CRAWLS.values(), ids=CRAWLS)
+def test_a_server_that_crawls_is_given_up_and_what_came_stays(
+    server: StandIn, tmp_path: Path, little_patience: None, fault: Fault
+) -> None:
+    url = server.serve("/model.gguf", BODY, *[fault] * 99)
+    with pytest.raises(DownloadError) as raised:
+        fetch(url, tmp_path)
+    assert raised.value.code in ("PULL_SLOW", "PULL_CONTENT")
+    server.serve("/model.gguf", BODY)
+    assert fetch(url, tmp_path).read_bytes() == BODY
+
+
+def test_a_slow_line_that_goes_on_is_waited_for(server: StandIn, tmp_path: Path, little_patience: None) -> None:
+    assert fetch(server.serve("/model.gguf", BODY[:20_000], drip(400, 0.01)), tmp_path, sha256=None, nbytes=None)
+
+
+FLOODS: dict[str, Fault] = {
+    "headers": endless(b"A" * 60_000 + b": b\r\n"),
+    "one line of a header": endless(b"A" * 60_000),
+    "answers that promise another": endless(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0.0, b""),
+    "a trailer": endless(b"A: b\r\n" * 10_000, 0.0, CHUNKS + b"4\r\nGGUF\r\n0\r\n"),
+    "extensions of a chunk": endless(b";" * 60_000, 0.0, CHUNKS + b"4"),
+}
+
+
+@pytest.mark.parametrize("fault", FLOODS.values(), ids=FLOODS)
+def test_a_flood_around_the_body_ends(server: StandIn, tmp_path: Path, fault: Fault) -> None:
+    with pytest.raises(DownloadError):
+        fetch(server.serve("/model.gguf", BODY, *[fault] * 99), tmp_path)
+    with pytest.raises(DownloadError):
+        fetch_page(server.serve("/page", b"", *[fault] * 99))
+
+
+def test_a_few_bytes_in_each_try_do_not_go_on_for_ever(server: StandIn, tmp_path: Path) -> None:
+    url = server.serve("/model.gguf", BODY, *[cut_after(5)] * 99)
+    with pytest.raises(DownloadError, match="pull again to go on"):
+        fetch(url, tmp_path)
+    assert len(server.requests) < 10
+
+
+@pytest.mark.parametrize("etag", ["", None])
+def test_a_chunked_body_that_is_cut_is_never_taken_for_whole(server: StandIn, tmp_path: Path, etag: str | None) -> None:
+    url = server.serve("/model.gguf", BODY, *[chunked(finish=False)] * 99, etag=etag)
+    with pytest.raises(DownloadError):
+        fetch(url, tmp_path, sha256=None, nbytes=None)
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_body_without_an_end_stops_before_the_disk_is_full_and_leaves_nothing(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([edgellm.download.SPARE_NBYTES * 2] * 3)
+    monkeypatch.setattr(edgellm.download, "LOOK_NBYTES", 1 << 16)
+    monkeypatch.setattr(edgellm.download.shutil, "disk_usage", lambda folder: FakeUsage(next(left, 1000)))
+    url = server.serve("/model.gguf", b"", endless(BODY, 0.0, b"HTTP/1.1 200 OK\r\n\r\nGGUF"))
+    with pytest.raises(DownloadError) as raised:
+        fetch(url, tmp_path, sha256=None, nbytes=None)
+    assert raised.value.code == "PULL_DISK"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_that_others_fill_stops_a_download_that_can_go_on(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([edgellm.download.SPARE_NBYTES * 2] * 3)
+    url = server.serve("/model.gguf", BODY)
+    with monkeypatch.context() as full:
+        full.setattr(edgellm.download, "LOOK_NBYTES", 1 << 16)
+        full.setattr(edgellm.download.shutil, "disk_usage", lambda folder: FakeUsage(next(left, 1000)))
+        with pytest.raises(DownloadError) as raised:
+            fetch(url, tmp_path)
+    assert raised.value.code == "PULL_DISK"
+    assert "model.gguf.part" in leftovers(tmp_path)
+    assert fetch(url, tmp_path).read_bytes() == BODY
+    assert "Range" in server.asked("/model.gguf")[-1]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"HTTP/1.1 200 OK", b"Content-Encoding: gzip", b"Content-Length: 0"),
+        (b"HTTP/1.1 206 Partial Content", b"Content-Encoding: br", b"Content-Range: bytes 0-3/4"),
+        (b"HTTP/1.1 200 OK", b"Transfer-Encoding: gzip, chunked"),
+        (b"HTTP/1.1 200 OK", b"Transfer-Encoding: gzip"),
+    ],
+)
+def test_what_was_packed_without_being_asked_for_is_refused(server: StandIn, lines: tuple[bytes, ...]) -> None:
+    with pytest.raises(DownloadError) as raised:
+        fetch_page(server.serve("/page", b"", head(*lines)))
+    assert raised.value.code == "PULL_CONTENT"
+
+
+# --- the server's words, the user's settings -----------------------------------------------------------------
+
+
+def test_the_servers_own_words_are_in_the_error_and_on_one_line(server: StandIn) -> None:
+    said = "Repository not found. " + "Or closed. " * 100
+    with pytest.raises(DownloadError) as raised:
+        fetch_page(server.serve("/page", b"", answer(404, X_Error_Message=said)))
+    assert "Repository not found" in str(raised.value) and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(("asked", "tries"), [("2", 2), ("7200", 1), ("Wed, 21 Oct 2015 07:28:00 GMT", 2), ("soon", 2)])
+def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_long(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch, asked: str, tries: int
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(edgellm.web.time, "sleep", waited.append)
+    url = server.serve("/page", b"page", answer(429, Retry_After=asked))
+    if tries == 2:
+        assert fetch_page(url) == "page"
+        assert max(waited) >= (2 if asked == "2" else 0)
+    else:
+        with pytest.raises(DownloadError, match="Try again in 7200 seconds"):
+            fetch_page(url)
+    assert len(server.requests) == tries
+
+
+URL = "https://files.invalid/model.gguf"
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("proxy", ["socks5://localhost:1080", "socks5h://u:p@host:1", "file:///etc/x", "ftp://host"])
+def test_a_proxy_of_another_kind_is_named(
+    no_proxy: None, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(DownloadError, match=f"{variable}.*http proxies") as raised, open_url(URL):
+        pass
+    assert raised.value.code == "PULL_PROXY" and "u:p" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "code"),
+    [
+        ("http://user:secret@127.0.0.1:9", "PULL_NETWORK"),
+        ("127.0.0.1:9", "PULL_NETWORK"),
+        ("http://127.0.0.1:port", "PULL_NETWORK"),
+        ("http:///", "PULL_NETWORK"),
+        ("http://[", "PULL_NETWORK"),
+    ],
+)
+def test_a_proxy_that_fails_is_named_without_its_password(
+    no_proxy: None, monkeypatch: pytest.MonkeyPatch, proxy: str, code: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(DownloadError, match=r"through the proxy .*\(HTTPS_PROXY\)") as raised, open_url(URL):
+        pass
+    assert raised.value.code == code and "secret" not in str(raised.value)
+
+
+def test_a_proxy_that_wants_a_password_says_where_to_write_it(no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listening.getsockname()[1]}")
+
+        def refuse() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(DownloadError, match=r"HTTPS_PROXY.*name:password@host") as raised, open_url(URL):
+            pass
+        thread.join()
+    assert raised.value.code == "PULL_PROXY"
+
+
+def test_this_machines_own_address_needs_no_proxy(
+    no_proxy: None, monkeypatch: pytest.MonkeyPatch, server: StandIn
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://localhost:1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert fetch_page(server.serve("/page", b"page")) == "page"
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_certificates_that_cannot_be_read_are_named(
+    no_proxy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (tmp_path / "garbage").write_text("no certificate")
+    for path in (tmp_path / "missing", tmp_path / "garbage"):
+        monkeypatch.setenv(variable, str(path))
+        with pytest.raises(DownloadError, match=f"{variable}={path}") as raised, open_url(URL):
+            pass
+        assert raised.value.code == "PULL_TLS"

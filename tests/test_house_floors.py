@@ -18,7 +18,7 @@ FLOORS = (
     ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine"),
     ("engine", "engine_batch", "engine_requests"),
     ("tokenizer", "chat_template", "stop"),
-    ("web", "download", "file_lock", "sources", "catalogue", "model_card"),
+    ("connection", "web", "download", "file_lock", "sources", "catalogue", "model_card"),
     # "" is `import edgellm`, the library's face
     ("generation", "loading", "scoring", "perplexity", "divergence", "conversation", "kv_file", "llm", "sessions", ""),
     ("cli", "__main__", "bench", "doctor", "server", "quantize", "tui"),

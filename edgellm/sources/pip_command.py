@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from edgellm.download import Progress
+from edgellm.connection import LEAST_RATE
+from edgellm.download import Progress, check_space
 from edgellm.formats.errors import DownloadError
 
 ENVIRONMENT = {
@@ -24,6 +25,7 @@ ENVIRONMENT = {
 }
 PUBLIC_INDEX = "https://pypi.org/simple"
 POLL_S = 0.2
+PATIENCE_S = 180.0  # pip has time limits of its own for a connection that says nothing
 
 _SETTING = re.compile(r"(?P<section>[^.=]+)\.(?P<key>index-url|extra-index-url|no-index)=(?P<value>.*)")
 
@@ -114,10 +116,21 @@ def _watched(command: list[str], folder: Path, progress: Progress | None) -> tup
         environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
+            started, since, before = time.monotonic(), time.monotonic(), 0
             while process.poll() is None:
                 time.sleep(POLL_S)
+                nbytes, now = _nbytes(folder), time.monotonic()
                 if progress is not None:
-                    progress(_nbytes(folder), None)
+                    progress(nbytes, None)
+                check_space(folder, 0)
+                if now - since >= PATIENCE_S:
+                    if nbytes - before < LEAST_RATE * (now - since):
+                        raise DownloadError(
+                            f"pip has brought {nbytes:,} bytes in {now - started:.0f} seconds, which is too slow. "
+                            "Check the network and pip's index settings.",
+                            code="PULL_SLOW",
+                        )
+                    since, before = now, nbytes
         except BaseException:
             process.terminate()
             process.wait()
