@@ -16,12 +16,14 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from edgellm.download import Progress
 from edgellm.file_lock import FileLock
 from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError, ParameterError
 from edgellm.paths import config_dir, models_dir, typed_file
 from edgellm.sources import Expected, is_reference, source_of
+from edgellm.sources.hub_address import reference_of
 from edgellm.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.sources.source import check_sha256, split_names
 
@@ -68,10 +70,16 @@ def find(name_or_path: str | os.PathLike[str]) -> Path | None:
             return path
     except ParameterError as error:  # a name needs no path
         refused = error
-    references = references_of(normalised(os.fspath(name_or_path)))
+    references = references_of(os.fspath(name_or_path))
     if refused is not None and not references:
         raise refused
-    return source_of(references[0]).installed(references, models_dir()) if references else None
+    if not references:
+        return None
+    found, typed = source_of(references[0]).installed(references, models_dir()), os.fspath(name_or_path)
+    if found is None and is_reference(typed) and typed != references[0]:
+        with contextlib.suppress(DownloadError):  # an earlier version kept it under its address
+            found = source_of(typed).installed((typed,), models_dir())
+    return found
 
 
 def resolve(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
@@ -84,7 +92,6 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 
     One process pulls a model, any other waits for it and takes what it brought. ModelNotFoundError, DownloadError.
     """
-    name = normalised(name)
     references = references_of(name)
     if not references:
         raise _unknown(name)
@@ -136,7 +143,7 @@ def remove(name: str) -> int:
 
     ModelNotFoundError when the store holds neither. Files outside the store are never touched.
     """
-    name, root, freed, parts = normalised(name), models_dir(), 0, []
+    root, freed, parts = models_dir(), 0, []
     match = next((model for model in installed() if model.name == name), None)
     references = references_of(name)
     path = match.path if match else references and source_of(references[0]).installed(references, root)
@@ -198,13 +205,9 @@ def _entry(file: Path, name: str, table: Any) -> CatalogueEntry:
     return CatalogueEntry(name, nbytes=nbytes, sha256=sha256, source=tuple(source), **about)
 
 
-def normalised(name: str) -> str:
-    """One spelling for the ways people write a hub's repository."""
-    return re.sub(r"^(?:hf://|(?:https://)?(?:hf\.co|huggingface\.co)/(?!.*/resolve/))", "hf:", name)
-
-
 def references_of(name: str) -> tuple[str, ...]:
-    """The references behind a name, none when it is neither a row nor a reference."""
+    """The references behind a name or a pasted address, none when it is neither a row nor a reference."""
+    name = reference_of(name)
     if is_reference(name):
         return (name,)
     entry = catalogue().get(name)
@@ -237,7 +240,7 @@ def _reference_to(path: Path, root: Path) -> str:
     if kind == "web":
         host = names[0].replace("+", ":")
         scheme = "http" if host.split(":")[0] in ("localhost", "127.0.0.1") else "https"
-        return f"{scheme}://{host}/" + "/".join(names[1:])
+        return f"{scheme}://{host}/" + quote("/".join(names[1:]))
     return f"{kind}:" + "/".join(names)
 
 

@@ -39,10 +39,10 @@ def find_source(name_or_path: str | os.PathLike[str], progress: Progress | None 
     """The file or the checkpoint folder that a name stands for, fetched when it is not here."""
     if (path := path_if_there(name_or_path)) is not None:
         return path
-    from edgellm.catalogue import normalised, references_of, resolve
+    from edgellm.catalogue import references_of, resolve
     from edgellm.sources.hub_checkpoint import fetch_checkpoint, installed_checkpoint, is_repository
 
-    references = references_of(normalised(os.fspath(name_or_path)))
+    references = references_of(os.fspath(name_or_path))
     if len(references) == 1 and is_repository(references[0]):
         root = models_dir()
         folder = installed_checkpoint(references[0], root) or fetch_checkpoint(references[0], root, progress)

@@ -13,7 +13,6 @@ from edgellm.formats.errors import DownloadError, FormatError
 from edgellm.formats.safetensors import parse_json
 from edgellm.sources.hub import HubFile, fetch_files, hub_endpoint, list_files, parse
 from edgellm.sources.source import path_in
-from edgellm.web import patiently
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -45,7 +44,8 @@ def fetch_checkpoint(reference: str, root: Path, progress: Progress | None = Non
     """
     repo = parse(reference.partition(":")[2])[0]
     folder, endpoint = checkpoint_folder(reference, root), hub_endpoint()
-    commit, files = patiently(lambda: list_files(endpoint, repo))
+    listing = list_files(endpoint, repo)
+    files = listing.files
     if CONFIG not in files or not any(name.endswith(".safetensors") for name in files):
         return None
     work = root / ".incoming" / ("checkpoint-" + "-".join(repo.split("/")))
@@ -54,9 +54,9 @@ def fetch_checkpoint(reference: str, root: Path, progress: Progress | None = Non
             return folder
         small = [files[name] for name in SMALL if name in files]
         if small:
-            fetch_files(endpoint, repo, commit, small, folder, work, None)
+            fetch_files(listing, small, folder, work, None)
         shards = [files[name] for name in _shards(repo, folder, files)]
-        fetch_files(endpoint, repo, commit, [*shards, files[CONFIG]], folder, work, progress)
+        fetch_files(listing, [*shards, files[CONFIG]], folder, work, progress)
         if work.is_dir() and not any(work.iterdir()):
             work.rmdir()
     return folder

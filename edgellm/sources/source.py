@@ -13,7 +13,7 @@ from edgellm.formats.errors import DownloadError
 GGUF_MAGIC = b"GGUF"
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 
-_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+=.\-]{0,199}")
+_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+=.\-()\[\],@&!~# ]{0,199}")
 _DEVICES = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM\d|LPT\d)", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -45,9 +45,14 @@ class Source(Protocol):
 
 def check_name(name: str) -> str:
     """``name`` when it may be one part of a path on any system; DownloadError PULL_NAME otherwise."""
-    if not _NAME.fullmatch(name) or name.endswith(".") or ".." in name or _DEVICES.fullmatch(name.partition(".")[0]):
+    if (
+        not _NAME.fullmatch(name)
+        or name.endswith((".", " "))
+        or ".." in name
+        or _DEVICES.fullmatch(name.partition(".")[0].rstrip())
+    ):
         raise DownloadError(
-            f"{name!r} cannot be a file name here. Expected letters, digits and . _ - + = only, "
+            f"{name!r} cannot be a file name here. Expected letters, digits, blanks and ._-+=()[],@&!~# only, "
             "at most 200, and no name of a device.",
             code="PULL_NAME",
         )
