@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from edgellm.sources.hub_address import reference_of
 from edgellm.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.sources.source import check_sha256, split_names
 
+MAX_NBYTES = 1 << 20  # of a models.toml
+MAX_MODEL_NBYTES = 1 << 50
+
 _INCOMING = ".incoming"  # of the store: what is on its way
+_KEYS = frozenset({"description", "architecture", "licence", "source", "size", "sha256"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -57,8 +62,7 @@ def catalogue() -> dict[str, CatalogueEntry]:
     """All rows by name, the user's own models.toml over the shipped one. FormatError CATALOGUE for a bad row."""
     rows: dict[str, CatalogueEntry] = {}
     for file in (_shipped(), config_dir() / "models.toml"):
-        with contextlib.suppress(FileNotFoundError):
-            rows |= _read(file)
+        rows |= _read(file)
     return rows
 
 
@@ -170,39 +174,77 @@ def _shipped() -> Path:
 
 
 def _read(file: Path) -> dict[str, CatalogueEntry]:
+    def wrong(what: str) -> FormatError:
+        return FormatError(f"{file}: {what}. Expected TOML, one table a model.", code="CATALOGUE")
+
     try:
-        tables = tomllib.loads(file.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"{file}: {error}. Expected TOML, one table a model.", code="CATALOGUE") from error
-    return {name: _entry(file, name, table) for name, table in tables.items()}
+        with file.open("rb") as opened:
+            data = opened.read(MAX_NBYTES + 1)
+        if len(data) > MAX_NBYTES:
+            raise wrong(f"it is longer than {MAX_NBYTES >> 20} MiB")
+        text = data.decode("utf-8-sig")
+        tables = tomllib.loads(text)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise wrong(error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise wrong(f"line {line} is not UTF-8") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError names the line
+        raise wrong("it is nested too deeply" if isinstance(error, RecursionError) else str(error)) from error
+    return {name: _entry(f"{file}{_line_of(name, text)}", name, table) for name, table in tables.items()}
 
 
-def _entry(file: Path, name: str, table: Any) -> CatalogueEntry:
+def _line_of(name: str, text: str) -> str:
+    """Where a table, or a value in its place, begins."""
+    begins = re.compile(rf"""\s*\[*\s*["']?{re.escape(name)}["']?\s*[].=]""")
+    numbers = (number for number, line in enumerate(text.splitlines(), 1) if begins.match(line))
+    number = next(numbers, None)
+    return f", line {number}" if number else ""
+
+
+def _entry(where: str, name: str, table: Any) -> CatalogueEntry:
     def wrong(what: str) -> FormatError:
         return FormatError(
-            f"{file}: [{name}]: {what}. The head of the shipped models.toml shows a row.", code="CATALOGUE"
+            f"{where}: [{name[:80]}]: {what}. The head of the shipped models.toml shows a row.", code="CATALOGUE"
         )
 
-    if not _NAME.fullmatch(name) or not isinstance(table, dict):
-        raise wrong("the name of a model is made of letters, digits and . _ -")
-    source = [table["source"]] if isinstance(table.get("source"), str) else table.get("source")
-    if (
-        not isinstance(source, list)
-        or not source
-        or not all(isinstance(one, str) and is_reference(one) for one in source)
-    ):
-        raise wrong("source is missing or not a reference")
+    if not isinstance(table, dict):
+        raise wrong(f"a table was expected, not {str(table)[:80]!r}")
+    if not _NAME.fullmatch(name):
+        raise wrong("the name of a model is made of letters, digits and . _ -, at most 64")
+    if name.lower().endswith(".gguf"):
+        raise wrong("a name that ends in .gguf would be taken for a file. Leave the ending away")
+    if unknown := sorted(table.keys() - _KEYS):
+        raise wrong(f"{unknown[0][:80]!r} means nothing here; known are {', '.join(sorted(_KEYS))}")
     about = {key: table.get(key, "") for key in ("description", "architecture", "licence")}
     if not all(isinstance(text, str) for text in about.values()):
         raise wrong("description, architecture and licence are text")
     nbytes = table.get("size")
-    if nbytes is not None and (not isinstance(nbytes, int) or nbytes <= 0):
+    if nbytes is not None and (type(nbytes) is not int or not 0 < nbytes <= MAX_MODEL_NBYTES):
         raise wrong("size is a number of bytes")
     try:
         sha256 = check_sha256(table.get("sha256"))
     except (DownloadError, AttributeError, TypeError):
         raise wrong("sha256 is 64 hex digits") from None
-    return CatalogueEntry(name, nbytes=nbytes, sha256=sha256, source=tuple(source), **about)
+    return CatalogueEntry(name, nbytes=nbytes, sha256=sha256, source=_sources(table.get("source"), wrong), **about)
+
+
+def _sources(given: Any, wrong: Callable[[str], FormatError]) -> tuple[str, ...]:
+    """One reference, or the wheels that hold the chunks of one file."""
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, str) for one in listed):
+        raise wrong("source is missing, or neither a reference nor a list of them")
+    try:
+        sources = tuple(reference_of(one) for one in listed)
+    except DownloadError as error:
+        raise wrong(str(error).rstrip(".")) from None
+    if bad := next((one for one in sources if not is_reference(one)), None):
+        raise wrong(f"source {bad[:80]!r} is no reference such as hf:owner/repo or path:/models/m.gguf")
+    if len(sources) > 1 and not all(one.startswith("pypi:") for one in sources):
+        raise wrong("only pypi: models come in chunks to join")
+    return sources
 
 
 def references_of(name: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -60,14 +62,58 @@ def test_the_users_own_rows_are_added_and_win(tmp_path: Path) -> None:
         '["../m"]\nsource = "hf:a/b"\n',
         "m = 1\n",
         "[m\n",
+        '[m]\nsource = "hf:a/b"\nsource = "hf:a/c"\n',
+        '[m]\nsource = "hf:a/b"\nsize = true\n',
+        '[m]\nsource = "hf:a/b"\nsize = nan\n',
+        '[m]\nsource = "hf:a/b"\nsize = 1e9\n',
+        f'[m]\nsource = "hf:a/b"\nsize = {10**18}\n',
+        '[m]\nsource = "hf:a/b"\nsha265 = "abc"\n',
+        '[m]\nsource = "m"\n',
+        '[m]\nsource = "https://huggingface.co/datasets/a/b"\n',
+        '[m]\nsource = ["hf:a/b", "hf:a/c"]\n',
+        '[m]\nsource = {a = "hf:a/b"}\n',
+        '[m.n]\nsource = "hf:a/b"\n',
+        '["m.gguf"]\nsource = "hf:a/b"\n',
+        '["m\\u001b[31m"]\nsource = "hf:a/b"\n',
+        '[""]\nsource = "hf:a/b"\n',
+        '[[m]]\nsource = "hf:a/b"\n',
     ],
 )
-def test_a_row_that_is_not_one_is_a_named_error(text: str) -> None:
-    add_rows(text)
+def test_a_row_that_is_not_one_is_a_named_error_with_its_line(text: str) -> None:
+    add_rows("# mine\n\n" + text)
     with pytest.raises(EdgeLLMError) as raised:
         catalogue()
     assert raised.value.code == "CATALOGUE"
     assert "models.toml" in str(raised.value)
+    assert re.search("line [345]", str(raised.value)) or "\\u" in text, raised.value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[m]\nsource = '\xff'\n",
+        b"x = " + b"[" * 5000,
+        b"[m]\nsize = " + b"9" * 5000,
+        b"# " + b"x" * (2 << 20),
+        b"\0",
+    ],
+)
+def test_a_file_that_is_no_toml_is_a_named_error(data: bytes) -> None:
+    add_rows("")
+    path = Path(os.environ["EDGELLM_HOME"]) / "config" / "models.toml"
+    path.write_bytes(data)
+    with pytest.raises(EdgeLLMError, match=r"models\.toml") as raised:
+        catalogue()
+    assert raised.value.code == "CATALOGUE"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(EdgeLLMError, match=r"models\.toml: Is a directory|Permission denied"):
+        catalogue()
+
+
+def test_a_row_may_hold_a_pasted_address_and_a_mark_at_its_head() -> None:
+    add_rows('\ufeff[own]\nsource = "https://huggingface.co/a/b/blob/main/m.gguf"\n')
+    assert catalogue()["own"].source == ("hf:a/b/m.gguf",)
 
 
 # --- names ---------------------------------------------------------------------------------------------------
