@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cores import default_threads
+from edgellm.formats.errors import ParameterError
 from edgellm.machine import cpu_name
 from edgellm.memory import system_memory
 from edgellm.paths import cache_dir, config_dir, models_dir, sessions_dir
@@ -67,12 +68,20 @@ def machine_facts() -> dict[str, Any]:
         "memory_total": memory.total,
         "memory_available": memory.available,
         "folders": {
-            "models": str(models_dir()),
-            "sessions": str(sessions_dir()),
-            "config": str(config_dir()),
-            "cache": str(cache_dir()),
+            "models": _place(models_dir),
+            "sessions": _place(sessions_dir),
+            "config": _place(config_dir),
+            "cache": _place(cache_dir),
         },
     }
+
+
+def _place(folder: Callable[[], Path]) -> str:
+    """A folder, or what is wrong with the settings that should name it."""
+    try:
+        return str(folder())
+    except ParameterError as error:
+        return f"NONE: {error}"
 
 
 def package_versions() -> dict[str, str]:
@@ -109,8 +118,11 @@ def kernel_cache_state() -> KernelCacheState:
     from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder, why_not_kept
     from edgellm.kernels.cpu.kernel_table import KERNELS
 
-    folder = default_folder()
-    trouble = why_not_kept(folder)
+    try:
+        folder = default_folder()
+        trouble = why_not_kept(folder)
+    except ParameterError as error:
+        folder, trouble = None, str(error)
     if folder is None:
         return KernelCacheState(None, 0, 0, 0, trouble)
     cache = KernelCache(detect(), folder)

@@ -19,6 +19,7 @@ from edgellm.engine import Engine
 from edgellm.engine_requests import CancelFlag
 from edgellm.formats.errors import ClosedError, ParameterError
 from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
+from edgellm.paths import typed_path
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
 
@@ -267,7 +268,7 @@ class LLM:
         from edgellm.kv_file import model_key, save
 
         key = model_key(self.gguf, self.executor)
-        return self.engine.call(lambda cache, executor: save(Path(path), cache, tokens, key))
+        return self.engine.call(lambda cache, executor: save(typed_path(path), cache, tokens, key))
 
     def load_state(self, path: str | Path) -> list[int]:
         """Take keys and values from a file that ``save_state`` wrote; the tokens that are known now.
@@ -276,7 +277,7 @@ class LLM:
         """
         from edgellm.kv_file import model_key, read, restore
 
-        state = read(Path(path), model_key(self.gguf, self.executor))
+        state = read(typed_path(path), model_key(self.gguf, self.executor))
         return self.engine.call(lambda cache, executor: restore(cache, state))
 
     # -- what it is made of ----------------------------------------------------------------------------------------

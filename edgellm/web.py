@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import IO, TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from edgellm.connection import Proxy, TooMuchError, TooSlowError, proxy_of, request
 from edgellm.formats.errors import DownloadError
@@ -123,6 +123,7 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, stall_s: float 
     RefusedError among them for an answer that is an error. TransientError: PULL_NETWORK, PULL_TIMEOUT, PULL_SLOW,
     PULL_SERVER.
     """
+    url = as_sent(url)
     parts = check_url(url)
     sent = {"User-Agent": "edgellm", "Accept-Encoding": "identity", **(headers or {})}
     for _ in range(MAX_REDIRECTS + 1):
@@ -133,7 +134,7 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, stall_s: float 
                 _check_status(answer, proxy)
                 yield answer
                 return
-            target = urljoin(url, answer.headers["Location"])
+            target = urljoin(url, as_sent(answer.headers["Location"]))
         finally:
             answer._body.close()
         new = _check_redirect(parts, target)
@@ -143,6 +144,11 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, stall_s: float 
     raise DownloadError(
         f"{shown(url)}: more than {MAX_REDIRECTS} redirects. The server leads in a circle.", code="PULL_REDIRECT"
     )
+
+
+def as_sent(url: str) -> str:
+    """A URL with its blanks, control codes and letters beyond ASCII spelled as a server wants them."""
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def patiently(ask: Callable[[], T]) -> T:

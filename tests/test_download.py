@@ -252,6 +252,14 @@ def test_only_https_and_this_machine_are_opened(url: str) -> None:
     assert "password@" not in str(raised.value)
 
 
+def test_an_address_with_blanks_and_letters_of_any_kind_is_asked_for(server: StandIn) -> None:
+    server.serve("/my%20models/%C3%A9.gguf", b"page")
+    assert fetch_page(f"{server.url}/my models/é.gguf#top") == "page"
+    server.serve("/start", b"", head(b"HTTP/1.1 302 Found", "Location: /my models/é.gguf".encode()))
+    server.serve("/my%20models/%C3%83%C2%A9.gguf", b"page")  # a header's bytes are taken for Latin-1
+    assert fetch_page(f"{server.url}/start") == "page"
+
+
 def test_a_page_without_end_is_cut(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edgellm.web, "PAGE_NBYTES", 1000)
     with pytest.raises(DownloadError) as raised:

@@ -150,7 +150,9 @@ def test_in_a_folder_that_is_gone_a_name_works_and_a_relative_path_is_refused(ho
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows always knows a home")
-def test_without_any_home_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_any_home_the_variable_to_set_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import pwd
 
     for name in [name for name in os.environ if name.startswith("XDG_")] + ["HOME"]:
@@ -164,3 +166,6 @@ def test_without_any_home_the_variable_to_set_is_named(monkeypatch: pytest.Monke
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
     assert find(file) == file
+    assert main(["doctor", "--no-selftest", "--no-bandwidth"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("NONE: ") == 2 and "NOT KEPT" in said.out

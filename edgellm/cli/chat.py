@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,7 +23,7 @@ from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model, load_options
 from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.cli.sampling_options import given_sampling, sampling_options
-from edgellm.formats.errors import EdgeLLMError
+from edgellm.formats.errors import EdgeLLMError, ParameterError
 
 
 @click.command("chat")
@@ -83,20 +84,28 @@ def full_screen(model: str | None, first: str | None, values: dict[str, Any]) ->
 
 def line_chat(model: str, first: str | None, values: dict[str, Any]) -> int:
     """The conversation line by line."""
-    from edgellm.paths import config_dir
-
     sampling, system = given_sampling(values), system_message(values)
     arguments = template_arguments(values)
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], "template_kwargs": arguments, **sampling}
     with load_model(model, values, needs_template=True) as llm:
         session = ChatSession(model, llm.conversation(system, **options))
-        lines = LineInput(config_dir() / "history")
+        lines = LineInput(_history())
         if lines.interactive:
             echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
         try:
             return ChatLoop(session, lines, values["timings"]).run(first)
         finally:
             lines.close()
+
+
+def _history() -> Path | None:
+    """The file of the lines that were typed; a user without a home has none."""
+    from edgellm.paths import config_dir
+
+    try:
+        return config_dir() / "history"
+    except ParameterError:
+        return None
 
 
 class ChatLoop:
