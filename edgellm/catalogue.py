@@ -23,7 +23,7 @@ from edgellm.download import Progress
 from edgellm.file_lock import FileLock
 from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError, ParameterError
 from edgellm.paths import config_dir, models_dir, typed_file
-from edgellm.sources import Expected, is_reference, source_of
+from edgellm.sources import SOURCES, Expected, is_reference, source_of
 from edgellm.sources.hub_address import reference_of
 from edgellm.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.sources.source import check_sha256, split_names
@@ -257,6 +257,12 @@ def references_of(name: str) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> ModelNotFoundError:
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name):
+        return ModelNotFoundError(f"{name}: nothing is fetched from {scheme[1]}:. Known are {', '.join(SOURCES)}.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and not name.lower().endswith(".gguf"):
+        return ModelNotFoundError(
+            f"{name}: there is no such file. Check the path; a repository of the Hugging Face hub is hf:{name}."
+        )
     if name.lower().endswith(".gguf") or "/" in name or os.sep in name:
         return ModelNotFoundError(
             f"{name}: there is no such file. Check the path, or give a name that `edgellm list` shows."

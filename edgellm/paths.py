@@ -24,6 +24,10 @@ def typed_path(text: str | os.PathLike[str]) -> Path:
     typed = os.fspath(text)
     if not typed or "\0" in typed:
         raise _no_path(typed, "no name of a file is empty or holds a zero character", "Give the name of a file")
+    try:
+        os.fsencode(typed)
+    except UnicodeEncodeError:
+        raise _no_path(typed, "it holds half a character, which no name of a file can", "Give another name") from None
     path = Path(os.path.expanduser(typed))
     if typed[0] == "~" and os.path.expanduser(typed) == typed:  # nobody's home: to a shell it is a name like others
         path = Path(typed)
@@ -47,7 +51,12 @@ def typed_path(text: str | os.PathLike[str]) -> Path:
 
 def line_path(text: str) -> Path:
     """The same for the rest of a chat's line, where a name with blanks may stand in quotes."""
-    return typed_path(text.strip().strip("\"'"))
+    return typed_path(unquoted(text))
+
+
+def unquoted(text: str) -> str:
+    """The rest of a chat's line without blanks and quotes around it."""
+    return text.strip().strip("\"'")
 
 
 def typed_file(text: str | os.PathLike[str]) -> Path | None:

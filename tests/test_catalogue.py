@@ -116,6 +116,16 @@ def test_a_row_may_hold_a_pasted_address_and_a_mark_at_its_head() -> None:
     assert catalogue()["own"].source == ("hf:a/b/m.gguf",)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("ftp://host/m.gguf", "from ftp:"), ("owner/repo", "hf:owner/repo"), ("a/b:Q8_0", "hf:a/b:Q8_0")],
+)
+def test_what_looks_like_an_address_is_told_how_to_write_it(name: str, advice: str) -> None:
+    with pytest.raises(EdgeLLMError, match=advice) as raised:
+        pull(name)
+    assert raised.value.code == "MODEL_NOT_FOUND"
+
+
 # --- names ---------------------------------------------------------------------------------------------------
 
 

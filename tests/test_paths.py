@@ -51,6 +51,7 @@ NO_PATH = {
     "a name of 256 bytes": "é" * 128,
     "5000 bytes in all": "folder/" * 715,
     "nothing": "",
+    "half a character": "m\ud800.gguf",
 }
 
 

@@ -20,7 +20,7 @@ from edgellm.tui.dialog import Dialog
 from edgellm.tui.help_screen import HelpScreen
 from edgellm.tui.kept_state import tokens_of
 from edgellm.tui.meters import Meters
-from edgellm.tui.model_screen import ModelRow, ModelScreen
+from edgellm.tui.model_screen import ModelRow, ModelScreen, model_rows
 from edgellm.tui.sessions_screen import SessionsScreen
 from edgellm.tui.settings_screen import SettingsScreen
 
@@ -414,3 +414,14 @@ print([name for name in ("numpy", "numba", "pygments", "markdown_it", "edgellm.c
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_a_link_that_leads_nowhere_keeps_no_list_of_models_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone.gguf").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "here.gguf").write_bytes(b"GGUF")
+    names = [row.name for row in model_rows()]
+    assert "here.gguf" in names and "gone.gguf" not in names

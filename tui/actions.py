@@ -11,7 +11,7 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from edgellm.formats.errors import EdgeLLMError, ParameterError
-from edgellm.paths import line_path, look_at
+from edgellm.paths import line_path, look_at, unquoted
 from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
 from edgellm.sessions.tree import title_of
@@ -277,7 +277,7 @@ class ChatActions(App[int]):
 
     def open_models(self, name: str = "") -> None:
         """Choose a model, or take the one that is named."""
-        if name:
+        if name := unquoted(name):
             self.use_model(name)
             return
         from edgellm.tui.model_screen import ModelScreen, model_rows

@@ -10,6 +10,7 @@ from rich.text import Text
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from edgellm.paths import path_if_there
 from edgellm.tui.dialog import SearchDialog
 from edgellm.tui.meters import human_bytes
 from edgellm.tui.safe_text import one_line
@@ -35,7 +36,8 @@ def model_rows() -> list[ModelRow]:
         entry = known.get(model.name)
         rows.append(ModelRow(model.name, True, model.nbytes, entry.description if entry else str(model.path.name)))
     for path in sorted(Path(".").glob("*.gguf"))[:50]:
-        rows.append(ModelRow(str(path), True, path.stat().st_size, "file of this folder"))
+        if path_if_there(path) is not None:  # not a link that leads nowhere
+            rows.append(ModelRow(str(path), True, path.stat().st_size, "file of this folder"))
     here = {row.name for row in rows}
     for name, entry in known.items():
         if name not in here:
