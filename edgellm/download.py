@@ -29,6 +29,7 @@ Progress = Callable[[int, int | None], None]
 MAX_TRIES = 5  # in a row that brought next to nothing
 CHUNK_NBYTES = 1 << 18
 LOOK_NBYTES = 8 << 20  # between two looks at the room on the disk: others write there too
+MOST_NBYTES = 1 << 45  # of one file
 SPARE_NBYTES = 64 << 20  # stays free on the disk
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -36,12 +37,14 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What to fetch, and what is known of it beforehand. ``magic`` are the bytes that such a file begins with."""
+    """What to fetch, and what is known of it beforehand. ``magic`` are the bytes that such a file begins with, ``most``
+    how many it may have at all."""
 
     url: str
     sha256: str | None = None
     nbytes: int | None = None
     magic: bytes = b""
+    most: int = MOST_NBYTES
     headers: Mapping[str, str] | None = None
 
     @property
@@ -242,7 +245,9 @@ def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | N
         total = _where_it_starts(remote, growing, answer)
         if answer.status == 416:
             return
-        limit = total if total is not None else remote.nbytes and remote.nbytes + 1
+        if total is not None and total > remote.most:
+            raise _too_long(remote)
+        limit = total if total is not None else (remote.nbytes or remote.most) + 1
         if not growing.nbytes:
             growing.begin(_Origin(remote.url, remote.sha256, answer.headers.get("ETag"), total))
         if total is not None:
@@ -254,6 +259,9 @@ def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | N
                 growing.discard()
             raise
     expected = total if total is not None else remote.nbytes
+    if expected is None and growing.nbytes > remote.most:
+        growing.discard()
+        raise _too_long(remote)
     if expected is not None and growing.nbytes > expected:
         growing.discard()
         raise _wrong_length(remote, f"more than {expected:,}")
@@ -296,6 +304,13 @@ def _same_file(growing: PartialFile, answer: Answer, total: int | None) -> bool:
     etag = answer.headers.get("ETag")
     return (not etag or not before.etag or etag == before.etag) and (
         not before.nbytes or total in (None, before.nbytes)
+    )
+
+
+def _too_long(remote: RemoteFile) -> DownloadError:
+    return DownloadError(
+        f"{remote.where}: the server's file has more than {remote.most:,} bytes, which no such file has.",
+        code="PULL_CONTENT",
     )
 
 

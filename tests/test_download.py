@@ -515,6 +515,15 @@ def test_a_body_without_an_end_stops_before_the_disk_is_full_and_leaves_nothing(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("fault", [chunked(), None])
+def test_a_file_longer_than_its_kind_can_be_is_refused(server: StandIn, tmp_path: Path, fault: Fault | None) -> None:
+    url = server.serve("/tokenizer.json", BODY, *([fault] if fault else []))
+    with pytest.raises(DownloadError, match=r"more than 1,000 bytes") as raised:
+        fetch(url, tmp_path, sha256=None, nbytes=None, most=1000)
+    assert raised.value.code == "PULL_CONTENT"
+    assert leftovers(tmp_path) == []
+
+
 def test_a_disk_that_others_fill_stops_a_download_that_can_go_on(
     server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

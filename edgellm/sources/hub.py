@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from edgellm.download import Progress, RemoteFile, check_space, download
+from edgellm.download import MOST_NBYTES, Progress, RemoteFile, check_space, download
 from edgellm.formats.errors import DownloadError
 from edgellm.sources.source import GGUF_MAGIC, Expected, check_name, check_sha256, one, path_in, split_names
 from edgellm.web import RefusedError, check_url, fetch_page, shown
 
 PUBLIC_HUB = "https://huggingface.co"
+WEIGHTS = (".gguf", ".safetensors")
+SMALL_NBYTES = 256 << 20  # of any other file: a vocabulary, settings, an index
 WANTED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q8_0")  # the first that a repository has, when the user names none
 
 _BESIDE = re.compile(  # GGUF files that stand beside a model; "imatrix" before a quant only says how that was made
@@ -224,10 +226,11 @@ def fetch_files(listing: Listing, files: list[HubFile], folder: Path, work: Path
     for file, target in zip(files, targets, strict=True):
         if not target.is_file():
             url = f"{listing.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.name)}"
+            most = MOST_NBYTES if target.suffix.lower() in WEIGHTS else SMALL_NBYTES
             magic = GGUF_MAGIC if target.suffix.lower() == ".gguf" else b""
 
             def fetch(headers: dict[str, str]) -> Path:
-                remote = RemoteFile(url, file.sha256, file.nbytes, magic, headers)  # noqa: B023  (called at once)
+                remote = RemoteFile(url, file.sha256, file.nbytes, magic, most, headers)  # noqa: B023  (called at once)
                 return download(remote, target, work / f"{target.name}.part", _shifted(progress, done, total))  # noqa: B023
 
             _, token = as_user(listing.repo, token, fetch)
