@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pytest
 from chat_talk import HANG_S, Talk
 
 from edgellm.formats.errors import FormatError, ModelNotFoundError
+from edgellm.tui.app import ChatApp
 from edgellm.tui.commands import COMMANDS
 from edgellm.tui.dialog import Dialog
 from edgellm.tui.help_screen import HelpScreen
 from edgellm.tui.kept_state import tokens_of
 from edgellm.tui.meters import Meters
 from edgellm.tui.model_screen import ModelRow, ModelScreen, model_rows
+from edgellm.tui.run import Start, run_chat
 from edgellm.tui.sessions_screen import SessionsScreen
 from edgellm.tui.settings_screen import SettingsScreen
 
@@ -414,6 +417,24 @@ print([name for name in ("numpy", "numba", "pygments", "markdown_it", "edgellm.c
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_a_warning_on_the_way_is_told_on_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def run(app: ChatApp) -> int:
+        warnings.warn("kernels cannot be kept", RuntimeWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(ChatApp, "run", run)
+    monkeypatch.setattr(ChatApp, "call_later", lambda app, call, *given: told.append((call.__name__, *given)))
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run_chat(Start()) == 0
+    assert told == [("warn", "kernels cannot be kept")]
+    assert warnings.showwarning == before
 
 
 def test_a_link_that_leads_nowhere_keeps_no_list_of_models_away(

@@ -56,6 +56,10 @@ class ChatActions(App[int]):
         """A short note."""
         self.notify(safe_text(text), title=title, markup=False, timeout=4)
 
+    def warn(self, text: str) -> None:
+        """Something that goes on, but not as the user wants it."""
+        self.notify(safe_text(text), title="Warning", severity="warning", timeout=ERROR_S, markup=False)
+
     def complain(self, error: BaseException) -> None:
         """An error with its advice."""
         code = str(getattr(error, "code", ""))

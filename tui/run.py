@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,11 @@ def run_chat(start: Start) -> int:
     except EdgeLLMError:
         store.close()
         raise
+
+    def tell(message: Warning | str, *where: object, **more: object) -> None:
+        app.call_later(app.warn, str(message))  # from the thread that loads, too
+
+    shown = warnings.showwarning
     try:
         if session_id is not None:
             chat.open_session(session_id)
@@ -58,8 +64,10 @@ def run_chat(start: Start) -> int:
             chat.session.system = start.system or chat.session.system
             chat.model = start.model or chat.session.model or chat.model
         app = ChatApp(chat, first=start.first, note=note)
+        warnings.showwarning = tell
         chat.writer.failed = lambda error: app.call_from_thread(app.complain, error)
         status = app.run()
         return app.return_code or status or 0
     finally:
+        warnings.showwarning = shown
         chat.close()
