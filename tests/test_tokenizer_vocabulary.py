@@ -62,7 +62,7 @@ def test_a_wanted_bos_that_does_not_exist_is_named() -> None:
     assert broken(byte_pair_metadata(), add_bos_token=True).code == "VOCAB_SPECIAL_ID"
 
 
-@pytest.mark.parametrize("merge", ["zz y", "h zz", "h y", "hy", "", " "])
+@pytest.mark.parametrize("merge", ["zz y", "h zz", "h y", "hy", "", " ", "hello" * 2 + " hello", "hello hello"])
 def test_merges_of_unknown_tokens_are_vocab_merges(merge: str) -> None:
     assert broken(byte_pair_metadata("hello"), merges=[merge]).code == "VOCAB_MERGES"
 
@@ -171,8 +171,10 @@ def test_end_of_generation_ids_come_from_keys_and_known_texts_of_mark_type() -> 
         return {tokenizer.vocabulary.tokens[i] for i in tokenizer.eog_ids}
 
     assert ends(["<|im_end|>", "<|im_start|>"], TokenType.CONTROL) == {"<|end|>", "<|im_end|>"}
-    assert ends(["<|im_end|>"], TokenType.NORMAL) == {"<|end|>"}
-    assert ends(["<|eot_id|>", "A"], TokenType.NORMAL, eot_token_id=259) == {"<|end|>", "A"}
+    # no words make this one, whatever its type: llama.cpp too counts it
+    assert ends(["<|im_end|>"], TokenType.NORMAL) == {"<|end|>", "<|im_end|>"}
+    assert ends(["[EOT]", "</s>"], TokenType.NORMAL) == {"<|end|>"}
+    assert ends(["[EOT]", "A"], TokenType.NORMAL, eot_token_id=259) == {"<|end|>", "A"}
     assert ends(["<|return|>", "<|call|>"], 3, eos_token_id=258) == {"<|return|>", "<|call|>"}  # gpt-oss
     assert ends(["</s>"], TokenType.USER_DEFINED) == {"<|end|>"}  # Gemma's tag of struck-out text
     assert ends(["</s>"], TokenType.CONTROL) == {"<|end|>", "</s>"}

@@ -27,9 +27,12 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
       edgellm verify smollm2 --header-only
     """
     from edgellm.formats.validate import findings
+    from edgellm.tokenizer.verification import tokenizer_findings
 
     path = find_file(model)
     found = findings(path, check_tensors=not header_only)
+    if not any(finding.severity == "error" for finding in found):
+        found += tokenizer_findings(path)
     if as_json:
         echo(json_text([dataclasses.asdict(finding) for finding in found]))
     else:

@@ -4,6 +4,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from edgellm.formats.errors import FormatError
 from edgellm.tokenizer import pre_tokenizers as table
+from edgellm.tokenizer.library_faults import LibraryFault, library_faults
 from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary
 
 
@@ -20,7 +21,7 @@ BYTE_OF_CHAR = _byte_alphabet()
 class BytePairs:
     """Text to ids by byte-pair merges after the cuts of a pre-tokenizer."""
 
-    add_space_prefix = False
+    strips_first_space = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.rule = table.pre_tokenizer(vocabulary.pre)
@@ -95,17 +96,19 @@ def _byte_pair_model(vocabulary: Vocabulary, rule: table.PreTokenizer) -> models
     settings["ignore_merges"] = rule.ignore_merges
     merges = [_pair(merge) for merge in vocabulary.merges]
     try:
-        return models.BPE(vocab=ids, merges=merges, **settings)
-    except Exception:  # the library raises a bare Exception: a merge of, or to, a token that is not there
+        with library_faults():
+            return models.BPE(vocab=ids, merges=merges, **settings)
+    except LibraryFault:  # a merge of, or to, a token that is not there
         merges = [pair for pair in merges if not control & {*pair, "".join(pair)}]
     try:
-        return models.BPE(vocab=ids, merges=merges, **settings)
-    except Exception as error:
+        with library_faults():
+            return models.BPE(vocab=ids, merges=merges, **settings)
+    except LibraryFault as error:
         raise FormatError(
             f"tokenizer.ggml.merges does not fit the tokens: {error}; expected merges of tokens into tokens. "
             "The file is damaged or was converted wrongly: download or convert it again.",
             code="VOCAB_MERGES",
-        ) from error
+        ) from None
 
 
 def _pair(merge: str) -> tuple[str, str]:

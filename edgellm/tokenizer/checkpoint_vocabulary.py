@@ -18,12 +18,16 @@ from tokenizers import Tokenizer
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import short
-from edgellm.tokenizer import hugging_face
+from edgellm.tokenizer import hugging_face, tokenizer
 from edgellm.tokenizer.checkpoint_specials import Specials
+from edgellm.tokenizer.json_parts import check_parts
+from edgellm.tokenizer.json_patterns import Slow, Unfit
+from edgellm.tokenizer.library_faults import LibraryFault, library_faults
 from edgellm.tokenizer.pre_detection import find_pre
 from edgellm.tokenizer.vocabulary import TokenType
 
 MAX_TOKENIZER_NBYTES = 1 << 28
+ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
 CLASS_PRE = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # of checkpoints without tokenizer.json
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -68,7 +72,8 @@ def tokenizer_metadata(
 
     FormatError ``VOCAB_INVALID`` for files that do not fit together, UnsupportedError for other kinds of tokenizers.
     """
-    description = checkpoint.json("tokenizer.json", MAX_TOKENIZER_NBYTES)
+    description = _description(checkpoint)
+    slow = _slowness(description)
     notes: list[str] = []
     found: TypedMetadata = {}
     if description is None and (checkpoint.folder / "tokenizer.model").is_file():
@@ -83,7 +88,7 @@ def tokenizer_metadata(
         pre = "default"
     else:
         tokens = _from_byte_level(checkpoint, n_vocab, description)
-        pre = pre or _found_pre(description, notes)
+        pre = pre or _found_pre(description, slow, notes)
     _add_tokens(tokens, checkpoint, description)
     head: TypedMetadata = {
         "tokenizer.ggml.model": (tokens.kind, "STRING"),
@@ -99,7 +104,11 @@ def tokenizer_metadata(
     found = head | Specials(checkpoint, ids, description, tokens.kind).metadata() | found
     if description is not None and with_json:
         text = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
-        found[hugging_face.KEY] = (text, "STRING")
+        why_not = slow or _disagreement(found | {hugging_face.KEY: (text, "STRING")})
+        if why_not:
+            notes.append(f"tokenizer.json is not carried in the file: {why_not}. The GGUF vocabulary is used alone.")
+        else:
+            found[hugging_face.KEY] = (text, "STRING")
     return found, notes
 
 
@@ -109,6 +118,47 @@ def invalid(found: str, expected: str) -> FormatError:
         f"The tokenizer of the checkpoint is not sound: found {found}; expected {expected}. Download its files again.",
         code="VOCAB_INVALID",
     )
+
+
+def _description(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """tokenizer.json, with the tokens that other files of the folder add to it, as transformers adds them."""
+    description = checkpoint.json("tokenizer.json", MAX_TOKENIZER_NBYTES)
+    listed = (description or {}).get("added_tokens")
+    if description is None or not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
+        return description
+    known = {token.get("content") for token in listed}
+    decoder = (checkpoint.json("tokenizer_config.json") or {}).get("added_tokens_decoder")
+    given = decoder if isinstance(decoder, dict) else {}
+    late = []
+    for token_id, (text, special) in _added(checkpoint, None).items():
+        if text not in known:
+            entry = given.get(str(token_id))
+            flags = {name: bool(isinstance(entry, dict) and entry.get(name)) for name in ADDED_FLAGS}
+            late.append({"id": token_id, "content": text, "special": special, **flags})
+    return {**description, "added_tokens": [*listed, *late]} if late else description
+
+
+def _slowness(description: dict[str, Any] | None) -> str:
+    """Why tokenizer.json may not cut long texts, or ""; FormatError for one that is not sound at all."""
+    try:
+        if description is not None:
+            check_parts(description)
+    except Slow as error:
+        return str(error)
+    except Unfit as error:
+        raise invalid(f"a tokenizer.json that is not believed: {error}", "the parts of a tokenizer") from None
+    return ""
+
+
+def _disagreement(metadata: TypedMetadata) -> str:
+    """Why the JSON does not go with the vocabulary that was made of the checkpoint, or ""."""
+    try:
+        tokenizer.Tokenizer.from_gguf({key: value for key, (value, _) in metadata.items()})
+    except FormatError as error:
+        if hugging_face.KEY not in str(error):
+            raise
+        return str(error)
+    return ""
 
 
 # -- kinds -----------------------------------------------------------------------------------------------------------
@@ -168,12 +218,18 @@ def _from_byte_level(checkpoint: Checkpoint, n_vocab: int, description: Mapping[
     return tokens
 
 
-def _found_pre(description: dict[str, Any], notes: list[str]) -> str:
+def _found_pre(description: dict[str, Any], slow: str, notes: list[str]) -> str:
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # the library raises a bare Exception
-        raise invalid(f"tokenizer.json that cannot be read ({short(str(error))})", "a tokenizer") from error
-    pre, whole = find_pre(tokenizer, description)
+        with library_faults():
+            pre, whole = find_pre(Tokenizer.from_str(json.dumps(description)), description)
+    except LibraryFault as error:
+        raise invalid(f"tokenizer.json that cannot be read ({short(str(error))})", "a tokenizer") from None
+    if not whole and slow:
+        raise UnsupportedError(
+            f"tokenizer.json cuts text in a way that GGUF has no name for, and cannot be carried: {slow}. If the model "
+            "is of a family whose pre-tokenizer has a name, give it with --pre.",
+            code="TOKENIZER_PRE",
+        )
     if not whole:
         notes.append(
             "The tokenizer cuts text in a way that GGUF has no name for. edgellm reads the original, which is in the "

@@ -9,6 +9,7 @@ import numpy as np
 import sentencepiece
 
 from edgellm.formats.errors import FormatError
+from edgellm.tokenizer.charsmap import MAX_REPLACEMENT_NBYTES, checked_charsmap
 from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary, invalid
 
 # sentencepiece_model.proto: ModelProto {1 pieces, 2 trainer_spec, 3 normalizer_spec}, as tag bytes
@@ -20,7 +21,7 @@ class SentencePiece:
     """Text to ids by sentencepiece; ids are those of the file, in its order."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.add_space_prefix = vocabulary.flag("add_space_prefix", True)
+        self.strips_first_space = self._adds_space = vocabulary.flag("add_space_prefix", True)
         self._unigram = vocabulary.kind == "t5"
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -31,7 +32,7 @@ class SentencePiece:
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``; a space goes before it where the vocabulary wants one at the start of words."""
         # a unigram model trims first, so sentencepiece itself adds the space there
-        if self.add_space_prefix and not self._unigram:
+        if self._adds_space and not self._unigram:
             text = " " + text
         return self._processor.encode(text)
 
@@ -42,7 +43,7 @@ def _model_proto(vocabulary: Vocabulary, *, unigram: bool) -> bytes:
         trainer += b"\x98\x02\x01"  # 35 byte_fallback
     normalizer = b"\x0a\x08identity"  # 1 name
     if unigram:
-        charsmap = _checked_charsmap(vocabulary.metadata.get("tokenizer.ggml.precompiled_charsmap"))
+        charsmap = _charsmap(vocabulary.metadata.get("tokenizer.ggml.precompiled_charsmap"))
         if charsmap:
             normalizer += b"\x12" + _varint(len(charsmap)) + charsmap  # 2 precompiled_charsmap
     # 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces
@@ -136,32 +137,13 @@ def _varints3(values: np.ndarray) -> np.ndarray:
     return np.stack((values & 0x7F | 0x80, values >> 7 & 0x7F | 0x80, values >> 14), axis=1).astype(np.uint8)
 
 
-def _checked_charsmap(charsmap: object) -> bytes:
-    """The normalization table of a unigram model, proven to keep sentencepiece inside it.
-
-    Layout: uint32 n; a double-array trie of n bytes (uint32 units); replacement strings, each ended by a zero. The
-    library follows offsets unchecked, so each one that a unit can lead to is checked here.
-    """
-    if charsmap is None:
-        return b""
-    blob = np.asarray(charsmap).astype(np.uint8).tobytes()
-    if not blob:
-        return b""
-    size = int.from_bytes(blob[:4], "little")
-    strings = blob[4 + size :]
-    if len(blob) < 8 or size % 4 or not 0 < size < len(blob) - 4 or strings[-1] != 0:
-        raise _bad_charsmap()
-    units = np.frombuffer(blob, dtype="<u4", count=size // 4, offset=4)
-    index = np.arange(units.size, dtype=np.int64)
-    inner = units & 0x80000000 == 0  # the others hold a value
-    base = index ^ ((units >> 10).astype(np.int64) << ((units & 0x200) >> 6))
-    if (base[inner] | 0xFF).max(initial=0) >= units.size:
-        raise _bad_charsmap()
-    values = units[base[inner & (units & 0x100 != 0)]] & 0x7FFFFFFF
-    if values.size and int(values.max()) >= len(strings):
-        raise _bad_charsmap()
-    return blob
+def _charsmap(stored: object) -> bytes:
+    """The normalization table of a unigram model, checked."""
+    return b"" if stored is None else checked_charsmap(np.asarray(stored).astype(np.uint8).tobytes(), _bad_charsmap)
 
 
 def _bad_charsmap() -> FormatError:
-    return invalid("a tokenizer.ggml.precompiled_charsmap that points outside itself", "a sound normalization table")
+    found = (
+        f"a tokenizer.ggml.precompiled_charsmap that points outside itself, or to over {MAX_REPLACEMENT_NBYTES} bytes"
+    )
+    return invalid(found, "a sound normalization table")

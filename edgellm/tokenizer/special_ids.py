@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.formats.errors import FormatError
-from edgellm.tokenizer.vocabulary import TokenType, Vocabulary
+from edgellm.tokenizer.vocabulary import TokenType, Vocabulary, has_mark_shape
 
 # fmt: off
 END_OF_GENERATION = frozenset(
@@ -84,9 +84,10 @@ def _wanted(vocabulary: Vocabulary, name: str, token_id: int | None, default: bo
 
 
 def _end_of_generation(vocabulary: Vocabulary, eos: int | None) -> frozenset[int]:
-    # a text alone ends nothing: only tokens that a user's plain words cannot make
+    # a text alone ends nothing: only tokens that a user's plain words cannot make (see marks.py)
     candidates = vocabulary.ids_of(TokenType.CONTROL, TokenType.USER_DEFINED)
     texts = {vocabulary.tokens[i]: i for i in candidates}
+    texts |= {text: i for i, text in enumerate(vocabulary.tokens) if text not in texts and has_mark_shape(text)}
     found = {text: texts[text] for text in texts.keys() & END_OF_GENERATION}
     if {"<|return|>", "<|call|>"} <= found.keys() or (
         found.keys() & {"<|call|>", "<|calls|>"} and "<|flush|>" in found

@@ -1,7 +1,12 @@
 """Text to token ids and back, from the metadata of a GGUF file alone.
 
 ``Tokenizer.from_gguf(metadata)`` picks the backend by ``tokenizer.ggml.model``. What a user writes never becomes a
-control token: control tokens are looked for only in text that is said to be special, and no backend can make one.
+mark (see ``marks``): marks are looked for only in text that is said to be special, no backend is given one to make,
+and ids that hold one all the same are refused.
+
+Where a space is put before a word: by the rule of the file's ``tokenizer.huggingface.json`` where it has one, which is
+that of the model's own tokenizer. Else ``tokenizer.ggml.add_space_prefix`` counts as in llama.cpp: before all text, and
+again after each mark and user-defined token.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,14 +14,16 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from edgellm.formats.errors import ParameterError, UnsupportedError
-from edgellm.tokenizer import hugging_face
+from edgellm.tokenizer import hugging_face, marks
 from edgellm.tokenizer.added_tokens import AddedTokens
+from edgellm.tokenizer.library_faults import LibraryFault, library_faults
 from edgellm.tokenizer.special_ids import SpecialIds
 from edgellm.tokenizer.stream_decoder import StreamDecoder
-from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary
+from edgellm.tokenizer.vocabulary import SPACE, TokenType, Vocabulary, invalid
 
 _BYTE_PAIR_KINDS = frozenset(("gpt2", "gemma4", "whitespace"))
 _SENTENCE_PIECE_KINDS = frozenset(("llama", "t5"))
+_KINDS = _BYTE_PAIR_KINDS | _SENTENCE_PIECE_KINDS | {"bert"}
 
 
 class TextSegment(Protocol):
@@ -39,10 +46,10 @@ class _Text(NamedTuple):
 class Backend(Protocol):
     """What splits plain text."""
 
-    add_space_prefix: bool
+    strips_first_space: bool
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text without control tokens."""
+        """The ids of a text without marks."""
 
 
 class Tokenizer:
@@ -54,31 +61,44 @@ class Tokenizer:
     kind, pre        the file's ``tokenizer.ggml.model`` and ``.pre``, or what was given instead
     """
 
-    def __init__(self, vocabulary: Vocabulary, backend: Backend, special: SpecialIds) -> None:
+    def __init__(self, vocabulary: Vocabulary, backend: Backend, special: SpecialIds, mark_ids: frozenset[int]) -> None:
         self.vocabulary = vocabulary
         self.special = special
         self.kind, self.pre = vocabulary.kind, vocabulary.pre
         self.n_vocab = vocabulary.n_vocab
         self.bos_id, self.eos_id, self.eog_ids = special.bos, special.eos, special.end_of_generation
-        self.strip_first_space = backend.add_space_prefix or vocabulary.kind == "bert"
+        self.strip_first_space = backend.strips_first_space or vocabulary.kind == "bert"
         self._backend = backend
-        self._control = frozenset(vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN))
+        self._control = marks.control_ids(vocabulary, special)
+        self._marks = mark_ids
+        self._watched = marks.watched_ids(special, mark_ids)
         self._byte_of_id = {token_id: value for value, token_id in vocabulary.byte_ids.items()}
         self._pieces: dict[int, bytes] = {}
-        self._user_defined = AddedTokens(self._texts(TokenType.USER_DEFINED))
+        user_defined = frozenset(vocabulary.ids_of(TokenType.USER_DEFINED)) - mark_ids
+        self._user_defined = AddedTokens(self._texts(user_defined))
+        self._all_added = AddedTokens(self._texts(user_defined | mark_ids))
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> "Tokenizer":
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], *, pre: str | None = None, template: str | None = None
+    ) -> "Tokenizer":
         """Build the tokenizer that a GGUF file's metadata describes.
 
-        pre   the name of a pre-tokenizer to use instead of the file's
+        pre        the name of a pre-tokenizer to use instead of the file's
+        template   a chat template, in Jinja, that is used besides the file's: the tokens it writes are marks too
 
         Raises FormatError (VOCAB_INVALID, VOCAB_SPECIAL_ID, VOCAB_MERGES) for a vocabulary that is not sound, and
         UnsupportedError for a kind or a pre-tokenizer that edgellm does not have.
         """
         vocabulary = Vocabulary.from_metadata(metadata, pre)
-        backend, add_bos = _backend(vocabulary)
-        return cls(vocabulary, backend, SpecialIds.from_vocabulary(vocabulary, add_bos=add_bos))
+        special = SpecialIds.from_vocabulary(vocabulary, add_bos=_adds_bos(vocabulary))
+        templates = marks.template_sources(vocabulary) + ([template] if template else [])
+        try:
+            with library_faults():
+                found = marks.mark_ids(vocabulary, special, templates)
+                return cls(vocabulary, _backend(vocabulary, special, found), special, found)
+        except LibraryFault as fault:
+            raise invalid(f"a vocabulary that the library refuses ({fault})", "distinct, sound tokens") from None
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of ``text``.
@@ -91,16 +111,20 @@ class Tokenizer:
     def encode_segments(self, segments: Sequence[TextSegment], add_special: bool = True) -> list[int]:
         """The ids of a prompt whose parts are trusted or not.
 
-        A control token counts where it stands wholly in special text. All text between two control tokens is tokenized
-        as one, whoever wrote which part of it: so where nobody writes control tokens as words, the ids are those of the
-        whole text. A BOS that the text itself begins with is not doubled.
+        A mark counts where it stands wholly in special text. All text between two marks is tokenized as one, whoever
+        wrote which part of it: so where nobody writes marks as words, the ids are those of the whole text. A BOS that
+        the text itself begins with is not doubled.
+
+        Raises FormatError VOCAB_INVALID where the file's tokenizer would make a mark of plain text, ParameterError for
+        a text that the tokenizer cannot cut.
         """
-        ids: list[int] = []
-        for part in self._parts(segments):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                self._encode_plain(part, ids)
+        try:
+            with library_faults():
+                ids = self._ids(segments)
+        except LibraryFault as fault:
+            raise ParameterError(
+                f"The text cannot be tokenized: {fault}. Expected text without runs of millions of one character."
+            ) from None
         if not add_special:
             return ids
         prefix, suffix = self.special.prefix, self.special.suffix
@@ -141,7 +165,7 @@ class Tokenizer:
         return self._id_of_text.get(text)
 
     def is_control(self, token_id: int) -> bool:
-        """Whether the token is a mark and not text (GGUF types CONTROL and UNKNOWN)."""
+        """Whether the token is no part of an answer's text: by its type, or because it ends a generation."""
         return token_id in self._control
 
     def _piece(self, token_id: int) -> bytes:
@@ -176,29 +200,36 @@ class Tokenizer:
         tokens = self.vocabulary.tokens
         return dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
 
-    @cached_property
-    def _all_added(self) -> AddedTokens:
-        return AddedTokens(self._texts(TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN))
-
-    def _texts(self, *types: TokenType) -> dict[str, int]:
+    def _texts(self, ids: Iterable[int]) -> dict[str, int]:
         """Text as it stands in a prompt -> id. A run of spaces stands there as U+2581, as the originals list it: real
         spaces are left to the backend, which joins runs of both.
         """
         tokens = self.vocabulary.tokens
-        ids = reversed(self.vocabulary.ids_of(*types))
+        ids = sorted(ids, reverse=True)  # of duplicates the first
         if self.kind not in _SENTENCE_PIECE_KINDS:
             return {tokens[i]: i for i in ids}
         return {tokens[i].replace(" ", SPACE) if tokens[i].isspace() else tokens[i]: i for i in ids}
 
+    def _ids(self, segments: Sequence[TextSegment]) -> list[int]:
+        if isinstance(self._backend, hugging_face.HuggingFaceJson):
+            return self._backend.encode_runs(_joined(segments))
+        ids: list[int] = []
+        for part in self._parts(segments):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                self._encode_plain(part, ids)
+        return ids
+
     def _parts(self, segments: Sequence[TextSegment]) -> Iterator[str | int]:
-        """Control ids, and the whole text between two of them."""
+        """Marks, and the whole text between two of them."""
         plain: list[str] = []
         for text, special in _joined(segments):
             if not special:
                 plain.append(text)
                 continue
             for start, end, token_id in self._all_added.split(text):
-                if token_id not in self._control:
+                if token_id not in self._marks:
                     plain.append(text[start:end])
                     continue
                 yield "".join(plain)
@@ -209,7 +240,11 @@ class Tokenizer:
     def _encode_plain(self, text: str, ids: list[int]) -> None:
         for start, end, token_id in self._user_defined.split(text):
             if token_id is None:
-                ids.extend(self._backend.encode(text[start:end]))
+                found = self._backend.encode(text[start:end])
+                made = self._watched.intersection(found)
+                if made:
+                    raise marks.made_of_text(self.vocabulary, made)
+                ids.extend(found)
             else:
                 ids.append(token_id)
 
@@ -219,6 +254,8 @@ def _joined(segments: Sequence[TextSegment]) -> Iterator[tuple[str, bool]]:
     run: list[str] = []
     special = False
     for segment in segments:
+        if not segment.text:
+            continue
         if run and segment.special != special:
             yield _sound("".join(run)), special
             run = []
@@ -236,30 +273,34 @@ def _sound(text: str) -> str:
     return text
 
 
-def _backend(vocabulary: Vocabulary) -> tuple[Backend, bool]:
-    """What splits the text of this kind of vocabulary, and whether BOS comes first when the file does not say."""
-    kind = vocabulary.kind
-    if kind in _SENTENCE_PIECE_KINDS:
-        from edgellm.tokenizer.sentence_piece import SentencePiece
+def _adds_bos(vocabulary: Vocabulary) -> bool:
+    """Whether BOS comes first when the file does not say."""
+    if vocabulary.kind not in _BYTE_PAIR_KINDS:
+        return vocabulary.kind in ("llama", "bert")
+    from edgellm.tokenizer.pre_tokenizers import pre_tokenizer
 
-        backend: type[Any] = SentencePiece
-        add_bos = kind == "llama"
-    elif kind in _BYTE_PAIR_KINDS:
-        from edgellm.tokenizer.byte_level import BytePairs
-        from edgellm.tokenizer.pre_tokenizers import pre_tokenizer
+    return pre_tokenizer(vocabulary.pre).add_bos
 
-        backend = BytePairs
-        add_bos = pre_tokenizer(vocabulary.pre).add_bos
-    elif kind == "bert":
-        from edgellm.tokenizer.word_piece import WordPiece
 
-        backend, add_bos = WordPiece, True
-    else:
+def _backend(vocabulary: Vocabulary, special: SpecialIds, mark_ids: frozenset[int]) -> Backend:
+    """What splits the text of this kind of vocabulary, and makes no mark of it."""
+    if vocabulary.kind not in _KINDS:
         raise UnsupportedError(
-            f"The file's vocabulary is of the kind {kind!r}, which edgellm does not have. "
+            f"The file's vocabulary is of the kind {vocabulary.kind!r}, which edgellm does not have. "
             "Supported: gpt2, llama, t5, bert, gemma4, whitespace. Use a model of another family.",
             code="TOKENIZER_MODEL",
         )
     if vocabulary.metadata.get(hugging_face.KEY):
-        backend = hugging_face.HuggingFaceJson
-    return backend(vocabulary), add_bos
+        return hugging_face.HuggingFaceJson(vocabulary, special, mark_ids)
+    vocabulary = vocabulary.without_text_for(mark_ids)
+    if vocabulary.kind in _SENTENCE_PIECE_KINDS:
+        from edgellm.tokenizer.sentence_piece import SentencePiece
+
+        return SentencePiece(vocabulary)
+    if vocabulary.kind in _BYTE_PAIR_KINDS:
+        from edgellm.tokenizer.byte_level import BytePairs
+
+        return BytePairs(vocabulary)
+    from edgellm.tokenizer.word_piece import WordPiece
+
+    return WordPiece(vocabulary)

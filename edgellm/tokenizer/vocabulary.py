@@ -5,8 +5,8 @@ Nothing here splits text. The kinds are llama.cpp's token types; the rules for d
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from edgellm.formats.errors import FormatError
 MAX_TOKEN_CHARS = 65536
 SPACE = "\u2581"  # how SentencePiece writes a space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_MARK_SHAPE = re.compile("<\\|[^|\\s]+\\|>|<\uff5c[^\uff5c\\s]+\uff5c>")
 
 
 class TokenType(IntEnum):
@@ -94,6 +95,13 @@ class Vocabulary:
         """The ids whose type is one of these, ascending."""
         return np.flatnonzero(np.isin(self.types, types)).tolist()
 
+    def without_text_for(self, hidden: Iterable[int]) -> "Vocabulary":
+        """This vocabulary with the tokens ``hidden`` typed CONTROL, so that no text becomes one of them."""
+        types = self.types.copy()
+        ids = np.fromiter(hidden, dtype=np.int64)
+        types[ids[types[ids] != TokenType.UNKNOWN]] = TokenType.CONTROL
+        return replace(self, types=types)
+
     @cached_property
     def byte_ids(self) -> dict[int, int]:
         """Byte value -> id of its "<0xNN>" token; FormatError where a byte token is written otherwise or twice."""
@@ -129,6 +137,11 @@ class Vocabulary:
     def flag(self, name: str, default: bool) -> bool:
         """``tokenizer.ggml.<name>`` as a truth value, or the default."""
         return bool(_typed(self.metadata, f"tokenizer.ggml.{name}", (bool, np.bool_), default))
+
+
+def has_mark_shape(text: str) -> bool:
+    """Whether a token is written ``<|...|>``: people add such tokens, no training on text makes them."""
+    return text.startswith("<") and _MARK_SHAPE.fullmatch(text) is not None
 
 
 def invalid(found: str, expected: str) -> FormatError:

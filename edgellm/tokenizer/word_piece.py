@@ -11,7 +11,7 @@ class WordPiece:
     GGUF marks the start of a word with U+2581, where BERT marks its continuation with "##".
     """
 
-    add_space_prefix = False
+    strips_first_space = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         ids: dict[str, int] = {}
