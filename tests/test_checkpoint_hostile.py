@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_folders import save_sentence_piece
 
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.safetensors import SafetensorsFile
 from edgellm.quantize.source import open_source
+from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
 LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
 CONFIG: dict[str, Any] = {
@@ -266,6 +268,67 @@ def test_a_checkpoint_without_a_tokenizer_says_which_files_it_needs(tmp_path: Pa
 def test_a_tokenizer_model_of_noise_is_refused(tmp_path: Path) -> None:
     files = {"tokenizer.json": None, "tokenizer.model": random.Random(0).randbytes(4096)}
     assert code_of(write(tmp_path, **files)) == "VOCAB_INVALID"
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A protobuf field with bytes in it."""
+    length = len(content)
+    return bytes((number << 3 | 2, length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14)) + content
+
+
+@pytest.mark.parametrize("number", [3, 5])
+@pytest.mark.parametrize("base", [1 << 10, 0x1FFFFF << 10])
+def test_the_replacements_of_a_tokenizer_model_stay_inside_it(base: int, number: int, tmp_path: Path) -> None:
+    save_sentence_piece(tmp_path)
+    model = (tmp_path / "tokenizer.model").read_bytes()
+    table = np.array([1 << 10, *[base] * 255], "<u4").tobytes()
+    model += field(number, field(2, len(table).to_bytes(4, "little") + table + b"x\0"))
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    checkpoint = Checkpoint(tmp_path, {}, {})
+    if base == 1 << 10:
+        assert tokenizer_metadata(checkpoint, 400, space_prefix=True)
+    else:
+        with pytest.raises(FormatError, match="replacements") as error:
+            tokenizer_metadata(checkpoint, 400, space_prefix=True)
+        assert error.value.code == "VOCAB_INVALID"
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_the_scores_of_a_tokenizer_model_are_numbers(score: float, tmp_path: Path) -> None:
+    save_sentence_piece(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with (tmp_path / "tokenizer.model").open("ab") as file:
+        file.write(field(1, field(1, b"odd") + b"\x15" + np.array([score], "<f4").tobytes()))
+    with pytest.raises(FormatError, match=r"score.*'?odd|odd.*score") as error:
+        tokenizer_metadata(Checkpoint(tmp_path, {}, {}), 401, space_prefix=True)
+    assert error.value.code == "VOCAB_INVALID"
+
+
+BOMB = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+SLOW = {"type": "Split", "pattern": {"Regex": r"\s+$"}, "behavior": "Isolated", "invert": False}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [BOMB] * 12}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SLOW | {"pattern": {"Regex": "(a+)+$"}}, BYTES]}},
+        {"model": TOKENIZER["model"] | {"dropout": 0.1}},
+    ],
+)
+def test_a_tokenizer_that_would_do_harm_is_not_run(change: dict[str, Any], tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, tokenizer__json=TOKENIZER | change)) == "VOCAB_INVALID"
+
+
+def test_a_tokenizer_that_is_slow_is_converted_by_name_only(tmp_path: Path) -> None:
+    slow = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SLOW, BYTES]}}
+    write(tmp_path, tokenizer__json=TOKENIZER | slow)
+    assert code_of(tmp_path) == "TOKENIZER_PRE"
+    with open_source(tmp_path, pre="gpt-2") as source:
+        assert "linear time" in source.notes[0]
+        assert "tokenizer.huggingface.json" not in source.metadata
 
 
 # -- noise -----------------------------------------------------------------------------------------------------------

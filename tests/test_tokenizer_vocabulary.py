@@ -29,6 +29,7 @@ WRONG_ARRAYS = {
     "scores": [np.ones(3, np.float32), np.full(259, np.nan, np.float32), np.full(259, -np.inf, np.float32)],
     "model": [5],
     "merges": ["a b"],
+    "eos_token_ids": [["x"], [1.5], [[1], [2]], {"a": 1}],
 }
 
 

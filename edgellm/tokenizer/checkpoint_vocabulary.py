@@ -7,6 +7,7 @@ text by the model's own rules even where GGUF has no name for them.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import short
 from edgellm.tokenizer import hugging_face, tokenizer
+from edgellm.tokenizer.charsmap import checked_charsmap, stored_charsmaps
 from edgellm.tokenizer.checkpoint_specials import Specials
 from edgellm.tokenizer.json_parts import check_parts
 from edgellm.tokenizer.json_patterns import Slow, Unfit
@@ -290,7 +292,10 @@ def _processor(checkpoint: Checkpoint) -> Any:
     try:
         if path.stat().st_size > MAX_TOKENIZER_NBYTES:
             raise RuntimeError(f"{path.stat().st_size:,} bytes")
-        processor.LoadFromSerializedProto(path.read_bytes())
+        model = path.read_bytes()
+        for table in stored_charsmaps(model):
+            checked_charsmap(table, lambda: RuntimeError("its table of replacements points outside itself"))
+        processor.LoadFromSerializedProto(model)
     except RuntimeError as error:
         raise invalid(f"tokenizer.model that sentencepiece refuses ({short(str(error))})", "its model file") from error
     return processor
@@ -310,6 +315,8 @@ def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> None:
         elif processor.IsByte(i):
             kind = TokenType.BYTE
         score = processor.GetScore(i)
+        if not math.isfinite(score):
+            raise invalid(f"the score {score} of the piece {short(processor.IdToPiece(i))}", "a number")
         if kind == TokenType.NORMAL and score != int(score):
             raise UnsupportedError(
                 "tokenizer.model is a unigram model; edgellm converts SentencePiece's byte pairs. Take another model "

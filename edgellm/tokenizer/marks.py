@@ -11,6 +11,8 @@ that believed them would let a user end a turn. A token is a mark by what it doe
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from edgellm.formats.errors import FormatError
 from edgellm.tokenizer.added_tokens import AddedTokens
 from edgellm.tokenizer.special_ids import SpecialIds
@@ -32,12 +34,17 @@ def named_ids(vocabulary: Vocabulary, special: SpecialIds) -> frozenset[int]:
 
     Padding is left out where its type is that of text: files name any token for it.
     """
-    named = {vocabulary.special_id(key, strict=False) for key in NAMING_KEYS}
-    padding = vocabulary.special_id("padding_token_id", strict=False)
+    named = {_named(vocabulary, key) for key in NAMING_KEYS}
+    padding = _named(vocabulary, "padding_token_id")
     if padding is not None and vocabulary.types[padding] not in _TEXT_TYPES:
         named.add(padding)
     named |= {special.bos, special.eos, special.unknown, *special.prefix, *special.suffix}
     return frozenset(i for i in named if i is not None) | special.end_of_generation
+
+
+def _named(vocabulary: Vocabulary, key: str) -> int | None:
+    value = vocabulary.metadata.get(f"tokenizer.ggml.{key}")
+    return int(value) if isinstance(value, int | np.integer) and 0 <= value < vocabulary.n_vocab else None
 
 
 def is_text_piece(vocabulary: Vocabulary, token_id: int) -> bool:

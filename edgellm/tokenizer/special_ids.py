@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.formats.errors import FormatError
-from edgellm.tokenizer.vocabulary import TokenType, Vocabulary, has_mark_shape
+from edgellm.tokenizer.vocabulary import TokenType, Vocabulary, has_mark_shape, invalid
 
 # fmt: off
 END_OF_GENERATION = frozenset(
@@ -103,8 +103,15 @@ def _end_of_generation(vocabulary: Vocabulary, eos: int | None) -> frozenset[int
     ids.add(_or_none(vocabulary.special_id("eot_token_id")))
     ids.add(_or_none(vocabulary.special_id("eom_token_id")))
     # a list that Ollama's converter writes
-    ids.update(int(i) for i in np.atleast_1d(vocabulary.metadata.get("tokenizer.ggml.eos_token_ids", [])))
+    ids.update(_listed_ends(vocabulary))
     return frozenset(i for i in ids if 0 <= i < vocabulary.n_vocab)
+
+
+def _listed_ends(vocabulary: Vocabulary) -> list[int]:
+    found = np.atleast_1d(vocabulary.metadata.get("tokenizer.ggml.eos_token_ids", []))
+    if found.size and (found.ndim != 1 or found.dtype.kind not in "iu"):
+        raise invalid("tokenizer.ggml.eos_token_ids that is no list of whole numbers", "ids of tokens")
+    return [int(i) for i in found]
 
 
 def _or_none(token_id: int | None) -> int:
