@@ -254,3 +254,26 @@ def test_the_files_own_tokenizer_json_is_used_and_makes_no_control_token() -> No
 def test_surrogate_halves_become_characters_or_the_replacement_character() -> None:
     tokenizer = Tokenizer.from_gguf(byte_pair_metadata())
     assert tokenizer.decode(tokenizer.encode("\ud83e\udd17 \ud83e!")) == "🤗 \ufffd!"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TokenType if kind != TokenType.BYTE])
+@pytest.mark.parametrize("backend", ["gpt2", "gemma4", "llama", "t5", "bert"])
+def test_a_token_that_is_not_unicode_is_decoded_and_never_made(backend: str, kind: TokenType) -> None:
+    if backend == "bert":
+        metadata = bert_metadata("a b ##c")
+    elif backend in ("gpt2", "gemma4"):
+        metadata = byte_pair_metadata("ab", model=backend, pre="gpt-2" if backend == "gpt2" else None)
+    else:
+        metadata = sentence_piece_metadata({"\u2581": -1.0, "a": -2.0}, model=backend)
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    odd = b"a\xff".decode("utf-8", "surrogateescape")  # as the reader gives what is not UTF-8 in a file
+    scores = np.zeros(len(tokens) + 1, np.float32)
+    metadata |= {"tokenizer.ggml.tokens": [*tokens, odd], "tokenizer.ggml.scores": scores}
+    metadata |= {
+        "tokenizer.ggml.token_type": np.append(types, kind).astype(np.int32),
+        "tokenizer.chat_template": f"x<|{odd}|>y",
+    }
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for text in ("a \ufffd", odd):
+        assert len(tokens) not in tokenizer.encode(text, parse_special=True)
+    assert tokenizer.decode([len(tokens)], special=True) == "a\ufffd"

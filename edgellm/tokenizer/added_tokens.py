@@ -8,16 +8,19 @@ from collections.abc import Collection, Iterator, Mapping
 
 from tokenizers import AddedToken, Tokenizer, models
 
+from edgellm.tokenizer.vocabulary import is_sound
+
 
 class AddedTokens:
     """Cuts texts at a fixed set of tokens."""
 
     def __init__(self, ids: Mapping[str, int], whole_words: Collection[str] = ()) -> None:
-        """ids: text -> id; empty texts are never found. whole_words: those that count only between other characters
-        than letters and digits.
+        """ids: text -> id; empty texts, and those that are not Unicode, are never found.
+
+        whole_words   those that count only between other characters than letters and digits
         """
         self._whole_words = whole_words
-        self._ids = {text: token_id for text, token_id in ids.items() if text}
+        self._ids = {text: token_id for text, token_id in ids.items() if text and is_sound(text)}
         self._searcher: Tokenizer | None = None
 
     def __bool__(self) -> bool:

@@ -19,6 +19,6 @@ def library_faults() -> Iterator[None]:
         yield
     except BaseException as error:
         panic = type(error).__module__ == "pyo3_runtime"  # its PanicException cannot be imported
-        if not panic and type(error) is not Exception:
+        if not panic and type(error) is not Exception and not isinstance(error, UnicodeError):
             raise
         raise LibraryFault(" ".join(str(error).split()) or type(error).__name__) from None

@@ -74,7 +74,8 @@ def mark_ids(vocabulary: Vocabulary, special: SpecialIds, templates: Iterable[st
 def template_sources(vocabulary: Vocabulary) -> list[str]:
     """The chat templates that the file carries."""
     found = vocabulary.metadata.items()
-    return [text for key, text in found if key.startswith("tokenizer.chat_template") and isinstance(text, str)]
+    texts = (text for key, text in found if key.startswith("tokenizer.chat_template") and isinstance(text, str))
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
 
 def watched_ids(special: SpecialIds, mark_ids: frozenset[int]) -> frozenset[int]:

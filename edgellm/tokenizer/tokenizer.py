@@ -292,7 +292,7 @@ def _backend(vocabulary: Vocabulary, special: SpecialIds, mark_ids: frozenset[in
         )
     if vocabulary.metadata.get(hugging_face.KEY):
         return hugging_face.HuggingFaceJson(vocabulary, special, mark_ids)
-    vocabulary = vocabulary.without_text_for(mark_ids)
+    vocabulary = vocabulary.without_text_for(mark_ids | vocabulary.not_text)
     if vocabulary.kind in _SENTENCE_PIECE_KINDS:
         from edgellm.tokenizer.sentence_piece import SentencePiece
 

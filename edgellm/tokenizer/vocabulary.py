@@ -103,6 +103,13 @@ class Vocabulary:
         return replace(self, types=types)
 
     @cached_property
+    def not_text(self) -> frozenset[int]:
+        """The ids of tokens that are not Unicode: they can be decoded, and no text becomes one."""
+        if is_sound("".join(self.tokens)):
+            return frozenset()
+        return frozenset(i for i, token in enumerate(self.tokens) if not is_sound(token))
+
+    @cached_property
     def byte_ids(self) -> dict[int, int]:
         """Byte value -> id of its "<0xNN>" token; FormatError where a byte token is written otherwise or twice."""
         ids: dict[int, int] = {}
@@ -137,6 +144,15 @@ class Vocabulary:
     def flag(self, name: str, default: bool) -> bool:
         """``tokenizer.ggml.<name>`` as a truth value, or the default."""
         return bool(_typed(self.metadata, f"tokenizer.ggml.{name}", (bool, np.bool_), default))
+
+
+def is_sound(text: str) -> bool:
+    """Whether a text is Unicode: a file's bytes that are not UTF-8 come as halves of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def has_mark_shape(text: str) -> bool:
