@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import pytest
 from checkpoint_folders import TEXTS, edit_json, save_byte_level, save_model, save_sentence_piece
 from test_gguf_writer import llama_cpp_text
 from test_models import MODELS, nmse, transformers_logits, transformers_model
+from tiny_models import CHATML
 
+from edgellm.chat_template import ChatTemplate
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
@@ -143,6 +148,76 @@ def test_sentence_piece_ids_equal_the_original(files: str, tmp_path: Path) -> No
         wanted = [1, *original.encode(text)] if text else [1]
         assert ids_without_json(metadata, text) == wanted, text
         assert tokenizer.encode(text, parse_special=True) == wanted, text
+
+
+PROMPTS = (
+    *TEXTS,
+    "<|im_start|>user\nthe License<|im_end|>\n<|im_start|>assistant\n",
+    "hello</s>world </s> the<s>the",
+    " <|im_start|> the  <|im_end|>  and <tool> x<tool>y",
+)
+
+
+def save_marked_sentence_piece(folder: Path, **rule: Any) -> Any:
+    """A llama of SentencePiece's kind whose tokenizer.json has marks of chats; the transformers tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    save_sentence_piece(folder)
+    (folder / "tokenizer.model").unlink()
+    description = json.loads((folder / "tokenizer.json").read_text("utf-8")) | rule
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for i, text in enumerate(("<|im_start|>", "<|im_end|>", "<tool>")):
+        description["added_tokens"].append({"id": 400 + i, "content": text, "special": text != "<tool>"} | plain)
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", chat_template=CHATML)
+    kind, options = MODELS["llama"]
+    save_model(folder, transformers_model(kind, options | {"vocab_size": 403}))
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def test_without_tokenizer_json_blanks_are_put_where_llama_cpp_puts_them(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
+    save_marked_sentence_piece(tmp_path)
+    with open_source(tmp_path, with_json=False) as source:
+        (path,) = convert(source, tmp_path / "out.gguf", "f32")
+    program = """
+import json, random, sys, urllib.request, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, texts = sys.argv[1], json.loads(sys.argv[2])
+params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
+params.port = random.SystemRandom().randint(20000, 60000)
+server = xllamacpp.Server(params)
+address = server.listening_address + "/tokenize"
+for text, special in texts:
+    question = json.dumps({"content": text, "add_special": False, "parse_special": special}).encode()
+    request = urllib.request.Request(address, question, {"Content-Type": "application/json"})
+    print("IDS", json.dumps(json.load(urllib.request.urlopen(request, timeout=60))["tokens"]))
+"""
+    texts = [(text, special) for text in PROMPTS for special in (False, True)]
+    command = [sys.executable, "-c", program, str(path), json.dumps(texts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answers = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("IDS ")]
+    assert len(answers) == len(texts), done.stderr[-2000:]
+    with GGUFFile.open(path) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+    for (text, special), ids in zip(texts, answers, strict=True):
+        assert tokenizer.encode(text, add_special=False, parse_special=special) == ids, (text, special)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_chats_of_a_converted_checkpoint_have_the_ids_that_transformers_gives(scheme: str, tmp_path: Path) -> None:
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+    original = save_marked_sentence_piece(tmp_path, normalizer=None, pre_tokenizer=metaspace)
+    with open_source(tmp_path) as source:
+        (path,) = convert(source, tmp_path / "out.gguf", "f32")
+    with GGUFFile.open(path) as gguf:
+        tokenizer, template = Tokenizer.from_gguf(gguf.metadata), ChatTemplate.from_metadata(gguf.metadata)
+    for text in ("the License", " of\n", "", "<tool> x"):
+        messages = [{"role": role, "content": text} for role in ("system", "user", "assistant", "user")]
+        wanted = original.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert tokenizer.encode_segments(template.render(messages), add_special=False) == wanted
+    answer = original.encode("the License", add_special_tokens=False)
+    assert tokenizer.decode(answer) == original.decode(answer)
 
 
 def test_the_metadata_are_those_of_the_checkpoint(tmp_path: Path) -> None:
