@@ -148,6 +148,22 @@ def test_verify_prints_the_findings_and_ends_with_1(
     assert json.loads(capsys.readouterr().out)[0]["severity"] == "error"
 
 
+def test_verify_does_not_call_a_tokenizer_sound_that_a_load_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bomb = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+    description = {
+        "normalizer": {"type": "Sequence", "normalizers": [bomb] * 12},
+        "model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0}, "unk_token": "<|endoftext|>"},
+    }
+    path = tmp_path / "bomb.gguf"
+    tiny_models.write_tiny_model(path, n_layer=1, metadata={"tokenizer.huggingface.json": json.dumps(description)})
+    assert main(["verify", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "error: VOCAB_INVALID" in printed
+    assert "sound" not in printed
+
+
 def test_verify_of_no_model_at_all_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.gguf"
     page.write_text("<!DOCTYPE html><html></html>" * 10)
