@@ -62,7 +62,7 @@ class Checkpoint:
     def text_config(self) -> Mapping[str, Any]:
         """The settings of the language model: of a part of its own in the config of a model that also sees."""
         inner = self.config.get("text_config")
-        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+        return inner if isinstance(inner, dict) else self.config
 
     @property
     def quantization(self) -> dict[str, Any] | None:

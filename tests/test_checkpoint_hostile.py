@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from checkpoint_folders import save_sentence_piece
 
-from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.safetensors import SafetensorsFile
 from edgellm.quantize.source import open_source
@@ -352,9 +351,7 @@ def test_any_changed_byte_of_a_header_ends_in_a_name_or_in_the_same_layout(tmp_p
             assert sum(tensor.raw.size for tensor in file.tensors.values()) <= len(sound) - length
 
 
-def test_a_text_config_inside_is_the_one_that_counts(tmp_path: Path) -> None:
-    inner = {key: value for key, value in CONFIG.items() if key not in ("architectures", "model_type")}
-    outer = {"architectures": ["LlamaForCausalLM"], "text_config": inner, "hidden_size": 99}
-    checkpoint = Checkpoint.open(write(tmp_path, config__json=outer))
-    assert checkpoint.text_config["hidden_size"] == 8
-    open_source(tmp_path).close()
+def test_settings_of_a_text_inside_are_for_models_that_also_see(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="text_config") as caught:
+        open_source(write(tmp_path, config__json=CONFIG | {"text_config": CONFIG}))
+    assert caught.value.code == "CHECKPOINT_CONFIG"

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Program
 
-SHARED_PARTS = {"blocks", "checkpoint_form", "hparams"}  # modules here that are no architecture
+# modules here that are no architecture
+SHARED_PARTS = {
+    "blocks",
+    "checkpoint_config",
+    "checkpoint_form",
+    "checkpoint_keys",
+    "checkpoint_rope",
+    "hparam_keys",
+    "hparams",
+}
 
 
 def architectures() -> list[str]:

@@ -10,21 +10,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import ProgramBuilder, feed_forward, norm_qk_heads, project_logits, project_qkv
+from edgellm.models.blocks import (
+    ProgramBuilder,
+    feed_forward,
+    norm_qk_heads,
+    project_logits,
+    project_qkv,
+    rope_factors,
+)
+from edgellm.models.checkpoint_config import CheckpointConfig
 from edgellm.models.checkpoint_form import (
     DECODER_LAYER,
     QK_NORMS,
-    CheckpointConfig,
     CheckpointForm,
     TypedMetadata,
     decoder_metadata,
+    layer_kinds,
     refuse_activation,
 )
+from edgellm.models.checkpoint_rope import frequency_factors, rotations_by_layer
 from edgellm.models.hparams import (
     HParams,
-    file_name,
     hparam_error,
     integer,
     key_of,
@@ -42,13 +49,9 @@ N_LAYER_27B = 62  # the only size whose attention scale is not 1/sqrt(head size)
 def build(gguf: GGUFFile) -> Program:
     """x += norm(Wo attention(rope(norm(q)), rope(norm(k)), v));  x += norm(Wdown (gelu(Wgate h) * Wup h))."""
     hp = read_hparams(gguf)
-    if real(gguf, "final_logit_softcapping", 0.0):
-        raise UnsupportedError(
-            f"{file_name(gguf)}: {key_of(gguf, 'final_logit_softcapping')} is set; edgellm runs Gemma 3 models without "
-            "it, as they were published. Take another conversion of the model."
-        )
     m = ProgramBuilder(gguf, hp)
-    m.ropes["global"] = read_rope(gguf, hp, real(gguf, "rope.freq_base", 1e6), adjacent=False)
+    base = real(gguf, "rope.freq_base", 1e6)
+    m.ropes["global"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
     m.ropes["local"] = read_rope(gguf, hp, real(gguf, "rope.freq_base_swa", 1e4), adjacent=False, scaled=False)
     window = integer(gguf, "attention.sliding_window")
     scale = 1 / math.sqrt(hp.n_embd / hp.n_head if hp.n_layer == N_LAYER_27B else hp.head_dim_k)
@@ -85,51 +88,31 @@ def local_layers(gguf: GGUFFile, hp: HParams) -> list[bool]:
     return [(i + 1) % period != 0 for i in range(hp.n_layer)]
 
 
-# config.json of the first checkpoints leaves out what transformers has as a default
-CHECKPOINT_DEFAULTS = {
-    "head_dim": 256,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 131072,
-    "vocab_size": 262208,
-    "rope_theta": 1e6,
-    "rope_local_base_freq": 1e4,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-}
-
-
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json. UnsupportedError for a scale that GGUF has no key for."""
-    given = {key: value for key, value in config.values.items() if value is not None}
-    config = CheckpointConfig(config.folder, CHECKPOINT_DEFAULTS | given)
     refuse_activation(config, "gelu_pytorch_tanh")
-    if config.get("final_logit_softcapping") or config.get("attn_logit_softcapping"):
-        raise config.refuse("final_logit_softcapping", "Gemma 3 models without soft caps, as they were published")
     n_embd, n_head, n_layer = (
         config.integer(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
     scale = n_embd / n_head if n_layer == N_LAYER_27B else config.head_dim
     if config.real("query_pre_attn_scalar") != scale:
         raise config.refuse("query_pre_attn_scalar", f"{scale:g} for models of this shape")
-    found = decoder_metadata(config, "gemma3")
+    wide, near = rotations_by_layer(config)
+    if near.kind != "default":
+        raise config.refuse(f"{near.key}.rope_type", "sliding layers whose rotation is not scaled", near.kind)
+    found = decoder_metadata(config, "gemma3", lambda _: wide)
+    if "gemma3.rope.scaling.attn_factor" in found:
+        raise config.refuse(f"{wide.key}.attention_factor", "yarn without it", wide.numbers)
     found["gemma3.attention.sliding_window"] = (config.integer("sliding_window"), "UINT32")
     found |= _sliding_layers(config)
-    local = config.rope("sliding_attention") if "rope_parameters" in given else {}
-    base = config.real_of("rope_local_base_freq", local.get("rope_theta"), config.real("rope_local_base_freq"))
-    found["gemma3.rope.freq_base_swa"] = (base, "FLOAT32")
+    found["gemma3.rope.freq_base_swa"] = (near.base, "FLOAT32")
     return found
 
 
 def _sliding_layers(config: CheckpointConfig) -> TypedMetadata:
     """Nothing where five of six layers slide; a period, or a flag for every layer, where it is otherwise."""
-    kinds = config.get("layer_types")
     period = config.integer("sliding_window_pattern", 6)
-    sliding = [(i + 1) % period != 0 for i in range(config.n_layer)]
-    if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != config.n_layer:
-            raise config.refuse("layer_types", f"one kind for each of {config.n_layer} layers")
-        sliding = [kind == "sliding_attention" for kind in kinds]
+    sliding = layer_kinds(config, lambda i: (i + 1) % period != 0)
     key = "gemma3.attention.sliding_window_pattern"
     for period in (6, *range(1, config.n_layer + 2)):
         if sliding == [(i + 1) % period != 0 for i in range(config.n_layer)]:
@@ -137,10 +120,15 @@ def _sliding_layers(config: CheckpointConfig) -> TypedMetadata:
     return {key: (np.array(sliding), "ARRAY[BOOL]")}
 
 
+def wide_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:
+    """The divisors of the layers that see everything; sliding layers have none."""
+    return frequency_factors(rotations_by_layer(config)[0])
+
+
 CHECKPOINT = CheckpointForm(
-    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    model_types=("gemma3_text", "gemma3"),
+    classes={"Gemma3ForCausalLM": "gemma3_text", "Gemma3ForConditionalGeneration": "gemma3"},
     metadata=checkpoint_metadata,
+    extra=wide_factors,
     layer=DECODER_LAYER
     | QK_NORMS
     | {
@@ -150,5 +138,4 @@ CHECKPOINT = CheckpointForm(
     },
     norm_shift=1.0,
     space_prefix=False,
-    ties_embeddings=True,
 )

@@ -17,12 +17,14 @@ from edgellm.models.blocks import (
     refuse_experts,
     rope_factors,
 )
+from edgellm.models.checkpoint_config import CheckpointConfig
 from edgellm.models.checkpoint_form import (
-    CheckpointConfig,
+    FEED_FORWARD,
     CheckpointForm,
     TypedMetadata,
+    attention_biases,
     decoder_metadata,
-    llama3_frequency_factors,
+    layer_kinds,
     refuse_activation,
 )
 from edgellm.models.hparams import integer, read_hparams, read_rope, real
@@ -58,19 +60,32 @@ def build(gguf: GGUFFile) -> Program:
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
-    refuse_activation(config, "silu")
+    refuse_activation(config, "silu", "swish")
     found = decoder_metadata(config, "llama")
     found["llama.vocab_size"] = (config.integer("vocab_size"), "UINT32")
     found["llama.rope.dimension_count"] = (config.head_dim, "UINT32")
-    if config.get("model_type") == "mistral" and config.get("sliding_window") is not None:
+    window = config.get("sliding_window") if config.model_type == "mistral" else None
+    if len({window is not None, *layer_kinds(config, lambda _: window is not None)}) > 1:
+        raise config.refuse("layer_types", "models of this architecture whose layers all slide, or none")
+    if window is not None:
         found["llama.attention.sliding_window"] = (config.integer("sliding_window"), "UINT32")
     return found
 
 
+def checkpoint_biases(config: CheckpointConfig) -> frozenset[str]:
+    """The modules that have a bias; none in Mistral."""
+    return attention_biases(config) | (FEED_FORWARD if config.flag("mlp_bias", False) else frozenset())
+
+
 CHECKPOINT = CheckpointForm(
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel", "MistralModel"),
-    model_types=("llama", "mistral"),
+    classes={
+        "LlamaForCausalLM": "llama",
+        "LLaMAForCausalLM": "llama",
+        "MistralForCausalLM": "mistral",
+        "LlamaModel": "llama",
+        "MistralModel": "mistral",
+    },
     metadata=checkpoint_metadata,
+    biases=checkpoint_biases,
     pairs_heads=True,
-    extra=llama3_frequency_factors,
 )

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import ProgramBuilder, feed_forward, project_logits, project_qkv
+from edgellm.models.blocks import ProgramBuilder, feed_forward, project_logits, project_qkv, rope_factors
+from edgellm.models.checkpoint_config import CheckpointConfig
 from edgellm.models.checkpoint_form import (
-    CheckpointConfig,
+    QKV,
     CheckpointForm,
     TypedMetadata,
     decoder_metadata,
@@ -25,7 +26,8 @@ def build(gguf: GGUFFile) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x)."""
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
-    m.ropes["rope"] = read_rope(gguf, hp, real(gguf, "rope.freq_base", 10000.0), adjacent=False)
+    base = real(gguf, "rope.freq_base", 10000.0)
+    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
     m.embed("x")
     for i in range(hp.n_layer):
         blk = f"blk.{i}"
@@ -45,13 +47,13 @@ def build(gguf: GGUFFile) -> Program:
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
-    refuse_activation(config, "silu")
+    refuse_activation(config, "silu", "swish")
     refuse_sliding_layers(config)
     return decoder_metadata(config, "qwen2")
 
 
 CHECKPOINT = CheckpointForm(
-    classes=("Qwen2ForCausalLM", "Qwen2Model"),
-    model_types=("qwen2",),
+    classes={"Qwen2ForCausalLM": "qwen2", "Qwen2Model": "qwen2"},
     metadata=checkpoint_metadata,
+    biases=lambda _: QKV,
 )

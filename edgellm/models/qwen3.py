@@ -6,11 +6,18 @@ import math
 from typing import TYPE_CHECKING
 
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import ProgramBuilder, feed_forward, norm_qk_heads, project_logits, project_qkv
+from edgellm.models.blocks import (
+    ProgramBuilder,
+    feed_forward,
+    norm_qk_heads,
+    project_logits,
+    project_qkv,
+    rope_factors,
+)
+from edgellm.models.checkpoint_config import CheckpointConfig
 from edgellm.models.checkpoint_form import (
     DECODER_LAYER,
     QK_NORMS,
-    CheckpointConfig,
     CheckpointForm,
     TypedMetadata,
     decoder_metadata,
@@ -27,7 +34,8 @@ def build(gguf: GGUFFile) -> Program:
     """x += Wo attention(rope(norm(q)), rope(norm(k)), v);  x += Wdown (silu(Wgate h) * Wup h), h = RMSNorm(x)."""
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
-    m.ropes["rope"] = read_rope(gguf, hp, real(gguf, "rope.freq_base", 10000.0), adjacent=False)
+    base = real(gguf, "rope.freq_base", 10000.0)
+    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
     m.embed("x")
     for i in range(hp.n_layer):
         blk = f"blk.{i}"
@@ -48,14 +56,13 @@ def build(gguf: GGUFFile) -> Program:
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
-    refuse_activation(config, "silu")
+    refuse_activation(config, "silu", "swish")
     refuse_sliding_layers(config)
     return decoder_metadata(config, "qwen3")
 
 
 CHECKPOINT = CheckpointForm(
-    classes=("Qwen3ForCausalLM", "Qwen3Model"),
-    model_types=("qwen3",),
+    classes={"Qwen3ForCausalLM": "qwen3", "Qwen3Model": "qwen3"},
     metadata=checkpoint_metadata,
     layer=DECODER_LAYER | QK_NORMS,
 )

@@ -15,13 +15,17 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.checkpoints import Weight, open_weights, scheme_of
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.models import architectures, build_program
-from edgellm.models.checkpoint_form import CheckpointConfig, CheckpointForm
+from edgellm.models.checkpoint_config import CheckpointConfig
+from edgellm.models.checkpoint_form import CheckpointForm
+from edgellm.models.checkpoint_keys import DEFAULTS, check_keys
 from edgellm.quantize.general_metadata import general_metadata
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
+FRAME, FRAMED = "gemma3", "gemma3_text"  # model_type of settings around those of the text, and of the text's own
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
@@ -39,15 +43,16 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     does not have.
     """
     checkpoint = Checkpoint.open(folder)
-    architecture, form = find_form(checkpoint)
-    config = CheckpointConfig(checkpoint.folder, checkpoint.text_config)
+    architecture, form, model_type = find_form(checkpoint)
+    config, notes = read_config(checkpoint, model_type)
     scheme = scheme_of(checkpoint)
     metadata = form.metadata(config)
-    tensors = _tensors(checkpoint, config, form, bool(scheme))
+    tensors = _tensors(checkpoint, config, form, bool(scheme), notes)
     n_vocab = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0
-    tokenizer, notes = tokenizer_metadata(
+    tokenizer, more = tokenizer_metadata(
         checkpoint, n_vocab, space_prefix=form.space_prefix, pre=pre, with_json=with_json
     )
+    notes += more
     n_params = sum(tensor.n_elements for tensor in tensors.values())
     whole = {
         "general.architecture": (architecture, "STRING"),
@@ -64,22 +69,33 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     return source
 
 
-def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm]:
-    """The architecture as GGUF names it, and its form. UnsupportedError for any other model."""
+def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
+    """The architecture as GGUF names it, its form, and the kind of settings. UnsupportedError for any other model."""
     classes = checkpoint.config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
     model_type = checkpoint.config.get("model_type")
     known = []
     for architecture in architectures():
         form = importlib.import_module(f"edgellm.models.{architecture}").CHECKPOINT
-        known += [form.classes[0]]
-        if named in form.classes or (named is None and model_type in form.model_types):
-            if checkpoint.text_config.get("num_local_experts") or checkpoint.text_config.get("num_experts"):
+        known += [next(iter(form.classes))]
+        kind = form.classes.get(named) if isinstance(named, str) else None
+        if named is None and model_type in form.classes.values():
+            kind = model_type
+        if kind is None:
+            continue
+        if model_type not in (None, kind):  # transformers goes by model_type, GGUF converters by the class
+            raise UnsupportedError(
+                f"{checkpoint.folder.name}/config.json: model_type is {short(model_type)}, and a {named} is a {kind}. "
+                "Correct the one that is wrong.",
+                code="CHECKPOINT_ARCHITECTURE",
+            )
+        for key in ("num_local_experts", "num_experts"):
+            if checkpoint.text_config.get(key):
                 raise UnsupportedError(
-                    f"{checkpoint.folder.name}: is a mixture of experts; edgellm runs dense models of its "
+                    f"{checkpoint.folder.name}: is a mixture of experts ({key}); edgellm runs dense models of its "
                     "architecture. Take a model without experts."
                 )
-            return architecture, form
+        return architecture, form, kind
     raise UnsupportedError(
         f"{checkpoint.folder.name}/config.json: the model is a {short(named or model_type)}; edgellm converts "
         f"{', '.join(known)}. Take a model of one of these.",
@@ -87,39 +103,103 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm]:
     )
 
 
+def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConfig, list[str]]:
+    """The settings of the language model, every key known, and what the user should know of them."""
+    folder, values = checkpoint.folder, checkpoint.config
+    notes = check_keys(folder, values, model_type)
+    if model_type == FRAME:
+        tied = values.get("tie_word_embeddings", DEFAULTS[FRAME]["tie_word_embeddings"])
+        values, model_type = dict(checkpoint.text_config), FRAMED
+        notes += check_keys(folder, values, model_type)
+        values["tie_word_embeddings"] = tied  # that of the text alone has no effect
+    return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type), notes
+
+
 # -- tensors ---------------------------------------------------------------------------------------------------------
 
 
 def _tensors(
-    checkpoint: Checkpoint, config: CheckpointConfig, form: CheckpointForm, quantized: bool
+    checkpoint: Checkpoint, config: CheckpointConfig, form: CheckpointForm, quantized: bool, notes: list[str]
 ) -> dict[str, SourceTensor]:
     """All tensors under their GGUF names: embedding, layers in order, the output's norm and matrix."""
     found: dict[str, SourceTensor] = {}
+    biases = form.biases(config)
     unknown = []
-    tied = config.flag("tie_word_embeddings", form.ties_embeddings)
     for stored_name, weight in open_weights(checkpoint).items():
-        name = form.tensor_name(plain_name(stored_name), config.n_layer)
-        if name is None and not IGNORED.fullmatch(stored_name):
-            unknown.append(stored_name)
-        if name is None or (tied and name == "output.weight"):
+        name = form.tensor_name(plain_name(stored_name), config.n_layer, biases)
+        if name is None:
+            if not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
+                unknown.append(stored_name)
             continue
         if name in found:
             raise FormatError(f"{short(stored_name)}: two tensors are {name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR")
         found[name] = source_tensor(name, stored_name, weight, config, form, quantized)
     if unknown:
         raise UnsupportedError(
-            f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {form.classes[0]} as edgellm knows it "
-            f"({', '.join(short(name) for name in unknown[:3])}{' ...' * (len(unknown) > 3)}); without them the "
-            "answers would be wrong. Take another checkpoint of the model.",
+            f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {next(iter(form.classes))} as its "
+            f"config.json says it is ({', '.join(short(name) for name in unknown[:3])}{' ...' * (len(unknown) > 3)}); "
+            "without them the answers would be wrong. Take another checkpoint of the model.",
             code="MODEL_TENSOR_UNKNOWN",
         )
-    if config.get("tie_word_embeddings") is False and "output.weight" not in found:
-        raise FormatError(
-            f"{checkpoint.folder.name}: lm_head.weight is missing. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
-        )
+    _tie_output(checkpoint, config, found, notes)
+    _check_biases(checkpoint, config, biases, found)
+    rows = found["token_embd.weight"].shape[0] if "token_embd.weight" in found else config.get("vocab_size")
+    if rows != config.integer("vocab_size", rows):
+        raise config.wrong("vocab_size", config.get("vocab_size"), f"{rows:,}, the rows of the embedding")
     for name, numbers in form.extra(config).items():
         found[name] = _computed(name, numbers)
+        if not form.pairs_heads:
+            notes.append(f"Programs other than edgellm may refuse the file: {name} is not usual in its architecture.")
     return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _is_no_bias(name: str, weight: Weight) -> bool:
+    """Whether a tensor without a place is a bias of zeros, as GPTQ's writers put everywhere."""
+    return name.endswith(".bias") and len(weight.shape) == 1 and not weight.decode(0, 1).any()
+
+
+def _tie_output(
+    checkpoint: Checkpoint, config: CheckpointConfig, found: dict[str, SourceTensor], notes: list[str]
+) -> None:
+    """Leave out an output matrix that is the embedding. As in transformers, one that differs stays, whatever the
+    config says, and stands for the embedding where that is missing."""
+    head, embedding = found.get("output.weight"), found.get("token_embd.weight")
+    if not config.flag("tie_word_embeddings", False):
+        if head is None:
+            raise FormatError(
+                f"{checkpoint.folder.name}: lm_head.weight is missing, and tie_word_embeddings is not true. "
+                f"{PULL_AGAIN}",
+                code="CHECKPOINT_TENSOR",
+            )
+    elif head is not None and embedding is None:
+        found["token_embd.weight"] = replace(found.pop("output.weight"), name="token_embd.weight")
+    elif head is not None and embedding is not None and _equal(head, embedding):
+        del found["output.weight"]
+    elif head is not None:
+        notes.append(
+            "config.json says that lm_head.weight is the embedding, and the checkpoint has another one: it is kept, as "
+            "transformers keeps it."
+        )
+
+
+def _equal(one: SourceTensor, other: SourceTensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    chunks = rows_in_chunks(one.n_rows, 4 * one.n_in)
+    return all(np.array_equal(one.rows(*rows), other.rows(*rows)) for rows in chunks)
+
+
+def _check_biases(
+    checkpoint: Checkpoint, config: CheckpointConfig, biases: frozenset[str], found: dict[str, SourceTensor]
+) -> None:
+    wanted = [f"blk.{i}.{module}.bias" for i in range(config.n_layer) for module in sorted(biases)]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise FormatError(
+            f"{checkpoint.folder.name}: {len(missing)} biases are missing, the first is {missing[0]}; its class, or "
+            f"attention_bias or mlp_bias in config.json, says that the model has them. {PULL_AGAIN}",
+            code="CHECKPOINT_TENSOR",
+        )
 
 
 def plain_name(name: str) -> str:

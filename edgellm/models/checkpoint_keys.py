@@ -1,0 +1,141 @@
+"""Every key that config.json may have: whoever is in none of these rows is refused by name.
+
+USED       read: by the architecture's form, or for the tokenizer, the packing of the weights, the sampling
+HARMLESS   changes nothing that a trained model computes, whatever it says
+ONLY       would change it, unless it is null or one of these values
+DEFAULTS   what transformers computes with where the key is left out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.formats.findings import short
+
+_DECODER = frozenset(
+    (
+        "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps",
+        "max_position_embeddings", "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta",
+        "layer_types", "tie_word_embeddings", "quantization_config", "compression_config",
+        "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id", "cls_token_id", "mask_token_id",
+    )
+)  # fmt: skip
+_SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
+USED: dict[str, frozenset[str]] = {
+    "llama": _DECODER | {"attention_bias", "mlp_bias"},
+    "mistral": _DECODER | {"sliding_window"},
+    "qwen2": _DECODER | _SLIDING,
+    "qwen3": _DECODER | _SLIDING | {"attention_bias"},
+    "gemma3_text": _DECODER
+    | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
+    # the frame around the settings of a model that also sees
+    "gemma3": frozenset(("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config"))
+    | frozenset(("compression_config", "bos_token_id", "eos_token_id", "pad_token_id")),
+}
+
+HARMLESS = frozenset(
+    (
+        # transformers' own records and ways of running
+        "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled",
+        "_from_model_config", "_name_or_path", "attn_implementation", "chunk_size_feed_forward", "dtype",
+        "experts_implementation", "name_or_path", "output_attentions", "output_hidden_states", "pretraining_tp",
+        "return_dict", "tie_last_hidden_states", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16",
+        "use_cache", "use_return_dict",
+        # training
+        "attention_dropout", "hidden_dropout", "initializer_range", "is_decoder", "neftune_noise_alpha",
+        # classes and tasks that a language model has none of
+        "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params",
+        "tf_legacy_loss", "tokenizer_class",
+        # for generation, where transformers takes them from generation_config.json alone
+        "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens",
+        "cache_implementation", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+        "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+        "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "length_penalty",
+        "max_length", "min_length", "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+        "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "remove_invalid_values",
+        "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "target_lookbehind", "temperature",
+        "top_k", "top_p", "typical_p",
+        # notes of the programs that wrote the checkpoint
+        "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
+    )
+)  # fmt: skip
+HARMLESS_IN: dict[str, frozenset[str]] = {
+    "llama": frozenset(),
+    "mistral": frozenset(("max_window_layers", "use_sliding_window")),  # its window counts without them
+    "qwen2": frozenset(("attention_bias",)),  # q, k and v have one, o has none
+    "qwen3": frozenset(),
+    "gemma3_text": frozenset(("_sliding_window_pattern",)),
+    "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
+    | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
+}
+
+ONLY: dict[str, tuple[Any, ...]] = {
+    "activation": ("swiglu",),
+    "add_cross_attention": (False,),
+    "attention_bias": (False,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "is_encoder_decoder": (False,),
+    "mlp_bias": (False,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "partial_rotary_factor": (1,),
+    "pruned_heads": ({},),
+    "rope_interleaved": (False,),
+    "sliding_window": (),
+    "tie_encoder_decoder": (False,),
+    "use_bidirectional_attention": (False,),
+    "use_mrope": (False,),
+    "use_sliding_window": (False,),
+}
+
+NOTED = {"auto_map": "names a program of its author's own; the architecture's usual one was converted, as it says"}
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+    # the first checkpoints of models that also see say only what differs
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+    },
+    "gemma3": {"tie_word_embeddings": True},
+}
+
+
+def check_keys(folder: Path, values: Mapping[str, Any], model_type: str) -> list[str]:
+    """What the user should know of these settings. UnsupportedError for one that edgellm does not know."""
+    used, harmless = USED[model_type], HARMLESS | HARMLESS_IN[model_type]
+    notes = []
+    for key, value in values.items():
+        if value is None or key in used or key in harmless or _is_one_of(value, ONLY.get(key, ())):
+            continue
+        if key in NOTED:
+            notes.append(f"config.json: {key} {NOTED[key]}.")
+            continue
+        known = " or ".join(["null", *(repr(one).lower() for one in ONLY[key])]) if key in ONLY else "models without it"
+        raise UnsupportedError(
+            f"{folder.name}/config.json: {short(key)} is {short(value)}, and the answers may depend on it; edgellm "
+            f"converts {known} for a {model_type} model. Take another model of this family.",
+            code="CHECKPOINT_CONFIG",
+        )
+    return notes
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)

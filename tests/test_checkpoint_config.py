@@ -1,0 +1,217 @@
+"""config.json against transformers: each key, changed or left out, gives its logits or is refused by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_folders import save_byte_level
+from test_checkpoint_convert import TOKENS, VOCAB
+from test_models import LINEAR_ROPE, LLAMA3_ROPE, YARN_ROPE, nmse, transformers_logits, transformers_model
+
+from edgellm.formats.errors import EdgeLLMError
+from edgellm.kernels.program import Batch
+from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.models import build_program
+from edgellm.models.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED
+from edgellm.quantize.checkpoint_source import _AsFile, _ShapeOnly
+from edgellm.quantize.source import open_source
+
+transformers = pytest.importorskip("transformers", reason="the judge of checkpoints is transformers")
+
+CONFIGS = {
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "gemma3_text": "Gemma3TextConfig",
+    "gemma3": "Gemma3Config",
+}
+# model_type -> (transformers' class, what its configuration has besides the small sizes of all)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "mistral": ("Mistral", {"sliding_window": 33, "num_key_value_heads": 2}),
+    "qwen2": ("Qwen2", {"rope_parameters": YARN_ROPE}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {"num_hidden_layers": 4, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 10,
+         "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_every_key_that_transformers_writes_has_its_row(model_type: str) -> None:
+    config = getattr(transformers, CONFIGS[model_type])()
+    generation = transformers.GenerationConfig()._get_default_generation_params()
+    known = USED[model_type] | HARMLESS | HARMLESS_IN[model_type] | ONLY.keys() | NOTED.keys()
+    assert set(config.to_dict()) | set(generation) <= known
+    assert not USED[model_type] & (HARMLESS | HARMLESS_IN[model_type])
+    for key, value in DEFAULTS[model_type].items():
+        assert getattr(config, key) == value or key in ("sliding_window", "num_key_value_heads"), key
+
+
+def model_folder(folder: Path, model_type: str, **options: Any) -> dict[str, Any]:
+    """A checkpoint with weights at random; its config.json."""
+    kind, own = MODELS[model_type]
+    save_byte_level(folder)
+    transformers_model(kind, {"tie_word_embeddings": False} | own | VOCAB | options).save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text("utf-8"))
+
+
+def converted_logits(folder: Path) -> np.ndarray:
+    """Logits of the program that the conversion proves, from the tensors as they would be written in F32."""
+    with open_source(folder) as source:
+        metadata = {key: value for key, (value, _) in source.metadata.items()}
+        tensors = {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()}
+        program = build_program(_AsFile(source.path, source.architecture, metadata, tensors))  # type: ignore[arg-type]
+        executor = ReferenceExecutor(program)
+        executor._weights.update({name: source.tensors[name].rows().reshape(source.tensors[name].shape)
+                                  for name in program.tensors})  # fmt: skip
+        return executor.run(Batch.single(program, TOKENS))
+
+
+def loaded_logits(folder: Path) -> np.ndarray:
+    """What transformers computes with the folder."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="eager")
+    return transformers_logits(model.eval(), TOKENS)
+
+
+def check(folder: Path, *names: str) -> str:
+    """ "refused" by one of these names, or "equal" to transformers; what cannot be loaded there may have any error."""
+    try:
+        logits = converted_logits(folder)
+    except EdgeLLMError as error:
+        if not any(name in str(error) for name in names):
+            with pytest.raises(Exception):  # noqa: B017
+                loaded_logits(folder)
+        return "refused"
+    assert nmse(logits, loaded_logits(folder)) <= 1e-10, names
+    return "equal"
+
+
+OTHER: dict[str, list[Any]] = {
+    "architectures": [["GPT2LMHeadModel"]],
+    "model_type": ["gpt2"],
+    "attn_logit_softcapping": [50.0],
+    "dtype": ["float16"],
+    "final_logit_softcapping": [30.0, 0.0],
+    "head_dim": [8, 32],
+    "hidden_act": ["gelu", "swish"],
+    "hidden_activation": ["silu", "gelu"],
+    "id2label": [{"0": "A"}],
+    "label2id": [{"A": 0}],
+    "layer_types": [["full_attention"] * 4, ["full_attention"] * 3, ["sliding_attention"] * 3,
+                    ["chunked_attention"] * 3, ["sliding_attention"] * 4,
+                    ["full_attention", "sliding_attention", "full_attention"]],
+    "max_window_layers": [1, 2, 99],
+    "original_max_position_embeddings": [32],
+    "partial_rotary_factor": [0.5, 1.0],
+    "per_layer_config": [{"0": {"intermediate_size": 32}}],
+    "problem_type": ["regression"],
+    "rope_parameters": [LINEAR_ROPE, {"rope_type": "dynamic", "factor": 2.0}, {"rope_theta": 500.0}],
+    "rope_scaling": [{"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 0.5}],
+    "rope_theta": [500.0],
+    "rope_local_base_freq": [500.0],
+    "sliding_window": [7, 1],
+    "sliding_window_pattern": [2],
+    "_sliding_window_pattern": [2],
+    "transformers_version": ["4.40.0"],
+    "rope_interleaved": [True],
+    "use_sliding_window": [True],
+    "attention_bias": [True],
+    "mlp_bias": [True],
+    "use_mrope": [True],
+    "num_local_experts": [4],
+    "no_rope_layers": [[1, 0, 1]],
+    "attention_chunk_size": [4],
+    "residual_multiplier": [0.2],
+    "attention_multiplier": [0.2],
+    "embedding_multiplier": [12.0],
+    "logits_scaling": [8.0],
+}  # fmt: skip
+
+
+def others(key: str, value: Any) -> list[Any]:
+    """Values that the key could have instead of its own."""
+    if key in OTHER:
+        return [other for other in OTHER[key] if other != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value * 2 if value else 1]
+    return [3] if key.endswith("_token_id") else ["other"]
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_key_with_another_value_gives_transformers_logits_or_is_refused_by_name(
+    model_type: str, tmp_path: Path
+) -> None:
+    config = model_folder(tmp_path, model_type)
+    path = tmp_path / "config.json"
+    assert check(tmp_path, "as saved") == "equal"
+    for key in sorted({*config, *OTHER}):
+        for value in others(key, config.get(key)):
+            path.write_text(json.dumps(config | {key: value}), "utf-8")
+            check(tmp_path, key, "GPT2LMHeadModel", "the tensor blk.")
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_key_left_out_is_what_transformers_takes_it_for(model_type: str, tmp_path: Path) -> None:
+    config = model_folder(tmp_path, model_type)
+    for key in config.keys() - {"model_type", "vocab_size"}:  # which the class, and the embedding, tell as well
+        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != key}), "utf-8")
+        check(tmp_path, key)
+
+
+def without(rope: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The rotation without some of its numbers."""
+    return {key: value for key, value in rope.items() if key not in names}
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "llama3": {"rope_parameters": LLAMA3_ROPE},
+    "llama3 as it was spelled": {"rope_scaling": LLAMA3_ROPE, "rope_theta": 5000.0},
+    "llama3 without its length": {"rope_scaling": without(LLAMA3_ROPE, "original_max_position_embeddings")},
+    "llama3, its length outside": {"rope_scaling": LLAMA3_ROPE, "original_max_position_embeddings": 32},
+    "llama3 without a factor": {"rope_scaling": without(LLAMA3_ROPE, "factor")},
+    "linear": {"rope_parameters": LINEAR_ROPE},
+    "linear as it was spelled": {"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_theta": 2000.0},
+    "linear by zero": {"rope_scaling": {"type": "linear", "factor": 0.0}},
+    "both spellings": {"rope_scaling": LINEAR_ROPE, "rope_parameters": YARN_ROPE},
+    "yarn": {"rope_parameters": YARN_ROPE},
+    "yarn as it was spelled": {"rope_scaling": without(YARN_ROPE, "rope_type", "rope_theta") | {"type": "yarn"}},
+    "yarn without its length": {"rope_parameters": without(YARN_ROPE, "original_max_position_embeddings")},
+    "yarn without a factor": {"rope_parameters": {**YARN_ROPE, "factor": None}},
+    "yarn with betas": {"rope_parameters": YARN_ROPE | {"beta_fast": 8, "beta_slow": 2}},
+    "yarn with wrong betas": {"rope_parameters": YARN_ROPE | {"beta_fast": 1, "beta_slow": 2}},
+    "yarn with a magnitude": {"rope_parameters": YARN_ROPE | {"attention_factor": 1.7}},
+    "yarn with half an mscale": {"rope_parameters": YARN_ROPE | {"mscale": 0.7}},
+    "yarn with mscale": {"rope_parameters": YARN_ROPE | {"mscale": 0.7, "mscale_all_dim": 1.3}},
+    "yarn without truncation": {"rope_parameters": YARN_ROPE | {"truncate": False}},
+    "part of a head": {"rope_parameters": LINEAR_ROPE | {"partial_rotary_factor": 0.5}},
+    "sections": {"rope_parameters": LINEAR_ROPE | {"mrope_section": [2, 3, 3]}},
+    "by layer": {"rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": {"rope_type": "default"}}},
+    "sliding layers scaled": {"rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": LINEAR_ROPE}},
+    "longrope": {"rope_parameters": {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8,
+                                     "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_every_rotation_gives_transformers_logits_or_is_refused_by_name(model_type: str, tmp_path: Path) -> None:
+    config = model_folder(tmp_path, model_type)
+    plain = {key: value for key, value in config.items() if not key.startswith("rope")}
+    found = {}
+    for name, keys in ROPES.items():
+        as_layers = model_type == "gemma3_text" and "full_attention" not in keys.get("rope_parameters", {})
+        if as_layers and "rope_parameters" in keys:
+            keys = keys | {"rope_parameters": {"full_attention": keys["rope_parameters"]}}
+        (tmp_path / "config.json").write_text(json.dumps(plain | keys), "utf-8")
+        found[name] = check(tmp_path, "rope_scaling", "rope_parameters")
+    assert all(found[name] == "equal" for name in ("llama3", "llama3 without its length", "linear", "yarn"))
+    assert found["sliding layers scaled"] == found["longrope"] == "refused"
