@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_package
 import numpy as np
 import pytest
 from tiny_models import write_tiny_model
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.hparam_checks import WHOLE_NUMBERS
 from edgellm.kernels.program import Program
 from edgellm.models import architectures, build_program
+from edgellm.models.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
 from edgellm.models.hparams import RANGES, hparam_error
 
 SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
@@ -141,6 +144,45 @@ def test_rope_factors_divide_the_frequencies_and_are_no_weights(tmp_path: Path) 
     program = program_of(path)
     assert np.array_equal(program.ropes["rope"].inv_freq, plain / factors)
     assert "rope_freqs.weight" not in program.tensors
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architecture: str, tmp_path: Path) -> None:
+    """Whatever the gguf package can write beside what the program reads: neutral values pass, others are named."""
+    sections = (gguf_package.Keys.LLM, gguf_package.Keys.Attention, gguf_package.Keys.Rope)
+    names = {value.removeprefix("{arch}.") for section in sections for key, value in vars(section).items()
+             if isinstance(value, str) and value.startswith("{arch}.") and "{" not in value[6:]}  # fmt: skip
+    unread = names - READ - READ_IN[architecture] - WITHOUT_EFFECT
+    assert {"attention.scale", "logit_scale", "attn_logit_softcapping", "rope.dimension_sections"} <= unread
+    for key in sorted(unread):
+        value = 3 if key in WHOLE_NUMBERS else 3.5
+        path = write_tiny_model(tmp_path / "key.gguf", architecture, metadata={f"{architecture}.{key}": value}, **SIZES)
+        with pytest.raises(UnsupportedError, match=rf"{architecture}\.{key} is {value}") as caught:
+            program_of(path)
+        assert caught.value.code == "MODEL_KEY_UNKNOWN"
+    for key in sorted(unread & NEUTRAL.keys()):
+        for value in NEUTRAL[key]:
+            program_of(write_tiny_model(tmp_path / "key.gguf", architecture,
+                                        metadata={f"{architecture}.{key}": value}, **SIZES))  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_every_architecture_applies_rope_factors_and_scaling(architecture: str, tmp_path: Path) -> None:
+    factors = np.arange(1, 9).astype(np.float32)
+    scaling = {f"{architecture}.rope.scaling.type": "linear", f"{architecture}.rope.scaling.factor": 2.0}
+    plain = program_of(write_tiny_model(tmp_path / "plain.gguf", architecture, **SIZES)).ropes
+    changed = write_tiny_model(
+        tmp_path / "rope.gguf", architecture, metadata=scaling, extra_tensors={"rope_freqs.weight": factors}, **SIZES
+    )
+    for name, rope in program_of(changed).ropes.items():
+        wanted = plain[name].inv_freq if name == "local" else plain[name].inv_freq / factors / 2
+        assert np.array_equal(rope.inv_freq, wanted)
+
+
+def test_a_magnitude_counts_without_any_scaling_too(tmp_path: Path) -> None:
+    metadata = {"llama.rope.scaling.type": "none", "llama.rope.scaling.attn_factor": 1.5}
+    path = write_tiny_model(tmp_path / "rope.gguf", metadata=metadata, **SIZES)
+    assert program_of(path).ropes["rope"].magnitude == pytest.approx(1.5)
 
 
 def test_rope_factors_must_be_positive(tmp_path: Path) -> None:

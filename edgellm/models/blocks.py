@@ -31,6 +31,7 @@ from edgellm.kernels.program import (
     StoreKV,
 )
 from edgellm.kernels.rope import Rope
+from edgellm.models.hparam_keys import check_keys
 from edgellm.models.hparams import BROKEN_FILE, HParams, file_name, integer
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class ProgramBuilder:
     """Collects ops, buffers, tensors, caches and rotations; ``finish`` makes the program of them."""
 
     def __init__(self, gguf: GGUFFile, hp: HParams) -> None:
+        """UnsupportedError for a hyperparameter that no program would hold."""
+        check_keys(gguf)
         self.gguf = gguf
         self.hp = hp
         self.ops: list[Op] = []

@@ -34,7 +34,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.layer_norm_rms_epsilon": (1e-12, 0.1),
     "attention.sliding_window": (0, 1 << 24),
     "attention.sliding_window_pattern": (1, 512),
-    "final_logit_softcapping": (0, 1e6),
     "rope.dimension_count": (2, 4096),
     "rope.freq_base": (1.0001, 1e15),
     "rope.freq_base_swa": (1.0001, 1e15),
@@ -107,8 +106,10 @@ def read_rope(
     scaling = gguf.metadata.get(key_of(gguf, "rope.scaling.type"), "linear")
     factor = real(gguf, "rope.scaling.factor", real(gguf, "rope.scale_linear", 0.0)) or 1.0
     magnitude = real(gguf, "rope.scaling.attn_factor", 1.0)
-    if not scaled or scaling == "none":
+    if not scaled:
         return Rope(adjacent, inv_freq)
+    if scaling == "none":
+        return Rope(adjacent, inv_freq, magnitude)
     if scaling == "linear":
         return Rope(adjacent, linear_scaling(inv_freq, factor), magnitude)
     if scaling == "yarn":

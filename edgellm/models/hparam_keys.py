@@ -1,0 +1,93 @@
+"""Every key that a file may have under its architecture's name: whoever is in none of these rows is refused by name.
+
+READ            used while the program is built; the keys of one architecture alone are in READ_IN
+WITHOUT_EFFECT  says nothing about what the model computes
+NEUTRAL         would change it, unless it has one of these values
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.formats.findings import short
+from edgellm.models.hparams import file_name
+
+if TYPE_CHECKING:
+    from edgellm.formats.gguf import GGUFFile
+
+READ = frozenset(
+    (
+        "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+        "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+        "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
+        "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+        "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    )
+)  # fmt: skip
+READ_IN: dict[str, frozenset[str]] = {
+    "llama": frozenset(("attention.sliding_window", "expert_count", "rope.scaling.attn_factor")),
+    "qwen2": frozenset(("rope.scaling.attn_factor",)),
+    "qwen3": frozenset(("rope.scaling.attn_factor",)),
+    "gemma3": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")),
+}
+WITHOUT_EFFECT = frozenset(
+    ("attention.layer_norm_epsilon", "pooling_type", "rope.scaling.finetuned", "tensor_data_layout")
+)
+OTHER_PARTS = ("vision.", "mm.", "audio.")  # of a model that sees or hears
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.scale": (0,),
+    "attention.shared_kv_layers": (0,),
+    "attention.sliding_window": (0,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_feed_forward_length": (0,),
+    "expert_shared_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0,),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.global.freq_base": (1e6,),  # as Ollama's converter calls Gemma's two bases
+    "rope.local.freq_base": (1e4,),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "use_parallel_residual": (False,),
+}
+SAME_AS = {  # of sliding layers, and those of all
+    "attention.key_length_swa": "attention.key_length",
+    "attention.value_length_swa": "attention.value_length",
+    "rope.dimension_count_swa": "rope.dimension_count",
+}
+
+
+def check_keys(gguf: GGUFFile) -> None:
+    """UnsupportedError ``MODEL_KEY_UNKNOWN`` for a hyperparameter that the program would leave out."""
+    prefix = gguf.architecture + "."
+    read = READ | READ_IN.get(gguf.architecture, frozenset())
+    for whole, value in gguf.metadata.items():
+        key = whole.removeprefix(prefix)
+        if key == whole or key in read or key in WITHOUT_EFFECT or key.startswith(OTHER_PARTS):
+            continue
+        allowed = NEUTRAL.get(key, ())
+        if key in SAME_AS:
+            allowed = (gguf.metadata.get(prefix + SAME_AS[key]),)
+        if not isinstance(value, np.ndarray) and any(value == one for one in allowed):
+            continue
+        wanted = f"{' or '.join(map(str, allowed))}, or no such key" if allowed else "models without it"
+        raise UnsupportedError(
+            f"{file_name(gguf)}: {short(whole)} is {short(value)}, and the answers may depend on it; edgellm runs "
+            f"{wanted}. Take another conversion of the model.",
+            code="MODEL_KEY_UNKNOWN",
+        )
