@@ -1,17 +1,17 @@
 """Open a folder with a Hugging Face checkpoint: config.json, and the tensors of one or several safetensors files.
 
-Nothing of the folder is run: weights in pickled files are refused. Names of files that the folder's own JSON gives are
-taken only when they are plain names in the same folder.
+Nothing of the folder is run: weights in pickled files are refused. Every file comes from ``CheckpointFolder``; names of
+files that the folder's own JSON gives are taken only when they are plain names in the same folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import FormatError, ModelNotFoundError, UnsupportedError
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.safetensors import SafetensorsFile, StoredTensor, parse_json
@@ -21,6 +21,8 @@ MAX_INDEX_NBYTES = 1 << 26
 MAX_SHARDS = 4096
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TEMPLATES = "additional_chat_templates"  # folder of further ones
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -28,7 +30,7 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "con
 class Checkpoint:
     """An open checkpoint. ``config`` is config.json; ``tensors`` are by their names in the files."""
 
-    folder: Path
+    files: CheckpointFolder
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
     n_shards: int = 1
@@ -37,26 +39,32 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
         """Open it and prove every header. FormatError ``CHECKPOINT_*``, ``SAFETENSORS_*`` or ``MODEL_TRUNCATED``."""
-        folder = Path(folder)
-        config = read_json(folder, "config.json", MAX_CONFIG_NBYTES)
+        files = CheckpointFolder(folder)
+        config = read_json(files, "config.json", MAX_CONFIG_NBYTES)
         if config is None:
             raise ModelNotFoundError(
                 f"{folder}: has no config.json, so it is no Hugging Face checkpoint. Give the folder that has it, or "
                 "the path of a .gguf file.",
                 code="CHECKPOINT_CONFIG",
             )
-        names = _shards(folder)
+        weight_map = None if files.has(SINGLE) else _weight_map(files)  # as transformers: one file before an index
+        names = _shards(files, weight_map)
         tensors: dict[str, StoredTensor] = {}
         for name in names:
-            for tensor in SafetensorsFile.open(folder / name).tensors.values():
+            for tensor in SafetensorsFile.open_in(files, name).tensors.values():
                 if tensor.name in tensors:
                     raise FormatError(
                         f"{name}: {short(tensor.name)}: is in another file of the checkpoint too. {PULL_AGAIN}",
                         code="CHECKPOINT_SHARD",
                     )
                 tensors[tensor.name] = tensor
-        _check_index(folder, tensors)
-        return cls(folder, config, tensors, len(names))
+        _check_index(files, weight_map or {}, tensors)
+        return cls(files, config, tensors, len(names))
+
+    @property
+    def folder(self) -> Path:
+        """The folder, for its name."""
+        return self.files.path
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -78,14 +86,20 @@ class Checkpoint:
     def json(self, name: str, limit: int = MAX_CONFIG_NBYTES) -> dict[str, Any] | None:
         """Another JSON file of the folder, read once; None when it is not there."""
         if name not in self._json:
-            self._json[name] = read_json(self.folder, name, limit)
+            self._json[name] = read_json(self.files, name, limit)
         found: dict[str, Any] | None = self._json[name]
         return found
 
     def text(self, name: str, limit: int = MAX_CONFIG_NBYTES) -> str | None:
-        """A text file of the folder, None when it is not there."""
-        raw = _read(self.folder / name, limit)
-        return None if raw is None else raw.decode("utf-8", "replace")
+        """A text file of the folder, None when it is not there. FormatError ``CHECKPOINT_CONFIG`` for other bytes."""
+        raw = self.files.read(name, limit)
+        try:
+            return None if raw is None else raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{name}: byte {error.start:,} is no UTF-8 text, which was expected. {PULL_AGAIN}",
+                code="CHECKPOINT_CONFIG",
+            ) from None
 
 
 def wrong_config(folder: Path, key: str, found: object, expected: str) -> FormatError:
@@ -96,9 +110,9 @@ def wrong_config(folder: Path, key: str, found: object, expected: str) -> Format
     )
 
 
-def read_json(folder: Path, name: str, limit: int) -> dict[str, Any] | None:
+def read_json(files: CheckpointFolder, name: str, limit: int) -> dict[str, Any] | None:
     """The object in a JSON file, None when there is no such file. FormatError ``CHECKPOINT_CONFIG``."""
-    raw = _read(folder / name, limit)
+    raw = files.read(name, limit)
     if raw is None:
         return None
     value = parse_json(raw, name, "CHECKPOINT_CONFIG")
@@ -107,23 +121,9 @@ def read_json(folder: Path, name: str, limit: int) -> dict[str, Any] | None:
     return value
 
 
-def _read(path: Path, limit: int) -> bytes | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        if not path.is_file():
-            return None
-        nbytes = path.stat().st_size
-        if nbytes > limit:
-            raise FormatError(
-                f"{path.name}: is {nbytes:,} bytes long, expected up to {limit:,}. {PULL_AGAIN}",
-                code="CHECKPOINT_CONFIG",
-            )
-        return path.read_bytes()
-    return None
-
-
-def _weight_map(folder: Path) -> dict[str, str] | None:
+def _weight_map(files: CheckpointFolder) -> dict[str, str] | None:
     """Tensor -> file, as the index says; None without an index. Files are plain names in the folder."""
-    index = read_json(folder, INDEX, MAX_INDEX_NBYTES)
+    index = read_json(files, INDEX, MAX_INDEX_NBYTES)
     if index is None:
         return None
     weight_map = index.get("weight_map")
@@ -140,43 +140,49 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _shards(folder: Path) -> list[str]:
+def _shards(files: CheckpointFolder, weight_map: Mapping[str, str] | None) -> list[str]:
     """The files that hold the tensors. FormatError ``CHECKPOINT_SHARD`` when one is missing."""
-    weight_map = _weight_map(folder)
+    adapter = next((name for name in ADAPTER if files.has(name)), None)
+    if adapter:
+        raise UnsupportedError(
+            f"{files.name}: has {adapter}, the file of an adapter, whose weights would be left out. A whole model was "
+            "expected: merge the adapter into its model first, or take the file out to convert the model without it.",
+            code="CHECKPOINT_ADAPTER",
+        )
     names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
-    if weight_map is None and not (folder / SINGLE).is_file():
-        others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+    if weight_map is None and not files.has(SINGLE):
+        others = files.names(".safetensors")
         if len(others) == 1:
             return others
-        pickled = next((name for name in PICKLED if (folder / name).exists()), None)
+        pickled = next((name for name in PICKLED if files.has(name)), None)
         if pickled:
             raise UnsupportedError(
-                f"{folder.name}: has its weights in {pickled}, a pickled file, which can run a stranger's program when "
+                f"{files.name}: has its weights in {pickled}, a pickled file, which can run a stranger's program when "
                 f"it is read. {SINGLE} was expected: take a revision of the checkpoint with safetensors files.",
                 code="CHECKPOINT_PICKLE",
             )
         raise FormatError(
-            f"{folder.name}: has no {SINGLE} and no {INDEX}. Download all files of the checkpoint into one folder.",
+            f"{files.name}: has no {SINGLE} and no {INDEX}. Download all files of the checkpoint into one folder.",
             code="CHECKPOINT_SHARD",
         )
     if len(names) > MAX_SHARDS:
         raise FormatError(f"{INDEX}: names {len(names):,} files, expected up to {MAX_SHARDS:,}. {PULL_AGAIN}")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not files.has(name)]
     if missing:
         raise FormatError(
-            f"{folder.name}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:5])}. Download all "
+            f"{files.name}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:5])}. Download all "
             "files of the checkpoint into one folder.",
             code="CHECKPOINT_SHARD",
         )
     return names
 
 
-def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+def _check_index(files: CheckpointFolder, weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
     """Every tensor of the index is there. Tensors that it does not list are no harm."""
-    missing = [name for name in _weight_map(folder) or () if name not in tensors]
+    missing = [name for name in weight_map if name not in tensors]
     if missing:
         raise FormatError(
-            f"{folder.name}: {len(missing)} tensors of {INDEX} are in no file, the first is {short(missing[0])}. "
+            f"{files.name}: {len(missing)} tensors of {INDEX} are in no file, the first is {short(missing[0])}. "
             f"{PULL_AGAIN}",
             code="CHECKPOINT_TENSOR",
         )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,13 @@ from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
-from edgellm.formats.errors import EdgeLLMError, FormatError
+from edgellm.formats.checkpoint_folder import CheckpointFolder
+from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.stored_numbers import NUMBER_TYPES, NumberType, to_float32
 
 MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
+LENGTH_NBYTES = 8
 MAX_DIMS = 8
 MAX_NAME_NBYTES = 1024
 
@@ -72,7 +72,12 @@ class SafetensorsFile:
     @classmethod
     def open(cls, path: str | Path) -> SafetensorsFile:
         """Open and prove the file. FormatError ``SAFETENSORS_...`` or ``MODEL_TRUNCATED``."""
-        return cls(Path(path), _map(Path(path)))
+        return cls.open_in(CheckpointFolder(Path(path).parent), Path(path).name)
+
+    @classmethod
+    def open_in(cls, folder: CheckpointFolder, name: str) -> SafetensorsFile:
+        """The same for a file of an open folder."""
+        return cls(folder.path / name, folder.map(name, LENGTH_NBYTES))
 
 
 @dataclass(frozen=True)
@@ -86,28 +91,6 @@ class _Record:
 
 def _fail(path: Path, code: str, message: str, advice: str = PULL_AGAIN) -> NoReturn:
     raise FormatError(f"{path.name}: {message}. {advice}", code=code)
-
-
-def _map(path: Path) -> mmap.mmap:
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                _fail(path, "MODEL_NOT_A_FILE", "is no regular file", "Give a folder that holds the files themselves.")
-            if status.st_size < 8:
-                _fail(path, "MODEL_TRUNCATED", f"is {status.st_size} bytes long, and the format has at least 8")
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        _fail(path, "CHECKPOINT_SHARD", "is missing", "Download all files of the checkpoint into one folder.")
-    except OSError as error:
-        raise EdgeLLMError(
-            f"{path}: cannot be opened ({error.strerror or error}). Check its permissions and the disk.",
-            code="MODEL_UNREADABLE",
-        ) from error
 
 
 def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:

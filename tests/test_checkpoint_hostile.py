@@ -156,15 +156,27 @@ def test_a_file_that_is_none_is_refused_by_name(content: bytes, code: str, tmp_p
              "a\\b.safetensors", "a\0.safetensors", ""],
 )  # fmt: skip
 def test_an_index_that_leads_out_of_the_folder_is_refused(name: Any, tmp_path: Path) -> None:
-    index = {"weight_map": dict.fromkeys(arrays(), "model.safetensors") | {"model.norm.weight": name}}
+    index = {"weight_map": dict.fromkeys(arrays(), "a.safetensors") | {"model.norm.weight": name}}
     (tmp_path.parent / "model.safetensors").write_bytes(safetensors(arrays()))
-    folder = write(tmp_path, **{"model.safetensors.index.json": index})
+    files = {"model.safetensors": None, "a.safetensors": safetensors(arrays())}
+    folder = write(tmp_path, **files, **{"model.safetensors.index.json": index})
     assert code_of(folder) == "CHECKPOINT_INDEX"
 
 
 @pytest.mark.parametrize("index", [[], {}, {"weight_map": 3}, {"weight_map": {}}, b"{", b"\xff"])
 def test_an_index_that_is_none_is_refused(index: Any, tmp_path: Path) -> None:
-    assert code_of(write(tmp_path, **{"model.safetensors.index.json": index})).startswith("CHECKPOINT")
+    files = {"model.safetensors": None, "model.safetensors.index.json": index}
+    assert code_of(write(tmp_path, **files)).startswith("CHECKPOINT")
+
+
+def test_one_whole_file_counts_before_an_index_as_in_transformers(tmp_path: Path) -> None:
+    weight_map = dict.fromkeys(arrays(), "model-00001-of-00002.safetensors")
+    open_source(write(tmp_path, **{"model.safetensors.index.json": {"weight_map": weight_map}})).close()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_is_never_left_out_without_a_word(name: str, tmp_path: Path) -> None:
+    assert code_of(write(tmp_path, **{name: {}})) == "CHECKPOINT_ADAPTER"
 
 
 def test_missing_and_doubled_shards_and_tensors_are_named(tmp_path: Path) -> None:

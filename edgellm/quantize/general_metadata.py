@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.errors import FormatError
 
 MAX_CARD_NBYTES = 1 << 20
 MAX_CARD_HEAD = 1 << 16  # characters
@@ -108,8 +109,10 @@ def _card(checkpoint: Checkpoint) -> dict[str, Any]:
     """The YAML head of README.md; empty for a card without one, or one that cannot be read."""
     try:
         text = checkpoint.text("README.md", MAX_CARD_NBYTES) or ""
-    except Exception:  # a card that is no text, or too long: the model is the same without it
-        return {}
+    except FormatError as error:
+        if error.code == "CHECKPOINT_LINK":
+            raise
+        return {}  # a card that is no text, or too long: the model is the same without it
     match = re.match(r"---\r?\n(.*?)\r?\n---", text[:MAX_CARD_HEAD], re.DOTALL)
     if match is None or "&" in match[1]:  # anchors can grow a few lines into gigabytes
         return {}

@@ -5,20 +5,23 @@ It lies under ``checkpoints/<owner>/<repo>/`` of the store. config.json comes la
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgellm.download import Progress
 from edgellm.file_lock import FileLock
+from edgellm.formats.checkpoint import INDEX, MAX_INDEX_NBYTES, SINGLE, TEMPLATES, read_json
+from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import DownloadError, FormatError
-from edgellm.formats.safetensors import parse_json
 from edgellm.sources.hub import HubFile, fetch_files, hub_endpoint, list_files, parse
 from edgellm.sources.source import path_in
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 SMALL = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "README.md", INDEX,
+    "adapter_config.json",
 )  # fmt: skip
 FOLDER = "checkpoints"  # of the store
 
@@ -52,7 +55,7 @@ def fetch_checkpoint(reference: str, root: Path, progress: Progress | None = Non
     with FileLock(work.with_name(work.name + ".lock")):
         if (folder / CONFIG).is_file():
             return folder
-        small = [files[name] for name in SMALL if name in files]
+        small = [files[name] for name in (*SMALL, *_templates(files)) if name in files]
         if small:
             fetch_files(listing, small, folder, work, None)
         shards = [files[name] for name in _shards(repo, folder, files)]
@@ -67,14 +70,20 @@ def checkpoint_folder(reference: str, root: Path) -> Path:
     return path_in(root, FOLDER, *parse(reference.partition(":")[2])[0].split("/"))
 
 
+def _templates(files: Iterable[str]) -> list[str]:
+    """The further chat templates."""
+    return sorted(name for name in files if re.fullmatch(rf"{TEMPLATES}/[^/]+\.jinja", name))
+
+
 def _shards(repo: str, folder: Path, files: dict[str, HubFile]) -> list[str]:
     """The files with the weights: those that the index names, else the only one."""
-    if INDEX not in files:
-        alone = [name for name in files if name.endswith(".safetensors") and "/" not in name]
-        wanted = ["model.safetensors"] if "model.safetensors" in files else alone[:1]
+    if SINGLE in files:  # as transformers: one file before an index
+        wanted = [SINGLE]
+    elif INDEX not in files:
+        wanted = [name for name in files if name.endswith(".safetensors") and "/" not in name][:1]
     else:
-        index = parse_json((folder / INDEX).read_bytes(), INDEX, "CHECKPOINT_INDEX")
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        index = read_json(CheckpointFolder(folder), INDEX, MAX_INDEX_NBYTES) or {}
+        weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise FormatError(f"{INDEX}: weight_map is no object of file names.", code="CHECKPOINT_INDEX")
         wanted = sorted(set(weight_map.values()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
-from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoint import TEMPLATES, Checkpoint
 
 # name in tokenizer_config.json -> GGUF key, which spells one of them without its second "a"
 SPECIAL_KEYS = {
@@ -124,9 +124,8 @@ class Specials:
     def _named_templates(self) -> dict[str, str]:
         text = self.checkpoint.text("chat_template.jinja")
         if text is not None:
-            folder = self.checkpoint.folder / "additional_chat_templates"
-            others = sorted(folder.glob("*.jinja")) if folder.is_dir() else []
-            named = {path.stem: self.checkpoint.text(str(Path(folder.name) / path.name)) for path in others}
+            others = self.checkpoint.files.names(".jinja", TEMPLATES)
+            named = {PurePath(name).stem: self.checkpoint.text(name) for name in others}
             return {"default": text} | {name: other for name, other in named.items() if other is not None}
         given = self.config.get("chat_template")
         if given is None:

@@ -78,7 +78,7 @@ def tokenizer_metadata(
     slow = _slowness(description)
     notes: list[str] = []
     found: TypedMetadata = {}
-    if description is None and (checkpoint.folder / "tokenizer.model").is_file():
+    if description is None and checkpoint.files.has("tokenizer.model"):
         tokens = _from_sentence_piece(checkpoint, n_vocab)
         found["tokenizer.ggml.add_space_prefix"] = (_model_adds_space(checkpoint, space_prefix), "BOOL")
         pre = "default"
@@ -269,7 +269,7 @@ def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None
 def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any] | None = None) -> Tokens:
     """Scores come from tokenizer.model where it is there, else from the order of the merges, which gives the same."""
     tokens = Tokens.empty("llama", n_vocab)
-    if (checkpoint.folder / "tokenizer.model").is_file():
+    if checkpoint.files.has("tokenizer.model"):
         _read_sentence_piece(checkpoint, tokens)
         return tokens
     assert description is not None
@@ -288,11 +288,8 @@ def _processor(checkpoint: Checkpoint) -> Any:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor()
-    path = checkpoint.folder / "tokenizer.model"
     try:
-        if path.stat().st_size > MAX_TOKENIZER_NBYTES:
-            raise RuntimeError(f"{path.stat().st_size:,} bytes")
-        model = path.read_bytes()
+        model = checkpoint.files.read("tokenizer.model", MAX_TOKENIZER_NBYTES) or b""
         for table in stored_charsmaps(model):
             checked_charsmap(table, lambda: RuntimeError("its table of replacements points outside itself"))
         processor.LoadFromSerializedProto(model)
