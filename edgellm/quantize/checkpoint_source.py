@@ -21,8 +21,9 @@ from edgellm.models import architectures, build_program
 from edgellm.models.checkpoint_config import CheckpointConfig
 from edgellm.models.checkpoint_form import CheckpointForm
 from edgellm.models.checkpoint_keys import DEFAULTS, check_keys
-from edgellm.quantize.general_metadata import general_metadata
+from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
 FRAME, FRAMED = "gemma3", "gemma3_text"  # model_type of settings around those of the text, and of the text's own
@@ -52,7 +53,7 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     tokenizer, more = tokenizer_metadata(
         checkpoint, n_vocab, space_prefix=form.space_prefix, pre=pre, with_json=with_json
     )
-    notes += more
+    notes += more + generation_notes(checkpoint)
     n_params = sum(tensor.n_elements for tensor in tensors.values())
     whole = {
         "general.architecture": (architecture, "STRING"),
@@ -333,7 +334,8 @@ class _AsFile:
 
 
 def _prove(source: ModelSource) -> None:
-    """Every tensor is there in the shape that the metadata demand: the architecture builds its program."""
+    """Every tensor is there in the shape that the metadata demand, and the recommended sampling is in range: the
+    architecture builds its program."""
     file: Any = _AsFile(
         source.path,
         source.architecture,
@@ -341,3 +343,4 @@ def _prove(source: ModelSource) -> None:
         {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()},
     )
     build_program(file)
+    SamplingParams.from_metadata(file.metadata)

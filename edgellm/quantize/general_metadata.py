@@ -11,6 +11,7 @@ from typing import Any
 
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import FormatError
+from edgellm.formats.findings import PULL_AGAIN, short
 
 MAX_CARD_NBYTES = 1 << 20
 MAX_CARD_HEAD = 1 << 16  # characters
@@ -25,6 +26,33 @@ SAMPLING = {
     "top_p": ("top_p", "FLOAT32"),
     "min_p": ("min_p", "FLOAT32"),
     "temperature": ("temp", "FLOAT32"),
+    "repetition_penalty": ("penalty_repeat", "FLOAT32"),
+}
+# what a GGUF file has no name for -> values that ask for nothing
+UNSAID: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "diversity_penalty": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "exponential_decay_length_penalty": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1,),
+    "length_penalty": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "sequence_bias": ({},),
+    "stop_strings": ([],),
+    "suppress_tokens": ([],),
+    "top_h": (),
+    "typical_p": (1,),
 }
 
 
@@ -59,15 +87,35 @@ def size_label(n_params: int) -> str:
 
 
 def _sampling(checkpoint: Checkpoint) -> TypedMetadata:
+    """The recommended sampling. FormatError ``CHECKPOINT_CONFIG`` for a value that is no number."""
     config = checkpoint.json("generation_config.json") or {}
+    if config.get("do_sample") is False:
+        return {"general.sampling.temp": (0.0, "FLOAT32")}  # the likeliest token, whatever the rest says
     found: TypedMetadata = {}
     for key, (name, kind) in SAMPLING.items():
         value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1 << 31:
+        if value is None:
             continue
-        if kind == "FLOAT32" or isinstance(value, int):
-            found[f"general.sampling.{name}"] = (value, kind)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 31
+        if not number or (kind == "INT32" and value != int(value)):
+            raise FormatError(
+                f"{checkpoint.folder.name}/generation_config.json: {key} is {short(value)}, expected a number. "
+                f"{PULL_AGAIN}",
+                code="CHECKPOINT_CONFIG",
+            )
+        found[f"general.sampling.{name}"] = (int(value) if kind == "INT32" else value, kind)
+    if config.get("repetition_penalty") not in (None, 1):
+        found["general.sampling.penalty_last_n"] = (-1, "INT32")  # transformers counts all tokens
     return found
+
+
+def generation_notes(checkpoint: Checkpoint) -> list[str]:
+    """What generation_config.json asks for beside, by name."""
+    config = checkpoint.json("generation_config.json") or {}
+    asked = [key for key, nothing in UNSAID.items() if config.get(key) is not None and config[key] not in nothing]
+    if not asked:
+        return []
+    return [f"generation_config.json asks for {', '.join(asked)}, which a GGUF file cannot say: it is left out."]
 
 
 def folder_name(folder: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 from edgellm.formats.checkpoint import TEMPLATES, Checkpoint
+from edgellm.formats.errors import FormatError
+from edgellm.formats.findings import PULL_AGAIN, short
 
 # name in tokenizer_config.json -> GGUF key, which spells one of them without its second "a"
 SPECIAL_KEYS = {
@@ -23,7 +25,7 @@ TypedMetadata = dict[str, tuple[Any, str]]
 
 
 class Specials:
-    """Reads tokenizer_config.json, and where it is silent special_tokens_map.json, config.json and tokenizer.json.
+    """Reads tokenizer_config.json, and where it is silent special_tokens_map.json, config.json, tokenizer.json.
 
     ids   text -> id of the vocabulary
     """
@@ -33,6 +35,7 @@ class Specials:
     ) -> None:
         self.checkpoint, self.ids, self.kind = checkpoint, ids, kind
         self.description = description
+        self.generation: Mapping[str, Any] = checkpoint.json("generation_config.json") or {}
         self.n_vocab = max(ids.values(), default=-1) + 1
         self.config = (checkpoint.json("special_tokens_map.json") or {}) | (
             checkpoint.json("tokenizer_config.json") or {}
@@ -49,9 +52,17 @@ class Specials:
             wanted = self._is_added(name) and f"tokenizer.ggml.{name}_token_id" in found
             found[f"tokenizer.ggml.add_{name}_token"] = (wanted, "BOOL")
         ends = self._end_ids()
-        if len(ends) > 1:
+        if set(ends) - {found.get("tokenizer.ggml.eos_token_id", (None,))[0]}:
             found["tokenizer.ggml.eos_token_ids"] = (ends, "ARRAY[INT32]")
         return found | self._templates()
+
+    def texts(self) -> list[str]:
+        """The tokens that transformers keeps apart from words because of their part, whatever the vocabulary says."""
+        more = [self.config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens")]
+        several = [token for given in more for token in (given.values() if isinstance(given, dict) else given)]
+        named = [self.config.get(f"{name}_token") for name in SPECIAL_KEYS]
+        found = [entry.get("content") if isinstance(entry, dict) else entry for entry in [*named, *several]]
+        return [text for text in found if isinstance(text, str)]
 
     def _text(self, name: str) -> str | None:
         entry = self.config.get(f"{name}_token")
@@ -63,18 +74,27 @@ class Specials:
         text = self._text(name)
         if text is not None and text in self.ids:
             return self.ids[text]
-        for config in (self.checkpoint.config, self.checkpoint.text_config):
+        for config in (self.checkpoint.config, self.checkpoint.text_config, self.generation):
             value = config.get(f"{name}_token_id")
             if type(value) is int and 0 <= value < self.n_vocab:
                 return value
         return None
 
     def _end_ids(self) -> list[int]:
-        """All ids that end an answer, where the checkpoint lists more than one."""
-        for config in (self.checkpoint.json("generation_config.json") or {}, self.checkpoint.config):
+        """The ids that end an answer, as generation_config.json says, else config.json."""
+        settings = {"generation_config.json": self.generation, "config.json": self.checkpoint.config}
+        for file, config in [*settings.items(), ("config.json", self.checkpoint.text_config)]:
             value = config.get("eos_token_id")
-            if isinstance(value, list):
-                return [i for i in value if type(i) is int and 0 <= i < self.n_vocab]
+            if value is None:
+                continue
+            ids = value if isinstance(value, list) else [value]
+            if any(type(i) is not int for i in ids):
+                raise FormatError(
+                    f"{self.checkpoint.folder.name}/{file}: eos_token_id is {short(value)}, expected token ids. "
+                    f"{PULL_AGAIN}",
+                    code="CHECKPOINT_CONFIG",
+                )
+            return [i for i in ids if 0 <= i < self.n_vocab]  # no answer holds any other
         return []
 
     def _is_added(self, name: str) -> bool:

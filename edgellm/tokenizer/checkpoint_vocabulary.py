@@ -92,6 +92,9 @@ def tokenizer_metadata(
         tokens = _from_byte_level(checkpoint, n_vocab, description)
         pre = pre or _found_pre(description, slow, notes)
     _add_tokens(tokens, checkpoint, description)
+    ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
+    specials = Specials(checkpoint, ids, description, tokens.kind)
+    _mark_specials(tokens, specials.texts(), ids)
     head: TypedMetadata = {
         "tokenizer.ggml.model": (tokens.kind, "STRING"),
         "tokenizer.ggml.pre": (pre, "STRING"),
@@ -102,8 +105,7 @@ def tokenizer_metadata(
     head["tokenizer.ggml.token_type"] = (np.array(tokens.types, np.int32), "ARRAY[INT32]")
     if tokens.merges:
         head["tokenizer.ggml.merges"] = (tokens.merges, "ARRAY[STRING]")
-    ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
-    found = head | Specials(checkpoint, ids, description, tokens.kind).metadata() | found
+    found = head | specials.metadata() | found
     if description is not None and with_json:
         text = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
         why_not = slow or _disagreement(found | {hugging_face.KEY: (text, "STRING")})
@@ -251,7 +253,15 @@ def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None
             "merges.txt was expected. Download all files of the checkpoint into one folder.",
             code="VOCAB_MISSING",
         )
-    name = str((checkpoint.json("tokenizer_config.json") or {}).get("tokenizer_class")).removesuffix("Fast")
+    config = checkpoint.json("tokenizer_config.json") or {}
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    for key in ("add_prefix_space", "do_lower_case"):
+        if config.get(key) not in (None, False):
+            raise UnsupportedError(
+                f"{checkpoint.folder.name}/tokenizer_config.json: {key} is {short(config[key])}, which vocab.json and "
+                "merges.txt cannot say in a GGUF file. Take a checkpoint of the model with tokenizer.json.",
+                code="TOKENIZER_PRE",
+            )
     pre = pre or CLASS_PRE.get(name)
     if pre is None:
         raise UnsupportedError(
@@ -357,6 +367,15 @@ def _add_tokens(tokens: Tokens, checkpoint: Checkpoint, description: Mapping[str
         else:
             # texts are stored as people write them, with real spaces
             tokens.put(token_id, text.replace("\u2581", " "), TokenType.USER_DEFINED, ADDED_SCORE)
+
+
+def _mark_specials(tokens: Tokens, texts: list[str], ids: Mapping[str, int]) -> None:
+    """Make marks of words that have a special part and that no merge makes: "!" as padding stays a word."""
+    made = {merge.replace(" ", "") for merge in tokens.merges}
+    for text in texts:
+        known = text in ids and tokens.types[ids[text]] in (TokenType.NORMAL, TokenType.USER_DEFINED)
+        if known and tokens.merges and len(text) > 1 and text not in made:
+            tokens.types[ids[text]] = int(TokenType.CONTROL)
 
 
 def _added(checkpoint: Checkpoint, description: Mapping[str, Any] | None) -> dict[int, tuple[str, bool]]:
