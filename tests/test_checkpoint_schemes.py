@@ -14,7 +14,8 @@ from test_checkpoint_convert import TOKENS, reference_logits
 from test_models import MODELS, nmse, transformers_logits, transformers_model
 
 from edgellm.formats.checkpoint import Checkpoint
-from edgellm.formats.checkpoints import SCHEMES, open_weights
+from edgellm.formats.checkpoints import SCHEMES, open_weights, scheme_of
+from edgellm.formats.checkpoints.scheme_keys import HARMLESS, ONLY, USED
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.quantize.convert import convert
 from edgellm.quantize.source import open_source
@@ -161,3 +162,22 @@ def test_groups_outside_the_scales_are_refused(tmp_path: Path) -> None:
     tensors["g_idx"][3] = 4
     with pytest.raises(FormatError, match="g_idx"):
         open_weights(write_module(tmp_path, config, tensors))
+
+
+def test_every_key_that_transformers_writes_for_a_scheme_is_known() -> None:
+    quantization = pytest.importorskip("transformers.utils.quantization_config", reason="the judge is transformers")
+    known = USED | HARMLESS | ONLY.keys()
+    for name in ("AwqConfig", "BitsAndBytesConfig", "FineGrainedFP8Config", "FbgemmFp8Config", "Mxfp4Config"):
+        assert set(getattr(quantization, name)().to_dict()) <= known, name
+    assert set(quantization.GPTQConfig(bits=4).to_dict()) <= known
+
+
+UNKNOWN = {"transform_config": {"config_groups": {"u": {}}}, "rotation": "hadamard", "dequantize": True, "newest": 7}
+
+
+@pytest.mark.parametrize(("key", "value"), UNKNOWN.items())
+def test_a_setting_of_a_scheme_that_is_not_known_is_refused_by_name(key: str, value: Any, tmp_path: Path) -> None:
+    checkpoint = write_module(tmp_path, {"quant_method": "gptq", key: value}, {"weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(UnsupportedError, match=key) as caught:
+        scheme_of(checkpoint)
+    assert caught.value.code == "CHECKPOINT_SCHEME"

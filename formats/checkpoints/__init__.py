@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 
 from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoints.scheme_keys import check_scheme_keys
 from edgellm.formats.checkpoints.weight import Parts, Weight, plain
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import short
@@ -42,6 +43,7 @@ def scheme_of(checkpoint: Checkpoint) -> str:
             "Take a checkpoint in one of these, or the one that is not quantized.",
             code="CHECKPOINT_SCHEME",
         )
+    check_scheme_keys(checkpoint.folder.name, config)
     return method
 
 
