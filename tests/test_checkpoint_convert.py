@@ -14,6 +14,7 @@ from checkpoint_folders import TEXTS, edit_json, save_byte_level, save_model, sa
 from test_gguf_writer import llama_cpp_text
 from test_models import MODELS, nmse, transformers_logits, transformers_model
 from tiny_models import CHATML
+from tokenizers import Tokenizer as Tokenizers
 
 from edgellm.chat_template import ChatTemplate
 from edgellm.formats.gguf import GGUFFile
@@ -218,6 +219,23 @@ def test_chats_of_a_converted_checkpoint_have_the_ids_that_transformers_gives(sc
         assert tokenizer.encode_segments(template.render(messages), add_special=False) == wanted
     answer = original.encode("the License", add_special_tokens=False)
     assert tokenizer.decode(answer) == original.decode(answer)
+
+
+def test_another_tokenizer_json_counts_before_a_tokenizer_model(tmp_path: Path) -> None:
+    kind, options = MODELS["llama"]
+    save_model(tmp_path, transformers_model(kind, options | {"vocab_size": 402}))
+    save_sentence_piece(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    vocab = description["model"]["vocab"]
+    last, other = sorted(vocab, key=vocab.__getitem__)[-2:]
+    vocab[last], vocab[other] = vocab[other], vocab[last]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    with open_source(tmp_path) as source:
+        assert source.metadata["tokenizer.ggml.tokens"][0][vocab[last]] == last
+        metadata = source.metadata
+    original = Tokenizers.from_file(str(tmp_path / "tokenizer.json"))
+    for text in [*TEXTS, last, other]:
+        assert ids_without_json(metadata, text)[1:] == original.encode(text).ids[1:], text
 
 
 def test_the_metadata_are_those_of_the_checkpoint(tmp_path: Path) -> None:

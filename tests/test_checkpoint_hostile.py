@@ -296,7 +296,7 @@ def test_the_replacements_of_a_tokenizer_model_stay_inside_it(base: int, number:
     model += field(number, field(2, len(table).to_bytes(4, "little") + table + b"x\0"))
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").write_bytes(model)
-    checkpoint = Checkpoint(tmp_path, {}, {})
+    checkpoint = Checkpoint(CheckpointFolder(tmp_path), {}, {})
     if base == 1 << 10:
         assert tokenizer_metadata(checkpoint, 400, space_prefix=True)
     else:
@@ -312,7 +312,7 @@ def test_the_scores_of_a_tokenizer_model_are_numbers(score: float, tmp_path: Pat
     with (tmp_path / "tokenizer.model").open("ab") as file:
         file.write(field(1, field(1, b"odd") + b"\x15" + np.array([score], "<f4").tobytes()))
     with pytest.raises(FormatError, match=r"score.*'?odd|odd.*score") as error:
-        tokenizer_metadata(Checkpoint(tmp_path, {}, {}), 401, space_prefix=True)
+        tokenizer_metadata(Checkpoint(CheckpointFolder(tmp_path), {}, {}), 401, space_prefix=True)
     assert error.value.code == "VOCAB_INVALID"
 
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Library
 
 from edgellm.chat_template import Segment
 from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import EdgeLLMError, FormatError
 from edgellm.tokenizer import Tokenizer
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
@@ -45,7 +46,9 @@ def converted(folder: Path, description: dict[str, Any], **config: Any) -> Token
     (folder / "tokenizer.json").write_text(json.dumps(description))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"} | config))
     n_vocab = 1 + max(token["id"] for token in description["added_tokens"])
-    metadata, notes = tokenizer_metadata(Checkpoint(folder, {}, {}), max(n_vocab, 400), space_prefix=True)
+    metadata, notes = tokenizer_metadata(
+        Checkpoint(CheckpointFolder(folder), {}, {}), max(n_vocab, 400), space_prefix=True
+    )
     assert not notes
     assert KEY in metadata
     return Tokenizer.from_gguf({key: value for key, (value, _) in metadata.items()})
@@ -146,7 +149,7 @@ def test_tokens_that_other_files_of_a_checkpoint_add_travel_too(tmp_path: Path) 
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<word>": n + 2}))
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": late}))
-    metadata, _ = tokenizer_metadata(Checkpoint(tmp_path, {}, {}), n + 9, space_prefix=True)
+    metadata, _ = tokenizer_metadata(Checkpoint(CheckpointFolder(tmp_path), {}, {}), n + 9, space_prefix=True)
     tokenizer = Tokenizer.from_gguf({key: value for key, (value, _) in metadata.items()})
     the = tokenizer.encode("the", add_special=False)
     ids = tokenizer.encode("<late>  the<word>", add_special=False, parse_special=True)

@@ -277,17 +277,24 @@ def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None
 
 
 def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any] | None = None) -> Tokens:
-    """Scores come from tokenizer.model where it is there, else from the order of the merges, which gives the same."""
+    """Scores come from tokenizer.model where it is there, else from the order of the merges, which gives the same.
+
+    Where the two have other tokens, tokenizer.json counts, as in transformers.
+    """
     tokens = Tokens.empty("llama", n_vocab)
+    vocab = _vocab(_model(description).get("vocab"), n_vocab) if description is not None else {}
+    n_pieces = 0
     if checkpoint.files.has("tokenizer.model"):
-        _read_sentence_piece(checkpoint, tokens)
-        return tokens
-    assert description is not None
-    model = _model(description)
+        n_pieces = _read_sentence_piece(checkpoint, tokens)
+        if any(tokens.texts[i] != text for text, i in vocab.items() if i < n_pieces):
+            tokens, n_pieces = Tokens.empty("llama", n_vocab), 0
+    model = _model(description) if description is not None else {}
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(_merge_pairs(model)):
         ranks.setdefault(left + right, rank)
-    for text, token_id in _vocab(model.get("vocab"), n_vocab).items():
+    for text, token_id in vocab.items():
+        if token_id < n_pieces:
+            continue
         kind = TokenType.BYTE if _BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
         kind = TokenType.UNKNOWN if text == model.get("unk_token") else kind
         tokens.put(token_id, text, kind, -float(ranks.get(text, len(ranks))) if kind == TokenType.NORMAL else 0.0)
@@ -308,7 +315,8 @@ def _processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
-def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> None:
+def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> int:
+    """Put the pieces of tokenizer.model; how many."""
     processor = _processor(checkpoint)
     n = min(processor.GetPieceSize(), len(tokens.texts))
     for i in range(n):
@@ -331,6 +339,7 @@ def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> None:
                 code="TOKENIZER_MODEL",
             )
         tokens.put(i, processor.IdToPiece(i), kind, score)
+    return n
 
 
 def _model_adds_space(checkpoint: Checkpoint, default: bool) -> bool:
