@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from checkpoint_folders import save_sentence_piece
 
+from edgellm.formats.checkpoints import SCHEMES
+from edgellm.formats.checkpoints.scheme_keys import ONLY, USED
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.safetensors import SafetensorsFile
+from edgellm.quantize.general_metadata import SAMPLING, UNSAID
 from edgellm.quantize.source import open_source
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
@@ -213,6 +217,36 @@ def test_a_config_of_wrong_types_is_refused_or_read(key: str, tmp_path: Path) ->
             open_source(folder).close()
         except (FormatError, UnsupportedError) as error:
             assert error.code.startswith(("CHECKPOINT", "MODEL_", "GGUF", "UNSUPPORTED")), (value, error)
+
+
+SETTINGS = {
+    "generation_config.json": [*SAMPLING, *UNSAID, "bos_token_id", "eos_token_id", "do_sample"],
+    "tokenizer_config.json": ["eos_token", "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder",
+                              "chat_template", "add_bos_token", "tokenizer_class", "add_prefix_space"],
+    "special_tokens_map.json": ["bos_token", "additional_special_tokens"],
+    "chat_template.json": ["chat_template"],
+    "tokenizer.json": ["model", "pre_tokenizer", "normalizer", "post_processor", "decoder", "added_tokens"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", SETTINGS)
+def test_settings_of_wrong_types_are_refused_or_read(file: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    sound = json.loads((tmp_path / file).read_bytes()) if (tmp_path / file).exists() else {}
+    for key in SETTINGS[file]:
+        for value in [*WRONG, [5], [None], {"0": 5}, {"0": {"content": 5}}, [{"name": "", "template": 5}]]:
+            (tmp_path / file).write_text(json.dumps(sound | {key: value}))
+            with contextlib.suppress(EdgeLLMError):
+                open_source(tmp_path).close()
+
+
+@pytest.mark.parametrize("method", SCHEMES)
+def test_settings_of_a_scheme_of_wrong_types_are_refused_or_read(method: str, tmp_path: Path) -> None:
+    for key in sorted(USED | ONLY.keys()):
+        for value in [*WRONG, [5], {"0": 5}]:
+            write(tmp_path, config__json=CONFIG | {"quantization_config": {"quant_method": method} | {key: value}})
+            with contextlib.suppress(EdgeLLMError):
+                open_source(tmp_path).close()
 
 
 @pytest.mark.parametrize(("key", "value", "code"), [

@@ -58,17 +58,15 @@ class Specials:
 
     def texts(self) -> list[str]:
         """The tokens that transformers keeps apart from words because of their part, whatever the vocabulary says."""
-        more = [self.config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens")]
-        several = [token for given in more for token in (given.values() if isinstance(given, dict) else given)]
-        named = [self.config.get(f"{name}_token") for name in SPECIAL_KEYS]
-        found = [entry.get("content") if isinstance(entry, dict) else entry for entry in [*named, *several]]
-        return [text for text in found if isinstance(text, str)]
+        found = [self._text(name) for name in SPECIAL_KEYS]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            given = self.config.get(key)
+            several = list(given.values()) if isinstance(given, dict) else given
+            found += [_content(entry) for entry in several] if isinstance(several, list) else []
+        return [text for text in found if text is not None]
 
     def _text(self, name: str) -> str | None:
-        entry = self.config.get(f"{name}_token")
-        if isinstance(entry, dict):
-            entry = entry.get("content")
-        return entry if isinstance(entry, str) else None
+        return _content(self.config.get(f"{name}_token"))
 
     def _id(self, name: str) -> int | None:
         text = self._text(name)
@@ -159,3 +157,9 @@ class Specials:
             if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template")):
                 found[entry["name"]] = entry["template"]
         return found
+
+
+def _content(entry: Any) -> str | None:
+    """The text of a token, written alone or with its properties."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None

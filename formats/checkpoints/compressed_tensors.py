@@ -28,7 +28,8 @@ MAX_PATTERN = 200  # characters of a module's pattern
 
 def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
     """Every compressed module's weight, by the settings of the group that the module belongs to."""
-    if config.get("sparsity_config", {}) not in ({}, None) and config["sparsity_config"].get("format") != "dense":
+    sparsity = config.get("sparsity_config") or {}
+    if not isinstance(sparsity, dict) or (sparsity and sparsity.get("format") != "dense"):
         parts.fail("sparsity_config", "is set, expected weights that are all there")
     groups = _groups(config, parts)
     found = {}
