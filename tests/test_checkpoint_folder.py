@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+from stand_in_hub import StandIn
+from stand_in_store import server, store  # noqa: F401
 from test_checkpoint_hostile import write
 
 import edgellm.formats.checkpoint
@@ -147,3 +149,17 @@ def test_readers_of_a_checkpoint_have_no_other_way_to_a_file() -> None:
     for path in readers:
         found = {node.attr for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
         assert not found & ways, path
+
+
+def test_a_hub_gives_every_file_that_is_read_and_one_whole_file_before_an_index(
+    server: StandIn, tmp_path: Path
+) -> None:
+    others = {"chat_template.jinja": "{{ messages }}", "README.md": "# A", "model.safetensors.index.json": "{}"}
+    files = {path.name: path.read_bytes() for path in whole(tmp_path / "made", others).iterdir()}
+    server.serve_repository("o/r", files | {"additional_chat_templates/tool.jinja": b"{{ tools }}"}, lfs=False)
+    with open_source("hf:o/r") as source:
+        assert source.metadata["tokenizer.chat_template.tool"][0] == "{{ tools }}"
+    server.serve_repository("o/adapted", files | {"adapter_config.json": b"{}"}, lfs=False)
+    with pytest.raises(EdgeLLMError) as caught:
+        open_source("hf:o/adapted")
+    assert caught.value.code == "CHECKPOINT_ADAPTER"

@@ -243,7 +243,7 @@ def test_settings_of_wrong_types_are_refused_or_read(file: str, tmp_path: Path) 
 @pytest.mark.parametrize("method", SCHEMES)
 def test_settings_of_a_scheme_of_wrong_types_are_refused_or_read(method: str, tmp_path: Path) -> None:
     for key in sorted(USED | ONLY.keys()):
-        for value in [*WRONG, [5], {"0": 5}]:
+        for value in (-1, "8", [5], {"0": 5}):
             write(tmp_path, config__json=CONFIG | {"quantization_config": {"quant_method": method} | {key: value}})
             with contextlib.suppress(EdgeLLMError):
                 open_source(tmp_path).close()
