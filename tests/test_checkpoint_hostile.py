@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from checkpoint_folders import save_sentence_piece
 
+from edgellm.formats.checkpoint import Checkpoint
+from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.checkpoints import SCHEMES
 from edgellm.formats.checkpoints.scheme_keys import ONLY, USED
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
