@@ -8,9 +8,7 @@ memory, and nothing that makes a string, happens outside this folder.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from string import Formatter
+from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinMethodType
 from typing import Any
 
@@ -18,37 +16,28 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.lexer import Token, TokenStream
-from jinja2.runtime import LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError, safe_range
+from jinja2.utils import Cycler, Joiner
 
-from edgellm.chat_template.budget import Budget, BudgetExceeded
-from edgellm.chat_template.filters import chat_filters
-from edgellm.chat_template.rewrite import CountedNodes
-from edgellm.chat_template.string_methods import STRING_METHODS, check_widths, is_users, percent, plain_fields
-from edgellm.chat_template.user_text import concat, whole
-
-COMPARING_TESTS = (
-    "in",
-    "eq",
-    "equalto",
-    "==",
-    "ne",
-    "!=",
-    "lt",
-    "lessthan",
-    "<",
-    "le",
-    "<=",
-    "gt",
-    "greaterthan",
-    ">",
-    "ge",
+from edgellm.chat_template.budget import Budget, BudgetExceeded, text_bytes
+from edgellm.chat_template.calls import (
+    LOOP_ARGUMENTS,
+    TEMPLATE_DICT,
+    RaisedByTemplate,
+    TemplateNamespace,
+    copy,
+    copy_keys,
+    cost_of_call,
+    raise_exception,
+    strftime_now,
 )
-CONTAINER_METHODS = frozenset({"get", "items", "keys", "values", "copy", "index", "count", "is_integer"})
-
-
-class RaisedByTemplate(jinja2.TemplateError):
-    """The template called ``raise_exception``; the message is its own."""
+from edgellm.chat_template.filters import Each, chat_filters
+from edgellm.chat_template.formatting import format_text
+from edgellm.chat_template.operations import binary_operation, chat_tests
+from edgellm.chat_template.rewrite import CountedNodes
+from edgellm.chat_template.string_methods import STRING_METHODS, call_string_method
+from edgellm.chat_template.user_text import concat, whole
 
 
 class GenerationTag(jinja2.ext.Extension):
@@ -69,52 +58,6 @@ class GenerationTag(jinja2.ext.Extension):
         for token in stream:
             environment.budget.token()
             yield token
-
-
-class TemplateNamespace(jinja2.utils.Namespace):
-    """``namespace()`` without underscore names, and with a short ``repr``."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *rest = args
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            TemplateNamespace._check_name(name)
-        jinja2.utils.Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        TemplateNamespace._check_name(name)
-        jinja2.utils.Namespace.__setitem__(self, name, value)
-
-    def __repr__(self) -> str:
-        return "<Namespace>"
-
-    @staticmethod
-    def _check_name(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold the name {name!r}")
-
-
-class TemplateDict:
-    """``dict()`` as a function, so that no method of the type can be reached through it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return "<dict>"
-
-
-def raise_exception(message: Any) -> None:
-    """What a template calls to refuse the messages."""
-    raise RaisedByTemplate(str(message))
-
-
-def strftime_now(template: str) -> str:
-    """The local date and time, written as the template asks."""
-    if len(template) > 256:
-        raise SecurityError("strftime_now: a format of more than 256 characters")
-    text = datetime.now().strftime(template)
-    return whole(text) if is_users(template) else text
 
 
 class ActiveBudget(threading.local):
@@ -138,16 +81,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # nothing of a template runs before the budget of its render is set
         )
         self.filters = chat_filters(self)
-        for name in COMPARING_TESTS:
-            if name in self.tests:
-                self.tests[name] = self._ticking(self.tests[name])
-        del self.globals["lipsum"]  # random text
-        self.globals.update(
-            raise_exception=raise_exception,
-            strftime_now=strftime_now,
-            dict=TemplateDict(),
-            namespace=TemplateNamespace,
-        )
+        self.tests = chat_tests(self)
+        self.globals = {
+            "range": safe_range,
+            "dict": TEMPLATE_DICT,
+            "namespace": TemplateNamespace,
+            "cycler": Cycler,
+            "joiner": Joiner,
+            "raise_exception": raise_exception,
+            "strftime_now": strftime_now,
+        }
 
     @property
     def budget(self) -> Budget:
@@ -155,13 +98,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget = self.active.budget
         assert budget is not None, "template code runs only inside ChatTemplate's load and render"
         return budget
-
-    def _ticking(self, test: Any) -> Any:
-        def ticking(*args: Any) -> Any:
-            self.budget.step()
-            return test(*args)
-
-        return ticking
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return CountedNodes(self).visit(super()._parse(source, name, filename))
@@ -174,8 +110,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return value
         size, from_user = budget.measure(value)
         budget.allocate(3 * size)
+        budget.work(6 * size)
         text = str(value)
-        return whole(text) if from_user else text
+        return budget.text(whole(text) if from_user else text, 3 * size)
 
     def text(self, value: Any) -> str:
         """``str(value)`` with its marks."""
@@ -183,85 +120,54 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def concat(self, parts: Iterable[str]) -> str:
         """Join what a macro or a block printed."""
-        parts = list(parts)
-        self.budget.allocate(4 * sum(map(len, parts)))
-        return concat(parts)
+        budget, texts = self.budget, []
+        charge = 0
+        for part in parts:  # the parts of a generator are made as they are asked for
+            budget.step()
+            charge += text_bytes(part)
+            budget.allocate(text_bytes(part))
+            texts.append(part)
+        return budget.text(concat(texts or [""]), charge)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """The arithmetic operators; those that can make something large are charged first."""
-        budget = self.budget
-        budget.step()
-        if operator == "+" and isinstance(left, str) and isinstance(right, str):
-            budget.allocate(50 + 4 * (len(left) + len(right)))
-            return concat((left, right))
-        if operator == "%" and isinstance(left, str):
-            return percent(budget, left, right)
-        if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
-            return self._sequence_binop(context, operator, left, right)
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            budget.check_integer(max(bits, left.bit_length(), right.bit_length() if operator != "**" else 0))
-        return super().call_binop(context, operator, left, right)
+        """The arithmetic operators."""
+        return binary_operation(self.budget, operator, left, right)
 
-    def _sequence_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        # list + list, sequence * number
-        size, times = 0, 1
-        for side in (left, right):
-            if isinstance(side, int):
-                times = max(side, 1)
-            else:
-                size += self.budget.measure(side)[0]
-        self.budget.allocate(size * times if operator == "*" else size)
-        result = super().call_binop(context, operator, left, right)
-        if type(result) is str and is_users(left, right):
-            return whole(result)
-        return self.budget.made(result)
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A filter that ``map`` names."""
+        self._check_name("filter", name, self.filters)
+        return super().call_filter(name, *args, **kwargs)
+
+    def call_test(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A test that ``select`` names."""
+        self._check_name("test", name, self.tests)
+        return super().call_test(name, *args, **kwargs)
+
+    def _check_name(self, kind: str, name: Any, table: Mapping[str, Any]) -> None:
+        if not isinstance(name, str) or name.startswith("\0") or name not in table:
+            raise SecurityError(f"the {kind} {str(name)[:80]!r} is not one that chat templates may use")
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template: its macros, the functions of Hugging Face, methods of strings and containers."""
         budget = self.budget
         budget.step()
-        if isinstance(obj, BuiltinMethodType):
-            owner, name = obj.__self__, obj.__name__
-            if isinstance(owner, str):
-                scope = ("_loop_vars", "_block_vars")  # jinja2 passes these for functions that want the context
-                named = {key: value for key, value in kwargs.items() if key not in scope}
-                if name == "format":
-                    return self._format(owner, args, named)
-                if name in STRING_METHODS:
-                    return STRING_METHODS[name](budget, owner, *args, **named)
-            if not isinstance(owner, list | tuple | dict | float) or name not in CONTAINER_METHODS:
-                raise SecurityError(
-                    f"the method {name!r} of {type(owner).__name__} is not one that chat templates may use"
-                )
-        elif isinstance(obj, LoopContext) and args:
-            args = (budget.each(args[0]), *args[1:])
-        elif isinstance(obj, Macro):
-            size = sum(budget.measure(value)[0] for value in (*args, *kwargs.values()))
-            budget.allocate(64 + 16 * (len(args) + len(kwargs)))
-            if size > budget.bytes_left:
-                raise budget.stop("arguments of a macro larger than the limit")
-        return budget.made(super().call(context, obj, *args, **kwargs))
+        if isinstance(obj, BuiltinMethodType) and isinstance(obj.__self__, str):
+            named = {key: value for key, value in kwargs.items() if key not in LOOP_ARGUMENTS}
+            if obj.__name__ == "format":
+                return format_text(budget, self, obj.__self__, args, named)
+            if obj.__name__ in STRING_METHODS:
+                return call_string_method(budget, obj.__name__, obj.__self__, args, named)
+        cost = cost_of_call(obj, (GenerationTag,))
+        owner = (obj.__self__,) if isinstance(obj, BuiltinMethodType) else ()
+        cost(budget, (*owner, *args), kwargs)
+        if isinstance(obj, LoopContext) and args:
+            args = (Each(budget, args[0]), *args[1:])
+        result = super().call(context, obj, *args, **kwargs)
+        return budget.made(result) if cost in (copy, copy_keys) else result
 
     def wrap_str_format(self, value: Any) -> None:
         """``str.format`` needs no wrapper: ``call`` answers for it."""
         return None
-
-    def _format(self, text: str, args: Any, kwargs: Any) -> str:
-        budget = self.budget
-        size = budget.measure([*args, *kwargs.values()])[0]
-        fields = [field for field in Formatter().parse(text) if field[1] is not None]
-        specs = " ".join(field[2] or "" for field in fields)
-        if "{" in specs:
-            raise SecurityError("a format field whose width is computed")
-        check_widths(budget, specs, len(fields), size)
-        parts = plain_fields(text)
-        if parts is not None and len(parts) == len(args) + 1:
-            values = [self.text(value) for value in args]
-            return concat([parts[0], *(piece for pair in zip(values, parts[1:], strict=True) for piece in pair)])
-        result = SandboxedFormatter(self).vformat(text, args, kwargs)
-        from_user = is_users(text) or any(budget.measure(value)[1] for value in (*args, *kwargs.values()))
-        return whole(result) if from_user else result
 
 
 __all__ = ["BudgetExceeded", "RaisedByTemplate", "Sandbox", "SecurityError"]

@@ -7,8 +7,11 @@ where the origin of a character is not certain it counts as the user's.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
+
+from markupsafe import escape as escape_html
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -31,16 +34,56 @@ class UserText(str):
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         text = str.__getitem__(self, key)
-        if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if step == 1:
-                return with_spans(text, clipped(self._spans, start, stop))
-        return whole(text)
+        start, stop, step = (key if isinstance(key, slice) else slice(key, int(key) + 1 or None)).indices(len(self))
+        spans = clipped(self._spans, start, stop) if step == 1 else ((0, len(text)),) if self._spans and text else ()
+        return self._like(text, spans)
 
     def __iter__(self) -> Iterator[str]:
         if self._spans == ((0, len(self)),):
             return map(whole, str.__iter__(self))
-        return (self[i] for i in range(len(self)))
+        return (with_spans(str.__getitem__(self, i), clipped(self._spans, i, i + 1)) for i in range(len(self)))
+
+    def _like(self, text: str, spans: Spans) -> str:
+        return with_spans(text, spans)
+
+
+class SafeText(UserText):
+    """What ``|safe`` and ``|escape`` give: markupsafe's ``Markup``, which escapes any text that is added to it."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Markup({super().__repr__()})"
+
+    def _like(self, text: str, spans: Spans) -> str:
+        return safe(with_spans(text, spans))
+
+
+def safe(text: str) -> str:
+    """The same characters and ranges as ``SafeText``."""
+    marked = SafeText(text)
+    marked._spans = spans_of(text)
+    return marked
+
+
+def unsafe(text: str) -> str:
+    """The same characters and ranges without the escaping."""
+    return with_spans(text, text._spans) if isinstance(text, SafeText) else text
+
+
+def escaped(text: str) -> str:
+    """``text`` as HTML, ranges kept; a ``SafeText`` is HTML already."""
+    if isinstance(text, SafeText):
+        return text
+    parts, position = [], 0
+    for start, stop in (*spans_of(text), (len(text), len(text))):
+        parts.append(str(escape_html(str.__getitem__(text, slice(position, start)))))
+        parts.append(whole(str(escape_html(str.__getitem__(text, slice(start, stop))))))
+        position = stop
+    return safe(concat(parts))
 
 
 def exact(text: str) -> str:
@@ -71,9 +114,21 @@ def spans_of(text: str) -> Spans:
     return ((0, len(text)),) if text else ()
 
 
+def is_users(*values: Any) -> bool:
+    """Whether any character of the strings among ``values`` is a user's."""
+    return any(isinstance(value, str) and bool(spans_of(value)) for value in values)
+
+
 def clipped(spans: Spans, start: int, stop: int) -> Spans:
     """The part of ``spans`` inside [start, stop), counted from ``start``."""
-    return tuple((max(a, start) - start, min(b, stop) - start) for a, b in spans if a < stop and b > start)
+    first = bisect_right(spans, start, key=lambda span: span[1])
+    found = []
+    for index in range(first, len(spans)):
+        a, b = spans[index]
+        if a >= stop:
+            break
+        found.append((max(a, start) - start, min(b, stop) - start))
+    return tuple(found)
 
 
 def concat(parts: Sequence[str]) -> str:
@@ -81,9 +136,9 @@ def concat(parts: Sequence[str]) -> str:
     text = "".join(parts)
     if all(type(part) is str for part in parts):
         return text
-    spans: list[tuple[int, int]] = []
-    offset = 0
-    for part in parts:
+    spans: list[tuple[int, int]] = list(spans_of(parts[0]))  # a long text grows at its end
+    offset = len(parts[0])
+    for part in parts[1:]:
         for a, b in spans_of(part):
             if spans and spans[-1][1] == a + offset:
                 spans[-1] = (spans[-1][0], b + offset)
@@ -98,19 +153,18 @@ def pieces(text: str, parts: Iterable[str], separator: str = "") -> list[str]:
 
     Without a separator only white space may lie between two parts, or nothing.
     """
-    found, position = [], 0
+    found, position, spans = [], 0, spans_of(text)
     for part in parts:
         position = position if separator else str.index(text, part, position)
-        found.append(with_spans(part, clipped(spans_of(text), position, position + len(part))))
+        found.append(with_spans(part, clipped(spans, position, position + len(part))))
         position += len(part) + len(separator)
     return found
 
 
 def charwise(before: str, after: str) -> str:
     """``after`` is ``before`` changed character by character (``upper``); if the length moved, all is the user's."""
-    if type(before) is str:
-        return after
-    return with_spans(after, spans_of(before)) if len(before) == len(after) else whole(after)
+    spans = spans_of(before)
+    return with_spans(after, spans) if len(before) == len(after) or not spans else whole(after)
 
 
 def segments(chunks: Iterable[Any]) -> list[Segment]:
