@@ -158,6 +158,83 @@ def test_continue_final_message_ends_inside_the_last_message() -> None:
         ChatTemplate("nothing").render(chat, continue_final_message=True)
 
 
+CONTINUED = {  # template of a message -> what a prompt that ends inside "The answer " is
+    "<{{ m.content }}>": "<The answer ",
+    "<{{ m.content | trim }}>": "<The answer",
+    "<{{ m.content.rstrip() }}>": "<The answer",
+    "<{{ m.content.strip() }} >": "<The answer ",  # the blank behind it is the template's, as in transformers
+    "{% for p in [m.content, '>'] %}{{ p }}{% endfor %}": "The answer ",
+}
+
+
+@pytest.mark.parametrize("source", CONTINUED)
+def test_continue_final_message_keeps_a_blank_only_where_the_template_does(source: str) -> None:
+    template = ChatTemplate("{% for m in messages %}" + source + "{% endfor %}")
+    for content in ("The answer ", [{"type": "text", "text": "The answer "}]):
+        found = template.render_text([{"role": "assistant", "content": content}], continue_final_message=True)
+        assert found == CONTINUED[source]
+
+
+def test_continue_final_message_of_a_text_that_the_template_changes_is_refused() -> None:
+    with pytest.raises(TemplateError, match="drops text of the last message"):
+        ChatTemplate("{{ messages[0].content[3:] }}").render(
+            [Message("assistant", "Three")], continue_final_message=True
+        )
+
+
+PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+LOOP = "{% for p in m.content %}[{{ p.text }}]{% endfor %}"
+# template of a message -> (text of PARTS, of no content)
+FORMS = {
+    "<{{ m.content }}>": ("<one\ntwo>", "<>"),
+    "<{{ '=' + m.content }}>": ("<=one\ntwo>", "<=>"),
+    "<{{ m.content | trim }}>": ("<one\ntwo>", "<>"),
+    "<{{ m.content | tojson }}>": ('<"one\\ntwo">', "<null>"),
+    "{% if m.content is string %}{{ m.content }}{% else %}" + LOOP + "{% endif %}": ("[one][two]", ""),
+    "{% if m.content %}{{ m.content[0].text or m.content }}{% else %}nothing{% endif %}": ("one", "nothing"),
+    "{% if m.content is none %}NONE{% else %}{{ m.content }}{% endif %}": ("one\ntwo", "NONE"),
+}
+
+
+@pytest.mark.parametrize("source", FORMS)
+def test_content_comes_in_the_form_that_the_template_takes(source: str) -> None:
+    template = ChatTemplate("{% for m in messages %}" + source + "{% endfor %}")
+    for role in ("user", "assistant", "system", "tool"):
+        found = [template.render_text([Message(role, content)]) for content in (PARTS, tuple(PARTS), None)]
+        parts, nothing = FORMS[source]
+        assert found == [parts, parts, nothing], role
+    calls = Message("assistant", None, tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}])
+    assert template.render_text([calls]) == FORMS[source][1]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (5, "a int"),
+        ({"text": "x"}, "a dict"),
+        (["x"], "part 0 of the content is a str"),
+        ([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}], "part 1 .* 'image_url'"),
+        ([{"type": "text"}], "part 0 of the content has no text"),
+        ([{"type": "text", "text": "x", "colour": "red"}], "part 0 of the content has colour"),
+    ],
+)
+def test_content_that_is_no_text_is_refused_by_its_place(content: Any, says: str) -> None:
+    with pytest.raises(ParameterError, match=r"messages\[1\]: .*" + says):
+        ChatTemplate(CHATML).render([Message("user", "hi"), {"role": "user", "content": content}])
+
+
+def test_an_object_as_the_answer_of_a_tool_goes_to_the_template() -> None:
+    assert ChatTemplate("{{ messages[0].content.t }}").render_text([{"role": "tool", "content": {"t": 3}}]) == "3"
+
+
+def test_values_nested_too_deep_are_a_named_error() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ParameterError, match="nested deeper"):
+        ChatTemplate(CHATML).render([{"role": "user", "content": "x", "extra": deep}])
+
+
 def test_metadata_gives_template_and_tokens() -> None:
     metadata = {
         "tokenizer.chat_template": "{{ bos_token }}plain",
@@ -213,9 +290,23 @@ def test_reasoning_is_found_under_each_of_its_names() -> None:
         assert template.render_text([{"role": "assistant", "content": "", name: "why"}]) == "whywhy"
 
 
-def test_a_long_chat_is_within_the_budget() -> None:
-    chat = [Message("user" if i % 2 == 0 else "assistant", "lorem ipsum " * 100) for i in range(2001)]
-    assert ChatTemplate(CHATML).render_text(chat).count("<|im_start|>") == 2002
+GROWING = {
+    "{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = ns.s + '<' + m.role + '>' %}"
+    "{% set ns.s = ns.s ~ m.content %}{% set ns.s = [ns.s, '|']|join %}{% endfor %}{{ ns.s }}": "a text that grows",
+    "{% set ns = namespace(s=[]) %}{% for m in messages %}{% set ns.s = ns.s + [m.role, m.content, '|'] %}{% endfor %}"
+    "{{ ns.s|join }}": "a list that grows",
+    "{% set ns = namespace(s='') %}{% for t in tools or [] %}{% set ns.s = ns.s + (t|tojson) + '|' %}{% endfor %}"
+    "{{ ns.s }}": "tools",
+    CHATML: "no value grows",
+}
+
+
+@pytest.mark.parametrize("source", GROWING, ids=GROWING.values())
+def test_a_long_chat_with_many_tools_is_within_the_budget(source: str) -> None:
+    chat = [Message("user" if i % 2 == 0 else "assistant", "lorem ipsum " * 170) for i in range(1001)]
+    fields = {f"p{i}": {"type": "string", "description": "x" * 80} for i in range(12)}
+    tools = [{"type": "function", "function": {"name": f"t{i}", "parameters": fields}} for i in range(128)]
+    assert ChatTemplate(source).render_text(chat, tools=tools).count("|") >= 128
 
 
 def test_one_template_serves_many_threads() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgellm.chat_template.budget import MAX_NESTING
 from edgellm.chat_template.user_text import whole
 from edgellm.formats.errors import ParameterError
 
@@ -51,8 +52,15 @@ class Message:
         return cls(role=message["role"], extra=extra, **known)
 
 
-def template_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Fresh dicts for one render: strings marked as the user's, the reasoning under each name templates read."""
+Fit = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
+"""Takes a message and its place, and gives it with its content in the form that the template takes."""
+
+
+def template_messages(messages: Sequence[Message | Mapping[str, Any]], fit: Fit) -> list[dict[str, Any]]:
+    """Fresh dicts for one render: strings marked as the user's, the reasoning under each name templates read.
+
+    ParameterError for what is no list of messages, or has content that is no text.
+    """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ParameterError(f"messages: expected a list of messages, got {type(messages).__name__}.")
     prepared = []
@@ -60,7 +68,7 @@ def template_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[d
         fields = message.to_dict() if isinstance(message, Message) else message
         if not isinstance(fields, Mapping):
             raise ParameterError(f"messages[{number}]: expected a Message or a dict, got {type(message).__name__}.")
-        data = template_data(fields, f"messages[{number}]")
+        data = template_data(fit(fields, f"messages[{number}]"), f"messages[{number}]")
         role = fields.get("role")
         if isinstance(role, str) and role in KNOWN_ROLES:
             data["role"] = str.__str__(role)
@@ -71,16 +79,20 @@ def template_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[d
     return prepared
 
 
-def template_data(value: Any, where: str) -> Any:
+def template_data(value: Any, where: str, depth: int = 0) -> Any:
     """A copy of ``value`` in plain JSON types with every string marked; ParameterError for any other type."""
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, str):
         return whole(str.__str__(value))
+    if depth > MAX_NESTING:
+        raise ParameterError(f"{where}: values are nested deeper than {MAX_NESTING}. Give flatter ones.")
     if isinstance(value, Mapping):
-        return {template_data(key, where): template_data(item, where) for key, item in value.items()}
+        return {
+            template_data(key, where, depth + 1): template_data(item, where, depth + 1) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        items = [template_data(item, where) for item in value]
+        items = [template_data(item, where, depth + 1) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     raise ParameterError(
         f"{where}: a {type(value).__name__} cannot be shown to a chat template. Give plain JSON types."

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jinja2
 
-from edgellm.chat_template.budget import MAX_SOURCE_BYTES, Budget, BudgetExceeded
+from edgellm.chat_template.budget import MAX_SOURCE_BYTES, Budget, BudgetExceeded, text_bytes
+from edgellm.chat_template.content import ContentForms
 from edgellm.chat_template.messages import Message, template_data, template_messages
 from edgellm.chat_template.named import NAMED_TEMPLATES
 from edgellm.chat_template.sandbox import RaisedByTemplate, Sandbox, SecurityError
 from edgellm.chat_template.user_text import Segment, segments
 from edgellm.formats.errors import TemplateError
 
-CONTINUE_TAG = "\ue000continue here\ue001"
+CONTINUE_TAG = "\ue000continue here\ue001 "  # its blank shows whether the template trims
 SPECIAL_TOKENS = {  # the template's name of a token -> its id in the metadata
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -109,6 +110,8 @@ class ChatTemplate:
         self.special_tokens = {name: str(text) for name, text in tokens.items() if text is not None}
         self._template = compiled(source)
         self._tool_use = compiled(tool_use) if tool_use is not None else self._template
+        self._forms = ContentForms(partial(self._trial, self._template))
+        self._tool_forms = ContentForms(partial(self._trial, self._tool_use))
 
     @classmethod
     def from_metadata(
@@ -150,9 +153,9 @@ class ChatTemplate:
         ``chat_template_kwargs`` (``enable_thinking=False`` ...) are further names for the template.
         ``continue_final_message`` ends the prompt inside the last message, for the model to write on.
         """
-        prepared = template_messages(messages)
-        if continue_final_message:
-            mark_continuation(prepared)
+        template, forms = (self._tool_use, self._tool_forms) if tools else (self._template, self._forms)
+        prepared = template_messages(messages, forms.fit)
+        last = mark_continuation(prepared) if continue_final_message else ""
         names = {
             **self.special_tokens,
             **{key: template_data(value, key) for key, value in chat_template_kwargs.items()},
@@ -161,16 +164,25 @@ class ChatTemplate:
             "documents": template_data(documents, "documents"),
             "add_generation_prompt": add_generation_prompt,
         }
-        template = self._tool_use if tools else self._template
-        budget = Budget(input_size(names))
+        out = self._run(template, names)
+        return cut_at_continuation(out, last) if continue_final_message else out
+
+    def _run(self, template: jinja2.Template, names: dict[str, Any]) -> list[Segment]:
+        budget = Budget(input_size(names), len(names["messages"]) + len(names["tools"] or ()))
         with limits(budget, "rendering the messages"):
             chunks = []
             for chunk in template.root_render_func(template.new_context(names)):
                 budget.step()
-                budget.allocate(16 + 4 * len(chunk))
+                budget.allocate(16 + text_bytes(chunk))
                 chunks.append(chunk)
-            out = segments(chunks)
-        return cut_at_continuation(out) if continue_final_message else out
+            budget.allocate(sum(map(text_bytes, chunks)))
+            return segments(chunks)
+
+    def _trial(self, template: jinja2.Template, messages: list[dict[str, Any]]) -> str:
+        """What ``template`` makes of messages as they are."""
+        prepared = template_messages(messages, lambda message, where: message)
+        names = {**self.special_tokens, "messages": prepared, "tools": None, "documents": None}
+        return "".join(segment.text for segment in self._run(template, {**names, "add_generation_prompt": True}))
 
     def render_text(self, messages: Sequence[Message | Mapping[str, Any]], *args: Any, **kwargs: Any) -> str:
         """``render`` as one string."""
@@ -220,27 +232,38 @@ def file_template(metadata: Mapping[str, Any], name: str | None) -> str:
     raise TemplateError(f"The model file has {found}{HOW_TO_GIVE_ONE}")
 
 
-def mark_continuation(messages: list[dict[str, Any]]) -> None:
-    """Write a tag behind the text of the last message."""
+def mark_continuation(messages: list[dict[str, Any]]) -> str:
+    """Write a tag behind the text of the last message, and give that text."""
     last = messages[-1].get("content") if messages else None
     if isinstance(last, list):
         block = next((block for block in reversed(last) if isinstance(block, dict) and "text" in block), None)
         if block is not None:
-            block["text"] = template_data(block["text"] + CONTINUE_TAG, "messages")
-            return
+            text = str(block["text"])
+            block["text"] = template_data(text + CONTINUE_TAG, "messages")
+            return text
     if not isinstance(last, str):
         raise TemplateError(
             "continue_final_message: the last message has no text to continue. Give its content as text."
         )
     messages[-1]["content"] = template_data(last + CONTINUE_TAG, "messages")
+    return last
 
 
-def cut_at_continuation(out: list[Segment]) -> list[Segment]:
-    """``out`` up to the tag; TemplateError when the template dropped it."""
-    for index in range(len(out) - 1, -1, -1):
-        position = out[index].text.rfind(CONTINUE_TAG)
-        if position >= 0:
-            return [s for s in (*out[:index], Segment(out[index].text[:position], out[index].special)) if s.text]
-    raise TemplateError(
-        "continue_final_message: the chat template drops the end of the last message. End with an assistant message."
-    )
+def cut_at_continuation(out: list[Segment], last: str) -> list[Segment]:
+    """``out`` up to the tag behind ``last``; TemplateError when the template dropped either.
+
+    A template that trims the message took the blank off the tag: then the message loses its own blanks too.
+    """
+    text = "".join(segment.text for segment in out)
+    end = text.rfind(CONTINUE_TAG.strip())
+    if end < 0 or last.strip() not in text:
+        raise TemplateError(
+            "continue_final_message: the chat template drops text of the last message. End with an assistant message."
+        )
+    if not text.startswith(CONTINUE_TAG, end):
+        end = len(text[:end].rstrip())
+    kept, position = [], 0
+    for segment in out:
+        kept.append(Segment(segment.text[: max(end - position, 0)], segment.special))
+        position += len(segment.text)
+    return [segment for segment in kept if segment.text]
