@@ -164,6 +164,35 @@ def test_verify_does_not_call_a_tokenizer_sound_that_a_load_refuses(
     assert "sound" not in printed
 
 
+VISION = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}|{% endfor %}"
+# template of a file -> (exit status, what is printed)
+TEMPLATES = {
+    "{{ '%2000000000d' is odd }}": (1, "error: TEMPLATE_BUDGET"),
+    "{% for m in messages %}{{ ('a' * 600000).rindex('a' * 150000 + 'b' + 'a' * 150000) }}{% endfor %}": (
+        1,
+        "error: TEMPLATE_BUDGET",
+    ),
+    "{% if tools %}{{ ''.__class__.mro() }}{% endif %}{{ messages[0].content }}": (1, "error: TEMPLATE_UNSAFE"),
+    "{% import 'a' as b %}": (1, "error: TEMPLATE_UNSAFE"),
+    "{% for m in messages %}": (1, "error: TEMPLATE_ERROR"),
+    "{{ raise_exception('no') }}": (1, "error: TEMPLATE_ERROR"),
+    VISION: (0, "warning: TEMPLATE_DROPS_TEXT"),
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages }}": (0, "sound"),
+}
+
+
+@pytest.mark.parametrize("source", TEMPLATES)
+def test_verify_tries_the_chat_template(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_models.write_tiny_model(tmp_path / "m.gguf", metadata={"tokenizer.chat_template": source})
+    status, says = TEMPLATES[source]
+    assert main(["verify", str(path), "--header-only"]) == status
+    assert says in capsys.readouterr().out
+    named = {"tokenizer.chat_template.tool_use": source}
+    path = tiny_models.write_tiny_model(tmp_path / "named.gguf", metadata=named)
+    assert main(["verify", str(path), "--header-only"]) == status
+    assert says in capsys.readouterr().out
+
+
 def test_verify_of_no_model_at_all_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.gguf"
     page.write_text("<!DOCTYPE html><html></html>" * 10)

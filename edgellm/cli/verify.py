@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgellm.cli.models import find_file
 from edgellm.cli.output import echo, json_text
+
+if TYPE_CHECKING:
+    from edgellm.formats.findings import Finding
 
 
 @click.command("verify")
@@ -18,8 +23,9 @@ from edgellm.cli.output import echo, json_text
 def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) -> None:
     """Find everything that is wrong with a model file.
 
-    Checks its structure, its vocabulary and every weight, and prints all findings. Exit status 0 for a sound file,
-    1 when anything is wrong. FILE may be the name of a model that is here.
+    Checks its structure, its vocabulary and every weight, tries its chat template on a few conversations, and prints
+    all findings. Exit status 0 for a sound file, 1 when anything is wrong. FILE may be the name of a model that is
+    here.
 
     \b
     Examples:
@@ -33,6 +39,7 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
     found = findings(path, check_tensors=not header_only)
     if not any(finding.severity == "error" for finding in found):
         found += tokenizer_findings(path)
+        found += try_templates(path)
     if as_json:
         echo(json_text([dataclasses.asdict(finding) for finding in found]))
     else:
@@ -41,3 +48,13 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
         if not found:
             echo(f"{path}: sound" + ("" if not header_only else " (weights not read)"))
     ctx.exit(1 if any(finding.severity == "error" for finding in found) else 0)
+
+
+def try_templates(path: Path) -> list[Finding]:
+    """What is wrong with the chat templates of a file that is sound otherwise."""
+    from edgellm.chat_template.trial import template_findings
+    from edgellm.formats.gguf import GGUFFile
+
+    with GGUFFile.open(path) as gguf:
+        found = template_findings(gguf.metadata)
+        return [dataclasses.replace(finding, file=path.name) for finding in found]
