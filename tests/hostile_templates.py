@@ -140,6 +140,9 @@ HOSTILE: dict[str, str] = {
     "hashes": "{% set a = range(99999)|list %}{% for i in range(99999) %}{% if 'a' in a %}{% endif %}{% endfor %}",
     "safe": "{% set ns = namespace(s='<'|safe) %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
     "escape": "{% set ns = namespace(s='&') %}{% for i in range(64) %}{% set ns.s = ns.s|forceescape %}{% set ns.s = ns.s * 2 %}{% endfor %}",
+    "path_of_commas": "{{ ([{}] * 1000)|sort(attribute=',' * 100000)|length }}",
+    "path_of_dots": "{{ ([{}] * 1000)|map(attribute='a.' * 200000, default={})|list|length }}",
+    "filters_of_filters": "{% set ns = namespace(x=['a']) %}{% for i in range(99999) %}{% set ns.x = ns.x|map('upper') %}{% endfor %}",
     "elifs": "{% if a %}" + "{% elif b %}" * 5000 + "{% endif %}",
     "deep_and": "{{ " + "a and " * 5000 + "b }}",
 }

@@ -271,6 +271,13 @@ def test_a_broken_template_is_an_error_never_a_fallback(make: Any, code: str, sa
     assert caught.value.code == code
 
 
+def test_what_a_template_says_in_an_error_is_one_short_line() -> None:
+    for source in ("{{ raise_exception('a\\n\x1b[2J' * 90000) }}", "{{ messages[0]['b' * 900000].x }}"):
+        with pytest.raises(TemplateError) as caught:
+            render(source)
+        assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("messages", ["text", [1], {"role": "user"}, [{"role": "user", "content": object()}]])
 def test_messages_of_another_type_are_a_named_error(messages: Any) -> None:
     with pytest.raises(ParameterError, match="messages"):

@@ -15,7 +15,7 @@ from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.utils import pass_environment
 from markupsafe import Markup
 
-from edgellm.chat_template.budget import Budget, char_bytes, text_bytes
+from edgellm.chat_template.budget import MAX_NESTING, Budget, char_bytes, text_bytes
 from edgellm.chat_template.formatting import percent
 from edgellm.chat_template.operations import Operand
 from edgellm.chat_template.rewrite import CONCAT, EACH, NEW, OPERAND, SLICE, SPREAD
@@ -139,6 +139,7 @@ ANSWERING: dict[str, Cost] = {
 }
 MAKING: dict[str, Cost] = {"indent": padded, "center": padded, "truncate": shortened}
 FRESH = ("list", "reverse", "slice", "batch", "unique", "sort", "groupby", "dictsort", *ANSWERING)  # make their result
+ATTRIBUTE = {"selectattr": 1, "rejectattr": 1, "groupby": 1, "unique": 2, "min": 2, "max": 2, "sort": 3}  # its place
 WHOLE = ("list", "sort", "reverse", "slice", "groupby", "dictsort", "unique", "min", "max")  # take all of an iterator
 
 
@@ -153,6 +154,31 @@ def chat_filters(sandbox: Printer) -> dict[str, Any]:
     }
 
 
+class Stream:
+    """What a filter gives item by item, one step each; filters of filters end at ``MAX_NESTING``."""
+
+    __slots__ = ("_depth", "_items")  # the underscore keeps them out of a template's reach
+
+    def __init__(self, budget: Budget, items: Iterator[Any], source: Any) -> None:
+        self._items = budget.each(items)
+        self._depth: int = source._depth + 1 if isinstance(source, Stream) else 1
+        if self._depth > MAX_NESTING:
+            raise budget.stop(f"more than {MAX_NESTING} filters of filters")
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+
+def check_attribute(budget: Budget, attribute: Any) -> None:
+    """Refuse the path of an attribute that is looked up part by part for every item."""
+    for path in (attribute,) if isinstance(attribute, str) else attribute or ():
+        if isinstance(path, str) and str.count(path, ".") + str.count(path, ",") > MAX_NESTING:
+            raise budget.stop(f"an attribute of more than {MAX_NESTING} parts")
+
+
 def bounded(sandbox: Printer, name: str, cost: Cost) -> Callable[..., Any]:
     """jinja2's filter ``name``, charged before it runs; its result is measured."""
     fn = FILTERS[name]
@@ -164,12 +190,13 @@ def bounded(sandbox: Printer, name: str, cost: Cost) -> Callable[..., Any]:
         hidden, given = args[:n_hidden], list(args[n_hidden:])
         if given and name in WHOLE and isinstance(given[0], Iterator):
             given[0] = budget.listed(given[0])
+        check_attribute(budget, kwargs.get("attribute", given[ATTRIBUTE[name] :][:1] if name in ATTRIBUTE else ()))
         charged = cost(budget, [*given, *kwargs.values()] or [None])
         result = fn(*hidden, *given, **kwargs)
         of_text = bool(given) and isinstance(given[0], str)
         if isinstance(result, Iterator):
             budget.bytes_left += 0 if of_text else charged
-            return budget.each(result)
+            return Stream(budget, result, given[0] if given else None)
         if name not in FRESH:
             budget.bytes_left += charged
             return result
@@ -243,6 +270,7 @@ def own_filters(sandbox: Printer) -> dict[str, Any]:
 
     @pass_environment
     def join(environment: Any, value: Any, d: Any = "", attribute: Any = None) -> str:
+        check_attribute(sandbox.budget, attribute)
         items = value if attribute is None else map(make_attrgetter(environment, attribute), value)
         texts = (unsafe(sandbox.text(item)) for item in items)
         return str(STRING_METHODS["join"](sandbox.budget, unsafe(sandbox.text(d)), texts))
@@ -261,6 +289,7 @@ def own_filters(sandbox: Printer) -> dict[str, Any]:
 
     @pass_environment
     def sum_(environment: Any, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
+        check_attribute(sandbox.budget, attribute)
         items = iterable if attribute is None else map(make_attrgetter(environment, attribute), iterable)
         if isinstance(start, str):
             raise TypeError("sum of strings: use join")

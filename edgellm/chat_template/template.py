@@ -16,6 +16,7 @@ from edgellm.chat_template.named import NAMED_TEMPLATES
 from edgellm.chat_template.sandbox import RaisedByTemplate, Sandbox, SecurityError
 from edgellm.chat_template.user_text import Segment, segments
 from edgellm.formats.errors import TemplateError
+from edgellm.formats.findings import short
 
 CONTINUE_TAG = "\ue000continue here\ue001 "  # its blank shows whether the template trims
 SPECIAL_TOKENS = {  # the template's name of a token -> its id in the metadata
@@ -24,6 +25,7 @@ SPECIAL_TOKENS = {  # the template's name of a token -> its id in the metadata
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
+MAX_SAID = 500  # characters of an error
 BASE_MODELS = "It may be a base model, which goes on with a text instead: `edgellm run --raw`."
 HOW_TO_GIVE_ONE = "Give one with --chat-template (a name such as 'chatml', a file, or the Jinja text itself)."
 
@@ -48,15 +50,15 @@ def limits(budget: Budget, doing: str) -> Iterator[None]:
         raise TemplateError(budget_message(doing, reason), code="TEMPLATE_BUDGET") from None
     except SecurityError as error:
         raise TemplateError(
-            f"The chat template is unsafe: {error}. Templates get messages and may only make text of them. "
+            f"The chat template is unsafe: {said(error)}. Templates get messages and may only make text of them. "
             f"{HOW_TO_GIVE_ONE}",
             code="TEMPLATE_UNSAFE",
         ) from None
     except RaisedByTemplate as error:
-        raise TemplateError(f"The chat template refuses these messages: {error}") from None
+        raise TemplateError(f"The chat template refuses these messages: {said(error)}") from None
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(
-            f"The chat template is broken in line {error.lineno}: {error.message}. {HOW_TO_GIVE_ONE}"
+            f"The chat template is broken in line {error.lineno}: {said(error)}. {HOW_TO_GIVE_ONE}"
         ) from None
     except TemplateError:
         raise
@@ -64,11 +66,17 @@ def limits(budget: Budget, doing: str) -> Iterator[None]:
         if budget.spent:
             raise TemplateError(budget_message(doing, budget.spent), code="TEMPLATE_BUDGET") from None
         raise TemplateError(
-            f"The chat template failed while {doing}: {type(error).__name__}: {error}. It expects messages of another "
-            f"form, or is broken. {HOW_TO_GIVE_ONE}"
+            f"The chat template failed while {doing}: {type(error).__name__}: {said(error)}. It expects messages of "
+            f"another form, or is broken. {HOW_TO_GIVE_ONE}"
         ) from error
     finally:
         active.budget = outer
+
+
+def said(error: Exception) -> str:
+    """What an error of a template says, on one line; a template may have written it."""
+    text = error.message if isinstance(error, jinja2.TemplateSyntaxError) else str(error)
+    return short(" ".join((text or "")[: 2 * MAX_SAID].split()), MAX_SAID)
 
 
 def budget_message(doing: str, reason: str) -> str:
