@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from edgellm.chat_template.user_text import spans_of
 
 MAX_SOURCE_BYTES = 1 << 20
-MAX_TOKENS = 25_000  # the largest published templates have 5,000; this many load in a second
+MAX_TOKENS = 12_000  # the largest published templates have 2,600; this many load in half a second
 MAX_SECONDS = 2.0  # of this thread's own time: a busy machine is not the template's fault
 MAX_STEPS = 2_000_000
 INPUT_BYTES_PER_SECOND = 1 << 20  # of messages, for which a render gets one more second: some go by the character
@@ -69,6 +70,7 @@ class Budget:
         self.spent = ""
         self._unseen_ns = 0
         self._large: dict[int, tuple[Any, int]] = {}  # values that give their bytes back when nobody else holds them
+        self._depths: WeakKeyDictionary[Iterator[Any], int] = WeakKeyDictionary()  # of iterators that filters gave
         self._measured: dict[int, tuple[Any, int, bool]] = {}  # keeps the object alive, so its id stays its own
 
     def stop(self, reason: str) -> BudgetExceeded:
@@ -161,6 +163,15 @@ class Budget:
                 yield item
         finally:
             self.bytes_left += nbytes
+
+    def stream(self, items: Iterator[Any], source: Any) -> Iterator[Any]:
+        """What a filter makes of ``source`` item by item; filters of filters end at ``MAX_NESTING``."""
+        depth = 1 + (self._depths.get(source, 0) if isinstance(source, Iterator) else 0)
+        if depth > MAX_NESTING:
+            raise self.stop(f"more than {MAX_NESTING} filters of filters")
+        stream = self.each(items)
+        self._depths[stream] = depth
+        return stream
 
     def listed(self, items: Iterator[Any]) -> list[Any]:
         """What an iterator gives, charged item by item."""

@@ -154,24 +154,6 @@ def chat_filters(sandbox: Printer) -> dict[str, Any]:
     }
 
 
-class Stream:
-    """What a filter gives item by item, one step each; filters of filters end at ``MAX_NESTING``."""
-
-    __slots__ = ("_depth", "_items")  # the underscore keeps them out of a template's reach
-
-    def __init__(self, budget: Budget, items: Iterator[Any], source: Any) -> None:
-        self._items = budget.each(items)
-        self._depth: int = source._depth + 1 if isinstance(source, Stream) else 1
-        if self._depth > MAX_NESTING:
-            raise budget.stop(f"more than {MAX_NESTING} filters of filters")
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._items)
-
-
 def check_attribute(budget: Budget, attribute: Any) -> None:
     """Refuse the path of an attribute that is looked up part by part for every item."""
     for path in (attribute,) if isinstance(attribute, str) else attribute or ():
@@ -196,7 +178,7 @@ def bounded(sandbox: Printer, name: str, cost: Cost) -> Callable[..., Any]:
         of_text = bool(given) and isinstance(given[0], str)
         if isinstance(result, Iterator):
             budget.bytes_left += 0 if of_text else charged
-            return Stream(budget, result, given[0] if given else None)
+            return budget.stream(result, given[0] if given else None)
         if name not in FRESH:
             budget.bytes_left += charged
             return result

@@ -21,7 +21,7 @@ from edgellm.chat_template.budget import INTEGER_BITS, BudgetExceeded
 # Private filter names; the sandbox gives them to no template that spells them.
 EACH, CONCAT, SLICE, NEW, OPERAND, SPREAD = "\0each", "\0concat", "\0slice", "\0new", "\0operand", "\0spread"
 
-MAX_DEPTH = 100  # of the syntax tree; the deepest published template has 30
+MAX_DEPTH = 100  # of the syntax tree; the deepest published template has 22
 REFUSED: dict[type[nodes.Node], str] = {
     nodes.Extends: "{% extends %}: there is no other template",
     nodes.Include: "{% include %}: there is no other template",
