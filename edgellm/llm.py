@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -212,6 +212,8 @@ class LLM:
         parse_special: bool = False,
     ) -> list[int]:
         """The ids that a prompt becomes: BOS where the vocabulary wants one, never an EOS behind it."""
+        if not isinstance(prompt, Iterable):
+            raise ParameterError(f"prompt: expected text, messages or token ids, got {type(prompt).__name__}.")
         if not isinstance(prompt, str) and all(isinstance(item, int) or hasattr(item, "__index__") for item in prompt):
             return [int(item) for item in prompt]  # type: ignore[arg-type]
         if isinstance(prompt, str):
