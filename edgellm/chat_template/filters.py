@@ -65,7 +65,7 @@ def slots(budget: Budget, values: list[Any]) -> int:
     length = len(items) if hasattr(items, "__len__") else 0
     charge = 64 + 16 * length + (char_bytes(items) if isinstance(items, str) else 0)
     budget.allocate(charge)
-    budget.work(100 * length)
+    budget.work((500 if isinstance(items, str) else 100) * length)  # each character becomes a string
     return charge
 
 
