@@ -93,9 +93,8 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadPro
     report = progress or (lambda stage, done, total, name: None)
     path = find_file(name_or_path, report)
     report("load", 0, 2, path.name)
-    gguf = GGUFFile.open(path)
+    gguf = GGUFFile.open(path, options.kv_overrides)
     try:
-        override_metadata(gguf, options.kv_overrides or {})
         program = build_program(gguf)
         n_ctx = choose_context(program, options)
         need = memory_need(program, gguf, n_ctx, options)
@@ -129,13 +128,6 @@ def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:
     from edgellm.catalogue import resolve
 
     return resolve(name_or_path, lambda done, total: report("pull", done, total, str(name_or_path)))
-
-
-def override_metadata(gguf: GGUFFile, overrides: Mapping[str, Any]) -> None:
-    """Put the caller's values over those of the file."""
-    for key, value in overrides.items():
-        gguf.metadata[key] = value
-        gguf.value_types[key] = f"{type(value).__name__}, given by the caller"
 
 
 def choose_context(program: Program, options: LoadOptions) -> int:

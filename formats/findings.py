@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
+from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError, UnsupportedError
 
 PULL_AGAIN = "The file is damaged or cut short: pull or download it again."
 REBUILD = "Ask whoever made the file for a sound one, or convert the model again."
@@ -21,7 +22,7 @@ class Finding:
     file      name of the file (of the part, for a split model)
     offset    byte of the file where it stands, where there is one
     name      metadata key or tensor name, where there is one
-    severity  ``error`` stops a load; ``warning`` is only shown by a verification
+    severity  ``error`` stops a load; ``warning`` is shown, by a verification or as a Python warning
     """
 
     code: str
@@ -52,9 +53,15 @@ Report = Callable[[Finding], None]
 
 
 def raise_finding(finding: Finding) -> None:
-    """The report of a load: the first error ends it, warnings pass."""
+    """The report of a load: the first error ends it, the others are warned of."""
     if finding.severity == "error":
         raise finding.error()
+    warnings.warn(str(finding), RuntimeWarning, stacklevel=2)
+
+
+def override_error(key: str, message: str, code: str) -> ParameterError:
+    """What is wrong with a value that the caller gave."""
+    return ParameterError(f"The override of {short(key)}: {message}. Give another value, or leave it out.", code=code)
 
 
 def short(value: object, limit: int = 80) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from edgellm.formats.findings import REBUILD, Finding
+from edgellm.formats.findings import REBUILD, Finding, override_error
 from edgellm.formats.gguf_header import TensorRecord
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
 from edgellm.formats.validate import Part, prove
@@ -54,9 +55,10 @@ class GGUFFile:
     value_types  key -> "UINT32", "STRING", "ARRAY[FLOAT32]" ...
     tensors      name -> QuantizedTensor, in file order
     part_sizes   tensors of each part
+    overrides    the metadata values that the caller gave in place of the file's
     """
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[Part], overrides: Mapping[str, Any] | None = None) -> None:
         header = parts[0].header
         self.path = parts[0].path
         self.version = header.version
@@ -64,6 +66,7 @@ class GGUFFile:
         self.value_types = header.types
         self.nbytes = sum(part.header.nbytes for part in parts)
         self.tensors: dict[str, QuantizedTensor] = {}
+        self.overrides = dict(overrides or {})
         self.part_sizes = [len(part.header.tensors) for part in parts]
         self._positions = header.positions
         self._maps = [part.data for part in parts]
@@ -73,12 +76,15 @@ class GGUFFile:
                 self.tensors[record.name] = _tensor(file, part.header.data_start, record)
 
     @classmethod
-    def open(cls, path: str | Path) -> GGUFFile:
+    def open(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> GGUFFile:
         """Open and prove the file, or the first part of a split model and all others with it.
 
-        Raises EdgeLLMError with a named code, mostly a FormatError; the message says what to do.
+        overrides   metadata values in place of the file's; they are checked as if they stood in the file
+
+        Raises EdgeLLMError with a named code, mostly a FormatError; the message says what to do. ParameterError for an
+        override that is out of range.
         """
-        return cls(prove(Path(path)))
+        return cls(prove(Path(path), overrides=overrides), overrides)
 
     @property
     def architecture(self) -> str:
@@ -101,9 +107,12 @@ class GGUFFile:
             return default
         value = self.metadata[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            message = f"is {self.value_types[key]}, expected {_KINDS.get(kind, kind.__name__)}"
+            if key in self.overrides:
+                raise override_error(key, message, "GGUF_KEY_TYPE")
             raise Finding(
                 "GGUF_KEY_TYPE",
-                f"is {self.value_types[key]}, expected {_KINDS.get(kind, kind.__name__)}",
+                message,
                 REBUILD,
                 file=self.path.name,
                 offset=self._positions.get(key),

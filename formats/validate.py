@@ -8,14 +8,15 @@ All products are of Python ints, which do not wrap.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgellm.formats.errors import EdgeLLMError
-from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, raise_finding, short
+from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, override_error, raise_finding, short
 from edgellm.formats.gguf_header import Header, TensorRecord, read_header
 from edgellm.formats.hparam_checks import check_hparams
 from edgellm.formats.mapped_file import map_file
@@ -38,6 +39,10 @@ REMOVED_TYPES = {
     38: "IQ4_NL_8_8",
 }
 
+# they say where the bytes of the file lie, which no other value can change
+OF_THE_FILE = ("general.alignment", "split.no", "split.count", "split.tensors.count")
+OVERRIDE_KINDS: dict[type, str] = {bool: "BOOL", int: "INT64", float: "FLOAT64", str: "STRING"}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -48,8 +53,10 @@ class Part:
     data: mmap.mmap
 
 
-def prove(path: Path, report: Report = raise_finding) -> list[Part]:
+def prove(path: Path, report: Report = raise_finding, overrides: Mapping[str, Any] | None = None) -> list[Part]:
     """Read and check the headers of the model at ``path``, all parts of it, the first part first.
+
+    overrides   metadata values in place of the file's; they are checked as if they stood in the file
 
     Raises EdgeLLMError with a named code for what ends the reading; gives every other finding to ``report``.
     """
@@ -60,6 +67,9 @@ def prove(path: Path, report: Report = raise_finding) -> list[Part]:
         check_tensors(header, report)
     if len(parts) > 1:
         check_parts(headers, report)
+    if overrides:
+        override(headers[0], overrides)
+        report = blaming_the_caller(overrides, report)
     check_hparams(headers[0], report)
     check_vocabulary(headers[0], _embedding_rows(headers), report)
     return parts
@@ -105,6 +115,37 @@ def _read_part(path: Path, report: Report) -> Part:
 def _embedding_rows(headers: list[Header]) -> int | None:
     records = [header.tensors["token_embd.weight"] for header in headers if "token_embd.weight" in header.tensors]
     return records[0].dims[1] if records and len(records[0].dims) == 2 else None
+
+
+# -- overrides -------------------------------------------------------------------------------------------------------
+
+
+def override(header: Header, overrides: Mapping[str, Any]) -> None:
+    """Put the caller's values into the header. ParameterError for a value or a key that cannot stand there."""
+    for key, value in overrides.items():
+        if type(value) not in OVERRIDE_KINDS:
+            raise ParameterError(
+                f"The override of {short(key)} is {short(value)}. It must be a whole number, a number, True or False, "
+                "or a text."
+            )
+        if key in OF_THE_FILE:
+            raise ParameterError(f"{key} says how the file is laid out. It cannot be overridden: leave it out.")
+        if type(value) is int and header.types.get(key) in ("FLOAT32", "FLOAT64"):
+            value = float(value)
+        header.metadata[key] = value
+        header.types[key] = OVERRIDE_KINDS[type(value)]
+        header.positions.pop(key, None)
+
+
+def blaming_the_caller(overrides: Mapping[str, Any], report: Report) -> Report:
+    """``report`` for a file with these overrides: a ParameterError for what is wrong with one of them."""
+
+    def blamed(finding: Finding) -> None:
+        if finding.name is not None and finding.name in overrides:
+            raise override_error(finding.name, finding.message, finding.code)
+        report(finding)
+
+    return blamed
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------

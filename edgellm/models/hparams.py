@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.formats.errors import FormatError, UnsupportedError
+from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
+from edgellm.formats.findings import override_error, short
 from edgellm.kernels.rope import Rope, frequencies, linear_scaling, yarn_magnitude, yarn_scaling
 
 if TYPE_CHECKING:
@@ -165,8 +166,10 @@ def file_name(gguf: GGUFFile) -> str:
     return Path(gguf.path).name
 
 
-def hparam_error(gguf: GGUFFile, key: str, value: object, expected: str, code: str = "MODEL_HPARAMS") -> FormatError:
-    """What was found under ``key``, what was expected, what to do."""
+def hparam_error(gguf: GGUFFile, key: str, value: object, expected: str, code: str = "MODEL_HPARAMS") -> EdgeLLMError:
+    """What was found under ``key``, what was expected, what to do. ParameterError where the caller gave the value."""
+    if key_of(gguf, key) in gguf.overrides:
+        return override_error(key_of(gguf, key), f"is {short(value)}, expected {expected}", code)
     return FormatError(
         f"{file_name(gguf)}: {key_of(gguf, key)} is {value!r}, expected {expected}. {BROKEN_FILE}", code=code
     )

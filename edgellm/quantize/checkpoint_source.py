@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +331,7 @@ class _AsFile:
     architecture: str
     metadata: Mapping[str, Any]
     tensors: Mapping[str, _ShapeOnly]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _prove(source: ModelSource) -> None:
