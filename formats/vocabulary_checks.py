@@ -20,6 +20,9 @@ MAX_TOKEN_TYPE = 6
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _TOKENS, _SCORES, _TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
 _MERGES = "tokenizer.ggml.merges"
+_ADD_BOS = "tokenizer.ggml.add_bos_token"
+_ENDS = "tokenizer.ggml.eos_token_ids"  # of Ollama's converter
+_WHOLE_NUMBERS = ("UINT32", "INT32", "UINT64", "INT64", "UINT16", "INT16", "UINT8", "INT8")
 _KNOWN_BY_RULE = ("llama", "bert")  # tokenizer models whose special ids have values by convention
 
 KEY_TYPES: dict[str, tuple[str, ...]] = {
@@ -30,7 +33,8 @@ KEY_TYPES: dict[str, tuple[str, ...]] = {
     _TYPES: ("ARRAY[INT32]", "ARRAY[UINT32]"),
     _MERGES: ("ARRAY[STRING]",),
     "tokenizer.ggml.precompiled_charsmap": ("ARRAY[UINT8]", "ARRAY[INT8]"),
-    "tokenizer.ggml.add_bos_token": ("BOOL",),
+    _ENDS: (*_WHOLE_NUMBERS, *(f"ARRAY[{kind}]" for kind in _WHOLE_NUMBERS)),
+    _ADD_BOS: ("BOOL",),
     "tokenizer.ggml.add_eos_token": ("BOOL",),
     "tokenizer.ggml.add_space_prefix": ("BOOL",),
     "tokenizer.ggml.remove_extra_whitespaces": ("BOOL",),
@@ -95,19 +99,18 @@ class _Checker:
         self.metadata: dict[str, Any] = header.metadata
         self.report = report
 
-    def found(self, code: str, message: str, key: str, severity: str = "error") -> None:
+    def found(self, code: str, message: str, key: str, severity: str = "error", advice: str = REBUILD) -> None:
         position = self.header.positions.get(key)
-        self.report(Finding(code, message, REBUILD, self.header.file, position, key, severity))
+        self.report(Finding(code, message, advice, self.header.file, position, key, severity))
 
     def key_types(self) -> bool:
         """Whether every known key has a type that its readers expect."""
         wrong = []
         for key, kind in self.header.types.items():
-            expected = KEY_TYPES.get(key)
-            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-                expected = ("UINT32", "INT32", "UINT64", "INT64", "UINT16", "INT16", "UINT8", "INT8")
+            expected = _WHOLE_NUMBERS if _is_id(key) else KEY_TYPES.get(key)
             if expected and kind not in expected:
-                self.found("GGUF_KEY_TYPE", f"is {kind}, expected {expected[0]}", key)
+                advice = f"Give the id with --override-kv {key}=int:ID." if _is_id(key) else REBUILD
+                self.found("GGUF_KEY_TYPE", f"is {kind}, expected {expected[0]}", key, advice=advice)
                 wrong.append(key)
         return not wrong
 
@@ -132,12 +135,41 @@ class _Checker:
                 self.found("VOCAB_INVALID", message, _TOKENS)
 
     def special_ids(self, n_vocab: int) -> None:
-        """Ids are tokens; a token that is to be added exists."""
-        for key, value in self.metadata.items():
-            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and not 0 <= value < n_vocab:
-                self.found("VOCAB_SPECIAL_ID", f"is {value:,}, expected 0 to {n_vocab - 1:,}", key)
+        """Ids are tokens, and a token that is to be added exists. Like llama.cpp, an id that is none counts as missing
+        where nothing depends on it.
+        """
+        for key in filter(_is_id, self.metadata):
+            value = self.metadata[key]
+            if 0 <= value < n_vocab:
+                continue
+            added = key.replace("tokenizer.ggml.", "tokenizer.ggml.add_").removesuffix("_id")
+            give = f"Give the id with --override-kv {key}=int:ID"
+            if self._adds(added):
+                advice = f"{give}, or leave the token out of texts with --override-kv {added}=bool:false."
+                self.found("VOCAB_SPECIAL_ID", _no_id(value, n_vocab), key, advice=advice)
+            else:
+                message = f"{_no_id(value, n_vocab)}: it counts as missing"
+                self.found("VOCAB_SPECIAL_ID", message, key, "warning", f"{give} if answers do not end as they should.")
+        for value in np.atleast_1d(self.metadata.get(_ENDS, [])).tolist():
+            if not 0 <= value < n_vocab:
+                message = f"{_no_id(value, n_vocab)}: it is left out"
+                self.found("VOCAB_SPECIAL_ID", message, _ENDS, "warning")
+                break
         for name in ("bos", "eos"):
             key = f"tokenizer.ggml.add_{name}_token"
             implied = self.metadata.get("tokenizer.ggml.model") in _KNOWN_BY_RULE
             if self.metadata.get(key) and f"tokenizer.ggml.{name}_token_id" not in self.metadata and not implied:
                 self.found("VOCAB_SPECIAL_ID", f"is true, and there is no tokenizer.ggml.{name}_token_id", key)
+
+    def _adds(self, key: str) -> bool:
+        """Whether ``tokenizer.ggml.add_bos_token`` or its like holds, said or by convention."""
+        by_rule = key == _ADD_BOS and self.metadata.get("tokenizer.ggml.model") in _KNOWN_BY_RULE
+        return bool(self.metadata.get(key, by_rule))
+
+
+def _is_id(key: str) -> bool:
+    return key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+
+
+def _no_id(value: int, n_vocab: int) -> str:
+    return f"is {value:,}, expected 0 to {n_vocab - 1:,}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import raw_gguf as raw
 
-from edgellm.formats.errors import FormatError
+from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.findings import Finding
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.validate import findings
@@ -70,8 +70,14 @@ CASES: list[tuple[int, str, bytes, str]] = [
         "VOCAB_INVALID",
     ),
     (18, "bos beyond", without("bos_token_id", raw.kv(T + "bos_token_id", raw.U32, 9)), "VOCAB_SPECIAL_ID"),
-    (18, "eos of 2^32 - 1", vocabulary(raw.kv(T + "eos_token_id", raw.U32, (1 << 32) - 1)), "VOCAB_SPECIAL_ID"),
-    (18, "unknown of -1", vocabulary(raw.kv(T + "unknown_token_id", raw.I32, -1)), "VOCAB_SPECIAL_ID"),
+    (
+        18,
+        "eos beyond that texts get",
+        vocabulary(raw.kv(T + "add_eos_token", raw.BOOL, 1), raw.kv(T + "eos_token_id", raw.U32, (1 << 32) - 1)),
+        "VOCAB_SPECIAL_ID",
+    ),
+    (7, "end ids that are a string", vocabulary(raw.kv(T + "eos_token_ids", raw.STRING, "2")), "GGUF_KEY_TYPE"),
+    (7, "end ids that are floats", vocabulary(raw.kv_array(T + "eos_token_ids", raw.F32, [2.0])), "GGUF_KEY_TYPE"),
     (18, "embedding with fewer rows", vocabulary(rows=8), "VOCAB_SPECIAL_ID"),
     (18, "embedding with more rows", vocabulary(rows=10), "VOCAB_SPECIAL_ID"),
     (
@@ -124,6 +130,69 @@ def test_token_that_is_there_twice_is_a_warning(tmp_path: Path) -> None:
     (found,) = found_by(tmp_path, data)
     assert (found.code, found.severity) == ("VOCAB_INVALID", "warning")
     GGUFFile.open(tmp_path / "model.gguf").close()
+
+
+@pytest.mark.parametrize("name", ["padding", "unknown", "eot", "eom", "eos", "mask", "fim_pre", "bos"])
+@pytest.mark.parametrize("value", [9, (1 << 32) - 1])
+def test_an_id_beyond_that_nothing_depends_on_is_a_warning(name: str, value: int, tmp_path: Path) -> None:
+    key = f"{T}{name}_token_id"
+    off = raw.kv(T + "add_bos_token", raw.BOOL, 0)
+    data = vocabulary(raw.kv(key, raw.U32, value), off, leave_out=[T + "bos_token_id"])
+    (found,) = found_by(tmp_path, data)
+    assert (found.code, found.name, found.severity) == ("VOCAB_SPECIAL_ID", key, "warning")
+    with pytest.warns(RuntimeWarning, match=key):
+        GGUFFile.open(tmp_path / "model.gguf").close()
+
+
+def test_an_end_id_beyond_is_a_warning(tmp_path: Path) -> None:
+    (found,) = found_by(tmp_path, vocabulary(raw.kv_array(T + "eos_token_ids", raw.I32, [2, 9, -1])))
+    assert (found.code, found.name, found.severity) == ("VOCAB_SPECIAL_ID", T + "eos_token_ids", "warning")
+
+
+OVERRIDDEN: list[tuple[str, bytes, dict[str, object]]] = [
+    ("bos beyond", without("bos_token_id", raw.kv(T + "bos_token_id", raw.U32, 9)), {T + "bos_token_id": 1}),
+    ("bos not wanted", without("bos_token_id", raw.kv(T + "bos_token_id", raw.U32, 9)), {T + "add_bos_token": False}),
+    ("id that is a string", vocabulary(raw.kv(T + "eos_token_id", raw.STRING, "none")), {T + "eos_token_id": 2}),
+    ("add_bos that is a number", vocabulary(raw.kv(T + "add_bos_token", raw.U32, 1)), {T + "add_bos_token": True}),
+    ("context of 0", vocabulary(raw.kv("test.context_length", raw.U32, 0)), {"test.context_length": 512}),
+    ("base of NaN", vocabulary(raw.kv("test.rope.freq_base", raw.F32, float("nan"))), {"test.rope.freq_base": 10000}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*counts as missing")
+@pytest.mark.parametrize(("what", "data", "overrides"), OVERRIDDEN, ids=[case[0] for case in OVERRIDDEN])
+def test_an_override_mends_what_the_checks_refuse(
+    what: str, data: bytes, overrides: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    with pytest.raises(FormatError):
+        GGUFFile.open(path)
+    with GGUFFile.open(path, overrides) as gguf:
+        assert {key: gguf.metadata[key] for key in overrides} == overrides
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (T + "bos_token_id", 9),
+        (T + "padding_token_id", 9),  # in a file it counts as missing
+        (T + "eos_token_id", "none"),
+        (T + "add_bos_token", 1),
+        (T + "tokens", "a"),
+        ("test.context_length", 0),
+        ("test.rope.freq_base", float("nan")),
+        ("general.architecture", 3),
+        ("general.alignment", 64),
+        ("split.count", 2),
+        ("test.key", [1]),
+    ],
+)
+def test_an_override_is_held_to_the_ranges_of_a_file(key: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(vocabulary())
+    with pytest.raises(ParameterError, match=key):
+        GGUFFile.open(path, {key: value})
 
 
 def test_tokens_that_are_no_utf8_keep_their_bytes(tmp_path: Path) -> None:

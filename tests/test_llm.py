@@ -175,6 +175,34 @@ def test_the_file_recommends_sampling_and_the_caller_overrides(tmp_path: Path) -
         assert llm.params(temperature=1).top_k == 6
 
 
+@pytest.mark.filterwarnings("ignore:.*counts as missing")
+def test_a_file_with_wrong_ids_that_nothing_needs_answers_as_without_them(tmp_path: Path) -> None:
+    ids = {f"tokenizer.ggml.{name}_token_id": (1 << 32) - 1 for name in ("padding", "unknown", "eot", "bos")}
+    path = tiny_models.write_tiny_model(tmp_path / "ids.gguf", metadata=ids)
+    sound = tiny_models.write_tiny_model(tmp_path / "sound.gguf", leave_out=tuple(ids))
+    with pytest.warns(RuntimeWarning, match="padding_token_id"):
+        llm = edgellm.load(path, executor="reference")
+    with llm, edgellm.load(sound, executor="reference") as expected:
+        assert greedy(llm, "the word", 4).tokens == greedy(expected, "the word", 4).tokens
+        assert llm.tokenizer.special == expected.tokenizer.special
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.context_length", 0),
+        ("llama.attention.head_count", "four"),
+        ("llama.attention.layer_norm_rms_epsilon", 0.5),
+        ("llama.rope.dimension_count", 3),
+        ("general.architecture", True),
+        ("tokenizer.ggml.eos_token_id", 276),
+    ],
+)
+def test_an_override_out_of_range_is_the_callers_fault(paths: dict[str, Path], key: str, value: Any) -> None:
+    with pytest.raises(edgellm.ParameterError, match=f"override of {key}"):
+        edgellm.load(paths["llama"], executor="reference", kv_overrides={key: value})
+
+
 def test_logprobs_of_an_answer_and_of_a_text_agree(llm: edgellm.LLM) -> None:
     answer = greedy(llm, "the word", 8, ignore_eos=True, logprobs=3)
     assert [entry.token for entry in answer.logprobs] == list(answer.tokens)

@@ -51,10 +51,48 @@ def test_a_token_of_megabytes_is_refused() -> None:
     assert broken(metadata).code == "VOCAB_INVALID"
 
 
-@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id"])
-@pytest.mark.parametrize("value", [259, -1, 2**32 - 1, "two"])
-def test_special_ids_outside_the_vocabulary_are_named(name: str, value: Any) -> None:
-    error = broken(sentence_piece_metadata({}), **{name: value})
+ID_NAMES = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "mask", "fim_pad", "fim_pre")
+WRONG_IDS = (300, -1, 2**32 - 1)
+
+
+@pytest.mark.parametrize("value", WRONG_IDS)
+def test_an_id_that_is_none_counts_as_missing_where_nothing_depends_on_it(value: int) -> None:
+    metadata = sentence_piece_metadata({"a": 0.0}, add_bos_token=False)
+    silent = {key: v for key, v in metadata.items() if not key.endswith("_token_id")}
+    for name in ID_NAMES:
+        tokenizer = Tokenizer.from_gguf(silent | {f"tokenizer.ggml.{name}_token_id": value})
+        assert tokenizer.special == Tokenizer.from_gguf(silent).special, name
+        assert tokenizer.encode("a") == Tokenizer.from_gguf(silent).encode("a"), name
+
+
+@pytest.mark.parametrize("value", WRONG_IDS)
+def test_a_wrong_id_of_a_token_that_texts_get_is_named(value: int) -> None:
+    cases: dict[str, tuple[str, dict[str, Any]]] = {
+        "llama's rule": ("bos_token_id", sentence_piece_metadata({})),
+        "llama 3's rule": ("bos_token_id", byte_pair_metadata("a", pre="llama-bpe")),
+        "bos wanted": ("bos_token_id", byte_pair_metadata("a", add_bos_token=True)),
+        "eos wanted": ("eos_token_id", byte_pair_metadata("a", add_eos_token=True)),
+    }
+    for what, (name, metadata) in cases.items():
+        error = broken(metadata, **{name: value})
+        assert error.code == "VOCAB_SPECIAL_ID", what
+        assert f"--override-kv tokenizer.ggml.{name}=int:ID" in str(error), what
+        assert f"--override-kv tokenizer.ggml.add_{name.removesuffix('_id')}=bool:false" in str(error), what
+        assert Tokenizer.from_gguf(metadata | {f"tokenizer.ggml.{name}": 0}).encode("a"), what
+
+
+@pytest.mark.parametrize("value", WRONG_IDS)
+def test_a_wrong_eos_is_named_where_nothing_else_ends_an_answer(value: int) -> None:
+    metadata = byte_pair_metadata("a")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    metadata["tokenizer.ggml.tokens"] = ["<|mark|>" if text == "<|end|>" else text for text in tokens]
+    assert Tokenizer.from_gguf(metadata | {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eos_token_id": value})
+    assert "ends an answer" in str(broken(metadata, eos_token_id=value))
+
+
+@pytest.mark.parametrize("name", [f"{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown")])
+def test_an_id_that_is_no_number_is_named(name: str) -> None:
+    error = broken(sentence_piece_metadata({}), **{name: "two"})
     assert error.code == "VOCAB_SPECIAL_ID"
     assert name in str(error)
 

@@ -53,16 +53,17 @@ class SpecialIds:
     def from_vocabulary(cls, vocabulary: Vocabulary, *, add_bos: bool = False) -> "SpecialIds":
         """Read them; ``add_bos`` is what the kind of vocabulary does when the file is silent.
 
-        Raises FormatError VOCAB_SPECIAL_ID for an id out of range, or an ``add_*_token`` whose token is missing.
+        Raises FormatError VOCAB_SPECIAL_ID where a text is to get a token, or an answer is to end by one, whose id is
+        missing or no id. Ids that nothing depends on count as missing, as in llama.cpp.
         """
         default_bos, default_eos, default_unknown, default_sep = _DEFAULT_IDS.get(vocabulary.kind, (None,) * 4)
         if vocabulary.kind == "bert":  # files of either habit: BERT's [CLS] under its own key, or as BOS
-            default_bos = vocabulary.special_id("cls_token_id", default_bos, strict=False)
+            default_bos = vocabulary.special_id("cls_token_id", default_bos)
         bos = vocabulary.special_id("bos_token_id", default_bos)
         eos = vocabulary.special_id("eos_token_id", default_eos)
         unknown = vocabulary.special_id("unknown_token_id", default_unknown)
         # GGUF spells this key without its second "a"
-        separator = vocabulary.special_id("seperator_token_id", default_sep, strict=False)
+        separator = vocabulary.special_id("seperator_token_id", default_sep)
         prefix = _wanted(vocabulary, "bos", bos, add_bos)
         suffix = _wanted(vocabulary, "eos", eos, vocabulary.kind == "t5")
         if vocabulary.kind == "bert":
@@ -71,15 +72,14 @@ class SpecialIds:
 
 
 def _wanted(vocabulary: Vocabulary, name: str, token_id: int | None, default: bool) -> tuple[int, ...]:
-    key = f"tokenizer.ggml.add_{name}_token"
-    if not vocabulary.flag(f"add_{name}_token", default and token_id is not None):
+    named = {"sep": "seperator"}.get(name, name) + "_token_id"
+    wrong = vocabulary.wrong_id(named)
+    if not vocabulary.flag(f"add_{name}_token", default and (wrong or token_id is not None)):
         return ()
-    if token_id is None:
-        raise FormatError(
-            f"{key} is true, but the file names no such token; expected its id beside it. "
-            f"Give the id, or switch it off with --override-kv {key}=bool:false.",
-            code="VOCAB_SPECIAL_ID",
-        )
+    if wrong or token_id is None:
+        off = f"tokenizer.ggml.add_{name}_token"
+        other = f", or leave the token out with --override-kv {off}=bool:false"
+        raise vocabulary.id_error(named, f"since every text is to get the token ({off})", other)
     return (token_id,)
 
 
@@ -98,13 +98,16 @@ def _end_of_generation(vocabulary: Vocabulary, eos: int | None) -> frozenset[int
     ids = set(found.values())
     ids.update(texts[text] for text in texts.keys() & FILL_IN_END)
     for name in ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"):
-        ids.add(_or_none(vocabulary.special_id(name, strict=False)))
+        ids.add(_or_none(vocabulary.special_id(name)))
     ids.add(_or_none(eos))
     ids.add(_or_none(vocabulary.special_id("eot_token_id")))
     ids.add(_or_none(vocabulary.special_id("eom_token_id")))
     # a list that Ollama's converter writes
     ids.update(_listed_ends(vocabulary))
-    return frozenset(i for i in ids if 0 <= i < vocabulary.n_vocab)
+    found_ids = frozenset(i for i in ids if 0 <= i < vocabulary.n_vocab)
+    if not found_ids and vocabulary.wrong_id("eos_token_id"):
+        raise vocabulary.id_error("eos_token_id", "since no other token ends an answer")
+    return found_ids
 
 
 def _listed_ends(vocabulary: Vocabulary) -> list[int]:

@@ -123,21 +123,33 @@ class Vocabulary:
             ids[value] = token_id
         return ids
 
-    def special_id(self, name: str, default: int | None = None, *, strict: bool = True) -> int | None:
-        """``tokenizer.ggml.<name>`` as an id of this vocabulary, or the default where the file is silent.
+    def special_id(self, name: str, default: int | None = None) -> int | None:
+        """``tokenizer.ggml.<name>`` as an id of this vocabulary. The default where the file is silent or, as in
+        llama.cpp, where its number is no id; see ``wrong_id``.
+        """
+        value = self.metadata.get(f"tokenizer.ggml.{name}")
+        if value is not None and not self.wrong_id(name):
+            return int(value)
+        return default if default is not None and default < self.n_vocab else None
 
-        Out of range: FormatError VOCAB_SPECIAL_ID, or the default when not ``strict``, as llama.cpp does for all.
+    def wrong_id(self, name: str) -> bool:
+        """Whether the file has ``tokenizer.ggml.<name>`` and it is no id of this vocabulary. FormatError
+        VOCAB_SPECIAL_ID for what is no whole number.
         """
         value = self.metadata.get(f"tokenizer.ggml.{name}")
         if value is None:
-            return default if default is not None and default < self.n_vocab else None
-        if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < self.n_vocab:
-            return int(value)
-        if not strict:
-            return default
-        raise FormatError(
-            f"tokenizer.ggml.{name} is {value!r}; expected an id from 0 to {self.n_vocab - 1}. The file is damaged or "
-            f"was converted wrongly: convert it again, or give the id with --override-kv tokenizer.ggml.{name}=int:ID.",
+            return False
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise self.id_error(name, "a whole number")
+        return not 0 <= value < self.n_vocab
+
+    def id_error(self, name: str, use: str, other: str = "") -> FormatError:
+        """The error of an id that is missing or wrong: what for it is needed, and what else there is to do."""
+        key = f"tokenizer.ggml.{name}"
+        found = f"is {self.metadata[key]!r}" if key in self.metadata else "is not there"
+        return FormatError(
+            f"{key} {found}; expected an id from 0 to {self.n_vocab - 1}, {use}. The file is damaged or was converted "
+            f"wrongly: convert it again, or give the id with --override-kv {key}=int:ID{other}.",
             code="VOCAB_SPECIAL_ID",
         )
 
