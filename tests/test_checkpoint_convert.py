@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -236,6 +237,91 @@ def test_another_tokenizer_json_counts_before_a_tokenizer_model(tmp_path: Path) 
     original = Tokenizers.from_file(str(tmp_path / "tokenizer.json"))
     for text in [*TEXTS, last, other]:
         assert ids_without_json(metadata, text)[1:] == original.encode(text).ids[1:], text
+
+
+IMAGE = {"content": "<image_soft_token>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+BEYOND_TEXTS = ("a <image_soft_token> the and", "<image_soft_token>", *TEXTS)
+
+
+def list_in_tokenizer_json(folder: Path, token_id: int, *, in_model: bool = False) -> None:
+    """The token as an added one of tokenizer.json, and with ``in_model`` in its model too."""
+    description = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    description["added_tokens"].append(IMAGE | {"id": token_id, "special": True})
+    if in_model:
+        description["model"]["vocab"][IMAGE["content"]] = token_id
+    (folder / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+
+
+def list_in_added_tokens(folder: Path, token_id: int) -> None:
+    edit_json(folder / "added_tokens.json", **{str(IMAGE["content"]): token_id})
+
+
+def list_in_decoder(folder: Path, token_id: int) -> None:
+    edit_json(
+        folder / "tokenizer_config.json",
+        added_tokens_decoder={str(token_id): IMAGE | {"special": True}},
+        pad_token=IMAGE["content"],
+    )
+
+
+LISTED = {
+    "tokenizer.json": list_in_tokenizer_json,
+    "its model too": functools.partial(list_in_tokenizer_json, in_model=True),
+    "added_tokens.json": list_in_added_tokens,
+    "added_tokens_decoder": list_in_decoder,
+}
+
+
+KINDS = ("byte level", "sentence piece", "vocab and merges", "tokenizer.model")
+# the last two kinds of folder have no tokenizer.json
+LISTINGS = [(k, where) for k in KINDS for where in LISTED if k in KINDS[:2] or where.startswith("added_tokens")]
+
+
+@pytest.mark.parametrize(("kind", "where"), LISTINGS)
+def test_an_added_token_beyond_the_rows_is_left_out_and_told(kind: str, where: str, tmp_path: Path) -> None:
+    n_vocab = 277 if kind in ("byte level", "vocab and merges") else 400
+    model, options = MODELS["gemma3"]
+    save_model(tmp_path, transformers_model(model, options | {"vocab_size": n_vocab}))
+    if n_vocab == 277:
+        save_byte_level(tmp_path, "gpt-2")
+        description = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["model"]
+        edit_json(tmp_path / "vocab.json", **description["vocab"])
+        merges = [" ".join(pair) for pair in description["merges"]]
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), "utf-8")
+        edit_json(tmp_path / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    else:
+        save_sentence_piece(tmp_path)
+    if kind not in KINDS[:2]:
+        (tmp_path / "tokenizer.json").unlink()
+    with open_source(tmp_path) as source:
+        without, notes = source.metadata, source.notes
+    assert not notes
+    LISTED[where](tmp_path, n_vocab)
+    with open_source(tmp_path) as source:
+        metadata, notes = source.metadata, source.notes
+        (path,) = convert(source, tmp_path / "out.gguf", "f32")
+    assert "<image_soft_token>" in notes[0] and f"{n_vocab} rows" in notes[0]
+    assert metadata["tokenizer.ggml.tokens"] == without["tokenizer.ggml.tokens"]
+    with GGUFFile.open(path) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+    expected = Tokenizer.from_gguf({key: value for key, (value, _) in without.items()})
+    for text in BEYOND_TEXTS:
+        assert tokenizer.encode(text, parse_special=True) == expected.encode(text, parse_special=True), text
+        assert ids_without_json(metadata, text) == ids_without_json(without, text), text
+    spelled = tokenizer.encode(BEYOND_TEXTS[0], parse_special=True)
+    assert max(spelled) < n_vocab
+    assert BEYOND_TEXTS[0] in tokenizer.decode(spelled, special=True)
+
+
+def test_the_file_that_knows_better_says_which_id_an_added_token_has(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    original = save_byte_level(tmp_path)
+    edit_json(tmp_path / "added_tokens.json", **{"<tool_call>": 278, "<|im_end|>": 279})
+    with open_source(tmp_path) as source:
+        tokenizer = Tokenizer.from_gguf({key: value for key, (value, _) in source.metadata.items()})
+        assert source.metadata["tokenizer.ggml.tokens"][0][278:] == ["[PAD278]", "[PAD279]"]
+    text = "<tool_call> the<|im_end|>"
+    assert tokenizer.encode(text, parse_special=True) == original.encode(text)
 
 
 def test_the_metadata_are_those_of_the_checkpoint(tmp_path: Path) -> None:

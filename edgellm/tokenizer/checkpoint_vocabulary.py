@@ -78,6 +78,11 @@ def tokenizer_metadata(
     slow = _slowness(description)
     notes: list[str] = []
     found: TypedMetadata = {}
+    added = _added(checkpoint, description)
+    beyond = {text: token_id for token_id, (text, _) in added.items() if token_id >= n_vocab}
+    if beyond:
+        notes.append(_dropped_note(beyond, n_vocab))
+        description = description and _without(description, beyond)
     if description is None and checkpoint.files.has("tokenizer.model"):
         tokens = _from_sentence_piece(checkpoint, n_vocab)
         found["tokenizer.ggml.add_space_prefix"] = (_model_adds_space(checkpoint, space_prefix), "BOOL")
@@ -91,7 +96,7 @@ def tokenizer_metadata(
     else:
         tokens = _from_byte_level(checkpoint, n_vocab, description)
         pre = pre or _found_pre(description, slow, notes)
-    _add_tokens(tokens, checkpoint, description)
+    _add_tokens(tokens, added)
     ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
     specials = Specials(checkpoint, ids, description, tokens.kind)
     _mark_specials(tokens, specials.texts(), ids)
@@ -114,6 +119,10 @@ def tokenizer_metadata(
         else:
             found[hugging_face.KEY] = (text, "STRING")
     return found, notes
+
+
+def _below(n_vocab: int) -> str:
+    return f"ids below {n_vocab:,}, the rows of the embedding"
 
 
 def invalid(found: str, expected: str) -> FormatError:
@@ -195,7 +204,7 @@ def _vocab(found: Any, n_vocab: int) -> dict[str, int]:
     if not isinstance(found, dict) or not all(type(i) is int for i in found.values()):
         raise invalid("a vocabulary that is no object of ids", "a whole number for each token")
     if found and not 0 <= min(found.values()) <= max(found.values()) < n_vocab:
-        raise invalid(f"the token id {max(found.values()):,}", f"ids below {n_vocab:,}, the rows of the embedding")
+        raise invalid(f"the token id {max(found.values()):,}", _below(n_vocab))
     if len(set(found.values())) != len(found):
         raise invalid("two tokens with one id", "an id for each token")
     return found
@@ -318,8 +327,7 @@ def _processor(checkpoint: Checkpoint) -> Any:
 def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> int:
     """Put the pieces of tokenizer.model; how many."""
     processor = _processor(checkpoint)
-    n = min(processor.GetPieceSize(), len(tokens.texts))
-    for i in range(n):
+    for i in range(processor.GetPieceSize()):
         kind = TokenType.NORMAL
         if processor.IsUnknown(i):
             kind = TokenType.UNKNOWN
@@ -332,6 +340,10 @@ def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> int:
         score = processor.GetScore(i)
         if not math.isfinite(score):
             raise invalid(f"the score {score} of the piece {short(processor.IdToPiece(i))}", "a number")
+        if i >= len(tokens.texts):
+            if kind in (TokenType.NORMAL, TokenType.BYTE):
+                raise invalid(f"the piece {short(processor.IdToPiece(i))} with id {i:,}", _below(len(tokens.texts)))
+            continue
         if kind == TokenType.NORMAL and score != int(score):
             raise UnsupportedError(
                 "tokenizer.model is a unigram model; edgellm converts SentencePiece's byte pairs. Take another model "
@@ -339,7 +351,7 @@ def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> int:
                 code="TOKENIZER_MODEL",
             )
         tokens.put(i, processor.IdToPiece(i), kind, score)
-    return n
+    return min(processor.GetPieceSize(), len(tokens.texts))
 
 
 def _model_adds_space(checkpoint: Checkpoint, default: bool) -> bool:
@@ -361,14 +373,11 @@ def _adds_space(description: Mapping[str, Any]) -> bool:
 # -- added tokens ----------------------------------------------------------------------------------------------------
 
 
-def _add_tokens(tokens: Tokens, checkpoint: Checkpoint, description: Mapping[str, Any] | None) -> None:
-    """Tokens that were added to the vocabulary: marks are CONTROL, words USER_DEFINED."""
-    for token_id, (text, special) in _added(checkpoint, description).items():
+def _add_tokens(tokens: Tokens, added: Mapping[int, tuple[str, bool]]) -> None:
+    """Tokens that were added to the vocabulary: marks are CONTROL, words USER_DEFINED. Ids beyond it are left out."""
+    for token_id, (text, special) in added.items():
         if token_id >= len(tokens.texts):
-            raise invalid(
-                f"the added token {short(text)} with id {token_id:,}",
-                f"ids below {len(tokens.texts):,}, the rows of the embedding",
-            )
+            continue
         if tokens.types[token_id] == TokenType.UNKNOWN and tokens.texts[token_id] == text:
             continue
         if special or _LOOKS_SPECIAL.fullmatch(text):
@@ -388,13 +397,13 @@ def _mark_specials(tokens: Tokens, texts: list[str], ids: Mapping[str, int]) -> 
 
 
 def _added(checkpoint: Checkpoint, description: Mapping[str, Any] | None) -> dict[int, tuple[str, bool]]:
-    """id -> (text, special), from every file that may list them."""
-    found: dict[int, tuple[str, bool]] = {}
+    """id -> (text, special), from every file that may list them; the later ones know better."""
+    found: dict[str, tuple[int, bool]] = {}
 
     def add(token_id: Any, text: Any, special: Any) -> None:
-        if type(token_id) is not int or token_id < 0 or not isinstance(text, str) or not text:
-            raise invalid(f"the added token {short(text)} with id {short(token_id)}", "a text and a whole number")
-        found[token_id] = (text, bool(special))
+        if type(token_id) is not int or not 0 <= token_id < 1 << 31 or not isinstance(text, str) or not text:
+            raise invalid(f"the added token {short(text)} with id {short(token_id)}", "a text and an id below 2^31")
+        found[text] = (token_id, bool(special))
 
     for text, token_id in (checkpoint.json("added_tokens.json") or {}).items():
         add(token_id, text, False)
@@ -406,4 +415,24 @@ def _added(checkpoint: Checkpoint, description: Mapping[str, Any] | None) -> dic
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict):
             add(entry.get("id"), entry.get("content"), entry.get("special"))
-    return found
+    return {token_id: (text, special) for text, (token_id, special) in found.items()}
+
+
+def _without(description: Mapping[str, Any], beyond: Mapping[str, int]) -> dict[str, Any]:
+    """tokenizer.json without these added tokens, whose texts are plain text then."""
+    listed = description.get("added_tokens") or []
+    kept = [entry for entry in listed if not (isinstance(entry, dict) and entry.get("content") in beyond)]
+    model = dict(_model(description))
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        model["vocab"] = {text: i for text, i in vocab.items() if beyond.get(text) != i}
+    return {**description, "added_tokens": kept, "model": model}
+
+
+def _dropped_note(beyond: Mapping[str, int], n_vocab: int) -> str:
+    shown = ", ".join(f"{short(text)} ({token_id:,})" for text, token_id in list(beyond.items())[:3])
+    more = f" and {len(beyond) - 3:,} more" if len(beyond) > 3 else ""
+    return (
+        f"The tokenizer has {len(beyond):,} added tokens beyond the {n_vocab:,} rows of the embedding: {shown}{more}. "
+        "The model cannot read them; they are left out, and text that spells one is plain text."
+    )

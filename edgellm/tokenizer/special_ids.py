@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.formats.errors import FormatError
 from edgellm.tokenizer.vocabulary import TokenType, Vocabulary, has_mark_shape, invalid
 
 # fmt: off
