@@ -48,6 +48,9 @@ FILE_TYPES = {
     36: "TQ1_0 - 1.69 bpw ternary",
     37: "TQ2_0 - 2.06 bpw ternary",
     38: "MXFP4 MoE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
 }
 
 

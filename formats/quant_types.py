@@ -127,6 +127,7 @@ def _table() -> tuple[QuantType, ...]:
         ("MXFP4", 39, 32, sq.MXFP4, sq.dequantize_mxfp4),
         ("NVFP4", 40, 64, sq.NVFP4, sq.dequantize_nvfp4),
         ("Q1_0", 41, 128, bq.Q1_0, bq.dequantize_q1_0),
+        ("Q2_0", 42, 64, bq.Q2_0, bq.dequantize_q2_0),
     ]
     return tuple(QuantType(*row) for row in rows)
 

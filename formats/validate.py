@@ -28,16 +28,24 @@ MAX_TENSOR_NBYTES = 1 << 47  # of one tensor and of all together; a process has 
 MAX_FINDINGS = 200
 SCAN_NBYTES = 1 << 24  # of a tensor checked at once
 
-REMOVED_TYPES = {
+REMOVED_TYPES = {  # ggml gave these numbers up
     4: "Q4_2",
     5: "Q4_3",
     31: "Q4_0_4_4",
     32: "Q4_0_4_8",
     33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4",
+    36: "IQ4_NL_4_4 or bitnet.cpp's I2_S",
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
+# numbers of ik_llama.cpp, which ggml does not know
+IK_LLAMA_TYPES = {
+    **dict(enumerate(("Q6_0", "IQ1_BN", "IQ2_BN"), 133)),
+    **dict(enumerate(("IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K"), 137)),
+    **dict(enumerate(("IQ4_KS", "IQ2_KS", "IQ4_KSS"), 144)),
+    **dict(enumerate(("IQ5_KS", "IQ2_KT", "IQ3_KT", "IQ4_KT", "IQ3_KS", "IQ2_KL", "IQ1_KT"), 152)),
+}
+OTHER_TYPE = "Take the model in another type, such as Q4_K_M."
 
 # they say where the bytes of the file lie, which no other value can change
 OF_THE_FILE = ("general.alignment", "split.no", "split.count", "split.tensors.count")
@@ -185,19 +193,16 @@ def _n_elements(record: TensorRecord) -> int:
 def _check_record(header: Header, record: TensorRecord) -> Finding | None:
     """What is wrong with one record alone."""
 
-    def found(code: str, message: str, unsupported: bool = False) -> Finding:
-        return Finding(
-            code, message, file=header.file, offset=record.position, name=record.name, unsupported=unsupported
-        )
+    def found(code: str, message: str, advice: str = REBUILD, unsupported: bool = False) -> Finding:
+        return Finding(code, message, advice, header.file, record.position, record.name, unsupported=unsupported)
 
     shape = " x ".join(f"{n:,}" for n in record.dims)
     if not all(1 <= n < 1 << 63 for n in record.dims):
         return found("GGUF_DIMS", f"has the shape {shape}, expected dimensions of 1 and more")
     quant = QUANT_TYPES_BY_ID.get(record.type_id)
     if quant is None:
-        removed = REMOVED_TYPES.get(record.type_id)
-        kind = f"{removed}, which ggml removed" if removed else f"type {record.type_id}, which is unknown"
-        return found("GGUF_TENSOR_TYPE", f"is {kind}; supported: {', '.join(_known_types())}", unsupported=True)
+        message = f"is {_unknown_type(record.type_id)}; supported: {', '.join(_known_types())}"
+        return found("GGUF_TENSOR_TYPE", message, OTHER_TYPE, unsupported=True)
     if record.dims[0] % quant.block_size:
         message = f"has rows of {record.dims[0]:,} weights, expected a multiple of {quant.block_size} for {quant.name}"
         return found("GGUF_TENSOR_TYPE", message)
@@ -209,6 +214,15 @@ def _check_record(header: Header, record: TensorRecord) -> Finding | None:
     if record.offset >= 1 << 63:
         return found("GGUF_TENSOR_BOUNDS", f"starts at offset {record.offset:,}, outside any file")
     return None
+
+
+def _unknown_type(type_id: int) -> str:
+    """What is known of a type that cannot be read."""
+    if type_id in REMOVED_TYPES:
+        return f"{REMOVED_TYPES[type_id]}, which ggml removed"
+    if type_id in IK_LLAMA_TYPES:
+        return f"{IK_LLAMA_TYPES[type_id]}, a type of ik_llama.cpp alone"
+    return f"type {type_id}, which is unknown"
 
 
 def _known_types() -> Iterator[str]:

@@ -36,3 +36,41 @@ def quantize(quant: str, rows: np.ndarray, importance: np.ndarray | None = None)
     weights = None if importance is None else importance.ctypes.data
     library().ggml_quantize_chunk(QUANT_TYPES[quant].id, rows.ctypes.data, out.ctypes.data, 0, n, n_in, weights)
     return out
+
+
+class _Traits(ctypes.Structure):
+    """The head of ggml_type_traits."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("block_size", ctypes.c_int64),
+        ("interleave", ctypes.c_int64),
+        ("block_nbytes", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def traits(type_id: int) -> _Traits:
+    """What ggml knows of a type: its name, its sizes, and how to make float32 of it."""
+    function = library().ggml_get_type_traits
+    function.restype = ctypes.POINTER(_Traits)
+    found: _Traits = function(type_id).contents
+    return found
+
+
+def dequantize(quant: str, data: np.ndarray) -> np.ndarray:
+    """float32 (n, n_in) of uint8 rows (n, row_nbytes), by ggml."""
+    known = traits(QUANT_TYPES[quant].id)
+    data = np.ascontiguousarray(data)
+    out = np.zeros((len(data), data.shape[1] // known.block_nbytes * known.block_size), np.float32)
+    known.to_float(data.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def file_type_name(number: int) -> str:
+    """How llama.cpp calls this ``general.file_type``."""
+    function = library().llama_ftype_name
+    function.restype = ctypes.c_char_p
+    name: bytes = function(number)
+    return name.decode()

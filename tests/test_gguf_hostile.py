@@ -146,6 +146,7 @@ CASES: list[tuple[int, str, bytes, str]] = [
     (14, "type 10,000", tensors(raw.tensor("a", [32], 10_000)), "GGUF_TENSOR_TYPE"),
     (14, "removed type Q4_2", tensors(raw.tensor("a", [32], 4)), "GGUF_TENSOR_TYPE"),
     (14, "removed type Q4_0_4_4", tensors(raw.tensor("a", [32], 31)), "GGUF_TENSOR_TYPE"),
+    (14, "type of ik_llama.cpp", tensors(raw.tensor("a", [256], 139)), "GGUF_TENSOR_TYPE"),
     (15, "last byte missing", tensors(A, data=127), "MODEL_TRUNCATED"),
     (15, "no data at all", tensors(A, data=0), "MODEL_TRUNCATED"),
     (
@@ -257,6 +258,17 @@ def test_errors_name_the_key_or_the_tensor_and_the_byte(tmp_path: Path) -> None:
     (found,) = findings(path)
     assert found.name == "blk.0.attn_q.weight"
     assert found.offset == 24 + len(ARCHITECTURE) + len(A)
+
+
+@pytest.mark.parametrize(
+    ("type_id", "words"),
+    [(31, "Q4_0_4_4, which ggml removed"), (139, "IQ4_K, a type of ik_llama.cpp"), (43, "type 43, which is unknown")],
+)
+def test_a_type_that_cannot_be_read_is_named_with_the_way_out(type_id: int, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tensors(raw.tensor("a", [256], type_id)))
+    with pytest.raises(UnsupportedError, match=f"{words}.*Take the model in another type, such as Q4_K_M"):
+        GGUFFile.open(path)
 
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ggml_library
 import numpy as np
 import pytest
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QUANT_TYPES_BY_ID, QuantType
+from edgellm.model_card import FILE_TYPES
 
 gguf = pytest.importorskip("gguf", reason="gguf is the judge of the tensor types")
 
 ALL = list(QUANT_TYPES.values())
 # types whose meaning the judge knows no code for: they are judged by hand below
-BY_HAND = {"Q8_1", "Q8_K", "Q1_0", "I8", "I16", "I32", "I64", "F64"}
+BY_HAND = {"Q8_1", "Q8_K", "Q1_0", "Q2_0", "I8", "I16", "I32", "I64", "F64"}
 
 
 def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -85,6 +87,35 @@ def test_q1_0_is_plus_or_minus_its_scale() -> None:
     expected = np.full(128, -1.5, np.float32)
     expected[[0, 2, 127]] = 1.5
     np.testing.assert_array_equal(QUANT_TYPES["Q1_0"].dequantize(block), expected)
+
+
+def test_q2_0_is_one_of_four_multiples_of_its_scale() -> None:
+    block = np.zeros(18, np.uint8)
+    block[:2] = np.array([1.5], np.float16).view(np.uint8)
+    block[2] = 0b11_10_01_00
+    expected = np.full(64, -1.5, np.float32)
+    expected[:4] = -1.5, 0, 1.5, 3
+    np.testing.assert_array_equal(QUANT_TYPES["Q2_0"].dequantize(block), expected)
+
+
+def test_every_type_has_the_name_and_the_sizes_of_ggml() -> None:
+    for row in ALL:
+        known = ggml_library.traits(row.id)
+        assert known.name.decode().upper() == row.name
+        if row.unpack:
+            assert (known.block_size, known.block_nbytes) == (row.block_size, row.block_nbytes), row.name
+
+
+@pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "NVFP4", "MXFP4", "TQ1_0", "TQ2_0"])
+def test_random_bytes_equal_ggml(name: str) -> None:
+    quant = QUANT_TYPES[name]
+    data = np.random.default_rng(quant.id).integers(0, 256, (33, 7 * quant.block_nbytes), np.uint8)
+    assert_same_bits(quant.dequantize(data), ggml_library.dequantize(name, data))
+
+
+def test_file_types_have_the_names_of_llama_cpp() -> None:
+    names = {number: ggml_library.file_type_name(number) for number in range(64)}
+    assert {number: name for number, name in names.items() if "unknown" not in name} == FILE_TYPES
 
 
 def test_q8_k_is_its_float32_scale_times_int8() -> None:
