@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import REBUILD, Finding, override_error
 from edgellm.formats.gguf_header import TensorRecord
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
@@ -22,6 +23,31 @@ from edgellm.formats.validate import Part, prove
 
 T = TypeVar("T")
 _MISSING: Any = object()
+
+
+_PROJECTOR = (
+    "the part of a model that makes tokens of pictures or sound (a projector, mmproj)",
+    "Give the model's other file, which reads and writes text.",
+)
+# general.type or general.architecture of files that are no models: what they are, what to do
+NOT_A_MODEL: dict[str, tuple[str, str]] = {
+    "adapter": (
+        "an adapter (LoRA) for a model",
+        "Merge it into its model, with llama-export-lora of llama.cpp or in its checkpoint, and give the result.",
+    ),
+    "clip": _PROJECTOR,
+    "clip-vision": _PROJECTOR,
+    "mmproj": _PROJECTOR,
+    "imatrix": (
+        "an importance matrix, measured for quantizing",
+        "Give it to `edgellm quantize --imatrix`, and a model here.",
+    ),
+    "controlvector": (
+        "a control vector for a model",
+        "Give the model itself; edgellm does not steer it with vectors.",
+    ),
+    "vocab": ("a vocabulary without weights", "Give the file of the whole model."),
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,8 @@ class GGUFFile:
     @property
     def architecture(self) -> str:
         """``general.architecture``, such as ``llama``."""
+        if "general.architecture" not in self.metadata:
+            check_is_model(self)
         return self.require("general.architecture", str)
 
     @overload
@@ -156,6 +184,19 @@ class GGUFFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_is_model(gguf: GGUFFile) -> None:
+    """UnsupportedError ``GGUF_NOT_A_MODEL`` for what goes with a model in a file of its own, and has its form."""
+    for key in ("general.type", "general.architecture"):
+        kind = gguf.metadata.get(key)
+        if isinstance(kind, str) and kind in NOT_A_MODEL:
+            break
+    else:
+        kind = "" if gguf.tensors else "vocab"
+    if kind:
+        what, advice = NOT_A_MODEL[kind]
+        raise UnsupportedError(f"{Path(gguf.path).name}: is {what}, no model. {advice}", code="GGUF_NOT_A_MODEL")
 
 
 _KINDS: dict[type, str] = {

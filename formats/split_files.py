@@ -16,7 +16,25 @@ import numpy as np
 from edgellm.formats.findings import PULL_AGAIN, Finding, Report
 from edgellm.formats.gguf_header import Header
 
+# how people cut a file into pieces of bytes, which are no GGUF files: name.gguf.part1of2, name.gguf-split-a ...
+_PIECE = re.compile(
+    r"(?P<name>.*\.gguf)[.-](?:part(?P<no>\d+)of(?P<count>\d+)|split-?(?P<letter>[a-z]{1,2})|part-?\w{1,3})", re.DOTALL
+)
 _PART = re.compile(r"(?P<name>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def refuse_piece(path: Path) -> None:
+    """FormatError ``MODEL_SPLIT`` for a piece of a file that was cut anywhere, by its name."""
+    match = _PIECE.fullmatch(path.name)
+    if match is None or not path.is_file():
+        return
+    which = f"piece {int(match['no'])} of {int(match['count'])}" if match["no"] else "one piece"
+    raise Finding(
+        "MODEL_SPLIT",
+        f"is {which} of a file that was cut to be uploaded",
+        f"Get all pieces, join them in their order (cat '{match['name']}'* > joined.gguf), and give the result.",
+        file=path.name,
+    ).error()
 
 
 def other_parts(path: Path, header: Header) -> list[Path]:

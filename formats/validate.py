@@ -21,7 +21,7 @@ from edgellm.formats.gguf_header import Header, TensorRecord, read_header
 from edgellm.formats.hparam_checks import check_hparams
 from edgellm.formats.mapped_file import map_file
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
-from edgellm.formats.split_files import check_parts, other_parts
+from edgellm.formats.split_files import check_parts, other_parts, refuse_piece
 from edgellm.formats.vocabulary_checks import check_every_token, check_vocabulary
 
 MAX_TENSOR_NBYTES = 1 << 47  # of one tensor and of all together; a process has no more addresses
@@ -68,6 +68,7 @@ def prove(path: Path, report: Report = raise_finding, overrides: Mapping[str, An
 
     Raises EdgeLLMError with a named code for what ends the reading; gives every other finding to ``report``.
     """
+    refuse_piece(path)
     parts = [_read_part(path, report)]
     parts += [_read_part(other, report) for other in other_parts(path, parts[0].header)]
     headers = [part.header for part in parts]

@@ -182,3 +182,21 @@ def test_all_parts_in_one_file_is_an_ordinary_file(tmp_path: Path) -> None:
 def test_missing_first_part_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         GGUFFile.open(tmp_path / "model-00001-of-00003.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("model.Q4_K_M.gguf.part1of2", "piece 1 of 2"),
+        ("model.gguf.part2of10", "piece 2 of 10"),
+        ("model.gguf-split-a", "one piece"),
+        ("model.gguf-split-b", "one piece"),
+        ("model.gguf.part-ab", "one piece"),
+    ],
+)
+def test_a_piece_of_bytes_says_that_it_must_be_joined(name: str, which: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(part(0)[:-8])
+    error = refused(path)
+    assert error.code == "MODEL_SPLIT"
+    assert which in str(error) and "join" in str(error)

@@ -8,11 +8,14 @@ from typing import Any
 import gguf as gguf_package
 import numpy as np
 import pytest
-from tiny_models import write_tiny_model
+import raw_gguf
+from gguf_files import write_gguf
+from tiny_models import tensor_shapes, write_tiny_model
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.hparam_checks import WHOLE_NUMBERS
+from edgellm.formats.validate import findings
 from edgellm.kernels.program import Program
 from edgellm.models import architectures, build_program
 from edgellm.models.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
@@ -123,6 +126,41 @@ def test_unknown_architecture_lists_the_known_ones(architecture: str, tmp_path: 
         program_of(path)
     if isinstance(caught.value, UnsupportedError):
         assert all(name in str(caught.value) for name in ("llama", "qwen2", "qwen3", "gemma3"))
+
+
+NOT_MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "LoRA adapter": ("llama", {"general.type": "adapter", "adapter.type": "lora"}, "adapter.*Merge it"),
+    "projector": ("clip", {"general.type": "mmproj", "clip.has_vision_encoder": True}, "pictures.*other file"),
+    "old projector": ("clip", {"clip.has_vision_encoder": True}, "pictures.*other file"),
+    "control vector": ("controlvector", {"controlvector.model_hint": "llama"}, "control vector.*model itself"),
+    "importance matrix": ("llama", {"general.type": "imatrix"}, "importance matrix.*--imatrix"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_MODELS)
+def test_what_goes_with_a_model_is_called_by_its_name(what: str, tmp_path: Path) -> None:
+    architecture, metadata, words = NOT_MODELS[what]
+    tensors: dict[str, Any] = {"blk.0.attn_q.weight.lora_a": np.ones((4, 64), np.float32)}
+    path = write_gguf(tmp_path / "file.gguf", {"general.architecture": architecture, **metadata}, tensors)
+    assert not findings(path)
+    with pytest.raises(UnsupportedError, match=f"file.gguf: is .*{words}") as caught:
+        program_of(path)
+    assert caught.value.code == "GGUF_NOT_A_MODEL"
+
+
+def test_an_importance_matrix_of_llama_cpp_has_no_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    kind = raw_gguf.kv("general.type", raw_gguf.STRING, "imatrix")
+    path.write_bytes(raw_gguf.gguf_bytes([kind], [raw_gguf.tensor("a.in_sum2", [32])], bytes(128)))
+    with GGUFFile.open(path) as gguf, pytest.raises(UnsupportedError, match="importance matrix"):
+        _ = gguf.architecture
+
+
+def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
+    shapes = tensor_shapes("llama", 276, 2, 64, 64, 64, 32, 16, True)
+    path = write_tiny_model(tmp_path / "vocab.gguf", leave_out=tuple(shapes), **SIZES)
+    with pytest.raises(UnsupportedError, match="vocabulary without weights"):
+        program_of(path)
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.formats.gguf import check_is_model
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
@@ -36,8 +37,10 @@ def architectures() -> list[str]:
 def build_program(gguf: GGUFFile) -> Program:
     """The program of the file's model, every hyperparameter in range and every shape compared.
 
-    FormatError for a file that contradicts itself, UnsupportedError for an architecture that has no file here.
+    FormatError for a file that contradicts itself, UnsupportedError for an architecture that has no file here, and for
+    a file that is no model.
     """
+    check_is_model(gguf)
     name = gguf.architecture.replace("-", "_")
     if name not in architectures():  # a name from a stranger's file is looked up, never imported as it is
         raise UnsupportedError(
