@@ -7,7 +7,7 @@ layouts are drawn in the files that unpack them. All numbers are little endian.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class QuantType:
                 code="GGUF_TENSOR_TYPE",
             )
         assert data.dtype == np.uint8, f"{self.name}: bytes expected, not {data.dtype}"
-        if self.layout.kind == "f":
+        if self.layout.kind == "f" and self.unpack is _plain:
             return np.ascontiguousarray(data).view(self.layout).astype(np.float32)
         blocks = np.ascontiguousarray(data).reshape(-1).view(self.layout)
         out = np.empty((len(blocks), self.block_size), np.float32)
@@ -65,6 +65,14 @@ class QuantType:
             for i in range(0, len(blocks), step):
                 out[i : i + step] = self.unpack(blocks[i : i + step])
         return out.reshape(*data.shape[:-1], data.shape[-1] // self.block_nbytes * self.block_size)
+
+    def times(self, scale: float) -> QuantType:
+        """The type of blocks whose weights are all to be multiplied by ``scale``."""
+        unpack = self.unpack
+        if unpack is None:
+            return self
+        factor = np.float32(scale)
+        return replace(self, name=f"{self.name} x {scale:g}", unpack=lambda blocks: unpack(blocks) * factor)
 
     def finite(self, data: np.ndarray) -> np.ndarray:
         """(n_blocks,) bool of uint8 (n_blocks * block_nbytes,): whether the scales, or the weights, are finite."""

@@ -8,8 +8,11 @@ from typing import Any
 import gguf as gguf_package
 import numpy as np
 import pytest
+from test_gguf_writer import llama_cpp_text
 from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
 
+import edgellm
+from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
@@ -189,3 +192,46 @@ def test_weights_of_any_type_run(quant: str, tmp_path: Path) -> None:
         plain._weights.update(judged)
         assert np.array_equal(plain.run(Batch.single(program, tokens)), logits)
         assert 0.1 < logits.std() < 10
+
+
+SCALED = [f"blk.{i}.{name}" for i in range(2) for name in ("attn_q", "attn_output", "ffn_gate", "ffn_down")]
+SCALES = {
+    **{f"{name}.scale": np.array([2.5], np.float32) for name in SCALED},
+    **{f"{name}.input_scale": np.array([7.0], np.float32) for name in SCALED},  # for those who round the inputs
+}
+
+
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_the_number_beside_a_matrix_multiplies_it(quant: str, tmp_path: Path) -> None:
+    """As NVFP4 files have it: the answers of llama.cpp and ours are those of the same file with scaled weights."""
+    path = write_tiny_model(tmp_path / "scaled.gguf", "qwen3", quant, extra_tensors=SCALES, n_head_kv=4)
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        weights = {name: tensor.dequantize().reshape(tensor.shape) for name, tensor in gguf.tensors.items()}
+        folded = {f"{name}.weight": np.float32(2.5) * weights[f"{name}.weight"] for name in SCALED}
+        logits = ReferenceExecutor(program).run(Batch.single(program, list(range(40))))
+        plain = ReferenceExecutor(program)
+        plain._weights.update(folded)
+        assert np.array_equal(plain.run(Batch.single(program, list(range(40)))), logits)
+    with (
+        edgellm.load(path, executor="cpu", n_threads=2) as fast,
+        edgellm.load(path, executor="reference") as slow,
+    ):
+        tokens = list(range(40))
+        rows = zip(fast.logprobs(tokens), slow.logprobs(tokens), strict=True)
+        assert max(abs((a.logprob or 0) - (b.logprob or 0)) for a, b in rows) < 0.05
+    names = [name for name in weights if name not in SCALES]
+    tensors = {name: folded.get(name, weights[name]) for name in names}
+    other = write_tiny_model(
+        tmp_path / "folded.gguf", "qwen3", leave_out=tuple(names), extra_tensors=tensors, n_head_kv=4
+    )
+    assert llama_cpp_text(path) == llama_cpp_text(other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_named(value: float, tmp_path: Path) -> None:
+    scale = {"blk.0.attn_q.scale": np.array([value], np.float32)}
+    path = write_tiny_model(tmp_path / "scaled.gguf", extra_tensors=scale)
+    with GGUFFile.open(path) as gguf, pytest.raises(FormatError, match=r"blk\.0\.attn_q\.scale") as caught:
+        build_program(gguf)
+    assert caught.value.code == "TENSOR_NAN"

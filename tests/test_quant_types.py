@@ -148,6 +148,14 @@ def test_any_leading_shape_and_any_rows_of_a_tensor(quant: QuantType) -> None:
 
 
 @pytest.mark.parametrize("quant", [q for q in ALL if q.unpack], ids=lambda q: q.name)
+def test_a_type_times_a_number_gives_weights_times_it(quant: QuantType) -> None:
+    data = np.random.default_rng(0).integers(0, 60, (6, 3 * quant.block_nbytes), np.uint8)
+    scaled = QuantizedTensor("t", (6, 3 * quant.block_size), quant.times(-0.3), data)
+    np.testing.assert_array_equal(scaled.dequantize(), quant.dequantize(data) * np.float32(-0.3))
+    assert scaled.quant.name != quant.name  # or a kernel of the type would take it
+
+
+@pytest.mark.parametrize("quant", [q for q in ALL if q.unpack], ids=lambda q: q.name)
 def test_finite_marks_the_blocks_whose_weights_are_not(quant: QuantType) -> None:
     rng = np.random.default_rng(2)
     data = rng.integers(0, 256, (4096, quant.block_nbytes), np.uint8)

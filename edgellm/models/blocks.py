@@ -10,6 +10,8 @@ exactly: after ``finish`` no executor needs to look at a shape again. Buffers ar
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -37,9 +39,10 @@ from edgellm.models.hparams import BROKEN_FILE, HParams, file_name, integer
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 
-# a vision tower and stored rotation tables: a text model computes the same without them
+# a vision tower, stored rotation tables, and what inputs are divided by before they are rounded to four bits: a text
+# model computes the same without them
 IGNORED_PREFIXES = ("v.", "mm.")
-IGNORED_SUFFIXES = (".attn_rot_embd", ".attn_rot_embd.weight")
+IGNORED_SUFFIXES = (".attn_rot_embd", ".attn_rot_embd.weight", ".input_scale")
 
 
 class ProgramBuilder:
@@ -101,12 +104,24 @@ class ProgramBuilder:
         self.ops.append(RMSNorm(x, weight, self.like(x, out), self.hp.eps))
 
     def linear(self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False) -> None:
-        """out = x W^T, plus the bias where the file has one."""
+        """out = x W^T, times the scale and plus the bias where the file has them."""
         rows = self.buffers[x].rows
         weight = self.weight(f"{name}.weight", n_out, self.buffers[x].width)
+        if name != "token_embd" and f"{name}.scale" in self.gguf.tensors:
+            self._scale(name)
         has_bias = needs_bias or f"{name}.bias" in self.gguf.tensors
         bias = self.weight(f"{name}.bias", n_out) if has_bias else None
         self.ops.append(Matmul(x, weight, self.buffer(out, n_out, rows), bias))
+
+    def _scale(self, name: str) -> None:
+        """Multiply a matrix by the one number that stands beside it, as NVFP4 files have it."""
+        scale = float(self.checked(f"{name}.scale", 1).dequantize().item())
+        if not math.isfinite(scale):
+            raise FormatError(
+                f"{file_name(self.gguf)}: {name}.scale is {scale}, expected a number. {BROKEN_FILE}", code="TENSOR_NAN"
+            )
+        tensor = self.tensors[f"{name}.weight"]
+        self.tensors[f"{name}.weight"] = replace(tensor, quant=tensor.quant.times(scale))
 
     def apply_rope(self, x: str, rope: str) -> None:
         """Rotate the heads of x in place."""
