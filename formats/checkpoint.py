@@ -21,6 +21,7 @@ MAX_INDEX_NBYTES = 1 << 26
 MAX_SHARDS = 4096
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 TEMPLATES = "additional_chat_templates"  # folder of further ones
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
@@ -74,13 +75,14 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """``quantization_config``; None for a checkpoint that is not quantized."""
+        """``quantization_config``, or how others call it; None for a checkpoint that is not quantized."""
         for config in (self.config, self.text_config):
-            found = config.get("quantization_config", config.get("compression_config"))
-            if found is not None:
-                if not isinstance(found, dict):
-                    raise wrong_config(self.folder, "quantization_config", found, "an object")
-                return found
+            for key in QUANTIZATION_KEYS:
+                found = config.get(key)
+                if found is not None and not isinstance(found, dict):
+                    raise wrong_config(self.folder, key, found, "an object")
+                if found:
+                    return found
         return None
 
     def json(self, name: str, limit: int = MAX_CONFIG_NBYTES) -> dict[str, Any] | None:

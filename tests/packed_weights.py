@@ -193,6 +193,16 @@ def compressed(w: np.ndarray, rng: np.random.Generator, form: str, **arguments: 
     return config, packed, wanted
 
 
+def mlx(w: np.ndarray, rng: np.random.Generator, bits: int) -> Packed:
+    """MLX's affine mode: the words are one stream of bits along the inputs."""
+    q, zero, scale = _integers(rng, w, bits, GROUP)
+    bias = (-scale.astype(np.float32) * zero).astype(np.float16)
+    tensors = {"weight": _bit_rows(q.T, bits).T.copy().view(np.uint32), "scales": scale, "biases": bias}
+    spread = (np.repeat(part.astype(np.float32), GROUP, axis=1) for part in (scale, bias))
+    by, plus = spread
+    return {"bits": bits, "group_size": GROUP}, tensors, q.astype(np.float32) * by + plus
+
+
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 INT8 = {"num_bits": 8, "type": "int"}
 FLOAT8 = {"num_bits": 8, "type": "float"}
@@ -226,6 +236,7 @@ PACKERS: dict[str, Callable[[np.ndarray, np.random.Generator], Packed]] = {
         for scales in ("tensor", "channel", "block")
     },
     "mxfp4": mxfp4,
+    **{f"mlx {bits} bits": (lambda w, rng, bits=bits: mlx(w, rng, bits)) for bits in (2, 3, 4, 5, 6, 8)},
     "compressed int4 group": lambda w, rng: compressed(w, rng, "pack-quantized", **INT4),
     "compressed int4 zero point": lambda w, rng: compressed(w, rng, "pack-quantized", **INT4, symmetric=False),
     "compressed int3": lambda w, rng: compressed(w, rng, "pack-quantized", **INT4 | {"num_bits": 3}),

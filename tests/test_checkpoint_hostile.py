@@ -200,6 +200,17 @@ def test_missing_and_doubled_shards_and_tensors_are_named(tmp_path: Path) -> Non
     assert code_of(folder) == "CHECKPOINT_TENSOR"
 
 
+def test_a_whole_file_counts_before_an_index_that_does_not_name_it(tmp_path: Path) -> None:
+    stale = {"weight_map": dict.fromkeys(arrays(), "model-00001-of-00002.safetensors")}
+    folder = write(tmp_path, **{"model.safetensors.index.json": stale})
+    open_source(folder).close()
+    write(folder, **{"model-00001-of-00002.safetensors": b"the rest of an older one"})
+    open_source(folder).close()
+    named = {"weight_map": dict.fromkeys(arrays(), "model.safetensors") | {"more": "model-2.safetensors"}}
+    write(folder, **{"model.safetensors.index.json": named})
+    assert code_of(folder) == "CHECKPOINT_SHARD"
+
+
 def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
     folder = write(tmp_path, **{"model.safetensors": None, "pytorch_model.bin": b"\x80\x02."})
     assert code_of(folder) == "CHECKPOINT_PICKLE"

@@ -62,7 +62,7 @@ def test_a_packed_matrix_is_what_its_scheme_says(name: str, tmp_path: Path) -> N
 WHOLE_MODELS = [
     "gptq 4 bits act-order gptq", "gptq 3 bits gptq", "awq", "bitsandbytes nf4 nested", "bitsandbytes int8",
     "hqq 4 bits axis 1", "hqq 3 bits axis 0", "fp8 e4m3 block", "fp8 e4m3 channel", "mxfp4", "compressed int4 group",
-    "compressed fp8",
+    "compressed fp8", "mlx 4 bits", "mlx 6 bits",
 ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_model_of_packed_matrices_has_the_logits_of_the_unpacked_one(name: str
     edit_json(tmp_path / "config.json", quantization_config=config, architectures=["LlamaForCausalLM"])
     save_tensors(tmp_path / "model.safetensors", as_torch(tensors))
     with open_source(tmp_path) as source:
-        assert source.scheme == config["quant_method"]
+        assert source.scheme == config.get("quant_method", "mlx")
         assert source.tensors["blk.0.attn_q.weight"].quantized
         assert not source.tensors["token_embd.weight"].quantized
         (path,) = convert(source, tmp_path / "out.gguf", "f32")
@@ -120,11 +120,41 @@ def test_every_scheme_has_a_judge() -> None:
     assert {scheme.split("-")[0].split("_")[-1] for scheme in SCHEMES} <= judged
 
 
+def test_mlx_modules_have_settings_of_their_own_under_either_key(tmp_path: Path) -> None:
+    """As mlx-lm writes them: ``quantization`` beside, or instead of, ``quantization_config``."""
+    _, four, wanted_four = pack("mlx 4 bits")
+    _, eight, wanted_eight = pack("mlx 8 bits")
+    names = {"model.embed_tokens": (eight, wanted_eight), MODULE: (four, wanted_four)}
+    tensors = {f"{base}.{part}": value for base, (parts, _) in names.items() for part, value in parts.items()}
+    save_tensors(tmp_path / "model.safetensors", as_torch(tensors))
+    settings = {"group_size": 32, "bits": 4, "model.embed_tokens": {"group_size": 32, "bits": 8}, "lm_head": False}
+    for config in ({"quantization": settings}, {"quantization": settings, "quantization_config": settings}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        weights = open_weights(Checkpoint.open(tmp_path))
+        for base, (_, wanted) in names.items():
+            assert np.allclose(weights[f"{base}.weight"].decode(0, 96), wanted, rtol=3e-7, atol=1e-9), base
+
+
+def test_a_mode_of_mlx_that_is_not_decoded_is_named(tmp_path: Path) -> None:
+    _, tensors, _ = pack("mlx 4 bits")
+    checkpoint = write_module(tmp_path, {"bits": 4, "group_size": 32, "mode": "mxfp4"}, tensors)
+    with pytest.raises(UnsupportedError, match="mode mxfp4"):
+        open_weights(checkpoint)
+
+
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+@pytest.mark.parametrize("value", [{}, None])
+def test_an_empty_quantization_is_none(key: str, value: Any, tmp_path: Path) -> None:
+    save_tensors(tmp_path / "model.safetensors", {f"{MODULE}.weight": np.ones((2, 2), np.float32)})
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    assert list(open_weights(Checkpoint.open(tmp_path))) == [f"{MODULE}.weight"]
+
+
 # -- files that lie --------------------------------------------------------------------------------------------------
 
 
 BROKEN = ["gptq 4 bits act-order gptq", "awq", "bitsandbytes nf4 nested", "bitsandbytes int8", "hqq 4 bits axis 1"]
-BROKEN += ["fp8 e4m3 block", "mxfp4", "compressed int4 zero point"]
+BROKEN += ["mlx 4 bits", "fp8 e4m3 block", "mxfp4", "compressed int4 zero point"]
 
 
 @pytest.mark.parametrize("name", BROKEN)

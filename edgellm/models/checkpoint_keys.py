@@ -21,7 +21,7 @@ _DECODER = frozenset(
         "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps",
         "max_position_embeddings", "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta",
         "layer_types", "tie_word_embeddings", "quantization_config", "compression_config",
-        "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id", "cls_token_id", "mask_token_id",
+        "quantization", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id", "cls_token_id", "mask_token_id",
     )
 )  # fmt: skip
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
@@ -33,7 +33,9 @@ USED: dict[str, frozenset[str]] = {
     "gemma3_text": _DECODER
     | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
     # the frame around the settings of a model that also sees
-    "gemma3": frozenset(("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config"))
+    "gemma3": frozenset(
+        ("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config", "quantization")
+    )
     | frozenset(("compression_config", "bos_token_id", "eos_token_id", "pad_token_id")),
 }
 

@@ -30,7 +30,7 @@ FRAME, FRAMED = "gemma3", "gemma3_text"  # model_type of settings around those o
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
-    r".*\.(rotary_emb\.inv_freq|masked_bias|input_scale|output_scale|activation_scale|[kvq]_scale|input_zero_point)"
+    r".*\.(rotary_emb\.inv_freq|masked_bias|(input|output|activation|[kvq])_(global_)?(scale|zero_point))"
     r"|.*\b(vision_tower|vision_model|multi_modal_projector|audio_tower)\b.*"
 )
 

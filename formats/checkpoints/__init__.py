@@ -24,6 +24,7 @@ SCHEMES: dict[str, str] = {
     "fp8": "fp8",
     "gptq": "gptq",
     "hqq": "hqq",
+    "mlx": "mlx",
     "mxfp4": "mxfp4",
 }
 """``quant_method`` -> the module here that decodes it."""
@@ -37,6 +38,8 @@ def scheme_of(checkpoint: Checkpoint) -> str:
     method = config.get("quant_method")
     if method is None and ("load_in_4bit" in config or "load_in_8bit" in config):
         method = "bitsandbytes"
+    if method is None and "bits" in config and "group_size" in config:
+        method = "mlx"
     if not isinstance(method, str) or method not in SCHEMES:
         raise UnsupportedError(
             f"{checkpoint.folder.name}: is quantized by {short(method)}; edgellm decodes {', '.join(sorted(SCHEMES))}. "

@@ -24,7 +24,7 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
     """Every packed module's weight."""
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm" or config.get("bits", config.get("w_bit", 4)) != 4:
-        parts.fail("version, bits", f"are {version!r}, {config.get('bits')!r}, expected 'gemm' and 4")
+        parts.refuse("version, bits", f"are {version!r}, {config.get('bits')!r}, expected 'gemm' and 4")
     return {f"{base}.weight": _weight(parts, base) for base in parts.bases(".qweight")}
 
 

@@ -38,7 +38,7 @@ def _eight_bits(parts: Parts, base: str) -> Weight:
     scale = parts.need(f"{base}.SCB", *FLOATS)
     layout = parts.find(f"{base}.weight_format", "U8")
     if layout is not None and layout.values.any():
-        parts.fail(f"{base}.weight_format", "is a layout of an old graphics card, expected rows")
+        parts.refuse(f"{base}.weight_format", "is a layout of an old graphics card, expected rows")
     if scale.shape != (q.shape[0],):
         parts.fail(f"{base}.SCB", f"has the shape {scale.shape}, expected {(q.shape[0],)}", "MODEL_SHAPE")
 

@@ -30,7 +30,7 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
     """Every compressed module's weight, by the settings of the group that the module belongs to."""
     sparsity = config.get("sparsity_config") or {}
     if not isinstance(sparsity, dict) or (sparsity and sparsity.get("format") != "dense"):
-        parts.fail("sparsity_config", "is set, expected weights that are all there")
+        parts.refuse("sparsity_config", "is set; edgellm decodes weights that are all there")
     groups = _groups(config, parts)
     found = {}
     for base in parts.bases(".weight_scale"):

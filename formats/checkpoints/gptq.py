@@ -28,7 +28,7 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
     """Every packed module's weight. The number of bits is read off the shapes, for it may differ between modules."""
     form = config.get("checkpoint_format", "gptq")
     if form not in ("gptq", "gptq_v2"):
-        parts.fail("checkpoint_format", f"is {form!r}, expected 'gptq' or 'gptq_v2'")
+        parts.refuse("checkpoint_format", f"is {form!r}, expected 'gptq' or 'gptq_v2'")
     zero_shift = 1 if form == "gptq" else 0
     return {f"{base}.weight": _weight(config, parts, base, zero_shift) for base in parts.bases(".qweight")}
 

@@ -81,7 +81,7 @@ def _settings(parts: Parts, base: str) -> tuple[int, int, int, str, int | None]:
     for name in SETTINGS:
         parts.find(f"{base}.{name}")
     if number("quant_scale") or number("quant_zero"):
-        parts.fail(base, "its scales are quantized too, expected plain numbers")
+        parts.refuse(base, "its scales are quantized too, expected plain numbers")
     axis = number("axis")
     text = parts.find(f"{base}.packing", "U8")
     packing = text.raw.tobytes().decode("ascii", "replace") if text is not None else BY_BITS.get(number("nbits") or 0)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from edgellm.formats.errors import FormatError
+from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.safetensors import StoredTensor
 
@@ -84,3 +84,10 @@ class Parts:
     def fail(self, name: str, message: str, code: str = "CHECKPOINT_SCHEME") -> NoReturn:
         """FormatError that names the tensor and the scheme."""
         raise FormatError(f"{short(name)} ({self.scheme}): {message}. {PULL_AGAIN}", code=code)
+
+    def refuse(self, name: str, message: str) -> NoReturn:
+        """UnsupportedError for what is sound, and not decoded."""
+        raise UnsupportedError(
+            f"{short(name)} ({self.scheme}): {message}. Take the checkpoint that is not quantized, or another one.",
+            code="CHECKPOINT_SCHEME",
+        )
