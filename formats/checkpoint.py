@@ -83,7 +83,8 @@ class Checkpoint:
                     raise wrong_config(self.folder, key, found, "an object")
                 if found:
                     return found
-        return None
+        # older checkpoints of NVIDIA's say it in a file of its own
+        return {"quant_method": "modelopt"} if self.json("hf_quant_config.json") else None
 
     def json(self, name: str, limit: int = MAX_CONFIG_NBYTES) -> dict[str, Any] | None:
         """Another JSON file of the folder, read once; None when it is not there."""

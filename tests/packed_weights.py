@@ -193,6 +193,36 @@ def compressed(w: np.ndarray, rng: np.random.Generator, form: str, **arguments: 
     return config, packed, wanted
 
 
+def nvfp4(w: np.ndarray, rng: np.random.Generator, method: str) -> Packed:
+    """Four-bit floats packed by compressed-tensors; Model Optimizer names the parts otherwise and inverts a scale."""
+    torch = pytest.importorskip("torch", reason="compressed-tensors packs torch tensors")
+    reason = "the package judges its own format"
+    helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers", reason=reason)
+    whole = torch.tensor([448 * 6 / np.abs(w).max()], dtype=torch.float32)
+    amax = torch.tensor(np.abs(w.reshape(len(w), -1, 16)).max(-1))
+    scale = (amax / 6 * whole).to(torch.float8_e4m3fn)
+    numbers = scale.float() / whole
+    packed = helpers.quantize_and_pack_fp4(torch.tensor(w), scale.float(), global_scale=whole, group_size=16)
+    unpacked = helpers.unpack_fp4_from_uint8(packed, *w.shape, dtype=torch.float32).numpy()
+    inputs = {"dynamic": "local", "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+    group = {"targets": ["Linear"], "input_activations": inputs, "weights": inputs | {"dynamic": False}}
+    config: dict[str, Any] = {"quant_method": method, "config_groups": {"group_0": group}}
+    if method == "modelopt":
+        whole = 1 / whole
+        wanted = unpacked * np.repeat((scale.float() * whole).numpy(), 16, axis=1)
+        tensors = {"weight": packed, "weight_scale": scale, "weight_scale_2": whole[0]}
+        return config | {"quant_algo": "NVFP4"}, tensors, wanted
+    tensors = {"weight_packed": packed, "weight_scale": scale, "weight_global_scale": whole}
+    return config | {"format": "nvfp4-pack-quantized"}, tensors, unpacked * np.repeat(numbers.numpy(), 16, axis=1)
+
+
+def modelopt_fp8(w: np.ndarray, rng: np.random.Generator) -> Packed:
+    """One scale for the matrix."""
+    _, tensors, wanted = fp8(w, rng, "e4m3", "tensor")
+    renamed = {"weight_scale" if "scale" in name else name: value for name, value in tensors.items()}
+    return {"quant_method": "modelopt", "quant_algo": "FP8"}, renamed, wanted
+
+
 def mlx(w: np.ndarray, rng: np.random.Generator, bits: int) -> Packed:
     """MLX's affine mode: the words are one stream of bits along the inputs."""
     q, zero, scale = _integers(rng, w, bits, GROUP)
@@ -237,6 +267,9 @@ PACKERS: dict[str, Callable[[np.ndarray, np.random.Generator], Packed]] = {
     },
     "mxfp4": mxfp4,
     **{f"mlx {bits} bits": (lambda w, rng, bits=bits: mlx(w, rng, bits)) for bits in (2, 3, 4, 5, 6, 8)},
+    "compressed nvfp4": lambda w, rng: nvfp4(w, rng, "compressed-tensors"),
+    "modelopt nvfp4": lambda w, rng: nvfp4(w, rng, "modelopt"),
+    "modelopt fp8": modelopt_fp8,
     "compressed int4 group": lambda w, rng: compressed(w, rng, "pack-quantized", **INT4),
     "compressed int4 zero point": lambda w, rng: compressed(w, rng, "pack-quantized", **INT4, symmetric=False),
     "compressed int3": lambda w, rng: compressed(w, rng, "pack-quantized", **INT4 | {"num_bits": 3}),

@@ -63,7 +63,15 @@ WHOLE_MODELS = [
     "gptq 4 bits act-order gptq", "gptq 3 bits gptq", "awq", "bitsandbytes nf4 nested", "bitsandbytes int8",
     "hqq 4 bits axis 1", "hqq 3 bits axis 0", "fp8 e4m3 block", "fp8 e4m3 channel", "mxfp4", "compressed int4 group",
     "compressed fp8", "mlx 4 bits", "mlx 6 bits",
+    "compressed nvfp4", "modelopt nvfp4", "modelopt fp8",
 ]  # fmt: skip
+
+
+def of_activations(name: str) -> dict[str, Any]:
+    """What some schemes keep beside a matrix to round its inputs, or keys and values, by; no weight depends on it."""
+    names = {"compressed nvfp4": ("input_global_scale", "k_scale"), "compressed fp8": ("input_scale", "output_scale")}
+    wanted = names.get(name, ("input_scale", "v_scale") if name.startswith("modelopt") else ())
+    return {part: np.full(1, 0.5, np.float32) for part in wanted}
 
 
 @pytest.mark.parametrize("name", WHOLE_MODELS)
@@ -80,6 +88,7 @@ def test_a_model_of_packed_matrices_has_the_logits_of_the_unpacked_one(name: str
                 continue
             config, packed, wanted = pack(name, tuple(weight.shape), seed=i)
             weight.copy_(torch.from_numpy(np.ascontiguousarray(wanted)))
+            packed |= of_activations(name)
             tensors |= {f"{key.removesuffix('.weight')}.{part}": value for part, value in packed.items()}
     save_byte_level(tmp_path)
     model.config.save_pretrained(tmp_path)
@@ -150,11 +159,28 @@ def test_an_empty_quantization_is_none(key: str, value: Any, tmp_path: Path) -> 
     assert list(open_weights(Checkpoint.open(tmp_path))) == [f"{MODULE}.weight"]
 
 
+def test_a_file_of_its_own_may_say_that_the_scheme_is_modelopts(tmp_path: Path) -> None:
+    _, tensors, wanted = pack("modelopt nvfp4")
+    write_module(tmp_path, {}, tensors)
+    (tmp_path / "config.json").write_text("{}")
+    edit_json(tmp_path / "hf_quant_config.json", quantization={"quant_algo": "NVFP4"})
+    weight = open_weights(Checkpoint.open(tmp_path))[f"{MODULE}.weight"]
+    assert np.allclose(weight.decode(0, 96), wanted, rtol=3e-7, atol=1e-9)
+
+
 # -- files that lie --------------------------------------------------------------------------------------------------
 
 
 BROKEN = ["gptq 4 bits act-order gptq", "awq", "bitsandbytes nf4 nested", "bitsandbytes int8", "hqq 4 bits axis 1"]
-BROKEN += ["mlx 4 bits", "fp8 e4m3 block", "mxfp4", "compressed int4 zero point"]
+BROKEN += [
+    "compressed nvfp4",
+    "modelopt nvfp4",
+    "modelopt fp8",
+    "mlx 4 bits",
+    "fp8 e4m3 block",
+    "mxfp4",
+    "compressed int4 zero point",
+]
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -49,8 +49,8 @@ def command(
 
     SRC is a folder with a Hugging Face checkpoint (config.json, safetensors files, a tokenizer), hf:owner/repository,
     a GGUF file, or a name that `edgellm list` shows. Checkpoints that are quantized (GPTQ, AWQ, bitsandbytes, HQQ,
-    FP8, compressed-tensors, MXFP4, MLX) are decoded. DST is the file to write, or a folder; what stands there is
-    replaced when the new file is whole.
+    FP8, compressed-tensors, MXFP4, MLX, Model Optimizer) are decoded. DST is the file to write, or a folder; what
+    stands there is replaced when the new file is whole.
 
     \b
     Examples:

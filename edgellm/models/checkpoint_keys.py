@@ -21,7 +21,8 @@ _DECODER = frozenset(
         "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps",
         "max_position_embeddings", "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta",
         "layer_types", "tie_word_embeddings", "quantization_config", "compression_config",
-        "quantization", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id", "cls_token_id", "mask_token_id",
+        "quantization", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id", "cls_token_id",
+        "mask_token_id",
     )
 )  # fmt: skip
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))

@@ -21,7 +21,7 @@ CONFIG = "config.json"
 SMALL = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "README.md", INDEX,
-    "adapter_config.json",
+    "adapter_config.json", "hf_quant_config.json",
 )  # fmt: skip
 FOLDER = "checkpoints"  # of the store
 

@@ -25,6 +25,7 @@ SCHEMES: dict[str, str] = {
     "gptq": "gptq",
     "hqq": "hqq",
     "mlx": "mlx",
+    "modelopt": "modelopt",
     "mxfp4": "mxfp4",
 }
 """``quant_method`` -> the module here that decodes it."""

@@ -18,9 +18,8 @@ import numpy as np
 
 from edgellm.formats.checkpoints.bit_packing import n_words, unpack_words
 from edgellm.formats.checkpoints.mxfp4 import e2m1_rows
-from edgellm.formats.checkpoints.scaled import scaled
+from edgellm.formats.checkpoints.scaled import e2m1_groups, scaled
 from edgellm.formats.checkpoints.weight import Parts, Weight
-from edgellm.formats.stored_numbers import FP4_E2M1
 
 FLOATS = ("F32", "F16", "BF16")
 MAX_PATTERN = 200  # characters of a module's pattern
@@ -184,11 +183,9 @@ def _four_bit_floats(parts: Parts, base: str, form: str) -> Weight:
         parts.fail(f"{base}.weight_packed", f"has rows of {n_in}, expected a multiple of {size}", "MODEL_SHAPE")
     if size == 32:
         return Weight((n_out, n_in), e2m1_rows(packed.reshape(-1), scale.raw, n_in))
-    whole = parts.need(f"{base}.weight_global_scale", "F32").float32().reshape(-1)[:1]
+    whole = parts.scalar(f"{base}.weight_global_scale", "F32")
 
-    def decode(start: int, stop: int) -> np.ndarray:
-        codes = packed[start:stop]
-        both = np.stack((codes & 15, codes >> 4), axis=-1).reshape(stop - start, -1, size)
-        return (FP4_E2M1[both] * (scale.float32(slice(start, stop)) / whole)[..., None]).reshape(stop - start, n_in)
+    def numbers(start: int, stop: int) -> np.ndarray:
+        return scale.float32(slice(start, stop)) / whole
 
-    return Weight((n_out, n_in), decode)
+    return Weight((n_out, n_in), e2m1_groups(packed, numbers))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.formats.checkpoints.weight import Parts, Weight
+from edgellm.formats.checkpoints.weight import Parts, Rows, Weight
 from edgellm.formats.safetensors import StoredTensor
+from edgellm.formats.stored_numbers import FP4_E2M1
 
 SCALES = ("F32", "F16", "BF16", "F8_E8M0")
 
@@ -35,6 +36,21 @@ def scaled(
         return rows * scale(start, stop)
 
     return Weight((n_out, n_in), decode)
+
+
+def e2m1_groups(packed: np.ndarray, scales: Rows) -> Rows:
+    """A decoder of 4-bit floats times a scale for each group of inputs.
+
+    packed   (n_out, n_in / 2) uint8, the earlier number in the lower half
+    scales   (start, stop) -> float32 (stop - start, n_groups)
+    """
+
+    def decode(start: int, stop: int) -> np.ndarray:
+        codes, numbers = packed[start:stop], scales(start, stop)
+        both = np.stack((codes & 15, codes >> 4), axis=-1).reshape(stop - start, numbers.shape[1], -1)
+        return (FP4_E2M1[both] * numbers[..., None]).reshape(stop - start, -1)
+
+    return decode
 
 
 class _Spread:

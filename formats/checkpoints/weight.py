@@ -81,6 +81,14 @@ class Parts:
             self.fail(name, f"has the shape {tensor.shape}, expected {shown}", "MODEL_SHAPE")
         return tensor.values
 
+    def scalar(self, name: str, *kinds: str) -> np.float32:
+        """The one number of a tensor."""
+        numbers = self.need(name, *kinds).float32().reshape(-1)
+        if len(numbers) != 1:
+            self.fail(name, f"has {len(numbers)} numbers, expected one", "MODEL_SHAPE")
+        found: np.float32 = numbers[0]
+        return found
+
     def fail(self, name: str, message: str, code: str = "CHECKPOINT_SCHEME") -> NoReturn:
         """FormatError that names the tensor and the scheme."""
         raise FormatError(f"{short(name)} ({self.scheme}): {message}. {PULL_AGAIN}", code=code)
