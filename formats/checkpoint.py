@@ -44,8 +44,7 @@ class Checkpoint:
         config = read_json(files, "config.json", MAX_CONFIG_NBYTES)
         if config is None:
             raise ModelNotFoundError(
-                f"{folder}: has no config.json, so it is no Hugging Face checkpoint. Give the folder that has it, or "
-                "the path of a .gguf file.",
+                f"{folder}: has no config.json, so it is no Hugging Face checkpoint. {_instead(folder)}",
                 code="CHECKPOINT_CONFIG",
             )
         weight_map = None if files.has(SINGLE) else _weight_map(files)  # as transformers: one file before an index
@@ -103,6 +102,22 @@ class Checkpoint:
                 f"{name}: byte {error.start:,} is no UTF-8 text, which was expected. {PULL_AGAIN}",
                 code="CHECKPOINT_CONFIG",
             ) from None
+
+
+# files of folders that are something else: what they are, what to do
+OTHER_FOLDERS = {
+    "adapter_config.json": "It is an adapter (LoRA): merge it into its model, and give the folder of the result.",
+    "model_index.json": "It is a model that makes pictures. Give one that makes text.",
+    "params.json": "It is in the form of the model's makers. Take the model in the form of transformers.",
+}
+
+
+def _instead(folder: Path) -> str:
+    """What to do about a folder that is no checkpoint."""
+    known = next((advice for name, advice in OTHER_FOLDERS.items() if (folder / name).is_file()), None)
+    if known is None and any(folder.glob("*.gguf")):
+        return "It has .gguf files: give the path of one."
+    return known or "Give the folder that has it, or the path of a .gguf file."
 
 
 def wrong_config(folder: Path, key: str, found: object, expected: str) -> FormatError:

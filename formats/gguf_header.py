@@ -163,10 +163,12 @@ class _Reader:
             kind = next((f", it looks like {what}" for prefix, what in NOT_GGUF if text.startswith(prefix)), "")
             if text[:4] == b"fugg":
                 kind = ", it looks like a GGUF file with its bytes swapped"
+            advice = "Download the .gguf file itself."
             if not kind and start[8:10] == b'{"':
                 kind = ", it looks like a safetensors file"
+                advice = "Give the folder of the checkpoint that it belongs to, to `edgellm convert`."
             message = f"is not a GGUF file{kind}: the first bytes are {start[:4]!r}, expected b'GGUF'"
-            self.fail("GGUF_NOT_A_GGUF", message, 0, advice="Download the .gguf file itself.")
+            self.fail("GGUF_NOT_A_GGUF", message, 0, advice=advice)
         if self.nbytes < 24:
             self.fail("GGUF_NOT_A_GGUF", f"is {self.nbytes} bytes long, a header has 24", 0, advice=PULL_AGAIN)
         self.position = 4

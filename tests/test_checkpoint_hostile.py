@@ -17,7 +17,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.checkpoints import SCHEMES
 from edgellm.formats.checkpoints.scheme_keys import ONLY, USED
-from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
+from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError, UnsupportedError
 from edgellm.formats.safetensors import SafetensorsFile
 from edgellm.quantize.general_metadata import SAMPLING, UNSAID
 from edgellm.quantize.source import open_source
@@ -209,6 +209,22 @@ def test_a_whole_file_counts_before_an_index_that_does_not_name_it(tmp_path: Pat
     named = {"weight_map": dict.fromkeys(arrays(), "model.safetensors") | {"more": "model-2.safetensors"}}
     write(folder, **{"model.safetensors.index.json": named})
     assert code_of(folder) == "CHECKPOINT_SHARD"
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("adapter_config.json", "adapter.*merge it"),
+        ("model_index.json", "pictures"),
+        ("params.json", "form of transformers"),
+        ("m-Q4_K_M.gguf", "give the path of one"),
+        ("other", "Give the folder that has it"),
+    ],
+)
+def test_a_folder_of_something_else_is_called_by_its_name(file: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=words):
+        open_source(tmp_path)
 
 
 def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:

@@ -231,6 +231,13 @@ def test_what_people_save_by_mistake_is_recognised(start: bytes, kind: str, tmp_
     assert caught.value.code == "GGUF_NOT_A_GGUF"
 
 
+def test_a_safetensors_file_leads_to_the_conversion(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((64).to_bytes(8, "little") + b'{"a":' + bytes(100))
+    with pytest.raises(FormatError, match=r"safetensors file.*edgellm convert"):
+        GGUFFile.open(path)
+
+
 def test_big_endian_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(40))

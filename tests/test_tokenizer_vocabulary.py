@@ -119,6 +119,12 @@ def test_other_kinds_are_named(kind: str) -> None:
     assert error.value.code == "TOKENIZER_MODEL"
 
 
+@pytest.mark.parametrize("kind", ["none", "no_vocab"])
+def test_a_file_without_a_vocabulary_is_not_called_damaged(kind: str) -> None:
+    with pytest.raises(UnsupportedError, match="no vocabulary"):
+        Tokenizer.from_gguf({"tokenizer.ggml.model": kind})
+
+
 def test_pieces_merge_by_score_and_unknown_characters_become_bytes() -> None:
     pieces = {"a": -10.0, "b": -11.0, "c": -12.0, "ab": -2.0, "bc": -1.0, "abc": -3.0, "\u2581": -9.0}
     tokenizer = Tokenizer.from_gguf(sentence_piece_metadata(pieces, add_space_prefix=False, add_bos_token=False))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.formats.errors import FormatError
+from edgellm.formats.errors import FormatError, UnsupportedError
 
 MAX_TOKEN_CHARS = 65536
 SPACE = "\u2581"  # how SentencePiece writes a space
@@ -56,7 +56,9 @@ class Vocabulary:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], pre: str | None = None) -> "Vocabulary":
-        """Read and check the vocabulary; FormatError VOCAB_INVALID where the arrays do not fit together."""
+        """Read and check the vocabulary. FormatError VOCAB_INVALID where the arrays do not fit together,
+        UnsupportedError for a file that says it has none.
+        """
         kind = _typed(metadata, "tokenizer.ggml.model", str, None)
         if kind is None:
             raise FormatError(
@@ -66,6 +68,12 @@ class Vocabulary:
             )
         tokens = _typed(metadata, "tokenizer.ggml.tokens", list, [])
         n_vocab = len(tokens)
+        if n_vocab == 0 and kind in ("none", "no_vocab"):
+            raise UnsupportedError(
+                f"The file says that it has no vocabulary (tokenizer.ggml.model is {kind!r}), so its text cannot be "
+                "tokenized. Use a GGUF file that was converted together with its vocabulary.",
+                code="TOKENIZER_MODEL",
+            )
         if n_vocab == 0:
             raise invalid("tokenizer.ggml.tokens is empty", "one text for each token id")
         longest = max(map(len, tokens))
