@@ -44,10 +44,10 @@ class Checkpoint:
         config = read_json(files, "config.json", MAX_CONFIG_NBYTES)
         if config is None:
             raise ModelNotFoundError(
-                f"{folder}: has no config.json, so it is no Hugging Face checkpoint. {_instead(folder)}",
+                f"{folder}: has no config.json, so it is no Hugging Face checkpoint. {_instead(files)}",
                 code="CHECKPOINT_CONFIG",
             )
-        weight_map = None if files.has(SINGLE) else _weight_map(files)  # as transformers: one file before an index
+        weight_map = _weight_map(files)
         names = _shards(files, weight_map)
         tensors: dict[str, StoredTensor] = {}
         for name in names:
@@ -112,10 +112,10 @@ OTHER_FOLDERS = {
 }
 
 
-def _instead(folder: Path) -> str:
+def _instead(files: CheckpointFolder) -> str:
     """What to do about a folder that is no checkpoint."""
-    known = next((advice for name, advice in OTHER_FOLDERS.items() if (folder / name).is_file()), None)
-    if known is None and any(folder.glob("*.gguf")):
+    known = next((advice for name, advice in OTHER_FOLDERS.items() if files.has(name)), None)
+    if known is None and files.names(".gguf"):
         return "It has .gguf files: give the path of one."
     return known or "Give the folder that has it, or the path of a .gguf file."
 
@@ -140,11 +140,16 @@ def read_json(files: CheckpointFolder, name: str, limit: int) -> dict[str, Any] 
 
 
 def _weight_map(files: CheckpointFolder) -> dict[str, str] | None:
-    """Tensor -> file, as the index says; None without an index. Files are plain names in the folder."""
+    """Tensor -> file, as the index says; None without an index. Files are plain names in the folder.
+
+    One whole file counts before an index that does not name it, as in transformers: that of an older checkpoint.
+    """
     index = read_json(files, INDEX, MAX_INDEX_NBYTES)
     if index is None:
         return None
     weight_map = index.get("weight_map")
+    if files.has(SINGLE) and not (isinstance(weight_map, dict) and SINGLE in weight_map.values()):
+        return None
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{INDEX}: weight_map is no object of file names. {PULL_AGAIN}", code="CHECKPOINT_INDEX")
     for name in set(map(str, weight_map.values())) | {n for n in weight_map.values() if not isinstance(n, str)}:

@@ -47,7 +47,8 @@ def scheme_of(checkpoint: Checkpoint) -> str:
             "Take a checkpoint in one of these, or the one that is not quantized.",
             code="CHECKPOINT_SCHEME",
         )
-    check_scheme_keys(checkpoint.folder.name, config)
+    modules = (name.removesuffix(".weight") for name in checkpoint.tensors) if method == "mlx" else ()
+    check_scheme_keys(checkpoint.folder.name, config, modules)
     return method
 
 

@@ -8,7 +8,7 @@ ONLY      would change what the weights mean, unless it is null or one of these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgellm.formats.errors import UnsupportedError
@@ -17,8 +17,8 @@ from edgellm.formats.findings import short
 USED = frozenset(
     (
         "quant_method", "bits", "w_bit", "group_size", "checkpoint_format", "version", "weight_block_size",
-        "load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", "config_groups", "format", "sparsity_config",
-        "quant_config",
+        "load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", "config_groups", "format", "mode",
+        "quant_algo", "quant_config", "sparsity_config",
     )
 )  # fmt: skip
 HARMLESS = frozenset(
@@ -46,10 +46,11 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check_scheme_keys(folder: str, config: Mapping[str, Any]) -> None:
-    """UnsupportedError ``CHECKPOINT_SCHEME`` for a setting that edgellm does not know."""
+def check_scheme_keys(folder: str, config: Mapping[str, Any], modules: Iterable[str]) -> None:
+    """UnsupportedError ``CHECKPOINT_SCHEME`` for a setting that edgellm does not know; ``modules`` have their own."""
+    known = USED | HARMLESS | set(modules)
     for key, value in config.items():
-        if value is None or key in USED or key in HARMLESS or value in ONLY.get(key, ()):
+        if value is None or key in known or value in ONLY.get(key, ()):
             continue
         raise UnsupportedError(
             f"{folder}: quantization_config has {short(key)} = {short(value)}, and the weights may depend on it; "
