@@ -86,7 +86,8 @@ class ProgramBuilder:
     def buffer(self, name: str, width: int, rows: Literal["tokens", "outputs"] = "tokens") -> str:
         """Declare a buffer, or use it again in the same shape."""
         wanted = Buffer(name, width, rows)
-        assert self.buffers.setdefault(name, wanted) == wanted, f"buffer {name} has two shapes"
+        known = self.buffers.setdefault(name, wanted)
+        assert known == wanted, f"buffer {name} has two shapes"
         return name
 
     def like(self, x: str, out: str) -> str:
