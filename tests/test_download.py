@@ -350,6 +350,7 @@ download(RemoteFile(url, sha256, None, b"GGUF"), folder / "model.gguf", folder /
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_pull_leaves_a_part_that_the_next_one_ends(

@@ -299,6 +299,7 @@ def test_leaving_a_loop_ends_the_work(llm: edgellm.LLM) -> None:
     assert not any(llm.engine.cache.n_used())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_waiting_leaves_the_model_usable(llm: edgellm.LLM) -> None:
     import signal
 

@@ -263,6 +263,7 @@ def test_kill_at_any_moment_leaves_the_old_target_or_the_new(larger: Path, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.gguf", "whole.gguf"]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_leaves_nothing_behind(larger: Path, tmp_path: Path) -> None:
     process = child(larger, tmp_path / "out.gguf")

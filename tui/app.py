@@ -107,7 +107,8 @@ class ChatApp(ChatActions):
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, self.leave, 128 + number)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    loop.add_signal_handler(number, self.leave, 128 + number)
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
