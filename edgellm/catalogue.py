@@ -22,6 +22,7 @@ from urllib.parse import quote
 from edgellm.download import Progress
 from edgellm.file_lock import FileLock
 from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError, ParameterError
+from edgellm.formats.regular_file import NotAFileError, open_regular
 from edgellm.paths import config_dir, models_dir, typed_file
 from edgellm.sources import SOURCES, Expected, is_reference, source_of
 from edgellm.sources.hub_address import reference_of
@@ -178,7 +179,7 @@ def _read(file: Path) -> dict[str, CatalogueEntry]:
         return FormatError(f"{file}: {what}. Expected TOML, one table a model.", code="CATALOGUE")
 
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             data = opened.read(MAX_NBYTES + 1)
         if len(data) > MAX_NBYTES:
             raise wrong(f"it is longer than {MAX_NBYTES >> 20} MiB")
@@ -186,6 +187,8 @@ def _read(file: Path) -> dict[str, CatalogueEntry]:
         tables = tomllib.loads(text)
     except FileNotFoundError:
         return {}
+    except NotAFileError as error:
+        raise wrong(f"it is {error.kind}") from None
     except OSError as error:
         raise wrong(error.strerror or str(error)) from error
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.formats.regular_file import open_regular
 from edgellm.perplexity import ROWS, Chunk, ChunkModel, Perplexity, cut, log_softmax, mean_and_error
 
 MAGIC = b"_logits_"
@@ -86,8 +87,8 @@ class Base:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        nbytes = self.path.stat().st_size
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
+            nbytes = os.fstat(file.fileno()).st_size
             head = file.read(HEADER.size)
         if len(head) < HEADER.size or not head.startswith(MAGIC):
             raise self._error(f"begins with {head[:8]!r}", f"{MAGIC!r}, the mark of a file of --save-logits")

@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgellm.connection import LEAST_RATE
-from edgellm.formats.errors import DownloadError, EdgeLLMError
+from edgellm.formats.errors import DownloadError, EdgeLLMError, FormatError
+from edgellm.formats.json_text import parse_json
+from edgellm.formats.regular_file import read_regular
 from edgellm.web import BACKOFF_S, Answer, TransientError, open_url, pause, shown
 
 Progress = Callable[[int, int | None], None]
@@ -30,6 +32,7 @@ MAX_TRIES = 5  # in a row that brought next to nothing
 CHUNK_NBYTES = 1 << 18
 LOOK_NBYTES = 8 << 20  # between two looks at the room on the disk: others write there too
 MOST_NBYTES = 1 << 45  # of one file
+MAX_NOTE_NBYTES = 1 << 16
 SPARE_NBYTES = 64 << 20  # stays free on the disk
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -76,14 +79,15 @@ class PartialFile:
     def go_on_from_disk(self, remote: RemoteFile) -> None:
         """Take up what an earlier run left, if its note says that it is the same file."""
         try:
-            origin = _Origin(**json.loads(self.note.read_text()))
+            note = read_regular(self.note, MAX_NOTE_NBYTES, "PULL_NOTE")
+            origin = _Origin(**parse_json(note, self.note.name, "PULL_NOTE"))
             if origin.sha256 != remote.sha256 or (not remote.sha256 and origin.url != remote.url):
                 return
             with self.path.open("rb") as file:
                 while piece := file.read(1 << 20):
                     self.hash.update(piece)
                     self.nbytes += len(piece)
-        except (OSError, ValueError, TypeError):
+        except (OSError, TypeError, FormatError):
             self.restart()
             return
         self.origin, self.resumed = origin, self.nbytes > 0

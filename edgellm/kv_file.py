@@ -30,6 +30,8 @@ import numpy as np
 
 from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.json_text import parse_json
+from edgellm.formats.regular_file import open_regular, read_regular
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kernels.program import Executor
 from edgellm.kv_cache import KVCache, n_blocks_of
@@ -40,6 +42,7 @@ MAX_HEADER_NBYTES = 1 << 20
 ALIGNMENT = 64
 CHUNK_NBYTES = 1 << 20
 N_HASHES = 100  # of model files that are remembered
+MAX_NOTES_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def layout_of(pool: KVPool) -> dict[str, Any]:
 
 def read(path: Path, key: str) -> SavedState:
     """The state in a file, proved before it is given. FormatError KV_FILE when it is damaged or another model's."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < len(MAGIC) + 8 + 32:
             raise _wrong(path, f"it has {size} bytes")
@@ -139,11 +142,11 @@ def _proved(path: Path, data: memoryview, key: str) -> SavedState:
     if hashlib.sha256(data[:-32]).digest() != bytes(data[-32:]):
         raise _wrong(path, "its checksum is wrong")
     try:
-        header = json.loads(bytes(data[16 : 16 + length]))
+        header = parse_json(bytes(data[16 : 16 + length]), path.name, "KV_FILE")
         if header["model"] != key:
             raise _wrong(path, "it is of another model")
         return _state(path, header, data[16 + length : -32], 16 + length)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, FormatError) as error:
         raise _wrong(path, f"its header is wrong ({error})") from None
 
 
@@ -202,8 +205,9 @@ def weights_hash(gguf: GGUFFile) -> str:
     name = f"{gguf.path.absolute()}:{gguf.nbytes}:{status.st_size}:{status.st_mtime_ns}"
     notes = cache_dir() / "weights-sha256.json"
     known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = {str(k): str(v) for k, v in json.loads(notes.read_text("utf-8")).items()}
+    with contextlib.suppress(OSError, FormatError, AttributeError):
+        noted = parse_json(read_regular(notes, MAX_NOTES_NBYTES, "KV_FILE"), notes.name, "KV_FILE")
+        known = {str(k): str(v) for k, v in noted.items()}
     if name in known:
         return known[name]
     total = hashlib.sha256()

@@ -14,7 +14,8 @@ from typing import Any
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import FormatError, ModelNotFoundError, UnsupportedError
 from edgellm.formats.findings import PULL_AGAIN, short
-from edgellm.formats.safetensors import SafetensorsFile, StoredTensor, parse_json
+from edgellm.formats.json_text import parse_json
+from edgellm.formats.safetensors import SafetensorsFile, StoredTensor
 
 MAX_CONFIG_NBYTES = 1 << 24  # real ones have a few kilobytes
 MAX_INDEX_NBYTES = 1 << 26

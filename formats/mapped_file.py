@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from pathlib import Path
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError
 from edgellm.formats.findings import PULL_AGAIN, Finding
 from edgellm.formats.large_pages import advise_large_pages
+from edgellm.formats.regular_file import NotAFileError, open_descriptor
 
 MIN_NBYTES = 24  # magic, version, two counts
 
@@ -20,24 +20,18 @@ def map_file(path: Path) -> mmap.mmap:
     Raises ModelNotFoundError, FormatError ``MODEL_NOT_A_FILE`` (directory, pipe, device), ``MODEL_UNREADABLE``, or
     ``GGUF_NOT_A_GGUF`` when it is too short for any header.
     """
-    # O_NONBLOCK: opening a pipe would otherwise wait for a writer
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = open_descriptor(path)
+    except NotAFileError as error:
+        raise _not_a_file(path, error.kind) from None
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFoundError(f"{path}: there is no such file. Check the path, or pull the model by name.") from None
-    except IsADirectoryError:
-        raise _not_a_file(path, "a directory") from None
     except (OSError, ValueError) as error:
-        if os.path.isdir(path):  # Windows refuses to open one
-            raise _not_a_file(path, "a directory") from None
         raise _unreadable(path, error) from None
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _not_a_file(path, "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device")
-        if status.st_size < MIN_NBYTES:
-            message = f"is {status.st_size} bytes long, and a GGUF file has at least {MIN_NBYTES}"
+        nbytes = os.fstat(descriptor).st_size
+        if nbytes < MIN_NBYTES:
+            message = f"is {nbytes} bytes long, and a GGUF file has at least {MIN_NBYTES}"
             raise Finding("GGUF_NOT_A_GGUF", message, PULL_AGAIN, file=path.name, offset=0).error()
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # no address space or no more maps

@@ -7,7 +7,6 @@ Offsets count from the end of the header. As the format demands, tensors neither
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.json_text import parse_json
 from edgellm.formats.stored_numbers import NUMBER_TYPES, NumberType, to_float32
 
 MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
@@ -113,22 +113,6 @@ def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         _fail(path, "SAFETENSORS_HEADER", "the header is no JSON object of tensors")
     return header, 8 + length
-
-
-def parse_json(text: bytes, file: str, code: str) -> Any:
-    """The value of a stranger's JSON. FormatError ``code`` for bad syntax, a name that is there twice, deep nesting."""
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name is there twice")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))
-        raise FormatError(f"{file}: sound JSON was expected: {reason}. {PULL_AGAIN}", code=code) from None
 
 
 def _record(path: Path, name: str, entry: Any, available: int) -> _Record:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.answer import Answer, stream_answer
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.formats.json_text import parse_json
+from edgellm.formats.text_file import read_text
 
 if TYPE_CHECKING:
     from edgellm.conversation import Conversation
@@ -99,10 +101,7 @@ class ChatSession:
         """Take the messages of a saved conversation in place of these. FormatError for any other file."""
         from edgellm.chat_template import Message
 
-        try:
-            record = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise FormatError(f"{path}: {error}. Expected a conversation that /save wrote.", code="CHAT_FILE") from None
+        record = parse_json(read_text(path), str(path), "CHAT_FILE", advice="Expected a conversation that /save wrote.")
         messages = record.get("messages") if isinstance(record, dict) and record.get("format") == FORMAT else None
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise FormatError(f"{path}: not a conversation that /save wrote.", code="CHAT_FILE")

@@ -25,11 +25,13 @@ from edgellm.formats.errors import FormatError, NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import Metadata, TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.formats.regular_file import open_regular
 from edgellm.kernels.program import ApplyRope, Matmul, Op, StoreKV
 from edgellm.perplexity import Chunk, ChunkModel
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_NAME = 1024  # bytes of a tensor's name in a .dat file
+MAX_COUNT = (1 << 31) - 1  # a .dat file has 32 bits for it
 DAT_CHUNK = 512  # rows of a call, where a .dat file does not say
 
 
@@ -178,9 +180,11 @@ def dat_bytes(imatrix: Imatrix) -> bytes:
 
 def read_imatrix(path: Path) -> Imatrix:
     """A file of either form. FormatError when it is neither, or not whole."""
-    with open(path, "rb") as file:
-        magic = file.read(4)
-    return _read_gguf(path) if magic == b"GGUF" else _read_dat(path)
+    with open_regular(path) as file:
+        if file.read(4) != b"GGUF":
+            file.seek(0)
+            return _read_dat(path, file.read())
+    return _read_gguf(path)
 
 
 def _error(path: Path, found: str, expected: str) -> FormatError:
@@ -206,6 +210,8 @@ def _read_gguf(path: Path) -> Imatrix:
             squares[name] = _checked(path, name, sums.reshape(-1, tensor.shape[-1]), counts)
         datasets = list(gguf.get("imatrix.datasets", list, []))
         chunk_size = gguf.get("imatrix.chunk_size", int, 512)
+        if chunk_size > MAX_COUNT:
+            raise _error(path, f"has chunks of {chunk_size} rows", f"up to {MAX_COUNT}")
     if not squares:
         raise _error(path, "has no sums", "at least one")
     return Imatrix(squares, datasets, max(1, chunk_size))
@@ -216,11 +222,13 @@ def _checked(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> Inp
         raise _error(path, f"has {len(counts)} counts for {len(sums)} sums of {name}", "one for each")
     if not (np.isfinite(sums).all() and np.isfinite(counts).all() and (sums >= 0).all() and (counts >= 0).all()):
         raise _error(path, f"has negative or infinite numbers for {name}", "sums of squares")
+    if (counts > MAX_COUNT).any():
+        raise _error(path, f"counts {counts.max():.3g} rows for {name}", f"up to {MAX_COUNT}")
     return InputSquares(sums, counts)
 
 
-def _read_dat(path: Path) -> Imatrix:
-    data, at = path.read_bytes(), 0
+def _read_dat(path: Path, data: bytes) -> Imatrix:
+    at = 0
 
     def take(nbytes: int, what: str) -> bytes:
         nonlocal at

@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.formats.errors import FormatError
+from edgellm.formats.json_text import parse_json
 from edgellm.sessions.token_records import as_lists, from_lists
 from edgellm.sessions.tree import MessageNode, Session
 
 FORMAT, VERSION = "edgellm-session", 1
 ROLES = ("system", "user", "assistant", "tool")
 MAX_NBYTES = 256 << 20
+EXPECTED = 'Expected JSON that `edgellm sessions export` or /save wrote, or a list of {"role", "content"}.'
 
 
 def to_markdown(session: Session) -> str:
@@ -75,10 +77,7 @@ def from_json(text: str) -> Session:
     """A session from any of the forms above, with ids of its own. FormatError SESSION_FILE for anything else."""
     if len(text) > MAX_NBYTES:
         raise _wrong(f"it has {len(text)} characters, more than {MAX_NBYTES}")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(f"it is no JSON ({error})") from None
+    record = parse_json(text, "The session", "SESSION_FILE", advice=EXPECTED, infinities=True, mends=True)
     if isinstance(record, list):
         return _from_list(record, {})
     if isinstance(record, dict) and record.get("format") == "edgellm-chat":
@@ -142,7 +141,7 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     text = record.get(name, "")
     if not isinstance(text, str):
         raise _wrong(f"{name} is {type(text).__name__}, not text")
-    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would not go into a file
+    return text
 
 
 def _numbers(record: Any) -> dict[str, float]:
@@ -156,8 +155,4 @@ def _moment(value: Any) -> float:
 
 
 def _wrong(what: str) -> FormatError:
-    return FormatError(
-        f"This is no session: {what}. Expected JSON that `edgellm sessions export` or /save wrote, or a list of "
-        '{"role", "content"}.',
-        code="SESSION_FILE",
-    )
+    return FormatError(f"This is no session: {what}. {EXPECTED}", code="SESSION_FILE")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
+from edgellm.formats.json_text import parse_json
 from edgellm.sessions.token_records import pack, unpack
 from edgellm.sessions.tree import MessageNode, MessageTree, Session, title_of
 
@@ -272,7 +273,7 @@ class SessionStore:
     def presets(self) -> dict[str, dict[str, Any]]:
         """Settings by the names they were saved under."""
         with self._reading() as db:
-            return {name: json.loads(text) for name, text in db.execute("select * from presets order by name")}
+            return {name: _parsed(text) for name, text in db.execute("select * from presets order by name")}
 
     def save_preset(self, name: str, settings: dict[str, Any] | None) -> None:
         """Keep settings under a name; None forgets them."""
@@ -369,7 +370,7 @@ def _session_of(row: Sequence[Any], messages: Sequence[Any], runs: Sequence[Any]
     tree = MessageTree()
     nodes: dict[int, MessageNode] = {}
     for node_id, _, parent, _, role, text, answered_by, finish_reason, timings, at in messages:
-        node = MessageNode(role, text, None, answered_by, finish_reason, timings=json.loads(timings))
+        node = MessageNode(role, text, None, answered_by, finish_reason, timings=_parsed(timings))
         node.id, node.created = node_id, at
         nodes[node_id] = tree.attach(node, nodes.get(parent))
     for message, data in runs:
@@ -377,11 +378,16 @@ def _session_of(row: Sequence[Any], messages: Sequence[Any], runs: Sequence[Any]
             nodes[message].tokens += unpack(data)
     if leaf in nodes:
         tree.select(nodes[leaf])
-    return Session(tree, title, model, system, json.loads(settings), session_id, created)
+    return Session(tree, title, model, system, _parsed(settings), session_id, created)
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _parsed(text: str) -> Any:
+    """The other way round. FormatError SESSION_STORE for a value that was changed from outside."""
+    return parse_json(text, "The file of your sessions", "SESSION_STORE", advice=ADVICE, infinities=True)
 
 
 def _refused(path: Path, error: sqlite3.Error) -> FormatError:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgellm.formats.errors import FormatError
+from edgellm.formats.json_text import parse_json
 from edgellm.generation import TokenLogprob
 
 MAX_RECORD_NBYTES = 64 << 20  # unpacked, of one run
@@ -26,7 +27,7 @@ def from_lists(records: Any) -> list[TokenLogprob]:
     """The other way round; FormatError for anything else."""
     try:
         return [_token(record[:5], tuple(_token(other) for other in record[5])) for record in records]
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, IndexError, KeyError, AttributeError) as error:
         raise FormatError(f"Tokens of an answer: {error}. Expected those of a session.", code="SESSION_FILE") from None
 
 
@@ -42,7 +43,7 @@ def unpack(data: bytes) -> list[TokenLogprob]:
         text = unpacker.decompress(data, MAX_RECORD_NBYTES)
         if not unpacker.eof:
             raise ValueError("it is cut short or too large")
-        return from_lists(json.loads(text))
+        return from_lists(parse_json(text, "Tokens", "SESSION_STORE", infinities=True))
     except (zlib.error, ValueError, TypeError) as error:
         raise FormatError(f"Tokens of an answer: {error}. The text is not affected.", code="SESSION_STORE") from None
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import short
+from edgellm.formats.json_text import parse_json
 from edgellm.tokenizer import marks
 from edgellm.tokenizer.added_tokens import AddedTokens
 from edgellm.tokenizer.json_parts import check_parts, strips_first_space
@@ -38,7 +39,7 @@ class HuggingFaceJson:
         self._names = {i: _NAME.format(secret=secret, token_id=i) for i in mark_ids if vocabulary.tokens[i]}
         try:
             with library_faults():
-                description = json.loads(vocabulary.metadata[KEY])
+                description = parse_json(vocabulary.metadata[KEY], KEY, "VOCAB_INVALID")
                 check_parts(description)
                 check_ids(description, vocabulary)
                 self.strips_first_space = strips_first_space(description)

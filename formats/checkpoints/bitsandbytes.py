@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.checkpoints.weight import Parts, Weight
-from edgellm.formats.safetensors import parse_json
+from edgellm.formats.json_text import parse_json
 
 STATE = ".quant_state.bitsandbytes__"
 FLOATS = ("F32", "F16", "BF16")
