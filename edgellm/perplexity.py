@@ -56,8 +56,16 @@ class Perplexity:
     def of(cls, losses: np.ndarray) -> Perplexity:
         """Of negative log-likelihoods (n,)."""
         mean, error = mean_and_error(losses)
-        value = math.exp(mean)
-        return cls(value, value * error, len(losses))
+        value = exp(mean)
+        return cls(value, value * error if error else 0.0, len(losses))
+
+
+def exp(value: float) -> float:
+    """e to the value; infinity, as C has it, where no float is large enough."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

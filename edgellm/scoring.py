@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 
 from edgellm.formats.errors import ParameterError
 from edgellm.generation import TokenLogprob
-from edgellm.perplexity import ROWS, log_softmax
+from edgellm.perplexity import ROWS, exp, log_softmax
 
 if TYPE_CHECKING:
     from edgellm.engine import Engine
@@ -43,8 +44,9 @@ class TextScore:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood of the tokens that have one."""
-        return float(np.exp(-np.nanmean(self.logprobs, dtype=np.float64)))
+        """exp of the mean negative log-likelihood of the tokens that have one; NaN when none has."""
+        known = self.logprobs[~np.isnan(self.logprobs)]
+        return exp(-float(known.mean(dtype=np.float64))) if len(known) else math.nan
 
 
 def following_logprobs(engine: Engine, ids: Sequence[int], top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

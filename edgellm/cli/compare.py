@@ -10,6 +10,7 @@ import click
 from edgellm.cli.models import open_file
 from edgellm.cli.output import echo, fields, human_bytes, json_text, table
 from edgellm.cli.perplexity import TEXT_FILE, figure_lines, told_comparison
+from edgellm.formats.text_file import read_text
 
 
 @click.command("compare")
@@ -47,6 +48,7 @@ def command(
     """
     from edgellm.quantize.compare import metadata_changes, tensor_differences, tensor_errors
 
+    words = read_text(text) if text is not None else ""
     with open_file(a) as first, open_file(b) as second:
         result: dict[str, Any] = {
             "a": first.path.name,
@@ -63,12 +65,12 @@ def command(
             ]
         paths = first.path, second.path
     if text is not None:
-        result["answers"] = _answers(paths, text, n_ctx, n_chunks, n_threads, executor)
+        result["answers"] = _answers(paths, words, n_ctx, n_chunks, n_threads, executor)
     echo(json_text(result, indent=None) if as_json else _as_text(result))
 
 
 def _answers(
-    paths: tuple[Path, Path], text: Path, n_ctx: int, n_chunks: int | None, n_threads: int | None, executor: str
+    paths: tuple[Path, Path], text: str, n_ctx: int, n_chunks: int | None, n_threads: int | None, executor: str
 ) -> dict[str, Any]:
     from edgellm.divergence import compare_models
     from edgellm.perplexity import ChunkModel
@@ -77,7 +79,7 @@ def _answers(
         ChunkModel(paths[0], n_ctx, executor=executor, n_threads=n_threads) as base,
         ChunkModel(paths[1], n_ctx, executor=executor, n_threads=n_threads) as own,
     ):
-        chunks = own.chunks(own.ids(text.read_text(encoding="utf-8")), n_chunks)
+        chunks = own.chunks(own.ids(text), n_chunks)
         figures = told_comparison(compare_models(own, base, chunks), len(chunks))
     return {"n_ctx": n_ctx, "chunks": len(chunks)} | figures
 

@@ -14,6 +14,7 @@ from edgellm.cli.path_type import TypedPath
 from edgellm.cli.perplexity import TEXT_FILE
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.text_file import read_text
 
 if TYPE_CHECKING:
     from edgellm.quantize.importance import Imatrix
@@ -104,10 +105,11 @@ def _collect(
     from edgellm.perplexity import ChunkModel
     from edgellm.quantize.importance import collect
 
+    words = read_text(text)
     with Progress() as progress:
         path = resolve(model, progress)
     with ChunkModel(path, n_ctx, executor=executor, n_threads=n_threads) as own:
-        chunks = own.chunks(own.ids(text.read_text(encoding="utf-8")))
+        chunks = own.chunks(own.ids(words))
         if first >= len(chunks):
             raise ParameterError(f"--chunk is {first}, the text has {len(chunks)} chunks. Leave out fewer.")
         chunks = chunks[first:][:n_chunks]

@@ -26,16 +26,19 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def use_utf8() -> None:
     """Write UTF-8 whatever the locale says; a lone surrogate becomes ``?`` instead of an error.
 
-    A stream that the caller has closed (``>&-``) swallows what is written to it.
+    What is read keeps bytes that are none as lone surrogates, which ``LineInput`` refuses. A stream that the caller has
+    closed (``>&-``) is empty, and swallows what is written to it.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (until the process ends)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def terminal_safe(text: str) -> str:
@@ -100,6 +103,19 @@ def error_block(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return f"Error: {terminal_safe(message)}" + (f" [{code}]" if isinstance(code, str) else "")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """JSON as every program reads it: a float that JSON has no word for (infinity, NaN) is null."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def human_bytes(nbytes: float) -> str:

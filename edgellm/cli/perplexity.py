@@ -13,6 +13,7 @@ from edgellm.cli.models import resolve
 from edgellm.cli.output import echo, fields, json_text
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
+from edgellm.formats.text_file import read_text
 
 if TYPE_CHECKING:
     from edgellm.divergence import Comparison
@@ -77,6 +78,7 @@ def command(
         raise click.UsageError("Give the text with -f FILE.")
     if written and (diverge or against):
         raise click.UsageError("A base is written in a run of its own: leave --kl-divergence and --against out.")
+    words = read_text(text) if text is not None and not diverge else ""
     with Progress() as progress:
         path = resolve(model, progress)
         if diverge:
@@ -87,9 +89,8 @@ def command(
             with ChunkModel(path, saved.n_ctx, executor=executor, n_threads=n_threads) as own:
                 result = _against_base(own, saved, n_chunks)
         else:
-            assert text is not None, "checked above"
             with ChunkModel(path, n_ctx, executor=executor, n_threads=n_threads) as own:
-                ids = own.ids(text.read_text(encoding="utf-8"))
+                ids = own.ids(words)
                 chunks = own.chunks(ids, n_chunks)
                 if against:
                     with ChunkModel(resolve(against, progress), n_ctx, executor=executor, n_threads=n_threads) as other:

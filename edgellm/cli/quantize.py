@@ -13,6 +13,7 @@ from edgellm.cli.output import echo, human_bytes, table
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.text_file import read_text
 from edgellm.paths import path_if_there, typed_path
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _parsed(arguments: tuple[str, ...], values: dict[str, Any]) -> tuple[str, Pa
         raise click.UsageError("SRC [DST] TYPE is expected, such as: edgellm quantize model-f16.gguf Q4_K_M")
     overrides = [*values["tensor_type"]]
     if values["tensor_type_file"]:
-        overrides += values["tensor_type_file"].read_text("utf-8").split()
+        overrides += read_text(values["tensor_type_file"]).split()
     output, embedding = values["output_tensor_type"], values["token_embedding_type"]
     recipe = Recipe(
         parse_file_type(words[-1]),
@@ -183,7 +184,7 @@ def _calibrated(
     return calibrate(
         planned.source.path,
         {tensor.name: tensor.target.name for tensor in planned.tensors if tensor.changes},
-        text.read_text(encoding="utf-8"),
+        read_text(text),
         CalibrationOptions(method, n_chunks=values["n_chunks"], n_threads=values["n_threads"]),
         planned.importance.columns if planned.importance else None,
         lambda what, done, total: progress.update(what, done, total),
