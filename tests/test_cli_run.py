@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -30,15 +29,17 @@ def llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeLLM:
         return fake
 
     monkeypatch.setattr(edgellm, "load", load, raising=False)
-    monkeypatch.setattr("edgellm.cli.run._is_piped", lambda: False)
+    monkeypatch.setattr("edgellm.cli.standard_input.brought_along", lambda: None)
+    monkeypatch.setattr("edgellm.cli.standard_input.is_terminal", lambda: True)
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("EDGELLM_DEBUG", raising=False)
     return fake
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("edgellm.cli.run._is_piped", lambda: True)
-    monkeypatch.setattr("edgellm.cli.generation_options.read_stdin", lambda: text)
+    monkeypatch.setattr("edgellm.cli.standard_input.brought_along", lambda: text)
+    monkeypatch.setattr("edgellm.cli.standard_input.read_all", lambda: text)
+    monkeypatch.setattr("edgellm.cli.standard_input.is_terminal", lambda: False)
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -65,6 +66,9 @@ def test_the_answer_and_nothing_else_goes_to_standard_output(llm: FakeLLM, capsy
         (["-m", "m.gguf", "-p", "hi"], "m.gguf", "hi"),
         (["-p", "hi"], "smollm2", "hi"),
         (["a prompt for the default model"], "smollm2", "a prompt for the default model"),
+        (["日本の首都は?"], "smollm2", "日本の首都は?"),
+        (["Why?"], "smollm2", "Why?"),
+        (["2*3="], "smollm2", "2*3="),
         (["--", "m.gguf", "-p"], "m.gguf", "-p"),
     ],
 )
@@ -77,14 +81,19 @@ def test_the_prompt_may_come_from_a_file_or_a_pipe(
     llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "prompt.txt"
-    file.write_text("from a file: ä", "utf-8")
+    file.write_text("from a file: ä\n", "utf-8")
     assert main(["run", "m", "-f", str(file)]) == 0
+    assert main(["run", "m", "--raw", "-f", str(file)]) == 0
     pipe(monkeypatch, "from a pipe\n")
     assert main(["run", "m"]) == 0
     assert main(["run", "m", "-f", "-"]) == 0
     assert main(["run", "m", "Sum this up."]) == 0
+    assert main(["run", "m", "Sum this up.", "-f", "-"]) == 0
+    assert main(["run", "m", "Sum this up.", "--no-stdin"]) == 0
+    assert llm.requests.pop(1)[0] == "from a file: ä"  # one end of a line belongs to the file, as in llama.cpp
     prompts = [request[0][-1]["content"] for request in llm.requests]
-    assert prompts == ["from a file: ä", "from a pipe\n", "from a pipe\n", "from a pipe\n\nSum this up."]
+    both = "from a pipe\n\nSum this up."
+    assert prompts == ["from a file: ä", "from a pipe", "from a pipe", both, both, "Sum this up."]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,7 @@ def test_the_prompt_may_come_from_a_file_or_a_pipe(
         ["run"],
         ["run", "m", "  "],
         ["run", "m", "one", "-p", "two"],
+        ["run", "m", "-f", "-", "--no-stdin"],
         ["run", "m", "x", "--raw", "-sys", "be nice"],
         ["run", "m", "x", "-sys", "a", "-sysf", "b"],
         ["run", "m", "x", "--chat-template-kwargs", "[1]"],
@@ -115,6 +125,22 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(
     assert main(arguments) == 2
     assert llm.load_options == {}
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("arguments", [["Hello"], ["Name", "three", "rivers."]])
+def test_a_word_that_is_no_model_is_told_how_to_be_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    pipe(monkeypatch, "text")
+    assert main(["run", *arguments]) == 1
+    assert "give all of that with -p" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["m", "my-model", "./models/m.gguf", "modèles/m.gguf", "hf:owner/repo:Q4_K_M", "~/m"])
+def test_a_lone_name_is_a_model(llm: FakeLLM, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", name]) == 2
+    assert f"{name} was taken as the model" in capsys.readouterr().err
 
 
 def test_every_sampling_flag_reaches_its_field(llm: FakeLLM) -> None:
@@ -206,6 +232,7 @@ def test_an_error_of_the_model_is_reported_and_the_model_closed(
     assert llm.closed
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
 def test_ctrl_c_keeps_what_was_said_and_ends_with_130(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.on_chunk = lambda i: os.kill(os.getpid(), signal.SIGINT) if i == 3 else None
@@ -215,6 +242,16 @@ def test_ctrl_c_keeps_what_was_said_and_ends_with_130(llm: FakeLLM, capsys: pyte
     assert llm.closed and signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
+def test_a_ctrl_c_that_is_ignored_stays_so(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what runs in its background
+    llm.on_chunk = lambda i: os.kill(os.getpid(), signal.SIGINT)
+    assert main(["run", "m", "count"]) == 0
+    assert capsys.readouterr().out == "echo: count\n"
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
 def test_a_second_ctrl_c_leaves_at_once(
     llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -249,17 +286,3 @@ def test_override_kv_reads_every_type(text: str, expected: tuple[str, Any]) -> N
 def test_override_kv_refuses_what_it_cannot_read(text: str) -> None:
     with pytest.raises(ParameterError, match="KEY=TYPE:VALUE"):
         parse_override(text)
-
-
-def test_a_pipe_is_told_from_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from edgellm.cli import run
-
-    (tmp_path / "prompt.txt").write_text("typed")
-    for path, expected in ((os.devnull, False), (tmp_path / "prompt.txt", True)):
-        with open(path) as file:
-            monkeypatch.setattr("sys.stdin", file)
-            assert run._is_piped() is expected
-    monkeypatch.setattr("sys.stdin", io.StringIO("typed"))
-    assert run._is_piped()
-    monkeypatch.setattr("sys.stdin", None)
-    assert not run._is_piped()

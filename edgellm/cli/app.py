@@ -92,12 +92,15 @@ def debugging() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every error is printed here and nowhere else."""
     use_utf8()
-    if threading.current_thread() is threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            status = _run(list(sys.argv[1:] if arguments is None else arguments))
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            check_arguments(given)
+            status = _run(given)
         sys.stdout.flush()
         return status
     except click.ClickException as error:
@@ -117,6 +120,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             echo(traceback.format_exc(), err=True)
         echo(error_block(error), err=True)
         return 1
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """UsageError for one that is not UTF-8: only a path that is there may be so, or a new name in such a folder."""
+    for number, argument in enumerate(arguments, 1):
+        value = argument.partition("=")[2] if argument.startswith("-") and "=" in argument else argument
+        folder, name = os.path.split(value)
+        if _is_utf8(value) or os.path.lexists(value) or (_is_utf8(name) and os.path.isdir(folder)):
+            continue
+        shown = argument.encode("utf-8", "backslashreplace").decode()
+        raise click.UsageError(
+            f"argument {number}, {shown}, is not UTF-8. Set the terminal and the locale to UTF-8, or put the text into "
+            "a file and turn that into UTF-8: iconv -f LATIN1 -t UTF-8"
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether all of it could be decoded; Python leaves half characters for bytes that could not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from edgellm.formats.errors import ParameterError
+from edgellm.cli import standard_input
+from edgellm.formats import text_file
+from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.formats.json_text import parse_json
 from edgellm.paths import typed_file, typed_path
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,23 +75,24 @@ def generation_options(function: F) -> F:
     return function
 
 
-def read_stdin() -> str:
-    """All of standard input, in UTF-8."""
-    return sys.stdin.read()
-
-
 def read_text(path: str) -> str:
-    """A text file in UTF-8; ``-`` is standard input."""
-    if path == "-":
-        return read_stdin()
-    return typed_path(path).read_text("utf-8", errors="replace")
+    """A text file; ``-`` is standard input. FormatError for what is no text, OSError for what cannot be opened."""
+    return standard_input.read_all() if path == "-" else text_file.read_text(typed_path(path))
+
+
+def without_last_newline(text: str) -> str:
+    """A prompt as llama.cpp takes it out of a file: the end of the last line is the file's, not the prompt's."""
+    return text.removesuffix("\n")
 
 
 def system_message(values: dict[str, Any]) -> str | None:
     """The system message of ``-sys`` or ``-sysf``."""
     if values["system"] is not None and values["system_file"] is not None:
         raise click.UsageError("-sys and -sysf both give a system message. Give one of them.")
-    return read_text(values["system_file"]) if values["system_file"] is not None else values["system"]
+    if values["system_file"] is not None:
+        return without_last_newline(read_text(values["system_file"]))
+    given: str | None = values["system"]
+    return given
 
 
 def template_source(values: dict[str, Any]) -> str | None:
@@ -108,9 +110,9 @@ def template_arguments(values: dict[str, Any]) -> dict[str, Any]:
     if values["template_kwargs"] is None:
         return {}
     try:
-        arguments = json.loads(values["template_kwargs"])
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"--chat-template-kwargs is not JSON: {error}") from None
+        arguments = parse_json(values["template_kwargs"], "--chat-template-kwargs", "PARAMETER", advice="")
+    except FormatError as error:
+        raise click.UsageError(str(error).strip()) from None
     if not isinstance(arguments, dict):
         raise click.UsageError('--chat-template-kwargs must be a JSON object such as {"enable_thinking": false}.')
     return arguments

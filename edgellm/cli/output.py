@@ -105,19 +105,6 @@ def error_block(error: BaseException) -> str:
     return f"Error: {terminal_safe(message)}" + (f" [{code}]" if isinstance(code, str) else "")
 
 
-def json_text(value: Any, **options: Any) -> str:
-    """JSON as every program reads it: a float that JSON has no word for (infinity, NaN) is null."""
-    return json.dumps(_finite(value), allow_nan=False, **options)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def human_bytes(nbytes: float) -> str:
     """Bytes in the unit that leaves one to four digits before the point, such as ``93.8 MiB``."""
     for unit in ("B", "KiB", "MiB"):

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli import standard_input
 from edgellm.cli.answer import stream_answer, timing_block
 from edgellm.cli.generation_options import (
     generation_options,
     read_text,
     system_message,
     template_arguments,
+    without_last_newline,
 )
 from edgellm.cli.models import load_model
 from edgellm.cli.output import EXIT_INTERRUPTED, echo, hand_over, json_text
 from edgellm.cli.sampling_options import given_sampling, sampling_options
+from edgellm.formats.errors import ModelNotFoundError
 from edgellm.paths import path_if_there
+
+if TYPE_CHECKING:
+    from edgellm.llm import LLM
+
+# a name of the catalogue, a reference, a path that is written plainly; no blank, no quote, ? ! , or letter beyond ASCII
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_.~/\\:+=@-]+|https?://\S+")
 
 
 @click.command("run")
 @click.argument("arguments", nargs=-1, metavar="[MODEL] [PROMPT]...")
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt.")
 @click.option("-f", "--file", "prompt_file", metavar="FILE", help="File with the prompt; - is standard input.")
+@click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("--raw", "-no-cnv", "--no-conversation", "raw", is_flag=True, help="Complete text, without a template.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: text, finish_reason, timings.")
 @generation_options
@@ -35,9 +43,11 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
 
     Nothing but the answer goes there; progress, timings and errors go to standard error.
 
-    The prompt is an argument, -p, -f, or comes from a pipe; with both, the piped text comes first. A single argument
-    with a space in it is a prompt for the default model. The first Ctrl-C stops the answer, the second leaves; both
-    end with status 130.
+    The prompt is an argument, -p, -f, or standard input. Beside a prompt, standard input is read too and comes first
+    when it is a pipe, a file from its start, or a connection that has something at once; --no-stdin leaves it alone,
+    say in a loop that reads lines from a pipe. A single argument that no model can be called, such as one with a space
+    in it, is a prompt for the default model. The first Ctrl-C stops the answer, the second leaves; both end with status
+    130.
 
     \b
     Examples:
@@ -46,7 +56,11 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
       edgellm run -m model.gguf --raw -p "Once upon a time" --seed 7
     """
     model, words = split_arguments(arguments, values["model_option"], values)
-    prompt = read_prompt(words, values["prompt_option"], values["prompt_file"])
+    named = values["model_option"] is None and model in arguments[:1]
+    prompt = read_prompt(words, values)
+    if not prompt.strip():
+        taken = f" {model} was taken as the model." if named else ""
+        raise click.UsageError(f"there is no prompt. Give it as an argument, with -p, -f, or through a pipe.{taken}")
     sampling = given_sampling(values)
     system = system_message(values)
     if values["raw"] and system is not None:
@@ -56,7 +70,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], **sampling}
     if not values["raw"]:
         options["template_kwargs"] = template_arguments(values)
-    with load_model(model, values, needs_template=not values["raw"]) as llm:
+    with _loaded(model, values, named) as llm:
         answer = stream_answer(
             lambda **live: llm.stream(prompt if values["raw"] else messages, **options, **live),
             (lambda text: None) if values["as_json"] else hand_over,
@@ -72,6 +86,19 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     return EXIT_INTERRUPTED if answer.stopped else 0
 
 
+def _loaded(model: str, values: dict[str, Any], named: bool) -> LLM:
+    """The model; where its name is no model's, a word about what it may have been instead."""
+    try:
+        return load_model(model, values, needs_template=not values["raw"])
+    except ModelNotFoundError as error:
+        if not named:
+            raise
+        raise ModelNotFoundError(
+            f"{error} The first argument is the model. If it is part of the prompt, give all of that with -p.",
+            code=error.code,
+        ) from error
+
+
 def split_arguments(arguments: tuple[str, ...], model: str | None, values: dict[str, Any]) -> tuple[str, list[str]]:
     """The model and the words of the prompt; see the help of the command."""
     from edgellm.paths import DEFAULT_MODEL
@@ -82,32 +109,29 @@ def split_arguments(arguments: tuple[str, ...], model: str | None, values: dict[
         return DEFAULT_MODEL, []
     first, *words = arguments
     alone = not words and values["prompt_option"] is None and values["prompt_file"] is None
-    if alone and any(c.isspace() for c in first) and path_if_there(first) is None:
-        return DEFAULT_MODEL, [first]
-    return first, words
+    return (DEFAULT_MODEL, [first]) if alone and not may_be_model(first) else (first, words)
 
 
-def read_prompt(words: list[str], option: str | None, file: str | None) -> str:
-    """The prompt from the one place that has it, behind whatever a pipe brings."""
-    given = [text for text in (" ".join(words) or None, option) if text is not None]
-    if file is not None:
-        given.append(read_text(file))
+def may_be_model(text: str) -> bool:
+    """Whether a lone argument may be a model's name or path; anything else is a prompt."""
+    return bool(_MODEL_NAME.fullmatch(text)) or text.lower().endswith(".gguf") or path_if_there(text) is not None
+
+
+def read_prompt(words: list[str], values: dict[str, Any]) -> str:
+    """The prompt from the one place that has it, behind whatever standard input brings; "" when there is none."""
+    file, no_stdin = values["prompt_file"], values["no_stdin"]
+    if file == "-" and no_stdin:
+        raise click.UsageError("-f - reads standard input, and --no-stdin does not. Give one of them.")
+    given = [text for text in (" ".join(words) or None, values["prompt_option"]) if text is not None]
+    if file is not None and file != "-":
+        given.append(without_last_newline(read_text(file)))
     if len(given) > 1:
         raise click.UsageError("there is more than one prompt. Give it as an argument, with -p, or with -f.")
-    if file != "-" and _is_piped():
-        piped = read_text("-")
-        given = [piped.rstrip() + "\n\n" + given[0]] if given and piped.strip() else given or [piped]
-    if not given or not given[0].strip():
-        raise click.UsageError("there is no prompt. Give it as an argument, with -p, -f, or through a pipe.")
-    return given[0]
-
-
-def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file; a terminal, a socket and /dev/null are not."""
-    if sys.stdin is None:
-        return False
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):
-        return True  # replaced by a test or a notebook
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+    brought = None
+    if file == "-" or not (given or no_stdin or standard_input.is_terminal()):
+        brought = standard_input.read_all()
+    elif not no_stdin:
+        brought = standard_input.brought_along()
+    if brought is not None and brought.strip():
+        given = [brought.rstrip() + "\n\n" + given[0]] if given else [without_last_newline(brought)]
+    return given[0] if given else ""
