@@ -312,6 +312,7 @@ def test_commands_that_need_a_file_say_so(session: ChatSession, line: str) -> No
         run_command(session, line)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
 def test_stopping_keeps_what_was_said_and_nothing_when_nothing_was_said(session: ChatSession, llm: FakeLLM) -> None:
     llm.on_chunk = lambda i: os.kill(os.getpid(), signal.SIGINT) if i == 2 else None
@@ -390,7 +391,7 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Any:
+def terminal(tmp_path: Path, interruptible: None) -> Any:
     started: list[Terminal] = []
 
     def start(*arguments: str) -> Terminal:
@@ -440,6 +441,25 @@ def test_ctrl_c_at_the_prompt_warns_once(terminal: Any) -> None:
     chat.wait_for("once more.*>>> ")
     chat.send_at_prompt(CTRL_C)
     assert chat.close() == 130
+
+
+@pytest.mark.parametrize("paste", ["one\rtwo\r\rthree\r", "\x1b[200~one\ntwo\n\nthree\x1b[201~\r"])
+def test_lines_that_are_pasted_are_one_message(terminal: Any, paste: str) -> None:
+    chat = terminal("chat", "--plain")
+    chat.wait_for(">>> ")
+    chat.send_at_prompt(paste)
+    chat.wait_for("echo: one\r\ntwo\r\n\r\nthree\r\n.*>>> ")
+    chat.send_at_prompt("/exit\r")
+    assert chat.close() == 0
+
+
+def test_lines_that_were_typed_ahead_are_messages_of_their_own(terminal: Any) -> None:
+    chat = terminal("chat", "--plain", "-p", "talk forever", "-n", "60")
+    chat.wait_for("on on on")
+    chat.send("one\rtwo\r")
+    chat.wait_for("echo: one\r\n.*echo: two\r\n.*>>> ")
+    chat.send_at_prompt("/exit\r")
+    assert chat.close() == 0
 
 
 def test_ctrl_d_leaves(terminal: Any) -> None:

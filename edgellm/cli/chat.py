@@ -11,19 +11,20 @@ from typing import Any
 import click
 
 from edgellm.cli.answer import Answer, timing_block
-from edgellm.cli.chat_commands import AnswerAgain, LeaveChat, run_command
+from edgellm.cli.chat_commands import AnswerAgain, LeaveChat, is_command, run_command
 from edgellm.cli.chat_session import ChatSession
 from edgellm.cli.generation_options import (
     generation_options,
     read_text,
     system_message,
     template_arguments,
+    without_last_newline,
 )
 from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model, load_options
 from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.cli.sampling_options import given_sampling, sampling_options
-from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
 
 
 @click.command("chat")
@@ -53,7 +54,7 @@ def command(model_argument: str | None, **values: Any) -> int:
     if model_argument is not None and values["model_option"] is not None:
         raise click.UsageError("the model is given twice. Give it as an argument or with -m.")
     model = model_argument or values["model_option"]
-    first = read_text(values["first_file"]) if values["first_file"] else values["first"]
+    first = without_last_newline(read_text(values["first_file"])) if values["first_file"] else values["first"]
     if not values["plain"] and has_screen():
         return full_screen(model, first, values)
     if values["go_on"] or values["session"]:
@@ -122,6 +123,11 @@ class ChatLoop:
         while True:
             try:
                 line = self.lines.read()
+            except FormatError as error:
+                if not self.lines.interactive:
+                    raise
+                echo(error_block(error), err=True)
+                continue
             except KeyboardInterrupt:
                 echo()
                 self.interrupts += 1
@@ -143,7 +149,7 @@ class ChatLoop:
     def _turn(self, line: str) -> None:
         """One line of the user: a command or a message. An error is shown and the chat goes on."""
         try:
-            if line.startswith("/"):
+            if is_command(line):
                 try:
                     echo(run_command(self.session, line), err=not self.lines.interactive)
                 except AnswerAgain:

@@ -11,6 +11,7 @@ from edgellm.cli.chat_session import ChatSession
 from edgellm.cli.output import fields
 from edgellm.cli.sampling_options import BY_FIELD, parse_setting
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.text_file import read_text
 from edgellm.paths import line_path
 
 MAX_READ_NBYTES = 16 << 20
@@ -49,9 +50,7 @@ def _clear(session: ChatSession, argument: str) -> str:
 
 def _read(session: ChatSession, argument: str) -> str:
     path = _path(argument, "/read FILE")
-    if path.stat().st_size > MAX_READ_NBYTES:
-        raise ParameterError(f"{path} has {path.stat().st_size} bytes, more than {MAX_READ_NBYTES}. Take a part of it.")
-    text = path.read_text("utf-8", errors="replace")
+    text = read_text(path, MAX_READ_NBYTES)
     session.attachments.append((path.name, text))
     return f"{path.name}: {len(text)} characters, they go with your next message."
 
@@ -142,6 +141,12 @@ COMMANDS = {
     )
 }
 ALIASES = {"bye": "exit", "quit": "exit", "q": "exit", "?": "help", "regenerate": "regen"}
+
+
+def is_command(text: str) -> bool:
+    """Whether a message is a command; several lines that begin with a path, which a paste may bring, are none."""
+    name = text[1:].split(maxsplit=1)[:1]
+    return text.startswith("/") and ("\n" not in text or (name[:1] != [] and ALIASES.get(name[0], name[0]) in COMMANDS))
 
 
 def run_command(session: ChatSession, line: str) -> str:

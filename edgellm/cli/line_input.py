@@ -1,18 +1,23 @@
 """Lines of a chat from the keyboard or a pipe: editing and history by readline, messages of several lines.
 
-A message goes on over a line that ends with a backslash, and between two lines with three double quotes.
+A message goes on over a line that ends with a backslash, and between two lines with three double quotes. Lines that
+come to the waiting prompt together are a paste, and one message.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 from pathlib import Path
+
+from edgellm.formats.errors import FormatError
 
 QUOTES = '"""'
 PROMPT, CONTINUED = ">>> ", "... "
 HISTORY_LINES = 1000
+PASTE_S = 0.02  # between two lines of one paste
 
 
 class LineInput:
@@ -28,6 +33,7 @@ class LineInput:
 
     def read(self) -> str | None:
         """The next message, None at the end of the input. KeyboardInterrupt when Ctrl-C is pressed."""
+        typed_ahead = self._more(0)
         line = self._line(PROMPT)
         if line is None:
             return None
@@ -37,7 +43,12 @@ class LineInput:
         while line is not None and line.endswith("\\"):
             lines.append(line[:-1])
             line = self._line(CONTINUED)
-        return "\n".join([*lines, line or ""])
+        lines.append(line or "")
+        while not typed_ahead and not lines[0].startswith("/") and self._more(PASTE_S):
+            if (line := self._line("")) is None:
+                break
+            lines.append(line)
+        return "\n".join(lines)
 
     def close(self) -> None:
         """Keep the history for the next time, for this user's eyes only."""
@@ -65,14 +76,28 @@ class LineInput:
             lines.pop()
         return "\n".join(lines)
 
+    def _more(self, seconds: float) -> bool:
+        """Whether the keyboard has brought more within so long."""
+        if not self.interactive or os.name != "posix":  # consoles of Windows cannot be asked
+            return False
+        return bool(select.select([sys.stdin], [], [], seconds)[0])
+
     def _line(self, prompt: str) -> str | None:
         try:
-            if self.interactive:
-                return input(prompt)
-            line = sys.stdin.readline()
-            return line.rstrip("\r\n") if line else None
+            line = input(prompt) if self.interactive else sys.stdin.readline()
         except EOFError:
             return None
+        if not line and not self.interactive:
+            return None
+        try:
+            line.encode()  # bytes that are no UTF-8 are lone surrogates here
+        except UnicodeEncodeError as error:
+            raise FormatError(
+                f"The line {line[: error.start]!r} goes on with a byte that is no UTF-8. Set the terminal to UTF-8, or "
+                "turn what is piped into it: iconv -f LATIN1 -t UTF-8",
+                code="TEXT_ENCODING",
+            ) from None
+        return line.rstrip("\r\n")
 
 
 def _readline():  # type: ignore[no-untyped-def]
