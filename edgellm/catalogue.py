@@ -260,6 +260,12 @@ def references_of(name: str) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> ModelNotFoundError:
+    if os.path.isdir(name):
+        return ModelNotFoundError(
+            f"{name}: is a folder, and a model is one file. Give the path of a .gguf file in it; `edgellm convert` "
+            "makes one of a Hugging Face checkpoint.",
+            code="MODEL_NOT_A_FILE",
+        )
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name):
         return ModelNotFoundError(f"{name}: nothing is fetched from {scheme[1]}:. Known are {', '.join(SOURCES)}.")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and not name.lower().endswith(".gguf"):

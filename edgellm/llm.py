@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from edgellm import loading
+from edgellm import arguments, loading
 from edgellm.engine import Engine
 from edgellm.engine_requests import CancelFlag
-from edgellm.formats.errors import ClosedError, ParameterError
+from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError
 from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
-from edgellm.paths import typed_path
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
 
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 
     Messages = Sequence[Message | Mapping[str, Any]]
     Prompt = str | Messages | Sequence[int]
+
+MAX_COUNT = (1 << 31) - 1
+RESERVED = ("self", "messages", "tools")  # names that a template gets from the prompt itself
 
 
 def load(
@@ -125,7 +127,7 @@ class LLM:
         """
         engine = self.engine
         params = self.params(params, logprobs=logprobs, **sampling)
-        text = TextStream(self.tokenizer, stop_strings(stop), special=special)
+        text = TextStream(self.tokenizer, stop_strings(stop), special=arguments.flag("special", special))
         ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
         engine.check(ids, max_tokens)
         sampler = Sampler(
@@ -185,19 +187,24 @@ class LLM:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"Did you mean {near[0]}?" if near else "SamplingParams has the list."
                 raise ParameterError(f"{name}: no such parameter. {hint}")
+        if params is not None and not isinstance(params, SamplingParams):
+            raise arguments.wrong("params", params, "SamplingParams; single fields are given by name")
         if logprobs is not None and logprobs is not False:
             sampling |= {"n_probs": 0 if logprobs is True else logprobs, "logprobs": True}
-        return replace(params or self.default_params, **sampling)
+        return replace(self.default_params if params is None else params, **sampling)
 
     # -- text and ids ----------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of a text; see ``Tokenizer.encode``."""
-        return self.tokenizer.encode(text, add_special, parse_special)
+        arguments.text("text", text)
+        return self.tokenizer.encode(
+            text, arguments.flag("add_special", add_special), arguments.flag("parse_special", parse_special)
+        )
 
     def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids; see ``Tokenizer.decode``."""
-        return self.tokenizer.decode(ids, special)
+        return self.tokenizer.decode(arguments.token_ids("ids", ids), arguments.flag("special", special))
 
     def apply_template(self, messages: Messages, **kwargs: Any) -> str:
         """The text that the model is given for these messages."""
@@ -212,15 +219,16 @@ class LLM:
         parse_special: bool = False,
     ) -> list[int]:
         """The ids that a prompt becomes: BOS where the vocabulary wants one, never an EOS behind it."""
-        if not isinstance(prompt, Iterable):
-            raise ParameterError(f"prompt: expected text, messages or token ids, got {type(prompt).__name__}.")
-        if not isinstance(prompt, str) and all(isinstance(item, int) or hasattr(item, "__index__") for item in prompt):
-            return [int(item) for item in prompt]  # type: ignore[arg-type]
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, False, parse_special)
+            ids = self.tokenizer.encode(prompt, False, arguments.flag("parse_special", parse_special))
         else:
-            segments = self.chat_template.render(prompt, tools=tools, **(template_kwargs or {}))  # type: ignore[arg-type]
-            ids = self.tokenizer.encode_segments(segments, False)
+            parts = arguments.items("prompt", prompt, "text, a list of messages, or token ids")
+            if all(hasattr(part, "__index__") for part in parts):
+                return arguments.token_ids("prompt", parts)
+            more = {} if template_kwargs is None else arguments.mapping("template_kwargs", template_kwargs)
+            if taken := [name for name in RESERVED if name in more]:
+                raise ParameterError(f"template_kwargs has {taken[0]!r}, which the prompt gives. Take another name.")
+            ids = self.tokenizer.encode_segments(self.chat_template.render(parts, tools=tools, **more), False)
         prefix = list(self.tokenizer.special.prefix)
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 
@@ -228,6 +236,7 @@ class LLM:
         """The log-probability of every token of a text after those before it, and the ``top`` likeliest there."""
         from edgellm.scoring import token_logprobs
 
+        top = arguments.whole_number("top", top, 0, MAX_COUNT)
         return token_logprobs(self.engine, self.tokenizer, self._text_ids(text), top)
 
     def score(self, text: str | Sequence[int]) -> TextScore:
@@ -244,7 +253,8 @@ class LLM:
         """
         from edgellm.scoring import score_continuation
 
-        kept = context.rstrip()
+        kept = arguments.text("context", context).rstrip()
+        arguments.text("continuation", continuation)
         known, whole = self.prompt_ids(kept), self.prompt_ids(context + continuation)
         if not known:
             first = self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
@@ -255,10 +265,11 @@ class LLM:
         """exp of the mean negative log-likelihood, by llama-perplexity's procedure (second half of each chunk)."""
         from edgellm.perplexity import perplexity
 
+        n_ctx = arguments.whole_number("n_ctx", n_ctx, 1, MAX_COUNT)
         return perplexity(self.engine, self.tokenizer, self._text_ids(text), n_ctx)
 
     def _text_ids(self, text: str | Sequence[int]) -> list[int]:
-        return self.tokenize(text) if isinstance(text, str) else [int(token) for token in text]
+        return self.tokenize(text) if isinstance(text, str) else arguments.token_ids("text", text)
 
     # -- what it has read --------------------------------------------------------------------------------------------
 
@@ -266,11 +277,21 @@ class LLM:
         """Write the keys and values of ``tokens`` to a file, as far as the cache has them; how many it has.
 
         ``load_state`` brings them back in another program, so that a prompt that begins with them is not read again.
+        ParameterError KV_EMPTY when the cache has none of them, EdgeLLMError KV_FILE when the file cannot be written.
         """
         from edgellm.kv_file import model_key, save
 
+        target, ids = arguments.path("path", path), arguments.token_ids("tokens", tokens)
         key = model_key(self.gguf, self.executor)
-        return self.engine.call(lambda cache, executor: save(typed_path(path), cache, tokens, key))
+        with _named_failures(target):
+            n_saved = self.engine.call(lambda cache, executor: save(target, cache, ids, key))
+        if not n_saved:
+            raise ParameterError(
+                f"None of these {len(ids)} tokens is in the cache, so there is nothing to save. Let the model read "
+                "them first: generate(tokens, max_tokens=0).",
+                code="KV_EMPTY",
+            )
+        return n_saved
 
     def load_state(self, path: str | Path) -> list[int]:
         """Take keys and values from a file that ``save_state`` wrote; the tokens that are known now.
@@ -279,7 +300,9 @@ class LLM:
         """
         from edgellm.kv_file import model_key, read, restore
 
-        state = read(typed_path(path), model_key(self.gguf, self.executor))
+        source = arguments.path("path", path)
+        with _named_failures(source):
+            state = read(source, model_key(self.gguf, self.executor))
         return self.engine.call(lambda cache, executor: restore(cache, state))
 
     # -- what it is made of ----------------------------------------------------------------------------------------
@@ -337,6 +360,17 @@ class LLM:
     def __repr__(self) -> str:
         state = "closed" if self._model is None else f"{self.n_ctx} tokens of context, {self.n_threads} threads"
         return f"<LLM {self.path.name}: {state}>"
+
+
+@contextlib.contextmanager
+def _named_failures(path: Path) -> Iterator[None]:
+    """What the system says of a file, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise EdgeLLMError(
+            f"{path}: {error.strerror or error}. Check the path, its rights, and the room on the disk.", code="KV_FILE"
+        ) from error
 
 
 def _as_messages(messages: str | Messages) -> Messages:

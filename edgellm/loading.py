@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm import arguments
 from edgellm.cores import default_threads
 from edgellm.engine import Engine
 from edgellm.formats.errors import ParameterError
@@ -48,17 +49,18 @@ class LoadOptions:
     n_parallel: int = 1
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("n_ctx", 0, MAX_CONTEXT),
-            ("n_threads", 1, 1024),
-            ("max_tokens_per_step", 1, 1 << 16),
-            ("n_parallel", 1, 4096),
-        ):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or not least <= value <= most):
-                raise ParameterError(f"{name} is {value!r}. It must be a whole number from {least} to {most}.")
-        if self.executor not in EXECUTORS:
-            raise ParameterError(f"executor is {self.executor!r}. It must be one of {', '.join(EXECUTORS)}.")
+        for name, least, most in (("n_ctx", 0, MAX_CONTEXT), ("n_threads", 1, 1024)):
+            if getattr(self, name) is not None:
+                arguments.whole_number(name, getattr(self, name), least, most)
+        arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16)
+        arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
+        if not isinstance(self.executor, str) or self.executor not in EXECUTORS:
+            raise arguments.wrong("executor", self.executor, f"one of {', '.join(EXECUTORS)}")
+        if self.chat_template is not None:
+            arguments.text("chat_template", self.chat_template)
+        if self.kv_overrides is not None:
+            arguments.mapping("kv_overrides", self.kv_overrides)
+        arguments.flag("force", self.force)
 
 
 @dataclass
@@ -90,7 +92,8 @@ class Model:
 
 def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadProgress | None = None) -> Model:
     """Do all of it; when one part fails nothing stays behind."""
-    report = progress or (lambda stage, done, total, name: None)
+    arguments.path("name_or_path", name_or_path)
+    report = (lambda stage, done, total, name: None) if progress is None else arguments.function("progress", progress)
     path = find_file(name_or_path, report)
     report("load", 0, 2, path.name)
     gguf = GGUFFile.open(path, options.kv_overrides)

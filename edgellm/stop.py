@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgellm import arguments
 from edgellm.formats.errors import ParameterError
 
 MAX_STOP_STRINGS = 256
@@ -16,7 +17,9 @@ MAX_STOP_LENGTH = 4096  # characters
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """What a caller passed as ``stop``, checked: one string, several, or None."""
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if stop is None:
+        return ()
+    strings = [stop] if isinstance(stop, str) else arguments.items("stop", stop, "text, or a list of texts")
     for string in strings:
         if not isinstance(string, str) or not 0 < len(string) <= MAX_STOP_LENGTH:
             raise ParameterError(

@@ -13,7 +13,7 @@ FOLDERS = {"edgellm": "edgellm", "formats": "edgellm.formats", "kernels": "edgel
 
 # from the ground up; a name stands for the module or for all of the package
 FLOORS = (
-    ("formats", "paths"),
+    ("formats", "paths", "arguments"),
     ("kernels",),
     ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine"),
     ("engine", "engine_batch", "engine_requests"),

@@ -15,7 +15,7 @@ from test_llm import TALK
 
 import edgellm
 from edgellm.engine import Engine
-from edgellm.formats.errors import FormatError
+from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.kv_file import MAGIC, model_key
 
 PROMPT = list(range(3, 153))  # 150 tokens: four full blocks and 22 of the fifth; the tiny window is 32
@@ -119,8 +119,10 @@ def test_states_push_each_other_out_of_a_small_cache_and_nothing_breaks(
             check(second)
 
 
-def test_nothing_known_writes_nothing(paths: dict[str, Path], load: Any, tmp_path: Path) -> None:
-    assert load(paths["llama"]).save_state(tmp_path / "state.kv", PROMPT) == 0
+def test_nothing_known_writes_nothing_and_is_told(paths: dict[str, Path], load: Any, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="generate") as caught:
+        load(paths["llama"]).save_state(tmp_path / "state.kv", PROMPT)
+    assert caught.value.code == "KV_EMPTY"
     assert list(tmp_path.glob("*.kv*")) == []
 
 

@@ -1,0 +1,92 @@
+"""What a caller of the library passed, checked at the door: a wrong type or value is a ParameterError with its name.
+
+Each function gives the value in the one type that the rest of the library knows. The screen imports this before its
+first picture: nothing heavy here.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgellm.formats.errors import ParameterError
+from edgellm.formats.findings import short
+from edgellm.paths import typed_path
+
+
+def wrong(name: str, value: Any, expected: str) -> ParameterError:
+    """The error: what was found, what was expected."""
+    shown = short(value if isinstance(value, list) else repr(value))
+    return ParameterError(f"{name} is {shown}. It must be {expected}.")
+
+
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """An int, or a numpy integer, within bounds; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+        raise wrong(name, value, f"a whole number from {least} to {most}")
+    return int(value)
+
+
+def text(name: str, value: Any) -> str:
+    """A str."""
+    if not isinstance(value, str):
+        raise wrong(name, value, "text")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not _is_bool(value):
+        raise wrong(name, value, "True or False")
+    return bool(value)
+
+
+def mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """A mapping with texts as keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise wrong(name, value, "a mapping of names to values")
+    return value
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """Something that can be called."""
+    if not callable(value):
+        raise wrong(name, value, "a function")
+    return value
+
+
+def items(name: str, value: Any, expected: str) -> list[Any]:
+    """A list of things: any iterable but a text, bytes or a mapping."""
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        raise wrong(name, value, expected)
+    try:
+        return list(value)
+    except TypeError:  # an array without dimensions
+        raise wrong(name, value, expected) from None
+
+
+def token_ids(name: str, value: Any) -> list[int]:
+    """A list of ids; whether the vocabulary has them is for the engine to say."""
+    expected = "a sequence of token ids"
+    ids = items(name, value, expected)
+    if any(map(_is_bool, ids)):
+        raise wrong(name, value, expected)
+    try:
+        return [operator.index(token) for token in ids]
+    except TypeError:
+        raise wrong(name, value, expected) from None
+
+
+def path(name: str, value: Any) -> Path:
+    """A path that a file can have, ``~`` for a home; ParameterError for anything else."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or not os.fspath(value):
+        raise wrong(name, value, "a path")
+    return typed_path(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's too
