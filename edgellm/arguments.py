@@ -17,6 +17,10 @@ from edgellm.formats.errors import ParameterError
 from edgellm.formats.findings import short
 from edgellm.paths import typed_path
 
+MAX_CONTEXT = 1 << 24  # tokens
+MAX_THREADS = 1024
+MAX_TOKENS_PER_STEP = 1 << 16
+
 
 def wrong(name: str, value: Any, expected: str) -> ParameterError:
     """The error: what was found, what was expected."""
@@ -26,7 +30,7 @@ def wrong(name: str, value: Any, expected: str) -> ParameterError:
 
 def whole_number(name: str, value: Any, least: int, most: int) -> int:
     """An int, or a numpy integer, within bounds; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
         raise wrong(name, value, f"a whole number from {least} to {most}")
     return int(value)
 
@@ -81,11 +85,14 @@ def token_ids(name: str, value: Any) -> list[int]:
         raise wrong(name, value, expected) from None
 
 
-def path(name: str, value: Any) -> Path:
-    """A path that a file can have, ``~`` for a home; ParameterError for anything else."""
+def path(name: str, value: Any, *, new: bool = False) -> Path:
+    """A path that a file can have, ``~`` for a home, a ``new`` one with a name; ParameterError for anything else."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or not os.fspath(value):
         raise wrong(name, value, "a path")
-    return typed_path(value)
+    given = typed_path(value)
+    if new and not given.name:
+        raise wrong(name, os.fspath(value), "the path of a file, with its name")
+    return given
 
 
 def _is_bool(value: Any) -> bool:

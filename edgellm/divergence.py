@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgellm import arguments
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.regular_file import open_regular
 from edgellm.perplexity import ROWS, Chunk, ChunkModel, Perplexity, cut, log_softmax, mean_and_error
@@ -43,7 +44,8 @@ class BaseWriter:
     """Writes a base under a temporary name; ``finish`` gives the file its own. For a ``with`` block."""
 
     def __init__(self, path: Path, ids: Sequence[int], n_ctx: int, n_chunks: int, n_vocab: int) -> None:
-        self.path, self.layout = path, row_layout(n_vocab)
+        self.path = arguments.path("the file of the base", path, new=True)
+        self.layout = row_layout(n_vocab)
         self.temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         self.file = open(self.temporary, "wb")  # noqa: SIM115  (closed by __exit__)
         self.file.write(HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunks))
@@ -86,7 +88,7 @@ class Base:
     """A base read from a file: the tokens it was made with, and its log-probabilities chunk by chunk."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = arguments.path("the file of the base", path)
         with open_regular(self.path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             head = file.read(HEADER.size)

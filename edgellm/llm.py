@@ -281,7 +281,7 @@ class LLM:
         """
         from edgellm.kv_file import model_key, save
 
-        target, ids = arguments.path("path", path), arguments.token_ids("tokens", tokens)
+        target, ids = arguments.path("path", path, new=True), arguments.token_ids("tokens", tokens)
         key = model_key(self.gguf, self.executor)
         with _named_failures(target):
             n_saved = self.engine.call(lambda cache, executor: save(target, cache, ids, key))

@@ -31,7 +31,6 @@ LoadProgress = Callable[[str, int, "int | None", str], None]
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
-MAX_CONTEXT = 1 << 24  # tokens
 EXECUTORS = ("cpu", "reference")
 
 
@@ -49,10 +48,10 @@ class LoadOptions:
     n_parallel: int = 1
 
     def __post_init__(self) -> None:
-        for name, least, most in (("n_ctx", 0, MAX_CONTEXT), ("n_threads", 1, 1024)):
+        for name, least, most in (("n_ctx", 0, arguments.MAX_CONTEXT), ("n_threads", 1, arguments.MAX_THREADS)):
             if getattr(self, name) is not None:
                 arguments.whole_number(name, getattr(self, name), least, most)
-        arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, 1 << 16)
+        arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, arguments.MAX_TOKENS_PER_STEP)
         arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
         if not isinstance(self.executor, str) or self.executor not in EXECUTORS:
             raise arguments.wrong("executor", self.executor, f"one of {', '.join(EXECUTORS)}")

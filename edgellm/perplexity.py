@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm import arguments
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
@@ -149,6 +150,8 @@ class ChunkModel:
     def __init__(self, path: str | Path, n_ctx: int = 512, *, executor: str = "cpu", n_threads: int | None = None):
         from edgellm.cores import default_threads
 
+        arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
+        arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
         self.gguf = GGUFFile.open(path)
         try:
             self.program = build_program(self.gguf)

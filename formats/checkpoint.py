@@ -16,6 +16,7 @@ from edgellm.formats.errors import FormatError, ModelNotFoundError, UnsupportedE
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.safetensors import SafetensorsFile, StoredTensor
+from edgellm.formats.text_file import decode_text
 
 MAX_CONFIG_NBYTES = 1 << 24  # real ones have a few kilobytes
 MAX_INDEX_NBYTES = 1 << 26
@@ -94,15 +95,9 @@ class Checkpoint:
         return found
 
     def text(self, name: str, limit: int = MAX_CONFIG_NBYTES) -> str | None:
-        """A text file of the folder, None when it is not there. FormatError ``CHECKPOINT_CONFIG`` for other bytes."""
+        """A text file of the folder, None when it is not there. FormatError ``TEXT_ENCODING``."""
         raw = self.files.read(name, limit)
-        try:
-            return None if raw is None else raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(
-                f"{name}: byte {error.start:,} is no UTF-8 text, which was expected. {PULL_AGAIN}",
-                code="CHECKPOINT_CONFIG",
-            ) from None
+        return None if raw is None else decode_text(raw, name)
 
 
 # files of folders that are something else: what they are, what to do

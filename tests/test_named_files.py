@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 
 from edgellm.catalogue import catalogue
 from edgellm.cli import main
@@ -298,6 +299,33 @@ def test_a_model_that_foretells_nothing_has_infinite_perplexity() -> None:
     score = TextScore(np.array([1, 2]), np.array([np.nan, -800], np.float32), np.array([-1, 0]))
     assert score.perplexity == math.inf
     assert math.isnan(TextScore(np.array([1]), np.array([np.nan], np.float32), np.array([-1])).perplexity)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["perplexity", "MODEL", "-f", "TEXT", "-c", "9" * 30],
+        ["perplexity", "MODEL", "-f", "TEXT", "-c", "32", "-t", "9" * 30],
+        ["perplexity", "MODEL", "-f", "TEXT", "-c", "32", "--save-logits", ""],
+        ["imatrix", "MODEL", "-f", "TEXT", "-c", "9" * 30],
+        ["quantize", "MODEL", "Q8_0", "out.gguf", "9" * 5000],
+        ["quantize", "MODEL", "Q8_0", "-t", "9" * 30],
+        ["bench", "MODEL", "-p", "9" * 30],
+        ["bench", "MODEL", "-n", "9" * 5000],
+        ["bench", "MODEL", "-pg", f"1,{'9' * 30}"],
+        ["bench", "MODEL", "-t", "100000"],
+        ["bench", "MODEL", "-ub", "9" * 30],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:40],
+)
+def test_a_number_that_no_machine_has_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("The river and the water. " * 20)
+    files = {"MODEL": str(tiny_models.write_tiny_model(tmp_path / "tiny.gguf", n_layer=1)), "TEXT": "text"}
+    assert main([files.get(word, word) for word in arguments]) in (1, 2)
+    assert "Error" in capsys.readouterr().err
 
 
 def test_json_for_programs_has_no_word_that_json_lacks() -> None:

@@ -288,7 +288,7 @@ def test_a_file_is_completed_and_brought_in(run: Any, tmp_path: Path) -> None:
         await talk.settled()
         assert talk.said[0][1] == "notes.txt:\n```\nrivers: Rhône\n```\n\n@notes.txt sum"
         await talk.write("@picture.bin")
-        assert "no text file" in talk.told()
+        assert "Text was expected" in talk.told()
         await talk.ask("mail@me.org")
         assert talk.said[-2][1] == "mail@me.org"
 

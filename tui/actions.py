@@ -11,6 +11,7 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.formats.text_file import read_text
 from edgellm.paths import line_path, look_at, unquoted
 from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
@@ -271,10 +272,7 @@ class ChatActions(App[int]):
         with self.complaining():
             if not name:
                 raise ParameterError("Which file? Write /import FILE.")
-            path = line_path(name)
-            if path.stat().st_size > MAX_NBYTES:
-                raise ParameterError(f"{path} is larger than {MAX_NBYTES} bytes, which no chat is.")
-            self.chat.take_session(from_json(path.read_text("utf-8", errors="replace")))
+            self.chat.take_session(from_json(read_text(line_path(name), MAX_NBYTES)))
             self.redraw()
 
     # -- model and settings ----------------------------------------------------------------------------------------

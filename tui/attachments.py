@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.text_file import read_text
 from edgellm.paths import path_if_there, typed_path
 
 MAX_NBYTES = 4 << 20
@@ -18,14 +19,14 @@ _MENTION = re.compile(r"(?<!\S)@(\"[^\"]+\"|\S+)")
 def with_files(text: str) -> tuple[str, list[str]]:
     """The message with the text of every file that it mentions in front, and their names.
 
-    A mention that names no file stays as it is. ParameterError for a file that is no text, or too large.
+    A mention that names no file stays as it is. FormatError for a file that is no text, or too large.
     """
     parts, names = [], []
     for mention in dict.fromkeys(_MENTION.findall(text)):
         path = path_if_there(mention.strip('"'))
         if path is None or not path.is_file() or f"{path.name}:\n```\n" in text:  # an edited message has it already
             continue
-        parts.append(f"{path.name}:\n```\n{read_text(path).rstrip()}\n```")
+        parts.append(f"{path.name}:\n```\n{read_text(path, MAX_NBYTES).rstrip()}\n```")
         names.append(path.name)
     return "\n\n".join([*parts, text]), names
 
@@ -42,17 +43,6 @@ def quoted(name: str) -> str:
     if " " not in name:
         return name
     return f'"{name}' if name.endswith("/") else f'"{name}"'
-
-
-def read_text(path: Path) -> str:
-    """A text file. ParameterError when it is something else."""
-    size = path.stat().st_size
-    if size > MAX_NBYTES:
-        raise ParameterError(f"{path} has {size} bytes, more than {MAX_NBYTES}. Take a part of it.")
-    data = path.read_bytes()
-    if b"\0" in data[:8192]:
-        raise ParameterError(f"{path} is no text file. Only text can be brought in with @.")
-    return data.decode("utf-8", errors="replace")
 
 
 def file_names(word: str, limit: int = 8) -> list[str]:

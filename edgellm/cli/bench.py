@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.models import resolve
 from edgellm.cli.output import echo, human_bytes, human_count, json_text
 from edgellm.cli.progress import Progress
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from edgellm.model_card import ModelCard
 
 COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "bandwidth")
-_RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", re.ASCII)
 MAX_VALUES = 1000
 
 
-def parse_list(text: str) -> list[int]:
-    """``512``, ``128,256`` or llama-bench's ranges ``1-4``, ``64-256+64`` and ``64-512*2``."""
+def parse_list(text: str, most: int = MAX_CONTEXT) -> list[int]:
+    """``512``, ``128,256`` or llama-bench's ranges ``1-4``, ``64-256+64`` and ``64-512*2``; numbers up to ``most``."""
     values: list[int] = []
     for part in text.split(","):
         found = _RANGE.fullmatch(part.strip())
@@ -38,14 +39,16 @@ def parse_list(text: str) -> list[int]:
             if len(values) > MAX_VALUES:
                 raise click.UsageError(f"{text!r} has more than {MAX_VALUES} values. Take a larger step.")
             first = first + step if operator == "+" else first * step
+    if max(values, default=0) > most:
+        raise click.UsageError(f"{text!r} has the number {max(values)}; up to {most} was expected.")
     return values
 
 
 def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
     pairs = []
     for text in texts:
-        found = re.fullmatch(r"(\d+),(\d+)", text)
-        if found is None:
+        found = re.fullmatch(r"(\d{1,9}),(\d{1,9})", text, re.ASCII)
+        if found is None or max(int(found[1]), int(found[2])) > MAX_CONTEXT:
             raise click.UsageError(f"-pg is {text!r}; expected two numbers such as 512,128.")
         pairs.append((int(found[1]), int(found[2])))
     return pairs
@@ -62,7 +65,13 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times for each test.")
 @click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: physical cores]")
 @click.option(
-    "-ub", "--ubatch-size", "n_ubatch", type=click.IntRange(1), default=512, show_default=True, help="Step size."
+    "-ub",
+    "--ubatch-size",
+    "n_ubatch",
+    type=click.IntRange(1, MAX_TOKENS_PER_STEP),
+    default=512,
+    show_default=True,
+    help="Step size.",
 )
 @click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
@@ -128,7 +137,7 @@ def _bench_model(
     tests = bench_tests(parse_list(n_prompt), parse_list(n_gen), parse_list(n_depth), _parse_pairs(pairs), together)
     if not tests:
         raise click.UsageError("there is nothing to measure: -p and -n are both 0. Give one of them.")
-    counts = parse_list(threads) if threads else [default_threads()]
+    counts = parse_list(threads, MAX_THREADS) if threads else [default_threads()]
     if 0 in counts:
         raise click.UsageError("-t is 0; a test needs at least one thread.")
     with Progress() as progress:

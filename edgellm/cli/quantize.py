@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgellm.quantize.model_source import ModelSource
     from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan, Quantized
 
+MAX_DIGITS = 9  # of a number of threads
 EXISTING = TypedPath(exists=True)
 
 
@@ -88,7 +89,7 @@ def _parsed(arguments: tuple[str, ...], values: dict[str, Any]) -> tuple[str, Pa
     from edgellm.quantize.mixes import Recipe, parse_file_type, parse_override, parse_tensor_type
 
     words = list(arguments)
-    if len(words) > 2 and words[-1].isdecimal():
+    if len(words) > 2 and words[-1].isdecimal() and len(words[-1]) <= MAX_DIGITS:
         values["n_threads"] = values["n_threads"] or max(1, int(words.pop()))
     if len(words) not in (2, 3):
         raise click.UsageError("SRC [DST] TYPE is expected, such as: edgellm quantize model-f16.gguf Q4_K_M")

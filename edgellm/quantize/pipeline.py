@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgellm import arguments
 from edgellm.cores import default_threads
 from edgellm.formats.errors import NumericError, ParameterError, UnsupportedError
 from edgellm.formats.gguf_writer import Progress, TensorPlan, file_nbytes, write_gguf
@@ -125,7 +126,7 @@ def quantize(
                 tensor.target.name, tensor.source.n_in, _column(tensor, planned.importance, 0), on_compile=on_compile
             )
     errors: dict[str, _ErrorSums] = {}
-    n_threads = n_threads or default_threads()
+    n_threads = arguments.whole_number("n_threads", n_threads or default_threads(), 1, arguments.MAX_THREADS)
     with ThreadPoolExecutor(n_threads, "edgellm-quantize") as threads:
         pool = _Pool(threads, 2 * n_threads)
         try:
