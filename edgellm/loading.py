@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgellm import arguments
 from edgellm.cores import default_threads
 from edgellm.engine import Engine
@@ -58,7 +60,8 @@ class LoadOptions:
         if self.chat_template is not None:
             arguments.text("chat_template", self.chat_template)
         if self.kv_overrides is not None:
-            arguments.mapping("kv_overrides", self.kv_overrides)
+            for key, value in arguments.mapping("kv_overrides", self.kv_overrides).items():
+                _check_override(key, value)
         arguments.flag("force", self.force)
 
 
@@ -120,6 +123,14 @@ def _given_template(options: LoadOptions) -> str | None:
     from edgellm.chat_template.template import named_or_source  # jinja2: 50 ms
 
     return named_or_source(options.chat_template)
+
+
+def _check_override(key: str, value: Any) -> None:
+    """ParameterError for a value that no file can hold."""
+    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    row = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf"
+    if not texts and not row and not isinstance(value, bool | int | float | str | np.generic):
+        raise arguments.wrong(f"kv_overrides[{key!r}]", value, "a number, text, a list of texts or a row of numbers")
 
 
 def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:

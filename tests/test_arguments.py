@@ -138,6 +138,26 @@ def test_a_wrong_argument_of_load_is_taken_or_told(
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        "llama.rope.freq_base", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.block_count",
+        "llama.context_length", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges",
+        "tokenizer.ggml.padding_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token",
+        "tokenizer.huggingface.json", "tokenizer.chat_template", "general.architecture", "general.sampling.temp",
+    ],
+)  # fmt: skip
+def test_a_wrong_metadata_value_is_taken_or_told(path: Path, key: str) -> None:
+    for kind, odd in {**ODD, "a number of 400 digits": 10**400, "numbers": np.zeros(3, np.float32)}.items():
+        try:
+            with edgellm.load(path, executor="reference", n_ctx=64, kv_overrides={key: odd}) as llm:
+                llm.generate(MESSAGES, max_tokens=1)
+        except EdgeLLMError as error:
+            assert 10 < len(str(error)) < 600, (kind, error)
+        except Exception as error:
+            pytest.fail(f"{key}, {kind}: {error!r}")
+
+
+@pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda llm: generate(llm, stop=5), "stop is 5. It must be text, or a list of texts"),
@@ -148,6 +168,7 @@ def test_a_wrong_argument_of_load_is_taken_or_told(
         (lambda llm: generate(llm, params={"top_k": 1}), "params is {'top_k': 1}. It must be SamplingParams"),
         (lambda llm: generate(llm, MESSAGES, template_kwargs={"messages": []}), "template_kwargs has 'messages'"),
         (lambda llm: llm.save_state("n" * 300, [5]), "names of at most 255 bytes"),
+        (lambda llm: generate(llm, logit_bias={1: 10**400}), "expected a finite number"),
         (lambda llm: edgellm.load("n" * 300), "names of at most 255 bytes"),
         (lambda llm: edgellm.load(llm.path, force="yes"), "force is 'yes'. It must be True or False"),
     ],

@@ -330,4 +330,4 @@ def test_a_number_that_no_machine_has_is_an_error(
 
 def test_json_for_programs_has_no_word_that_json_lacks() -> None:
     record = {"perplexity": math.inf, "rows": [(math.nan, -math.inf, 1.5, "NaN", None, True)]}
-    assert json_text(record) == '{"perplexity": null, "rows": [[null, null, 1.5, "NaN", null, true]]}'
+    assert json_text(record, indent=None) == '{"perplexity": null, "rows": [[null, null, 1.5, "NaN", null, true]]}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -212,7 +213,7 @@ def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, key in SPECIAL_TOKENS.items():
         token = metadata.get(key)
-        if texts is not None and token is not None and 0 <= int(token) < len(texts):
+        if texts is not None and isinstance(token, numbers.Integral) and 0 <= int(token) < len(texts):
             found[name] = str(texts[int(token)])
     return found
 

@@ -104,7 +104,7 @@ def read_rope(
     inv_freq = frequencies(hp.n_rot, base)
     if factors is not None:
         inv_freq = inv_freq / factors
-    scaling = gguf.metadata.get(key_of(gguf, "rope.scaling.type"), "linear")
+    scaling = gguf.get(key_of(gguf, "rope.scaling.type"), str, "linear")
     factor = real(gguf, "rope.scaling.factor", real(gguf, "rope.scale_linear", 0.0)) or 1.0
     magnitude = real(gguf, "rope.scaling.attn_factor", 1.0)
     if not scaled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -31,6 +32,7 @@ ALIASES = {"typical_p": "typ_p", "typical": "typ_p", "temp": "temperature", "nuc
 RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # both mean "draw one", as in llama.cpp
 
 INT, FLOAT, BOOL = "integer", "number", "true or false"
+MAX_BIAS = sys.float_info.max
 LIMITS: dict[str, tuple[str, float, float]] = {  # field -> (kind, least, greatest)
     "temperature": (FLOAT, 0, 100),
     "top_k": (INT, -1, 2**31 - 1),
@@ -200,7 +202,7 @@ def checked_bias(bias: Any) -> dict[int | str, float]:
         if value is False:
             value = -math.inf
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (-math.inf <= value < math.inf):
+        if not number or not (value == -math.inf or abs(value) <= MAX_BIAS):
             raise ParameterError(f"logit_bias[{token!r}]: got {value!r}, expected a finite number, -inf or False.")
         checked_values[token if isinstance(token, str) else int(token)] = float(value)
     return checked_values

@@ -290,7 +290,8 @@ def _backend(vocabulary: Vocabulary, special: SpecialIds, mark_ids: frozenset[in
             "Supported: gpt2, llama, t5, bert, gemma4, whitespace. Use a model of another family.",
             code="TOKENIZER_MODEL",
         )
-    if vocabulary.metadata.get(hugging_face.KEY):
+    carried = vocabulary.metadata.get(hugging_face.KEY, "")
+    if not isinstance(carried, str) or carried:
         return hugging_face.HuggingFaceJson(vocabulary, special, mark_ids)
     vocabulary = vocabulary.without_text_for(mark_ids | vocabulary.not_text)
     if vocabulary.kind in _SENTENCE_PIECE_KINDS:
