@@ -299,6 +299,43 @@ def test_an_error_of_the_disk_is_told_once_and_nothing_is_lost(store: SessionSto
     assert shape(store.load(session.id)) == shape(session)
 
 
+def test_a_chat_that_another_program_deleted_is_saved_again_whole(store: SessionStore) -> None:
+    told: list[Session] = []
+    session, writer = talk(), SessionWriter(store, revived=told.append)
+    for node in session.tree:
+        writer.changed(session, node)
+    other = talk()
+    other.tree.roots[0].children[0].tokens = [TOKEN, TOKEN]
+    for node in other.tree:
+        writer.changed(other, node)
+    writer.flush()
+    assert told == []
+    elsewhere = SessionStore(store.path)
+    elsewhere.delete(session.id)
+    elsewhere.close()
+    writer.changed(session, session.tree.add("assistant", "more", session.tree.leaf))
+    other.tree.roots[0].children[0].tokens.append(TOKEN)
+    writer.changed(other, other.tree.roots[0].children[0])
+    writer.close()
+    assert shape(store.load(session.id)) == shape(session) and told == [session]
+    assert shape(store.load(other.id)) == shape(other)
+
+
+def test_what_could_not_be_written_is_known_at_the_end(store: SessionStore, monkeypatch: Any) -> None:
+    session, saved, writer = talk(), talk(), SessionWriter(store)
+    for node in saved.tree:
+        writer.changed(saved, node)
+    writer.flush()
+
+    def full(session: Session) -> bool:
+        raise FormatError("disk full", code="SESSION_WRITE")
+
+    monkeypatch.setattr(store, "save", full)
+    writer.changed(session, session.tree.leaf)
+    writer.close()
+    assert writer.unsaved == [session] and "disk full" in str(writer.error)
+
+
 def test_two_programs_write_at_once(tmp_path: Path) -> None:
     stores = [SessionStore(tmp_path / "sessions.db") for _ in range(2)]
     sessions = [[talk() for _ in range(10)] for _ in stores]

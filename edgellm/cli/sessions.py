@@ -14,7 +14,7 @@ from edgellm.cli.output import echo, hand_over, json_safe, json_text, table
 from edgellm.paths import typed_path
 
 if TYPE_CHECKING:
-    from edgellm.sessions import SessionStore
+    from edgellm.sessions import Session, SessionStore
 
 
 @contextmanager
@@ -29,6 +29,14 @@ def opened() -> Iterator[SessionStore]:
         yield store
     finally:
         store.close()
+
+
+def loaded(store: SessionStore, name: str) -> Session:
+    """A session by its name; what could not be taken of it is told."""
+    session = store.load(store.find(name))
+    for note in session.notes:
+        click.echo(f"Warning: {terminal_safe(note)}", err=True)
+    return session
 
 
 @click.group("sessions", invoke_without_command=True)
@@ -88,7 +96,7 @@ def show(name: str) -> None:
     from edgellm.sessions import to_markdown
 
     with opened() as store:
-        text = to_markdown(store.load(store.find(name)))
+        text = to_markdown(loaded(store, name))
     hand_over(f"{text}\n")
 
 
@@ -119,7 +127,7 @@ def export(name: str, form: str | None, output: str | None) -> None:
     from edgellm.sessions import to_json, to_markdown
 
     with opened() as store:
-        session = store.load(store.find(name))
+        session = loaded(store, name)
     as_json = form == "json" or (form is None and (output or "").lower().endswith(".json"))
     text = to_json(session) if as_json else to_markdown(session)
     if output:

@@ -9,18 +9,18 @@ The JSON keeps the whole tree: ``{"format": "edgellm-session", "version": 1, "ti
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.formats.errors import FormatError
+from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
+from edgellm.sessions import records
+from edgellm.sessions.settings import as_json, checked_all
 from edgellm.sessions.token_records import as_lists, from_lists
-from edgellm.sessions.tree import MessageNode, Session
+from edgellm.sessions.tree import MessageNode, Session, title_of
 
 FORMAT, VERSION = "edgellm-session", 1
-ROLES = ("system", "user", "assistant", "tool")
 MAX_NBYTES = 256 << 20
 EXPECTED = 'Expected JSON that `edgellm sessions export` or /save wrote, or a list of {"role", "content"}.'
 
@@ -53,7 +53,7 @@ def to_json(session: Session) -> str:
         "title": session.title,
         "model": session.model,
         "system": session.system,
-        "settings": session.settings,
+        "settings": json.loads(as_json(session.settings)),
         "created": session.created,
         "leaf": place[leaf.id] if leaf is not None else None,
         "messages": [
@@ -78,57 +78,76 @@ def from_json(text: str) -> Session:
     if len(text) > MAX_NBYTES:
         raise _wrong(f"it has {len(text)} characters, more than {MAX_NBYTES}")
     record = parse_json(text, "The session", "SESSION_FILE", advice=EXPECTED, infinities=True, mends=True)
-    if isinstance(record, list):
-        return _from_list(record, {})
-    if isinstance(record, dict) and record.get("format") == "edgellm-chat":
-        return _from_list(record.get("messages"), record)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise _wrong("it says nothing of a session")
-    if record.get("version") != VERSION:
-        raise _wrong(f"its version is {record.get('version')!r}, this program knows {VERSION}")
-    return _from_tree(record)
+    try:
+        if isinstance(record, list):
+            return _from_list(record, {})
+        if isinstance(record, dict) and record.get("format") == "edgellm-chat":
+            return _from_list(record.get("messages"), record)
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise _wrong("it says nothing of a session")
+        if record.get("version") != VERSION:
+            raise _wrong(f"its version is {records.shortly(record.get('version'))}, this program knows {VERSION}")
+        return _from_tree(record)
+    except ParameterError as error:
+        raise _wrong(str(error)) from None
 
 
 def _from_tree(record: Mapping[str, Any]) -> Session:
-    session = Session(title=_text(record, "title"), model=_text(record, "model"), system=_text(record, "system"))
-    settings = record.get("settings", {})
-    session.settings = settings if isinstance(settings, dict) else {}
-    session.created = _moment(record.get("created"))
+    session = _empty(record)
+    session.settings, refused = checked_all(record.get("settings", {}))
+    if refused:
+        raise _wrong(f"its settings cannot be used: {' '.join(refused[:5])}")
+    session.created = _moment(record)
     nodes: list[MessageNode] = []
     for number, message in enumerate(_messages(record.get("messages"))):
         parent = message.get("parent")
-        if parent is not None and not (isinstance(parent, int) and 0 <= parent < number):
-            raise _wrong(f"message {number} follows {parent!r}")
-        if message.get("role") not in ROLES:
-            raise _wrong(f"message {number} has the role {message.get('role')!r}")
-        reason = message.get("finish_reason")
-        node = MessageNode(
-            role=message["role"],
-            text=_text(message, "text"),
-            model=_text(message, "model"),
-            finish_reason=reason if isinstance(reason, str) else None,
-            tokens=from_lists(message.get("tokens") or []),
-            timings=_numbers(message.get("timings")),
-            created=_moment(message.get("created")),
-        )
-        nodes.append(session.tree.attach(node, None if parent is None else nodes[parent]))
+        if parent is not None and not (type(parent) is int and 0 <= parent < number):
+            raise _wrong(f"message {number} follows {records.shortly(parent)}, expected null or a message before it")
+        try:
+            node = _message(message)
+        except ParameterError as error:
+            raise _wrong(f"message {number}: {error}") from None
+        node.parent = None if parent is None else nodes[parent]
+        nodes.append(node)
     leaf = record.get("leaf")
-    if isinstance(leaf, int) and 0 <= leaf < len(nodes):
-        session.tree.select(nodes[leaf])
+    if leaf is not None and not (type(leaf) is int and 0 <= leaf < len(nodes)):
+        raise _wrong(f"its leaf is {records.shortly(leaf)}, expected null or one of its {len(nodes)} messages")
+    session.tree.fill(nodes, None if leaf is None else nodes[leaf])
     return session
+
+
+def _message(message: Mapping[str, Any]) -> MessageNode:
+    return MessageNode(
+        role=records.role(message.get("role")),
+        text=_text(message, "text"),
+        model=_text(message, "model", records.MAX_NAME_LENGTH),
+        finish_reason=records.finish_reason(message.get("finish_reason")),
+        tokens=from_lists(message.get("tokens") or []),
+        timings=records.timings(message.get("timings") or {}),
+        created=_moment(message),
+    )
 
 
 def _from_list(messages: Any, record: Mapping[str, Any]) -> Session:
-    session = Session(model=_text(record, "model"))
+    session = _empty(record)
+    nodes: list[MessageNode] = []
     for number, message in enumerate(_messages(messages)):
-        role = message.get("role")
-        if role == "system" and not session.system and not session.tree.roots:
-            session.system = _text(message, "content")
-        elif role in ROLES:
-            session.tree.add(role, _text(message, "content"), session.tree.leaf, finish_reason="stop")
+        try:
+            role, text = records.role(message.get("role")), _text(message, "content")
+        except ParameterError as error:
+            raise _wrong(f"message {number}: {error}") from None
+        if role == "system" and not session.system and not nodes:
+            session.system = text
         else:
-            raise _wrong(f"message {number} has the role {role!r}")
+            parent = nodes[-1] if nodes else None
+            nodes.append(MessageNode(role, text, parent, finish_reason="stop"))
+    session.tree.fill(nodes)
     return session
+
+
+def _empty(record: Mapping[str, Any]) -> Session:
+    title, system = title_of(_text(record, "title")), _text(record, "system")
+    return Session(title=title, model=_text(record, "model", records.MAX_NAME_LENGTH), system=system)
 
 
 def _messages(messages: Any) -> list[Mapping[str, Any]]:
@@ -137,21 +156,13 @@ def _messages(messages: Any) -> list[Mapping[str, Any]]:
     return messages
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
-    text = record.get(name, "")
-    if not isinstance(text, str):
-        raise _wrong(f"{name} is {type(text).__name__}, not text")
-    return text
+def _text(record: Mapping[str, Any], name: str, limit: int | None = None) -> str:
+    return records.text(name, record.get(name, ""), limit)
 
 
-def _numbers(record: Any) -> dict[str, float]:
-    pairs = record.items() if isinstance(record, dict) else ()
-    return {name: value for name, value in pairs if isinstance(value, int | float)}
-
-
-def _moment(value: Any) -> float:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return float(value) if fits else time.time()
+def _moment(record: Mapping[str, Any]) -> float:
+    created = record.get("created")
+    return time.time() if created is None else records.moment(created)
 
 
 def _wrong(what: str) -> FormatError:

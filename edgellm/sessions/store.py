@@ -19,15 +19,20 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
+from edgellm.sessions import records
+from edgellm.sessions.settings import as_json, checked_all
 from edgellm.sessions.token_records import pack, unpack
 from edgellm.sessions.tree import MessageNode, MessageTree, Session, title_of
+
+T = TypeVar("T")
 
 VERSION = 1  # PRAGMA user_version
 BUSY_S = 5.0  # another program may be writing
@@ -150,22 +155,33 @@ class SessionStore:
 
     # -- sessions --------------------------------------------------------------------------------------------------
 
-    def save(self, session: Session) -> None:
-        """Write what a session says about itself; its messages are written one by one."""
+    def save(self, session: Session) -> bool:
+        """Write what a session says about itself; its messages are written one by one. Whether it was there already."""
         leaf = session.tree.leaf.id if session.tree.leaf is not None else None
-        row = (session.id, session.title, session.model, session.system, _json(session.settings), leaf, session.created)
+        told = (session.title, session.model, session.system, as_json(session.settings))
         with self.transaction() as db:
+            known = db.execute("select 1 from sessions where id = ?", (session.id,)).fetchone() is not None
             db.execute(
                 "insert into sessions values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set title = ?2, "
                 "model = ?3, system = ?4, settings = ?5, leaf = ?6, updated = ?8",
-                (*row, time.time()),
+                (session.id, *told, leaf, session.created, time.time()),
             )
+        return known
 
     def save_message(self, session: Session, node: MessageNode, n_saved: int = 0) -> int:
         """Write a message as it is now and its tokens from ``n_saved`` on; the number of tokens that are saved."""
         tokens = node.tokens[n_saved:]
         parent = node.parent.id if node.parent is not None else None
-        row = (node.id, session.id, parent, node.role, node.text, node.model, node.finish_reason, _json(node.timings))
+        row = (
+            node.id,
+            session.id,
+            parent,
+            node.role,
+            node.text,
+            node.model,
+            node.finish_reason,
+            json.dumps(node.timings),
+        )
         with self.transaction() as db:
             db.execute(
                 "insert into messages (id, session, parent, role, text, model, finish_reason, timings, created, number)"
@@ -273,14 +289,19 @@ class SessionStore:
     def presets(self) -> dict[str, dict[str, Any]]:
         """Settings by the names they were saved under."""
         with self._reading() as db:
-            return {name: _parsed(text) for name, text in db.execute("select * from presets order by name")}
+            rows = db.execute("select * from presets order by name").fetchall()
+        found: dict[str, dict[str, Any]] = {}
+        for name, text in rows:
+            with contextlib.suppress(FormatError, ValueError, TypeError):  # what stands in it is for its user to check
+                found[str(name)] = dict(_parsed(text))
+        return found
 
     def save_preset(self, name: str, settings: dict[str, Any] | None) -> None:
         """Keep settings under a name; None forgets them."""
         with self.transaction() as db:
             db.execute("delete from presets where name = ?", (name,))
             if settings is not None:
-                db.execute("insert into presets values (?, ?)", (name, _json(settings)))
+                db.execute("insert into presets values (?, ?)", (name, as_json(settings)))
 
     def preferences(self) -> dict[str, str]:
         """What a program keeps for the next time, such as its theme."""
@@ -362,27 +383,60 @@ from sessions s left join messages m on m.session = s.id
 
 def _summary(row: Sequence[Any]) -> SessionSummary:
     session_id, title, model, updated, n_messages, first = row
-    return SessionSummary(session_id, title or title_of(first or ""), model, updated, n_messages)
+    try:
+        updated = records.moment(updated)
+    except ParameterError:
+        updated = 0.0
+    return SessionSummary(
+        session_id, title_of(str(title)) or title_of(str(first or "")), str(model), updated, n_messages
+    )
 
 
 def _session_of(row: Sequence[Any], messages: Sequence[Any], runs: Sequence[Any]) -> Session:
+    """A session from its rows. Another program may have written them: what cannot be taken is told in its notes."""
     session_id, title, model, system, settings, leaf, created, _ = row
-    tree = MessageTree()
+    notes: dict[str, int] = {}
+
+    def taken(check: Callable[[], T], instead: T) -> T:
+        try:
+            return check()
+        except (FormatError, ParameterError, ValueError, TypeError) as error:
+            notes[str(error)] = notes.get(str(error), 0) + 1
+            return instead
+
     nodes: dict[int, MessageNode] = {}
-    for node_id, _, parent, _, role, text, answered_by, finish_reason, timings, at in messages:
-        node = MessageNode(role, text, None, answered_by, finish_reason, timings=_parsed(timings))
-        node.id, node.created = node_id, at
-        nodes[node_id] = tree.attach(node, nodes.get(parent))
+    for node_id, _, parent, _, role, text, answered_by, reason, timings, at in messages:
+        node = MessageNode(
+            taken(partial(records.role, role), "user"),
+            taken(partial(records.text, "text", text), ""),
+            nodes.get(parent),
+            taken(partial(records.text, "model", answered_by), ""),
+            taken(partial(records.finish_reason, reason), None),
+            timings=taken(lambda timings=timings: records.timings(_parsed(timings)), {}),  # type: ignore[misc]
+            id=node_id,
+            created=taken(partial(records.moment, at), 0.0),
+        )
+        if parent is not None and node.parent is None:
+            notes["a message follows none that is there"] = notes.get("a message follows none that is there", 0) + 1
+        nodes[node_id] = node
     for message, data in runs:
         with contextlib.suppress(FormatError):  # the text is whole; the token view shows the rest
             nodes[message].tokens += unpack(data)
-    if leaf in nodes:
-        tree.select(nodes[leaf])
-    return Session(tree, title, model, system, _parsed(settings), session_id, created)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    none: tuple[dict[str, Any], list[str]] = ({}, [])
+    kept, refused = taken(lambda: checked_all(_parsed(settings)), none)
+    tree = MessageTree()
+    tree.fill(list(nodes.values()), nodes.get(leaf))
+    session = Session(
+        tree,
+        title_of(taken(partial(records.text, "title", title), "")),
+        taken(partial(records.text, "model", model), ""),
+        taken(partial(records.text, "system", system), ""),
+        kept,
+        session_id,
+        taken(partial(records.moment, created), 0.0),
+    )
+    session.notes = [*refused, *(f"{note} ({n} times)" if n > 1 else note for note, n in notes.items())]
+    return session
 
 
 def _parsed(text: str) -> Any:

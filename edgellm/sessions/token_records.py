@@ -15,6 +15,8 @@ from edgellm.formats.errors import FormatError
 from edgellm.formats.json_text import parse_json
 from edgellm.generation import TokenLogprob
 
+LOWEST, HIGHEST = -1e4, 1e-3  # of a log-probability: JSON has no infinity; sums of float32 may end just above 0
+MAX_NAME_LENGTH = 64  # of a sampler
 MAX_RECORD_NBYTES = 64 << 20  # unpacked, of one run
 
 
@@ -49,14 +51,22 @@ def unpack(data: bytes) -> list[TokenLogprob]:
 
 
 def _plain(token: TokenLogprob) -> list[Any]:
-    logprob, after = (None if value is None else round(value, 5) for value in (token.logprob, token.after))
+    logprob, after = (None if value is None else max(round(value, 5), LOWEST) for value in (token.logprob, token.after))
     return [token.token, token.bytes.decode("latin-1"), logprob, after, token.cut_by]
 
 
 def _token(record: Any, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
     token, text, logprob, after, cut_by = record
-    numbers = (None if value is None else float(value) for value in (logprob, after))
-    logprob, after = numbers
-    return TokenLogprob(
-        int(token), text.encode("latin-1"), logprob, top, after, None if cut_by is None else str(cut_by)
-    )
+    if type(token) is not int or not 0 <= token < 2**31:
+        raise ValueError("an id is not a whole number from 0 to 2147483647")
+    if cut_by is not None and not (isinstance(cut_by, str) and len(cut_by) <= MAX_NAME_LENGTH):
+        raise ValueError("the sampler that cut one is not a short text")
+    return TokenLogprob(token, text.encode("latin-1"), _logprob(logprob), top, _logprob(after), cut_by)
+
+
+def _logprob(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value <= HIGHEST:
+        raise ValueError("a log-probability is not a number up to 0")
+    return max(float(value), LOWEST)

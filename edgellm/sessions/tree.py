@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 from edgellm.generation import TokenLogprob
 
 TITLE_LENGTH = 60  # characters of the first message
+MAX_TITLE_TEXT = 10_000  # looked at for them
 THINK, END_THINK = "<think>", "</think>"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def new_id() -> int:
@@ -93,6 +96,16 @@ class MessageTree:
         self.select(node)
         return node
 
+    def fill(self, nodes: Sequence[MessageNode], leaf: MessageNode | None = None) -> None:
+        """Take messages with their parents, each after its own, and read the branch of ``leaf``, else of the last."""
+        for node in nodes:
+            self.siblings(node).append(node)
+        for node in reversed(nodes):  # what came last was read last
+            while (parent := node.parent) is not None and parent.visited is None:
+                parent.visited, node = node, parent
+        if nodes:
+            self.select(leaf if leaf is not None else nodes[-1])
+
     def siblings(self, node: MessageNode) -> list[MessageNode]:
         """The messages in the same place, itself included."""
         return self.roots if node.parent is None else node.parent.children
@@ -133,6 +146,7 @@ class Session:
     model      the name it was last answered by
     system     the system message, "" for none
     settings   sampling fields and limits that the user set, over the model's own
+    notes      what could not be taken of it when it was loaded
     """
 
     tree: MessageTree = field(default_factory=MessageTree)
@@ -142,6 +156,7 @@ class Session:
     settings: dict[str, Any] = field(default_factory=dict)
     id: int = field(default_factory=new_id)
     created: float = field(default_factory=time.time)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def shown_title(self) -> str:
@@ -151,7 +166,7 @@ class Session:
 
 def title_of(text: str) -> str:
     """The first words of a text on one line."""
-    line = " ".join(text.split())
+    line = " ".join(_CONTROL.sub(" ", text[:MAX_TITLE_TEXT]).split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 

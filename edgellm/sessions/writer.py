@@ -16,20 +16,36 @@ PERIOD_S = 0.4  # between two writings; a killed program loses at most so much a
 
 
 class SessionWriter:
-    """Takes notes of what changed. ``failed`` is called on the writer's thread with the first of a row of errors."""
+    """Takes notes of what changed. Both functions are called on the writer's thread.
 
-    def __init__(self, store: SessionStore, failed: Callable[[EdgeLLMError], None] | None = None) -> None:
+    failed     with the first of a row of errors
+    revived    with a session that another program had deleted: it was written again, whole
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        failed: Callable[[EdgeLLMError], None] | None = None,
+        revived: Callable[[Session], None] | None = None,
+    ) -> None:
         self.store = store
-        self.failed = failed
+        self.failed, self.revived = failed, revived
         self._wake = threading.Condition()
         self._sessions: dict[int, Session] = {}
         self._nodes: dict[int, tuple[Session, MessageNode]] = {}  # in the order in which they changed
         self._n_saved: dict[int, int] = {}  # message -> tokens that are in the file
-        self._broken = False
+        self._in_file: set[int] = set()  # sessions
+        self.error: EdgeLLMError | None = None  # of the last writing, which is tried again
         self._closing = False
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="edgellm-sessions", daemon=True)
         self._thread.start()
+
+    @property
+    def unsaved(self) -> list[Session]:
+        """The sessions with something that is not in the file."""
+        with self._wake:
+            return list((self._sessions | {session.id: session for session, _ in self._nodes.values()}).values())
 
     def changed(self, session: Session, node: MessageNode | None = None) -> None:
         """Write the session's own row soon, and the message."""
@@ -43,11 +59,13 @@ class SessionWriter:
     def known(self, session: Session) -> None:
         """The tokens of a session that was just loaded are in the file already."""
         self._n_saved.update((node.id, len(node.tokens)) for node in session.tree)
+        self._in_file.add(session.id)
 
     def forget(self, session: Session) -> None:
         """Write nothing more of a session that was deleted."""
         with self._writing, self._wake:
             self._sessions.pop(session.id, None)
+            self._in_file.discard(session.id)
             self._nodes = {key: pair for key, pair in self._nodes.items() if pair[0] is not session}
 
     def flush(self) -> None:
@@ -57,22 +75,35 @@ class SessionWriter:
                 sessions, self._sessions = self._sessions, {}
                 nodes, self._nodes = self._nodes, {}
             try:
-                with self.store.transaction():
-                    for session in sessions.values():
-                        self.store.save(session)
-                    saved = {
-                        node.id: self.store.save_message(session, node, self._n_saved.get(node.id, 0))
-                        for session, node in nodes.values()
-                    }
-                self._n_saved |= saved
+                revived = self._write(sessions, nodes)
             except BaseException:
                 with self._wake:
                     self._sessions = sessions | self._sessions
                     self._nodes = nodes | self._nodes
                 raise
+        for session in revived:
+            if self.revived is not None:
+                self.revived(session)
+
+    def _write(self, sessions: dict[int, Session], nodes: dict[int, tuple[Session, MessageNode]]) -> list[Session]:
+        """All of it or nothing; the sessions that another program had deleted meanwhile."""
+        known, saved, revived = self._n_saved, {}, []
+        with self.store.transaction():
+            for session in sessions.values():
+                if not self.store.save(session):  # new, or deleted: its last messages alone would be no chat
+                    whole = {node.id: (session, node) for node in session.tree}
+                    nodes = whole | nodes
+                    known = {key: n for key, n in known.items() if key not in whole}
+                    if session.id in self._in_file:
+                        revived.append(session)
+            for session, node in nodes.values():
+                saved[node.id] = self.store.save_message(session, node, known.get(node.id, 0))
+        self._n_saved |= saved
+        self._in_file.update(sessions)
+        return revived
 
     def close(self) -> None:
-        """Write what is waiting and end the thread. Errors were told to ``failed``."""
+        """Write what is waiting and end the thread. ``unsaved`` says what could not be written, ``error`` why."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -89,8 +120,8 @@ class SessionWriter:
                 closing = self._closing
             try:
                 self.flush()
-                self._broken = False
+                self.error = None
             except EdgeLLMError as error:
-                if not self._broken and self.failed is not None:
+                first, self.error = self.error is None, error
+                if first and self.failed is not None:
                     self.failed(error)
-                self._broken = True
