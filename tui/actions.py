@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from textual.screen import Screen
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.paths import line_path, look_at, unquoted
-from edgellm.sessions import MessageNode, from_json, to_json, to_markdown
+from edgellm.sessions import MessageNode, Session, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
+from edgellm.sessions.settings import checked_all
 from edgellm.sessions.tree import title_of
-from edgellm.tui.chat import Chat
+from edgellm.tui.chat import LOAD_SETTINGS, Chat
 from edgellm.tui.commands import COMMANDS
 from edgellm.tui.dialog import LineDialog
 from edgellm.tui.palette import Palette
@@ -57,9 +58,11 @@ class ChatActions(App[int]):
         """A short note."""
         self.notify(safe_text(text), title=title, markup=False, timeout=4)
 
-    def warn(self, text: str) -> None:
-        """Something that goes on, but not as the user wants it."""
-        self.notify(safe_text(text), title="Warning", severity="warning", timeout=ERROR_S, markup=False)
+    def warn(self, notes: Sequence[str], title: str) -> None:
+        """What was not taken, one note for each reason."""
+        if notes:
+            text = safe_text("\n".join(notes[:5]))
+            self.notify(text, title=title, severity="warning", timeout=ERROR_S, markup=False)
 
     def complain(self, error: BaseException) -> None:
         """An error with its advice."""
@@ -232,12 +235,18 @@ class ChatActions(App[int]):
     def open_session(self, session_id: int) -> None:
         """Go on with a session; its model is loaded when it is another."""
         self.chat.open_session(session_id)
+        self.warn(self.chat.session.notes, "Left out of this chat")
         self.leave_editing()
         model = self.chat.session.model
         if model and model != self.chat.model:
             self.say(f"This chat was led with {one_line(model)}. Ctrl-L brings it back.")
         self.redraw()
         self.screen_stack[0].set_focus(self.prompt)
+
+    def revived(self, session: Session) -> None:
+        """A chat that another program had deleted is there again."""
+        title = one_line(session.shown_title)
+        self.warn([f"{title!r} was deleted elsewhere while it was open here; it was saved again, whole."], "Chats")
 
     def rename(self, title: str) -> None:
         """Give this chat a title; without one it is called by its first words again."""
@@ -322,16 +331,12 @@ class ChatActions(App[int]):
 
     def change_setting(self, name: str, value: Any) -> None:
         """Set one thing; None takes the default again."""
-        session = self.chat.session
         if name == "system message":
-            session.system = value or ""
-        elif value is None:
-            session.settings.pop(name, None)
-        else:
-            session.settings[name] = value
-        self.chat.saved()
-        if name == "n_ctx":
-            self.chat.load_model()
+            self.chat.session.system = value or ""
+            self.chat.saved()
+            return
+        self.chat.set(name, value)
+        if name in LOAD_SETTINGS:
             self.redraw(to_end=False)
 
     def set_one(self, text: str) -> None:
@@ -345,7 +350,7 @@ class ChatActions(App[int]):
                 raise ParameterError("Write /set NAME VALUE, such as /set temp 0.2; Ctrl-G shows all settings.")
             if name.lstrip("-") in ("n", "predict", "n-predict", "n_predict"):
                 name = "max_tokens"
-            elif name not in ("n_ctx", "max_tokens", "stop"):
+            elif name not in ("n_ctx", "max_tokens", "stop", "context_overflow"):
                 name = parse_setting(name, value.strip())[0]
             self.change_setting(name, parse(name, value))
             self.say(f"{name} = {value.strip()}")
@@ -372,8 +377,10 @@ class ChatActions(App[int]):
             values = dict(presets[name])
             session = self.chat.session
             session.system = str(values.pop("system message", ""))
+            values, refused = checked_all(values)
             before, session.settings = session.settings.get("n_ctx"), values
             self.chat.saved()
+            self.warn(refused, "Settings")
             if values.get("n_ctx") != before:
                 self.chat.load_model()
                 self.redraw(to_end=False)

@@ -195,7 +195,11 @@ class ChatApp(ChatActions):
     def _loaded(self, loaded: Any) -> None:
         if loaded.error is not None:
             self.complain(loaded.error)
-            self.stop_waiting()
+            if self.chat.loading is None:  # else the chat tries once more
+                self.stop_waiting()
+        for note in self.chat.notes:
+            self.notify(safe_text(note), title="Settings", severity="warning", timeout=12, markup=False)
+        self.chat.notes.clear()
         self.redraw(to_end=False)
         if self.chat.llm is not None:  # while the user writes, and not while the first tokens come
             threading.Thread(target=prepare, args=(self.palette,), name="edgellm-markdown", daemon=True).start()
@@ -239,6 +243,8 @@ class ChatApp(ChatActions):
         if chat.llm is not None:
             used = int(timings.get("prompt_n", 0) + timings.get("generation_n", 0))
             parts.append(context_part(palette, used, chat.llm.n_ctx))
+        if chat.writer.error is not None:
+            parts.insert(0, Text("not saved", palette.error))
         parts += timing_parts(palette, timings, self.memory())
         self.screen_stack[0].query_one(Meters).show(parts)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgellm.formats.errors import EdgeLLMError, ParameterError
+from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError, ParameterError
 from edgellm.generation import TokenLogprob
 from edgellm.sessions import MessageNode, Session, SessionStore, SessionWriter
+from edgellm.sessions.settings import checked
 from edgellm.sessions.tree import prompt_messages
 from edgellm.tui import kept_state
 from edgellm.tui.answering import Answering, Loading
 
 LOAD_SETTINGS = ("n_ctx",)  # take effect when the model is loaded
+OWN_SETTINGS = ("context_overflow",)  # the chat's, not the model's
+NO_ROOM = (ParameterError, MemoryWouldExceedError, MemoryError)  # what a setting that asks for too much ends in
 
 
 class Chat:
@@ -52,6 +55,9 @@ class Chat:
         self._read_more = False  # whether it has read more since the state was kept
         self.waiting: tuple[MessageNode, Callable[[], None]] | None = None  # an answer that begins with the model
         self._model_before = ""  # the last one that could be loaded
+        self._tried: list[dict[str, Any]] = []  # LOAD_SETTINGS that the model was loaded with, the last one now
+        self._worked: dict[str, Any] = {}  # those of the last model that could be loaded
+        self.notes: list[str] = []  # what the user is to be told
         self.session = self._new_session()
 
     # -- sessions --------------------------------------------------------------------------------------------------
@@ -218,10 +224,24 @@ class Chat:
 
     def options(self) -> dict[str, Any]:
         """What ``LLM.stream`` is given besides the prompt: the session's settings."""
-        options = {k: v for k, v in self.session.settings.items() if k not in LOAD_SETTINGS and v is not None}
-        if "logit_bias" in options:  # JSON has no numbers as keys
-            options["logit_bias"] = {int(k): v for k, v in options["logit_bias"].items()}
-        return options
+        return {k: v for k, v in self.session.settings.items() if k not in (*LOAD_SETTINGS, *OWN_SETTINGS)}
+
+    def set(self, name: str, value: Any) -> None:
+        """Keep a setting, None for its default, after a look at whether it can work. ParameterError."""
+        settings = self.session.settings
+        if value is not None:
+            value = checked(name, value)
+        n_vocab = getattr(self.llm.tokenizer, "n_vocab", None) if self.llm is not None else None
+        if name == "logit_bias" and value and n_vocab is not None and max(value) >= n_vocab:
+            raise ParameterError(f"logit_bias: token {max(value)} is not in the vocabulary of {n_vocab}.")
+        if value is None:
+            settings.pop(name, None)
+        else:
+            settings[name] = value
+        if name in LOAD_SETTINGS:
+            self.load_model()  # kept when it has worked
+        else:
+            self.saved()
 
     def poll(self) -> tuple[Answering | None, Loading | None]:
         """The answer and the model that came to an end since the last call."""
@@ -234,7 +254,9 @@ class Chat:
             self.llm = loaded.llm
             if self.llm is None:
                 self._go_back(loaded)
-            elif self.waiting is not None:
+                return answered, loaded
+            self._settle_load()
+            if self.waiting is not None:
                 (_, begin), self.waiting = self.waiting, None
                 try:
                     begin()
@@ -254,8 +276,11 @@ class Chat:
 
     # -- the model -------------------------------------------------------------------------------------------------
 
-    def load_model(self, name: str | None = None) -> None:
-        """Load a model in the place of the one that is there; the conversation stays, and so does what waits."""
+    def load_model(self, name: str | None = None, instead: Mapping[str, Any] | None = None) -> None:
+        """Load a model in the place of the one that is there; the conversation stays, and so does what waits.
+
+        instead   of the session's settings that have just failed: whether they are to blame is known when it loads
+        """
         self._halt_answer()
         if self.llm is not None and self._read_more:
             kept_state.keep(self.llm, self.states, self.session, self.session.settings.get("template_kwargs"))
@@ -267,8 +292,10 @@ class Chat:
             before = self.loading.take_before()
             self.loading.abandon()
         self.model = name or self.model
-        settings = self.session.settings
-        options = {**self.load_options, **{name: settings[name] for name in LOAD_SETTINGS if name in settings}}
+        own = {name: self.session.settings[name] for name in LOAD_SETTINGS if name in self.session.settings}
+        chosen = own if instead is None else dict(instead)
+        self._tried = [chosen] if instead is None else [*self._tried, chosen]
+        options = {**self.load_options, **chosen}
         self.loading = Loading(self.load, self.model, options, before).start()
 
     def stop_loading(self) -> bool:
@@ -280,8 +307,23 @@ class Chat:
         self.llm, self.model = before, self._model_before
         return True
 
+    def _settle_load(self) -> None:
+        """The model is there: settings that it could not be loaded with are to blame, the others are kept."""
+        settings, self._worked = self.session.settings, self._tried[-1]
+        for name in LOAD_SETTINGS:
+            if settings.get(name) != self._worked.get(name) and len(self._tried) > 1:
+                now = self._worked.get(name, "the default")
+                self.notes.append(f"{name} = {settings[name]} did not work; it is {now} again.")
+                settings.pop(name)
+        settings |= self._worked
+        self.saved()
+
     def _go_back(self, failed: Loading) -> None:
-        """A model that cannot be loaded does not cost the one that was there."""
+        """A model or a setting that does not work does not cost the model that was there."""
+        instead = next((one for one in (self._worked, {}) if one not in self._tried), None)
+        if instead is not None and isinstance(failed.error, NO_ROOM):
+            self.load_model(failed.name, instead)
+            return
         self.llm = failed.take_before()
         if self.llm is not None:
             self.model = self._model_before
@@ -295,8 +337,10 @@ class Chat:
         if self.loading is not None:
             self.loading.abandon()
             self.llm = self.loading.take_before()
-        self.leave_session()
-        self.writer.close()
+        try:
+            self.leave_session()
+        finally:
+            self.writer.close()
         if self.llm is not None:
             self.llm.close()
         self.store.close()

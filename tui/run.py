@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import edgellm
+from edgellm.cli.output import echo
 from edgellm.formats.errors import EdgeLLMError
-from edgellm.sessions import open_store
+from edgellm.sessions import Session, open_store
+from edgellm.sessions.rescue import rescue_report
 
 PICTURE_S = 2.0  # a model waits for the first picture so long at most
 
@@ -54,20 +56,33 @@ def run_chat(start: Start) -> int:
         raise
 
     def tell(message: Warning | str, *where: object, **more: object) -> None:
-        app.call_later(app.warn, str(message))  # from the thread that loads, too
+        app.call_later(app.warn, [str(message)], "Warning")  # from the thread that loads, too
 
     shown = warnings.showwarning
+    status = 1
     try:
         if session_id is not None:
             chat.open_session(session_id)
             chat.session.settings |= dict(start.settings)
             chat.session.system = start.system or chat.session.system
             chat.model = start.model or chat.session.model or chat.model
-        app = ChatApp(chat, first=start.first, note=note)
+        app = ChatApp(chat, first=start.first, note=" ".join(filter(None, (note, *chat.session.notes))))
+
+        def failed(error: EdgeLLMError) -> None:  # from the writer's thread, or from the screen's own
+            app.call_later(app.complain, error)
+
+        def revived(session: Session) -> None:
+            app.call_later(app.revived, session)
+
+        chat.writer.failed, chat.writer.revived = failed, revived
         warnings.showwarning = tell
-        chat.writer.failed = lambda error: app.call_from_thread(app.complain, error)
-        status = app.run()
-        return app.return_code or status or 0
+        result = app.run()
+        status = app.return_code or result or 0
     finally:
         warnings.showwarning = shown
+        chat.writer.failed = chat.writer.revived = None
         chat.close()
+        if chat.writer.unsaved:
+            echo(rescue_report(chat.writer.unsaved, chat.writer.error), err=True)
+            status = status or 1
+    return status

@@ -15,10 +15,12 @@ from textual.widgets.option_list import Option
 
 from edgellm.cli.sampling_options import SAMPLING_OPTIONS, parse_setting
 from edgellm.formats.errors import ParameterError
+from edgellm.sessions.settings import checked
 from edgellm.tui.dialog import Dialog, LineDialog
 from edgellm.tui.safe_text import one_line, safe_text
 
 SYSTEM, N_CTX, MAX_TOKENS, STOP = "system message", "n_ctx", "max_tokens", "stop"
+OVERFLOW = "context_overflow"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def setting_rows(defaults: Any, recommended: Mapping[str, Any], n_ctx: int) -> l
         Setting(SYSTEM, "", "", "Said to the model before everything else."),
         Setting(MAX_TOKENS, -1, "", "Tokens of an answer at most; -1 goes on to the end."),
         Setting(N_CTX, n_ctx, "", "Tokens of context; loads the model anew. 0 takes all."),
+        Setting(OVERFLOW, "ask", "", "When a message does not fit the context: ask, drop_oldest turns, or stop."),
         Setting(STOP, (), "", "Texts that end an answer, with ; between them."),
     ]
     for option in SAMPLING_OPTIONS:
@@ -52,18 +55,17 @@ def parse(name: str, text: str) -> Any:
         return text
     if not text:
         return None
+    value: Any = text
     if name in (N_CTX, MAX_TOKENS):
         try:
-            return max(int(text), -1 if name == MAX_TOKENS else 0)
+            value = int(text)
         except ValueError:
             raise ParameterError(f"{name} is {text!r}; it takes a number of tokens.") from None
-    if name == STOP:
-        return [part for part in text.split(";") if part]
-    field, value = parse_setting(name, text)
-    from edgellm.sampling import SamplingParams
-
-    SamplingParams(**{field: value})  # out of range ends here
-    return list(value) if isinstance(value, tuple) else value
+    elif name == STOP:
+        value = [part for part in text.split(";") if part]
+    elif name != OVERFLOW:
+        name, value = parse_setting(name, text)
+    return checked(name, value)  # out of range ends here
 
 
 class SettingsScreen(Dialog[None]):

@@ -35,7 +35,7 @@ def loaded(store: SessionStore, name: str) -> Session:
     """A session by its name; what could not be taken of it is told."""
     session = store.load(store.find(name))
     for note in session.notes:
-        click.echo(f"Warning: {terminal_safe(note)}", err=True)
+        echo(f"Warning: {note}", err=True)
     return session
 
 
