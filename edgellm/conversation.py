@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from edgellm.chat_template import Message
+from edgellm.context_overflow import SUMMARY_REQUEST, Fitted, Room, fit, summary_prompts
+from edgellm.formats.errors import ParameterError
 from edgellm.generation import Generation, GenerationChunk
+
+ON_OVERFLOW = ("error", "ask", "drop_oldest")
 
 
 class Answerer(Protocol):
     """What a conversation, and a program around it, needs of an ``LLM``."""
 
     n_ctx: int
+
+    def prompt_ids(self, prompt: Any, *, tools: Any = None, template_kwargs: Any = None) -> list[int]:
+        """The tokens that messages become."""
+        ...
 
     def params(self, params: Any = None, **sampling: Any) -> Any:
         """The sampling that a request would use."""
@@ -26,14 +34,28 @@ class Answerer(Protocol):
 class Conversation:
     """The messages so far; ``stream`` and ``send`` add a turn. Change ``messages`` freely between turns.
 
-    options   those of ``LLM.stream``, for every turn
-    last      the last answer with its timings, None before the first
+    options       those of ``LLM.stream``, for every turn
+    on_overflow   when messages and answer do not fit the context: "error" is ContextFullError once the messages alone
+                  do not; "ask" is ChatTooLongError with the figures, while there is room for an answer;
+                  "drop_oldest" leaves the oldest turns out of the prompt. ``messages`` keeps them
+    left_out      how many messages after the system message the last prompt went without
+    last          the last answer with its timings, None before the first
     """
 
-    def __init__(self, llm: Answerer, system: str | None = None, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        llm: Answerer,
+        system: str | None = None,
+        options: dict[str, Any] | None = None,
+        on_overflow: str = "error",
+    ) -> None:
         self.llm = llm
         self.options = dict(options or {})
+        if on_overflow not in ON_OVERFLOW:
+            raise ParameterError(f"on_overflow is {on_overflow!r}. It must be one of {', '.join(ON_OVERFLOW)}.")
+        self.on_overflow = on_overflow
         self.messages: list[Message] = []
+        self.left_out = 0
         self.last: Generation | None = None
         if system is not None:
             self.messages.append(Message("system", system))
@@ -45,8 +67,50 @@ class Conversation:
         is of it. When it fails before its first token nothing is added.
         """
         message = Message("user", text)
-        chunks = self.llm.stream([*self.messages, message], **{**self.options, **options})
+        options = {**self.options, **options}
+        fitted = self._fit([*self.messages, message], options)
+        chunks = self.llm.stream(fitted.messages, **options)
+        self.left_out = fitted.left_out
         return self._turn(message, chunks)
+
+    def _fit(self, messages: list[Message], options: dict[str, Any]) -> Fitted:
+        if self.on_overflow == "error":
+            return Fitted(messages, 0)
+        room = Room(self.llm.n_ctx, options.get("max_tokens"))
+        drop = self.on_overflow == "drop_oldest"
+        return fit(messages, self._counter(options), room, self.left_out, drop=drop)
+
+    def _counter(self, options: dict[str, Any]) -> Callable[[list[Any]], int]:
+        names = {name: options[name] for name in ("tools", "template_kwargs") if options.get(name)}
+        return lambda messages: len(self.llm.prompt_ids(messages, **names))
+
+    def summarize(self, **options: Any) -> Generation:
+        """``summarizing`` at once: the whole summary."""
+        return Generation.of(self.summarizing(**options))
+
+    def summarizing(self, **options: Any) -> Iterator[GenerationChunk]:
+        """Let the model sum up what was said, and go on from its summary alone; a longer chat is read in parts.
+
+        The turns are replaced by one, the request and the summary, when it is whole; broken off it changes nothing.
+        """
+        options = {**self.options, **options, "stop": None}
+        prompts = summary_prompts(self.messages, self._counter(options), self.llm.n_ctx)
+        prompt = next(prompts)
+        while not prompt.last:
+            chunks = list(self.llm.stream(prompt.messages, **{**options, "max_tokens": prompt.max_tokens}))
+            if chunks[-1].finish_reason == "cancelled":
+                yield chunks[-1]
+                return
+            prompt = prompts.send(Generation.of(chunks).text)
+        received = []
+        for chunk in self.llm.stream(prompt.messages, **{**options, "max_tokens": prompt.max_tokens}):
+            received.append(chunk)
+            yield chunk
+        summary = Generation.of(received)
+        if summary.finish_reason != "cancelled" and summary.text:
+            system = [message for message in self.messages[:1] if message.role == "system"]
+            self.messages = [*system, Message("user", SUMMARY_REQUEST), Message("assistant", summary.text)]
+            self.last, self.left_out = summary, 0
 
     def send(self, text: str, **options: Any) -> Generation:
         """The whole reply to ``text``."""
@@ -66,7 +130,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything but the system message."""
         self.messages = [message for message in self.messages[:1] if message.role == "system"]
-        self.last = None
+        self.last, self.left_out = None, 0
 
     def _turn(self, message: Message, chunks: Any) -> Iterator[GenerationChunk]:
         received: list[GenerationChunk] = []

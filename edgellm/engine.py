@@ -90,7 +90,7 @@ class Engine:
     ) -> Generator[Step, None, None]:
         """The steps of an answer to ``prompt``; the last one has a ``finish_reason``. Closing the iterator cancels.
 
-        max_tokens   tokens to generate at most; None or -1 goes on to the end of the context ("length")
+        max_tokens   tokens to generate at most ("length"); None or -1 goes on to the context's end ("context_full")
         stop_ids     tokens that end the answer, ``eog_ids`` when None; pass () to go on over them
         progress     called on this thread with (done, total) tokens of the prompt, after each chunk
         hook         see ``Executor.run``; called on the engine's thread. It sees every token, and what it may have
@@ -205,6 +205,7 @@ class Engine:
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
         request = GenerationRequest(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
         request.hook, request.shared = hook, hook is None
+        request.ending = "length" if limit == max_tokens else "context_full"
         return request
 
     def _submit(self, request: Request) -> None:

@@ -21,7 +21,7 @@ from edgellm.kv_cache import KVCache
 
 SCORE_NBYTES = 64 << 20  # logits of one scoring step
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "context_full", "cancelled"]
 
 
 class CancelFlag(Protocol):
@@ -225,6 +225,7 @@ class GenerationRequest(Request):
         self.sampler = sampler
         self.n_prompt = len(self.tokens)
         self.limit = limit  # tokens to generate
+        self.ending: FinishReason = "length"  # why there are no more
         self.stop_ids = stop_ids
         self.reports = reports
         self.reused: int | None = None
@@ -250,7 +251,7 @@ class GenerationRequest(Request):
         if choice is not None:
             yield Step(self.tokens[-1], choice, self._reason(), self.timings())
         elif length == len(self.tokens):
-            yield Step(None, None, "length", self.timings())
+            yield Step(None, None, self.ending, self.timings())
 
     def _sample(self, engine: EngineRoom, logits: np.ndarray) -> TokenChoice:
         if not self.generated:
@@ -286,7 +287,7 @@ class GenerationRequest(Request):
         """Why the answer is over, if it is."""
         if self.tokens[-1] in self.stop_ids:
             return "stop"
-        return "length" if self.generated >= self.limit else None
+        return self.ending if self.generated >= self.limit else None
 
     def _count(self, seconds: float, sampled: bool) -> None:
         if self.generated <= 1:

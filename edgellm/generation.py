@@ -46,7 +46,7 @@ class GenerationChunk:
     text            what is certain now; the texts of all chunks are the answer
     token           id, None in the last chunk, which brings the finish reason and what was held back
     logprobs        of the token, when asked for
-    finish_reason   "stop", "length" (max_tokens or the end of the context), "cancelled"; None before the last chunk
+    finish_reason   "stop", "length" (max_tokens), "context_full", "cancelled"; None before the last chunk
     stop            what ended the answer: the stop string, or the id of the end-of-generation token
     """
 

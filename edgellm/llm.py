@@ -111,7 +111,8 @@ class LLM:
         """The answer as it grows: a chunk for each token and a last one with the finish reason and the timings.
 
         params, sampling   a SamplingParams, or single fields of it (``temperature=0, seed=1``) over the model's own
-        max_tokens         None or -1: until the model ends it or the context is full ("length")
+        max_tokens         then it ends with "length"; None or -1: until the model ends it or the context is full
+                           ("context_full")
         stop               text, or several, that end the answer and are not part of it
         logprobs           None, or how many of the likeliest tokens to report beside each one's own log-probability
         cancel             an object with ``is_set()``; set, it ends the answer before the next step ("cancelled")
@@ -151,11 +152,14 @@ class LLM:
 
         return Message("assistant", self.generate(_as_messages(messages), *args, **kwargs))
 
-    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
-        """A chat that remembers what was said; ``options`` are those of ``stream`` for every turn."""
+    def conversation(self, system: str | None = None, *, on_overflow: str = "error", **options: Any) -> Conversation:
+        """A chat that remembers what was said; ``options`` are those of ``stream`` for every turn.
+
+        on_overflow   what happens when it does not fit the context: see ``Conversation``
+        """
         from edgellm.conversation import Conversation
 
-        return Conversation(self, system, options)
+        return Conversation(self, system, options, on_overflow)
 
     async def astream(self, prompt: Prompt, *args: Any, **kwargs: Any) -> AsyncIterator[GenerationChunk]:
         """``stream`` for ``async for``. Cancelling the task or closing the iterator ends the work as there."""

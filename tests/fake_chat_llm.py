@@ -123,7 +123,7 @@ class FakeChatLLM:
         self.closed = False
 
     def prompt_ids(self, messages: Any, **options: Any) -> list[int]:
-        return [PROMPT_ID, *self.tokenizer.encode(messages[-1]["content"])]
+        return [PROMPT_ID, *(token for message in messages for token in self.tokenizer.encode(message["content"]))]
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self.tokenizer.encode(text)

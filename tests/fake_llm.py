@@ -66,6 +66,9 @@ class FakeLLM:
             yield GenerationChunk(word if i == 0 else f" {word}", i, None, None, timings(len(words), i + 1))
         yield GenerationChunk("", None, None, reason, timings(len(words), i + 1))  # type: ignore[arg-type]
 
+    def prompt_ids(self, messages: Any, **options: Any) -> list[int]:
+        return [0 for message in messages for _ in f"role {as_dict(message)['content']}".split()]
+
     def params(self, **fields: Any) -> SamplingParams:
         return SamplingParams(**fields)
 

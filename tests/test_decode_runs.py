@@ -251,7 +251,7 @@ def test_max_tokens_and_the_end_of_the_context_hold_in_runs(n: int, ask: Callabl
     assert steps[-1].finish_reason == "length"
     steps = asked.steps([1 + i % 200 for i in range(N_CTX - n - 1)], None)
     assert len(steps) == n + 2
-    assert steps[-1].finish_reason == "length"
+    assert steps[-1].finish_reason == "context_full"
 
 
 def test_an_answer_ends_with_its_stop_token_inside_a_run(ask: Callable[..., Asked]) -> None:

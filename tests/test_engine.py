@@ -164,7 +164,7 @@ def test_threads_that_need_more_blocks_than_there_are_all_get_their_answers(engi
 @pytest.mark.parametrize(("n", "answer"), [(510, 3), (511, 2), (512, 1)])
 def test_the_answer_ends_with_the_context(engine: Engine, n: int, answer: int) -> None:
     steps = list(engine.generate(prompt_of(n, n), Greedy()))
-    assert [step.finish_reason for step in steps] == [None] * (answer - 1) + ["length"]
+    assert [step.finish_reason for step in steps] == [None] * (answer - 1) + ["context_full"]
     assert [step.token for step in steps] == expected_tokens(prompt_of(n, n), answer)
 
 

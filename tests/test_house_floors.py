@@ -19,6 +19,8 @@ FLOORS = (
     ("engine", "engine_batch", "engine_requests"),
     ("tokenizer", "chat_template", "stop"),
     ("connection", "web", "download", "file_lock", "sources", "catalogue", "model_card"),
+    ("tokenizer", "chat_template", "stop", "context_overflow"),
+    ("web", "download", "file_lock", "sources", "catalogue", "model_card"),
     # "" is `import edgellm`, the library's face
     ("generation", "loading", "scoring", "perplexity", "divergence", "conversation", "kv_file", "llm", "sessions", ""),
     ("cli", "__main__", "bench", "doctor", "server", "quantize", "tui"),

@@ -339,7 +339,7 @@ def test_a_cancel_flag_ends_the_answer(llm: edgellm.LLM) -> None:
 @pytest.mark.parametrize(("n", "answer"), [(255, 2), (256, 1)])
 def test_the_answer_ends_with_the_context(llm: edgellm.LLM, n: int, answer: int) -> None:
     reply = llm.generate([5] * n, ignore_eos=True)
-    assert (len(reply.tokens), reply.finish_reason) == (answer, "length")
+    assert (len(reply.tokens), reply.finish_reason) == (answer, "context_full")
 
 
 @pytest.mark.parametrize("n", [257, 2560])

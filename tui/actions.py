@@ -10,6 +10,7 @@ from typing import Any
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.paths import line_path, look_at, unquoted
@@ -47,6 +48,10 @@ class ChatActions(App[int]):
     def prompt(self) -> PromptInput:
         """The input."""
         return self.screen_stack[0].query_one(PromptInput)
+
+    def give_back(self, node: MessageNode) -> None:
+        """Nothing came of an answer: the words of its question are not lost."""
+        raise NotImplementedError
 
     def redraw(self, *, to_end: bool = True) -> None:
         """Show the session as it is now."""
@@ -110,6 +115,32 @@ class ChatActions(App[int]):
                 raise ParameterError("There is no answer to continue.")
             self.transcript.growing = self.chat.go_on(node)
         self.redraw()
+
+    def open_long_chat(self, node: MessageNode, error: ChatTooLongError) -> bool:
+        """Ask what to do with a chat that the context is too short for; whether there is anything to ask."""
+        from edgellm.tui.long_chat_dialog import ALWAYS, DROP, SUMMARY, LongChatDialog
+
+        asked = node.parent
+        earlier = len(asked.path()) > 1 if asked is not None and not node.text else False
+        dialog = LongChatDialog(error, summary=earlier)
+        if self.chat.session.settings.get("context_overflow") == "stop" or not dialog.choices():
+            return False
+
+        def chosen(what: str | None) -> None:
+            with self.complaining():
+                if what is None or asked is None:
+                    self.give_back(node)
+                elif what == SUMMARY:
+                    self.transcript.growing = self.chat.go_on_summarized(asked)
+                else:
+                    if what == ALWAYS:
+                        self.chat.set("context_overflow", DROP)
+                    self.transcript.growing = self.chat.answer_long(node, DROP if what == ALWAYS else what)
+            self.redraw()
+            self.screen_stack[0].set_focus(self.prompt)
+
+        self.push_screen(dialog, chosen)
+        return True
 
     def action_edit(self) -> None:
         """Bring a message of the user back into the input; sending it makes a branch."""

@@ -5,21 +5,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.sessions import MessageNode
+from edgellm.sessions.records import LEFT_OUT
 
 N_ALTERNATIVES = 8  # likeliest tokens kept beside each one, for the token view
 GATHER_S = 0.03  # tokens are taken in so often: waking up for each would cost the model 5 % of its time
 WAITED_S = 0.0005  # a token that took longer was not there yet
 
 
+class Sent(NamedTuple):
+    """What the model is given: messages or ids, how many messages that leaves out, options over those of the answer."""
+
+    prompt: Any
+    left_out: int = 0
+    options: Mapping[str, Any] = {}
+
+
 class Answering:
     """Streams one answer into ``node``; the screen reads the message while it grows.
 
-    prompt    messages or token ids, as ``LLM.stream`` takes them
+    compose   called on the thread before: what to send, which may take a while to find out
     prefix    tokens of the answer that stand already; the prompt ends with them
     changed   called on the thread when chunks have come and at the end
     prepare   called on the thread before; what it has to say stands in ``note``
@@ -29,7 +38,7 @@ class Answering:
         self,
         llm: Any,
         node: MessageNode,
-        prompt: Any,
+        compose: Callable[[Answering], Sent],
         options: Mapping[str, Any],
         changed: Callable[[], None],
         prefix: Sequence[TokenLogprob] = (),
@@ -37,7 +46,8 @@ class Answering:
     ) -> None:
         self.node = node
         self.llm = llm
-        self.prompt = prompt
+        self.compose = compose
+        self.left_out = 0  # messages that the prompt goes without
         self.options = dict(options)
         self.changed = changed
         self.prefix = tuple(prefix)
@@ -77,18 +87,30 @@ class Answering:
             self.finished.set()
             self.changed()
 
+    def whole(self, prompt: Any, options: Mapping[str, Any]) -> str:
+        """The whole answer to another prompt, before this one; "" when it is stopped."""
+        live = {"cancel": self.cancel, "progress": self._progress}
+        chunks = self.llm.stream(prompt, **live, **{**self.options, **options})
+        try:
+            text = "".join(chunk.text for chunk in chunks)
+        finally:
+            chunks.close()
+        return "" if self.cancel.is_set() else text
+
     def _progress(self, done: int, total: int) -> None:
         self.read = (done, total)
 
     def _stream(self) -> None:
         if self.prepare is not None:
             self.note = self.prepare()
+        sent = self.compose(self)
+        self.left_out, self.node.finish_reason = sent.left_out, None
         # the decoder of a new stream would take the first new token for the first of the text
         decoder: Any = self.llm.tokenizer.stream_decoder() if self.prefix else None
         for known in self.prefix:
             decoder.add(known.token)
         live = {"logprobs": N_ALTERNATIVES, "sampler_trace": True, "cancel": self.cancel, "progress": self._progress}
-        chunks = self.llm.stream(self.prompt, **live, **self.options)
+        chunks = self.llm.stream(sent.prompt, **live, **{**self.options, **sent.options})
         try:
             before = monotonic()
             for chunk in chunks:
@@ -117,7 +139,7 @@ class Answering:
 
     def _show(self, chunk: GenerationChunk) -> None:
         """Let the screen and the file have what has come."""
-        self.node.timings = chunk.timings.as_dict()
+        self.node.timings = chunk.timings.as_dict() | ({LEFT_OUT: self.left_out} if self.left_out else {})
         self.changed()
 
 

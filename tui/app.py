@@ -20,9 +20,10 @@ from textual.timer import Timer
 from textual.widgets import Footer, Input, OptionList, Static, TextArea
 from textual.widgets._toast import ToastHolder
 
+from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import MessageNode
-from edgellm.sessions.tree import title_of
+from edgellm.sessions.tree import left_out_of, left_out_span, title_of
 from edgellm.tui.actions import ChatActions
 from edgellm.tui.attachments import file_names, missing_files, quoted, with_files
 from edgellm.tui.chat import Chat
@@ -132,7 +133,9 @@ class ChatApp(ChatActions):
         elif self.chat.waiting is None:
             transcript.growing = None
         transcript.welcome = self._welcome()
-        transcript.show(session.tree.path, to_end=to_end)
+        path = session.tree.path
+        left_out = answering.left_out if answering is not None else left_out_of(path)
+        transcript.show(path, left_out_span(path, left_out), to_end=to_end)
         title = Text("  ", end="", no_wrap=True, overflow="ellipsis")
         title.append(one_line(session.shown_title) or "New chat", "bold")
         model = short_name(self.chat.model)
@@ -183,6 +186,8 @@ class ChatApp(ChatActions):
             key = (answering.node.id, len(answering.node.text))
             if key != self._drawn:
                 self._drawn = key
+                if answering.left_out != self.transcript.n_left_out:
+                    self.redraw(to_end=self.transcript.at_end)
                 self.transcript.growing = answering.node
                 self.transcript.grow()
                 if now - self._barred_at >= BAR_S:
@@ -209,19 +214,25 @@ class ChatApp(ChatActions):
         if self.chat.waiting is not None:
             node = self.chat.waiting[0]
             self.chat.stop()
-            self._give_back(node)
+            self.give_back(node)
             self.redraw()
 
     def _answered(self, answered: Any) -> None:
         self.transcript.growing = None
-        if answered.error is not None:
-            self.complain(answered.error)
         if answered.note:
             self.say(answered.note)
-        self._give_back(answered.node)
+        if isinstance(answered.error, ChatTooLongError) and self.open_long_chat(answered.node, answered.error):
+            self.redraw(to_end=False)
+            return
+        if answered.error is not None:
+            self.complain(answered.error)
+        self.give_back(answered.node)
+        if self.chat.given_back:
+            self.prompt.put(self.chat.given_back)
+            self.chat.given_back = ""
         self.redraw(to_end=self.transcript.at_end)
 
-    def _give_back(self, node: MessageNode) -> None:
+    def give_back(self, node: MessageNode) -> None:
         """Nothing came of an answer: the words of its question are not lost."""
         if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
             self.prompt.put(node.parent.text)
@@ -242,7 +253,9 @@ class ChatApp(ChatActions):
         timings = answer.timings if answer is not None else {}
         if chat.llm is not None:
             used = int(timings.get("prompt_n", 0) + timings.get("generation_n", 0))
-            parts.append(context_part(palette, used, chat.llm.n_ctx))
+            parts.append(
+                context_part(palette, min(used, chat.llm.n_ctx), chat.llm.n_ctx)
+            )  # the last token is not in it
         if chat.writer.error is not None:
             parts.insert(0, Text("not saved", palette.error))
         parts += timing_parts(palette, timings, self.memory())

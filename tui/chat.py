@@ -6,19 +6,29 @@ One ``Chat`` is used from the thread of the screen alone; its threads are ``Answ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from edgellm.context_overflow import SUMMARY_REQUEST
 from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError, ParameterError
 from edgellm.generation import TokenLogprob
 from edgellm.sessions import MessageNode, Session, SessionStore, SessionWriter
 from edgellm.sessions.settings import checked
 from edgellm.sessions.tree import prompt_messages
 from edgellm.tui import kept_state
-from edgellm.tui.answering import Answering, Loading
+from edgellm.tui.answering import Answering, Loading, Sent
+from edgellm.tui.long_chat import compose_answer, compose_summary
 
 LOAD_SETTINGS = ("n_ctx",)  # take effect when the model is loaded
 OWN_SETTINGS = ("context_overflow",)  # the chat's, not the model's
 NO_ROOM = (ParameterError, MemoryWouldExceedError, MemoryError)  # what a setting that asks for too much ends in
+
+
+class SummingUp(NamedTuple):
+    """A summary on its way: the message it grows in, what is to be asked after it, and the chat it is of."""
+
+    node: MessageNode
+    text: str
+    old: Session
 
 
 class Chat:
@@ -58,6 +68,8 @@ class Chat:
         self._tried: list[dict[str, Any]] = []  # LOAD_SETTINGS that the model was loaded with, the last one now
         self._worked: dict[str, Any] = {}  # those of the last model that could be loaded
         self.notes: list[str] = []  # what the user is to be told
+        self.summing_up: SummingUp | None = None
+        self.given_back = ""  # a message that was not asked after all
         self.session = self._new_session()
 
     # -- sessions --------------------------------------------------------------------------------------------------
@@ -140,7 +152,6 @@ class Chat:
             raise ParameterError("Only an answer can be continued.")
         if node.children:
             raise ParameterError("There are messages behind this answer. Regenerate it, or branch from a token.")
-        node.finish_reason = None
         self._start(node, node.tokens if node.model == self.model else ())
         return node
 
@@ -180,40 +191,61 @@ class Chat:
             self.answering.wait(5)
             self.poll()
 
-    def _answer(self, asked: MessageNode) -> MessageNode:
+    def _answer(self, asked: MessageNode, way: str | None = None) -> MessageNode:
         node = self.session.tree.add("assistant", "", asked, model=self.model)
-        self._start(node, ())
+        self._start(node, (), way)
         return node
 
-    def _start(self, node: MessageNode, prefix: Any) -> None:
+    def answer_long(self, node: MessageNode, way: str) -> MessageNode:
+        """Answer, or go on with an answer, that the context was too short for; ``way`` is for this time."""
+        if node.text:
+            self._start(node, node.tokens if node.model == self.model else (), way)
+            return node
+        assert node.parent is not None
+        return self._answer(node.parent, way)
+
+    def go_on_summarized(self, asked: MessageNode) -> MessageNode:
+        """A new chat that begins with a summary of this one up to ``asked``, which is asked there then."""
+        if self.busy or self.llm is None:
+            raise ParameterError("An answer is on its way, or the model. Esc stops it.")
+        old = self.session
+        messages = prompt_messages(old.system, asked.path()[:-1])
+        self.leave_session()
+        title = f"{old.shown_title} (continued)"
+        self.session = session = Session(title=title, model=self.model, system=old.system, settings=dict(old.settings))
+        request = session.tree.add("user", SUMMARY_REQUEST, finish_reason="stop")
+        node = session.tree.add("assistant", "", request, model=self.model)
+        self.summing_up = SummingUp(node, asked.text, old)
+        self._begin(node, compose_summary(messages, self.options()))
+        return node
+
+    def _summed_up(self, answered: Answering) -> None:
+        """The summary stands: ask what was to be asked. Without it the old chat is there again."""
+        summed_up, self.summing_up = self.summing_up, None
+        if summed_up is None:
+            return
+        if answered.error is None and summed_up.node.text and summed_up.node.finish_reason != "cancelled":
+            for node in self.session.tree.path:
+                self.saved(node)
+            self.ask(summed_up.text)
+            return
+        new, self.session = self.session, summed_up.old
+        self.writer.forget(new)
+        self.store.delete(new.id)
+        self.given_back = summed_up.text
+
+    def _start(self, node: MessageNode, prefix: Any, way: str | None = None) -> None:
         if self.busy:
             raise ParameterError("An answer is on its way. Esc stops it.")
         session = self.session
 
         def begin() -> None:
             node.model = session.model = self.model
-            path = node.path()[:-1]
-            messages = prompt_messages(session.system, path)
-            options = self.options()
-            prompt: Any = messages
-            if node.text:
-                ids = self.llm.prompt_ids(messages, template_kwargs=options.pop("template_kwargs", None))
-                kept = [token.token for token in prefix] or self.llm.tokenize(node.text, False)
-                prompt = [*ids, *kept]
-                if not prefix:
-                    node.tokens.clear()  # another model's
-
-            def changed() -> None:
-                if node.text or node.tokens:
-                    self.writer.changed(session, node)
-
-            def prepare() -> str:
-                return kept_state.take(self.llm, self.states, session.id)
-
-            known = tuple(prefix) if node.text else ()
-            first = prepare if self._fresh else None
-            self._fresh, self._read_more = False, True
-            self.answering = Answering(self.llm, node, prompt, options, changed, known, first).start()
+            chosen = way or session.settings.get("context_overflow", "ask")
+            compose = compose_answer(session, node, prefix, self.options(), chosen)
+            if node.text and not prefix:
+                node.tokens.clear()  # another model's
+            self._begin(node, compose, tuple(prefix) if node.text else ())
 
         if self.llm is None:
             self.waiting = (node, begin)
@@ -221,6 +253,22 @@ class Chat:
                 self.load_model()
         else:
             begin()
+
+    def _begin(
+        self, node: MessageNode, compose: Callable[[Answering], Sent], known: tuple[TokenLogprob, ...] = ()
+    ) -> None:
+        session = self.session
+
+        def changed() -> None:
+            if node.text or node.tokens:
+                self.writer.changed(session, node)
+
+        def prepare() -> str:
+            return kept_state.take(self.llm, self.states, session.id)
+
+        first = prepare if self._fresh else None
+        self._fresh, self._read_more = False, True
+        self.answering = Answering(self.llm, node, compose, self.options(), changed, known, first).start()
 
     def options(self) -> dict[str, Any]:
         """What ``LLM.stream`` is given besides the prompt: the session's settings."""
@@ -249,6 +297,7 @@ class Chat:
         if self.answering is not None and self.answering.finished.is_set():
             answered, self.answering = self.answering, None
             self._settle(answered.node)
+            self._summed_up(answered)
         if self.loading is not None and self.loading.finished.is_set():
             loaded, self.loading = self.loading, None
             self.llm = loaded.llm

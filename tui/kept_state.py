@@ -12,7 +12,7 @@ from typing import Any
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import Session
-from edgellm.sessions.tree import prompt_messages
+from edgellm.sessions.tree import left_out_of, prompt_messages
 
 LEAST_TOKENS = 128  # shorter chats are read again in no time
 MOST_NBYTES = 2 << 30  # of all files together; the oldest go first
@@ -28,7 +28,8 @@ def tokens_of(llm: Any, session: Session, template_kwargs: Any = None) -> list[i
     leaf = session.tree.leaf
     if leaf is None or leaf.role != "assistant" or not leaf.tokens:
         return []
-    messages = prompt_messages(session.system, leaf.path()[:-1])
+    path = leaf.path()
+    messages = prompt_messages(session.system, path[:-1], left_out_of(path))
     return [*llm.prompt_ids(messages, template_kwargs=template_kwargs), *(token.token for token in leaf.tokens)]
 
 

@@ -17,7 +17,13 @@ FOLDED_LINES = 12  # of a long message of the user
 THINKING_LINES = 4  # shown while the thinking goes on
 
 _plain = Console(width=1000, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
-_REASONS = {"length": "cut off", "cancelled": "stopped", None: "unfinished"}
+_REASONS = {
+    "length": "cut off at the limit",
+    "context_full": "cut off: the context is full",
+    "cancelled": "stopped",
+    None: "unfinished",
+}
+OUT_OF_CONTEXT = "left out of the context"
 
 
 @dataclass
@@ -28,6 +34,7 @@ class Place:
     of: int = 1
     growing: bool = False
     first_code: int = 1
+    left_out: bool = False  # the model is not told it any more
 
 
 class MessageView:
@@ -71,6 +78,8 @@ class MessageView:
             ]
         if place.of > 1:
             lines.append(Text(_branches(place), self.palette.accent))
+        if place.left_out:
+            lines.append(Text(OUT_OF_CONTEXT, self.palette.warning))
         drawn = []
         for number, line in enumerate(lines):
             row = Text(end="")
@@ -145,6 +154,8 @@ class MessageView:
         if node.role == "assistant" and node.finish_reason != "stop":
             text.append(" · " if facts else "")
             text.append(_REASONS.get(node.finish_reason, "unfinished"), self.palette.warning)
+        if place.left_out:
+            text.append(f"{' · ' if text.plain else ''}{OUT_OF_CONTEXT}", self.palette.warning)
         if place.of > 1:
             text.append("   " + _branches(place), self.palette.accent)
         text.truncate(self.width)

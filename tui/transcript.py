@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,6 +76,8 @@ class Transcript(ScrollView, can_focus=True):
         self.growing: MessageNode | None = None
         self.chosen: MessageNode | None = None
         self.welcome: list[Text] = []
+        self.n_left_out = 0
+        self._left_out: Container[int] = ()
         self._starts: list[int] = [0]  # first line of each view, and one after the last
         self._strips: dict[int, Strip] = {}
         self._bar_shows: tuple[int, float] = (0, 0.0)  # lines, and the first that is visible
@@ -83,8 +85,13 @@ class Transcript(ScrollView, can_focus=True):
 
     # -- what is shown ---------------------------------------------------------------------------------------------
 
-    def show(self, path: Sequence[MessageNode], *, to_end: bool = True) -> None:
-        """Draw another path; messages that it shares with the last one stay as they are drawn."""
+    def show(self, path: Sequence[MessageNode], left_out: Container[int] = (), *, to_end: bool = True) -> None:
+        """Draw another path; messages that it shares with the last one stay as they are drawn.
+
+        left_out   the places of the messages that the model is not told any more
+        """
+        self._left_out = left_out
+        self.n_left_out = sum(1 for number in range(len(path)) if number in left_out)
         known = {view.node.id: view for view in self.views}
         self.views = [known.get(n.id) or MessageView(n, self.palette, self.text_width) for n in path]
         if self.chosen not in path:
@@ -155,10 +162,10 @@ class Transcript(ScrollView, can_focus=True):
         n_codes = sum(len(view.codes) for view in self.views[:first])
         del self._starts[first + 1 :]
         changed = None
-        for view in self.views[first:]:
+        for at, view in enumerate(self.views[first:], first):
             siblings = self.siblings_of(view.node)
             number = siblings.index(view.node) + 1 if view.node in siblings else 1
-            place = Place(number, len(siblings), view.node is self.growing, n_codes + 1)
+            place = Place(number, len(siblings), view.node is self.growing, n_codes + 1, at in self._left_out)
             line = self._starts[-1] + view.update(place)
             changed = line if changed is None else min(changed, line)
             n_codes += len(view.codes)

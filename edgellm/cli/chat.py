@@ -12,7 +12,7 @@ import click
 
 from edgellm.cli.answer import Answer, timing_block
 from edgellm.cli.chat_commands import AnswerAgain, LeaveChat, is_command, run_command
-from edgellm.cli.chat_session import ChatSession
+from edgellm.cli.chat_session import ChatSession, overflow_mode
 from edgellm.cli.generation_options import (
     generation_options,
     read_text,
@@ -24,7 +24,15 @@ from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model, load_options
 from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.cli.sampling_options import given_sampling, sampling_options
-from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
+from edgellm.context_overflow import ChatTooLongError, turns
+from edgellm.formats.errors import ContextFullError, EdgeLLMError, FormatError, ParameterError
+from edgellm.sessions.settings import OVERFLOW_WAYS
+
+CUT_OFF = {
+    "length": "(cut off: -n is used up)",
+    "context_full": "(cut off: the context is full; /set context_overflow drop_oldest goes on without the oldest "
+    "turns, /clear begins anew)",
+}
 
 
 @click.command("chat")
@@ -34,6 +42,12 @@ from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
 @click.option("--plain", is_flag=True, help="Line by line, without the full screen; nothing is saved.")
 @click.option("--continue", "go_on", is_flag=True, help="Go on with the chat that was changed last.")
 @click.option("--session", metavar="NAME", help="Go on with this chat; `edgellm sessions` shows the names.")
+@click.option(
+    "--context-overflow",
+    "overflow",
+    type=click.Choice(OVERFLOW_WAYS),
+    help="When a message does not fit the context: ask, leave the oldest turns out, or stop.  [default: ask]",
+)
 @generation_options
 @sampling_options
 def command(model_argument: str | None, **values: Any) -> int:
@@ -76,6 +90,8 @@ def full_screen(model: str | None, first: str | None, values: dict[str, Any]) ->
         settings["max_tokens"] = values["n_predict"]
     if values["stops"]:
         settings["stop"] = list(values["stops"])
+    if values["overflow"]:
+        settings["context_overflow"] = values["overflow"]
     if arguments := template_arguments(values):
         settings["template_kwargs"] = arguments
     system = system_message(values)
@@ -89,8 +105,10 @@ def line_chat(model: str, first: str | None, values: dict[str, Any]) -> int:
     arguments = template_arguments(values)
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], "template_kwargs": arguments, **sampling}
     with load_model(model, values, needs_template=True) as llm:
-        session = ChatSession(model, llm.conversation(system, **options))
         lines = LineInput(_history())
+        conversation = llm.conversation(system, **options)
+        conversation.on_overflow = overflow_mode(values["overflow"] or ("ask" if lines.interactive else "stop"))
+        session = ChatSession(model, conversation)
         if lines.interactive:
             echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
         try:
@@ -153,13 +171,47 @@ class ChatLoop:
                 try:
                     echo(run_command(self.session, line), err=not self.lines.interactive)
                 except AnswerAgain:
-                    self._show(self.session.regenerate)
+                    self._show(self.session.regenerate, summary=False)
             else:
                 self._show(lambda write: self.session.ask(line, write))
         except (EdgeLLMError, OSError) as error:
             echo(error_block(error), err=True)
+            if isinstance(error, ContextFullError) and not self.lines.interactive:
+                echo("--context-overflow drop_oldest leaves the oldest turns out of the context.", err=True)
 
-    def _show(self, answering: Callable[[Callable[[str], None]], Answer]) -> None:
+    def _show(self, answering: Callable[[Callable[[str], None]], Answer], *, summary: bool = True) -> None:
+        """Show one answer; when the chat is longer than the context, after the user has said what to do."""
+        conversation = self.session.conversation
+        before = conversation.on_overflow, conversation.left_out
+        try:
+            try:
+                self._answer(answering)
+            except ChatTooLongError as error:
+                choices = long_chat_choices(error, summary=summary and len(conversation.messages) > 1)
+                if not self.lines.interactive or not choices:
+                    raise
+                if not self._make_room(error, choices):
+                    echo("(not sent)", err=True)
+                    return
+                self._answer(answering)
+        finally:
+            conversation.on_overflow = before[0]
+        if conversation.left_out > before[1]:
+            echo(f"(the oldest {conversation.left_out} messages are left out of the context)", err=True)
+
+    def _make_room(self, error: ChatTooLongError, choices: dict[str, str]) -> bool:
+        """Ask what to do and do it; False: nothing."""
+        echo(str(error), err=True)
+        chosen = self.lines.choose(choices)
+        if chosen == "s":
+            echo("The summary that the chat goes on from:", err=True)
+            self._answer(self.session.summarize)
+            return not self.session.last.stopped if self.session.last else False
+        if chosen:
+            self.session.conversation.on_overflow = "drop_oldest" if chosen == "d" else "error"
+        return bool(chosen)
+
+    def _answer(self, answering: Callable[[Callable[[str], None]], Answer]) -> None:
         """Stream one answer and say how it ended, if not by itself."""
         answer = answering(hand_over)
         if answer.text and not answer.text.endswith("\n"):
@@ -169,8 +221,20 @@ class ChatLoop:
         if answer.stopped:
             self.interrupts += 1
             echo("(stopped)", err=True)
-        elif answer.finish_reason == "length":
-            echo("(cut off: -n or the context is used up; /clear begins anew)", err=True)
+        elif answer.finish_reason in CUT_OFF:
+            echo(CUT_OFF[answer.finish_reason], err=True)
         if self.timings:
             echo(timing_block(answer, self.session.conversation.llm.n_ctx), err=True)
         sys.stdout.flush()
+
+
+def long_chat_choices(error: ChatTooLongError, *, summary: bool) -> dict[str, str]:
+    """What may be done about a chat that is longer than the context, by the letter that chooses it."""
+    choices = {}
+    if error.n_turns:
+        choices["d"] = f"leave out the oldest {turns(error.n_turns)} ({error.n_kept:,} tokens stay)"
+    if summary:
+        choices["s"] = "begin anew with a summary"
+    if error.n_free > 0:
+        choices["w"] = f"send it as it is ({error.n_free:,} tokens for the answer)"
+    return choices

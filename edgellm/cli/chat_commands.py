@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.cli.answer import timing_block
-from edgellm.cli.chat_session import ChatSession
+from edgellm.cli.chat_session import ChatSession, overflow_mode
 from edgellm.cli.output import fields
 from edgellm.cli.sampling_options import BY_FIELD, parse_setting
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.paths import line_path
+from edgellm.sessions.settings import checked
 
 MAX_READ_NBYTES = 16 << 20
 
@@ -71,6 +72,10 @@ def _set(session: ChatSession, argument: str) -> str:
         except ValueError:
             raise ParameterError(f"n is {text!r}; it takes a number of tokens, -1 for no limit.") from None
         return f"n_predict = {session.conversation.options['max_tokens']}"
+    if name == "context_overflow":
+        way = checked(name, text.strip())
+        session.conversation.on_overflow = overflow_mode(way)
+        return f"{name} = {way}"
     field, value = parse_setting(name, text.strip())
     session.conversation.llm.params(**{field: value})  # a value out of range ends here
     session.conversation.options[field] = value
@@ -78,12 +83,14 @@ def _set(session: ChatSession, argument: str) -> str:
 
 
 def _show(session: ChatSession, argument: str) -> str:
+    left_out = session.conversation.left_out
     said = [message for message in session.conversation.messages if message.role != "system"]
     return fields(
         (
             ("model", session.model),
             ("context", f"{session.conversation.llm.n_ctx} tokens"),
-            ("messages", len(said)),
+            ("messages", f"{len(said)}, the oldest {left_out} left out of the context" if left_out else len(said)),
+            ("when it is full", session.conversation.on_overflow.replace("error", "stop")),
             ("system", session.system or "none"),
             ("settings", _settings(session)),
         )
@@ -96,7 +103,7 @@ def _settings(session: ChatSession) -> str:
     if options["max_tokens"] >= 0:
         given.append(f"n_predict = {options['max_tokens']}")
     known = ", ".join(BY_FIELD)
-    return "\n".join(given) if given else f"the model's own. /set changes n_predict, {known}."
+    return "\n".join(given) if given else f"the model's own. /set changes n_predict, context_overflow, {known}."
 
 
 def _save(session: ChatSession, argument: str) -> str:

@@ -60,6 +60,11 @@ class ChatSession:
             self.conversation.messages = before
             raise
 
+    def summarize(self, write: Callable[[str], None]) -> Answer:
+        """Go on from a summary that the model makes of what was said; stopped, nothing is changed."""
+        self.last = stream_answer(self.conversation.summarizing, write)
+        return self.last
+
     def clear(self) -> None:
         """Forget what was said; the system message stays."""
         self.conversation.clear()
@@ -106,6 +111,7 @@ class ChatSession:
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise FormatError(f"{path}: not a conversation that /save wrote.", code="CHAT_FILE")
         self.conversation.messages = [Message(message["role"], message["content"]) for message in messages]
+        self.conversation.left_out = 0
         self.attachments, self.last = [], None
 
     def _answer(self, text: str, write: Callable[[str], None]) -> Answer:
@@ -115,6 +121,11 @@ class ChatSession:
         if self.last.stopped and not self.last.text:
             self.conversation.undo()  # as if it had not been asked: roles must go on taking turns
         return self.last
+
+
+def overflow_mode(way: str) -> str:
+    """The setting ``context_overflow`` as a conversation has it."""
+    return "error" if way == "stop" else way
 
 
 def _is_message(value: Any) -> bool:

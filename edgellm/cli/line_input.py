@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgellm.formats.errors import FormatError
@@ -49,6 +50,17 @@ class LineInput:
                 break
             lines.append(line)
         return "\n".join(lines)
+
+    def choose(self, choices: Mapping[str, str]) -> str:
+        """One of the letters, "" for none of them."""
+        print("\n".join(f"  {letter}  {meaning}" for letter, meaning in choices.items()), file=sys.stderr)
+        try:
+            line = self._line(f"{'/'.join(choices)}, or Enter to leave it: ")
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return ""
+        letter = (line or "").strip().lower()[:1]
+        return letter if letter in choices else ""
 
     def close(self) -> None:
         """Keep the history for the next time, for this user's eyes only."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.generation import TokenLogprob
+from edgellm.sessions.records import LEFT_OUT
 
 TITLE_LENGTH = 60  # characters of the first message
 MAX_TITLE_TEXT = 10_000  # looked at for them
@@ -170,8 +171,22 @@ def title_of(text: str) -> str:
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
-def prompt_messages(system: str, path: Sequence[MessageNode]) -> list[dict[str, Any]]:
+def left_out_of(path: Sequence[MessageNode]) -> int:
+    """How many of the messages the prompt of the last answer went without, those of the system not counted."""
+    answer = next((node for node in reversed(path) if node.role == "assistant" and node.timings), None)
+    return int(answer.timings.get(LEFT_OUT, 0)) if answer is not None else 0
+
+
+def left_out_span(path: Sequence[MessageNode], left_out: int) -> range:
+    """The places of the messages that a prompt goes without."""
+    head = next((i for i, node in enumerate(path) if node.role != "system"), 0)
+    return range(head, head + left_out)
+
+
+def prompt_messages(system: str, path: Sequence[MessageNode], left_out: int = 0) -> list[dict[str, Any]]:
     """What a model is told of a branch: thinking parts under the name that templates know them by."""
+    out = left_out_span(path, left_out)
+    path = [*path[: out.start], *path[out.stop :]]
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for node in path:
         thought, said = node.parts()

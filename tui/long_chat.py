@@ -1,0 +1,65 @@
+"""What the model is sent of a chat: all of it while that fits the context, else what the user has chosen to leave.
+
+Counting the tokens of a long chat takes a while, so all of this runs on the thread of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from edgellm.context_overflow import Room, fit, summary_prompts
+from edgellm.generation import TokenLogprob
+from edgellm.sessions import MessageNode, Session
+from edgellm.sessions.tree import left_out_of, prompt_messages
+from edgellm.tui.answering import Answering, Sent
+
+SEND = "send"  # beside the ways of the setting: as it is, with what room is left for the answer
+
+
+def compose_answer(
+    session: Session, node: MessageNode, prefix: Sequence[TokenLogprob], options: Mapping[str, Any], way: str
+) -> Callable[[Answering], Sent]:
+    """The messages before ``node``, and what stands of it already. ChatTooLongError when ``way`` is not to drop."""
+    path, names = node.path()[:-1], template_names(options)
+    messages, left_out = prompt_messages(session.system, path), left_out_of(path)
+
+    def compose(answering: Answering) -> Sent:
+        llm = answering.llm
+        kept = [token.token for token in prefix]
+        if node.text and not kept:
+            kept = llm.tokenize(node.text, False)
+        room = Room(llm.n_ctx, options.get("max_tokens") if way in ("ask", "drop_oldest") else 0)
+
+        def count(part: list[Any]) -> int:
+            return len(llm.prompt_ids(part, **names)) + len(kept)
+
+        fitted = fit(messages, count, room, left_out, drop=way == "drop_oldest", n_extra=len(kept))
+        if not node.text:
+            return Sent(fitted.messages, fitted.left_out)
+        return Sent([*llm.prompt_ids(fitted.messages, **names), *kept], fitted.left_out, {"template_kwargs": None})
+
+    return compose
+
+
+def compose_summary(messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Callable[[Answering], Sent]:
+    """A summary of all the messages; of a chat longer than the context part by part, the last part as the answer."""
+    names = template_names(options)
+    names["template_kwargs"] = {"enable_thinking": False, **names.get("template_kwargs", {})}
+
+    def compose(answering: Answering) -> Sent:
+        llm = answering.llm
+        prompts = summary_prompts(messages, lambda part: len(llm.prompt_ids(part, **names)), llm.n_ctx)
+        prompt = next(prompts)
+        while True:
+            given = {**names, "max_tokens": prompt.max_tokens, "stop": None}
+            if prompt.last or answering.cancel.is_set():
+                return Sent(prompt.messages, 0, given)
+            prompt = prompts.send(MessageNode("assistant", answering.whole(prompt.messages, given)).parts()[1])
+
+    return compose
+
+
+def template_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that rendering takes."""
+    return {"template_kwargs": options["template_kwargs"]} if options.get("template_kwargs") else {}
