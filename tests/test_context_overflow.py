@@ -9,6 +9,9 @@ import pytest
 from fake_llm import FakeLLM
 
 from edgellm.chat_template import Message
+from edgellm.cli.chat import ChatLoop
+from edgellm.cli.chat_commands import run_command
+from edgellm.cli.chat_session import ChatSession
 from edgellm.context_overflow import (
     SUMMARY_REQUEST,
     ChatTooLongError,
@@ -202,3 +205,57 @@ def test_a_conversation_goes_on_from_its_summary() -> None:
     assert [message.role for message in talk.messages] == ["system", "user", "assistant"]
     assert talk.messages[2].content == summary.text
     assert talk.send("z").text == "echo: z"
+
+
+# --- the line chat ----------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """In place of the keyboard: what is chosen, and the choices that were offered."""
+
+    interactive = True
+
+    def __init__(self, chosen: str) -> None:
+        self.chosen, self.offered = chosen, {}
+
+    def choose(self, choices: dict[str, str]) -> str:
+        self.offered = choices
+        return self.chosen
+
+
+@pytest.mark.parametrize("chosen", ["d", "s", "w", ""])
+def test_the_line_chat_asks_and_does_what_is_chosen(chosen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = long_talk("ask")
+    talk.llm.n_ctx = 120 if chosen == "s" else 64
+    talk.messages += [Message("user", "x " * 40), Message("assistant", "y")] if chosen == "s" else []
+    lines = Lines(chosen)
+    loop = ChatLoop(ChatSession("m", talk), lines, False)  # type: ignore[arg-type]
+    loop._turn("z")
+    captured = capsys.readouterr()
+    assert set(lines.offered) == {"d", "s", "w"} and "The chat with this message has" in captured.err
+    assert (len(talk.messages), talk.left_out) == {"d": (11, 6), "w": (11, 0), "s": (5, 0), "": (9, 0)}[chosen]
+    assert captured.out.strip().endswith("echo: z" if chosen else "") and talk.on_overflow == "ask"
+    assert ("left out of the context" in captured.err) == (chosen == "d")
+    assert ("not sent" in captured.err) == (not chosen)
+    assert captured.out.startswith("echo: Sum up") == (chosen == "s")
+
+
+def test_a_pipe_is_not_asked_and_is_told_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = long_talk("error")
+    lines = Lines("d")
+    lines.interactive = False
+    ChatLoop(ChatSession("m", talk), lines, False)._turn("z " * 30)  # type: ignore[arg-type]
+    assert not lines.offered and "--context-overflow drop_oldest" in capsys.readouterr().err
+    assert len(talk.messages) == 9
+
+
+def test_the_line_chat_chooses_beforehand() -> None:
+    talk = long_talk("ask")
+    session = ChatSession("m", talk)
+    assert run_command(session, "/set context_overflow drop_oldest") == "context_overflow = drop_oldest"
+    session.ask("z", lambda text: None)
+    assert talk.left_out == 6 and "the oldest 6 left out" in run_command(session, "/show")
+    run_command(session, "/set context_overflow stop")
+    assert talk.on_overflow == "error"
+    with pytest.raises(ParameterError):
+        run_command(session, "/set context_overflow silently")
