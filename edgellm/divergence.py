@@ -23,6 +23,7 @@ import numpy as np
 
 from edgellm import arguments
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.formats.mapped_file import FileMap
 from edgellm.formats.regular_file import open_regular
 from edgellm.perplexity import ROWS, Chunk, ChunkModel, Perplexity, cut, log_softmax, mean_and_error
 
@@ -109,7 +110,10 @@ class Base:
         self.tokens = np.fromfile(self.path, "<i4", n_tokens, offset=HEADER.size)
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_vocab:
             raise self._error("has token ids outside its vocabulary", f"ids from 0 to {self.n_vocab - 1}")
-        self.rows = np.memmap(self.path, layout, "r", start, (self.n_chunks, self.n_scored))
+        n_rows = self.n_chunks * self.n_scored
+        with open(self.path, "rb") as file:
+            self._map = FileMap.of(file.fileno(), self.path)
+        self.rows = np.frombuffer(self._map, layout, n_rows, start).reshape(self.n_chunks, self.n_scored)
 
     def _error(self, found: str, expected: str) -> FormatError:
         return FormatError(
@@ -126,6 +130,7 @@ class Base:
         rows = self.rows[index, part]
         lowest, step = rows["lowest"][:, None], rows["step"][:, None]
         log_p = rows["q"][:, : self.n_vocab] * step + lowest
+        self._map.check()
         if not np.isfinite(log_p).all():
             raise self._error(f"has NaN or infinity in chunk {index + 1}", "finite numbers")
         return log_p

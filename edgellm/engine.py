@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgellm import engine_exit
 from edgellm.engine_batch import Share, make_batch, n_ahead, rooms
 from edgellm.engine_requests import (
     CancelFlag,
@@ -57,6 +58,7 @@ class Engine:
 
     def __init__(self, executor: Executor, cache: KVCache, eog_ids: Collection[int] = ()) -> None:
         self.executor = executor
+        self.intact: Callable[[], None] = lambda: None  # after each step: raises once its weights are not to be trusted
         self.cache = cache
         self.eog_ids = frozenset(eog_ids)
         self.n_ctx = cache.n_ctx
@@ -69,12 +71,12 @@ class Engine:
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
         self._closing = threading.Lock()
-        self._forgotten = weakref.finalize(self, _close_elsewhere, executor)
+        self._forgotten = weakref.finalize(self, engine_exit.close_elsewhere, executor)
         self._forgotten.atexit = False
-        _engines.add(self)
+        engine_exit.engines.add(self)
         # last in, first out: before the finalizer of the executor, which would take the threads from a running step
-        atexit.unregister(_stop_all)
-        atexit.register(_stop_all)
+        atexit.unregister(engine_exit.stop_all)
+        atexit.register(engine_exit.stop_all)
         self._pid = os.getpid()
 
     def generate(
@@ -162,6 +164,10 @@ class Engine:
         with self._closing:
             self.executor.close()
 
+    def is_ours(self) -> bool:
+        """Whether it was made in this process: a fork takes no threads along."""
+        return self._pid == os.getpid()
+
     # -- the caller's side -----------------------------------------------------------------------------------------
 
     def check(self, tokens: Sequence[int], max_tokens: int | None = None) -> None:
@@ -209,7 +215,7 @@ class Engine:
         return request
 
     def _submit(self, request: Request) -> None:
-        if self._pid != os.getpid():
+        if not self.is_ours():
             raise ClosedError(
                 "The model was loaded before a fork, which takes no threads along. Load it in this process."
             )
@@ -354,7 +360,10 @@ class Engine:
         if not shares or (len(shares) == 1 and self._run_on(shares[0])):
             return
         try:
-            logits = self.executor.run(make_batch(shares), shares[0].request.hook)
+            try:
+                logits = self.executor.run(make_batch(shares), shares[0].request.hook)
+            finally:  # also in the place of a NaN, which would be its consequence
+                self.intact()
         except NumericError as error:
             if len(shares) == 1:
                 self._deliver(shares[0].request, [], error)
@@ -384,6 +393,7 @@ class Engine:
         try:
             self.cache.reserve(share.sequence, n)  # of nobody else's blocks: these steps can wait
             n_drawn = self._decoder.decode(make_batch([share]), n, chain.draw, request.stop_ids)
+            self.intact()
         except ContextFullError:
             return False
         except BaseException as error:
@@ -479,22 +489,3 @@ class Engine:
 
 class _NoRoom(Exception):
     """Older requests hold the blocks; try again later."""
-
-
-def _close_elsewhere(executor: Executor) -> None:
-    """Close the executor of an engine that nobody holds any more.
-
-    The collector may run on any thread, also on one of the executor's own, which cannot wait for itself.
-    """
-    with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
-        threading.Thread(target=executor.close, name="edgellm-close").start()
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _stop_all() -> None:
-    """Let no kernel run while the interpreter takes itself apart."""
-    for engine in list(_engines):
-        if engine._pid == os.getpid():
-            engine.close()

@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,8 +111,8 @@ def read(path: Path, key: str) -> SavedState:
         size = os.fstat(file.fileno()).st_size
         if size < len(MAGIC) + 8 + 32:
             raise _wrong(path, f"it has {size} bytes")
-        # the arrays of the state keep the map alive
-        return _proved(path, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), key)
+        # not mapped: another program may cut it short after it was proved
+        return _proved(path, memoryview(file.read()), key)
 
 
 def restore(cache: KVCache, state: SavedState) -> list[int]:

@@ -14,6 +14,7 @@ import numpy as np
 from edgellm import arguments
 from edgellm.cores import default_threads
 from edgellm.engine import Engine
+from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
@@ -98,6 +99,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadPro
     report = (lambda stage, done, total, name: None) if progress is None else arguments.function("progress", progress)
     path = find_file(name_or_path, report)
     report("load", 0, 2, path.name)
+    bus_error.install()
     gguf = GGUFFile.open(path, options.kv_overrides)
     try:
         program = build_program(gguf)
@@ -110,9 +112,14 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadPro
         default_params = SamplingParams.from_metadata(gguf.metadata)
         report("load", 2, 2, path.name)
         engine, n_threads = start_engine(program, n_ctx, tokenizer, options, report)
+        gguf.check()
     except BaseException:
-        gguf.close()
+        try:
+            gguf.check()
+        finally:
+            gguf.close()
         raise
+    engine.intact = gguf.check
     return Model(path, gguf, program, tokenizer, engine, n_threads, default_params, need, options.chat_template)
 
 

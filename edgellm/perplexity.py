@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm import arguments
+from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
@@ -152,6 +153,7 @@ class ChunkModel:
 
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
+        bus_error.install()
         self.gguf = GGUFFile.open(path)
         try:
             self.program = build_program(self.gguf)
@@ -182,7 +184,9 @@ class ChunkModel:
         """Logits (n_scored, n_vocab) of the rows that foretell the second half's tokens; valid until the next call."""
         batch = Batch.single(self.program, chunk.ids)
         batch.outputs[: chunk.first] = False
-        return self.executor.run(batch)[:-1]  # the last token foretells nothing that is there
+        logits = self.executor.run(batch)
+        self.gguf.check()
+        return logits[:-1]  # the last token foretells nothing that is there
 
     def watch(self, chunk: Chunk, hook: Hook, outputs: bool = True) -> None:
         """Run a chunk for what a hook sees of it; without ``outputs`` only the last token goes through the output."""

@@ -7,13 +7,13 @@ with ``snapshots/<revision>/<file>`` as links to ``blobs/<hash>`` of the same mo
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 from pathlib import Path, PurePath
 
 from edgellm.formats.errors import EdgeLLMError, FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.mapped_file import FileMap
 
 _FLAGS = (
     os.O_RDONLY
@@ -73,7 +73,7 @@ class CheckpointFolder:
             )
         return content
 
-    def map(self, name: str, least: int = 1) -> mmap.mmap:
+    def map(self, name: str, least: int = 1) -> FileMap:
         """The whole file as a read-only map.
 
         FormatError ``CHECKPOINT_SHARD`` when there is none, ``MODEL_TRUNCATED`` when it is shorter than ``least``
@@ -92,7 +92,7 @@ class CheckpointFolder:
                     f"{short(name)}: is {nbytes} bytes long, and the format has at least {least}. {PULL_AGAIN}",
                     code="MODEL_TRUNCATED",
                 )
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            return FileMap.of(descriptor, self._root / name)
         except OSError as error:
             raise _unreadable(name, error) from error
         finally:

@@ -168,6 +168,11 @@ class GGUFFile:
                 mapped.close()
         self._maps = []
 
+    def check(self) -> None:
+        """EdgeLLMError ``MODEL_FILE_CHANGED`` when a file is no longer whole: what was read does not count then."""
+        for mapped in self._maps:
+            mapped.check()
+
     def release(self, data: np.ndarray) -> None:
         """Give back the memory that reading a tensor's ``data`` took, where the system can; it stays readable."""
         if not hasattr(mmap, "MADV_DONTNEED"):
@@ -183,7 +188,10 @@ class GGUFFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        try:
+            self.check()
+        finally:
+            self.close()
 
 
 def check_is_model(gguf: GGUFFile) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.gguf_header import MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_NBYTES, VALUE_TYPES
 from edgellm.formats.large_pages import LargePageWriter
+from edgellm.formats.mapped_file import check_open_maps
 from edgellm.formats.quant_types import QuantType
 
 VERSION = 3
@@ -106,8 +107,10 @@ def write_gguf(
                 files.append(stack.enter_context(_Incoming(one)))
                 _write_part(files[-1].file, header, part, alignment, report)
                 files[-1].sync()
+            check_open_maps()
             _give_names(files)
     except OSError as error:
+        check_open_maps()  # what was to be copied may be gone, and not the disk be full
         raise _disk_error(error, target) from error
     return targets
 

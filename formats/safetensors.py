@@ -7,7 +7,6 @@ Offsets count from the end of the header. As the format demands, tensors neither
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.json_text import parse_json
+from edgellm.formats.mapped_file import FileMap
 from edgellm.formats.stored_numbers import NUMBER_TYPES, NumberType, to_float32
 
 MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
@@ -56,7 +56,7 @@ class StoredTensor:
 class SafetensorsFile:
     """An open file: ``tensors`` by name, in the order of their bytes; ``metadata`` is what the writer noted."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: FileMap) -> None:
         self.path = path
         header, start = _read_header(path, data)
         noted = header.pop("__metadata__", None)
@@ -93,7 +93,7 @@ def _fail(path: Path, code: str, message: str, advice: str = PULL_AGAIN) -> NoRe
     raise FormatError(f"{path.name}: {message}. {advice}", code=code)
 
 
-def _read_header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
+def _read_header(path: Path, data: FileMap) -> tuple[dict[str, Any], int]:
     """The JSON object at the head, and the byte at which tensors begin."""
     length = int.from_bytes(data[:8], "little")
     start = bytes(data[:64])

@@ -7,7 +7,6 @@ All products are of Python ints, which do not wrap.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.formats import bus_error
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.findings import PULL_AGAIN, REBUILD, Finding, Report, override_error, raise_finding, short
 from edgellm.formats.gguf_header import Header, TensorRecord, read_header
 from edgellm.formats.hparam_checks import check_hparams
-from edgellm.formats.mapped_file import map_file
+from edgellm.formats.mapped_file import FileMap, map_file
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
 from edgellm.formats.split_files import check_parts, other_parts, refuse_piece
 from edgellm.formats.vocabulary_checks import check_every_token, check_vocabulary
@@ -58,7 +58,7 @@ class Part:
 
     path: Path
     header: Header
-    data: mmap.mmap
+    data: FileMap
 
 
 def prove(path: Path, report: Report = raise_finding, overrides: Mapping[str, Any] | None = None) -> list[Part]:
@@ -100,8 +100,12 @@ def findings(path: str | Path, check_tensors: bool = False) -> list[Finding]:
         parts = prove(Path(path), collect)
         check_every_token(parts[0].header, collect)
         if check_tensors and not any(finding.severity == "error" for finding in found):
+            bus_error.install()
             for part in parts:
-                _check_values(part, collect)
+                try:
+                    _check_values(part, collect)
+                finally:
+                    part.data.check()
     except _Enough:
         pass
     except EdgeLLMError as error:

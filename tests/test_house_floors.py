@@ -19,6 +19,7 @@ FLOORS = (
     ("engine", "engine_batch", "engine_requests"),
     ("tokenizer", "chat_template", "stop"),
     ("connection", "web", "download", "file_lock", "sources", "catalogue", "model_card"),
+    ("engine", "engine_batch", "engine_exit", "engine_requests"),
     ("tokenizer", "chat_template", "stop", "context_overflow"),
     ("web", "download", "file_lock", "sources", "catalogue", "model_card"),
     # "" is `import edgellm`, the library's face

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from chat_talk import Talk
 
-from edgellm.formats.errors import MemoryWouldExceedError
+from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError
 from edgellm.sessions import Session
 
 MOST = 8192  # tokens of context that this machine has room for
@@ -111,5 +111,21 @@ def test_settings_that_something_else_wrote_are_left_out_with_a_word(run: Any) -
         chat.store.save_preset("odd", {"cancel": 1, "top_k": 8})
         await talk.write("/preset odd")
         assert chat.session.settings == {"top_k": 8} and "cancel" in talk.told()
+
+    run(steps)
+
+
+def test_a_model_whose_file_changed_is_loaded_anew_for_the_next_message(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.settled()
+        await talk.ask("river")
+        first = talk.llm
+        first.fail = EdgeLLMError("The file was cut short.", code="MODEL_FILE_CHANGED")
+        await talk.ask("sort")
+        assert "cut short" in talk.told() and first.closed and len(talk.models) == 1
+        assert len(talk.said) == 3 and talk.app.prompt.text == "sort"
+        await talk.pilot.press("enter")
+        await talk.settled()
+        assert len(talk.models) == 2 and talk.said[-1][0] == "assistant"
 
     run(steps)

@@ -298,6 +298,9 @@ class Chat:
             answered, self.answering = self.answering, None
             self._settle(answered.node)
             self._summed_up(answered)
+            if getattr(answered.error, "code", "") == "MODEL_FILE_CHANGED" and answered.llm is self.llm:
+                self.llm, self._read_more = None, False  # it answers no more; the next message loads it anew
+                answered.llm.close()
         if self.loading is not None and self.loading.finished.is_set():
             loaded, self.loading = self.loading, None
             self.llm = loaded.llm

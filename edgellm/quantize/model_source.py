@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.formats import bus_error
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QuantType
 
@@ -96,6 +97,9 @@ class ModelSource:
     scheme: str = ""
     notes: list[str] = field(default_factory=list)
     _close: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def __post_init__(self) -> None:
+        bus_error.install()
 
     @property
     def architecture(self) -> str:
