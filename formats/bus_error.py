@@ -66,9 +66,8 @@ def watch(address: int, nbytes: int) -> int:
 
 def forget(slot: int) -> None:
     """Watch it no longer, before its addresses belong to something else."""
-    if slot >= 0:
-        with _lock:
-            _table[SLOT_WORDS * slot + 1] = 0
+    if slot >= 0:  # without the lock: the collector may come here while this very thread holds it
+        _table[SLOT_WORDS * slot + 1] = 0
 
 
 def was_cut(slot: int) -> bool:

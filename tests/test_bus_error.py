@@ -199,3 +199,10 @@ def test_a_file_that_stays_whole_is_never_complained_of(model: Path) -> None:
     mapped.check()
     mapped.close()
     mapped.check()
+
+
+def test_the_collector_may_let_go_of_a_map_while_the_table_is_locked(model: Path) -> None:
+    mapped = map_file(model)
+    with bus_error._lock:  # by this very thread, which the collector interrupts
+        mapped.close()
+    assert not bus_error._table[bus_error.SLOT_WORDS * mapped._slot + 1]

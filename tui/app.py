@@ -261,6 +261,11 @@ class ChatApp(ChatActions):
         parts += timing_parts(palette, timings, self.memory())
         self.screen_stack[0].query_one(Meters).show(parts)
 
+    def not_saved(self, error: EdgeLLMError) -> None:
+        """The file of the chats could not be written; it is tried again, and until then the figures say so."""
+        self.complain(error)
+        self.show_meters()
+
     def memory(self) -> int:
         """Bytes of this process that were in memory at most."""
         if self.chat.llm is None:

@@ -69,7 +69,7 @@ def run_chat(start: Start) -> int:
         app = ChatApp(chat, first=start.first, note=" ".join(filter(None, (note, *chat.session.notes))))
 
         def failed(error: EdgeLLMError) -> None:  # from the writer's thread, or from the screen's own
-            app.call_later(app.complain, error)
+            app.call_later(app.not_saved, error)
 
         def revived(session: Session) -> None:
             app.call_later(app.revived, session)
