@@ -281,10 +281,10 @@ def test_an_error_of_the_disk_is_told_once_and_nothing_is_lost(store: SessionSto
     broken.set()
     save = store.save
 
-    def failing(session: Session) -> None:
+    def failing(session: Session, keep_title: bool) -> bool:
         if broken.is_set():
             raise FormatError("disk full", code="SESSION_WRITE")
-        save(session)
+        return save(session, keep_title)
 
     monkeypatch.setattr(store, "save", failing)
     for node in session.tree:
@@ -321,13 +321,28 @@ def test_a_chat_that_another_program_deleted_is_saved_again_whole(store: Session
     assert shape(store.load(other.id)) == shape(other)
 
 
+def test_a_title_that_another_program_gave_stays(store: SessionStore) -> None:
+    session, writer = talk(), SessionWriter(store)
+    for node in session.tree:
+        writer.changed(session, node)
+    writer.flush()
+    store.rename(session.id, "theirs")
+    writer.changed(session, session.tree.add("assistant", "more", session.tree.leaf))
+    writer.flush()
+    assert store.load(session.id).title == "theirs"
+    session.title = "ours"
+    writer.changed(session)
+    writer.close()
+    assert store.load(session.id).title == "ours"
+
+
 def test_what_could_not_be_written_is_known_at_the_end(store: SessionStore, monkeypatch: Any) -> None:
     session, saved, writer = talk(), talk(), SessionWriter(store)
     for node in saved.tree:
         writer.changed(saved, node)
     writer.flush()
 
-    def full(session: Session) -> bool:
+    def full(session: Session, keep_title: bool) -> bool:
         raise FormatError("disk full", code="SESSION_WRITE")
 
     monkeypatch.setattr(store, "save", full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from chat_talk import Talk
 
 from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError
 from edgellm.sessions import Session
+from edgellm.tui.run import known_model
 
 MOST = 8192  # tokens of context that this machine has room for
 
@@ -129,3 +131,20 @@ def test_a_model_whose_file_changed_is_loaded_anew_for_the_next_message(run: Any
         assert len(talk.models) == 2 and talk.said[-1][0] == "assistant"
 
     run(steps)
+
+
+def test_a_session_does_not_fetch_the_model_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    for name in (
+        "https://example.org/evil.gguf",
+        "hf:some/one:Q4_K_M",
+        "/no/such/file.gguf",
+        "",
+        "x\0y",
+        "pypi:x==1/y",
+    ):
+        assert known_model(name) == ""
+    here = tmp_path / "model.gguf"
+    here.write_bytes(b"GGUF")
+    assert known_model(str(here)) == str(here)
+    assert known_model("smollm2") == "smollm2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from edgellm.cli.output import echo
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import Session, open_store
 from edgellm.sessions.rescue import rescue_report
+from edgellm.tui.safe_text import one_line
 
 PICTURE_S = 2.0  # a model waits for the first picture so long at most
 
@@ -27,6 +29,19 @@ class Start:
     load_options: Mapping[str, Any] = field(default_factory=dict)
     go_on: bool = False
     session: str | None = None
+
+
+def known_model(name: str) -> str:
+    """The model that a session names, if it is here or in the user's catalogue, else "".
+
+    A session may be a stranger's: opening it must not fetch what it names.
+    """
+    from edgellm.catalogue import catalogue, find
+
+    with contextlib.suppress(EdgeLLMError, OSError, ValueError):
+        if name in catalogue() or find(name) is not None:
+            return name
+    return ""
 
 
 def run_chat(start: Start) -> int:
@@ -65,7 +80,10 @@ def run_chat(start: Start) -> int:
             chat.open_session(session_id)
             chat.session.settings |= dict(start.settings)
             chat.session.system = start.system or chat.session.system
-            chat.model = start.model or chat.session.model or chat.model
+            found = start.model or known_model(chat.session.model)
+            if not found and chat.session.model:
+                chat.session.notes.append(f"Its model {one_line(chat.session.model)} is not here; Ctrl-L fetches one.")
+            chat.model = found or chat.model
         app = ChatApp(chat, first=start.first, note=" ".join(filter(None, (note, *chat.session.notes))))
 
         def failed(error: EdgeLLMError) -> None:  # from the writer's thread, or from the screen's own

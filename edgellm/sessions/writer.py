@@ -34,7 +34,7 @@ class SessionWriter:
         self._sessions: dict[int, Session] = {}
         self._nodes: dict[int, tuple[Session, MessageNode]] = {}  # in the order in which they changed
         self._n_saved: dict[int, int] = {}  # message -> tokens that are in the file
-        self._in_file: set[int] = set()  # sessions
+        self._titles: dict[int, str] = {}  # of the sessions that are in the file, as we last knew them there
         self.error: EdgeLLMError | None = None  # of the last writing, which is tried again
         self._closing = False
         self._writing = threading.Lock()
@@ -59,13 +59,13 @@ class SessionWriter:
     def known(self, session: Session) -> None:
         """The tokens of a session that was just loaded are in the file already."""
         self._n_saved.update((node.id, len(node.tokens)) for node in session.tree)
-        self._in_file.add(session.id)
+        self._titles[session.id] = session.title
 
     def forget(self, session: Session) -> None:
         """Write nothing more of a session that was deleted."""
         with self._writing, self._wake:
             self._sessions.pop(session.id, None)
-            self._in_file.discard(session.id)
+            self._titles.pop(session.id, None)
             self._nodes = {key: pair for key, pair in self._nodes.items() if pair[0] is not session}
 
     def flush(self) -> None:
@@ -87,19 +87,22 @@ class SessionWriter:
 
     def _write(self, sessions: dict[int, Session], nodes: dict[int, tuple[Session, MessageNode]]) -> list[Session]:
         """All of it or nothing; the sessions that another program had deleted meanwhile."""
-        known, saved, revived = self._n_saved, {}, []
+        known, saved, revived, titles = self._n_saved, {}, [], {}
         with self.store.transaction():
             for session in sessions.values():
-                if not self.store.save(session):  # new, or deleted: its last messages alone would be no chat
+                title = titles[session.id] = session.title
+                if not self.store.save(
+                    session, self._titles.get(session.id) == title
+                ):  # new, or deleted: its last messages alone would be no chat
                     whole = {node.id: (session, node) for node in session.tree}
                     nodes = whole | nodes
                     known = {key: n for key, n in known.items() if key not in whole}
-                    if session.id in self._in_file:
+                    if session.id in self._titles:
                         revived.append(session)
             for session, node in nodes.values():
                 saved[node.id] = self.store.save_message(session, node, known.get(node.id, 0))
         self._n_saved |= saved
-        self._in_file.update(sessions)
+        self._titles |= titles
         return revived
 
     def close(self) -> None:
