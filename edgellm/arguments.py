@@ -87,7 +87,7 @@ def token_ids(name: str, value: Any) -> list[int]:
 
 def path(name: str, value: Any, *, new: bool = False) -> Path:
     """A path that a file can have, ``~`` for a home, a ``new`` one with a name; ParameterError for anything else."""
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or not os.fspath(value):
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise wrong(name, value, "a path")
     given = typed_path(value)
     if new and not given.name:

@@ -144,7 +144,10 @@ def override(header: Header, overrides: Mapping[str, Any]) -> None:
         if key in OF_THE_FILE:
             raise ParameterError(f"{key} says how the file is laid out. It cannot be overridden: leave it out.")
         if type(value) is int and header.types.get(key) in ("FLOAT32", "FLOAT64"):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise ParameterError(f"The override of {short(key)} is larger than any number of a file.") from None
         header.metadata[key] = value
         header.types[key] = OVERRIDE_KINDS[type(value)]
         header.positions.pop(key, None)

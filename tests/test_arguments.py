@@ -167,9 +167,9 @@ def test_a_wrong_metadata_value_is_taken_or_told(path: Path, key: str) -> None:
         (lambda llm: llm.logprobs("x", top="many"), "top is 'many'. It must be a whole number"),
         (lambda llm: generate(llm, params={"top_k": 1}), "params is {'top_k': 1}. It must be SamplingParams"),
         (lambda llm: generate(llm, MESSAGES, template_kwargs={"messages": []}), "template_kwargs has 'messages'"),
-        (lambda llm: llm.save_state("n" * 300, [5]), "names of at most 255 bytes"),
+        (lambda llm: llm.save_state("n" * 300, [5]), "one name has 300 bytes, 255 for a name"),
         (lambda llm: generate(llm, logit_bias={1: 10**400}), "expected a finite number"),
-        (lambda llm: edgellm.load("n" * 300), "names of at most 255 bytes"),
+        (lambda llm: edgellm.load("n" * 300), "one name has 300 bytes, 255 for a name"),
         (lambda llm: edgellm.load(llm.path, force="yes"), "force is 'yes'. It must be True or False"),
     ],
 )

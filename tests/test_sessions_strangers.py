@@ -123,7 +123,8 @@ def file_of(**fields: Any) -> str:
 def test_a_setting_that_no_chat_has_is_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(FormatError) as found:
         from_json(file_of(settings=settings))
-    assert found.value.code == "SESSION_FILE" and next(iter(settings)) in str(found.value)
+    named = "NaN" if "NaN" in json.dumps(settings) else next(iter(settings))  # the reader of JSON takes no NaN at all
+    assert found.value.code == "SESSION_FILE" and named in str(found.value)
     assert len(str(found.value)) < 1000
 
 

@@ -16,7 +16,7 @@ from edgellm.chat_template.messages import Message, template_data, template_mess
 from edgellm.chat_template.named import NAMED_TEMPLATES
 from edgellm.chat_template.sandbox import RaisedByTemplate, Sandbox, SecurityError
 from edgellm.chat_template.user_text import Segment, segments
-from edgellm.formats.errors import TemplateError
+from edgellm.formats.errors import ParameterError, TemplateError
 from edgellm.formats.findings import short
 
 CONTINUE_TAG = "\ue000continue here\ue001 "  # its blank shows whether the template trims
@@ -161,7 +161,10 @@ class ChatTemplate:
 
         ``chat_template_kwargs`` (``enable_thinking=False`` ...) are further names for the template.
         ``continue_final_message`` ends the prompt inside the last message, for the model to write on.
+        ParameterError for messages or tools that no template can take.
         """
+        if tools is not None and (isinstance(tools, str | bytes) or not isinstance(tools, Sequence)):
+            raise ParameterError(f"tools is {type(tools).__name__}. It must be a list of descriptions of tools.")
         template, forms = (self._tool_use, self._tool_forms) if tools else (self._template, self._forms)
         prepared = template_messages(messages, forms.fit)
         last = mark_continuation(prepared) if continue_final_message else ""

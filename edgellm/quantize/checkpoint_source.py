@@ -15,6 +15,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.checkpoints import Weight, open_weights, scheme_of
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.models import architectures, build_program
@@ -330,8 +331,12 @@ class _AsFile:
     path: Path
     architecture: str
     metadata: Mapping[str, Any]
+    value_types: Mapping[str, str]
     tensors: Mapping[str, _ShapeOnly]
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    _positions: Mapping[str, int] = field(default_factory=dict)
+
+    get = GGUFFile.get
 
 
 def _prove(source: ModelSource) -> None:
@@ -341,6 +346,7 @@ def _prove(source: ModelSource) -> None:
         source.path,
         source.architecture,
         {key: value for key, (value, _) in source.metadata.items()},
+        {key: kind for key, (_, kind) in source.metadata.items()},
         {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()},
     )
     build_program(file)

@@ -78,7 +78,7 @@ def _whole(least: int, greatest: int) -> Callable[[str, Any], int]:
 
 
 def _context(name: str, value: Any) -> int:
-    from edgellm.loading import MAX_CONTEXT  # brings the engine
+    from edgellm.arguments import MAX_CONTEXT  # brings the engine
 
     return _whole(0, MAX_CONTEXT)(name, value)
 
