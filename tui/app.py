@@ -15,6 +15,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.driver import Driver
 from textual.theme import Theme
 from textual.timer import Timer
 from textual.widgets import Footer, Input, OptionList, Static, TextArea
@@ -85,6 +86,16 @@ class ChatApp(ChatActions):
         self._drawn_at = self._told_at = self._barred_at = self._cpu_s = 0.0
         self._drawn: tuple[int, int] = (0, 0)
         self._interrupted = -AGAIN_S
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own driver, with our reader where it is Textual's for a terminal of Linux or macOS."""
+        usual = super().get_driver_class()
+        if usual.__name__ == "LinuxDriver":
+            with contextlib.suppress(ImportError):  # a Textual that is built otherwise
+                from edgellm.tui.terminal_driver import TerminalDriver
+
+                return TerminalDriver
+        return usual
 
     def compose(self) -> ComposeResult:
         yield Static("", id="head", markup=False)
@@ -328,12 +339,16 @@ class ChatApp(ChatActions):
 
     @on(PromptInput.Word)
     def _word(self, event: PromptInput.Word) -> None:
+        if not self.is_running:
+            return
         rows: list[tuple[str, str]] = []
         if event.word.startswith("/"):
             rows = matching(event.word)
         elif event.word.startswith("@"):
             rows = [(f"@{quoted(name)}", "") for name in file_names(event.word[1:].lstrip('"'))]
-        self._offer([] if rows and rows[0][0] == event.word and len(rows) == 1 else rows)
+        is_whole = len(rows) == 1 and rows[0][0] == event.word
+        self.prompt.whole_word = event.word if is_whole else ""
+        self._offer([] if is_whole else rows)
 
     def _offer(self, rows: list[tuple[str, str]]) -> None:
         self.query_one(Completions).offer(rows)
