@@ -7,11 +7,14 @@ the input's own keys. Over a slow line or while a long answer is drawn, letters 
 from __future__ import annotations
 
 import functools
+import re
 
 from textual import events
 from textual.binding import Binding
 from textual.widget import Widget
 from textual.widgets import Input
+
+from edgellm.tui.safe_text import safe_text
 
 
 async def acts(widget: Widget, event: events.Key) -> bool:
@@ -21,7 +24,7 @@ async def acts(widget: Widget, event: events.Key) -> bool:
 
 
 class LineInput(Input):
-    """Textual's line of text, with keys and letters in their order."""
+    """Textual's line of text, with keys and letters in their order, and every line of a paste in one."""
 
     async def _on_key(self, event: events.Key) -> None:
         if await acts(self, event):
@@ -29,6 +32,13 @@ class LineInput(Input):
             event.prevent_default()
         else:
             await super()._on_key(event)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        text = " ".join(safe_text(line) for line in re.split("\r\n?|\n", event.text))
+        if text:
+            self.replace(text, *self.selection)
 
 
 @functools.cache

@@ -6,11 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
+from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
+from edgellm.tui.hidden_text import HiddenText
 from edgellm.tui.own_keys import acts
 
 LARGE_PASTE = 4000  # characters, or
@@ -49,29 +52,26 @@ class PromptInput(TextArea):
         key: str
 
     def __init__(self, earlier: list[str], **options: Any) -> None:
+        self._hidden = HiddenText()
         super().__init__(soft_wrap=True, tab_behavior="focus", show_line_numbers=False, compact=True, **options)
         self.set_reactive(TextArea.cursor_blink, False)  # else the screen is composed twice a second for ever
         self.earlier = earlier
         self.completing = False
+        self.whole_word = ""  # the name or command before the cursor, when nothing can be added to it
         self._at: int | None = None  # place in the history, None: what the user is writing
         self._draft = ""
-        self._pastes: dict[str, str] = {}
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
     @property
     def full_text(self) -> str:
         """The text with its large pastes."""
-        text = self.text
-        for mark, pasted in self._pastes.items():
-            text = text.replace(mark, pasted)
-        return text
+        return self._hidden.shown(self.text)
 
     def put(self, text: str) -> None:
         """Show a text to be edited; what was pasted at large is one word again."""
-        for mark, pasted in self._pastes.items():
-            text = text.replace(pasted, mark)
-        self.load_text(text if len(text) <= LARGE_TEXT else self._folded(text))
+        held = self._hidden.hide_pastes(text)
+        self.load_text(held if len(held) <= LARGE_TEXT else self._hidden.fold(text))
         self.move_cursor(self.document.end)
         self._at = None
 
@@ -116,6 +116,9 @@ class PromptInput(TextArea):
                 self.insert("\n")
             else:
                 self.send()
+        elif key == "tab" and (word := self.word()):  # it completes, and never leaves a word
+            if word == self.whole_word:
+                self.insert(" ")
         elif not self._goes_back(key) and not await acts(self, event):
             await super()._on_key(event)
             return
@@ -134,25 +137,72 @@ class PromptInput(TextArea):
         if not 0 <= at <= len(self.earlier) or (at == len(self.earlier) and self._at is None):
             return False
         if self._at is None:
-            self._draft = self.text
+            self._draft = self.full_text
         text = self._draft if at == len(self.earlier) else self.earlier[at]
         self.put(text)
         self._at = None if at == len(self.earlier) else at
         return True
 
+    # -- what is pasted, and what cannot be drawn --------------------------------------------------------------------
+
     async def _on_paste(self, event: events.Paste) -> None:
-        """A large paste becomes one word that can be deleted; it is sent in full."""
+        """A large paste becomes one word; it is sent in full."""
         event.stop()
         event.prevent_default()
-        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
-        n_lines = text.count("\n") + 1
-        self.insert(self._folded(text) if len(text) > LARGE_PASTE or n_lines > LARGE_PASTE_LINES else text)
+        self._paste(event.text)
 
-    def _folded(self, text: str) -> str:
-        n_lines = text.count("\n") + 1
-        mark = f"[pasted {len(self._pastes) + 1}: {n_lines} lines, {len(text)} characters]"
-        self._pastes[mark] = text
-        return mark
+    def action_paste(self) -> None:
+        """Ctrl-V: what was copied here."""
+        self._paste(self.app.clipboard)
+
+    def _paste(self, text: str) -> None:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        is_large = len(text) > LARGE_PASTE or text.count("\n") + 1 > LARGE_PASTE_LINES
+        if text:
+            self._change(self._hidden.fold(text) if is_large else self._hidden.hide(text), *self.selection)
+
+    def edit(self, edit: Edit) -> EditResult:
+        """Every change of the text goes through here. What comes in can be drawn, and so can what is taken out."""
+        edit.text = self._hidden.hide(edit.text)
+        return self._whole_edit(edit)
+
+    def _change(self, held: str, start: Location, end: Location) -> None:
+        self._whole_edit(Edit(held, start, end, maintain_selection_offset=False))
+
+    def _whole_edit(self, edit: Edit) -> EditResult:
+        """The word for a paste goes as a whole."""
+        top, bottom = edit.top, edit.bottom
+        is_insertion = top == bottom
+        bottom = self._outside(bottom, to_end=True)
+        edit.from_location, edit.to_location = bottom if is_insertion else self._outside(top, to_end=False), bottom
+        result = super().edit(edit)
+        return EditResult(result.end_location, self._hidden.shown(result.replaced_text))
+
+    def _outside(self, location: Location, *, to_end: bool) -> Location:
+        """A place inside the word for a paste, moved to one of its ends; any other place as it is."""
+        row, column = location
+        if row < self.document.line_count:
+            for start, end in self._hidden.words(self.document.get_line(row)):
+                if start < column < end:
+                    return row, end if to_end else start
+        return location
+
+    def validate_selection(self, selection: Selection) -> Selection:
+        """The cursor steps over the word for a paste."""
+        was = self.selection.end
+        cursor = self._outside(selection.end, to_end=selection.end > was)
+        if selection.is_empty:
+            return Selection.cursor(cursor)
+        return Selection(self._outside(selection.start, to_end=selection.start > selection.end), cursor)
+
+    @property
+    def selected_text(self) -> str:
+        """What is marked, with its large pastes: what is copied."""
+        return self._hidden.shown(super().selected_text)
+
+    def get_line(self, line_index: int) -> Text:
+        """A line as it is drawn."""
+        return Text(self._hidden.drawn(self.document.get_line(line_index)), end="", no_wrap=True)
 
     # -- completion ------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ import click
 EXIT_INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 # C0 and C1 but tab and newline; marks that turn the direction of text around; separators of lines; lone surrogates
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE = re.compile(f"[{UNSAFE}]")
 
 
 def use_utf8() -> None:
