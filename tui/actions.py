@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.screen import Screen
 
 from edgellm.context_overflow import ChatTooLongError
@@ -24,12 +24,13 @@ from edgellm.tui.dialog import LineDialog
 from edgellm.tui.palette import Palette
 from edgellm.tui.prompt_input import PromptInput
 from edgellm.tui.safe_text import one_line, safe_text
+from edgellm.tui.screen_rules import ScreenRules
 from edgellm.tui.transcript import Transcript
 
 ERROR_S = 12.0  # an error with advice stays so long
 
 
-class ChatActions(App[int]):
+class ChatActions(ScreenRules):
     """The verbs. ``ChatApp`` draws."""
 
     chat: Chat

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
@@ -18,7 +19,16 @@ SHORT = 22  # rows; below, nothing is spent on space
 T = TypeVar("T")
 
 
-class Dialog(ModalScreen[T]):
+class ClosesOnce:
+    """Of a screen that only closes itself: a second click on its list finds it closed, and closes nothing else."""
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Close it with a result; when it is closed already, or a question stands over it, nothing happens."""
+        screen: Any = super()
+        return screen.dismiss(result) if screen.app.screen is self else AwaitComplete.nothing()
+
+
+class Dialog(ClosesOnce, ModalScreen[T]):
     """A panel in the middle with a title and a line of hints. Esc closes it without a result."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", show=False)]

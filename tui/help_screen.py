@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
@@ -52,9 +55,10 @@ KEYS = (
 
 
 class HelpScreen(Dialog[None]):
-    """Closed by any of its own keys."""
+    """Closed by the key that opens it, too."""
 
     TITLE_TEXT = "Keys and commands"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("f1,question_mark,q", "close", show=False)]
 
     def body(self) -> ComposeResult:
         with VerticalScroll(id="help"):

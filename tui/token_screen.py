@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from edgellm.generation import TokenLogprob
+from edgellm.tui.dialog import ClosesOnce
 from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import visible_token
 from edgellm.tui.token_text import TokenText
@@ -96,7 +97,7 @@ class Alternatives(Static):
             self.post_message(self.Clicked(place.y - self.HEAD + self.first))
 
 
-class TokenScreen(Screen[Branch]):
+class TokenScreen(ClosesOnce, Screen[Branch]):
     """Over one answer. Gives back a place and the token to go on with, or nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

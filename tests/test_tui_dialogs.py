@@ -1,0 +1,134 @@
+"""The full-screen chat's dialogs: one at a time, each closed once, and the keys of the chat wait meanwhile."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_talk import Talk
+from textual import events
+from textual.widgets import OptionList
+
+from edgellm.tui import model_screen
+from edgellm.tui.app import ChatApp
+from edgellm.tui.dialog import ConfirmDialog, LineDialog
+from edgellm.tui.model_screen import ModelRow, ModelScreen
+from edgellm.tui.sessions_screen import SessionsScreen
+from edgellm.tui.token_screen import TokenScreen
+
+OPENING = ("ctrl+p", "ctrl+o", "ctrl+l", "ctrl+g", "ctrl+t", "f1")
+KEYS = sorted({key for binding in ChatApp.BINDINGS for key in binding.key.split(",")} - {"ctrl+c", "ctrl+q", "ctrl+z"})  # type: ignore[union-attr]
+
+
+@pytest.fixture(autouse=True)
+def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [ModelRow("fake", True, 1, "one"), ModelRow("other", True, 2, "another")]
+    monkeypatch.setattr(model_screen, "model_rows", lambda: rows)
+
+
+def at_once(talk: Talk, *keys: str) -> None:
+    for key in keys:
+        talk.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+@pytest.mark.parametrize("first", OPENING)
+def test_keys_of_the_chat_wait_while_a_dialog_is_open(run: Any, first: str) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        said = list(talk.said)
+        await talk.pilot.press(first)
+        await talk.until(lambda: len(talk.app.screen_stack) == 2)
+        opened = talk.app.screen
+        for key in KEYS:
+            if key not in ("escape", first) and not (key == "ctrl+r" and isinstance(opened, SessionsScreen)):
+                await talk.pilot.press(key)
+                assert talk.app.screen_stack[1:] == [opened], key
+        await talk.pilot.press("escape")
+        await talk.until(lambda: len(talk.app.screen_stack) == 1)
+        assert talk.said == said and not talk.chat.busy
+
+    run(steps)
+
+
+def test_keys_that_come_at_once_open_one_thing(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        for keys in [*product(OPENING, OPENING), ("ctrl+p", "ctrl+g", "ctrl+p", "ctrl+o", "ctrl+g")]:
+            at_once(talk, *keys)
+            await talk.pilot.pause()
+            await talk.pilot.pause()
+            assert len(talk.app.screen_stack) <= 2, keys
+            await talk.pilot.press("escape")
+            await talk.until(lambda: len(talk.app.screen_stack) == 1)
+        await talk.pilot.press("x")
+        assert talk.app.prompt.text == "x"
+
+    run(steps)
+
+
+@pytest.mark.parametrize("n_clicks", [2, 3])
+@pytest.mark.parametrize("key", ["ctrl+o", "ctrl+l", "ctrl+g", "ctrl+p"])
+def test_several_clicks_on_a_list_choose_once(run: Any, key: str, n_clicks: int) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.pilot.press(key)
+        await talk.until(lambda: len(talk.app.screen_stack) == 2 and talk.app.screen.query(OptionList))
+        await talk.pilot.pause(0.3)  # the palette gathers
+        await talk.pilot.click(OptionList, offset=(4, 0), times=n_clicks)
+        await talk.pilot.pause()
+        await talk.settled()
+        assert len(talk.app.screen_stack) == (3 if key == "ctrl+g" else 1) or key == "ctrl+p"
+        while len(talk.app.screen_stack) > 1:
+            await talk.pilot.press("escape")
+        await talk.pilot.press("x")
+        assert talk.app.prompt.text == "x"
+
+    run(steps)
+
+
+def test_a_screen_that_is_closed_closes_nothing_else(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        given: list[Any] = []
+        for screen in (LineDialog("A line"), ConfirmDialog("Sure?"), ModelScreen([], "fake")):
+            talk.app.push_screen(screen, given.append)
+            await talk.pilot.pause()
+            screen.dismiss("one")  # type: ignore[arg-type]
+            screen.dismiss("two")  # type: ignore[arg-type]
+            await talk.pilot.pause()
+            assert given.pop() == "one" and not given and len(talk.app.screen_stack) == 1
+        under, over = LineDialog("A line"), ConfirmDialog("Sure?")
+        talk.app.push_screen(under, given.append)
+        talk.app.push_screen(over, given.append)
+        under.dismiss("early")
+        assert talk.app.screen is over and not given
+
+    run(steps)
+
+
+def test_the_token_view_branches_once_however_often_it_is_clicked(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.pilot.press("ctrl+t")
+        await talk.until(lambda: isinstance(talk.app.screen, TokenScreen))
+        await talk.pilot.pause()
+        await talk.pilot.click("#alternatives", offset=(6, 6), times=3)
+        await talk.settled()
+        assert len(talk.app.screen_stack) == 1
+        assert len(talk.chat.session.tree.roots[0].children) == 2
+
+    run(steps)
+
+
+def test_the_key_that_opens_a_page_closes_it(run: Any, tmp_path: Path) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        for key in ("f1", "ctrl+t"):
+            await talk.pilot.press(key)
+            await talk.until(lambda: len(talk.app.screen_stack) == 2)
+            await talk.pilot.press(key)
+            await talk.until(lambda: len(talk.app.screen_stack) == 1)
+
+    run(steps)
