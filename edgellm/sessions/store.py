@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
 from edgellm.sessions import records
+from edgellm.sessions.search import find_messages, terms_of
 from edgellm.sessions.settings import as_json, checked_all
 from edgellm.sessions.token_records import pack, unpack
 from edgellm.sessions.tree import MessageNode, MessageTree, Session, title_of
@@ -128,12 +129,13 @@ class SessionStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.RLock()
+        self._lock, self._reading_lock = threading.RLock(), threading.Lock()  # a reader waits for no writer
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+            self._reader = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise FormatError(f"{path}: {reason}. {ADVICE}", code="SESSION_WRITE") from error
@@ -143,6 +145,7 @@ class SessionStore:
             self._db.execute("pragma foreign_keys = on")
             self._prepare()
         except sqlite3.DatabaseError as error:
+            self._reader.close()
             self._db.close()
             raise _refused(path, error) from error
 
@@ -150,6 +153,8 @@ class SessionStore:
         """May be called twice. Once a day a copy is left beside the file."""
         with self._lock, contextlib.suppress(sqlite3.Error, OSError):
             self._backup()
+        with self._reading_lock:
+            self._reader.close()
         with self._lock:
             self._db.close()
 
@@ -240,30 +245,26 @@ class SessionStore:
         with self._reading() as db:
             return [_summary(row) for row in db.execute(f"{SUMMARIES} group by s.id order by s.updated desc")]
 
-    def search(self, words: str, limit: int = 200) -> list[SearchHit]:
-        """Messages and titles with all the words, or their beginnings; the best first, at most ``limit``."""
-        terms = re.findall(r"\w+", words)
+    def search(self, words: str, limit: int = 200, unwanted: Callable[[], bool] | None = None) -> list[SearchHit]:
+        """Messages and titles with all the words, or their beginnings; the best first, at most ``limit``.
+
+        It ends early, with nothing, once ``unwanted`` says so, which another thread may bring about.
+        """
+        terms = terms_of(words)
         if not terms:
             return []
-        with self._reading() as db:
-            if self._indexed:
-                query = " ".join(f'"{term}"*' for term in terms)
-                found = db.execute(
-                    "select m.id, m.session, snippet(message_words, 0, '', '', '…', 12) from message_words w "
-                    "join messages m on m.id = w.rowid where message_words match ? order by rank limit ?",
-                    (query, limit),
-                ).fetchall()
-            else:
-                like = " and ".join("text like ?" for _ in terms)
-                found = db.execute(
-                    f"select id, session, text from messages where {like} limit ?",
-                    (*(f"%{term}%" for term in terms), limit),
-                ).fetchall()
+        try:
+            found = find_messages(self.path, terms, limit, self._indexed, unwanted)
+        except sqlite3.Error as error:
+            raise _refused(self.path, error) from error
+        if unwanted is not None and unwanted():
+            return []
         known = {summary.id: summary for summary in self.summaries()}
-        hits = [SearchHit(known[session], message, title_of(text)) for message, session, text in found]
-        lowered = [term.lower() for term in terms]
+        hits = [SearchHit(known[session], message, text) for message, session, text in found if session in known]
+        lowered, n_left = [term.lower() for term in terms], max(limit - len(hits), 0)
         titled = [s for s in known.values() if all(term in s.title.lower() for term in lowered)]
-        return hits + [SearchHit(s, 0, "") for s in titled if s.id not in {hit.session.id for hit in hits}]
+        with_hits = {hit.session.id for hit in hits}
+        return hits + [SearchHit(s, 0, "") for s in titled if s.id not in with_hits][:n_left]
 
     def rename(self, session_id: int, title: str) -> None:
         """Give a session a title; an empty one takes it back to its first words."""
@@ -339,9 +340,9 @@ class SessionStore:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._reading_lock:
             try:
-                yield self._db
+                yield self._reader
             except sqlite3.Error as error:
                 raise _refused(self.path, error) from error
 
