@@ -12,6 +12,7 @@ from fake_chat_llm import FakeChatLLM
 from textual.pilot import Pilot
 
 from edgellm.sessions import SessionStore
+from edgellm.tui import aside
 from edgellm.tui.app import ChatApp
 from edgellm.tui.chat import Chat
 
@@ -28,6 +29,7 @@ class Talk:
         self.load_error: Exception | None = None
         self.chat = Chat(SessionStore(folder / "sessions.db"), self.load, options.pop("model", "fake"), **options)
         self.app = ChatApp(self.chat)
+        aside.BLINK_S = HANG_S  # what is done beside the screen is done when a key was pressed
         self.pilot: Pilot[Any] = None  # type: ignore[assignment]
 
     def load(self, name: str, progress: Any = None, **options: Any) -> FakeChatLLM:

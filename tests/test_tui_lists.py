@@ -110,7 +110,7 @@ def test_what_the_model_has_read_is_kept_and_taken_back(run: Any, tmp_path: Path
         talk.app.open_session(session)
         await talk.ask("river")
         assert "read anew" in talk.told() and talk.said[-1][1].startswith("The Danube")
-        talk.chat.delete_session(session)
+        talk.chat.delete_session(session)()
         assert not file.exists()
 
     run(steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgellm.sessions import MessageNode, Session, from_json, to_json, to_markdo
 from edgellm.sessions.exchange import MAX_NBYTES
 from edgellm.sessions.settings import checked_all
 from edgellm.sessions.tree import title_of
+from edgellm.tui.aside import Aside
 from edgellm.tui.chat import LOAD_SETTINGS, Chat
 from edgellm.tui.commands import COMMANDS
 from edgellm.tui.dialog import LineDialog
@@ -34,6 +35,7 @@ class ChatActions(ScreenRules):
     """The verbs. ``ChatApp`` draws."""
 
     chat: Chat
+    aside: Aside
     palette: Palette
     editing: MessageNode | None = None  # the message that the next text takes the place of
     draft = ""  # what stood in the input before
@@ -242,23 +244,17 @@ class ChatActions(ScreenRules):
                 self.redraw(to_end=False)  # the title may be another
                 return
             what, session_id = result
-            with self.complaining():
-                if what == "open":
-                    self.open_session(session_id)
-                elif what == "delete":
-                    self.chat.delete_session(session_id)
-                    self.redraw()
-                    self.open_chats()
-                elif what == "export":
-                    session = self.chat.store.load(session_id)
-                    path = free_path(one_line(session.shown_title) or "chat", ".md")
-                    path.write_text(to_markdown(session), "utf-8")
-                    self.say(str(path.absolute()), "Exported")
+            if what == "open":
+                self.open_session(session_id)
+            elif what == "delete":
+                self.aside.in_order(self.chat.delete_session(session_id), lambda _: self.open_chats())
+                self.redraw()
+            elif what == "export":
+                self.aside.in_order(lambda: exported(self.chat.store.load(session_id)), self._told_where)
 
-        with self.complaining():
-            self.chat.writer.flush()
-            current = self.chat.session.id
-            self.push_screen(SessionsScreen(self.chat.store, current, self.rename_session, words), chosen)
+        screen = SessionsScreen(self.chat.store, self.chat.session.id, self.rename_session, words)
+        self.aside.in_order(self.chat.writer.flush, lambda _: screen.refill_if_open())  # the last words are found too
+        self.push_screen(screen, chosen)
 
     def action_chats(self) -> None:
         """Open the list of chats."""
@@ -266,8 +262,11 @@ class ChatActions(ScreenRules):
 
     def open_session(self, session_id: int) -> None:
         """Go on with a session; its model is loaded when it is another."""
-        self.chat.open_session(session_id)
-        self.warn(self.chat.session.notes, "Left out of this chat")
+        self.aside.in_order(lambda: self.chat.loaded(session_id), self._entered)
+
+    def _entered(self, session: Session) -> None:
+        self.chat.enter(session)
+        self.warn(session.notes, "Left out of this chat")
         self.leave_editing()
         model = self.chat.session.model
         if model and model != self.chat.model:
@@ -285,36 +284,41 @@ class ChatActions(ScreenRules):
         self.rename_session(self.chat.session.id, title)
         self.say(one_line(self.chat.session.shown_title) or "It will be called by its first words.", "Title")
 
-    def rename_session(self, session_id: int, title: str) -> None:
+    def rename_session(self, session_id: int, title: str, then: Callable[[], object] = lambda: None) -> None:
         """Give a chat a title."""
-        session = self.chat.session
-        with self.complaining():
-            if session_id == session.id:  # in memory too, or its next message would write the old one back
-                session.title = title_of(title)
-                self.chat.saved()
-                self.redraw(to_end=False)
-                self.chat.writer.flush()
-            else:
-                self.chat.store.rename(session_id, title)
+        session, chat = self.chat.session, self.chat
+        if session_id == session.id:  # in memory too, or its next message would write the old one back
+            session.title = title_of(title)
+            chat.saved()
+            self.redraw(to_end=False)
+            self.aside.in_order(chat.writer.flush, lambda _: then())
+        else:
+            self.aside.in_order(lambda: chat.store.rename(session_id, title), lambda _: then())
 
     def export(self, name: str) -> None:
         """Write this chat to a file; the ending says in which form."""
         session = self.chat.session
-        with self.complaining():
-            path = line_path(name) if name else free_path(one_line(session.shown_title) or "chat", ".md")
-            if look_at(path) is not None:
-                raise ParameterError(f"{path} is there already and stays as it is. Give another name.")
-            text = to_json(session) if path.suffix.lower() == ".json" else to_markdown(session)
-            path.write_text(text, "utf-8")
-            self.say(str(path.absolute()), "Exported")
+        self.aside.in_order(lambda: exported(session, name), self._told_where)
+
+    def _told_where(self, path: Path) -> None:
+        self.say(str(path.absolute()), "Exported")
 
     def import_file(self, name: str) -> None:
         """Bring in a chat from a file and go on with it."""
-        with self.complaining():
+        store = self.chat.store
+
+        def read() -> Session:
             if not name:
                 raise ParameterError("Which file? Write /import FILE.")
-            self.chat.take_session(from_json(read_text(line_path(name), MAX_NBYTES)))
+            session = from_json(read_text(line_path(name), MAX_NBYTES))
+            store.save_all(session)
+            return store.load(session.id)
+
+        def entered(session: Session) -> None:
+            self.chat.enter(session)
             self.redraw()
+
+        self.aside.in_order(read, entered)
 
     # -- model and settings ----------------------------------------------------------------------------------------
 
@@ -329,8 +333,11 @@ class ChatActions(ScreenRules):
             if found is not None:
                 self.use_model(found)
 
-        with self.complaining():
-            self.push_screen(ModelScreen(model_rows(), self.chat.model), chosen)
+        def found(rows: list[Any]) -> None:
+            if len(self.screen_stack) == 1:
+                self.push_screen(ModelScreen(rows, self.chat.model), chosen)
+
+        self.aside.newest("models", lambda _: model_rows(), found)
 
     def action_models(self) -> None:
         """Choose a model."""
@@ -395,9 +402,10 @@ class ChatActions(ScreenRules):
 
     def save_preset(self, name: str) -> None:
         """Keep the settings of this chat under a name."""
-        with self.complaining():
-            self.chat.store.save_preset(name, self.setting_values())
-            self.say(f"Saved as {name}.")
+        values = self.setting_values()
+        self.aside.in_order(
+            lambda: self.chat.store.save_preset(name, values), lambda _: self.say(f"Saved as {one_line(name)}.")
+        )
 
     def use_preset(self, name: str) -> None:
         """Take settings that were saved."""
@@ -452,6 +460,15 @@ class ChatActions(ScreenRules):
     def leave(self, status: int = 0) -> None:
         """End the application; what is open is saved."""
         self.exit(status, return_code=status)
+
+
+def exported(session: Session, name: str = "") -> Path:
+    """Write a chat to a file that is not there yet. ParameterError when it is; OSError."""
+    path = line_path(name) if name else free_path(one_line(session.shown_title) or "chat", ".md")
+    if look_at(path) is not None:
+        raise ParameterError(f"{path} is there already and stays as it is. Give another name.")
+    path.write_text(to_json(session) if path.suffix.lower() == ".json" else to_markdown(session), "utf-8")
+    return path
 
 
 def free_path(title: str, ending: str) -> Path:

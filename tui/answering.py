@@ -146,11 +146,19 @@ class Answering:
 class Loading:
     """A model on its way into memory: a thread, and how far it is."""
 
-    def __init__(self, load: Callable[..., Any], name: str, options: Mapping[str, Any], before: Any = None) -> None:
+    def __init__(
+        self,
+        load: Callable[..., Any],
+        name: str,
+        options: Mapping[str, Any],
+        before: Any = None,
+        kept: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self.load = load
         self.options = dict(options)
         self._before = before  # the model to close first: two may not fit
+        self._kept = kept  # waits until what it has read is written
         self._lock = threading.Lock()
         self.stage: tuple[str, int, int | None, str] = ("load", 0, None, name)
         self.llm: Any = None
@@ -182,6 +190,7 @@ class Loading:
     def _close_before(self) -> None:
         before = self.take_before()
         if before is not None:
+            self._kept()
             before.close()
 
     def _report(self, stage: str, done: int, total: int | None, name: str) -> None:

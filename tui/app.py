@@ -26,9 +26,10 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import MessageNode
 from edgellm.sessions.tree import left_out_of, left_out_span, title_of
 from edgellm.tui.actions import ChatActions
+from edgellm.tui.aside import NOTHING, Aside
 from edgellm.tui.attachments import file_names, missing_files, quoted, with_files
 from edgellm.tui.chat import Chat
-from edgellm.tui.clipboard import into_tmux
+from edgellm.tui.clipboard import in_tmux, into_tmux
 from edgellm.tui.commands import matching, run_command
 from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import SHORT
@@ -46,6 +47,7 @@ SHARE = 20  # drawing may take one part in so many of the time: the model needs 
 LONGEST_FRAME_S = 0.5  # however slow the drawing is
 SHOWN_S = 0.1  # from the first refresh until the terminal has it
 AGAIN_S = 2.0  # a second Ctrl-C within this time leaves
+BUSY = "The answer is still coming. Esc stops it."
 
 
 class ChatApp(ChatActions):
@@ -76,6 +78,7 @@ class ChatApp(ChatActions):
         super().__init__()
         self.chat = chat
         self.first, self.note = first, note
+        self.aside = Aside(self.call_later, self.complain)
         self.is_shown = threading.Event()  # the first picture is on the terminal
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
@@ -86,6 +89,7 @@ class ChatApp(ChatActions):
         self._drawn_at = self._told_at = self._barred_at = self._cpu_s = 0.0
         self._drawn: tuple[int, int] = (0, 0)
         self._interrupted = -AGAIN_S
+        self.bringing = ""  # a message whose files are being read
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's own driver, with our reader where it is Textual's for a terminal of Linux or macOS."""
@@ -293,8 +297,7 @@ class ChatApp(ChatActions):
         self.screen_stack[0].query_one(Meters).palette = self.palette
         self.transcript.redraw(self.palette)
         self.redraw(to_end=False)
-        with self.complaining():
-            self.chat.store.save_preference("theme", theme.name)
+        self.aside.in_order(lambda: self.chat.store.save_preference("theme", theme.name))
 
     def on_resize(self, event: events.Resize) -> None:
         """A low screen has no room for space."""
@@ -316,38 +319,77 @@ class ChatApp(ChatActions):
             if text.startswith("/"):
                 run_command(self, text)
                 return
-            if self.chat.busy:
+            if self.chat.busy or self.bringing:
                 self.prompt.put(text)
-                self.say("The answer is still coming. Esc stops it.")
+                self.say("The files are still being read. Esc leaves it." if self.bringing else BUSY)
                 return
-            self.transcript.choose(None)
-            full, names = with_files(text)
-            self.transcript.growing = self.chat.ask(full, beside=self.editing)
-            self.leave_editing()
-            if names:
-                self.say(", ".join(names), "Brought in")
-                if len(self.chat.session.tree.path) == 2:  # a chat is not called by a file's first lines
-                    self.chat.session.title = title_of(text)
-            elif missing := missing_files(text):
-                self.say(f"There is no file {', '.join(missing)}; the message went as it stands.")
-            self.redraw()
-            with contextlib.suppress(EdgeLLMError):  # a full disk, which the writer tells
-                self.chat.store.add_prompt(text)
+            if "@" in text:
+                self._bring_in(text)
+            else:
+                self._ask(text, text, [], [])
         except (EdgeLLMError, OSError) as error:
-            self.prompt.put(text)
+            self._refused(text, error)
+
+    def _bring_in(self, text: str) -> None:
+        """Read the files that a message mentions; then it is sent."""
+        self.bringing = text
+
+        def read(unwanted: object) -> tuple[str, list[str], list[str]]:
+            full, names = with_files(text)
+            return full, names, [] if names else missing_files(text)
+
+        def sent(found: tuple[str, list[str], list[str]] | None, error: BaseException | None = None) -> None:
+            self.bringing = ""
+            if found is not None:
+                self._ask(text, *found)
+            else:
+                self._refused(text, error)
+
+        self.aside.newest("files", read, sent, lambda error: sent(None, error))
+
+    def _ask(self, text: str, full: str, names: list[str], missing: list[str]) -> None:
+        """Give the model a message with its files."""
+        self.transcript.choose(None)
+        try:
+            self.transcript.growing = self.chat.ask(full, beside=self.editing)
+        except (EdgeLLMError, OSError) as error:
+            self._refused(text, error)
+            return
+        self.leave_editing()
+        if names:
+            self.say(", ".join(names), "Brought in")
+            if len(self.chat.session.tree.path) == 2:  # a chat is not called by a file's first lines
+                self.chat.session.title = title_of(text)
+        elif missing:
+            self.say(f"There is no file {', '.join(missing)}; the message went as it stands.")
+        self.redraw()
+        self.aside.in_order(lambda: self.chat.store.add_prompt(text), failed=NOTHING)  # the writer tells of a full disk
+
+    def _refused(self, text: str, error: BaseException | None) -> None:
+        self.prompt.put(text)
+        if error is not None:
             self.complain(error)
 
     @on(PromptInput.Word)
     def _word(self, event: PromptInput.Word) -> None:
         if not self.is_running:
             return
-        rows: list[tuple[str, str]] = []
-        if event.word.startswith("/"):
-            rows = matching(event.word)
-        elif event.word.startswith("@"):
-            rows = [(f"@{quoted(name)}", "") for name in file_names(event.word[1:].lstrip('"'))]
-        is_whole = len(rows) == 1 and rows[0][0] == event.word
-        self.prompt.whole_word = event.word if is_whole else ""
+        word = event.word
+        if word.startswith("@"):
+            self.aside.newest(
+                "names", lambda _: file_names(word[1:].lstrip('"')), lambda names: self._names(word, names)
+            )
+            return
+        self.aside.forget("names")
+        self._found(word, matching(word) if word else [])
+
+    def _names(self, word: str, names: list[str]) -> None:
+        if word == self.prompt.word():
+            self._found(word, [(f"@{quoted(name)}", "") for name in names])
+
+    def _found(self, word: str, rows: list[tuple[str, str]]) -> None:
+        is_whole = len(rows) == 1 and rows[0][0] == word
+        self.prompt.whole_word = word if is_whole else ""
         self._offer([] if is_whole else rows)
 
     def _offer(self, rows: list[tuple[str, str]]) -> None:
@@ -384,7 +426,11 @@ class ChatApp(ChatActions):
 
     def action_stop(self) -> None:
         """Stop the answer, or a pull; else leave editing, else go back to the input."""
-        if self.chat.waiting is not None:
+        if self.bringing:
+            text, self.bringing = self.bringing, ""
+            self.aside.forget("files")
+            self.prompt.put(text)
+        elif self.chat.waiting is not None:
             self.stop_waiting()
         elif self.chat.stop():
             self.wake()
@@ -424,10 +470,12 @@ class ChatApp(ChatActions):
 
     def copy_to_clipboard(self, text: str) -> None:
         """Everything that copies, the input's own keys too, reaches the clipboard of the user's terminal."""
-        if into_tmux(text):
-            self._clipboard = text  # what Ctrl-V brings back
-        else:
+        if not in_tmux():
             super().copy_to_clipboard(text)
+            return
+        self._clipboard = text  # what Ctrl-V brings back
+        osc_52 = super().copy_to_clipboard
+        self.aside.newest("copy", lambda _: into_tmux(text), lambda done: None if done else osc_52(text))
 
     def action_leave_now(self) -> None:
         """Leave; everything is saved."""

@@ -5,6 +5,7 @@ One ``Chat`` is used from the thread of the screen alone; its threads are ``Answ
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from edgellm.generation import TokenLogprob
 from edgellm.sessions import MessageNode, Session, SessionStore, SessionWriter
 from edgellm.sessions.settings import checked
 from edgellm.sessions.tree import prompt_messages
-from edgellm.tui import kept_state
+from edgellm.tui import aside, kept_state
 from edgellm.tui.answering import Answering, Loading, Sent
 from edgellm.tui.long_chat import compose_answer, compose_summary
 
@@ -63,6 +64,7 @@ class Chat:
         self.states = store.path.parent / "kv"
         self._fresh = False  # whether the model has not yet been given what it had read of the session
         self._read_more = False  # whether it has read more since the state was kept
+        self._keeping: threading.Thread | None = None  # writes such a state
         self.waiting: tuple[MessageNode, Callable[[], None]] | None = None  # an answer that begins with the model
         self._model_before = ""  # the last one that could be loaded
         self._tried: list[dict[str, Any]] = []  # LOAD_SETTINGS that the model was loaded with, the last one now
@@ -84,8 +86,15 @@ class Chat:
 
     def open_session(self, session_id: int) -> None:
         """Go on with a session of the store. ParameterError when it is gone."""
+        self.enter(self.loaded(session_id))
+
+    def loaded(self, session_id: int) -> Session:
+        """A session of the store with all that was said; from any thread. ParameterError when it is gone."""
         self.writer.flush()
-        session = self.store.load(session_id)
+        return self.store.load(session_id)
+
+    def enter(self, session: Session) -> None:
+        """Go on with a session that was loaded."""
         self.leave_session()
         self.session = session
         self._fresh = True
@@ -94,24 +103,43 @@ class Chat:
     def leave_session(self) -> None:
         """Stop, and keep what the model has read of the session."""
         self.halt()
-        if self.llm is not None and self._read_more:
-            kept_state.keep(self.llm, self.states, self.session, self.session.settings.get("template_kwargs"))
+        self._keep()
         self._fresh = self._read_more = False
 
-    def take_session(self, session: Session) -> None:
-        """Keep a session that came from a file, and go on with it."""
-        self.store.save_all(session)
-        self.open_session(session.id)
+    def _keep(self) -> None:
+        """Keep what the model has read of the session, beside the screen: it may be much to write."""
+        if self.llm is None or not self._read_more:
+            return
+        before, llm, session = self._keeping, self.llm, self.session
 
-    def delete_session(self, session_id: int) -> None:
-        """Delete a session; when it is this one, begin anew."""
-        if session_id == self.session.id:
-            old = self.session
+        def keep() -> None:
+            if before is not None:
+                before.join()
+            kept_state.keep(llm, self.states, session, session.settings.get("template_kwargs"))
+
+        self._keeping = threading.Thread(target=keep, name="edgellm-keep", daemon=True)
+        self._keeping.start()
+        self._keeping.join(aside.BLINK_S)
+
+    def _kept(self) -> None:
+        """Wait until all of it is written; a model is closed after that."""
+        if self._keeping is not None:
+            self._keeping.join()
+
+    def delete_session(self, session_id: int) -> Callable[[], None]:
+        """Begin anew when it is this one; gives what is left to do, from any thread: deleting it."""
+        old = self.session if session_id == self.session.id else None
+        if old is not None:
             self.halt()
-            self.writer.forget(old)
             self.session = self._new_session()
-        self.store.delete(session_id)
-        kept_state.forget(self.states, session_id)
+
+        def delete() -> None:
+            if old is not None:
+                self.writer.forget(old)
+            self.store.delete(session_id)
+            kept_state.forget(self.states, session_id)
+
+        return delete
 
     def saved(self, node: MessageNode | None = None) -> None:
         """Note that the session, and a message of it, are to be written."""
@@ -334,8 +362,7 @@ class Chat:
         instead   of the session's settings that have just failed: whether they are to blame is known when it loads
         """
         self._halt_answer()
-        if self.llm is not None and self._read_more:
-            kept_state.keep(self.llm, self.states, self.session, self.session.settings.get("template_kwargs"))
+        self._keep()
         self._fresh, self._read_more = True, False
         before, self.llm = self.llm, None
         if before is not None:
@@ -348,7 +375,7 @@ class Chat:
         chosen = own if instead is None else dict(instead)
         self._tried = [chosen] if instead is None else [*self._tried, chosen]
         options = {**self.load_options, **chosen}
-        self.loading = Loading(self.load, self.model, options, before).start()
+        self.loading = Loading(self.load, self.model, options, before, self._kept).start()
 
     def stop_loading(self) -> bool:
         """Back to the model that was there, while it is still open: during a pull. Whether there was one."""
@@ -393,6 +420,7 @@ class Chat:
             self.leave_session()
         finally:
             self.writer.close()
+            self._kept()
         if self.llm is not None:
             self.llm.close()
         self.store.close()

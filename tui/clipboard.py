@@ -9,10 +9,13 @@ import subprocess
 TIMEOUT_S = 3.0
 
 
+def in_tmux() -> bool:
+    """Whether tmux stands between this program and the terminal."""
+    return bool(os.environ.get("TMUX")) and shutil.which("tmux") is not None
+
+
 def into_tmux(text: str) -> bool:
     """Give a text to tmux and, through it, to the terminal around it; False where OSC 52 still has to."""
-    if not os.environ.get("TMUX") or not shutil.which("tmux"):
-        return False
     for arguments in (["-w", "-"], ["-"]):  # before tmux 3.2 there is no -w, and the text stays inside
         try:
             done = subprocess.run(

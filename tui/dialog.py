@@ -13,6 +13,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 
+from edgellm.tui.aside import Aside
 from edgellm.tui.own_keys import LineInput
 
 SHORT = 22  # rows; below, nothing is spent on space
@@ -34,6 +35,12 @@ class Dialog(ClosesOnce, ModalScreen[T]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", show=False)]
     TITLE_TEXT: ClassVar[str] = ""
     HINT: ClassVar[str] = "Esc close"
+
+    @property
+    def aside(self) -> Aside:
+        """Where the application does what may take long."""
+        aside: Aside = self.app.aside  # type: ignore[attr-defined]
+        return aside
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog"):

@@ -15,6 +15,7 @@ from edgellm.sessions import Session, open_store
 from edgellm.sessions.rescue import rescue_report
 from edgellm.tui.safe_text import one_line
 
+LEAVING_S = 10.0  # for what was asked for and is not done yet, such as an export to a slow disk
 PICTURE_S = 2.0  # a model waits for the first picture so long at most
 
 
@@ -95,6 +96,7 @@ def run_chat(start: Start) -> int:
         chat.writer.failed, chat.writer.revived = failed, revived
         warnings.showwarning = tell
         result = app.run()
+        app.aside.wait(LEAVING_S)
         status = app.return_code or result or 0
     finally:
         warnings.showwarning = shown

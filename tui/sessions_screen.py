@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.widgets import OptionList
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgellm.sessions import SessionStore, SessionSummary
@@ -16,6 +16,8 @@ from edgellm.tui.dialog import ConfirmDialog, LineDialog, SearchDialog
 from edgellm.tui.safe_text import one_line
 
 Chosen = tuple[str, int]  # what to do ("open", "export", "delete") and with which session
+Found = tuple[SessionSummary, str]  # and the words around a hit
+SEARCHING = "Chats   searching…"
 
 
 class SessionsScreen(SearchDialog[Chosen]):
@@ -36,22 +38,27 @@ class SessionsScreen(SearchDialog[Chosen]):
         self,
         store: SessionStore,
         current: int,
-        rename: Callable[[int, str], None],
+        rename: Callable[[int, str, Callable[[], object]], None],
         words: str = "",
         now: float | None = None,
     ) -> None:
         super().__init__(words)
         self.store, self.current, self.rename, self.now = store, current, rename, now
+        self._searched: str | None = None  # the words that ``found`` is for
+        self._then = ""  # what is to be done with the first that is found
 
     def refill(self) -> None:
-        """The sessions that the search finds, each once."""
-        if self.words.strip():
-            found: dict[int, tuple[SessionSummary, str]] = {}
-            for hit in self.store.search(self.words):
-                found.setdefault(hit.session.id, (hit.session, hit.excerpt))
-            self.found = list(found.values())
-        else:
-            self.found = [(summary, "") for summary in self.store.summaries()]
+        """Look for the sessions beside the screen; the last words count."""
+        words, store = self.words, self.store
+        self._searched = None
+        self.aside.newest("search", lambda unwanted: (words, sessions_with(store, words, unwanted)), self._show)
+        self.query_one("#dialog-title", Static).update(self.TITLE_TEXT if self._searched == words else SEARCHING)
+
+    def _show(self, result: tuple[str, list[Found]]) -> None:
+        if not self.is_attached:
+            return
+        self._searched, self.found = result
+        self.query_one("#dialog-title", Static).update(self.TITLE_TEXT)
         options = self.query_one(OptionList)
         options.clear_options()
         width = max(self.size.width - 14, 20)
@@ -60,6 +67,9 @@ class SessionsScreen(SearchDialog[Chosen]):
             options.add_option(Option(Text("Nothing found." if self.words else "No chats yet.", "dim"), disabled=True))
         else:
             options.highlighted = 0
+        what, self._then = self._then, ""
+        if what:
+            self._choose(what)
 
     def _row(self, summary: SessionSummary, excerpt: str, width: int) -> Text:
         when = ago(summary.updated, self.now)
@@ -87,7 +97,9 @@ class SessionsScreen(SearchDialog[Chosen]):
         return self.found[at][0] if at is not None and at < len(self.found) else None
 
     def _choose(self, what: str) -> None:
-        if self.marked is not None:
+        if self._searched is None:  # Enter right behind the words is meant for what they find
+            self._then = what
+        elif self.marked is not None:
             self.dismiss((what, self.marked.id))
 
     def action_export(self) -> None:
@@ -102,10 +114,18 @@ class SessionsScreen(SearchDialog[Chosen]):
 
         def renamed(title: str | None) -> None:
             if title is not None:
-                self.rename(summary.id, title)
-                self.refill()
+                self.rename(summary.id, title, self.refill_if_open)
 
         self.app.push_screen(LineDialog("Title of this chat", one_line(summary.title)), renamed)
+
+    def refill_if_open(self) -> None:
+        """Look again: something has changed."""
+        if self.is_attached:
+            self.refill()
+
+    def on_unmount(self) -> None:
+        """Nobody waits for a search any more."""
+        self.aside.forget("search")
 
     def action_delete(self) -> None:
         """Ask, then delete."""
@@ -118,6 +138,16 @@ class SessionsScreen(SearchDialog[Chosen]):
                 self.dismiss(("delete", summary.id))
 
         self.app.push_screen(ConfirmDialog(f"Delete “{one_line(summary.title)}” for good?"), confirmed)
+
+
+def sessions_with(store: SessionStore, words: str, unwanted: Callable[[], bool]) -> list[Found]:
+    """The sessions that a search finds, each once; all of them without words."""
+    if not words.strip():
+        return [(summary, "") for summary in store.summaries()]
+    found: dict[int, Found] = {}
+    for hit in store.search(words, unwanted=unwanted):
+        found.setdefault(hit.session.id, (hit.session, hit.excerpt))
+    return list(found.values())
 
 
 def ago(moment: float, now: float | None = None) -> str:
