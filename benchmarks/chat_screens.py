@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from fake_chat_llm import FakeChatLLM  # noqa: E402
 
 from edgellm.sessions import Session, SessionStore  # noqa: E402
-from edgellm.tui import meters, model_screen  # noqa: E402
+from edgellm.tui import aside, meters, model_screen  # noqa: E402
 from edgellm.tui.app import ChatApp  # noqa: E402
 from edgellm.tui.chat import Chat  # noqa: E402
 from edgellm.tui.model_screen import ModelRow  # noqa: E402
@@ -119,6 +119,7 @@ async def draw(name: str, show: Callable[[ChatApp], Any]) -> Any:
             return FakeChatLLM(model)
 
         chat = Chat(SessionStore(Path(folder) / "sessions.db"), load, "smollm2")
+        aside.BLINK_S = 60.0  # a screen shows what is there in the end
         app = ChatApp(chat)
         app.memory = lambda: 312 << 20  # type: ignore[method-assign]
         rows, model_screen.model_rows = model_screen.model_rows, lambda: MODELS

@@ -18,7 +18,7 @@ from textual.containers import Horizontal
 from textual.driver import Driver
 from textual.theme import Theme
 from textual.timer import Timer
-from textual.widgets import Footer, Input, OptionList, Static, TextArea
+from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets._toast import ToastHolder
 
 from edgellm.context_overflow import ChatTooLongError
@@ -35,6 +35,7 @@ from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import SHORT
 from edgellm.tui.markdown import prepare
 from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
+from edgellm.tui.narrow import WholeFooter
 from edgellm.tui.palette import DARK, LIGHT, palette_of
 from edgellm.tui.prompt_input import PromptInput
 from edgellm.tui.safe_text import one_line, safe_text, short_name
@@ -47,6 +48,8 @@ SHARE = 20  # drawing may take one part in so many of the time: the model needs 
 LONGEST_FRAME_S = 0.5  # however slow the drawing is
 SHOWN_S = 0.1  # from the first refresh until the terminal has it
 AGAIN_S = 2.0  # a second Ctrl-C within this time leaves
+PLACEHOLDERS = ("Write a message, / commands, @ file", "Message, / commands, @ file", "Message, /, @")  # what fits
+FRAME = 9  # cells around the input, and the cursor
 BUSY = "The answer is still coming. Esc stops it."
 
 
@@ -108,8 +111,8 @@ class ChatApp(ChatActions):
         yield Meters(self.palette, id="meters")
         with Horizontal(id="prompt-row"):
             yield Static("❯ ", id="prompt-mark", markup=False)
-            yield PromptInput(self.chat.store.prompts(), placeholder="Write a message, / commands, @ file")
-        yield Footer(show_command_palette=False)
+            yield PromptInput(self.chat.store.prompts(), placeholder=PLACEHOLDERS[0])
+        yield WholeFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         """Input first; the model loads when the first picture is there."""
@@ -165,9 +168,13 @@ class ChatApp(ChatActions):
         muted = self.palette.muted
         lines = [Text("")] * max(self.size.height // 4 - 2, 0)
         lines += [Text("edgellm", self.palette.heading), Text("")]
-        lines.append(Text("Write below. Everything stays on this machine and is saved as it is said.", muted))
+        said = Text("Write below. Everything stays on this machine and is saved as it is said.", muted)
+        lines += said.wrap(self.console, self.transcript.text_width)
         hints = (("/", "commands"), ("@", "bring in a text file"), ("^O", "earlier chats"), ("F1", "all keys"))
         lines += [Text(""), *(Text(f"{key:<4}", self.palette.mark).append(meaning, muted) for key, meaning in hints)]
+        room = self.transcript.scrollable_content_region.height
+        while len(lines) > room and (blank := next((line for line in lines if not line.plain), None)) is not None:
+            lines.remove(blank)  # a low screen has no room for space
         return lines
 
     def wake(self) -> None:
@@ -302,6 +309,8 @@ class ChatApp(ChatActions):
     def on_resize(self, event: events.Resize) -> None:
         """A low screen has no room for space."""
         self.screen_stack[0].set_class(event.size.height < SHORT, "short")
+        fitting = (line for line in PLACEHOLDERS if len(line) + FRAME <= event.size.width)
+        self.prompt.placeholder = next(fitting, "")
         self.call_after_refresh(self.redraw, to_end=False)
 
     # -- the input -------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from rich.text import Text
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from edgellm.tui.narrow import words_of
+
 
 class Completions(OptionList, can_focus=False):
     """Shows (word, meaning) rows; driven by the keys of the input."""
@@ -24,8 +26,9 @@ class Completions(OptionList, can_focus=False):
         width = max((len(word) for word in self.words), default=0)
         self.clear_options()
         for word, meaning in rows:
-            text = Text(word.ljust(width + 2)).append(meaning, "dim")
-            text.truncate(self.app.size.width - 7, overflow="ellipsis")  # margins, padding, scrollbar
+            room = self.app.size.width - 7  # margins, padding, scrollbar
+            text = Text(word.ljust(width + 2)).append(words_of(meaning, max(room - width - 2, 0)), "dim")
+            text.truncate(room, overflow="ellipsis")
             self.add_option(Option(text))
         self.display = bool(rows)
         if rows:

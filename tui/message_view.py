@@ -10,6 +10,7 @@ from rich.text import Text
 
 from edgellm.sessions import MessageNode
 from edgellm.tui.markdown import CodeBlock, MarkdownDocument
+from edgellm.tui.narrow import whole_parts
 from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import safe_text, short_name
 
@@ -150,15 +151,19 @@ class MessageView:
             facts.append(f"{int(node.timings.get('generation_n', len(node.tokens)))} tokens")
         if tps:
             facts.append(f"{tps:.0f} t/s")
-        text = Text(" · ".join(facts), self.palette.faint, end="", no_wrap=True)
+        behind = []  # these matter more
         if node.role == "assistant" and node.finish_reason != "stop":
-            text.append(" · " if facts else "")
-            text.append(_REASONS.get(node.finish_reason, "unfinished"), self.palette.warning)
+            behind.append(Text(_REASONS.get(node.finish_reason, "unfinished"), self.palette.warning))
         if place.left_out:
-            text.append(f"{' · ' if text.plain else ''}{OUT_OF_CONTEXT}", self.palette.warning)
+            behind.append(Text(OUT_OF_CONTEXT, self.palette.warning))
         if place.of > 1:
-            text.append("   " + _branches(place), self.palette.accent)
-        text.truncate(self.width)
+            behind.append(Text(_branches(place), self.palette.accent))
+        room = self.width - sum(part.cell_len + 3 for part in behind)
+        text = Text(" · ".join(part.plain for part in whole_parts([Text(fact) for fact in facts], room)), end="")
+        text.stylize(self.palette.faint)
+        for part in whole_parts(behind, self.width):
+            between = "" if not text.plain else "   " if part.plain.startswith("‹") else " · "
+            text.append(between).append_text(part)
         return text if text.plain else None
 
 

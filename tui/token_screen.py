@@ -17,6 +17,7 @@ from textual.widgets import Static
 
 from edgellm.generation import TokenLogprob
 from edgellm.tui.dialog import ClosesOnce
+from edgellm.tui.narrow import hints, whole_parts
 from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import visible_token
 from edgellm.tui.token_text import TokenText
@@ -115,11 +116,11 @@ class TokenScreen(ClosesOnce, Screen[Branch]):
         self.rows: list[TokenLogprob] = []
 
     def compose(self) -> ComposeResult:
-        yield Static(self._head(), id="head", markup=False)
+        yield Static(self._head(self.app.size.width - 4), id="head", markup=False)
         with Container(id="token-panes"):
             yield TokenText(self.tokens, self.palette)
             yield Alternatives(self.palette)
-        yield Static(Text(HINT, "dim", no_wrap=True, overflow="ellipsis"), id="token-hint", markup=False)
+        yield Static(hints(HINT, self.app.size.width - 4), id="token-hint", markup=False)
 
     def on_mount(self) -> None:
         """The keyboard moves over the text."""
@@ -128,17 +129,20 @@ class TokenScreen(ClosesOnce, Screen[Branch]):
     def on_resize(self, event: events.Resize) -> None:
         """Side by side where there is room."""
         self.set_class(event.size.width < NARROW, "narrow")
+        self.query_one("#token-hint", Static).update(hints(HINT, event.size.width - 4))
+        self.query_one("#head", Static).update(self._head(event.size.width - 4))
 
-    def _head(self) -> Text:
+    def _head(self, width: int) -> Text:
         known = [token.logprob for token in self.tokens if token.logprob is not None]
-        text = Text("  tokens", "bold", end="", no_wrap=True, overflow="ellipsis")
+        parts = [Text("  tokens", "bold")]
         if known:
             mean = -sum(known) / len(known) / math.log(2)
-            text.append(f"   {len(known)} tokens, {mean:.2f} bits each   ", "dim")
-        text.append("unlikely ", "dim")
+            parts.append(Text(f"{len(known)} tokens, {mean:.2f} bits each", "dim"))
+        scale = Text("unlikely ", "dim")
         for shade in self.palette.shades:
-            text.append(" ", shade)
-        return text.append(" sure", "dim")
+            scale.append(" ", shade)
+        parts.append(scale.append(" sure", "dim"))
+        return Text("   ", end="", no_wrap=True).join(whole_parts(parts, width))
 
     def on_token_text_moved(self, event: TokenText.Moved) -> None:
         """Show what else could have stood here."""
