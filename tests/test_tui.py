@@ -168,7 +168,7 @@ def test_notes_leave_the_input_in_sight_and_go_with_the_next_message(run: Any, s
         assert "PARAMETER" not in talk.screen_text()
         await talk.pilot.pause(0.1)
         top, words, bottom, keys = talk.screen_text().split("\n")[-4:]
-        assert top.endswith("─╮") and "❯ Write a message" in words and bottom.endswith("─╯") and "Stop" in keys
+        assert top.endswith("─╮") and "essage, / commands" in words and bottom.endswith("─╯") and "Stop" in keys
 
     run(steps, size, toasts=True)
 

@@ -35,7 +35,7 @@ from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import SHORT
 from edgellm.tui.markdown import prepare
 from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
-from edgellm.tui.narrow import WholeFooter
+from edgellm.tui.narrow import WholeFooter, words_of
 from edgellm.tui.palette import DARK, LIGHT, palette_of
 from edgellm.tui.prompt_input import PromptInput
 from edgellm.tui.safe_text import one_line, safe_text, short_name
@@ -155,9 +155,9 @@ class ChatApp(ChatActions):
         left_out = answering.left_out if answering is not None else left_out_of(path)
         transcript.show(path, left_out_span(path, left_out), to_end=to_end)
         title = Text("  ", end="", no_wrap=True, overflow="ellipsis")
-        title.append(one_line(session.shown_title) or "New chat", "bold")
         model = short_name(self.chat.model)
         room = max(self.size.width - len(model) - 6, 8)
+        title.append(words_of(one_line(session.shown_title) or "New chat", room - 2), "bold")
         title.truncate(room, overflow="ellipsis", pad=True)
         title.append(f"  {model}", self.palette.mark)
         self.screen_stack[0].query_one("#head", Static).update(title, layout=False)
