@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cores import default_threads
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.large_pages import large_pages
 from edgellm.machine import cpu_name
 from edgellm.memory import system_memory
 from edgellm.paths import cache_dir, config_dir, models_dir, sessions_dir
@@ -67,6 +68,7 @@ def machine_facts() -> dict[str, Any]:
         "cores": default_threads(),
         "memory_total": memory.total,
         "memory_available": memory.available,
+        "large_pages": large_pages(),
         "folders": {
             "models": _place(models_dir),
             "sessions": _place(sessions_dir),

@@ -22,6 +22,7 @@ from pathlib import Path
 from edgellm.connection import LEAST_RATE
 from edgellm.formats.errors import DownloadError, EdgeLLMError, FormatError
 from edgellm.formats.json_text import parse_json
+from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.regular_file import read_regular
 from edgellm.web import BACKOFF_S, Answer, TransientError, open_url, pause, shown
 
@@ -110,10 +111,11 @@ class PartialFile:
 
     def append_from(self, answer: Answer, limit: int | None, report: Callable[[], None]) -> None:
         """Write the answer's body behind the bytes that are here, never beyond ``limit`` bytes in all."""
-        with self.path.open("r+b" if self.nbytes else "wb") as file:
-            if self.nbytes:
-                file.truncate(self.nbytes)
-                file.seek(self.nbytes)
+        raw = self.path.open("r+b" if self.nbytes else "wb", buffering=0)
+        if self.nbytes:
+            raw.truncate(self.nbytes)
+            raw.seek(self.nbytes)
+        with LargePageWriter(raw) as file:  # what waits in it is written however this ends
             looked_at = self.nbytes
             while limit is None or self.nbytes < limit:
                 piece = answer.read(CHUNK_NBYTES if limit is None else min(CHUNK_NBYTES, limit - self.nbytes))
@@ -123,7 +125,6 @@ class PartialFile:
                     check_space(self.path.parent, len(piece))
                     looked_at = self.nbytes + LOOK_NBYTES
                 file.write(piece)
-                file.flush()
                 self.hash.update(piece)
                 self.nbytes += len(piece)
                 report()

@@ -25,6 +25,19 @@ def advise_large_pages(mapped: mmap.mmap) -> None:
             mapped.madvise(advice)
 
 
+def large_pages() -> str:
+    """Whether mapped model files can have large pages here, in words."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return "none for mapped files on this system"
+    try:
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "none: this kernel was built without them"
+    if "[never]" in setting:
+        return "none: switched off in /sys/kernel/mm/transparent_hugepage/enabled"
+    return "for files that were written for them, where the file system keeps them; `edgellm bench` says the share"
+
+
 def large_page_share(mapped: mmap.mmap | memoryview | np.ndarray) -> float | None:
     """The part of a mapping's memory that large pages map; None where the system does not say or nothing was read."""
     address = np.frombuffer(mapped, np.uint8, 1).ctypes.data

@@ -74,6 +74,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("fast types", ", ".join(kernels["fast_types"])),
         ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),
         ("memory", f"{human_bytes(machine['memory_available'])} free of {human_bytes(machine['memory_total'])}"),
+        ("large pages", machine["large_pages"]),
     ]
     for n, rate in facts.get("read_bandwidth", {}).items():
         rows.append((f"bandwidth, {n} thread{'s' if n != '1' else ''}", f"{rate / 1e9:.1f} GB/s"))
