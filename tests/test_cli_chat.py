@@ -454,11 +454,22 @@ def test_lines_that_are_pasted_are_one_message(terminal: Any, paste: str) -> Non
 
 
 def test_lines_that_were_typed_ahead_are_messages_of_their_own(terminal: Any) -> None:
-    chat = terminal("chat", "--plain", "-p", "talk forever", "-n", "60")
+    chat = terminal("chat", "--plain", "-p", "talk forever", "-n", "20")
     chat.wait_for("on on on")
     chat.send("one\rtwo\r")
     chat.wait_for("echo: one\r\n.*echo: two\r\n.*>>> ")
     chat.send_at_prompt("/exit\r")
+    assert chat.close() == 0
+
+
+def test_a_line_that_was_typed_before_a_question_is_no_answer_to_it(terminal: Any) -> None:
+    chat = terminal("chat", "--plain", "-p", "talk forever", "-n", "60")
+    chat.wait_for("on on on")
+    chat.send("one\rdoes it rain\r")  # the first does not fit any more; the second begins with a letter of a choice
+    chat.wait_for("d/s, or Enter.*not sent.*d/s, or Enter")
+    chat.send("d\r")
+    chat.wait_for("echo: does it rain.*>>> ")
+    chat.send("/exit\r")
     assert chat.close() == 0
 
 

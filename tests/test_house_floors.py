@@ -16,12 +16,9 @@ FLOORS = (
     ("formats", "paths", "arguments"),
     ("kernels",),
     ("models", "sampling", "kv_cache", "memory", "cores", "control_groups", "machine"),
-    ("engine", "engine_batch", "engine_requests"),
-    ("tokenizer", "chat_template", "stop"),
-    ("connection", "web", "download", "file_lock", "sources", "catalogue", "model_card"),
     ("engine", "engine_batch", "engine_exit", "engine_requests"),
     ("tokenizer", "chat_template", "stop", "context_overflow"),
-    ("web", "download", "file_lock", "sources", "catalogue", "model_card"),
+    ("connection", "web", "download", "file_lock", "sources", "catalogue", "model_card"),
     # "" is `import edgellm`, the library's face
     ("generation", "loading", "scoring", "perplexity", "divergence", "conversation", "kv_file", "llm", "sessions", ""),
     ("cli", "__main__", "bench", "doctor", "server", "quantize", "tui"),

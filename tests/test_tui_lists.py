@@ -137,6 +137,7 @@ def test_chats_are_exported_and_imported(run: Any, tmp_path: Path) -> None:
         await talk.pilot.press("ctrl+n")
         await talk.write("/import chat.json")
         assert talk.said[0][1] == "river"
+        talk.chat.writer.flush()
         assert len(talk.chat.store.summaries()) == 2
         (tmp_path / "bad.json").write_text("{}")
         await talk.write("/import bad.json")
@@ -433,7 +434,7 @@ def test_a_warning_on_the_way_is_told_on_the_screen(tmp_path: Path, monkeypatch:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert run_chat(Start()) == 0
-    assert told == [("warn", "kernels cannot be kept")]
+    assert told == [("warn", ["kernels cannot be kept"], "Warning")]
     assert warnings.showwarning == before
 
 

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm.cli.output import echo
@@ -14,6 +14,9 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions import Session, open_store
 from edgellm.sessions.rescue import rescue_report
 from edgellm.tui.safe_text import one_line
+
+if TYPE_CHECKING:
+    from edgellm.tui.chat import Chat
 
 LEAVING_S = 10.0  # for what was asked for and is not done yet, such as an export to a slow disk
 PICTURE_S = 2.0  # a model waits for the first picture so long at most
@@ -43,6 +46,17 @@ def known_model(name: str) -> str:
         if name in catalogue() or find(name) is not None:
             return name
     return ""
+
+
+def go_on_with(chat: Chat, session_id: int, start: Start) -> None:
+    """Open a session under what the command line says, with its own model if that is here."""
+    chat.open_session(session_id)
+    chat.session.settings |= dict(start.settings)
+    chat.session.system = start.system or chat.session.system
+    found = start.model or known_model(chat.session.model)
+    if not found and chat.session.model:
+        chat.session.notes.append(f"Its model {one_line(chat.session.model)} is not here; Ctrl-L fetches one.")
+    chat.model = found or chat.model
 
 
 def run_chat(start: Start) -> int:
@@ -78,13 +92,7 @@ def run_chat(start: Start) -> int:
     status = 1
     try:
         if session_id is not None:
-            chat.open_session(session_id)
-            chat.session.settings |= dict(start.settings)
-            chat.session.system = start.system or chat.session.system
-            found = start.model or known_model(chat.session.model)
-            if not found and chat.session.model:
-                chat.session.notes.append(f"Its model {one_line(chat.session.model)} is not here; Ctrl-L fetches one.")
-            chat.model = found or chat.model
+            go_on_with(chat, session_id, start)
         app = ChatApp(chat, first=start.first, note=" ".join(filter(None, (note, *chat.session.notes))))
 
         def failed(error: EdgeLLMError) -> None:  # from the writer's thread, or from the screen's own

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgellm.cli.output import echo
 from edgellm.formats.errors import FormatError
 
 QUOTES = '"""'
@@ -27,6 +28,7 @@ class LineInput:
     def __init__(self, history: Path | None) -> None:
         self.interactive = sys.stdin.isatty()
         self._history = history if self.interactive else None
+        self._kept: str | None = None  # a line that was no answer to a question
         self._readline = _readline() if self.interactive else None
         if self._readline and self._history:
             with contextlib.suppress(OSError):
@@ -34,8 +36,8 @@ class LineInput:
 
     def read(self) -> str | None:
         """The next message, None at the end of the input. KeyboardInterrupt when Ctrl-C is pressed."""
-        typed_ahead = self._more(0)
-        line = self._line(PROMPT)
+        typed_ahead = self._kept is not None or self._more(0)
+        line, self._kept = self._line(PROMPT) if self._kept is None else self._kept, None
         if line is None:
             return None
         if line.lstrip().startswith(QUOTES):
@@ -52,14 +54,16 @@ class LineInput:
         return "\n".join(lines)
 
     def choose(self, choices: Mapping[str, str]) -> str:
-        """One of the letters, "" for none of them."""
-        print("\n".join(f"  {letter}  {meaning}" for letter, meaning in choices.items()), file=sys.stderr)
+        """One of the letters, "" for none of them. Any other line was typed before the question: it is read next."""
+        echo("\n".join(f"  {letter}  {meaning}" for letter, meaning in choices.items()), err=True)
         try:
             line = self._line(f"{'/'.join(choices)}, or Enter to leave it: ")
         except KeyboardInterrupt:
-            print(file=sys.stderr)
+            echo(err=True)
             return ""
-        letter = (line or "").strip().lower()[:1]
+        letter = (line or "").strip().lower()
+        if letter and letter not in choices:
+            self._kept = line
         return letter if letter in choices else ""
 
     def close(self) -> None:

@@ -331,8 +331,8 @@ class _AsFile:
     path: Path
     architecture: str
     metadata: Mapping[str, Any]
-    value_types: Mapping[str, str]
     tensors: Mapping[str, _ShapeOnly]
+    value_types: Mapping[str, str] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     _positions: Mapping[str, int] = field(default_factory=dict)
 
@@ -346,8 +346,8 @@ def _prove(source: ModelSource) -> None:
         source.path,
         source.architecture,
         {key: value for key, (value, _) in source.metadata.items()},
-        {key: kind for key, (_, kind) in source.metadata.items()},
         {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()},
+        {key: kind for key, (_, kind) in source.metadata.items()},
     )
     build_program(file)
     SamplingParams.from_metadata(file.metadata)
