@@ -39,7 +39,7 @@ def setting_rows(defaults: Any, recommended: Mapping[str, Any], n_ctx: int) -> l
         Setting(SYSTEM, "", "", "Said to the model before everything else."),
         Setting(MAX_TOKENS, -1, "", "Tokens of an answer at most; -1 goes on to the end."),
         Setting(N_CTX, n_ctx, "", "Tokens of context; loads the model anew. 0 takes all."),
-        Setting(OVERFLOW, "ask", "", "When a message does not fit the context: ask, drop_oldest turns, or stop."),
+        Setting(OVERFLOW, "ask", "", "When a message does not fit: ask, drop_oldest turns, or stop."),
         Setting(STOP, (), "", "Texts that end an answer, with ; between them."),
     ]
     for option in SAMPLING_OPTIONS:
