@@ -19,7 +19,7 @@ import numpy as np
 
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.cpu.kernel_table import DECODE, TEAM, VOCABULARY
+from edgellm.kernels.cpu.kernel_table import DECODE, STREAM, TEAM, VOCABULARY
 from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVLayer, KVPool
 from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
@@ -281,6 +281,8 @@ def try_kernel(
         return _try_vocabulary(cache)
     if kernel == DECODE:
         return _try_decode(cache, make_executor, n_threads)
+    if kernel == STREAM:
+        return _try_stream(cache)
     sketch = Sketch(np.random.default_rng(1))
     SKETCHES[kernel](sketch)
     program = sketch.program()
@@ -301,6 +303,23 @@ def try_kernel(
     error, detail = max(found, key=itemgetter(0))
     limit = LIMITS.get(kernel, FLOAT_LIMIT)
     return SelfTestResult(kernel, cache.isa.name, error, limit, error <= limit, detail)
+
+
+def _try_stream(cache: KernelCache) -> SelfTestResult:
+    """Every byte of whole strips is read once, in each order: the sums of numbers are exact."""
+    from edgellm.kernels.cpu.jit import KERNEL, CodeMemory
+    from edgellm.kernels.cpu.layout import STREAM_ROW_NBYTES, STREAM_ROWS
+
+    code = CodeMemory()
+    stream = KERNEL(code.load(STREAM, cache.objects([STREAM])[STREAM]))
+    n_read = 3 * STREAM_ROWS * STREAM_ROW_NBYTES // 4  # three strips, and a piece of one
+    memory = np.random.default_rng(1).integers(-(2**31), 2**31, n_read + 160, dtype=np.int32)
+    expected, right = memory[:n_read].sum(dtype=np.int32), True
+    for side_by_side in (0, 1):
+        sums = np.zeros(16, np.int32)
+        stream(memory.ctypes.data, memory.nbytes, side_by_side, sums.ctypes.data)
+        right &= bool(sums.sum(dtype=np.int32) == expected)
+    return SelfTestResult(STREAM, cache.isa.name, float(not right), 0.0, right, f"{memory.nbytes:,} bytes, two orders")
 
 
 def _try_vocabulary(cache: KernelCache) -> SelfTestResult:

@@ -17,6 +17,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.cpu.isa import Isa
 
 llvm.initialize_native_target()
@@ -101,5 +102,9 @@ class CodeMemory:
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
         address = int(self._engine.get_function_address(SYMBOL.format(name)))
-        assert address, f"object code of kernel {name} lacks its symbol"
+        if not address:
+            raise EdgeLLMError(
+                f"The object code of the kernel {name} lacks its symbol. Delete it: edgellm doctor --clear-cache",
+                code="KERNEL_CODE",
+            )
         return address

@@ -16,6 +16,8 @@ DECODE = "team_decode"
 TEAM = ("team_publish", "team_lead", "team_work", DECODE)
 VOCABULARY = "vocabulary"
 """Called by samplers and team_decode; no op has it."""
+STREAM = "stream"
+"""What read_bandwidth.py measures with; no op has it."""
 
 # name -> (module, function, argument of a make_ function or None)
 KERNELS: dict[str, tuple[str, str, str | None]] = {
@@ -27,7 +29,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
     "attention": ("attention", "attention", None),
     VOCABULARY: ("vocabulary", "vocabulary", None),
-    "stream": ("stream", "stream", None),
+    STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},

@@ -128,3 +128,9 @@ def attention_state_nbytes(head_dim: int) -> int:
 def attention_scratch_nbytes(rows: int, head_dim: int) -> int:
     """Scratch of one thread: the weights of a cut and two states for each row."""
     return rows * (CUT_BLOCKS * 32 * 4 + 2 * attention_state_nbytes(head_dim))
+
+
+# ---- the rows that the kernel ``stream`` reads side by side
+
+STREAM_ROWS = 8
+STREAM_ROW_NBYTES = 1152  # 2048 columns of Q4_K

@@ -13,6 +13,7 @@ import numpy as np
 from edgellm.formats.large_pages import LARGE_PAGE_NBYTES
 from edgellm.kernels.cpu import isa, jit
 from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
+from edgellm.kernels.cpu.kernel_table import STREAM
 from edgellm.kernels.cpu.threads import aligned_zeros
 
 STREAM_NBYTES = 512 << 20  # far more than any last-level cache
@@ -23,7 +24,7 @@ SIDE_BY_SIDE = (0, 1)
 def read_bandwidth(n_threads: int, nbytes: int = STREAM_NBYTES, passes: int = STREAM_PASSES) -> float:
     """Bytes per second that ``n_threads`` threads read from memory together, the best of all orders and passes."""
     cache, code = KernelCache(isa.detect(), default_folder()), jit.CodeMemory()
-    stream = jit.KERNEL(code.load("stream", cache.objects(["stream"])["stream"]))
+    stream = jit.KERNEL(code.load(STREAM, cache.objects([STREAM])[STREAM]))
     memory = np.ones(nbytes + LARGE_PAGE_NBYTES, np.uint8)  # numpy asks for large pages itself
     start = memory.ctypes.data + -memory.ctypes.data % LARGE_PAGE_NBYTES
     share = nbytes // n_threads // 4096 * 4096

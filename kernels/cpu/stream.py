@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from edgellm.kernels.cpu.layout import AHEAD
+from edgellm.kernels.cpu.layout import AHEAD, STREAM_ROW_NBYTES, STREAM_ROWS
 from edgellm.kernels.cpu.simd import load_i32x16, prefetch_l2, store_i32x16, zero_i32x16
-
-ROW_NBYTES = 1152  # a row of 2048 columns in Q4_K
-ROWS = 8
 
 
 def stream(address, nbytes, side_by_side, out):
@@ -15,19 +12,19 @@ def stream(address, nbytes, side_by_side, out):
     ``out`` gets 64 bytes, so that no read can be left out.
     """
     a = b = c = d = zero_i32x16()
-    strip = ROWS * ROW_NBYTES
+    strip = STREAM_ROWS * STREAM_ROW_NBYTES
     for p in range(address, address + nbytes // strip * strip, strip):
         if side_by_side != 0:
             ahead = p + strip + AHEAD
-            for column in range(p, p + ROW_NBYTES, 64):
-                for line in range(0, ROWS * 64, 64):
+            for column in range(p, p + STREAM_ROW_NBYTES, 64):
+                for line in range(0, STREAM_ROWS * 64, 64):
                     prefetch_l2(ahead + line)
-                ahead += ROWS * 64
-                for row in range(0, strip, 4 * ROW_NBYTES):
+                ahead += STREAM_ROWS * 64
+                for row in range(0, strip, 4 * STREAM_ROW_NBYTES):
                     a = a + load_i32x16(column + row)
-                    b = b + load_i32x16(column + row + ROW_NBYTES)
-                    c = c + load_i32x16(column + row + 2 * ROW_NBYTES)
-                    d = d + load_i32x16(column + row + 3 * ROW_NBYTES)
+                    b = b + load_i32x16(column + row + STREAM_ROW_NBYTES)
+                    c = c + load_i32x16(column + row + 2 * STREAM_ROW_NBYTES)
+                    d = d + load_i32x16(column + row + 3 * STREAM_ROW_NBYTES)
         else:
             for line in range(p, p + strip, 256):
                 a = a + load_i32x16(line)
