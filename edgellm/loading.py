@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgellm import arguments
 from edgellm.cores import default_threads
 from edgellm.engine import Engine
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.validate import OVERRIDE_KINDS
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kv_cache import KVCache, pool_blocks
 from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
@@ -133,11 +132,9 @@ def _given_template(options: LoadOptions) -> str | None:
 
 
 def _check_override(key: str, value: Any) -> None:
-    """ParameterError for a value that no file can hold."""
-    texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    row = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf"
-    if not texts and not row and not isinstance(value, bool | int | float | str | np.generic):
-        raise arguments.wrong(f"kv_overrides[{key!r}]", value, "a number, text, a list of texts or a row of numbers")
+    """ParameterError for a value that no header can be given; ``validate.override`` looks at what it says."""
+    if type(value) not in OVERRIDE_KINDS:
+        raise arguments.wrong(f"kv_overrides[{key!r}]", value, "a whole number, a number, True or False, or a text")
 
 
 def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:

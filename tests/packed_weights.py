@@ -220,7 +220,8 @@ def modelopt_fp8(w: np.ndarray, rng: np.random.Generator) -> Packed:
     """One scale for the matrix."""
     _, tensors, wanted = fp8(w, rng, "e4m3", "tensor")
     renamed = {"weight_scale" if "scale" in name else name: value for name, value in tensors.items()}
-    return {"quant_method": "modelopt", "quant_algo": "FP8"}, renamed, wanted
+    config = {"quant_method": "modelopt", "quant_algo": "FP8", "producer": {"name": "modelopt", "version": "0.29.0"}}
+    return config, renamed, wanted
 
 
 def mlx(w: np.ndarray, rng: np.random.Generator, bits: int) -> Packed:

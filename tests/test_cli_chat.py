@@ -473,6 +473,11 @@ def test_a_line_that_was_typed_before_a_question_is_no_answer_to_it(terminal: An
     assert chat.close() == 0
 
 
+def test_a_first_message_may_be_a_command(terminal: Any) -> None:
+    chat = terminal("chat", "--plain", "-p", "/exit")
+    assert chat.close() == 0 and "Traceback" not in chat.text
+
+
 def test_ctrl_d_leaves(terminal: Any) -> None:
     chat = terminal("chat", "--plain")
     chat.wait_for(">>> ")

@@ -148,6 +148,24 @@ def test_chats_are_exported_and_imported(run: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "chat.json").read_text("utf-8"))["format"] == "edgellm-session"
 
 
+@pytest.mark.parametrize("imports", [True, False])
+def test_a_chat_that_comes_or_goes_ends_the_editing_of_a_message(run: Any, imports: bool) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.write("/export chat.json")
+        talk.chat.writer.flush()
+        await talk.write("/edit")
+        assert talk.app.editing is not None
+        if imports:
+            talk.app.send("/import chat.json")
+        else:
+            await talk.pilot.press("ctrl+o", "ctrl+x", "y", "escape")
+        await talk.pilot.pause()
+        await talk.until(lambda: talk.app.editing is None)
+
+    run(steps)
+
+
 def test_an_export_leaves_the_files_that_are_there(run: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
 

@@ -128,7 +128,33 @@ def test_a_summary_that_is_stopped_brings_the_old_chat_back(run: Any, n_tokens: 
         await talk.settled()
         assert talk.chat.session is old and talk.app.prompt.text == "What now?"
         talk.chat.writer.flush()
-        assert [summary.id for summary in talk.chat.store.summaries()] == [old.id]
+        await talk.until(lambda: [summary.id for summary in talk.chat.store.summaries()] == [old.id])
+        assert talk.app.editing is None  # what is sent next goes on with the old chat
+        talk.llm.pace, talk.llm.n_ctx = None, 4096
+        n_turns = len(old.tree.path)
+        await talk.pilot.press("enter")
+        await talk.settled()
+        assert talk.chat.session is old and len(old.tree.path) >= n_turns and talk.said[-1][1] == "echo: What now?"
+
+    run(steps)
+
+
+def test_a_chat_that_is_left_during_a_summary_leaves_nothing_behind(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await long_talk(talk)
+        old = talk.chat.session
+        talk.llm.pace = threading.Semaphore(3)
+        n_requests = len(talk.llm.requests)
+        await talk.pilot.press("s")
+        await talk.until(lambda: len(talk.llm.requests) > n_requests)
+        await talk.pilot.press("ctrl+r")  # there is nothing to answer again yet
+        assert talk.chat.summing_up is not None and "summary is on its way" in talk.told()
+        await talk.pilot.press("ctrl+n")
+        await talk.settled()
+        talk.llm.pace, talk.llm.n_ctx = None, 4096
+        assert talk.chat.summing_up is None and talk.chat.given_back == "" and talk.said == []
+        talk.chat.writer.flush()
+        await talk.until(lambda: [summary.id for summary in talk.chat.store.summaries()] == [old.id])
 
     run(steps)
 

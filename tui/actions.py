@@ -28,6 +28,7 @@ from edgellm.tui.safe_text import one_line, safe_text
 from edgellm.tui.screen_rules import ScreenRules
 from edgellm.tui.transcript import Transcript
 
+SUMMARY_COMES = "A summary is on its way. Esc stops it."
 ERROR_S = 12.0  # an error with advice stays so long
 
 
@@ -105,6 +106,8 @@ class ChatActions(ScreenRules):
         with self.complaining():
             if node is None:
                 raise ParameterError("There is no message to answer again. Write one first.")
+            if self.chat.summing_up is not None:
+                raise ParameterError(SUMMARY_COMES)
             if self.chat.busy:
                 self.chat.halt()
             self.transcript.growing = self.chat.regenerate(node)
@@ -174,6 +177,9 @@ class ChatActions(ScreenRules):
             node = next((n for n in reversed(tree.path) if len(tree.siblings(n)) > 1), None)
         if node is None:
             self.say("There is one branch. Edit a message, regenerate, or branch from a token.")
+            return
+        if self.chat.summing_up is not None:
+            self.say(SUMMARY_COMES)
             return
         if self.chat.busy:
             self.chat.halt()
@@ -247,6 +253,8 @@ class ChatActions(ScreenRules):
             if what == "open":
                 self.open_session(session_id)
             elif what == "delete":
+                if session_id == self.chat.session.id:
+                    self.leave_editing()
                 self.aside.in_order(self.chat.delete_session(session_id), lambda _: self.open_chats())
                 self.redraw()
             elif what == "export":
@@ -314,11 +322,7 @@ class ChatActions(ScreenRules):
             store.save_all(session)
             return store.load(session.id)
 
-        def entered(session: Session) -> None:
-            self.chat.enter(session)
-            self.redraw()
-
-        self.aside.in_order(read, entered)
+        self.aside.in_order(read, self._entered)
 
     # -- model and settings ----------------------------------------------------------------------------------------
 

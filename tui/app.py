@@ -30,7 +30,7 @@ from edgellm.tui.aside import NOTHING, Aside
 from edgellm.tui.attachments import file_names, missing_files, quoted, with_files
 from edgellm.tui.chat import Chat
 from edgellm.tui.clipboard import in_tmux, into_tmux
-from edgellm.tui.commands import matching, run_command
+from edgellm.tui.commands import is_command, matching, run_command
 from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import SHORT
 from edgellm.tui.markdown import prepare
@@ -248,10 +248,11 @@ class ChatApp(ChatActions):
             return
         if answered.error is not None:
             self.complain(answered.error)
-        self.give_back(answered.node)
         if self.chat.given_back:
             self.prompt.put(self.chat.given_back)
             self.chat.given_back = ""
+        else:
+            self.give_back(answered.node)
         self.redraw(to_end=self.transcript.at_end)
 
     def give_back(self, node: MessageNode) -> None:
@@ -325,7 +326,7 @@ class ChatApp(ChatActions):
         self.clear_notifications()  # they were about the last thing
         self.screen.query(ToastHolder).remove()  # Textual leaves the room they took
         try:
-            if text.startswith("/"):
+            if is_command(text):
                 run_command(self, text)
                 return
             if self.chat.busy or self.bringing:
@@ -341,7 +342,7 @@ class ChatApp(ChatActions):
 
     def _bring_in(self, text: str) -> None:
         """Read the files that a message mentions; then it is sent."""
-        self.bringing = text
+        self.bringing, session = text, self.chat.session
 
         def read(unwanted: object) -> tuple[str, list[str], list[str]]:
             full, names = with_files(text)
@@ -349,7 +350,9 @@ class ChatApp(ChatActions):
 
         def sent(found: tuple[str, list[str], list[str]] | None, error: BaseException | None = None) -> None:
             self.bringing = ""
-            if found is not None:
+            if self.chat.session is not session:  # it was for the chat that was open then
+                self.prompt.put(text)
+            elif found is not None:
                 self._ask(text, *found)
             else:
                 self._refused(text, error)

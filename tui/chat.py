@@ -5,6 +5,7 @@ One ``Chat`` is used from the thread of the screen alone; its threads are ``Answ
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ class Chat:
         self.notes: list[str] = []  # what the user is to be told
         self.summing_up: SummingUp | None = None
         self.given_back = ""  # a message that was not asked after all
-        self.session = self._new_session()
+        self.session = self._load_for = self._new_session()
 
     # -- sessions --------------------------------------------------------------------------------------------------
 
@@ -102,6 +103,7 @@ class Chat:
 
     def leave_session(self) -> None:
         """Stop, and keep what the model has read of the session."""
+        self._leave_summary()
         self.halt()
         self._keep()
         self._fresh = self._read_more = False
@@ -134,6 +136,7 @@ class Chat:
             self.session = self._new_session()
 
         def delete() -> None:
+            self._kept()  # or what is being written of it would come back
             if old is not None:
                 self.writer.forget(old)
             self.store.delete(session_id)
@@ -156,6 +159,8 @@ class Chat:
     def ask(self, text: str, *, beside: MessageNode | None = None) -> MessageNode:
         """A message behind the leaf (or in the place of ``beside``), and its answer; gives the answer."""
         tree = self.session.tree
+        if beside is not None and all(root is not beside.path()[0] for root in tree.roots):
+            beside = None  # of a chat that is no more the open one
         if beside is None and tree.leaf is not None and tree.leaf.role == "user":
             beside = tree.leaf  # it got no answer; roles go on taking turns
         if beside is not None and not beside.children:  # nobody answered it: to ask once more is no branch
@@ -257,10 +262,26 @@ class Chat:
                 self.saved(node)
             self.ask(summed_up.text)
             return
-        new, self.session = self.session, summed_up.old
-        self.writer.forget(new)
-        self.store.delete(new.id)
+        self._back_to(summed_up.old)
         self.given_back = summed_up.text
+
+    def _leave_summary(self) -> None:
+        """A summary on its way is left with its chat: nothing is asked behind it."""
+        if self.summing_up is not None:
+            old, self.summing_up = self.summing_up.old, None
+            self.halt()
+            self._back_to(old)
+
+    def _back_to(self, old: Session) -> None:
+        """The chat that was to be summed up is there again; the one for the summary is forgotten."""
+        new, self.session = self.session, old
+
+        def forget() -> None:
+            self.writer.forget(new)
+            with contextlib.suppress(EdgeLLMError):  # a locked file keeps it: a chat too many, and none too few
+                self.store.delete(new.id)
+
+        threading.Thread(target=forget, name="edgellm-forget", daemon=True).start()
 
     def _start(self, node: MessageNode, prefix: Any, way: str | None = None) -> None:
         if self.busy:
@@ -273,6 +294,8 @@ class Chat:
             compose = compose_answer(session, node, prefix, self.options(), chosen)
             if node.text and not prefix:
                 node.tokens.clear()  # another model's
+            if prefix and not node.text:  # branched while no model was there to spell it
+                node.text = self.llm.tokenizer.decode([token.token for token in prefix], False)
             self._begin(node, compose, tuple(prefix) if node.text else ())
 
         if self.llm is None:
@@ -361,8 +384,10 @@ class Chat:
 
         instead   of the session's settings that have just failed: whether they are to blame is known when it loads
         """
+        self._leave_summary()
         self._halt_answer()
         self._keep()
+        self._load_for = self.session
         self._fresh, self._read_more = True, False
         before, self.llm = self.llm, None
         if before is not None:
@@ -389,11 +414,13 @@ class Chat:
     def _settle_load(self) -> None:
         """The model is there: settings that it could not be loaded with are to blame, the others are kept."""
         settings, self._worked = self.session.settings, self._tried[-1]
+        if self.session is not self._load_for:
+            return  # they are another chat's
         for name in LOAD_SETTINGS:
             if settings.get(name) != self._worked.get(name) and len(self._tried) > 1:
                 now = self._worked.get(name, "the default")
-                self.notes.append(f"{name} = {settings[name]} did not work; it is {now} again.")
-                settings.pop(name)
+                if name in settings:
+                    self.notes.append(f"{name} = {settings.pop(name)} did not work; it is {now} again.")
         settings |= self._worked
         self.saved()
 
@@ -412,6 +439,7 @@ class Chat:
 
     def close(self) -> None:
         """Stop everything and write what is waiting."""
+        self._leave_summary()
         self.stop()
         if self.loading is not None:
             self.loading.abandon()

@@ -49,9 +49,15 @@ COMMANDS = {
 ALIASES = {"exit": "quit", "bye": "quit", "q": "quit", "?": "help", "regenerate": "regen", "sessions": "chats"}
 
 
+def is_command(text: str) -> bool:
+    """Whether a message is a command; several lines that begin with a path, which a paste may bring, are none."""
+    name = [*text[1:].split(maxsplit=1), ""][0]
+    return text.startswith("/") and ("\n" not in text.strip() or ALIASES.get(name, name) in COMMANDS)
+
+
 def run_command(app: Any, line: str) -> None:
     """Run ``/name argument``. ParameterError for a name that is none."""
-    name, _, argument = line[1:].strip().partition(" ")
+    name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     command = COMMANDS.get(ALIASES.get(name, name))
     if command is None:
         raise ParameterError(f"There is no command /{name}. /help lists them; a space before the / sends it as text.")

@@ -34,6 +34,8 @@ def parse_list(text: str, most: int = MAX_CONTEXT) -> list[int]:
         first, last, operator, step = int(found[1]), int(found[2] or found[1]), found[3] or "+", int(found[4] or 1)
         if step < 1 or (operator == "*" and (step < 2 or first < 1)):
             raise click.UsageError(f"{text!r} never ends; a range needs a step that grows.")
+        if first > last:
+            raise click.UsageError(f"{text!r} has a range that goes down; write the smaller number first.")
         while first <= last:
             values.append(first)
             if len(values) > MAX_VALUES:

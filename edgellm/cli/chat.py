@@ -137,7 +137,10 @@ class ChatLoop:
     def run(self, first: str | None = None) -> int:
         """Until the user leaves; the exit status."""
         if first is not None:
-            self._turn(first)
+            try:
+                self._turn(first)
+            except LeaveChat:
+                return 0
         while True:
             try:
                 line = self.lines.read()

@@ -158,7 +158,7 @@ def is_command(text: str) -> bool:
 
 def run_command(session: ChatSession, line: str) -> str:
     """Run ``/name argument``; ParameterError for a name that is none."""
-    name, _, argument = line[1:].strip().partition(" ")
+    name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     command = COMMANDS.get(ALIASES.get(name, name))
     if command is None:
         raise ParameterError(f"there is no command /{name}. /help lists them; a space before the / sends it as text.")

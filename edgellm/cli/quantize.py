@@ -90,7 +90,8 @@ def _parsed(arguments: tuple[str, ...], values: dict[str, Any]) -> tuple[str, Pa
 
     words = list(arguments)
     if len(words) > 2 and words[-1].isdecimal() and len(words[-1]) <= MAX_DIGITS:
-        values["n_threads"] = values["n_threads"] or max(1, int(words.pop()))
+        n_threads = max(1, int(words.pop()))
+        values["n_threads"] = values["n_threads"] or n_threads
     if len(words) not in (2, 3):
         raise click.UsageError("SRC [DST] TYPE is expected, such as: edgellm quantize model-f16.gguf Q4_K_M")
     overrides = [*values["tensor_type"]]

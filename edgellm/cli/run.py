@@ -128,6 +128,8 @@ def read_prompt(words: list[str], values: dict[str, Any]) -> str:
     if len(given) > 1:
         raise click.UsageError("there is more than one prompt. Give it as an argument, with -p, or with -f.")
     brought = None
+    if "-" in (values["system_file"], values["template_file"]):
+        no_stdin = True  # it is one of these
     if file == "-" or not (given or no_stdin or standard_input.is_terminal()):
         brought = standard_input.read_all()
     elif not no_stdin:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.formats import bus_error
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.checkpoints import Weight, open_weights, scheme_of
 from edgellm.formats.errors import FormatError, UnsupportedError
@@ -44,6 +45,7 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     FormatError with the code of what is wrong; UnsupportedError for an architecture, scheme or tokenizer that edgellm
     does not have.
     """
+    bus_error.install()  # weights are compared before there is a source
     checkpoint = Checkpoint.open(folder)
     architecture, form, model_type = find_form(checkpoint)
     config, notes = read_config(checkpoint, model_type)

@@ -80,6 +80,7 @@ class SessionWriter:
                 with self._wake:
                     self._sessions = sessions | self._sessions
                     self._nodes = nodes | self._nodes
+                    self._wake.notify()  # whoever fails here may have taken them before the thread woke
                 raise
         for session in revived:
             if self.revived is not None:

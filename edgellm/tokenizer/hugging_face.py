@@ -47,7 +47,7 @@ class HuggingFaceJson:
                 named = with_names(description, self._names)
                 self._tokenizer = Tokenizer.from_str(json.dumps(named))
                 self._own_ids = self._ids_to_change(named)
-        except (Unfit, LibraryFault, ValueError, RecursionError) as error:
+        except (Unfit, LibraryFault, FormatError, ValueError, RecursionError) as error:
             raise unusable(str(error)) from None
         self._literal = _literally(named, self._names)
 

@@ -31,7 +31,7 @@ def _weight(parts: Parts, base: str, config: dict[str, Any]) -> Weight:
     bits, size, mode = settings.get("bits"), settings.get("group_size"), settings.get("mode", "affine")
     if mode != "affine":
         parts.refuse(base, f"is packed in the mode {short(mode)}; edgellm decodes the mode affine")
-    if bits not in BITS or type(size) is not int or not 1 <= size <= 1 << 16:
+    if type(bits) is not int or bits not in BITS or type(size) is not int or not 1 <= size <= 1 << 16:
         parts.fail(
             base, f"has {short(bits)} bits in groups of {short(size)}, expected {', '.join(map(str, BITS))} bits"
         )

@@ -33,7 +33,8 @@ HARMLESS = frozenset(
         "lm_head", "max_input_length", "meta", "model_file_base_name", "model_name_or_path", "model_seqlen",
         "module_name_preceding_first_block", "modules_in_block_to_quantize", "modules_to_convert",
         "modules_to_fuse", "modules_to_not_convert", "mse", "offload_meta", "pack_dtype", "pad_token_id",
-        "parallel_packing", "q_group_size", "quantization_status", "quantizer", "scale_fmt", "skip_modules",
+        "parallel_packing", "producer", "q_group_size",
+        "quant_library", "quantization_status", "quantizer", "scale_fmt", "skip_modules",
         "static_groups", "sym", "tokenizer", "true_sequential", "use_cuda_fp16", "use_exllama", "zero_point",
     )
 )  # fmt: skip

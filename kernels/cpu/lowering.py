@@ -84,12 +84,15 @@ def _set_flags(table: np.ndarray, rows: list[_Row]) -> None:
     table[:, layout.FLAGS // 8] |= [layout.ALONE * row.alone for row in rows]
 
 
-def _link_products(table: np.ndarray, rows: list[_Row]) -> None:
-    """Each product with quantized weights knows the one that follows, the last the first: of the next token."""
+def _link_products(table: np.ndarray, rows: list[_Row], n_rows: int) -> None:
+    """Each product with quantized weights knows the one that follows; the last of the first n_rows rows, the program's,
+    and the last of its output tail know the first: of the next token.
+    """
     quantized = {f"matmul_{name.lower()}" for name in QUANTIZED}
-    products = [fields for fields, row in zip(table, rows, strict=True) if row.kernel in quantized]
-    for fields, following in zip(products, products[1:] + products[:1], strict=True):
-        fields[layout.FOLLOWING // 8] = following.ctypes.data
+    products = [i for i, row in enumerate(rows) if row.kernel in quantized]
+    for of_part in ([i for i in products if i < n_rows], [i for i in products if i >= n_rows]):
+        for i, following in zip(of_part, [*of_part[1:], products[0]], strict=True) if of_part else ():
+            table[i, layout.FOLLOWING // 8] = table[following].ctypes.data
 
 
 ALONE_WIDTH = 8192
@@ -288,7 +291,7 @@ def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
         assert len(row.arguments) < layout.FLAGS // 8, "an op row has 13 arguments at most"
         fields[1 : 1 + len(row.arguments)] = row.arguments
     _set_flags(table, low.rows)
-    _link_products(table, low.rows)
+    _link_products(table, low.rows, low.first_row[n_ops])
     return OpTable(
         table,
         low.first_row[: n_ops + 1],
