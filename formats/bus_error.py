@@ -28,6 +28,7 @@ _table = (ctypes.c_int64 * (N_SLOTS * SLOT_WORDS))()
 _before = ctypes.create_string_buffer(256)  # the struct sigaction that was there
 _lock = threading.Lock()
 _made: list[Any] = []  # the compiled handler's module and address: it must outlive every map
+_stood: list[bool] = []  # once the handler has been in place
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,15 @@ def install() -> bool:
         now = ctypes.create_string_buffer(256)
         if libc.sigaction(signal.SIGBUS, None, now):
             return False
-        if int.from_bytes(now.raw[:8], sys.byteorder) == handler:
+        found = int.from_bytes(now.raw[:8], sys.byteorder)
+        if found == handler:
             return True
         action = ctypes.create_string_buffer(here.sigaction_nbytes)
         struct.pack_into("=Q", action, 0, handler)
         struct.pack_into("=i", action, here.flags_offset, here.sa_siginfo)
-        ctypes.memmove(_before, now, len(now))
+        if not _stood or found in (0, 1):  # one that came after us hands on to us: never back to it
+            ctypes.memmove(_before, now, len(now))
+        _stood.append(True)
         return bool(libc.sigaction(signal.SIGBUS, action, None) == 0)
     return False
 

@@ -26,7 +26,7 @@ from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.context_overflow import ChatTooLongError, turns
 from edgellm.formats.errors import ContextFullError, EdgeLLMError, FormatError, ParameterError
-from edgellm.sessions.settings import OVERFLOW_WAYS
+from edgellm.sessions.settings import OVERFLOW_WAYS, checked
 
 CUT_OFF = {
     "length": "(cut off: -n is used up)",
@@ -87,7 +87,7 @@ def full_screen(model: str | None, first: str | None, values: dict[str, Any]) ->
 
     settings: dict[str, Any] = {**given_sampling(values)}
     if values["n_predict"] >= 0:
-        settings["max_tokens"] = values["n_predict"]
+        settings["max_tokens"] = checked("max_tokens", values["n_predict"])
     if values["stops"]:
         settings["stop"] = list(values["stops"])
     if values["overflow"]:

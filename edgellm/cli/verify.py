@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,10 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
     path = find_file(model)
     found = findings(path, check_tensors=not header_only)
     if not any(finding.severity == "error" for finding in found):
-        found += tokenizer_findings(path)
-        found += try_templates(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what a load would warn of is among the findings
+            found += tokenizer_findings(path)
+            found += try_templates(path)
     if as_json:
         echo(json_text([dataclasses.asdict(finding) for finding in found]))
     else:

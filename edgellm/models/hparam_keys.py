@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.formats.findings import short
+from edgellm.formats.findings import override_error, short
 from edgellm.models.hparams import file_name
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def check_keys(gguf: GGUFFile) -> None:
             allowed = (gguf.metadata.get(prefix + SAME_AS[key]),)
         if not isinstance(value, np.ndarray) and any(value == one for one in allowed):
             continue
+        if whole in gguf.overrides:
+            raise override_error(whole, f"is {short(value)}, which no program here would heed", "MODEL_KEY_UNKNOWN")
         wanted = f"{' or '.join(map(str, allowed))}, or no such key" if allowed else "models without it"
         raise UnsupportedError(
             f"{file_name(gguf)}: {short(whole)} is {short(value)}, and the answers may depend on it; edgellm runs "
