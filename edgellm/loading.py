@@ -15,7 +15,6 @@ from edgellm.engine import Engine
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.formats.validate import OVERRIDE_KINDS
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
 from edgellm.kv_cache import KVCache, pool_blocks
 from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
@@ -60,8 +59,7 @@ class LoadOptions:
         if self.chat_template is not None:
             arguments.text("chat_template", self.chat_template)
         if self.kv_overrides is not None:
-            for key, value in arguments.mapping("kv_overrides", self.kv_overrides).items():
-                _check_override(key, value)
+            arguments.mapping("kv_overrides", self.kv_overrides)  # ``validate.override`` looks at the values
         arguments.flag("force", self.force)
 
 
@@ -129,12 +127,6 @@ def _given_template(options: LoadOptions) -> str | None:
     from edgellm.chat_template.template import named_or_source  # jinja2: 50 ms
 
     return named_or_source(options.chat_template)
-
-
-def _check_override(key: str, value: Any) -> None:
-    """ParameterError for a value that no header can be given; ``validate.override`` looks at what it says."""
-    if type(value) not in OVERRIDE_KINDS:
-        raise arguments.wrong(f"kv_overrides[{key!r}]", value, "a whole number, a number, True or False, or a text")
 
 
 def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:
