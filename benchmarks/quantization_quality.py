@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgellm.divergence import Base, BaseWriter, Comparison, compare_with_base
-from edgellm.perplexity import ChunkModel
+from edgellm.measure.divergence import Base, BaseWriter, Comparison, compare_with_base
+from edgellm.measure.perplexity import ChunkModel
 from edgellm.quantize.calibration import METHODS, CalibrationOptions, calibrate
 from edgellm.quantize.importance import collect
 from edgellm.quantize.mixes import Recipe

@@ -230,7 +230,7 @@ def main() -> None:
     """Run, compare, print."""
     from edgellm.chat_template import ChatTemplate, Message
     from edgellm.formats.gguf import GGUFFile
-    from edgellm.kernels.cpu import isa
+    from edgellm.kernels.cpu.compile import isa
     from edgellm.models import build_program
     from edgellm.tokenizer import Tokenizer
 

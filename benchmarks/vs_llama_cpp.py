@@ -313,8 +313,8 @@ def usual_models() -> list[str]:
     """The files of RANDOM_MODELS, written now if they are not there, and the default model."""
     from random_model import write_random_model
 
-    from edgellm.catalogue import resolve
-    from edgellm.paths import DEFAULT_MODEL, cache_dir
+    from edgellm.machine.paths import DEFAULT_MODEL, cache_dir
+    from edgellm.store.catalogue import resolve
 
     folder = cache_dir() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -337,9 +337,9 @@ def main() -> None:
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    from edgellm.catalogue import resolve
-    from edgellm.cores import default_threads
-    from edgellm.machine import cpu_name
+    from edgellm.machine.cores import default_threads
+    from edgellm.machine.cpu import cpu_name
+    from edgellm.store.catalogue import resolve
 
     listed = ALL_TESTS if options.tests == "all" else options.tests
     tests, n_threads = [Test.parse(text) for text in listed.split(",")], options.threads or default_threads()

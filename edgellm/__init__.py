@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate, Message
     from edgellm.conversation import Conversation
-    from edgellm.engine_requests import Timings
+    from edgellm.engine.requests import Timings
     from edgellm.formats.errors import (
         ClosedError,
         ContextFullError,
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.generation import Generation, GenerationChunk, TokenLogprob
     from edgellm.llm import LLM, load
+    from edgellm.measure.scoring import TextScore
     from edgellm.sampling import SamplingParams
-    from edgellm.scoring import TextScore
     from edgellm.tokenizer import Tokenizer
 
 # public name -> the module that defines it
@@ -46,9 +46,9 @@ _HOMES = {
     "Generation": "generation",
     "GenerationChunk": "generation",
     "TokenLogprob": "generation",
-    "Timings": "engine_requests",
+    "Timings": "engine.requests",
     "SamplingParams": "sampling",
-    "TextScore": "scoring",
+    "TextScore": "measure.scoring",
     "Message": "chat_template",
     "ChatTemplate": "chat_template",
     "Tokenizer": "tokenizer",

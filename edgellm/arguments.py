@@ -15,7 +15,7 @@ from typing import Any
 
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.findings import short
-from edgellm.paths import typed_path
+from edgellm.machine.paths import typed_path
 
 MAX_CONTEXT = 1 << 24  # tokens
 MAX_THREADS = 1024

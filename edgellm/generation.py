@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgellm.stop import StopMatcher
 
 if TYPE_CHECKING:
-    from edgellm.engine import Engine
-    from edgellm.engine_requests import FinishReason, Step, Timings
+    from edgellm.engine.engine import Engine
+    from edgellm.engine.requests import FinishReason, Step, Timings
     from edgellm.sampling import Sampler
     from edgellm.tokenizer import Tokenizer
 

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgellm import arguments, loading
-from edgellm.engine import Engine
-from edgellm.engine_requests import CancelFlag
+from edgellm.engine.engine import Engine
+from edgellm.engine.requests import CancelFlag
 from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError
 from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
 from edgellm.sampling import Sampler, SamplingParams
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from edgellm.conversation import Conversation
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Executor, Hook, Program
+    from edgellm.measure.scoring import TextScore
     from edgellm.memory import MemoryNeed
-    from edgellm.scoring import TextScore
     from edgellm.tokenizer import Tokenizer
 
     Messages = Sequence[Message | Mapping[str, Any]]
@@ -238,14 +238,14 @@ class LLM:
 
     def logprobs(self, text: str | Sequence[int], top: int = 0) -> list[TokenLogprob]:
         """The log-probability of every token of a text after those before it, and the ``top`` likeliest there."""
-        from edgellm.scoring import token_logprobs
+        from edgellm.measure.scoring import token_logprobs
 
         top = arguments.whole_number("top", top, 0, MAX_COUNT)
         return token_logprobs(self.engine, self.tokenizer, self._text_ids(text), top)
 
     def score(self, text: str | Sequence[int]) -> TextScore:
         """The log-probability of every token of a text after those before it, as numpy arrays."""
-        from edgellm.scoring import score_ids
+        from edgellm.measure.scoring import score_ids
 
         return score_ids(self.engine, self._text_ids(text))
 
@@ -255,7 +255,7 @@ class LLM:
         As lm-evaluation-harness asks it: blanks at the end of the context count to the continuation, and after an
         empty context stands BOS, or EOS where the vocabulary has no BOS.
         """
-        from edgellm.scoring import score_continuation
+        from edgellm.measure.scoring import score_continuation
 
         kept = arguments.text("context", context).rstrip()
         arguments.text("continuation", continuation)
@@ -267,7 +267,7 @@ class LLM:
 
     def perplexity(self, text: str | Sequence[int], n_ctx: int = 512) -> float:
         """exp of the mean negative log-likelihood, by llama-perplexity's procedure (second half of each chunk)."""
-        from edgellm.perplexity import perplexity
+        from edgellm.measure.perplexity import perplexity
 
         n_ctx = arguments.whole_number("n_ctx", n_ctx, 1, MAX_COUNT)
         return perplexity(self.engine, self.tokenizer, self._text_ids(text), n_ctx)
@@ -283,7 +283,7 @@ class LLM:
         ``load_state`` brings them back in another program, so that a prompt that begins with them is not read again.
         ParameterError KV_EMPTY when the cache has none of them, EdgeLLMError KV_FILE when the file cannot be written.
         """
-        from edgellm.kv_file import model_key, save
+        from edgellm.engine.cache_file import model_key, save
 
         target, ids = arguments.path("path", path, new=True), arguments.token_ids("tokens", tokens)
         key = model_key(self.gguf, self.executor)
@@ -302,7 +302,7 @@ class LLM:
 
         FormatError KV_FILE for a damaged file or one of another model; nothing is taken from it then.
         """
-        from edgellm.kv_file import model_key, read, restore
+        from edgellm.engine.cache_file import model_key, read, restore
 
         source = arguments.path("path", path)
         with _named_failures(source):

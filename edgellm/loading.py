@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm import arguments
-from edgellm.cores import default_threads
-from edgellm.engine import Engine
+from edgellm.engine.cache import KVCache, pool_blocks
+from edgellm.engine.engine import Engine
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
-from edgellm.kv_cache import KVCache, pool_blocks
+from edgellm.machine.cores import default_threads
+from edgellm.machine.paths import typed_file
 from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
 from edgellm.models import build_program
-from edgellm.paths import typed_file
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
@@ -134,7 +134,7 @@ def find_file(name_or_path: str | Path, report: LoadProgress) -> Path:
     with contextlib.suppress(ParameterError):  # a name needs no path; the catalogue says what is wrong with one
         if (path := typed_file(name_or_path)) is not None:
             return path
-    from edgellm.catalogue import resolve
+    from edgellm.store.catalogue import resolve
 
     return resolve(name_or_path, lambda done, total: report("pull", done, total, str(name_or_path)))
 

@@ -1,6 +1,6 @@
 """The memory of the paged KV cache: for every layer a pool of blocks of 32 positions, and nothing about who owns them.
 
-Block tables, reference counts and prefix reuse live in ``edgellm.kv_cache``. Keys lie transposed inside a block, so
+Block tables, reference counts and prefix reuse live in ``edgellm.engine.cache``. Keys lie transposed inside a block, so
 that one vector register holds the same dimension of neighbouring positions and q.k needs no horizontal sum:
 
     k[layer]   (n_blocks, n_kv_heads, head_dim_k, 32)

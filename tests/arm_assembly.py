@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 
-from edgellm.kernels.cpu import isa, jit, kernel_table
-from edgellm.kernels.cpu.kernel_table import KERNELS, TEAM
+from edgellm.kernels.cpu.compile import isa, jit, kernel_table
+from edgellm.kernels.cpu.compile.kernel_table import KERNELS, TEAM
 
 LINUX, MACOS = "aarch64-unknown-linux-gnu", "arm64-apple-darwin"
 CPUS = {"cortex-a76": LINUX, "apple-m1": MACOS, "generic": LINUX}  # generic: any 64-bit Arm, armv8-a

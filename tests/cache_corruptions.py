@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm.kernels import trials
-from edgellm.kernels.cpu.executor import CPUExecutor
-from edgellm.kernels.cpu.kernel_cache import default_folder
+from edgellm.kernels.cpu.compile import trials
+from edgellm.kernels.cpu.compile.kernel_cache import default_folder
+from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.program import Batch, Program
 

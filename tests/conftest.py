@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _real_model(name: str, file: str) -> Path:
     """The model ``name`` of the catalogue in the product's store, else $EDGELLM_TEST_MODELS/<file>; skips without."""
-    from edgellm.catalogue import find
+    from edgellm.store.catalogue import find
 
     folder = os.environ.get("EDGELLM_TEST_MODELS")
     found = find(name)

@@ -10,14 +10,14 @@ import numpy as np
 
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.cpu import isa, jit
-from edgellm.kernels.cpu.executor import CPUExecutor
-from edgellm.kernels.cpu.kernel_cache import KernelCache, default_folder
-from edgellm.kernels.cpu.kernel_table import VOCABULARY
+from edgellm.kernels.cpu.compile import isa, jit
+from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
+from edgellm.kernels.cpu.compile.kernel_table import VOCABULARY
+from edgellm.kernels.cpu.compile.trials import random_tensor
+from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.likeliest import VocabularyKernel
 from edgellm.kernels.program import Batch, Program
-from edgellm.kernels.trials import random_tensor
 
 FORMS = isa.available_forms()
 READABLE_TYPES = [name for name, kind in QUANT_TYPES.items() if kind.unpack is not None]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from edgellm.engine_requests import Timings
+from edgellm.engine.requests import Timings
 from edgellm.formats.errors import FormatError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.sampling import SamplingParams

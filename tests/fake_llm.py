@@ -12,7 +12,7 @@ from typing import Any
 
 import edgellm
 from edgellm.conversation import Conversation
-from edgellm.engine_requests import Timings
+from edgellm.engine.requests import Timings
 from edgellm.generation import GenerationChunk
 from edgellm.sampling import SamplingParams
 

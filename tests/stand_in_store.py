@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from stand_in_hub import StandIn, stand_in
 
-import edgellm.download
-import edgellm.web
-from edgellm.catalogue import pull
+import edgellm.store.download
+import edgellm.store.web
 from edgellm.formats.errors import EdgeLLMError
-from edgellm.sources import pip_command
+from edgellm.store.catalogue import pull
+from edgellm.store.sources import pip_command
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +32,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(pip_command, "_pip_settings", lambda: ())
-    monkeypatch.setattr(edgellm.download, "BACKOFF_S", 0.001)
-    monkeypatch.setattr(edgellm.web, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(edgellm.store.download, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(edgellm.store.web, "BACKOFF_S", 0.001)
     return tmp_path / "home" / "models"
 
 

@@ -22,7 +22,7 @@ import tiny_models
 import edgellm
 from edgellm import loading, memory
 from edgellm.kernels.program import Embed, Op
-from edgellm.memory import SystemMemory
+from edgellm.machine.memory import SystemMemory
 
 HANG_S = 120.0
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say a word."}]

@@ -13,7 +13,7 @@ from textual.screen import Screen
 from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.text_file import read_text
-from edgellm.paths import line_path, look_at, unquoted
+from edgellm.machine.paths import line_path, look_at, unquoted
 from edgellm.sessions import MessageNode, Session, from_json, to_json, to_markdown
 from edgellm.sessions.exchange import MAX_NBYTES
 from edgellm.sessions.settings import checked_all
@@ -384,7 +384,7 @@ class ChatActions(ScreenRules):
 
     def set_one(self, text: str) -> None:
         """``/set temp 0.2``."""
-        from edgellm.cli.sampling_options import parse_setting
+        from edgellm.sampling.options import parse_setting
         from edgellm.tui.settings_screen import parse
 
         with self.complaining():

@@ -293,7 +293,7 @@ class ChatApp(ChatActions):
         """Bytes of this process that were in memory at most."""
         if self.chat.llm is None:
             return 0
-        from edgellm.memory import peak_rss  # brings NumPy: not before the first picture
+        from edgellm.machine.memory import peak_rss  # brings NumPy: not before the first picture
 
         return peak_rss()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
-from edgellm.paths import path_if_there, typed_path
+from edgellm.machine.paths import path_if_there, typed_path
 
 MAX_NBYTES = 4 << 20
 MAX_NAMES = 200  # of a folder that are looked at

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from edgellm.cli.output import UNSAFE
+from edgellm.machine.terminal import UNSAFE
 
 FIRST = 0x100000  # of the private plane
 WORD_END = "\U0010fffd"  # drawn as the bracket that closes the word

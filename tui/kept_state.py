@@ -1,7 +1,7 @@
 """What a model has read of a chat, kept beside the session so that going on does not read it again.
 
-One file a session (``edgellm.kv_file``), written when the chat is left, taken before its next answer. They may be
-deleted at any time: a missing or refused file costs a recomputation.
+One file a session (``edgellm.engine.cache_file``), written when the chat is left, taken before its next answer. They
+may be deleted at any time: a missing or refused file costs a recomputation.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from edgellm.machine.terminal import human_bytes
 from edgellm.tui.painting import paint, strip_of
 from edgellm.tui.palette import Palette
 
@@ -101,12 +102,3 @@ def stage_part(palette: Palette, stage: tuple[str, int, int | None, str], tick: 
     elif total and kind != "load":
         text.append(f" {done}/{total}", palette.muted)
     return text
-
-
-def human_bytes(nbytes: float) -> str:
-    """``312 MiB``."""
-    for unit in ("B", "KiB", "MiB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} GiB"

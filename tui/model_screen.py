@@ -10,9 +10,9 @@ from rich.text import Text
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from edgellm.paths import path_if_there
+from edgellm.machine.paths import path_if_there
+from edgellm.machine.terminal import human_bytes
 from edgellm.tui.dialog import SearchDialog
-from edgellm.tui.meters import human_bytes
 from edgellm.tui.safe_text import one_line
 
 
@@ -28,7 +28,7 @@ class ModelRow:
 
 def model_rows() -> list[ModelRow]:
     """The models of the store, GGUF files of this folder, then the rest of the catalogue."""
-    from edgellm.catalogue import catalogue, installed
+    from edgellm.store.catalogue import catalogue, installed
 
     known = catalogue()
     rows = []

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import edgellm
-from edgellm.cli.output import echo
 from edgellm.formats.errors import EdgeLLMError
+from edgellm.machine.terminal import echo
 from edgellm.sessions import Session, open_store
 from edgellm.sessions.rescue import rescue_report
 from edgellm.tui.safe_text import one_line
@@ -40,7 +40,7 @@ def known_model(name: str) -> str:
 
     A session may be a stranger's: opening it must not fetch what it names.
     """
-    from edgellm.catalogue import catalogue, find
+    from edgellm.store.catalogue import catalogue, find
 
     with contextlib.suppress(EdgeLLMError, OSError, ValueError):
         if name in catalogue() or find(name) is not None:
@@ -61,7 +61,7 @@ def go_on_with(chat: Chat, session_id: int, start: Start) -> None:
 
 def run_chat(start: Start) -> int:
     """Run the chat until the user leaves; the exit status."""
-    from edgellm.paths import DEFAULT_MODEL
+    from edgellm.machine.paths import DEFAULT_MODEL
     from edgellm.tui.app import ChatApp
     from edgellm.tui.chat import Chat
 

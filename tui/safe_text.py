@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgellm.cli.output import one_line, terminal_safe
+from edgellm.machine.terminal import one_line, terminal_safe
 
 __all__ = ["one_line", "safe_text", "short_name", "visible_token"]
 

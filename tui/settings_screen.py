@@ -13,8 +13,8 @@ from textual.binding import Binding, BindingType
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from edgellm.cli.sampling_options import SAMPLING_OPTIONS, parse_setting
 from edgellm.formats.errors import ParameterError
+from edgellm.sampling.options import SAMPLING_OPTIONS, parse_setting
 from edgellm.sessions.settings import checked
 from edgellm.tui.dialog import Dialog, LineDialog
 from edgellm.tui.safe_text import one_line, safe_text

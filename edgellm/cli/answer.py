@@ -10,7 +10,7 @@ from edgellm.cli.interrupt import StopOnInterrupt
 from edgellm.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from edgellm.engine_requests import Timings
+    from edgellm.engine.requests import Timings
     from edgellm.generation import GenerationChunk
 
 
@@ -48,8 +48,8 @@ def stream_answer(start: Callable[..., Iterable[GenerationChunk]], write: Callab
 
 def timing_block(answer: Answer, n_ctx: int | None = None) -> str:
     """The counts and times of an answer in a few lines."""
-    from edgellm.cli.output import fields, human_bytes
-    from edgellm.memory import peak_rss
+    from edgellm.machine.memory import peak_rss
+    from edgellm.machine.terminal import fields, human_bytes
 
     t = answer.timings
     if t is None or not t.generation_n:

@@ -19,8 +19,8 @@ from types import FrameType
 
 import click
 
-from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, use_utf8
 from edgellm.formats.errors import EdgeLLMError
+from edgellm.machine.terminal import EXIT_INTERRUPTED, echo, error_block, use_utf8
 
 COMMANDS = (
     "run",

@@ -12,12 +12,12 @@ import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.models import resolve
-from edgellm.cli.output import echo, human_bytes, human_count, json_text
 from edgellm.cli.progress import Progress
+from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
 if TYPE_CHECKING:
-    from edgellm.bench import BenchResult, BenchTest
-    from edgellm.model_card import ModelCard
+    from edgellm.measure.bench import BenchResult, BenchTest
+    from edgellm.measure.model_card import ModelCard
 
 COLUMNS = ("model", "size", "params", "backend", "threads", "test", "t/s", "bandwidth")
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?", re.ASCII)
@@ -92,7 +92,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
       edgellm bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2 -r 3
       edgellm bench -m model.gguf -p 0 -n 64 -np 1,4,16
     """
-    from edgellm.paths import DEFAULT_MODEL
+    from edgellm.machine.paths import DEFAULT_MODEL
 
     records: list[dict[str, Any]] = []
     if output == "md":
@@ -129,9 +129,9 @@ def _bench_model(
     no_bandwidth: bool,
     report: Callable[[BenchResult, ModelCard], None],
 ) -> None:
-    from edgellm.bench import bench_tests, run_tests
-    from edgellm.cores import default_threads
-    from edgellm.kernels.cpu.read_bandwidth import read_bandwidth
+    from edgellm.kernels.cpu.run.read_bandwidth import read_bandwidth
+    from edgellm.machine.cores import default_threads
+    from edgellm.measure.bench import bench_tests, run_tests
 
     together = parse_list(parallel)
     if not all(1 <= n <= n_ubatch for n in together):
@@ -176,7 +176,7 @@ def _bench_model(
 
 def _open(path: Any) -> tuple[Any, ModelCard, Any]:
     from edgellm.formats.gguf import GGUFFile
-    from edgellm.model_card import model_card
+    from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
 
     gguf = GGUFFile.open(path)

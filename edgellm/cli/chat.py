@@ -22,10 +22,10 @@ from edgellm.cli.generation_options import (
 )
 from edgellm.cli.line_input import LineInput
 from edgellm.cli.models import load_model, load_options
-from edgellm.cli.output import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.context_overflow import ChatTooLongError, turns
 from edgellm.formats.errors import ContextFullError, EdgeLLMError, FormatError, ParameterError
+from edgellm.machine.terminal import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.sessions.settings import OVERFLOW_WAYS, checked
 
 CUT_OFF = {
@@ -63,7 +63,7 @@ def command(model_argument: str | None, **values: Any) -> int:
       edgellm chat --continue
       edgellm chat model.gguf -sys "Answer in one sentence." --temp 0.3
     """
-    from edgellm.paths import DEFAULT_MODEL
+    from edgellm.machine.paths import DEFAULT_MODEL
 
     if model_argument is not None and values["model_option"] is not None:
         raise click.UsageError("the model is given twice. Give it as an argument or with -m.")
@@ -119,7 +119,7 @@ def line_chat(model: str, first: str | None, values: dict[str, Any]) -> int:
 
 def _history() -> Path | None:
     """The file of the lines that were typed; a user without a home has none."""
-    from edgellm.paths import config_dir
+    from edgellm.machine.paths import config_dir
 
     try:
         return config_dir() / "history"

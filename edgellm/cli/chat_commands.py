@@ -8,11 +8,11 @@ from pathlib import Path
 
 from edgellm.cli.answer import timing_block
 from edgellm.cli.chat_session import ChatSession, overflow_mode
-from edgellm.cli.output import fields
-from edgellm.cli.sampling_options import BY_FIELD, parse_setting
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
-from edgellm.paths import line_path
+from edgellm.machine.paths import line_path
+from edgellm.machine.terminal import fields
+from edgellm.sampling.options import BY_FIELD, parse_setting
 from edgellm.sessions.settings import checked
 
 MAX_READ_NBYTES = 16 << 20

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.output import echo, fields, human_bytes, json_text, table
 from edgellm.cli.perplexity import TEXT_FILE, figure_lines, told_comparison
 from edgellm.formats.text_file import read_text
+from edgellm.machine.terminal import echo, fields, human_bytes, json_text, table
 
 
 @click.command("compare")
@@ -72,8 +72,8 @@ def command(
 def _answers(
     paths: tuple[Path, Path], text: str, n_ctx: int, n_chunks: int | None, n_threads: int | None, executor: str
 ) -> dict[str, Any]:
-    from edgellm.divergence import compare_models
-    from edgellm.perplexity import ChunkModel
+    from edgellm.measure.divergence import compare_models
+    from edgellm.measure.perplexity import ChunkModel
 
     with (
         ChunkModel(paths[0], n_ctx, executor=executor, n_threads=n_threads) as base,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.output import echo, fields, human_bytes, human_count
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
+from edgellm.machine.terminal import echo, fields, human_bytes, human_count
 
 if TYPE_CHECKING:
     from edgellm.quantize.convert import Conversion

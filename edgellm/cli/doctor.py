@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from edgellm.cli.output import echo, fields, human_bytes, json_text, table
 from edgellm.cli.progress import Progress
+from edgellm.machine.terminal import echo, fields, human_bytes, json_text, table
 
 
 @click.command("doctor")
@@ -28,7 +28,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
       edgellm doctor
       edgellm doctor --json > machine.json
     """
-    from edgellm import doctor
+    from edgellm.measure import doctor
 
     if clear_cache:
         echo(f"{doctor.clear_kernel_cache()} compiled kernels deleted", err=True)
@@ -52,7 +52,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
 
 
 def _run_self_test(progress: Progress) -> list[dict[str, Any]]:
-    from edgellm import doctor
+    from edgellm.measure import doctor
 
     results: list[dict[str, Any]] = []
     progress.update("selftest", 0, None)

@@ -11,7 +11,7 @@ from edgellm.cli import standard_input
 from edgellm.formats import text_file
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
-from edgellm.paths import typed_file, typed_path
+from edgellm.machine.paths import typed_file, typed_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 

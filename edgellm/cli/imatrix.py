@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.models import resolve
-from edgellm.cli.output import echo, table
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.perplexity import TEXT_FILE
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
+from edgellm.machine.terminal import echo, table
 
 if TYPE_CHECKING:
     from edgellm.quantize.importance import Imatrix
@@ -102,7 +102,7 @@ def _collect(
     executor: str,
 ) -> Imatrix:
     """Run the text through the model, with the rate and the time left on standard error."""
-    from edgellm.perplexity import ChunkModel
+    from edgellm.measure.perplexity import ChunkModel
     from edgellm.quantize.importance import collect
 
     words = read_text(text)

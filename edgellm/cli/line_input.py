@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgellm.cli.output import echo
 from edgellm.formats.errors import FormatError
+from edgellm.machine.terminal import echo
 
 QUOTES = '"""'
 PROMPT, CONTINUED = ">>> ", "... "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.output import echo, human_bytes, json_text, table
+from edgellm.machine.terminal import echo, human_bytes, json_text, table
 
 
 @click.command("list")
@@ -17,8 +17,8 @@ def command(as_json: bool) -> None:
       edgellm list
       edgellm list --json
     """
-    from edgellm.catalogue import catalogue, installed
-    from edgellm.paths import DEFAULT_MODEL
+    from edgellm.machine.paths import DEFAULT_MODEL
+    from edgellm.store.catalogue import catalogue, installed
 
     here = {model.name: model for model in installed()}
     known = catalogue()

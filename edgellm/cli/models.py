@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ModelNotFoundError
-from edgellm.paths import look_at, typed_path
+from edgellm.machine.paths import look_at, typed_path
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def find_file(name: str) -> Path:
     """The file of a path or of a model that is here; never the network. ModelNotFoundError tells how to get it."""
-    from edgellm.catalogue import catalogue, find
+    from edgellm.store.catalogue import catalogue, find
 
     path = find(name)
     if path is None and name in catalogue():
@@ -38,7 +38,7 @@ def open_file(name: str) -> GGUFFile:
 
 def resolve(name: str, progress: Progress) -> Path:
     """The file of a path or a name; a model of the catalogue that is not here is pulled under a progress bar."""
-    from edgellm.catalogue import resolve
+    from edgellm.store.catalogue import resolve
 
     path = resolve(name, lambda done, total: progress.update("pull", done, total, name))
     progress.finish()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgellm.formats.errors import ParameterError
-from edgellm.paths import typed_path
+from edgellm.machine.paths import typed_path
 
 
 class TypedPath(click.Path):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.cli.models import resolve
-from edgellm.cli.output import echo, fields, json_text
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.text_file import read_text
+from edgellm.machine.terminal import echo, fields, json_text
 
 if TYPE_CHECKING:
-    from edgellm.divergence import Comparison
-    from edgellm.perplexity import Chunk, ChunkModel
+    from edgellm.measure.divergence import Comparison
+    from edgellm.measure.perplexity import Chunk, ChunkModel
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def command(
       edgellm perplexity small-q4.gguf --kl-divergence-base base.kld --kl-divergence
       edgellm perplexity small-q4.gguf -f text.txt --against big-f16.gguf
     """
-    from edgellm.perplexity import ChunkModel
+    from edgellm.measure.perplexity import ChunkModel
 
     written = save_logits or (None if diverge else base)
     if diverge and (base is None or against):
@@ -82,7 +82,7 @@ def command(
     with Progress() as progress:
         path = resolve(model, progress)
         if diverge:
-            from edgellm.divergence import Base
+            from edgellm.measure.divergence import Base
 
             assert base is not None, "checked above"
             saved = Base(base)
@@ -105,8 +105,8 @@ def _alone(model: ChunkModel, ids: Sequence[int], chunks: Sequence[Chunk], writt
     """Perplexity alone, the answers kept when a file is named."""
     import numpy as np
 
-    from edgellm.divergence import BaseWriter
-    from edgellm.perplexity import Perplexity, negative_log_likelihoods
+    from edgellm.measure.divergence import BaseWriter
+    from edgellm.measure.perplexity import Perplexity, negative_log_likelihoods
 
     losses: list[np.ndarray] = []
     n_ctx = model.n_ctx
@@ -133,7 +133,7 @@ def _told(steps: Iterable[T], losses: list[Any], n: int, n_ctx: int) -> Iterator
     """The steps, with the running value of ``losses``, the rate and the time left on standard error."""
     import numpy as np
 
-    from edgellm.perplexity import Perplexity
+    from edgellm.measure.perplexity import Perplexity
 
     start = time.perf_counter()
     for done, step in enumerate(steps, 1):
@@ -148,7 +148,7 @@ def _told(steps: Iterable[T], losses: list[Any], n: int, n_ctx: int) -> Iterator
 
 
 def _against_base(model: ChunkModel, base: Any, n_chunks: int | None) -> dict[str, Any]:
-    from edgellm.divergence import compare_with_base
+    from edgellm.measure.divergence import compare_with_base
 
     n = min(base.n_chunks, n_chunks or base.n_chunks)
     return {"n_ctx": base.n_ctx, "chunks": n, "base": base.path.name} | told_comparison(
@@ -157,7 +157,7 @@ def _against_base(model: ChunkModel, base: Any, n_chunks: int | None) -> dict[st
 
 
 def _against_model(model: ChunkModel, base: ChunkModel, chunks: Sequence[Chunk]) -> dict[str, Any]:
-    from edgellm.divergence import compare_models
+    from edgellm.measure.divergence import compare_models
 
     known = {"n_ctx": model.n_ctx, "chunks": len(chunks), "base": base.gguf.path.name}
     return known | told_comparison(compare_models(model, base, chunks), len(chunks))
@@ -165,7 +165,7 @@ def _against_model(model: ChunkModel, base: ChunkModel, chunks: Sequence[Chunk])
 
 def told_comparison(steps: Iterable[Comparison], n: int) -> dict[str, Any]:
     """The figures of a comparison, with running values on standard error."""
-    from edgellm.divergence import Comparison
+    from edgellm.measure.divergence import Comparison
 
     parts: list[Comparison] = []
     for part in steps:

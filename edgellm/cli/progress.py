@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from edgellm.cli.output import echo, human_bytes, one_line, wipe_line
+from edgellm.machine.terminal import echo, human_bytes, one_line, wipe_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

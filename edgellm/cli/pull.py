@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.output import echo, human_bytes
 from edgellm.cli.progress import Progress
+from edgellm.machine.terminal import echo, human_bytes
 
 
 @click.command("pull")
@@ -21,7 +21,7 @@ def command(names: tuple[str, ...]) -> None:
       edgellm pull smollm2
       edgellm pull hf:bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
     """
-    from edgellm.catalogue import pull
+    from edgellm.store.catalogue import pull
 
     for name in names:
         with Progress() as progress:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.output import echo, human_bytes, table
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
-from edgellm.paths import path_if_there, typed_path
+from edgellm.machine.paths import path_if_there, typed_path
+from edgellm.machine.terminal import echo, human_bytes, table
 
 if TYPE_CHECKING:
     from edgellm.quantize.calibration import Calibrated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.output import echo, human_bytes
+from edgellm.machine.terminal import echo, human_bytes
 
 
 @click.command("rm")
@@ -16,7 +16,7 @@ def command(names: tuple[str, ...]) -> None:
     Example:
       edgellm rm smollm2
     """
-    from edgellm.catalogue import remove
+    from edgellm.store.catalogue import remove
 
     for name in names:
         echo(f"{name}: removed, {human_bytes(remove(name))} free again", err=True)

@@ -17,10 +17,10 @@ from edgellm.cli.generation_options import (
     without_last_newline,
 )
 from edgellm.cli.models import load_model
-from edgellm.cli.output import EXIT_INTERRUPTED, echo, hand_over, json_text
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.formats.errors import ModelNotFoundError
-from edgellm.paths import path_if_there
+from edgellm.machine.paths import path_if_there
+from edgellm.machine.terminal import EXIT_INTERRUPTED, echo, hand_over, json_text
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
@@ -101,7 +101,7 @@ def _loaded(model: str, values: dict[str, Any], named: bool) -> LLM:
 
 def split_arguments(arguments: tuple[str, ...], model: str | None, values: dict[str, Any]) -> tuple[str, list[str]]:
     """The model and the words of the prompt; see the help of the command."""
-    from edgellm.paths import DEFAULT_MODEL
+    from edgellm.machine.paths import DEFAULT_MODEL
 
     if model is not None:
         return model, list(arguments)

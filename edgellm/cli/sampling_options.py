@@ -1,87 +1,16 @@
-"""The sampling options: one table that the flags of ``run`` and ``chat`` and the ``/set`` command are made from.
-
-Names are llama.cpp's. An option that the user leaves out stays out, so that the model's own recommendation
-(``general.sampling.*``) and then the library's default decide.
-"""
+"""The sampling flags of ``run`` and ``chat``, made from the rows of ``edgellm.sampling.options``."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
 from edgellm.formats.errors import ParameterError
+from edgellm.sampling.options import BY_FIELD, SAMPLING_OPTIONS, SamplingOption
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class SamplingOption:
-    """A field of ``SamplingParams`` and the flags that set it."""
-
-    field: str
-    flags: tuple[str, ...]
-    parse: Callable[[str], Any]
-    metavar: str
-    help: str
-
-
-def _integer(text: str) -> int:
-    return int(text, 10)
-
-
-def _strings(text: str) -> tuple[str, ...]:
-    """``\\n;:`` -> a newline and a colon; ``none`` is no text at all."""
-    escapes = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
-    return () if text == "none" else tuple(escapes.get(part, part) for part in text.split(";") if part)
-
-
-def _token_biases(text: str) -> dict[int, float]:
-    """``15043+1,13-inf`` -> {15043: 1.0, 13: -inf}, as llama.cpp writes it."""
-    biases = {}
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)([+-](?:\d+\.?\d*|\.\d+|inf))", part.strip())
-        if found is None:
-            raise ValueError(text)
-        biases[int(found[1])] = float(found[2])
-    return biases
-
-
-N, X = "N", "X"
-SAMPLING_OPTIONS = (
-    SamplingOption("temperature", ("--temp", "--temperature"), float, X, "Temperature; 0 always takes the likeliest."),
-    SamplingOption("top_k", ("--top-k",), _integer, N, "Keep the N likeliest tokens; 0 keeps all."),
-    SamplingOption("top_p", ("--top-p",), float, X, "Keep the likeliest tokens that together reach X; 1 is off."),
-    SamplingOption("min_p", ("--min-p",), float, X, "Drop tokens below X times the likeliest; 0 is off."),
-    SamplingOption("top_n_sigma", ("--top-nsigma", "--top-n-sigma"), float, X, "Keep X sigma of logits; -1 is off."),
-    SamplingOption("typical_p", ("--typical", "--typical-p"), float, X, "Locally typical sampling; 1 is off."),
-    SamplingOption("xtc_probability", ("--xtc-probability",), float, X, "Chance of cutting the top choices; 0 is off."),
-    SamplingOption("xtc_threshold", ("--xtc-threshold",), float, X, "Least probability of a choice that is cut."),
-    SamplingOption("penalty_last_n", ("--repeat-last-n",), _integer, N, "Tokens the penalties look back; -1 is all."),
-    SamplingOption("repeat_penalty", ("--repeat-penalty",), float, X, "Penalty of tokens seen before; 1 is off."),
-    SamplingOption("presence_penalty", ("--presence-penalty",), float, X, "Penalty of having been seen; 0 is off."),
-    SamplingOption("frequency_penalty", ("--frequency-penalty",), float, X, "Penalty for each time seen; 0 is off."),
-    SamplingOption("dry_multiplier", ("--dry-multiplier",), float, X, "Strength of the DRY penalty; 0 is off."),
-    SamplingOption("dry_base", ("--dry-base",), float, X, "Base of the DRY penalty."),
-    SamplingOption("dry_allowed_length", ("--dry-allowed-length",), _integer, N, "Repeats that DRY lets pass."),
-    SamplingOption("dry_penalty_last_n", ("--dry-penalty-last-n",), _integer, N, "Tokens DRY looks back; -1 is all."),
-    SamplingOption("dry_sequence_breakers", ("--dry-sequence-breakers",), _strings, "LIST", "Texts DRY stops at."),
-    SamplingOption("dynatemp_range", ("--dynatemp-range",), float, X, "Range of the dynamic temperature; 0 is off."),
-    SamplingOption("dynatemp_exponent", ("--dynatemp-exp",), float, X, "Exponent of the dynamic temperature."),
-    SamplingOption("mirostat", ("--mirostat",), _integer, N, "Mirostat version 1 or 2; 0 is off."),
-    SamplingOption("mirostat_tau", ("--mirostat-ent",), float, X, "Mirostat's target entropy."),
-    SamplingOption("mirostat_eta", ("--mirostat-lr",), float, X, "Mirostat's learning rate."),
-    SamplingOption("min_keep", ("--min-keep",), _integer, N, "Tokens that every sampler leaves at least."),
-    SamplingOption("adaptive_target", ("--adaptive-target",), float, X, "Adaptive-p's target probability; -1 is off."),
-    SamplingOption("adaptive_decay", ("--adaptive-decay",), float, X, "How slowly adaptive-p forgets."),
-    SamplingOption("samplers", ("--samplers", "--sampler-seq"), str, "LIST", "Their order: names with ; or letters."),
-    SamplingOption("logit_bias", ("-l", "--logit-bias"), _token_biases, "ID+X", "Add X to a logit: 15043+1,13-inf."),
-    SamplingOption("seed", ("-s", "--seed"), _integer, N, "Seed of the random numbers; -1 takes a new one."),
-)
-BY_FIELD = {option.field: option for option in SAMPLING_OPTIONS}
 
 
 class _Value(click.ParamType):
@@ -124,15 +53,3 @@ def check_sampling(given: dict[str, Any]) -> None:
         SamplingParams(**given)
     except ParameterError as error:
         raise click.UsageError(str(error)) from None
-
-
-def parse_setting(name: str, text: str) -> tuple[str, Any]:
-    """The field and value of ``/set name value``; the name may be a field or one of its flags without dashes."""
-    plain = name.lower().lstrip("-").replace("_", "-")
-    for option in SAMPLING_OPTIONS:
-        if plain in {option.field.replace("_", "-"), *(flag.lstrip("-") for flag in option.flags)}:
-            try:
-                return option.field, option.parse(text)
-            except (ValueError, OverflowError):
-                raise ParameterError(f"{name} is {text!r}; it takes {option.metavar}: {option.help}") from None
-    raise ParameterError(f"there is no parameter {name!r}. Known: {', '.join(BY_FIELD)}.")

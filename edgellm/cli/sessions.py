@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.generation_options import read_text
-from edgellm.cli.output import echo, hand_over, json_safe, json_text, table
-from edgellm.paths import typed_path
+from edgellm.machine.paths import typed_path
+from edgellm.machine.terminal import echo, hand_over, json_safe, json_text, table
 
 if TYPE_CHECKING:
     from edgellm.sessions import Session, SessionStore

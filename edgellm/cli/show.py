@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.output import echo, fields, hand_over, human_bytes, human_count, json_text
 from edgellm.formats.errors import EdgeLLMError
+from edgellm.machine.terminal import echo, fields, hand_over, human_bytes, human_count, json_text
 
 TEMPLATE_SHOWN = 400  # characters
 
@@ -42,8 +42,8 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
 def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
     """Everything that ``show`` knows of an open file, fit for JSON; ``n_ctx`` 0 takes the default context."""
     from edgellm.loading import LoadOptions, choose_context, memory_need
-    from edgellm.memory import system_memory
-    from edgellm.model_card import model_card
+    from edgellm.machine.memory import system_memory
+    from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
 
     card = model_card(gguf)

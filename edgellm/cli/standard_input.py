@@ -18,9 +18,9 @@ import stat
 import sys
 import time
 
-from edgellm.cli.output import echo
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.text_file import MAX_TEXT_NBYTES, decode_text
+from edgellm.machine.terminal import echo
 
 NAME = "standard input"
 TOLD_S, PATIENCE_S, AT_ONCE_S = 1.0, 30.0, 0.25

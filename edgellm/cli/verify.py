@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.models import find_file
-from edgellm.cli.output import echo, json_text
+from edgellm.machine.terminal import echo, json_text
 
 if TYPE_CHECKING:
     from edgellm.formats.findings import Finding

@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from edgellm.cores import default_threads
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.program import Embed
+from edgellm.machine.cores import default_threads
+from edgellm.measure.perplexity import Chunk, cut
 from edgellm.models import build_program
-from edgellm.perplexity import Chunk, cut
 from edgellm.quantize import awq, gptq, hessian
 from edgellm.quantize.awq import Scaling
 from edgellm.quantize.grid import GRIDS

@@ -29,7 +29,7 @@ from edgellm.kernels.program import (
     StoreKV,
 )
 from edgellm.kernels.reference import OPS, ReferenceExecutor, Step
-from edgellm.perplexity import Chunk
+from edgellm.measure.perplexity import Chunk
 
 WeightOf = Callable[[str], np.ndarray]
 """A tensor of the program by name, float32 in its own shape."""

@@ -27,7 +27,7 @@ from edgellm.formats.gguf_writer import Metadata, TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
 from edgellm.kernels.program import ApplyRope, Matmul, Op, StoreKV
-from edgellm.perplexity import Chunk, ChunkModel
+from edgellm.measure.perplexity import Chunk, ChunkModel
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_NAME = 1024  # bytes of a tensor's name in a .dat file

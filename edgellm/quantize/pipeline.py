@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from edgellm import arguments
-from edgellm.cores import default_threads
 from edgellm.formats.errors import NumericError, ParameterError, UnsupportedError
 from edgellm.formats.gguf_writer import Progress, TensorPlan, file_nbytes, write_gguf
 from edgellm.formats.quant_types import QuantType
 from edgellm.kernels.cpu.encode import RowEncoder
+from edgellm.machine.cores import default_threads
 from edgellm.quantize.mixes import COPY, FILE_TYPES, PlannedTensor, Recipe, plan
 from edgellm.quantize.model_source import ModelSource, SourceTensor, TypedMetadata
 

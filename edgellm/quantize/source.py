@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgellm.download import Progress
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
-from edgellm.paths import models_dir, path_if_there
+from edgellm.machine.paths import models_dir, path_if_there
 from edgellm.quantize.checkpoint_source import open_checkpoint
 from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.store.download import Progress
 
 __all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "find_source", "open_checkpoint", "open_gguf", "open_source"]
 
@@ -39,8 +39,8 @@ def find_source(name_or_path: str | os.PathLike[str], progress: Progress | None 
     """The file or the checkpoint folder that a name stands for, fetched when it is not here."""
     if (path := path_if_there(name_or_path)) is not None:
         return path
-    from edgellm.catalogue import references_of, resolve
-    from edgellm.sources.hub_checkpoint import fetch_checkpoint, installed_checkpoint, is_repository
+    from edgellm.store.catalogue import references_of, resolve
+    from edgellm.store.sources.hub_checkpoint import fetch_checkpoint, installed_checkpoint, is_repository
 
     references = references_of(os.fspath(name_or_path))
     if len(references) == 1 and is_repository(references[0]):

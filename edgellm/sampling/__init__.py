@@ -2,9 +2,26 @@
 
 One sampler is one class of ``chain.py``, ``repetition.py`` or ``choice.py`` and one row of a table. The chain works
 on the whole vocabulary only until the first sampler that shortens it; the rest is on a few dozen candidates.
+
+Importing this brings nothing: the table of options is wanted where NumPy (80 ms) is not.
 """
 
-from edgellm.sampling.params import SAMPLER_NAMES, SamplingParams, parse_samplers
-from edgellm.sampling.sampler import Sampled, Sampler
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.sampling.params import SAMPLER_NAMES, SamplingParams, parse_samplers
+    from edgellm.sampling.sampler import Sampled, Sampler
+
+_HOMES = {"SAMPLER_NAMES": "params", "SamplingParams": "params", "parse_samplers": "params"}
+_HOMES |= {"Sampled": "sampler", "Sampler": "sampler"}
 
 __all__ = ["SAMPLER_NAMES", "Sampled", "Sampler", "SamplingParams", "parse_samplers"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgellm.sampling' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"edgellm.sampling.{_HOMES[name]}"), name)

@@ -101,7 +101,7 @@ def open_store(folder: Path | None = None) -> tuple[SessionStore, str | None]:
     A damaged file is moved aside and the last copy takes its place.
     """
     if folder is None:
-        from edgellm.paths import sessions_dir
+        from edgellm.machine.paths import sessions_dir
 
         folder = sessions_dir()
     path = folder / "sessions.db"

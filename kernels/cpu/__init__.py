@@ -1,5 +1,5 @@
 """The CPU executor: numba-written kernels in a table, walked by a team of threads."""
 
-from edgellm.kernels.cpu.executor import CPUExecutor
+from edgellm.kernels.cpu.run.executor import CPUExecutor
 
 __all__ = ["CPUExecutor"]

@@ -19,24 +19,24 @@ from typing import Any
 _Row = tuple[str, str, Any]
 
 _PLAIN: dict[str, _Row] = {
-    "F16": ("encoders.floats", "make_float_encoder", "F16"),
-    "BF16": ("encoders.floats", "make_float_encoder", "BF16"),
-    "Q8_0": ("encoders.blocks_of_32", "encode_q8_0", None),
-    "MXFP4": ("encoders.blocks_of_32", "encode_mxfp4", None),
-    "TQ1_0": ("encoders.ternary", "encode_tq1_0", None),
-    "TQ2_0": ("encoders.ternary", "encode_tq2_0", None),
+    "F16": ("floats", "make_float_encoder", "F16"),
+    "BF16": ("floats", "make_float_encoder", "BF16"),
+    "Q8_0": ("blocks_of_32", "encode_q8_0", None),
+    "MXFP4": ("blocks_of_32", "encode_mxfp4", None),
+    "TQ1_0": ("ternary", "encode_tq1_0", None),
+    "TQ2_0": ("ternary", "encode_tq2_0", None),
 }
 _BLOCKS = {"Q4_0": (4, False), "Q4_1": (4, True), "Q5_0": (5, False), "Q5_1": (5, True)}
 
 
 def _two_rows(quant: str, weighted: bool) -> _Row:
     if quant in _BLOCKS:
-        return "encoders.blocks_of_32", "make_block_encoder", (*_BLOCKS[quant], weighted)
+        return "blocks_of_32", "make_block_encoder", (*_BLOCKS[quant], weighted)
     if quant in ("Q2_K", "Q4_K", "Q5_K"):
-        return "encoders.affine_k", "make_affine_k_encoder", (quant, weighted)
+        return "affine_k", "make_affine_k_encoder", (quant, weighted)
     if quant in ("Q3_K", "Q6_K"):
-        return "encoders.signed_k", "make_signed_k_encoder", (quant, weighted)
-    return "encoders.nonlinear", f"make_{quant.lower()}_encoder", weighted
+        return "signed_k", "make_signed_k_encoder", (quant, weighted)
+    return "nonlinear", f"make_{quant.lower()}_encoder", weighted
 
 
 WEIGHTED = (*_BLOCKS, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
@@ -50,7 +50,7 @@ ENCODERS: dict[str, _Row] = {
     **{f"encode_{quant.lower()}": _two_rows(quant, False) for quant in WEIGHTED},
     **{f"encode_{quant.lower()}_weighted": _two_rows(quant, True) for quant in WEIGHTED},
 }
-"""Kernel name -> module under kernels/cpu, function, argument of a make_ function or None."""
+"""Kernel name -> module here, function, argument of a make_ function or None."""
 
 
 def kernel_name(quant: str, weighted: bool) -> str:

@@ -35,7 +35,7 @@ from edgellm.kernels.cpu.encoders.lanes import (
     where,
 )
 from edgellm.kernels.cpu.encoders.searches import fit_affine, fit_signed, largest_value
-from edgellm.kernels.cpu.simd import (
+from edgellm.kernels.cpu.lib.simd import (
     forceinline,
     load_f32,
     load_f32x8,

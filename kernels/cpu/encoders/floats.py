@@ -6,7 +6,7 @@ from typing import Any
 
 from edgellm.kernels.cpu.encoders import common as at
 from edgellm.kernels.cpu.encoders.lanes import bits_of, differs, half_bits, i32x8_as_u16x8, integer, store_u16x8, where
-from edgellm.kernels.cpu.simd import first_lane, forceinline, load_f32, load_f32x8, load_i64, splat_f32x8, store_u16
+from edgellm.kernels.cpu.lib.simd import first_lane, forceinline, load_f32, load_f32x8, load_i64, splat_f32x8, store_u16
 
 _lower_half, _by_16, _one, _quiet = integer(0x7FFF), integer(16), integer(1), integer(0x40)
 

@@ -17,8 +17,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import Vec, f32x8, forceinline, i32x8, load_f32x8, make_const, make_convert, store_f32x8
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import (
+    Vec,
+    f32x8,
+    forceinline,
+    i32x8,
+    load_f32x8,
+    make_const,
+    make_convert,
+    store_f32x8,
+)
 
 VECTOR = 32  # bytes of eight float32 or int32
 LANES = 8

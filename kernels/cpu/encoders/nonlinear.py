@@ -28,7 +28,7 @@ from edgellm.kernels.cpu.encoders.lanes import (
     where,
 )
 from edgellm.kernels.cpu.encoders.searches import largest_value
-from edgellm.kernels.cpu.simd import (
+from edgellm.kernels.cpu.lib.simd import (
     Vec,
     f32x8,
     forceinline,

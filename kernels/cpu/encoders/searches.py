@@ -25,7 +25,7 @@ from edgellm.kernels.cpu.encoders.lanes import (
     to_int,
     where,
 )
-from edgellm.kernels.cpu.simd import (
+from edgellm.kernels.cpu.lib.simd import (
     forceinline,
     load_f32x8,
     splat_f32x8,

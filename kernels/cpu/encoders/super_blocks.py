@@ -29,7 +29,7 @@ from edgellm.kernels.cpu.encoders.lanes import (
     sums_of_squares,
     u8x32,
 )
-from edgellm.kernels.cpu.simd import (
+from edgellm.kernels.cpu.lib.simd import (
     forceinline,
     load_f32x8,
     load_i64,

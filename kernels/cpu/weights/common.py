@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.cpu import lanes, simd
-from edgellm.kernels.cpu.simd import forceinline, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
+from edgellm.kernels.cpu.lib import lanes, simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
 
 _low4_16, _four_16 = simd.make_const(simd.u8x16, 15), simd.make_const(simd.u8x16, 4)
 

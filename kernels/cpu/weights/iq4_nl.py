@@ -1,7 +1,7 @@
 """IQ4_NL: 18 bytes: d, 16 bytes of nibbles that name one of 16 levels; value d level."""
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 18

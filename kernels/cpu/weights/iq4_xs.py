@@ -6,8 +6,8 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u16, load_u32
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16, load_u16, load_u32
 from edgellm.kernels.cpu.weights import common, superblocks
 
 BLOCK_NBYTES = 136

@@ -2,8 +2,8 @@
 
 from numba import types
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u8, load_u8x16, store_f32x8
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8, load_u8x16, store_f32x8
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 17

@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.simd import forceinline, load_u32
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u32
 from edgellm.kernels.cpu.weights import superblocks
 
 BLOCK_NBYTES = 110

@@ -1,7 +1,7 @@
 """Q4_0: 18 bytes: d, 16 bytes of nibbles; value d (q - 8)."""
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 18

@@ -1,6 +1,6 @@
 """Q4_1: 20 bytes: d, m, 16 bytes of nibbles; value d q + m."""
 
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 20

@@ -1,7 +1,7 @@
 """Q5_0: 22 bytes: d, 32 fifth bits, 16 bytes of nibbles; value d (q - 16)."""
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u32
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16, load_u32
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 22

@@ -1,6 +1,6 @@
 """Q5_1: 24 bytes: d, m, 32 fifth bits, 16 bytes of nibbles; value d q + m."""
 
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16, load_u32
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16, load_u32
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 24

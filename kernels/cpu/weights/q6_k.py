@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.kernels.cpu.simd import forceinline, load_u8x16
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16
 from edgellm.kernels.cpu.weights import superblocks
 
 BLOCK_NBYTES = 210

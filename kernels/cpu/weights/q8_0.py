@@ -1,6 +1,6 @@
 """Q8_0: 34 bytes: d, 32 int8; value d q."""
 
-from edgellm.kernels.cpu.simd import forceinline, load_u8x32
+from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x32
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 34

@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.cpu import simd
-from edgellm.kernels.cpu.simd import forceinline, load_i32, load_i32x8, load_u8x16, splat_i32x8, store_i32x8
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import forceinline, load_i32, load_i32x8, load_u8x16, splat_i32x8, store_i32x8
 from edgellm.kernels.cpu.weights import common
 
 # ---- the 32 integers of a group --------------------------------------------------------------------------------------

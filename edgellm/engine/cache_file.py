@@ -1,0 +1,224 @@
+"""The keys and values of a sequence in a file, so that another program goes on without reading the prompt again.
+
+    0     8 bytes   b"EDGEKV" and the version as two digits
+    8     8 bytes   length of the header, little-endian
+    16    header    JSON: "model" (the key below), "n_tokens", "dtype", "groups": [[window, first block, end block]],
+                    "layers": [[n_kv_heads, head_dim_k, head_dim_v, window]]
+    ..    tokens    int32, little-endian
+    ..    zeros     up to a multiple of 64
+    ..    blocks    layer by layer the keys, then the values of its group's blocks, as ``edgellm.kernels.kv`` lays them
+    end   32 bytes  SHA-256 of everything before
+
+A file is written under another name first, and believed only when length, checksum, model and shapes are right. The
+key of a model is a SHA-256 over its weights, the metadata that the program is made from, and the executor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.engine.cache import KVCache, n_blocks_of
+from edgellm.formats.errors import FormatError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.json_text import parse_json
+from edgellm.formats.regular_file import open_regular, read_regular
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.program import Executor
+from edgellm.machine.paths import cache_dir
+
+MAGIC = b"EDGEKV01"
+MAX_HEADER_NBYTES = 1 << 20
+ALIGNMENT = 64
+CHUNK_NBYTES = 1 << 20
+N_HASHES = 100  # of model files that are remembered
+MAX_NOTES_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A file that was proved whole: its tokens, and for each layer its blocks in the mapped file."""
+
+    path: Path
+    tokens: list[int]
+    first: list[int]
+    layers: list[tuple[int, np.ndarray, np.ndarray]]  # (group, keys, values), each (n_blocks, ...)
+    layout: dict[str, Any]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str) -> int:
+    """Write the longest beginning of ``tokens`` that the cache holds; its length. 0 writes nothing."""
+    sequence = cache.open([*tokens, 0])
+    try:
+        if not sequence.length:
+            return 0
+        bounds = list(zip(sequence.first, (n_blocks_of(sequence.length) for _ in sequence.first), strict=True))
+        blocks = [table[a:b].copy() for table, (a, b) in zip(sequence.tables, bounds, strict=True)]
+        header = {"model": key, "n_tokens": sequence.length, **layout_of(cache.pool), "groups": []}
+        header["groups"] = [[w, a, b] for w, (a, b) in zip(cache.pool.windows, bounds, strict=True)]
+        growing = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with open(os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                checksum = hashlib.sha256()
+                for piece in _pieces(header, sequence.tokens, cache.pool, blocks):
+                    checksum.update(piece)
+                    file.write(piece)
+                file.write(checksum.digest())
+            os.replace(growing, path)
+        finally:
+            growing.unlink(missing_ok=True)
+        return sequence.length
+    finally:
+        cache.release(sequence)
+
+
+def _pieces(
+    header: Mapping[str, Any], tokens: Sequence[int], pool: KVPool, blocks: Sequence[np.ndarray]
+) -> Iterator[bytes | memoryview]:
+    text = json.dumps(header).encode()
+    head = MAGIC + len(text).to_bytes(8, "little") + text + np.asarray(tokens, "<i4").tobytes()
+    yield head + bytes(-len(head) % ALIGNMENT)
+    for layer, k, v in zip(pool.layers, pool.k, pool.v, strict=True):
+        for array in (k, v):
+            for block in blocks[pool.windows.index(layer.window)]:
+                yield np.ascontiguousarray(array[block]).data.cast("B")
+
+
+def layout_of(pool: KVPool) -> dict[str, Any]:
+    """The shapes that a file and a pool must share."""
+    layers = [[one.n_kv_heads, one.head_dim_k, one.head_dim_v, one.window] for one in pool.layers]
+    return {"dtype": pool.dtype.name, "block_tokens": BLOCK_TOKENS, "layers": layers}
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, key: str) -> SavedState:
+    """The state in a file, proved before it is given. FormatError KV_FILE when it is damaged or another model's."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < len(MAGIC) + 8 + 32:
+            raise _wrong(path, f"it has {size} bytes")
+        # not mapped: another program may cut it short after it was proved
+        return _proved(path, memoryview(file.read()), key)
+
+
+def restore(cache: KVCache, state: SavedState) -> list[int]:
+    """Put a state into the cache; the tokens that are known then. FormatError when the cache has other shapes."""
+    layout = layout_of(cache.pool)
+    if {name: state.layout.get(name) for name in layout} != layout or len(state.first) != len(cache.pool.windows):
+        raise _wrong(state.path, "its layers have other shapes")
+    if len(state.tokens) > cache.n_ctx:
+        raise _wrong(state.path, f"it has {len(state.tokens)} tokens, the context {cache.n_ctx}")
+
+    def fill(group: int, block: int, target: int) -> None:
+        for (owner, keys, values), k, v in zip(state.layers, cache.pool.k, cache.pool.v, strict=True):
+            if owner == group:
+                k[target] = keys[block - state.first[group]]
+                v[target] = values[block - state.first[group]]
+
+    return state.tokens[: cache.put_back(state.tokens, state.first, fill)]
+
+
+def _proved(path: Path, data: memoryview, key: str) -> SavedState:
+    if bytes(data[:8]) != MAGIC:
+        raise _wrong(path, "it is no such file, or of another version")
+    length = int.from_bytes(data[8:16], "little")
+    if not 2 <= length <= min(MAX_HEADER_NBYTES, len(data) - 48):
+        raise _wrong(path, f"its header has {length} bytes")
+    if hashlib.sha256(data[:-32]).digest() != bytes(data[-32:]):
+        raise _wrong(path, "its checksum is wrong")
+    try:
+        header = parse_json(bytes(data[16 : 16 + length]), path.name, "KV_FILE")
+        if header["model"] != key:
+            raise _wrong(path, "it is of another model")
+        return _state(path, header, data[16 + length : -32], 16 + length)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, FormatError) as error:
+        raise _wrong(path, f"its header is wrong ({error})") from None
+
+
+def _state(path: Path, header: dict[str, Any], data: memoryview, offset: int) -> SavedState:
+    """Cut the file up; every length must be as the header says."""
+    n_tokens, dtype = header["n_tokens"], np.dtype(header["dtype"])
+    windows = [window for window, _, _ in header["groups"]]
+    bounds = [(a, b) for _, a, b in header["groups"]]
+    end = n_blocks_of(n_tokens)
+    if not all(isinstance(n, int) and n >= 0 for n in (n_tokens, *(x for pair in bounds for x in pair))):
+        raise ValueError("a count is no whole number")
+    if not n_tokens or any(not a <= b == end for a, b in bounds) or header["block_tokens"] != BLOCK_TOKENS:
+        raise ValueError("its counts disagree")
+    tokens = np.frombuffer(data[: 4 * n_tokens], "<i4").tolist()
+    at = 4 * n_tokens + -(offset + 4 * n_tokens) % ALIGNMENT
+    layers = []
+    for n_heads, dim_k, dim_v, window in header["layers"]:
+        group = windows.index(window)
+        n = bounds[group][1] - bounds[group][0]
+        arrays = []
+        for shape in ((n, n_heads, dim_k, BLOCK_TOKENS), (n, n_heads, BLOCK_TOKENS, dim_v)):
+            nbytes = math.prod(shape) * dtype.itemsize
+            if not 0 <= nbytes <= len(data) - at:
+                raise ValueError("it is too short")
+            arrays.append(np.frombuffer(data[at : at + nbytes], dtype).reshape(shape))
+            at += nbytes
+        layers.append((group, arrays[0], arrays[1]))
+    if at != len(data):
+        raise ValueError("it is too long")
+    return SavedState(path, tokens, [a for a, _ in bounds], layers, header)
+
+
+def _wrong(path: Path, what: str) -> FormatError:
+    return FormatError(
+        f"{path.name}: {what}. Expected keys and values that this model has saved; they are computed again.",
+        code="KV_FILE",
+    )
+
+
+# ---- the key of a model ----------------------------------------------------------------------------------------------
+
+
+def model_key(gguf: GGUFFile, executor: Executor) -> str:
+    """What must be the same for keys and values to be the same: weights, hyperparameters, executor."""
+    key = hashlib.sha256(f"{type(executor).__name__}\n{weights_hash(gguf)}\n".encode())
+    for name in sorted(gguf.metadata):
+        if not name.startswith(("tokenizer.", "general.")) or name == "general.architecture":
+            value = gguf.metadata[name]
+            key.update(f"{name}={value.tolist() if isinstance(value, np.ndarray) else value!r}\n".encode())
+    return key.hexdigest()
+
+
+def weights_hash(gguf: GGUFFile) -> str:
+    """SHA-256 over all tensors, remembered for a file that has not changed since: a large one takes seconds."""
+    status = gguf.path.stat()
+    name = f"{gguf.path.absolute()}:{gguf.nbytes}:{status.st_size}:{status.st_mtime_ns}"
+    notes = cache_dir() / "weights-sha256.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, FormatError, AttributeError):
+        noted = parse_json(read_regular(notes, MAX_NOTES_NBYTES, "KV_FILE"), notes.name, "KV_FILE")
+        known = {str(k): str(v) for k, v in noted.items()}
+    if name in known:
+        return known[name]
+    total = hashlib.sha256()
+    for tensor_name, tensor in gguf.tensors.items():
+        total.update(f"{tensor_name} {tensor.quant.name} {tensor.shape}\n".encode())
+        data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
+        for start in range(0, len(data), CHUNK_NBYTES):
+            total.update(data[start : start + CHUNK_NBYTES].data)
+    known[name] = total.hexdigest()
+    with contextlib.suppress(OSError):
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        growing = notes.with_suffix(f".{os.getpid()}.part")
+        growing.write_text(json.dumps(dict(list(known.items())[-N_HASHES:])), "utf-8")
+        os.replace(growing, notes)
+    return known[name]

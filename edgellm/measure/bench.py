@@ -1,0 +1,256 @@
+"""Tokens per second, measured as llama-bench measures them: the executor alone, without tokenizer and sampler.
+
+``pp512`` reads a prompt of 512 random tokens in steps of ``n_ubatch``; ``tg128`` computes 128 tokens one after the
+other; ``@ d512`` does it behind 512 tokens that are already in the cache; ``x 16`` makes 16 texts grow together, one
+token each in every step, and counts the tokens of all. A warm-up comes first and is not counted.
+Reading a prompt is bound by arithmetic, decoding by memory: so a decode test also states the bytes that it must read
+for a token, as a share of what a plain loop over memory reads in that time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.formats.large_pages import large_page_share
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.program import Batch, Embed, Matmul, RMSNorm
+from edgellm.machine.cpu import cpu_name
+
+if TYPE_CHECKING:
+    from edgellm.kernels.program import Executor, Program
+    from edgellm.measure.model_card import ModelCard
+
+N_UBATCH = 512
+
+
+@dataclass(frozen=True)
+class BenchTest:
+    """``n_prompt`` tokens read, then ``n_gen`` tokens made, behind ``n_depth`` tokens in the cache.
+
+    n_parallel   sequences of which each step makes one token; a test with several reads no prompt
+    """
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int = 0
+    n_parallel: int = 1
+
+    @property
+    def name(self) -> str:
+        """llama-bench's word for it, such as ``tg128 @ d512``."""
+        work = "+".join(f"{kind}{n}" for kind, n in (("pp", self.n_prompt), ("tg", self.n_gen)) if n)
+        if self.n_parallel > 1:
+            work += f" x {self.n_parallel}"
+        return f"{work} @ d{self.n_depth}" if self.n_depth else work
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted, those before them left out."""
+        return self.n_prompt + self.n_gen * self.n_parallel
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Seconds of every repetition of a test.
+
+    bytes_per_token   bytes of weights and cache that one token of a decode test must read
+    read_bandwidth    bytes per second that as many threads read from memory at best, None where not measured
+    large_page_share  the part of the file that is mapped by large pages (formats/large_pages.py), None where not known
+    """
+
+    test: BenchTest
+    n_threads: int
+    seconds: tuple[float, ...]
+    bytes_per_token: int
+    read_bandwidth: float | None
+    large_page_share: float | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Tokens per second of every repetition."""
+        return tuple(self.test.n_tokens / s for s in self.seconds)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the rates."""
+        return statistics.fmean(self.rates)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation of the rates, 0 for a single repetition."""
+        return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+
+    @property
+    def bandwidth_share(self) -> float | None:
+        """The part of the memory bandwidth that decoding one text reaches; None for other tests."""
+        if self.test.n_prompt or self.test.n_parallel > 1 or not self.read_bandwidth:
+            return None
+        return self.mean * self.bytes_per_token / self.read_bandwidth
+
+    def record(self, card: ModelCard, n_ubatch: int = N_UBATCH) -> dict[str, Any]:
+        """The result under llama-bench's JSON names, and our four about memory."""
+        from importlib.metadata import version
+
+        nanoseconds = [s * 1e9 for s in self.seconds]
+        return {
+            "build_commit": f"edgellm {version('edgellm')}",
+            "build_number": 0,
+            "cpu_info": cpu_name(),
+            "gpu_info": "",
+            "backends": "CPU",
+            "model_filename": str(card.path),
+            "model_type": card.model_type,
+            "model_size": card.nbytes,
+            "model_n_params": card.n_params,
+            "n_batch": n_ubatch,
+            "n_ubatch": n_ubatch,
+            "n_threads": self.n_threads,
+            "type_k": "f16",
+            "type_v": "f16",
+            "n_gpu_layers": 0,
+            "use_mmap": True,
+            "n_prompt": self.test.n_prompt,
+            "n_gen": self.test.n_gen,
+            "n_depth": self.test.n_depth,
+            "n_parallel": self.test.n_parallel,
+            "test_time": self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "avg_ns": round(statistics.fmean(nanoseconds)),
+            "stddev_ns": round(statistics.stdev(nanoseconds)) if len(nanoseconds) > 1 else 0,
+            "avg_ts": round(self.mean, 6),
+            "stddev_ts": round(self.deviation, 6),
+            "samples_ns": [round(ns) for ns in nanoseconds],
+            "samples_ts": [round(rate, 6) for rate in self.rates],
+            "bytes_per_token": self.bytes_per_token,
+            "read_bandwidth": None if self.read_bandwidth is None else round(self.read_bandwidth),
+            "bandwidth_share": None if self.bandwidth_share is None else round(self.bandwidth_share, 4),
+            "large_page_share": None if self.large_page_share is None else round(self.large_page_share, 4),
+        }
+
+
+def bench_tests(
+    n_prompts: Sequence[int],
+    n_gens: Sequence[int],
+    depths: Sequence[int],
+    pairs: Sequence[tuple[int, int]] = (),
+    parallel: Sequence[int] = (1,),
+) -> list[BenchTest]:
+    """The tests that lists of ``-p``, ``-n``, ``-d``, ``-pg`` and ``-np`` ask for, in llama-bench's order."""
+    tests = []
+    for depth in depths:
+        tests += [BenchTest(n, 0, depth) for n in n_prompts if n]
+        tests += [BenchTest(0, n, depth, together) for n in n_gens if n for together in parallel]
+        tests += [BenchTest(p, g, depth) for p, g in pairs if p + g]
+    return tests
+
+
+def run_tests(
+    program: Program,
+    tests: Sequence[BenchTest],
+    make_executor: Callable[[KVPool, int], Executor],
+    *,
+    n_threads: int,
+    repetitions: int = 5,
+    n_ubatch: int = N_UBATCH,
+    warmup: bool = True,
+    read_bandwidth: float | None = None,
+    on_start: Callable[[BenchTest], None] | None = None,
+) -> Iterator[BenchResult]:
+    """Run each test ``repetitions`` times; ``make_executor(pool, n_threads)`` makes what is measured."""
+    n_ctx = max(test.n_depth + test.n_prompt + test.n_gen for test in tests)
+    most = max(
+        test.n_parallel * math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS) for test in tests
+    )
+    blocks = [most] * len(program.windows)
+    pool = KVPool(program.kv_layers, program.windows, blocks)
+    executor = make_executor(pool, n_threads)
+    tokens = np.random.default_rng(0).integers(0, program.n_vocab, n_ctx, dtype=np.int32)
+    try:
+        for test in tests:
+            if on_start:
+                on_start(test)
+            yield _run_test(executor, tokens, test, n_threads, repetitions, n_ubatch, warmup, read_bandwidth)
+    finally:
+        executor.close()
+
+
+def _run_test(
+    executor: Executor,
+    tokens: np.ndarray,
+    test: BenchTest,
+    n_threads: int,
+    repetitions: int,
+    n_ubatch: int,
+    warmup: bool,
+    read_bandwidth: float | None,
+) -> BenchResult:
+    """One test; what lies behind its depth is overwritten by every repetition, which the causal mask allows."""
+    n_blocks = math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS)
+    for sequence in range(test.n_parallel):
+        _read(executor, tokens[: test.n_depth], 0, n_ubatch, sequence * n_blocks)
+    if warmup:
+        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
+        _generate(executor, tokens, test.n_depth, min(test.n_gen, 4), test.n_parallel, n_blocks)
+    seconds = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
+        _generate(executor, tokens, test.n_depth + test.n_prompt, test.n_gen, test.n_parallel, n_blocks)
+        seconds.append(time.perf_counter() - started)
+    middle = test.n_depth + test.n_prompt + test.n_gen // 2
+    program = executor.program
+    largest = max(program.tensors.values(), key=lambda tensor: tensor.nbytes)
+    return BenchResult(
+        test,
+        n_threads,
+        tuple(seconds),
+        bytes_per_token(program, middle),
+        read_bandwidth,
+        large_page_share(largest.data),
+    )
+
+
+def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, first_block: int = 0) -> None:
+    """The tokens from position ``start`` on of a sequence whose blocks begin at ``first_block``."""
+    for i in range(0, len(tokens), n_ubatch):
+        batch = Batch.single(executor.program, tokens[i : i + n_ubatch], start + i, "last")
+        executor.run(replace(batch, tables=tuple(table + first_block for table in batch.tables)))
+
+
+def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_parallel: int, n_blocks: int) -> None:
+    """n steps of one token for each of ``n_parallel`` sequences with ``n_blocks`` blocks."""
+    sequences = np.arange(n_parallel, dtype=np.int32)
+    table = np.arange(n_parallel * n_blocks, dtype=np.int32).reshape(n_parallel, n_blocks)
+    for i in range(start, start + n):
+        batch = Batch(
+            tokens=np.take(tokens, np.arange(i, i + n_parallel), mode="wrap"),
+            positions=np.full(n_parallel, i, np.int32),
+            sequences=sequences,
+            outputs=np.ones(n_parallel, bool),
+            tables=(table,) * len(executor.program.windows),
+        )
+        executor.run(batch)
+
+
+def bytes_per_token(program: Program, n_cached: int) -> int:
+    """Bytes of weights and of a float16 cache of ``n_cached`` tokens that computing one more token must read."""
+    total = 0
+    for op in program.ops:
+        if isinstance(op, Matmul):
+            total += program.tensors[op.weight].nbytes + (program.tensors[op.bias].nbytes if op.bias else 0)
+        elif isinstance(op, RMSNorm):
+            total += program.tensors[op.weight].nbytes
+        elif isinstance(op, Embed):
+            total += program.tensors[op.weight].data.shape[1]
+    for layer in program.kv_layers:
+        n_seen = min(n_cached, layer.window) if layer.window else n_cached
+        total += n_seen * layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2
+    return total

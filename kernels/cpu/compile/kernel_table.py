@@ -1,0 +1,63 @@
+"""Every CPU kernel by name: the module and function it comes from. Imports none of them.
+
+A name is what the cache, ``edgellm doctor`` and the executor call a kernel. ``function(name)`` imports numba.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cpu.encoders import ENCODERS
+from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
+
+DECODE = "team_decode"
+TEAM = ("team_publish", "team_lead", "team_work", DECODE)
+VOCABULARY = "vocabulary"
+"""Called by samplers and team_decode; no op has it."""
+STREAM = "stream"
+"""What read_bandwidth.py measures with; no op has it."""
+
+# name -> (module, function, argument of a make_ function or None)
+KERNELS: dict[str, tuple[str, str, str | None]] = {
+    **{name: ("team", name, None) for name in TEAM},
+    **{
+        name: ("elementwise", name, None)
+        for name in ("rms_norm", "quantize", "rope", "add", "select_outputs", "store_kv")
+    },
+    **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
+    "attention": ("attention", "attention", None),
+    VOCABULARY: ("vocabulary", "vocabulary", None),
+    STREAM: ("stream", "stream", None),
+    **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
+    **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
+    **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},
+    **{f"embed_{quant.lower()}": ("elementwise", "make_float_embed", quant) for quant in FLOAT},
+}
+
+
+def function(name: str, form: str | None = None) -> Callable[..., None]:
+    """The Python function of a kernel or an encoder, ready for ``jit.compile_object``. Imports numba (0.4 s).
+
+    One function serves all forms, but a product has what only some can do: to multiply bytes, and tiles.
+    """
+    _, attribute, argument = _row(name)
+    made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
+    if argument is None:
+        return made
+    if attribute == "make_matmul":
+        return made(argument, has_dot_bytes=form in ("amx", "avx512_vnni"), has_tiles=form == "amx")
+    return made(argument)
+
+
+def module(name: str) -> str:
+    """The file below kernels/cpu that a kernel or an encoder comes from, without its suffix."""
+    return ("encoders/" if name in ENCODERS else "kernels/") + _row(name)[0]
+
+
+def _row(name: str) -> tuple[str, str, str | None]:
+    known = {**KERNELS, **ENCODERS}
+    if name not in known:
+        raise UnsupportedError(f"there is no CPU kernel {name!r}; known: {', '.join(known)}", code="KERNEL_UNKNOWN")
+    return known[name]

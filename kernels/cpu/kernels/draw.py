@@ -1,0 +1,106 @@
+"""The usual chain of samplers on the few largest logits, and the draw, in float64 as Python does it.
+
+The candidates are sorted, so a link only says how many of the first ones stay; a temperature scales them.
+"""
+
+from __future__ import annotations
+
+from math import factorial
+
+from edgellm.kernels.cpu.lib.simd import f64_from_bits, forceinline, load_f32, load_f64, load_i64, store_f64, store_i64
+from edgellm.kernels.vocabulary_layout import (
+    LEFT,
+    LINK_NBYTES,
+    LINKS,
+    MIN_P,
+    N_CANDIDATES,
+    N_LINKS,
+    SHAPED,
+    SMALLEST_TEMPERATURE,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    UNIFORMS,
+    VALUES,
+)
+
+LARGEST = 1e300  # of a logit: many temperatures in a row would leave float64
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the high part has 33 bits
+C = tuple(1 / factorial(i) for i in range(14))  # of Taylor's series; |r| <= 0.35, so the next term is 5e-18
+
+
+@forceinline
+def exp_f64(x):
+    """e^x for x <= 0, to a unit in the last place or two; 0 below -700."""
+    if not x > -700.0:
+        return 0.0
+    n = int(x * 1.4426950408889634 - 0.5)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = (((C[13] * r + C[12]) * r + C[11]) * r + C[10]) * r + C[9]
+    p = (((p * r + C[8]) * r + C[7]) * r + C[6]) * r + C[5]
+    p = ((((p * r + C[4]) * r + C[3]) * r + C[2]) * r + 1.0) * r + 1.0
+    return p * f64_from_bits((n + 1023) << 52)
+
+
+@forceinline
+def _sum_of_exp(values, n):
+    """The sum of exp(value - the first), from the first on."""
+    first, total = load_f64(values), 0.0
+    for i in range(n):
+        total += exp_f64(load_f64(values + i * 8) - first)
+    return total
+
+
+@forceinline
+def _reaching(values, n, share):
+    """How many of the first, n at most, have this share of the sum; ``share`` of it itself, not of one."""
+    first, total, i = load_f64(values), 0.0, 0
+    while i < n:
+        total += exp_f64(load_f64(values + i * 8) - first)
+        if total >= share:
+            return i + 1
+        i += 1
+    return n
+
+
+@forceinline
+def _shorten(values, n, kind, amount, least):
+    """How many of n stay after one link; a temperature changes them."""
+    if kind == TOP_K:
+        n = min(n, int(amount))
+    elif kind == TOP_P:
+        n = min(n, max(_reaching(values, n, amount * _sum_of_exp(values, n)), least))
+    elif kind == MIN_P:
+        threshold = load_f64(values) + amount
+        while n > least and load_f64(values + n * 8 - 8) < threshold:
+            n -= 1
+    elif kind == TEMPERATURE:
+        if amount < SMALLEST_TEMPERATURE or not abs(load_f64(values)) < amount * LARGEST:
+            n = 1
+        else:
+            for i in range(n):
+                store_f64(values + i * 8, load_f64(values + i * 8) / amount)
+    return n
+
+
+@forceinline
+def draw(record, k):
+    """(place of the chosen one, the sum of exp of what is left), of the k values that ``record`` points to."""
+    values, shaped, left = load_i64(record + VALUES), load_i64(record + SHAPED), load_i64(record + LEFT)
+    n = min(k, load_i64(record + N_CANDIDATES))
+    for i in range(n):
+        store_f64(shaped + i * 8, load_f32(values + i * 4))
+    links = load_i64(record + LINKS)
+    for i in range(load_i64(record + N_LINKS)):
+        link = links + i * LINK_NBYTES
+        n = _shorten(shaped, n, int(load_f64(link)), load_f64(link + 8), int(load_f64(link + 16)))
+        store_i64(left + i * 8, n)
+    total, place = _sum_of_exp(shaped, n), 0
+    if n > 1:
+        share = load_f64(load_i64(record + UNIFORMS)) * total
+        store_i64(record + UNIFORMS, load_i64(record + UNIFORMS) + 8)
+        first, reached = load_f64(shaped), 1.0
+        while place < n - 1 and reached <= share:
+            place += 1
+            reached += exp_f64(load_f64(shaped + place * 8) - first)
+    return place, total

@@ -1,0 +1,172 @@
+"""Quantized weights times quantized activations: a few tokens straight from the mapped file, many through a panel.
+
+Activations are int16 (``quantize`` in elementwise.py). Integer sums are exact, so their order is free, and the float
+ones have one fixed order, stated by each family of types (block_matmul.py: 32 weights to a scale, superblock_matmul.py:
+256). A token therefore gets the same bits alone, in a prompt of any length, and on every instruction set with a fused
+multiply-add.
+
+    one token      8 rows at a time, read where they lie                                bound by memory
+    a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
+                   with AVX-512 VNNI transposed in registers (transposed_matmul.py)
+    more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
+    16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from edgellm.kernels.cpu.kernels import block_matmul, panel, superblock_matmul, transposed_matmul
+from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
+from edgellm.kernels.cpu.lib import layout as at
+from edgellm.kernels.cpu.lib.layout import (
+    AHEAD,
+    BIAS,
+    FOLLOWING,
+    MAX_FEW,
+    N_GROUPS,
+    N_OUT,
+    OUT,
+    OUT_ROW_NBYTES,
+    RECORDS,
+    ROW_KIND,
+    SUMS,
+    W_ROW_NBYTES,
+    X_ROW_NBYTES,
+    W,
+    X,
+)
+from edgellm.kernels.cpu.lib.simd import (
+    atomic_add,
+    atomic_load,
+    f32_of,
+    forceinline,
+    load_f32x8,
+    load_f64,
+    load_i32,
+    load_i64,
+    splat_f32x16,
+    store_f32x8,
+)
+from edgellm.kernels.cpu.weights import SUPERBLOCKS
+
+CHUNK_ROWS = 256
+"""A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
+has fetched ahead then belongs to another (SmolLM2 on two cores, parts of 16, 64, 144 rows: 7.6, 5.7, 4.6 ms)."""
+
+# arguments of an embed op
+EMBED_W, EMBED_ROW_NBYTES, EMBED_GROUPS, EMBED_OUT, EMBED_OUT_ROW_NBYTES, EMBED_SCALE = (8 * i for i in range(1, 7))
+
+
+def _family(quant: str) -> tuple[Any, Any]:
+    """The module that multiplies a type's blocks, and the one that reads them."""
+    weights = importlib.import_module(f"edgellm.kernels.cpu.weights.{quant.lower()}")
+    return superblock_matmul if quant in SUPERBLOCKS else block_matmul, weights
+
+
+@forceinline
+def _rows_of_part(n_out, n_threads):
+    """Rows that a thread takes at a time."""
+    share = (n_out + n_threads - 1) // n_threads
+    parts = (share + CHUNK_ROWS - 1) // CHUNK_ROWS
+    return ((share + parts - 1) // parts + 7) // 8 * 8
+
+
+@forceinline
+def _behind_part(op, thread, n_threads, n_rows, offset):
+    """Where to fetch ``offset`` bytes past the end of a part: in the part that is free now, or in the next product."""
+    part, n_out, w = (atomic_load(op + at.COUNTER) + n_threads) * n_rows, load_i64(op + N_OUT), load_i64(op + W)
+    w_row, following = load_i64(op + W_ROW_NBYTES), load_i64(op + FOLLOWING)
+    if part >= n_out and following != 0:
+        w, w_row = load_i64(following + W), load_i64(following + W_ROW_NBYTES)
+        part = thread * _rows_of_part(load_i64(following + N_OUT), n_threads)
+    return w + part * w_row + offset
+
+
+@forceinline
+def _as_they_are(x, x_row, n, n_groups, records):
+    return 0
+
+
+def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
+    """The path for a few tokens: 8 rows at a time. A thread's first part is its own, the others go by the counter.
+
+    So the weights that a thread needs first in the next product are known, and come while it ends this one.
+    ``prepare`` writes the activations as ``times_few`` wants them, if not as they are.
+    """
+
+    @forceinline
+    def few_tokens(op, n, thread, n_threads, scratch):
+        x, x_row, n_groups = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + N_GROUPS)
+        w, w_row, n_out = load_i64(op + W), load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT)
+        out, out_row, bias = load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES), load_i64(op + BIAS)
+        prepared_row = prepare(x, x_row, n, n_groups, scratch + RECORDS)
+        if prepared_row != 0:
+            x, x_row = scratch + RECORDS, prepared_row
+        n_rows = _rows_of_part(n_out, n_threads)
+        ahead_rows = 8 + (AHEAD + w_row * 4) // (w_row * 8) * 8
+        part = thread * n_rows
+        while part < n_out:
+            end = min(part + n_rows, n_out)
+            for at_row in range(part, end, 8):
+                row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
+                ahead = w + (at_row + ahead_rows) * w_row
+                if at_row + ahead_rows >= end:
+                    ahead = _behind_part(op, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
+                if n == 1:  # a copy in which the compiler knows it
+                    times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
+                else:
+                    times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
+                for t in range(n):
+                    sums = load_f32x8(scratch + SUMS + t * 32)
+                    if bias != 0:
+                        sums = sums + load_f32x8(bias + row * 4)
+                    store_f32x8(out + t * out_row + row * 4, sums)
+            part = (atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
+
+    return few_tokens
+
+
+def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False) -> Any:
+    """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
+    family, weights = _family(quant)
+    if has_dot_bytes and quant in transposed_matmul.TYPES:
+        few, times_few, prepare = MAX_FEW, transposed_matmul.make_few_tokens(quant, weights), transposed_matmul.prepare
+    else:
+        few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
+    few_tokens = _make_few_tokens(times_few, prepare)
+    many_tokens = panel.make_many_tokens(
+        family.GROUPS,
+        weights.BLOCK_NBYTES,
+        family.make_pack(weights),
+        *family.make_panel_times(weights),
+        make_tile_times(family.make_finish(weights), family.PLANES, family.GROUPS) if has_tiles else no_tiles,
+    )
+
+    def matmul(op, step, thread, n_threads):
+        n = load_i64(step + load_i64(op + ROW_KIND))
+        scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
+        if n > few:
+            many_tokens(op, n, scratch)
+        elif n > 0:
+            few_tokens(op, n, thread, n_threads, scratch)
+
+    return matmul
+
+
+def make_embed(quant: str) -> Any:
+    """The kernel out[t] = scale * weight[token[t]] for a quantized type."""
+    family, weights = _family(quant)
+    embed_row = family.make_embed_row(weights)
+
+    def embed(op, step, thread, n_threads):
+        scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
+        factor = splat_f32x16(f32_of(load_f64(op + EMBED_SCALE)))
+        for t in range(thread, load_i64(step + at.N_TOKENS), n_threads):
+            token = load_i32(load_i64(step + at.TOKENS) + t * 4)
+            p = load_i64(op + EMBED_W) + token * load_i64(op + EMBED_ROW_NBYTES)
+            out = load_i64(op + EMBED_OUT) + t * load_i64(op + EMBED_OUT_ROW_NBYTES)
+            embed_row(p, load_i64(op + EMBED_GROUPS), factor, out, scratch)
+
+    return embed

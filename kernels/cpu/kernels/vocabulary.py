@@ -1,0 +1,131 @@
+"""The end of a step in one kernel: the largest logits in order, their sum as probabilities, and the draw of a token.
+
+It is called by a sampler between two steps, while every core waits for the next token (numpy takes five times as
+long), and by the team itself when it decodes several steps (team.py).
+"""
+
+from __future__ import annotations
+
+from edgellm.kernels.cpu.kernels.draw import draw
+from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib.simd import (
+    forceinline,
+    load_f32,
+    load_f32x16,
+    load_i64,
+    max_f32x16,
+    maximum_f32x16,
+    splat_f32x16,
+    store_f32,
+    store_f64,
+    store_i64,
+    sum_f32x16,
+    zero_f32x16,
+)
+from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
+from edgellm.kernels.vocabulary_layout import (
+    LEFT,
+    LOGITS,
+    N_CANDIDATES,
+    N_LINKS,
+    N_LOGITS,
+    PLACE,
+    PLAIN_SUM,
+    POSITIONS,
+    ROW,
+    ROW_NBYTES,
+    SHAPED,
+    SHAPED_SUM,
+    SUM,
+    TOKEN,
+    VALUES,
+    WANTS_SUM,
+    K,
+)
+
+BLOCK = 64  # logits looked at together
+SUM_BLOCK = 1024  # summed as float32
+
+
+@forceinline
+def _insert(value, position, count, k, positions, values):
+    """Put a value behind its equals; the least of k goes."""
+    at = min(count, k - 1)
+    while at > 0 and load_f32(values + at * 4 - 4) < value:
+        store_f32(values + at * 4, load_f32(values + at * 4 - 4))
+        store_i64(positions + at * 8, load_i64(positions + at * 8 - 8))
+        at -= 1
+    store_f32(values + at * 4, value)
+    store_i64(positions + at * 8, position)
+
+
+@forceinline
+def _find_largest(logits, n, k, positions, values):
+    """The plain sum of the logits: not a number where one of them is none."""
+    count, total = 0, zero_f32x16()
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        p = logits + start * 4
+        if stop - start == BLOCK:
+            a, b = load_f32x16(p), load_f32x16(p + 64)
+            c, d = load_f32x16(p + 128), load_f32x16(p + 192)
+            total = total + ((a + b) + (c + d))
+            if count == k and maximum_f32x16(max_f32x16(max_f32x16(a, b), max_f32x16(c, d))) <= load_f32(
+                values + k * 4 - 4
+            ):
+                continue
+        for i in range(start, stop):
+            value = load_f32(logits + i * 4)
+            if count < k or value > load_f32(values + k * 4 - 4):
+                _insert(value, i, count, k, positions, values)
+                count = min(count + 1, k)
+    plain_sum = sum_f32x16(total)
+    for i in range(n // BLOCK * BLOCK, n):
+        plain_sum = plain_sum + load_f32(logits + i * 4)
+    return plain_sum
+
+
+@forceinline
+def _sum_of_exp(logits, n, largest):
+    """The sum of exp(logit - largest)."""
+    total = 0.0
+    whole = n // 16 * 16
+    offset = splat_f32x16(largest)
+    for start in range(0, whole, SUM_BLOCK):
+        part = zero_f32x16()
+        for i in range(start, min(start + SUM_BLOCK, whole), 16):
+            part = part + exp_f32x16(load_f32x16(logits + i * 4) - offset)
+        total += sum_f32x16(part)
+    for i in range(whole, n):
+        total += simd.first_lane(exp_f32x16(splat_f32x16(load_f32(logits + i * 4) - largest)))
+    return total
+
+
+@forceinline
+def _move_on(record, k):
+    """Let the addresses of results point to the next rows."""
+    n_candidates, n_links = load_i64(record + N_CANDIDATES), load_i64(record + N_LINKS)
+    store_i64(record + ROW, load_i64(record + ROW) + ROW_NBYTES)
+    store_i64(record + POSITIONS, load_i64(record + POSITIONS) + 8 * k)
+    store_i64(record + VALUES, load_i64(record + VALUES) + 4 * k)
+    store_i64(record + SHAPED, load_i64(record + SHAPED) + 8 * n_candidates)
+    store_i64(record + LEFT, load_i64(record + LEFT) + 8 * n_links)
+
+
+def vocabulary(record, _step, _thread, _n_threads):
+    """The k largest of n logits, 0 < k <= n, by falling value and rising position; the sum and a draw, if wanted."""
+    logits, n, k = load_i64(record + LOGITS), load_i64(record + N_LOGITS), load_i64(record + K)
+    row, positions, values = load_i64(record + ROW), load_i64(record + POSITIONS), load_i64(record + VALUES)
+    plain_sum = _find_largest(logits, n, k, positions, values)
+    store_f64(row + PLAIN_SUM, plain_sum)
+    if load_i64(record + WANTS_SUM) != 0:
+        store_f64(row + SUM, _sum_of_exp(logits, n, load_f32(values)))
+    if load_i64(record + N_CANDIDATES) > 0:
+        token, place, total = -1, 0, 0.0
+        if plain_sum - plain_sum == 0.0:  # it is finite
+            place, total = draw(record, k)
+            token = load_i64(positions + place * 8)
+        store_i64(row + TOKEN, token)
+        store_i64(row + PLACE, place)
+        store_f64(row + SHAPED_SUM, total)
+    _move_on(record, k)

@@ -1,0 +1,156 @@
+"""Deals out attention: which tokens go through the cache together, and who takes which part of their context.
+
+A tile is a few neighbouring tokens of one sequence. Where tiles are few or one is much longer than the others, its
+context is divided into parts of whole cuts, so that every thread has work (the parts' sums are kept until all are
+there: attention.py). What a token computes does not depend on how it is dealt.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.program import Attention, Program
+
+PARTS_PER_THREAD = 4
+NEAR_HEAD_DIMS = 256
+"""Heads x dimensions that go together: the keys and values of a cut, 256 KiB, are fetched a cut ahead."""
+MAX_PARTIAL_NBYTES = 64 << 20
+"""A tile whose kept sums would not fit is not divided."""
+
+
+class AttentionShape(NamedTuple):
+    """What the dealing of a layer's attention depends on."""
+
+    window: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim_k: int
+
+
+def attention_shape(op: Attention, layer: KVLayer) -> AttentionShape:
+    """The shape of one layer's attention."""
+    return AttentionShape(layer.window, op.n_heads, layer.n_kv_heads, layer.head_dim_k)
+
+
+def attention_shapes(program: Program, pool: KVPool) -> list[AttentionShape]:
+    """The shapes of a program; each has a list of parts in every step."""
+    shapes = (attention_shape(op, pool.layers[op.layer]) for op in program.ops if isinstance(op, Attention))
+    return list(dict.fromkeys(shapes))
+
+
+class AttentionWork:
+    """The parts of a step's attention, one list for each shape; kept while the next step would have the same."""
+
+    def __init__(self, program: Program, pool: KVPool, n_threads: int) -> None:
+        self._shapes, self._windows, self._n_threads = attention_shapes(program, pool), pool.windows, n_threads
+        group = max((s.n_heads // s.n_kv_heads for s in self._shapes), default=1)
+        head_dim = max((layer.head_dim_v for layer in pool.layers), default=0)
+        self._tile_tokens = layout.tile_tokens(group)
+        rows = max(layout.TILE_ROWS, group * self._tile_tokens)
+        self.scratch_nbytes = layout.attention_scratch_nbytes(rows, head_dim)
+        n_heads = max((s.n_heads for s in self._shapes), default=1)
+        self._partial_nbytes = n_heads * layout.attention_state_nbytes(head_dim)  # of one token and cut
+        self._partials = np.zeros(0, np.uint8)
+        self._key: bytes | tuple[int, ...] | None = None
+        self._alive: list[np.ndarray] = []
+
+    def plan(self, positions: np.ndarray, starts: Sequence[int], sequences: np.ndarray) -> dict[str, int]:
+        """The step's fields for attention, none when they are those of the step before.
+
+        ``starts`` are the first tokens of the sequences, and one past the last.
+        """
+        if len(positions) == 1:  # a text that grows: mostly as before, and the arithmetic below is 100 us
+            one = (int(sequences[0]), *(n for w in self._windows for n in _visible_cuts_of(int(positions[0]), w)))
+            if one == self._key:
+                return {}
+        else:
+            one = None
+        tiles = self._tiles(starts, sequences)
+        first, last = positions[tiles[:, 0]], positions[tiles[:, 0] + tiles[:, 1] - 1]
+        cuts = [_visible_cuts(first, last, window) for window in self._windows]
+        key = one or b"".join(a.tobytes() for a in (tiles, *itertools.chain(*cuts)))
+        if key == self._key:
+            return {}
+        lists = [self._parts(shape, tiles, *cuts[self._windows.index(shape.window)]) for shape in self._shapes]
+        slots = max((n for _, n in lists), default=0)
+        if self._partials.size < slots * self._partial_nbytes:
+            self._partials = np.zeros(2 * slots * self._partial_nbytes, np.uint8)
+        done = np.zeros(len(tiles) * max((s.n_kv_heads for s in self._shapes), default=1), np.int64)
+        pairs = np.array([[parts.ctypes.data, len(parts)] for parts, _ in lists], np.int64)
+        self._alive = [done, pairs, *(parts for parts, _ in lists)]
+        self._key = key
+        return {
+            "PARTS": pairs.ctypes.data, "PARTS_DONE": done.ctypes.data,
+            "PARTIALS": self._partials.ctypes.data, "PARTIAL_NBYTES": self._partial_nbytes,
+        }  # fmt: skip
+
+    def steps_alike(self, position: int) -> int:
+        """For how many positions from this one on a growing text has the same parts."""
+        n = layout.CUT_BLOCKS * BLOCK_TOKENS
+        for window in self._windows:
+            size, first = layout.cut_blocks(window) * BLOCK_TOKENS, position - window + 1
+            n = min(n, size - position % size)
+            if window:
+                n = min(n, size - first % size if first >= 0 else size - first)
+        return n
+
+    def _tiles(self, starts: Sequence[int], sequences: np.ndarray) -> np.ndarray:
+        """(first token, tokens, sequence), never across two sequences."""
+        tile = self._tile_tokens
+        tiles = [
+            (first, min(tile, stop - first), sequences[start])
+            for start, stop in itertools.pairwise(starts)
+            for first in range(start, stop, tile)
+        ]
+        return np.array(tiles, np.int32)
+
+    def _parts(
+        self, shape: AttentionShape, tiles: np.ndarray, begin: np.ndarray, end: np.ndarray
+    ) -> tuple[np.ndarray, int]:
+        """The parts of all tiles over their cuts [begin, end), longest first, and how many (token, cut) are kept."""
+        n_tokens, cuts = tiles[:, 1].astype(np.int64), (end - begin).astype(np.int64)
+        cost = cuts * n_tokens
+        # heads that go together, being neighbours in memory: while their rows and a cut's keys stay near, and while
+        # there are cuts enough to deal out
+        heads = shape.n_kv_heads
+        together = np.minimum(
+            layout.TILE_ROWS * heads // (n_tokens * shape.n_heads), NEAR_HEAD_DIMS // shape.head_dim_k
+        )
+        together = np.clip(together, 1, heads if cuts.sum() >= self._n_threads * PARTS_PER_THREAD else 1)
+        n_groups = -(-heads // together)
+        wanted = -(-cost * together * self._n_threads * PARTS_PER_THREAD // (heads * cost.sum()))
+        n_parts = np.minimum(wanted, cuts) if self._n_threads > 1 else np.ones_like(cuts)
+        n_parts[np.cumsum(cost * (n_parts > 1)) * self._partial_nbytes > MAX_PARTIAL_NBYTES] = 1
+        kept = cost * (n_parts > 1)
+        each = n_groups * n_parts
+        tile = np.repeat(np.arange(len(tiles)), each)
+        number = np.arange(len(tile)) - np.repeat(np.cumsum(each) - each, each)
+        group, number = number // n_parts[tile], number % n_parts[tile]
+        cut, stop = (begin[tile] + n * cuts[tile] // n_parts[tile] for n in (number, number + 1))
+        head = group * together[tile]
+        n_heads = np.minimum(together[tile], heads - head)
+        columns = (
+            *tiles[tile].T, cut, stop - cut, head, n_heads, n_parts[tile], begin[tile], cuts[tile],
+            (np.cumsum(kept) - kept)[tile], tile * heads + group, np.full(len(tile), self._windows.index(shape.window)),
+        )  # fmt: skip
+        parts = np.stack(columns, axis=1).astype(np.int32)
+        longest_first = np.argsort(-(stop - cut) * n_tokens[tile] * n_heads, kind="stable")
+        return np.ascontiguousarray(parts[longest_first]), int(kept.sum())
+
+
+def _visible_cuts_of(position: int, window: int) -> tuple[int, int]:
+    """``_visible_cuts`` of one token."""
+    size = layout.cut_blocks(window) * BLOCK_TOKENS
+    return (max(position - window + 1, 0) // size if window else 0), position // size + 1
+
+
+def _visible_cuts(first: np.ndarray, last: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """For tiles with these first and last positions: the first cut they see, and one past the last."""
+    size = layout.cut_blocks(window) * BLOCK_TOKENS
+    return (np.maximum(first - window + 1, 0) // size if window else np.zeros_like(first)), last // size + 1

@@ -1,0 +1,211 @@
+"""Runs a program on the CPU: fills in the step record, lets the thread team walk the op table, hands back logits.
+
+Everything that the kernels take on trust is checked here: token ids, positions, and every block-table entry that a
+token of the batch can reach.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from edgellm.formats.errors import ClosedError, NumericError, ParameterError
+from edgellm.kernels import likeliest
+from edgellm.kernels.cpu.compile import jit, kernel_table
+from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, Progress
+from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
+from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower
+from edgellm.kernels.cpu.run.step import StepRecord
+from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
+from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.program import Batch, Hook, Program
+from edgellm.kernels.token_draw import MAX_STEPS, TokenDraw
+
+
+class CPUExecutor:
+    """The ``Executor`` for this machine's CPU.
+
+    form         "amx", "avx512_vnni", "avx2", "neon", "portable", or None for the best that the CPU has
+    on_compile   called while kernels are compiled, on the first start: done, total, name
+    cache        take the kernels from here as they are; without it they are tested once, and another form is taken
+                 when they fail (verified_kernels.py)
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        pool: KVPool,
+        n_threads: int = 1,
+        max_tokens: int = 512,
+        on_compile: Progress | None = None,
+        form: str | None = None,
+        cache: KernelCache | None = None,
+    ) -> None:
+        self.program, self.pool, self.max_tokens, self.n_threads = program, pool, max_tokens, n_threads
+        if pool.dtype != np.float16:
+            raise ParameterError(f"the CPU executor keeps keys and values as float16, not {pool.dtype}")
+        self._table = lower(program, pool, max_tokens)
+        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.VOCABULARY]
+        tested = cache is None
+        if cache is None:
+            cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
+        else:
+            objects = cache.objects(names, on_compile)
+        self.isa, self.n_compiled = cache.isa, cache.n_compiled
+        self._code = jit.CodeMemory()
+        addresses = {name: self._code.load(name, objects[name]) for name in names}
+        self._vocabulary = addresses[kernel_table.VOCABULARY]
+        if tested:
+            likeliest.use(likeliest.VocabularyKernel(self._vocabulary, self._code))
+        self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
+        self._rows_address = self._table.rows.ctypes.data
+        self._team = ThreadTeam(addresses, n_threads, self._code)
+        self._end_threads = weakref.finalize(self, self._team.close)
+        self._step = StepRecord(program, pool, max_tokens, n_threads)
+        widest = max(buffer.width for buffer in program.buffers.values())
+        scratch_nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), self._step.work.scratch_nbytes)
+        per_thread = -(-scratch_nbytes // 4096) * 4096
+        self._scratch = aligned_zeros(per_thread * n_threads, 4096)
+        self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
+        self._closed = False
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
+        """Logits (n_outputs, n_vocab) float32, valid until the next call; see ``Executor``."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        starts = _starts(batch.sequences)
+        self._check(batch, starts)
+        self._step.begin(batch, starts)
+        table, output_rows = self._table, [row for row, wanted in enumerate(batch.outputs.tolist()) if wanted]
+        middle, first, last = table.n_token_rows, table.n_token_rows, table.first_row[-1]
+        if hook is None and len(output_rows) <= MAX_OUTPUTS:
+            if len(output_rows) < len(batch):
+                middle, first, last = table.n_rows_before_tail, table.first_row[-1], len(table.rows)
+            else:  # all in one walk: Python and a meeting are 20 us
+                middle, first = 0, 0
+        self._run_rows(0, middle, hook)
+        logits = table.buffers["logits"][:, : self.program.n_vocab]
+        result = logits[: len(output_rows)]
+        if len(output_rows) > MAX_OUTPUTS:
+            result = np.empty((len(output_rows), self.program.n_vocab), np.float32)
+        for start in range(0, len(output_rows), MAX_OUTPUTS):
+            chunk = output_rows[start : start + MAX_OUTPUTS]
+            self._step.outputs(chunk)
+            self._run_rows(first, last, hook)
+            if result.base is not logits.base:
+                result[start : start + len(chunk)] = logits[: len(chunk)]
+        if output_rows and not (np.isfinite(result.max()) and np.isfinite(result.min())):
+            raise NumericError(
+                "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
+                "`edgellm verify FILE`, then pull it again."
+            )
+        return result
+
+    def decode(self, batch: Batch, n_steps: int, draw: TokenDraw, stop_ids: Collection[int] = ()) -> int:
+        """Several decode steps in one call; see ``DecodingExecutor``."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
+            raise ParameterError("decode() takes one token that wants logits, and at least one step")
+        position = int(batch.positions[0])
+        n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(position))
+        self._check(batch, [0, 1], n_steps)
+        self._step.begin(batch, [0, 1])
+        self._step.outputs([0])
+        table, n_vocab = self._table, self.program.n_vocab
+        stops = np.array([i for i in stop_ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
+        table.rows[:, -1] = 0
+        record = draw.begin(table.buffers["logits"].ctypes.data, n_vocab)
+        return self._team.decode(
+            self._rows_address,
+            table.first_row[-1],
+            self._step.address,
+            n_steps,
+            (self._vocabulary, record),
+            self._step.angle_nbytes,
+            stops,
+        )
+
+    def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
+        rows = self._table.rows
+        rows[first:last, -1] = 0  # the work counters
+        address, step = self._rows_address, self._step.address
+        if hook is None:
+            self._team.run(address, first, last, step)
+            return
+        for i, op in enumerate(self.program.ops):
+            start, stop = self._table.first_row[i : i + 2]
+            if first <= start and stop <= last:
+                rows[start:stop, -1] = 0
+                # a hook may change any buffer, so make the int16 form of this op's input anew
+                self._requantize(start, stop, address, step)
+                self._team.run(address, start, stop, step)
+                hook(i, op, self._read)
+
+    def _requantize(self, start: int, stop: int, address: int, step: int) -> None:
+        """Run again the quantize row that made the activations read by the rows [start, stop)."""
+        rows, kernels = self._table.rows, self._table.kernels
+        for row in range(start, stop):
+            if kernels[row].startswith("matmul_"):
+                makers = [i for i in range(row) if kernels[i] == "quantize" and rows[i, 3] == rows[row, 1]]
+                if makers and makers[-1] < start:
+                    self._team.run(address, makers[-1], makers[-1] + 1, step)
+
+    def _read(self, name: str) -> np.ndarray:
+        """A writable view of a buffer's rows in this step."""
+        buffer = self.program.buffers[name]
+        n = self._step.get("N_OUTPUTS" if buffer.rows == "outputs" else "N_TOKENS")
+        return self._table.buffers[name][:n, : buffer.width]
+
+    # ---- what the kernels take on trust ------------------------------------------------------------------------------
+
+    def _check(self, batch: Batch, starts: Sequence[int], n_steps: int = 1) -> None:
+        n = len(batch)
+        if not 0 < n <= self.max_tokens:
+            raise ParameterError(f"a batch of {n} tokens; this executor takes 1 to {self.max_tokens}")
+        if len({n, len(batch.positions), len(batch.sequences), len(batch.outputs)}) != 1:
+            raise ParameterError("tokens, positions, sequences and outputs of a batch must have one length")
+        tokens, positions = batch.tokens.tolist(), batch.positions.tolist()
+        low, high = min(tokens), max(tokens)
+        if low < 0 or high >= self.program.n_vocab:
+            bad = low if low < 0 else high
+            raise ParameterError(f"token id {bad} is not in [0, {self.program.n_vocab})")
+        if len(batch.tables) != len(self.pool.windows):
+            raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.windows)} windows")
+        for start, stop in itertools.pairwise(starts):
+            first, last = positions[start], positions[stop - 1]
+            if first < 0 or (stop - start > 1 and positions[start:stop] != list(range(first, first + stop - start))):
+                raise ParameterError("positions of a sequence must rise by one, from 0 on")
+            self._check_blocks(batch, int(batch.sequences[start]), first, last + n_steps - 1)
+
+    def _check_blocks(self, batch: Batch, sequence: int, first: int, last: int) -> None:
+        for window, n_blocks, table in zip(self.pool.windows, self.pool.n_blocks, batch.tables, strict=True):
+            if table.ndim != 2:
+                raise ParameterError(f"a block table of shape {table.shape}; (n_sequences, max_blocks) is expected")
+            begin = max(0, first - window + 1) // BLOCK_TOKENS if window else 0
+            end = last // BLOCK_TOKENS + 1
+            if not 0 <= sequence < table.shape[0] or end > table.shape[1]:
+                raise ParameterError(f"no block table for position {last} of sequence {sequence}")
+            blocks = table[sequence, begin:end]
+            if int(blocks.min()) < 0 or int(blocks.max()) >= n_blocks:
+                raise ParameterError(f"block table of sequence {sequence} points outside its {n_blocks} blocks")
+
+    def close(self) -> None:
+        """Stop the threads and let go of weights and cache. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._end_threads()
+            del self._table, self.pool
+
+
+def _starts(sequences: np.ndarray) -> list[int]:
+    """The first token of each sequence of a batch, and one past the last."""
+    if len(sequences) == 1:  # decode: numpy would take 10 us
+        return [0, 1]
+    return [0, *(np.flatnonzero(np.diff(sequences)) + 1).tolist(), len(sequences)]

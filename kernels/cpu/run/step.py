@@ -1,0 +1,105 @@
+"""The step record: what a batch tells the kernels, in arrays that are made once and filled for every step.
+
+Decoding does this once for each token while all threads wait, so it makes few calls into numpy: each takes microseconds
+after a step that has emptied the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.run.attention_work import AttentionWork
+from edgellm.kernels.kv import KVPool
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.rope import Rope
+
+ROPE_RUN = 64  # positions whose angles are computed together while one text grows
+
+
+class StepRecord:
+    """The int64 fields of ``layout`` for one executor. ``address`` is what kernels are given."""
+
+    def __init__(self, program: Program, pool: KVPool, max_tokens: int, n_threads: int) -> None:
+        self.work = AttentionWork(program, pool, n_threads)
+        self._fields = np.zeros(layout.STEP_FIELDS, np.int64)
+        self.address = self._fields.ctypes.data
+        self._arrays = np.zeros((4, max_tokens), np.int32)
+        self._tables = np.zeros((len(pool.windows), 2), np.int64)
+        self._angles = _Angles(list(program.ropes.values()))
+        self._alive: Sequence[np.ndarray] = ()
+        names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS")
+        self.set(**{name: row.ctypes.data for name, row in zip(names, self._arrays, strict=True)})
+        self.set(TABLES=self._tables.ctypes.data, ROPES=self._angles.pairs.ctypes.data)
+
+    def set(self, **fields: int) -> None:
+        """Fill in fields by name."""
+        for name, value in fields.items():
+            self._fields[getattr(layout, name) // 8] = value
+
+    def get(self, name: str) -> int:
+        """A field by name."""
+        return int(self._fields[getattr(layout, name) // 8])
+
+    def begin(self, batch: Batch, starts: Sequence[int]) -> None:
+        """All that a batch says but its outputs; ``starts`` are as in ``AttentionWork.plan``."""
+        n = len(batch)
+        tokens, positions, sequences, _ = self._arrays
+        tokens[:n], positions[:n], sequences[:n] = batch.tokens, batch.positions, batch.sequences
+        self._fields[layout.N_TOKENS // 8], self._fields[layout.N_OUTPUTS // 8] = n, 0
+        tables = self._alive = [np.ascontiguousarray(table, np.int32) for table in batch.tables]
+        for i, table in enumerate(tables):
+            self._tables[i, 0], self._tables[i, 1] = table.__array_interface__["data"][0], table.shape[1]
+        self._angles.turn(positions[:n])
+        if changed := self.work.plan(positions[:n], starts, sequences[:n]):
+            self.set(**changed)
+
+    def steps_alike(self, position: int) -> int:
+        """Decode steps from this position on that differ from the first in nothing but token, position and angles."""
+        return min(ROPE_RUN - position % ROPE_RUN, self.work.steps_alike(position))
+
+    @property
+    def angle_nbytes(self) -> np.ndarray:
+        """For each rope, bytes from the angles of one position to those of the next; int64."""
+        return self._angles.nbytes
+
+    def outputs(self, rows: Sequence[int]) -> None:
+        """The tokens whose logits the next kernels compute."""
+        self._arrays[3, : len(rows)] = rows
+        self._fields[layout.N_OUTPUTS // 8] = len(rows)
+
+
+class _Angles:
+    """cos and sin of a step's positions, for every rope of a program; ``pairs`` holds their addresses."""
+
+    def __init__(self, ropes: Sequence[Rope]) -> None:
+        self.pairs = np.zeros((len(ropes), 2), np.int64)
+        self.nbytes = np.zeros(len(ropes), np.int64)  # of a row
+        self._ropes = ropes
+        self._first = -1  # position of the first row of a run
+        self._runs: list[tuple[int, int, int]] = []  # addresses of cos and sin, bytes of a row
+        self._alive: list[np.ndarray] = []
+
+    def turn(self, positions: np.ndarray) -> None:
+        """Angles of these positions."""
+        if len(positions) > 1:
+            self._compute(positions)
+            self._first = -1
+            return
+        position = int(positions[0])
+        first = position // ROPE_RUN * ROPE_RUN
+        if first != self._first:
+            self._compute(np.arange(first, first + ROPE_RUN, dtype=np.int32))
+            self._first = first
+        for i, (cos, sin, nbytes) in enumerate(self._runs):
+            offset = (position - first) * nbytes
+            self.pairs[i, 0], self.pairs[i, 1] = cos + offset, sin + offset
+
+    def _compute(self, positions: np.ndarray) -> None:
+        tables = [rope.table(positions) for rope in self._ropes]
+        self._alive = [array for pair in tables for array in pair]
+        self._runs = [(cos.ctypes.data, sin.ctypes.data, cos.strides[0]) for cos, sin in tables]
+        for i, (cos, sin, nbytes) in enumerate(self._runs):
+            self.pairs[i], self.nbytes[i] = (cos, sin), nbytes

@@ -1,0 +1,113 @@
+"""A team of threads that runs op tables: Python starts and wakes them, native code keeps them in step (team.py)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+
+import numpy as np
+
+from edgellm.kernels.cpu.compile.jit import KERNEL
+from edgellm.kernels.cpu.lib import team_layout as at
+
+
+def aligned_zeros(nbytes: int, alignment: int = 64) -> np.ndarray:
+    """Zero bytes that begin at a cache line."""
+    raw = np.zeros(nbytes + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + nbytes]
+
+
+class ThreadTeam:
+    """n threads; the caller of ``run`` is the first. ``addresses`` are the loaded team_* kernels, kept by ``code``."""
+
+    def __init__(self, addresses: dict[str, int], n_threads: int, code: object = None) -> None:
+        self.n_threads = n_threads
+        self._code = code  # idle workers spin in it
+        kernels = (KERNEL(addresses[f"team_{name}"]) for name in ("publish", "lead", "work", "decode"))
+        self._publish, self._lead, self._work, self._decode = kernels
+        self._record = aligned_zeros(at.WORKERS + n_threads * at.LINE)
+        self._fields = self._record.view(np.int64)
+        self._fields[at.N_THREADS // 8] = n_threads
+        self._fields[at.YIELD // 8] = _sched_yield()
+        self._parked = np.zeros(max(n_threads, 1), np.int64)
+        self._parked_view = self._parked[1:]
+        self._record_address, self._parked_address = self._record.ctypes.data, self._parked.ctypes.data
+        self._run_fields = np.zeros(at.DECODE_FIELDS, np.int64)
+        self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._worker, args=(i,), name=f"edgellm-cpu-{i}", daemon=True)
+            for i in range(1, n_threads)
+        ]
+        for i, thread in enumerate(self._threads, 1):
+            self._fields[(at.WORKERS + i * at.LINE) // 8] = at.PARKED
+            thread.start()
+
+    def run(self, ops: int, first: int, last: int, step: int) -> None:
+        """Run rows [first, last) of the op table at ``ops`` for the step record at ``step``."""
+        if last <= first:
+            return
+        self._announce(ops, first, last, step)
+        self._lead(self._record_address, 0, 0, 0)
+
+    def decode(
+        self,
+        ops: int,
+        n_rows: int,
+        step: int,
+        n_steps: int,
+        vocabulary: tuple[int, int],
+        angles: np.ndarray,
+        stop_ids: np.ndarray,
+    ) -> int:
+        """Up to ``n_steps`` decode steps in a row, the first n_rows rows each; how many gave a token.
+
+        vocabulary   addresses of the kernel and of a record with room for so many draws
+        angles       int64, for each rope the bytes from one position's angles to the next's
+        stop_ids     int64
+        """
+        arrays = (stop_ids.ctypes.data, len(stop_ids), angles.ctypes.data, len(angles))
+        self._run_fields[:] = self._parked_address, *vocabulary, n_steps, 0, *arrays, 0
+        self._announce(ops, 0, n_rows, step)
+        while True:
+            self._decode(self._record_address, self._run_fields.ctypes.data, 0, 0)
+            if not self._run_fields[at.WAKE // 8]:
+                return int(self._run_fields[at.N_DONE // 8])
+            self._wake_parked()
+
+    def _announce(self, ops: int, first: int, last: int, step: int) -> None:
+        self._fields[at.JOB // 8 : at.JOB // 8 + 4] = ops, first, last, step
+        self._publish(self._record_address, self._parked_address, 0, 0)
+        self._wake_parked()
+
+    def _wake_parked(self) -> None:
+        for i, parked in enumerate(self._parked_view.tolist()):
+            if parked:
+                self._wake[i + 1].release()
+
+    def _worker(self, thread: int) -> None:
+        generation = np.zeros(1, np.int64)
+        while True:
+            self._wake[thread].acquire()
+            if self._stopping:
+                return
+            self._work(self._record.ctypes.data, thread, int(generation[0]), generation.ctypes.data)
+
+    def close(self) -> None:
+        """End the threads. Safe to call twice."""
+        self._stopping = True
+        for thread, wake in zip(self._threads, self._wake[1:], strict=True):
+            wake.release()
+            # the garbage collector may call this on a worker, which then ends by itself
+            while thread.is_alive() and thread is not threading.current_thread():
+                wake.release()
+                thread.join(0.05)
+
+
+def _sched_yield() -> int:
+    """Address of the system's sched_yield, 0 where there is none."""
+    if os.name != "posix":
+        return 0
+    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0

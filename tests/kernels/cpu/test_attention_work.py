@@ -1,0 +1,108 @@
+"""How attention is dealt out: every cut of every tile and head exactly once, in pieces small enough for all threads."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.run.attention_work import AttentionWork
+from edgellm.kernels.kv import KVLayer, KVPool
+from edgellm.kernels.narrowing import output_tail
+from edgellm.kernels.program import Add, Attention, Buffer, Matmul, Op, Program, RMSNorm, SelectOutputs
+
+WINDOW = 100
+LAYERS = (KVLayer(3, 64, 64), KVLayer(1, 256, 256, WINDOW), KVLayer(8, 128, 128))
+HEADS = (9, 4, 8)
+FIELDS = layout.PART_NBYTES // 4
+
+
+def program(*ops: Op) -> Program:
+    attention = tuple(Attention("q", "attn", i, n, 1.0) for i, n in enumerate(HEADS))
+    buffers = {name: Buffer(name, 8) for name in ("x", "attn", "proj", "h")} | {
+        "logits": Buffer("logits", 8, "outputs")
+    }
+    return Program("test", (*attention, *ops), buffers, {}, LAYERS, {}, 8, 4096, 8)
+
+
+def work_of(n_threads: int) -> AttentionWork:
+    return AttentionWork(program(), KVPool(LAYERS, (0, WINDOW), (1, 1)), n_threads)
+
+
+def parts_at(address: int) -> list[np.ndarray]:
+    """The parts (n, fields) of each layer."""
+    pairs = np.ctypeslib.as_array((ctypes.c_int64 * 6).from_address(address)).reshape(3, 2)
+    return [
+        np.ctypeslib.as_array((ctypes.c_int32 * (n * FIELDS)).from_address(a)).reshape(n, FIELDS).copy()
+        for a, n in pairs.tolist()
+    ]
+
+
+def deal(depths: list[tuple[int, int]], n_threads: int) -> list[np.ndarray]:
+    """The parts of each layer, for sequences of (first position, tokens)."""
+    work = work_of(n_threads)
+    positions = np.concatenate([np.arange(p, p + n) for p, n in depths]).astype(np.int32)
+    starts = [0, *np.cumsum([n for _, n in depths]).tolist()]
+    sequences = np.repeat(np.arange(len(depths)), [n for _, n in depths]).astype(np.int32)
+    fields = work.plan(positions, starts, sequences)
+    assert work.plan(positions, starts, sequences) == {}
+    return parts_at(fields["PARTS"])
+
+
+def test_a_growing_text_has_the_parts_of_its_position() -> None:
+    growing, address = work_of(2), 0
+    for position in range(0, 1300, 3):
+        one = np.array([position], np.int32), [0, 1], np.zeros(1, np.int32)
+        address = growing.plan(*one).get("PARTS", address)
+        fresh = work_of(2)
+        for part, expected in zip(parts_at(address), parts_at(fresh.plan(*one)["PARTS"]), strict=True):
+            np.testing.assert_array_equal(part, expected)
+
+
+BATCHES = {
+    "one token": [(0, 1)], "one deep token": [(5000, 1)], "prompt": [(0, 500)], "prompt at depth": [(3000, 70)],
+    "streams": [(40 * i, 1) for i in range(16)], "one deep stream": [(20000, 1)] + [(9, 1)] * 15,
+    "mixed": [(700, 1), (0, 300), (4000, 3)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 16])
+@pytest.mark.parametrize("name", BATCHES)
+def test_every_cut_is_done_once(name: str, n_threads: int) -> None:
+    for layer, parts in zip(LAYERS, deal(BATCHES[name], n_threads), strict=True):
+        size = layout.cut_blocks(layer.window) * 32
+        wanted, found, starts = set(), [], np.cumsum([0, *(n for _, n in BATCHES[name])])
+        for (first, n), start in zip(BATCHES[name], starts, strict=False):
+            for token, head in np.ndindex(n, layer.n_kv_heads):
+                lowest = max(0, first + token - layer.window + 1) // size if layer.window else 0
+                wanted |= {(start + token, head, cut) for cut in range(lowest, (first + token) // size + 1)}
+        for token, n_tokens, _, cut, n_cuts, head, n_heads, *_ in parts.tolist():
+            ranges = np.ndindex(n_tokens, n_heads, n_cuts)
+            found += [(token + t, head + h, cut + c) for t, h, c in ranges]
+        assert len(set(found)) == len(found)
+        assert wanted <= set(found)  # the first tokens of a tile do not see its last cut
+
+
+@pytest.mark.parametrize("name", ["one deep token", "one deep stream"])
+def test_a_long_context_is_shared(name: str) -> None:
+    for layer, parts in zip(LAYERS, deal(BATCHES[name], 2), strict=True):
+        cost = parts[:, 1] * parts[:, 4] * parts[:, 6]
+        assert cost.max() <= max(cost.sum() / 4, layer.n_kv_heads)
+
+
+def test_the_tail_of_a_program_selects_what_it_reads() -> None:
+    ops = (
+        Matmul("attn", "w", "proj"), Add("x", "proj", "x"), RMSNorm("x", "n", "h", 1e-5), Matmul("h", "w", "proj"),
+        Add("x", "proj", "x"), SelectOutputs("x", "x_out"), Matmul("x_out", "w", "logits"),
+    )  # fmt: skip
+    whole = program(*ops)
+    whole.buffers["x_out"] = Buffer("x_out", 8, "outputs")
+    tail = output_tail(whole)
+    assert tail is not None
+    assert tail.start == len(HEADS)
+    assert [op.x for op in tail.ops if isinstance(op, SelectOutputs)] == ["attn", "x"]
+    assert {b.rows for b in tail.buffers.values()} == {"outputs"}
+    assert tail.ops[-1] == Matmul("x of outputs", "w", "logits")
+    assert output_tail(program(Matmul("attn", "w", "x"), Attention("q", "attn", 0, 9, 1.0))).ops == ()  # type: ignore[union-attr]

@@ -1,0 +1,350 @@
+"""Several tokens in one call: what the executor decodes by itself is what comes of it step by step, to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from cpu_programs import FORMS, cpu_executor, kernel_cache, part, single_sequence, vocabulary_kernel
+
+from edgellm.engine import scheduler
+from edgellm.engine.cache import KVCache, pool_blocks
+from edgellm.engine.engine import Engine
+from edgellm.engine.requests import Step
+from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels import likeliest
+from edgellm.kernels.cpu.run.attention_work import AttentionWork, _visible_cuts_of
+from edgellm.kernels.cpu.run.executor import CPUExecutor
+from edgellm.kernels.cpu.run.step import ROPE_RUN
+from edgellm.kernels.kv import KVPool
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.token_draw import MAX_STEPS, Link, TokenDraw
+from edgellm.kernels.vocabulary_layout import TEMPERATURE
+from edgellm.models import build_program
+from edgellm.sampling.params import SamplingParams
+from edgellm.sampling.sampler import Sampler
+
+tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+
+ARCHITECTURES = ("llama", "gemma3")
+N_CTX = 320
+HANG_S = 60
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    path = tmp_path_factory.mktemp("models") / f"{request.param}.gguf"
+    tiny_models.write_tiny_model(path, request.param, "Q4_K", tied=False)
+    with GGUFFile.open(path) as file:
+        yield build_program(file)
+
+
+@pytest.fixture(autouse=True)
+def with_kernel() -> Iterator[None]:
+    """Samplers that use the compiled kernel, as behind a loaded model."""
+    likeliest.use(vocabulary_kernel())
+    yield
+    likeliest.use(None)
+
+
+def executor_of(program: Program, n_threads: int = 2, form: str = FORMS[0]) -> CPUExecutor:
+    pool = KVPool(program.kv_layers, program.windows, [N_CTX // 32] * len(program.windows))
+    return cpu_executor(program, pool, n_threads, 64, form)
+
+
+def greedy() -> TokenDraw:
+    return TokenDraw([Link(TEMPERATURE, 0.0)], 1, 1, False, np.random.default_rng(1))
+
+
+def one(tables: Batch, token: int, position: int) -> Batch:
+    """One token of the sequence of another batch."""
+    numbers = (np.array([n], np.int32) for n in (token, position, 0))
+    return Batch(*numbers, np.ones(1, bool), tables.tables)
+
+
+# ---- the executor ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_run_gives_the_tokens_and_the_cache_of_single_steps(program: Program, n_threads: int, form: str) -> None:
+    prompt = single_sequence(program, 70, n_blocks=N_CTX // 32, seed=3)
+    alone, together = (executor_of(program, n_threads, form) for _ in range(2))
+    for executor in (alone, together):
+        for start in (0, 35):
+            executor.run(part(prompt, start, start + 35))
+    tokens = [1]
+    for position in range(70, 310):
+        tokens.append(int(alone.run(one(prompt, tokens[-1], position)).argmax()))
+    drawn, draw, sizes = [1], greedy(), set()
+    while len(drawn) < len(tokens):
+        n = together.decode(one(prompt, drawn[-1], 69 + len(drawn)), min(7, len(tokens) - len(drawn)), draw)
+        drawn += draw.tokens(n)
+        sizes.add(n)
+    assert drawn == tokens
+    assert 7 in sizes, "runs, and not single steps"
+    for mine, theirs in zip((*together.pool.k, *together.pool.v), (*alone.pool.k, *alone.pool.v), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for executor in (alone, together):
+        executor.close()
+
+
+def test_a_stop_id_is_the_last_token_of_a_run(program: Program) -> None:
+    executor, draw = executor_of(program), greedy()
+    first = one(single_sequence(program, 1, n_blocks=2), 1, 0)
+    tokens = draw.tokens(executor.decode(first, 9, draw))
+    for stop in dict.fromkeys(tokens):
+        n = executor.decode(first, 9, draw, {stop, -5})
+        assert draw.tokens(n) == tokens[: tokens.index(stop) + 1]
+    executor.close()
+
+
+def test_a_run_takes_one_token_that_wants_logits(program: Program) -> None:
+    executor = executor_of(program)
+    good = one(single_sequence(program, 1, n_blocks=2), 1, 0)
+    silent = Batch(good.tokens, good.positions, good.sequences, np.zeros(1, bool), good.tables)
+    for batch, n_steps in ((single_sequence(program, 2), 2), (silent, 2), (good, 0)):
+        with pytest.raises(ParameterError, match="decode"):
+            executor.decode(batch, n_steps, greedy())
+    assert executor.decode(good, 3, greedy()) == 3
+    executor.close()
+
+
+def test_a_run_needs_blocks_for_all_its_steps(program: Program) -> None:
+    executor = executor_of(program)
+    tables = single_sequence(program, 32)  # one block
+    assert executor.decode(one(tables, 1, 30), 2, greedy()) == 2
+    with pytest.raises(ParameterError, match="block table"):
+        executor.decode(one(tables, 1, 30), 3, greedy())
+    executor.close()
+
+
+def test_a_step_with_nan_ends_a_run_without_its_token(program: Program) -> None:
+    executor, draw = executor_of(program), greedy()
+    prompt = single_sequence(program, 20, n_blocks=2, seed=3)
+    executor.run(prompt)
+    tokens = draw.tokens(executor.decode(one(prompt, 1, 20), 9, draw))
+    executor.close()
+    for bad, n in ((1, 0), (tokens[2], tokens.index(tokens[2]) + 1)):  # the first input, and a later one
+        executor = executor_of(with_nan(program, bad))
+        executor.run(prompt)
+        assert executor.decode(one(prompt, 1, 20), 9, draw) == n
+        assert draw.tokens(n) == tokens[:n]
+        with pytest.raises(NumericError):
+            executor.run(one(prompt, bad, 20 + n))
+        executor.close()
+
+
+def with_nan(program: Program, token: int) -> Program:
+    """The program with one row of its embedding spoilt."""
+    tensor = program.tensors["token_embd.weight"]
+    data = tensor.data.copy()
+    data.reshape(tensor.shape[0], -1)[token].view(tensor.quant.layout)["d"] = np.nan
+    spoilt = dataclasses.replace(tensor, data=data)
+    return dataclasses.replace(program, tensors=program.tensors | {tensor.name: spoilt})
+
+
+def test_steps_that_count_as_alike_have_the_same_work(program: Program) -> None:
+    pool = KVPool(program.kv_layers, program.windows, [N_CTX // 32] * len(program.windows))
+    work = AttentionWork(program, pool, 2)
+    for position in range(3 * N_CTX):
+        n = work.steps_alike(position)
+        keys = [tuple(_visible_cuts_of(position + i, w) for w in pool.windows) for i in range(n + 1)]
+        assert len(set(keys[:n])) == 1
+        assert keys[n] != keys[0], "or a run could have been longer"
+    assert ROPE_RUN % MAX_STEPS == 0
+
+
+# ---- the engine ------------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """An engine that decodes in runs, or not."""
+
+    def __init__(self, program: Program, monkeypatch: pytest.MonkeyPatch, run_s: float, eog_ids: Any = ()) -> None:
+        monkeypatch.setattr(scheduler, "RUN_S", run_s)
+        n_blocks = pool_blocks(program.windows, N_CTX, 64, 2)
+        pool = KVPool(program.kv_layers, program.windows, n_blocks)
+        self.executor = CPUExecutor(program, pool, 2, 64, cache=kernel_cache(FORMS[0]))
+        self.sizes: list[int] = []
+        decode = self.executor.decode
+
+        def noted(batch: Batch, n_steps: int, *rest: Any) -> int:
+            self.sizes.append(decode(batch, n_steps, *rest))
+            return self.sizes[-1]
+
+        self.executor.decode = noted  # type: ignore[method-assign]
+        self.cache = KVCache(pool, N_CTX)
+        self.engine = Engine(self.executor, self.cache, eog_ids)
+        self.n_vocab = program.n_vocab
+
+    def steps(self, prompt: list[int], max_tokens: int | None = 150, **options: Any) -> list[Step]:
+        return list(self.engine.generate(prompt, self.sampler(**options), max_tokens=max_tokens))
+
+    def sampler(self, **options: Any) -> Sampler:
+        return Sampler(SamplingParams(seed=7, **options), self.n_vocab)
+
+    def close(self) -> None:
+        self.engine.close()
+        self.cache.check([])
+
+
+@pytest.fixture
+def ask(program: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Asked]]:
+    """ask(seconds of a run): a fresh engine."""
+    made: list[Asked] = []
+
+    def make(run_s: float = 60.0, **options: Any) -> Asked:
+        made.append(Asked(program, monkeypatch, run_s, **options))
+        return made[-1]
+
+    yield make
+    for asked in made:
+        asked.close()
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {},
+    {"n_probs": 5, "logprobs": True, "sampler_trace": True},
+    {"temperature": 0, "n_probs": 2, "logprobs": True},
+    {"top_k": 20, "temperature": 1.5, "min_p": 0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_answer_is_the_same_in_runs(options: dict[str, Any], ask: Callable[..., Asked]) -> None:
+    single = ask(0.0)
+    one_by_one = single.steps([1, 2, 3], **options)
+    assert not single.sizes
+    runs = ask()
+    together = runs.steps([1, 2, 3], **options)
+    assert max(runs.sizes) > 4
+    assert [(s.token, s.choice, s.finish_reason) for s in together] == [
+        (s.token, s.choice, s.finish_reason) for s in one_by_one
+    ]
+    for n, step in enumerate(together, 1):
+        assert (step.timings.prompt_n, step.timings.generation_n) == (3, n)
+    again = runs.steps([1, 2, 3, *(s.token for s in together[:100] if s.token is not None), 5])
+    assert again[0].timings.reused_n == 103, "what runs have computed is known"
+
+
+@pytest.mark.parametrize("options", [{"repeat_penalty": 1.2}, {"logit_bias": {4: -1.0}}, {"top_k": 0}], ids=str)
+def test_a_chain_that_needs_python_takes_its_steps_one_by_one(
+    options: dict[str, Any], ask: Callable[..., Asked]
+) -> None:
+    asked = ask()
+    assert len(asked.steps([1, 2], 20, **options)) == 20
+    assert not asked.sizes
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 40])
+def test_max_tokens_and_the_end_of_the_context_hold_in_runs(n: int, ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    steps = asked.steps([1, 2, 3], n)
+    assert len(steps) == n
+    assert steps[-1].finish_reason == "length"
+    steps = asked.steps([1 + i % 200 for i in range(N_CTX - n - 1)], None)
+    assert len(steps) == n + 2
+    assert steps[-1].finish_reason == "context_full"
+
+
+def test_an_answer_ends_with_its_stop_token_inside_a_run(ask: Callable[..., Asked]) -> None:
+    tokens = [step.token for step in ask(0.0).steps([1, 2, 3], 60, temperature=0.9)]
+    stop = tokens[20]
+    steps = ask(eog_ids=[stop]).steps([1, 2, 3], 60, temperature=0.9)
+    assert [step.token for step in steps] == tokens[: tokens.index(stop) + 1]
+    assert steps[-1].finish_reason == "stop"
+
+
+def test_answers_beside_each_other_are_those_they_give_alone(ask: Callable[..., Asked]) -> None:
+    alone = ask(0.0)
+    expected = {n: [s.token for s in alone.steps([n, 2, 3], 100)] for n in (1, 4)}
+    asked, got = ask(0.01), dict[int, list[int | None]]()
+    threads = [
+        threading.Thread(target=lambda n=n: got.update({n: [s.token for s in asked.steps([n, 2, 3], 100)]}))
+        for n in expected
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_S)
+    assert got == expected
+
+
+def test_a_caller_that_leaves_inside_a_run_leaves_nothing_behind(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    for n in (1, 2, 5, 30):
+        steps = asked.engine.generate([1, 2, 3], asked.sampler(), max_tokens=200)
+        for _ in range(n):
+            next(steps)
+        steps.close()
+    assert len(asked.steps([9, 8], 10)) == 10
+
+
+def test_nan_in_a_run_is_an_error_after_the_tokens_before_it(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    steps = asked.engine.generate([1, 2, 3], asked.sampler(), max_tokens=300)
+    for _ in range(5):
+        next(steps)
+
+    def poison(cache: KVCache, executor: Any) -> None:
+        for values in executor.pool.v:
+            values[:] = np.nan
+
+    asked.engine.call(poison)
+    with pytest.raises(NumericError):
+        list(steps)
+
+
+def test_a_fault_in_one_answer_is_not_told_to_another(
+    ask: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ask(0.01)
+    broken, other = asked.sampler(), asked.engine.generate([4, 5], asked.sampler(), max_tokens=200)
+    next(other)
+    assert broken.short is not None
+    broken.short.sampled = lambda n: [1 // 0]  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        list(asked.engine.generate([1, 2, 3], broken, max_tokens=50))
+    assert len(list(other)) == 199
+
+
+def test_an_answer_whose_blocks_were_taken_computes_them_again_before_it_runs_on(
+    program: Program, ask: Callable[..., Asked]
+) -> None:
+    asked = ask()
+    expected = [step.token for step in asked.steps([1, 2, 3], 60)]
+    asked = ask()
+    asked.executor.max_tokens = 1  # every step has one token, and most of these want no logits
+    steps = asked.engine.generate([1, 2, 3], asked.sampler(), max_tokens=60)
+    got = [next(steps).token for _ in range(4)]
+
+    def take(cache: KVCache, executor: Any) -> None:
+        request = next(r for r in asked.engine._requests if r.sequence is not None)
+        cache.release(request.sequence, keep=False)
+        request.sequence = None
+
+    asked.engine.call(take)
+    assert got + [step.token for step in steps] == expected
+
+
+def test_stop_ids_that_no_token_has_end_nothing(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    odd: Any = {2**70, -1, None, 10**6}
+    assert len(list(asked.engine.generate([1, 2], asked.sampler(), max_tokens=40, stop_ids=odd))) == 40
+    assert max(asked.sizes) > 4
+
+
+def test_without_the_samplers_kernel_nothing_runs_on(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    expected = [step.token for step in asked.steps([1, 2, 3], 40)]
+    asked.sizes.clear()
+    likeliest.use(None)
+    assert [step.token for step in asked.steps([1, 2, 3], 40)] == expected
+    assert not asked.sizes
