@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.kernels.program import Add, Attention, Buffer, GatedUnit, Matmul, Op, Program, RMSNorm, SelectOutputs
+from edgellm.kernels.ops import Add, Attention, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs
+from edgellm.kernels.program import Buffer, Program
 
 _READS: dict[type, tuple[str, ...]] = {RMSNorm: ("x",), Matmul: ("x",), GatedUnit: ("gate", "up"), Add: ("x", "y")}
 

@@ -1,17 +1,19 @@
-"""A model is a program: a flat tuple of ops over named float32 buffers, run for a batch of tokens.
+"""A model is a program: a flat tuple of ops over named buffers, run for a batch of tokens.
 
-An architecture file writes the program; an executor (``reference``, ``cpu``, ``gpu``) runs it. This file is the whole
-contract between the two. It knows no model and computes nothing.
+An architecture file writes the program; an executor (``reference``, ``cpu``) runs it. This file is the whole contract
+between the two. It knows no model, no kind of op, and computes nothing.
 
-Buffers are (rows, width) float32. A buffer of kind ``tokens`` has one row per token of the batch, one of kind
-``outputs`` one row per token whose logits are wanted. Heads lie side by side in a row: (n_heads, head_dim) flattened.
+Buffers are (rows, width), float32 for the most part. A buffer of kind ``tokens`` has one row per token of the batch,
+one of kind ``outputs`` one row per token whose logits are wanted. Heads lie side by side in a row: (n_heads, head_dim)
+flattened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,104 +28,69 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A named (rows, width) float32 array that lives for one step."""
+    """A named (rows, width) array that lives for one step."""
 
     name: str
     width: int
     rows: Literal["tokens", "outputs"] = "tokens"
+    dtype: str = "float32"
 
 
-@dataclass(frozen=True)
-class Embed:
-    """out[t] = scale * weight[token[t]]"""
+class Op(ABC):
+    """One step of a program: a frozen dataclass of its buffers, its weights and numbers. ``kernels.ops`` has them all.
 
-    weight: str
-    out: str
-    scale: float = 1.0
+    A kind of op says by the names of its fields what it touches, so that nothing else needs to know:
 
+    name      what kernels call it
+    reads     buffers it reads
+    writes    buffers it writes; one that it changes in place stands in both
+    weights   tensors it multiplies with; None in such a field is "not there"
+    by_row    whether row t of what it writes depends on row t of what it reads and on nothing else of the batch
+    cache     what it does to the cache of its ``layer``: "update" is to read and to write
+    """
 
-@dataclass(frozen=True)
-class RMSNorm:
-    """out = x / sqrt(mean(x^2) + eps) * weight, over each group of len(weight) values of a row (a row, or a head)."""
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[tuple[str, ...]] = ()
+    by_row: ClassVar[bool] = False
+    cache: ClassVar[Literal["read", "write", "update"] | None] = None
 
-    x: str
-    weight: str
-    out: str
-    eps: float
+    @abstractmethod
+    def reference(self, step: Any) -> None:
+        """The op in plain numpy on a ``kernels.ops.step.Step``: what every executor is judged by."""
 
+    def read_buffers(self) -> tuple[str, ...]:
+        """The names of the buffers that it reads."""
+        return self._values(self.reads)
 
-@dataclass(frozen=True)
-class Matmul:
-    """out = x @ weight.T (+ bias), weight (n_out, n_in)."""
+    def written_buffers(self) -> tuple[str, ...]:
+        """The names of the buffers that it writes."""
+        return self._values(self.writes)
 
-    x: str
-    weight: str
-    out: str
-    bias: str | None = None
+    def weight_names(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return self._values(self.weights)
 
+    def read_layers(self) -> tuple[int, ...]:
+        """The layer whose cache it reads, if any."""
+        return self._values(("layer",)) if self.cache in ("read", "update") else ()
 
-@dataclass(frozen=True)
-class ApplyRope:
-    """Rotary position embedding of every head of x, in place; ``rope`` names a row of ``Program.ropes``."""
+    def written_layers(self) -> tuple[int, ...]:
+        """The layer whose cache it writes, if any."""
+        return self._values(("layer",)) if self.cache in ("write", "update") else ()
 
-    x: str
-    head_dim: int
-    rope: str
+    def nbytes_per_token(self, tensors: Mapping[str, QuantizedTensor]) -> int:
+        """Bytes of its weights that one token reads: all of them, where an op does not know better."""
+        return sum(tensors[name].nbytes for name in self.weight_names())
 
-
-@dataclass(frozen=True)
-class StoreKV:
-    """Write k and v of every token of the batch to the cache of ``layer``, at the token's position."""
-
-    k: str
-    v: str
-    layer: int
-
-
-@dataclass(frozen=True)
-class Attention:
-    """out = softmax(scale * q k^T + causal and window mask) v over the cache of ``layer``; grouped queries."""
-
-    q: str
-    out: str
-    layer: int
-    n_heads: int
-    scale: float
-
-
-@dataclass(frozen=True)
-class GatedUnit:
-    """out = activation(gate) * up; ``gelu`` is the tanh form, as gemma uses it."""
-
-    gate: str
-    up: str
-    out: str
-    activation: Literal["silu", "gelu"]
-
-
-@dataclass(frozen=True)
-class Add:
-    """out = x + y"""
-
-    x: str
-    y: str
-    out: str
-
-
-@dataclass(frozen=True)
-class SelectOutputs:
-    """out = the rows of x whose token wants logits; out is a buffer of kind ``outputs``."""
-
-    x: str
-    out: str
-
-
-Op = Embed | RMSNorm | Matmul | ApplyRope | StoreKV | Attention | GatedUnit | Add | SelectOutputs
+    def _values(self, fields: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(value for value in (getattr(self, field) for field in fields) if value is not None)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What an executor needs to know of a model. The last op writes the buffer ``logits``."""
+    """What an executor needs to know of a model. ``output`` names the buffer of the result, (n_outputs, n_vocab)."""
 
     architecture: str
     ops: tuple[Op, ...]
@@ -134,6 +101,7 @@ class Program:
     n_vocab: int
     context_length: int  # tokens the model was trained for
     n_embd: int
+    output: str = "logits"
 
     @property
     def windows(self) -> tuple[int, ...]:

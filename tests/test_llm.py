@@ -21,7 +21,7 @@ import tiny_models
 
 import edgellm
 from edgellm import loading, memory
-from edgellm.kernels.program import Embed, Op
+from edgellm.kernels.ops import Embed, Op
 from edgellm.machine.memory import SystemMemory
 
 HANG_S = 120.0

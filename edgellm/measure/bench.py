@@ -21,7 +21,8 @@ import numpy as np
 
 from edgellm.formats.large_pages import large_page_share
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
-from edgellm.kernels.program import Batch, Embed, Matmul, RMSNorm
+from edgellm.kernels.ops import Embed, Matmul, RMSNorm
+from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
 
 if TYPE_CHECKING:

@@ -18,20 +18,8 @@ import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.kernels.kv import KVLayer
-from edgellm.kernels.program import (
-    Add,
-    ApplyRope,
-    Attention,
-    Buffer,
-    Embed,
-    GatedUnit,
-    Matmul,
-    Op,
-    Program,
-    RMSNorm,
-    SelectOutputs,
-    StoreKV,
-)
+from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
+from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
 from edgellm.models.hparam_keys import check_keys
 from edgellm.models.hparams import BROKEN_FILE, HParams, file_name, integer
@@ -201,7 +189,8 @@ def project_logits(m: ProgramBuilder) -> None:
     """logits = RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
     m.select_outputs("x", "x_out")
     m.rms_norm("x_out", "output_norm", "h_out")
-    m.linear("h_out", "output" if "output.weight" in m.gguf.tensors else "token_embd", "logits", m.hp.n_vocab)
+    name = "output" if "output.weight" in m.gguf.tensors else "token_embd"
+    m.linear("h_out", name, Program.output, m.hp.n_vocab)
 
 
 def rope_factors(m: ProgramBuilder) -> np.ndarray | None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.program import ApplyRope, Attention, GatedUnit, Matmul, Op, Program, RMSNorm, StoreKV
+from edgellm.kernels.ops import ApplyRope, Attention, GatedUnit, Matmul, Op, RMSNorm, StoreKV
+from edgellm.kernels.program import Program
 from edgellm.quantize.gptq import Encode
 from edgellm.quantize.hessian import Group, groups, written
 

@@ -17,7 +17,7 @@ import numpy as np
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
-from edgellm.kernels.program import Embed
+from edgellm.kernels.ops import Embed
 from edgellm.machine.cores import default_threads
 from edgellm.measure.perplexity import Chunk, cut
 from edgellm.models import build_program

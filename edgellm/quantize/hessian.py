@@ -14,37 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
-from edgellm.kernels.program import (
-    Add,
-    ApplyRope,
-    Attention,
-    Batch,
-    Embed,
-    GatedUnit,
-    Matmul,
-    Op,
-    Program,
-    RMSNorm,
-    SelectOutputs,
-    StoreKV,
-)
-from edgellm.kernels.reference import OPS, ReferenceExecutor, Step
+from edgellm.kernels.ops import Embed, Matmul, Op
+from edgellm.kernels.ops.step import Step
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.measure.perplexity import Chunk
 
 WeightOf = Callable[[str], np.ndarray]
 """A tensor of the program by name, float32 in its own shape."""
-
-_READS: dict[type, tuple[str, ...]] = {
-    Embed: (),
-    RMSNorm: ("x",),
-    Matmul: ("x",),
-    ApplyRope: ("x",),
-    StoreKV: ("k", "v"),
-    Attention: ("q",),
-    GatedUnit: ("gate", "up"),
-    Add: ("x", "y"),
-    SelectOutputs: ("x",),
-}
 
 
 @dataclass(frozen=True)
@@ -73,7 +50,7 @@ def groups(program: Program) -> list[Group]:
 
 def written(ops: Sequence[Op]) -> set[str]:
     """The buffers that some ops write."""
-    return {op.x if isinstance(op, ApplyRope) else op.out for op in ops if not isinstance(op, StoreKV)}
+    return {name for op in ops for name in op.written_buffers()}
 
 
 def needed(ops: Sequence[Op]) -> list[str]:
@@ -81,8 +58,8 @@ def needed(ops: Sequence[Op]) -> list[str]:
     names: dict[str, None] = {}
     done: set[str] = set()
     for op in ops:
-        names.update(dict.fromkeys(getattr(op, name) for name in _READS[type(op)] if getattr(op, name) not in done))
-        done |= written([op])
+        names.update(dict.fromkeys(name for name in op.read_buffers() if name not in done))
+        done.update(op.written_buffers())
     return list(names)
 
 
@@ -126,13 +103,13 @@ class Walk:
         ops = self.program.ops[self.at : stop]
         later = needed(self.program.ops[stop:])
         for index, batch in enumerate(self.batches):
-            step = Step(self.executor, batch)
+            step = Step(self.program, self.executor.pool, self.executor.weight, batch)
             step.buffers.update(self.kept[index])
             for op in ops:
                 if isinstance(op, Embed):
                     step[op.out] = self.embed(batch.tokens) * np.float32(op.scale)
                 else:
-                    OPS[type(op)](step, op)
+                    op.reference(step)
             self.kept[index] = {name: step.buffers[name] for name in later}
         self.executor.close()
         self.at = stop

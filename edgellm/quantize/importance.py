@@ -26,7 +26,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import Metadata, TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
-from edgellm.kernels.program import ApplyRope, Matmul, Op, StoreKV
+from edgellm.kernels.ops import Matmul, Op
 from edgellm.measure.perplexity import Chunk, ChunkModel
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -110,8 +110,8 @@ class Collector:
                 self._shared[op.x] = np.einsum("ij,ij->j", x, x, dtype=np.float64)
             self.sums[op.weight] = self.sums.get(op.weight, 0) + self._shared[op.x]
             self.counts[op.weight] = self.counts.get(op.weight, 0) + len(x)
-        if not isinstance(op, StoreKV):
-            self._shared.pop(op.x if isinstance(op, ApplyRope) else op.out, None)
+        for name in op.written_buffers():
+            self._shared.pop(name, None)
 
     def result(self, dataset: str, chunk_size: int) -> Imatrix:
         """All that was seen. NumericError when it is not finite."""

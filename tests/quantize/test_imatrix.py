@@ -13,7 +13,8 @@ import tiny_models
 
 from edgellm.cli.app import main
 from edgellm.formats.errors import FormatError, ParameterError
-from edgellm.kernels.program import Batch, Matmul
+from edgellm.kernels.ops import Matmul
+from edgellm.kernels.program import Batch
 from edgellm.measure.perplexity import ChunkModel
 from edgellm.quantize.importance import (
     Imatrix,

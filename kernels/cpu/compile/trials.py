@@ -23,22 +23,8 @@ from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, VOCAB
 from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVLayer, KVPool
 from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
-from edgellm.kernels.program import (
-    Add,
-    ApplyRope,
-    Attention,
-    Batch,
-    Buffer,
-    Embed,
-    Executor,
-    GatedUnit,
-    Matmul,
-    Op,
-    Program,
-    RMSNorm,
-    SelectOutputs,
-    StoreKV,
-)
+from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
+from edgellm.kernels.program import Batch, Buffer, Executor, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
 from edgellm.kernels.token_draw import Link, TokenDraw

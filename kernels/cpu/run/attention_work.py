@@ -15,7 +15,8 @@ import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
-from edgellm.kernels.program import Attention, Program
+from edgellm.kernels.ops import Attention
+from edgellm.kernels.program import Program
 
 PARTS_PER_THREAD = 4
 NEAR_HEAD_DIMS = 256

@@ -90,7 +90,7 @@ class CPUExecutor:
             else:  # all in one walk: Python and a meeting are 20 us
                 middle, first = 0, 0
         self._run_rows(0, middle, hook)
-        logits = table.buffers["logits"][:, : self.program.n_vocab]
+        logits = table.buffers[self.program.output][:, : self.program.n_vocab]
         result = logits[: len(output_rows)]
         if len(output_rows) > MAX_OUTPUTS:
             result = np.empty((len(output_rows), self.program.n_vocab), np.float32)
@@ -121,7 +121,7 @@ class CPUExecutor:
         table, n_vocab = self._table, self.program.n_vocab
         stops = np.array([i for i in stop_ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
         table.rows[:, -1] = 0
-        record = draw.begin(table.buffers["logits"].ctypes.data, n_vocab)
+        record = draw.begin(table.buffers[self.program.output].ctypes.data, n_vocab)
         return self._team.decode(
             self._rows_address,
             table.first_row[-1],

@@ -23,18 +23,8 @@ from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import KVPool
 from edgellm.kernels.narrowing import OutputTail, output_tail
-from edgellm.kernels.program import (
-    Add,
-    ApplyRope,
-    Attention,
-    Embed,
-    GatedUnit,
-    Matmul,
-    Program,
-    RMSNorm,
-    SelectOutputs,
-    StoreKV,
-)
+from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs, StoreKV
+from edgellm.kernels.program import Program
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
@@ -279,7 +269,7 @@ def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
     low = _Lowering(whole, pool, max_tokens, attention_shapes(program, pool))
     for name, buffer in whole.buffers.items():
         n_rows = max_tokens if buffer.rows == "tokens" else MAX_OUTPUTS
-        low.buffers[name] = np.zeros((n_rows, padded(buffer.width)), np.float32)
+        low.buffers[name] = np.zeros((n_rows, padded(buffer.width)), buffer.dtype)
     for op in whole.ops:
         low.first_row.append(len(low.rows))
         _RULES[type(op)](low, op)

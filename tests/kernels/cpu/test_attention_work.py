@@ -11,7 +11,8 @@ from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.attention_work import AttentionWork
 from edgellm.kernels.kv import KVLayer, KVPool
 from edgellm.kernels.narrowing import output_tail
-from edgellm.kernels.program import Add, Attention, Buffer, Matmul, Op, Program, RMSNorm, SelectOutputs
+from edgellm.kernels.ops import Add, Attention, Matmul, Op, RMSNorm, SelectOutputs
+from edgellm.kernels.program import Buffer, Program
 
 WINDOW = 100
 LAYERS = (KVLayer(3, 64, 64), KVLayer(1, 256, 256, WINDOW), KVLayer(8, 128, 128))

@@ -19,7 +19,8 @@ from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.lowering import lower
 from edgellm.kernels.kv import KVPool
-from edgellm.kernels.program import Batch, Embed, Op, Program
+from edgellm.kernels.ops import Embed, Op
+from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 

@@ -14,7 +14,8 @@ from edgellm.kernels.cpu.compile import kernel_table, selftest, trials
 from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, Sketch, nmse, outputs_of_ops, random_pool
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 from edgellm.kernels.kv import KVPool
-from edgellm.kernels.program import ApplyRope, Attention, Batch, Embed, GatedUnit, Matmul, Program, RMSNorm
+from edgellm.kernels.ops import ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm
+from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
 

@@ -1,0 +1,38 @@
+"""The kinds of op that a program is made of: one module a family, each op with what judges it.
+
+To add an op, write a module here with a frozen dataclass derived from ``Op``:
+
+    fields      what one op of the kind is: names of buffers and weights, a layer of the cache, numbers
+    ClassVars   which of these fields it reads, writes and weighs with, what it does to the cache of its ``layer``, and
+                whether it goes row by row (see ``Op``)
+    reference   the op in plain numpy, on a ``Step``
+
+and name it in OPS. Whatever goes over a program (narrowing, calibration, bandwidth, the order of the CPU's rows) asks
+the op and need not change. Then every executor that is to run it has a kernel: the CPU's is a function below
+``kernels/cpu/kernels/`` with a row in ``kernel_table.py``, and a rule in ``lowering.py``.
+"""
+
+from edgellm.kernels.ops.attention import Attention, StoreKV
+from edgellm.kernels.ops.elementwise import Add, GatedUnit
+from edgellm.kernels.ops.embed import Embed
+from edgellm.kernels.ops.matmul import Matmul
+from edgellm.kernels.ops.norms import RMSNorm
+from edgellm.kernels.ops.outputs import SelectOutputs
+from edgellm.kernels.ops.rope import ApplyRope
+from edgellm.kernels.program import Op
+
+__all__ = [
+    "OPS",
+    "Add",
+    "ApplyRope",
+    "Attention",
+    "Embed",
+    "GatedUnit",
+    "Matmul",
+    "Op",
+    "RMSNorm",
+    "SelectOutputs",
+    "StoreKV",
+]
+
+OPS: tuple[type[Op], ...] = (Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, GatedUnit, Add, SelectOutputs)

@@ -1,0 +1,85 @@
+"""Keys and values into the cache, and attention over what stands there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.ops.step import Segment, Step
+from edgellm.kernels.program import Op
+
+
+@dataclass(frozen=True)
+class StoreKV(Op):
+    """Write k and v of every token of the batch to the cache of ``layer``, at the token's position."""
+
+    name, reads, cache = "store_kv", ("k", "v"), "write"
+
+    k: str
+    v: str
+    layer: int
+
+    def reference(self, step: Step) -> None:
+        layer = step.program.kv_layers[self.layer]
+        positions = step.batch.positions
+        blocks = step.table(self.layer)[step.batch.sequences, positions // BLOCK_TOKENS]
+        assert (blocks >= 0).all(), f"layer {self.layer}: a token has no block to be stored in"
+        k = step[self.k].reshape(len(positions), layer.n_kv_heads, layer.head_dim_k)
+        v = step[self.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
+        # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
+        step.pool.k[self.layer][blocks, :, :, positions % BLOCK_TOKENS] = k
+        step.pool.v[self.layer][blocks, :, positions % BLOCK_TOKENS, :] = v
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """out = softmax(scale * q k^T + causal and window mask) v over the cache of ``layer``; grouped queries."""
+
+    name, reads, writes, cache = "attention", ("q",), ("out",), "read"
+
+    q: str
+    out: str
+    layer: int
+    n_heads: int
+    scale: float
+
+    def reference(self, step: Step) -> None:
+        layer = step.program.kv_layers[self.layer]
+        group = self.n_heads // layer.n_kv_heads  # query heads that share a key
+        q = step[self.q].reshape(-1, self.n_heads, layer.head_dim_k)
+        out = step[self.out].reshape(-1, self.n_heads, layer.head_dim_v)
+        for segment in step.segments:
+            query_positions = np.arange(segment.first_position, segment.end_position)
+            first_key, keys, values = _visible(step, self.layer, segment)
+            key_positions = np.arange(first_key, segment.end_position)
+            hidden = key_positions[None, :] > query_positions[:, None]
+            if layer.window:
+                hidden |= key_positions[None, :] <= query_positions[:, None] - layer.window
+            for head in range(self.n_heads):
+                scores = (q[segment.rows, head] @ keys[head // group]) * np.float32(self.scale)
+                scores[hidden] = -np.inf
+                out[segment.rows, head] = _softmax(scores) @ values[head // group]
+
+
+def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray, np.ndarray]:
+    """First position, keys (n_kv_heads, head_dim, n) and values (n_kv_heads, n, head_dim) any query of it may see."""
+    layer = step.program.kv_layers[index]
+    first = max(0, segment.first_position - layer.window + 1) if layer.window else 0
+    first_block = first // BLOCK_TOKENS
+    last_block = (segment.end_position - 1) // BLOCK_TOKENS
+    blocks = step.table(index)[segment.row, first_block : last_block + 1]
+    assert (blocks >= 0).all(), f"layer {index}: a position that must be seen has no block"
+    offset = first_block * BLOCK_TOKENS
+    seen = slice(first - offset, segment.end_position - offset)
+    k = step.pool.k[index][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, head_dim, 32)
+    v = step.pool.v[index][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, 32, head_dim)
+    keys = k.transpose(1, 2, 0, 3).reshape(layer.n_kv_heads, layer.head_dim_k, -1)[:, :, seen]
+    values = v.transpose(1, 0, 2, 3).reshape(layer.n_kv_heads, -1, layer.head_dim_v)[:, seen]
+    return first, keys, values
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)

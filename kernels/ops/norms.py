@@ -1,0 +1,29 @@
+"""Normalisation of rows, or of the heads in a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.kernels.ops.step import Step
+from edgellm.kernels.program import Op
+
+
+@dataclass(frozen=True)
+class RMSNorm(Op):
+    """out = x / sqrt(mean(x^2) + eps) * weight, over each group of len(weight) values of a row (a row, or a head)."""
+
+    name, reads, writes, weights, by_row = "rms_norm", ("x",), ("out",), ("weight",), True
+
+    x: str
+    weight: str
+    out: str
+    eps: float
+
+    def reference(self, step: Step) -> None:
+        x, weight = step[self.x], step.weight(self.weight)
+        groups = x.reshape(len(x), x.shape[1] // len(weight), len(weight))
+        mean_square = np.mean(np.square(groups, dtype=np.float64), axis=-1, keepdims=True)
+        normed = groups * (1.0 / np.sqrt(mean_square + self.eps)).astype(np.float32) * weight
+        step[self.out] = normed.reshape(x.shape)

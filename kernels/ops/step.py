@@ -1,0 +1,70 @@
+"""What the reference of an op works on: one run of a batch, its buffers, weights and cache as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.kernels.kv import KVPool
+from edgellm.kernels.program import Batch, Program
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens [start, stop) of a batch that belong to one sequence; ``row`` is its row of the block tables."""
+
+    start: int
+    stop: int
+    row: int
+    first_position: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in a buffer."""
+        return slice(self.start, self.stop)
+
+    @property
+    def end_position(self) -> int:
+        """One past its last position."""
+        return self.first_position + self.stop - self.start
+
+
+def segments(batch: Batch) -> list[Segment]:
+    """The sequences of a batch, in order."""
+    if not len(batch):
+        return []
+    starts = np.flatnonzero(np.diff(batch.sequences, prepend=-1))
+    stops = [*starts[1:], len(batch)]
+    return [
+        Segment(int(a), int(b), int(batch.sequences[a]), int(batch.positions[a]))
+        for a, b in zip(starts, stops, strict=True)
+    ]
+
+
+class Step:
+    """One run of a batch: its buffers by name, and what the ops look up.
+
+    weight   a tensor of the program by name, float32 in its own shape
+    """
+
+    def __init__(self, program: Program, pool: KVPool, weight: Callable[[str], np.ndarray], batch: Batch) -> None:
+        self.program, self.pool, self.weight, self.batch = program, pool, weight, batch
+        self.segments = segments(batch)
+        n_rows = {"tokens": len(batch), "outputs": int(np.count_nonzero(batch.outputs))}
+        self.buffers = {
+            name: np.zeros((n_rows[buffer.rows], buffer.width), buffer.dtype)
+            for name, buffer in program.buffers.items()
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.buffers[name]
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        assert value.shape == self.buffers[name].shape, f"{name}: {value.shape}, declared {self.buffers[name].shape}"
+        self.buffers[name][...] = value
+
+    def table(self, layer: int) -> np.ndarray:
+        """The block tables (n_sequences, max_blocks) of the layer's group."""
+        return self.batch.tables[self.program.windows.index(self.program.kv_layers[layer].window)]
