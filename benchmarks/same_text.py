@@ -123,10 +123,10 @@ def greedy(
 ) -> Run:
     """Run the prompts, given as token ids, in one form."""
     from edgellm.kernels.cpu import CPUExecutor
-    from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+    from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 
     n_blocks = -(-(max(map(len, texts)) + n_tokens) // BLOCK_TOKENS)  # for each of the texts that run together
-    pool = KVPool(program.kv_layers, program.windows, [n_blocks * streams] * len(program.windows))
+    pool = CachePool(program.cache_layers, [n_blocks * streams] * len(program.groups))
     executor = CPUExecutor(program, pool, n_threads, MAX_TOKENS, form=form)
     if executor.isa.name != form:
         raise SystemExit(f"the {form} kernels compute wrong numbers here; see edgellm doctor")
@@ -151,7 +151,7 @@ def _together(executor, texts: list[list[int]], steps: np.ndarray, n_blocks: int
     from edgellm.kernels.program import Batch
 
     table = np.arange(len(texts) * n_blocks, dtype=np.int32).reshape(len(texts), n_blocks)
-    tables = tuple(table for _ in executor.program.windows)
+    tables = tuple(table for _ in executor.program.groups)
 
     def run(tokens: list[int], positions: list[int], sequences: list[int]) -> np.ndarray:
         outputs = np.append(np.diff(sequences) != 0, True)

@@ -15,7 +15,7 @@ from edgellm.engine.engine import Engine
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.machine.cores import default_threads
 from edgellm.machine.paths import typed_file
 from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
@@ -175,8 +175,8 @@ def start_engine(
 ) -> tuple[Engine, int]:
     """The pool, the executor over it, and the engine that owns both; the number of threads."""
     max_tokens = min(options.max_tokens_per_step, n_ctx)
-    blocks = pool_blocks(program.windows, n_ctx, max_tokens, options.n_parallel)
-    pool = KVPool(program.kv_layers, program.windows, blocks)
+    blocks = pool_blocks(program.cache_layers, n_ctx, max_tokens, options.n_parallel)
+    pool = CachePool(program.cache_layers, blocks)
     executor: Executor
     n_threads = options.n_threads or default_threads()
     if options.executor == "reference":

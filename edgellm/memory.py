@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgellm.engine.cache import pool_blocks, pool_nbytes
+from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import MemoryWouldExceedError
+from edgellm.kernels.kv import pool_nbytes
 from edgellm.machine.memory import SystemMemory, system_memory
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def estimate(
     program: Program, weights_nbytes: int, n_ctx: int, max_tokens: int = 512, n_parallel: int = 1
 ) -> MemoryNeed:
     """What ``program`` needs for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
-    blocks = pool_blocks(program.windows, n_ctx, max_tokens, n_parallel)
-    kv = pool_nbytes(program.kv_layers, program.windows, blocks)
+    blocks = pool_blocks(program.cache_layers, n_ctx, max_tokens, n_parallel)
+    kv = pool_nbytes(program.cache_layers, blocks)
     rows = {"tokens": max_tokens, "outputs": 1}
     work = sum(4 * buffer.width * rows[buffer.rows] for buffer in program.buffers.values())
     return MemoryNeed(weights_nbytes, kv, work, PROCESS_NBYTES)

@@ -1,10 +1,12 @@
-"""The memory of the paged KV cache: for every layer a pool of blocks of 32 positions, and nothing about who owns them.
+"""The memory of the cache: for every layer a pool of blocks of 32 positions, or of states, and nothing about who owns
+them.
 
 Block tables, reference counts and prefix reuse live in ``edgellm.engine.cache``. Keys lie transposed inside a block, so
 that one vector register holds the same dimension of neighbouring positions and q.k needs no horizontal sum:
 
-    k[layer]   (n_blocks, n_kv_heads, head_dim_k, 32)
-    v[layer]   (n_blocks, n_kv_heads, 32, head_dim_v)
+    keys     (n_blocks, n_kv_heads, head_dim_k, 32)
+    values   (n_blocks, n_kv_heads, 32, head_dim_v)
+    states   (n_slots, width) float32: all that a recurrent layer remembers of a sequence at one position
 
 Memory is anonymous and zero; the system commits a page when it is first written, so a large context costs nothing
 until it is used.
@@ -13,8 +15,9 @@ until it is used.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,47 +25,137 @@ BLOCK_TOKENS = 32
 
 
 @dataclass(frozen=True)
+class CacheGroup:
+    """Layers that share a block table of every sequence, because they need the same positions of it.
+
+    all      every position, in blocks of 32
+    window   the last ``window`` positions, the query's own included, in blocks of 32
+    state    one state, in place of positions: a step reads one slot and writes another
+    """
+
+    kind: Literal["all", "window", "state"] = "all"
+    window: int = 0
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Where it stands among the groups of a program."""
+        return self.kind == "state", self.window
+
+
+@dataclass(frozen=True)
 class KVLayer:
-    """Shape of one layer's cache. ``window`` is the number of positions a query sees, itself included; 0 means all."""
+    """Shape of one attention's cache. ``window`` is the number of positions a query sees, itself included; 0 means all.
+
+    With ``latent`` the first ``head_dim_v`` dimensions of a key are its value, too, and no values are kept.
+    """
 
     n_kv_heads: int
     head_dim_k: int
     head_dim_v: int
     window: int = 0
+    latent: bool = False
 
-    def block_nbytes(self, dtype: np.dtype) -> int:
-        """Bytes of one block of keys and values."""
-        return self.n_kv_heads * (self.head_dim_k + self.head_dim_v) * BLOCK_TOKENS * dtype.itemsize
+    @property
+    def group(self) -> CacheGroup:
+        """What its block table stands for."""
+        return CacheGroup("window", self.window) if self.window else CacheGroup()
+
+    def seen_nbytes(self, n_cached: int, dtype: str = "float16") -> int:
+        """Bytes that a query behind ``n_cached`` positions reads."""
+        n_seen = min(n_cached, self.window) if self.window else n_cached
+        width = self.head_dim_k + (0 if self.latent else self.head_dim_v)
+        return n_seen * self.n_kv_heads * width * np.dtype(dtype).itemsize
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of one block: keys, then values."""
+        keys, values = (
+            (self.n_kv_heads, self.head_dim_k, BLOCK_TOKENS),
+            (self.n_kv_heads, BLOCK_TOKENS, self.head_dim_v),
+        )
+        return [keys] if self.latent else [keys, values]
 
 
-class KVPool:
-    """The blocks of all layers. ``n_blocks[g]`` blocks for the layers whose window is ``windows[g]``."""
+@dataclass(frozen=True)
+class StateLayer:
+    """A recurrent layer: ``width`` float32 numbers for each sequence, zero before its first token."""
 
-    def __init__(
-        self, layers: Sequence[KVLayer], windows: Sequence[int], n_blocks: Sequence[int], dtype: str = "float16"
-    ) -> None:
+    width: int
+    group = CacheGroup("state")
+
+    def seen_nbytes(self, n_cached: int, dtype: str = "float16") -> int:
+        """Bytes that a step reads."""
+        return 4 * self.width
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of one slot."""
+        return [(self.width,)]
+
+
+CacheLayer = KVLayer | StateLayer
+
+
+def groups_of(layers: Iterable[CacheLayer]) -> tuple[CacheGroup, ...]:
+    """The distinct groups, in the order that block tables have."""
+    return tuple(sorted({layer.group for layer in layers}, key=lambda group: group.order))
+
+
+class CachePool:
+    """The blocks of all layers: ``n_blocks[g]`` of them for the layers of group g (slots, where its kind is state).
+
+    arrays   for each layer its keys and values, or keys alone, or states; see the module
+    """
+
+    def __init__(self, layers: Sequence[CacheLayer], n_blocks: Sequence[int], dtype: str = "float16") -> None:
         self.layers = tuple(layers)
-        self.windows = tuple(windows)
+        self.groups = groups_of(layers)
         self.n_blocks = tuple(n_blocks)
         self.dtype = np.dtype(dtype)
-        self.k: list[np.ndarray] = []
-        self.v: list[np.ndarray] = []
+        self.arrays: list[list[np.ndarray]] = []
         for layer in layers:
-            n = self.n_blocks[self.windows.index(layer.window)]
-            self.k.append(_zeros((n, layer.n_kv_heads, layer.head_dim_k, BLOCK_TOKENS), self.dtype))
-            self.v.append(_zeros((n, layer.n_kv_heads, BLOCK_TOKENS, layer.head_dim_v), self.dtype))
+            kept = np.dtype(np.float32) if isinstance(layer, StateLayer) else self.dtype
+            n = self.n_blocks[self.groups.index(layer.group)]
+            self.arrays.append([_zeros((n, *shape), kept) for shape in layer.shapes()])
 
     @property
     def nbytes(self) -> int:
         """Bytes the cache takes when every block is in use."""
-        return sum(a.nbytes for a in self.k) + sum(a.nbytes for a in self.v)
+        return sum(array.nbytes for arrays in self.arrays for array in arrays)
+
+    def of_group(self, group: int) -> list[np.ndarray]:
+        """The arrays of the layers of one group."""
+        owners = zip(self.layers, self.arrays, strict=True)
+        return [array for layer, arrays in owners if layer.group == self.groups[group] for array in arrays]
+
+    def block_nbytes(self, group: int) -> int:
+        """Bytes of one block, or slot, of all layers of a group."""
+        return sum(array[0].nbytes for array in self.of_group(group))
 
     def copy_block(self, group: int, source: int, target: int) -> None:
-        """Copy one block of every layer whose window is ``windows[group]`` (copy on write)."""
-        for layer, k, v in zip(self.layers, self.k, self.v, strict=True):
-            if layer.window == self.windows[group]:
-                k[target] = k[source]
-                v[target] = v[source]
+        """Copy one block of every layer of a group (copy on write)."""
+        for array in self.of_group(group):
+            array[target] = array[source]
+
+    def read_block(self, group: int, block: int) -> bytes:
+        """One block of every layer of a group, layer after layer."""
+        return b"".join(array[block].tobytes() for array in self.of_group(group))
+
+    def write_block(self, group: int, block: int, data: bytes | memoryview) -> None:
+        """What ``read_block`` gave, into another block."""
+        start = 0
+        for array in self.of_group(group):
+            end = start + array[0].nbytes
+            array[block] = np.frombuffer(data[start:end], array.dtype).reshape(array.shape[1:])
+            start = end
+
+
+def pool_nbytes(layers: Sequence[CacheLayer], n_blocks: Sequence[int], dtype: str = "float16") -> int:
+    """What ``CachePool(...).nbytes`` would be."""
+    groups, total = groups_of(layers), 0
+    for layer in layers:
+        itemsize = 4 if isinstance(layer, StateLayer) else np.dtype(dtype).itemsize
+        numbers = sum(int(np.prod(shape)) for shape in layer.shapes())
+        total += n_blocks[groups.index(layer.group)] * numbers * itemsize
+    return total
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 import numpy as np
 
-from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, groups_of
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
-    from edgellm.kernels.kv import KVLayer, KVPool
+    from edgellm.kernels.kv import CacheGroup, CacheLayer, CachePool
     from edgellm.kernels.rope import Rope
     from edgellm.kernels.token_draw import TokenDraw
 
@@ -96,17 +96,23 @@ class Program:
     ops: tuple[Op, ...]
     buffers: dict[str, Buffer]
     tensors: dict[str, QuantizedTensor]
-    kv_layers: tuple[KVLayer, ...]
+    cache_layers: tuple[CacheLayer, ...]
     ropes: dict[str, Rope]
     n_vocab: int
     context_length: int  # tokens the model was trained for
     n_embd: int
     output: str = "logits"
 
+    def kv_layer(self, layer: int) -> KVLayer:
+        """The cache of an attention."""
+        found = self.cache_layers[layer]
+        assert isinstance(found, KVLayer), f"layer {layer} has no keys and values"
+        return found
+
     @property
-    def windows(self) -> tuple[int, ...]:
-        """The distinct attention windows, 0 for full attention: one block table of a sequence for each."""
-        return tuple(sorted({layer.window for layer in self.kv_layers}))
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The kinds of cache that the layers have: one block table of a sequence for each."""
+        return groups_of(self.cache_layers)
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,9 @@ class Batch:
 
     tokens, positions, sequences   (n,) int32; ``sequences`` is the row of the token's block tables
     outputs                        (n,) bool, logits wanted
-    tables                         one (n_sequences, max_blocks) int32 array for each of ``Program.windows``:
-                                   the physical block that holds positions [32 b, 32 b + 32), -1 where none is kept
+    tables                         an int32 array for each of ``Program.groups``. (n_sequences, max_blocks): physical
+                                   block that holds positions [32 b, 32 b + 32), -1 where none is kept. For states
+                                   (n_sequences, 2): the slot that is read, -1 before position 0, and the one written
     """
 
     tokens: np.ndarray
@@ -136,17 +143,21 @@ class Batch:
         start: int = 0,
         outputs: Literal["all", "last"] = "all",
     ) -> Batch:
-        """Tokens of the only sequence, from position ``start`` on, in blocks 0, 1, 2 ... of a pool it has to itself."""
+        """Tokens of the only sequence, from position ``start`` on, in blocks 0, 1, 2 ... of a pool it has to itself.
+
+        Its state goes on in slot 0, so such a step cannot be run again.
+        """
         n = len(tokens)
         n_blocks = (start + n + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         wanted = np.full(n, outputs == "all")
         wanted[-1:] = True
+        state = np.array([[0 if start else -1, 0]])
         return cls(
             tokens=np.asarray(tokens, np.int32),
             positions=np.arange(start, start + n, dtype=np.int32),
             sequences=np.zeros(n, np.int32),
             outputs=wanted,
-            tables=tuple(np.arange(n_blocks, dtype=np.int32)[None] for _ in program.windows),
+            tables=tuple(np.arange(n_blocks)[None] if group.kind != "state" else state for group in program.groups),
         )
 
 
@@ -158,7 +169,7 @@ class Executor(Protocol):
     """Runs a program for a batch. Not safe for several threads at once: one engine owns it."""
 
     program: Program
-    pool: KVPool
+    pool: CachePool
     max_tokens: int
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Hook, Program
 
@@ -20,13 +20,13 @@ DEFAULT_POOL_TOKENS = 32768  # positions of the pool made when none is given; pa
 class ReferenceExecutor:
     """Runs a program in numpy. Keeps the dequantized weights (4 bytes a weight) until ``close``."""
 
-    def __init__(self, program: Program, pool: KVPool | None = None, max_tokens: int = 512) -> None:
+    def __init__(self, program: Program, pool: CachePool | None = None, max_tokens: int = 512) -> None:
         """With no pool it makes a float32 one for a single sequence of ``min(context_length, 32768)`` tokens."""
         self.program = program
         self.max_tokens = max_tokens
         if pool is None:
             n_blocks = -(-min(program.context_length, DEFAULT_POOL_TOKENS) // BLOCK_TOKENS)
-            pool = KVPool(program.kv_layers, program.windows, [n_blocks] * len(program.windows), "float32")
+            pool = CachePool(program.cache_layers, [n_blocks] * len(program.groups), "float32")
         self.pool = pool
         self._weights: dict[str, np.ndarray] = {}
 

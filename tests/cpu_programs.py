@@ -15,7 +15,7 @@ from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.cpu.compile.kernel_table import VOCABULARY
 from edgellm.kernels.cpu.compile.trials import random_tensor
 from edgellm.kernels.cpu.run.executor import CPUExecutor
-from edgellm.kernels.kv import KVPool
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.likeliest import VocabularyKernel
 from edgellm.kernels.program import Batch, Program
 
@@ -36,7 +36,7 @@ def vocabulary_kernel() -> VocabularyKernel:
 
 
 def cpu_executor(
-    program: Program, pool: KVPool, n_threads: int = 2, max_tokens: int = 64, form: str = FORMS[0]
+    program: Program, pool: CachePool, n_threads: int = 2, max_tokens: int = 64, form: str = FORMS[0]
 ) -> CPUExecutor:
     """An executor of the form, its kernels taken as they are."""
     return CPUExecutor(program, pool, n_threads, max_tokens, cache=kernel_cache(form))
@@ -82,7 +82,7 @@ def single_sequence(
         np.arange(start, start + n, dtype=np.int32),
         np.zeros(n, np.int32),
         np.full(n, outputs),
-        tuple(blocks.astype(np.int32)[None] for _ in program.windows),
+        tuple(blocks.astype(np.int32)[None] for _ in program.groups),
     )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from edgellm.formats.errors import NumericError
-from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
 from edgellm.kernels.program import Batch, Hook, Program
 
 N_VOCAB = 97
@@ -21,13 +22,17 @@ N_VOCAB = 97
 
 def fake_program(windows: tuple[int, ...] = (0,), context_length: int = 4096) -> Program:
     """A program without ops: two layers for each window."""
-    layers = tuple(KVLayer(1, 2, 2, window) for window in windows for _ in range(2))
-    return Program("fake", (), {}, {}, layers, {}, N_VOCAB, context_length, 8)
+    return Program("fake", (), {}, {}, fake_layers(windows), {}, N_VOCAB, context_length, 8)
 
 
-def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> KVPool:
+def fake_layers(windows: Sequence[int]) -> tuple[KVLayer, ...]:
+    """Two layers for each window."""
+    return tuple(KVLayer(1, 2, 2, window) for window in windows for _ in range(2))
+
+
+def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> CachePool:
     """float32, so that positions are exact."""
-    return KVPool(program.kv_layers, program.windows, n_blocks, "float32")
+    return CachePool(program.cache_layers, n_blocks, "float32")
 
 
 def expected_logits(tokens: list[int], windows: tuple[int, ...] = (0,)) -> np.ndarray:
@@ -59,7 +64,7 @@ class FakeExecutor:
     """See the module. ``fail`` raises in the next step, ``poison`` finds NaN in each, ``poisonous`` is a token after
     which there is NaN, ``pause_s`` makes a step last."""
 
-    def __init__(self, program: Program, pool: KVPool, max_tokens: int = 512) -> None:
+    def __init__(self, program: Program, pool: CachePool, max_tokens: int = 512) -> None:
         self.program = program
         self.pool = pool
         self.max_tokens = max_tokens
@@ -100,24 +105,24 @@ class FakeExecutor:
         return block
 
     def _store(self, batch: Batch) -> None:
-        for group, window in enumerate(self.pool.windows):
+        for group, kind in enumerate(self.pool.groups):
             for i, (token, position) in enumerate(zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True)):
                 block = self._block(batch, i, group, position)
                 for layer, shape in enumerate(self.pool.layers):
-                    if shape.window == window:
-                        self.pool.k[layer][block, 0, :, position % BLOCK_TOKENS] = token + 1
-                        self.pool.v[layer][block, 0, position % BLOCK_TOKENS] = position
+                    if shape.group == kind:
+                        self.pool.arrays[layer][0][block, 0, :, position % BLOCK_TOKENS] = token + 1
+                        self.pool.arrays[layer][1][block, 0, position % BLOCK_TOKENS] = position
 
     def _read(self, batch: Batch, i: int) -> np.ndarray:
         end = int(batch.positions[i]) + 1
         seen = []
-        for group, window in enumerate(self.pool.windows):
-            layer = max(n for n, shape in enumerate(self.pool.layers) if shape.window == window)
-            start = max(0, end - window) if window else 0
+        for group, kind in enumerate(self.pool.groups):
+            layer = max(n for n, shape in enumerate(self.pool.layers) if shape.group == kind)
+            start = max(0, end - kind.window) if kind.window else 0
             found = []
             for p in range(start, end):
                 block = self._block(batch, i, group, p)
-                key = self.pool.k[layer][block, 0, 1, p % BLOCK_TOKENS]
-                found.append((int(self.pool.v[layer][block, 0, p % BLOCK_TOKENS, 0]), int(key) - 1))
+                key = self.pool.arrays[layer][0][block, 0, 1, p % BLOCK_TOKENS]
+                found.append((int(self.pool.arrays[layer][1][block, 0, p % BLOCK_TOKENS, 0]), int(key) - 1))
             seen.append(found)
         return _logits(seen)

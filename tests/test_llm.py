@@ -411,7 +411,7 @@ def test_close_frees_everything_and_later_use_is_a_named_error(paths: dict[str, 
     greedy(llm, "the")
     chunks = llm.stream("the", ignore_eos=True)
     next(chunks)
-    pool = weakref.ref(llm.engine.cache.pool.k[0])
+    pool = weakref.ref(llm.engine.cache.pool.arrays[0][0])
     llm.close()
     llm.close()
     with pytest.raises(edgellm.ClosedError):
@@ -439,7 +439,7 @@ def test_a_model_that_nobody_holds_is_freed_without_close(paths: dict[str, Path]
     llm = edgellm.load(paths["llama"], executor=executor, n_threads=2)
     greedy(llm, "the", 2)
     wait_until_idle(llm)
-    gone = weakref.ref(llm.engine), weakref.ref(llm.executor), weakref.ref(llm.engine.cache.pool.k[0])
+    gone = weakref.ref(llm.engine), weakref.ref(llm.executor), weakref.ref(llm.engine.cache.pool.arrays[0][0])
     del llm
     gc.collect()
     end = time.monotonic() + HANG_S

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgellm.formats.errors import ContextFullError
-from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CacheLayer, CachePool, groups_of
 
 SPARE_WINDOWS = 3  # kept ends of other prompts, for a layer group with a sliding window
+SNAPSHOTS = 32  # kept states of other positions
 
 
 def n_blocks_of(n_tokens: int) -> int:
@@ -31,8 +32,8 @@ def n_blocks_of(n_tokens: int) -> int:
     return -(-n_tokens // BLOCK_TOKENS)
 
 
-def pool_blocks(windows: SequenceOf[int], n_ctx: int, max_tokens: int, n_parallel: int = 1) -> tuple[int, ...]:
-    """Blocks that each window group needs for ``n_parallel`` sequences of ``n_ctx`` tokens at once.
+def pool_blocks(layers: SequenceOf[CacheLayer], n_ctx: int, max_tokens: int, n_parallel: int = 1) -> tuple[int, ...]:
+    """Blocks that each group of layers needs for ``n_parallel`` sequences of ``n_ctx`` tokens at once.
 
     Full attention: the whole contexts and one copied block. A window: the windows, the step that is being computed
     (``max_tokens`` of all sequences together), and room for the ends of a few other prompts, so that coming back to
@@ -40,18 +41,15 @@ def pool_blocks(windows: SequenceOf[int], n_ctx: int, max_tokens: int, n_paralle
     """
     whole = n_parallel * n_blocks_of(n_ctx) + 1
     counts = []
-    for window in windows:
-        live = n_parallel * (n_blocks_of(window) + 2) + n_blocks_of(max_tokens) + 1
-        counts.append(min(whole, live + SPARE_WINDOWS * (n_blocks_of(window) + 1)) if window else whole)
+    for group in groups_of(layers):
+        if group.kind == "all":
+            counts.append(whole)
+        elif group.kind == "window":
+            live = n_parallel * (n_blocks_of(group.window) + 2) + n_blocks_of(max_tokens) + 1
+            counts.append(min(whole, live + SPARE_WINDOWS * (n_blocks_of(group.window) + 1)))
+        else:
+            counts.append(2 * n_parallel + SNAPSHOTS)
     return tuple(counts)
-
-
-def pool_nbytes(
-    layers: SequenceOf[KVLayer], windows: SequenceOf[int], n_blocks: SequenceOf[int], dtype: str = "float16"
-) -> int:
-    """Bytes a pool with ``n_blocks[g]`` blocks for each window group takes when all of it is in use."""
-    blocks = dict(zip(windows, n_blocks, strict=True))
-    return sum(blocks[layer.window] * layer.block_nbytes(np.dtype(dtype)) for layer in layers)
 
 
 class Node:
@@ -148,11 +146,11 @@ class Sequence:
 class KVCache:
     """Gives out the blocks of a pool to sequences of at most ``n_ctx`` tokens."""
 
-    def __init__(self, pool: KVPool, n_ctx: int) -> None:
+    def __init__(self, pool: CachePool, n_ctx: int) -> None:
         self.pool = pool
         self.n_ctx = n_ctx
         self.max_blocks = n_blocks_of(n_ctx)
-        self._groups = [_Group(i, w, n) for i, (w, n) in enumerate(zip(pool.windows, pool.n_blocks, strict=True))]
+        self._groups = [_Group(i, g.window, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
         self._root = Node(None, (), len(self._groups))
 
     def open(self, tokens: SequenceOf[int], *, shared: bool = True) -> Sequence:
@@ -261,6 +259,11 @@ class KVCache:
         for group, block in reversed(held):  # the deepest goes first, as in release()
             group.drop(block)
         return n_known
+
+    def blocks(self, sequence: Sequence) -> list[list[int]]:
+        """For each group the blocks that hold the sequence, from ``sequence.first`` on."""
+        end = n_blocks_of(sequence.length)
+        return [table[first:end].tolist() for table, first in zip(sequence.tables, sequence.first, strict=True)]
 
     def n_used(self) -> tuple[int, ...]:
         """Blocks of each window group that sequences in use hold."""

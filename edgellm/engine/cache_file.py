@@ -2,11 +2,10 @@
 
     0     8 bytes   b"EDGEKV" and the version as two digits
     8     8 bytes   length of the header, little-endian
-    16    header    JSON: "model" (the key below), "n_tokens", "dtype", "groups": [[window, first block, end block]],
-                    "layers": [[n_kv_heads, head_dim_k, head_dim_v, window]]
+    16    header    JSON: "model" (the key below), "n_tokens", "first": of each group its first block, and "layout"
     ..    tokens    int32, little-endian
-    ..    zeros     up to a multiple of 64
-    ..    blocks    layer by layer the keys, then the values of its group's blocks, as ``edgellm.kernels.kv`` lays them
+    ..    blocks    group by group its blocks up to the last token, or its one state there; a block is the arrays of its
+                    layers as ``edgellm.kernels.kv`` lays them, one after the other
     end   32 bytes  SHA-256 of everything before
 
 A file is written under another name first, and believed only when length, checksum, model and shapes are right. The
@@ -32,13 +31,12 @@ from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.regular_file import open_regular, read_regular
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Executor
 from edgellm.machine.paths import cache_dir
 
-MAGIC = b"EDGEKV01"
+MAGIC = b"EDGEKV02"
 MAX_HEADER_NBYTES = 1 << 20
-ALIGNMENT = 64
 CHUNK_NBYTES = 1 << 20
 N_HASHES = 100  # of model files that are remembered
 MAX_NOTES_NBYTES = 1 << 20
@@ -46,12 +44,12 @@ MAX_NOTES_NBYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SavedState:
-    """A file that was proved whole: its tokens, and for each layer its blocks in the mapped file."""
+    """A file that was proved whole: its tokens, and for each group its first block and the bytes of all its blocks."""
 
     path: Path
     tokens: list[int]
     first: list[int]
-    layers: list[tuple[int, np.ndarray, np.ndarray]]  # (group, keys, values), each (n_blocks, ...)
+    blocks: list[list[memoryview]]
     layout: dict[str, Any]
 
 
@@ -64,10 +62,8 @@ def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str) -> int:
     try:
         if not sequence.length:
             return 0
-        bounds = list(zip(sequence.first, (n_blocks_of(sequence.length) for _ in sequence.first), strict=True))
-        blocks = [table[a:b].copy() for table, (a, b) in zip(sequence.tables, bounds, strict=True)]
-        header = {"model": key, "n_tokens": sequence.length, **layout_of(cache.pool), "groups": []}
-        header["groups"] = [[w, a, b] for w, (a, b) in zip(cache.pool.windows, bounds, strict=True)]
+        blocks, first = cache.blocks(sequence), sequence.first
+        header = {"model": key, "n_tokens": sequence.length, "first": first, "layout": layout_of(cache.pool)}
         growing = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             with open(os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -85,21 +81,22 @@ def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str) -> int:
 
 
 def _pieces(
-    header: Mapping[str, Any], tokens: Sequence[int], pool: KVPool, blocks: Sequence[np.ndarray]
-) -> Iterator[bytes | memoryview]:
+    header: Mapping[str, Any], tokens: Sequence[int], pool: CachePool, blocks: Sequence[Sequence[int]]
+) -> Iterator[bytes]:
     text = json.dumps(header).encode()
-    head = MAGIC + len(text).to_bytes(8, "little") + text + np.asarray(tokens, "<i4").tobytes()
-    yield head + bytes(-len(head) % ALIGNMENT)
-    for layer, k, v in zip(pool.layers, pool.k, pool.v, strict=True):
-        for array in (k, v):
-            for block in blocks[pool.windows.index(layer.window)]:
-                yield np.ascontiguousarray(array[block]).data.cast("B")
+    yield MAGIC + len(text).to_bytes(8, "little") + text + np.asarray(tokens, "<i4").tobytes()
+    for group, held in enumerate(blocks):
+        for block in held:
+            yield pool.read_block(group, block)
 
 
-def layout_of(pool: KVPool) -> dict[str, Any]:
+def layout_of(pool: CachePool) -> dict[str, Any]:
     """The shapes that a file and a pool must share."""
-    layers = [[one.n_kv_heads, one.head_dim_k, one.head_dim_v, one.window] for one in pool.layers]
-    return {"dtype": pool.dtype.name, "block_tokens": BLOCK_TOKENS, "layers": layers}
+    groups = [
+        [group.kind, group.window, [[array.dtype.name, *array.shape[1:]] for array in pool.of_group(g)]]
+        for g, group in enumerate(pool.groups)
+    ]
+    return {"block_tokens": BLOCK_TOKENS, "groups": groups}
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -117,17 +114,13 @@ def read(path: Path, key: str) -> SavedState:
 
 def restore(cache: KVCache, state: SavedState) -> list[int]:
     """Put a state into the cache; the tokens that are known then. FormatError when the cache has other shapes."""
-    layout = layout_of(cache.pool)
-    if {name: state.layout.get(name) for name in layout} != layout or len(state.first) != len(cache.pool.windows):
+    if state.layout != layout_of(cache.pool):
         raise _wrong(state.path, "its layers have other shapes")
     if len(state.tokens) > cache.n_ctx:
         raise _wrong(state.path, f"it has {len(state.tokens)} tokens, the context {cache.n_ctx}")
 
     def fill(group: int, block: int, target: int) -> None:
-        for (owner, keys, values), k, v in zip(state.layers, cache.pool.k, cache.pool.v, strict=True):
-            if owner == group:
-                k[target] = keys[block - state.first[group]]
-                v[target] = values[block - state.first[group]]
+        cache.pool.write_block(group, target, state.blocks[group][block - state.first[group]])
 
     return state.tokens[: cache.put_back(state.tokens, state.first, fill)]
 
@@ -144,38 +137,30 @@ def _proved(path: Path, data: memoryview, key: str) -> SavedState:
         header = parse_json(bytes(data[16 : 16 + length]), path.name, "KV_FILE")
         if header["model"] != key:
             raise _wrong(path, "it is of another model")
-        return _state(path, header, data[16 + length : -32], 16 + length)
+        return _state(path, header, data[16 + length : -32])
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, FormatError) as error:
         raise _wrong(path, f"its header is wrong ({error})") from None
 
 
-def _state(path: Path, header: dict[str, Any], data: memoryview, offset: int) -> SavedState:
+def _state(path: Path, header: dict[str, Any], data: memoryview) -> SavedState:
     """Cut the file up; every length must be as the header says."""
-    n_tokens, dtype = header["n_tokens"], np.dtype(header["dtype"])
-    windows = [window for window, _, _ in header["groups"]]
-    bounds = [(a, b) for _, a, b in header["groups"]]
-    end = n_blocks_of(n_tokens)
-    if not all(isinstance(n, int) and n >= 0 for n in (n_tokens, *(x for pair in bounds for x in pair))):
+    n_tokens, first, layout = header["n_tokens"], header["first"], header["layout"]
+    groups = layout["groups"]
+    if not all(isinstance(n, int) and n >= 0 for n in (n_tokens, *first)) or len(first) != len(groups):
         raise ValueError("a count is no whole number")
-    if not n_tokens or any(not a <= b == end for a, b in bounds) or header["block_tokens"] != BLOCK_TOKENS:
+    if not n_tokens or layout["block_tokens"] != BLOCK_TOKENS:
         raise ValueError("its counts disagree")
-    tokens = np.frombuffer(data[: 4 * n_tokens], "<i4").tolist()
-    at = 4 * n_tokens + -(offset + 4 * n_tokens) % ALIGNMENT
-    layers = []
-    for n_heads, dim_k, dim_v, window in header["layers"]:
-        group = windows.index(window)
-        n = bounds[group][1] - bounds[group][0]
-        arrays = []
-        for shape in ((n, n_heads, dim_k, BLOCK_TOKENS), (n, n_heads, BLOCK_TOKENS, dim_v)):
-            nbytes = math.prod(shape) * dtype.itemsize
-            if not 0 <= nbytes <= len(data) - at:
-                raise ValueError("it is too short")
-            arrays.append(np.frombuffer(data[at : at + nbytes], dtype).reshape(shape))
-            at += nbytes
-        layers.append((group, arrays[0], arrays[1]))
+    tokens, at, blocks = np.frombuffer(data[: 4 * n_tokens], "<i4").tolist(), 4 * n_tokens, list[list[memoryview]]()
+    for start, (kind, _, shapes) in zip(first, groups, strict=True):
+        end = start + 1 if kind == "state" else n_blocks_of(n_tokens)
+        nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, *shape in shapes)
+        if start > end or not 0 < nbytes * (end - start) <= len(data) - at:
+            raise ValueError("it is too short")
+        blocks.append([data[at + i * nbytes : at + (i + 1) * nbytes] for i in range(end - start)])
+        at += nbytes * (end - start)
     if at != len(data):
         raise ValueError("it is too long")
-    return SavedState(path, tokens, [a for a, _ in bounds], layers, header)
+    return SavedState(path, tokens, first, blocks, layout)
 
 
 def _wrong(path: Path, what: str) -> FormatError:

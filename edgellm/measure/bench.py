@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.formats.large_pages import large_page_share
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops import Embed, Matmul, RMSNorm
 from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
@@ -156,7 +156,7 @@ def bench_tests(
 def run_tests(
     program: Program,
     tests: Sequence[BenchTest],
-    make_executor: Callable[[KVPool, int], Executor],
+    make_executor: Callable[[CachePool, int], Executor],
     *,
     n_threads: int,
     repetitions: int = 5,
@@ -170,8 +170,8 @@ def run_tests(
     most = max(
         test.n_parallel * math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS) for test in tests
     )
-    blocks = [most] * len(program.windows)
-    pool = KVPool(program.kv_layers, program.windows, blocks)
+    blocks = [most] * len(program.groups)
+    pool = CachePool(program.cache_layers, blocks)
     executor = make_executor(pool, n_threads)
     tokens = np.random.default_rng(0).integers(0, program.n_vocab, n_ctx, dtype=np.int32)
     try:
@@ -236,7 +236,7 @@ def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_para
             positions=np.full(n_parallel, i, np.int32),
             sequences=sequences,
             outputs=np.ones(n_parallel, bool),
-            tables=(table,) * len(executor.program.windows),
+            tables=(table,) * len(executor.program.groups),
         )
         executor.run(batch)
 
@@ -251,7 +251,4 @@ def bytes_per_token(program: Program, n_cached: int) -> int:
             total += program.tensors[op.weight].nbytes
         elif isinstance(op, Embed):
             total += program.tensors[op.weight].data.shape[1]
-    for layer in program.kv_layers:
-        n_seen = min(n_cached, layer.window) if layer.window else n_cached
-        total += n_seen * layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2
-    return total
+    return total + sum(layer.seen_nbytes(n_cached) for layer in program.cache_layers)

@@ -21,7 +21,7 @@ from edgellm import arguments
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Batch, Executor, Hook, Program
 from edgellm.models import build_program
 from edgellm.tokenizer import Tokenizer
@@ -126,20 +126,20 @@ def perplexity(engine: Engine, tokenizer: Tokenizer, ids: Sequence[int], n_ctx: 
 # ---- a model for chunks alone ----------------------------------------------------------------------------------------
 
 
-def _reference(program: Program, pool: KVPool, n_threads: int, max_tokens: int) -> Executor:
+def _reference(program: Program, pool: CachePool, n_threads: int, max_tokens: int) -> Executor:
     from edgellm.kernels.reference import ReferenceExecutor
 
     return ReferenceExecutor(program, pool, max_tokens)
 
 
-def _cpu(program: Program, pool: KVPool, n_threads: int, max_tokens: int) -> Executor:
+def _cpu(program: Program, pool: CachePool, n_threads: int, max_tokens: int) -> Executor:
     from edgellm.kernels.cpu import CPUExecutor  # numba: 400 ms
 
     return CPUExecutor(program, pool, n_threads, max_tokens)
 
 
 # name: (maker, type of the keys and values it keeps)
-EXECUTORS: dict[str, tuple[Callable[[Program, KVPool, int, int], Executor], str]] = {
+EXECUTORS: dict[str, tuple[Callable[[Program, CachePool, int, int], Executor], str]] = {
     "cpu": (_cpu, "float16"),
     "reference": (_reference, "float32"),
 }
@@ -160,8 +160,8 @@ class ChunkModel:
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata)
             self.n_ctx = n_ctx
             make, kv_dtype = EXECUTORS[executor]
-            n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(self.program.windows)
-            pool = KVPool(self.program.kv_layers, self.program.windows, n_blocks, kv_dtype)
+            n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(self.program.groups)
+            pool = CachePool(self.program.cache_layers, n_blocks, kv_dtype)
             self.executor = make(self.program, pool, n_threads or default_threads(), n_ctx)
         except BaseException:
             self.gguf.close()

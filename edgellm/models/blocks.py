@@ -45,7 +45,7 @@ class ProgramBuilder:
         self.buffers: dict[str, Buffer] = {}
         self.tensors: dict[str, QuantizedTensor] = {}
         self.used: set[str] = set()  # tensors that the program holds, or that were read while building it
-        self.kv_layers: list[KVLayer] = []
+        self.cache_layers: list[KVLayer] = []
         self.ropes: dict[str, Rope] = {}
 
     def weight(self, name: str, *shape: int) -> str:
@@ -119,8 +119,8 @@ class ProgramBuilder:
     def attention(self, q: str, k: str, v: str, out: str, *, scale: float, window: int = 0) -> None:
         """Store k and v in a cache of their own, then out = softmax(scale q k^T) v over it."""
         hp = self.hp
-        layer = len(self.kv_layers)
-        self.kv_layers.append(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
+        layer = len(self.cache_layers)
+        self.cache_layers.append(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
         self.ops.append(StoreKV(k, v, layer))
         self.ops.append(Attention(q, self.buffer(out, hp.n_head * hp.head_dim_v), layer, hp.n_head, scale))
 
@@ -155,7 +155,7 @@ class ProgramBuilder:
             ops=tuple(self.ops),
             buffers=self.buffers,
             tensors=self.tensors,
-            kv_layers=tuple(self.kv_layers),
+            cache_layers=tuple(self.cache_layers),
             ropes=self.ropes,
             n_vocab=self.hp.n_vocab,
             context_length=self.hp.context_length,

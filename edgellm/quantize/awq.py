@@ -87,7 +87,7 @@ def _fold(program: Program, group: Group) -> Fold | None:
     if isinstance(op, Attention):
         store = next(o for o in program.ops[:maker][::-1] if isinstance(o, StoreKV) and o.layer == op.layer)
         v = _plain_matmul(program.ops, store.v, maker)
-        layer = program.kv_layers[op.layer]
+        layer = program.kv_layer(op.layer)
         copies = op.n_heads // layer.n_kv_heads
         return Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies) if v else None
     return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops import Embed, Matmul, Op
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Program
@@ -67,8 +67,8 @@ class _Weights(ReferenceExecutor):
     """The reference's view of an executor, with weights from elsewhere, kept for the ops at hand."""
 
     def __init__(self, program: Program, n_ctx: int, weight_of: WeightOf) -> None:
-        n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(program.windows)
-        super().__init__(program, KVPool(program.kv_layers, program.windows, n_blocks, "float32"), n_ctx)
+        n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(program.groups)
+        super().__init__(program, CachePool(program.cache_layers, n_blocks, "float32"), n_ctx)
         self._weight_of = weight_of
 
     def weight(self, name: str) -> np.ndarray:

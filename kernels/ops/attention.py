@@ -22,15 +22,15 @@ class StoreKV(Op):
     layer: int
 
     def reference(self, step: Step) -> None:
-        layer = step.program.kv_layers[self.layer]
+        layer = step.program.kv_layer(self.layer)
         positions = step.batch.positions
         blocks = step.table(self.layer)[step.batch.sequences, positions // BLOCK_TOKENS]
         assert (blocks >= 0).all(), f"layer {self.layer}: a token has no block to be stored in"
         k = step[self.k].reshape(len(positions), layer.n_kv_heads, layer.head_dim_k)
         v = step[self.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
         # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
-        step.pool.k[self.layer][blocks, :, :, positions % BLOCK_TOKENS] = k
-        step.pool.v[self.layer][blocks, :, positions % BLOCK_TOKENS, :] = v
+        step.pool.arrays[self.layer][0][blocks, :, :, positions % BLOCK_TOKENS] = k
+        step.pool.arrays[self.layer][1][blocks, :, positions % BLOCK_TOKENS, :] = v
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Attention(Op):
     scale: float
 
     def reference(self, step: Step) -> None:
-        layer = step.program.kv_layers[self.layer]
+        layer = step.program.kv_layer(self.layer)
         group = self.n_heads // layer.n_kv_heads  # query heads that share a key
         q = step[self.q].reshape(-1, self.n_heads, layer.head_dim_k)
         out = step[self.out].reshape(-1, self.n_heads, layer.head_dim_v)
@@ -65,7 +65,7 @@ class Attention(Op):
 
 def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray, np.ndarray]:
     """First position, keys (n_kv_heads, head_dim, n) and values (n_kv_heads, n, head_dim) any query of it may see."""
-    layer = step.program.kv_layers[index]
+    layer = step.program.kv_layer(index)
     first = max(0, segment.first_position - layer.window + 1) if layer.window else 0
     first_block = first // BLOCK_TOKENS
     last_block = (segment.end_position - 1) // BLOCK_TOKENS
@@ -73,8 +73,8 @@ def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray,
     assert (blocks >= 0).all(), f"layer {index}: a position that must be seen has no block"
     offset = first_block * BLOCK_TOKENS
     seen = slice(first - offset, segment.end_position - offset)
-    k = step.pool.k[index][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, head_dim, 32)
-    v = step.pool.v[index][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, 32, head_dim)
+    k = step.pool.arrays[index][0][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, head_dim, 32)
+    v = step.pool.arrays[index][1][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, 32, head_dim)
     keys = k.transpose(1, 2, 0, 3).reshape(layer.n_kv_heads, layer.head_dim_k, -1)[:, :, seen]
     values = v.transpose(1, 0, 2, 3).reshape(layer.n_kv_heads, -1, layer.head_dim_v)[:, seen]
     return first, keys, values

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.kernels.kv import KVPool
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.program import Batch, Program
 
 
@@ -49,7 +49,7 @@ class Step:
     weight   a tensor of the program by name, float32 in its own shape
     """
 
-    def __init__(self, program: Program, pool: KVPool, weight: Callable[[str], np.ndarray], batch: Batch) -> None:
+    def __init__(self, program: Program, pool: CachePool, weight: Callable[[str], np.ndarray], batch: Batch) -> None:
         self.program, self.pool, self.weight, self.batch = program, pool, weight, batch
         self.segments = segments(batch)
         n_rows = {"tokens": len(batch), "outputs": int(np.count_nonzero(batch.outputs))}
@@ -67,4 +67,4 @@ class Step:
 
     def table(self, layer: int) -> np.ndarray:
         """The block tables (n_sequences, max_blocks) of the layer's group."""
-        return self.batch.tables[self.program.windows.index(self.program.kv_layers[layer].window)]
+        return self.batch.tables[self.program.groups.index(self.program.cache_layers[layer].group)]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, FakeExecutor, expected_logits, expected_tokens, fake_pool, fake_program
+from fake_executor import N_VOCAB, FakeExecutor, expected_logits, expected_tokens, fake_layers, fake_pool, fake_program
 
 from edgellm.engine import engine as engine_module
 from edgellm.engine.cache import KVCache, pool_blocks
@@ -42,7 +42,7 @@ def make_engine(
 ) -> Engine:
     windows = tuple(sorted(windows))
     program = fake_program(windows)
-    pool = fake_pool(program, n_blocks or pool_blocks(windows, n_ctx, chunk))
+    pool = fake_pool(program, n_blocks or pool_blocks(fake_layers(windows), n_ctx, chunk))
     return Engine(FakeExecutor(program, pool, chunk), KVCache(pool, n_ctx), eog_ids)
 
 

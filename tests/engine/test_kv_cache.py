@@ -6,11 +6,11 @@ import random
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_pool, fake_program
+from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
 
-from edgellm.engine.cache import KVCache, Sequence, n_blocks_of, pool_blocks, pool_nbytes
+from edgellm.engine.cache import KVCache, Sequence, n_blocks_of, pool_blocks
 from edgellm.formats.errors import ContextFullError
-from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer, pool_nbytes
 from edgellm.kernels.program import Batch
 
 WINDOWS = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,)]
@@ -23,7 +23,7 @@ class Runner:
         self.windows = tuple(sorted(windows))
         self.chunk = chunk
         program = fake_program(self.windows)
-        self.pool = fake_pool(program, n_blocks or pool_blocks(self.windows, n_ctx, chunk))
+        self.pool = fake_pool(program, n_blocks or pool_blocks(fake_layers(self.windows), n_ctx, chunk))
         self.executor = FakeExecutor(program, self.pool)
         self.cache = KVCache(self.pool, n_ctx)
 
@@ -93,7 +93,7 @@ def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("windows", [(0, 40), (64,), (0, 33, 128)])
 def test_another_reply_to_the_same_prompt_reuses_the_prompt(windows: tuple[int, ...]) -> None:
-    runner = Runner(windows, n_ctx=1024, n_blocks=pool_blocks(windows, 1024, 48))
+    runner = Runner(windows, n_ctx=1024, n_blocks=pool_blocks(fake_layers(windows), 1024, 48))
     prompt = tokens_of(3, 300)
     for attempt in range(3):
         sequence = runner.cache.open(prompt)
@@ -131,7 +131,7 @@ def test_an_edited_message_reuses_what_stands_before_it() -> None:
 
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_interleaved_sequences_do_not_disturb_each_other(windows: tuple[int, ...]) -> None:
-    n_blocks = tuple(3 * n for n in pool_blocks(sorted(windows), 256, 48))
+    n_blocks = tuple(3 * n for n in pool_blocks(fake_layers(sorted(windows)), 256, 48))
     runner = Runner(windows, n_ctx=256, n_blocks=n_blocks)
     texts = [tokens_of(1, 50) + tokens_of(s, 150) for s in (2, 3, 4)]
     sequences = [runner.cache.open(text[:50]) for text in texts]
@@ -194,7 +194,7 @@ def test_random_histories_in_a_small_pool(windows: tuple[int, ...], seed: int) -
     rng = random.Random(seed)
     n_ctx, chunk = rng.choice([64, 160, 300]), rng.choice([1, 7, 32, 50])
     scale = rng.choice([1, 1, 2])
-    n_blocks = tuple(scale * n for n in pool_blocks(sorted(windows), n_ctx, chunk))
+    n_blocks = tuple(scale * n for n in pool_blocks(fake_layers(sorted(windows)), n_ctx, chunk))
     runner = Runner(windows, n_ctx=n_ctx, chunk=chunk, n_blocks=n_blocks)
     histories: list[list[int]] = [[]]
     live: list[tuple[Sequence, list[int]]] = []
@@ -247,9 +247,8 @@ def test_the_pool_size_is_enough_for_one_whole_context(windows: tuple[int, ...],
 
 def test_the_memory_estimate_is_what_the_pool_takes() -> None:
     layers = [KVLayer(3, 64, 64), KVLayer(1, 256, 128, 512), KVLayer(1, 256, 128, 512)]
-    windows = (0, 512)
-    n_blocks = pool_blocks(windows, 8192, 512)
+    n_blocks = pool_blocks(layers, 8192, 512)
     assert n_blocks[0] == 8192 // BLOCK_TOKENS + 1
     assert n_blocks_of(512) < n_blocks[1] < n_blocks[0]
     for dtype in ("float16", "float32"):
-        assert pool_nbytes(layers, windows, n_blocks, dtype) == KVPool(layers, windows, n_blocks, dtype).nbytes
+        assert pool_nbytes(layers, n_blocks, dtype) == CachePool(layers, n_blocks, dtype).nbytes

@@ -152,21 +152,33 @@ def test_a_damaged_file_is_refused_and_the_answer_is_computed(saved: tuple[edgel
     check(llm)
 
 
+FORGED_GROUPS: tuple[Any, ...] = (
+    [["all", 0, [["float16", 1, 1, 1]]]],
+    [["all", 0, [["float16", 10**9, 10**9, 10**9]] * 2]],
+    [["all", 0, [["object", 1, 16, 32]]]],
+    [["all", 0, [["float16", -1, -16, 32]]]],
+    [["state", 0, [["float32", 16]]]],
+    [["all", 0, [["float16"]]]],
+    [["all", 0, []]],
+    "x",
+)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"n_tokens": 10**9},
         {"n_tokens": -1},
         {"n_tokens": 1.5},
-        {"groups": [[0, 3, 1]]},
-        {"groups": []},
-        {"groups": [[0, 1, 5]]},
-        {"layers": [[1, 1, 1, 0]]},
-        {"layers": [[10**9, 10**9, 10**9, 0]] * 2},
-        {"layers": "x"},
-        {"dtype": "object"},
-        {"dtype": "float32"},
-        {"block_tokens": 64},
+        {"first": [3]},
+        {"first": []},
+        {"first": [-1]},
+        {"first": [0, 0]},
+        {"first": "x"},
+        {"layout": {}},
+        {"layout": "x"},
+        *({"layout": {"block_tokens": 32, "groups": groups}} for groups in FORGED_GROUPS),
+        {"layout": {"block_tokens": 64, "groups": [["all", 0, [["float16", 1, 16, 32], ["float16", 1, 32, 16]]]]}},
         {"model": "another"},
     ],
     ids=str,

@@ -14,7 +14,7 @@ from tiny_models import write_tiny_model
 
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CacheGroup, CachePool, KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
 from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -45,9 +45,9 @@ def tokens_of(program: Program, n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, program.n_vocab, n).astype(np.int32)
 
 
-def float32_pool(program: Program, n_blocks: int) -> KVPool:
+def float32_pool(program: Program, n_blocks: int) -> CachePool:
     """A pool that does not round."""
-    return KVPool(program.kv_layers, program.windows, [n_blocks] * len(program.windows), "float32")
+    return CachePool(program.cache_layers, [n_blocks] * len(program.groups), "float32")
 
 
 def in_chunks(executor: ReferenceExecutor, tokens: np.ndarray, size: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_mixed_batch_equals_each_sequence_alone(program: Program) -> None:
     alone = [ReferenceExecutor(program).run(Batch.single(program, s)) for s in sequences]
     max_blocks = 4
     shuffled = np.random.default_rng(5).permutation(len(sequences) * max_blocks).astype(np.int32)
-    tables = tuple(np.roll(shuffled, 3 * g).reshape(len(sequences), max_blocks) for g in range(len(program.windows)))
+    tables = tuple(np.roll(shuffled, 3 * g).reshape(len(sequences), max_blocks) for g in range(len(program.groups)))
     executor = ReferenceExecutor(program, float32_pool(program, shuffled.size))
     got: list[list[np.ndarray]] = [[] for _ in sequences]
     done = [0] * len(sequences)
@@ -119,7 +119,7 @@ def test_window_layers_need_only_the_blocks_of_their_window(tmp_path: Path) -> N
         whole = executor.run(Batch.single(program, tokens))
         in_chunks(executor, tokens[:130], 65)
         batch = Batch.single(program, tokens[130:], start=130)
-        group = program.windows.index(40)
+        group = program.groups.index(CacheGroup("window", 40))
         first_seen = (130 - 40 + 1) // BLOCK_TOKENS
         tables = [table.copy() for table in batch.tables]
         tables[group][0, :first_seen] = -1
@@ -129,7 +129,7 @@ def test_window_layers_need_only_the_blocks_of_their_window(tmp_path: Path) -> N
 
 def test_float16_cache_rounds_and_no_more(program: Program) -> None:
     tokens = tokens_of(program, 64)
-    pool = KVPool(program.kv_layers, program.windows, [2] * len(program.windows), "float16")
+    pool = CachePool(program.cache_layers, [2] * len(program.groups), "float16")
     half = ReferenceExecutor(program, pool).run(Batch.single(program, tokens))
     error = nmse(half, ReferenceExecutor(program).run(Batch.single(program, tokens)))
     assert 0 < error <= 1e-5  # 11 bits of keys and values: 2^-22 before the layers amplify it
@@ -217,7 +217,7 @@ def run_ops(
         ops=(Embed("w0", "logits"), *ops),
         buffers=buffers | {"logits": Buffer("logits", 1)},
         tensors={name: Weight(w) for name, w in ({"w0": np.zeros((8, 1))} | (weights or {})).items()},  # type: ignore[misc]
-        kv_layers=layers,
+        cache_layers=layers,
         ropes=ropes or {},
         n_vocab=1,
         context_length=256,

@@ -34,9 +34,8 @@ def test_more_context_needs_more_memory_for_keys_and_values_alone(architecture: 
     assert {(need.weights, need.work, need.process) for need in needs} == {
         (needs[0].weights, needs[0].work, needs[0].process)
     }
-    full = sum(
-        layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.kv_layers if not layer.window
-    )
+    layers = [layer for layer in program.cache_layers if not layer.window]
+    full = sum(layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in layers)
     assert needs[2].kv - needs[1].kv == 2048 * full
 
 

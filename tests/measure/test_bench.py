@@ -153,10 +153,12 @@ def test_a_token_reads_every_weight_once_and_what_the_window_shows_of_the_cache(
         tied = "output.weight" not in gguf.tensors
         expected = everything + embedding.data.shape[1] - (0 if tied else embedding.nbytes)
         assert read == expected
-        per_position = sum(layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.kv_layers)
+        per_position = sum(
+            layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.cache_layers
+        )
         assert bytes_per_token(program, 1) - read == per_position
-        windowed = [min(10_000, layer.window or 10_000) for layer in program.kv_layers]
-        sizes = [layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.kv_layers]
+        windowed = [min(10_000, layer.window or 10_000) for layer in program.cache_layers]
+        sizes = [layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.cache_layers]
         assert bytes_per_token(program, 10_000) - read == sum(n * s for n, s in zip(windowed, sizes, strict=True))
 
 

@@ -234,7 +234,7 @@ def test_rope_factors_must_be_positive(tmp_path: Path) -> None:
 def test_heads_that_differ_by_layer_are_refused_and_equal_ones_accepted(tmp_path: Path) -> None:
     key = "llama.attention.head_count_kv"
     assert (
-        program_of(write_tiny_model(tmp_path / "same.gguf", metadata={key: [2, 2]}, **SIZES)).kv_layers[0].n_kv_heads
+        program_of(write_tiny_model(tmp_path / "same.gguf", metadata={key: [2, 2]}, **SIZES)).cache_layers[0].n_kv_heads
         == 2
     )
     with pytest.raises(UnsupportedError, match="differs from layer to layer"):
@@ -258,8 +258,8 @@ def test_gemma3_slides_where_its_pattern_says(tmp_path: Path) -> None:
             **SIZES,
         )
         program = program_of(path)
-        assert [layer.window for layer in program.kv_layers] == windows
-        assert program.windows == (0, 8)
+        assert [layer.window for layer in program.cache_layers] == windows
+        assert [group.window for group in program.groups] == [0, 8]
 
 
 def test_gemma3_with_capped_logits_is_refused(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_programs_are_complete(architecture: str, tmp_path: Path) -> None:
     assert program.architecture == architecture
     assert program.buffers["logits"].rows == "outputs"
     assert program.buffers["logits"].width == program.n_vocab == 276
-    assert len(program.kv_layers) == 2
+    assert len(program.cache_layers) == 2
     named = {
         getattr(op, field)
         for op in program.ops

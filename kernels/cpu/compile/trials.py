@@ -9,6 +9,7 @@ program adds nothing to nothing, and the hook after it fills all inputs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, VOCABULARY
 from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
-from edgellm.kernels.kv import KVLayer, KVPool
+from edgellm.kernels.kv import CachePool, KVLayer
 from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
 from edgellm.kernels.program import Batch, Buffer, Executor, Program
@@ -110,7 +111,7 @@ class Sketch:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     inputs: dict[str, np.ndarray] = field(default_factory=dict)
     tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
-    kv_layers: list[KVLayer] = field(default_factory=list)
+    cache_layers: list[KVLayer] = field(default_factory=list)
     ropes: dict[str, Rope] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,14 +146,13 @@ class Sketch:
 
     def layer(self, *shape: int) -> int:
         """A new layer of the cache: heads, the two head dimensions, window."""
-        self.kv_layers.append(KVLayer(*shape))
-        return len(self.kv_layers) - 1
+        self.cache_layers.append(KVLayer(*shape))
+        return len(self.cache_layers) - 1
 
     def program(self) -> Program:
         """The program so far."""
-        return Program(
-            "selftest", tuple(self.ops), self.buffers, self.tensors, tuple(self.kv_layers), self.ropes, N_VOCAB, 4096, 0
-        )
+        caches = tuple(self.cache_layers)
+        return Program("selftest", tuple(self.ops), self.buffers, self.tensors, caches, self.ropes, N_VOCAB, 4096, 0)
 
 
 def _matmul(s: Sketch, quant: str) -> None:
@@ -379,7 +379,7 @@ def outputs_of_ops(
             for name, values in inputs.items():
                 read(name)[:] = values[first_row : first_row + len(batch)]
         if isinstance(op, StoreKV):
-            stored = executor.pool.k[op.layer], executor.pool.v[op.layer]
+            stored = executor.pool.arrays[op.layer]
             outputs.append(np.concatenate([a.astype(np.float32).reshape(-1) for a in stored]))
         else:
             outputs.append(read(op.x if isinstance(op, ApplyRope) else op.out).copy())
@@ -388,11 +388,11 @@ def outputs_of_ops(
     return outputs
 
 
-def random_pool(program: Program, n_blocks: int, seed: int = 2) -> KVPool:
+def random_pool(program: Program, n_blocks: int, seed: int = 2) -> CachePool:
     """A float16 pool full of random keys and values, the same at every call."""
     rng = np.random.default_rng(seed)
-    pool = KVPool(program.kv_layers, program.windows, [n_blocks] * len(program.windows))
-    for array in (*pool.k, *pool.v):
+    pool = CachePool(program.cache_layers, [n_blocks] * len(program.groups))
+    for array in itertools.chain(*pool.arrays):
         array[:] = rng.standard_normal(array.shape, np.float32)
     return pool
 
@@ -403,7 +403,7 @@ def _batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Ba
     positions = np.concatenate([np.arange(start, start + n - second), np.arange(40, 40 + second)])
     n_blocks = N_BLOCKS - 2
     tables = []
-    for _ in program.windows:
+    for _ in program.groups:
         blocks = rng.permutation(N_BLOCKS)
         tables.append(np.stack([blocks[:n_blocks], np.roll(blocks, 3)[:n_blocks]]).astype(np.int32))
         tables[-1][1, 2:] = -1

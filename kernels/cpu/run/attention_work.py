@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
-from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
 from edgellm.kernels.ops import Attention
 from edgellm.kernels.program import Program
 
@@ -39,7 +39,7 @@ def attention_shape(op: Attention, layer: KVLayer) -> AttentionShape:
     return AttentionShape(layer.window, op.n_heads, layer.n_kv_heads, layer.head_dim_k)
 
 
-def attention_shapes(program: Program, pool: KVPool) -> list[AttentionShape]:
+def attention_shapes(program: Program, pool: CachePool) -> list[AttentionShape]:
     """The shapes of a program; each has a list of parts in every step."""
     shapes = (attention_shape(op, pool.layers[op.layer]) for op in program.ops if isinstance(op, Attention))
     return list(dict.fromkeys(shapes))
@@ -48,10 +48,11 @@ def attention_shapes(program: Program, pool: KVPool) -> list[AttentionShape]:
 class AttentionWork:
     """The parts of a step's attention, one list for each shape; kept while the next step would have the same."""
 
-    def __init__(self, program: Program, pool: KVPool, n_threads: int) -> None:
-        self._shapes, self._windows, self._n_threads = attention_shapes(program, pool), pool.windows, n_threads
+    def __init__(self, program: Program, pool: CachePool, n_threads: int) -> None:
+        self._shapes, self._n_threads = attention_shapes(program, pool), n_threads
+        self._windows = [group.window for group in pool.groups if group.kind != "state"]  # of the first tables
         group = max((s.n_heads // s.n_kv_heads for s in self._shapes), default=1)
-        head_dim = max((layer.head_dim_v for layer in pool.layers), default=0)
+        head_dim = max((layer.head_dim_v for layer in pool.layers if isinstance(layer, KVLayer)), default=0)
         self._tile_tokens = layout.tile_tokens(group)
         rows = max(layout.TILE_ROWS, group * self._tile_tokens)
         self.scratch_nbytes = layout.attention_scratch_nbytes(rows, head_dim)

@@ -21,7 +21,7 @@ from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
-from edgellm.kernels.kv import BLOCK_TOKENS, KVPool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Batch, Hook, Program
 from edgellm.kernels.token_draw import MAX_STEPS, TokenDraw
 
@@ -38,7 +38,7 @@ class CPUExecutor:
     def __init__(
         self,
         program: Program,
-        pool: KVPool,
+        pool: CachePool,
         n_threads: int = 1,
         max_tokens: int = 512,
         on_compile: Progress | None = None,
@@ -176,8 +176,8 @@ class CPUExecutor:
         if low < 0 or high >= self.program.n_vocab:
             bad = low if low < 0 else high
             raise ParameterError(f"token id {bad} is not in [0, {self.program.n_vocab})")
-        if len(batch.tables) != len(self.pool.windows):
-            raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.windows)} windows")
+        if len(batch.tables) != len(self.pool.groups):
+            raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.groups)} groups")
         for start, stop in itertools.pairwise(starts):
             first, last = positions[start], positions[stop - 1]
             if first < 0 or (stop - start > 1 and positions[start:stop] != list(range(first, first + stop - start))):
@@ -185,10 +185,13 @@ class CPUExecutor:
             self._check_blocks(batch, int(batch.sequences[start]), first, last + n_steps - 1)
 
     def _check_blocks(self, batch: Batch, sequence: int, first: int, last: int) -> None:
-        for window, n_blocks, table in zip(self.pool.windows, self.pool.n_blocks, batch.tables, strict=True):
+        for group, n_blocks, table in zip(self.pool.groups, self.pool.n_blocks, batch.tables, strict=True):
             if table.ndim != 2:
                 raise ParameterError(f"a block table of shape {table.shape}; (n_sequences, max_blocks) is expected")
-            begin = max(0, first - window + 1) // BLOCK_TOKENS if window else 0
+            if group.kind == "state":
+                _check_slots(table, n_blocks, sequence, fresh=first == 0)
+                continue
+            begin = max(0, first - group.window + 1) // BLOCK_TOKENS if group.window else 0
             end = last // BLOCK_TOKENS + 1
             if not 0 <= sequence < table.shape[0] or end > table.shape[1]:
                 raise ParameterError(f"no block table for position {last} of sequence {sequence}")
@@ -202,6 +205,16 @@ class CPUExecutor:
             self._closed = True
             self._end_threads()
             del self._table, self.pool
+
+
+def _check_slots(table: np.ndarray, n_slots: int, sequence: int, fresh: bool) -> None:
+    """A state is read from one slot, at position 0 from none; no other sequence of the table has the one it writes."""
+    if not 0 <= sequence < table.shape[0] or table.shape[1] != 2:
+        raise ParameterError(f"no slots for the state of sequence {sequence} in a table of shape {table.shape}")
+    read, written = table[sequence].tolist()
+    shared = np.count_nonzero(table == written) > 1 + (read == written)
+    if (read < 0) != fresh or not (-1 <= read < n_slots and 0 <= written < n_slots) or shared:
+        raise ParameterError(f"sequence {sequence} reads slot {read} and writes {written} of {n_slots}")
 
 
 def _starts(sequences: np.ndarray) -> list[int]:

@@ -21,7 +21,7 @@ from edgellm.kernels.cpu.lib.layout import activation_row_nbytes, padded
 from edgellm.kernels.cpu.run.attention_work import AttentionShape, attention_shape, attention_shapes
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
-from edgellm.kernels.kv import KVPool
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import OutputTail, output_tail
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs, StoreKV
 from edgellm.kernels.program import Program
@@ -92,7 +92,7 @@ ALONE_WIDTH = 8192
 @dataclass
 class _Lowering:
     program: Program
-    pool: KVPool
+    pool: CachePool
     max_tokens: int
     attention_shapes: list[AttentionShape]
     rows: list[_Row] = field(default_factory=list)
@@ -208,9 +208,9 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
 
 
 def _store_kv(low: _Lowering, op: StoreKV) -> None:
-    layer = low.pool.layers[op.layer]
-    k, v = low.pool.k[op.layer].ctypes.data, low.pool.v[op.layer].ctypes.data
-    table = low.pool.windows.index(layer.window)
+    layer = low.program.kv_layer(op.layer)
+    k, v = (array.ctypes.data for array in low.pool.arrays[op.layer])
+    table = low.pool.groups.index(layer.group)
     shape = (layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v)
     cache = f"cache {op.layer}"
     arguments = (*low.buffer(op.k), *low.buffer(op.v), k, v, *shape, table)
@@ -218,8 +218,8 @@ def _store_kv(low: _Lowering, op: StoreKV) -> None:
 
 
 def _attention(low: _Lowering, op: Attention) -> None:
-    layer = low.pool.layers[op.layer]
-    k, v = low.pool.k[op.layer].ctypes.data, low.pool.v[op.layer].ctypes.data
+    layer = low.program.kv_layer(op.layer)
+    k, v = (array.ctypes.data for array in low.pool.arrays[op.layer])
     shape = (op.n_heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, layer.window)
     parts = low.attention_shapes.index(attention_shape(op, layer))
     arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, parts, bits(op.scale))
@@ -262,7 +262,7 @@ _RULES: dict[type, Any] = {
 }
 
 
-def lower(program: Program, pool: KVPool, max_tokens: int) -> OpTable:
+def lower(program: Program, pool: CachePool, max_tokens: int) -> OpTable:
     """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
     tail = output_tail(program) or OutputTail(len(program.ops), (), {})
     whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})

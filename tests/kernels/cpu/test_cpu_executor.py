@@ -18,7 +18,7 @@ from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.lowering import lower
-from edgellm.kernels.kv import KVPool
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.ops import Embed, Op
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -52,8 +52,8 @@ def open_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         file.close()
 
 
-def pool_for(program: Program, n_blocks: int = 12, dtype: str = "float16") -> KVPool:
-    return KVPool(program.kv_layers, program.windows, [n_blocks] * len(program.windows), dtype)
+def pool_for(program: Program, n_blocks: int = 12, dtype: str = "float16") -> CachePool:
+    return CachePool(program.cache_layers, [n_blocks] * len(program.groups), dtype)
 
 
 def logits_in_chunks(executor: CPUExecutor | ReferenceExecutor, batch: Batch, chunk: int) -> np.ndarray:
@@ -112,7 +112,7 @@ def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
     blocks = rng.permutation(12)
     table = np.full((3, 4), -1, np.int32)
     table[0, :2], table[1, :1], table[2, :3] = blocks[:2], blocks[2:3], blocks[3:6]
-    tables = tuple(table for _ in program.windows)
+    tables = tuple(table for _ in program.groups)
     executor = cpu_executor(program, pool_for(program), 2, 256)
 
     def step(first: list[int], stop: list[int]) -> np.ndarray:

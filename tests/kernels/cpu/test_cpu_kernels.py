@@ -13,14 +13,14 @@ from cpu_programs import FORMS, READABLE_TYPES, any_tensor, cpu_executor, part, 
 from edgellm.kernels.cpu.compile import kernel_table, selftest, trials
 from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, Sketch, nmse, outputs_of_ops, random_pool
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
-from edgellm.kernels.kv import KVPool
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.ops import ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
 
 N_BLOCKS = 30
-NO_CACHE = KVPool((), (), ())
+NO_CACHE = CachePool((), ())
 
 # Without a fused multiply-add (portable form on x86) a product rounds twice, so bits differ between forms there;
 # within a form they must not differ.
@@ -59,7 +59,7 @@ def test_every_kernel_passes_the_self_test(form: str) -> None:
 def test_self_test_imports_no_numba_once_compiled() -> None:
     list(selftest.run(kernels=["add", "matmul_q8_0"]))
     code = (
-        "import sys; from edgellm.kernels import selftest;"
+        "import sys; from edgellm.kernels.cpu.compile import selftest;"
         "assert all(r.ok for r in selftest.run(kernels=['add', 'matmul_q8_0'])); print('numba' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -178,7 +178,7 @@ def test_attention_of_several_sequences_with_passed_blocks_given_back(
     program = s.program()
     rng = np.random.default_rng(7)
     tables = []
-    for window in program.windows:
+    for window in (group.window for group in program.groups):
         blocks = rng.permutation(N_BLOCKS)
         table = np.full((len(spans), 20), -1, np.int32)
         for row, (n, start) in enumerate(spans):
@@ -306,10 +306,10 @@ def test_nan_in_queries_keys_and_values_reaches_the_output(where: str, form: str
     s = attention_sketch((0, 100))
     program = s.program()
     pool = random_pool(program, N_BLOCKS)
-    for array in pool.k if "k" in where else pool.v if where == "v" else []:
+    for array in [arrays["k" not in where] for arrays in pool.arrays] if "k" in where or where == "v" else []:
         array[:, :, 3, :] = np.nan  # dimension 3 of every key, or every value at slot 3 of a block
     if where == "k":
-        for array in pool.k:
+        for array, _ in pool.arrays:
             array[:, :, :, :3] = array[:, :, :, 4:] = 1
     if where == "q":
         for values in s.inputs.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from edgellm.kernels import likeliest
 from edgellm.kernels.cpu.run.attention_work import AttentionWork, _visible_cuts_of
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.step import ROPE_RUN
-from edgellm.kernels.kv import KVPool
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.token_draw import MAX_STEPS, Link, TokenDraw
 from edgellm.kernels.vocabulary_layout import TEMPERATURE
@@ -53,7 +54,7 @@ def with_kernel() -> Iterator[None]:
 
 
 def executor_of(program: Program, n_threads: int = 2, form: str = FORMS[0]) -> CPUExecutor:
-    pool = KVPool(program.kv_layers, program.windows, [N_CTX // 32] * len(program.windows))
+    pool = CachePool(program.cache_layers, [N_CTX // 32] * len(program.groups))
     return cpu_executor(program, pool, n_threads, 64, form)
 
 
@@ -88,7 +89,7 @@ def test_a_run_gives_the_tokens_and_the_cache_of_single_steps(program: Program, 
         sizes.add(n)
     assert drawn == tokens
     assert 7 in sizes, "runs, and not single steps"
-    for mine, theirs in zip((*together.pool.k, *together.pool.v), (*alone.pool.k, *alone.pool.v), strict=True):
+    for mine, theirs in zip(chain(*together.pool.arrays), chain(*alone.pool.arrays), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     for executor in (alone, together):
         executor.close()
@@ -150,11 +151,11 @@ def with_nan(program: Program, token: int) -> Program:
 
 
 def test_steps_that_count_as_alike_have_the_same_work(program: Program) -> None:
-    pool = KVPool(program.kv_layers, program.windows, [N_CTX // 32] * len(program.windows))
+    pool = CachePool(program.cache_layers, [N_CTX // 32] * len(program.groups))
     work = AttentionWork(program, pool, 2)
     for position in range(3 * N_CTX):
         n = work.steps_alike(position)
-        keys = [tuple(_visible_cuts_of(position + i, w) for w in pool.windows) for i in range(n + 1)]
+        keys = [tuple(_visible_cuts_of(position + i, g.window) for g in pool.groups) for i in range(n + 1)]
         assert len(set(keys[:n])) == 1
         assert keys[n] != keys[0], "or a run could have been longer"
     assert ROPE_RUN % MAX_STEPS == 0
@@ -168,8 +169,8 @@ class Asked:
 
     def __init__(self, program: Program, monkeypatch: pytest.MonkeyPatch, run_s: float, eog_ids: Any = ()) -> None:
         monkeypatch.setattr(scheduler, "RUN_S", run_s)
-        n_blocks = pool_blocks(program.windows, N_CTX, 64, 2)
-        pool = KVPool(program.kv_layers, program.windows, n_blocks)
+        n_blocks = pool_blocks(program.cache_layers, N_CTX, 64, 2)
+        pool = CachePool(program.cache_layers, n_blocks)
         self.executor = CPUExecutor(program, pool, 2, 64, cache=kernel_cache(FORMS[0]))
         self.sizes: list[int] = []
         decode = self.executor.decode
@@ -294,7 +295,7 @@ def test_nan_in_a_run_is_an_error_after_the_tokens_before_it(ask: Callable[..., 
         next(steps)
 
     def poison(cache: KVCache, executor: Any) -> None:
-        for values in executor.pool.v:
+        for _, values in executor.pool.arrays:
             values[:] = np.nan
 
     asked.engine.call(poison)
