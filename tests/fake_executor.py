@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.formats.errors import NumericError
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
+from edgellm.kernels.kv import BLOCK_TOKENS, CacheLayer, CachePool, KVLayer, StateLayer
 from edgellm.kernels.program import Batch, Hook, Program
 
 N_VOCAB = 97
+STATE = -1  # in a list of windows: recurrent layers
 
 
 def fake_program(windows: tuple[int, ...] = (0,), context_length: int = 4096) -> Program:
@@ -25,9 +26,9 @@ def fake_program(windows: tuple[int, ...] = (0,), context_length: int = 4096) ->
     return Program("fake", (), {}, {}, fake_layers(windows), {}, N_VOCAB, context_length, 8)
 
 
-def fake_layers(windows: Sequence[int]) -> tuple[KVLayer, ...]:
-    """Two layers for each window."""
-    return tuple(KVLayer(1, 2, 2, window) for window in windows for _ in range(2))
+def fake_layers(windows: Sequence[int]) -> tuple[CacheLayer, ...]:
+    """Two layers for each window, or with a state."""
+    return tuple(StateLayer(2) if window == STATE else KVLayer(1, 2, 2, window) for window in windows for _ in range(2))
 
 
 def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> CachePool:
@@ -38,10 +39,20 @@ def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> CachePool:
 def expected_logits(tokens: list[int], windows: tuple[int, ...] = (0,)) -> np.ndarray:
     """(n_vocab,) float32 for the last of ``tokens``."""
     seen = []
-    for window in sorted(set(windows)):
+    for window in sorted(set(windows) - {STATE}):
         start = max(0, len(tokens) - window) if window else 0
         seen.append([(p, tokens[p]) for p in range(start, len(tokens))])
+    if STATE in windows:
+        state = (0, 0)
+        for token in tokens:
+            state = _next_state(state, token)
+        seen.append([state])
     return _logits(seen)
+
+
+def _next_state(state: tuple[int, int], token: int) -> tuple[int, int]:
+    """How many tokens there were, and a number made of them all that float32 holds exactly."""
+    return state[0] + 1, (state[1] * 31 + token * 7 + 1) % 1_000_003
 
 
 def expected_tokens(prompt: list[int], n: int, windows: tuple[int, ...] = (0,)) -> list[int]:
@@ -105,24 +116,50 @@ class FakeExecutor:
         return block
 
     def _store(self, batch: Batch) -> None:
+        self._states = np.zeros((len(batch), 2), int)  # behind each token
         for group, kind in enumerate(self.pool.groups):
+            if kind.kind == "state":
+                self._go_on(batch, group)
+                continue
             for i, (token, position) in enumerate(zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True)):
                 block = self._block(batch, i, group, position)
-                for layer, shape in enumerate(self.pool.layers):
-                    if shape.group == kind:
-                        self.pool.arrays[layer][0][block, 0, :, position % BLOCK_TOKENS] = token + 1
-                        self.pool.arrays[layer][1][block, 0, position % BLOCK_TOKENS] = position
+                for keys, values in self._arrays(group):
+                    keys[block, 0, :, position % BLOCK_TOKENS] = token + 1
+                    values[block, 0, position % BLOCK_TOKENS] = position
+
+    def _go_on(self, batch: Batch, group: int) -> None:
+        """Each sequence's state, from the slot that it reads to the one that it writes."""
+        table = batch.tables[group]
+        for sequence in dict.fromkeys(batch.sequences.tolist()):
+            mine = np.flatnonzero(batch.sequences == sequence)
+            read, written = table[sequence].tolist()
+            assert written >= 0 and np.count_nonzero(table == written) == 1, "a slot that is written is read, too"
+            state = (0, 0)
+            for (slots,) in self._arrays(group) if read >= 0 else ():
+                state = tuple(int(number) for number in slots[read])  # type: ignore[assignment]
+            assert state[0] == batch.positions[mine[0]], "a state of another position"
+            for i in mine:
+                state = _next_state(state, int(batch.tokens[i]))
+                self._states[i] = state
+            for (slots,) in self._arrays(group):
+                slots[written] = state
+
+    def _arrays(self, group: int) -> list[list[np.ndarray]]:
+        owners = zip(self.pool.layers, self.pool.arrays, strict=True)
+        return [arrays for layer, arrays in owners if layer.group == self.pool.groups[group]]
 
     def _read(self, batch: Batch, i: int) -> np.ndarray:
         end = int(batch.positions[i]) + 1
         seen = []
         for group, kind in enumerate(self.pool.groups):
-            layer = max(n for n, shape in enumerate(self.pool.layers) if shape.group == kind)
+            if kind.kind == "state":
+                seen.append([tuple(self._states[i].tolist())])
+                continue
+            keys, values = self._arrays(group)[-1]
             start = max(0, end - kind.window) if kind.window else 0
             found = []
             for p in range(start, end):
                 block = self._block(batch, i, group, p)
-                key = self.pool.arrays[layer][0][block, 0, 1, p % BLOCK_TOKENS]
-                found.append((int(self.pool.arrays[layer][1][block, 0, p % BLOCK_TOKENS, 0]), int(key) - 1))
+                found.append((int(values[block, 0, p % BLOCK_TOKENS, 0]), int(keys[block, 0, 1, p % BLOCK_TOKENS]) - 1))
             seen.append(found)
         return _logits(seen)

@@ -1,12 +1,18 @@
-"""Who owns which block of the KV pool: sequences, and a tree of blocks that can be found again by their tokens.
+"""Who owns which block of the cache's pool: sequences, and a tree of blocks that can be found again by their tokens.
 
-A sequence has one block table for each attention window of the model. Blocks are counted references: when a block of
+A sequence has one block table for each group of layers. Blocks are counted references: when a block of
 32 tokens is full it enters the prefix tree, where a later sequence that begins with the same tokens shares it. A block
 that nobody uses stays findable until its place is needed; the one left alone longest goes first. Blocks are never
 written once they are shared: a sequence that parts from a known one in the middle of a block gets a copy.
 
 Layers with a sliding window keep only their window. A prefix of length p is known again if every group still holds
 what position p looks at.
+
+A recurrent layer has no positions to look at: it has a state after each token, in a slot. A step reads one slot and
+writes another, so until it is committed the sequence is what it was, and a slot that was read may be kept: as a
+snapshot of its position, from which sequences with the same beginning go on. Snapshots are made where one will likely
+be wanted: before the last token of a prompt, at the end of an answer, where a prompt leaves a known one, and now and
+then in a long text.
 
 Nothing here computes. One thread at a time; the engine sees to that.
 """
@@ -17,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +31,9 @@ from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, CacheLayer, CachePool, groups_of
 
 SPARE_WINDOWS = 3  # kept ends of other prompts, for a layer group with a sliding window
-SNAPSHOTS = 32  # kept states of other positions
+SNAPSHOTS = (4, 512)  # least and most
+SNAPSHOT_NBYTES = 32 << 20  # for snapshots, or as much as keys and values of a quarter of the context
+LEAST_SPACING = 512  # tokens between the snapshots of a long text
 
 
 def n_blocks_of(n_tokens: int) -> int:
@@ -37,18 +46,21 @@ def pool_blocks(layers: SequenceOf[CacheLayer], n_ctx: int, max_tokens: int, n_p
 
     Full attention: the whole contexts and one copied block. A window: the windows, the step that is being computed
     (``max_tokens`` of all sequences together), and room for the ends of a few other prompts, so that coming back to
-    them costs nothing; never more than the whole.
+    them costs nothing; never more than the whole. States: two slots for each sequence, and the snapshots.
     """
     whole = n_parallel * n_blocks_of(n_ctx) + 1
     counts = []
     for group in groups_of(layers):
+        mine = [layer for layer in layers if layer.group == group]
         if group.kind == "all":
             counts.append(whole)
         elif group.kind == "window":
             live = n_parallel * (n_blocks_of(group.window) + 2) + n_blocks_of(max_tokens) + 1
             counts.append(min(whole, live + SPARE_WINDOWS * (n_blocks_of(group.window) + 1)))
         else:
-            counts.append(2 * n_parallel + SNAPSHOTS)
+            quarter = sum(layer.seen_nbytes(n_ctx // 4) for layer in layers if layer not in mine)
+            n = max(quarter, SNAPSHOT_NBYTES) // sum(layer.seen_nbytes(1) for layer in mine)
+            counts.append(2 * n_parallel + min(max(n, SNAPSHOTS[0]), SNAPSHOTS[1]))
     return tuple(counts)
 
 
@@ -56,19 +68,41 @@ class Node:
     """One block of tokens in the prefix tree; ``blocks[g]`` is where group g holds it, -1 where it does not.
 
     A node of fewer than 32 tokens is the end of a released sequence. It has no children, and is only copied from.
+
+    snapshots   up to 31 tokens that follow the block -> the slot with the state behind them
+    users       sequences in use whose path it is on
     """
 
-    __slots__ = ("blocks", "children", "parent", "tokens")
+    __slots__ = ("blocks", "children", "parent", "snapshots", "tokens", "users")
 
     def __init__(self, parent: Node | None, tokens: tuple[int, ...], n_groups: int) -> None:
         self.parent = parent
         self.tokens = tokens
         self.children: dict[tuple[int, ...], Node] = {}
         self.blocks = [-1] * n_groups
+        self.snapshots: dict[tuple[int, ...], int] = {}
+        self.users = 0
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether the tree can do without it."""
+        return not (self.children or self.snapshots or self.users or max(self.blocks, default=-1) >= 0)
+
+
+class _Match(NamedTuple):
+    """A known beginning: the nodes of its full blocks, the node that holds the rest, the slot of its state."""
+
+    length: int
+    path: list[Node]
+    source: Node | None = None
+    slot: int = -1
 
 
 class _Group:
-    """The blocks of one window: which are free, how many sequences use each, which node of the tree has it."""
+    """The blocks of a group of layers: which are free, how many sequences use each, which node of the tree has it.
+
+    Of a group of states they are slots, and a node has one as a snapshot.
+    """
 
     def __init__(self, index: int, window: int, n_blocks: int) -> None:
         self.index = index
@@ -122,20 +156,24 @@ class _Group:
 class Sequence:
     """The tokens whose keys and values are held, and where. Changed by ``KVCache`` only.
 
+    root       of the tree that it takes from and leaves in, None for neither
     tokens     the ids of positions 0 .. length-1
-    tables     one (max_blocks,) int32 array for each window: physical block of 32 positions, -1 where none is kept
+    tables     an int32 array for each group: (max_blocks,) physical block of 32 positions, -1 where none is kept, or
+               (2,) the slot that the next step reads and the one that it writes, -1 for none
     n_reused   tokens that were known when the sequence was opened
+    stops      positions where a step is to end, for a snapshot
     """
 
     tables: tuple[np.ndarray, ...]
-    shared: bool = True
+    root: Node | None
     tokens: list[int] = field(default_factory=list)
     n_reused: int = 0
     closed: bool = False
     path: list[Node] = field(default_factory=list)  # the node of each full block, when shared
-    first: list[int] = field(default_factory=list)  # first block kept, for each window
-    end: list[int] = field(default_factory=list)  # one after the last block reserved, for each window
+    first: list[int] = field(default_factory=list)  # first block kept, for each group
+    end: list[int] = field(default_factory=list)  # one after the last block reserved, for each group
     checkpoint: int = 0
+    stops: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -150,24 +188,48 @@ class KVCache:
         self.pool = pool
         self.n_ctx = n_ctx
         self.max_blocks = n_blocks_of(n_ctx)
-        self._groups = [_Group(i, g.window, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
-        self._root = Node(None, (), len(self._groups))
+        groups = [_Group(i, g.window, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
+        self._states = groups.pop() if pool.groups and pool.groups[-1].kind == "state" else None
+        self._groups = groups
+        self._roots: dict[str, Node] = {}
+        n_slots = len(self._states.references) if self._states else 1
+        self._spacing = max(LEAST_SPACING, n_blocks_of(2 * n_ctx // n_slots) * BLOCK_TOKENS)
 
-    def open(self, tokens: SequenceOf[int], *, shared: bool = True) -> Sequence:
+    def open(self, tokens: SequenceOf[int], *, shared: bool = True, variant: str = "") -> Sequence:
         """A sequence that holds the longest known beginning of ``tokens``, but never all of them.
 
         The last token is always left to be computed, for its logits. ``shared=False`` gives a sequence that neither
-        takes from the tree nor leaves anything in it.
+        takes from the tree nor leaves anything in it. ``variant`` names what else makes the numbers, such as an
+        adapter: what one variant has computed another does not find.
         """
-        tables = tuple(np.full(self.max_blocks, -1, np.int32) for _ in self._groups)
-        sequence = Sequence(tables, shared=shared, first=[0] * len(self._groups), end=[0] * len(self._groups))
-        if shared:
-            for length, path, source in self._matches(tuple(tokens[: self.n_ctx]), len(tokens) - 1):
-                if self._adopt(sequence, length, path, source):
-                    sequence.tokens = list(tokens[:length])
-                    sequence.n_reused = length
-                    break
+        sizes = (2 if group.kind == "state" else self.max_blocks for group in self.pool.groups)
+        tables = tuple(np.full(size, -1, np.int32) for size in sizes)
+        root = self._roots.setdefault(variant, Node(None, (), len(self._groups))) if shared else None
+        sequence = Sequence(tables, root, first=[0] * len(tables), end=[0] * len(tables))
+        if root is None:
+            return sequence
+        limit = min(len(tokens) - 1, self.n_ctx)
+        path = self._path(root, tuple(tokens[:limit]))
+        for match in self._matches(root, path, tuple(tokens[:limit])):
+            if self._adopt(sequence, match):
+                sequence.tokens = list(tokens[: match.length])
+                sequence.n_reused = match.length
+                break
+        if self._states:
+            rest = tuple(tokens[len(path) * BLOCK_TOKENS : limit])
+            node = path[-1] if path else root
+            seen = max((_common(known, rest) for known in (*node.children, *node.snapshots)), default=0)
+            parting = len(path) * BLOCK_TOKENS + seen
+            sequence.stops = sorted({n for n in (parting, limit) if n > sequence.length})
         return sequence
+
+    def room(self, sequence: Sequence) -> int:
+        """How many tokens the next step may have at most: it is to end where a snapshot is wanted."""
+        length = sequence.length
+        if self._states is None or sequence.root is None:
+            return self.n_ctx
+        stop = min(length // self._spacing * self._spacing + self._spacing, *sequence.stops, self.n_ctx)
+        return max(1, stop - length)
 
     def reserve(self, sequence: Sequence, n: int) -> None:
         """Blocks for the next n positions; what lies before every window is let go of.
@@ -192,20 +254,35 @@ class KVCache:
                     "Wait for another conversation to end or load the model with a larger context.",
                     code="CACHE_FULL",
                 )
+        if self._states and sequence.tables[self._states.index][1] < 0:
+            if not self._states.n_available:
+                raise ContextFullError(
+                    "The cache has no free state. Wait for another conversation to end.", code="CACHE_FULL"
+                )
+            sequence.tables[self._states.index][1] = self._take(self._states)
         for group in self._groups:
             table = sequence.tables[group.index]
             for b in range(sequence.end[group.index], end):
                 table[b] = self._take(group)
             sequence.end[group.index] = max(end, sequence.end[group.index])
 
-    def commit(self, sequence: Sequence, tokens: SequenceOf[int]) -> None:
-        """The keys and values of ``tokens`` are computed and stored: full blocks become findable."""
+    def commit(self, sequence: Sequence, tokens: SequenceOf[int], n_computed: int | None = None) -> None:
+        """``tokens`` are computed, stored and accepted: full blocks become findable.
+
+        n_computed   tokens that the step had, where fewer are accepted. A state is then none of these tokens' alone:
+                     the sequence stays as it was, and they are to be computed again
+        """
         assert not sequence.closed, "commit() on a released sequence"
+        if self._states and n_computed is not None and len(tokens) < n_computed:
+            return
         sequence.tokens.extend(tokens)
-        assert all(n_blocks_of(sequence.length) <= end for end in sequence.end), "commit() without reserve()"
-        if sequence.shared:
+        held = (end for group, end in zip(self.pool.groups, sequence.end, strict=True) if group.kind != "state")
+        assert all(n_blocks_of(sequence.length) <= end for end in held), "commit() without reserve()"
+        if sequence.root is not None:
             while (len(sequence.path) + 1) * BLOCK_TOKENS <= sequence.length:
                 self._publish(sequence)
+        if self._states:
+            self._turn(sequence)
 
     def mark(self, sequence: Sequence) -> None:
         """Another sequence will likely part from this one here: what is in the windows now is kept longer."""
@@ -221,24 +298,36 @@ class KVCache:
         sequence.closed = True
         if not keep and sequence.path:
             self._cut(sequence.path[0])
-        elif keep and sequence.shared and sequence.length % BLOCK_TOKENS:
-            self._publish_end(sequence)
+        elif keep and sequence.root is not None and sequence.length:
+            if sequence.length % BLOCK_TOKENS and self._groups:
+                self._publish_end(sequence)
+            self._snapshot(sequence)
         for group in self._groups:
             table = sequence.tables[group.index]
             # the deepest first: a block is of no use without those before it
             for b in range(sequence.end[group.index] - 1, sequence.first[group.index] - 1, -1):
                 group.drop(int(table[b]))
+        if self._states:
+            for slot in sequence.tables[self._states.index].tolist():
+                if slot >= 0:
+                    self._states.drop(slot)
+        for table in sequence.tables:
             table[:] = -1
+        for node in reversed(sequence.path):
+            node.users -= 1
+            self._prune(node)
         sequence.path.clear()
 
     def put_back(self, tokens: SequenceOf[int], first: SequenceOf[int], fill: Callable[[int, int, int], None]) -> int:
         """Make blocks findable that were computed elsewhere; how many of ``tokens`` are known then.
 
-        first   for each window group the first block that there is; those before lie outside the window
-        fill    called with (group, block of the sequence, target): write that block into the pool
+        first   for each group the first block that there is; those before lie outside the window
+        fill    called with (group, block of the sequence, target): write that block into the pool; of a group of states
+                block 0 is the state behind the last token
         """
         held: list[tuple[_Group, int]] = []  # in use until the end: none may take the place of another
-        node, n_known = self._root, 0
+        node, n_known = self._roots.setdefault("", Node(None, (), len(self._groups))), 0
+        parent = node
         for b in range(n_blocks_of(len(tokens))):
             part = tuple(tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
             child = node.children.get(part)
@@ -255,23 +344,36 @@ class KVCache:
                     group.owner[block] = child
                     fill(group.index, b, block)
                 held.append((group, block))
-            node, n_known = child, n_known + len(part)
+            parent, node, n_known = node, child, n_known + len(part)
+        if self._states:
+            rest = () if len(node.tokens) == BLOCK_TOKENS else node.tokens
+            owner = parent if rest else node
+            if n_known < len(tokens) or not self._states.n_available:
+                n_known = 0
+            elif rest not in owner.snapshots:
+                slot = self._take(self._states)
+                fill(self._states.index, 0, slot)
+                self._keep_snapshot(owner, rest, slot)
+                self._states.drop(slot)
         for group, block in reversed(held):  # the deepest goes first, as in release()
             group.drop(block)
+        self._prune(node)
         return n_known
 
     def blocks(self, sequence: Sequence) -> list[list[int]]:
         """For each group the blocks that hold the sequence, from ``sequence.first`` on."""
+        held = zip(self.pool.groups, sequence.tables, sequence.first, strict=True)
         end = n_blocks_of(sequence.length)
-        return [table[first:end].tolist() for table, first in zip(sequence.tables, sequence.first, strict=True)]
+        return [table[:1].tolist() if group.kind == "state" else table[a:end].tolist() for group, table, a in held]
 
     def n_used(self) -> tuple[int, ...]:
-        """Blocks of each window group that sequences in use hold."""
-        return tuple(len(g.references) - g.n_available for g in self._groups)
+        """Blocks, and slots, of each group that sequences in use hold."""
+        groups = [*self._groups, *([self._states] if self._states else [])]
+        return tuple(len(g.references) - g.n_available for g in groups)
 
     def check(self, live: SequenceOf[Sequence]) -> None:
         """Count everything anew and compare (for tests): ``live`` are all the sequences in use."""
-        nodes = list(_subtree(self._root))
+        nodes = [node for root in self._roots.values() for node in _subtree(root)]
         for group in self._groups:
             users = [0] * len(group.references)
             for sequence in live:
@@ -281,37 +383,67 @@ class KVCache:
                     assert (table[b] >= 0) == held, "a table and its bounds disagree"
                     if held:
                         users[int(table[b])] += 1
-            assert users == group.references, "reference counts are wrong"
-            owners = {n.blocks[group.index]: n for n in nodes if n.blocks[group.index] >= 0}
-            assert owners == {b: n for b, n in enumerate(group.owner) if n is not None}, "tree and owners disagree"
-            unused = {b for b in owners if not users[b]}
-            assert unused == set(group.unused), "the list of unused blocks is wrong"
-            free = {b for b in range(len(users)) if not users[b] and b not in owners}
-            assert len(group.free) == len(free) and free == set(group.free), "the list of free blocks is wrong"
+            self._check(group, users, {n.blocks[group.index]: n for n in nodes if n.blocks[group.index] >= 0})
+        if self._states:
+            users = [0] * len(self._states.references)
+            for sequence in live:
+                for slot in sequence.tables[self._states.index]:
+                    if slot >= 0:
+                        users[int(slot)] += 1
+            self._check(self._states, users, {slot: node for node in nodes for slot in node.snapshots.values()})
+        for node in nodes:
+            assert node.parent is None or not node.holds_nothing, "the tree has a node of no use"
+            assert node.users == sum(node in sequence.path for sequence in live), "the users of a node are wrong"
+
+    def _check(self, group: _Group, users: list[int], owners: dict[int, Node]) -> None:
+        assert users == group.references, "reference counts are wrong"
+        assert owners == {b: n for b, n in enumerate(group.owner) if n is not None}, "tree and owners disagree"
+        unused = {b for b in owners if not users[b]}
+        assert unused == set(group.unused), "the list of unused blocks is wrong"
+        free = {b for b in range(len(users)) if not users[b] and b not in owners}
+        assert len(group.free) == len(free) and free == set(group.free), "the list of free blocks is wrong"
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
-    def _matches(self, tokens: tuple[int, ...], limit: int) -> Iterator[tuple[int, list[Node], Node | None]]:
-        """Known beginnings of at most ``limit`` tokens, longest first: length, nodes of the full blocks, and the
-        node that holds the rest of the last block."""
+    def _path(self, root: Node, tokens: tuple[int, ...]) -> list[Node]:
+        """The nodes of the full blocks that ``tokens`` begin with."""
         path: list[Node] = []
-        node, start = self._root, 0
-        while start + BLOCK_TOKENS <= limit:
-            child = node.children.get(tokens[start : start + BLOCK_TOKENS])
-            if child is None:
+        node: Node | None = root
+        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            node = (node or root).children.get(tokens[start : start + BLOCK_TOKENS])
+            if node is None:
                 break
-            path.append(child)
-            node, start = child, start + BLOCK_TOKENS
+            path.append(node)
+        return path
+
+    def _matches(self, root: Node, path: list[Node], tokens: tuple[int, ...]) -> Iterator[_Match]:
+        """Known beginnings of ``tokens``, longest first; ``path`` is theirs."""
         reach = [self._reach(group, path) for group in self._groups]
-        rest = tokens[start:limit]
-        ends = [(_common(child.tokens, rest), child) for child in node.children.values()]
-        for n, child in sorted(((n, c) for n, c in ends if n), key=lambda end: -end[0]):
-            if all(self._held(group, reach[group.index], path, child, start + n) for group in self._groups):
-                yield start + n, path, child
-        for depth in range(len(path), 0, -1):
-            length = depth * BLOCK_TOKENS
-            if all(self._held(group, reach[group.index], path[:depth], None, length) for group in self._groups):
-                yield length, path[:depth], None
+        for depth in range(len(path), -1, -1):
+            node, rest = path[depth - 1] if depth else root, tokens[depth * BLOCK_TOKENS :]
+            for n, source, slot in self._ends(node, rest, depth == len(path)):
+                length = depth * BLOCK_TOKENS + n
+                if length and all(self._held(g, reach[g.index], path[:depth], source, length) for g in self._groups):
+                    yield _Match(length, path[:depth], source, slot)
+
+    def _ends(self, node: Node, rest: tuple[int, ...], last: bool) -> Iterator[tuple[int, Node | None, int]]:
+        """How many tokens behind a node are known, longest first, the node that has them, the slot of the state.
+
+        last   the path ends here: only its children may hold a part of the rest
+        """
+        children = list(node.children.values())
+        if self._states:
+            for known in sorted(node.snapshots, key=len, reverse=True):
+                if rest[: len(known)] == known:
+                    sources: list[Node | None] = [None]
+                    if known and self._groups:
+                        sources = [child for child in children if child.tokens[: len(known)] == known]
+                    yield from ((len(known), source, node.snapshots[known]) for source in sources)
+            return
+        if last:
+            found = [(_common(child.tokens, rest), child) for child in children]
+            yield from ((n, child, -1) for n, child in sorted(found, key=lambda end: -end[0]) if n)
+        yield 0, None, -1
 
     def _reach(self, group: _Group, path: list[Node]) -> list[int]:
         """For each block of the path, the first of the unbroken run of held blocks that ends in it."""
@@ -332,11 +464,16 @@ class KVCache:
             return True
         return path[-1].blocks[group.index] >= 0 and reach[len(path) - 1] <= first
 
-    def _adopt(self, sequence: Sequence, length: int, path: list[Node], source: Node | None) -> bool:
-        """Share the blocks of the path, copy the source. False when there is no block to copy to."""
+    def _adopt(self, sequence: Sequence, match: _Match) -> bool:
+        """Share the blocks of the path and the state, copy the source. False when there is no block to copy to."""
+        path, source = match.path, match.source
+        for node in path:
+            node.users += 1
+        if self._states:
+            self._states.share(match.slot)
         for group in self._groups:
             i = group.index
-            sequence.first[i] = group.first_needed(length)
+            sequence.first[i] = group.first_needed(match.length)
             sequence.end[i] = len(path)
             for b in range(sequence.first[i], len(path)):
                 sequence.tables[i][b] = path[b].blocks[i]
@@ -359,14 +496,60 @@ class KVCache:
                 sequence.first[i] = sequence.end[i] = 0
         if possible:
             sequence.path = list(path)
-        return possible
+            if self._states:
+                sequence.tables[self._states.index][0] = match.slot
+            return True
+        for node in path:
+            node.users -= 1
+        if self._states:
+            self._states.drop(match.slot)
+        return False
+
+    # -- states ----------------------------------------------------------------------------------------------------
+
+    def _turn(self, sequence: Sequence) -> None:
+        """The state that was written is the one to read; keep it where a snapshot is wanted."""
+        assert self._states is not None
+        table = sequence.tables[self._states.index]
+        read, written = table.tolist()
+        table[:] = written, -1
+        if read >= 0 and self._states.owner[read] is None and self._states.references[read] == 1:
+            table[1] = read  # nobody else's: the next step may write there
+        elif read >= 0:
+            self._states.drop(read)
+        while sequence.stops and sequence.stops[0] <= sequence.length:
+            sequence.stops.pop(0)
+            self._snapshot(sequence)
+        if sequence.length % self._spacing == 0:
+            self._snapshot(sequence)
+
+    def _snapshot(self, sequence: Sequence) -> None:
+        """Leave the sequence's state findable, at its last token."""
+        if self._states is None or sequence.root is None:
+            return
+        node = sequence.path[-1] if sequence.path else sequence.root
+        rest, slot = (
+            tuple(sequence.tokens[len(sequence.path) * BLOCK_TOKENS :]),
+            int(sequence.tables[self._states.index][0]),
+        )
+        known = node.snapshots.get(rest, -1)
+        if known < 0 and self._states.owner[slot] is None:
+            self._keep_snapshot(node, rest, slot)
+        elif known in self._states.unused:
+            self._states.unused.move_to_end(known)
+
+    def _keep_snapshot(self, node: Node, rest: tuple[int, ...], slot: int) -> None:
+        assert self._states is not None
+        node.snapshots[rest] = slot
+        self._states.owner[slot] = node
 
     # -- the tree --------------------------------------------------------------------------------------------------
 
     def _publish(self, sequence: Sequence) -> None:
         """Put the next full block of the sequence into the tree, or take the one that is there already."""
         b = len(sequence.path)
-        parent = sequence.path[-1] if b else self._root
+        parent = sequence.path[-1] if b else sequence.root
+        assert parent is not None, "a sequence of its own has no place in the tree"
         tokens = tuple(sequence.tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
         node = parent.children.get(tokens)
         if node is None:
@@ -381,12 +564,14 @@ class KVCache:
                 table[b] = known
                 group.share(known)
                 group.drop(mine)
+        node.users += 1
         sequence.path.append(node)
 
     def _publish_end(self, sequence: Sequence) -> None:
         """Leave the last, partly filled block findable, unless the tree has these tokens already."""
         b = len(sequence.path)
-        parent = sequence.path[-1] if b else self._root
+        parent = sequence.path[-1] if b else sequence.root
+        assert parent is not None, "a sequence of its own has no place in the tree"
         tokens = tuple(sequence.tokens[b * BLOCK_TOKENS :])
         if any(c.tokens[: len(tokens)] == tokens and min(c.blocks) >= 0 for c in parent.children.values()):
             return
@@ -429,13 +614,21 @@ class KVCache:
         block = next(iter(group.unused))
         node = group.owner[block]
         assert node is not None, "an unused block without an owner"
-        if not group.window:
+        if group is self._states:
+            node.snapshots = {rest: slot for rest, slot in node.snapshots.items() if slot != block}
+        elif not group.window:
             self._cut(node)  # nothing after it can be reached without it
             return
-        node.blocks[group.index] = -1
+        else:
+            node.blocks[group.index] = -1
         group.disown(block)
-        while node.parent is not None and not node.children and max(node.blocks) < 0:
-            self._cut(node)
+        self._prune(node)
+
+    def _prune(self, node: Node) -> None:
+        """Take a node out of the tree when it is of no use, then those above it."""
+        while node.parent is not None and node.holds_nothing:
+            if node.parent.children.get(node.tokens) is node:
+                del node.parent.children[node.tokens]
             node = node.parent
 
     def _cut(self, node: Node) -> None:
@@ -447,6 +640,10 @@ class KVCache:
                 if below.blocks[group.index] >= 0:
                     group.disown(below.blocks[group.index])
                     below.blocks[group.index] = -1
+            for slot in below.snapshots.values():
+                assert self._states is not None
+                self._states.disown(slot)
+            below.snapshots.clear()
 
 
 def _subtree(node: Node) -> Iterator[Node]:

@@ -6,14 +6,14 @@ import random
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
+from fake_executor import N_VOCAB, STATE, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
 
 from edgellm.engine.cache import KVCache, Sequence, n_blocks_of, pool_blocks
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer, pool_nbytes
 from edgellm.kernels.program import Batch
 
-WINDOWS = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,)]
+WINDOWS = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,), (STATE,), (STATE, 0), (STATE, 0, 40), (STATE, 33)]
 
 
 class Runner:
@@ -27,21 +27,33 @@ class Runner:
         self.executor = FakeExecutor(program, self.pool)
         self.cache = KVCache(self.pool, n_ctx)
 
-    def feed(self, sequence: Sequence, tokens: list[int]) -> np.ndarray:
-        """Bring the sequence to hold ``tokens`` and check the logits after the last."""
+    def feed(self, sequence: Sequence, tokens: list[int], rejected: int = 0) -> np.ndarray:
+        """Bring the sequence to hold ``tokens`` and check the logits after the last.
+
+        First a step with a part of them and ``rejected`` others behind, which are not accepted.
+        """
+        if rejected and sequence.length + rejected < self.cache.n_ctx:
+            part = tokens[sequence.length :][: min(self.chunk, self.cache.n_ctx - rejected - sequence.length)]
+            self.run(sequence, [*part, *([1] * rejected)])
+            self.cache.commit(sequence, part, len(part) + rejected)
         while sequence.length < len(tokens):
-            part = tokens[sequence.length :][: self.chunk]
-            self.cache.reserve(sequence, len(part))
-            n = len(part)
-            positions = np.arange(sequence.length, sequence.length + n, dtype=np.int32)
-            outputs = np.zeros(n, bool)
-            outputs[-1] = True
-            tables = tuple(t[None] for t in sequence.tables)
-            batch = Batch(np.array(part, np.int32), positions, np.zeros(n, np.int32), outputs, tables)
-            logits = self.executor.run(batch)
+            part = tokens[sequence.length :][: min(self.chunk, self.cache.room(sequence))]
+            logits = self.run(sequence, part)
             self.cache.commit(sequence, part)
+        if rejected:
+            return np.zeros(0)
         np.testing.assert_array_equal(logits[-1], expected_logits(tokens, self.windows))
         return logits[-1]
+
+    def run(self, sequence: Sequence, part: list[int]) -> np.ndarray:
+        """A step with these tokens, which is not committed; its last logits."""
+        self.cache.reserve(sequence, len(part))
+        n = len(part)
+        positions = np.arange(sequence.length, sequence.length + n, dtype=np.int32)
+        outputs = np.zeros(n, bool)
+        outputs[-1] = True
+        tables = tuple(t[None] for t in sequence.tables)
+        return self.executor.run(Batch(np.array(part, np.int32), positions, np.zeros(n, np.int32), outputs, tables))
 
 
 def tokens_of(seed: int, n: int) -> list[int]:
@@ -91,7 +103,7 @@ def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> 
         runner.cache.check([])
 
 
-@pytest.mark.parametrize("windows", [(0, 40), (64,), (0, 33, 128)])
+@pytest.mark.parametrize("windows", [(0, 40), (64,), (0, 33, 128), (STATE, 0)])
 def test_another_reply_to_the_same_prompt_reuses_the_prompt(windows: tuple[int, ...]) -> None:
     runner = Runner(windows, n_ctx=1024, n_blocks=pool_blocks(fake_layers(windows), 1024, 48))
     prompt = tokens_of(3, 300)
@@ -142,6 +154,76 @@ def test_interleaved_sequences_do_not_disturb_each_other(windows: tuple[int, ...
     for sequence in sequences:
         runner.cache.release(sequence)
     runner.cache.check([])
+
+
+@pytest.mark.parametrize("n_unwanted", [1, 5, 40])
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_step_that_is_accepted_in_part_leaves_no_trace(windows: tuple[int, ...], n_unwanted: int) -> None:
+    runner = Runner(windows)
+    text = tokens_of(1, 100)
+    sequence = runner.cache.open(text)
+    for end in (20, 40, 64, 65, 99):
+        accepted, rest = text[sequence.length : end], tokens_of(end, n_unwanted)
+        runner.run(sequence, accepted + rest)
+        runner.cache.commit(sequence, accepted, len(accepted + rest))
+        assert STATE in windows or sequence.length == end
+        runner.feed(sequence, text[: end + 1])
+        runner.cache.check([sequence])
+    runner.cache.release(sequence)
+    sequence = runner.cache.open([*text, 1])
+    assert sequence.n_reused == 100
+    runner.feed(sequence, [*text, 1])
+
+
+@pytest.mark.parametrize("windows", [(STATE,), (STATE, 0)])
+def test_a_prompt_that_leaves_a_known_one_gets_a_snapshot_there(windows: tuple[int, ...]) -> None:
+    runner = Runner(windows, n_ctx=1024)
+    common = tokens_of(1, 210)
+    reused = []
+    for seed in (2, 3, 4):
+        text = [*common, seed, *tokens_of(seed, 50)]
+        sequence = runner.cache.open(text)
+        reused.append(sequence.n_reused)
+        runner.feed(sequence, text)
+        runner.cache.release(sequence)
+        runner.cache.check([])
+    assert reused == [0, 0, 210]
+
+
+def test_a_long_text_keeps_a_state_now_and_then() -> None:
+    runner = Runner((STATE, 0), n_ctx=4096, chunk=100)
+    text = tokens_of(1, 3000)
+    sequence = runner.cache.open(text)
+    runner.feed(sequence, text)
+    runner.cache.release(sequence)
+    edited = [*text[:1800], text[1800] + 1]
+    sequence = runner.cache.open(edited)
+    assert 1800 - 512 <= sequence.n_reused <= 1800
+    runner.feed(sequence, edited)
+
+
+def test_two_that_go_on_from_one_snapshot_do_not_disturb_each_other_when_the_tree_forgets_it() -> None:
+    runner = Runner((STATE, 0), n_blocks=(64, 10))
+    prompt = tokens_of(1, 70)
+    first = runner.cache.open(prompt)
+    runner.feed(first, prompt)
+    runner.cache.release(first)
+    one, other = (runner.cache.open([*prompt, end]) for end in (1, 2))
+    assert one.n_reused == other.n_reused == 70
+    runner.cache.release(runner.cache.open([*prompt, 3]), keep=False)
+    runner.feed(one, [*prompt, 1, 5, 6])
+    runner.feed(other, [*prompt, 2, 5, 6])
+
+
+def test_what_one_variant_has_computed_another_does_not_find() -> None:
+    runner = Runner((STATE, 0))
+    prompt = tokens_of(1, 100)
+    for variant, known in (("", 0), ("adapter", 0), ("", 99), ("adapter", 99)):
+        sequence = runner.cache.open(prompt, variant=variant)
+        assert sequence.n_reused == known
+        runner.feed(sequence, prompt)
+        runner.cache.release(sequence)
+        runner.cache.check([])
 
 
 def test_an_unshared_sequence_leaves_nothing_behind() -> None:
@@ -195,6 +277,8 @@ def test_random_histories_in_a_small_pool(windows: tuple[int, ...], seed: int) -
     n_ctx, chunk = rng.choice([64, 160, 300]), rng.choice([1, 7, 32, 50])
     scale = rng.choice([1, 1, 2])
     n_blocks = tuple(scale * n for n in pool_blocks(fake_layers(sorted(windows)), n_ctx, chunk))
+    if STATE in windows:
+        n_blocks = (*n_blocks[:-1], rng.choice([8, 10, 13]))
     runner = Runner(windows, n_ctx=n_ctx, chunk=chunk, n_blocks=n_blocks)
     histories: list[list[int]] = [[]]
     live: list[tuple[Sequence, list[int]]] = []
@@ -214,7 +298,7 @@ def test_random_histories_in_a_small_pool(windows: tuple[int, ...], seed: int) -
         sequence, history = rng.choice(live)
         try:
             if sequence.length < len(history):
-                runner.feed(sequence, history)
+                runner.feed(sequence, history, rejected=rng.choice([0, 0, 0, 1, 4]))
             if rng.random() < 0.2:
                 runner.cache.mark(sequence)
         except ContextFullError:
