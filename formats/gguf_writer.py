@@ -1,9 +1,9 @@
 """Write a GGUF file: whole under its name, or not at all.
 
 The header is made first, so the length of the file is known and the disk's free space is proved before a byte is
-written. Tensors then stream through, one after another. Everything goes to a file with a temporary name in the
-target's folder; once it is on the disk it takes the target's name in one step. What an earlier run left behind when it
-was killed is removed by the next one.
+written. Tensors then stream through, one after another. Parts cannot change together, so the old first part goes before
+any new one takes its name, and the new first part comes last: a process that dies in between leaves a model that is
+plainly incomplete, never one of two halves.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import os
 import shutil
 import stat
 import struct
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from edgellm.formats.gguf_header import MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_NBYTES
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.mapped_file import check_open_maps
 from edgellm.formats.quant_types import QuantType
+from edgellm.machine.atomic import whole_file
 
 VERSION = 3
 ALIGNMENT = 32  # when general.alignment does not say
@@ -99,16 +98,16 @@ def write_gguf(
     try:
         for one in targets:
             _refuse_what_is_no_file(one)
-            _remove_stale(one)
         check_free_space(target.parent, total)
         with contextlib.ExitStack() as stack:
-            files = []
-            for one, header, part in zip(targets, headers, parts, strict=True):
-                files.append(stack.enter_context(_Incoming(one)))
-                _write_part(files[-1].file, header, part, alignment, report)
-                files[-1].sync()
+            for one, header, part in zip(targets, headers, parts, strict=True):  # named from the last to the first
+                file = stack.enter_context(whole_file(one, writer=LargePageWriter))
+                _write_part(file, header, part, alignment, report)
+                file.flush()
+                os.fsync(file.fileno())
             check_open_maps()
-            _give_names(files)
+            if len(targets) > 1:
+                targets[0].unlink(missing_ok=True)
     except OSError as error:
         check_open_maps()  # what was to be copied may be gone, and not the disk be full
         raise _disk_error(error, target) from error
@@ -315,104 +314,6 @@ def check_free_space(folder: Path, nbytes: int) -> None:
             "to a folder on a larger disk.",
             code="WRITE_DISK",
         )
-
-
-class _Incoming:
-    """A new file beside its target: it takes the target's name, or goes away when the block ends.
-
-    It is locked while it grows, so that another run can tell it from one whose writer is dead.
-    """
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        descriptor, name = tempfile.mkstemp(".part", _stem(target), target.parent)
-        self.path = Path(name)
-        self.file = LargePageWriter(os.fdopen(descriptor, "wb", 0))
-        _lock(descriptor)
-
-    def __enter__(self) -> _Incoming:
-        return self
-
-    def sync(self) -> None:
-        """All bytes on the disk, the rights those of any new file."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        if sys.platform != "win32":
-            os.fchmod(self.file.fileno(), 0o666 & ~_umask())
-
-    def take_name(self) -> None:
-        """Become the target in one step."""
-        if sys.platform == "win32":
-            self.file.close()  # an open file cannot be renamed there
-        os.replace(self.path, self.target)
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # what is still buffered when the disk is full
-            self.file.close()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-
-
-def _give_names(files: Sequence[_Incoming]) -> None:
-    """Put the new files in the place of old ones.
-
-    Parts cannot change together, so the old first part goes before any other: a process that dies in between leaves a
-    model that is plainly incomplete, never one of two halves.
-    """
-    if len(files) > 1:
-        files[0].target.unlink(missing_ok=True)
-    for file in [*files[1:], files[0]]:
-        file.take_name()
-    if sys.platform != "win32":
-        folder = os.open(files[0].target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
-                raise
-        finally:
-            os.close(folder)
-
-
-def _stem(target: Path) -> str:
-    """The beginning of the names that files on their way to ``target`` have."""
-    return f".{target.name}."
-
-
-def _remove_stale(target: Path) -> None:
-    """Remove what a killed run left; a file that another run still writes is locked and stays."""
-    for path in target.parent.iterdir():
-        if not (path.name.startswith(_stem(target)) and path.name.endswith(".part")):
-            continue
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                free = _lock(descriptor)
-            finally:
-                os.close(descriptor)
-            if free:
-                path.unlink()  # Windows refuses while another process has it open
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed, where the system can; False when another process holds it."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network file system without locks
-        return True
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _refuse_what_is_no_file(target: Path) -> None:

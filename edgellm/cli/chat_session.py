@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +12,7 @@ from edgellm.cli.answer import Answer, stream_answer
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.text_file import read_text
+from edgellm.machine.atomic import whole_file
 
 if TYPE_CHECKING:
     from edgellm.conversation import Conversation
@@ -90,17 +88,8 @@ class ChatSession:
             "model": self.model,
             "messages": [{"role": message.role, "content": message.content} for message in self.conversation.messages],
         }
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(record, file, ensure_ascii=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with whole_file(path, private=True) as file:
+            file.write(json.dumps(record, ensure_ascii=False, indent=1).encode())
 
     def load(self, path: Path) -> None:
         """Take the messages of a saved conversation in place of these. FormatError for any other file."""

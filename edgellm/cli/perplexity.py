@@ -105,7 +105,7 @@ def _alone(model: ChunkModel, ids: Sequence[int], chunks: Sequence[Chunk], writt
     """Perplexity alone, the answers kept when a file is named."""
     import numpy as np
 
-    from edgellm.measure.divergence import BaseWriter
+    from edgellm.measure.divergence import base_writer
     from edgellm.measure.perplexity import Perplexity, negative_log_likelihoods
 
     losses: list[np.ndarray] = []
@@ -114,11 +114,10 @@ def _alone(model: ChunkModel, ids: Sequence[int], chunks: Sequence[Chunk], writt
         for loss in _told(model.losses(chunks), losses, len(chunks), n_ctx):
             losses.append(loss)
     else:
-        with BaseWriter(written, ids, n_ctx, len(chunks), model.program.n_vocab) as writer:
+        with base_writer(written, ids, n_ctx, len(chunks), model.program.n_vocab) as write:
             for chunk, logits in _told(((c, model.logits(c)) for c in chunks), losses, len(chunks), n_ctx):
                 losses.append(negative_log_likelihoods(logits, chunk.targets))
-                writer.add(logits)
-            writer.finish()
+                write(logits)
     result = Perplexity.of(np.concatenate(losses))
     return {
         "n_ctx": n_ctx,

@@ -33,6 +33,7 @@ from edgellm.formats.json_text import parse_json
 from edgellm.formats.regular_file import open_regular, read_regular
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Executor
+from edgellm.machine.atomic import whole_file
 from edgellm.machine.paths import cache_dir
 
 MAGIC = b"EDGEKV02"
@@ -64,17 +65,12 @@ def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str) -> int:
             return 0
         blocks, first = cache.blocks(sequence), sequence.first
         header = {"model": key, "n_tokens": sequence.length, "first": first, "layout": layout_of(cache.pool)}
-        growing = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with open(os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                checksum = hashlib.sha256()
-                for piece in _pieces(header, sequence.tokens, cache.pool, blocks):
-                    checksum.update(piece)
-                    file.write(piece)
-                file.write(checksum.digest())
-            os.replace(growing, path)
-        finally:
-            growing.unlink(missing_ok=True)
+        with whole_file(path, private=True, sync=False) as file:
+            checksum = hashlib.sha256()
+            for piece in _pieces(header, sequence.tokens, cache.pool, blocks):
+                checksum.update(piece)
+                file.write(piece)
+            file.write(checksum.digest())
         return sequence.length
     finally:
         cache.release(sequence)
@@ -203,7 +199,6 @@ def weights_hash(gguf: GGUFFile) -> str:
     known[name] = total.hexdigest()
     with contextlib.suppress(OSError):
         notes.parent.mkdir(parents=True, exist_ok=True)
-        growing = notes.with_suffix(f".{os.getpid()}.part")
-        growing.write_text(json.dumps(dict(list(known.items())[-N_HASHES:])), "utf-8")
-        os.replace(growing, notes)
+        with whole_file(notes, sync=False) as file:
+            file.write(json.dumps(dict(list(known.items())[-N_HASHES:])).encode())
     return known[name]

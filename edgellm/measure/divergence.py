@@ -12,6 +12,7 @@ llama-perplexity's ``--kl-divergence-base``, so that either program reads what t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import struct
@@ -25,6 +26,7 @@ from edgellm import arguments
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.mapped_file import FileMap
 from edgellm.formats.regular_file import open_regular
+from edgellm.machine.atomic import whole_file
 from edgellm.measure.perplexity import ROWS, Chunk, ChunkModel, Perplexity, cut, log_softmax, mean_and_error
 
 MAGIC = b"_logits_"
@@ -41,35 +43,22 @@ def row_layout(n_vocab: int) -> np.dtype:
     return np.dtype([("step", "<f4"), ("lowest", "<f4"), ("q", "<u2", n_vocab + n_vocab % 2)])
 
 
-class BaseWriter:
-    """Writes a base under a temporary name; ``finish`` gives the file its own. For a ``with`` block."""
+@contextlib.contextmanager
+def base_writer(
+    path: Path, ids: Sequence[int], n_ctx: int, n_chunks: int, n_vocab: int
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """For a ``with`` block: a call with the scored rows of each chunk's logits writes them. The file is there when the
+    block ends, and not when it raises."""
+    layout = row_layout(n_vocab)
+    with whole_file(arguments.path("the file of the base", path, new=True)) as file:
+        file.write(HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunks))
+        file.write(np.asarray(ids[: n_chunks * n_ctx], "<i4").tobytes())
 
-    def __init__(self, path: Path, ids: Sequence[int], n_ctx: int, n_chunks: int, n_vocab: int) -> None:
-        self.path = arguments.path("the file of the base", path, new=True)
-        self.layout = row_layout(n_vocab)
-        self.temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        self.file = open(self.temporary, "wb")  # noqa: SIM115  (closed by __exit__)
-        self.file.write(HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunks))
-        self.file.write(np.asarray(ids[: n_chunks * n_ctx], "<i4").tobytes())
+        def add(logits: np.ndarray) -> None:
+            for start in range(0, len(logits), ROWS):
+                file.write(pack_rows(logits[start : start + ROWS], layout).tobytes())
 
-    def add(self, logits: np.ndarray) -> None:
-        """The scored rows of the next chunk."""
-        for start in range(0, len(logits), ROWS):
-            self.file.write(pack_rows(logits[start : start + ROWS], self.layout).tobytes())
-
-    def finish(self) -> None:
-        """All chunks are written."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.temporary.replace(self.path)
-
-    def __enter__(self) -> BaseWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
+        yield add
 
 
 def pack_rows(logits: np.ndarray, layout: np.dtype) -> np.ndarray:

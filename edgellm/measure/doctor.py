@@ -140,7 +140,7 @@ def clear_kernel_cache() -> int:
 
     n_removed, folder = 0, default_folder()
     for path in folder.glob("*") if folder is not None else ():
-        if path.suffix == ".kernel" or path.name.startswith(".new-"):
+        if path.suffix in (".kernel", ".part"):
             path.unlink(missing_ok=True)
             n_removed += 1
     return n_removed

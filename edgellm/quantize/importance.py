@@ -27,6 +27,7 @@ from edgellm.formats.gguf_writer import Metadata, TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
 from edgellm.kernels.ops import Matmul, Op
+from edgellm.machine.atomic import whole_file
 from edgellm.measure.perplexity import Chunk, ChunkModel
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -141,12 +142,8 @@ def write_imatrix(path: Path, imatrix: Imatrix, form: str = "gguf") -> None:
     if form == "gguf":
         _write_gguf(path, imatrix)
         return
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        temporary.write_bytes(dat_bytes(imatrix))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(dat_bytes(imatrix))
 
 
 def _write_gguf(path: Path, imatrix: Imatrix) -> None:

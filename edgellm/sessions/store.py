@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
+from edgellm.machine.atomic import whole_file
 from edgellm.sessions import records
 from edgellm.sessions.search import find_messages, terms_of
 from edgellm.sessions.settings import as_json, checked_all
@@ -372,11 +373,8 @@ class SessionStore:
                 return
         if self._db.execute("pragma quick_check(1)").fetchone()[0] != "ok":
             return  # the last good copy is worth more
-        growing = target.with_suffix(".part")
-        growing.unlink(missing_ok=True)
-        self._db.execute("vacuum into ?", (str(growing),))
-        os.chmod(growing, 0o600)
-        os.replace(growing, target)
+        with whole_file(target, private=True) as file:
+            self._db.execute("vacuum into ?", (file.name,))
 
 
 SUMMARIES = """

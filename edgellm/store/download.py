@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from edgellm.formats.errors import DownloadError, EdgeLLMError, FormatError
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.regular_file import read_regular
+from edgellm.machine.atomic import take_name
 from edgellm.store.connection import LEAST_RATE
 from edgellm.store.web import BACKOFF_S, Answer, TransientError, open_url, pause, shown
 
@@ -147,13 +147,7 @@ def place(path: Path, target: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, target)
-    if sys.platform != "win32":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    take_name(path, target)
 
 
 def check_space(folder: Path, nbytes: int) -> None:

@@ -22,6 +22,7 @@ from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.machine.atomic import whole_file
 from edgellm.quantize.source import ModelSource, open_source
 
 METADATA = {
@@ -253,13 +254,7 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_disk_that_fills_up_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(gguf_writer._Incoming):
-        def __init__(self, target: Path) -> None:
-            super().__init__(target)
-            self.file.close()
-            self.file = open("/dev/full", "wb")  # noqa: SIM115
-
-    monkeypatch.setattr(gguf_writer, "_Incoming", Full)
+    monkeypatch.setattr(gguf_writer, "LargePageWriter", lambda _: open("/dev/full", "wb"))  # noqa: SIM115
     with pytest.raises(EdgeLLMError, match="Make room") as raised:
         write_gguf(tmp_path / "a.gguf", METADATA, [plan(*item) for item in arrays().items()])
     assert raised.value.code == "WRITE_DISK"
@@ -330,9 +325,11 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
 def test_a_file_that_another_run_still_writes_is_left_alone(tmp_path: Path) -> None:
     stale = tmp_path / ".a.gguf.dead.part"
     stale.write_bytes(b"half")
-    other = gguf_writer._Incoming(tmp_path / "a.gguf")
-    write_gguf(tmp_path / "a.gguf", METADATA, [])
-    assert other.path.exists()
-    assert not stale.exists()
-    other.__exit__()
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a.gguf") as other:
+        assert not stale.exists()
+        stale.write_bytes(b"half")
+        write_gguf(tmp_path / "a.gguf", METADATA, [])
+        assert Path(other.name).exists()
+        assert not stale.exists()
+        raise KeyboardInterrupt
     assert [left.name for left in tmp_path.iterdir()] == ["a.gguf"]

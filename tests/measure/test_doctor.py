@@ -100,7 +100,7 @@ def test_types_with_and_without_kernels_are_all_types() -> None:
 def test_clear_cache_deletes_compiled_kernels_and_nothing_else(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = home / "cache" / "kernels"
     folder.mkdir(parents=True)
-    for name in ("add-avx2-0.kernel", ".new-abc", "notes.txt"):
+    for name in ("add-avx2-0.kernel", ".add.kernel.abc.part", "notes.txt"):
         (folder / name).write_bytes(b"x")
     assert doctor.kernel_cache_state().n_stale == 1
     assert main(["doctor", "--clear-cache"]) == 0

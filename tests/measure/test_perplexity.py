@@ -14,7 +14,7 @@ import tiny_models
 import edgellm
 from edgellm.cli.app import main
 from edgellm.formats.errors import FormatError, ParameterError
-from edgellm.measure.divergence import Base, BaseWriter, Comparison, compare_models, compare_with_base
+from edgellm.measure.divergence import Base, Comparison, base_writer, compare_models, compare_with_base
 from edgellm.measure.perplexity import ChunkModel, Perplexity, cut, log_softmax
 
 TEXT = "the other word and the thing, all in one. " * 30
@@ -90,10 +90,9 @@ def test_a_base_of_a_file_gives_what_the_model_itself_gives(paths: tuple[Path, P
     with open_model(paths[0]) as base, open_model(paths[1]) as close:
         ids = base.ids(TEXT)
         chunks = base.chunks(ids, 2)
-        with BaseWriter(tmp_path / "base", ids, N_CTX, 2, base.program.n_vocab) as writer:
+        with base_writer(tmp_path / "base", ids, N_CTX, 2, base.program.n_vocab) as write:
             for chunk in chunks:
-                writer.add(base.logits(chunk))
-            writer.finish()
+                write(base.logits(chunk))
         saved = Base(tmp_path / "base")
         assert saved.tokens.tolist() == list(ids[: 2 * N_CTX])
         log_p = log_softmax(base.logits(chunks[1]))

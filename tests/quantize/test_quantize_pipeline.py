@@ -21,6 +21,7 @@ from edgellm.cli.app import edgellm as app
 from edgellm.formats import gguf_writer
 from edgellm.formats.errors import EdgeLLMError, NumericError, ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.large_pages import LargePageWriter
 from edgellm.kernels.cpu.encode import encode
 from edgellm.quantize.mixes import Recipe
 from edgellm.quantize.pipeline import (
@@ -206,13 +207,7 @@ def test_a_full_disk_leaves_the_old_target(model: Path, tmp_path: Path, monkeypa
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    opened = gguf_writer._Incoming.__init__
-
-    def with_little_space(self, target):
-        opened(self, target)
-        self.file = Full(self.file)
-
-    monkeypatch.setattr(gguf_writer._Incoming, "__init__", with_little_space)
+    monkeypatch.setattr(gguf_writer, "LargePageWriter", lambda raw: Full(LargePageWriter(raw)))
     with pytest.raises(EdgeLLMError) as raised:
         run(model, tmp_path / "out.gguf")
     assert raised.value.code == "WRITE_DISK"

@@ -28,6 +28,7 @@ from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.compile_crew import CompileCrew, heaviest_first
 from edgellm.kernels.cpu.compile.isa import Isa
 from edgellm.kernels.cpu.encoders import ENCODERS
+from edgellm.machine.atomic import whole_file
 from edgellm.machine.paths import kernels_dir
 
 Progress = Callable[[int, int, str], None]
@@ -58,7 +59,7 @@ def why_not_kept(folder: Path | None) -> str | None:
     if not _private(folder):
         return f"{folder} is no folder that belongs to this user alone, or it cannot be made. {advice}"
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".new-"):
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part"):
             return None
     except OSError as error:
         return f"{folder}: {error.strerror or error}. {advice}"
@@ -198,20 +199,12 @@ class KernelCache:
         return hashlib.sha256(f"{name}\0{self.key(name)}\0{verified}\0".encode() + code).digest()
 
     def _write(self, name: str, code: bytes) -> None:
-        """Keep an object under a temporary name, then rename; a full or read-only disk is no reason to fail."""
+        """Keep an object; a full or read-only disk is no reason to fail."""
         path = self.path(name)
         if path is None:
             return
-        temporary = None
-        try:
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(self._digest(name, code, self.is_verified(name)) + code)
-            os.replace(temporary, path)
-        except OSError:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+        with contextlib.suppress(OSError), whole_file(path, private=True, sync=False) as file:
+            file.write(self._digest(name, code, self.is_verified(name)) + code)
 
 
 def _without_waiting(path: str, flags: int) -> int:

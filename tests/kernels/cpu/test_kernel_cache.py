@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -172,7 +173,7 @@ def test_a_folder_without_write_permission_is_read_and_no_more(
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(kernel_cache.tempfile, "mkstemp", refuse)  # root may write everywhere
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may write everywhere
     compiled.clear()
     found = fresh().objects(KERNELS)
     assert sorted(compiled) == sorted(KERNELS[2:])
@@ -259,7 +260,7 @@ def test_two_processes_may_start_at_once_and_the_next_start_is_warm(folder: Path
         n_compiled, right, _ = out.split()
         assert int(n_compiled) <= 8 and right == "True"
     assert len(list(folder.glob("*.kernel"))) == 8
-    assert not list(folder.glob(".new-*"))
+    assert not list(folder.glob("*.part"))
     warm = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert warm.stdout.split() == ["0", "True", "False"], warm.stderr
 

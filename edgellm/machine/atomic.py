@@ -1,0 +1,106 @@
+"""A file appears whole under its name, or not at all.
+
+It grows beside its target under a temporary name and takes the target's in one step. What stood there before stays
+until then; what a killed run left is removed by the next one that writes the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: Path, *, private: bool = False, sync: bool = True, writer: Callable[[io.FileIO], Any] = io.BufferedWriter
+) -> Iterator[Any]:
+    """A new binary file for a ``with`` block: named ``path`` when the block ends, gone when it raises. OSError.
+
+    private   for the eyes of this user alone, else with the rights of any new file
+    sync      on the disk before it takes its name, for what cannot be made again
+    writer    makes the file object of the block
+    A link stays a link to the new file. ``file.name`` is the temporary path.
+    """
+    target = Path(os.path.realpath(path))
+    _remove_stale(target)
+    descriptor, temporary = tempfile.mkstemp(".part", _stem(target), target.parent)
+    file = writer(io.FileIO(temporary, "wb", opener=lambda *_: descriptor))
+    try:
+        _lock(descriptor)  # so that another run can tell it from one whose writer is dead
+        yield file
+        file.flush()
+        if not private and sys.platform != "win32":
+            os.fchmod(descriptor, 0o666 & ~_umask())
+        if sync:
+            os.fsync(descriptor)
+        if sys.platform == "win32":
+            file.close()  # an open file cannot be renamed there
+        take_name(Path(temporary), target, sync=sync)
+    finally:
+        with contextlib.suppress(OSError):  # what is still buffered when the disk is full
+            file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def take_name(path: Path, target: Path, *, sync: bool = True) -> None:
+    """Rename in one step; with ``sync`` the folder that names the file is on the disk too."""
+    os.replace(path, target)
+    if not sync or sys.platform == "win32":
+        return
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
+            raise
+    finally:
+        os.close(folder)
+
+
+def _stem(target: Path) -> str:
+    """The beginning of the names that files on their way to ``target`` have."""
+    return f".{target.name}."
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what a killed run left; a file that another run still writes is locked and stays."""
+    for name in os.listdir(target.parent):
+        if name.startswith(_stem(target)) and name.endswith(".part"):
+            with contextlib.suppress(OSError):
+                path = target.with_name(name)
+                descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    free = _lock(descriptor)
+                finally:
+                    os.close(descriptor)
+                if free:
+                    path.unlink()  # Windows refuses while another process has it open
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file until it is closed, where the system can; False when another process holds it."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a network file system without locks
+            pass
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
