@@ -30,6 +30,9 @@ MAX_KEYS = 1 << 16  # real files have up to 100
 MAX_TENSORS = 1 << 15  # real files have up to 2,000
 MAX_STRINGS = 1 << 21  # in all arrays of a file together; real files have up to 700,000
 
+TypedMetadata = dict[str, tuple[Any, str]]
+"""key -> (value, type), the type as ``GGUFFile.value_types`` names it: "UINT32", "STRING", "ARRAY[FLOAT32]" ..."""
+
 # type id of a metadata value: its name, its struct and numpy form
 VALUE_TYPES: dict[int, tuple[str, str]] = {
     0: ("UINT8", "<u1"),

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,17 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.errors import EdgeLLMError, ParameterError
-from edgellm.formats.gguf_header import MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_NBYTES, VALUE_TYPES
+from edgellm.formats.gguf_header import MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_NBYTES, VALUE_TYPES, TypedMetadata
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.mapped_file import check_open_maps
 from edgellm.formats.quant_types import QuantType
+from edgellm.formats.split_files import part_names
 from edgellm.machine.atomic import whole_file
 
 VERSION = 3
 ALIGNMENT = 32  # when general.alignment does not say
 SPARE_NBYTES = 16 << 20  # stays free on the disk
 MAX_PARTS = 65535  # split.count is a UINT16
-
-Metadata = Mapping[str, tuple[Any, str]]
-"""key -> (value, type), the type as ``GGUFFile.value_types`` names it: "UINT32", "STRING", "ARRAY[FLOAT32]" ..."""
 
 Progress = Callable[[int, int, str], None]
 """Called after each chunk with the bytes of tensors written, the bytes of all tensors, and the tensor's name."""
@@ -58,15 +56,12 @@ class TensorPlan:
     @property
     def nbytes(self) -> int:
         """Bytes in the file, without padding."""
-        n_rows = 1
-        for n in self.shape[:-1]:
-            n_rows *= n
-        return n_rows * self.quant.row_nbytes(self.shape[-1])
+        return self.quant.nbytes(self.shape)
 
 
 def write_gguf(
     path: str | os.PathLike[str],
-    metadata: Metadata,
+    metadata: TypedMetadata,
     tensors: Sequence[TensorPlan],
     *,
     max_part_nbytes: int | None = None,
@@ -152,11 +147,10 @@ def part_paths(target: Path, count: int) -> list[Path]:
     """The file of every part; ``target`` itself when there is one."""
     if count == 1:
         return [target]
-    name = target.name.removesuffix(".gguf")
-    return [target.with_name(f"{name}-{no:05}-of-{count:05}.gguf") for no in range(1, count + 1)]
+    return [target.with_name(name) for name in part_names(target.name.removesuffix(".gguf"), count)]
 
 
-def part_metadata(metadata: Metadata, no: int, count: int, n_tensors: int) -> dict[str, tuple[Any, str]]:
+def part_metadata(metadata: TypedMetadata, no: int, count: int, n_tensors: int) -> TypedMetadata:
     """The keys of part ``no``: all in the first, those of the split in each; none of an earlier split."""
     kept = {key: typed for key, typed in metadata.items() if not key.startswith("split.")} if no == 0 else {}
     if count == 1:
@@ -169,7 +163,7 @@ def part_metadata(metadata: Metadata, no: int, count: int, n_tensors: int) -> di
     return kept
 
 
-def file_nbytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> int:
+def file_nbytes(metadata: TypedMetadata, tensors: Sequence[TensorPlan]) -> int:
     """Bytes of the file that ``write_gguf`` would write in one part."""
     alignment = _alignment(metadata)
     return len(_header(part_metadata(metadata, 0, 1, len(tensors)), tensors, alignment)) + _padded_nbytes(
@@ -180,7 +174,7 @@ def file_nbytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> int:
 # -- bytes -----------------------------------------------------------------------------------------------------------
 
 
-def _header(metadata: Metadata, tensors: Sequence[TensorPlan], alignment: int) -> bytes:
+def _header(metadata: TypedMetadata, tensors: Sequence[TensorPlan], alignment: int) -> bytes:
     """Everything before the first tensor, padded to the alignment."""
     out = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, (value, kind) in metadata.items():
@@ -252,7 +246,7 @@ def _numbers(values: Any, form: str) -> bytes:
         return array.astype(wanted).tobytes()
 
 
-def _alignment(metadata: Metadata) -> int:
+def _alignment(metadata: TypedMetadata) -> int:
     value = metadata.get("general.alignment", (ALIGNMENT, ""))[0]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
         raise ParameterError(f"general.alignment is {value!r}. It must be a power of two up to {MAX_ALIGNMENT:,}.")

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.formats import levels
 from edgellm.formats.block_quants import bits, column, nibbles
 from edgellm.formats.i_quant_grids import grid, signs
 
@@ -45,7 +46,7 @@ IQ4_NL = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 IQ4_XS = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))])
 
 # what the 16 codes of IQ4_NL and IQ4_XS stand for
-IQ4_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+_IQ4 = np.array(levels.IQ4, np.float32)
 IQ1_DELTA = np.float32(0.125)
 
 
@@ -134,7 +135,7 @@ def dequantize_iq1_m(blocks: np.ndarray) -> np.ndarray:
 
 def dequantize_iq4_nl(blocks: np.ndarray) -> np.ndarray:
     """w = d level"""
-    return column(blocks["d"]) * IQ4_LEVELS[nibbles(blocks["qs"])]
+    return column(blocks["d"]) * _IQ4[nibbles(blocks["qs"])]
 
 
 def dequantize_iq4_xs(blocks: np.ndarray) -> np.ndarray:
@@ -142,4 +143,4 @@ def dequantize_iq4_xs(blocks: np.ndarray) -> np.ndarray:
     high = fields(blocks["scales_h"][:, None], tuple(range(0, 16, 2)), 3)
     six_bits = fields(blocks["scales_l"], (0, 4), 15) | high << 4
     scales = column(blocks["d"]) * (six_bits.astype(np.float32) - np.float32(32))
-    return (scales[:, :, None] * IQ4_LEVELS[nibbles(blocks["qs"])]).reshape(-1, 256)
+    return (scales[:, :, None] * _IQ4[nibbles(blocks["qs"])]).reshape(-1, 256)

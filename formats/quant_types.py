@@ -6,6 +6,7 @@ layouts are drawn in the files that unpack them. All numbers are little endian.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,10 @@ class QuantType:
         """Bytes of a row of n weights; n must be a multiple of ``block_size``."""
         assert n % self.block_size == 0, f"{n} weights are no whole number of {self.name} blocks"
         return n // self.block_size * self.block_nbytes
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor, its rows in the last dimension."""
+        return math.prod(shape[:-1]) * self.row_nbytes(shape[-1])
 
     def dequantize(self, data: np.ndarray) -> np.ndarray:
         """float32 (..., n) of uint8 (..., row_nbytes). Raises UnsupportedError for a type without a known meaning."""

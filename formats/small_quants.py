@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.formats import levels
 from edgellm.formats.block_quants import column, nibbles
 from edgellm.formats.k_quants import crumbs
 
@@ -30,7 +31,7 @@ TQ2_0 = np.dtype([("qs", "u1", (2, 32)), ("d", "<f2")])
 MXFP4 = np.dtype([("e", "u1"), ("qs", "u1", 16)])
 NVFP4 = np.dtype([("d", "u1", 4), ("qs", "u1", (4, 8))])
 
-LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+_E2M1 = np.array(levels.E2M1_DOUBLED, np.float32)
 
 
 def _e8m0_halves() -> np.ndarray:
@@ -71,9 +72,9 @@ def dequantize_tq2_0(blocks: np.ndarray) -> np.ndarray:
 
 def dequantize_mxfp4(blocks: np.ndarray) -> np.ndarray:
     """w = 2^(e - 128) level"""
-    return _E8M0[blocks["e"]][:, None] * LEVELS[nibbles(blocks["qs"])]
+    return _E8M0[blocks["e"]][:, None] * _E2M1[nibbles(blocks["qs"])]
 
 
 def dequantize_nvfp4(blocks: np.ndarray) -> np.ndarray:
     """w = d / 2 * level"""
-    return (_UE4M3[blocks["d"]][:, :, None] * LEVELS[nibbles(blocks["qs"])]).reshape(-1, 64)
+    return (_UE4M3[blocks["d"]][:, :, None] * _E2M1[nibbles(blocks["qs"])]).reshape(-1, 64)

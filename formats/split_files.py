@@ -20,7 +20,12 @@ from edgellm.formats.gguf_header import Header
 _PIECE = re.compile(
     r"(?P<name>.*\.gguf)[.-](?:part(?P<no>\d+)of(?P<count>\d+)|split-?(?P<letter>[a-z]{1,2})|part-?\w{1,3})", re.DOTALL
 )
-_PART = re.compile(r"(?P<name>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+PART = re.compile(r"(?P<name>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def part_names(name: str, count: int) -> list[str]:
+    """The file of every part of the model ``name``."""
+    return [f"{name}-{no:05}-of-{count:05}.gguf" for no in range(1, count + 1)]
 
 
 def refuse_piece(path: Path) -> None:
@@ -50,7 +55,7 @@ def other_parts(path: Path, header: Header) -> list[Path]:
             )
     if count <= 1:
         return []
-    match = _PART.fullmatch(path.name)
+    match = PART.fullmatch(path.name)
     first = f"{match['name'] if match else path.stem}-{1:05}-of-{count:05}.gguf"
     if no != 0:
         raise _found(header, f"is part {no + 1} of {count}", f"Give the path of the first part, {first}.", "split.no")

@@ -7,6 +7,7 @@ All products are of Python ints, which do not wrap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,14 +189,7 @@ def check_tensors(header: Header, report: Report) -> None:
 def tensor_nbytes(record: TensorRecord) -> int:
     """Bytes of a tensor of a known type and whole blocks; a Python int, which cannot wrap."""
     quant = QUANT_TYPES_BY_ID[record.type_id]
-    return _n_elements(record) // quant.block_size * quant.block_nbytes
-
-
-def _n_elements(record: TensorRecord) -> int:
-    n = 1
-    for dim in record.dims:
-        n *= dim
-    return n
+    return math.prod(record.dims) // quant.block_size * quant.block_nbytes
 
 
 def _check_record(header: Header, record: TensorRecord) -> Finding | None:
@@ -214,7 +208,7 @@ def _check_record(header: Header, record: TensorRecord) -> Finding | None:
     if record.dims[0] % quant.block_size:
         message = f"has rows of {record.dims[0]:,} weights, expected a multiple of {quant.block_size} for {quant.name}"
         return found("GGUF_TENSOR_TYPE", message)
-    if tensor_nbytes(record) > MAX_TENSOR_NBYTES or _n_elements(record) >= 1 << 63:
+    if tensor_nbytes(record) > MAX_TENSOR_NBYTES or math.prod(record.dims) >= 1 << 63:
         return found("GGUF_TENSOR_SIZE", f"has the shape {shape}: no machine can map that many bytes")
     if record.offset % header.alignment:
         message = f"starts at offset {record.offset:,}, expected a multiple of the alignment {header.alignment}"

@@ -214,7 +214,7 @@ def _tell_notes(planned: QuantizationPlan) -> None:
 
 def _tell_plan(planned: QuantizationPlan) -> None:
     """A row for each tensor, a row for each type, the size of the file."""
-    from edgellm.quantize.mixes import summary
+    from edgellm.formats.file_types import type_counts
 
     rows = [
         (
@@ -228,7 +228,8 @@ def _tell_plan(planned: QuantizationPlan) -> None:
     ]
     echo(table(("tensor", "shape", "from", "to", "size"), rows, right=(4,)))
     echo("")
-    types = [(name, str(n), human_bytes(nbytes)) for name, (n, nbytes) in summary(planned.tensors).items()]
+    counts = type_counts((tensor.target.name, tensor.nbytes) for tensor in planned.tensors)
+    types = [(name, str(n), human_bytes(nbytes)) for name, (n, nbytes) in counts.items()]
     echo(table(("type", "tensors", "size"), types, right=(1, 2)))
     before = planned.source.nbytes
     echo(f"\n{human_bytes(before)} -> {human_bytes(planned.nbytes)}, {_bits(planned):.2f} bits per weight")

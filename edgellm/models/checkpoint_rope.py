@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.findings import short
+from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.models.checkpoint_config import CheckpointConfig
 
-TypedMetadata = dict[str, tuple[Any, str]]
 KINDS = ("default", "linear", "yarn", "llama3")
 # numbers of a rotation; transformers reads those of its kind and leaves the others alone
 NUMBERS = frozenset(

@@ -16,7 +16,7 @@ SHOWN = 60  # characters of a value
 
 
 @dataclass(frozen=True)
-class TensorError:
+class TensorDifference:
     """Of one tensor: its types in A and B, bytes, and how far B's values stand from A's.
 
     nmse   sum of (b - a)^2 / sum of a^2, 0 for equal tensors;  worst   the largest |b - a|
@@ -28,11 +28,6 @@ class TensorError:
     n: int
     nmse: float
     worst: float
-
-    @property
-    def snr_db(self) -> float:
-        """Signal to noise in decibels, infinite for equal tensors."""
-        return math.inf if self.nmse == 0 else -10 * math.log10(self.nmse)
 
 
 def metadata_changes(a: GGUFFile, b: GGUFFile) -> list[tuple[str, str, str]]:
@@ -70,7 +65,7 @@ def tensor_differences(a: GGUFFile, b: GGUFFile) -> list[tuple[str, str]]:
     return found
 
 
-def tensor_errors(a: GGUFFile, b: GGUFFile) -> Iterator[TensorError]:
+def tensor_errors(a: GGUFFile, b: GGUFFile) -> Iterator[TensorDifference]:
     """One for each tensor that both have in the same shape, some rows decoded at a time."""
     for name, tensor in a.tensors.items():
         other = b.tensors.get(name)
@@ -78,7 +73,7 @@ def tensor_errors(a: GGUFFile, b: GGUFFile) -> Iterator[TensorError]:
             yield tensor_error(tensor, other)
 
 
-def tensor_error(a: QuantizedTensor, b: QuantizedTensor) -> TensorError:
+def tensor_error(a: QuantizedTensor, b: QuantizedTensor) -> TensorDifference:
     """How far b's values stand from a's."""
     noise = signal = worst = 0.0
     if a.quant is not b.quant or not np.array_equal(a.data, b.data):
@@ -89,4 +84,4 @@ def tensor_error(a: QuantizedTensor, b: QuantizedTensor) -> TensorError:
             signal += float(np.square(ours, dtype=np.float64).sum())
             worst = max(worst, float(np.abs(difference).max(initial=0)))
     nmse = noise / signal if signal else (math.inf if noise else 0.0)
-    return TensorError(a.name, (a.quant.name, b.quant.name), (a.nbytes, b.nbytes), math.prod(a.shape), nmse, worst)
+    return TensorDifference(a.name, (a.quant.name, b.quant.name), (a.nbytes, b.nbytes), math.prod(a.shape), nmse, worst)

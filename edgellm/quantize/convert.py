@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.file_types import WRITTEN, type_counts
+from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import Progress, TensorPlan, file_nbytes, rows_in_chunks, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.formats.stored_numbers import encode_plain
-from edgellm.quantize.model_source import ModelSource, SourceTensor, TypedMetadata
+from edgellm.quantize.model_source import ModelSource, SourceTensor
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
 PLAIN_TYPES = ("F32", "F16", "BF16")
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # general.file_type, as llama.cpp numbers them
 CHUNK_NBYTES = 8 << 20  # of float32 made at once
 
 
@@ -32,12 +33,7 @@ class Conversion:
 
     def types(self) -> dict[str, tuple[int, int]]:
         """type -> (tensors, bytes), the largest first."""
-        counts: Counter[str] = Counter()
-        nbytes: Counter[str] = Counter()
-        for tensor in self.tensors:
-            counts[tensor.quant.name] += 1
-            nbytes[tensor.quant.name] += tensor.nbytes
-        return {name: (counts[name], total) for name, total in nbytes.most_common()}
+        return type_counts((tensor.quant.name, tensor.nbytes) for tensor in self.tensors)
 
 
 def plan_conversion(source: ModelSource, outtype: str = "auto") -> Conversion:
@@ -121,4 +117,5 @@ def _out_type(tensor: SourceTensor, outtype: str, unpacked: str, kind: str) -> Q
 def _file_type(plans: list[TensorPlan]) -> int | None:
     """The number for the type of most matrices; None for a type that is not plain, whose number the source has."""
     kinds = Counter(plan.quant.name for plan in plans if len(plan.shape) > 1)
-    return FILE_TYPES.get(kinds.most_common(1)[0][0]) if kinds else None
+    name = kinds.most_common(1)[0][0] if kinds else ""
+    return WRITTEN[name].number if name in PLAIN_TYPES else None

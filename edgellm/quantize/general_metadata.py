@@ -11,15 +11,14 @@ from typing import Any
 
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import FormatError
+from edgellm.formats.file_types import size_label
 from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.gguf_header import TypedMetadata
 
 MAX_CARD_NBYTES = 1 << 20
 MAX_CARD_HEAD = 1 << 16  # characters
 MAX_TEXT = 1000
 MAX_LIST = 100
-
-TypedMetadata = dict[str, tuple[Any, str]]
-
 # generation_config.json -> general.sampling.*
 SAMPLING = {
     "top_k": ("top_k", "INT32"),
@@ -76,14 +75,6 @@ def general_metadata(checkpoint: Checkpoint, n_params: int) -> TypedMetadata:
     if languages:
         found["general.languages"] = (languages, "ARRAY[STRING]")
     return found
-
-
-def size_label(n_params: int) -> str:
-    """Two significant digits and a unit, such as ``1.2B``, ``270M``."""
-    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
-    scale, unit = next((row for row in units if n_params >= row[0]), units[-1])
-    n = n_params / scale
-    return f"{n:.{max(0, 2 - len(str(round(n))))}f}{unit}"
 
 
 def _sampling(checkpoint: Checkpoint) -> TypedMetadata:

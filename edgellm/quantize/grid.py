@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.formats.i_quants import IQ4_LEVELS
+from edgellm.formats import levels
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 
 Put = Callable[[np.ndarray, np.ndarray], None]
@@ -120,7 +120,7 @@ def _whole(n: int, least: int = 0) -> np.ndarray:
 
 
 def _table() -> dict[str, Grid]:
-    nonlinear = np.asarray(IQ4_LEVELS, np.float32)
+    nonlinear = np.array(levels.IQ4, np.float32)
     rows: list[tuple[str, np.ndarray, Put]] = [
         ("Q4_0", _whole(16, -8), _put_nibbles),
         ("Q4_1", _whole(16), _put_nibbles),

@@ -23,7 +23,8 @@ import numpy as np
 
 from edgellm.formats.errors import FormatError, NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.formats.gguf_writer import Metadata, TensorPlan, write_gguf
+from edgellm.formats.gguf_header import TypedMetadata
+from edgellm.formats.gguf_writer import TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
 from edgellm.kernels.ops import Matmul, Op
@@ -147,7 +148,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, form: str = "gguf") -> None:
 
 
 def _write_gguf(path: Path, imatrix: Imatrix) -> None:
-    metadata: Metadata = {
+    metadata: TypedMetadata = {
         "general.type": ("imatrix", "STRING"),
         "imatrix.datasets": (list(imatrix.datasets), "ARRAY[STRING]"),
         "imatrix.chunk_count": (imatrix.n_chunks, "UINT32"),

@@ -8,40 +8,14 @@ and a few small matrices stay as they are. A row that the type's blocks do not d
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from edgellm.formats.errors import ParameterError, UnsupportedError
+from edgellm.formats.file_types import WRITTEN
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.cpu.encoders import ENCODED
 from edgellm.quantize.model_source import ModelSource, SourceTensor
-
-FILE_TYPES: dict[str, tuple[int, str]] = {
-    "F32": (0, "F32"),
-    "F16": (1, "F16"),
-    "BF16": (32, "BF16"),
-    "Q8_0": (7, "Q8_0"),
-    "Q6_K": (18, "Q6_K"),
-    "Q5_K_M": (17, "Q5_K"),
-    "Q5_K_S": (16, "Q5_K"),
-    "Q5_1": (9, "Q5_1"),
-    "Q5_0": (8, "Q5_0"),
-    "Q4_K_M": (15, "Q4_K"),
-    "Q4_K_S": (14, "Q4_K"),
-    "Q4_1": (3, "Q4_1"),
-    "Q4_0": (2, "Q4_0"),
-    "IQ4_NL": (25, "IQ4_NL"),
-    "IQ4_XS": (30, "IQ4_XS"),
-    "MXFP4_MOE": (38, "MXFP4"),
-    "Q3_K_L": (13, "Q3_K"),
-    "Q3_K_M": (12, "Q3_K"),
-    "Q3_K_S": (11, "Q3_K"),
-    "Q2_K": (10, "Q2_K"),
-    "Q2_K_S": (21, "Q2_K"),
-    "TQ2_0": (37, "TQ2_0"),
-    "TQ1_0": (36, "TQ1_0"),
-}
-"""A file's type -> its number in ``general.file_type``, the type of most matrices."""
 
 COPY = "COPY"  # every tensor as it is
 
@@ -63,7 +37,7 @@ PLAIN = ("F32", "F16", "BF16")
 class Recipe:
     """What the user asked for.
 
-    file_type        a name of FILE_TYPES, or COPY
+    file_type        a name of formats.file_types, or COPY
     pure             every matrix gets the file's type, no mix
     overrides        (regular expression, type) for tensor names; the first that is found counts
     output_type      of output.weight; embedding_type: of the token embeddings
@@ -100,14 +74,14 @@ class PlannedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes it will have."""
-        return self.source.n_rows * self.target.row_nbytes(self.source.n_in)
+        return self.target.nbytes(self.source.shape)
 
 
 def parse_file_type(name: str) -> str:
-    """The name in FILE_TYPES, in any case; UnsupportedError for a type that edgellm does not write."""
+    """The name of a mix, in any case; UnsupportedError for a type that edgellm does not write."""
     wanted = ALIASES.get(name.upper(), name.upper())
-    if wanted not in (*FILE_TYPES, COPY):
-        known = ", ".join((*FILE_TYPES, COPY))
+    if wanted not in (*WRITTEN, COPY):
+        known = ", ".join((*WRITTEN, COPY))
         raise UnsupportedError(f"{name!r} is no type that edgellm writes. Choose one of {known}.", code="QUANTIZE_TYPE")
     return wanted
 
@@ -263,7 +237,7 @@ def _planned(tensor: SourceTensor, recipe: Recipe, model: _Model, with_importanc
 
 def _wanted_type(tensor: SourceTensor, recipe: Recipe, model: _Model, with_importance: bool) -> str:
     """The type by the options, else by the mix."""
-    kind, name, default = _kind(tensor.name), tensor.name, FILE_TYPES[recipe.file_type][1]
+    kind, name, default = _kind(tensor.name), tensor.name, WRITTEN[recipe.file_type].quant
     named = next((quant for expression, quant in recipe.overrides if expression.search(name)), None)
     # the table of embeddings per layer follows --token-embedding-type unless an override names it
     if recipe.embedding_type and kind == "token_embd" and not (name == _EMBEDDINGS[1] and named):
@@ -286,7 +260,7 @@ def _fitting_type(tensor: SourceTensor, quant: str) -> str:
 
 
 def _mixed_type(tensor: SourceTensor, kind: str, recipe: Recipe, model: _Model, with_importance: bool) -> str:
-    default = FILE_TYPES[recipe.file_type][1]
+    default = WRITTEN[recipe.file_type].quant
     if kind == "output" or (model.tied and kind == "token_embd"):
         return _output_type(tensor, recipe, model, default)
     if recipe.file_type == "MXFP4_MOE":
@@ -330,7 +304,7 @@ def _attn_v(file_type: str, name: str, model: _Model, with_importance: bool) -> 
         quant = "Q6_K"
     elif file_type == "Q4_K_S" and i < 4:
         quant = "Q5_K"
-    if model.is_70b and (quant or FILE_TYPES[file_type][1]) in ("Q3_K", "Q4_K"):
+    if model.is_70b and (quant or WRITTEN[file_type].quant) in ("Q3_K", "Q4_K"):
         quant = "Q5_K"  # eight heads share it there, so it is small
     return "Q8_0" if model.n_expert == 8 else quant
 
@@ -394,12 +368,3 @@ _RULES: dict[str, _Rule] = {
     "ffn_down": _ffn_down,
     "attn_output": _attn_output,
 }
-
-
-def summary(planned: Sequence[PlannedTensor]) -> dict[str, tuple[int, int]]:
-    """Type -> (tensors, bytes), the largest first."""
-    found: dict[str, tuple[int, int]] = {}
-    for tensor in planned:
-        n, nbytes = found.get(tensor.target.name, (0, 0))
-        found[tensor.target.name] = n + 1, nbytes + tensor.nbytes
-    return dict(sorted(found.items(), key=lambda item: -item[1][1]))

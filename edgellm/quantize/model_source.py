@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgellm.formats import bus_error
+from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QuantType
 
 Rows = Callable[[int, int], np.ndarray]
-TypedMetadata = dict[str, tuple[Any, str]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ class SourceTensor:
     @property
     def n_rows(self) -> int:
         """Product of all dimensions but the last."""
-        n = 1
-        for dim in self.shape[:-1]:
-            n *= dim
-        return n
+        return math.prod(self.shape[:-1])
 
     @property
     def n_in(self) -> int:
@@ -59,11 +56,15 @@ class SourceTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the type it is stored as."""
-        return self.n_rows * self.quant.row_nbytes(self.n_in)
+        return self.quant.nbytes(self.shape)
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """float32 (stop - start, n_in) of the rows from ``start``, decoded now; all of them by default."""
         return self.decode(start, self.n_rows if stop is None else stop)
+
+    def dequantize(self) -> np.ndarray:
+        """All rows."""
+        return self.rows()
 
     def data(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 (stop - start, row_nbytes) of the same rows as they are stored, fit to be copied into a file."""

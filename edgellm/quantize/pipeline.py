@@ -18,16 +18,17 @@ import numpy as np
 
 from edgellm import arguments
 from edgellm.formats.errors import NumericError, ParameterError, UnsupportedError
+from edgellm.formats.file_types import QUANTIZATION_VERSION, WRITTEN
+from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import Progress, TensorPlan, file_nbytes, write_gguf
 from edgellm.formats.quant_types import QuantType
 from edgellm.kernels.cpu.encode import RowEncoder
 from edgellm.machine.cores import default_threads
-from edgellm.quantize.mixes import COPY, FILE_TYPES, PlannedTensor, Recipe, plan
-from edgellm.quantize.model_source import ModelSource, SourceTensor, TypedMetadata
+from edgellm.quantize.mixes import COPY, PlannedTensor, Recipe, plan
+from edgellm.quantize.model_source import ModelSource, SourceTensor
 
 CHUNK_NBYTES = 4 << 20  # of float32 that a thread works on at a time
 SAFE_LARGEST = 60000.0  # nothing overflows in float16 below
-QUANTIZATION_VERSION = 2  # of ggml's block layouts
 
 Encoder = Callable[[SourceTensor, QuantType], np.ndarray | None]
 """Blocks made elsewhere: uint8 (n_rows, row_nbytes) of a tensor in the type, or None to leave it to ``encode``."""
@@ -44,7 +45,7 @@ class ImportanceMatrix:
 
 
 @dataclass(frozen=True)
-class TensorError:
+class EncodingCost:
     """What encoding a tensor cost: root mean square error, the same by the weights' own size, the largest one."""
 
     rmse: float
@@ -58,7 +59,7 @@ class Quantized:
 
     paths: list[Path]
     tensors: list[PlannedTensor]
-    errors: dict[str, TensorError]
+    errors: dict[str, EncodingCost]
     without_importance: list[str]  # tensors that the importance matrix does not have
 
 
@@ -159,7 +160,7 @@ def default_target(source: ModelSource, file_type: str) -> str:
     base, dash, last = stem.rpartition("-")
     if not dash:
         base, dash, last = stem.rpartition(".")
-    if dash and last.upper() in (*FILE_TYPES, "FP16", "FP32"):
+    if dash and last.upper() in (*WRITTEN, "FP16", "FP32"):
         stem = base
     return f"{stem}-{file_type}.gguf"
 
@@ -183,7 +184,7 @@ def _metadata(source: ModelSource, recipe: Recipe, importance: ImportanceMatrix 
     before = kept.pop("general.file_type", (0, "UINT32"))
     kept.pop("general.quantization_version", None)
     kept["general.quantization_version"] = (QUANTIZATION_VERSION, "UINT32")
-    kept["general.file_type"] = before if recipe.file_type == COPY else (FILE_TYPES[recipe.file_type][0], "UINT32")
+    kept["general.file_type"] = before if recipe.file_type == COPY else (WRITTEN[recipe.file_type].number, "UINT32")
     if importance is None:
         return kept
     added = {
@@ -268,10 +269,10 @@ class _ErrorSums:
         self.error_squares += other.error_squares
         self.largest = max(self.largest, other.largest)
 
-    def error(self) -> TensorError:
+    def error(self) -> EncodingCost:
         rmse = (self.error_squares / max(self.n, 1)) ** 0.5
         relative = (self.error_squares / self.squares) ** 0.5 if self.squares else 0.0
-        return TensorError(rmse, relative, self.largest)
+        return EncodingCost(rmse, relative, self.largest)
 
 
 @dataclass
@@ -364,7 +365,7 @@ def _largest_magnitude(source: SourceTensor, rows: np.ndarray, start: int) -> fl
 
 
 def error_table(
-    errors: Mapping[str, TensorError], tensors: Sequence[PlannedTensor]
-) -> list[tuple[str, str, TensorError]]:
+    errors: Mapping[str, EncodingCost], tensors: Sequence[PlannedTensor]
+) -> list[tuple[str, str, EncodingCost]]:
     """Rows of a report: name, type, error, in the order of the file."""
     return [(t.name, t.target.name, errors[t.name]) for t in tensors if t.name in errors]

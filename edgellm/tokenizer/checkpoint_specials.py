@@ -9,6 +9,7 @@ from typing import Any
 from edgellm.formats.checkpoint import TEMPLATES, Checkpoint
 from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.gguf_header import TypedMetadata
 
 # name in tokenizer_config.json -> GGUF key, which spells one of them without its second "a"
 SPECIAL_KEYS = {
@@ -20,8 +21,6 @@ SPECIAL_KEYS = {
     "cls": "cls_token_id",
     "mask": "mask_token_id",
 }
-
-TypedMetadata = dict[str, tuple[Any, str]]
 
 
 class Specials:

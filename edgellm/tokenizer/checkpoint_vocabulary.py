@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import short
+from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.tokenizer import hugging_face, tokenizer
 from edgellm.tokenizer.charsmap import checked_charsmap, stored_charsmaps
 from edgellm.tokenizer.checkpoint_specials import Specials
@@ -35,8 +36,6 @@ CLASS_PRE = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # of checkpoi
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # tokens that some checkpoints forget to mark as special
 _LOOKS_SPECIAL = re.compile("<\\|.*\\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\\[@BOS@\\]", re.DOTALL)
-
-TypedMetadata = dict[str, tuple[Any, str]]
 
 
 @dataclass

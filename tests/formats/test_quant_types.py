@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.formats.file_types import LABELS
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QUANT_TYPES_BY_ID, QuantType
-from edgellm.measure.model_card import FILE_TYPES
 
 gguf = pytest.importorskip("gguf", reason="gguf is the judge of the tensor types")
 
@@ -115,7 +115,7 @@ def test_random_bytes_equal_ggml(name: str) -> None:
 
 def test_file_types_have_the_names_of_llama_cpp() -> None:
     names = {number: ggml_library.file_type_name(number) for number in range(64)}
-    assert {number: name for number, name in names.items() if "unknown" not in name} == FILE_TYPES
+    assert {number: name for number, name in names.items() if "unknown" not in name} == LABELS
 
 
 def test_q8_k_is_its_float32_scale_times_int8() -> None:

@@ -6,7 +6,8 @@ import pytest
 import quantize_plans
 
 from edgellm.formats.errors import ParameterError, UnsupportedError
-from edgellm.quantize.mixes import FILE_TYPES, Recipe, parse_file_type, parse_override, parse_tensor_type, plan
+from edgellm.formats.file_types import WRITTEN
+from edgellm.quantize.mixes import Recipe, parse_file_type, parse_override, parse_tensor_type, plan
 
 RECIPES: dict[str, dict[str, object]] = {
     "plain": {},
@@ -24,7 +25,7 @@ RECIPES: dict[str, dict[str, object]] = {
 def test_types_are_those_of_llama_quantize(case: str) -> None:
     source = quantize_plans.source(case)
     for options, digests in quantize_plans.DIGESTS[case].items():
-        for file_type, expected in zip(FILE_TYPES, digests, strict=True):
+        for file_type, expected in zip(WRITTEN, digests, strict=True):
             if expected:  # 0: llama-quantize refuses
                 planned = plan(source, Recipe(file_type, **RECIPES[options]))
                 types = [(tensor.name, tensor.target.name) for tensor in planned]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from edgellm.formats.errors import DownloadError
+from edgellm.formats.split_files import PART, part_names
 from edgellm.store.download import Progress
 
 GGUF_MAGIC = b"GGUF"
-SPLIT = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+=.\-()\[\],@&!~# ]{0,199}")
 _DEVICES = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM\d|LPT\d)", re.IGNORECASE)
@@ -83,8 +83,5 @@ def one(references: tuple[str, ...]) -> str:
 
 def split_names(name: str) -> list[str]:
     """All files of a split model in order, given any of them; the name alone when it is not split."""
-    match = SPLIT.fullmatch(name)
-    if match is None:
-        return [name]
-    count = int(match["count"])
-    return [f"{match['stem']}-{index:05d}-of-{count:05d}.gguf" for index in range(1, count + 1)]
+    match = PART.fullmatch(name)
+    return part_names(match["name"], int(match["count"])) if match else [name]

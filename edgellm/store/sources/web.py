@@ -6,8 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from edgellm.formats.errors import DownloadError, FormatError
+from edgellm.formats.split_files import PART
 from edgellm.store.download import Progress, RemoteFile, download
-from edgellm.store.sources.source import GGUF_MAGIC, SPLIT, Expected, one, path_in
+from edgellm.store.sources.source import GGUF_MAGIC, Expected, one, path_in
 from edgellm.store.web import check_url
 
 
@@ -33,7 +34,7 @@ class WebSource:
     ) -> Path:
         target = self._place(references, root)
         remote = RemoteFile(references[0], expected.sha256, expected.nbytes, GGUF_MAGIC)
-        prove = None if expected.sha256 or SPLIT.fullmatch(target.name) else _prove
+        prove = None if expected.sha256 or PART.fullmatch(target.name) else _prove
         return download(remote, target, work / f"{target.name}.part", progress, prove)
 
     def _place(self, references: tuple[str, ...], root: Path) -> Path:

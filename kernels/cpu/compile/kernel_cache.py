@@ -23,6 +23,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+from edgellm.formats import levels
 from edgellm.formats.errors import ParameterError
 from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.compile_crew import CompileCrew, heaviest_first
@@ -92,7 +93,8 @@ def cache_key(isa: Isa, group: str = "kernels") -> str:
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numba", "llvmlite", "numpy")]
-    for text in (isa.name, isa.triple, isa.cpu, isa.features, isa.primitives, *versions, str(llvm.llvm_version_info)):
+    numbers = str((llvm.llvm_version_info, levels.IQ4, levels.E2M1_DOUBLED))
+    for text in (isa.name, isa.triple, isa.cpu, isa.features, isa.primitives, *versions, numbers):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()
 

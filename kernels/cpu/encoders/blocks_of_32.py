@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.formats.levels import E2M1_DOUBLED as LEVELS
 from edgellm.kernels.cpu.encoders import common as at
 from edgellm.kernels.cpu.encoders.lanes import (
     absolute,
@@ -222,7 +223,6 @@ def encode_q8_0(op, step, thread, n_threads):
 
 # ---- MXFP4 -----------------------------------------------------------------------------------------------------------
 
-LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 _mantissa, _unit_bits, _shift23 = integer(0x007FFFFF), integer(0x3F800000), integer(23)
 _smallest_normal, _two23, _half, _log2_e = (
     constant(2.0**-126),

@@ -8,7 +8,6 @@ once, each with a record and scratch of its own.
 from __future__ import annotations
 
 X, N_ROWS, N_IN, OUT, IMPORTANCE, SCRATCH = (8 * i for i in range(6))
-N_ARGUMENTS = 6
 
 # scratch: panels of 32 x 8 float32, then smaller ones
 PANEL_X, PANEL_W, PANEL_LEVELS = 0, 1024, 2048

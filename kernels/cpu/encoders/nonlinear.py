@@ -8,6 +8,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from edgellm.formats.levels import IQ4 as LEVELS
 from edgellm.kernels.cpu.encoders import common as at
 from edgellm.kernels.cpu.encoders.blocks_of_32 import store_nibbles, store_weights
 from edgellm.kernels.cpu.encoders.lanes import (
@@ -45,7 +46,6 @@ from edgellm.kernels.cpu.lib.simd import (
     zero_f32x8,
 )
 
-LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _TRIES = 7
 _zero, _one, _nothing, _none = constant(0.0), constant(1.0), constant(1e-15), integer(0)
 

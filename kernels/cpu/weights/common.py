@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from edgellm.formats import levels
 from edgellm.kernels.cpu.lib import lanes, simd
 from edgellm.kernels.cpu.lib.simd import forceinline, load_i16x32, load_u8x16, load_u16, load_u32, madd_i16x16
 
@@ -44,9 +45,7 @@ def nibbles(bytes16):
     return simd.concat_u8x16(bytes16 & _low4_16(), bytes16 >> _four_16())
 
 
-iq4_levels = simd.make_constants(
-    simd.u8x16, [n % 256 for n in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)]
-)
+iq4_levels = simd.make_constants(simd.u8x16, [n % 256 for n in levels.IQ4])
 """What the nibbles of IQ4_NL and IQ4_XS stand for."""
 
 

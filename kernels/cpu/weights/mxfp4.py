@@ -2,6 +2,7 @@
 
 from numba import types
 
+from edgellm.formats import levels
 from edgellm.kernels.cpu.lib import simd
 from edgellm.kernels.cpu.lib.simd import forceinline, load_u8, load_u8x16, store_f32x8
 from edgellm.kernels.cpu.weights import common
@@ -10,7 +11,7 @@ BLOCK_NBYTES = 17
 HAS_MIN = False
 OFFSET = 0
 
-_levels = simd.make_constants(simd.u8x16, [n % 256 for n in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)])
+_levels = simd.make_constants(simd.u8x16, [n % 256 for n in levels.E2M1_DOUBLED])
 _one, _bias, _exponent = (simd.make_const(simd.u32x8, n) for n in (1, 63, 23))
 _as_float = simd.make_convert(simd.u32x8, simd.f32x8, "bitcast")
 
