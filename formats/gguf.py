@@ -18,6 +18,7 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import REBUILD, Finding, override_error
 from edgellm.formats.gguf_header import TensorRecord
+from edgellm.formats.model_file import ModelFile
 from edgellm.formats.quant_types import QUANT_TYPES_BY_ID, QuantType
 from edgellm.formats.validate import Part, prove
 
@@ -194,7 +195,7 @@ class GGUFFile:
             self.close()
 
 
-def check_is_model(gguf: GGUFFile) -> None:
+def check_is_model(gguf: ModelFile) -> None:
     """UnsupportedError ``GGUF_NOT_A_MODEL`` for what goes with a model in a file of its own, and has its form."""
     for key in ("general.type", "general.architecture"):
         kind = gguf.metadata.get(key)
@@ -221,10 +222,6 @@ def _tensor(file: np.ndarray, data_start: int, record: TensorRecord) -> Quantize
     """A view of a proved record into the bytes of its file."""
     quant = QUANT_TYPES_BY_ID[record.type_id]
     shape = record.dims[::-1]
-    row_nbytes = quant.row_nbytes(shape[-1])
-    n_rows = 1
-    for n in shape[:-1]:
-        n_rows *= n
     start = data_start + record.offset
-    data = file[start : start + n_rows * row_nbytes].reshape(n_rows, row_nbytes)
+    data = file[start : start + quant.nbytes(shape)].reshape(-1, quant.row_nbytes(shape[-1]))
     return QuantizedTensor(record.name, shape, quant, data)

@@ -1,4 +1,4 @@
-"""Range checks of hyperparameters that hold for every architecture. Exact shapes are for the architecture to check."""
+"""The range of every hyperparameter, for all architectures. Exact shapes are for the architecture to check."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ import numpy as np
 from edgellm.formats.findings import Finding, Report, short
 from edgellm.formats.gguf_header import Header
 
-# key after "<architecture>.": lowest and highest whole number. An array has a number for each layer.
-WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
+# key after "<architecture>.": lowest and highest value; a key between whole numbers has whole numbers. An array has a
+# number for each layer. The largest models known stay far below.
+RANGES: dict[str, tuple[float, float]] = {
     "block_count": (1, 512),
-    "context_length": (1, 1 << 31),
-    "embedding_length": (1, 1 << 20),
-    "feed_forward_length": (0, 1 << 24),
-    "expert_feed_forward_length": (0, 1 << 24),
+    "context_length": (1, 1 << 24),
+    "embedding_length": (1, 1 << 18),
+    "feed_forward_length": (0, 1 << 20),
+    "expert_feed_forward_length": (0, 1 << 20),
     "expert_count": (0, 1 << 16),
     "expert_used_count": (0, 1 << 16),
-    "attention.head_count": (0, 1 << 16),
-    "attention.head_count_kv": (0, 1 << 16),
-    "attention.key_length": (1, 1 << 16),
-    "attention.value_length": (1, 1 << 16),
-    "attention.sliding_window": (0, 1 << 31),
-    "rope.dimension_count": (0, 1 << 16),
-    "vocab_size": (1, 1 << 24),
-}
-# key after "<architecture>.": lowest and highest number
-NUMBERS: dict[str, tuple[float, float]] = {
+    "attention.head_count": (0, 4096),
+    "attention.head_count_kv": (0, 4096),
+    "attention.key_length": (2, 4096),
+    "attention.value_length": (1, 4096),
     "attention.layer_norm_epsilon": (0.0, 1.0),
-    "attention.layer_norm_rms_epsilon": (0.0, 1.0),
-    "rope.freq_base": (1.0, 1e15),
+    "attention.layer_norm_rms_epsilon": (1e-12, 0.1),
+    "attention.sliding_window": (0, 1 << 24),
+    "attention.sliding_window_pattern": (0, 512),
+    "rope.dimension_count": (0, 4096),
+    "rope.freq_base": (1.0001, 1e15),
+    "rope.freq_base_swa": (1.0001, 1e15),
+    "rope.scale_linear": (0.0, 1e6),
     "rope.scaling.factor": (0.0, 1e6),
+    "rope.scaling.attn_factor": (1e-3, 1e3),
+    "rope.scaling.original_context_length": (1, 1 << 24),
+    "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
+    "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
+    "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
+    "vocab_size": (1, 1 << 24),
 }
 
 
@@ -49,29 +55,23 @@ def check_hparams(header: Header, report: Report) -> None:
     if not isinstance(architecture, str):
         found("GGUF_KEY_TYPE", f"is {header.types['general.architecture']}, expected STRING", "general.architecture")
         return
-    for suffix, (lowest, highest) in WHOLE_NUMBERS.items():
-        key = f"{architecture}.{suffix}"
-        if key in metadata:
-            values = _whole_numbers(metadata[key])
-            if values is None:
-                found("GGUF_KEY_TYPE", f"is {header.types[key]}, expected whole numbers", key)
-            elif not all(lowest <= value <= highest for value in values):
-                message = f"is {short(metadata[key])}, expected {lowest:,} to {highest:,}"
-                found("MODEL_HPARAMS", message, key)
-            elif suffix == "rope.dimension_count" and any(value % 2 for value in values):
-                found("MODEL_HPARAMS", f"is {short(metadata[key])}, expected an even number", key)
-    for suffix, (least, most) in NUMBERS.items():
-        key = f"{architecture}.{suffix}"
-        if key in metadata:
-            value = metadata[key]
-            if not isinstance(value, float):
-                found("GGUF_KEY_TYPE", f"is {header.types[key]}, expected FLOAT32", key)
-            elif not (math.isfinite(value) and least <= value <= most):
-                found("MODEL_HPARAMS", f"is {value}, expected {least:g} to {most:g}", key)
+    for suffix, (lowest, highest) in RANGES.items():
+        key, is_whole = f"{architecture}.{suffix}", type(lowest) is int
+        if key not in metadata:
+            continue
+        values = _numbers(metadata[key], is_whole)
+        if values is None:
+            expected = "whole numbers" if is_whole else "a number"
+            found("GGUF_KEY_TYPE", f"is {header.types[key]}, expected {expected}", key)
+        elif not all(math.isfinite(value) and lowest <= value <= highest for value in values):
+            shown = f"{lowest:,} to {highest:,}" if is_whole else f"{lowest:g} to {highest:g}"
+            found("MODEL_HPARAMS", f"is {short(metadata[key])}, expected {shown}", key)
+        elif suffix == "rope.dimension_count" and any(value % 2 for value in values):
+            found("MODEL_HPARAMS", f"is {short(metadata[key])}, expected an even number", key)
 
 
-def _whole_numbers(value: Any) -> list[int] | None:
-    """The numbers of a scalar or of an array, None when they are not whole."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+def _numbers(value: Any, is_whole: bool) -> list[Any] | None:
+    """The numbers of a scalar or of an array, where flags count as 0 and 1; None when they are of another kind."""
+    if isinstance(value, np.ndarray) and is_whole and value.dtype.kind in "iub":
         return value.tolist()
-    return [value] if type(value) is int else None
+    return [value] if type(value) is int or (type(value) is float and not is_whole) else None

@@ -14,7 +14,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import check_is_model
 
 if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile
+    from edgellm.formats.model_file import ModelFile
     from edgellm.kernels.program import Program
 
 # modules here that are no architecture
@@ -34,7 +34,7 @@ def architectures() -> list[str]:
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED_PARTS)
 
 
-def build_program(gguf: GGUFFile) -> Program:
+def build_program(gguf: ModelFile) -> Program:
     """The program of the file's model, every hyperparameter in range and every shape compared.
 
     FormatError for a file that contradicts itself, UnsupportedError for an architecture that has no file here, and for

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from edgellm.models.hparam_keys import check_keys
 from edgellm.models.hparams import BROKEN_FILE, HParams, file_name, integer
 
 if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile, QuantizedTensor
+    from edgellm.formats.gguf import QuantizedTensor
+    from edgellm.formats.model_file import ModelFile, ModelTensor
 
 # a vision tower, stored rotation tables, and what inputs are divided by before they are rounded to four bits: a text
 # model computes the same without them
@@ -36,7 +37,7 @@ IGNORED_SUFFIXES = (".attn_rot_embd", ".attn_rot_embd.weight", ".input_scale")
 class ProgramBuilder:
     """Collects ops, buffers, tensors, caches and rotations; ``finish`` makes the program of them."""
 
-    def __init__(self, gguf: GGUFFile, hp: HParams) -> None:
+    def __init__(self, gguf: ModelFile, hp: HParams) -> None:
         """UnsupportedError for a hyperparameter that no program would hold."""
         check_keys(gguf)
         self.gguf = gguf
@@ -50,10 +51,10 @@ class ProgramBuilder:
 
     def weight(self, name: str, *shape: int) -> str:
         """Take a tensor of exactly this shape into the program."""
-        self.tensors[name] = self.checked(name, *shape)
+        self.tensors[name] = cast("QuantizedTensor", self.checked(name, *shape))  # by whoever runs the program
         return name
 
-    def checked(self, name: str, *shape: int) -> QuantizedTensor:
+    def checked(self, name: str, *shape: int) -> ModelTensor:
         """The tensor; FormatError when it is missing or not of exactly this shape."""
         if name not in self.gguf.tensors:
             raise FormatError(
@@ -207,7 +208,7 @@ def rope_factors(m: ProgramBuilder) -> np.ndarray | None:
     return factors
 
 
-def refuse_experts(gguf: GGUFFile) -> None:
+def refuse_experts(gguf: ModelFile) -> None:
     """UnsupportedError for a mixture of experts, which is stored under the same architecture name."""
     n_experts = integer(gguf, "expert_count", 0)
     if n_experts:

@@ -6,10 +6,10 @@ Files store norm weights with the 1 already added. Local layers rotate with a ba
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.blocks import (
     ProgramBuilder,
@@ -40,13 +40,10 @@ from edgellm.models.hparams import (
     real,
 )
 
-if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile
-
 N_LAYER_27B = 62  # the only size whose attention scale is not 1/sqrt(head size), https://arxiv.org/abs/2503.19786
 
 
-def build(gguf: GGUFFile) -> Program:
+def build(gguf: ModelFile) -> Program:
     """x += norm(Wo attention(rope(norm(q)), rope(norm(k)), v));  x += norm(Wdown (gelu(Wgate h) * Wup h))."""
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
@@ -76,7 +73,7 @@ def build(gguf: GGUFFile) -> Program:
     return m.finish()
 
 
-def local_layers(gguf: GGUFFile, hp: HParams) -> list[bool]:
+def local_layers(gguf: ModelFile, hp: HParams) -> list[bool]:
     """Which layers slide: five of six, every n-th not, or as the array ``attention.sliding_window_pattern`` says."""
     key = "attention.sliding_window_pattern"
     pattern = gguf.metadata.get(key_of(gguf, key))
@@ -84,7 +81,7 @@ def local_layers(gguf: GGUFFile, hp: HParams) -> list[bool]:
         if pattern.shape != (hp.n_layer,):
             raise hparam_error(gguf, key, f"an array of {pattern.size}", f"one value for each of {hp.n_layer} layers")
         return [bool(local) for local in pattern]
-    period = integer(gguf, key, 6)
+    period = integer(gguf, key, 6, least=1)
     return [(i + 1) % period != 0 for i in range(hp.n_layer)]
 
 

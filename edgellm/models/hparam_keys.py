@@ -7,16 +7,14 @@ NEUTRAL         would change it, unless it has one of these values
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import override_error, short
+from edgellm.formats.model_file import ModelFile
 from edgellm.models.hparams import file_name
-
-if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile
 
 READ = frozenset(
     (
@@ -72,7 +70,7 @@ SAME_AS = {  # of sliding layers, and those of all
 }
 
 
-def check_keys(gguf: GGUFFile) -> None:
+def check_keys(gguf: ModelFile) -> None:
     """UnsupportedError ``MODEL_KEY_UNKNOWN`` for a hyperparameter that the program would leave out."""
     prefix = gguf.architecture + "."
     read = READ | READ_IN.get(gguf.architecture, frozenset())

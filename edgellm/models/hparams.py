@@ -1,58 +1,35 @@
-"""The numbers that a model file gives about itself, read by their GGUF keys and held to a range.
+"""The numbers that a model file gives about itself, read by their GGUF keys and held to formats/hparam_checks.py.
 
-Every number is checked here, before anything is computed from it; shapes of tensors are compared with these numbers
-in ``blocks``. Keys are written without the architecture: ``block_count`` is ``llama.block_count`` in a llama file.
+What a program needs beyond a range is checked here, before anything is computed from it; shapes of tensors are compared
+with these numbers in ``blocks``. Keys are written without the architecture: ``block_count`` is ``llama.block_count`` in
+a llama file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.findings import override_error, short
+from edgellm.formats.hparam_checks import RANGES
+from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.rope import Rope, frequencies, linear_scaling, yarn_magnitude, yarn_scaling
-
-if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile
-
-# smallest and largest value of every key that is read; the largest models known stay far below
-RANGES: dict[str, tuple[float, float]] = {
-    "block_count": (1, 512),
-    "context_length": (1, 1 << 24),
-    "embedding_length": (1, 1 << 18),
-    "feed_forward_length": (1, 1 << 20),
-    "vocab_size": (1, 1 << 24),
-    "expert_count": (0, 1 << 16),
-    "attention.head_count": (1, 4096),
-    "attention.head_count_kv": (1, 4096),
-    "attention.key_length": (2, 4096),
-    "attention.value_length": (1, 4096),
-    "attention.layer_norm_rms_epsilon": (1e-12, 0.1),
-    "attention.sliding_window": (0, 1 << 24),
-    "attention.sliding_window_pattern": (1, 512),
-    "rope.dimension_count": (2, 4096),
-    "rope.freq_base": (1.0001, 1e15),
-    "rope.freq_base_swa": (1.0001, 1e15),
-    "rope.scale_linear": (0, 1e6),
-    "rope.scaling.factor": (0, 1e6),
-    "rope.scaling.attn_factor": (1e-3, 1e3),
-    "rope.scaling.original_context_length": (1, 1 << 24),
-    "rope.scaling.yarn_ext_factor": (-1, 1),
-    "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
-    "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
-}
 
 BROKEN_FILE = "The file is damaged or was converted wrongly: download it again, or take another conversion."
 
 
 @dataclass(frozen=True)
 class HParams:
-    """The sizes of a decoder. ``n_rot`` is the number of rotated dimensions of a head."""
+    """The sizes of a decoder. ``n_rot`` is the number of rotated dimensions of a head.
+
+    by_layer   field -> its value in each layer, for those that ``read_hparams`` was asked for; the fields themselves
+               have the largest
+    """
 
     n_vocab: int
     context_length: int
@@ -65,46 +42,74 @@ class HParams:
     head_dim_v: int
     n_rot: int
     eps: float
+    by_layer: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def layer(self, i: int) -> HParams:
+        """The sizes in layer ``i``."""
+        return replace(self, by_layer={}, **{name: values[i] for name, values in self.by_layer.items()})
 
 
-def read_hparams(gguf: GGUFFile) -> HParams:
-    """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for a missing key, a range or a ratio that is off."""
-    n_embd = integer(gguf, "embedding_length")
-    n_head = integer(gguf, "attention.head_count")
-    n_head_kv = integer(gguf, "attention.head_count_kv", n_head)
-    if n_head % n_head_kv:
-        raise hparam_error(
-            gguf, "attention.head_count_kv", n_head_kv, f"a divisor of attention.head_count, which is {n_head}"
-        )
+BY_LAYER = {
+    "n_head": "attention.head_count",
+    "n_head_kv": "attention.head_count_kv",
+    "n_ff": "feed_forward_length",
+}
+"""Fields that may differ from layer to layer in some architectures."""
+
+
+def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = ()) -> HParams:
+    """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for a missing key, a range or a ratio that is off.
+
+    by_layer   names of BY_LAYER that the architecture reads layer by layer, 0 for a layer without; all others must be
+               alike in all layers
+    """
+    n_layer, n_embd = integer(gguf, "block_count"), integer(gguf, "embedding_length")
+
+    def size(name: str, default: int | None = None) -> int:
+        if name not in by_layer:
+            return integer(gguf, BY_LAYER[name], default, least=1)
+        found[name] = integers(gguf, BY_LAYER[name], n_layer, default)
+        return max(found[name])
+
+    found: dict[str, list[int]] = {}
+    n_head = size("n_head")
+    n_head_kv = size("n_head_kv", n_head)
+    each = (found.get(name, [n] * n_layer) for name, n in (("n_head", n_head), ("n_head_kv", n_head_kv)))
+    for q, kv in zip(*each, strict=True):
+        if kv and q % kv:
+            raise hparam_error(gguf, "attention.head_count_kv", kv, f"a divisor of attention.head_count, which is {q}")
     if key_of(gguf, "attention.key_length") not in gguf.metadata and n_embd % n_head:
         raise hparam_error(gguf, "embedding_length", n_embd, f"a multiple of attention.head_count, which is {n_head}")
     head_dim_k = integer(gguf, "attention.key_length", n_embd // n_head)
-    n_rot = integer(gguf, "rope.dimension_count", head_dim_k)
+    n_rot = integer(gguf, "rope.dimension_count", head_dim_k, least=2)
     if n_rot % 2 or n_rot > head_dim_k:
         raise hparam_error(gguf, "rope.dimension_count", n_rot, f"an even number up to the head size {head_dim_k}")
     return HParams(
         n_vocab=_vocab_size(gguf),
         context_length=integer(gguf, "context_length"),
-        n_layer=integer(gguf, "block_count"),
+        n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=integer(gguf, "feed_forward_length"),
+        n_ff=size("n_ff"),
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim_k=head_dim_k,
         head_dim_v=integer(gguf, "attention.value_length", n_embd // n_head),
         n_rot=n_rot,
         eps=real(gguf, "attention.layer_norm_rms_epsilon"),
+        by_layer=found,
     )
 
 
 def read_rope(
-    gguf: GGUFFile, hp: HParams, base: float, *, adjacent: bool, factors: np.ndarray | None = None, scaled: bool = True
+    gguf: ModelFile, hp: HParams, base: float, *, adjacent: bool, factors: np.ndarray | None = None, scaled: bool = True
 ) -> Rope:
     """The rotation of the file: ``base``, divided by ``factors``, then scaled as the ``rope.scaling.*`` keys say."""
     inv_freq = frequencies(hp.n_rot, base)
     if factors is not None:
         inv_freq = inv_freq / factors
-    scaling = gguf.get(key_of(gguf, "rope.scaling.type"), str, "linear")
+    scaling = gguf.metadata.get(key_of(gguf, "rope.scaling.type"), "linear")
+    if not isinstance(scaling, str):
+        raise hparam_error(gguf, "rope.scaling.type", scaling, "a text", "GGUF_KEY_TYPE")
     factor = real(gguf, "rope.scaling.factor", real(gguf, "rope.scale_linear", 0.0)) or 1.0
     magnitude = real(gguf, "rope.scaling.attn_factor", 1.0)
     if not scaled:
@@ -125,7 +130,7 @@ def read_rope(
     )
 
 
-def _read_yarn(gguf: GGUFFile, hp: HParams, inv_freq: np.ndarray, base: float, factor: float) -> np.ndarray:
+def _read_yarn(gguf: ModelFile, hp: HParams, inv_freq: np.ndarray, base: float, factor: float) -> np.ndarray:
     extrapolation = real(gguf, "rope.scaling.yarn_ext_factor", -1.0)
     return yarn_scaling(
         inv_freq,
@@ -138,35 +143,56 @@ def _read_yarn(gguf: GGUFFile, hp: HParams, inv_freq: np.ndarray, base: float, f
     )
 
 
-def integer(gguf: GGUFFile, key: str, default: int | None = None) -> int:
-    """A whole number in its range; an array counts as its value where every layer has the same one."""
-    value = _value(gguf, key, default)
+def integer(gguf: ModelFile, key: str, default: int | None = None, *, least: int = 0) -> int:
+    """A whole number in its range and from ``least``; an array counts as its value where all layers have the same."""
+    value = _found(gguf, key, default)
+    if isinstance(value, np.ndarray) and value.size:
+        if (value != value[0]).any():
+            raise UnsupportedError(
+                f"{file_name(gguf)}: {key_of(gguf, key)} differs from layer to layer, and edgellm runs models whose "
+                f"layers are alike. Take another model of the {gguf.architecture} architecture."
+            )
+        value = value[0].item()
+    return _whole(gguf, key, value, least)
+
+
+def integers(gguf: ModelFile, key: str, n_layer: int, default: int | None = None) -> list[int]:
+    """A whole number for each layer: an array of them, or one for all."""
+    value = _found(gguf, key, default)
+    if not isinstance(value, np.ndarray):
+        return [_whole(gguf, key, value)] * n_layer
+    if value.shape != (n_layer,):
+        raise hparam_error(gguf, key, f"an array of {value.size}", f"one value for each of {n_layer} layers")
+    return [_whole(gguf, key, one) for one in value.tolist()]
+
+
+def _whole(gguf: ModelFile, key: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise hparam_error(gguf, key, value, "a whole number", "GGUF_KEY_TYPE")
-    _check_range(gguf, key, value)
+    _check_range(gguf, key, value, least)
     return value
 
 
-def real(gguf: GGUFFile, key: str, default: float | None = None) -> float:
+def real(gguf: ModelFile, key: str, default: float | None = None) -> float:
     """A number in its range; NaN is in none."""
-    value = _value(gguf, key, default)
+    value = _found(gguf, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise hparam_error(gguf, key, value, "a number", "GGUF_KEY_TYPE")
     _check_range(gguf, key, value)
     return float(value)
 
 
-def key_of(gguf: GGUFFile, key: str) -> str:
+def key_of(gguf: ModelFile, key: str) -> str:
     """The whole key in this file."""
     return f"{gguf.architecture}.{key}"
 
 
-def file_name(gguf: GGUFFile) -> str:
+def file_name(gguf: ModelFile) -> str:
     """The file's name for a message."""
     return Path(gguf.path).name
 
 
-def hparam_error(gguf: GGUFFile, key: str, value: object, expected: str, code: str = "MODEL_HPARAMS") -> EdgeLLMError:
+def hparam_error(gguf: ModelFile, key: str, value: object, expected: str, code: str = "MODEL_HPARAMS") -> EdgeLLMError:
     """What was found under ``key``, what was expected, what to do. ParameterError where the caller gave the value."""
     if key_of(gguf, key) in gguf.overrides:
         return override_error(key_of(gguf, key), f"is {short(value)}, expected {expected}", code)
@@ -175,7 +201,7 @@ def hparam_error(gguf: GGUFFile, key: str, value: object, expected: str, code: s
     )
 
 
-def _value(gguf: GGUFFile, key: str, default: float | None) -> object:
+def _found(gguf: ModelFile, key: str, default: float | None) -> object:
     value = gguf.metadata.get(key_of(gguf, key), default)
     if value is None:
         raise FormatError(
@@ -183,23 +209,16 @@ def _value(gguf: GGUFFile, key: str, default: float | None) -> object:
             f"{BROKEN_FILE}",
             code="MODEL_HPARAMS",
         )
-    if isinstance(value, np.ndarray) and value.size:
-        if (value != value[0]).any():
-            raise UnsupportedError(
-                f"{file_name(gguf)}: {key_of(gguf, key)} differs from layer to layer, and edgellm runs models whose "
-                f"layers are alike. Take another model of the {gguf.architecture} architecture."
-            )
-        return value[0].item()
     return value
 
 
-def _check_range(gguf: GGUFFile, key: str, value: float) -> None:
-    low, high = RANGES[key]
+def _check_range(gguf: ModelFile, key: str, value: float, least: float = -math.inf) -> None:
+    low, high = max(RANGES[key][0], least), RANGES[key][1]
     if not low <= value <= high:
         raise hparam_error(gguf, key, value, f"{low:g} to {high:g}")
 
 
-def _vocab_size(gguf: GGUFFile) -> int:
+def _vocab_size(gguf: ModelFile) -> int:
     """Number of tokens; without a vocabulary in the file the key or the embedding's rows must say it."""
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, Sequence) and not isinstance(tokens, str) and tokens:

@@ -6,8 +6,8 @@ GGUF files of this architecture store q and k with their rows reordered, so that
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.blocks import (
     ProgramBuilder,
@@ -29,11 +29,8 @@ from edgellm.models.checkpoint_form import (
 )
 from edgellm.models.hparams import integer, read_hparams, read_rope, real
 
-if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile
 
-
-def build(gguf: GGUFFile) -> Program:
+def build(gguf: ModelFile) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x)."""
     hp = read_hparams(gguf)
     refuse_experts(gguf)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.blocks import (
     ProgramBuilder,
@@ -26,11 +26,8 @@ from edgellm.models.checkpoint_form import (
 )
 from edgellm.models.hparams import read_hparams, read_rope, real
 
-if TYPE_CHECKING:
-    from edgellm.formats.gguf import GGUFFile
 
-
-def build(gguf: GGUFFile) -> Program:
+def build(gguf: ModelFile) -> Program:
     """x += Wo attention(rope(norm(q)), rope(norm(k)), v);  x += Wdown (silu(Wgate h) * Wup h), h = RMSNorm(x)."""
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from edgellm.formats import bus_error
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.checkpoints import Weight, open_weights, scheme_of
 from edgellm.formats.errors import FormatError, UnsupportedError
+from edgellm.formats.file_types import QUANTIZATION_VERSION
 from edgellm.formats.findings import PULL_AGAIN, short
-from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.models import architectures, build_program
@@ -29,7 +28,6 @@ from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
 FRAME, FRAMED = "gemma3", "gemma3_text"  # model_type of settings around those of the text, and of the text's own
-QUANTIZATION_VERSION = 2  # of ggml's block layouts
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|masked_bias|(input|output|activation|[kvq])_(global_)?(scale|zero_point))"
@@ -312,44 +310,18 @@ def _computed(name: str, numbers: np.ndarray) -> SourceTensor:
 # -- proof -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _ShapeOnly:
-    """What an architecture asks of a tensor while it builds its program."""
+class _Unwritten:
+    """The converted model as an architecture reads it, before it is a file."""
 
-    tensor: SourceTensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    def dequantize(self) -> np.ndarray:
-        return self.tensor.rows()
-
-
-@dataclass(frozen=True)
-class _AsFile:
-    """The converted model before it is one."""
-
-    path: Path
-    architecture: str
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, _ShapeOnly]
-    value_types: Mapping[str, str] = field(default_factory=dict)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    _positions: Mapping[str, int] = field(default_factory=dict)
-
-    get = GGUFFile.get
+    def __init__(self, source: ModelSource) -> None:
+        self.path, self.architecture, self.tensors = source.path, source.architecture, source.tensors
+        self.metadata: dict[str, Any] = {key: value for key, (value, _) in source.metadata.items()}
+        self.overrides: dict[str, Any] = {}
 
 
 def _prove(source: ModelSource) -> None:
     """Every tensor is there in the shape that the metadata demand, and the recommended sampling is in range: the
     architecture builds its program."""
-    file: Any = _AsFile(
-        source.path,
-        source.architecture,
-        {key: value for key, (value, _) in source.metadata.items()},
-        {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()},
-        {key: kind for key, (_, kind) in source.metadata.items()},
-    )
+    file = _Unwritten(source)
     build_program(file)
     SamplingParams.from_metadata(file.metadata)

@@ -17,7 +17,7 @@ from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 from edgellm.models.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED
-from edgellm.quantize.checkpoint_source import _AsFile, _ShapeOnly
+from edgellm.quantize.checkpoint_source import _Unwritten
 from edgellm.quantize.source import open_source
 
 transformers = pytest.importorskip("transformers", reason="the judge of checkpoints is transformers")
@@ -66,9 +66,7 @@ def model_folder(folder: Path, model_type: str, **options: Any) -> dict[str, Any
 def converted_logits(folder: Path) -> np.ndarray:
     """Logits of the program that the conversion proves, from the tensors as they would be written in F32."""
     with open_source(folder) as source:
-        metadata = {key: value for key, (value, _) in source.metadata.items()}
-        tensors = {name: _ShapeOnly(tensor) for name, tensor in source.tensors.items()}
-        program = build_program(_AsFile(source.path, source.architecture, metadata, tensors))  # type: ignore[arg-type]
+        program = build_program(_Unwritten(source))
         executor = ReferenceExecutor(program)
         executor._weights.update({name: source.tensors[name].rows().reshape(source.tensors[name].shape)
                                   for name in program.tensors})  # fmt: skip

@@ -14,12 +14,12 @@ from tiny_models import tensor_shapes, write_tiny_model
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.formats.hparam_checks import WHOLE_NUMBERS
+from edgellm.formats.hparam_checks import RANGES
 from edgellm.formats.validate import findings
 from edgellm.kernels.program import Program
 from edgellm.models import architectures, build_program
 from edgellm.models.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
-from edgellm.models.hparams import RANGES, hparam_error
+from edgellm.models.hparams import hparam_error, integers, read_hparams
 
 SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
 
@@ -193,7 +193,7 @@ def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architectur
     unread = names - READ - READ_IN[architecture] - WITHOUT_EFFECT
     assert {"attention.scale", "logit_scale", "attn_logit_softcapping", "rope.dimension_sections"} <= unread
     for key in sorted(unread):
-        value = 3 if key in WHOLE_NUMBERS else 3.5
+        value = 3 if type(RANGES.get(key, (0.0,))[0]) is int else 3.5
         path = write_tiny_model(tmp_path / "key.gguf", architecture, metadata={f"{architecture}.{key}": value}, **SIZES)
         with pytest.raises(UnsupportedError, match=rf"{architecture}\.{key} is {value}") as caught:
             program_of(path)
@@ -239,6 +239,33 @@ def test_heads_that_differ_by_layer_are_refused_and_equal_ones_accepted(tmp_path
     )
     with pytest.raises(UnsupportedError, match="differs from layer to layer"):
         program_of(write_tiny_model(tmp_path / "mixed.gguf", metadata={key: [2, 4]}, **SIZES))
+
+
+def test_an_architecture_may_ask_for_sizes_layer_by_layer(tmp_path: Path) -> None:
+    metadata = {"llama.attention.head_count_kv": [2, 0], "llama.feed_forward_length": [64, 32]}
+    with GGUFFile.open(write_tiny_model(tmp_path / "mixed.gguf", metadata=metadata, **SIZES)) as gguf:
+        hp = read_hparams(gguf, by_layer=("n_head_kv", "n_ff"))
+        assert (hp.n_head, hp.n_head_kv, hp.n_ff) == (4, 2, 64)
+        assert [(hp.layer(i).n_head, hp.layer(i).n_head_kv, hp.layer(i).n_ff) for i in (0, 1)] == [
+            (4, 2, 64),
+            (4, 0, 32),
+        ]
+        assert integers(gguf, "attention.head_count", 2) == [4, 4]
+        for by_layer in ((), ("n_ff",)):
+            with pytest.raises(UnsupportedError, match="head_count_kv differs from layer to layer"):
+                read_hparams(gguf, by_layer)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([2], "an array of 1'?, expected one value for each of 2"), ([4, 3], "is 3, expected a divisor")],
+)
+def test_sizes_layer_by_layer_are_checked_in_each(tmp_path: Path, values: list[int], message: str) -> None:
+    metadata = {"llama.attention.head_count_kv": values}
+    path = write_tiny_model(tmp_path / "bad.gguf", metadata=metadata, **SIZES)
+    with GGUFFile.open(path) as gguf, pytest.raises(FormatError, match=message) as caught:
+        read_hparams(gguf, by_layer=("n_head_kv",))
+    assert caught.value.code == "MODEL_HPARAMS"
 
 
 def test_gemma3_slides_where_its_pattern_says(tmp_path: Path) -> None:
