@@ -1,12 +1,13 @@
 """Check the vocabulary in a file's metadata: array types and lengths, special ids, byte tokens, merges.
 
-What the tokenizer relies on is checked at every load, on whole arrays. What costs a look at every token is checked by
+What the tokenizer relies on is checked at every load, once, on whole arrays. What costs a look at every token is checked by
 ``edgellm verify`` only; a tokenizer refuses those files when it is built.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,32 @@ def check_vocabulary(header: Header, n_embedding_rows: int | None, report: Repor
     tokens = metadata.get(_TOKENS)
     if tokens is None:
         return
-    for key in (_SCORES, _TYPES):
-        if key in metadata and len(metadata[key]) != len(tokens):
-            checker.found("VOCAB_INVALID", f"has {len(metadata[key]):,} values for {len(tokens):,} tokens", key)
-    checker.values(tokens)
+    for key, message in array_faults(tokens, metadata.get(_SCORES), metadata.get(_TYPES)):
+        checker.found("VOCAB_INVALID", message, key)
     checker.special_ids(len(tokens))
     if n_embedding_rows is not None and n_embedding_rows != len(tokens):
         message = f"has {len(tokens):,} tokens, and token_embd.weight has {n_embedding_rows:,} rows; expected as many"
         checker.found("VOCAB_SPECIAL_ID", message, _TOKENS)
+
+
+def array_faults(tokens: list[str], scores: np.ndarray | None, types: np.ndarray | None) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong): as many values as tokens, scores are numbers, types exist, byte tokens name a byte, no
+    token is absurdly long."""
+    for key, values in ((_SCORES, scores), (_TYPES, types)):
+        if values is not None and len(values) != len(tokens):
+            yield key, f"has {len(values):,} values for {len(tokens):,} tokens"
+    if types is not None and len(types):
+        if types.min() < 0 or types.max() > MAX_TOKEN_TYPE:
+            yield _TYPES, f"has types outside 0 to {MAX_TOKEN_TYPE}"
+        for i in np.flatnonzero(types[: len(tokens)] == BYTE_TOKEN):
+            if not _BYTE.fullmatch(tokens[i]):
+                yield _TOKENS, f"token {i:,} is of the type byte and reads {short(tokens[i])!r}, expected '<0x0A>'"
+    if scores is not None and not np.isfinite(scores).all():
+        yield _SCORES, f"the score of token {int(np.flatnonzero(~np.isfinite(scores))[0]):,} is not a number"
+    if max(map(len, tokens), default=0) > MAX_TOKEN_NBYTES // 4:  # UTF-8 has up to 4 bytes a character
+        nbytes = max(len(token.encode("utf-8", "surrogateescape")) for token in tokens)
+        if nbytes > MAX_TOKEN_NBYTES:
+            yield _TOKENS, f"has a token of {nbytes:,} bytes, expected up to {MAX_TOKEN_NBYTES:,}"
 
 
 def check_every_token(header: Header, report: Report) -> None:
@@ -113,26 +132,6 @@ class _Checker:
                 self.found("GGUF_KEY_TYPE", f"is {kind}, expected {expected[0]}", key, advice=advice)
                 wrong.append(key)
         return not wrong
-
-    def values(self, tokens: list[str]) -> None:
-        """Scores are numbers, types exist, byte tokens name a byte, no token is absurdly long."""
-        types = self.metadata.get(_TYPES)
-        if types is not None and len(types):
-            if types.min() < 0 or types.max() > MAX_TOKEN_TYPE:
-                self.found("VOCAB_INVALID", f"has types outside 0 to {MAX_TOKEN_TYPE}", _TYPES)
-            for i in np.flatnonzero(types[: len(tokens)] == BYTE_TOKEN):
-                if not _BYTE.fullmatch(tokens[i]):
-                    message = f"token {i:,} is of the type byte and reads {short(tokens[i])!r}, expected '<0x0A>'"
-                    self.found("VOCAB_INVALID", message, _TOKENS)
-        scores = self.metadata.get(_SCORES)
-        if scores is not None and np.isnan(scores).any():
-            message = f"the score of token {int(np.flatnonzero(np.isnan(scores))[0]):,} is not a number"
-            self.found("VOCAB_INVALID", message, _SCORES)
-        if max(map(len, tokens), default=0) > MAX_TOKEN_NBYTES // 4:  # UTF-8 has up to 4 bytes a character
-            nbytes = max(len(token.encode("utf-8", "surrogateescape")) for token in tokens)
-            if nbytes > MAX_TOKEN_NBYTES:
-                message = f"has a token of {nbytes:,} bytes, expected up to {MAX_TOKEN_NBYTES:,}"
-                self.found("VOCAB_INVALID", message, _TOKENS)
 
     def special_ids(self, n_vocab: int) -> None:
         """Ids are tokens, and a token that is to be added exists. Like llama.cpp, an id that is none counts as missing

@@ -80,17 +80,23 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(
-        cls, metadata: Mapping[str, Any], *, pre: str | None = None, template: str | None = None
+        cls,
+        metadata: Mapping[str, Any],
+        *,
+        pre: str | None = None,
+        template: str | None = None,
+        proved: bool = False,
     ) -> "Tokenizer":
         """Build the tokenizer that a GGUF file's metadata describes.
 
         pre        the name of a pre-tokenizer to use instead of the file's
         template   a chat template, in Jinja, that is used besides the file's: the tokens it writes are marks too
+        proved     the metadata are those of a ``GGUFFile``, whose arrays are checked already
 
         Raises FormatError (VOCAB_INVALID, VOCAB_SPECIAL_ID, VOCAB_MERGES) for a vocabulary that is not sound, and
         UnsupportedError for a kind or a pre-tokenizer that edgellm does not have.
         """
-        vocabulary = Vocabulary.from_metadata(metadata, pre)
+        vocabulary = Vocabulary.from_metadata(metadata, pre, proved=proved)
         special = SpecialIds.from_vocabulary(vocabulary, add_bos=_adds_bos(vocabulary))
         templates = marks.template_sources(vocabulary) + ([template] if template else [])
         try:
