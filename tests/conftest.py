@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,17 +18,15 @@ if TYPE_CHECKING:
 
 def _real_model(name: str, file: str) -> Path:
     """The model ``name`` of the catalogue in the product's store, else $EDGELLM_TEST_MODELS/<file>; skips without."""
-    from edgellm.store.catalogue import find
+    from edgellm.formats.errors import ModelNotFoundError
+    from edgellm.store.catalogue import installed
 
     folder = os.environ.get("EDGELLM_TEST_MODELS")
-    found = find(name)
-    if found is None and folder and (Path(folder) / file).is_file():
-        found = Path(folder) / file
-    if found is None:
-        pytest.skip(
-            f"the model is not here: run 'edgellm pull {name}', or set EDGELLM_TEST_MODELS to a folder with {file}"
-        )
-    return found
+    with contextlib.suppress(ModelNotFoundError):
+        return installed(name)
+    if folder and (Path(folder) / file).is_file():
+        return Path(folder) / file
+    pytest.skip(f"the model is not here: run 'edgellm pull {name}', or set EDGELLM_TEST_MODELS to a folder with {file}")
 
 
 @pytest.fixture(scope="session")

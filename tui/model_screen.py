@@ -28,11 +28,11 @@ class ModelRow:
 
 def model_rows() -> list[ModelRow]:
     """The models of the store, GGUF files of this folder, then the rest of the catalogue."""
-    from edgellm.store.catalogue import catalogue, installed
+    from edgellm.store.catalogue import catalogue, installed_models
 
     known = catalogue()
     rows = []
-    for model in installed():
+    for model in installed_models():
         entry = known.get(model.name)
         rows.append(ModelRow(model.name, True, model.nbytes, entry.description if entry else str(model.path.name)))
     for path in sorted(Path(".").glob("*.gguf"))[:50]:

@@ -40,10 +40,10 @@ def known_model(name: str) -> str:
 
     A session may be a stranger's: opening it must not fetch what it names.
     """
-    from edgellm.store.catalogue import catalogue, find
+    from edgellm.store.catalogue import catalogue, installed
 
     with contextlib.suppress(EdgeLLMError, OSError, ValueError):
-        if name in catalogue() or find(name) is not None:
+        if name in catalogue() or installed(name):
             return name
     return ""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
-from edgellm.cli.models import resolve
+from edgellm.cli.models import fetched
 from edgellm.cli.progress import Progress
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -143,7 +143,7 @@ def _bench_model(
     if 0 in counts:
         raise click.UsageError("-t is 0; a test needs at least one thread.")
     with Progress() as progress:
-        path = resolve(name, progress)
+        path = fetched(name, progress)
         program, card, gguf = _open(path)
         try:
             for n_threads in counts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.models import resolve
+from edgellm.cli.models import fetched
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.perplexity import TEXT_FILE
 from edgellm.cli.progress import Progress
@@ -107,7 +107,7 @@ def _collect(
 
     words = read_text(text)
     with Progress() as progress:
-        path = resolve(model, progress)
+        path = fetched(model, progress)
     with ChunkModel(path, n_ctx, executor=executor, n_threads=n_threads) as own:
         chunks = own.chunks(own.ids(words))
         if first >= len(chunks):

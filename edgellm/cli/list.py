@@ -18,9 +18,9 @@ def command(as_json: bool) -> None:
       edgellm list --json
     """
     from edgellm.machine.paths import DEFAULT_MODEL
-    from edgellm.store.catalogue import catalogue, installed
+    from edgellm.store.catalogue import catalogue, installed_models
 
-    here = {model.name: model for model in installed()}
+    here = {model.name: model for model in installed_models()}
     known = catalogue()
     names = [*here, *(name for name in known if name not in here)]
     rows = []

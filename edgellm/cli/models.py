@@ -7,40 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.progress import Progress
-from edgellm.formats.errors import ModelNotFoundError
-from edgellm.machine.paths import look_at, typed_path
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.llm import LLM
 
 
-def find_file(name: str) -> Path:
-    """The file of a path or of a model that is here; never the network. ModelNotFoundError tells how to get it."""
-    from edgellm.store.catalogue import catalogue, find
-
-    path = find(name)
-    if path is None and name in catalogue():
-        raise ModelNotFoundError(f"{name}: not here yet. `edgellm pull {name}` brings it.")
-    if path is None and look_at(typed_path(name)) is not None:
-        return typed_path(name)  # a folder or a device: the reader says what is wrong with it
-    if path is None:
-        raise ModelNotFoundError(f"{name}: no such file, and no model of that name is here. See `edgellm list`.")
-    return path
-
-
 def open_file(name: str) -> GGUFFile:
     """The opened file of a path or of a model that is here."""
     from edgellm.formats.gguf import GGUFFile
+    from edgellm.store.catalogue import installed
 
-    return GGUFFile.open(find_file(name))
+    return GGUFFile.open(installed(name))
 
 
-def resolve(name: str, progress: Progress) -> Path:
+def fetched(name: str, progress: Progress) -> Path:
     """The file of a path or a name; a model of the catalogue that is not here is pulled under a progress bar."""
-    from edgellm.store.catalogue import resolve
+    from edgellm.store import catalogue
 
-    path = resolve(name, lambda done, total: progress.update("pull", done, total, name))
+    path = catalogue.fetched(name, lambda done, total: progress.update("pull", done, total, name))
     progress.finish()
     return path
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgellm.cli.models import resolve
+from edgellm.cli.models import fetched
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.progress import Progress
 from edgellm.formats.text_file import read_text
@@ -80,7 +80,7 @@ def command(
         raise click.UsageError("A base is written in a run of its own: leave --kl-divergence and --against out.")
     words = read_text(text) if text is not None and not diverge else ""
     with Progress() as progress:
-        path = resolve(model, progress)
+        path = fetched(model, progress)
         if diverge:
             from edgellm.measure.divergence import Base
 
@@ -93,7 +93,7 @@ def command(
                 ids = own.ids(words)
                 chunks = own.chunks(ids, n_chunks)
                 if against:
-                    with ChunkModel(resolve(against, progress), n_ctx, executor=executor, n_threads=n_threads) as other:
+                    with ChunkModel(fetched(against, progress), n_ctx, executor=executor, n_threads=n_threads) as other:
                         result = _against_model(own, other, chunks)
                 else:
                     result = _alone(own, ids, chunks, written)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.models import find_file
 from edgellm.machine.terminal import echo, json_text
 
 if TYPE_CHECKING:
@@ -34,9 +33,10 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
       edgellm verify smollm2 --header-only
     """
     from edgellm.formats.validate import findings
+    from edgellm.store.catalogue import installed
     from edgellm.tokenizer.verification import tokenizer_findings
 
-    path = find_file(model)
+    path = installed(model)
     found = findings(path, check_tensors=not header_only)
     if not any(finding.severity == "error" for finding in found):
         with warnings.catch_warnings():

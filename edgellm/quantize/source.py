@@ -14,7 +14,7 @@ from edgellm.quantize.checkpoint_source import open_checkpoint
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 from edgellm.store.download import Progress
 
-__all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "find_source", "open_checkpoint", "open_gguf", "open_source"]
+__all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "open_checkpoint", "open_gguf", "open_source"]
 
 
 def open_source(
@@ -31,15 +31,15 @@ def open_source(
 
     EdgeLLMError with the reader's code for what cannot be read, UnsupportedError for what edgellm does not convert.
     """
-    path = find_source(name_or_path, progress)
+    path = _fetched(name_or_path, progress)
     return open_checkpoint(path, pre=pre, with_json=with_json) if path.is_dir() else open_gguf(path)
 
 
-def find_source(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+def _fetched(name_or_path: str | os.PathLike[str], progress: Progress | None) -> Path:
     """The file or the checkpoint folder that a name stands for, fetched when it is not here."""
     if (path := path_if_there(name_or_path)) is not None:
         return path
-    from edgellm.store.catalogue import references_of, resolve
+    from edgellm.store.catalogue import fetched, references_of
     from edgellm.store.sources.hub_checkpoint import fetch_checkpoint, installed_checkpoint, is_repository
 
     references = references_of(os.fspath(name_or_path))
@@ -48,7 +48,7 @@ def find_source(name_or_path: str | os.PathLike[str], progress: Progress | None 
         folder = installed_checkpoint(references[0], root) or fetch_checkpoint(references[0], root, progress)
         if folder is not None:
             return folder
-    return resolve(name_or_path, progress)
+    return fetched(name_or_path, progress)
 
 
 def open_gguf(path: str | os.PathLike[str]) -> ModelSource:

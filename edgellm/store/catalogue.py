@@ -20,9 +20,9 @@ from typing import Any
 from urllib.parse import quote
 
 from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundError, ParameterError
-from edgellm.formats.regular_file import NotAFileError, open_regular
+from edgellm.formats.regular_file import NotAFileError, kind_of, open_regular
 from edgellm.machine.file_lock import FileLock
-from edgellm.machine.paths import config_dir, models_dir, typed_file
+from edgellm.machine.paths import config_dir, models_dir, path_if_there, typed_file
 from edgellm.store.download import Progress
 from edgellm.store.sources import SOURCES, Expected, is_reference, source_of
 from edgellm.store.sources.hub_address import reference_of
@@ -67,8 +67,22 @@ def catalogue() -> dict[str, CatalogueEntry]:
     return rows
 
 
-def find(name_or_path: str | os.PathLike[str]) -> Path | None:
-    """The file of a local path or of a model that is in the store, None otherwise. Never the network."""
+def installed(name: str | os.PathLike[str]) -> Path:
+    """The file of a path, or of a model that is in the store; never the network. ModelNotFoundError says what to do."""
+    if (path := _find(name)) is None:
+        name = os.fspath(name)
+        if not references_of(name):
+            raise _unknown(name)
+        raise ModelNotFoundError(f"{name}: not here yet. `edgellm pull {name}` brings it.")
+    return path
+
+
+def fetched(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The same, and a known model that is not here is pulled. ModelNotFoundError, DownloadError."""
+    return _find(name) or pull(os.fspath(name), progress)
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> Path | None:
     refused = None
     try:
         if (path := typed_file(name_or_path)) is not None:
@@ -85,11 +99,6 @@ def find(name_or_path: str | os.PathLike[str]) -> Path | None:
         with contextlib.suppress(DownloadError):  # an earlier version kept it under its address
             found = source_of(typed).installed((typed,), models_dir())
     return found
-
-
-def resolve(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
-    """The file of a path or a name; a known model that is not here yet is pulled. ModelNotFoundError, DownloadError."""
-    return find(name_or_path) or pull(os.fspath(name_or_path), progress)
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
@@ -126,7 +135,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     return path
 
 
-def installed() -> list[InstalledModel]:
+def installed_models() -> list[InstalledModel]:
     """The models of the store, by the catalogue's name or else a reference; a split model is one."""
     root = models_dir()
     names = {}
@@ -149,7 +158,7 @@ def remove(name: str) -> int:
     ModelNotFoundError when the store holds neither. Files outside the store are never touched.
     """
     root, freed, parts = models_dir(), 0, []
-    match = next((model for model in installed() if model.name == name), None)
+    match = next((model for model in installed_models() if model.name == name), None)
     references = references_of(name)
     path = match.path if match else references and source_of(references[0]).installed(references, root)
     if path and path.is_relative_to(root):
@@ -261,12 +270,12 @@ def references_of(name: str) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> ModelNotFoundError:
-    if os.path.isdir(name):
-        return ModelNotFoundError(
-            f"{name}: is a folder, and a model is one file. Give the path of a .gguf file in it; `edgellm convert` "
-            "makes one of a Hugging Face checkpoint.",
-            code="MODEL_NOT_A_FILE",
-        )
+    if (path := path_if_there(name)) is not None:
+        advice = "Give the path of a .gguf file."
+        if (path / "config.json").is_file():
+            advice = f"`edgellm convert {name}` makes one of this checkpoint."
+        kind = "a folder" if path.is_dir() else kind_of(path.stat().st_mode)
+        return ModelNotFoundError(f"{name}: is {kind}, and a model is one file. {advice}", code="MODEL_NOT_A_FILE")
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name):
         return ModelNotFoundError(f"{name}: nothing is fetched from {scheme[1]}:. Known are {', '.join(SOURCES)}.")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name) and not name.lower().endswith(".gguf"):

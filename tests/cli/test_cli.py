@@ -98,13 +98,13 @@ def test_edgellm_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsy
 def test_every_way_of_ending_has_its_status(
     error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgellm.store.catalogue.installed", raising(error))
+    monkeypatch.setattr("edgellm.store.catalogue.installed_models", raising(error))
     assert main(["list"]) == status
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_mistake_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgellm.store.catalogue.installed", raising(AssertionError("a bug")))
+    monkeypatch.setattr("edgellm.store.catalogue.installed_models", raising(AssertionError("a bug")))
     with pytest.raises(AssertionError):
         main(["list"])
 
@@ -208,7 +208,7 @@ def test_a_warning_is_a_sentence_and_not_a_line_of_code(
         warnings.warn("the slower kernels are used", RuntimeWarning, stacklevel=1)
         return []
 
-    monkeypatch.setattr("edgellm.store.catalogue.installed", warn)
+    monkeypatch.setattr("edgellm.store.catalogue.installed_models", warn)
     assert main(["list"]) == 0
     assert capsys.readouterr().err == "Warning: the slower kernels are used\n"
 

@@ -68,7 +68,7 @@ def test_list_shows_what_is_here_and_what_can_be_had(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = [InstalledModel("hf:a/b:Q8_0", Path("/models/b.gguf"), 1 << 20), InstalledModel("smollm2", Path("/s"), 5)]
-    monkeypatch.setattr("edgellm.store.catalogue.installed", lambda: here)
+    monkeypatch.setattr("edgellm.store.catalogue.installed_models", lambda: here)
     assert main(["list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) == {"hf:a/b:Q8_0", *catalogue()}
@@ -215,7 +215,7 @@ def test_a_known_model_that_is_not_here_is_not_fetched(
 
 
 def test_near_names_are_suggested() -> None:
-    from edgellm.store.catalogue import resolve
+    from edgellm.store.catalogue import fetched
 
     with pytest.raises(ModelNotFoundError, match="smollm2"):
-        resolve("smolm2")
+        fetched("smolm2")

@@ -14,7 +14,7 @@ from edgellm.cli import main
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.kernels.cpu.compile.kernel_cache import default_folder
 from edgellm.machine import paths
-from edgellm.store.catalogue import find
+from edgellm.store.catalogue import installed
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_what_can_be_no_path_is_said_and_may_stand_in_a_text(typed: str) -> None
 @pytest.mark.parametrize("typed", NO_PATH.values(), ids=NO_PATH)
 def test_as_a_model_it_is_an_error_with_a_name(typed: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_HOME", str(home))
-    for look in (find, edgellm.load):
+    for look in (installed, edgellm.load):
         try:
             assert look(typed) is None
         except EdgeLLMError as error:
@@ -113,7 +113,7 @@ def test_no_command_falls_over_a_path_that_can_be_none(
 def test_a_name_that_begins_with_a_tilde_is_a_file_like_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     Path("~$notes.gguf").write_bytes(b"GGUF")
-    assert find("~$notes.gguf") == Path("~$notes.gguf")
+    assert installed("~$notes.gguf") == Path("~$notes.gguf")
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="nothing is closed to this user")
@@ -121,7 +121,7 @@ def test_a_closed_folder_is_said_to_be_closed(home: Path) -> None:
     closed = home / "closed"
     closed.mkdir(0o000)
     with pytest.raises(ParameterError, match="closed"):
-        find(closed / "model.gguf")
+        installed(closed / "model.gguf")
     assert paths.path_if_there(closed / "model.gguf") is None
 
 
@@ -166,7 +166,7 @@ def test_without_any_home_the_variable_to_set_is_named(
         paths.typed_path("~/model.gguf")
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    assert find(file) == file
+    assert installed(file) == file
     assert main(["doctor", "--no-selftest", "--no-bandwidth"]) == 0
     said = capsys.readouterr()
     assert said.out.count("NONE: ") == 2 and "NOT KEPT" in said.out

