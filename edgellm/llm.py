@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgellm.conversation import Conversation
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Executor, Hook, Program
+    from edgellm.machine.progress import StageProgress
     from edgellm.measure.scoring import TextScore
     from edgellm.memory import MemoryNeed
     from edgellm.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def load(
     max_tokens_per_step: int = 512,
     n_parallel: int = 1,
     force: bool = False,
-    progress: loading.LoadProgress | None = None,
+    progress: StageProgress | None = None,
 ) -> LLM:
     """Load a GGUF file, or a model by its name, which fetches it when it is not here yet.
 

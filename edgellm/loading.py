@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.machine.cores import default_threads
 from edgellm.machine.paths import typed_file
+from edgellm.machine.progress import StageProgress
 from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
 from edgellm.models import build_program
 from edgellm.sampling import SamplingParams
@@ -26,9 +27,6 @@ from edgellm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
     from edgellm.kernels.program import Executor, Program
-
-LoadProgress = Callable[[str, int, "int | None", str], None]
-"""Called with the stage ("pull", "load", "compile"), what is done, of how much when known, and of what."""
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
@@ -90,7 +88,7 @@ class Model:
         self.gguf.close()
 
 
-def open_model(name_or_path: str | Path, options: LoadOptions, progress: LoadProgress | None = None) -> Model:
+def open_model(name_or_path: str | Path, options: LoadOptions, progress: StageProgress | None = None) -> Model:
     """Do all of it; when one part fails nothing stays behind."""
     arguments.path("name_or_path", name_or_path)
     report = (lambda stage, done, total, name: None) if progress is None else arguments.function("progress", progress)
@@ -129,7 +127,7 @@ def _given_template(options: LoadOptions) -> str | None:
     return named_or_source(options.chat_template)
 
 
-def fetched(name: str | Path, report: LoadProgress) -> Path:
+def fetched(name: str | Path, report: StageProgress) -> Path:
     """The catalogue's ``fetched``; a path that is there does without its 60 ms of imports."""
     with contextlib.suppress(ParameterError):  # a name needs no path; the catalogue says what is wrong with one
         if (path := typed_file(name)) is not None:
@@ -171,7 +169,7 @@ def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptio
 
 
 def start_engine(
-    program: Program, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: LoadProgress
+    program: Program, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: StageProgress
 ) -> tuple[Engine, int]:
     """The pool, the executor over it, and the engine that owns both; the number of threads."""
     max_tokens = min(options.max_tokens_per_step, n_ctx)
@@ -186,8 +184,5 @@ def start_engine(
     else:
         from edgellm.kernels.cpu import CPUExecutor  # numba: 400 ms
 
-        def compiling(done: int, total: int, name: str) -> None:
-            report("compile", done, total, name)
-
-        executor = CPUExecutor(program, pool, n_threads, max_tokens, compiling)
+        executor = CPUExecutor(program, pool, n_threads, max_tokens, functools.partial(report, "compile"))
     return Engine(executor, KVCache(pool, n_ctx), tokenizer.eog_ids), n_threads

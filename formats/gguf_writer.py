@@ -28,14 +28,13 @@ from edgellm.formats.mapped_file import check_open_maps
 from edgellm.formats.quant_types import QuantType
 from edgellm.formats.split_files import part_names
 from edgellm.machine.atomic import whole_file
+from edgellm.machine.progress import Progress
 
 VERSION = 3
 ALIGNMENT = 32  # when general.alignment does not say
 SPARE_NBYTES = 16 << 20  # stays free on the disk
 MAX_PARTS = 65535  # split.count is a UINT16
 
-Progress = Callable[[int, int, str], None]
-"""Called after each chunk with the bytes of tensors written, the bytes of all tensors, and the tensor's name."""
 
 _TYPE_IDS = {name: (type_id, form) for type_id, (name, form) in VALUE_TYPES.items()}
 

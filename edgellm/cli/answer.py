@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellm.cli.interrupt import StopOnInterrupt
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from edgellm.engine.requests import Timings
@@ -31,12 +31,8 @@ def stream_answer(start: Callable[..., Iterable[GenerationChunk]], write: Callab
     """
     pieces: list[str] = []
     finish_reason = timings = None
-    with Progress() as progress, StopOnInterrupt() as interrupt:
-        chunks = start(
-            cancel=interrupt.flag,
-            progress=lambda done, total: progress.update("prefill", done, total),
-        )
-        for chunk in chunks:
+    with ProgressBar() as progress, StopOnInterrupt() as interrupt:
+        for chunk in start(cancel=interrupt.flag, progress=progress.of("prefill")):
             if chunk.text:
                 progress.finish()
                 pieces.append(chunk.text)

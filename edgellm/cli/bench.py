@@ -12,7 +12,7 @@ import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.models import fetched
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _bench_model(
     counts = parse_list(threads, MAX_THREADS) if threads else [default_threads()]
     if 0 in counts:
         raise click.UsageError("-t is 0; a test needs at least one thread.")
-    with Progress() as progress:
+    with ProgressBar() as progress:
         path = fetched(name, progress)
         program, card, gguf = _open(path)
         try:
@@ -183,12 +183,10 @@ def _open(path: Any) -> tuple[Any, ModelCard, Any]:
     return build_program(gguf), model_card(gguf), gguf
 
 
-def _executor(program: Any, pool: Any, n_threads: int, max_tokens: int, progress: Progress) -> Any:
+def _executor(program: Any, pool: Any, n_threads: int, max_tokens: int, progress: ProgressBar) -> Any:
     from edgellm.kernels.cpu import CPUExecutor
 
-    return CPUExecutor(
-        program, pool, n_threads, max_tokens, lambda done, total, name: progress.update("compile", done, total, name)
-    )
+    return CPUExecutor(program, pool, n_threads, max_tokens, progress.of("compile"))
 
 
 def _cells(result: BenchResult, card: ModelCard) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.path_type import TypedPath
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.machine.terminal import echo, fields, human_bytes, human_count
 
@@ -62,14 +62,14 @@ def command(
     from edgellm.quantize.source import open_source
 
     limit = split_nbytes(split_max_size)
-    with Progress() as progress:
+    with ProgressBar() as progress:
         opened = open_source(
             source,
-            lambda done, total: progress.update("pull", done, total, source),
+            progress.of("pull", source),
             pre=pre,
             with_json=not no_tokenizer_json,
         )
-    with opened, Progress() as progress:
+    with opened, ProgressBar() as progress:
         plan = plan_conversion(opened, outtype)
         path = target_path(opened, target, outtype, plan)
         if dry_run:
@@ -81,7 +81,7 @@ def command(
             outtype,
             max_part_nbytes=limit,
             max_part_tensors=split_max_tensors,
-            progress=lambda done, total, name: progress.update("write", done, total, name),
+            progress=progress.of("write"),
         )
     for note in opened.notes:
         echo(f"Note: {note}", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, fields, human_bytes, json_text, table
 
 
@@ -35,7 +35,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
         return
     facts: dict[str, Any] = {"machine": doctor.machine_facts(), "versions": doctor.package_versions()}
     facts["kernels"] = doctor.kernel_facts()
-    with Progress() as progress:
+    with ProgressBar() as progress:
         if not no_bandwidth:
             progress.note("measuring how fast this machine reads memory")
             facts["read_bandwidth"] = {str(n): round(rate) for n, rate in doctor.bandwidths().items()}
@@ -51,7 +51,7 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
     ctx.exit(1 if wrong else 0)
 
 
-def _run_self_test(progress: Progress) -> list[dict[str, Any]]:
+def _run_self_test(progress: ProgressBar) -> list[dict[str, Any]]:
     from edgellm.measure import doctor
 
     results: list[dict[str, Any]] = []

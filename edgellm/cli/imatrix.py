@@ -11,7 +11,7 @@ import click
 from edgellm.cli.models import fetched
 from edgellm.cli.path_type import TypedPath
 from edgellm.cli.perplexity import TEXT_FILE
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.machine.terminal import echo, table
@@ -106,7 +106,7 @@ def _collect(
     from edgellm.quantize.importance import collect
 
     words = read_text(text)
-    with Progress() as progress:
+    with ProgressBar() as progress:
         path = fetched(model, progress)
     with ChunkModel(path, n_ctx, executor=executor, n_threads=n_threads) as own:
         chunks = own.chunks(own.ids(words))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.generation_options import template_source
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import GGUFFile
@@ -21,11 +21,11 @@ def open_file(name: str) -> GGUFFile:
     return GGUFFile.open(installed(name))
 
 
-def fetched(name: str, progress: Progress) -> Path:
+def fetched(name: str, progress: ProgressBar) -> Path:
     """The file of a path or a name; a model of the catalogue that is not here is pulled under a progress bar."""
     from edgellm.store import catalogue
 
-    path = catalogue.fetched(name, lambda done, total: progress.update("pull", done, total, name))
+    path = catalogue.fetched(name, progress.of("pull", name))
     progress.finish()
     return path
 
@@ -43,7 +43,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
 
 def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
     """The loaded model behind a name, ready to answer; ``values`` are those of ``generation_options``."""
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress.update("load", 0, None, model)  # importing the library takes part in it
         import edgellm
 

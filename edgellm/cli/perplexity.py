@@ -11,7 +11,7 @@ import click
 
 from edgellm.cli.models import fetched
 from edgellm.cli.path_type import TypedPath
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.formats.text_file import read_text
 from edgellm.machine.terminal import echo, fields, json_text
 
@@ -79,7 +79,7 @@ def command(
     if written and (diverge or against):
         raise click.UsageError("A base is written in a run of its own: leave --kl-divergence and --against out.")
     words = read_text(text) if text is not None and not diverge else ""
-    with Progress() as progress:
+    with ProgressBar() as progress:
         path = fetched(model, progress)
         if diverge:
             from edgellm.measure.divergence import Base

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgellm.machine.terminal import echo, human_bytes, one_line, wipe_line
@@ -29,7 +30,7 @@ PLAIN_DELAY_S = 1.0
 PREFILL_DELAY_S = 0.5
 
 
-class Progress:
+class ProgressBar:
     """Shows one stage at a time. Made for a ``with`` block, which always gives the terminal back as it was."""
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Progress:
         self._started = 0.0
         self._timer: threading.Timer | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -58,6 +59,10 @@ class Progress:
             self._draw(stage, done, total, name)
         else:
             self._say(stage, total, name)
+
+    def of(self, stage: str, name: str = "") -> Callable[..., None]:
+        """``update`` for one stage: a function of (done, total), and of what it works on where that changes."""
+        return lambda done, total, what=name: self.update(stage, done, total, what)
 
     def note(self, text: str) -> None:
         """One line that does not move: what is being measured must not share the CPU with a spinner."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes
 
 
@@ -24,6 +24,6 @@ def command(names: tuple[str, ...]) -> None:
     from edgellm.store.catalogue import pull
 
     for name in names:
-        with Progress() as progress:
-            path = pull(name, lambda done, total, name=name: progress.update("pull", done, total, name))  # type: ignore[misc]
+        with ProgressBar() as progress:
+            path = pull(name, progress.of("pull", name))
         echo(f"{name}: {path} ({human_bytes(path.stat().st_size)})", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.path_type import TypedPath
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.machine.paths import path_if_there, typed_path
@@ -66,8 +66,8 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     from edgellm.quantize.source import open_source
 
     name, target, recipe = _parsed(arguments, values)
-    with Progress() as progress:
-        source = open_source(name, lambda done, total: progress.update("pull", done, total, name))
+    with ProgressBar() as progress:
+        source = open_source(name, progress.of("pull", name))
         progress.finish()
         with source:
             planned = plan_quantization(
@@ -144,7 +144,7 @@ def _target(given: Path | None, name: str, source: ModelSource, recipe: Recipe, 
     return target
 
 
-def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], progress: Progress) -> None:
+def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], progress: ProgressBar) -> None:
     from edgellm.quantize.pipeline import quantize
 
     started = time.monotonic()
@@ -155,8 +155,8 @@ def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], prog
             encoder=calibrated.blocks if calibrated else None,
             n_threads=values["n_threads"],
             report=values["report"],
-            progress=lambda done, total, name: progress.update("quantize", done, total, name),
-            on_compile=lambda done, total, name: progress.update("compile", done, total, name),
+            progress=progress.of("quantize"),
+            on_compile=progress.of("compile"),
         )
     progress.finish()
     if values["report"]:
@@ -169,7 +169,7 @@ def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], prog
 
 
 def _calibrated(
-    planned: QuantizationPlan, values: dict[str, Any], progress: Progress
+    planned: QuantizationPlan, values: dict[str, Any], progress: ProgressBar
 ) -> AbstractContextManager[Calibrated | None]:
     """What --method makes of the plan, nothing without it."""
     method, text = values["method"], values["text"]
@@ -189,7 +189,7 @@ def _calibrated(
         read_text(text),
         CalibrationOptions(method, n_chunks=values["n_chunks"], n_threads=values["n_threads"]),
         planned.importance.columns if planned.importance else None,
-        lambda what, done, total: progress.update(what, done, total),
+        progress.update,
     )
 
 

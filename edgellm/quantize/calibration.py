@@ -7,7 +7,7 @@ behind it are already rounded (hessian.py). ``awq`` scales columns first (awq.py
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.ops import Embed
 from edgellm.machine.cores import default_threads
+from edgellm.machine.progress import StageProgress
 from edgellm.measure.perplexity import Chunk, cut
 from edgellm.models import build_program
 from edgellm.quantize import awq, gptq, hessian
@@ -31,9 +32,6 @@ from edgellm.tokenizer import Tokenizer
 Method = Literal["gptq", "awq", "awq+gptq"]
 F32 = QUANT_TYPES["F32"]
 METHODS: tuple[Method, ...] = ("gptq", "awq", "awq+gptq")
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many groups of matrices (or chunks) are, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +133,14 @@ def calibrate(
     text: str,
     options: CalibrationOptions,
     importance: Mapping[str, np.ndarray] | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Calibrated:
     """Calibrate the GGUF file ``path`` for the type of each tensor that changes, by name.
 
     ``importance`` is that of an imatrix file; without one AWQ measures it over the same text. Tensors of types that no
     grid is known for (GRIDS), the embedding and the output matrix are left to the type's own quantizer.
     """
-    report = progress or (lambda what, done, total: None)
+    report: StageProgress = progress or (lambda stage, done, total, name: None)
     result = Calibrated()
     try:
         with GGUFFile.open(path) as gguf:
@@ -165,7 +163,7 @@ class _Calibration:
         types: Mapping[str, str],
         importance: Mapping[str, np.ndarray] | None,
         options: CalibrationOptions,
-        report: Progress,
+        report: StageProgress,
         result: Calibrated,
     ) -> None:
         self.program = build_program(gguf)
@@ -178,7 +176,7 @@ class _Calibration:
         given = self.given
         if "awq" in self.options.method:
             given = self._measure(chunks) if given is None else given
-            self.report("searching scales", 0, 1)
+            self.report("searching scales", 0, 1, "")
             self.result.scaled = awq.scalings(self.program, self.types, given, self.source, self.encode)
         for name, means in (given or {}).items():
             columns = self.result.scaled.get(name, Scaling()).columns
@@ -192,7 +190,7 @@ class _Calibration:
         found = hessian.groups(self.program)
         walk = hessian.Walk(self.program, chunks, self.source, self.tensor(self._embedding).dequantize)
         for done, group in enumerate(found):
-            self.report("measuring the importance of inputs", done, len(found))
+            self.report("measuring the importance of inputs", done, len(found), "")
             walk.advance(group.start)
             squares = [np.einsum("ij,ij->j", x, x, dtype=np.float64) for x in walk.inputs(group.x)]
             n_rows = sum(len(batch) for batch in walk.batches)
@@ -238,7 +236,7 @@ class _Calibration:
         found = hessian.groups(self.program)
         walk = hessian.Walk(self.program, chunks, self.weight, self.embed)
         for done, group in enumerate(found):
-            self.report("rounding with error compensation", done, len(found))
+            self.report("rounding with error compensation", done, len(found), "")
             wanted = [name for name in group.weights if self.types.get(name) in GRIDS]
             if not wanted:
                 continue
@@ -252,4 +250,4 @@ class _Calibration:
                 weights = self.result.scaled.get(name, Scaling()).apply(self.source(name))
                 grid = GRIDS[self.types[name]]
                 self.result.keep(name, gptq.compensate(weights, curvature, grid, self.encode))
-        self.report("rounding with error compensation", len(found), len(found))
+        self.report("rounding with error compensation", len(found), len(found), "")

@@ -13,9 +13,10 @@ import numpy as np
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.file_types import WRITTEN, type_counts
 from edgellm.formats.gguf_header import TypedMetadata
-from edgellm.formats.gguf_writer import Progress, TensorPlan, file_nbytes, rows_in_chunks, write_gguf
+from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, rows_in_chunks, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.formats.stored_numbers import encode_plain
+from edgellm.machine.progress import Progress
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")

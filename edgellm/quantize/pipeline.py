@@ -20,10 +20,11 @@ from edgellm import arguments
 from edgellm.formats.errors import NumericError, ParameterError, UnsupportedError
 from edgellm.formats.file_types import QUANTIZATION_VERSION, WRITTEN
 from edgellm.formats.gguf_header import TypedMetadata
-from edgellm.formats.gguf_writer import Progress, TensorPlan, file_nbytes, write_gguf
+from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, write_gguf
 from edgellm.formats.quant_types import QuantType
 from edgellm.kernels.cpu.encode import RowEncoder
 from edgellm.machine.cores import default_threads
+from edgellm.machine.progress import Progress
 from edgellm.quantize.mixes import COPY, PlannedTensor, Recipe, plan
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 

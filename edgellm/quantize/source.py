@@ -10,16 +10,16 @@ from pathlib import Path
 
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.machine.paths import models_dir, path_if_there
+from edgellm.machine.progress import ByteProgress
 from edgellm.quantize.checkpoint_source import open_checkpoint
 from edgellm.quantize.model_source import ModelSource, SourceTensor
-from edgellm.store.download import Progress
 
 __all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "open_checkpoint", "open_gguf", "open_source"]
 
 
 def open_source(
     name_or_path: str | os.PathLike[str],
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     *,
     pre: str | None = None,
     with_json: bool = True,
@@ -35,7 +35,7 @@ def open_source(
     return open_checkpoint(path, pre=pre, with_json=with_json) if path.is_dir() else open_gguf(path)
 
 
-def _fetched(name_or_path: str | os.PathLike[str], progress: Progress | None) -> Path:
+def _fetched(name_or_path: str | os.PathLike[str], progress: ByteProgress | None) -> Path:
     """The file or the checkpoint folder that a name stands for, fetched when it is not here."""
     if (path := path_if_there(name_or_path)) is not None:
         return path

@@ -23,7 +23,7 @@ from edgellm.formats.errors import DownloadError, FormatError, ModelNotFoundErro
 from edgellm.formats.regular_file import NotAFileError, kind_of, open_regular
 from edgellm.machine.file_lock import FileLock
 from edgellm.machine.paths import config_dir, models_dir, path_if_there, typed_file
-from edgellm.store.download import Progress
+from edgellm.machine.progress import ByteProgress
 from edgellm.store.sources import SOURCES, Expected, is_reference, source_of
 from edgellm.store.sources.hub_address import reference_of
 from edgellm.store.sources.hub_checkpoint import checkpoint_folder, is_repository
@@ -77,7 +77,7 @@ def installed(name: str | os.PathLike[str]) -> Path:
     return path
 
 
-def fetched(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+def fetched(name: str | os.PathLike[str], progress: ByteProgress | None = None) -> Path:
     """The same, and a known model that is not here is pulled. ModelNotFoundError, DownloadError."""
     return _find(name) or pull(os.fspath(name), progress)
 
@@ -101,7 +101,7 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path | None:
     return found
 
 
-def pull(name: str, progress: Progress | None = None) -> Path:
+def pull(name: str, progress: ByteProgress | None = None) -> Path:
     """Bring the model ``name`` into the store and give its (first) file; at once when it is there already.
 
     One process pulls a model, any other waits for it and takes what it brought. ModelNotFoundError, DownloadError.

@@ -23,11 +23,9 @@ from edgellm.formats.json_text import parse_json
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.regular_file import read_regular
 from edgellm.machine.atomic import take_name
+from edgellm.machine.progress import ByteProgress
 from edgellm.store.connection import LEAST_RATE
 from edgellm.store.web import BACKOFF_S, Answer, TransientError, open_url, pause, shown
-
-Progress = Callable[[int, int | None], None]
-"""Called a few times a second with the bytes that are here and the bytes in all, None while unknown."""
 
 MAX_TRIES = 5  # in a row that brought next to nothing
 CHUNK_NBYTES = 1 << 18
@@ -165,7 +163,7 @@ def download(
     remote: RemoteFile,
     target: Path,
     part: Path,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     prove: Callable[[Path], None] | None = None,
 ) -> Path:
     """Fetch ``remote`` into ``part`` and rename it to ``target`` once it is proved whole.
@@ -213,7 +211,7 @@ def _is_whole(remote: RemoteFile, growing: PartialFile) -> bool:
     return remote.sha256 is None or growing.hash.hexdigest() == remote.sha256
 
 
-def _fetch_with_patience(remote: RemoteFile, growing: PartialFile, progress: Progress | None) -> None:
+def _fetch_with_patience(remote: RemoteFile, growing: PartialFile, progress: ByteProgress | None) -> None:
     """Ask again after each break, until the length is right or MAX_TRIES in a row brought nothing."""
     fruitless = 0
     while True:
@@ -230,7 +228,7 @@ def _fetch_with_patience(remote: RemoteFile, growing: PartialFile, progress: Pro
             pause(error, BACKOFF_S * 2**fruitless)
 
 
-def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: Progress | None) -> None:
+def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: ByteProgress | None) -> None:
     """One request for what is missing. TransientError when it is worth another."""
     headers = dict(remote.headers or {})
     if not growing.knows_its_version():
@@ -332,7 +330,7 @@ def _check_beginning(remote: RemoteFile, answer: Answer) -> None:
         )
 
 
-def _reporter(growing: PartialFile, total: int | None, progress: Progress | None) -> Callable[[], None]:
+def _reporter(growing: PartialFile, total: int | None, progress: ByteProgress | None) -> Callable[[], None]:
     """A function that tells ``progress`` how far it is, ten times a second at most, and once at the end."""
     if progress is None:
         return lambda: None

@@ -19,9 +19,10 @@ import numpy as np
 from edgellm.formats.errors import NumericError, ParameterError, UnsupportedError
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.cpu.compile import isa, jit
-from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, Progress, default_folder
+from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.cpu.encoders import ENCODED, common, kernel_name
 from edgellm.kernels.cpu.encoders.digests import DIGESTS
+from edgellm.machine.progress import Progress
 
 CHUNK_NBYTES = 1 << 20  # of float32 that a thread takes at a time
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.cli import app, main
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ContextFullError, ModelNotFoundError
 from edgellm.machine.terminal import error_block, fields, human_bytes, human_count, table, terminal_safe
 
@@ -159,7 +159,7 @@ def test_tables_and_fields_line_up() -> None:
 
 
 def test_progress_without_a_terminal_is_one_plain_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress() as progress:
+    with ProgressBar() as progress:
         for done in range(3):
             progress.update("pull", done, 2 << 20, "smollm2")
         for done in range(3):
@@ -174,8 +174,8 @@ def test_progress_without_a_terminal_is_one_plain_line_a_stage(capsys: pytest.Ca
 def test_progress_in_a_terminal_leaves_nothing_behind() -> None:
     pty = pytest.importorskip("pty", reason="there are no terminals of this kind here")
     code = (
-        "import time; from edgellm.cli.progress import STAGES, Progress\n"
-        "with Progress() as progress:\n"
+        "import time; from edgellm.cli.progress import STAGES, ProgressBar\n"
+        "with ProgressBar() as progress:\n"
         "    for stage in STAGES:\n"
         "        for done in range(3):\n"
         "            for total in (None, 3):\n"

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from edgellm.formats.errors import DownloadError
-from edgellm.store.download import MOST_NBYTES, Progress, RemoteFile, check_space, download
+from edgellm.machine.progress import ByteProgress
+from edgellm.store.download import MOST_NBYTES, RemoteFile, check_space, download
 from edgellm.store.sources.source import GGUF_MAGIC, Expected, check_name, check_sha256, one, path_in, split_names
 from edgellm.store.web import RefusedError, check_url, fetch_page, shown
 
@@ -68,7 +69,7 @@ class HubSource:
         return paths[0] if all(path.is_file() for path in paths) else None
 
     def fetch(
-        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
+        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: ByteProgress | None
     ) -> Path:
         repo, file, tag = parse(one(references))
         endpoint = hub_endpoint()
@@ -213,7 +214,9 @@ def _hub_failure(repo: str, error: RefusedError, token: str | None) -> DownloadE
     return error
 
 
-def fetch_files(listing: Listing, files: list[HubFile], folder: Path, work: Path, progress: Progress | None) -> Path:
+def fetch_files(
+    listing: Listing, files: list[HubFile], folder: Path, work: Path, progress: ByteProgress | None
+) -> Path:
     """Bring these files into ``folder``, those that are there already not again; the path of the first."""
     token = listing.token
     total = sum(file.nbytes or 0 for file in files) or None
@@ -238,7 +241,7 @@ def fetch_files(listing: Listing, files: list[HubFile], folder: Path, work: Path
     return targets[0]
 
 
-def _shifted(progress: Progress | None, done: int, total: int | None) -> Progress | None:
+def _shifted(progress: ByteProgress | None, done: int, total: int | None) -> ByteProgress | None:
     """Progress of one file among several."""
     if progress is None:
         return None

@@ -13,7 +13,7 @@ from edgellm.formats.checkpoint import INDEX, MAX_INDEX_NBYTES, SINGLE, TEMPLATE
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import DownloadError, FormatError
 from edgellm.machine.file_lock import FileLock
-from edgellm.store.download import Progress
+from edgellm.machine.progress import ByteProgress
 from edgellm.store.sources.hub import HubFile, fetch_files, hub_endpoint, list_files, parse
 from edgellm.store.sources.source import path_in
 
@@ -40,7 +40,7 @@ def installed_checkpoint(reference: str, root: Path) -> Path | None:
     return folder if (folder / CONFIG).is_file() else None
 
 
-def fetch_checkpoint(reference: str, root: Path, progress: Progress | None = None) -> Path | None:
+def fetch_checkpoint(reference: str, root: Path, progress: ByteProgress | None = None) -> Path | None:
     """Bring the checkpoint of ``hf:owner/repo`` into the store; None when the repository holds none.
 
     DownloadError with a PULL_ code. What an earlier call has brought is not fetched again, and one process fetches.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgellm.formats.errors import DownloadError
 from edgellm.machine.paths import typed_file
-from edgellm.store.download import Progress
+from edgellm.machine.progress import ByteProgress
 from edgellm.store.sources.source import Expected, one
 
 
@@ -17,7 +17,7 @@ class LocalSource:
         return typed_file(one(references))
 
     def fetch(
-        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
+        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: ByteProgress | None
     ) -> Path:
         raise DownloadError(
             f"{one(references)}: there is no such file, and nowhere to fetch it from. Correct the path in models.toml.",

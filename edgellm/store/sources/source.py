@@ -9,7 +9,7 @@ from typing import Protocol
 
 from edgellm.formats.errors import DownloadError
 from edgellm.formats.split_files import PART, part_names
-from edgellm.store.download import Progress
+from edgellm.machine.progress import ByteProgress
 
 GGUF_MAGIC = b"GGUF"
 
@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
     def fetch(
-        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
+        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: ByteProgress | None
     ) -> Path:
         """Bring it into the store, growing in the folder ``work``, and give its (first) file; DownloadError."""
         ...

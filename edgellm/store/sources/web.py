@@ -7,7 +7,8 @@ from urllib.parse import unquote
 
 from edgellm.formats.errors import DownloadError, FormatError
 from edgellm.formats.split_files import PART
-from edgellm.store.download import Progress, RemoteFile, download
+from edgellm.machine.progress import ByteProgress
+from edgellm.store.download import RemoteFile, download
 from edgellm.store.sources.source import GGUF_MAGIC, Expected, one, path_in
 from edgellm.store.web import check_url
 
@@ -30,7 +31,7 @@ class WebSource:
         return path if path.is_file() else None
 
     def fetch(
-        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: Progress | None
+        self, references: tuple[str, ...], root: Path, work: Path, expected: Expected, progress: ByteProgress | None
     ) -> Path:
         target = self._place(references, root)
         remote = RemoteFile(references[0], expected.sha256, expected.nbytes, GGUF_MAGIC)

@@ -18,7 +18,7 @@ import stat
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -31,9 +31,7 @@ from edgellm.kernels.cpu.compile.isa import Isa
 from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.machine.atomic import whole_file
 from edgellm.machine.paths import kernels_dir
-
-Progress = Callable[[int, int, str], None]
-"""done, total, name of the kernel that is compiled next (or "" at the end)"""
+from edgellm.machine.progress import Progress
 
 KEPT_S = 30 * 86400.0
 """Kernels of another version stay so long: some go back and forth between two."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 from edgellm.formats.errors import NumericError, UnsupportedError
 from edgellm.kernels.cpu.compile import isa, kernel_table
-from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, Progress, default_folder
+from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.program import Executor
+from edgellm.machine.progress import Progress
 
 
 def verified_kernels(

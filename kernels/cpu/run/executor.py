@@ -15,7 +15,7 @@ import numpy as np
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.kernels import likeliest
 from edgellm.kernels.cpu.compile import jit, kernel_table
-from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, Progress
+from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower
@@ -24,6 +24,7 @@ from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Batch, Hook, Program
 from edgellm.kernels.token_draw import MAX_STEPS, TokenDraw
+from edgellm.machine.progress import Progress
 
 
 class CPUExecutor:

@@ -1,0 +1,14 @@
+"""How work that takes long tells how far it is: a function that its caller gives, called a few times a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[int, "int | None", str], None]
+"""Called with what is done, of how much (None while unknown), and what it works on."""
+
+ByteProgress = Callable[[int, "int | None"], None]
+"""The same for one download: the bytes that are here, and the bytes in all."""
+
+StageProgress = Callable[[str, int, "int | None", str], None]
+"""The same for work of several stages, the name of the stage first."""
