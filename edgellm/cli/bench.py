@@ -12,6 +12,7 @@ import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.models import fetched
+from edgellm.cli.options import override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -77,6 +78,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 )
 @click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
+@override_option
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
 def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, **options: Any) -> None:
     """Measure tokens per second, as llama-bench does.
@@ -107,48 +109,37 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
             echo(json_text(records[-1], indent=None))
 
     for name in (*models, *more_models) or (DEFAULT_MODEL,):
-        _bench_model(name, report=report, **options)
+        _bench_model(name, options, report)
     if output == "csv":
         _print_csv(records)
     elif output != "jsonl":
         echo(json_text(records, indent=None))
 
 
-def _bench_model(
-    name: str,
-    *,
-    n_prompt: str,
-    n_gen: str,
-    pairs: tuple[str, ...],
-    n_depth: str,
-    parallel: str,
-    repetitions: int,
-    threads: str | None,
-    n_ubatch: int,
-    no_warmup: bool,
-    no_bandwidth: bool,
-    report: Callable[[BenchResult, ModelCard], None],
-) -> None:
+def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResult, ModelCard], None]) -> None:
     from edgellm.kernels.cpu.run.read_bandwidth import read_bandwidth
     from edgellm.machine.cores import default_threads
     from edgellm.measure.bench import bench_tests, run_tests
 
-    together = parse_list(parallel)
+    together, n_ubatch = parse_list(options["parallel"]), options["n_ubatch"]
     if not all(1 <= n <= n_ubatch for n in together):
-        raise click.UsageError(f"-np is {parallel}; a step of {n_ubatch} tokens makes 1 to {n_ubatch} texts grow.")
-    tests = bench_tests(parse_list(n_prompt), parse_list(n_gen), parse_list(n_depth), _parse_pairs(pairs), together)
+        raise click.UsageError(
+            f"-np is {options['parallel']}; a step of {n_ubatch} tokens makes 1 to {n_ubatch} texts grow."
+        )
+    n_prompt, n_gen, n_depth = (parse_list(options[name]) for name in ("n_prompt", "n_gen", "n_depth"))
+    tests = bench_tests(n_prompt, n_gen, n_depth, _parse_pairs(options["pairs"]), together)
     if not tests:
         raise click.UsageError("there is nothing to measure: -p and -n are both 0. Give one of them.")
-    counts = parse_list(threads, MAX_THREADS) if threads else [default_threads()]
+    counts = parse_list(options["threads"], MAX_THREADS) if options["threads"] else [default_threads()]
     if 0 in counts:
         raise click.UsageError("-t is 0; a test needs at least one thread.")
     with ProgressBar() as progress:
         path = fetched(name, progress)
-        program, card, gguf = _open(path)
+        program, card, gguf = _open(path, options["overrides"])
         try:
             for n_threads in counts:
                 bandwidth = None
-                if not no_bandwidth:
+                if not options["no_bandwidth"]:
                     progress.note("measuring how fast this machine reads memory")
                     bandwidth = read_bandwidth(n_threads)
 
@@ -160,9 +151,9 @@ def _bench_model(
                     tests,
                     lambda pool, n: _executor(program, pool, n, n_ubatch, progress),
                     n_threads=n_threads,
-                    repetitions=repetitions,
+                    repetitions=options["repetitions"],
                     n_ubatch=n_ubatch,
-                    warmup=not no_warmup,
+                    warmup=not options["no_warmup"],
                     read_bandwidth=bandwidth,
                     on_start=started,
                 ):
@@ -174,12 +165,12 @@ def _bench_model(
             gguf.close()
 
 
-def _open(path: Any) -> tuple[Any, ModelCard, Any]:
+def _open(path: Any, overrides: dict[str, Any]) -> tuple[Any, ModelCard, Any]:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
 
-    gguf = GGUFFile.open(path)
+    gguf = GGUFFile.open(path, overrides)
     return build_program(gguf), model_card(gguf), gguf
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.perplexity import TEXT_FILE, figure_lines, told_comparison
+from edgellm.cli.options import FILE, chunk_model, chunk_options
+from edgellm.cli.perplexity import compared, figure_lines
 from edgellm.formats.text_file import read_text
 from edgellm.machine.terminal import echo, fields, human_bytes, json_text, table
 
@@ -16,26 +17,11 @@ from edgellm.machine.terminal import echo, fields, human_bytes, json_text, table
 @click.command("compare")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("-f", "--file", "text", type=TEXT_FILE, help="Compare the answers over this text too; A is the base.")
-@click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a chunk."
-)
-@click.option("--chunks", "n_chunks", type=click.IntRange(1), default=None, help="Stop after so many.  [default: all]")
-@click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="[default: physical cores]")
-@click.option("--executor", type=click.Choice(["cpu", "reference"]), default="cpu", help="What computes.")
+@click.option("-f", "--file", "text", type=FILE, help="Compare the answers over this text too; A is the base.")
+@chunk_options
 @click.option("--no-tensors", is_flag=True, help="Leave the table of tensors out.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
-def command(
-    a: str,
-    b: str,
-    text: Path | None,
-    n_ctx: int,
-    n_chunks: int | None,
-    n_threads: int | None,
-    executor: str,
-    no_tensors: bool,
-    as_json: bool,
-) -> None:
+def command(a: str, b: str, text: Path | None, no_tensors: bool, as_json: bool, **values: Any) -> None:
     """Compare two model files.
 
     Metadata, tensors, types, the error of each tensor of B against A (NMSE: squared error over squared values), and
@@ -65,23 +51,17 @@ def command(
             ]
         paths = first.path, second.path
     if text is not None:
-        result["answers"] = _answers(paths, words, n_ctx, n_chunks, n_threads, executor)
+        result["answers"] = _answers(paths, words, values)
     echo(json_text(result, indent=None) if as_json else _as_text(result))
 
 
-def _answers(
-    paths: tuple[Path, Path], text: str, n_ctx: int, n_chunks: int | None, n_threads: int | None, executor: str
-) -> dict[str, Any]:
+def _answers(paths: tuple[Path, Path], text: str, values: dict[str, Any]) -> dict[str, Any]:
     from edgellm.measure.divergence import compare_models
-    from edgellm.measure.perplexity import ChunkModel
 
-    with (
-        ChunkModel(paths[0], n_ctx, executor=executor, n_threads=n_threads) as base,
-        ChunkModel(paths[1], n_ctx, executor=executor, n_threads=n_threads) as own,
-    ):
-        chunks = own.chunks(own.ids(text), n_chunks)
-        figures = told_comparison(compare_models(own, base, chunks), len(chunks))
-    return {"n_ctx": n_ctx, "chunks": len(chunks)} | figures
+    with chunk_model(paths[0], values) as base, chunk_model(paths[1], values) as own:
+        chunks = own.chunks(own.ids(text), values["n_chunks"])
+        figures = compared(compare_models(own, base, chunks), len(chunks))
+    return {"n_ctx": values["n_ctx"], "chunks": len(chunks)} | figures
 
 
 def _as_text(result: dict[str, Any]) -> str:

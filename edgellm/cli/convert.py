@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.path_type import TypedPath
+from edgellm.cli.options import TypedPath
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.machine.terminal import echo, fields, human_bytes, human_count

@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from edgellm.cli import standard_input
+from edgellm.cli.options import option_group, override_option
 from edgellm.formats import text_file
-from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.formats.errors import FormatError
 from edgellm.formats.json_text import parse_json
 from edgellm.machine.paths import typed_file, typed_path
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_BOOLS = {"true": True, "false": False}
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """``KEY=TYPE:VALUE`` of ``--override-kv``, TYPE one of int, float, bool, str, as llama.cpp writes it."""
-    key, equals, rest = text.partition("=")
-    kind, colon, value = rest.partition(":")
-    try:
-        if key and equals and colon:
-            if kind == "str":
-                return key, value
-            if kind == "int":
-                return key, int(value)
-            if kind == "float":
-                return key, float(value)
-            if kind == "bool":
-                return key, _BOOLS[value]
-    except (ValueError, KeyError):
-        pass
-    raise ParameterError(
-        f"--override-kv is {text!r}; expected KEY=TYPE:VALUE with TYPE int, float, bool or str, such as "
-        "tokenizer.ggml.add_bos_token=bool:false."
-    )
-
-
-def _read_overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        return dict(parse_override(text) for text in texts)
-    except ParameterError as error:
-        raise click.UsageError(str(error)) from None
-
-
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+generation_options = option_group(
     click.option("-m", "--model", "model_option", metavar="MODEL", help="A name, a .gguf file, hf:owner/repo:QUANT."),
     click.option("-n", "--predict", "--n-predict", "n_predict", type=click.IntRange(-1), default=-1, metavar="N",
                  help="Tokens to make at most; -1 goes on to the end."),
@@ -61,18 +27,10 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the model's own."),
     click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
     click.option("--chat-template-kwargs", "template_kwargs", metavar="JSON", help='For the template: {"key": value}.'),
-    click.option("--override-kv", "overrides", multiple=True, callback=_read_overrides, metavar="KEY=TYPE:VALUE",
-                 help="Replace a metadata value; TYPE is int, float, bool or str."),
+    override_option,
     click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
     click.option("-v", "--verbose", "--show-timings", "timings", is_flag=True, help="Timings on standard error."),
 )  # fmt: skip
-
-
-def generation_options(function: F) -> F:
-    """Give a command every option of this file."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
 
 
 def read_text(path: str) -> str:

@@ -1,16 +1,16 @@
-"""``edgellm perplexity``: how well a model foretells a text, and how far its answers stand from a base's."""
+"""``edgellm perplexity``: how well a model predicts a text, and how far its answers stand from a base's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgellm.cli.models import fetched
-from edgellm.cli.path_type import TypedPath
+from edgellm.cli.options import FILE, TypedPath, chunk_model, chunk_options
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.text_file import read_text
 from edgellm.machine.terminal import echo, fields, json_text
@@ -21,18 +21,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TEXT_FILE = TypedPath(exists=True)
-
 
 @click.command("perplexity")
 @click.argument("model", metavar="MODEL")
-@click.option("-f", "--file", "text", type=TEXT_FILE, help="The text, UTF-8.")
-@click.option(
-    "-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a chunk."
-)
-@click.option("--chunks", "n_chunks", type=click.IntRange(1), default=None, help="Stop after so many.  [default: all]")
-@click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="[default: physical cores]")
-@click.option("--executor", type=click.Choice(["cpu", "reference"]), default="cpu", help="What computes.")
+@click.option("-f", "--file", "text", type=FILE, help="The text, UTF-8.")
+@chunk_options
 @click.option("--save-logits", type=TypedPath(), metavar="FILE", help="Keep the answers as a base for others.")
 @click.option("--kl-divergence", "diverge", is_flag=True, help="Compare with the base of --kl-divergence-base.")
 @click.option(
@@ -44,20 +37,8 @@ TEXT_FILE = TypedPath(exists=True)
 )
 @click.option("--against", metavar="MODEL", help="Compare with this model, run beside.")
 @click.option("--json", "as_json", is_flag=True, help="Write one line of JSON.")
-def command(
-    model: str,
-    text: Path | None,
-    n_ctx: int,
-    n_chunks: int | None,
-    n_threads: int | None,
-    executor: str,
-    save_logits: Path | None,
-    diverge: bool,
-    base: Path | None,
-    against: str | None,
-    as_json: bool,
-) -> None:
-    """Measure how well a model foretells a text.
+def command(model: str, text: Path | None, as_json: bool, **values: Any) -> None:
+    """Measure how well a model predicts a text.
 
     llama-perplexity's procedure: chunks start from nothing, the tokens of the second half of each are scored. With
     --kl-divergence or --against it also shows how far the answers stand from those of a base.
@@ -69,9 +50,8 @@ def command(
       edgellm perplexity small-q4.gguf --kl-divergence-base base.kld --kl-divergence
       edgellm perplexity small-q4.gguf -f text.txt --against big-f16.gguf
     """
-    from edgellm.measure.perplexity import ChunkModel
-
-    written = save_logits or (None if diverge else base)
+    diverge, base, against = values["diverge"], values["base"], values["against"]
+    written = values["save_logits"] or (None if diverge else base)
     if diverge and (base is None or against):
         raise click.UsageError("--kl-divergence needs --kl-divergence-base FILE, and goes without --against.")
     if text is None and not diverge:
@@ -84,20 +64,19 @@ def command(
         if diverge:
             from edgellm.measure.divergence import Base
 
-            assert base is not None, "checked above"
             saved = Base(base)
-            with ChunkModel(path, saved.n_ctx, executor=executor, n_threads=n_threads) as own:
-                result = _against_base(own, saved, n_chunks)
+            with chunk_model(path, values, saved.n_ctx) as own:
+                result = _against_base(own, saved, values["n_chunks"])
         else:
-            with ChunkModel(path, n_ctx, executor=executor, n_threads=n_threads) as own:
+            with chunk_model(path, values) as own:
                 ids = own.ids(words)
-                chunks = own.chunks(ids, n_chunks)
+                chunks = own.chunks(ids, values["n_chunks"])
                 if against:
-                    with ChunkModel(fetched(against, progress), n_ctx, executor=executor, n_threads=n_threads) as other:
+                    with chunk_model(fetched(against, progress), values) as other:
                         result = _against_model(own, other, chunks)
                 else:
                     result = _alone(own, ids, chunks, written)
-    figures = {"model": path.name, "text": text.name if text else None, "executor": executor, **result}
+    figures = {"model": path.name, "text": text.name if text else None, "executor": values["executor"], **result}
     echo(json_text(figures, indent=None) if as_json else fields(figure_lines(result)))
 
 
@@ -109,60 +88,56 @@ def _alone(model: ChunkModel, ids: Sequence[int], chunks: Sequence[Chunk], writt
     from edgellm.measure.perplexity import Perplexity, negative_log_likelihoods
 
     losses: list[np.ndarray] = []
-    n_ctx = model.n_ctx
+    n_ctx, n = model.n_ctx, len(chunks)
+
+    def so_far() -> str:
+        value = Perplexity.of(np.concatenate(losses))
+        return f"perplexity {value.value:.4f} ± {value.error:.4f}  "
+
     if written is None:
-        for loss in _told(model.losses(chunks), losses, len(chunks), n_ctx):
+        for loss in counted(model.losses(chunks), n, n_ctx, so_far):
             losses.append(loss)
     else:
-        with base_writer(written, ids, n_ctx, len(chunks), model.program.n_vocab) as write:
-            for chunk, logits in _told(((c, model.logits(c)) for c in chunks), losses, len(chunks), n_ctx):
+        with base_writer(written, ids, n_ctx, n, model.program.n_vocab) as write:
+            for chunk, logits in counted(((c, model.logits(c)) for c in chunks), n, n_ctx, so_far):
                 losses.append(negative_log_likelihoods(logits, chunk.targets))
                 write(logits)
     result = Perplexity.of(np.concatenate(losses))
     return {
         "n_ctx": n_ctx,
-        "chunks": len(chunks),
+        "chunks": n,
         "scored": result.n_scored,
         "perplexity": result.value,
         "perplexity_error": result.error,
     }
 
 
-def _told(steps: Iterable[T], losses: list[Any], n: int, n_ctx: int) -> Iterator[T]:
-    """The steps, with the running value of ``losses``, the rate and the time left on standard error."""
-    import numpy as np
-
-    from edgellm.measure.perplexity import Perplexity
-
+def counted(steps: Iterable[T], n: int, n_ctx: int, so_far: Callable[[], str] = str) -> Iterator[T]:
+    """The steps, with the figures ``so_far``, the rate and the time left on standard error."""
     start = time.perf_counter()
     for done, step in enumerate(steps, 1):
         yield step
         seconds = time.perf_counter() - start
-        so_far = Perplexity.of(np.concatenate(losses))
-        echo(
-            f"chunk {done}/{n}  perplexity {so_far.value:.4f} ± {so_far.error:.4f}  "
-            f"{done * n_ctx / seconds:.0f} tokens/s  {seconds / done * (n - done):.0f} s left",
-            err=True,
-        )
+        rate, left = done * n_ctx / seconds, seconds / done * (n - done)
+        echo(f"chunk {done}/{n}  {so_far()}{rate:.0f} tokens/s  {left:.0f} s left", err=True)
 
 
 def _against_base(model: ChunkModel, base: Any, n_chunks: int | None) -> dict[str, Any]:
     from edgellm.measure.divergence import compare_with_base
 
     n = min(base.n_chunks, n_chunks or base.n_chunks)
-    return {"n_ctx": base.n_ctx, "chunks": n, "base": base.path.name} | told_comparison(
-        compare_with_base(model, base, n), n
-    )
+    known = {"n_ctx": base.n_ctx, "chunks": n, "base": base.path.name}
+    return known | compared(compare_with_base(model, base, n), n)
 
 
 def _against_model(model: ChunkModel, base: ChunkModel, chunks: Sequence[Chunk]) -> dict[str, Any]:
     from edgellm.measure.divergence import compare_models
 
     known = {"n_ctx": model.n_ctx, "chunks": len(chunks), "base": base.gguf.path.name}
-    return known | told_comparison(compare_models(model, base, chunks), len(chunks))
+    return known | compared(compare_models(model, base, chunks), len(chunks))
 
 
-def told_comparison(steps: Iterable[Comparison], n: int) -> dict[str, Any]:
+def compared(steps: Iterable[Comparison], n: int) -> dict[str, Any]:
     """The figures of a comparison, with running values on standard error."""
     from edgellm.measure.divergence import Comparison
 
@@ -178,29 +153,25 @@ def told_comparison(steps: Iterable[Comparison], n: int) -> dict[str, Any]:
     return Comparison.joined(parts).figures()
 
 
+FIGURES = (  # what people call it, its name, digits behind the point, unit
+    ("perplexity", "perplexity", 4, ""),
+    ("of the base", "base_perplexity", 4, ""),
+    ("ln(ratio)", "ln_perplexity_ratio", 6, ""),
+    ("KL mean", "mean_kl", 6, ""),
+    ("KL median", "median_kl", 6, ""),
+    ("KL 90 %", "p90_kl", 6, ""),
+    ("KL 99 %", "p99_kl", 6, ""),
+    ("KL max", "max_kl", 6, ""),
+    ("same top", "same_top", 3, " %"),
+    ("RMS change of p", "rms_change", 3, " %"),
+    ("mean change of p", "mean_change", 3, " %"),
+)
+
+
 def figure_lines(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The figures as people read them."""
-
-    def value(name: str, form: str = ".6f", scale: float = 1.0) -> str:
-        error = result.get(f"{name}_error")
-        text = f"{scale * result[name]:{form}}"
-        return text if error is None else f"{text} ± {scale * error:{form}}"
-
+    """The figures as people read them, each with its error where it has one."""
     yield "chunks", f"{result['chunks']} of {result['n_ctx']} tokens, {result['scored']} tokens scored"
-    yield "perplexity", value("perplexity", ".4f")
-    if "mean_kl" in result:
-        yield from _comparison_lines(result, value)
-
-
-def _comparison_lines(result: dict[str, Any], value: Any) -> Iterator[tuple[str, str]]:
-    """The figures of a comparison as people read them."""
-    yield "of the base", value("base_perplexity", ".4f")
-    yield "ln(ratio)", value("ln_perplexity_ratio")
-    yield "KL mean", value("mean_kl")
-    yield "KL median", value("median_kl")
-    yield "KL 90 %", value("p90_kl")
-    yield "KL 99 %", value("p99_kl")
-    yield "KL max", value("max_kl")
-    yield "same top", value("same_top", ".3f", 100) + " %"
-    yield "RMS change of p", value("rms_change", ".3f", 100) + " %"
-    yield "mean change of p", value("mean_change", ".3f", 100) + " %"
+    for heading, name, digits, unit in FIGURES:
+        if name in result:
+            numbers = [number for number in (result[name], result.get(f"{name}_error")) if number is not None]
+            yield heading, " ± ".join(f"{100 * n if unit else n:.{digits}f}" for n in numbers) + unit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.path_type import TypedPath
+from edgellm.cli.options import FILE
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
@@ -23,22 +23,21 @@ if TYPE_CHECKING:
     from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan, Quantized
 
 MAX_DIGITS = 9  # of a number of threads
-EXISTING = TypedPath(exists=True)
 
 
 @click.command("quantize")
 @click.argument("arguments", nargs=-1, required=True, metavar="SRC [DST] TYPE")
-@click.option("--imatrix", type=EXISTING, metavar="FILE", help="Weigh errors with an importance matrix.")
+@click.option("--imatrix", type=FILE, metavar="FILE", help="Weigh errors with an importance matrix.")
 @click.option("--include-weights", multiple=True, metavar="NAME", help="Use it for these tensors only; repeatable.")
 @click.option("--exclude-weights", multiple=True, metavar="NAME", help="Do not use it for these; repeatable.")
 @click.option("--pure", is_flag=True, help="One type for all matrices, no mix.")
 @click.option("--tensor-type", multiple=True, metavar="RE=TYPE", help="A type for the tensors so named; repeatable.")
-@click.option("--tensor-type-file", type=EXISTING, metavar="FILE", help="The same, from a file of such words.")
+@click.option("--tensor-type-file", type=FILE, metavar="FILE", help="The same, from a file of such words.")
 @click.option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="The type of the token embeddings.")
 @click.option("--leave-output-tensor", is_flag=True, help="Leave output.weight as it is.")
 @click.option("--method", type=click.Choice(["gptq", "awq", "awq+gptq"]), help="Calibrate over the text of -f.")
-@click.option("-f", "--file", "text", type=EXISTING, help="The calibration text of --method, UTF-8.")
+@click.option("-f", "--file", "text", type=FILE, help="The calibration text of --method, UTF-8.")
 @click.option(
     "--chunks", "n_chunks", type=click.IntRange(1), help="So many chunks of 512 tokens of it.  [default: all]"
 )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from edgellm.cli.options import option_group
 from edgellm.formats.errors import ParameterError
 from edgellm.sampling.options import BY_FIELD, SAMPLING_OPTIONS, SamplingOption
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Value(click.ParamType):
@@ -27,29 +25,22 @@ class _Value(click.ParamType):
             return self.fail(f"{value!r} is not what it takes ({self.option.metavar}).", param, ctx)
 
 
-def sampling_options(function: F) -> F:
-    """Give a command every sampling flag; the values arrive under the names of the fields, None when left out."""
-    for option in reversed(SAMPLING_OPTIONS):
-        function = click.option(
-            option.field, *option.flags, type=_Value(option), metavar=option.metavar, default=None, help=option.help
-        )(function)
-    ignore_eos = click.option("--ignore-eos", is_flag=True, default=None, help="Go on after the end token.")
-    return ignore_eos(function)
+sampling_options = option_group(
+    click.option("--ignore-eos", is_flag=True, default=None, help="Go on after the end token."),
+    *(click.option(row.field, *row.flags, type=_Value(row), metavar=row.metavar, help=row.help)
+      for row in SAMPLING_OPTIONS),
+)  # fmt: skip
+"""Every sampling flag; the values arrive under the names of the fields, None when left out."""
 
 
 def given_sampling(values: dict[str, Any]) -> dict[str, Any]:
     """The sampling fields among a command's values that the user gave; a value out of range is wrong usage."""
     given = {name: values[name] for name in (*BY_FIELD, "ignore_eos") if values.get(name) is not None}
     if given:
-        check_sampling(given)
+        from edgellm.sampling import SamplingParams  # brings NumPy
+
+        try:
+            SamplingParams(**given)
+        except ParameterError as error:
+            raise click.UsageError(str(error)) from None
     return given
-
-
-def check_sampling(given: dict[str, Any]) -> None:
-    """Refuse a value out of range before a model is loaded for it."""
-    from edgellm.sampling import SamplingParams
-
-    try:
-        SamplingParams(**given)
-    except ParameterError as error:
-        raise click.UsageError(str(error)) from None

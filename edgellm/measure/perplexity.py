@@ -9,11 +9,11 @@ same chunks through ``ChunkModel``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -148,13 +148,21 @@ EXECUTORS: dict[str, tuple[Callable[[Program, CachePool, int, int], Executor], s
 class ChunkModel:
     """An open file with an executor whose cache holds one chunk. For a ``with`` block."""
 
-    def __init__(self, path: str | Path, n_ctx: int = 512, *, executor: str = "cpu", n_threads: int | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        n_ctx: int = 512,
+        *,
+        executor: str = "cpu",
+        n_threads: int | None = None,
+        kv_overrides: Mapping[str, Any] | None = None,
+    ) -> None:
         from edgellm.machine.cores import default_threads
 
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
         bus_error.install()
-        self.gguf = GGUFFile.open(path)
+        self.gguf = GGUFFile.open(path, kv_overrides)
         try:
             self.program = build_program(self.gguf)
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata)

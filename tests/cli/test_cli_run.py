@@ -13,7 +13,7 @@ from fake_llm import FakeLLM
 
 import edgellm
 from edgellm.cli import main
-from edgellm.cli.generation_options import parse_override
+from edgellm.cli.options import parse_override
 from edgellm.formats.errors import ContextFullError, ParameterError, TemplateError
 from edgellm.sampling import SamplingParams
 from edgellm.sampling.options import SAMPLING_OPTIONS

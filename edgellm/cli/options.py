@@ -1,0 +1,98 @@
+"""What several commands share on the command line: paths by the rules of everywhere, and groups of options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgellm.formats.errors import ParameterError
+from edgellm.machine.paths import typed_path
+
+if TYPE_CHECKING:
+    from edgellm.measure.perplexity import ChunkModel
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_BOOLS = {"true": True, "false": False}
+
+
+class TypedPath(click.Path):
+    """Gives a Path, ``~`` for a home; ``exists`` as in click.Path asks for a file that is there."""
+
+    def __init__(self, *, exists: bool = False) -> None:
+        super().__init__(exists=exists, dir_okay=not exists)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            path = typed_path(value)
+        except ParameterError as error:
+            self.fail(str(error), param, ctx)
+        super().convert(path, param, ctx)
+        return path
+
+
+FILE = TypedPath(exists=True)
+
+
+def option_group(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """One decorator for several options, in the order in which ``--help`` shows them."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``KEY=TYPE:VALUE`` of ``--override-kv``, TYPE one of int, float, bool, str, as llama.cpp writes it."""
+    key, equals, rest = text.partition("=")
+    kind, colon, value = rest.partition(":")
+    readers: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _BOOLS.__getitem__}
+    try:
+        if key and equals and colon:
+            return key, readers[kind](value)
+    except (ValueError, KeyError):
+        pass
+    raise ParameterError(
+        f"--override-kv is {text!r}; expected KEY=TYPE:VALUE with TYPE int, float, bool or str, such as "
+        "tokenizer.ggml.add_bos_token=bool:false."
+    )
+
+
+def _read_overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return dict(parse_override(text) for text in texts)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from None
+
+
+override_option = click.option(
+    *("--override-kv", "overrides"),
+    multiple=True,
+    callback=_read_overrides,
+    metavar="KEY=TYPE:VALUE",
+    help="Replace a metadata value; TYPE is int, float, bool or str.",
+)
+
+chunk_options = option_group(
+    click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True,
+                 help="Tokens of a chunk."),
+    click.option("--chunks", "n_chunks", type=click.IntRange(1), help="Stop after so many.  [default: all]"),
+    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), help="[default: physical cores]"),
+    click.option("--executor", type=click.Choice(["cpu", "reference"]), default="cpu", help="What computes."),
+    override_option,
+)  # fmt: skip
+"""Of a command that runs a text through a model in chunks."""
+
+
+def chunk_model(path: Path, values: dict[str, Any], n_ctx: int | None = None) -> ChunkModel:
+    """The model as ``chunk_options`` say, open; ``n_ctx`` in place of theirs."""
+    from edgellm.measure.perplexity import ChunkModel
+
+    names = {"executor": values["executor"], "n_threads": values["n_threads"], "kv_overrides": values["overrides"]}
+    return ChunkModel(path, n_ctx or values["n_ctx"], **names)
