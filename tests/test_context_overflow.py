@@ -10,7 +10,7 @@ from fake_llm import FakeLLM
 
 from edgellm.chat_template import Message
 from edgellm.cli.chat import ChatLoop
-from edgellm.cli.chat_commands import run_command
+from edgellm.cli.chat_commands import COMMANDS
 from edgellm.cli.chat_session import ChatSession
 from edgellm.context_overflow import (
     SUMMARY_REQUEST,
@@ -252,10 +252,10 @@ def test_a_pipe_is_not_asked_and_is_told_the_option(capsys: pytest.CaptureFixtur
 def test_the_line_chat_chooses_beforehand() -> None:
     talk = long_talk("ask")
     session = ChatSession("m", talk)
-    assert run_command(session, "/set context_overflow drop_oldest") == "context_overflow = drop_oldest"
+    assert COMMANDS.run(session, "/set context_overflow drop_oldest") == "context_overflow = drop_oldest"
     session.ask("z", lambda text: None)
-    assert talk.left_out == 6 and "the oldest 6 left out" in run_command(session, "/show")
-    run_command(session, "/set context_overflow stop")
+    assert talk.left_out == 6 and "the oldest 6 left out" in COMMANDS.run(session, "/show")
+    COMMANDS.run(session, "/set context_overflow stop")
     assert talk.on_overflow == "error"
     with pytest.raises(ParameterError):
-        run_command(session, "/set context_overflow silently")
+        COMMANDS.run(session, "/set context_overflow silently")

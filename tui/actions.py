@@ -15,8 +15,9 @@ from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.machine.paths import line_path, look_at, unquoted
 from edgellm.sessions import MessageNode, Session, from_json, to_json, to_markdown
+from edgellm.sessions.commands import Command
 from edgellm.sessions.exchange import MAX_NBYTES
-from edgellm.sessions.settings import checked_all
+from edgellm.sessions.settings import checked_all, typed
 from edgellm.sessions.tree import title_of
 from edgellm.tui.aside import Aside
 from edgellm.tui.chat import LOAD_SETTINGS, Chat
@@ -384,19 +385,13 @@ class ChatActions(ScreenRules):
 
     def set_one(self, text: str) -> None:
         """``/set temp 0.2``."""
-        from edgellm.sampling.options import parse_setting
-        from edgellm.tui.settings_screen import parse
-
         with self.complaining():
-            name, _, value = text.partition(" ")
-            if not value.strip():
+            name, _, text = text.partition(" ")
+            if not text.strip():
                 raise ParameterError("Write /set NAME VALUE, such as /set temp 0.2; Ctrl-G shows all settings.")
-            if name.lstrip("-") in ("n", "predict", "n-predict", "n_predict"):
-                name = "max_tokens"
-            elif name not in ("n_ctx", "max_tokens", "stop", "context_overflow"):
-                name = parse_setting(name, value.strip())[0]
-            self.change_setting(name, parse(name, value))
-            self.say(f"{name} = {value.strip()}")
+            name, value = typed(name, text)
+            self.change_setting(name, value)
+            self.say(f"{name} = {text.strip()}")
 
     def set_system(self, text: str) -> None:
         """``/system TEXT``."""
@@ -446,10 +441,10 @@ class ChatActions(ScreenRules):
             yield SystemCommand(title, command.help, lambda command=command: self._ask_and_run(command))
         yield SystemCommand("Themes", "Choose the colours from a list", self.search_themes)
 
-    def _ask_and_run(self, command: Any) -> None:
+    def _ask_and_run(self, command: Command) -> None:
         if command.argument and not command.argument.startswith("["):
             self.push_screen(
-                LineDialog(f"/{command.name} {command.argument}"),
+                LineDialog(command.usage),
                 lambda text: command.run(self, text.strip()) if text else None,
             )
         else:

@@ -30,7 +30,7 @@ from edgellm.tui.aside import NOTHING, Aside
 from edgellm.tui.attachments import file_names, missing_files, quoted, with_files
 from edgellm.tui.chat import Chat
 from edgellm.tui.clipboard import in_tmux, into_tmux
-from edgellm.tui.commands import is_command, matching, run_command
+from edgellm.tui.commands import COMMANDS, matching
 from edgellm.tui.completions import Completions
 from edgellm.tui.dialog import SHORT
 from edgellm.tui.markdown import prepare
@@ -326,8 +326,8 @@ class ChatApp(ChatActions):
         self.clear_notifications()  # they were about the last thing
         self.screen.query(ToastHolder).remove()  # Textual leaves the room they took
         try:
-            if is_command(text):
-                run_command(self, text)
+            if COMMANDS.has(text):
+                COMMANDS.run(self, text)
                 return
             if self.chat.busy or self.bringing:
                 self.prompt.put(text)

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from edgellm.sessions.commands import Command, Commands
 
-from edgellm.formats.errors import ParameterError
-
-
-@dataclass(frozen=True)
-class Command:
-    """``/name argument``; ``key`` is the binding that does the same. ``run`` gets the application and the argument."""
-
-    name: str
-    argument: str
-    help: str
-    run: Callable[[Any, str], object]
-    key: str = ""
-
-
-COMMANDS = {
-    command.name: command
-    for command in (
+COMMANDS = Commands(
+    (
         Command("new", "", "Begin a new chat; this one stays in the list.", lambda app, _: app.action_new(), "^N"),
         Command("chats", "[WORDS]", "Find, open, rename, delete, export chats.", lambda a, w: a.open_chats(w), "^O"),
         Command("model", "[NAME]", "Choose a model; the conversation stays.", lambda app, x: app.open_models(x), "^L"),
@@ -44,24 +27,9 @@ COMMANDS = {
         Command("theme", "[NAME]", "Other colours.", lambda app, text: app.use_theme(text)),
         Command("help", "", "All keys and commands.", lambda app, _: app.action_keys(), "F1"),
         Command("quit", "", "Leave; everything is saved.", lambda app, _: app.leave(), "^Q"),
-    )
-}
-ALIASES = {"exit": "quit", "bye": "quit", "q": "quit", "?": "help", "regenerate": "regen", "sessions": "chats"}
-
-
-def is_command(text: str) -> bool:
-    """Whether a message is a command; several lines that begin with a path, which a paste may bring, are none."""
-    name = [*text[1:].split(maxsplit=1), ""][0]
-    return text.startswith("/") and ("\n" not in text.strip() or ALIASES.get(name, name) in COMMANDS)
-
-
-def run_command(app: Any, line: str) -> None:
-    """Run ``/name argument``. ParameterError for a name that is none."""
-    name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
-    command = COMMANDS.get(ALIASES.get(name, name))
-    if command is None:
-        raise ParameterError(f"There is no command /{name}. /help lists them; a space before the / sends it as text.")
-    command.run(app, argument.strip())
+    ),
+    {"exit": "quit", "bye": "quit", "q": "quit", "?": "help", "regenerate": "regen", "sessions": "chats"},
+)
 
 
 def matching(word: str) -> list[tuple[str, str]]:

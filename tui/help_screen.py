@@ -66,7 +66,7 @@ class HelpScreen(Dialog[None]):
                 yield Static(Text(title), classes="section")
                 yield Static(_table(rows))
             yield Static(Text("Commands"), classes="section")
-            yield Static(_table([(f"/{c.name} {c.argument}".strip(), c.help) for c in COMMANDS.values()]))
+            yield Static(_table([(c.usage, c.help) for c in COMMANDS.values()]))
 
     def on_mount(self) -> None:
         """Scroll with the keyboard at once."""

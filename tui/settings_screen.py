@@ -14,13 +14,12 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from edgellm.formats.errors import ParameterError
-from edgellm.sampling.options import SAMPLING_OPTIONS, parse_setting
-from edgellm.sessions.settings import checked
+from edgellm.sampling.options import SAMPLING_OPTIONS
+from edgellm.sessions.settings import typed
 from edgellm.tui.dialog import Dialog, LineDialog
 from edgellm.tui.safe_text import one_line, safe_text
 
-SYSTEM, N_CTX, MAX_TOKENS, STOP = "system message", "n_ctx", "max_tokens", "stop"
-OVERFLOW = "context_overflow"
+SYSTEM = "system message"
 
 
 @dataclass(frozen=True)
@@ -37,35 +36,15 @@ def setting_rows(defaults: Any, recommended: Mapping[str, Any], n_ctx: int) -> l
     """All settings; ``defaults`` is the model's SamplingParams, ``recommended`` the fields that its file names."""
     rows = [
         Setting(SYSTEM, "", "", "Said to the model before everything else."),
-        Setting(MAX_TOKENS, -1, "", "Tokens of an answer at most; -1 goes on to the end."),
-        Setting(N_CTX, n_ctx, "", "Tokens of context; loads the model anew. 0 takes all."),
-        Setting(OVERFLOW, "ask", "", "When a message does not fit: ask, drop_oldest turns, or stop."),
-        Setting(STOP, (), "", "Texts that end an answer, with ; between them."),
+        Setting("max_tokens", -1, "", "Tokens of an answer at most; -1 goes on to the end."),
+        Setting("n_ctx", n_ctx, "", "Tokens of context; loads the model anew. 0 takes all."),
+        Setting("context_overflow", "ask", "", "When a message does not fit: ask, drop_oldest turns, or stop."),
+        Setting("stop", (), "", "Texts that end an answer, with ; between them."),
     ]
     for option in SAMPLING_OPTIONS:
         source = "model file" if option.field in recommended else ""
         rows.append(Setting(option.field, getattr(defaults, option.field, ""), source, option.help))
     return rows
-
-
-def parse(name: str, text: str) -> Any:
-    """The value of a setting from what was typed; None for nothing (back to the default). ParameterError."""
-    text = text.strip()
-    if name == SYSTEM:
-        return text
-    if not text:
-        return None
-    value: Any = text
-    if name in (N_CTX, MAX_TOKENS):
-        try:
-            value = int(text)
-        except ValueError:
-            raise ParameterError(f"{name} is {text!r}; it takes a number of tokens.") from None
-    elif name == STOP:
-        value = [part for part in text.split(";") if part]
-    elif name != OVERFLOW:
-        name, value = parse_setting(name, text)
-    return checked(name, value)  # out of range ends here
 
 
 class SettingsScreen(Dialog[None]):
@@ -132,16 +111,16 @@ class SettingsScreen(Dialog[None]):
         row = self._marked()
         value = self.values().get(row.name)
 
-        def typed(text: str | None) -> None:
+        def answered(text: str | None) -> None:
             if text is not None:
                 self._set(row.name, text)
 
         now, default = "" if value is None else shown(value), shown(row.default) or "none"
-        self.app.push_screen(LineDialog(f"{row.name}: {row.meaning}", now, f"default {default}"), typed)
+        self.app.push_screen(LineDialog(f"{row.name}: {row.meaning}", now, f"default {default}"), answered)
 
     def _set(self, name: str, text: str) -> None:
         try:
-            self.change(name, parse(name, text))
+            self.change(name, text.strip() if name == SYSTEM else typed(name, text)[1])
         except ParameterError as error:
             self.app.notify(safe_text(str(error)), title=name, severity="error", markup=False)
         self.refill()

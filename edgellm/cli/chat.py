@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgellm.cli.answer import Answer, timing_block
-from edgellm.cli.chat_commands import AnswerAgain, LeaveChat, is_command, run_command
+from edgellm.cli.chat_commands import COMMANDS, AnswerAgain, LeaveChat
 from edgellm.cli.chat_session import ChatSession, overflow_mode
 from edgellm.cli.generation_options import (
     generation_options,
@@ -170,9 +170,9 @@ class ChatLoop:
     def _turn(self, line: str) -> None:
         """One line of the user: a command or a message. An error is shown and the chat goes on."""
         try:
-            if is_command(line):
+            if COMMANDS.has(line):
                 try:
-                    echo(run_command(self.session, line), err=not self.lines.interactive)
+                    echo(COMMANDS.run(self.session, line), err=not self.lines.interactive)
                 except AnswerAgain:
                     self._show(self.session.regenerate, summary=False)
             else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.cli.answer import timing_block
@@ -12,8 +10,9 @@ from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.machine.paths import line_path
 from edgellm.machine.terminal import fields
-from edgellm.sampling.options import BY_FIELD, parse_setting
-from edgellm.sessions.settings import checked
+from edgellm.sampling.options import BY_FIELD
+from edgellm.sessions.commands import Command, Commands
+from edgellm.sessions.settings import typed
 
 MAX_READ_NBYTES = 16 << 20
 
@@ -24,16 +23,6 @@ class LeaveChat(Exception):
 
 class AnswerAgain(Exception):
     """The user wants another answer to the last message."""
-
-
-@dataclass(frozen=True)
-class ChatCommand:
-    """``/name argument``."""
-
-    name: str
-    argument: str
-    help: str
-    run: Callable[[ChatSession, str], str]
 
 
 def _exit(session: ChatSession, argument: str) -> str:
@@ -66,20 +55,14 @@ def _set(session: ChatSession, argument: str) -> str:
     if not argument:
         return _settings(session)
     name, _, text = argument.partition(" ")
-    if name.lstrip("-") in ("n", "predict", "n-predict", "n_predict"):
-        try:
-            session.conversation.options["max_tokens"] = max(int(text), -1)
-        except ValueError:
-            raise ParameterError(f"n is {text!r}; it takes a number of tokens, -1 for no limit.") from None
-        return f"n_predict = {session.conversation.options['max_tokens']}"
+    name, value = typed(name, text)
+    if value is None or name == "n_ctx":
+        raise ParameterError("Write /set NAME VALUE, such as /set temp 0.2; n_ctx is for the start, with -c.")
     if name == "context_overflow":
-        way = checked(name, text.strip())
-        session.conversation.on_overflow = overflow_mode(way)
-        return f"{name} = {way}"
-    field, value = parse_setting(name, text.strip())
-    session.conversation.llm.params(**{field: value})  # a value out of range ends here
-    session.conversation.options[field] = value
-    return f"{field} = {value}"
+        session.conversation.on_overflow = overflow_mode(value)
+    else:
+        session.conversation.options[name] = value
+    return f"{'n_predict' if name == 'max_tokens' else name} = {value}"
 
 
 def _show(session: ChatSession, argument: str) -> str:
@@ -123,7 +106,7 @@ def _stats(session: ChatSession, argument: str) -> str:
 
 
 def _help(session: ChatSession, argument: str) -> str:
-    rows = [(f"/{command.name} {command.argument}".rstrip(), command.help) for command in COMMANDS.values()]
+    rows = [(command.usage, command.help) for command in COMMANDS.values()]
     rows += [
         ('"""', "A message of several lines, up to the next three quotes; or end a line with \\."),
         ("Ctrl-C", "Stop the answer; once more to leave."),
@@ -131,38 +114,22 @@ def _help(session: ChatSession, argument: str) -> str:
     return fields(rows)
 
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        ChatCommand("exit", "", "Leave. Ctrl-D and /bye do it too.", _exit),
-        ChatCommand("regen", "", "Another answer to the last message.", _regenerate),
-        ChatCommand("clear", "", "Forget the conversation; the system message stays.", _clear),
-        ChatCommand("read", "FILE", "Send a text file with the next message.", _read),
-        ChatCommand("system", "[TEXT]", "Show or change the system message.", _system),
-        ChatCommand("set", "[PARAM VALUE]", "Show or change a sampling parameter, such as /set temp 0.2.", _set),
-        ChatCommand("show", "", "The model and the settings.", _show),
-        ChatCommand("save", "FILE", "Write the conversation to a file.", _save),
-        ChatCommand("load", "FILE", "Go on with a conversation from a file.", _load),
-        ChatCommand("stats", "", "Counts and times of the last answer.", _stats),
-        ChatCommand("help", "", "This list.", _help),
-    )
-}
-ALIASES = {"bye": "exit", "quit": "exit", "q": "exit", "?": "help", "regenerate": "regen"}
-
-
-def is_command(text: str) -> bool:
-    """Whether a message is a command; several lines that begin with a path, which a paste may bring, are none."""
-    name = text[1:].split(maxsplit=1)[:1]
-    return text.startswith("/") and ("\n" not in text or (name[:1] != [] and ALIASES.get(name[0], name[0]) in COMMANDS))
-
-
-def run_command(session: ChatSession, line: str) -> str:
-    """Run ``/name argument``; ParameterError for a name that is none."""
-    name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
-    command = COMMANDS.get(ALIASES.get(name, name))
-    if command is None:
-        raise ParameterError(f"there is no command /{name}. /help lists them; a space before the / sends it as text.")
-    return command.run(session, argument.strip())
+COMMANDS = Commands(
+    (
+        Command("exit", "", "Leave. Ctrl-D and /bye do it too.", _exit),
+        Command("regen", "", "Another answer to the last message.", _regenerate),
+        Command("clear", "", "Forget the conversation; the system message stays.", _clear),
+        Command("read", "FILE", "Send a text file with the next message.", _read),
+        Command("system", "[TEXT]", "Show or change the system message.", _system),
+        Command("set", "[PARAM VALUE]", "Show or change a sampling parameter, such as /set temp 0.2.", _set),
+        Command("show", "", "The model and the settings.", _show),
+        Command("save", "FILE", "Write the conversation to a file.", _save),
+        Command("load", "FILE", "Go on with a conversation from a file.", _load),
+        Command("stats", "", "Counts and times of the last answer.", _stats),
+        Command("help", "", "This list.", _help),
+    ),
+    {"bye": "exit", "quit": "exit", "q": "exit", "?": "help", "regenerate": "regen"},
+)
 
 
 def _path(argument: str, usage: str) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgellm.formats.errors import ParameterError
+from edgellm.sampling.options import parse_setting
 from edgellm.sessions.records import shortly
 from edgellm.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 
@@ -42,6 +43,25 @@ def checked(name: str, value: Any) -> Any:
         raise ParameterError(f"{shortly(name)}: a chat has no such setting.")
     given = getattr(SamplingParams(**{name: value}), name)
     return list(given) if isinstance(given, tuple) else given
+
+
+def typed(name: str, text: str) -> tuple[str, Any]:
+    """The setting of any of its names, and the value that was typed, None for nothing. ParameterError as in checked."""
+    if name.lstrip("-") in ("n", "predict", "n-predict", "n_predict"):
+        name = "max_tokens"
+    value: Any = text.strip()
+    if not value:
+        return name, None
+    if name in ("n_ctx", "max_tokens"):
+        try:
+            value = int(value)
+        except ValueError:
+            raise ParameterError(f"{name} is {value!r}; it takes a number of tokens.") from None
+    elif name == "stop":
+        value = [part for part in value.split(";") if part]
+    elif name != "context_overflow":
+        name, value = parse_setting(name, value)
+    return name, checked(name, value)
 
 
 def checked_all(settings: Any) -> tuple[dict[str, Any], list[str]]:

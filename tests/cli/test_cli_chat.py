@@ -20,7 +20,7 @@ from fake_llm import FakeLLM
 
 import edgellm
 from edgellm.cli import main
-from edgellm.cli.chat_commands import ALIASES, COMMANDS, AnswerAgain, LeaveChat, run_command
+from edgellm.cli.chat_commands import COMMANDS, AnswerAgain, LeaveChat
 from edgellm.cli.chat_session import ChatSession
 from edgellm.cli.line_input import LineInput
 from edgellm.formats.errors import ContextFullError, FormatError, ParameterError
@@ -132,39 +132,39 @@ def test_the_end_of_the_input_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_names_every_command(session: ChatSession) -> None:
-    text = run_command(session, "/help")
+    text = COMMANDS.run(session, "/help")
     for name in COMMANDS:
         assert f"/{name}" in text
-    assert set(ALIASES.values()) <= set(COMMANDS)
-    assert run_command(session, "/?") == text
+    assert set(COMMANDS.aliases.values()) <= set(COMMANDS)
+    assert COMMANDS.run(session, "/?") == text
 
 
 def test_an_unknown_command_is_an_error_and_not_a_message(session: ChatSession) -> None:
     with pytest.raises(ParameterError, match="/help"):
-        run_command(session, "/frobnicate now")
+        COMMANDS.run(session, "/frobnicate now")
 
 
 def test_exit_and_regen_are_signals(session: ChatSession) -> None:
     with pytest.raises(LeaveChat):
-        run_command(session, "/exit")
+        COMMANDS.run(session, "/exit")
     with pytest.raises(AnswerAgain):
-        run_command(session, "/regen")
+        COMMANDS.run(session, "/regen")
 
 
 def test_clear_keeps_the_system_message(session: ChatSession) -> None:
     session.system = "Be nice."
     session.ask("hello", quiet)
-    run_command(session, "/clear")
+    COMMANDS.run(session, "/clear")
     assert said(session) == [("system", "Be nice.")]
 
 
 def test_system_shows_and_changes_the_system_message(session: ChatSession) -> None:
-    assert run_command(session, "/system") == "System message: none"
+    assert COMMANDS.run(session, "/system") == "System message: none"
     session.ask("hello", quiet)
-    run_command(session, "/system Answer in one word.")
+    COMMANDS.run(session, "/system Answer in one word.")
     assert said(session)[0] == ("system", "Answer in one word.")
     assert len(said(session)) == 3
-    run_command(session, "/system Another one.")
+    COMMANDS.run(session, "/system Another one.")
     assert [role for role, _ in said(session)].count("system") == 1
 
 
@@ -182,7 +182,7 @@ def test_system_shows_and_changes_the_system_message(session: ChatSession) -> No
     ],
 )
 def test_set_changes_the_next_answer(session: ChatSession, llm: FakeLLM, line: str, field: str, value: Any) -> None:
-    run_command(session, line)
+    COMMANDS.run(session, line)
     session.ask("x", quiet)
     assert llm.requests[-1][1][field] == value
 
@@ -191,22 +191,22 @@ def test_set_changes_the_next_answer(session: ChatSession, llm: FakeLLM, line: s
 def test_a_wrong_setting_changes_nothing(session: ChatSession, line: str) -> None:
     before = dict(session.conversation.options)
     with pytest.raises(ParameterError):
-        run_command(session, line)
+        COMMANDS.run(session, line)
     assert session.conversation.options == before
 
 
 def test_set_and_show_tell_what_is_set(session: ChatSession) -> None:
-    assert "temperature" in run_command(session, "/set")
-    run_command(session, "/set temp 0.2")
-    assert run_command(session, "/set") == "temperature = 0.2"
-    shown = run_command(session, "/show")
+    assert "temperature" in COMMANDS.run(session, "/set")
+    COMMANDS.run(session, "/set temp 0.2")
+    assert COMMANDS.run(session, "/set") == "temperature = 0.2"
+    shown = COMMANDS.run(session, "/show")
     assert "smollm2" in shown and "64 tokens" in shown and "temperature = 0.2" in shown
 
 
 def test_read_sends_a_file_with_the_next_message_once(session: ChatSession, llm: FakeLLM, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("rivers: Rhône", "utf-8")
-    assert "13 characters" in run_command(session, f"/read {file}")
+    assert "13 characters" in COMMANDS.run(session, f"/read {file}")
     session.ask("Sum up.", quiet)
     assert llm.requests[-1][0][-1]["content"] == "notes.txt:\n```\nrivers: Rhône\n```\n\nSum up."
     session.ask("More.", quiet)
@@ -215,7 +215,7 @@ def test_read_sends_a_file_with_the_next_message_once(session: ChatSession, llm:
 
 def test_a_file_stays_attached_when_the_answer_failed(session: ChatSession, llm: FakeLLM, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("text")
-    run_command(session, f"/read {tmp_path / 'notes.txt'}")
+    COMMANDS.run(session, f"/read {tmp_path / 'notes.txt'}")
     llm.fail = ContextFullError("too long")
     with pytest.raises(ContextFullError):
         session.ask("Sum up.", quiet)
@@ -225,7 +225,7 @@ def test_a_file_stays_attached_when_the_answer_failed(session: ChatSession, llm:
 def test_regen_answers_the_same_message_with_the_next_seed(session: ChatSession, llm: FakeLLM) -> None:
     with pytest.raises(ParameterError):
         session.regenerate(quiet)
-    run_command(session, "/set seed 7")
+    COMMANDS.run(session, "/set seed 7")
     session.ask("hello", quiet)
     session.regenerate(quiet)
     session.regenerate(quiet)
@@ -244,18 +244,18 @@ def test_a_failed_regen_keeps_the_answer(session: ChatSession, llm: FakeLLM) -> 
 
 
 def test_stats_shows_the_last_answer(session: ChatSession) -> None:
-    assert run_command(session, "/stats") == "There is no answer yet."
+    assert COMMANDS.run(session, "/stats") == "There is no answer yet."
     session.ask("hello", quiet)
-    assert "t/s" in run_command(session, "/stats")
+    assert "t/s" in COMMANDS.run(session, "/stats")
 
 
 def test_save_and_load_bring_the_conversation_back(session: ChatSession, llm: FakeLLM, tmp_path: Path) -> None:
     session.system = "Be nice."
     session.ask('hello "世界"', quiet)
     before, file = said(session), tmp_path / "chat.json"
-    assert "3 messages" in run_command(session, f"/save {file}")
-    run_command(session, "/clear")
-    run_command(session, f"/load {file}")
+    assert "3 messages" in COMMANDS.run(session, f"/save {file}")
+    COMMANDS.run(session, "/clear")
+    COMMANDS.run(session, f"/load {file}")
     assert said(session) == before
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["chat.json"]
     session.ask("next", quiet)
@@ -302,14 +302,14 @@ def test_load_refuses_any_other_file_and_keeps_the_conversation(
     before = said(session)
     (tmp_path / "chat.json").write_bytes(content)
     with pytest.raises(FormatError):
-        run_command(session, f"/load {tmp_path / 'chat.json'}")
+        COMMANDS.run(session, f"/load {tmp_path / 'chat.json'}")
     assert said(session) == before
 
 
 @pytest.mark.parametrize("line", ["/save", "/load", "/read"])
 def test_commands_that_need_a_file_say_so(session: ChatSession, line: str) -> None:
     with pytest.raises(ParameterError, match="which file"):
-        run_command(session, line)
+        COMMANDS.run(session, line)
 
 
 @pytest.mark.usefixtures("interruptible")
