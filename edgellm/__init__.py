@@ -38,33 +38,21 @@ if TYPE_CHECKING:
     from edgellm.sampling import SamplingParams
     from edgellm.tokenizer import Tokenizer
 
-# public name -> the module that defines it
+# module -> the public names that it defines
 _HOMES = {
-    "LLM": "llm",
-    "load": "llm",
-    "Conversation": "conversation",
-    "Generation": "generation",
-    "GenerationChunk": "generation",
-    "TokenLogprob": "generation",
-    "Timings": "engine.requests",
-    "SamplingParams": "sampling",
-    "TextScore": "measure.scoring",
-    "Message": "chat_template",
-    "ChatTemplate": "chat_template",
-    "Tokenizer": "tokenizer",
-    "GGUFFile": "formats.gguf",
-    "EdgeLLMError": "formats.errors",
-    "ClosedError": "formats.errors",
-    "ContextFullError": "formats.errors",
-    "DownloadError": "formats.errors",
-    "FormatError": "formats.errors",
-    "MemoryWouldExceedError": "formats.errors",
-    "ModelNotFoundError": "formats.errors",
-    "NumericError": "formats.errors",
-    "ParameterError": "formats.errors",
-    "TemplateError": "formats.errors",
-    "UnsupportedError": "formats.errors",
+    "llm": "LLM load",
+    "conversation": "Conversation",
+    "generation": "Generation GenerationChunk TokenLogprob",
+    "engine.requests": "Timings",
+    "sampling": "SamplingParams",
+    "measure.scoring": "TextScore",
+    "chat_template": "ChatTemplate Message",
+    "tokenizer": "Tokenizer",
+    "formats.gguf": "GGUFFile",
+    "formats.errors": "ClosedError ContextFullError DownloadError EdgeLLMError FormatError MemoryWouldExceedError "
+    "ModelNotFoundError NumericError ParameterError TemplateError UnsupportedError",
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "LLM",
@@ -95,9 +83,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"edgellm.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"edgellm.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 

@@ -104,7 +104,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             check_fits(need)
         report("load", 1, 2, path.name)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, template=_given_template(options), proved=True)
-        default_params = SamplingParams.from_metadata(gguf.metadata)
+        default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
         report("load", 2, 2, path.name)
         engine, n_threads = start_engine(program, n_ctx, tokenizer, options, report)
         gguf.check()

@@ -2,7 +2,6 @@
 
 What the tokenizer relies on is checked at every load, once, on whole arrays. What costs a look at every token is
 checked by ``edgellm verify`` only; a tokenizer refuses those files when it is built.
-
 """
 
 from __future__ import annotations

@@ -38,19 +38,6 @@ class Message:
         given = {key: getattr(self, key) for key in optional if getattr(self, key) is not None}
         return {"role": self.role, "content": self.content, **given, **self.extra}
 
-    @classmethod
-    def from_dict(cls, message: Mapping[str, Any]) -> Message:
-        """The other way round; ParameterError when there is no ``role``."""
-        if not isinstance(message.get("role"), str):
-            raise ParameterError(
-                f"messages: {dict(message)!r} has no role. Expected 'system', 'user', 'assistant', ..."
-            )
-        known = {
-            key: message.get(key) for key in ("content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-        }
-        extra = {key: value for key, value in message.items() if key != "role" and key not in known}
-        return cls(role=message["role"], extra=extra, **known)
-
 
 Fit = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
 """Takes a message and its place, and gives it with its content in the form that the template takes."""

@@ -60,32 +60,20 @@ def comparison(name: str) -> Callable[[Budget, Any, Any], bool]:
 COMPARISONS = {name: comparison(name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 
+def side(name: str) -> Any:
+    """The method of an operand that is its comparison with another one."""
+    return lambda self, other: COMPARISONS[name](self.budget, self.value, other.value)
+
+
 class Operand:
     """A side of a comparison in a template; Python's own rules chain them, and each is charged before it runs."""
 
     __slots__ = ("budget", "value")
     __hash__ = None  # type: ignore[assignment]
+    __eq__, __ne__, __lt__, __le__, __gt__, __ge__ = map(side, COMPARISONS)
 
     def __init__(self, budget: Budget, value: Any) -> None:
         self.budget, self.value = budget, value
-
-    def __eq__(self, other: Any) -> bool:
-        return COMPARISONS["eq"](self.budget, self.value, other.value)
-
-    def __ne__(self, other: Any) -> bool:
-        return COMPARISONS["ne"](self.budget, self.value, other.value)
-
-    def __lt__(self, other: Any) -> bool:
-        return COMPARISONS["lt"](self.budget, self.value, other.value)
-
-    def __le__(self, other: Any) -> bool:
-        return COMPARISONS["le"](self.budget, self.value, other.value)
-
-    def __gt__(self, other: Any) -> bool:
-        return COMPARISONS["gt"](self.budget, self.value, other.value)
-
-    def __ge__(self, other: Any) -> bool:
-        return COMPARISONS["ge"](self.budget, self.value, other.value)
 
     def __contains__(self, item: Any) -> bool:
         return contains(self.budget, self.value, item.value)

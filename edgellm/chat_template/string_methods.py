@@ -183,37 +183,30 @@ def pad(name: str) -> Method:
     return run
 
 
-def search(name: str) -> Method:
-    """A method that looks for a piece: answers with a number or a truth value."""
+def asked(name: str, charge: Callable[..., None]) -> Method:
+    """A method that makes no text, but answers with a number or a truth value."""
     method = getattr(str, name)
 
     def run(budget: Budget, text: str, *args: Any) -> Any:
-        charge_search(budget, text, args[0] if args else "", name.startswith("r"))
+        charge(budget, text, *args)
         return method(text, *args)
 
     return run
 
 
-def begins(name: str) -> Method:
-    """``startswith``, ``endswith``: one comparison for each of the given pieces."""
-    method = getattr(str, name)
-
-    def run(budget: Budget, text: str, *args: Any) -> Any:
-        budget.work(100 + sum(budget.measure(arg)[0] for arg in args))
-        return method(text, *args)
-
-    return run
+def forwards(budget: Budget, text: str, what: Any = "", *bounds: Any) -> None:
+    """One search from the left."""
+    charge_search(budget, text, what)
 
 
-def question(name: str) -> Method:
-    """``isalpha`` and its kin: one pass."""
-    method = getattr(str, name)
+def backwards(budget: Budget, text: str, what: Any = "", *bounds: Any) -> None:
+    """One search from the right."""
+    charge_search(budget, text, what, backwards=True)
 
-    def run(budget: Budget, text: str) -> Any:
-        linear(budget, text)
-        return method(text)
 
-    return run
+def at_an_end(budget: Budget, text: str, *args: Any) -> None:
+    """One comparison for each of the given pieces."""
+    budget.work(100 + sum(budget.measure(arg)[0] for arg in args))
 
 
 STRING_METHODS: dict[str, Method] = {
@@ -223,10 +216,11 @@ STRING_METHODS: dict[str, Method] = {
     **{name: strip(name) for name in ("strip", "lstrip", "rstrip", "removeprefix", "removesuffix")},
     **{name: case(name) for name in ("upper", "lower", "title", "capitalize", "swapcase", "casefold")},
     **{name: pad(name) for name in ("center", "ljust", "rjust", "zfill")},
-    **{name: search(name) for name in ("find", "rfind", "index", "rindex", "count")},
-    **{name: begins(name) for name in ("startswith", "endswith")},
+    **{name: asked(name, forwards) for name in ("find", "index", "count")},
+    **{name: asked(name, backwards) for name in ("rfind", "rindex")},
+    **{name: asked(name, at_an_end) for name in ("startswith", "endswith")},
     **{
-        name: question(name)
+        name: asked(name, linear)
         for name in (
             "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
             "isprintable", "isspace", "istitle", "isupper",

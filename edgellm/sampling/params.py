@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.formats.findings import override_error
 
 Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
 
@@ -144,24 +145,22 @@ class SamplingParams:
         object.__setattr__(self, "processors", tuple(self.processors))
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], **overrides: Any) -> SamplingParams:
-        """What the user says (``overrides``; None is not said), else what the model file recommends, else the default.
+    def from_metadata(cls, metadata: Mapping[str, Any], overridden: Container[str] = ()) -> SamplingParams:
+        """What the model file recommends, else the default.
 
-        A recommendation that is out of range is a FormatError with its key.
+        A recommendation that is out of range is a FormatError with its key; one that the caller gave, a key of
+        ``overridden``, a ParameterError.
         """
-        known = {f.name for f in fields(cls)}
-        for name in overrides:
-            if name not in known:
-                raise ParameterError(f"{name}: no such sampling parameter. Known: {', '.join(sorted(known))}.")
-        said = {name: value for name, value in overrides.items() if value is not None}
         recommended = {}
         for key, name in METADATA_KEYS.items():
-            if key in metadata and name not in said:
+            if key in metadata:
                 try:
                     recommended[name] = getattr(cls(**{name: metadata[key]}), name)
                 except ParameterError as error:
+                    if key in overridden:
+                        raise override_error(key, str(error).rstrip("."), "GGUF_SAMPLING") from None
                     raise FormatError(f"{key} in the model file: {error}", code="GGUF_SAMPLING") from None
-        return cls(**{**recommended, **said})
+        return cls(**recommended)
 
 
 def checked(name: str, value: Any, kind: str, least: float, greatest: float) -> Any:
