@@ -22,16 +22,24 @@ if sys.platform != "win32":
 
 @contextlib.contextmanager
 def whole_file(
-    path: Path, *, private: bool = False, sync: bool = True, writer: Callable[[io.FileIO], Any] = io.BufferedWriter
+    path: Path,
+    *,
+    private: bool = False,
+    sync: bool = True,
+    links: bool = True,
+    writer: Callable[[io.FileIO], Any] = io.BufferedWriter,
 ) -> Iterator[Any]:
     """A new binary file for a ``with`` block: named ``path`` when the block ends, gone when it raises. OSError.
 
     private   for the eyes of this user alone, else with the rights of any new file
     sync      on the disk before it takes its name, for what cannot be made again
+    links     a link stays a link to the new file, else the file takes its place
     writer    makes the file object of the block
-    A link stays a link to the new file. ``file.name`` is the temporary path.
+    ``file.name`` is the temporary path. What is no regular file, such as a device, is never replaced.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if links else path
+    if target.exists() and not target.is_file() and not target.is_symlink():
+        raise OSError(errno.EINVAL, "it is no regular file; choose another name", str(path))
     _remove_stale(target)
     descriptor, temporary = tempfile.mkstemp(".part", _stem(target), target.parent)
     file = writer(io.FileIO(temporary, "wb", opener=lambda *_: descriptor))

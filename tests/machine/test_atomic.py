@@ -68,3 +68,17 @@ def test_a_link_stays_a_link_to_the_new_file(tmp_path: Path) -> None:
     with whole_file(tmp_path / "link") as file:
         file.write(b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(OSError, match="regular file"), whole_file(path):
+            pass
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    with whole_file(link, links=False) as file:
+        file.write(b"new")
+    assert not link.is_symlink() and link.read_bytes() == b"new" and stat.S_ISFIFO(pipe.stat().st_mode)

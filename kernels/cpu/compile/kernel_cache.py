@@ -203,7 +203,7 @@ class KernelCache:
         path = self.path(name)
         if path is None:
             return
-        with contextlib.suppress(OSError), whole_file(path, private=True, sync=False) as file:
+        with contextlib.suppress(OSError), whole_file(path, private=True, sync=False, links=False) as file:
             file.write(self._digest(name, code, self.is_verified(name)) + code)
 
 
