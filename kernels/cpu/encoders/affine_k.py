@@ -7,33 +7,11 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels.cpu.encoders import common as at
+from edgellm.kernels.cpu.encoders import lanes
 from edgellm.kernels.cpu.encoders import super_blocks as sb
 from edgellm.kernels.cpu.encoders.blocks_of_32 import store_weights
-from edgellm.kernels.cpu.encoders.lanes import (
-    absolute,
-    clamp,
-    constant,
-    greater,
-    integer,
-    nearest,
-    square_root,
-    store_u8,
-    where,
-)
 from edgellm.kernels.cpu.encoders.searches import fit_affine, fit_positive
-from edgellm.kernels.cpu.lib.simd import (
-    forceinline,
-    load_f32,
-    load_f32x8,
-    load_i32,
-    splat_f32x8,
-    splat_i32x8,
-    store_f32x8,
-    store_i32x8,
-    store_u16,
-    zero_f32x8,
-    zero_i32x8,
-)
+from edgellm.kernels.cpu.lib import simd as v
 
 # weights of a group, largest level, largest scale level, (first, step, steps) of the search without importance
 _TYPES = {
@@ -42,7 +20,7 @@ _TYPES = {
     "Q5_K": (32, 31, 63, (-0.5, 0.1, 15)),
 }
 _NBYTES = {"Q2_K": 84, "Q4_K": 144, "Q5_K": 176}
-_zero, _byte = constant(0.0), integer(255)
+_zero, _byte = lanes.constant(0.0), lanes.integer(255)
 
 
 def _make_search(name: str, weighted: bool) -> Any:
@@ -53,24 +31,24 @@ def _make_search(name: str, weighted: bool) -> Any:
     if weighted:
         first, step, n_steps = -0.9, 0.05, 36
 
-    @forceinline
+    @v.forceinline
     def weigh(scratch, x, w, block):
         if weighted:
-            squares = splat_f32x8(load_f32(scratch + at.SQUARES + block * 4) * mean)
+            squares = v.splat_f32x8(v.load_f32(scratch + at.SQUARES + block * 4) * mean)
             store_weights(w, x, group, squares)
         elif two_bits:
             for i in range(group):
-                store_f32x8(w + i * 32, absolute(load_f32x8(x + i * 32)))
+                v.store_f32x8(w + i * 32, lanes.absolute(v.load_f32x8(x + i * 32)))
         else:
-            total = zero_f32x8()
+            total = v.zero_f32x8()
             for i in range(group):
-                v = load_f32x8(x + i * 32)
-                total = total + v * v
-            typical = square_root(total / splat_f32x8(np.float32(32)))
+                value = v.load_f32x8(x + i * 32)
+                total = total + value * value
+            typical = lanes.square_root(total / v.splat_f32x8(np.float32(32)))
             for i in range(group):
-                store_f32x8(w + i * 32, typical + absolute(load_f32x8(x + i * 32)))
+                v.store_f32x8(w + i * 32, typical + lanes.absolute(v.load_f32x8(x + i * 32)))
 
-    @forceinline
+    @v.forceinline
     def search(scratch, block, part):
         x, w, levels = scratch + at.PANEL_X, scratch + at.PANEL_W, scratch + at.PANEL_LEVELS
         weigh(scratch, x, w, block)
@@ -93,7 +71,7 @@ def _make_scale(name: str, weighted: bool) -> Any:
     n_groups = 256 // group
     limited = name != "Q2_K"
 
-    @forceinline
+    @v.forceinline
     def scale_one(scratch, source, out, bits_at, value_at):
         values, w = scratch + at.PANEL_X, scratch + at.PANEL_W
         sb.load_results(values, scratch, source, n_groups)
@@ -101,20 +79,20 @@ def _make_scale(name: str, weighted: bool) -> Any:
             sb.load_results(w, scratch, sb.WEIGHT_SUMS, n_groups)
             d = fit_positive(values, w, out, n_groups, cap)
         else:
-            high = zero_f32x8()
+            high = v.zero_f32x8()
             for i in range(n_groups):
-                v = load_f32x8(values + i * 32)
-                high = where(greater(v, high), v, high)
-            d = high / splat_f32x8(np.float32(cap))
-            factor = where(greater(high, _zero()), splat_f32x8(np.float32(cap)) / high, _zero())
+                value = v.load_f32x8(values + i * 32)
+                high = lanes.where(lanes.greater(value, high), value, high)
+            d = high / v.splat_f32x8(np.float32(cap))
+            factor = lanes.where(lanes.greater(high, _zero()), v.splat_f32x8(np.float32(cap)) / high, _zero())
             for i in range(n_groups):
-                level = nearest(factor * load_f32x8(values + i * 32)) & _byte()
+                level = lanes.nearest(factor * v.load_f32x8(values + i * 32)) & _byte()
                 if limited:
-                    level = clamp(level, zero_i32x8(), splat_i32x8(np.int32(cap)))
-                store_i32x8(out + i * 32, level)
+                    level = lanes.clamp(level, v.zero_i32x8(), v.splat_i32x8(np.int32(cap)))
+                v.store_i32x8(out + i * 32, level)
         sb.store_scale(scratch, bits_at, value_at, d)
 
-    @forceinline
+    @v.forceinline
     def scale(scratch):
         scale_one(scratch, sb.SCALES, scratch + sb.LEVEL_SCALES, sb.D_BITS, sb.D)
         scale_one(scratch, sb.MINIMA, scratch + sb.LEVEL_MINIMA, sb.DMIN_BITS, sb.DMIN)
@@ -122,40 +100,40 @@ def _make_scale(name: str, weighted: bool) -> Any:
     return scale
 
 
-@forceinline
+@v.forceinline
 def _round(scratch, block, x, group, nmax, i, scale_level, minimum_level):
     """Round group i of a super-block with its scale; one whose scale is 0 keeps the levels of its search."""
-    d = load_f32(scratch + sb.D + block * 4) * np.float32(scale_level)
-    minimum = load_f32(scratch + sb.DMIN + block * 4) * np.float32(minimum_level)
+    d = v.load_f32(scratch + sb.D + block * 4) * np.float32(scale_level)
+    minimum = v.load_f32(scratch + sb.DMIN + block * 4) * np.float32(minimum_level)
     if d != np.float32(0):
         levels = scratch + sb.LEVELS + block * 256 + i * group
         sb.round_group(levels, x + i * group * 4, group, d, minimum, 0, nmax)
 
 
 def _store_half(out, scratch, bits_at, block):
-    store_u16(out, np.uint16(load_i32(scratch + bits_at + block * 4)))
+    v.store_u16(out, np.uint16(v.load_i32(scratch + bits_at + block * 4)))
 
 
-_store_half = forceinline(_store_half)
+_store_half = v.forceinline(_store_half)
 
 
-@forceinline
+@v.forceinline
 def _level(scratch, kind, i, block):
-    return np.int64(load_i32(scratch + kind + i * 32 + block * 4))
+    return np.int64(v.load_i32(scratch + kind + i * 32 + block * 4))
 
 
-@forceinline
+@v.forceinline
 def _finish_q2_k(scratch, block, x, out):
     for i in range(16):
         both = (_level(scratch, sb.LEVEL_SCALES, i, block) | (_level(scratch, sb.LEVEL_MINIMA, i, block) << 4)) & 255
-        store_u8(out + i, np.uint8(both))
+        lanes.store_u8(out + i, np.uint8(both))
         _round(scratch, block, x, 16, 3, i, both & 15, both >> 4)
     sb.pack_crumbs(scratch + sb.LEVELS + block * 256, out + 16)
     _store_half(out + 80, scratch, sb.D_BITS, block)
     _store_half(out + 82, scratch, sb.DMIN_BITS, block)
 
 
-@forceinline
+@v.forceinline
 def _finish_scales(scratch, block, x, out, nmax):
     """The head of Q4_K and Q5_K: d, dmin, 12 bytes of six-bit scales and minima; rounds the groups."""
     _store_half(out, scratch, sb.D_BITS, block)
@@ -164,23 +142,23 @@ def _finish_scales(scratch, block, x, out, nmax):
     for i in range(4):
         s, m = _level(scratch, sb.LEVEL_SCALES, i, block), _level(scratch, sb.LEVEL_MINIMA, i, block)
         s4, m4 = _level(scratch, sb.LEVEL_SCALES, i + 4, block), _level(scratch, sb.LEVEL_MINIMA, i + 4, block)
-        store_u8(packed + i, np.uint8((s | (s4 >> 4 << 6)) & 255))
-        store_u8(packed + i + 4, np.uint8((m | (m4 >> 4 << 6)) & 255))
-        store_u8(packed + i + 8, np.uint8((s4 & 15) | (m4 & 15) << 4))
+        lanes.store_u8(packed + i, np.uint8((s | (s4 >> 4 << 6)) & 255))
+        lanes.store_u8(packed + i + 4, np.uint8((m | (m4 >> 4 << 6)) & 255))
+        lanes.store_u8(packed + i + 8, np.uint8((s4 & 15) | (m4 & 15) << 4))
         _round(scratch, block, x, 32, nmax, i, s & 63, m & 63)
         _round(scratch, block, x, 32, nmax, i + 4, s4 & 63, m4 & 63)
 
 
-@forceinline
+@v.forceinline
 def _finish_q4_k(scratch, block, x, out):
     _finish_scales(scratch, block, x, out, 15)
     sb.pack_nibbles(scratch + sb.LEVELS + block * 256, out + 16)
 
 
-_fifth_bit = sb.make_const(sb.u8x32, 4)
+_fifth_bit = v.make_const(v.u8x32, 4)
 
 
-@forceinline
+@v.forceinline
 def _finish_q5_k(scratch, block, x, out):
     _finish_scales(scratch, block, x, out, 31)
     levels = scratch + sb.LEVELS + block * 256

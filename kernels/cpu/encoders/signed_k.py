@@ -7,42 +7,22 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels.cpu.encoders import common as at
+from edgellm.kernels.cpu.encoders import lanes
 from edgellm.kernels.cpu.encoders import super_blocks as sb
 from edgellm.kernels.cpu.encoders.blocks_of_32 import store_weights
-from edgellm.kernels.cpu.encoders.lanes import (
-    clamp,
-    constant,
-    differs,
-    integer,
-    less,
-    nearest,
-    store_u8,
-    store_u8x32,
-    where,
-)
 from edgellm.kernels.cpu.encoders.searches import fit_signed, fit_signed_refined, largest_value
-from edgellm.kernels.cpu.lib.simd import (
-    forceinline,
-    load_f32,
-    load_f32x8,
-    load_i32,
-    splat_f32x8,
-    splat_i32x8,
-    store_f32x8,
-    store_i32x8,
-    store_u16,
-)
+from edgellm.kernels.cpu.lib import simd as v
 
-_GROUP, _PARTS = 16, 2
-_zero, _one, _none, _nothing = constant(0.0), constant(1.0), integer(0), constant(1e-15)
-_by_24, _int_127, _int_minus_128 = integer(24), integer(127), integer(-128)
+_GROUP = 16
+_zero, _one, _none, _nothing = lanes.constant(0.0), lanes.constant(1.0), lanes.integer(0), lanes.constant(1e-15)
+_by_24, _int_127 = lanes.integer(24), lanes.integer(127)
 
 
 def _make_search(name: str, weighted: bool) -> Any:
     half = {"Q3_K": 4, "Q6_K": 32}[name]
     refined, by_row = name == "Q3_K" and not weighted, name == "Q3_K"
 
-    @forceinline
+    @v.forceinline
     def search(scratch, block, part):
         x, w, levels = scratch + at.PANEL_X, scratch + at.PANEL_W, scratch + at.PANEL_LEVELS
         if refined:
@@ -50,11 +30,11 @@ def _make_search(name: str, weighted: bool) -> Any:
         else:
             if not weighted:
                 for i in range(_GROUP):
-                    v = load_f32x8(x + i * 32)
-                    store_f32x8(w + i * 32, v * v)
+                    value = v.load_f32x8(x + i * 32)
+                    v.store_f32x8(w + i * 32, value * value)
             elif by_row:
-                squares = load_f32(scratch + at.SQUARES + block * 4) * np.float32(2) / np.float32(256)
-                store_weights(w, x, _GROUP, splat_f32x8(squares))
+                squares = v.load_f32(scratch + at.SQUARES + block * 4) * np.float32(2) / np.float32(256)
+                store_weights(w, x, _GROUP, v.splat_f32x8(squares))
                 sb.store_result(scratch, sb.WEIGHT_SUMS, block, part, sb.sum_of_weights(w, _GROUP))
             scale = fit_signed(x, w, levels, _GROUP, half)
         sb.store_result(scratch, sb.SCALES, block, part, scale)
@@ -66,38 +46,40 @@ def _make_search(name: str, weighted: bool) -> Any:
 def _make_scale(name: str, weighted: bool) -> Any:
     """Quantize the scales: Q3_K to 0..63 (32 is zero), Q6_K to int8."""
 
-    @forceinline
+    @v.forceinline
     def scale_q3_k(scratch, values, out):
         value, _ = largest_value(values, _GROUP)
-        factor = splat_f32x8(np.float32(-32)) / value
-        some = differs(value, _zero())
+        factor = v.splat_f32x8(np.float32(-32)) / value
+        some = lanes.differs(value, _zero())
         for i in range(_GROUP):
-            level = (nearest(factor * load_f32x8(values + i * 32)) << _by_24()) >> _by_24()
-            level = clamp(level, splat_i32x8(np.int32(-32)), splat_i32x8(np.int32(31))) + splat_i32x8(np.int32(32))
-            store_i32x8(out + i * 32, where(some, level, _none()))
-        return where(some, _one() / factor, _zero())
+            level = (lanes.nearest(factor * v.load_f32x8(values + i * 32)) << _by_24()) >> _by_24()
+            level = lanes.clamp(level, v.splat_i32x8(np.int32(-32)), v.splat_i32x8(np.int32(31))) + v.splat_i32x8(
+                np.int32(32)
+            )
+            v.store_i32x8(out + i * 32, lanes.where(some, level, _none()))
+        return lanes.where(some, _one() / factor, _zero())
 
-    @forceinline
+    @v.forceinline
     def scale_q3_k_weighted(scratch, values, out):
         w = scratch + at.PANEL_W
         sb.load_results(w, scratch, sb.WEIGHT_SUMS, _GROUP)
         return fit_signed(values, w, out, _GROUP, 32)
 
-    @forceinline
+    @v.forceinline
     def scale_q6_k(scratch, values, out):
         value, magnitude = largest_value(values, _GROUP)
-        empty = less(magnitude, _nothing())
-        factor = splat_f32x8(np.float32(-128)) / value
-        store_i32x8(scratch + sb.EMPTY, empty)
+        empty = lanes.less(magnitude, _nothing())
+        factor = v.splat_f32x8(np.float32(-128)) / value
+        v.store_i32x8(scratch + sb.EMPTY, empty)
         for i in range(_GROUP):
-            level = nearest(factor * load_f32x8(values + i * 32))
-            level = clamp(level, splat_i32x8(np.int32(-(1 << 31))), _int_127())
-            store_i32x8(out + i * 32, where(empty, _none(), (level << _by_24()) >> _by_24()))
-        return where(empty, _zero(), _one() / factor)
+            level = lanes.nearest(factor * v.load_f32x8(values + i * 32))
+            level = lanes.clamp(level, v.splat_i32x8(np.int32(-(1 << 31))), _int_127())
+            v.store_i32x8(out + i * 32, lanes.where(empty, _none(), (level << _by_24()) >> _by_24()))
+        return lanes.where(empty, _zero(), _one() / factor)
 
     quantize = scale_q6_k if name == "Q6_K" else scale_q3_k_weighted if weighted else scale_q3_k
 
-    @forceinline
+    @v.forceinline
     def scale(scratch):
         values = scratch + at.PANEL_X
         sb.load_results(values, scratch, sb.SCALES, _GROUP)
@@ -106,53 +88,53 @@ def _make_scale(name: str, weighted: bool) -> Any:
     return scale
 
 
-@forceinline
+@v.forceinline
 def _round(scratch, block, x, half, i, scale_level):
     """Round group i of a super-block; one whose scale is 0 keeps the levels of its search."""
-    d = load_f32(scratch + sb.D + block * 4) * np.float32(scale_level)
+    d = v.load_f32(scratch + sb.D + block * 4) * np.float32(scale_level)
     if d != np.float32(0):
         levels = scratch + sb.LEVELS + block * 256 + i * _GROUP
         sb.round_group(levels, x + i * _GROUP * 4, _GROUP, d, np.float32(0), -half, half - 1)
 
 
-@forceinline
+@v.forceinline
 def _level(scratch, i, block):
-    return np.int64(load_i32(scratch + sb.LEVEL_SCALES + i * 32 + block * 4))
+    return np.int64(v.load_i32(scratch + sb.LEVEL_SCALES + i * 32 + block * 4))
 
 
-_third_bit = sb.make_const(sb.u8x32, 2)
-_zero_bytes = sb.make_const(sb.u8x32, 0)
+_third_bit = v.make_const(v.u8x32, 2)
+_zero_bytes = v.make_const(v.u8x32, 0)
 
 
-@forceinline
+@v.forceinline
 def _finish_q3_k(scratch, block, x, out):
     levels = scratch + sb.LEVELS + block * 256
     for i in range(8):
         low, high = _level(scratch, i, block), _level(scratch, i + 8, block)
-        store_u8(out + 96 + i, np.uint8((low & 15) | (high & 15) << 4))
+        lanes.store_u8(out + 96 + i, np.uint8((low & 15) | (high & 15) << 4))
         _round(scratch, block, x, 4, i, low - 32)
         _round(scratch, block, x, 4, i + 8, high - 32)
     for i in range(4):
         a, b = _level(scratch, i, block) >> 4, _level(scratch, i + 4, block) >> 4
         c, e = _level(scratch, i + 8, block) >> 4, _level(scratch, i + 12, block) >> 4
-        store_u8(out + 104 + i, np.uint8(a | b << 2 | c << 4 | e << 6))
+        lanes.store_u8(out + 104 + i, np.uint8(a | b << 2 | c << 4 | e << 6))
     sb.pack_bit(levels, out, _third_bit())
     sb.pack_crumbs(levels, out + 32)
-    store_u16(out + 108, np.uint16(load_i32(scratch + sb.D_BITS + block * 4)))
+    v.store_u16(out + 108, np.uint16(v.load_i32(scratch + sb.D_BITS + block * 4)))
 
 
-@forceinline
+@v.forceinline
 def _finish_q6_k(scratch, block, x, out):
     levels = scratch + sb.LEVELS + block * 256
     for i in range(_GROUP):
         level = _level(scratch, i, block)
-        store_u8(out + 192 + i, np.uint8(level & 255))
+        lanes.store_u8(out + 192 + i, np.uint8(level & 255))
         _round(scratch, block, x, 32, i, level)
-    if load_i32(scratch + sb.EMPTY + block * 4) != 0:  # ggml clears the whole block
+    if v.load_i32(scratch + sb.EMPTY + block * 4) != 0:  # ggml clears the whole block
         for i in range(0, 256, 32):
-            store_u8x32(levels + i, _zero_bytes())
+            lanes.store_u8x32(levels + i, _zero_bytes())
     sb.pack_six_bits(levels, out)
-    store_u16(out + 208, np.uint16(load_i32(scratch + sb.D_BITS + block * 4)))
+    v.store_u16(out + 208, np.uint16(v.load_i32(scratch + sb.D_BITS + block * 4)))
 
 
 def make_signed_k_encoder(case: tuple[str, bool]) -> Any:

@@ -27,41 +27,31 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, TILE_CONFIG, TILE_RUNS, TILE_SUMS, TILE_TOKENS, TILES
-from edgellm.kernels.cpu.lib.simd import (
-    declared,
-    forceinline,
-    load_f32x16,
-    load_i16x32,
-    load_i32x16,
-    store_f32x16,
-    store_i64,
-    zero_f32x16,
-)
 
 _i64, _none = types.int64, types.none
 
-has_tiles = declared("has_tiles", _i64)
+has_tiles = v.declared("has_tiles", _i64)
 """1 in the AMX form, else a constant 0."""
-_tile_config, _tile_release = declared("tile_config", _none, _i64), declared("tile_release", _none)
-_zero = {1: declared("tile_zero2", _none), 2: declared("tile_zero3", _none)}
-_step = {n: declared(f"tile_step{n}", _none, _i64, _i64, _i64, _i64) for n in (1, 2)}
-_store = {1: declared("tile_store2", _none, _i64), 2: declared("tile_store3", _none, _i64)}
+_tile_config, _tile_release = v.declared("tile_config", _none, _i64), v.declared("tile_release", _none)
+_zero = {1: v.declared("tile_zero2", _none), 2: v.declared("tile_zero3", _none)}
+_step = {n: v.declared(f"tile_step{n}", _none, _i64, _i64, _i64, _i64) for n in (1, 2)}
+_store = {1: v.declared("tile_store2", _none, _i64), 2: v.declared("tile_store3", _none, _i64)}
 
-i8x32 = simd.Vec(types.int8, 32)
-_narrow = simd.make_convert(simd.i16x32, i8x32, "trunc")
-_as_words = simd.make_convert(i8x32, simd.i16x16, "bitcast")
-_between = simd.make_shuffle(simd.i16x16, [lane for i in range(16) for lane in (i, 16 + i)])
-_store_bytes, _store_words = simd.make_store(i8x32), simd.make_store(simd.i16x32)
-_low7, _seven = simd.make_const(simd.i16x32, 127), simd.make_const(simd.i16x32, 7)
-_seven_wide = simd.make_const(simd.i32x16, 7)
+i8x32 = v.Vec(types.int8, 32)
+_narrow = v.make_convert(v.i16x32, i8x32, "trunc")
+_as_words = v.make_convert(i8x32, v.i16x16, "bitcast")
+_between = v.make_shuffle(v.i16x16, [lane for i in range(16) for lane in (i, 16 + i)])
+_store_bytes, _store_words = v.make_store(i8x32), v.make_store(v.i16x32)
+_low7, _seven = v.make_const(v.i16x32, 127), v.make_const(v.i16x32, 7)
+_seven_wide = v.make_const(v.i32x16, 7)
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------
 
 
-@forceinline
+@v.forceinline
 def split_activations(row, first, stop, n_groups):
     """The int16 groups [first, stop) of a row, first even, become bytes: of each two groups 32 xh, 32 xh, 32 xl, 32 xl.
 
@@ -69,9 +59,9 @@ def split_activations(row, first, stop, n_groups):
     """
     for g in range(first, stop, 2):
         at = row + g * 64
-        a = load_i16x32(at)
+        a = v.load_i16x32(at)
         if g + 1 < n_groups:
-            b = load_i16x32(at + 64)
+            b = v.load_i16x32(at + 64)
             _store_bytes(at, _narrow(a >> _seven()))
             _store_bytes(at + 32, _narrow(b >> _seven()))
             _store_bytes(at + 64, _narrow(a & _low7()))
@@ -87,7 +77,7 @@ def split_activations(row, first, stop, n_groups):
 def _make_split_panel(n_planes: int, pairs_of_groups: bool) -> Any:
     """split_panel(panel, n_groups, tiles): int16 (group, pair, row, 2) to tiles of bytes, the low plane first."""
 
-    @forceinline
+    @v.forceinline
     def split_panel(panel, n_groups, tiles):
         for g in range(n_groups):
             out = tiles + g * n_planes * 1024
@@ -95,7 +85,7 @@ def _make_split_panel(n_planes: int, pairs_of_groups: bool) -> Any:
                 out = tiles + (g >> 1) * n_planes * 1024 + (g & 1) * 512
             for r in range(8):
                 p = panel + g * GROUP_NBYTES + r * 128
-                a, b = load_i16x32(p), load_i16x32(p + 64)
+                a, b = v.load_i16x32(p), v.load_i16x32(p + 64)
                 if n_planes == 1:
                     _store_words(out + r * 64, _between(_as_words(_narrow(a)), _as_words(_narrow(b))))
                 else:
@@ -116,16 +106,16 @@ def _make_configure(pairs_of_groups: bool) -> Any:
     """configure(at): write a tile configuration at an address and load it. Tiles 4 to 7 are half as deep for K = 32."""
     widths, rows = (_FULL, _ROWS_64) if pairs_of_groups else (_WIDTHS_32, _ROWS_32)
 
-    @forceinline
+    @v.forceinline
     def configure(at):
-        store_i64(at, 1)  # the palette
-        store_i64(at + 8, 0)
-        store_i64(at + 16, _FULL)  # bytes of a row, tiles 0 to 3
-        store_i64(at + 24, widths)
-        store_i64(at + 32, 0)
-        store_i64(at + 40, 0)
-        store_i64(at + 48, rows)
-        store_i64(at + 56, 0)
+        v.store_i64(at, 1)  # the palette
+        v.store_i64(at + 8, 0)
+        v.store_i64(at + 16, _FULL)  # bytes of a row, tiles 0 to 3
+        v.store_i64(at + 24, widths)
+        v.store_i64(at + 32, 0)
+        v.store_i64(at + 40, 0)
+        v.store_i64(at + 48, rows)
+        v.store_i64(at + 56, 0)
         _tile_config(at)
 
     return configure
@@ -134,11 +124,11 @@ def _make_configure(pairs_of_groups: bool) -> Any:
 def _make_total(n_planes: int) -> Any:
     """total(sums): 16 int32 of a token from its two or three partial sums, tiles apart."""
 
-    @forceinline
+    @v.forceinline
     def total(sums):
-        result = (load_i32x16(sums) << _seven_wide()) + load_i32x16(sums + 1024)
+        result = (v.load_i32x16(sums) << _seven_wide()) + v.load_i32x16(sums + 1024)
         if n_planes == 2:
-            result = (result << _seven_wide()) + load_i32x16(sums + 2048)
+            result = (result << _seven_wide()) + v.load_i32x16(sums + 2048)
         return result
 
     return total
@@ -157,7 +147,7 @@ def make_tile_times(finish: Any, n_planes: int, run: int) -> Any:
     zero, step, store = _zero[n_planes], _step[n_planes], _store[n_planes]
     sums_nbytes, run_nbytes = (n_planes + 1) * 1024, max(1, run // 2) * n_planes * 1024
 
-    @forceinline
+    @v.forceinline
     def run_sums(x, x_row, group, n_groups, tiles, out):
         """The tile instructions of one run of 16 tokens."""
         zero()
@@ -171,7 +161,7 @@ def make_tile_times(finish: Any, n_planes: int, run: int) -> Any:
             step(x + (group >> 1) * 128 + (group & 1) * 32, low, x_row, tiles)
         store(out)
 
-    @forceinline
+    @v.forceinline
     def tile_times(scratch, here, x, x_row, n, first_group, n_groups, c, c_row):
         """c[t] (16 floats) goes on from before, or begins if first_group is 0; the panel has ``here`` groups."""
         sums, n_runs = scratch + TILE_SUMS, here // run
@@ -186,19 +176,19 @@ def make_tile_times(finish: Any, n_planes: int, run: int) -> Any:
                     run_sums(x + t0 * x_row, x_row, first_group + r * run, n_groups, tiles, out)
                 for t in range(block - t0, TILE_TOKENS):
                     at = c + (t0 + t) * c_row
-                    acc = zero_f32x16()
+                    acc = v.zero_f32x16()
                     if first_group + r0 > 0:
-                        acc = load_f32x16(at)
+                        acc = v.load_f32x16(at)
                     scale_at = x + (t0 + t) * x_row + n_groups * 64 + first_group * 4
                     for r in range(r0, r1):
                         value = total(sums + (r - r0) * sums_nbytes + t * 64)
                         acc = finish(acc, value, scratch, r, scale_at + r * run * 4, n_groups * 4)
-                    store_f32x16(at, acc)
+                    v.store_f32x16(at, acc)
         _tile_release()
 
     return tile_times
 
 
-@forceinline
+@v.forceinline
 def no_tiles(scratch, here, x, x_row, n, first_group, n_groups, c, c_row):
     """Takes the place of ``tile_times`` where there are none, so that numba has nothing to compile."""

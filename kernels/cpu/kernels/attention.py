@@ -20,88 +20,64 @@ from __future__ import annotations
 from typing import Any
 
 from edgellm.kernels.cpu.lib import layout as at
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.layout import CUT_BLOCKS, PART_NBYTES
-from edgellm.kernels.cpu.lib.simd import (
-    atomic_add,
-    f32_of,
-    fma_f32x16,
-    forceinline,
-    half_f32x16,
-    load_f32,
-    load_f32x16,
-    load_f64,
-    load_i32,
-    load_i64,
-    load_u16x16,
-    max_f32x16,
-    maximum_f32x16,
-    prefetch,
-    splat_f32x16,
-    store_f32,
-    store_f32x16,
-    store_i64,
-    sum_f32x16,
-    where_less,
-    zero_f32x16,
-)
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
 
 BLOCK = 32
-CUT_ROW = CUT_BLOCKS * BLOCK * 4
+CUT_ROW = at.CUT_BLOCKS * BLOCK * 4
 """Bytes of one row's scores, later weights, in a cut."""
 _arg = [8 * i for i in range(15)]
 Q, Q_ROW, OUT, OUT_ROW, K_POOL, V_POOL, N_HEADS, N_KV_HEADS, DIM_K, DIM_V, WINDOW, LIST, SCALE = _arg[1:14]
 
-_minus_infinity = simd.make_const(simd.f32x16, float("-inf"))
+_minus_infinity = v.make_const(v.f32x16, float("-inf"))
 _NEG_INF = float("-inf")
 
 
-@simd.intrinsic
+@v.intrinsic
 def _lane_numbers(typing_context):
     def codegen(context, builder, sig, args):
-        return simd.ir.Constant(simd.f32x16.ir, [float(i) for i in range(16)])
+        return v.ir.Constant(v.f32x16.ir, [float(i) for i in range(16)])
 
-    return simd.f32x16(), codegen
+    return v.f32x16(), codegen
 
 
-@forceinline
+@v.forceinline
 def _state_nbytes(op):
     """A row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
-    return 64 + (load_i64(op + DIM_V) + 15) // 16 * 64
+    return 64 + (v.load_i64(op + DIM_V) + 15) // 16 * 64
 
 
-@forceinline
+@v.forceinline
 def _clear(state, nbytes):
-    store_f32(state, f32_of(_NEG_INF))
-    store_f32(state + 4, f32_of(0.0))
+    v.store_f32(state, v.f32_of(_NEG_INF))
+    v.store_f32(state + 4, v.f32_of(0.0))
     for i in range(64, nbytes, 64):
-        store_f32x16(state + i, zero_f32x16())
+        v.store_f32x16(state + i, v.zero_f32x16())
 
 
-@forceinline
+@v.forceinline
 def _merge(merged, cut, nbytes):
     """Add a cut's state to the merged one. A cut in which nothing was visible changes nothing."""
-    m_cut, m_old = load_f32(cut), load_f32(merged)
-    if load_f32(cut + 4) != f32_of(0.0):  # true of NaN, which has to stay visible
+    m_cut, m_old = v.load_f32(cut), v.load_f32(merged)
+    if v.load_f32(cut + 4) != v.f32_of(0.0):  # true of NaN, which has to stay visible
         m = max(m_old, m_cut)
-        keep, take = exp_f32x16(splat_f32x16(m_old - m)), exp_f32x16(splat_f32x16(m_cut - m))
-        store_f32(merged, m)
-        old = load_f32(merged + 4) * simd.first_lane(keep)
-        store_f32(merged + 4, simd.fma_f32(load_f32(cut + 4), simd.first_lane(take), old))
+        keep, take = exp_f32x16(v.splat_f32x16(m_old - m)), exp_f32x16(v.splat_f32x16(m_cut - m))
+        v.store_f32(merged, m)
+        old = v.load_f32(merged + 4) * v.first_lane(keep)
+        v.store_f32(merged + 4, v.fma_f32(v.load_f32(cut + 4), v.first_lane(take), old))
         for i in range(64, nbytes, 64):
-            store_f32x16(merged + i, fma_f32x16(load_f32x16(cut + i), take, load_f32x16(merged + i) * keep))
+            v.store_f32x16(merged + i, v.fma_f32x16(v.load_f32x16(cut + i), take, v.load_f32x16(merged + i) * keep))
 
 
-@forceinline
+@v.forceinline
 def _finish(merged, out, dim_v):
     """out = weighted sum / l"""
-    total = load_f32(merged + 4)
+    total = v.load_f32(merged + 4)
     whole = dim_v // 16 * 16
     for i in range(0, whole, 16):
-        store_f32x16(out + i * 4, load_f32x16(merged + 64 + i * 4) / splat_f32x16(total))
+        v.store_f32x16(out + i * 4, v.load_f32x16(merged + 64 + i * 4) / v.splat_f32x16(total))
     for i in range(whole, dim_v):
-        store_f32(out + i * 4, load_f32(merged + 64 + i * 4) / total)
+        v.store_f32(out + i * 4, v.load_f32(merged + 64 + i * 4) / total)
 
 
 def _make_sums(n: int) -> Any:
@@ -110,29 +86,29 @@ def _make_sums(n: int) -> Any:
     Two sums for each row, of the even and of the odd lines: with three rows that is what fills 16 AVX2 registers.
     """
 
-    @forceinline
+    @v.forceinline
     def sums(line, step, n_lines, x0, x1, x2, fetch):
         """sum_i x[row][i] * line[i] for ``n`` rows; lines are ``step`` bytes apart. Fetches half a line for each."""
-        a0 = a1 = b0 = b1 = c0 = c1 = zero_f32x16()
+        a0 = a1 = b0 = b1 = c0 = c1 = v.zero_f32x16()
         for i in range(0, n_lines // 2 * 8, 8):
-            prefetch(fetch + i * 8)
-            v0, v1 = half_f32x16(load_u16x16(line)), half_f32x16(load_u16x16(line + step))
-            a0 = fma_f32x16(splat_f32x16(load_f32(x0 + i)), v0, a0)
-            a1 = fma_f32x16(splat_f32x16(load_f32(x0 + i + 4)), v1, a1)
+            v.prefetch(fetch + i * 8)
+            v0, v1 = v.half_f32x16(v.load_u16x16(line)), v.half_f32x16(v.load_u16x16(line + step))
+            a0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i)), v0, a0)
+            a1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i + 4)), v1, a1)
             if n > 1:
-                b0 = fma_f32x16(splat_f32x16(load_f32(x1 + i)), v0, b0)
-                b1 = fma_f32x16(splat_f32x16(load_f32(x1 + i + 4)), v1, b1)
+                b0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x1 + i)), v0, b0)
+                b1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x1 + i + 4)), v1, b1)
             if n > 2:
-                c0 = fma_f32x16(splat_f32x16(load_f32(x2 + i)), v0, c0)
-                c1 = fma_f32x16(splat_f32x16(load_f32(x2 + i + 4)), v1, c1)
+                c0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x2 + i)), v0, c0)
+                c1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x2 + i + 4)), v1, c1)
             line += 2 * step
         if n_lines % 2:
-            i, v0 = (n_lines - 1) * 4, half_f32x16(load_u16x16(line))
-            a0 = fma_f32x16(splat_f32x16(load_f32(x0 + i)), v0, a0)
+            i, v0 = (n_lines - 1) * 4, v.half_f32x16(v.load_u16x16(line))
+            a0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i)), v0, a0)
             if n > 1:
-                b0 = fma_f32x16(splat_f32x16(load_f32(x1 + i)), v0, b0)
+                b0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x1 + i)), v0, b0)
             if n > 2:
-                c0 = fma_f32x16(splat_f32x16(load_f32(x2 + i)), v0, c0)
+                c0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x2 + i)), v0, c0)
         return a0 + a1, b0 + b1, c0 + c1
 
     return sums
@@ -141,7 +117,7 @@ def _make_sums(n: int) -> Any:
 _sums_of_one, _sums_of_two, _sums_of_three = _make_sums(1), _make_sums(2), _make_sums(3)
 
 
-@forceinline
+@v.forceinline
 def _sums(n, line, step, n_lines, x0, x1, x2, fetch):
     if n == 3:
         a, b, c = _sums_of_three(line, step, n_lines, x0, x1, x2, fetch)
@@ -152,43 +128,43 @@ def _sums(n, line, step, n_lines, x0, x1, x2, fetch):
     return a, b, c
 
 
-@forceinline
+@v.forceinline
 def _softmax_row(weights, first, n, lowest, highest, state):
     """Scores of ``n`` positions from ``first`` on become e^(s - m), 0 outside [lowest, highest]; stores m and l."""
     if lowest > first or highest < first + n - 1:
-        low, high = splat_f32x16(f32_of(float(lowest - first))), splat_f32x16(f32_of(float(highest - first)))
+        low, high = v.splat_f32x16(v.f32_of(float(lowest - first))), v.splat_f32x16(v.f32_of(float(highest - first)))
         for i in range(0, n, 16):
-            index = _lane_numbers() + splat_f32x16(f32_of(float(i)))
-            s = where_less(index, low, _minus_infinity(), load_f32x16(weights + i * 4))
-            store_f32x16(weights + i * 4, where_less(high, index, _minus_infinity(), s))
+            index = _lane_numbers() + v.splat_f32x16(v.f32_of(float(i)))
+            s = v.where_less(index, low, _minus_infinity(), v.load_f32x16(weights + i * 4))
+            v.store_f32x16(weights + i * 4, v.where_less(high, index, _minus_infinity(), s))
     largest = _minus_infinity()
     for i in range(0, n * 4, 64):
-        largest = max_f32x16(load_f32x16(weights + i), largest)
-    m = maximum_f32x16(largest)
-    total = zero_f32x16()
-    if m != f32_of(_NEG_INF):
+        largest = v.max_f32x16(v.load_f32x16(weights + i), largest)
+    m = v.maximum_f32x16(largest)
+    total = v.zero_f32x16()
+    if m != v.f32_of(_NEG_INF):
         for i in range(0, n * 4, 64):
-            w = exp_f32x16(load_f32x16(weights + i) - splat_f32x16(m))
-            store_f32x16(weights + i, w)
+            w = exp_f32x16(v.load_f32x16(weights + i) - v.splat_f32x16(m))
+            v.store_f32x16(weights + i, w)
             total = total + w
     else:  # nothing visible, or nothing but NaN, which has to stay visible
         for i in range(0, n * 4, 64):
-            s = load_f32x16(weights + i)
-            w = where_less(s, zero_f32x16(), zero_f32x16(), s)
-            store_f32x16(weights + i, w)
+            s = v.load_f32x16(weights + i)
+            w = v.where_less(s, v.zero_f32x16(), v.zero_f32x16(), s)
+            v.store_f32x16(weights + i, w)
             total = total + w
-    store_f32(state, m)
-    store_f32(state + 4, sum_f32x16(total))
+    v.store_f32(state, m)
+    v.store_f32(state + 4, v.sum_f32x16(total))
 
 
-@forceinline
+@v.forceinline
 def _q_at(op, first, head, row, group):
     """Address of the query of a head's row."""
-    token, dim_k = first + row // group, load_i64(op + DIM_K)
-    return load_i64(op + Q) + token * load_i64(op + Q_ROW) + (head * group + row % group) * dim_k * 4
+    token, dim_k = first + row // group, v.load_i64(op + DIM_K)
+    return v.load_i64(op + Q) + token * v.load_i64(op + Q_ROW) + (head * group + row % group) * dim_k * 4
 
 
-@forceinline
+@v.forceinline
 def _rows_at_once(n_left):
     """Three, but two and two instead of three and one."""
     n = min(3, n_left)
@@ -197,63 +173,66 @@ def _rows_at_once(n_left):
     return n
 
 
-@forceinline
+@v.forceinline
 def _block(op, step, part, block):
     """Index of a part's block in the pool."""
-    table = load_i64(step + at.TABLES) + load_i32(part + at.PART_TABLE) * 16
-    blocks = load_i64(table) + load_i32(part + at.PART_SEQUENCE) * load_i64(table + 8) * 4
-    return load_i32(blocks + block * 4) * load_i64(op + N_KV_HEADS)
+    table = v.load_i64(step + at.TABLES) + v.load_i32(part + at.PART_TABLE) * 16
+    blocks = v.load_i64(table) + v.load_i32(part + at.PART_SEQUENCE) * v.load_i64(table + 8) * 4
+    return v.load_i32(blocks + block * 4) * v.load_i64(op + N_KV_HEADS)
 
 
-@forceinline
+@v.forceinline
 def _visible(op, step, part):
     """First and last block that a part's tile sees, and the last position."""
-    positions, window = load_i64(step + at.POSITIONS) + load_i32(part) * 4, load_i64(op + WINDOW)
-    last, lowest = load_i32(positions + (load_i32(part + at.PART_TOKENS) - 1) * 4), 0
+    positions, window = v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4, v.load_i64(op + WINDOW)
+    last, lowest = v.load_i32(positions + (v.load_i32(part + at.PART_TOKENS) - 1) * 4), 0
     if window > 0:
-        lowest = max(0, load_i32(positions) - window + 1) // BLOCK
+        lowest = max(0, v.load_i32(positions) - window + 1) // BLOCK
     return lowest, last // BLOCK, last
 
 
-@forceinline
+@v.forceinline
 def _rows_of_head(op, part):
-    return load_i32(part + at.PART_TOKENS) * (load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS))
+    return v.load_i32(part + at.PART_TOKENS) * (v.load_i64(op + N_HEADS) // v.load_i64(op + N_KV_HEADS))
 
 
-@forceinline
+@v.forceinline
 def _score_cut(op, step, part, first_block, last_block, weights):
     """Scores of all rows of a part in the blocks of one cut; fetches the cut's values."""
-    dim_k, dim_v, n_rows = load_i64(op + DIM_K), load_i64(op + DIM_V), _rows_of_head(op, part)
-    first, group = load_i32(part), load_i64(op + N_HEADS) // load_i64(op + N_KV_HEADS)
-    scale = splat_f32x16(f32_of(load_f64(op + SCALE)))
+    dim_k, dim_v, n_rows = v.load_i64(op + DIM_K), v.load_i64(op + DIM_V), _rows_of_head(op, part)
+    first, group = v.load_i32(part), v.load_i64(op + N_HEADS) // v.load_i64(op + N_KV_HEADS)
+    scale = v.splat_f32x16(v.f32_of(v.load_f64(op + SCALE)))
     for block in range(first_block, last_block + 1):
         where, out = _block(op, step, part, block), weights + (block - first_block) * BLOCK * 4
         for head in range(
-            load_i32(part + at.PART_HEAD), load_i32(part + at.PART_HEAD) + load_i32(part + at.PART_HEADS)
+            v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEAD) + v.load_i32(part + at.PART_HEADS)
         ):
-            k = load_i64(op + K_POOL) + (where + head) * dim_k * 64
-            ahead, row = load_i64(op + V_POOL) + (where + head) * dim_v * 64, 0
+            k = v.load_i64(op + K_POOL) + (where + head) * dim_k * 64
+            ahead, row = v.load_i64(op + V_POOL) + (where + head) * dim_v * 64, 0
             while row < n_rows:
                 n = _rows_at_once(n_rows - row)
                 q0, q1 = _q_at(op, first, head, row, group), _q_at(op, first, head, row + 1, group)
                 q2 = _q_at(op, first, head, row + 2, group)
                 for half in range(2):
                     a, b, c = _sums(n, k + half * 32, 64, dim_k, q0, q1, q2, ahead + half * dim_k * 32)
-                    store_f32x16(out + half * 64, a * scale)
+                    v.store_f32x16(out + half * 64, a * scale)
                     if n > 1:
-                        store_f32x16(out + CUT_ROW + half * 64, b * scale)
+                        v.store_f32x16(out + CUT_ROW + half * 64, b * scale)
                     if n > 2:
-                        store_f32x16(out + 2 * CUT_ROW + half * 64, c * scale)
+                        v.store_f32x16(out + 2 * CUT_ROW + half * 64, c * scale)
                 row, out = row + n, out + n * CUT_ROW
 
 
-@forceinline
+@v.forceinline
 def _soften_cut(op, step, part, first_block, last_block, weights, states):
     """The softmax of a cut by itself: scores become weights, states begin."""
-    window, state_nbytes, n_rows = load_i64(op + WINDOW), _state_nbytes(op), _rows_of_head(op, part)
-    positions, group = load_i64(step + at.POSITIONS) + load_i32(part) * 4, n_rows // load_i32(part + at.PART_TOKENS)
-    for row in range(n_rows * load_i32(part + at.PART_HEADS)):
-        position, lowest = load_i32(positions + row % n_rows // group * 4), 0
+    window, state_nbytes, n_rows = v.load_i64(op + WINDOW), _state_nbytes(op), _rows_of_head(op, part)
+    positions, group = (
+        v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4,
+        n_rows // v.load_i32(part + at.PART_TOKENS),
+    )
+    for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
+        position, lowest = v.load_i32(positions + row % n_rows // group * 4), 0
         if window > 0:
             lowest = position - window + 1
         state, n = states + row * state_nbytes, (last_block - first_block + 1) * BLOCK
@@ -261,29 +240,29 @@ def _soften_cut(op, step, part, first_block, last_block, weights, states):
         _softmax_row(weights + row * CUT_ROW, first_block * BLOCK, n, lowest, position, state)
 
 
-@forceinline
-def _add_to(place, v):
-    store_f32x16(place, load_f32x16(place) + v)
+@v.forceinline
+def _add_to(place, value):
+    v.store_f32x16(place, v.load_f32x16(place) + value)
 
 
-@forceinline
+@v.forceinline
 def _weigh_cut(op, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
     """Weighted sums of a cut's values; fetches the keys of the blocks from ``then_block`` on of the part ``then``."""
-    dim_k, dim_v, n_rows = load_i64(op + DIM_K), load_i64(op + DIM_V), _rows_of_head(op, part)
+    dim_k, dim_v, n_rows = v.load_i64(op + DIM_K), v.load_i64(op + DIM_V), _rows_of_head(op, part)
     state_nbytes = _state_nbytes(op)
     for block in range(first_block, last_block + 1):
         where, n_positions = _block(op, step, part, block), min(BLOCK, last - block * BLOCK + 1)
         next_where = _block(op, step, then, min(then_block + block - first_block, then_last))
         w, state = weights + (block - first_block) * BLOCK * 4, states
-        for head in range(load_i32(part + at.PART_HEADS)):
-            v = load_i64(op + V_POOL) + (where + load_i32(part + at.PART_HEAD) + head) * dim_v * 64
-            ahead = load_i64(op + K_POOL) + (next_where + load_i32(then + at.PART_HEAD) + head) * dim_k * 64
+        for head in range(v.load_i32(part + at.PART_HEADS)):
+            value = v.load_i64(op + V_POOL) + (where + v.load_i32(part + at.PART_HEAD) + head) * dim_v * 64
+            ahead = v.load_i64(op + K_POOL) + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
             row = 0
             while row < n_rows:
                 n = _rows_at_once(n_rows - row)
                 for i in range(0, dim_v * 2, 32):
                     w1, w2 = w + CUT_ROW, w + 2 * CUT_ROW
-                    a, b, c = _sums(n, v + i, dim_v * 2, n_positions, w, w1, w2, ahead + i * 32)
+                    a, b, c = _sums(n, value + i, dim_v * 2, n_positions, w, w1, w2, ahead + i * 32)
                     _add_to(state + 64 + i * 2, a)
                     if n > 1:
                         _add_to(state + state_nbytes + 64 + i * 2, b)
@@ -292,52 +271,52 @@ def _weigh_cut(op, step, part, first_block, last_block, last, weights, states, t
                 row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
 
 
-@forceinline
+@v.forceinline
 def _finish_rows(op, part, states):
     """The merged rows of a part to the output."""
-    dim_v, n_heads, state_nbytes = load_i64(op + DIM_V), load_i64(op + N_HEADS), _state_nbytes(op)
-    group = n_heads // load_i64(op + N_KV_HEADS)
-    n_rows = load_i32(part + at.PART_TOKENS) * group
-    for row in range(n_rows * load_i32(part + at.PART_HEADS)):
-        head, r = load_i32(part + at.PART_HEAD) + row // n_rows, row % n_rows
-        out = load_i64(op + OUT) + (load_i32(part) + r // group) * load_i64(op + OUT_ROW)
+    dim_v, n_heads, state_nbytes = v.load_i64(op + DIM_V), v.load_i64(op + N_HEADS), _state_nbytes(op)
+    group = n_heads // v.load_i64(op + N_KV_HEADS)
+    n_rows = v.load_i32(part + at.PART_TOKENS) * group
+    for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
+        head, r = v.load_i32(part + at.PART_HEAD) + row // n_rows, row % n_rows
+        out = v.load_i64(op + OUT) + (v.load_i32(part) + r // group) * v.load_i64(op + OUT_ROW)
         _finish(states + row * state_nbytes, out + (head * group + r % group) * dim_v * 4, dim_v)
 
 
-@forceinline
+@v.forceinline
 def _merge_cut(merged, states, nbytes, state_nbytes):
     """Merge the states of all rows, ``nbytes`` together."""
     for i in range(0, nbytes, state_nbytes):
         _merge(merged + i, states + i, state_nbytes)
 
 
-@forceinline
+@v.forceinline
 def _clear_rows(merged, nbytes, state_nbytes):
     for i in range(0, nbytes, state_nbytes):
         _clear(merged + i, state_nbytes)
 
 
-@forceinline
+@v.forceinline
 def _do_part(op, step, part, then, scratch):
     """A part's cuts, merged if they are all that the tile has, else kept until all are there."""
-    n_tokens, n_rows, state_nbytes = load_i32(part + at.PART_TOKENS), _rows_of_head(op, part), _state_nbytes(op)
-    head, all_rows = load_i32(part + at.PART_HEAD), n_rows * load_i32(part + at.PART_HEADS)
+    n_tokens, n_rows, state_nbytes = v.load_i32(part + at.PART_TOKENS), _rows_of_head(op, part), _state_nbytes(op)
+    head, all_rows = v.load_i32(part + at.PART_HEAD), n_rows * v.load_i32(part + at.PART_HEADS)
     lowest, highest, last = _visible(op, step, part)
     then_lowest, then_highest, _ = _visible(op, step, then)
     states, nbytes = scratch + all_rows * CUT_ROW, all_rows * state_nbytes
     merged = states + nbytes
-    n_parts, unit = load_i32(part + at.PART_OF), load_i64(step + at.PARTIAL_NBYTES) * n_tokens
-    kept = load_i64(step + at.PARTIALS) + load_i32(part + at.PART_PARTIAL) * load_i64(step + at.PARTIAL_NBYTES)
+    n_parts, unit = v.load_i32(part + at.PART_OF), v.load_i64(step + at.PARTIAL_NBYTES) * n_tokens
+    kept = v.load_i64(step + at.PARTIALS) + v.load_i32(part + at.PART_PARTIAL) * v.load_i64(step + at.PARTIAL_NBYTES)
     kept += head * n_rows * state_nbytes
     _clear_rows(merged, nbytes, state_nbytes)
-    end, size = load_i32(part + at.PART_CUT) + load_i32(part + at.PART_CUTS), CUT_BLOCKS
-    if load_i64(op + WINDOW) > 0:
-        size = CUT_BLOCKS // 2
-    for cut in range(load_i32(part + at.PART_CUT), end):
+    end, size = v.load_i32(part + at.PART_CUT) + v.load_i32(part + at.PART_CUTS), at.CUT_BLOCKS
+    if v.load_i64(op + WINDOW) > 0:
+        size = at.CUT_BLOCKS // 2
+    for cut in range(v.load_i32(part + at.PART_CUT), end):
         first_block, last_block = max(cut * size, lowest), min((cut + 1) * size - 1, highest)
         after, after_block, after_last = part, (cut + 1) * size, highest
         if cut + 1 == end:
-            after, after_block = then, max(load_i32(then + at.PART_CUT) * size, then_lowest)
+            after, after_block = then, max(v.load_i32(then + at.PART_CUT) * size, then_lowest)
             after_last = then_highest
         _score_cut(op, step, part, first_block, last_block, scratch)
         _soften_cut(op, step, part, first_block, last_block, scratch, states)
@@ -345,18 +324,18 @@ def _do_part(op, step, part, then, scratch):
         if n_parts == 1:
             _merge_cut(merged, states, nbytes, state_nbytes)
         else:
-            place = kept + (cut - load_i32(part + at.PART_TILE_CUT)) * unit
+            place = kept + (cut - v.load_i32(part + at.PART_TILE_CUT)) * unit
             for i in range(0, nbytes, 64):
-                store_f32x16(place + i, load_f32x16(states + i))
+                v.store_f32x16(place + i, v.load_f32x16(states + i))
     finished = n_parts == 1
     if not finished:
-        done = load_i64(step + at.PARTS_DONE) + load_i32(part + at.PART_DONE) * 8
-        if atomic_add(done, 1) == n_parts - 1:
-            store_i64(done, 0)
+        done = v.load_i64(step + at.PARTS_DONE) + v.load_i32(part + at.PART_DONE) * 8
+        if v.atomic_add(done, 1) == n_parts - 1:
+            v.store_i64(done, 0)
             finished = True
-            for _ in range(load_i32(part + at.PART_TILE_CUTS)):
+            for _ in range(v.load_i32(part + at.PART_TILE_CUTS)):
                 for i in range(0, nbytes, 64):
-                    prefetch(kept + 2 * unit + i)
+                    v.prefetch(kept + 2 * unit + i)
                 _merge_cut(merged, kept, nbytes, state_nbytes)
                 kept += unit
     if finished:
@@ -365,11 +344,11 @@ def _do_part(op, step, part, then, scratch):
 
 def attention(op, step, thread, n_threads):
     """out = softmax(scale * q k^T, masked) v"""
-    scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
-    table = load_i64(step + at.PARTS) + load_i64(op + LIST) * 16
-    parts, n_parts = load_i64(table), load_i64(table + 8)
-    item = atomic_add(op + at.COUNTER, 1)
+    scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
+    table = v.load_i64(step + at.PARTS) + v.load_i64(op + LIST) * 16
+    parts, n_parts = v.load_i64(table), v.load_i64(table + 8)
+    item = v.atomic_add(op + at.COUNTER, 1)
     while item < n_parts:
-        after = atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
-        _do_part(op, step, parts + item * PART_NBYTES, parts + min(after, n_parts - 1) * PART_NBYTES, scratch)
+        after = v.atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
+        _do_part(op, step, parts + item * at.PART_NBYTES, parts + min(after, n_parts - 1) * at.PART_NBYTES, scratch)
         item = after

@@ -13,28 +13,8 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu.kernels.panel import group_times_four, group_times_one, store_pairs
-from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, SCALES, SUMS
-from edgellm.kernels.cpu.lib.simd import (
-    fma_f32x8,
-    fma_f32x16,
-    forceinline,
-    load_f32,
-    load_f32x8,
-    load_f32x16,
-    load_i32,
-    prefetch_l2,
-    splat_f32x8,
-    splat_f32x16,
-    splat_i32x8,
-    store_f32x8,
-    store_f32x16,
-    to_f32x8,
-    to_f32x16,
-    zero_f32x8,
-    zero_f32x16,
-    zero_i32x16,
-)
 
 GROUPS = 1
 """Groups of 32 weights in a block."""
@@ -55,31 +35,33 @@ def make_few_tokens(weights: Any) -> Any:
     block_nbytes, has_min, offset = weights.BLOCK_NBYTES, weights.HAS_MIN, weights.OFFSET
     sums, decode_scales = weights.sums, weights.decode_scales
 
-    @forceinline
+    @v.forceinline
     def eight_rows(p, stride, n_groups, x, scratch, ahead):
         scale_at, per_group = x + n_groups * 64, n_groups * 4
-        acc = zero_f32x8()
+        acc = v.zero_f32x8()
         for _ in range(n_groups):
             for line in range(0, block_nbytes * 8, 64):
-                prefetch_l2(ahead + line)
+                v.prefetch_l2(ahead + line)
             ahead += block_nbytes * 8
             decode_scales(p, stride, scratch + SCALES)
             total = sums(p, stride, x)
             if offset != 0:
-                total = total - splat_i32x8(load_i32(scale_at + 2 * per_group) * types.int32(offset))
-            acc = fma_f32x8(to_f32x8(total), load_f32x8(scratch + SCALES) * splat_f32x8(load_f32(scale_at)), acc)
+                total = total - v.splat_i32x8(v.load_i32(scale_at + 2 * per_group) * types.int32(offset))
+            acc = v.fma_f32x8(
+                v.to_f32x8(total), v.load_f32x8(scratch + SCALES) * v.splat_f32x8(v.load_f32(scale_at)), acc
+            )
             if has_min:
-                minimum = load_f32x8(scratch + SCALES + 32)
-                acc = fma_f32x8(minimum, splat_f32x8(load_f32(scale_at + per_group)), acc)
+                minimum = v.load_f32x8(scratch + SCALES + 32)
+                acc = v.fma_f32x8(minimum, v.splat_f32x8(v.load_f32(scale_at + per_group)), acc)
             x += 64
             scale_at += 4
             p += block_nbytes
         return acc
 
-    @forceinline
+    @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
         for t in range(n):
-            store_f32x8(scratch + SUMS + t * 32, eight_rows(p, stride, n_groups, x + t * x_row, scratch, ahead))
+            v.store_f32x8(scratch + SUMS + t * 32, eight_rows(p, stride, n_groups, x + t * x_row, scratch, ahead))
 
     return few_tokens
 
@@ -90,14 +72,14 @@ def make_pack(weights: Any) -> Any:
         weights.BLOCK_NBYTES, weights.HAS_MIN, weights.unpack, weights.decode_scales,
     )  # fmt: skip
 
-    @forceinline
+    @v.forceinline
     def pairs(block):
-        return simd.i16x32_as_i32x16(unpack(block))
+        return v.i16x32_as_i32x16(unpack(block))
 
-    @forceinline
+    @v.forceinline
     def pack(p, stride, n_groups, half, scratch):
         panel, scales = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
-        low, high = simd.low_i32x16, simd.high_i32x16
+        low, high = v.low_i32x16, v.high_i32x16
         for _ in range(n_groups):
             decode_scales(p, stride, scratch + SCALES)
             p4 = p + 4 * stride
@@ -108,9 +90,9 @@ def make_pack(weights: Any) -> Any:
                 high(a, a), high(b, b), high(c, c), high(d, d), high(e, e), high(f, f), high(g, g), high(h, h),
                 panel + 512,
             )  # fmt: skip
-            store_f32x8(scales, load_f32x8(scratch + SCALES))
+            v.store_f32x8(scales, v.load_f32x8(scratch + SCALES))
             if has_min:
-                store_f32x8(scales + PANEL_MINIMA - PANEL_SCALES, load_f32x8(scratch + SCALES + 32))
+                v.store_f32x8(scales + PANEL_MINIMA - PANEL_SCALES, v.load_f32x8(scratch + SCALES + 32))
             panel += GROUP_NBYTES
             scales += 64
             p += block_nbytes
@@ -122,13 +104,13 @@ def make_finish(weights: Any) -> Any:
     """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of 16 rows over a block."""
     has_min = weights.HAS_MIN
 
-    @forceinline
+    @v.forceinline
     def finish(acc, total, scratch, block, at, per_group):
-        scale = load_f32x16(scratch + PANEL_SCALES + block * 64)
-        acc = fma_f32x16(to_f32x16(total), scale * splat_f32x16(load_f32(at)), acc)
+        scale = v.load_f32x16(scratch + PANEL_SCALES + block * 64)
+        acc = v.fma_f32x16(v.to_f32x16(total), scale * v.splat_f32x16(v.load_f32(at)), acc)
         if has_min:
-            minimum = load_f32x16(scratch + PANEL_MINIMA + block * 64)
-            acc = fma_f32x16(minimum, splat_f32x16(load_f32(at + per_group)), acc)
+            minimum = v.load_f32x16(scratch + PANEL_MINIMA + block * 64)
+            acc = v.fma_f32x16(minimum, v.splat_f32x16(v.load_f32(at + per_group)), acc)
         return acc
 
     return finish
@@ -138,15 +120,15 @@ def make_panel_times(weights: Any) -> Any:
     """times_four and times_one (panel.py)."""
     finish = make_finish(weights)
 
-    @forceinline
+    @v.forceinline
     def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
-        f0 = f1 = f2 = f3 = zero_f32x16()
+        f0 = f1 = f2 = f3 = v.zero_f32x16()
         if not first:
-            f0, f1 = load_f32x16(c), load_f32x16(c + c_row)
-            f2, f3 = load_f32x16(c + 2 * c_row), load_f32x16(c + 3 * c_row)
+            f0, f1 = v.load_f32x16(c), v.load_f32x16(c + c_row)
+            f2, f3 = v.load_f32x16(c + 2 * c_row), v.load_f32x16(c + 3 * c_row)
         panel = scratch + PANEL
         for g in range(n_groups):
-            zero = zero_i32x16()
+            zero = v.zero_i32x16()
             i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, zero, zero, zero, zero)
             f0 = finish(f0, i0, scratch, g, scale_at, per_group)
             f1 = finish(f1, i1, scratch, g, scale_at + x_row, per_group)
@@ -155,23 +137,23 @@ def make_panel_times(weights: Any) -> Any:
             panel += GROUP_NBYTES
             x += 64
             scale_at += 4
-        store_f32x16(c, f0)
-        store_f32x16(c + c_row, f1)
-        store_f32x16(c + 2 * c_row, f2)
-        store_f32x16(c + 3 * c_row, f3)
+        v.store_f32x16(c, f0)
+        v.store_f32x16(c + c_row, f1)
+        v.store_f32x16(c + 2 * c_row, f2)
+        v.store_f32x16(c + 3 * c_row, f3)
 
-    @forceinline
+    @v.forceinline
     def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
-        acc = zero_f32x16()
+        acc = v.zero_f32x16()
         if not first:
-            acc = load_f32x16(c)
+            acc = v.load_f32x16(c)
         panel = scratch + PANEL
         for g in range(n_groups):
-            acc = finish(acc, group_times_one(panel, x, zero_i32x16()), scratch, g, scale_at, per_group)
+            acc = finish(acc, group_times_one(panel, x, v.zero_i32x16()), scratch, g, scale_at, per_group)
             panel += GROUP_NBYTES
             x += 64
             scale_at += 4
-        store_f32x16(c, acc)
+        v.store_f32x16(c, acc)
 
     return times_four, times_one
 
@@ -181,22 +163,22 @@ def make_embed_row(weights: Any) -> Any:
     block_nbytes, has_min, unpack, decode_scales = (
         weights.BLOCK_NBYTES, weights.HAS_MIN, weights.unpack, weights.decode_scales,
     )  # fmt: skip
-    widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
+    widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
-    @forceinline
+    @v.forceinline
     def embed_row(p, n_groups, factor, out, scratch):
         for _ in range(n_groups):
             decode_scales(p, 0, scratch + SCALES)  # eight times the same row
             q = unpack(p)
-            even, odd = simd.low_i16x32(q, q), simd.high_i16x32(q, q)
-            scale = splat_f32x16(load_f32(scratch + SCALES))
-            low = to_f32x16(widen(simd.interleave_low_i16x16(even, odd))) * scale
-            high = to_f32x16(widen(simd.interleave_high_i16x16(even, odd))) * scale
+            even, odd = v.low_i16x32(q, q), v.high_i16x32(q, q)
+            scale = v.splat_f32x16(v.load_f32(scratch + SCALES))
+            low = v.to_f32x16(widen(v.interleave_low_i16x16(even, odd))) * scale
+            high = v.to_f32x16(widen(v.interleave_high_i16x16(even, odd))) * scale
             if has_min:
-                minimum = splat_f32x16(load_f32(scratch + SCALES + 32))
+                minimum = v.splat_f32x16(v.load_f32(scratch + SCALES + 32))
                 low, high = low + minimum, high + minimum
-            store_f32x16(out, low * factor)
-            store_f32x16(out + 64, high * factor)
+            v.store_f32x16(out, low * factor)
+            v.store_f32x16(out + 64, high * factor)
             out += 128
             p += block_nbytes
 

@@ -20,35 +20,7 @@ from typing import Any
 from edgellm.kernels.cpu.kernels import block_matmul, panel, superblock_matmul, transposed_matmul
 from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.lib import layout as at
-from edgellm.kernels.cpu.lib.layout import (
-    AHEAD,
-    BIAS,
-    FOLLOWING,
-    MAX_FEW,
-    N_GROUPS,
-    N_OUT,
-    OUT,
-    OUT_ROW_NBYTES,
-    RECORDS,
-    ROW_KIND,
-    SUMS,
-    W_ROW_NBYTES,
-    X_ROW_NBYTES,
-    W,
-    X,
-)
-from edgellm.kernels.cpu.lib.simd import (
-    atomic_add,
-    atomic_load,
-    f32_of,
-    forceinline,
-    load_f32x8,
-    load_f64,
-    load_i32,
-    load_i64,
-    splat_f32x16,
-    store_f32x8,
-)
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.weights import SUPERBLOCKS
 
 CHUNK_ROWS = 256
@@ -65,7 +37,7 @@ def _family(quant: str) -> tuple[Any, Any]:
     return superblock_matmul if quant in SUPERBLOCKS else block_matmul, weights
 
 
-@forceinline
+@v.forceinline
 def _rows_of_part(n_out, n_threads):
     """Rows that a thread takes at a time."""
     share = (n_out + n_threads - 1) // n_threads
@@ -73,18 +45,22 @@ def _rows_of_part(n_out, n_threads):
     return ((share + parts - 1) // parts + 7) // 8 * 8
 
 
-@forceinline
+@v.forceinline
 def _behind_part(op, thread, n_threads, n_rows, offset):
     """Where to fetch ``offset`` bytes past the end of a part: in the part that is free now, or in the next product."""
-    part, n_out, w = (atomic_load(op + at.COUNTER) + n_threads) * n_rows, load_i64(op + N_OUT), load_i64(op + W)
-    w_row, following = load_i64(op + W_ROW_NBYTES), load_i64(op + FOLLOWING)
+    part, n_out, w = (
+        (v.atomic_load(op + at.COUNTER) + n_threads) * n_rows,
+        v.load_i64(op + at.N_OUT),
+        v.load_i64(op + at.W),
+    )
+    w_row, following = v.load_i64(op + at.W_ROW_NBYTES), v.load_i64(op + at.FOLLOWING)
     if part >= n_out and following != 0:
-        w, w_row = load_i64(following + W), load_i64(following + W_ROW_NBYTES)
-        part = thread * _rows_of_part(load_i64(following + N_OUT), n_threads)
+        w, w_row = v.load_i64(following + at.W), v.load_i64(following + at.W_ROW_NBYTES)
+        part = thread * _rows_of_part(v.load_i64(following + at.N_OUT), n_threads)
     return w + part * w_row + offset
 
 
-@forceinline
+@v.forceinline
 def _as_they_are(x, x_row, n, n_groups, records):
     return 0
 
@@ -96,16 +72,16 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
     ``prepare`` writes the activations as ``times_few`` wants them, if not as they are.
     """
 
-    @forceinline
+    @v.forceinline
     def few_tokens(op, n, thread, n_threads, scratch):
-        x, x_row, n_groups = load_i64(op + X), load_i64(op + X_ROW_NBYTES), load_i64(op + N_GROUPS)
-        w, w_row, n_out = load_i64(op + W), load_i64(op + W_ROW_NBYTES), load_i64(op + N_OUT)
-        out, out_row, bias = load_i64(op + OUT), load_i64(op + OUT_ROW_NBYTES), load_i64(op + BIAS)
-        prepared_row = prepare(x, x_row, n, n_groups, scratch + RECORDS)
+        x, x_row, n_groups = v.load_i64(op + at.X), v.load_i64(op + at.X_ROW_NBYTES), v.load_i64(op + at.N_GROUPS)
+        w, w_row, n_out = v.load_i64(op + at.W), v.load_i64(op + at.W_ROW_NBYTES), v.load_i64(op + at.N_OUT)
+        out, out_row, bias = v.load_i64(op + at.OUT), v.load_i64(op + at.OUT_ROW_NBYTES), v.load_i64(op + at.BIAS)
+        prepared_row = prepare(x, x_row, n, n_groups, scratch + at.RECORDS)
         if prepared_row != 0:
-            x, x_row = scratch + RECORDS, prepared_row
+            x, x_row = scratch + at.RECORDS, prepared_row
         n_rows = _rows_of_part(n_out, n_threads)
-        ahead_rows = 8 + (AHEAD + w_row * 4) // (w_row * 8) * 8
+        ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
         part = thread * n_rows
         while part < n_out:
             end = min(part + n_rows, n_out)
@@ -119,11 +95,11 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
                 else:
                     times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
                 for t in range(n):
-                    sums = load_f32x8(scratch + SUMS + t * 32)
+                    sums = v.load_f32x8(scratch + at.SUMS + t * 32)
                     if bias != 0:
-                        sums = sums + load_f32x8(bias + row * 4)
-                    store_f32x8(out + t * out_row + row * 4, sums)
-            part = (atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
+                        sums = sums + v.load_f32x8(bias + row * 4)
+                    v.store_f32x8(out + t * out_row + row * 4, sums)
+            part = (v.atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
 
     return few_tokens
 
@@ -132,7 +108,11 @@ def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False
     """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
     family, weights = _family(quant)
     if has_dot_bytes and quant in transposed_matmul.TYPES:
-        few, times_few, prepare = MAX_FEW, transposed_matmul.make_few_tokens(quant, weights), transposed_matmul.prepare
+        few, times_few, prepare = (
+            at.MAX_FEW,
+            transposed_matmul.make_few_tokens(quant, weights),
+            transposed_matmul.prepare,
+        )
     else:
         few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
     few_tokens = _make_few_tokens(times_few, prepare)
@@ -145,8 +125,8 @@ def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False
     )
 
     def matmul(op, step, thread, n_threads):
-        n = load_i64(step + load_i64(op + ROW_KIND))
-        scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
+        n = v.load_i64(step + v.load_i64(op + at.ROW_KIND))
+        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
         if n > few:
             many_tokens(op, n, scratch)
         elif n > 0:
@@ -161,12 +141,12 @@ def make_embed(quant: str) -> Any:
     embed_row = family.make_embed_row(weights)
 
     def embed(op, step, thread, n_threads):
-        scratch = load_i64(step + at.SCRATCH) + thread * load_i64(step + at.SCRATCH_NBYTES)
-        factor = splat_f32x16(f32_of(load_f64(op + EMBED_SCALE)))
-        for t in range(thread, load_i64(step + at.N_TOKENS), n_threads):
-            token = load_i32(load_i64(step + at.TOKENS) + t * 4)
-            p = load_i64(op + EMBED_W) + token * load_i64(op + EMBED_ROW_NBYTES)
-            out = load_i64(op + EMBED_OUT) + t * load_i64(op + EMBED_OUT_ROW_NBYTES)
-            embed_row(p, load_i64(op + EMBED_GROUPS), factor, out, scratch)
+        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
+        factor = v.splat_f32x16(v.f32_of(v.load_f64(op + EMBED_SCALE)))
+        for t in range(thread, v.load_i64(step + at.N_TOKENS), n_threads):
+            token = v.load_i32(v.load_i64(step + at.TOKENS) + t * 4)
+            p = v.load_i64(op + EMBED_W) + token * v.load_i64(op + EMBED_ROW_NBYTES)
+            out = v.load_i64(op + EMBED_OUT) + t * v.load_i64(op + EMBED_OUT_ROW_NBYTES)
+            embed_row(p, v.load_i64(op + EMBED_GROUPS), factor, out, scratch)
 
     return embed

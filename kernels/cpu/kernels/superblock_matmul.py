@@ -19,79 +19,41 @@ from numba import types
 
 from edgellm.kernels.cpu.kernels.panel import group_times_four, group_times_one, store_pairs
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS, make_dots, make_unpack
-from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib import layout as at
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.lanes import columns_of_four, sums_at, sums_of_four
-from edgellm.kernels.cpu.lib.layout import (
-    CENTRES,
-    GROUP_NBYTES,
-    LANES,
-    MAX_FEW,
-    MINIMA,
-    PANEL,
-    PANEL_MINIMA,
-    PANEL_SCALES,
-    SCALES,
-    SUMS,
-    UNPACKED,
-)
-from edgellm.kernels.cpu.lib.simd import (
-    fma_f32x8,
-    fma_f32x16,
-    forceinline,
-    load_f32,
-    load_f32x8,
-    load_f32x16,
-    load_i16x16,
-    load_i32,
-    load_i32x8,
-    load_i32x16,
-    madd_i16x16,
-    prefetch_l2,
-    splat_f32x8,
-    splat_f32x16,
-    splat_i32x16,
-    store_f32x8,
-    store_f32x16,
-    store_i32x8,
-    to_f32x8,
-    to_f32x16,
-    zero_f32x8,
-    zero_f32x16,
-    zero_i32x8,
-    zero_i32x16,
-)
 
 PLANES = 2
 """Bytes that hold a weight with its sub-scale (amx_matmul.py)."""
 
-_low_twice = simd.make_shuffle(simd.i32x8, [0, 1, 2, 3, 0, 1, 2, 3])
-_high_twice = simd.make_shuffle(simd.i32x8, [4, 5, 6, 7, 4, 5, 6, 7])
-_splat_i16x16 = simd.make_splat(simd.i16x16)
+_low_twice = v.make_shuffle(v.i32x8, [0, 1, 2, 3, 0, 1, 2, 3])
+_high_twice = v.make_shuffle(v.i32x8, [4, 5, 6, 7, 4, 5, 6, 7])
+_splat_i16x16 = v.make_splat(v.i16x16)
 
 
 def few(weights: Any) -> int:
     """Up to so many tokens are multiplied without a panel; a panel takes CENTRE away once for all tokens."""
-    return 4 if weights.CENTRE else MAX_FEW
+    return 4 if weights.CENTRE else at.MAX_FEW
 
 
 def _make_minimum_sums(has_halves: bool) -> Any:
-    """minimum_sums(at, group_sums, half_sums): of eight rows, the sum of m_i x_i over a super-block."""
+    """minimum_sums(minima, group_sums, half_sums): of eight rows, the sum of m_i x_i over a super-block."""
 
-    @forceinline
-    def minimum_lanes(at, low, high, more_low, more_high):
+    @v.forceinline
+    def minimum_lanes(minima, low, high, more_low, more_high):
         """Minima of two rows times the sums of their groups, four and four of them."""
-        lanes = load_i32x8(at) * low + load_i32x8(at + 32) * high
+        lanes = v.load_i32x8(minima) * low + v.load_i32x8(minima + 32) * high
         if has_halves:
-            lanes = lanes + load_i32x8(at + 64) * more_low + load_i32x8(at + 96) * more_high
+            lanes = lanes + v.load_i32x8(minima + 64) * more_low + v.load_i32x8(minima + 96) * more_high
         return lanes
 
-    @forceinline
-    def minimum_sums(at, group_sums, half_sums):
-        x, y = load_i32x8(group_sums), load_i32x8(half_sums)
+    @v.forceinline
+    def minimum_sums(minima, group_sums, half_sums):
+        x, y = v.load_i32x8(group_sums), v.load_i32x8(half_sums)
         a, b, c, d = _low_twice(x, x), _high_twice(x, x), _low_twice(y, y), _high_twice(y, y)
         return sums_of_four(
-            minimum_lanes(at, a, b, c, d), minimum_lanes(at + 128, a, b, c, d),
-            minimum_lanes(at + 256, a, b, c, d), minimum_lanes(at + 384, a, b, c, d),
+            minimum_lanes(minima, a, b, c, d), minimum_lanes(minima + 128, a, b, c, d),
+            minimum_lanes(minima + 256, a, b, c, d), minimum_lanes(minima + 384, a, b, c, d),
         )  # fmt: skip
 
     return minimum_sums
@@ -102,34 +64,34 @@ def _make_eight_rows(weights: Any) -> Any:
     dot_one, dot_two, dot_four = make_dots(weights)
     row_scales, centre = weights.row_scales, weights.CENTRE
 
-    @forceinline
+    @v.forceinline
     def store_centres(x, out):
         """For each group -CENTRE times the sums of its activations, in the lanes where the products with q will be."""
         minus = _splat_i16x16(types.int16(-centre))
         for g in range(GROUPS):
-            even = madd_i16x16(zero_i32x8(), minus, load_i16x16(x + 64 * g))
-            store_i32x8(out + 32 * g, madd_i16x16(even, minus, load_i16x16(x + 64 * g + 32)))
+            even = v.madd_i16x16(v.zero_i32x8(), minus, v.load_i16x16(x + 64 * g))
+            v.store_i32x8(out + 32 * g, v.madd_i16x16(even, minus, v.load_i16x16(x + 64 * g + 32)))
 
-    @forceinline
+    @v.forceinline
     def eight_rows(p, stride, x, x_row, n, scratch):
         if centre:
             for t in range(n):
-                store_centres(x + t * x_row, scratch + CENTRES + t * 256)
+                store_centres(x + t * x_row, scratch + at.CENTRES + t * 256)
         for r in range(8):
-            block, scales = p + r * stride, scratch + SCALES + row_scales(r)
-            lanes, centres = scratch + LANES + r * 32, scratch + CENTRES
+            block, scales = p + r * stride, scratch + at.SCALES + row_scales(r)
+            lanes, centres = scratch + at.LANES + r * 32, scratch + at.CENTRES
             if n == 1:
-                store_i32x8(lanes, dot_one(block, scales, x, centres))
+                v.store_i32x8(lanes, dot_one(block, scales, x, centres))
             elif n == 2:
                 a, b = dot_two(block, scales, x, x_row, centres)
-                store_i32x8(lanes, a)
-                store_i32x8(lanes + 256, b)
+                v.store_i32x8(lanes, a)
+                v.store_i32x8(lanes + 256, b)
             else:
                 a, b, c, d = dot_four(block, scales, x, x_row, centres)
-                store_i32x8(lanes, a)
-                store_i32x8(lanes + 256, b)
-                store_i32x8(lanes + 512, c)
-                store_i32x8(lanes + 768, d)
+                v.store_i32x8(lanes, a)
+                v.store_i32x8(lanes + 256, b)
+                v.store_i32x8(lanes + 512, c)
+                v.store_i32x8(lanes + 768, d)
 
     return eight_rows
 
@@ -143,17 +105,17 @@ def make_few_tokens(weights: Any) -> Any:
     block_nbytes, has_min = weights.BLOCK_NBYTES, weights.N_MINIMA > 0
     minimum_sums = _make_minimum_sums(weights.N_MINIMA > GROUPS)
 
-    @forceinline
+    @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
         per_group = n_groups * 4
         scale_at = x + n_groups * 64
         for t in range(n):
-            store_f32x8(scratch + SUMS + t * 32, zero_f32x8())
+            v.store_f32x8(scratch + at.SUMS + t * 32, v.zero_f32x8())
         for _ in range(n_groups // GROUPS):
             for line in range(0, block_nbytes * 8, 64):
-                prefetch_l2(ahead + line)
+                v.prefetch_l2(ahead + line)
             ahead += block_nbytes * 8
-            decode(p, stride, scratch + SCALES, scratch + MINIMA)
+            decode(p, stride, scratch + at.SCALES, scratch + at.MINIMA)
             d, minus_dmin = factors(p, stride)
             t = 0
             while t < n:
@@ -162,13 +124,13 @@ def make_few_tokens(weights: Any) -> Any:
                     here = min(n - t, 2)
                 eight_rows(p, stride, x + t * x_row, x_row, here, scratch)
                 for i in range(here):
-                    at, c = scale_at + (t + i) * x_row, scratch + SUMS + (t + i) * 32
-                    x_scale, total = splat_f32x8(load_f32(at)), sums_at(scratch + LANES + i * 256)
-                    acc = fma_f32x8(to_f32x8(total), d * x_scale, load_f32x8(c))
+                    scale, c = scale_at + (t + i) * x_row, scratch + at.SUMS + (t + i) * 32
+                    x_scale, total = v.splat_f32x8(v.load_f32(scale)), sums_at(scratch + at.LANES + i * 256)
+                    acc = v.fma_f32x8(v.to_f32x8(total), d * x_scale, v.load_f32x8(c))
                     if has_min:
-                        total = minimum_sums(scratch + MINIMA, at + 2 * per_group, at + 3 * per_group)
-                        acc = fma_f32x8(to_f32x8(total), minus_dmin * x_scale, acc)
-                    store_f32x8(c, acc)
+                        total = minimum_sums(scratch + at.MINIMA, scale + 2 * per_group, scale + 3 * per_group)
+                        acc = v.fma_f32x8(v.to_f32x8(total), minus_dmin * x_scale, acc)
+                    v.store_f32x8(c, acc)
                 t += here
             p += block_nbytes
             x += GROUPS * 64
@@ -187,41 +149,41 @@ def make_pack(weights: Any) -> Any:
     decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
     block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
 
-    @forceinline
+    @v.forceinline
     def transpose(rows, step, out):
         store_pairs(
-            load_i32x8(rows), load_i32x8(rows + step), load_i32x8(rows + 2 * step), load_i32x8(rows + 3 * step),
-            load_i32x8(rows + 4 * step), load_i32x8(rows + 5 * step), load_i32x8(rows + 6 * step),
-            load_i32x8(rows + 7 * step), out,
+            v.load_i32x8(rows), v.load_i32x8(rows + step), v.load_i32x8(rows + 2 * step), v.load_i32x8(rows + 3 * step),
+            v.load_i32x8(rows + 4 * step), v.load_i32x8(rows + 5 * step), v.load_i32x8(rows + 6 * step),
+            v.load_i32x8(rows + 7 * step), out,
         )  # fmt: skip
 
-    @forceinline
+    @v.forceinline
     def store_four_groups(minima, out):
         """Minima of two rows in a vector, of four groups, to eight rows of each group."""
-        a, b = load_i32x8(minima), load_i32x8(minima + 128)
-        columns = columns_of_four(a, b, load_i32x8(minima + 256), load_i32x8(minima + 384))
-        store_i32x8(out, columns[0])
-        store_i32x8(out + 64, columns[1])
-        store_i32x8(out + 128, columns[2])
-        store_i32x8(out + 192, columns[3])
+        a, b = v.load_i32x8(minima), v.load_i32x8(minima + 128)
+        columns = columns_of_four(a, b, v.load_i32x8(minima + 256), v.load_i32x8(minima + 384))
+        v.store_i32x8(out, columns[0])
+        v.store_i32x8(out + 64, columns[1])
+        v.store_i32x8(out + 128, columns[2])
+        v.store_i32x8(out + 192, columns[3])
 
-    @forceinline
+    @v.forceinline
     def pack(p, stride, n_groups, half, scratch):
-        panel, factors_at = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
-        minima_at = scratch + PANEL_MINIMA + half * 32
+        panel, factors_at = scratch + at.PANEL + half * 32, scratch + at.PANEL_SCALES + half * 32
+        minima_at = scratch + at.PANEL_MINIMA + half * 32
         for _ in range(n_groups // GROUPS):
-            decode(p, stride, scratch + SCALES, scratch + MINIMA)
+            decode(p, stride, scratch + at.SCALES, scratch + at.MINIMA)
             for r in range(8):
-                unpack(p + r * stride, scratch + SCALES + row_scales(r), scratch + UNPACKED + r * GROUPS * 64)
+                unpack(p + r * stride, scratch + at.SCALES + row_scales(r), scratch + at.UNPACKED + r * GROUPS * 64)
             for k in range(0, GROUPS * 64, 32):
-                transpose(scratch + UNPACKED + k, GROUPS * 64, panel)
-                panel += GROUP_NBYTES // 2
+                transpose(scratch + at.UNPACKED + k, GROUPS * 64, panel)
+                panel += at.GROUP_NBYTES // 2
             d, minus_dmin = factors(p, stride)
-            store_f32x8(factors_at, d)
+            v.store_f32x8(factors_at, d)
             if has_min:
-                store_f32x8(factors_at + 64, minus_dmin)
+                v.store_f32x8(factors_at + 64, minus_dmin)
                 for k in range(4 if has_halves else 2):
-                    store_four_groups(scratch + MINIMA + k * 32, minima_at + k * 256)
+                    store_four_groups(scratch + at.MINIMA + k * 32, minima_at + k * 256)
                 minima_at += GROUPS * 128
             factors_at += 128
             p += block_nbytes
@@ -230,27 +192,30 @@ def make_pack(weights: Any) -> Any:
 
 
 def make_finish(weights: Any) -> Any:
-    """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of 16 rows over a super-block."""
+    """finish(acc, total, scratch, block, scale_at, per_group): the float32 sums of 16 rows go on over a super-block."""
     has_min, has_halves = weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
 
-    @forceinline
-    def minimum_sums(minima, at, per_group):
+    @v.forceinline
+    def minimum_sums(minima, scale_at, per_group):
         """Sum of m_i x_i over a super-block, 16 rows times one token."""
-        total = zero_i32x16()
+        total = v.zero_i32x16()
         for g in range(GROUPS):
-            of_group, of_first16 = load_i32(at + 2 * per_group + g * 4), load_i32(at + 3 * per_group + g * 4)
-            total = total + load_i32x16(minima + g * 64) * splat_i32x16(of_group)
+            of_group, of_first16 = (
+                v.load_i32(scale_at + 2 * per_group + g * 4),
+                v.load_i32(scale_at + 3 * per_group + g * 4),
+            )
+            total = total + v.load_i32x16(minima + g * 64) * v.splat_i32x16(of_group)
             if has_halves:
-                total = total + load_i32x16(minima + GROUPS * 64 + g * 64) * splat_i32x16(of_first16)
+                total = total + v.load_i32x16(minima + GROUPS * 64 + g * 64) * v.splat_i32x16(of_first16)
         return total
 
-    @forceinline
-    def finish(acc, total, scratch, block, at, per_group):
-        factors, x_scale = scratch + PANEL_SCALES + block * 128, splat_f32x16(load_f32(at))
-        acc = fma_f32x16(to_f32x16(total), load_f32x16(factors) * x_scale, acc)
+    @v.forceinline
+    def finish(acc, total, scratch, block, scale_at, per_group):
+        factors, x_scale = scratch + at.PANEL_SCALES + block * 128, v.splat_f32x16(v.load_f32(scale_at))
+        acc = v.fma_f32x16(v.to_f32x16(total), v.load_f32x16(factors) * x_scale, acc)
         if has_min:
-            total = minimum_sums(scratch + PANEL_MINIMA + block * GROUPS * 128, at, per_group)
-            acc = fma_f32x16(to_f32x16(total), load_f32x16(factors + 64) * x_scale, acc)
+            total = minimum_sums(scratch + at.PANEL_MINIMA + block * GROUPS * 128, scale_at, per_group)
+            acc = v.fma_f32x16(v.to_f32x16(total), v.load_f32x16(factors + 64) * x_scale, acc)
         return acc
 
     return finish
@@ -260,45 +225,45 @@ def make_panel_times(weights: Any) -> Any:
     """times_four and times_one (panel.py)."""
     finish = make_finish(weights)
 
-    @forceinline
+    @v.forceinline
     def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
         # the sums stay out of c until the end: its rows may be 4096 bytes apart, and then wait for each other
-        f0 = f1 = f2 = f3 = zero_f32x16()
+        f0 = f1 = f2 = f3 = v.zero_f32x16()
         if not first:
-            f0, f1 = load_f32x16(c), load_f32x16(c + c_row)
-            f2, f3 = load_f32x16(c + 2 * c_row), load_f32x16(c + 3 * c_row)
-        panel = scratch + PANEL
+            f0, f1 = v.load_f32x16(c), v.load_f32x16(c + c_row)
+            f2, f3 = v.load_f32x16(c + 2 * c_row), v.load_f32x16(c + 3 * c_row)
+        panel = scratch + at.PANEL
         for block in range(n_groups // GROUPS):
-            i0 = i1 = i2 = i3 = zero_i32x16()
+            i0 = i1 = i2 = i3 = v.zero_i32x16()
             for _ in range(GROUPS):
                 i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, i0, i1, i2, i3)
-                panel += GROUP_NBYTES
+                panel += at.GROUP_NBYTES
                 x += 64
             f0 = finish(f0, i0, scratch, block, scale_at, per_group)
             f1 = finish(f1, i1, scratch, block, scale_at + x_row, per_group)
             f2 = finish(f2, i2, scratch, block, scale_at + 2 * x_row, per_group)
             f3 = finish(f3, i3, scratch, block, scale_at + 3 * x_row, per_group)
             scale_at += GROUPS * 4
-        store_f32x16(c, f0)
-        store_f32x16(c + c_row, f1)
-        store_f32x16(c + 2 * c_row, f2)
-        store_f32x16(c + 3 * c_row, f3)
+        v.store_f32x16(c, f0)
+        v.store_f32x16(c + c_row, f1)
+        v.store_f32x16(c + 2 * c_row, f2)
+        v.store_f32x16(c + 3 * c_row, f3)
 
-    @forceinline
+    @v.forceinline
     def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
-        acc = zero_f32x16()
+        acc = v.zero_f32x16()
         if not first:
-            acc = load_f32x16(c)
-        panel = scratch + PANEL
+            acc = v.load_f32x16(c)
+        panel = scratch + at.PANEL
         for block in range(n_groups // GROUPS):
-            total = zero_i32x16()
+            total = v.zero_i32x16()
             for _ in range(GROUPS):
                 total = group_times_one(panel, x, total)
-                panel += GROUP_NBYTES
+                panel += at.GROUP_NBYTES
                 x += 64
             acc = finish(acc, total, scratch, block, scale_at, per_group)
             scale_at += GROUPS * 4
-        store_f32x16(c, acc)
+        v.store_f32x16(c, acc)
 
     return times_four, times_one
 
@@ -308,35 +273,35 @@ def make_embed_row(weights: Any) -> Any:
     unpack = make_unpack(weights)
     decode, factors = weights.decode, weights.factors
     block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
-    widen = simd.make_convert(simd.i16x16, simd.i32x16, "sext")
+    widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
-    @forceinline
+    @v.forceinline
     def sixteen(q, d, minus_dmin, minimum, factor):
-        value = to_f32x16(widen(q)) * d
+        value = v.to_f32x16(widen(q)) * d
         if has_min:
-            value = fma_f32x16(to_f32x16(splat_i32x16(types.int32(minimum))), minus_dmin, value)
+            value = v.fma_f32x16(v.to_f32x16(v.splat_i32x16(types.int32(minimum))), minus_dmin, value)
         return value * factor
 
-    @forceinline
+    @v.forceinline
     def embed_row(p, n_groups, factor, out, scratch):
         for _ in range(n_groups // GROUPS):
-            decode(p, 0, scratch + SCALES, scratch + MINIMA)  # eight times the same row
-            unpack(p, scratch + SCALES, scratch + UNPACKED)
+            decode(p, 0, scratch + at.SCALES, scratch + at.MINIMA)  # eight times the same row
+            unpack(p, scratch + at.SCALES, scratch + at.UNPACKED)
             d8, minus_dmin8 = factors(p, 0)
-            d = splat_f32x16(simd.first_lane(d8))
-            minus_dmin = splat_f32x16(simd.first_lane(minus_dmin8))
+            d = v.splat_f32x16(v.first_lane(d8))
+            minus_dmin = v.splat_f32x16(v.first_lane(minus_dmin8))
             for g in range(GROUPS):
-                even = load_i16x16(scratch + UNPACKED + g * 64)
-                odd = load_i16x16(scratch + UNPACKED + g * 64 + 32)
-                low, high = simd.interleave_low_i16x16(even, odd), simd.interleave_high_i16x16(even, odd)
+                even = v.load_i16x16(scratch + at.UNPACKED + g * 64)
+                odd = v.load_i16x16(scratch + at.UNPACKED + g * 64 + 32)
+                low, high = v.interleave_low_i16x16(even, odd), v.interleave_high_i16x16(even, odd)
                 whole = half = types.int32(0)
                 if has_min:
-                    minimum = scratch + MINIMA + g // 4 * 32 + g % 4 * 4
-                    whole = load_i32(minimum)
+                    minimum = scratch + at.MINIMA + g // 4 * 32 + g % 4 * 4
+                    whole = v.load_i32(minimum)
                     if has_halves:
-                        half = load_i32(minimum + 64)
-                store_f32x16(out, sixteen(low, d, minus_dmin, whole + half, factor))
-                store_f32x16(out + 64, sixteen(high, d, minus_dmin, whole, factor))
+                        half = v.load_i32(minimum + 64)
+                v.store_f32x16(out, sixteen(low, d, minus_dmin, whole + half, factor))
+                v.store_f32x16(out + 64, sixteen(high, d, minus_dmin, whole, factor))
                 out += 128
             p += block_nbytes
 

@@ -7,32 +7,31 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.simd import forceinline, load_i16x16, load_i32x8, madd_i16x16, store_i16x16, zero_i32x8
+from edgellm.kernels.cpu.lib import simd as v
 
 GROUPS = 8
 """Groups of 32 weights in a super-block."""
 
-_splat_i16x16 = simd.make_splat(simd.i16x16)
-_low_half, _sixteen_bits = simd.make_const(simd.i32x8, 0xFFFF), simd.make_const(simd.i32x8, 16)
+_splat_i16x16 = v.make_splat(v.i16x16)
+_low_half, _sixteen_bits = v.make_const(v.i32x8, 0xFFFF), v.make_const(v.i32x8, 16)
 
 
 def _make_add(centred: bool) -> tuple[Any, Any, Any]:
     """Sums in eight lanes, of 1, 2 and 4 tokens, go on with a group: + scale * (its integers times 32 activations)."""
 
-    @forceinline
+    @v.forceinline
     def add_one(a, q, scale, x, centres):
-        start = zero_i32x8()
+        start = v.zero_i32x8()
         if centred:
-            start = load_i32x8(centres)
-        total = madd_i16x16(start, simd.low_i16x32(q, q), load_i16x16(x))
-        return a + madd_i16x16(total, simd.high_i16x32(q, q), load_i16x16(x + 32)) * scale
+            start = v.load_i32x8(centres)
+        total = v.madd_i16x16(start, v.low_i16x32(q, q), v.load_i16x16(x))
+        return a + v.madd_i16x16(total, v.high_i16x32(q, q), v.load_i16x16(x + 32)) * scale
 
-    @forceinline
+    @v.forceinline
     def add_two(ab, q, scale, x, x_row, centres):
         return add_one(ab[0], q, scale, x, centres), add_one(ab[1], q, scale, x + x_row, centres + 256)
 
-    @forceinline
+    @v.forceinline
     def add_four(abcd, q, scale, x, x_row, centres):
         a, b = add_two((abcd[0], abcd[1]), q, scale, x, x_row, centres)
         c, d = add_two((abcd[2], abcd[3]), q, scale, x + 2 * x_row, x_row, centres + 512)
@@ -52,9 +51,9 @@ def make_dots(weights: Any) -> tuple[Any, Any, Any]:
     s0, s1, s2, s3, s4, s5, s6, s7 = (weights.make_scale(g) for g in range(GROUPS))
     add_one, add_two, add_four = _make_add(weights.CENTRE != 0)
 
-    @forceinline
+    @v.forceinline
     def dot_one(block, scales, x, centres):
-        a = add_one(zero_i32x8(), g0(block), s0(scales), x, centres)
+        a = add_one(v.zero_i32x8(), g0(block), s0(scales), x, centres)
         a = add_one(a, g1(block), s1(scales), x + 64, centres + 32)
         a = add_one(a, g2(block), s2(scales), x + 128, centres + 64)
         a = add_one(a, g3(block), s3(scales), x + 192, centres + 96)
@@ -63,9 +62,9 @@ def make_dots(weights: Any) -> tuple[Any, Any, Any]:
         a = add_one(a, g6(block), s6(scales), x + 384, centres + 192)
         return add_one(a, g7(block), s7(scales), x + 448, centres + 224)
 
-    @forceinline
+    @v.forceinline
     def dot_two(block, scales, x, x_row, centres):
-        ab = zero_i32x8(), zero_i32x8()
+        ab = v.zero_i32x8(), v.zero_i32x8()
         ab = add_two(ab, g0(block), s0(scales), x, x_row, centres)
         ab = add_two(ab, g1(block), s1(scales), x + 64, x_row, centres + 32)
         ab = add_two(ab, g2(block), s2(scales), x + 128, x_row, centres + 64)
@@ -75,9 +74,9 @@ def make_dots(weights: Any) -> tuple[Any, Any, Any]:
         ab = add_two(ab, g6(block), s6(scales), x + 384, x_row, centres + 192)
         return add_two(ab, g7(block), s7(scales), x + 448, x_row, centres + 224)
 
-    @forceinline
+    @v.forceinline
     def dot_four(block, scales, x, x_row, centres):
-        abcd = zero_i32x8(), zero_i32x8(), zero_i32x8(), zero_i32x8()
+        abcd = v.zero_i32x8(), v.zero_i32x8(), v.zero_i32x8(), v.zero_i32x8()
         abcd = add_four(abcd, g0(block), s0(scales), x, x_row, centres)
         abcd = add_four(abcd, g1(block), s1(scales), x + 64, x_row, centres + 32)
         abcd = add_four(abcd, g2(block), s2(scales), x + 128, x_row, centres + 64)
@@ -97,14 +96,14 @@ def make_unpack(weights: Any) -> Any:
     s0, s1, s2, s3, s4, s5, s6, s7 = (weights.make_scale(g) for g in range(GROUPS))
     centre = weights.CENTRE
 
-    @forceinline
+    @v.forceinline
     def store(q, scale, out):
-        pair = simd.i32x8_as_i16x16((scale << _sixteen_bits()) | (scale & _low_half()))
+        pair = v.i32x8_as_i16x16((scale << _sixteen_bits()) | (scale & _low_half()))
         less = _splat_i16x16(types.int16(centre))
-        store_i16x16(out, (simd.low_i16x32(q, q) - less) * pair)
-        store_i16x16(out + 32, (simd.high_i16x32(q, q) - less) * pair)
+        v.store_i16x16(out, (v.low_i16x32(q, q) - less) * pair)
+        v.store_i16x16(out + 32, (v.high_i16x32(q, q) - less) * pair)
 
-    @forceinline
+    @v.forceinline
     def unpack(block, scales, out):
         store(g0(block), s0(scales), out)
         store(g1(block), s1(scales), out + 64)

@@ -22,57 +22,39 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS
-from edgellm.kernels.cpu.lib import simd
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import RECORD_NBYTES, SUMS
-from edgellm.kernels.cpu.lib.simd import (
-    fma_f32x8,
-    forceinline,
-    i8x8,
-    i32x8,
-    i32x16,
-    load_f32,
-    load_f32x8,
-    load_i32x8,
-    prefetch_l2,
-    splat_f32x8,
-    store_f32,
-    store_f32x8,
-    to_f32x8,
-    u64x8,
-    zero_f32x8,
-    zero_i32x16,
-)
 
 LO, SUMS_32, SCALE, SUMS_16 = 256, 512, 536, 576
 
-_load = simd.make_load(u64x8)
-_splat, _load_eight_bytes = simd.make_splat(u64x8), simd.make_load(types.uint64)
-_as_bytes = simd.make_convert(u64x8, simd.u8x64, "bitcast")
-_four_bits, _five_bits, _eight_bits, _top_byte = (simd.make_const(i32x16, n) for n in (4, 5, 8, 24))
+_load = v.make_load(v.u64x8)
+_splat, _load_eight_bytes = v.make_splat(v.u64x8), v.make_load(types.uint64)
+_as_bytes = v.make_convert(v.u64x8, v.u8x64, "bitcast")
+_four_bits, _five_bits, _eight_bits, _top_byte = (v.make_const(v.i32x16, n) for n in (4, 5, 8, 24))
 
 
 def _bytes(value: int) -> Any:
     """A constant: this byte in all 64."""
-    return simd.make_const(u64x8, value * 0x0101010101010101)
+    return v.make_const(v.u64x8, value * 0x0101010101010101)
 
 
 # ---- eight rows ------------------------------------------------------------------------------------------------------
 
 _low_of_two, _high_of_two = (
-    simd.make_shuffle(u64x8, [k + i for k in range(0, 8, 2) for i in (j, 8 + j)]) for j in (0, 1)
+    v.make_shuffle(v.u64x8, [k + i for k in range(0, 8, 2) for i in (j, 8 + j)]) for j in (0, 1)
 )
-_first_pairs = simd.make_shuffle(u64x8, [0, 1, 4, 5, 8, 9, 12, 13])
-_last_pairs = simd.make_shuffle(u64x8, [2, 3, 6, 7, 10, 11, 14, 15])
+_first_pairs = v.make_shuffle(v.u64x8, [0, 1, 4, 5, 8, 9, 12, 13])
+_last_pairs = v.make_shuffle(v.u64x8, [2, 3, 6, 7, 10, 11, 14, 15])
 
 
-@forceinline
+@v.forceinline
 def _columns_of_four(a, b, c, d):
     """Of vectors of two rows each, interleaved: the columns that they hold, the even or the odd ones."""
     ab, cd, ef, gh = _first_pairs(a, b), _first_pairs(c, d), _last_pairs(a, b), _last_pairs(c, d)
     return _first_pairs(ab, cd), _first_pairs(ef, gh), _last_pairs(ab, cd), _last_pairs(ef, gh)
 
 
-@forceinline
+@v.forceinline
 def columns(p, stride):
     """64 bytes of eight rows: lane r of the m-th vector is the m-th eight bytes of row r."""
     a, b, c, d = _load(p), _load(p + stride), _load(p + 2 * stride), _load(p + 3 * stride)
@@ -83,12 +65,12 @@ def columns(p, stride):
     return even[0], odd[0], even[1], odd[1], even[2], odd[2], even[3], odd[3]
 
 
-_u64x4, _u64x2 = simd.Vec(types.uint64, 4), simd.Vec(types.uint64, 2)
-_load4, _load2 = simd.make_load(_u64x4), simd.make_load(_u64x2)
-_join4, _join2 = simd.make_shuffle(_u64x4, list(range(8))), simd.make_shuffle(_u64x2, list(range(4)))
+_u64x4, _u64x2 = v.Vec(types.uint64, 4), v.Vec(types.uint64, 2)
+_load4, _load2 = v.make_load(_u64x4), v.make_load(_u64x2)
+_join4, _join2 = v.make_shuffle(_u64x4, list(range(8))), v.make_shuffle(_u64x2, list(range(4)))
 
 
-@forceinline
+@v.forceinline
 def columns_of_32(p, stride):
     """32 bytes of eight rows: four such vectors."""
     p4 = p + 4 * stride
@@ -98,7 +80,7 @@ def columns_of_32(p, stride):
     return _first_pairs(e, f), _first_pairs(g, h), _last_pairs(e, f), _last_pairs(g, h)
 
 
-@forceinline
+@v.forceinline
 def columns_of_16(p, stride):
     """16 bytes of eight rows: two such vectors."""
     p4 = p + 4 * stride
@@ -107,39 +89,39 @@ def columns_of_16(p, stride):
     return _low_of_two(a, b), _high_of_two(a, b)
 
 
-_even_lanes = simd.make_shuffle(i32x16, list(range(0, 32, 2))[:8])
-_odd_lanes = simd.make_shuffle(i32x16, list(range(1, 32, 2))[:8])
+_even_lanes = v.make_shuffle(v.i32x16, list(range(0, 32, 2))[:8])
+_odd_lanes = v.make_shuffle(v.i32x16, list(range(1, 32, 2))[:8])
 
 
-@forceinline
-def _of_rows(v):
+@v.forceinline
+def _of_rows(value):
     """The two lanes of every row added."""
-    return _even_lanes(v, v) + _odd_lanes(v, v)
+    return _even_lanes(value, value) + _odd_lanes(value, value)
 
 
 # ---- products of bytes -----------------------------------------------------------------------------------------------
 
-dot_bytes = simd.declared("dot_bytes", i32x16, i32x16, u64x8, u64x8)
+dot_bytes = v.declared("dot_bytes", v.i32x16, v.i32x16, v.u64x8, v.u64x8)
 """dot_bytes(acc, u, s): lane j of acc plus four unsigned bytes of u times four signed bytes of s."""
 
 
-@forceinline
+@v.forceinline
 def _dot(acc, u, x):
     return dot_bytes(acc, u, _splat(_load_eight_bytes(x)))
 
 
-@forceinline
+@v.forceinline
 def dot_32(z, x):
     """Of eight rows: 32 weights, 8 bytes in each of four vectors, times the activations at x."""
-    acc = _dot(_dot(_dot(_dot(zero_i32x16(), z[0], x), z[1], x + 8), z[2], x + 16), z[3], x + 24) << _eight_bits()
+    acc = _dot(_dot(_dot(_dot(v.zero_i32x16(), z[0], x), z[1], x + 8), z[2], x + 16), z[3], x + 24) << _eight_bits()
     x += LO
     return _dot(_dot(_dot(_dot(acc, z[0], x), z[1], x + 8), z[2], x + 16), z[3], x + 24)
 
 
-@forceinline
+@v.forceinline
 def dot_16(z0, z1, x):
     """Of eight rows: 16 weights times the activations at x."""
-    acc = _dot(_dot(zero_i32x16(), z0, x), z1, x + 8) << _eight_bits()
+    acc = _dot(_dot(v.zero_i32x16(), z0, x), z1, x + 8) << _eight_bits()
     return _dot(_dot(acc, z0, x + LO), z1, x + LO + 8)
 
 
@@ -147,16 +129,16 @@ def _make_spread(byte: int, signed: bool) -> Any:
     """spread(v): that byte of every row as int32, in the row's two lanes."""
     place = 3 if signed else 0
     lanes = [8 * row + byte if part == place else 64 for row in range(8) for _ in (0, 1) for part in range(4)]
-    shuffle, zero = simd.make_shuffle(simd.u8x64, lanes), simd.make_const(simd.u8x64, 0)
-    as_integers = simd.make_convert(simd.u8x64, i32x16, "bitcast")
+    shuffle, zero = v.make_shuffle(v.u8x64, lanes), v.make_const(v.u8x64, 0)
+    as_integers = v.make_convert(v.u8x64, v.i32x16, "bitcast")
 
-    @forceinline
-    def unsigned(v):
-        return as_integers(shuffle(_as_bytes(v), zero()))
+    @v.forceinline
+    def unsigned(value):
+        return as_integers(shuffle(_as_bytes(value), zero()))
 
-    @forceinline
-    def with_sign(v):
-        return unsigned(v) >> _top_byte()
+    @v.forceinline
+    def with_sign(value):
+        return unsigned(value) >> _top_byte()
 
     return with_sign if signed else unsigned
 
@@ -165,15 +147,15 @@ _spread = [_make_spread(byte, False) for byte in range(8)]
 _spread_signed = [_make_spread(byte, True) for byte in range(8)]
 
 
-@simd.intrinsic
-def _computed(typing_context, v):
+@v.intrinsic
+def _computed(typing_context, value):
     """The same vector, computed here: LLVM would put off what all groups add, and run out of registers."""
 
     def codegen(context, builder, sig, args):
         vector = sig.return_type.ir
-        return builder.asm(simd.ir.FunctionType(vector, [vector]), "", "=v,0", [args[0]], True)
+        return builder.asm(v.ir.FunctionType(vector, [vector]), "", "=v,0", [args[0]], True)
 
-    return v(v), codegen
+    return value(value), codegen
 
 
 # ---- sums of one, two and four tokens -------------------------------------------------------------------------------
@@ -182,7 +164,7 @@ def _computed(typing_context, v):
 def _make_for_tokens(n: int, one: Any) -> Any:
     """many(totals, z, x, x_row, scale): one(total, z, x, scale) for each of n tokens, whose records are x_row apart."""
 
-    @forceinline
+    @v.forceinline
     def many(totals, z, x, x_row, scale):
         if n == 1:
             result = (one(totals[0], z, x, scale),)
@@ -200,18 +182,18 @@ def _make_for_tokens(n: int, one: Any) -> Any:
     return many
 
 
-@forceinline
+@v.forceinline
 def _add_group(total, z, x, scale):
     return _computed(total + dot_32(z, x) * scale)
 
 
-@forceinline
+@v.forceinline
 def _add_group_of_sixteenfold(total, z, x, scale):
     """The same for weights that stand in the high nibble of their bytes."""
     return _computed(total + (dot_32(z, x) >> _four_bits()) * scale)
 
 
-@forceinline
+@v.forceinline
 def _add_two_groups(total, z, x, scales):
     """The same for groups of 16 with a scale each."""
     return _computed(total + dot_16(z[0], z[1], x) * scales[0] + dot_16(z[2], z[3], x + 16) * scales[1])
@@ -219,23 +201,23 @@ def _add_two_groups(total, z, x, scales):
 
 # ---- the types: block(p, stride, x, x_row, ahead) gives the sums of n tokens, the sub-scales and the minima ----------
 
-_low4, _low4_of_last = _bytes(0x0F), simd.make_const(u64x8, 0x0F0F0F0F << 32)
+_low4, _low4_of_last = _bytes(0x0F), v.make_const(v.u64x8, 0x0F0F0F0F << 32)
 _high4, _bit4, _bits45 = _bytes(0xF0), _bytes(0x10), _bytes(0x30)
-_low6_of_first, _top2_of_first = simd.make_const(u64x8, 0x3F3F3F3F), simd.make_const(u64x8, 0xC0C0C0C0)
-_four, _thirty, _thirty_two = (simd.make_const(u64x8, n) for n in (4, 30, 32))
+_low6_of_first, _top2_of_first = v.make_const(v.u64x8, 0x3F3F3F3F), v.make_const(v.u64x8, 0xC0C0C0C0)
+_four, _thirty, _thirty_two = (v.make_const(v.u64x8, n) for n in (4, 30, 32))
 
 
 def _make_shift(left: int) -> Any:
     """shift(v): all bits to the left, or to the right for a negative number."""
-    count = simd.make_const(u64x8, abs(left))
+    count = v.make_const(v.u64x8, abs(left))
 
-    @forceinline
-    def shift_left(v):
-        return v << count()
+    @v.forceinline
+    def shift_left(value):
+        return value << count()
 
-    @forceinline
-    def shift_right(v):
-        return v >> count()
+    @v.forceinline
+    def shift_right(value):
+        return value >> count()
 
     return shift_left if left >= 0 else shift_right
 
@@ -245,18 +227,18 @@ def _make_fetch(block_nbytes: int, part: int) -> Any:
     n_lines = -(-block_nbytes * 8 // 64)
     first, end = n_lines * part // 4 * 64, n_lines * (part + 1) // 4 * 64
 
-    @forceinline
+    @v.forceinline
     def fetch(ahead):
         for line in range(first, end, 64):
-            prefetch_l2(ahead + line)
+            v.prefetch_l2(ahead + line)
 
     return fetch
 
 
 def _make_zeros(n: int) -> Any:
-    @forceinline
+    @v.forceinline
     def zeros():
-        z = zero_i32x16()
+        z = v.zero_i32x16()
         if n == 1:
             result = (z,)
         elif n == 2:
@@ -268,7 +250,7 @@ def _make_zeros(n: int) -> Any:
     return zeros
 
 
-@forceinline
+@v.forceinline
 def _k_scales(p, stride):
     """The eight sub-scales and eight minima of eight Q4_K or Q5_K blocks (drawn in formats/k_quants.py)."""
     first, last = columns_of_16(p, stride)
@@ -286,7 +268,7 @@ def _make_q4_k(n: int, block_nbytes: int) -> Any:
     def make_pair(k: int) -> Any:
         scale, next_scale, at = _spread[2 * k], _spread[2 * k + 1], 64 * k
 
-        @forceinline
+        @v.forceinline
         def pair(totals, z, x, x_row, scales):
             low, high = _low4(), _high4()
             a = (z[0] & low, z[1] & low, z[2] & low, z[3] & low)
@@ -298,7 +280,7 @@ def _make_q4_k(n: int, block_nbytes: int) -> Any:
 
     pair0, pair1, pair2, pair3 = (make_pair(k) for k in range(4))
 
-    @forceinline
+    @v.forceinline
     def block(p, stride, x, x_row, ahead):
         scales, minima = _k_scales(p, stride)
         fetch0(ahead)
@@ -323,15 +305,15 @@ def _make_q5_k(n: int, block_nbytes: int) -> Any:
         scale, next_scale, at = _spread[2 * k], _spread[2 * k + 1], 64 * k
         fifth, next_fifth = _make_shift(4 - 2 * k), _make_shift(3 - 2 * k)
 
-        @forceinline
+        @v.forceinline
         def low_of(z, bits):
             return (z & _low4()) | (fifth(bits) & _bit4())
 
-        @forceinline
+        @v.forceinline
         def high_of(z, bits):
             return ((z >> _four()) & _low4()) | (next_fifth(bits) & _bit4())
 
-        @forceinline
+        @v.forceinline
         def pair(totals, z, bits, x, x_row, scales):
             a = (low_of(z[0], bits[0]), low_of(z[1], bits[1]), low_of(z[2], bits[2]), low_of(z[3], bits[3]))
             totals = add(totals, a, x + at, x_row, scale(scales))
@@ -342,7 +324,7 @@ def _make_q5_k(n: int, block_nbytes: int) -> Any:
 
     pair0, pair1, pair2, pair3 = (make_pair(k) for k in range(4))
 
-    @forceinline
+    @v.forceinline
     def block(p, stride, x, x_row, ahead):
         scales, minima = _k_scales(p, stride)
         bits = columns_of_32(p + 16, stride)
@@ -369,11 +351,11 @@ def _make_q6_k(n: int, block_nbytes: int) -> Any:
         first, second = _spread_signed[2 * k], _spread_signed[2 * k + 1]
         nibble, pair = _make_shift(-(k // 2 * 4)), _make_shift(4 - 2 * k)
 
-        @forceinline
+        @v.forceinline
         def six(z, bits):
             return (nibble(z) & _low4()) | (pair(bits) & _bits45())
 
-        @forceinline
+        @v.forceinline
         def group(totals, z, bits, x, x_row, scales):
             q = (six(z[0], bits[0]), six(z[1], bits[1]), six(z[2], bits[2]), six(z[3], bits[3]))
             return add(totals, q, x + at, x_row, (first(scales), second(scales)))
@@ -382,7 +364,7 @@ def _make_q6_k(n: int, block_nbytes: int) -> Any:
 
     group0, group1, group2, group3, group4, group5, group6, group7 = (make_group(g) for g in range(8))
 
-    @forceinline
+    @v.forceinline
     def block(p, stride, x, x_row, ahead):
         scales = columns_of_16(p + 192, stride)
         fetch0(ahead)
@@ -409,19 +391,19 @@ TYPES = {"Q4_K": _make_q4_k, "Q5_K": _make_q5_k, "Q6_K": _make_q6_k}
 
 # ---- activations, and the path itself --------------------------------------------------------------------------------
 
-_load_i16x16, _store_u16x16 = simd.load_i16x16, simd.make_store(simd.i16x16)
-_byte, _half_byte, _eight16 = (simd.make_const(simd.i16x16, n) for n in (255, 128, 8))
-_eight32 = simd.make_const(i32x8, 8)
-_narrow8, _widen8 = simd.make_convert(i32x8, i8x8, "trunc"), simd.make_convert(i8x8, i32x8, "sext")
-_store_i8x8 = simd.make_store(i8x8)
-_u32x16 = simd.u32x16
-_in_turn = simd.make_shuffle(i32x8, [lane for g in range(8) for lane in (g, 8 + g)])
-_unsigned = simd.make_convert(i32x16, _u32x16, "bitcast")
-_narrow16 = simd.make_convert(_u32x16, simd.u8x16, "trunc")
-_store_u8x16, _eight_u32 = simd.make_store(simd.u8x16), simd.make_const(_u32x16, 8)
+_load_i16x16, _store_u16x16 = v.load_i16x16, v.make_store(v.i16x16)
+_byte, _half_byte, _eight16 = (v.make_const(v.i16x16, n) for n in (255, 128, 8))
+_eight32 = v.make_const(v.i32x8, 8)
+_narrow8, _widen8 = v.make_convert(v.i32x8, v.i8x8, "trunc"), v.make_convert(v.i8x8, v.i32x8, "sext")
+_store_i8x8 = v.make_store(v.i8x8)
+_u32x16 = v.u32x16
+_in_turn = v.make_shuffle(v.i32x8, [lane for g in range(8) for lane in (g, 8 + g)])
+_unsigned = v.make_convert(v.i32x16, _u32x16, "bitcast")
+_narrow16 = v.make_convert(_u32x16, v.u8x16, "trunc")
+_store_u8x16, _eight_u32 = v.make_store(v.u8x16), v.make_const(_u32x16, 8)
 
 
-@forceinline
+@v.forceinline
 def _store_record(x, sums, first_sums, scale, record):
     """256 activations of a quantized row (layout.py) as a record."""
     for g in range(GROUPS):
@@ -429,7 +411,7 @@ def _store_record(x, sums, first_sums, scale, record):
         high_even, high_odd = (even + _half_byte()) >> _eight16(), (odd + _half_byte()) >> _eight16()
         _store_u16x16(record + g * 32, (high_even & _byte()) | (high_odd << _eight16()))
         _store_u16x16(record + LO + g * 32, (even & _byte()) | (odd << _eight16()))
-    rest, first = load_i32x8(sums), load_i32x8(first_sums)
+    rest, first = v.load_i32x8(sums), v.load_i32x8(first_sums)
     sixteens = _unsigned(_in_turn(first, rest - first))
     for digit in range(4):
         _store_u8x16(record + SUMS_16 + digit * 16, _narrow16(sixteens))
@@ -438,10 +420,10 @@ def _store_record(x, sums, first_sums, scale, record):
         low = _narrow8(rest)
         _store_i8x8(record + SUMS_32 + digit * 8, low)
         rest = (rest - _widen8(low)) >> _eight32()
-    store_f32(record + SCALE, load_f32(scale))
+    v.store_f32(record + SCALE, v.load_f32(scale))
 
 
-@forceinline
+@v.forceinline
 def prepare(x, x_row, n, n_groups, records):
     """The activations of n tokens as records; returns the bytes from one token's to the next's."""
     row = n_groups // GROUPS * RECORD_NBYTES
@@ -458,24 +440,24 @@ def _make_step(weights: Any, make_block: Any, n: int) -> Any:
     """step(p, stride, x, x_row, sums, ahead): the float32 sums of n tokens go on with a super-block of eight rows."""
     block, factors, has_min = make_block(n, weights.BLOCK_NBYTES), weights.factors, weights.N_MINIMA > 0
 
-    @forceinline
+    @v.forceinline
     def finish(total, scales, minima, d, minus_dmin, x, sums):
-        x_scale, acc = splat_f32x8(load_f32(x + SCALE)), load_f32x8(sums)
+        x_scale, acc = v.splat_f32x8(v.load_f32(x + SCALE)), v.load_f32x8(sums)
         if has_min:
-            acc = fma_f32x8(to_f32x8(_of_rows(total)), d * x_scale, acc)
-            total = _dot(zero_i32x16(), minima, x + SUMS_32 + 16) << _eight_bits()
+            acc = v.fma_f32x8(v.to_f32x8(_of_rows(total)), d * x_scale, acc)
+            total = _dot(v.zero_i32x16(), minima, x + SUMS_32 + 16) << _eight_bits()
             total = _dot(total, minima, x + SUMS_32 + 8) << _eight_bits()
-            acc = fma_f32x8(to_f32x8(_of_rows(_dot(total, minima, x + SUMS_32))), minus_dmin * x_scale, acc)
+            acc = v.fma_f32x8(v.to_f32x8(_of_rows(_dot(total, minima, x + SUMS_32))), minus_dmin * x_scale, acc)
         else:
-            centre = zero_i32x16()
+            centre = v.zero_i32x16()
             for digit in range(3, -1, -1):
                 at = x + SUMS_16 + digit * 16
                 centre = dot_bytes(centre << _eight_bits(), _splat(_load_eight_bytes(at)), scales[0])
                 centre = dot_bytes(centre, _splat(_load_eight_bytes(at + 8)), scales[1])
-            acc = fma_f32x8(to_f32x8(_of_rows(total - (centre << _five_bits()))), d * x_scale, acc)
-        store_f32x8(sums, acc)
+            acc = v.fma_f32x8(v.to_f32x8(_of_rows(total - (centre << _five_bits()))), d * x_scale, acc)
+        v.store_f32x8(sums, acc)
 
-    @forceinline
+    @v.forceinline
     def step(p, stride, x, x_row, sums, ahead):
         totals, scales, minima = block(p, stride, x, x_row, ahead)
         d, minus_dmin = factors(p, stride)
@@ -494,10 +476,10 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
     step_one, step_two, step_four = (_make_step(weights, TYPES[quant], n) for n in (1, 2, 4))
     block_nbytes = weights.BLOCK_NBYTES
 
-    @forceinline
+    @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
         for t in range(n):
-            store_f32x8(scratch + SUMS + t * 32, zero_f32x8())
+            v.store_f32x8(scratch + SUMS + t * 32, v.zero_f32x8())
         for _ in range(n_groups // GROUPS):
             t = 0
             while t < n:

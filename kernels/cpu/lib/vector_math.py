@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.simd import f32x16, fma_f32x16, forceinline, i32x16, make_const, max_f32x16, min_f32x16
+from edgellm.kernels.cpu.lib import simd as v
 
-_LOG2E = make_const(f32x16, 1.4426950408889634)
-_MINUS_LN2_HIGH = make_const(f32x16, -0.693359375)  # 9 bits: its products with whole numbers are exact
-_MINUS_LN2_LOW = make_const(f32x16, 2.12194440e-4)
-_ROUND = make_const(f32x16, 12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest whole number
-_LOWEST = make_const(f32x16, -87.0)
-_HIGHEST = make_const(f32x16, 88.0)
-_ONE = make_const(f32x16, 1.0)
+_LOG2E = v.make_const(v.f32x16, 1.4426950408889634)
+_MINUS_LN2_HIGH = v.make_const(v.f32x16, -0.693359375)  # 9 bits: its products with whole numbers are exact
+_MINUS_LN2_LOW = v.make_const(v.f32x16, 2.12194440e-4)
+_ROUND = v.make_const(v.f32x16, 12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest whole number
+_LOWEST = v.make_const(v.f32x16, -87.0)
+_HIGHEST = v.make_const(v.f32x16, 88.0)
+_ONE = v.make_const(v.f32x16, 1.0)
 # minimax polynomial of (e^r - 1 - r) / r^2 on [-ln2/2, ln2/2] (Cephes expf)
 _C0, _C1, _C2 = (
-    make_const(f32x16, 1.9875691500e-4),
-    make_const(f32x16, 1.3981999507e-3),
-    make_const(f32x16, 8.3334519073e-3),
+    v.make_const(v.f32x16, 1.9875691500e-4),
+    v.make_const(v.f32x16, 1.3981999507e-3),
+    v.make_const(v.f32x16, 8.3334519073e-3),
 )
 _C3, _C4, _C5 = (
-    make_const(f32x16, 4.1665795894e-2),
-    make_const(f32x16, 1.6666665459e-1),
-    make_const(f32x16, 5.0000001201e-1),
+    v.make_const(v.f32x16, 4.1665795894e-2),
+    v.make_const(v.f32x16, 1.6666665459e-1),
+    v.make_const(v.f32x16, 5.0000001201e-1),
 )
-_SHIFT = make_const(i32x16, 23)
+_SHIFT = v.make_const(v.i32x16, 23)
 
 
-@forceinline
+@v.forceinline
 def exp_f32x16(x):
     """e^x; 0 below -87, e^88 above 88, NaN of NaN; exactly 1 at 0."""
-    y = min_f32x16(_HIGHEST(), max_f32x16(_LOWEST(), x))  # in this order NaN stays NaN
+    y = v.min_f32x16(_HIGHEST(), v.max_f32x16(_LOWEST(), x))  # in this order NaN stays NaN
     n = (y * _LOG2E() + _ROUND()) - _ROUND()
-    r = fma_f32x16(n, _MINUS_LN2_LOW(), fma_f32x16(n, _MINUS_LN2_HIGH(), y))
-    p = fma_f32x16(_C0(), r, _C1())
-    p = fma_f32x16(p, r, _C2())
-    p = fma_f32x16(p, r, _C3())
-    p = fma_f32x16(p, r, _C4())
-    p = fma_f32x16(p, r, _C5())
-    p = fma_f32x16(p, r * r, r) + _ONE()
-    power = simd.f32x16_from_bits(simd.f32x16_bits(p) + (simd.truncate_f32x16(n) << _SHIFT()))
-    return simd.where_less(x, _LOWEST(), simd.zero_f32x16(), power)
+    r = v.fma_f32x16(n, _MINUS_LN2_LOW(), v.fma_f32x16(n, _MINUS_LN2_HIGH(), y))
+    p = v.fma_f32x16(_C0(), r, _C1())
+    p = v.fma_f32x16(p, r, _C2())
+    p = v.fma_f32x16(p, r, _C3())
+    p = v.fma_f32x16(p, r, _C4())
+    p = v.fma_f32x16(p, r, _C5())
+    p = v.fma_f32x16(p, r * r, r) + _ONE()
+    power = v.f32x16_from_bits(v.f32x16_bits(p) + (v.truncate_f32x16(n) << _SHIFT()))
+    return v.where_less(x, _LOWEST(), v.zero_f32x16(), power)
 
 
-@forceinline
+@v.forceinline
 def silu_f32x16(x):
     """x / (1 + e^-x)"""
-    return x / (_ONE() + exp_f32x16(simd.zero_f32x16() - x))
+    return x / (_ONE() + exp_f32x16(v.zero_f32x16() - x))
 
 
-_GELU_A, _GELU_B = make_const(f32x16, 0.7978845608028654), make_const(f32x16, 0.044715)
-_HALF = make_const(f32x16, 0.5)
+_GELU_A, _GELU_B = v.make_const(v.f32x16, 0.7978845608028654), v.make_const(v.f32x16, 0.044715)
+_HALF = v.make_const(v.f32x16, 0.5)
 
 
-@forceinline
+@v.forceinline
 def gelu_f32x16(x):
     """x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), written as x (1 - 1 / (e^2u + 1))."""
     u = _GELU_A() * (x + _GELU_B() * x * x * x)

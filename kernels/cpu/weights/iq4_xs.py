@@ -6,8 +6,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16, load_u16, load_u32
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.weights import common, superblocks
 
 BLOCK_NBYTES = 136
@@ -18,10 +17,10 @@ row_scales, make_scale = superblocks.rows_paired, superblocks.make_scale_of_eigh
 factors = superblocks.make_single_factor(0)
 
 
-@forceinline
+@v.forceinline
 def _store_scales(block, out):
     """The eight sub-scales: nibbles of four bytes, and bit pairs of a word above them."""
-    low, high = types.int64(load_u32(block + 4)), types.int64(load_u16(block + 2))
+    low, high = types.int64(v.load_u32(block + 4)), types.int64(v.load_u16(block + 2))
     # spread: nibble (pair) i to byte i
     low = (low | (low << 16)) & 0x0000FFFF0000FFFF
     low = (low | (low << 8)) & 0x00FF00FF00FF00FF
@@ -32,7 +31,7 @@ def _store_scales(block, out):
     superblocks.store_eight(low | (high << 4), 32, out)
 
 
-@forceinline
+@v.forceinline
 def decode(p, stride, scales, minima):
     """The sub-scales of eight rows."""
     for r in range(8):
@@ -43,8 +42,8 @@ def make_group(g: int) -> Any:
     """group(block): the levels of 16 low nibbles, then of the high ones."""
     at = 8 + g * 16
 
-    @forceinline
+    @v.forceinline
     def group(block):
-        return common.even_odd_i8(simd.lookup_u8x32(common.iq4_levels(), common.nibbles(load_u8x16(block + at))))
+        return common.even_odd_i8(v.lookup_u8x32(common.iq4_levels(), common.nibbles(v.load_u8x16(block + at))))
 
     return group

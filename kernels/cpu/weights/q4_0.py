@@ -1,19 +1,18 @@
 """Q4_0: 18 bytes: d, 16 bytes of nibbles; value d (q - 8)."""
 
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 18
 HAS_MIN = False
 OFFSET = 8
 
-_eight = simd.make_const(simd.i16x32, 8)
+_eight = v.make_const(v.i16x32, 8)
 decode_scales = common.decode_half_scales
 sums = common.make_nibble_sums(2)
 
 
-@forceinline
+@v.forceinline
 def unpack(block):
     """The 32 weights of the group as int16."""
-    return common.even_odd_u8(common.nibbles(load_u8x16(block + 2))) - _eight()
+    return common.even_odd_u8(common.nibbles(v.load_u8x16(block + 2))) - _eight()

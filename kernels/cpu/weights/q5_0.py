@@ -1,27 +1,26 @@
 """Q5_0: 22 bytes: d, 32 fifth bits, 16 bytes of nibbles; value d (q - 16)."""
 
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16, load_u32
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.weights import common
 
 BLOCK_NBYTES = 22
 HAS_MIN = False
 OFFSET = 16
 
-_sixteen = simd.make_const(simd.i16x32, 16)
+_sixteen = v.make_const(v.i16x32, 16)
 decode_scales = common.decode_half_scales
 
 
-@forceinline
+@v.forceinline
 def unsigned(block):
     """The 32 weights of the group plus 16."""
-    return common.even_odd_u8(common.nibbles(load_u8x16(block + 6)) | common.sixteen_where(load_u32(block + 2)))
+    return common.even_odd_u8(common.nibbles(v.load_u8x16(block + 6)) | common.sixteen_where(v.load_u32(block + 2)))
 
 
 sums = common.make_sums(unsigned)
 
 
-@forceinline
+@v.forceinline
 def unpack(block):
     """The 32 weights of the group as int16."""
     return unsigned(block) - _sixteen()

@@ -13,35 +13,34 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.cpu.lib import simd
-from edgellm.kernels.cpu.lib.simd import forceinline, load_i32, load_i32x8, load_u8x16, splat_i32x8, store_i32x8
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.weights import common
 
 # ---- the 32 integers of a group --------------------------------------------------------------------------------------
 
-words_at = simd.make_load(simd.u16x16)
+words_at = v.make_load(v.u16x16)
 """u16x16: 32 bytes at an address, as words."""
 
-_low_byte, _eight = simd.make_const(simd.u16x16, 255), simd.make_const(simd.u16x16, 8)
+_low_byte, _eight = v.make_const(v.u16x16, 255), v.make_const(v.u16x16, 8)
 
 
-@forceinline
+@v.forceinline
 def even_odd(words):
     """i16x32 of the bytes of 16 words: the even ones, then the odd ones."""
-    even, odd = simd.u16x16_as_i16x16(words & _low_byte()), simd.u16x16_as_i16x16(words >> _eight())
-    return simd.concat_i16x16(even, odd)
+    even, odd = v.u16x16_as_i16x16(words & _low_byte()), v.u16x16_as_i16x16(words >> _eight())
+    return v.concat_i16x16(even, odd)
 
 
 @functools.cache
 def make_field(shift: int, mask: int) -> Any:
     """field(words): in every byte its bits from ``shift`` on, under a mask; a negative shift moves them up."""
-    count, both = simd.make_const(simd.u16x16, abs(shift)), simd.make_const(simd.u16x16, mask * 0x0101)
+    count, both = v.make_const(v.u16x16, abs(shift)), v.make_const(v.u16x16, mask * 0x0101)
 
-    @forceinline
+    @v.forceinline
     def right(words):
         return (words >> count()) & both()
 
-    @forceinline
+    @v.forceinline
     def left(words):
         return (words << count()) & both()
 
@@ -54,13 +53,13 @@ def make_field(shift: int, mask: int) -> Any:
 # the order of the rows.
 
 
-@forceinline
+@v.forceinline
 def rows_paired(r):
     """Where row r's sub-scales stand: eight of them, four and then four more 32 bytes on."""
     return (r & 3) * 64 + (r >> 2) * 16
 
 
-@forceinline
+@v.forceinline
 def rows_apart(r):
     """Where row r's sub-scales stand: sixteen of them."""
     return r * 64
@@ -71,9 +70,9 @@ def make_scale_of_eight(g: int) -> Any:
     """scale(scales): in every lane sub-scale g of 8, one for each group."""
     offset = g // 4 * 32 + g % 4 * 4
 
-    @forceinline
+    @v.forceinline
     def scale(scales):
-        return splat_i32x8(load_i32(scales + offset))
+        return v.splat_i32x8(v.load_i32(scales + offset))
 
     return scale
 
@@ -82,35 +81,35 @@ def make_scale_of_eight(g: int) -> Any:
 def make_scale_of_sixteen(g: int) -> Any:
     """scale(scales): sub-scales 2 g and 2 g + 1 of 16, in the lanes of the first and the last 16 weights of a group."""
     k, offset = g % 4, g // 4 * 32
-    spread = simd.make_shuffle(simd.i32x8, [k] * 4 + [k + 4] * 4)
+    spread = v.make_shuffle(v.i32x8, [k] * 4 + [k + 4] * 4)
 
-    @forceinline
+    @v.forceinline
     def scale(scales):
-        v = load_i32x8(scales + offset)
-        return spread(v, v)
+        value = v.load_i32x8(scales + offset)
+        return spread(value, value)
 
     return scale
 
 
-_as_words = simd.make_convert(simd.u8x32, simd.u32x8, "bitcast")
-_as_bytes = simd.make_convert(simd.u32x8, simd.u8x32, "bitcast")
-_as_integers = simd.make_convert(simd.u8x32, simd.i32x8, "bitcast")
-_zero_bytes = simd.make_const(simd.u8x32, 0)
-_four = simd.make_const(simd.u8x32, 4)
+_as_words = v.make_convert(v.u8x32, v.u32x8, "bitcast")
+_as_bytes = v.make_convert(v.u32x8, v.u8x32, "bitcast")
+_as_integers = v.make_convert(v.u8x32, v.i32x8, "bitcast")
+_zero_bytes = v.make_const(v.u8x32, 0)
+_four = v.make_const(v.u8x32, 4)
 
 
-@forceinline
+@v.forceinline
 def two_rows(p, q):
     """u8x32: 16 bytes at p, then 16 at q."""
-    return simd.concat_u8x16(load_u8x16(p), load_u8x16(q))
+    return v.concat_u8x16(v.load_u8x16(p), v.load_u8x16(q))
 
 
 def _make_widen(*chosen: int) -> Any:
     """widen(bytes): in each half, four of its bytes as int32."""
     lanes = [half + byte if part == 0 else 32 for half in (0, 16) for byte in chosen for part in range(4)]
-    spread = simd.make_shuffle(simd.u8x32, lanes)
+    spread = v.make_shuffle(v.u8x32, lanes)
 
-    @forceinline
+    @v.forceinline
     def widen(values):
         return _as_integers(spread(values, _zero_bytes()))
 
@@ -121,51 +120,51 @@ _bytes_0, _bytes_4, _bytes_8, _bytes_12 = (_make_widen(i, i + 1, i + 2, i + 3) f
 _even_0, _even_8, _odd_0, _odd_8 = (_make_widen(i, i + 2, i + 4, i + 6) for i in (0, 8, 1, 9))
 
 # the scales and minima of Q4_K and Q5_K, six bits each in 12 bytes: drawn in formats/k_quants.py
-_low_words = simd.make_shuffle(simd.u32x8, [1, 3, 2, 3, 5, 7, 6, 7])
-_top_words = simd.make_shuffle(simd.u32x8, [1, 1, 2, 2, 5, 5, 6, 6])
-_low_shift = simd.make_constants(simd.u32x8, [0, 0, 0, 4] * 2)
-_low_mask = simd.make_constants(simd.u32x8, [0x3F3F3F3F, 0x0F0F0F0F] * 4)
-_top_mask, _two = simd.make_constants(simd.u32x8, [0, 0x30303030] * 4), simd.make_const(simd.u32x8, 2)
+_low_words = v.make_shuffle(v.u32x8, [1, 3, 2, 3, 5, 7, 6, 7])
+_top_words = v.make_shuffle(v.u32x8, [1, 1, 2, 2, 5, 5, 6, 6])
+_low_shift = v.make_constants(v.u32x8, [0, 0, 0, 4] * 2)
+_low_mask = v.make_constants(v.u32x8, [0x3F3F3F3F, 0x0F0F0F0F] * 4)
+_top_mask, _two = v.make_constants(v.u32x8, [0, 0x30303030] * 4), v.make_const(v.u32x8, 2)
 
 
-@forceinline
+@v.forceinline
 def decode_k(p, stride, scales, minima):
     """The eight sub-scales and eight minima of eight Q4_K or Q5_K blocks."""
     for r in range(4):
         words = _as_words(two_rows(p + r * stride, p + (r + 4) * stride))
         low = (_low_words(words, words) >> _low_shift()) & _low_mask()
         values = _as_bytes(low | ((_top_words(words, words) >> _two()) & _top_mask()))
-        store_i32x8(scales + r * 64, _bytes_0(values))
-        store_i32x8(scales + r * 64 + 32, _bytes_4(values))
-        store_i32x8(minima + r * 128, _bytes_8(values))
-        store_i32x8(minima + r * 128 + 32, _bytes_12(values))
+        v.store_i32x8(scales + r * 64, _bytes_0(values))
+        v.store_i32x8(scales + r * 64 + 32, _bytes_4(values))
+        v.store_i32x8(minima + r * 128, _bytes_8(values))
+        v.store_i32x8(minima + r * 128 + 32, _bytes_12(values))
 
 
-@forceinline
+@v.forceinline
 def decode_q2_minima(p, stride, minima):
     """The minima of eight Q2_K blocks: of the last 16 weights of the groups, and what the first 16 have more."""
     for r in range(4):
         values = two_rows(p + r * stride, p + (r + 4) * stride) >> _four()
         of_last, of_more = _odd_0(values), _odd_8(values)
-        store_i32x8(minima + r * 128, of_last)
-        store_i32x8(minima + r * 128 + 32, of_more)
-        store_i32x8(minima + r * 128 + 64, _even_0(values) - of_last)
-        store_i32x8(minima + r * 128 + 96, _even_8(values) - of_more)
+        v.store_i32x8(minima + r * 128, of_last)
+        v.store_i32x8(minima + r * 128 + 32, of_more)
+        v.store_i32x8(minima + r * 128 + 64, _even_0(values) - of_last)
+        v.store_i32x8(minima + r * 128 + 96, _even_8(values) - of_more)
 
 
-@forceinline
+@v.forceinline
 def k_factors(p, stride):
     """d and -dmin, the first numbers of eight blocks."""
     d, dmin = common.half_pairs_at(p, stride)
-    return d, simd.zero_f32x8() - dmin
+    return d, v.zero_f32x8() - dmin
 
 
 def make_single_factor(at: int) -> Any:
     """factors(p, stride) for types without a minimum: the float16 at byte ``at`` of eight blocks, and zero."""
 
-    @forceinline
+    @v.forceinline
     def factors(p, stride):
-        return common.halves_at(p + at, stride), simd.zero_f32x8()
+        return common.halves_at(p + at, stride), v.zero_f32x8()
 
     return factors
 
@@ -181,50 +180,50 @@ def bytes_of(typing_context: Any, low: Any, high: Any) -> Any:
         pair = ir.Constant(ir.VectorType(ir.IntType(64), 2), ir.Undefined)
         for lane in (0, 1):
             pair = builder.insert_element(pair, args[lane], ir.Constant(ir.IntType(32), lane))
-        return builder.bitcast(pair, simd.u8x16.ir)
+        return builder.bitcast(pair, v.u8x16.ir)
 
-    return simd.u8x16(types.int64, types.int64), codegen
+    return v.u8x16(types.int64, types.int64), codegen
 
 
 # sub-scales 0 to 7, then 8 to 15: those of the first 16 weights of four groups, then those of the other 16
-_of_first_groups = simd.make_shuffle(simd.u8x16, [0, 2, 4, 6, 1, 3, 5, 7])
-_of_last_groups = simd.make_shuffle(simd.u8x16, [8, 10, 12, 14, 9, 11, 13, 15])
-_widen = simd.make_convert(simd.u8x8, simd.i32x8, "zext")
-_as_signed = simd.make_convert(simd.u8x8, simd.i8x8, "bitcast")
-_widen_signed = simd.make_convert(simd.i8x8, simd.i32x8, "sext")
-_low4_16 = simd.make_const(simd.u8x16, 15)
+_of_first_groups = v.make_shuffle(v.u8x16, [0, 2, 4, 6, 1, 3, 5, 7])
+_of_last_groups = v.make_shuffle(v.u8x16, [8, 10, 12, 14, 9, 11, 13, 15])
+_widen = v.make_convert(v.u8x8, v.i32x8, "zext")
+_as_signed = v.make_convert(v.u8x8, v.i8x8, "bitcast")
+_widen_signed = v.make_convert(v.i8x8, v.i32x8, "sext")
+_low4_16 = v.make_const(v.u8x16, 15)
 
 
-@forceinline
+@v.forceinline
 def low_nibbles(values):
     """u8x16: bits 3 to 0."""
     return values & _low4_16()
 
 
-_i32x4 = simd.Vec(types.int32, 4)
-_store_i32x4 = simd.make_store(_i32x4)
-_first_four, _last_four = (simd.make_shuffle(simd.i32x8, list(range(k, k + 4))) for k in (0, 4))
-_first8 = simd.make_shuffle(simd.u8x16, list(range(8)))
+_i32x4 = v.Vec(types.int32, 4)
+_store_i32x4 = v.make_store(_i32x4)
+_first_four, _last_four = (v.make_shuffle(v.i32x8, list(range(k, k + 4))) for k in (0, 4))
+_first8 = v.make_shuffle(v.u8x16, list(range(8)))
 
 
-@forceinline
+@v.forceinline
 def store_eight(word, minus, out):
     """The eight bytes of an int64 less a number, as make_scale_of_eight reads them."""
-    v = bytes_of(word, word)
-    values = _widen(_first8(v, v)) - splat_i32x8(types.int32(minus))
+    value = bytes_of(word, word)
+    values = _widen(_first8(value, value)) - v.splat_i32x8(types.int32(minus))
     _store_i32x4(out, _first_four(values, values))
     _store_i32x4(out + 32, _last_four(values, values))
 
 
-@forceinline
+@v.forceinline
 def store_sixteen(values, minus, out):
     """Sixteen unsigned sub-scales less a number, as make_scale_of_sixteen reads them."""
-    store_i32x8(out, _widen(_of_first_groups(values, values)) - splat_i32x8(types.int32(minus)))
-    store_i32x8(out + 32, _widen(_of_last_groups(values, values)) - splat_i32x8(types.int32(minus)))
+    v.store_i32x8(out, _widen(_of_first_groups(values, values)) - v.splat_i32x8(types.int32(minus)))
+    v.store_i32x8(out + 32, _widen(_of_last_groups(values, values)) - v.splat_i32x8(types.int32(minus)))
 
 
-@forceinline
+@v.forceinline
 def store_sixteen_signed(values, out):
     """Sixteen int8 sub-scales, as make_scale_of_sixteen reads them."""
-    store_i32x8(out, _widen_signed(_as_signed(_of_first_groups(values, values))))
-    store_i32x8(out + 32, _widen_signed(_as_signed(_of_last_groups(values, values))))
+    v.store_i32x8(out, _widen_signed(_as_signed(_of_first_groups(values, values))))
+    v.store_i32x8(out + 32, _widen_signed(_as_signed(_of_last_groups(values, values))))
