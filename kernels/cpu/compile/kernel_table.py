@@ -31,9 +31,8 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     VOCABULARY: ("vocabulary", "vocabulary", None),
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
-    **{f"embed_{quant.lower()}": ("quantized_matmul", "make_embed", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},
-    **{f"embed_{quant.lower()}": ("elementwise", "make_float_embed", quant) for quant in FLOAT},
+    **{f"embed_{quant.lower()}": ("embed", "make_embed", quant) for quant in (*QUANTIZED, *FLOAT)},
 }
 
 

@@ -26,8 +26,6 @@ from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
 BLOCK = 32
 CUT_ROW = at.CUT_BLOCKS * BLOCK * 4
 """Bytes of one row's scores, later weights, in a cut."""
-_arg = [8 * i for i in range(15)]
-Q, Q_ROW, OUT, OUT_ROW, K_POOL, V_POOL, N_HEADS, N_KV_HEADS, DIM_K, DIM_V, WINDOW, LIST, SCALE = _arg[1:14]
 
 _minus_infinity = v.make_const(v.f32x16, float("-inf"))
 _NEG_INF = float("-inf")
@@ -42,9 +40,9 @@ def _lane_numbers(typing_context):
 
 
 @v.forceinline
-def _state_nbytes(op):
+def _state_nbytes(args):
     """A row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
-    return 64 + (v.load_i64(op + DIM_V) + 15) // 16 * 64
+    return 64 + (args.dim_v + 15) // 16 * 64
 
 
 @v.forceinline
@@ -158,10 +156,10 @@ def _softmax_row(weights, first, n, lowest, highest, state):
 
 
 @v.forceinline
-def _q_at(op, first, head, row, group):
+def _q_at(args, first, head, row, group):
     """Address of the query of a head's row."""
-    token, dim_k = first + row // group, v.load_i64(op + DIM_K)
-    return v.load_i64(op + Q) + token * v.load_i64(op + Q_ROW) + (head * group + row % group) * dim_k * 4
+    token, dim_k = first + row // group, args.dim_k
+    return args.q + token * args.q_row + (head * group + row % group) * dim_k * 4
 
 
 @v.forceinline
@@ -174,17 +172,17 @@ def _rows_at_once(n_left):
 
 
 @v.forceinline
-def _block(op, step, part, block):
+def _block(args, step, part, block):
     """Index of a part's block in the pool."""
     table = v.load_i64(step + at.TABLES) + v.load_i32(part + at.PART_TABLE) * 16
     blocks = v.load_i64(table) + v.load_i32(part + at.PART_SEQUENCE) * v.load_i64(table + 8) * 4
-    return v.load_i32(blocks + block * 4) * v.load_i64(op + N_KV_HEADS)
+    return v.load_i32(blocks + block * 4) * args.n_kv_heads
 
 
 @v.forceinline
-def _visible(op, step, part):
+def _visible(args, step, part):
     """First and last block that a part's tile sees, and the last position."""
-    positions, window = v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4, v.load_i64(op + WINDOW)
+    positions, window = v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4, args.window
     last, lowest = v.load_i32(positions + (v.load_i32(part + at.PART_TOKENS) - 1) * 4), 0
     if window > 0:
         lowest = max(0, v.load_i32(positions) - window + 1) // BLOCK
@@ -192,27 +190,27 @@ def _visible(op, step, part):
 
 
 @v.forceinline
-def _rows_of_head(op, part):
-    return v.load_i32(part + at.PART_TOKENS) * (v.load_i64(op + N_HEADS) // v.load_i64(op + N_KV_HEADS))
+def _rows_of_head(args, part):
+    return v.load_i32(part + at.PART_TOKENS) * (args.n_heads // args.n_kv_heads)
 
 
 @v.forceinline
-def _score_cut(op, step, part, first_block, last_block, weights):
+def _score_cut(args, step, part, first_block, last_block, weights):
     """Scores of all rows of a part in the blocks of one cut; fetches the cut's values."""
-    dim_k, dim_v, n_rows = v.load_i64(op + DIM_K), v.load_i64(op + DIM_V), _rows_of_head(op, part)
-    first, group = v.load_i32(part), v.load_i64(op + N_HEADS) // v.load_i64(op + N_KV_HEADS)
-    scale = v.splat_f32x16(v.f32_of(v.load_f64(op + SCALE)))
+    dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
+    first, group = v.load_i32(part), args.n_heads // args.n_kv_heads
+    scale = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
     for block in range(first_block, last_block + 1):
-        where, out = _block(op, step, part, block), weights + (block - first_block) * BLOCK * 4
+        where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
         for head in range(
             v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEAD) + v.load_i32(part + at.PART_HEADS)
         ):
-            k = v.load_i64(op + K_POOL) + (where + head) * dim_k * 64
-            ahead, row = v.load_i64(op + V_POOL) + (where + head) * dim_v * 64, 0
+            k = args.k_pool + (where + head) * dim_k * 64
+            ahead, row = args.v_pool + (where + head) * dim_v * 64, 0
             while row < n_rows:
                 n = _rows_at_once(n_rows - row)
-                q0, q1 = _q_at(op, first, head, row, group), _q_at(op, first, head, row + 1, group)
-                q2 = _q_at(op, first, head, row + 2, group)
+                q0, q1 = _q_at(args, first, head, row, group), _q_at(args, first, head, row + 1, group)
+                q2 = _q_at(args, first, head, row + 2, group)
                 for half in range(2):
                     a, b, c = _sums(n, k + half * 32, 64, dim_k, q0, q1, q2, ahead + half * dim_k * 32)
                     v.store_f32x16(out + half * 64, a * scale)
@@ -224,9 +222,9 @@ def _score_cut(op, step, part, first_block, last_block, weights):
 
 
 @v.forceinline
-def _soften_cut(op, step, part, first_block, last_block, weights, states):
+def _soften_cut(args, step, part, first_block, last_block, weights, states):
     """The softmax of a cut by itself: scores become weights, states begin."""
-    window, state_nbytes, n_rows = v.load_i64(op + WINDOW), _state_nbytes(op), _rows_of_head(op, part)
+    window, state_nbytes, n_rows = args.window, _state_nbytes(args), _rows_of_head(args, part)
     positions, group = (
         v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4,
         n_rows // v.load_i32(part + at.PART_TOKENS),
@@ -246,23 +244,23 @@ def _add_to(place, value):
 
 
 @v.forceinline
-def _weigh_cut(op, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
+def _weigh_cut(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
     """Weighted sums of a cut's values; fetches the keys of the blocks from ``then_block`` on of the part ``then``."""
-    dim_k, dim_v, n_rows = v.load_i64(op + DIM_K), v.load_i64(op + DIM_V), _rows_of_head(op, part)
-    state_nbytes = _state_nbytes(op)
+    dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
+    state_nbytes = _state_nbytes(args)
     for block in range(first_block, last_block + 1):
-        where, n_positions = _block(op, step, part, block), min(BLOCK, last - block * BLOCK + 1)
-        next_where = _block(op, step, then, min(then_block + block - first_block, then_last))
+        where, n_positions = _block(args, step, part, block), min(BLOCK, last - block * BLOCK + 1)
+        next_where = _block(args, step, then, min(then_block + block - first_block, then_last))
         w, state = weights + (block - first_block) * BLOCK * 4, states
         for head in range(v.load_i32(part + at.PART_HEADS)):
-            value = v.load_i64(op + V_POOL) + (where + v.load_i32(part + at.PART_HEAD) + head) * dim_v * 64
-            ahead = v.load_i64(op + K_POOL) + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
+            values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * dim_v * 64
+            ahead = args.k_pool + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
             row = 0
             while row < n_rows:
                 n = _rows_at_once(n_rows - row)
                 for i in range(0, dim_v * 2, 32):
                     w1, w2 = w + CUT_ROW, w + 2 * CUT_ROW
-                    a, b, c = _sums(n, value + i, dim_v * 2, n_positions, w, w1, w2, ahead + i * 32)
+                    a, b, c = _sums(n, values + i, dim_v * 2, n_positions, w, w1, w2, ahead + i * 32)
                     _add_to(state + 64 + i * 2, a)
                     if n > 1:
                         _add_to(state + state_nbytes + 64 + i * 2, b)
@@ -272,14 +270,14 @@ def _weigh_cut(op, step, part, first_block, last_block, last, weights, states, t
 
 
 @v.forceinline
-def _finish_rows(op, part, states):
+def _finish_rows(args, part, states):
     """The merged rows of a part to the output."""
-    dim_v, n_heads, state_nbytes = v.load_i64(op + DIM_V), v.load_i64(op + N_HEADS), _state_nbytes(op)
-    group = n_heads // v.load_i64(op + N_KV_HEADS)
+    dim_v, n_heads, state_nbytes = args.dim_v, args.n_heads, _state_nbytes(args)
+    group = n_heads // args.n_kv_heads
     n_rows = v.load_i32(part + at.PART_TOKENS) * group
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
         head, r = v.load_i32(part + at.PART_HEAD) + row // n_rows, row % n_rows
-        out = v.load_i64(op + OUT) + (v.load_i32(part) + r // group) * v.load_i64(op + OUT_ROW)
+        out = args.out + (v.load_i32(part) + r // group) * args.out_row
         _finish(states + row * state_nbytes, out + (head * group + r % group) * dim_v * 4, dim_v)
 
 
@@ -297,12 +295,12 @@ def _clear_rows(merged, nbytes, state_nbytes):
 
 
 @v.forceinline
-def _do_part(op, step, part, then, scratch):
+def _do_part(args, step, part, then, scratch):
     """A part's cuts, merged if they are all that the tile has, else kept until all are there."""
-    n_tokens, n_rows, state_nbytes = v.load_i32(part + at.PART_TOKENS), _rows_of_head(op, part), _state_nbytes(op)
+    n_tokens, n_rows, state_nbytes = v.load_i32(part + at.PART_TOKENS), _rows_of_head(args, part), _state_nbytes(args)
     head, all_rows = v.load_i32(part + at.PART_HEAD), n_rows * v.load_i32(part + at.PART_HEADS)
-    lowest, highest, last = _visible(op, step, part)
-    then_lowest, then_highest, _ = _visible(op, step, then)
+    lowest, highest, last = _visible(args, step, part)
+    then_lowest, then_highest, _ = _visible(args, step, then)
     states, nbytes = scratch + all_rows * CUT_ROW, all_rows * state_nbytes
     merged = states + nbytes
     n_parts, unit = v.load_i32(part + at.PART_OF), v.load_i64(step + at.PARTIAL_NBYTES) * n_tokens
@@ -310,7 +308,7 @@ def _do_part(op, step, part, then, scratch):
     kept += head * n_rows * state_nbytes
     _clear_rows(merged, nbytes, state_nbytes)
     end, size = v.load_i32(part + at.PART_CUT) + v.load_i32(part + at.PART_CUTS), at.CUT_BLOCKS
-    if v.load_i64(op + WINDOW) > 0:
+    if args.window > 0:
         size = at.CUT_BLOCKS // 2
     for cut in range(v.load_i32(part + at.PART_CUT), end):
         first_block, last_block = max(cut * size, lowest), min((cut + 1) * size - 1, highest)
@@ -318,9 +316,9 @@ def _do_part(op, step, part, then, scratch):
         if cut + 1 == end:
             after, after_block = then, max(v.load_i32(then + at.PART_CUT) * size, then_lowest)
             after_last = then_highest
-        _score_cut(op, step, part, first_block, last_block, scratch)
-        _soften_cut(op, step, part, first_block, last_block, scratch, states)
-        _weigh_cut(op, step, part, first_block, last_block, last, scratch, states, after, after_block, after_last)
+        _score_cut(args, step, part, first_block, last_block, scratch)
+        _soften_cut(args, step, part, first_block, last_block, scratch, states)
+        _weigh_cut(args, step, part, first_block, last_block, last, scratch, states, after, after_block, after_last)
         if n_parts == 1:
             _merge_cut(merged, states, nbytes, state_nbytes)
         else:
@@ -339,16 +337,17 @@ def _do_part(op, step, part, then, scratch):
                 _merge_cut(merged, kept, nbytes, state_nbytes)
                 kept += unit
     if finished:
-        _finish_rows(op, part, merged)
+        _finish_rows(args, part, merged)
 
 
 def attention(op, step, thread, n_threads):
     """out = softmax(scale * q k^T, masked) v"""
+    args = v.arguments(op, at.ATTENTION)
     scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
-    table = v.load_i64(step + at.PARTS) + v.load_i64(op + LIST) * 16
+    table = v.load_i64(step + at.PARTS) + args.shape * 16
     parts, n_parts = v.load_i64(table), v.load_i64(table + 8)
     item = v.atomic_add(op + at.COUNTER, 1)
     while item < n_parts:
         after = v.atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
-        _do_part(op, step, parts + item * at.PART_NBYTES, parts + min(after, n_parts - 1) * at.PART_NBYTES, scratch)
+        _do_part(args, step, parts + item * at.PART_NBYTES, parts + min(after, n_parts - 1) * at.PART_NBYTES, scratch)
         item = after

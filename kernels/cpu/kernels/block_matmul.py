@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.kernels.panel import group_times_four, group_times_one, store_pairs
+from edgellm.kernels.cpu.kernels.panel import store_pairs
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, SCALES, SUMS
 
@@ -116,58 +116,17 @@ def make_finish(weights: Any) -> Any:
     return finish
 
 
-def make_panel_times(weights: Any) -> Any:
-    """times_four and times_one (panel.py)."""
-    finish = make_finish(weights)
-
-    @v.forceinline
-    def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
-        f0 = f1 = f2 = f3 = v.zero_f32x16()
-        if not first:
-            f0, f1 = v.load_f32x16(c), v.load_f32x16(c + c_row)
-            f2, f3 = v.load_f32x16(c + 2 * c_row), v.load_f32x16(c + 3 * c_row)
-        panel = scratch + PANEL
-        for g in range(n_groups):
-            zero = v.zero_i32x16()
-            i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, zero, zero, zero, zero)
-            f0 = finish(f0, i0, scratch, g, scale_at, per_group)
-            f1 = finish(f1, i1, scratch, g, scale_at + x_row, per_group)
-            f2 = finish(f2, i2, scratch, g, scale_at + 2 * x_row, per_group)
-            f3 = finish(f3, i3, scratch, g, scale_at + 3 * x_row, per_group)
-            panel += GROUP_NBYTES
-            x += 64
-            scale_at += 4
-        v.store_f32x16(c, f0)
-        v.store_f32x16(c + c_row, f1)
-        v.store_f32x16(c + 2 * c_row, f2)
-        v.store_f32x16(c + 3 * c_row, f3)
-
-    @v.forceinline
-    def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
-        acc = v.zero_f32x16()
-        if not first:
-            acc = v.load_f32x16(c)
-        panel = scratch + PANEL
-        for g in range(n_groups):
-            acc = finish(acc, group_times_one(panel, x, v.zero_i32x16()), scratch, g, scale_at, per_group)
-            panel += GROUP_NBYTES
-            x += 64
-            scale_at += 4
-        v.store_f32x16(c, acc)
-
-    return times_four, times_one
-
-
 def make_embed_row(weights: Any) -> Any:
-    """embed_row(p, n_groups, factor, out, scratch): factor times the weights of one row, as float32."""
+    """embed_row(p, width, factor, out, scratch): factor times the weights of one row, as float32."""
     block_nbytes, has_min, unpack, decode_scales = (
         weights.BLOCK_NBYTES, weights.HAS_MIN, weights.unpack, weights.decode_scales,
     )  # fmt: skip
     widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
     @v.forceinline
-    def embed_row(p, n_groups, factor, out, scratch):
-        for _ in range(n_groups):
+    def embed_row(p, width, factor, out, scratch):
+        multiplier = v.splat_f32x16(factor)
+        for _ in range(width // 32):
             decode_scales(p, 0, scratch + SCALES)  # eight times the same row
             q = unpack(p)
             even, odd = v.low_i16x32(q, q), v.high_i16x32(q, q)
@@ -177,8 +136,8 @@ def make_embed_row(weights: Any) -> Any:
             if has_min:
                 minimum = v.splat_f32x16(v.load_f32(scratch + SCALES + 32))
                 low, high = low + minimum, high + minimum
-            v.store_f32x16(out, low * factor)
-            v.store_f32x16(out + 64, high * factor)
+            v.store_f32x16(out, low * multiplier)
+            v.store_f32x16(out + 64, high * multiplier)
             out += 128
             p += block_nbytes
 

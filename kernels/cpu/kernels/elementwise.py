@@ -9,22 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from edgellm.kernels.cpu.kernels.amx_matmul import has_tiles, split_activations
-from edgellm.kernels.cpu.kernels.quantized_matmul import (
-    EMBED_GROUPS,
-    EMBED_OUT,
-    EMBED_OUT_ROW_NBYTES,
-    EMBED_ROW_NBYTES,
-    EMBED_SCALE,
-    EMBED_W,
-)
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.vector_math import gelu_f32x16, silu_f32x16
 
-_arg = [8 * i for i in range(15)]
-
-# ---- RMS norm: x, x_row, w, out, out_row, group, n_groups, eps, row_kind ---------------------------------------------
-NORM_X, NORM_X_ROW, NORM_W, NORM_OUT, NORM_OUT_ROW, NORM_WIDTH, NORM_HEADS, NORM_EPS, NORM_KIND = _arg[1:10]
+# ---- RMS norm --------------------------------------------------------------------------------------------------------
 
 
 @v.forceinline
@@ -43,17 +32,14 @@ def _sum_of_squares(x, n):
 
 def rms_norm(op, step, thread, n_threads):
     """out = x / sqrt(mean(x^2) + eps) * w for each group of ``width`` values of each row."""
-    n, width, heads = (
-        v.load_i64(step + v.load_i64(op + NORM_KIND)),
-        v.load_i64(op + NORM_WIDTH),
-        v.load_i64(op + NORM_HEADS),
-    )
-    w, eps = v.load_i64(op + NORM_W), v.load_f64(op + NORM_EPS)
+    args = v.arguments(op, at.RMS_NORM)
+    n, width, heads = v.load_i64(step + args.row_kind), args.width, args.heads
+    w, eps = args.w, v.f64_from_bits(args.eps)
     whole = width // 16 * 16
     for item in range(thread, n * heads, n_threads):
         row, head = item // heads, item % heads
-        x = v.load_i64(op + NORM_X) + row * v.load_i64(op + NORM_X_ROW) + head * width * 4
-        out = v.load_i64(op + NORM_OUT) + row * v.load_i64(op + NORM_OUT_ROW) + head * width * 4
+        x = args.x + row * args.x_row + head * width * 4
+        out = args.out + row * args.out_row + head * width * 4
         factor = v.f32_of(1.0 / (_sum_of_squares(x, width) / width + eps) ** 0.5)
         factors = v.splat_f32x16(factor)
         for i in range(0, whole, 16):
@@ -62,8 +48,7 @@ def rms_norm(op, step, thread, n_threads):
             v.store_f32(out + i * 4, v.load_f32(x + i * 4) * factor * v.load_f32(w + i * 4))
 
 
-# ---- quantize activations: x, x_row, out, out_row, n_groups, row_kind, run -------------------------------------------
-QUANT_X, QUANT_X_ROW, QUANT_OUT, QUANT_OUT_ROW, QUANT_GROUPS, QUANT_KIND, QUANT_RUN = _arg[1:8]
+# ---- quantize activations --------------------------------------------------------------------------------------------
 LARGEST = 16383.0
 LARGEST_SUM = 524000.0
 """Of all magnitudes under one scale: rounding adds at most 128, and 4096 (the largest folded weight) * 2^19 is 2^31."""
@@ -116,8 +101,8 @@ def quantize(op, step, thread, n_threads):
     A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
     float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q. For tiles the int16 are split into bytes at last.
     """
-    n, groups = v.load_i64(step + v.load_i64(op + QUANT_KIND)), v.load_i64(op + QUANT_GROUPS)
-    run = v.load_i64(op + QUANT_RUN)
+    args = v.arguments(op, at.QUANTIZE)
+    n, groups, run = v.load_i64(step + args.row_kind), args.n_groups, args.run
     runs = groups // run
     parts = 1  # rows are dealt whole, but for a few tokens in parts
     if n < 4 * n_threads:
@@ -125,8 +110,8 @@ def quantize(op, step, thread, n_threads):
     share = (runs + 2 * parts - 1) // (2 * parts) * 2  # even: tiles split groups by pairs
     for item in range(thread, n * parts, n_threads):
         row, first = item // parts, item % parts * share
-        x = v.load_i64(op + QUANT_X) + row * v.load_i64(op + QUANT_X_ROW)
-        out = v.load_i64(op + QUANT_OUT) + row * v.load_i64(op + QUANT_OUT_ROW)
+        x = args.x + row * args.x_row
+        out = args.out + row * args.out_row
         for start in range(first * run, min(first + share, runs) * run, run):
             scale = _scale_of_run(x + start * 128, run * 32)
             factor = v.splat_f32x16(v.f32_of(1.0) / max(scale, v.f32_of(_tiny)))
@@ -137,19 +122,18 @@ def quantize(op, step, thread, n_threads):
             split_activations(out, first * run, min(first + share, runs) * run, groups)
 
 
-# ---- rotary embedding: x, x_row, n_heads, head_dim, half, rope_index, adjacent ---------------------------------------
-ROPE_X, ROPE_X_ROW, ROPE_HEADS, ROPE_HEAD_DIM, ROPE_HALF, ROPE_INDEX, ROPE_ADJACENT = _arg[1:8]
+# ---- rotary embedding ------------------------------------------------------------------------------------------------
 
 
 def rope(op, step, thread, n_threads):
     """Rotate pairs of dimensions of every head by the angles of the token's position, in place."""
-    n, heads, half = v.load_i64(step + at.N_TOKENS), v.load_i64(op + ROPE_HEADS), v.load_i64(op + ROPE_HALF)
-    tables = v.load_i64(step + at.ROPES) + v.load_i64(op + ROPE_INDEX) * 16
-    adjacent = v.load_i64(op + ROPE_ADJACENT)
+    args = v.arguments(op, at.ROPE)
+    n, heads, half = v.load_i64(step + at.N_TOKENS), args.heads, args.half
+    tables, adjacent = v.load_i64(step + at.ROPES) + args.index * 16, args.adjacent
     first, second = 4 + 4 * adjacent, 4 * half * (1 - adjacent) + 4 * adjacent
     for item in range(thread, n * heads, n_threads):
         row, head = item // heads, item % heads
-        x = v.load_i64(op + ROPE_X) + row * v.load_i64(op + ROPE_X_ROW) + head * v.load_i64(op + ROPE_HEAD_DIM) * 4
+        x = args.x + row * args.x_row + head * args.head_dim * 4
         cos, sin = v.load_i64(tables) + row * half * 4, v.load_i64(tables + 8) + row * half * 4
         for i in range(half):
             p = x + i * first
@@ -158,8 +142,7 @@ def rope(op, step, thread, n_threads):
             v.store_f32(p + second, a * s + b * c)
 
 
-# ---- gated unit: gate, gate_row, up, up_row, out, out_row, width, row_kind -------------------------------------------
-GATE, GATE_ROW, UP, UP_ROW, UNIT_OUT, UNIT_OUT_ROW, UNIT_WIDTH, UNIT_KIND = _arg[1:9]
+# ---- gated unit ------------------------------------------------------------------------------------------------------
 
 
 def make_gated_unit(activation: str) -> Any:
@@ -167,84 +150,47 @@ def make_gated_unit(activation: str) -> Any:
     function = {"silu": silu_f32x16, "gelu": gelu_f32x16}[activation]
 
     def gated_unit(op, step, thread, n_threads):
-        n, lanes = v.load_i64(step + v.load_i64(op + UNIT_KIND)), (v.load_i64(op + UNIT_WIDTH) + 15) // 16
+        args = v.arguments(op, at.GATED_UNIT)
+        n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
         for item in range(thread, n * lanes, n_threads):
             row, i = item // lanes, item % lanes * 64
-            gate = v.load_f32x16(v.load_i64(op + GATE) + row * v.load_i64(op + GATE_ROW) + i)
-            up = v.load_f32x16(v.load_i64(op + UP) + row * v.load_i64(op + UP_ROW) + i)
-            v.store_f32x16(v.load_i64(op + UNIT_OUT) + row * v.load_i64(op + UNIT_OUT_ROW) + i, function(gate) * up)
+            gate = v.load_f32x16(args.gate + row * args.gate_row + i)
+            up = v.load_f32x16(args.up + row * args.up_row + i)
+            v.store_f32x16(args.out + row * args.out_row + i, function(gate) * up)
 
     return gated_unit
 
 
-# ---- add: x, x_row, y, y_row, out, out_row, width --------------------------------------------------------------------
-ADD_X, ADD_X_ROW, ADD_Y, ADD_Y_ROW, ADD_OUT, ADD_OUT_ROW, ADD_WIDTH, ADD_KIND = _arg[1:9]
+# ---- add -------------------------------------------------------------------------------------------------------------
 
 
 def add(op, step, thread, n_threads):
     """out = x + y"""
-    n, lanes = v.load_i64(step + v.load_i64(op + ADD_KIND)), (v.load_i64(op + ADD_WIDTH) + 15) // 16
+    args = v.arguments(op, at.ADD)
+    n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
     for item in range(thread, n * lanes, n_threads):
         row, i = item // lanes, item % lanes * 64
-        x = v.load_f32x16(v.load_i64(op + ADD_X) + row * v.load_i64(op + ADD_X_ROW) + i)
-        y = v.load_f32x16(v.load_i64(op + ADD_Y) + row * v.load_i64(op + ADD_Y_ROW) + i)
-        v.store_f32x16(v.load_i64(op + ADD_OUT) + row * v.load_i64(op + ADD_OUT_ROW) + i, x + y)
+        x = v.load_f32x16(args.x + row * args.x_row + i)
+        y = v.load_f32x16(args.y + row * args.y_row + i)
+        v.store_f32x16(args.out + row * args.out_row + i, x + y)
 
 
-# ---- select outputs: x, x_row, out, out_row, width -------------------------------------------------------------------
-SELECT_X, SELECT_X_ROW, SELECT_OUT, SELECT_OUT_ROW, SELECT_WIDTH = _arg[1:6]
+# ---- select outputs --------------------------------------------------------------------------------------------------
 
 
 def select_outputs(op, step, thread, n_threads):
     """out[i] = x[output_rows[i]]"""
-    lanes = (v.load_i64(op + SELECT_WIDTH) + 15) // 16
+    args = v.arguments(op, at.SELECT_OUTPUTS)
+    lanes = (args.width + 15) // 16
     for i in range(thread, v.load_i64(step + at.N_OUTPUTS), n_threads):
         row = v.load_i32(v.load_i64(step + at.OUTPUT_ROWS) + i * 4)
-        x = v.load_i64(op + SELECT_X) + row * v.load_i64(op + SELECT_X_ROW)
-        out = v.load_i64(op + SELECT_OUT) + i * v.load_i64(op + SELECT_OUT_ROW)
+        x = args.x + row * args.x_row
+        out = args.out + i * args.out_row
         for lane in range(lanes):
             v.store_f32x16(out + lane * 64, v.load_f32x16(x + lane * 64))
 
 
-# ---- embedding rows of float types -----------------------------------------------------------------------------------
-
-
-@v.forceinline
-def _f32_at(p, i):
-    return v.load_f32(p + i * 4)
-
-
-@v.forceinline
-def _f16_at(p, i):
-    return v.first_lane(v.half_f32x8(v.splat_u16x8(v.load_u16(p + i * 2))))
-
-
-@v.forceinline
-def _bf16_at(p, i):
-    return v.f32_from_bits(v.load_u16(p + i * 2) << 16)
-
-
-FLOAT_AT = {"F32": _f32_at, "F16": _f16_at, "BF16": _bf16_at}
-
-
-def make_float_embed(quant: str) -> Any:
-    """The kernel out[t] = scale * weight[token[t]] for F32, F16 and BF16; EMBED_GROUPS is the width here."""
-    value_at = FLOAT_AT[quant]
-
-    def embed(op, step, thread, n_threads):
-        factor = v.f32_of(v.load_f64(op + EMBED_SCALE))
-        for t in range(thread, v.load_i64(step + at.N_TOKENS), n_threads):
-            token = v.load_i32(v.load_i64(step + at.TOKENS) + t * 4)
-            w = v.load_i64(op + EMBED_W) + token * v.load_i64(op + EMBED_ROW_NBYTES)
-            out = v.load_i64(op + EMBED_OUT) + t * v.load_i64(op + EMBED_OUT_ROW_NBYTES)
-            for i in range(v.load_i64(op + EMBED_GROUPS)):
-                v.store_f32(out + i * 4, value_at(w, i) * factor)
-
-    return embed
-
-
-# ---- store keys and values: k, k_row, v, v_row, k_pool, v_pool, n_kv_heads, dim_k, dim_v, window index ---------------
-KV_K, KV_K_ROW, KV_V, KV_V_ROW, KV_K_POOL, KV_V_POOL, KV_HEADS, KV_DIM_K, KV_DIM_V, KV_TABLE = _arg[1:11]
+# ---- store keys and values -------------------------------------------------------------------------------------------
 
 
 @v.forceinline
@@ -255,9 +201,9 @@ def half_bits(value):
 
 def store_kv(op, step, thread, n_threads):
     """Round every token's keys and values to float16 and put them where its block table says (layout in kv.py)."""
-    n, heads = v.load_i64(step + at.N_TOKENS), v.load_i64(op + KV_HEADS)
-    dim_k, dim_v = v.load_i64(op + KV_DIM_K), v.load_i64(op + KV_DIM_V)
-    table = v.load_i64(step + at.TABLES) + v.load_i64(op + KV_TABLE) * 16
+    args = v.arguments(op, at.STORE_KV)
+    n, heads, dim_k, dim_v = v.load_i64(step + at.N_TOKENS), args.heads, args.dim_k, args.dim_v
+    table = v.load_i64(step + at.TABLES) + args.table * 16
     blocks, row_length = v.load_i64(table), v.load_i64(table + 8)
     for item in range(thread, n * heads, n_threads):
         t, head = item // heads, item % heads
@@ -265,11 +211,11 @@ def store_kv(op, step, thread, n_threads):
         sequence = v.load_i32(v.load_i64(step + at.SEQUENCES) + t * 4)
         block = v.load_i32(blocks + (sequence * row_length + position // 32) * 4)
         slot = position % 32
-        k = v.load_i64(op + KV_K) + t * v.load_i64(op + KV_K_ROW) + head * dim_k * 4
-        value = v.load_i64(op + KV_V) + t * v.load_i64(op + KV_V_ROW) + head * dim_v * 4
-        k_out = v.load_i64(op + KV_K_POOL) + (block * heads + head) * dim_k * 64 + slot * 2
-        v_out = v.load_i64(op + KV_V_POOL) + ((block * heads + head) * 32 + slot) * dim_v * 2
+        k = args.k + t * args.k_row + head * dim_k * 4
+        values = args.v + t * args.v_row + head * dim_v * 4
+        k_out = args.k_pool + (block * heads + head) * dim_k * 64 + slot * 2
+        v_out = args.v_pool + ((block * heads + head) * 32 + slot) * dim_v * 2
         for d in range(dim_k):
             v.store_u16(k_out + d * 64, half_bits(v.load_f32(k + d * 4)))
         for d in range(dim_v):
-            v.store_u16(v_out + d * 2, half_bits(v.load_f32(value + d * 4)))
+            v.store_u16(v_out + d * 2, half_bits(v.load_f32(values + d * 4)))

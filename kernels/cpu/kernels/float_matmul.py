@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.kernels.cpu.kernels.elementwise import FLOAT_AT
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-
-N_IN = at.N_GROUPS
-"""Here the argument counts columns."""
 
 _widen_bits = v.make_convert(v.u16x16, v.u32x16, "zext")
 _shift16 = v.make_const(v.u32x16, 16)
@@ -35,12 +31,28 @@ def _bf16x16_at(p, i):
     return _as_float(_widen_bits(v.load_u16x16(p + i * 2)) << _shift16())
 
 
-_VECTOR_AT = {"F32": (_f32x16_at, 4), "F16": (_f16x16_at, 2), "BF16": (_bf16x16_at, 2)}
+@v.forceinline
+def _f32_at(p, i):
+    return v.load_f32(p + i * 4)
+
+
+@v.forceinline
+def _f16_at(p, i):
+    return v.first_lane(v.half_f32x8(v.splat_u16x8(v.load_u16(p + i * 2))))
+
+
+@v.forceinline
+def _bf16_at(p, i):
+    return v.f32_from_bits(v.load_u16(p + i * 2) << 16)
+
+
+# number i of a row, 16 of them from there on, bytes of one
+_TYPES = {"F32": (_f32_at, _f32x16_at, 4), "F16": (_f16_at, _f16x16_at, 2), "BF16": (_bf16_at, _bf16x16_at, 2)}
 
 
 def make_float_matmul(quant: str) -> Any:
     """The kernel out = x @ weight.T (+ bias) for F32, F16 or BF16."""
-    (vector_at, nbytes), value_at = _VECTOR_AT[quant], FLOAT_AT[quant]
+    value_at, vector_at, nbytes = _TYPES[quant]
 
     @v.forceinline
     def finish(acc, w, x, n_in, bias, out):
@@ -74,31 +86,37 @@ def make_float_matmul(quant: str) -> Any:
             acc = v.fma_f32x16(vector_at(w, i), v.load_f32x16(x + i * 4), acc)
         finish(acc, w, x, n_in, bias, out)
 
+    @v.forceinline
+    def times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias):
+        """The rows [first, stop) times n tokens."""
+        for t in range(0, n // 4 * 4, 4):
+            for row in range(first, stop):
+                b, c = (bias + row * 4) * (bias != 0), out + t * out_row + row * 4
+                four_tokens(w + row * w_row, x + t * x_row, x_row, n_in, b, c, out_row)
+        for t in range(n // 4 * 4, n):
+            for row in range(first, stop):
+                b, c = (bias + row * 4) * (bias != 0), out + t * out_row + row * 4
+                one_token(w + row * w_row, x + t * x_row, n_in, b, c)
+
     def matmul(op, step, thread, n_threads):
-        n, n_in, n_out = (
-            v.load_i64(step + v.load_i64(op + at.ROW_KIND)),
-            v.load_i64(op + N_IN),
-            v.load_i64(op + at.N_OUT),
-        )
-        x0, x_row, w0, w_row = (
-            v.load_i64(op + at.X),
-            v.load_i64(op + at.X_ROW_NBYTES),
-            v.load_i64(op + at.W),
-            v.load_i64(op + at.W_ROW_NBYTES),
-        )
-        out0, out_row, bias0 = v.load_i64(op + at.OUT), v.load_i64(op + at.OUT_ROW_NBYTES), v.load_i64(op + at.BIAS)
-        chunk = v.atomic_add(op + at.COUNTER, 1) * 16
-        while chunk < n_out:
-            for t in range(0, n // 4 * 4, 4):
-                for row in range(chunk, min(chunk + 16, n_out)):
-                    bias = (bias0 + row * 4) * (bias0 != 0)
-                    four_tokens(
-                        w0 + row * w_row, x0 + t * x_row, x_row, n_in, bias, out0 + t * out_row + row * 4, out_row
-                    )
-            for t in range(n // 4 * 4, n):
-                for row in range(chunk, min(chunk + 16, n_out)):
-                    bias = (bias0 + row * 4) * (bias0 != 0)
-                    one_token(w0 + row * w_row, x0 + t * x_row, n_in, bias, out0 + t * out_row + row * 4)
-            chunk = v.atomic_add(op + at.COUNTER, 1) * 16
+        a = v.arguments(op, at.MATMUL)
+        n = v.load_i64(step + a.row_kind)
+        first = v.atomic_add(op + at.COUNTER, 1) * 16
+        while first < a.n_out:
+            stop = min(first + 16, a.n_out)
+            times(a.x, a.x_row, n, a.w, a.w_row, a.n_in, first, stop, a.out, a.out_row, a.bias)
+            first = v.atomic_add(op + at.COUNTER, 1) * 16
 
     return matmul
+
+
+def make_float_embed_row(quant: str) -> Any:
+    """embed_row(p, width, factor, out, scratch): factor times the weights of one row."""
+    value_at = _TYPES[quant][0]
+
+    @v.forceinline
+    def embed_row(p, width, factor, out, scratch):
+        for i in range(width):
+            v.store_f32(out + i * 4, value_at(p, i) * factor)
+
+    return embed_row

@@ -3,8 +3,7 @@
 What a family of types brings (superblock_matmul.py, block_matmul.py):
 
     pack(p, stride, n_groups, half, scratch)      eight rows from p become half of the panel's lanes
-    times_four, times_one                         the panel times tokens; c[t] (16 floats) goes on from before
-    tile_times                                    the same on a CPU with AMX (amx_matmul.py)
+    finish(acc, total, scratch, block, scale_at, per_group)   float32 sums of 16 rows go on over a block
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def _pairs_times_splat(acc, w, x):
 
 
 @v.forceinline
-def group_times_four(panel, x, x1, x2, x3, i0, i1, i2, i3):
+def _group_times_four(panel, x, x1, x2, x3, i0, i1, i2, i3):
     """Go on with the integer sums of 4 tokens over one group of 32."""
     for pair in range(16):
         w = v.load_i16x32(panel + pair * 64)
@@ -50,31 +49,76 @@ def group_times_four(panel, x, x1, x2, x3, i0, i1, i2, i3):
 
 
 @v.forceinline
-def group_times_one(panel, x, i0):
+def _group_times_one(panel, x, i0):
     """Go on with the integer sums of one token over one group of 32."""
     for pair in range(16):
         i0 = _pairs_times_splat(i0, v.load_i16x32(panel + pair * 64), x + pair * 4)
     return i0
 
 
-def make_many_tokens(
-    block_groups: int, block_nbytes: int, pack: Any, times_four: Any, times_one: Any, tile_times: Any
-) -> Any:
-    """The path for many tokens: panels of 16 rows, taken from the op's work counter."""
+def _make_times(run: int, finish: Any) -> Any:
+    """times_four and times_one: a panel times tokens; c[t] (16 floats) goes on from before, if this is not the first.
+
+    ``run`` groups share a scale and are summed in int32 before ``finish`` goes on with the float32 sums.
+    """
 
     @v.forceinline
-    def multiply(op, n, row, c, c_row, scratch):
-        """16 rows from ``row`` times n tokens; c is (n, 16) with rows c_row bytes apart."""
-        x, x_row, n_groups = v.load_i64(op + at.X), v.load_i64(op + at.X_ROW_NBYTES), v.load_i64(op + at.N_GROUPS)
-        w_row = v.load_i64(op + at.W_ROW_NBYTES)
-        w = v.load_i64(op + at.W) + row * w_row
+    def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
+        # the sums stay out of c until the end: its rows may be 4096 bytes apart, and then wait for each other
+        f0 = f1 = f2 = f3 = v.zero_f32x16()
+        if not first:
+            f0, f1 = v.load_f32x16(c), v.load_f32x16(c + c_row)
+            f2, f3 = v.load_f32x16(c + 2 * c_row), v.load_f32x16(c + 3 * c_row)
+        panel = scratch + at.PANEL
+        for block in range(n_groups // run):
+            i0 = i1 = i2 = i3 = v.zero_i32x16()
+            for _ in range(run):
+                i0, i1, i2, i3 = _group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, i0, i1, i2, i3)
+                panel += at.GROUP_NBYTES
+                x += 64
+            f0 = finish(f0, i0, scratch, block, scale_at, per_group)
+            f1 = finish(f1, i1, scratch, block, scale_at + x_row, per_group)
+            f2 = finish(f2, i2, scratch, block, scale_at + 2 * x_row, per_group)
+            f3 = finish(f3, i3, scratch, block, scale_at + 3 * x_row, per_group)
+            scale_at += run * 4
+        v.store_f32x16(c, f0)
+        v.store_f32x16(c + c_row, f1)
+        v.store_f32x16(c + 2 * c_row, f2)
+        v.store_f32x16(c + 3 * c_row, f3)
+
+    @v.forceinline
+    def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
+        acc = v.zero_f32x16()
+        if not first:
+            acc = v.load_f32x16(c)
+        panel = scratch + at.PANEL
+        for block in range(n_groups // run):
+            total = v.zero_i32x16()
+            for _ in range(run):
+                total = _group_times_one(panel, x, total)
+                panel += at.GROUP_NBYTES
+                x += 64
+            acc = finish(acc, total, scratch, block, scale_at, per_group)
+            scale_at += run * 4
+        v.store_f32x16(c, acc)
+
+    return times_four, times_one
+
+
+def make_sixteen_rows(run: int, block_nbytes: int, pack: Any, finish: Any, tile_times: Any) -> Any:
+    """sixteen_rows: those from ``row`` on, at most n_out, times n tokens; ``run`` groups of 32 columns are a block."""
+    times_four, times_one = _make_times(run, finish)
+
+    @v.forceinline
+    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch):
+        """16 rows from w times n tokens; c is (n, 16) with rows c_row bytes apart."""
         n_panels = (n_groups + at.PANEL_GROUPS - 1) // at.PANEL_GROUPS
         # equal parts, whole blocks
-        width = ((n_groups + n_panels - 1) // n_panels + block_groups - 1) // block_groups * block_groups
+        width = ((n_groups + n_panels - 1) // n_panels + run - 1) // run * run
         for g in range(0, n_groups, width):
             here = min(width, n_groups - g)
             for half in range(2):
-                pack(w + half * 8 * w_row + g // block_groups * block_nbytes, w_row, here, half, scratch)
+                pack(w + half * 8 * w_row + g // run * block_nbytes, w_row, here, half, scratch)
             scale_at = x + n_groups * 64 + g * 4
             t = 0
             if has_tiles() != 0 and n >= at.TILE_TOKENS:
@@ -90,25 +134,20 @@ def make_many_tokens(
                 t += 1
 
     @v.forceinline
-    def many_tokens(op, n, scratch):
-        n_out, out, out_row = v.load_i64(op + at.N_OUT), v.load_i64(op + at.OUT), v.load_i64(op + at.OUT_ROW_NBYTES)
-        bias = v.load_i64(op + at.BIAS)
-        row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
-        while row < n_out:
-            if row + at.PANEL_ROWS <= n_out:
-                multiply(op, n, row, out + row * 4, out_row, scratch)
-            else:
-                # the last rows once more with some before them, summed aside: another thread may own those
-                first = max(0, n_out - at.PANEL_ROWS)
-                multiply(op, n, first, scratch + at.EDGE, at.PANEL_ROWS * 4, scratch)
-                for t in range(n):
-                    for i in range(row - first, n_out - first):
-                        value = v.load_f32(scratch + at.EDGE + t * at.PANEL_ROWS * 4 + i * 4)
-                        v.store_f32(out + t * out_row + (first + i) * 4, value)
-            if bias != 0:  # rows are padded to 16 floats
-                for t in range(n):
-                    c = out + t * out_row + row * 4
-                    v.store_f32x16(c, v.load_f32x16(c) + v.load_f32x16(bias + row * 4))
-            row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
+    def sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, out, out_row, bias, scratch):
+        if row + at.PANEL_ROWS <= n_out:
+            multiply(x, x_row, n, w + row * w_row, w_row, n_groups, out + row * 4, out_row, scratch)
+        else:
+            # the last rows once more with some before them, summed aside: another thread may own those
+            first = max(0, n_out - at.PANEL_ROWS)
+            edge, edge_row = scratch + at.EDGE, at.PANEL_ROWS * 4
+            multiply(x, x_row, n, w + first * w_row, w_row, n_groups, edge, edge_row, scratch)
+            for t in range(n):
+                for i in range(row - first, n_out - first):
+                    v.store_f32(out + t * out_row + (first + i) * 4, v.load_f32(edge + t * edge_row + i * 4))
+        if bias != 0:  # rows are padded to 16 floats
+            for t in range(n):
+                c = out + t * out_row + row * 4
+                v.store_f32x16(c, v.load_f32x16(c) + v.load_f32x16(bias + row * 4))
 
-    return many_tokens
+    return sixteen_rows

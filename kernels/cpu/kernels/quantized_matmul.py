@@ -10,6 +10,9 @@ multiply-add.
                    with AVX-512 VNNI transposed in registers (transposed_matmul.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
+
+What multiplies (``eight_rows`` here, ``sixteen_rows`` in panel.py) is told where activations, weights and results lie;
+a kernel only deals out the rows.
 """
 
 from __future__ import annotations
@@ -27,11 +30,8 @@ CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
 has fetched ahead then belongs to another (SmolLM2 on two cores, parts of 16, 64, 144 rows: 7.6, 5.7, 4.6 ms)."""
 
-# arguments of an embed op
-EMBED_W, EMBED_ROW_NBYTES, EMBED_GROUPS, EMBED_OUT, EMBED_OUT_ROW_NBYTES, EMBED_SCALE = (8 * i for i in range(1, 7))
 
-
-def _family(quant: str) -> tuple[Any, Any]:
+def family_of(quant: str) -> tuple[Any, Any]:
     """The module that multiplies a type's blocks, and the one that reads them."""
     weights = importlib.import_module(f"edgellm.kernels.cpu.weights.{quant.lower()}")
     return superblock_matmul if quant in SUPERBLOCKS else block_matmul, weights
@@ -46,17 +46,13 @@ def _rows_of_part(n_out, n_threads):
 
 
 @v.forceinline
-def _behind_part(op, thread, n_threads, n_rows, offset):
+def _behind_part(op, args, thread, n_threads, n_rows, offset):
     """Where to fetch ``offset`` bytes past the end of a part: in the part that is free now, or in the next product."""
-    part, n_out, w = (
-        (v.atomic_load(op + at.COUNTER) + n_threads) * n_rows,
-        v.load_i64(op + at.N_OUT),
-        v.load_i64(op + at.W),
-    )
-    w_row, following = v.load_i64(op + at.W_ROW_NBYTES), v.load_i64(op + at.FOLLOWING)
-    if part >= n_out and following != 0:
-        w, w_row = v.load_i64(following + at.W), v.load_i64(following + at.W_ROW_NBYTES)
-        part = thread * _rows_of_part(v.load_i64(following + at.N_OUT), n_threads)
+    part, w, w_row = (v.atomic_load(op + at.COUNTER) + n_threads) * n_rows, args.w, args.w_row
+    if part >= args.n_out and args.following != 0:
+        following = v.arguments(args.following, at.MATMUL)
+        w, w_row = following.w, following.w_row
+        part = thread * _rows_of_part(following.n_out, n_threads)
     return w + part * w_row + offset
 
 
@@ -65,18 +61,34 @@ def _as_they_are(x, x_row, n, n_groups, records):
     return 0
 
 
+def _make_eight_rows(times_few: Any) -> Any:
+    @v.forceinline
+    def eight_rows(x, x_row, n, w, w_row, n_groups, row, out, out_row, bias, ahead, scratch):
+        """The rows from ``row`` on times a few tokens; fetches as many bytes as it reads from ``ahead`` on."""
+        if n == 1:  # a copy in which the compiler knows it
+            times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
+        else:
+            times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
+        for t in range(n):
+            sums = v.load_f32x8(scratch + at.SUMS + t * 32)
+            if bias != 0:
+                sums = sums + v.load_f32x8(bias + row * 4)
+            v.store_f32x8(out + t * out_row + row * 4, sums)
+
+    return eight_rows
+
+
 def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
     """The path for a few tokens: 8 rows at a time. A thread's first part is its own, the others go by the counter.
 
     So the weights that a thread needs first in the next product are known, and come while it ends this one.
     ``prepare`` writes the activations as ``times_few`` wants them, if not as they are.
     """
+    eight_rows = _make_eight_rows(times_few)
 
     @v.forceinline
-    def few_tokens(op, n, thread, n_threads, scratch):
-        x, x_row, n_groups = v.load_i64(op + at.X), v.load_i64(op + at.X_ROW_NBYTES), v.load_i64(op + at.N_GROUPS)
-        w, w_row, n_out = v.load_i64(op + at.W), v.load_i64(op + at.W_ROW_NBYTES), v.load_i64(op + at.N_OUT)
-        out, out_row, bias = v.load_i64(op + at.OUT), v.load_i64(op + at.OUT_ROW_NBYTES), v.load_i64(op + at.BIAS)
+    def few_tokens(op, args, n, thread, n_threads, scratch):
+        x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
         prepared_row = prepare(x, x_row, n, n_groups, scratch + at.RECORDS)
         if prepared_row != 0:
             x, x_row = scratch + at.RECORDS, prepared_row
@@ -89,16 +101,8 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
                 row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
                 ahead = w + (at_row + ahead_rows) * w_row
                 if at_row + ahead_rows >= end:
-                    ahead = _behind_part(op, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
-                if n == 1:  # a copy in which the compiler knows it
-                    times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
-                else:
-                    times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
-                for t in range(n):
-                    sums = v.load_f32x8(scratch + at.SUMS + t * 32)
-                    if bias != 0:
-                        sums = sums + v.load_f32x8(bias + row * 4)
-                    v.store_f32x8(out + t * out_row + row * 4, sums)
+                    ahead = _behind_part(op, args, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
+                eight_rows(x, x_row, n, w, w_row, n_groups, row, args.out, args.out_row, args.bias, ahead, scratch)
             part = (v.atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
 
     return few_tokens
@@ -106,47 +110,38 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
 
 def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False) -> Any:
     """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
-    family, weights = _family(quant)
+    family, weights = family_of(quant)
     if has_dot_bytes and quant in transposed_matmul.TYPES:
-        few, times_few, prepare = (
-            at.MAX_FEW,
-            transposed_matmul.make_few_tokens(quant, weights),
-            transposed_matmul.prepare,
-        )
+        few, prepare = at.MAX_FEW, transposed_matmul.prepare
+        times_few = transposed_matmul.make_few_tokens(quant, weights)
     else:
         few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
     few_tokens = _make_few_tokens(times_few, prepare)
-    many_tokens = panel.make_many_tokens(
-        family.GROUPS,
-        weights.BLOCK_NBYTES,
-        family.make_pack(weights),
-        *family.make_panel_times(weights),
-        make_tile_times(family.make_finish(weights), family.PLANES, family.GROUPS) if has_tiles else no_tiles,
+    finish = family.make_finish(weights)
+    tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
+    sixteen_rows = panel.make_sixteen_rows(
+        family.GROUPS, weights.BLOCK_NBYTES, family.make_pack(weights), finish, tile_times
     )
 
+    @v.forceinline
+    def many_tokens(op, args, n, scratch):
+        """Panels of 16 rows, taken from the op's work counter."""
+        n_groups, n_out = args.n_in // 32, args.n_out
+        row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
+        while row < n_out:
+            sixteen_rows(
+                args.x, args.x_row, n, args.w, args.w_row, n_groups, row, n_out, args.out, args.out_row, args.bias,
+                scratch,
+            )  # fmt: skip
+            row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
+
     def matmul(op, step, thread, n_threads):
-        n = v.load_i64(step + v.load_i64(op + at.ROW_KIND))
+        args = v.arguments(op, at.MATMUL)
+        n = v.load_i64(step + args.row_kind)
         scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
         if n > few:
-            many_tokens(op, n, scratch)
+            many_tokens(op, args, n, scratch)
         elif n > 0:
-            few_tokens(op, n, thread, n_threads, scratch)
+            few_tokens(op, args, n, thread, n_threads, scratch)
 
     return matmul
-
-
-def make_embed(quant: str) -> Any:
-    """The kernel out[t] = scale * weight[token[t]] for a quantized type."""
-    family, weights = _family(quant)
-    embed_row = family.make_embed_row(weights)
-
-    def embed(op, step, thread, n_threads):
-        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
-        factor = v.splat_f32x16(v.f32_of(v.load_f64(op + EMBED_SCALE)))
-        for t in range(thread, v.load_i64(step + at.N_TOKENS), n_threads):
-            token = v.load_i32(v.load_i64(step + at.TOKENS) + t * 4)
-            p = v.load_i64(op + EMBED_W) + token * v.load_i64(op + EMBED_ROW_NBYTES)
-            out = v.load_i64(op + EMBED_OUT) + t * v.load_i64(op + EMBED_OUT_ROW_NBYTES)
-            embed_row(p, v.load_i64(op + EMBED_GROUPS), factor, out, scratch)
-
-    return embed

@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.kernels.panel import group_times_four, group_times_one, store_pairs
+from edgellm.kernels.cpu.kernels.panel import store_pairs
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS, make_dots, make_unpack
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
@@ -221,70 +221,24 @@ def make_finish(weights: Any) -> Any:
     return finish
 
 
-def make_panel_times(weights: Any) -> Any:
-    """times_four and times_one (panel.py)."""
-    finish = make_finish(weights)
-
-    @v.forceinline
-    def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
-        # the sums stay out of c until the end: its rows may be 4096 bytes apart, and then wait for each other
-        f0 = f1 = f2 = f3 = v.zero_f32x16()
-        if not first:
-            f0, f1 = v.load_f32x16(c), v.load_f32x16(c + c_row)
-            f2, f3 = v.load_f32x16(c + 2 * c_row), v.load_f32x16(c + 3 * c_row)
-        panel = scratch + at.PANEL
-        for block in range(n_groups // GROUPS):
-            i0 = i1 = i2 = i3 = v.zero_i32x16()
-            for _ in range(GROUPS):
-                i0, i1, i2, i3 = group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, i0, i1, i2, i3)
-                panel += at.GROUP_NBYTES
-                x += 64
-            f0 = finish(f0, i0, scratch, block, scale_at, per_group)
-            f1 = finish(f1, i1, scratch, block, scale_at + x_row, per_group)
-            f2 = finish(f2, i2, scratch, block, scale_at + 2 * x_row, per_group)
-            f3 = finish(f3, i3, scratch, block, scale_at + 3 * x_row, per_group)
-            scale_at += GROUPS * 4
-        v.store_f32x16(c, f0)
-        v.store_f32x16(c + c_row, f1)
-        v.store_f32x16(c + 2 * c_row, f2)
-        v.store_f32x16(c + 3 * c_row, f3)
-
-    @v.forceinline
-    def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
-        acc = v.zero_f32x16()
-        if not first:
-            acc = v.load_f32x16(c)
-        panel = scratch + at.PANEL
-        for block in range(n_groups // GROUPS):
-            total = v.zero_i32x16()
-            for _ in range(GROUPS):
-                total = group_times_one(panel, x, total)
-                panel += at.GROUP_NBYTES
-                x += 64
-            acc = finish(acc, total, scratch, block, scale_at, per_group)
-            scale_at += GROUPS * 4
-        v.store_f32x16(c, acc)
-
-    return times_four, times_one
-
-
 def make_embed_row(weights: Any) -> Any:
-    """embed_row(p, n_groups, factor, out, scratch): factor times the weights of one row, as float32."""
+    """embed_row(p, width, factor, out, scratch): factor times the weights of one row, as float32."""
     unpack = make_unpack(weights)
     decode, factors = weights.decode, weights.factors
     block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
     widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
     @v.forceinline
-    def sixteen(q, d, minus_dmin, minimum, factor):
+    def sixteen(q, d, minus_dmin, minimum, multiplier):
         value = v.to_f32x16(widen(q)) * d
         if has_min:
             value = v.fma_f32x16(v.to_f32x16(v.splat_i32x16(types.int32(minimum))), minus_dmin, value)
-        return value * factor
+        return value * multiplier
 
     @v.forceinline
-    def embed_row(p, n_groups, factor, out, scratch):
-        for _ in range(n_groups // GROUPS):
+    def embed_row(p, width, factor, out, scratch):
+        multiplier = v.splat_f32x16(factor)
+        for _ in range(width // 256):
             decode(p, 0, scratch + at.SCALES, scratch + at.MINIMA)  # eight times the same row
             unpack(p, scratch + at.SCALES, scratch + at.UNPACKED)
             d8, minus_dmin8 = factors(p, 0)
@@ -300,8 +254,8 @@ def make_embed_row(weights: Any) -> Any:
                     whole = v.load_i32(minimum)
                     if has_halves:
                         half = v.load_i32(minimum + 64)
-                v.store_f32x16(out, sixteen(low, d, minus_dmin, whole + half, factor))
-                v.store_f32x16(out + 64, sixteen(high, d, minus_dmin, whole, factor))
+                v.store_f32x16(out, sixteen(low, d, minus_dmin, whole + half, multiplier))
+                v.store_f32x16(out + 64, sixteen(high, d, minus_dmin, whole, multiplier))
                 out += 128
             p += block_nbytes
 

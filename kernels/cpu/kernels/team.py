@@ -18,128 +18,90 @@ record, and the other arguments are named in each.
 
 from __future__ import annotations
 
+from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib import team_layout as at
-from edgellm.kernels.cpu.lib.layout import (
-    ALONE,
-    COUNTER,
-    FLAGS,
-    MEET,
-    MEET_ALONE,
-    N_TOKENS,
-    OP_NBYTES,
-    POSITIONS,
-    ROPES,
-    TOKENS,
-)
-from edgellm.kernels.cpu.lib.simd import (
-    atomic_add,
-    atomic_exchange,
-    atomic_load,
-    call_kernel,
-    call_yield,
-    forceinline,
-    i32_of,
-    load_i32,
-    load_i64,
-    pause,
-    store_i32,
-    store_i64,
-)
-from edgellm.kernels.cpu.lib.team_layout import (
-    ARRIVALS,
-    GENERATION,
-    JOB_FIRST,
-    JOB_LAST,
-    JOB_OPS,
-    JOB_STEP,
-    LINE,
-    N_THREADS,
-    PARKED,
-    PHASE,
-    RUNNING,
-    WORKERS,
-    YIELD,
-)
 from edgellm.kernels.vocabulary_layout import ROW, TOKEN
 
 SPINS_BEFORE_YIELD = 3_000  # about 0.1 ms: when a core is taken by others, let them finish
 SPINS_BEFORE_PARKING = 60_000  # about 3 ms without a new step
 
 
-@forceinline
+@v.forceinline
 def _spin(team, spins):
-    pause()
-    if spins > SPINS_BEFORE_YIELD and spins % 64 == 0 and load_i64(team + YIELD) != 0:
-        call_yield(load_i64(team + YIELD))
+    v.pause()
+    if spins > SPINS_BEFORE_YIELD and spins % 64 == 0 and v.load_i64(team + at.YIELD) != 0:
+        v.call_yield(v.load_i64(team + at.YIELD))
 
 
-@forceinline
+@v.forceinline
 def _barrier(team, n_threads):
     if n_threads > 1:
-        phase = atomic_load(team + PHASE)
-        if atomic_add(team + ARRIVALS, 1) == n_threads - 1:
-            atomic_exchange(team + ARRIVALS, 0)
-            atomic_exchange(team + PHASE, phase + 1)
+        phase = v.atomic_load(team + at.PHASE)
+        if v.atomic_add(team + at.ARRIVALS, 1) == n_threads - 1:
+            v.atomic_exchange(team + at.ARRIVALS, 0)
+            v.atomic_exchange(team + at.PHASE, phase + 1)
         else:
             spins = 0
-            while atomic_load(team + PHASE) == phase:
+            while v.atomic_load(team + at.PHASE) == phase:
                 spins += 1
                 _spin(team, spins)
 
 
-@forceinline
+@v.forceinline
 def _walk(team, thread):
-    ops, step, n_threads = load_i64(team + JOB_OPS), load_i64(team + JOB_STEP), load_i64(team + N_THREADS)
-    one_token = load_i64(step + N_TOKENS) == 1
-    meet = MEET
+    ops, step = v.load_i64(team + at.JOB_OPS), v.load_i64(team + at.JOB_STEP)
+    n_threads = v.load_i64(team + at.N_THREADS)
+    one_token = v.load_i64(step + layout.N_TOKENS) == 1
+    meet = layout.MEET
     if one_token:
-        meet = MEET_ALONE
-    for i in range(load_i64(team + JOB_FIRST), load_i64(team + JOB_LAST)):
-        op = ops + i * OP_NBYTES
-        flags = load_i64(op + FLAGS)
+        meet = layout.MEET_ALONE
+    for i in range(v.load_i64(team + at.JOB_FIRST), v.load_i64(team + at.JOB_LAST)):
+        op = ops + i * layout.OP_NBYTES
+        flags = v.load_i64(op + layout.FLAGS)
         if flags & meet:
             _barrier(team, n_threads)
-        if one_token and flags & ALONE:
+        if one_token and flags & layout.ALONE:
             if thread == 0:
-                call_kernel(load_i64(op), op, step, 0, 1)
+                v.call_kernel(v.load_i64(op), op, step, 0, 1)
         else:
-            call_kernel(load_i64(op), op, step, thread, n_threads)
+            v.call_kernel(v.load_i64(op), op, step, thread, n_threads)
     _barrier(team, n_threads)
 
 
-@forceinline
+@v.forceinline
 def _publish(team, parked):
     """The number of workers that Python must wake."""
     n = 0
-    atomic_add(team + GENERATION, 1)
-    for worker in range(1, load_i64(team + N_THREADS)):
-        state = atomic_exchange(team + WORKERS + worker * LINE, RUNNING)
-        store_i64(parked + worker * 8, state)
+    v.atomic_add(team + at.GENERATION, 1)
+    for worker in range(1, v.load_i64(team + at.N_THREADS)):
+        state = v.atomic_exchange(team + at.WORKERS + worker * at.LINE, at.RUNNING)
+        v.store_i64(parked + worker * 8, state)
         n += state
     return n
 
 
-@forceinline
+@v.forceinline
 def _go_on(team, decode, token):
     """Make the step record and the op table ready for the token that follows."""
-    step, ops = load_i64(team + JOB_STEP), load_i64(team + JOB_OPS)
-    store_i32(load_i64(step + TOKENS), i32_of(token))
-    positions = load_i64(step + POSITIONS)
-    store_i32(positions, i32_of(load_i32(positions) + 1))
-    angles, nbytes = load_i64(step + ROPES), load_i64(decode + at.ANGLES)
-    for i in range(load_i64(decode + at.N_ROPES)):
+    step, ops = v.load_i64(team + at.JOB_STEP), v.load_i64(team + at.JOB_OPS)
+    v.store_i32(v.load_i64(step + layout.TOKENS), v.i32_of(token))
+    positions = v.load_i64(step + layout.POSITIONS)
+    v.store_i32(positions, v.i32_of(v.load_i32(positions) + 1))
+    angles, nbytes = v.load_i64(step + layout.ROPES), v.load_i64(decode + at.ANGLES)
+    for i in range(v.load_i64(decode + at.N_ROPES)):
         for pair in (angles + i * 16, angles + i * 16 + 8):
-            store_i64(pair, load_i64(pair) + load_i64(nbytes + i * 8))
-    for i in range(load_i64(team + JOB_FIRST), load_i64(team + JOB_LAST)):
-        store_i64(ops + i * OP_NBYTES + COUNTER, 0)
+            v.store_i64(pair, v.load_i64(pair) + v.load_i64(nbytes + i * 8))
+    for i in range(v.load_i64(team + at.JOB_FIRST), v.load_i64(team + at.JOB_LAST)):
+        v.store_i64(ops + i * layout.OP_NBYTES + layout.COUNTER, 0)
 
 
-@forceinline
+@v.forceinline
 def _ends(decode, token):
     """Whether it is one of the ids that end a run."""
-    stops, found = load_i64(decode + at.STOPS), False
-    for i in range(load_i64(decode + at.N_STOPS)):
-        found = found or load_i64(stops + i * 8) == token
+    stops, found = v.load_i64(decode + at.STOPS), False
+    for i in range(v.load_i64(decode + at.N_STOPS)):
+        found = found or v.load_i64(stops + i * 8) == token
     return found
 
 
@@ -155,42 +117,42 @@ def team_lead(team, _unused, _unused2, _unused3):
 
 def team_decode(team, decode, _unused, _unused2):
     """Thread 0's part of the published job, a decode step, and of those that follow; see the record in team_layout."""
-    record, done = load_i64(decode + at.RECORD), load_i64(decode + at.N_DONE)
-    store_i64(decode + at.WAKE, 0)
+    record, done = v.load_i64(decode + at.RECORD), v.load_i64(decode + at.N_DONE)
+    v.store_i64(decode + at.WAKE, 0)
     more = True
     while more:
         _walk(team, 0)
-        row = load_i64(record + ROW)
-        call_kernel(load_i64(decode + at.VOCABULARY), record, 0, 0, 1)
-        token = load_i64(row + TOKEN)
+        row = v.load_i64(record + ROW)
+        v.call_kernel(v.load_i64(decode + at.VOCABULARY), record, 0, 0, 1)
+        token = v.load_i64(row + TOKEN)
         if token >= 0:
             done += 1
-        more = token >= 0 and done < load_i64(decode + at.N_STEPS) and not _ends(decode, token)
+        more = token >= 0 and done < v.load_i64(decode + at.N_STEPS) and not _ends(decode, token)
         if more:
             _go_on(team, decode, token)
-            if _publish(team, load_i64(decode + at.PARKED_OF)) > 0:
-                store_i64(decode + at.WAKE, 1)
+            if _publish(team, v.load_i64(decode + at.PARKED_OF)) > 0:
+                v.store_i64(decode + at.WAKE, 1)
                 more = False
-    store_i64(decode + at.N_DONE, done)
+    v.store_i64(decode + at.N_DONE, done)
 
 
 def team_work(team, thread, generation, last_generation):
     """A worker: do the jobs after ``generation`` until none comes for a while; the last one done is stored."""
-    state = team + WORKERS + thread * LINE
+    state = team + at.WORKERS + thread * at.LINE
     stay = True
     while stay:
         spins = 0
-        while atomic_load(team + GENERATION) == generation and spins < SPINS_BEFORE_PARKING:
+        while v.atomic_load(team + at.GENERATION) == generation and spins < SPINS_BEFORE_PARKING:
             spins += 1
-            pause()
-        if atomic_load(team + GENERATION) == generation:
-            atomic_exchange(state, PARKED)
-            if atomic_load(team + GENERATION) != generation:
+            v.pause()
+        if v.atomic_load(team + at.GENERATION) == generation:
+            v.atomic_exchange(state, at.PARKED)
+            if v.atomic_load(team + at.GENERATION) != generation:
                 # a job came just now: whoever takes the mark back decides who wakes us
-                stay = atomic_exchange(state, RUNNING) == PARKED
+                stay = v.atomic_exchange(state, at.RUNNING) == at.PARKED
             else:
                 stay = False
         if stay:
             generation += 1
             _walk(team, thread)
-    store_i64(last_generation, generation)
+    v.store_i64(last_generation, generation)

@@ -1,16 +1,17 @@
 """The two records that every CPU kernel reads: a row of the op table, and the step. All fields are int64.
 
-    op row (16)   0 kernel address | 1..13 arguments of the kernel | 14 flags | 15 work counter, zero when a step begins
+    op row (32)   kernel address | flags | work counter, zero when a step begins | arguments of the kernel, by name
     step          the fields below; addresses point to arrays that live as long as the step
 
 A float argument is stored as the bits of a float64. Buffers are rows of float32, each row padded to 64 bytes, so a
 vector may run past the width but never past the row.
 """
 
-OP_FIELDS = 16
+from collections import namedtuple
+
+OP_FIELDS = 32
 OP_NBYTES = OP_FIELDS * 8
-FLAGS = 14 * 8
-COUNTER = 15 * 8
+KERNEL, FLAGS, COUNTER, ARGUMENTS = 0, 8, 16, 24  # byte offsets
 
 # flags of an op row
 ALONE = 1  # with one token, thread 0 does this op alone: sharing it would cost more than it takes
@@ -42,10 +43,24 @@ def padded(width: int) -> int:
     return -(-width // ROW_ALIGN) * ROW_ALIGN
 
 
-# ---- arguments of a matmul op (embed has its own)
+# ---- the arguments of each kind of kernel: addresses, bytes from one row to the next (_row), numbers
+#      lowering.py fills in one of these by name, a kernel reads it with ``simd.arguments``; row_kind is where the step
+#      says how many rows there are
 
-X, X_ROW_NBYTES, W, W_ROW_NBYTES, N_OUT, N_GROUPS, OUT, OUT_ROW_NBYTES, BIAS, ROW_KIND = (8 * i for i in range(1, 11))
-FOLLOWING = 8 * 11  # of a product with quantized weights: address of the row of the one after it, or 0
+ADD = namedtuple("ADD", "x x_row y y_row out out_row width row_kind")
+ATTENTION = namedtuple(
+    "ATTENTION", "q q_row out out_row k_pool v_pool n_heads n_kv_heads dim_k dim_v window shape scale"
+)
+EMBED = namedtuple("EMBED", "w w_row width out out_row scale")
+GATED_UNIT = namedtuple("GATED_UNIT", "gate gate_row up up_row out out_row width row_kind")
+MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_kind following")
+"""``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
+QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind")
+RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
+ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
+SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
+STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
+
 
 # ---- a row of quantized activations: int16 values, then four arrays with a number for every group of 32:
 #      float32 scale, float32 scale * sum, int32 sum, int32 sum of its first 16 values

@@ -19,6 +19,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from edgellm.kernels.cpu.lib.layout import ARGUMENTS
+
 IR_SCALAR = {
     types.int8: ir.IntType(8),
     types.uint8: ir.IntType(8),
@@ -484,6 +486,20 @@ def atomic_load(typing_context, address):
         return builder.load_atomic(_pointer(builder, args[0], ir.IntType(64)), "acquire", 8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def arguments(typing_context, op, layout):
+    """The arguments in a row of the op table, as a namedtuple of layout.py."""
+    names = types.NamedUniTuple(types.int64, len(layout.instance_class._fields), layout.instance_class)
+
+    def codegen(context, builder, sig, args):
+        first = builder.add(args[0], ir.Constant(ir.IntType(64), ARGUMENTS))
+        fields = _pointer(builder, first, ir.IntType(64))
+        values = [builder.load(builder.gep(fields, [ir.Constant(I32, i)])) for i in range(names.count)]
+        return context.make_tuple(builder, names, values)
+
+    return names(types.int64, layout), codegen
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
 from edgellm.kernels.ops import Attention
 from edgellm.kernels.program import Program
 
@@ -39,25 +39,36 @@ def attention_shape(op: Attention, layer: KVLayer) -> AttentionShape:
     return AttentionShape(layer.window, op.n_heads, layer.n_kv_heads, layer.head_dim_k)
 
 
-def attention_shapes(program: Program, pool: CachePool) -> list[AttentionShape]:
+def attention_shapes(program: Program) -> list[AttentionShape]:
     """The shapes of a program; each has a list of parts in every step."""
-    shapes = (attention_shape(op, pool.layers[op.layer]) for op in program.ops if isinstance(op, Attention))
+    shapes = (attention_shape(op, program.kv_layer(op.layer)) for op in program.ops if isinstance(op, Attention))
     return list(dict.fromkeys(shapes))
+
+
+def _group(program: Program) -> int:
+    """Query heads that share a head of the cache, at most."""
+    return max((s.n_heads // s.n_kv_heads for s in attention_shapes(program)), default=1)
+
+
+def _head_dim(program: Program) -> int:
+    return max((layer.head_dim_v for layer in program.cache_layers if isinstance(layer, KVLayer)), default=0)
+
+
+def scratch_nbytes(program: Program) -> int:
+    """Scratch that one thread needs for the attention of a program."""
+    rows = max(layout.TILE_ROWS, _group(program) * layout.tile_tokens(_group(program)))
+    return layout.attention_scratch_nbytes(rows, _head_dim(program))
 
 
 class AttentionWork:
     """The parts of a step's attention, one list for each shape; kept while the next step would have the same."""
 
-    def __init__(self, program: Program, pool: CachePool, n_threads: int) -> None:
-        self._shapes, self._n_threads = attention_shapes(program, pool), n_threads
-        self._windows = [group.window for group in pool.groups if group.kind != "state"]  # of the first tables
-        group = max((s.n_heads // s.n_kv_heads for s in self._shapes), default=1)
-        head_dim = max((layer.head_dim_v for layer in pool.layers if isinstance(layer, KVLayer)), default=0)
-        self._tile_tokens = layout.tile_tokens(group)
-        rows = max(layout.TILE_ROWS, group * self._tile_tokens)
-        self.scratch_nbytes = layout.attention_scratch_nbytes(rows, head_dim)
+    def __init__(self, program: Program, n_threads: int) -> None:
+        self._shapes, self._n_threads = attention_shapes(program), n_threads
+        self._windows = [group.window for group in program.groups if group.kind != "state"]  # of the first tables
+        self._tile_tokens = layout.tile_tokens(_group(program))
         n_heads = max((s.n_heads for s in self._shapes), default=1)
-        self._partial_nbytes = n_heads * layout.attention_state_nbytes(head_dim)  # of one token and cut
+        self._partial_nbytes = n_heads * layout.attention_state_nbytes(_head_dim(program))  # of one token and cut
         self._partials = np.zeros(0, np.uint8)
         self._key: bytes | tuple[int, ...] | None = None
         self._alive: list[np.ndarray] = []

@@ -18,13 +18,15 @@ from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
-from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower
+from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Batch, Hook, Program
 from edgellm.kernels.token_draw import MAX_STEPS, TokenDraw
 from edgellm.machine.progress import Progress
+
+_COUNTER = layout.COUNTER // 8
 
 
 class CPUExecutor:
@@ -62,14 +64,12 @@ class CPUExecutor:
         self._vocabulary = addresses[kernel_table.VOCABULARY]
         if tested:
             likeliest.use(likeliest.VocabularyKernel(self._vocabulary, self._code))
-        self._table.rows[:, 0] = [addresses[name] for name in self._table.kernels]
+        self._table.rows[:, layout.KERNEL // 8] = [addresses[name] for name in self._table.kernels]
         self._rows_address = self._table.rows.ctypes.data
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)
-        self._step = StepRecord(program, pool, max_tokens, n_threads)
-        widest = max(buffer.width for buffer in program.buffers.values())
-        scratch_nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), self._step.work.scratch_nbytes)
-        per_thread = -(-scratch_nbytes // 4096) * 4096
+        self._step = StepRecord(program, max_tokens, n_threads)
+        per_thread = scratch_nbytes(program, max_tokens)
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._closed = False
@@ -121,7 +121,7 @@ class CPUExecutor:
         self._step.outputs([0])
         table, n_vocab = self._table, self.program.n_vocab
         stops = np.array([i for i in stop_ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
-        table.rows[:, -1] = 0
+        table.rows[:, _COUNTER] = 0
         record = draw.begin(table.buffers[self.program.output].ctypes.data, n_vocab)
         return self._team.decode(
             self._rows_address,
@@ -135,7 +135,7 @@ class CPUExecutor:
 
     def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
         rows = self._table.rows
-        rows[first:last, -1] = 0  # the work counters
+        rows[first:last, _COUNTER] = 0
         address, step = self._rows_address, self._step.address
         if hook is None:
             self._team.run(address, first, last, step)
@@ -143,20 +143,17 @@ class CPUExecutor:
         for i, op in enumerate(self.program.ops):
             start, stop = self._table.first_row[i : i + 2]
             if first <= start and stop <= last:
-                rows[start:stop, -1] = 0
+                rows[start:stop, _COUNTER] = 0
                 # a hook may change any buffer, so make the int16 form of this op's input anew
                 self._requantize(start, stop, address, step)
                 self._team.run(address, start, stop, step)
                 hook(i, op, self._read)
 
     def _requantize(self, start: int, stop: int, address: int, step: int) -> None:
-        """Run again the quantize row that made the activations read by the rows [start, stop)."""
-        rows, kernels = self._table.rows, self._table.kernels
-        for row in range(start, stop):
-            if kernels[row].startswith("matmul_"):
-                makers = [i for i in range(row) if kernels[i] == "quantize" and rows[i, 3] == rows[row, 1]]
-                if makers and makers[-1] < start:
-                    self._team.run(address, makers[-1], makers[-1] + 1, step)
+        """Run again the rows that made the int16 activations which the rows [start, stop) read."""
+        for source in sorted(set(self._table.sources[start:stop])):
+            if 0 <= source < start:
+                self._team.run(address, source, source + 1, step)
 
     def _read(self, name: str) -> np.ndarray:
         """A writable view of a buffer's rows in this step."""

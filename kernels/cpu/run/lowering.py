@@ -10,55 +10,68 @@ proved every shape, and the buffers are made here from the same numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
-from edgellm.kernels.cpu.lib.layout import activation_row_nbytes, padded
-from edgellm.kernels.cpu.run.attention_work import AttentionShape, attention_shape, attention_shapes
+from edgellm.kernels.cpu.run import attention_work
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import OutputTail, output_tail
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs, StoreKV
-from edgellm.kernels.program import Program
+from edgellm.kernels.program import Op, Program
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
+
+ALONE_WIDTH = 8192
+"""Rows of up to so many values are left to one thread: a few microseconds, about what a meeting costs."""
+
+ROW_KINDS: dict[str, tuple[int, Callable[[int], int]]] = {
+    "tokens": (layout.N_TOKENS, lambda max_tokens: max_tokens),
+    "outputs": (layout.N_OUTPUTS, lambda max_tokens: MAX_OUTPUTS),
+}
+"""Of each kind of rows: where the step says how many there are, and how many it has at most, given most tokens."""
 
 
 @dataclass
 class OpTable:
     """The rows of a program, and all memory they point to."""
 
-    rows: np.ndarray  # (n_rows, 16) int64: the program's, then its output tail's (narrowing.py)
+    rows: np.ndarray  # (n_rows, 32) int64: the program's, then its output tail's (narrowing.py)
     first_row: list[int]  # of each op of the program, and one past the last
     n_token_rows: int  # rows before the first that works on outputs
     n_rows_before_tail: int  # rows that run before the output tail
     kernels: list[str]  # name of each row's kernel
-    buffers: dict[str, np.ndarray]  # (rows, padded width) float32
-    keep: list[Any]  # weights and activations whose addresses are in the rows
+    sources: list[int]  # for each row the one that made the int16 activations which it reads, -1 if it reads none
+    buffers: dict[str, np.ndarray]  # (rows, padded width)
+    nbytes: int  # of the rows, the buffers and their int16 forms, and the weights that were unpacked
+    keep: list[np.ndarray]  # all whose addresses are in the rows
 
 
-def bits(value: float) -> int:
-    """A float argument as it stands in a row."""
-    return int(struct.unpack("<q", struct.pack("<d", value))[0])
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Row:
     kernel: str
-    arguments: list[int]
+    arguments: Any  # of layout.py
     reads: frozenset[str]
     writes: frozenset[str]
     alone: bool  # small: one thread does it when there is one token
+    source: int  # as in OpTable
 
     def needs(self, earlier: _Row) -> bool:
         """Whether this row must wait for an earlier one."""
         return bool(self.reads & earlier.writes or self.writes & (earlier.writes | earlier.reads))
+
+
+def _field(value: float) -> int:
+    """An argument as it stands in a row: floats as the bits of a float64."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0]) if isinstance(value, float) else value
 
 
 def _set_flags(table: np.ndarray, rows: list[_Row]) -> None:
@@ -78,54 +91,97 @@ def _link_products(table: np.ndarray, rows: list[_Row], n_rows: int) -> None:
     """Each product with quantized weights knows the one that follows; the last of the first n_rows rows, the program's,
     and the last of its output tail know the first: of the next token.
     """
-    quantized = {f"matmul_{name.lower()}" for name in QUANTIZED}
-    products = [i for i, row in enumerate(rows) if row.kernel in quantized]
+    products = [i for i, row in enumerate(rows) if row.source >= 0]
     for of_part in ([i for i in products if i < n_rows], [i for i in products if i >= n_rows]):
         for i, following in zip(of_part, [*of_part[1:], products[0]], strict=True) if of_part else ():
-            table[i, layout.FOLLOWING // 8] = table[following].ctypes.data
+            rows[i].arguments = rows[i].arguments._replace(following=table[following].ctypes.data)
 
 
-ALONE_WIDTH = 8192
-"""Rows of up to so many values are left to one thread: a few microseconds, about what a meeting costs."""
+class _Int16(NamedTuple):
+    """The quantized form of a buffer: where it is, and the row that made it."""
+
+    address: int
+    row_nbytes: int
+    source: int
+
+
+@dataclass
+class _Memory:
+    """Makes the arrays that rows point to and counts their bytes; does nothing but count when it is not ``real``."""
+
+    real: bool
+    nbytes: int = 0
+    keep: list[np.ndarray] = field(default_factory=list)
+
+    def take(self, nbytes: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What ``make`` gives, of so many bytes."""
+        self.nbytes += nbytes
+        self.keep.append(make() if self.real else np.zeros((1, 1), np.uint8))
+        return self.keep[-1]
+
+    def zeros(self, n_rows: int, width: int, dtype: str) -> np.ndarray:
+        """Zeros that begin at a cache line."""
+        nbytes = n_rows * width * np.dtype(dtype).itemsize
+        return self.take(nbytes, lambda: aligned_zeros(nbytes).view(dtype).reshape(n_rows, width))
 
 
 @dataclass
 class _Lowering:
     program: Program
-    pool: CachePool
+    pool: CachePool | None  # None leaves its addresses zero
     max_tokens: int
-    attention_shapes: list[AttentionShape]
+    memory: _Memory
+    shapes: list[attention_work.AttentionShape] = field(default_factory=list)
     rows: list[_Row] = field(default_factory=list)
     first_row: list[int] = field(default_factory=list)
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
-    keep: list[Any] = field(default_factory=list)
-    quantized: dict[str, tuple[int, int]] = field(default_factory=dict)  # buffer -> its int16 form, while current
+    quantized: dict[str, _Int16] = field(default_factory=dict)  # buffer -> its int16 form, while current
     activations: dict[str, np.ndarray] = field(default_factory=dict)
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
 
-    def emit(self, kernel: str, *arguments: int, reads: tuple[str, ...], writes: tuple[str, ...], alone: bool) -> None:
-        """Add a row. ``reads`` and ``writes`` name buffers, their int16 forms ("int16 x") and caches ("cache 3")."""
-        self.rows.append(_Row(kernel, list(arguments), frozenset(reads), frozenset(writes), alone))
+    def op(self, op: Op) -> None:
+        """Add the rows of an op."""
+        self.first_row.append(len(self.rows))
+        _RULES[type(op)](self, op)
+        for name in op.written_buffers():
+            self.quantized.pop(name, None)
 
-    def buffer(self, name: str) -> tuple[int, int]:
-        """Address and row bytes of a buffer."""
-        array = self.buffers[name]
-        return array.ctypes.data, array.strides[0]
+    def emit(
+        self, op: Op, kernel: str, arguments: Any, *, alone: bool, int16: str = "", also_writes: Iterable[str] = ()
+    ) -> None:
+        """Add a row for an op, which reads the buffer ``int16`` in its quantized form."""
+        reads = [f"int16 {name}" if name == int16 else name for name in op.read_buffers()]
+        reads += [f"cache {layer}" for layer in op.read_layers()]
+        writes = [*op.written_buffers(), *(f"cache {layer}" for layer in op.written_layers()), *also_writes]
+        source = self.quantized[int16].source if int16 else -1
+        self.rows.append(_Row(kernel, arguments, frozenset(reads), frozenset(writes), alone, source))
+
+    def where(self, **buffers: str) -> dict[str, int]:
+        """For each argument the address of its buffer, and under the name with _row the bytes of a row."""
+        found = {}
+        for argument, name in buffers.items():
+            array = self.buffers[name]
+            found[argument], found[f"{argument}_row"] = array.ctypes.data, array.strides[0]
+        return found
+
+    def width(self, name: str) -> int:
+        return self.program.buffers[name].width
 
     def row_kind(self, name: str) -> int:
-        return layout.N_OUTPUTS if self.program.buffers[name].rows == "outputs" else layout.N_TOKENS
+        return ROW_KINDS[self.program.buffers[name].rows][0]
 
-    def wrote(self, name: str) -> None:
-        self.quantized.pop(name, None)
+    def n_rows(self, name: str) -> int:
+        return ROW_KINDS[self.program.buffers[name].rows][1](self.max_tokens)
 
     def vector(self, name: str) -> int:
         """Address of a one-dimensional tensor as float32, padded to whole vectors."""
         if name not in self.vectors:
-            values = self.program.tensors[name].dequantize().reshape(-1)
-            array = np.zeros(padded(len(values)), np.float32)
-            array[: len(values)] = values
-            self.keep.append(array)
+            tensor = self.program.tensors[name]
+            size = math.prod(tensor.shape)
+            array = self.memory.zeros(1, layout.padded(size), "float32")
+            if self.memory.real:
+                array[0, :size] = tensor.dequantize().reshape(-1)
             self.vectors[name] = array.ctypes.data
         return self.vectors[name]
 
@@ -133,120 +189,127 @@ class _Lowering:
         """Kernel suffix, address and row bytes of a weight. A type without kernels is dequantized to F32 here."""
         if name not in self.matrices:
             tensor = self.program.tensors[name]
-            quant, data = tensor.quant.name, tensor.data
+            quant, data, row_nbytes = tensor.quant.name, tensor.data, tensor.data.strides[0]
+            missing = layout.PANEL_ROWS - len(data)  # the matmul reads 16 rows at once
             if quant not in QUANTIZED and quant not in FLOAT:
-                quant, data = "F32", np.ascontiguousarray(tensor.dequantize())
-            if len(data) < layout.PANEL_ROWS:  # the matmul reads 16 rows at once
-                data = np.concatenate([data, np.repeat(data[-1:], layout.PANEL_ROWS - len(data), axis=0)])
-            self.keep.append(data)
-            self.matrices[name] = (quant, data.ctypes.data, data.strides[0])
+                quant, row_nbytes = "F32", tensor.shape[-1] * 4
+                data = self.memory.take(len(data) * row_nbytes, lambda: np.ascontiguousarray(tensor.dequantize()))
+            if missing > 0:
+                few, nbytes = data, layout.PANEL_ROWS * row_nbytes
+                data = self.memory.take(nbytes, lambda: np.concatenate([few, np.repeat(few[-1:], missing, axis=0)]))
+            self.memory.keep.append(data)
+            self.matrices[name] = (quant, data.ctypes.data, row_nbytes)
         return self.matrices[name]
 
     def run(self, name: str) -> int:
-        """Groups of a buffer that share a scale: 8 when a product with 256-weight blocks reads it before it changes."""
+        """Groups of a buffer that share a scale: 8 when an op weighs it with 256-weight blocks before it changes."""
         for op in self.program.ops[len(self.first_row) - 1 :]:
-            if isinstance(op, Matmul) and op.x == name and self.matrix(op.weight)[0] in SUPERBLOCKS:
+            weights = (self.program.tensors[weight].quant.name for weight in op.weight_names())
+            if name in op.read_buffers() and any(quant in SUPERBLOCKS for quant in weights):
                 return 8
-            if (op.x if isinstance(op, ApplyRope) else getattr(op, "out", None)) == name:
+            if name in op.written_buffers():
                 break
         return 1
 
-    def quantized_rows(self, name: str) -> tuple[int, int]:
-        """Address and row bytes of a buffer's int16 form; emits the row that makes it unless it is current."""
+    def quantized_rows(self, name: str) -> _Int16:
+        """A buffer's int16 form; emits the row that makes it unless it is current."""
         if name not in self.quantized:
-            width = self.program.buffers[name].width
-            nbytes = activation_row_nbytes(width)
+            width = self.width(name)
+            nbytes = layout.activation_row_nbytes(width)
             if name not in self.activations:
-                n_rows = self.buffers[name].shape[0]
-                self.activations[name] = aligned_zeros(n_rows * nbytes).reshape(n_rows, nbytes)
-                self.keep.append(self.activations[name])
+                self.activations[name] = self.memory.zeros(self.n_rows(name), nbytes, "uint8")
             address = self.activations[name].ctypes.data
-            arguments = (*self.buffer(name), address, nbytes, width // 32, self.row_kind(name), self.run(name))
-            form = f"int16 {name}"
-            self.emit("quantize", *arguments, reads=(name,), writes=(form,), alone=width <= ALONE_WIDTH)
-            self.quantized[name] = (address, nbytes)
+            arguments = layout.QUANTIZE(
+                **self.where(x=name), out=address, out_row=nbytes, n_groups=width // 32, run=self.run(name),
+                row_kind=self.row_kind(name),
+            )  # fmt: skip
+            self.quantized[name] = _Int16(address, nbytes, len(self.rows))
+            reads, writes = frozenset({name}), frozenset({f"int16 {name}"})
+            self.rows.append(_Row("quantize", arguments, reads, writes, width <= ALONE_WIDTH, -1))
         return self.quantized[name]
+
+
+# ---- one rule for each kind of op ------------------------------------------------------------------------------------
 
 
 def _embed(low: _Lowering, op: Embed) -> None:
     quant, w, w_row = low.matrix(op.weight)
-    width = low.program.buffers[op.out].width
-    columns = width // 32 if quant in QUANTIZED else width
-    arguments = (w, w_row, columns, *low.buffer(op.out), bits(op.scale))
-    low.emit(f"embed_{quant.lower()}", *arguments, reads=(), writes=(op.out,), alone=True)
-    low.wrote(op.out)
+    arguments = layout.EMBED(w=w, w_row=w_row, width=low.width(op.out), **low.where(out=op.out), scale=op.scale)
+    low.emit(op, f"embed_{quant.lower()}", arguments, alone=True)
 
 
 def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
-    group = low.program.tensors[op.weight].shape[-1]
-    heads = low.program.buffers[op.x].width // group
-    x, out = low.buffer(op.x), low.buffer(op.out)
-    arguments = (*x, low.vector(op.weight), *out, group, heads, bits(op.eps), low.row_kind(op.x))
-    low.emit("rms_norm", *arguments, reads=(op.x,), writes=(op.out,), alone=group * heads <= ALONE_WIDTH)
-    low.wrote(op.out)
+    width, of_row = low.program.tensors[op.weight].shape[-1], low.width(op.x)
+    arguments = layout.RMS_NORM(
+        **low.where(x=op.x, out=op.out), w=low.vector(op.weight), width=width, heads=of_row // width, eps=op.eps,
+        row_kind=low.row_kind(op.x),
+    )  # fmt: skip
+    low.emit(op, "rms_norm", arguments, alone=of_row <= ALONE_WIDTH)
 
 
 def _matmul(low: _Lowering, op: Matmul) -> None:
     quant, w, w_row = low.matrix(op.weight)
     n_out, n_in = low.program.tensors[op.weight].shape
-    x, columns = (low.quantized_rows(op.x), n_in // 32) if quant in QUANTIZED else (low.buffer(op.x), n_in)
-    bias = low.vector(op.bias) if op.bias else 0
-    out = low.buffer(op.out)
-    arguments = (*x, w, w_row, n_out, columns, *out, bias, low.row_kind(op.x))
-    source = f"int16 {op.x}" if quant in QUANTIZED else op.x
-    low.emit(f"matmul_{quant.lower()}", *arguments, reads=(source,), writes=(op.out,), alone=False)
-    low.wrote(op.out)
+    x = low.where(x=op.x)
+    if quant in QUANTIZED:
+        form = low.quantized_rows(op.x)
+        x = {"x": form.address, "x_row": form.row_nbytes}
+    arguments = layout.MATMUL(
+        **x, w=w, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out),
+        bias=low.vector(op.bias) if op.bias else 0, row_kind=low.row_kind(op.x), following=0,
+    )  # fmt: skip
+    low.emit(op, f"matmul_{quant.lower()}", arguments, alone=False, int16=op.x if quant in QUANTIZED else "")
 
 
 def _rope(low: _Lowering, op: ApplyRope) -> None:
     rope = low.program.ropes[op.rope]
-    heads = low.program.buffers[op.x].width // op.head_dim
-    index = list(low.program.ropes).index(op.rope)
-    arguments = (*low.buffer(op.x), heads, op.head_dim, rope.n_dims // 2, index, int(rope.adjacent))
-    low.emit("rope", *arguments, reads=(op.x,), writes=(op.x,), alone=True)
-    low.wrote(op.x)
+    arguments = layout.ROPE(
+        **low.where(x=op.x), heads=low.width(op.x) // op.head_dim, head_dim=op.head_dim, half=rope.n_dims // 2,
+        index=list(low.program.ropes).index(op.rope), adjacent=int(rope.adjacent),
+    )  # fmt: skip
+    low.emit(op, "rope", arguments, alone=True)
+
+
+def _cache(low: _Lowering, layer: int) -> dict[str, int]:
+    """Addresses of a layer's keys and values."""
+    keys, values = (0, 0) if low.pool is None else (array.ctypes.data for array in low.pool.arrays[layer])
+    return {"k_pool": keys, "v_pool": values}
 
 
 def _store_kv(low: _Lowering, op: StoreKV) -> None:
     layer = low.program.kv_layer(op.layer)
-    k, v = (array.ctypes.data for array in low.pool.arrays[op.layer])
-    table = low.pool.groups.index(layer.group)
-    shape = (layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v)
-    cache = f"cache {op.layer}"
-    arguments = (*low.buffer(op.k), *low.buffer(op.v), k, v, *shape, table)
-    low.emit("store_kv", *arguments, reads=(op.k, op.v), writes=(cache,), alone=True)
+    arguments = layout.STORE_KV(
+        **low.where(k=op.k, v=op.v), **_cache(low, op.layer), heads=layer.n_kv_heads, dim_k=layer.head_dim_k,
+        dim_v=layer.head_dim_v, table=low.program.groups.index(layer.group),
+    )  # fmt: skip
+    low.emit(op, "store_kv", arguments, alone=True)
 
 
 def _attention(low: _Lowering, op: Attention) -> None:
     layer = low.program.kv_layer(op.layer)
-    k, v = (array.ctypes.data for array in low.pool.arrays[op.layer])
-    shape = (op.n_heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, layer.window)
-    parts = low.attention_shapes.index(attention_shape(op, layer))
-    arguments = (*low.buffer(op.q), *low.buffer(op.out), k, v, *shape, parts, bits(op.scale))
-    reads = (op.q, f"cache {op.layer}")
-    low.emit("attention", *arguments, reads=reads, writes=(op.out, "partials"), alone=False)
-    low.wrote(op.out)
+    arguments = layout.ATTENTION(
+        **low.where(q=op.q, out=op.out), **_cache(low, op.layer), n_heads=op.n_heads, n_kv_heads=layer.n_kv_heads,
+        dim_k=layer.head_dim_k, dim_v=layer.head_dim_v, window=layer.window,
+        shape=low.shapes.index(attention_work.attention_shape(op, layer)), scale=op.scale,
+    )  # fmt: skip
+    low.emit(op, "attention", arguments, alone=False, also_writes=["partials"])
 
 
 def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
-    width = low.program.buffers[op.out].width
-    arguments = (*low.buffer(op.gate), *low.buffer(op.up), *low.buffer(op.out), width, low.row_kind(op.out))
-    reads, alone = (op.gate, op.up), width <= ALONE_WIDTH
-    low.emit(f"gated_{op.activation}", *arguments, reads=reads, writes=(op.out,), alone=alone)
-    low.wrote(op.out)
+    width, row_kind = low.width(op.out), low.row_kind(op.out)
+    arguments = layout.GATED_UNIT(**low.where(gate=op.gate, up=op.up, out=op.out), width=width, row_kind=row_kind)
+    low.emit(op, f"gated_{op.activation}", arguments, alone=width <= ALONE_WIDTH)
 
 
 def _add(low: _Lowering, op: Add) -> None:
-    width, kind = low.program.buffers[op.out].width, low.row_kind(op.out)
-    arguments = (*low.buffer(op.x), *low.buffer(op.y), *low.buffer(op.out), width, kind)
-    low.emit("add", *arguments, reads=(op.x, op.y), writes=(op.out,), alone=width <= ALONE_WIDTH)
-    low.wrote(op.out)
+    width, row_kind = low.width(op.out), low.row_kind(op.out)
+    arguments = layout.ADD(**low.where(x=op.x, y=op.y, out=op.out), width=width, row_kind=row_kind)
+    low.emit(op, "add", arguments, alone=width <= ALONE_WIDTH)
 
 
 def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
-    arguments = (*low.buffer(op.x), *low.buffer(op.out), low.program.buffers[op.out].width)
-    low.emit("select_outputs", *arguments, reads=(op.x,), writes=(op.out,), alone=True)
-    low.wrote(op.out)
+    arguments = layout.SELECT_OUTPUTS(**low.where(x=op.x, out=op.out), width=low.width(op.out))
+    low.emit(op, "select_outputs", arguments, alone=True)
 
 
 _RULES: dict[type, Any] = {
@@ -262,32 +325,51 @@ _RULES: dict[type, Any] = {
 }
 
 
+# ---- a whole program -------------------------------------------------------------------------------------------------
+
+
 def lower(program: Program, pool: CachePool, max_tokens: int) -> OpTable:
     """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
+    return _lower(program, pool, max_tokens, _Memory(real=True))
+
+
+def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+    """Bytes that the CPU executor of a program holds besides mapped weights and the cache, without taking them."""
+    table = _lower(program, None, max_tokens, _Memory(real=False))
+    return table.nbytes + n_threads * scratch_nbytes(program, max_tokens)
+
+
+def scratch_nbytes(program: Program, max_tokens: int) -> int:
+    """Scratch of one thread, whole pages."""
+    widest = max(buffer.width for buffer in program.buffers.values())
+    nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), attention_work.scratch_nbytes(program))
+    return -(-nbytes // 4096) * 4096
+
+
+def _lower(program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory) -> OpTable:
     tail = output_tail(program) or OutputTail(len(program.ops), (), {})
     whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
-    low = _Lowering(whole, pool, max_tokens, attention_shapes(program, pool))
+    low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
     for name, buffer in whole.buffers.items():
-        n_rows = max_tokens if buffer.rows == "tokens" else MAX_OUTPUTS
-        low.buffers[name] = np.zeros((n_rows, padded(buffer.width)), buffer.dtype)
+        low.buffers[name] = memory.zeros(low.n_rows(name), layout.padded(buffer.width), buffer.dtype)
     for op in whole.ops:
-        low.first_row.append(len(low.rows))
-        _RULES[type(op)](low, op)
-    low.first_row.append(len(low.rows))
-    n_ops = len(program.ops)
-    selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
-    table = np.zeros((len(low.rows), layout.OP_FIELDS), np.int64)
-    for fields, row in zip(table, low.rows, strict=True):
-        assert len(row.arguments) < layout.FLAGS // 8, "an op row has 13 arguments at most"
-        fields[1 : 1 + len(row.arguments)] = row.arguments
+        low.op(op)
+    n_ops, first_row = len(program.ops), [*low.first_row, len(low.rows)]
+    memory.nbytes += len(low.rows) * layout.OP_NBYTES
+    table = aligned_zeros(len(low.rows) * layout.OP_NBYTES).view(np.int64).reshape(-1, layout.OP_FIELDS)
+    _link_products(table, low.rows, first_row[n_ops])
+    for fields, row in zip(table[:, layout.ARGUMENTS // 8 :], low.rows, strict=True):
+        fields[: len(row.arguments)] = [_field(value) for value in row.arguments]
     _set_flags(table, low.rows)
-    _link_products(table, low.rows, low.first_row[n_ops])
+    selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
     return OpTable(
-        table,
-        low.first_row[: n_ops + 1],
-        low.first_row[selects[0] if selects else n_ops],
-        low.first_row[tail.start],
-        [row.kernel for row in low.rows],
-        low.buffers,
-        low.keep,
+        rows=table,
+        first_row=first_row[: n_ops + 1],
+        n_token_rows=first_row[selects[0] if selects else n_ops],
+        n_rows_before_tail=first_row[tail.start],
+        kernels=[row.kernel for row in low.rows],
+        sources=[row.source for row in low.rows],
+        buffers=low.buffers,
+        nbytes=memory.nbytes,
+        keep=memory.keep,
     )

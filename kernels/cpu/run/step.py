@@ -12,7 +12,6 @@ import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.attention_work import AttentionWork
-from edgellm.kernels.kv import CachePool
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.rope import Rope
 
@@ -22,12 +21,12 @@ ROPE_RUN = 64  # positions whose angles are computed together while one text gro
 class StepRecord:
     """The int64 fields of ``layout`` for one executor. ``address`` is what kernels are given."""
 
-    def __init__(self, program: Program, pool: CachePool, max_tokens: int, n_threads: int) -> None:
-        self.work = AttentionWork(program, pool, n_threads)
+    def __init__(self, program: Program, max_tokens: int, n_threads: int) -> None:
+        self.work = AttentionWork(program, n_threads)
         self._fields = np.zeros(layout.STEP_FIELDS, np.int64)
         self.address = self._fields.ctypes.data
         self._arrays = np.zeros((4, max_tokens), np.int32)
-        self._tables = np.zeros((len(pool.groups), 2), np.int64)
+        self._tables = np.zeros((len(program.groups), 2), np.int64)
         self._angles = _Angles(list(program.ropes.values()))
         self._alive: Sequence[np.ndarray] = ()
         names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS")

@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.attention_work import AttentionWork
-from edgellm.kernels.kv import CachePool, KVLayer
+from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.narrowing import output_tail
 from edgellm.kernels.ops import Add, Attention, Matmul, Op, RMSNorm, SelectOutputs
 from edgellm.kernels.program import Buffer, Program
@@ -29,7 +29,7 @@ def program(*ops: Op) -> Program:
 
 
 def work_of(n_threads: int) -> AttentionWork:
-    return AttentionWork(program(), CachePool(LAYERS, (1, 1)), n_threads)
+    return AttentionWork(program(), n_threads)
 
 
 def parts_at(address: int) -> list[np.ndarray]:

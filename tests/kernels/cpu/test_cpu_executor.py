@@ -382,6 +382,7 @@ def test_every_product_knows_the_weights_that_the_next_one_reads(open_model: Cal
     products = [i for i, kernel in enumerate(table.kernels) if kernel == "matmul_q8_0"]
     own, tail = [i for i in products if i < n_rows], [i for i in products if i >= n_rows]
     assert len(own) > 7 and tail
+    field = layout.ARGUMENTS // 8 + layout.MATMUL._fields.index("following")
     for products in (own, tail):
         for i, following in zip(products, [*products[1:], own[0]], strict=True):
-            assert table.rows[i, layout.FOLLOWING // 8] == table.rows[following].ctypes.data
+            assert table.rows[i, field] == table.rows[following].ctypes.data

@@ -151,11 +151,10 @@ def with_nan(program: Program, token: int) -> Program:
 
 
 def test_steps_that_count_as_alike_have_the_same_work(program: Program) -> None:
-    pool = CachePool(program.cache_layers, [N_CTX // 32] * len(program.groups))
-    work = AttentionWork(program, pool, 2)
+    work = AttentionWork(program, 2)
     for position in range(3 * N_CTX):
         n = work.steps_alike(position)
-        keys = [tuple(_visible_cuts_of(position + i, g.window) for g in pool.groups) for i in range(n + 1)]
+        keys = [tuple(_visible_cuts_of(position + i, g.window) for g in program.groups) for i in range(n + 1)]
         assert len(set(keys[:n])) == 1
         assert keys[n] != keys[0], "or a run could have been longer"
     assert ROPE_RUN % MAX_STEPS == 0

@@ -33,21 +33,22 @@ def hang_guard() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-# Kernels of the test. Arguments of a row: 1 address of cells (int64), 2 a number.
+# Kernels of the test. Arguments of a row: address of cells (int64), a number.
+CELLS, NUMBER = layout.ARGUMENTS, layout.ARGUMENTS + 8
 
 
 def count(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
     """cells[thread] += number; cells[7] += 1 whoever comes."""
-    cells = load_i64(op + 8)
-    store_i64(cells + thread * 8, load_i64(cells + thread * 8) + load_i64(op + 16))
+    cells = load_i64(op + CELLS)
+    store_i64(cells + thread * 8, load_i64(cells + thread * 8) + load_i64(op + NUMBER))
     atomic_add(cells + 56, 1)
 
 
 def fold(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
     """Thread 0 alone: cells[8] = 3 cells[8] + the sum of all threads' cells + number, wrapping."""
     if thread == 0:
-        cells = load_i64(op + 8)
-        total = load_i64(cells + 64) * 3 + load_i64(op + 16)
+        cells = load_i64(op + CELLS)
+        total = load_i64(cells + 64) * 3 + load_i64(op + NUMBER)
         for i in range(8):
             total += load_i64(cells + i * 8)
         store_i64(cells + 64, total)
@@ -56,15 +57,15 @@ def fold(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
 def share(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
     """Items dealt by the row's work counter; each is added to cells[9] by whoever takes it."""
     item = atomic_add(op + layout.COUNTER, 1)
-    while item < load_i64(op + 16):
-        atomic_add(load_i64(op + 8) + 72, item)
+    while item < load_i64(op + NUMBER):
+        atomic_add(load_i64(op + CELLS) + 72, item)
         item = atomic_add(op + layout.COUNTER, 1)
 
 
 def linger(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
     """A thread that is late by a number of turns of its own."""
-    cells = load_i64(op + 8)
-    for _ in range(load_i64(op + 16) * (thread + 1)):
+    cells = load_i64(op + CELLS)
+    for _ in range(load_i64(op + NUMBER) * (thread + 1)):
         atomic_load(cells + 56)
 
 
@@ -104,7 +105,7 @@ class Table:
         self.cells = np.zeros(16, np.int64)
         self.rows = np.zeros((len(ops), layout.OP_FIELDS), np.int64)
         for row, (name, number) in zip(self.rows, ops, strict=True):
-            row[:3] = addresses[name], self.cells.ctypes.data, number
+            row[[layout.KERNEL // 8, CELLS // 8, NUMBER // 8]] = addresses[name], self.cells.ctypes.data, number
             row[layout.FLAGS // 8] = layout.MEET | layout.MEET_ALONE
         self.step = np.zeros(layout.STEP_FIELDS, np.int64)
         self.step[layout.N_TOKENS // 8] = 2
