@@ -71,6 +71,7 @@ class CPUExecutor:
         self._step = StepRecord(program, max_tokens, n_threads)
         per_thread = scratch_nbytes(program, max_tokens)
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
+        self.nbytes = self._table.nbytes + len(self._scratch)
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._closed = False
 

@@ -17,7 +17,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.executor import CPUExecutor
-from edgellm.kernels.cpu.run.lowering import lower
+from edgellm.kernels.cpu.run.lowering import lower, work_nbytes
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.ops import Embed, Op
 from edgellm.kernels.program import Batch, Program
@@ -386,3 +386,16 @@ def test_every_product_knows_the_weights_that_the_next_one_reads(open_model: Cal
     for products in (own, tail):
         for i, following in zip(products, [*products[1:], own[0]], strict=True):
             assert table.rows[i, field] == table.rows[following].ctypes.data
+
+
+@pytest.mark.parametrize("quant", ["Q4_K", "F32", "TQ2_0"])
+def test_what_an_executor_takes_is_known_before_it_is_made(quant: str, open_model: Callable[..., Program]) -> None:
+    """TQ2_0 has no kernels and becomes float32. Weights that stay in their file are not counted."""
+    program = open_model("qwen2", quant)
+    for max_tokens, n_threads in ((1, 1), (70, 3)):
+        executor = cpu_executor(program, pool_for(program), n_threads, max_tokens)
+        mapped = [tensor.data for tensor in program.tensors.values()]
+        taken = {id(array): array.nbytes for array in (executor._table.rows, executor._scratch, *executor._table.keep)}
+        assert executor.nbytes == sum(taken.values()) - sum(taken.pop(id(data), 0) for data in mapped)
+        assert executor.nbytes == work_nbytes(program, max_tokens, n_threads)
+        executor.close()
