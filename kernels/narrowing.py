@@ -26,9 +26,9 @@ class OutputTail:
 
 
 def output_tail(program: Program) -> OutputTail | None:
-    """The tail of a program; None where an op after the last attention is not one that works on rows."""
+    """The tail of a program; None where an op behind the last attention mixes rows, or a buffer is part of another."""
     attention = [i for i, op in enumerate(program.ops) if isinstance(op, Attention)]
-    if not attention:
+    if not attention or any(buffer.of for buffer in program.buffers.values()):
         return None
     start, ops, buffers, names = attention[-1] + 1, list[Op](), dict[str, Buffer](), dict[str, str]()
 

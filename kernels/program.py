@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A named (rows, width) array that lives for one step."""
+    """A named (rows, width) array that lives for one step, or columns of another one: ``width`` from ``first`` on."""
 
     name: str
     width: int
     rows: Literal["tokens", "outputs"] = "tokens"
     dtype: str = "float32"
+    of: str = ""
+    first: int = 0
 
 
 class Op(ABC):

@@ -53,10 +53,12 @@ class Step:
         self.program, self.pool, self.weight, self.batch = program, pool, weight, batch
         self.segments = segments(batch)
         n_rows = {"tokens": len(batch), "outputs": int(np.count_nonzero(batch.outputs))}
-        self.buffers = {
-            name: np.zeros((n_rows[buffer.rows], buffer.width), buffer.dtype)
-            for name, buffer in program.buffers.items()
-        }
+        self.buffers: dict[str, np.ndarray] = {}
+        for name, buffer in sorted(program.buffers.items(), key=lambda item: item[1].of != ""):
+            if buffer.of:
+                self.buffers[name] = self.buffers[buffer.of][:, buffer.first : buffer.first + buffer.width]
+            else:
+                self.buffers[name] = np.zeros((n_rows[buffer.rows], buffer.width), buffer.dtype)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.buffers[name]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run import attention_work
 from edgellm.kernels.cpu.run.threads import aligned_zeros
@@ -25,7 +26,7 @@ from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import OutputTail, output_tail
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs, StoreKV
-from edgellm.kernels.program import Op, Program
+from edgellm.kernels.program import Buffer, Op, Program
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
@@ -144,16 +145,39 @@ class _Lowering:
         """Add the rows of an op."""
         self.first_row.append(len(self.rows))
         _RULES[type(op)](self, op)
-        for name in op.written_buffers():
-            self.quantized.pop(name, None)
+        written = set(map(self.root, op.written_buffers()))
+        self.quantized = {name: form for name, form in self.quantized.items() if self.root(name) not in written}
+
+    def root(self, name: str) -> str:
+        """The buffer that has the columns of ``name``: itself, or the one that it is part of."""
+        return self.program.buffers[name].of or name
+
+    def allocate(self, name: str, buffer: Buffer) -> None:
+        """Make a buffer's array, or find it in the one it is part of, which was made before."""
+        if not buffer.of:
+            width = layout.padded(buffer.width)
+            self.buffers[name] = self.memory.zeros(self.n_rows(name), width, buffer.dtype)
+            return
+        end, of = buffer.first + buffer.width, self.program.buffers[buffer.of]
+        if of.of or buffer.first % layout.ROW_ALIGN or end > of.width or (end % layout.ROW_ALIGN and end < of.width):
+            raise UnsupportedError(
+                f"buffer {name}: columns {buffer.first} to {end} of {buffer.of}, which has {of.width}. The CPU kernels "
+                f"take whole groups of {layout.ROW_ALIGN} columns, of a buffer that is not itself part of one.",
+                code="BUFFER_COLUMNS",
+            )
+        self.buffers[name] = self.buffers[buffer.of][:, buffer.first : buffer.first + layout.padded(buffer.width)]
 
     def emit(
         self, op: Op, kernel: str, arguments: Any, *, alone: bool, int16: str = "", also_writes: Iterable[str] = ()
     ) -> None:
         """Add a row for an op, which reads the buffer ``int16`` in its quantized form."""
-        reads = [f"int16 {name}" if name == int16 else name for name in op.read_buffers()]
+        reads = [f"int16 {name}" if name == int16 else self.root(name) for name in op.read_buffers()]
         reads += [f"cache {layer}" for layer in op.read_layers()]
-        writes = [*op.written_buffers(), *(f"cache {layer}" for layer in op.written_layers()), *also_writes]
+        writes = [
+            *map(self.root, op.written_buffers()),
+            *(f"cache {layer}" for layer in op.written_layers()),
+            *also_writes,
+        ]
         source = self.quantized[int16].source if int16 else -1
         self.rows.append(_Row(kernel, arguments, frozenset(reads), frozenset(writes), alone, source))
 
@@ -207,7 +231,7 @@ class _Lowering:
             weights = (self.program.tensors[weight].quant.name for weight in op.weight_names())
             if name in op.read_buffers() and any(quant in SUPERBLOCKS for quant in weights):
                 return 8
-            if name in op.written_buffers():
+            if self.root(name) in map(self.root, op.written_buffers()):
                 break
         return 1
 
@@ -224,7 +248,7 @@ class _Lowering:
                 row_kind=self.row_kind(name),
             )  # fmt: skip
             self.quantized[name] = _Int16(address, nbytes, len(self.rows))
-            reads, writes = frozenset({name}), frozenset({f"int16 {name}"})
+            reads, writes = frozenset({self.root(name)}), frozenset({f"int16 {name}"})
             self.rows.append(_Row("quantize", arguments, reads, writes, width <= ALONE_WIDTH, -1))
         return self.quantized[name]
 
@@ -350,8 +374,8 @@ def _lower(program: Program, pool: CachePool | None, max_tokens: int, memory: _M
     tail = output_tail(program) or OutputTail(len(program.ops), (), {})
     whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
-    for name, buffer in whole.buffers.items():
-        low.buffers[name] = memory.zeros(low.n_rows(name), layout.padded(buffer.width), buffer.dtype)
+    for name, buffer in sorted(whole.buffers.items(), key=lambda item: item[1].of != ""):
+        low.allocate(name, buffer)
     for op in whole.ops:
         low.op(op)
     n_ops, first_row = len(program.ops), [*low.first_row, len(low.rows)]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from cpu_programs import FORMS, READABLE_TYPES, any_tensor, cpu_executor, part, single_sequence
 
+from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.compile import kernel_table, selftest, trials
 from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, Sketch, nmse, outputs_of_ops, random_pool
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 from edgellm.kernels.kv import CachePool
-from edgellm.kernels.ops import ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm
-from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs
+from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
 
@@ -319,3 +320,55 @@ def test_nan_in_queries_keys_and_values_reaches_the_output(where: str, form: str
         for values in outputs_of_ops(executor, single_sequence(program, n, start, N_BLOCKS), s.inputs)[1:]:
             assert not np.isfinite(values).all(axis=1).any(), (n, start)
     executor.close()
+
+
+# ---- columns of a buffer ---------------------------------------------------------------------------------------------
+
+
+def program_of_parts(quant: str) -> Program:
+    """Products that read and write columns of one buffer, and all of it, before and after they change."""
+    s = sketch()
+    s.buffers["whole"] = Buffer("whole", 1024)
+    for name, first, width in (("left", 0, 512), ("right", 512, 256), ("rest", 768, 256)):
+        s.buffers[name] = Buffer(name, width, of="whole", first=first)
+    x, y, z = s.buffer(256), s.buffer(256), s.buffer(trials.N_VOCAB)
+    s.ropes["rope"] = Rope(False, frequencies(64, 10000.0), 1.0)
+    for op in (
+        Embed(s.tensor("Q8_0", (trials.N_VOCAB, 1024)), "whole", 30.0),
+        Matmul("right", s.tensor(quant, (256, 256)), x),
+        Matmul("left", s.tensor(quant, (256, 512)), "right"),
+        Matmul("right", s.tensor(quant, (256, 256)), "rest"),
+        ApplyRope("rest", 64, "rope"),
+        Matmul("whole", s.tensor(quant, (256, 1024)), y),
+        RMSNorm("right", s.tensor("F32", (64,)), "rest", 1e-5),
+        Add("whole", "whole", "whole"),
+        GatedUnit("rest", y, "right", "silu"),
+        Add("right", x, y),
+        Matmul("whole", s.tensor(quant, (trials.N_VOCAB, 1024)), z),
+        SelectOutputs(z, "logits"),
+    ):
+        s.emit(op.name, op)
+    return s.program()
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_K"])
+def test_an_operand_may_be_columns_of_a_buffer(quant: str) -> None:
+    program = program_of_parts(quant)
+    reference = ReferenceExecutor(program, random_pool(program, 1))
+    executor = cpu_executor(program, random_pool(program, 1), 3, 64)
+    for n in (1, 5, 20):
+        batch = Batch.single(program, np.arange(n) % trials.N_VOCAB)
+        for one, other in zip(outputs_of_ops(executor, batch, {}), outputs_of_ops(reference, batch, {}), strict=True):
+            assert nmse(one, other) < trials.SUPERBLOCK_LIMIT
+        expected = reference.run(batch)
+        for _ in range(20):
+            assert nmse(executor.run(batch), expected) < trials.SUPERBLOCK_LIMIT
+    executor.close()
+
+
+@pytest.mark.parametrize(("first", "width"), [(8, 16), (0, 40), (1008, 32)])
+def test_columns_that_vectors_cannot_keep_to_are_refused_by_name(first: int, width: int) -> None:
+    program = program_of_parts("F16")
+    program.buffers["odd"] = Buffer("odd", width, of="whole", first=first)
+    with pytest.raises(UnsupportedError, match="buffer odd: columns"):
+        cpu_executor(program, random_pool(program, 1))
