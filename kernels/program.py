@@ -38,6 +38,7 @@ class Buffer:
     first: int = 0
 
 
+@dataclass(frozen=True)
 class Op(ABC):
     """One step of a program: a frozen dataclass of its buffers, its weights and numbers. ``kernels.ops`` has them all.
 
