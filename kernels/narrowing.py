@@ -1,4 +1,4 @@
-"""The end of a program for few rows: what follows the last attention, computed for the tokens that want logits alone.
+"""The end of a program for few rows: what follows the last op that mixes rows, for the tokens that want logits alone.
 
 A prompt wants the logits of its last token, and nothing after the last attention mixes rows. The program itself
 selects its rows at the very end, so that a hook sees every token in every layer; this is for executors without a hook.
@@ -6,14 +6,10 @@ selects its rows at the very end, so that a hook sees every token in every layer
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from edgellm.kernels.ops import Add, Attention, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs
+from edgellm.kernels.ops import Op, SelectOutputs
 from edgellm.kernels.program import Buffer, Program
-
-_READS: dict[type, tuple[str, ...]] = {RMSNorm: ("x",), Matmul: ("x",), GatedUnit: ("gate", "up"), Add: ("x", "y")}
 
 
 @dataclass(frozen=True)
@@ -26,17 +22,19 @@ class OutputTail:
 
 
 def output_tail(program: Program) -> OutputTail | None:
-    """The tail of a program; None where an op behind the last attention mixes rows, or a buffer is part of another."""
-    attention = [i for i, op in enumerate(program.ops) if isinstance(op, Attention)]
-    if not attention or any(buffer.of for buffer in program.buffers.values()):
+    """The tail of a program; None where rows are mixed after they were chosen, or a value has two names."""
+    mixing = [i for i, op in enumerate(program.ops) if not (op.by_row or isinstance(op, SelectOutputs))]
+    start = mixing[-1] + 1 if mixing else 0
+    in_parts = any(buffer.of for buffer in program.buffers.values())
+    if in_parts or any(isinstance(op, SelectOutputs) for op in program.ops[:start]):
         return None
-    start, ops, buffers, names = attention[-1] + 1, list[Op](), dict[str, Buffer](), dict[str, str]()
+    ops, buffers, names = list[Op](), dict[str, Buffer](), dict[str, str]()
 
     def chosen(name: str, *, written: bool = False) -> str:
         """The buffer with the chosen rows of ``name``, made with a selection where the tail did not write it."""
         if name not in names and program.buffers[name].rows == "tokens":
             names[name] = f"{name} of outputs"
-            buffers[names[name]] = Buffer(names[name], program.buffers[name].width, "outputs")
+            buffers[names[name]] = replace(program.buffers[name], name=names[name], rows="outputs")
             if not written:
                 ops.append(SelectOutputs(name, names[name]))
         return names.get(name, name)
@@ -44,10 +42,10 @@ def output_tail(program: Program) -> OutputTail | None:
     for op in program.ops[start:]:
         if isinstance(op, SelectOutputs):
             names[op.out] = chosen(op.x)
-        elif isinstance(op, RMSNorm | Matmul | GatedUnit | Add) and op.out not in names.values():
-            changed: dict[str, Any] = {name: chosen(getattr(op, name)) for name in _READS[type(op)]}
-            changed["out"] = chosen(op.out, written=True)
-            ops.append(dataclasses.replace(op, **changed))
-        else:
+            continue
+        changed = {field: chosen(getattr(op, field)) for field in op.reads if getattr(op, field) is not None}
+        changed |= {field: chosen(getattr(op, field), written=True) for field in op.writes}
+        if any(list(names.values()).count(changed[field]) > 1 for field in op.writes):
             return None
+        ops.append(replace(op, **changed))
     return OutputTail(start, tuple(ops), buffers)

@@ -21,7 +21,6 @@ import numpy as np
 
 from edgellm.formats.large_pages import large_page_share
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
-from edgellm.kernels.ops import Embed, Matmul, RMSNorm
 from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
 
@@ -243,12 +242,6 @@ def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_para
 
 def bytes_per_token(program: Program, n_cached: int) -> int:
     """Bytes of weights and of a float16 cache of ``n_cached`` tokens that computing one more token must read."""
-    total = 0
-    for op in program.ops:
-        if isinstance(op, Matmul):
-            total += program.tensors[op.weight].nbytes + (program.tensors[op.bias].nbytes if op.bias else 0)
-        elif isinstance(op, RMSNorm):
-            total += program.tensors[op.weight].nbytes
-        elif isinstance(op, Embed):
-            total += program.tensors[op.weight].data.shape[1]
-    return total + sum(layer.seen_nbytes(n_cached) for layer in program.cache_layers)
+    weights = sum(op.nbytes_per_token(program.tensors) for op in program.ops)
+    layers = [program.cache_layers[index] for op in program.ops for index in op.read_layers()]
+    return weights + sum(layer.seen_nbytes(n_cached) for layer in layers)

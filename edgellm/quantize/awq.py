@@ -8,16 +8,17 @@ before ffn_down, the rows of attn_v before attn_output. The file stays a plain m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.ops import ApplyRope, Attention, GatedUnit, Matmul, Op, RMSNorm, StoreKV
+from edgellm.kernels.ops import Attention, GatedUnit, Matmul, Op, RMSNorm, StoreKV
 from edgellm.kernels.program import Program
 from edgellm.quantize.gptq import Encode
-from edgellm.quantize.hessian import Group, groups, written
+from edgellm.quantize.hessian import Group, groups
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)  # of the root mean square of an input
 SAMPLE_ROWS = 512  # of each weight, to try the powers on
@@ -60,11 +61,7 @@ class Fold:
 
 def folds(program: Program) -> list[Fold]:
     """Every group whose input can be made smaller by what comes before it."""
-    uses: dict[str, int] = {}
-    for op in program.ops:
-        for name in (getattr(op, "weight", None), getattr(op, "bias", None)):
-            if name:
-                uses[name] = uses.get(name, 0) + 1
+    uses = Counter(name for op in program.ops for name in op.weight_names())
     found = []
     for group in groups(program):
         fold = _fold(program, group)
@@ -75,48 +72,47 @@ def folds(program: Program) -> list[Fold]:
 
 
 def _fold(program: Program, group: Group) -> Fold | None:
-    maker = last_writer(program.ops, group.x, group.start)
-    if maker is None or _read_elsewhere(program.ops, group, maker):
+    ops, makers = program.ops, writers(program.ops, group.x, group.start)
+    if not makers or not set(readers(ops, group.x, makers[-1])) <= set(range(group.start, group.stop)):
         return None
-    op = program.ops[maker]
+    op = ops[makers[-1]]
     if isinstance(op, RMSNorm) and program.tensors[op.weight].shape[-1] == program.buffers[group.x].width:
         return Fold(group, op.weight, into_rows=False)
     if isinstance(op, GatedUnit):
-        up = _plain_matmul(program.ops, op.up, maker)
+        up = _plain_matmul(ops, op.up, makers[-1])
         return Fold(group, up, into_rows=True) if up else None
     if isinstance(op, Attention):
-        store = next(o for o in program.ops[:maker][::-1] if isinstance(o, StoreKV) and o.layer == op.layer)
-        v = _plain_matmul(program.ops, store.v, maker)
+        of_layer = [i for i, o in enumerate(ops) if op.layer in (*o.read_layers(), *o.written_layers())]
+        store = ops[of_layer[0]]
+        v = _plain_matmul(ops, store.v, of_layer[0]) if isinstance(store, StoreKV) and len(of_layer) == 2 else None
         layer = program.kv_layer(op.layer)
         copies = op.n_heads // layer.n_kv_heads
         return Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies) if v else None
     return None
 
 
-def last_writer(ops: Sequence[Op], buffer: str, before: int) -> int | None:
-    """The index of the last op before another one that writes a buffer."""
-    return next((i for i in range(before - 1, -1, -1) if buffer in written(ops[i : i + 1])), None)
+def writers(ops: Sequence[Op], buffer: str, before: int) -> list[int]:
+    """The indices of the ops before another one that write a buffer."""
+    return [i for i, op in enumerate(ops[:before]) if buffer in op.written_buffers()]
 
 
-def _plain_matmul(ops: Sequence[Op], buffer: str, before: int) -> str | None:
-    """The weight that makes a buffer, when nothing else touches it on the way and no bias is added."""
-    index = last_writer(ops, buffer, before)
-    op = None if index is None else ops[index]
-    return op.weight if isinstance(op, Matmul) and op.bias is None else None
+def readers(ops: Sequence[Op], buffer: str, maker: int) -> list[int]:
+    """The indices of the ops that read what ``maker`` wrote to a buffer, once for each time that they name it."""
+    found: list[int] = []
+    for index, op in enumerate(ops[maker + 1 :], maker + 1):
+        found += [index] * op.read_buffers().count(buffer)
+        if buffer in op.written_buffers():
+            break
+    return found
 
 
-def _read_elsewhere(ops: Sequence[Op], group: Group, maker: int) -> bool:
-    """Whether anything but the group reads its buffer between two writings."""
-    for index in range(maker + 1, len(ops)):
-        op = ops[index]
-        reads = {getattr(op, name, None) for name in ("x", "y", "q", "k", "v", "gate", "up")}
-        if group.x in reads and not group.start <= index < group.stop:
-            return True
-        if isinstance(op, ApplyRope) and op.x == group.x:
-            return True
-        if group.x in written([op]):
-            return False
-    return False
+def _plain_matmul(ops: Sequence[Op], buffer: str, reader: int) -> str | None:
+    """The weight that makes what ``reader`` alone reads in a buffer, and once, when no bias is added."""
+    makers = writers(ops, buffer, reader)
+    op = ops[makers[-1]] if makers else None
+    if not isinstance(op, Matmul) or op.bias is not None or readers(ops, buffer, makers[-1]) != [reader]:
+        return None
+    return op.weight
 
 
 def search(weights: Sequence[tuple[np.ndarray, str]], importance: np.ndarray, fold: Fold, encode: Encode) -> np.ndarray:

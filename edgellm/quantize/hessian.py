@@ -38,29 +38,24 @@ def groups(program: Program) -> list[Group]:
     """In order; the output matrix, which reads only some rows, is left out."""
     found: list[Group] = []
     for index, op in enumerate(program.ops):
-        if not isinstance(op, Matmul) or op.out == "logits":
+        if not isinstance(op, Matmul) or op.out == program.output:
             continue
         last = found[-1] if found else None
-        if last and last.stop == index and last.x == op.x and op.x not in written(program.ops[last.start : index]):
+        if last and last.stop == index and last.x == op.x and op.x not in program.ops[index - 1].written_buffers():
             found[-1] = Group(last.start, index + 1, (*last.weights, op.weight), op.x)
         else:
             found.append(Group(index, index + 1, (op.weight,), op.x))
     return found
 
 
-def written(ops: Sequence[Op]) -> set[str]:
-    """The buffers that some ops write."""
-    return {name for op in ops for name in op.written_buffers()}
-
-
-def needed(ops: Sequence[Op]) -> list[str]:
-    """The buffers that these ops read before they write them."""
-    names: dict[str, None] = {}
-    done: set[str] = set()
-    for op in ops:
-        names.update(dict.fromkeys(name for name in op.read_buffers() if name not in done))
-        done.update(op.written_buffers())
-    return list(names)
+def needed(ops: Sequence[Op]) -> tuple[set[str], set[int]]:
+    """The buffers, and the layers of the cache, that these ops read before they write them."""
+    buffers: set[str] = set()
+    layers: set[int] = set()
+    for op in reversed(ops):
+        buffers = buffers.difference(op.written_buffers()) | set(op.read_buffers())
+        layers = layers.difference(op.written_layers()) | set(op.read_layers())
+    return buffers, layers
 
 
 class _Weights(ReferenceExecutor):

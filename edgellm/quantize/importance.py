@@ -95,18 +95,18 @@ class Imatrix:
 class Collector:
     """Adds up squares of inputs chunk by chunk; weights that read the same buffer share the sum.
 
-    outputs   count the input of the output matrix too, which llama.cpp leaves out by default
+    output    the buffer of the logits: the input of the matrix that writes it is left out, as llama.cpp does by default
     """
 
-    def __init__(self, outputs: bool = False) -> None:
-        self.outputs = outputs
+    def __init__(self, output: str | None) -> None:
+        self.output = output
         self.sums: dict[str, np.ndarray] = {}
         self.counts: dict[str, int] = {}
         self._shared: dict[str, np.ndarray] = {}  # of buffers not written since
 
     def hook(self, index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
         """See ``edgellm.kernels.program.Hook``."""
-        if isinstance(op, Matmul) and (self.outputs or op.out != "logits"):
+        if isinstance(op, Matmul) and op.out != self.output:
             x = read(op.x)
             if op.x not in self._shared:
                 self._shared[op.x] = np.einsum("ij,ij->j", x, x, dtype=np.float64)
@@ -129,7 +129,7 @@ class Collector:
 
 def collect(model: ChunkModel, chunks: Sequence[Chunk], dataset: str, outputs: bool = False) -> Iterator[Imatrix]:
     """Run the chunks; what has been seen so far, after each."""
-    collector = Collector(outputs)
+    collector = Collector(None if outputs else model.program.output)
     for chunk in chunks:
         model.watch(chunk, collector.hook, outputs)
         yield collector.result(dataset, model.n_ctx)

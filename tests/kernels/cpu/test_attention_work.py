@@ -11,7 +11,7 @@ from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.attention_work import AttentionWork
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.narrowing import output_tail
-from edgellm.kernels.ops import Add, Attention, Matmul, Op, RMSNorm, SelectOutputs
+from edgellm.kernels.ops import Add, ApplyRope, Attention, Matmul, Op, RMSNorm, SelectOutputs
 from edgellm.kernels.program import Buffer, Program
 
 WINDOW = 100
@@ -107,3 +107,12 @@ def test_the_tail_of_a_program_selects_what_it_reads() -> None:
     assert {b.rows for b in tail.buffers.values()} == {"outputs"}
     assert tail.ops[-1] == Matmul("x of outputs", "w", "logits")
     assert output_tail(program(Matmul("attn", "w", "x"), Attention("q", "attn", 0, 9, 1.0))).ops == ()  # type: ignore[union-attr]
+
+
+def test_the_tail_begins_behind_the_last_op_that_mixes_rows() -> None:
+    mixed = (Matmul("attn", "w", "h"), ApplyRope("h", 8, "r"), Add("h", "x", "x"), Matmul("x", "w", "logits"))
+    tail = output_tail(program(*mixed))
+    assert tail is not None and tail.start == len(HEADS) + 2, "a rotation goes by the positions of the step's rows"
+    selected = SelectOutputs("x", "logits")
+    for ops in ((selected, Attention("q", "attn", 0, 9, 1.0)), (selected, Add("x", "h", "x"))):
+        assert output_tail(program(*ops)) is None
