@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ def test_a_token_reads_every_weight_once_and_what_the_window_shows_of_the_cache(
         windowed = [min(10_000, layer.window or 10_000) for layer in program.cache_layers]
         sizes = [layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v) * 2 for layer in program.cache_layers]
         assert bytes_per_token(program, 10_000) - read == sum(n * s for n, s in zip(windowed, sizes, strict=True))
+        again = replace(program, ops=(*program.ops, *program.ops[1:]))  # every reader counts, and one row of Embed
+        assert bytes_per_token(again, 10) == 2 * bytes_per_token(program, 10) - embedding.data.shape[1]
 
 
 @pytest.fixture
