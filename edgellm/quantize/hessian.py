@@ -8,6 +8,7 @@ the buffers that are still needed are kept, for every chunk.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops import Embed, Matmul, Op
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Program
-from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.measure.perplexity import Chunk
 
 WeightOf = Callable[[str], np.ndarray]
@@ -58,20 +58,6 @@ def needed(ops: Sequence[Op]) -> tuple[set[str], set[int]]:
     return buffers, layers
 
 
-class _Weights(ReferenceExecutor):
-    """The reference's view of an executor, with weights from elsewhere, kept for the ops at hand."""
-
-    def __init__(self, program: Program, n_ctx: int, weight_of: WeightOf) -> None:
-        n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(program.groups)
-        super().__init__(program, CachePool(program.cache_layers, n_blocks, "float32"), n_ctx)
-        self._weight_of = weight_of
-
-    def weight(self, name: str) -> np.ndarray:
-        if name not in self._weights:
-            self._weights[name] = self._weight_of(name)
-        return self._weights[name]
-
-
 class Walk:
     """All chunks on their way through a program, in float32.
 
@@ -88,25 +74,31 @@ class Walk:
     ) -> None:
         self.program = program
         self.batches = [Batch.single(program, chunk.ids, outputs="last") for chunk in chunks]
-        self.executor = _Weights(program, max(len(batch) for batch in self.batches), weight_of)
+        n_blocks = [-(-max(len(batch) for batch in self.batches) // BLOCK_TOKENS)] * len(program.groups)
+        self.pool = CachePool(program.cache_layers, n_blocks, "float32")
+        self.weight = functools.cache(weight_of)
         self.embed = embed
         self.at = 0
         self.kept: list[dict[str, np.ndarray]] = [{} for _ in chunks]
+        self.caches: list[dict[int, list[np.ndarray]]] = [{} for _ in chunks]  # of layers that are read later
 
     def advance(self, stop: int) -> None:
         """Run the ops up to ``stop`` for every chunk; keep what the rest needs."""
         ops = self.program.ops[self.at : stop]
-        later = needed(self.program.ops[stop:])
+        buffers, layers = needed(self.program.ops[stop:])
         for index, batch in enumerate(self.batches):
-            step = Step(self.program, self.executor.pool, self.executor.weight, batch)
+            step = Step(self.program, self.pool, self.weight, batch)
             step.buffers.update(self.kept[index])
+            for layer, arrays in self.caches[index].items():
+                self.pool.arrays[layer] = arrays
             for op in ops:
                 if isinstance(op, Embed):
                     step[op.out] = self.embed(batch.tokens) * np.float32(op.scale)
                 else:
                     op.reference(step)
-            self.kept[index] = {name: step.buffers[name] for name in later}
-        self.executor.close()
+            self.kept[index] = {name: step.buffers[name] for name in buffers}
+            self.caches[index] = {layer: [a.copy() for a in self.pool.arrays[layer]] for layer in layers}
+        self.weight.cache_clear()
         self.at = stop
 
     def inputs(self, name: str) -> Iterator[np.ndarray]:

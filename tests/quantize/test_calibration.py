@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu.encode import encode
+from edgellm.kernels.ops import Attention, GatedUnit, Matmul, StoreKV
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.measure.divergence import Comparison, compare_models
-from edgellm.measure.perplexity import ChunkModel
+from edgellm.measure.perplexity import Chunk, ChunkModel
 from edgellm.models import build_program
 from edgellm.quantize import awq, hessian
 from edgellm.quantize.calibration import Calibrated, CalibrationOptions, calibrate
@@ -133,7 +137,7 @@ def test_a_walk_shows_the_inputs_that_the_whole_model_has(tmp_path: Path) -> Non
         seen: dict[int, list[np.ndarray]] = {}
         for chunk in chunks:
             model.watch(chunk, lambda index, op, read: seen.setdefault(index, []).append(read(op.x).copy())
-                        if isinstance(op, hessian.Matmul) and op.out != "logits" else None)  # fmt: skip
+                        if isinstance(op, Matmul) and op.out != Program.output else None)  # fmt: skip
         tensors = model.program.tensors
         walk = hessian.Walk(
             model.program,
@@ -155,6 +159,48 @@ def test_only_what_one_group_reads_is_folded(tmp_path: Path) -> None:
         found = {fold.target for fold in awq.folds(build_program(gguf))}
     # attn_v of qwen2 has a bias, which would have to be scaled too
     assert found == {"blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "blk.0.ffn_up.weight"}
+
+
+def with_shared_cache(program: Program) -> Program:
+    """The second layer's attention reads the first layer's keys and values, as some models have it."""
+    ops = [
+        replace(op, layer=0) if isinstance(op, Attention) else op
+        for op in program.ops
+        if not (isinstance(op, StoreKV) and op.layer == 1)
+    ]
+    return replace(program, ops=tuple(ops))
+
+
+def test_values_that_two_attentions_read_are_left_as_they_are(tmp_path: Path) -> None:
+    with GGUFFile.open(write_f32(tmp_path / "a.gguf", "llama")) as gguf:
+        program = build_program(gguf)
+        plain = {fold.target for fold in awq.folds(program)}
+        shared = {fold.target for fold in awq.folds(with_shared_cache(program))}
+        as_key, as_gate = [], []
+        for op in program.ops:
+            as_key.append(replace(op, k=op.v) if isinstance(op, StoreKV) else op)
+            as_gate.append(replace(op, gate=op.up) if isinstance(op, GatedUnit) else op)
+        assert plain - shared == {"blk.0.attn_v.weight", "blk.1.attn_v.weight"}
+        for ops, part in ((as_key, "attn_v"), (as_gate, "ffn_up")):
+            found = {fold.target for fold in awq.folds(replace(program, ops=tuple(ops)))}
+            assert plain - found == {f"blk.{i}.{part}.weight" for i in (0, 1)}, "read twice by one op"
+
+
+def test_a_walk_keeps_the_cache_that_later_layers_read(tmp_path: Path) -> None:
+    with GGUFFile.open(write_f32(tmp_path / "a.gguf", "llama")) as gguf:
+        program, rng = with_shared_cache(build_program(gguf)), np.random.default_rng(1)
+        chunks = [Chunk(rng.integers(0, program.n_vocab, N_CTX), 0) for _ in range(3)]
+        executor = ReferenceExecutor(program)
+        walk = hessian.Walk(program, chunks, executor.weight, program.tensors["token_embd.weight"].dequantize)
+        last = hessian.groups(program)[-1]
+        walk.advance(last.start)
+        for chunk, mine in zip(chunks, walk.inputs(last.x), strict=True):
+            seen: dict[int, np.ndarray] = {}
+            executor.run(
+                Batch.single(program, chunk.ids),
+                lambda index, op, read, seen=seen: seen.update({index: read(last.x).copy()}),
+            )
+            assert np.allclose(mine, seen[last.start - 1], atol=1e-5)
 
 
 def test_options_out_of_range_are_named() -> None:
