@@ -29,6 +29,7 @@ from edgellm.kernels.cpu.run.executor import CPUExecutor
 posix = pytest.mark.skipif(os.name != "posix", reason="owners, modes and links as POSIX has them")
 
 N_REAL_STARTS = 51  # of the 200 corruptions, each before a real start of an executor
+PRODUCT = kernel_cache.CPU_FOLDER.parents[1]
 ALL_KERNELS = (*kernel_table.KERNELS, *ENCODERS)
 KERNELS = ("add", "rms_norm", "rope", "quantize", "attention")
 
@@ -187,27 +188,29 @@ def test_a_folder_without_write_permission_is_read_and_no_more(
 def test_a_groups_key_changes_with_every_file_that_its_kernels_import_and_no_other(
     group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "kernels"
-    shutil.copytree(kernel_cache.CPU_FOLDER.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(kernel_cache, "CPU_FOLDER", copy / "cpu")
+    for folder in ("kernels", "formats"):
+        shutil.copytree(PRODUCT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(kernel_cache, "CPU_FOLDER", tmp_path / "kernels" / "cpu")
     target = isa.detect()
     key, changing = cache_key(target, group), set[str]()
-    for path in copy.rglob("*.py"):
+    for path in tmp_path.rglob("*.py"):
         text = path.read_bytes()
         path.write_bytes(text + b"\n")
         if cache_key(target, group) != key:
-            changing.add(str(path.relative_to(copy)))
+            changing.add(str(path.relative_to(tmp_path)))
         path.write_bytes(text)
     assert cache_key(target, group) == key
-    assert ("cpu/encoders/lanes.py" in changing) == (group == "encoders")
-    assert ("cpu/kernels/attention.py" in changing) == (group == "kernels")
-    assert "cpu/lib/simd.py" in changing and "cpu/run/lowering.py" not in changing
-    made_here = {f"cpu/{kernel_table.module(name)}.py" for name in ALL_KERNELS if kernel_cache.group_of(name) == group}
+    assert ("kernels/cpu/encoders/lanes.py" in changing) == (group == "encoders")
+    assert ("kernels/cpu/kernels/attention.py" in changing) == (group == "kernels")
+    assert "kernels/cpu/lib/simd.py" in changing and "kernels/cpu/run/lowering.py" not in changing
+    made_here = {
+        f"kernels/cpu/{kernel_table.module(name)}.py" for name in ALL_KERNELS if kernel_cache.group_of(name) == group
+    }
     assert _all_imports(made_here) <= changing
 
 
 def _all_imports(files: set[str]) -> set[str]:
-    """These files of kernels/ and those they import, as paths below it; ``compile`` is Python's side of a kernel."""
+    """These files of the product and those they import, as paths below its folders."""
     found: set[str] = set()
     waiting = sorted(files)
     while waiting:
@@ -215,11 +218,11 @@ def _all_imports(files: set[str]) -> set[str]:
         if path in found:
             continue
         found.add(path)
-        for node in ast.walk(ast.parse((kernel_cache.CPU_FOLDER.parent / path).read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgellm.kernels."):
-                module = (node.module or "").removeprefix("edgellm.kernels.").replace(".", "/")
+        for node in ast.walk(ast.parse((PRODUCT / path).read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgellm."):
+                module = (node.module or "").removeprefix("edgellm.").replace(".", "/")
                 names = [f"{module}.py", *(f"{module}/{alias.name}.py" for alias in node.names)]
-                waiting += [n for n in names if (kernel_cache.CPU_FOLDER.parent / n).is_file()]
+                waiting += [n for n in names if (PRODUCT / n).is_file()]
     return found
 
 
