@@ -14,14 +14,9 @@ from pathlib import Path, PurePath
 from edgellm.formats.errors import EdgeLLMError, FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.mapped_file import FileMap
+from edgellm.formats.regular_file import FLAGS
 
-_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # a pipe would otherwise wait for a writer
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_FLAGS = FLAGS | getattr(os, "O_NOFOLLOW", 0)
 
 
 class CheckpointFolder:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from edgellm.formats.errors import FormatError
 
+# O_NONBLOCK: a pipe would be waited for
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _SHELLS_OWN = re.compile(r"/dev/(stdin|fd/\d+)|/proc/self/fd/\d+")
 
@@ -31,7 +32,7 @@ class NotAFileError(FormatError):
 def open_descriptor(path: str | os.PathLike[str], *, pipes: bool = False) -> int:
     """A descriptor of the file, for reading. NotAFileError, or OSError as ``os.open`` raises it."""
     try:
-        descriptor = os.open(path, FLAGS)  # O_NONBLOCK: a pipe would be waited for
+        descriptor = os.open(path, FLAGS)
     except OSError:
         if os.path.isdir(path):  # Windows refuses to open one
             raise NotAFileError(path, "a directory") from None

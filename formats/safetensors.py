@@ -7,6 +7,7 @@ Offsets count from the end of the header. As the format demands, tensors neither
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +135,7 @@ def _record(path: Path, name: str, entry: Any, available: int) -> _Record:
     if not _whole_numbers(offsets) or len(offsets) != 2:
         fail("SAFETENSORS_BOUNDS", f"data_offsets is {short(offsets)}, expected two whole numbers")
     start, stop = offsets
-    n = 1
-    for dim in shape:
-        n *= dim
+    n = math.prod(shape)
     if n * kind.n_bits % 8:
         fail("SAFETENSORS_SHAPE", f"{n:,} numbers of {kind.n_bits} bits are no whole number of bytes")
     if not start <= stop or stop - start != n * kind.n_bits // 8:

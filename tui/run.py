@@ -61,7 +61,7 @@ def go_on_with(chat: Chat, session_id: int, start: Start) -> None:
 
 def run_chat(start: Start) -> int:
     """Run the chat until the user leaves; the exit status."""
-    from edgellm.machine.paths import DEFAULT_MODEL
+    from edgellm.store import DEFAULT_MODEL
     from edgellm.tui.app import ChatApp
     from edgellm.tui.chat import Chat
 

@@ -94,7 +94,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
       edgellm bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2 -r 3
       edgellm bench -m model.gguf -p 0 -n 64 -np 1,4,16
     """
-    from edgellm.machine.paths import DEFAULT_MODEL
+    from edgellm.store import DEFAULT_MODEL
 
     records: list[dict[str, Any]] = []
     if output == "md":

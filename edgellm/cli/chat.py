@@ -63,7 +63,7 @@ def command(model_argument: str | None, **values: Any) -> int:
       edgellm chat --continue
       edgellm chat model.gguf -sys "Answer in one sentence." --temp 0.3
     """
-    from edgellm.machine.paths import DEFAULT_MODEL
+    from edgellm.store import DEFAULT_MODEL
 
     if model_argument is not None and values["model_option"] is not None:
         raise click.UsageError("the model is given twice. Give it as an argument or with -m.")

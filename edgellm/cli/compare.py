@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def command(a: str, b: str, text: Path | None, no_tensors: bool, as_json: bool, 
         }
         if not no_tensors:
             result["tensors"] = [
-                {"name": e.name, "a": e.quants[0], "b": e.quants[1], "n": e.n, "nmse": e.nmse, "worst": e.worst}
-                for e in tensor_errors(first, second)
+                {"name": one.name, "a": one.quant.name, "b": other.quant.name, "n": math.prod(one.shape)}
+                | {"nmse": error.nmse, "worst": error.largest}
+                for one, other, error in tensor_errors(first, second)
             ]
         paths = first.path, second.path
     if text is not None:

@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
       edgellm list
       edgellm list --json
     """
-    from edgellm.machine.paths import DEFAULT_MODEL
+    from edgellm.store import DEFAULT_MODEL
     from edgellm.store.catalogue import catalogue, installed_models
 
     here = {model.name: model for model in installed_models()}

@@ -176,14 +176,14 @@ def _calibrated(
         raise click.UsageError("--method and -f FILE go together.")
     if method is None:
         return nullcontext()
-    if planned.source.kind != "gguf":
+    if planned.source.gguf is None:
         raise ParameterError(
             "--method runs the model, which takes a GGUF file. Make one with `edgellm convert`, then quantize that."
         )
     from edgellm.quantize.calibration import CalibrationOptions, calibrate
 
     return calibrate(
-        planned.source.path,
+        planned.source.gguf,
         {tensor.name: tensor.target.name for tensor in planned.tensors if tensor.changes},
         read_text(text),
         CalibrationOptions(method, n_chunks=values["n_chunks"], n_threads=values["n_threads"]),

@@ -101,7 +101,7 @@ def _loaded(model: str, values: dict[str, Any], named: bool) -> LLM:
 
 def split_arguments(arguments: tuple[str, ...], model: str | None, values: dict[str, Any]) -> tuple[str, list[str]]:
     """The model and the words of the prompt; see the help of the command."""
-    from edgellm.machine.paths import DEFAULT_MODEL
+    from edgellm.store import DEFAULT_MODEL
 
     if model is not None:
         return model, list(arguments)

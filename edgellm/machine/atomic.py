@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if sys.platform != "win32":
-    import fcntl
+from edgellm.machine.file_lock import try_lock
 
 
 @contextlib.contextmanager
@@ -44,7 +43,8 @@ def whole_file(
     descriptor, temporary = tempfile.mkstemp(".part", _stem(target), target.parent)
     file = writer(io.FileIO(temporary, "wb", opener=lambda *_: descriptor))
     try:
-        _lock(descriptor)  # so that another run can tell it from one whose writer is dead
+        with contextlib.suppress(OSError):  # so that another run can tell it from one whose writer is dead
+            _lock(descriptor)
         yield file
         file.flush()
         if not private and sys.platform != "win32":
@@ -97,15 +97,7 @@ def _remove_stale(target: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed, where the system can; False when another process holds it."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a network file system without locks
-            pass
-    return True
+    return sys.platform == "win32" or try_lock(descriptor)  # Windows locks a file that is open for writing by itself
 
 
 def _umask() -> int:

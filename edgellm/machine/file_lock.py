@@ -16,7 +16,8 @@ from types import TracebackType
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(fd: int) -> bool:
+    def try_lock(fd: int) -> bool:
+        """Lock a file until it is closed; False when another process holds it."""
         try:
             os.lseek(fd, 1 << 30, os.SEEK_SET)  # a byte far behind the text, so that others can read the owner's id
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -27,7 +28,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(fd: int) -> bool:
+    def try_lock(fd: int) -> bool:
+        """Lock a file until it is closed; False when another process holds it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,7 +76,7 @@ class FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if not _try_lock(fd) or not self._is_still(fd):
+            if not try_lock(fd) or not self._is_still(fd):
                 os.close(fd)
                 return False
             os.ftruncate(fd, 0)

@@ -15,7 +15,6 @@ import platformdirs
 
 from edgellm.formats.errors import ParameterError
 
-DEFAULT_MODEL = "smollm2"  # of the catalogue; here, so that a screen can name it without what pulls models
 NAME_NBYTES, PATH_NBYTES = 255, 4096  # of one name, of all of it: more than this no usual file system takes
 
 

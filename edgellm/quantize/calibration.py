@@ -128,14 +128,14 @@ def _scaled_tensor(tensor: SourceTensor, scaling: Scaling) -> SourceTensor:
 
 
 def calibrate(
-    path: str | Path,
+    gguf: GGUFFile,
     types: Mapping[str, str],
     text: str,
     options: CalibrationOptions,
     importance: Mapping[str, np.ndarray] | None = None,
     progress: StageProgress | None = None,
 ) -> Calibrated:
-    """Calibrate the GGUF file ``path`` for the type of each tensor that changes, by name.
+    """Calibrate an open model for the type of each tensor that changes, by name.
 
     ``importance`` is that of an imatrix file; without one AWQ measures it over the same text. Tensors of types that no
     grid is known for (GRIDS), the embedding and the output matrix are left to the type's own quantizer.
@@ -143,11 +143,11 @@ def calibrate(
     report: StageProgress = progress or (lambda stage, done, total, name: None)
     result = Calibrated()
     try:
-        with GGUFFile.open(path) as gguf:
-            tokenizer = Tokenizer.from_gguf(gguf.metadata)
-            ids = tokenizer.encode(text, add_special=True)
-            chunks = cut(ids, list(tokenizer.special.prefix[:1]), options.n_ctx, options.n_chunks)
-            _Calibration(gguf, types, importance, options, report, result).run(chunks)
+        tokenizer = Tokenizer.from_gguf(gguf.metadata, proved=True)
+        ids = tokenizer.encode(text, add_special=True)
+        chunks = cut(ids, list(tokenizer.special.prefix[:1]), options.n_ctx, options.n_chunks)
+        _Calibration(gguf, types, importance, options, report, result).run(chunks)
+        gguf.check()
     except BaseException:
         result.close()
         raise

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.gguf_writer import rows_in_chunks
+from edgellm.quantize.deviation import Deviation
 
 SHOWN = 60  # characters of a value
-
-
-@dataclass(frozen=True)
-class TensorDifference:
-    """Of one tensor: its types in A and B, bytes, and how far B's values stand from A's.
-
-    nmse   sum of (b - a)^2 / sum of a^2, 0 for equal tensors;  worst   the largest |b - a|
-    """
-
-    name: str
-    quants: tuple[str, str]
-    nbytes: tuple[int, int]
-    n: int
-    nmse: float
-    worst: float
 
 
 def metadata_changes(a: GGUFFile, b: GGUFFile) -> list[tuple[str, str, str]]:
@@ -65,23 +49,18 @@ def tensor_differences(a: GGUFFile, b: GGUFFile) -> list[tuple[str, str]]:
     return found
 
 
-def tensor_errors(a: GGUFFile, b: GGUFFile) -> Iterator[TensorDifference]:
-    """One for each tensor that both have in the same shape, some rows decoded at a time."""
+def tensor_errors(a: GGUFFile, b: GGUFFile) -> Iterator[tuple[QuantizedTensor, QuantizedTensor, Deviation]]:
+    """How far B's values stand from A's, for each tensor that both have in the same shape."""
     for name, tensor in a.tensors.items():
         other = b.tensors.get(name)
         if other is not None and other.shape == tensor.shape:
-            yield tensor_error(tensor, other)
+            yield tensor, other, tensor_error(tensor, other)
 
 
-def tensor_error(a: QuantizedTensor, b: QuantizedTensor) -> TensorDifference:
-    """How far b's values stand from a's."""
-    noise = signal = worst = 0.0
+def tensor_error(a: QuantizedTensor, b: QuantizedTensor) -> Deviation:
+    """How far b's values stand from a's, some rows decoded at a time; nothing for equal bytes."""
+    found = Deviation()
     if a.quant is not b.quant or not np.array_equal(a.data, b.data):
         for start, stop in rows_in_chunks(len(a.data), 4 * a.shape[-1]):
-            ours, theirs = a.dequantize(slice(start, stop)), b.dequantize(slice(start, stop))
-            difference = theirs - ours
-            noise += float(np.square(difference, dtype=np.float64).sum())
-            signal += float(np.square(ours, dtype=np.float64).sum())
-            worst = max(worst, float(np.abs(difference).max(initial=0)))
-    nmse = noise / signal if signal else (math.inf if noise else 0.0)
-    return TensorDifference(a.name, (a.quant.name, b.quant.name), (a.nbytes, b.nbytes), math.prod(a.shape), nmse, worst)
+            found.add(a.dequantize(slice(start, stop)), b.dequantize(slice(start, stop)))
+    return found

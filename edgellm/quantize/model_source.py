@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.formats import bus_error
+from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QuantType
@@ -87,6 +88,7 @@ class ModelSource:
     n_parts   files it came in, for a GGUF model; part_sizes: tensors of each, in the order of ``tensors``
     scheme    how a checkpoint is quantized ("gptq", "awq", "fp8" ...); "" for one that is not
     notes     what the user should know before relying on the result
+    gguf      the open file, for a GGUF model
     """
 
     path: Path
@@ -97,7 +99,7 @@ class ModelSource:
     part_sizes: list[int] = field(default_factory=list)
     scheme: str = ""
     notes: list[str] = field(default_factory=list)
-    _close: Callable[[], None] = field(default=lambda: None, repr=False)
+    gguf: GGUFFile | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         bus_error.install()
@@ -119,7 +121,8 @@ class ModelSource:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._close()
+        if self.gguf is not None:
+            self.gguf.close()
 
     def __enter__(self) -> ModelSource:
         return self

@@ -22,9 +22,10 @@ from edgellm.formats.file_types import QUANTIZATION_VERSION, WRITTEN
 from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, write_gguf
 from edgellm.formats.quant_types import QuantType
-from edgellm.kernels.cpu.encode import RowEncoder
+from edgellm.kernels.cpu.encode import RowEncoder, compile_encoders
 from edgellm.machine.cores import default_threads
 from edgellm.machine.progress import Progress
+from edgellm.quantize.deviation import Deviation
 from edgellm.quantize.mixes import COPY, PlannedTensor, Recipe, plan
 from edgellm.quantize.model_source import ModelSource, SourceTensor
 
@@ -46,21 +47,12 @@ class ImportanceMatrix:
 
 
 @dataclass(frozen=True)
-class EncodingCost:
-    """What encoding a tensor cost: root mean square error, the same by the weights' own size, the largest one."""
-
-    rmse: float
-    relative: float
-    largest: float
-
-
-@dataclass(frozen=True)
 class Quantized:
     """What ``quantize`` wrote: the files, every tensor's type, and with a report every encoded tensor's error."""
 
     paths: list[Path]
     tensors: list[PlannedTensor]
-    errors: dict[str, EncodingCost]
+    errors: dict[str, Deviation]
     without_importance: list[str]  # tensors that the importance matrix does not have
 
 
@@ -122,12 +114,10 @@ def quantize(
     writer's errors for the disk. Whatever happens, what stood at ``target`` stands there until the new file is whole.
     """
     refuse_own_source(planned.source, Path(target))
-    for tensor in planned.tensors:  # all kernels are ready before the disk is touched
-        if tensor.changes:
-            RowEncoder(
-                tensor.target.name, tensor.source.n_in, _column(tensor, planned.importance, 0), on_compile=on_compile
-            )
-    errors: dict[str, _ErrorSums] = {}
+    changed = [tensor for tensor in planned.tensors if tensor.changes]
+    weighted = {tensor.name for tensor in changed if _column(tensor, planned.importance, 0) is not None}
+    compile_encoders(((tensor.target.name, tensor.name in weighted) for tensor in changed), on_compile)
+    errors: dict[str, Deviation] = {}
     n_threads = arguments.whole_number("n_threads", n_threads or default_threads(), 1, arguments.MAX_THREADS)
     with ThreadPoolExecutor(n_threads, "edgellm-quantize") as threads:
         pool = _Pool(threads, 2 * n_threads)
@@ -144,12 +134,8 @@ def quantize(
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise
-    missing = [
-        t.name
-        for t in planned.tensors
-        if planned.importance and t.changes and _column(t, planned.importance, 0) is None
-    ]
-    return Quantized(paths, planned.tensors, {name: sums.error() for name, sums in errors.items()}, missing)
+    missing = [tensor.name for tensor in changed if planned.importance and tensor.name not in weighted]
+    return Quantized(paths, planned.tensors, errors, missing)
 
 
 def default_target(source: ModelSource, file_type: str) -> str:
@@ -249,34 +235,6 @@ class _Pool:
 
 
 @dataclass
-class _ErrorSums:
-    """Sums over the weights of a tensor, added in the order of the rows."""
-
-    n: int = 0
-    squares: float = 0.0
-    error_squares: float = 0.0
-    largest: float = 0.0
-
-    def add(self, rows: np.ndarray, back: np.ndarray) -> None:
-        difference = (rows - back).astype(np.float64)
-        self.n += rows.size
-        self.squares += float(np.square(rows, dtype=np.float64).sum())
-        self.error_squares += float(np.square(difference).sum())
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0)))
-
-    def merge(self, other: _ErrorSums) -> None:
-        self.n += other.n
-        self.squares += other.squares
-        self.error_squares += other.error_squares
-        self.largest = max(self.largest, other.largest)
-
-    def error(self) -> EncodingCost:
-        rmse = (self.error_squares / max(self.n, 1)) ** 0.5
-        relative = (self.error_squares / self.squares) ** 0.5 if self.squares else 0.0
-        return EncodingCost(rmse, relative, self.largest)
-
-
-@dataclass
 class _Chunks:
     """The bytes of a tensor, piece by piece: ``TensorPlan.chunks``."""
 
@@ -285,7 +243,7 @@ class _Chunks:
     encoder: Encoder | None
     pool: _Pool
     report: bool
-    errors: dict[str, _ErrorSums]
+    errors: dict[str, Deviation]
     _encoders: dict[int, RowEncoder] = field(default_factory=dict)
 
     def __call__(self) -> Iterator[np.ndarray]:
@@ -299,8 +257,8 @@ class _Chunks:
         if blocks is not None:
             assert blocks.shape == (source.n_rows, target.row_nbytes(source.n_in)), (source.name, blocks.shape)
         if self.report:
-            self.errors[source.name] = _ErrorSums()
-        waiting: deque[Future[tuple[np.ndarray, _ErrorSums | None]]] = deque()
+            self.errors[source.name] = Deviation()
+        waiting: deque[Future[tuple[np.ndarray, Deviation | None]]] = deque()
         for matrix, start, stop in self._runs():
             waiting.append(self.pool.threads.submit(self._encoded, matrix, start, stop, blocks))
             if len(waiting) > self.pool.n_ahead:
@@ -318,7 +276,7 @@ class _Chunks:
                 first = matrix * n_rows + start
                 yield matrix, first, min(first + step, (matrix + 1) * n_rows)
 
-    def _next(self, waiting: deque[Future[tuple[np.ndarray, _ErrorSums | None]]]) -> np.ndarray:
+    def _next(self, waiting: deque[Future[tuple[np.ndarray, Deviation | None]]]) -> np.ndarray:
         encoded, sums = waiting.popleft().result()
         if sums is not None:
             self.errors[self.tensor.name].merge(sums)
@@ -326,7 +284,7 @@ class _Chunks:
 
     def _encoded(
         self, matrix: int, start: int, stop: int, blocks: np.ndarray | None
-    ) -> tuple[np.ndarray, _ErrorSums | None]:
+    ) -> tuple[np.ndarray, Deviation | None]:
         source, target = self.tensor.source, self.tensor.target
         if blocks is not None and not self.report:
             return np.ascontiguousarray(blocks[start:stop]), None
@@ -341,7 +299,7 @@ class _Chunks:
             )
         if not self.report:
             return encoded, None
-        sums = _ErrorSums()
+        sums = Deviation()
         sums.add(rows, target.dequantize(encoded))
         return encoded, sums
 
@@ -365,8 +323,6 @@ def _largest_magnitude(source: SourceTensor, rows: np.ndarray, start: int) -> fl
     )
 
 
-def error_table(
-    errors: Mapping[str, EncodingCost], tensors: Sequence[PlannedTensor]
-) -> list[tuple[str, str, EncodingCost]]:
+def error_table(errors: Mapping[str, Deviation], tensors: Sequence[PlannedTensor]) -> list[tuple[str, str, Deviation]]:
     """Rows of a report: name, type, error, in the order of the file."""
     return [(t.name, t.target.name, errors[t.name]) for t in tensors if t.name in errors]

@@ -63,7 +63,7 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
             {name: _stored_tensor(tensor, gguf) for name, tensor in gguf.tensors.items()},
             n_parts=gguf.get("split.count", int, 1) or 1,
             part_sizes=gguf.part_sizes,
-            _close=gguf.close,
+            gguf=gguf,
         )
     except BaseException:
         gguf.close()

@@ -106,11 +106,9 @@ def pull(name: str, progress: ByteProgress | None = None) -> Path:
 
     One process pulls a model, any other waits for it and takes what it brought. ModelNotFoundError, DownloadError.
     """
-    references = references_of(name)
+    references, expected = _looked_up(name)
     if not references:
         raise _unknown(name)
-    entry = catalogue().get(name)
-    expected = Expected(entry.sha256, entry.nbytes) if entry else Expected()
     source, root = source_of(references[0]), models_dir()
     work = root / _INCOMING / _work_name(references)
 
@@ -262,11 +260,15 @@ def _sources(given: Any, wrong: Callable[[str], FormatError]) -> tuple[str, ...]
 
 def references_of(name: str) -> tuple[str, ...]:
     """The references behind a name or a pasted address, none when it is neither a row nor a reference."""
+    return _looked_up(name)[0]
+
+
+def _looked_up(name: str) -> tuple[tuple[str, ...], Expected]:
     name = reference_of(name)
     if is_reference(name):
-        return (name,)
+        return (name,), Expected()
     entry = catalogue().get(name)
-    return entry.source if entry else ()
+    return (entry.source, Expected(entry.sha256, entry.nbytes)) if entry else ((), Expected())
 
 
 def _unknown(name: str) -> ModelNotFoundError:
@@ -286,8 +288,9 @@ def _unknown(name: str) -> ModelNotFoundError:
         return ModelNotFoundError(
             f"{name}: there is no such file. Check the path, or give a name that `edgellm list` shows."
         )
-    near = difflib.get_close_matches(name, catalogue(), n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(sorted(catalogue()))}."
+    known = sorted(catalogue())
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(known)}."
     return ModelNotFoundError(f"{name}: neither a file nor a model of the catalogue. {meant}")
 
 

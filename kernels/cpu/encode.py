@@ -11,7 +11,7 @@ import ctypes
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -37,9 +37,7 @@ class RowEncoder:
     ignore it. Raises UnsupportedError for a type without an encoder.
     """
 
-    def __init__(
-        self, quant: str, n_in: int, importance: np.ndarray | None = None, *, on_compile: Progress | None = None
-    ):
+    def __init__(self, quant: str, n_in: int, importance: np.ndarray | None = None):
         if quant not in ENCODED:
             raise UnsupportedError(
                 f"edgellm cannot write {quant}. It writes {', '.join(ENCODED)}.", code="QUANTIZE_TYPE"
@@ -53,8 +51,7 @@ class RowEncoder:
                 code="QUANTIZE_ROW",
             )
         self._importance = None if importance is None else _checked_importance(importance, n_in)
-        name = kernel_name(quant, importance is not None)
-        self._function = None if quant == "F32" else _kernels.function(name, on_compile)
+        self._function = None if quant == "F32" else _kernels.function(kernel_name(quant, importance is not None))
 
     def __call__(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """uint8 (n, row_nbytes) of float32 (n, n_in); the caller makes sure that all numbers are finite."""
@@ -68,6 +65,13 @@ class RowEncoder:
         else:
             _call(self._function, rows, out, self._importance)
         return out
+
+
+def compile_encoders(types: Iterable[tuple[str, bool]], on_compile: Progress | None = None) -> None:
+    """Have the kernels ready: of which types, with an importance or without."""
+    for quant, weighted in dict.fromkeys(types):
+        if quant != "F32":
+            _kernels.function(kernel_name(quant, weighted), on_compile)
 
 
 def encode(quant: str, rows: np.ndarray, importance: np.ndarray | None = None, n_threads: int = 1) -> np.ndarray:

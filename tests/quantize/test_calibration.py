@@ -83,7 +83,8 @@ def test_compensation_brings_a_model_closer_to_its_source(architecture: str, qua
     steps: list[tuple[str, int, int]] = []
     with ChunkModel(source, N_CTX, executor="reference") as model:
         *_, imatrix = collect(model, model.chunks(model.ids(text(0, 4000)), 24), "")
-    with calibrate(source, types, text(0, 4000), options, progress=lambda *step: steps.append(step)) as calibrated:
+    opened = GGUFFile.open(source)
+    with calibrate(opened, types, text(0, 4000), options, progress=lambda *step: steps.append(step)) as calibrated:
         assert len(calibrated.encoded) == 14
         for name, data in calibrated.encoded.items():
             assert data.dtype == np.uint8 and types[name] == quant, name
@@ -108,7 +109,7 @@ def test_folded_scales_leave_the_model_as_it_was(architecture: str, tmp_path: Pa
             for name in group.weights
         }
     options = CalibrationOptions("awq", n_ctx=N_CTX, n_chunks=2)
-    with calibrate(source, types, text(0), options, importance) as calibrated:
+    with calibrate(GGUFFile.open(source), types, text(0), options, importance) as calibrated:
         assert not calibrated.encoded and calibrated.scaled.keys() >= {"blk.0.attn_norm.weight", "blk.1.ffn_up.weight"}
         assert ("blk.0.attn_v.weight" in calibrated.scaled) and calibrated.scaled[
             "blk.0.ffn_up.weight"
@@ -124,7 +125,7 @@ def test_awq_and_compensation_go_together(tmp_path: Path) -> None:
     source = write_f32(tmp_path / "source.gguf", "llama", n_layer=1)
     types = types_of(source, "Q4_0")
     options = CalibrationOptions("awq+gptq", n_ctx=N_CTX, n_chunks=20)
-    with calibrate(source, types, text(0, 3000), options) as calibrated:
+    with calibrate(GGUFFile.open(source), types, text(0, 3000), options) as calibrated:
         both = write_result(tmp_path / "both.gguf", source, types, calibrated)
         plain = write_result(tmp_path / "plain.gguf", source, types, Calibrated())
     assert divergence(both, source, 1) < 0.9 * divergence(plain, source, 1)

@@ -15,7 +15,7 @@ from stand_in_store import add_rows, code_of, leftovers, server, store  # noqa: 
 
 import edgellm.store.catalogue as catalogue_module
 from edgellm.formats.errors import DownloadError, EdgeLLMError, ModelNotFoundError
-from edgellm.machine.paths import DEFAULT_MODEL
+from edgellm.store import DEFAULT_MODEL
 from edgellm.store.catalogue import catalogue, fetched, installed, installed_models, pull, remove
 from edgellm.store.sources import SOURCES
 from edgellm.store.sources.source import check_name, path_in

@@ -92,16 +92,8 @@ def pip_download(
             code="PULL_NOT_FOUND",
         )
     with tempfile.TemporaryDirectory(prefix="pip-", dir=work) as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-input",
-            "--disable-pip-version-check",
-            "--no-cache-dir",
-        ]
-        command += ["--no-deps", "--only-binary", ":all:", "-d", folder, f"{project}=={version}"]
+        command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"]
+        command += ["--no-cache-dir", "--no-deps", "--only-binary", ":all:", "-d", folder, f"{project}=={version}"]
         status, said = _watched(command, Path(folder), progress)
         for path in Path(folder).glob("*.whl"):
             if status == 0 and pattern.fullmatch(path.name):
