@@ -20,9 +20,9 @@ from edgellm.measure.divergence import Base, BaseWriter, Comparison, compare_wit
 from edgellm.measure.perplexity import ChunkModel
 from edgellm.quantize.calibration import METHODS, CalibrationOptions, calibrate
 from edgellm.quantize.importance import collect
+from edgellm.quantize.inputs import open_input
 from edgellm.quantize.mixes import Recipe
 from edgellm.quantize.pipeline import ImportanceMatrix, plan_quantization, quantize
-from edgellm.quantize.source import open_source
 
 ALL_METHODS = ("plain", "imatrix", *METHODS)
 
@@ -31,7 +31,7 @@ def write(
     source_path: Path, target: Path, file_type: str, method: str, importance: ImportanceMatrix, args: argparse.Namespace
 ) -> None:
     """Quantize one file by one method."""
-    with open_source(source_path) as source:
+    with open_input(source_path) as source:
         planned = plan_quantization(
             source,
             Recipe(file_type),

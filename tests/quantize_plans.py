@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.input_model import InputModel, InputTensor
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -82,15 +82,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def source(case: str) -> ModelSource:
+def source(case: str) -> InputModel:
     """A model of F16 zeros."""
     metadata, tensors = CASES[case]
     f16 = QUANT_TYPES["F16"]
 
-    def tensor(name: str, shape: tuple[int, ...]) -> SourceTensor:
+    def tensor(name: str, shape: tuple[int, ...]) -> InputTensor:
         quant = QUANT_TYPES["F32"] if len(shape) == 1 or "ffn_gate_inp" in name else f16
         n_in = shape[-1]
-        return SourceTensor(
+        return InputTensor(
             name,
             shape,
             quant,
@@ -98,7 +98,7 @@ def source(case: str) -> ModelSource:
             stored=lambda start, stop: np.zeros((stop - start, quant.row_nbytes(n_in)), np.uint8),
         )
 
-    return ModelSource(
+    return InputModel(
         Path("zeros.gguf"), "gguf", metadata, {name: tensor(name, shape) for name, shape in tensors.items()}
     )
 

@@ -15,7 +15,7 @@ from edgellm.machine.terminal import echo, fields, human_bytes, human_count
 
 if TYPE_CHECKING:
     from edgellm.quantize.convert import Conversion
-    from edgellm.quantize.model_source import ModelSource
+    from edgellm.quantize.input_model import InputModel
 
 SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # llama.cpp's --split-max-size counts in tens
 
@@ -59,11 +59,11 @@ def command(
       edgellm convert ./checkpoint --dry-run
     """
     from edgellm.quantize.convert import convert, plan_conversion
-    from edgellm.quantize.source import open_source
+    from edgellm.quantize.inputs import open_input
 
     limit = split_nbytes(split_max_size)
     with ProgressBar() as progress:
-        opened = open_source(
+        opened = open_input(
             source,
             progress.of("pull", source),
             pre=pre,
@@ -99,7 +99,7 @@ def split_nbytes(text: str | None) -> int | None:
     return int(match[1]) * SIZES[match[2]]
 
 
-def target_path(source: ModelSource, target: Path | None, outtype: str, plan: Conversion) -> Path:
+def target_path(source: InputModel, target: Path | None, outtype: str, plan: Conversion) -> Path:
     """The file to write: as given, in the folder that is given, or in this one, named after the source."""
     if target is not None and not target.is_dir():
         return target
@@ -113,7 +113,7 @@ def target_path(source: ModelSource, target: Path | None, outtype: str, plan: Co
     return path
 
 
-def _plan(source: ModelSource, plan: Conversion, path: Path) -> str:
+def _plan(source: InputModel, plan: Conversion, path: Path) -> str:
     types = ", ".join(f"{name} {human_bytes(nbytes)} in {n}" for name, (n, nbytes) in plan.types().items())
     kind = source.kind + (f", {source.scheme}" if source.scheme else "")
     rows = [

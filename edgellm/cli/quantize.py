@@ -18,8 +18,8 @@ from edgellm.machine.terminal import echo, human_bytes, table
 
 if TYPE_CHECKING:
     from edgellm.quantize.calibration import Calibrated
+    from edgellm.quantize.input_model import InputModel
     from edgellm.quantize.mixes import Recipe
-    from edgellm.quantize.model_source import ModelSource
     from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan, Quantized
 
 MAX_DIGITS = 9  # of a number of threads
@@ -61,12 +61,12 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
       edgellm quantize model-f16.gguf Q4_K_M --method gptq -f calibration.txt
       edgellm quantize ./checkpoint model.gguf Q4_K_M --tensor-type 'ffn_down=q6_k' --dry-run
     """
+    from edgellm.quantize.inputs import open_input
     from edgellm.quantize.pipeline import plan_quantization
-    from edgellm.quantize.source import open_source
 
     name, target, recipe = _parsed(arguments, values)
     with ProgressBar() as progress:
-        source = open_source(name, progress.of("pull", name))
+        source = open_input(name, progress.of("pull", name))
         progress.finish()
         with source:
             planned = plan_quantization(
@@ -127,7 +127,7 @@ def _importance(values: dict[str, Any]) -> ImportanceMatrix | None:
     return ImportanceMatrix(columns, str(path), read.datasets[0] if read.datasets else "", read.n_chunks)
 
 
-def _target(given: Path | None, name: str, source: ModelSource, recipe: Recipe, overwrite: bool) -> Path:
+def _target(given: Path | None, name: str, source: InputModel, recipe: Recipe, overwrite: bool) -> Path:
     """Where to write; a file that is there is replaced only when asked to."""
     from edgellm.quantize.pipeline import default_target, refuse_own_source
 

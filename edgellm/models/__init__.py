@@ -17,21 +17,10 @@ if TYPE_CHECKING:
     from edgellm.formats.model_file import ModelFile
     from edgellm.kernels.program import Program
 
-# modules here that are no architecture
-SHARED_PARTS = {
-    "blocks",
-    "checkpoint_config",
-    "checkpoint_form",
-    "checkpoint_keys",
-    "checkpoint_rope",
-    "hparam_keys",
-    "hparams",
-}
-
 
 def architectures() -> list[str]:
     """The names of the architectures that can be run."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED_PARTS)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def build_program(gguf: ModelFile) -> Program:

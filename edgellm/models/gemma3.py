@@ -11,7 +11,7 @@ import numpy as np
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import (
+from edgellm.models.parts.blocks import (
     ProgramBuilder,
     feed_forward,
     norm_qk_heads,
@@ -19,8 +19,8 @@ from edgellm.models.blocks import (
     project_qkv,
     rope_factors,
 )
-from edgellm.models.checkpoint_config import CheckpointConfig
-from edgellm.models.checkpoint_form import (
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import (
     DECODER_LAYER,
     QK_NORMS,
     CheckpointForm,
@@ -29,8 +29,8 @@ from edgellm.models.checkpoint_form import (
     layer_kinds,
     refuse_activation,
 )
-from edgellm.models.checkpoint_rope import frequency_factors, rotations_by_layer
-from edgellm.models.hparams import (
+from edgellm.models.parts.checkpoint_rope import frequency_factors, rotations_by_layer
+from edgellm.models.parts.hparams import (
     HParams,
     hparam_error,
     integer,

@@ -9,7 +9,7 @@ import math
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import (
+from edgellm.models.parts.blocks import (
     ProgramBuilder,
     feed_forward,
     project_logits,
@@ -17,8 +17,8 @@ from edgellm.models.blocks import (
     refuse_experts,
     rope_factors,
 )
-from edgellm.models.checkpoint_config import CheckpointConfig
-from edgellm.models.checkpoint_form import (
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import (
     FEED_FORWARD,
     CheckpointForm,
     TypedMetadata,
@@ -27,7 +27,7 @@ from edgellm.models.checkpoint_form import (
     layer_kinds,
     refuse_activation,
 )
-from edgellm.models.hparams import integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
 
 
 def build(gguf: ModelFile) -> Program:

@@ -6,9 +6,9 @@ import math
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import ProgramBuilder, feed_forward, project_logits, project_qkv, rope_factors
-from edgellm.models.checkpoint_config import CheckpointConfig
-from edgellm.models.checkpoint_form import (
+from edgellm.models.parts.blocks import ProgramBuilder, feed_forward, project_logits, project_qkv, rope_factors
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import (
     QKV,
     CheckpointForm,
     TypedMetadata,
@@ -16,7 +16,7 @@ from edgellm.models.checkpoint_form import (
     refuse_activation,
     refuse_sliding_layers,
 )
-from edgellm.models.hparams import read_hparams, read_rope, real
+from edgellm.models.parts.hparams import read_hparams, read_rope, real
 
 
 def build(gguf: ModelFile) -> Program:

@@ -6,7 +6,7 @@ import math
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.blocks import (
+from edgellm.models.parts.blocks import (
     ProgramBuilder,
     feed_forward,
     norm_qk_heads,
@@ -14,8 +14,8 @@ from edgellm.models.blocks import (
     project_qkv,
     rope_factors,
 )
-from edgellm.models.checkpoint_config import CheckpointConfig
-from edgellm.models.checkpoint_form import (
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import (
     DECODER_LAYER,
     QK_NORMS,
     CheckpointForm,
@@ -24,7 +24,7 @@ from edgellm.models.checkpoint_form import (
     refuse_activation,
     refuse_sliding_layers,
 )
-from edgellm.models.hparams import read_hparams, read_rope, real
+from edgellm.models.parts.hparams import read_hparams, read_rope, real
 
 
 def build(gguf: ModelFile) -> Program:

@@ -25,7 +25,7 @@ from edgellm.models import build_program
 from edgellm.quantize import awq, gptq, hessian
 from edgellm.quantize.awq import Scaling
 from edgellm.quantize.grid import GRIDS
-from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.input_model import InputModel, InputTensor
 from edgellm.quantize.pipeline import ImportanceMatrix, QuantizationPlan
 from edgellm.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ class Calibrated:
     importance: dict[str, np.ndarray] = field(default_factory=dict)
     _spool: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
 
-    def source(self, source: ModelSource) -> ModelSource:
+    def source(self, source: InputModel) -> InputModel:
         """The same model with scaled tensors in the place of those that are scaled."""
         tensors = {
             name: _scaled_tensor(tensor, self.scaled[name]) if name in self.scaled else tensor
@@ -90,7 +90,7 @@ class Calibrated:
         columns = {**known.columns, **self.importance}
         return replace(planned, source=source, tensors=tensors, importance=replace(known, columns=columns))
 
-    def blocks(self, tensor: SourceTensor, quant: QuantType) -> np.ndarray | None:
+    def blocks(self, tensor: InputTensor, quant: QuantType) -> np.ndarray | None:
         """The blocks of a tensor that was rounded here; the pipeline's ``encoder``."""
         return self.encoded.get(tensor.name)
 
@@ -115,7 +115,7 @@ class Calibrated:
         self.close()
 
 
-def _scaled_tensor(tensor: SourceTensor, scaling: Scaling) -> SourceTensor:
+def _scaled_tensor(tensor: InputTensor, scaling: Scaling) -> InputTensor:
     """The tensor times its scales, as float32."""
 
     def rows(start: int, stop: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, rows_in_chunks,
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.formats.stored_numbers import encode_plain
 from edgellm.machine.progress import Progress
-from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.input_model import InputModel, InputTensor
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
 PLAIN_TYPES = ("F32", "F16", "BF16")
@@ -37,7 +37,7 @@ class Conversion:
         return type_counts((tensor.quant.name, tensor.nbytes) for tensor in self.tensors)
 
 
-def plan_conversion(source: ModelSource, outtype: str = "auto") -> Conversion:
+def plan_conversion(source: InputModel, outtype: str = "auto") -> Conversion:
     """The type of every tensor, and the size of it all; no weight is read.
 
     outtype   "f32", "f16", "bf16", or "auto": matrices as the source keeps them. What a scheme has packed becomes the
@@ -58,7 +58,7 @@ def plan_conversion(source: ModelSource, outtype: str = "auto") -> Conversion:
 
 
 def convert(
-    source: ModelSource,
+    source: InputModel,
     target: str | os.PathLike[str],
     outtype: str = "auto",
     *,
@@ -82,7 +82,7 @@ def convert(
 class _Chunks:
     """The bytes of a tensor in another type, some rows at a time."""
 
-    tensor: SourceTensor
+    tensor: InputTensor
     quant: QuantType
 
     def __call__(self) -> Iterator[np.ndarray]:
@@ -94,7 +94,7 @@ class _Chunks:
             yield encode_plain(tensor.rows(start, stop), self.quant.name).reshape(-1)
 
 
-def _plain_type(source: ModelSource) -> str:
+def _plain_type(source: InputModel) -> str:
     """The type of most matrices that no scheme has packed, BF16 where there are none."""
     kinds = Counter(
         tensor.quant.name
@@ -104,7 +104,7 @@ def _plain_type(source: ModelSource) -> str:
     return kinds.most_common(1)[0][0] if kinds else "BF16"
 
 
-def _out_type(tensor: SourceTensor, outtype: str, unpacked: str, kind: str) -> QuantType:
+def _out_type(tensor: InputTensor, outtype: str, unpacked: str, kind: str) -> QuantType:
     is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight") and not tensor.name.endswith("_norm.weight")
     if outtype == "auto":
         if kind == "gguf" or not tensor.quantized:

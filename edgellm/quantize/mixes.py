@@ -15,7 +15,7 @@ from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.file_types import WRITTEN
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.cpu.encoders import ENCODED
-from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.input_model import InputModel, InputTensor
 
 COPY = "COPY"  # every tensor as it is
 
@@ -56,7 +56,7 @@ class Recipe:
 class PlannedTensor:
     """A tensor, the type it gets, and what is to be said about that ("" if nothing)."""
 
-    source: SourceTensor
+    source: InputTensor
     target: QuantType
     note: str = ""
     needs_importance: bool = False
@@ -132,7 +132,7 @@ class _Model:
 _LAYERS_OF_70B = {"qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 
-def _model(source: ModelSource, names: Iterable[str]) -> _Model:
+def _model(source: InputModel, names: Iterable[str]) -> _Model:
     architecture = source.architecture
 
     def number(key: str, default: int) -> int:
@@ -191,7 +191,7 @@ _KEPT = (
 _KEPT_WHOLE = ("position_embd.weight", "token_types.weight")
 
 
-def _is_quantized_at_all(tensor: SourceTensor, recipe: Recipe) -> bool:
+def _is_quantized_at_all(tensor: InputTensor, recipe: Recipe) -> bool:
     name = tensor.name
     if tensor.n_rows == 1 or not name.endswith("weight"):  # a row of one is a vector to ggml
         return False
@@ -204,7 +204,7 @@ def _is_quantized_at_all(tensor: SourceTensor, recipe: Recipe) -> bool:
 
 
 def plan(
-    source: ModelSource, recipe: Recipe, *, with_importance: bool = False, keep_order: bool = False
+    source: InputModel, recipe: Recipe, *, with_importance: bool = False, keep_order: bool = False
 ) -> list[PlannedTensor]:
     """The type of every tensor, in llama-quantize's order (that of the source with ``keep_order``).
 
@@ -222,7 +222,7 @@ def _by_layer(name: str) -> tuple[int, bytes]:
     return (int(found[1]) if found else -1), name.encode()
 
 
-def _planned(tensor: SourceTensor, recipe: Recipe, model: _Model, with_importance: bool) -> PlannedTensor:
+def _planned(tensor: InputTensor, recipe: Recipe, model: _Model, with_importance: bool) -> PlannedTensor:
     if not _is_quantized_at_all(tensor, recipe):
         return PlannedTensor(tensor, tensor.quant)
     quant = _wanted_type(tensor, recipe, model, with_importance)
@@ -235,7 +235,7 @@ def _planned(tensor: SourceTensor, recipe: Recipe, model: _Model, with_importanc
     return PlannedTensor(tensor, QUANT_TYPES[quant], note, needs)
 
 
-def _wanted_type(tensor: SourceTensor, recipe: Recipe, model: _Model, with_importance: bool) -> str:
+def _wanted_type(tensor: InputTensor, recipe: Recipe, model: _Model, with_importance: bool) -> str:
     """The type by the options, else by the mix."""
     kind, name, default = _kind(tensor.name), tensor.name, WRITTEN[recipe.file_type].quant
     named = next((quant for expression, quant in recipe.overrides if expression.search(name)), None)
@@ -251,7 +251,7 @@ def _wanted_type(tensor: SourceTensor, recipe: Recipe, model: _Model, with_impor
     return default if recipe.pure else _mixed_type(tensor, kind, recipe, model, with_importance)
 
 
-def _fitting_type(tensor: SourceTensor, quant: str) -> str:
+def _fitting_type(tensor: InputTensor, quant: str) -> str:
     """The type itself, or what takes its place where its blocks do not divide the row."""
     if tensor.n_in % QUANT_TYPES[quant].block_size == 0:
         return quant
@@ -259,7 +259,7 @@ def _fitting_type(tensor: SourceTensor, quant: str) -> str:
     return smaller if tensor.n_in % QUANT_TYPES[smaller].block_size == 0 else "F16"
 
 
-def _mixed_type(tensor: SourceTensor, kind: str, recipe: Recipe, model: _Model, with_importance: bool) -> str:
+def _mixed_type(tensor: InputTensor, kind: str, recipe: Recipe, model: _Model, with_importance: bool) -> str:
     default = WRITTEN[recipe.file_type].quant
     if kind == "output" or (model.tied and kind == "token_embd"):
         return _output_type(tensor, recipe, model, default)
@@ -274,7 +274,7 @@ def _mixed_type(tensor: SourceTensor, kind: str, recipe: Recipe, model: _Model, 
     return rule(recipe.file_type, tensor.name, model, with_importance) or default if rule else default
 
 
-def _output_type(tensor: SourceTensor, recipe: Recipe, model: _Model, default: str) -> str:
+def _output_type(tensor: InputTensor, recipe: Recipe, model: _Model, default: str) -> str:
     if recipe.output_type:
         return recipe.output_type
     if recipe.file_type == "MXFP4_MOE" or model.architecture == "falcon":

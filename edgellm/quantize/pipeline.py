@@ -26,13 +26,13 @@ from edgellm.kernels.cpu.encode import RowEncoder, compile_encoders
 from edgellm.machine.cores import default_threads
 from edgellm.machine.progress import Progress
 from edgellm.quantize.deviation import Deviation
+from edgellm.quantize.input_model import InputModel, InputTensor
 from edgellm.quantize.mixes import COPY, PlannedTensor, Recipe, plan
-from edgellm.quantize.model_source import ModelSource, SourceTensor
 
 CHUNK_NBYTES = 4 << 20  # of float32 that a thread works on at a time
 SAFE_LARGEST = 60000.0  # nothing overflows in float16 below
 
-Encoder = Callable[[SourceTensor, QuantType], np.ndarray | None]
+Encoder = Callable[[InputTensor, QuantType], np.ndarray | None]
 """Blocks made elsewhere: uint8 (n_rows, row_nbytes) of a tensor in the type, or None to leave it to ``encode``."""
 
 
@@ -60,7 +60,7 @@ class Quantized:
 class QuantizationPlan:
     """Everything decided, nothing read: the tensors with their types, the metadata, the bytes of the file."""
 
-    source: ModelSource
+    source: InputModel
     tensors: list[PlannedTensor]
     metadata: TypedMetadata
     nbytes: int
@@ -69,7 +69,7 @@ class QuantizationPlan:
 
 
 def plan_quantization(
-    source: ModelSource,
+    source: InputModel,
     recipe: Recipe,
     *,
     importance: ImportanceMatrix | None = None,
@@ -138,7 +138,7 @@ def quantize(
     return Quantized(paths, planned.tensors, errors, missing)
 
 
-def default_target(source: ModelSource, file_type: str) -> str:
+def default_target(source: InputModel, file_type: str) -> str:
     """``NAME-Q4_K_M.gguf``: the name of the source without its own type and the number of a part."""
     stem = source.path.resolve().name.removesuffix(".gguf")
     head, _, part = stem.rpartition("-of-")
@@ -152,7 +152,7 @@ def default_target(source: ModelSource, file_type: str) -> str:
     return f"{stem}-{file_type}.gguf"
 
 
-def refuse_own_source(source: ModelSource, target: Path) -> None:
+def refuse_own_source(source: InputModel, target: Path) -> None:
     """ParameterError when the target is the file that the weights come from."""
     try:
         same = os.path.samefile(source.path, target)
@@ -165,7 +165,7 @@ def refuse_own_source(source: ModelSource, target: Path) -> None:
 # ---- metadata --------------------------------------------------------------------------------------------------------
 
 
-def _metadata(source: ModelSource, recipe: Recipe, importance: ImportanceMatrix | None) -> TypedMetadata:
+def _metadata(source: InputModel, recipe: Recipe, importance: ImportanceMatrix | None) -> TypedMetadata:
     """The source's keys; what llama-quantize sets stands at the end, as it writes it."""
     kept = {key: typed for key, typed in source.metadata.items() if not key.startswith("split.")}
     before = kept.pop("general.file_type", (0, "UINT32"))
@@ -190,7 +190,7 @@ def _metadata(source: ModelSource, recipe: Recipe, importance: ImportanceMatrix 
 # ---- importance ------------------------------------------------------------------------------------------------------
 
 
-def _n_matrices(tensor: SourceTensor) -> int:
+def _n_matrices(tensor: InputTensor) -> int:
     """Matrices in a tensor: the experts of a mixture have one each."""
     return tensor.shape[0] if len(tensor.shape) == 3 else 1
 
@@ -310,7 +310,7 @@ class _Chunks:
         return self._encoders[matrix]
 
 
-def _largest_magnitude(source: SourceTensor, rows: np.ndarray, start: int) -> float:
+def _largest_magnitude(source: InputTensor, rows: np.ndarray, start: int) -> float:
     """The largest magnitude of some rows; NumericError when one is not finite."""
     low, high = float(rows.min(initial=0)), float(rows.max(initial=0))  # a NaN comes through both
     if np.isfinite(low) and np.isfinite(high):

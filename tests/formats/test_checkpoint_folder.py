@@ -12,10 +12,10 @@ from stand_in_store import server, store  # noqa: F401
 from test_checkpoint_hostile import write
 
 import edgellm.formats.checkpoint
-import edgellm.quantize.checkpoint_source
+import edgellm.quantize.checkpoint
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import EdgeLLMError, FormatError
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 
@@ -60,7 +60,7 @@ def test_a_link_out_of_the_folder_is_refused_by_its_name(name: str, target: str,
     link.unlink(missing_ok=True)
     link.symlink_to(secret)
     with pytest.raises(FormatError, match=link.name) as caught:
-        open_source(tmp_path / "model")
+        open_input(tmp_path / "model")
     assert caught.value.code == "CHECKPOINT_LINK"
     assert SECRET not in str(caught.value)
 
@@ -71,7 +71,7 @@ def test_a_folder_of_templates_that_is_a_link_is_refused(tmp_path: Path) -> None
     folder = whole(tmp_path / "model", {"chat_template.jinja": "{{ messages }}"})
     (folder / "additional_chat_templates").symlink_to(tmp_path / "keys")
     with pytest.raises(FormatError, match="additional_chat_templates") as caught:
-        open_source(folder)
+        open_input(folder)
     assert caught.value.code == "CHECKPOINT_LINK"
 
 
@@ -91,7 +91,7 @@ def test_the_cache_of_hugging_faces_client_is_read(tmp_path: Path) -> None:
     folder = snapshot(tmp_path / "hub")
     (tmp_path / "way").symlink_to(folder)
     for way in (folder, tmp_path / "way"):  # the user's own link to the folder is the user's
-        with open_source(way) as source:
+        with open_input(way) as source:
             assert source.metadata["tokenizer.chat_template"][0] == "{{ messages }}"
 
 
@@ -113,7 +113,7 @@ def test_links_of_a_cache_lead_into_its_own_blobs_alone(target: str, tmp_path: P
     (folder.parent.parent / "blobs" / "link").symlink_to(tmp_path / "hub" / "aa")
     (folder / "README.md").symlink_to(target)
     with pytest.raises(FormatError, match=r"README\.md") as caught:
-        open_source(folder)
+        open_input(folder)
     assert caught.value.code == "CHECKPOINT_LINK"
 
 
@@ -135,16 +135,16 @@ def test_a_text_that_is_none_is_refused_and_not_repaired(tmp_path: Path) -> None
     folder = whole(tmp_path / "model", {})
     (folder / "chat_template.jinja").write_bytes(b"{{ messages }}\xff")
     with pytest.raises(FormatError, match=r"chat_template\.jinja: byte 14"):
-        open_source(folder)
+        open_input(folder)
 
 
 def test_readers_of_a_checkpoint_have_no_other_way_to_a_file() -> None:
     """Outside the one class, no reader of a checkpoint opens, reads or looks for a file by a path."""
     formats = Path(edgellm.formats.checkpoint.__file__).parent
-    package = Path(edgellm.quantize.checkpoint_source.__file__).parent.parent
+    package = Path(edgellm.quantize.checkpoint.__file__).parent.parent
     readers = [formats / "checkpoint.py", formats / "safetensors.py", *(formats / "checkpoints").glob("*.py"),
-               *(package / "tokenizer").glob("checkpoint_*.py"), *(package / "models").glob("checkpoint_*.py"),
-               package / "quantize" / "checkpoint_source.py", package / "quantize" / "general_metadata.py"]  # fmt: skip
+               *(package / "tokenizer").glob("checkpoint_*.py"), *(package / "models" / "parts").glob("checkpoint_*.py"),
+               package / "quantize" / "checkpoint.py", package / "quantize" / "general_metadata.py"]  # fmt: skip
     ways = {"read_bytes", "read_text", "is_file", "is_dir", "exists", "glob", "rglob", "iterdir", "stat", "scandir"}
     for path in readers:
         found = {node.attr for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
@@ -157,9 +157,9 @@ def test_a_hub_gives_every_file_that_is_read_and_one_whole_file_before_an_index(
     others = {"chat_template.jinja": "{{ messages }}", "README.md": "# A", "model.safetensors.index.json": "{}"}
     files = {path.name: path.read_bytes() for path in whole(tmp_path / "made", others).iterdir()}
     server.serve_repository("o/r", files | {"additional_chat_templates/tool.jinja": b"{{ tools }}"}, lfs=False)
-    with open_source("hf:o/r") as source:
+    with open_input("hf:o/r") as source:
         assert source.metadata["tokenizer.chat_template.tool"][0] == "{{ tools }}"
     server.serve_repository("o/adapted", files | {"adapter_config.json": b"{}"}, lfs=False)
     with pytest.raises(EdgeLLMError) as caught:
-        open_source("hf:o/adapted")
+        open_input("hf:o/adapted")
     assert caught.value.code == "CHECKPOINT_ADAPTER"

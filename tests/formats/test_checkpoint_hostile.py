@@ -20,7 +20,7 @@ from edgellm.formats.checkpoints.scheme_keys import ONLY, USED
 from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError, UnsupportedError
 from edgellm.formats.safetensors import SafetensorsFile
 from edgellm.quantize.general_metadata import SAMPLING, UNSAID
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
 LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -84,13 +84,13 @@ def write(folder: Path, **files: Any) -> Path:
 
 def code_of(folder: Path) -> str:
     with pytest.raises(EdgeLLMError) as raised:
-        open_source(folder)
+        open_input(folder)
     assert str(folder) not in str(raised.value) or raised.value.code in ("CHECKPOINT_CONFIG", "MODEL_UNREADABLE")
     return raised.value.code
 
 
 def test_the_sound_one_opens(tmp_path: Path) -> None:
-    with open_source(write(tmp_path)) as source:
+    with open_input(write(tmp_path)) as source:
         assert source.tensors["blk.0.attn_q.weight"].rows().shape == (8, 8)
 
 
@@ -177,7 +177,7 @@ def test_an_index_that_is_none_is_refused(index: Any, tmp_path: Path) -> None:
 
 def test_one_whole_file_counts_before_an_index_as_in_transformers(tmp_path: Path) -> None:
     weight_map = dict.fromkeys(arrays(), "model-00001-of-00002.safetensors")
-    open_source(write(tmp_path, **{"model.safetensors.index.json": {"weight_map": weight_map}})).close()
+    open_input(write(tmp_path, **{"model.safetensors.index.json": {"weight_map": weight_map}})).close()
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -193,7 +193,7 @@ def test_missing_and_doubled_shards_and_tensors_are_named(tmp_path: Path) -> Non
     folder = write(tmp_path, **files, **{"a.safetensors": safetensors(first)})
     assert code_of(folder) == "CHECKPOINT_SHARD"
     write(folder, **files, **{"b.safetensors": safetensors(second)})
-    open_source(folder).close()
+    open_input(folder).close()
     write(folder, **files, **{"b.safetensors": safetensors(first)})
     assert code_of(folder) == "CHECKPOINT_SHARD"
     write(folder, **files, **{"b.safetensors": safetensors(dict(list(second.items())[1:]))})
@@ -203,9 +203,9 @@ def test_missing_and_doubled_shards_and_tensors_are_named(tmp_path: Path) -> Non
 def test_a_whole_file_counts_before_an_index_that_does_not_name_it(tmp_path: Path) -> None:
     stale = {"weight_map": dict.fromkeys(arrays(), "model-00001-of-00002.safetensors")}
     folder = write(tmp_path, **{"model.safetensors.index.json": stale})
-    open_source(folder).close()
+    open_input(folder).close()
     write(folder, **{"model-00001-of-00002.safetensors": b"the rest of an older one"})
-    open_source(folder).close()
+    open_input(folder).close()
     named = {"weight_map": dict.fromkeys(arrays(), "model.safetensors") | {"more": "model-2.safetensors"}}
     write(folder, **{"model.safetensors.index.json": named})
     assert code_of(folder) == "CHECKPOINT_SHARD"
@@ -224,7 +224,7 @@ def test_a_whole_file_counts_before_an_index_that_does_not_name_it(tmp_path: Pat
 def test_a_folder_of_something_else_is_called_by_its_name(file: str, words: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("{}")
     with pytest.raises(ModelNotFoundError, match=words):
-        open_source(tmp_path)
+        open_input(tmp_path)
 
 
 def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_config_of_wrong_types_is_refused_or_read(key: str, tmp_path: Path) ->
     for value in WRONG:
         folder = write(tmp_path, config__json=CONFIG | {key: value})
         try:
-            open_source(folder).close()
+            open_input(folder).close()
         except (FormatError, UnsupportedError) as error:
             assert error.code.startswith(("CHECKPOINT", "MODEL_", "GGUF", "UNSUPPORTED")), (value, error)
 
@@ -266,7 +266,7 @@ def test_settings_of_wrong_types_are_refused_or_read(file: str, tmp_path: Path) 
         for value in [*WRONG, [5], [None], {"0": 5}, {"0": {"content": 5}}, [{"name": "", "template": 5}]]:
             (tmp_path / file).write_text(json.dumps(sound | {key: value}))
             with contextlib.suppress(EdgeLLMError):
-                open_source(tmp_path).close()
+                open_input(tmp_path).close()
 
 
 @pytest.mark.parametrize("method", SCHEMES)
@@ -275,7 +275,7 @@ def test_settings_of_a_scheme_of_wrong_types_are_refused_or_read(method: str, tm
         for value in (-1, "8", [5], {"0": 5}):
             write(tmp_path, config__json=CONFIG | {"quantization_config": {"quant_method": method} | {key: value}})
             with contextlib.suppress(EdgeLLMError):
-                open_source(tmp_path).close()
+                open_input(tmp_path).close()
 
 
 @pytest.mark.parametrize(("key", "value", "code"), [
@@ -400,7 +400,7 @@ def test_a_tokenizer_that_is_slow_is_converted_by_name_only(tmp_path: Path) -> N
     slow = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SLOW, BYTES]}}
     write(tmp_path, tokenizer__json=TOKENIZER | slow)
     assert code_of(tmp_path) == "TOKENIZER_PRE"
-    with open_source(tmp_path, pre="gpt-2") as source:
+    with open_input(tmp_path, pre="gpt-2") as source:
         assert "linear time" in source.notes[0]
         assert "tokenizer.huggingface.json" not in source.metadata
 
@@ -428,5 +428,5 @@ def test_any_changed_byte_of_a_header_ends_in_a_name_or_in_the_same_layout(tmp_p
 
 def test_settings_of_a_text_inside_are_for_models_that_also_see(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="text_config") as caught:
-        open_source(write(tmp_path, config__json=CONFIG | {"text_config": CONFIG}))
+        open_input(write(tmp_path, config__json=CONFIG | {"text_config": CONFIG}))
     assert caught.value.code == "CHECKPOINT_CONFIG"

@@ -18,7 +18,7 @@ from edgellm.formats.checkpoints import SCHEMES, open_weights, scheme_of
 from edgellm.formats.checkpoints.scheme_keys import HARMLESS, ONLY, USED
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.quantize.convert import convert
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 
 torch = pytest.importorskip("torch", reason="the judges of packed weights are torch programs")
 MODULE = "model.layers.0.mlp.up_proj"
@@ -94,7 +94,7 @@ def test_a_model_of_packed_matrices_has_the_logits_of_the_unpacked_one(name: str
     model.config.save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", quantization_config=config, architectures=["LlamaForCausalLM"])
     save_tensors(tmp_path / "model.safetensors", as_torch(tensors))
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert source.scheme == config.get("quant_method", "mlx")
         assert source.tensors["blk.0.attn_q.weight"].quantized
         assert not source.tensors["token_embd.weight"].quantized

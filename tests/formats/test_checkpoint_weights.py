@@ -12,7 +12,7 @@ from test_checkpoint_config import MODELS, converted_logits, loaded_logits, mode
 from test_models import nmse
 
 from edgellm.formats.errors import EdgeLLMError
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 
 torch = pytest.importorskip("torch", reason="the judge of checkpoints is transformers on torch")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -35,15 +35,15 @@ def noise(*shape: int) -> Any:
 @pytest.mark.parametrize("model_type", MODELS)
 def test_a_head_beside_a_tied_embedding_is_kept_where_it_differs(model_type: str, tmp_path: Path) -> None:
     model_folder(tmp_path, model_type, tie_word_embeddings=True)
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         embedding = torch.from_numpy(np.array(source.tensors["token_embd.weight"].rows()))
         assert "output.weight" not in source.tensors
     change_tensors(tmp_path, lm_head__weight=embedding)
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert "output.weight" not in source.tensors
         assert not source.notes
     change_tensors(tmp_path, lm_head__weight=noise(*embedding.shape))
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert any("lm_head" in note for note in source.notes)
     assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= 1e-10
 
@@ -60,7 +60,7 @@ def test_a_missing_head_is_named_unless_the_config_ties_it(said: bool | None, tm
     change_tensors(tmp_path, lm_head__weight=None)
     edit_json(tmp_path / "config.json", tie_word_embeddings=said)
     with pytest.raises(EdgeLLMError, match=r"lm_head\.weight is missing") as caught:
-        open_source(tmp_path)
+        open_input(tmp_path)
     assert caught.value.code == "CHECKPOINT_TENSOR"
 
 
@@ -81,7 +81,7 @@ def test_a_bias_that_the_model_has_not_is_refused_unless_it_is_zero(model_type: 
     assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= 1e-10
     change_tensors(tmp_path, **{key: torch.ones(width)})
     with pytest.raises(EdgeLLMError, match=rf"model\.layers\.1\.{name}\.bias") as caught:
-        open_source(tmp_path)
+        open_input(tmp_path)
     assert caught.value.code == "MODEL_TENSOR_UNKNOWN"
 
 
@@ -89,7 +89,7 @@ def test_a_missing_bias_is_named(tmp_path: Path) -> None:
     model_folder(tmp_path, "llama", attention_bias=True)
     change_tensors(tmp_path, model__layers__1__self_attn__k_proj__bias=None)
     with pytest.raises(EdgeLLMError, match=r"blk\.1\.attn_k\.bias") as caught:
-        open_source(tmp_path)
+        open_input(tmp_path)
     assert caught.value.code == "CHECKPOINT_TENSOR"
 
 
@@ -98,12 +98,12 @@ def test_a_class_and_a_model_type_that_contradict_each_other_are_named(key: str,
     model_folder(tmp_path, "llama")
     edit_json(tmp_path / "config.json", **{key: value})
     with pytest.raises(EdgeLLMError, match="model_type is") as caught:
-        open_source(tmp_path)
+        open_input(tmp_path)
     assert caught.value.code == "CHECKPOINT_ARCHITECTURE"
 
 
 def test_a_program_of_the_authors_own_is_not_run_and_said(tmp_path: Path) -> None:
     model_folder(tmp_path, "llama")
     edit_json(tmp_path / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"})
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert any("auto_map" in note for note in source.notes)

@@ -23,7 +23,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.machine.atomic import whole_file
-from edgellm.quantize.source import ModelSource, open_source
+from edgellm.quantize.inputs import InputModel, open_input
 
 METADATA = {
     "general.architecture": ("llama", "STRING"),
@@ -64,14 +64,14 @@ def arrays() -> dict[str, np.ndarray]:
     }
 
 
-def copy(source: ModelSource) -> list[TensorPlan]:
+def copy(source: InputModel) -> list[TensorPlan]:
     return [TensorPlan(t.name, t.shape, t.quant, t.stored_chunks) for t in source.tensors.values()]
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Iterator[ModelSource]:
+def model(tmp_path: Path) -> Iterator[InputModel]:
     """A tiny model written by another writer, as a source."""
-    with open_source(write_tiny_model(tmp_path / "tiny.gguf", quant="Q4_K", quants={"attn_v.weight": "F16"})) as source:
+    with open_input(write_tiny_model(tmp_path / "tiny.gguf", quant="Q4_K", quants={"attn_v.weight": "F16"})) as source:
         yield source
 
 
@@ -102,9 +102,9 @@ def test_the_gguf_package_reads_the_same(tmp_path: Path, alignment: int) -> None
     assert path.stat().st_size == file_nbytes(metadata, [plan(*item) for item in arrays().items()])
 
 
-def test_a_copied_model_is_the_same_to_the_byte_order_and_all(model: ModelSource, tmp_path: Path) -> None:
+def test_a_copied_model_is_the_same_to_the_byte_order_and_all(model: InputModel, tmp_path: Path) -> None:
     (path,) = write_gguf(tmp_path / "copy.gguf", model.metadata, copy(model))
-    with open_source(path) as again:
+    with open_input(path) as again:
         assert list(again.tensors) == list(model.tensors)
         assert [kind for _, kind in again.metadata.values()] == [kind for _, kind in model.metadata.values()]
         for key, (value, _) in model.metadata.items():
@@ -117,7 +117,7 @@ def test_a_copied_model_is_the_same_to_the_byte_order_and_all(model: ModelSource
 
 
 @pytest.mark.parametrize("limits", [{"max_part_tensors": 5}, {"max_part_nbytes": 200_000}, {"max_part_nbytes": 1}])
-def test_a_split_model_is_the_whole_model(model: ModelSource, tmp_path: Path, limits: dict[str, int]) -> None:
+def test_a_split_model_is_the_whole_model(model: InputModel, tmp_path: Path, limits: dict[str, int]) -> None:
     paths = write_gguf(tmp_path / "parts.gguf", model.metadata, copy(model), **limits)
     assert [path.name for path in paths] == [
         f"parts-{no:05}-of-{len(paths):05}.gguf" for no in range(1, len(paths) + 1)
@@ -132,7 +132,7 @@ def test_a_split_model_is_the_whole_model(model: ModelSource, tmp_path: Path, li
             "split.tensors.count": len(model.tensors),
         }
         assert ("general.architecture" in reader.fields) == (no == 0)
-    with open_source(paths[0]) as again:
+    with open_input(paths[0]) as again:
         assert again.n_parts == len(paths)
         assert list(again.tensors) == list(model.tensors)
         for name, tensor in model.tensors.items():
@@ -141,7 +141,7 @@ def test_a_split_model_is_the_whole_model(model: ModelSource, tmp_path: Path, li
     assert joined.read_bytes() == model.path.read_bytes()
 
 
-def test_llama_cpp_loads_what_is_written_whole_and_split(model: ModelSource, tmp_path: Path) -> None:
+def test_llama_cpp_loads_what_is_written_whole_and_split(model: InputModel, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
     paths = write_gguf(tmp_path / "whole.gguf", model.metadata, copy(model))
     parts = write_gguf(tmp_path / "parts.gguf", model.metadata, copy(model), max_part_tensors=7)
@@ -278,7 +278,7 @@ def test_a_link_stays_a_link_to_the_new_file(tmp_path: Path) -> None:
     assert GGUFFile.open(tmp_path / "elsewhere" / "real.gguf").metadata["test.u8"] == 255
 
 
-def test_a_model_may_replace_the_file_it_is_read_from(model: ModelSource) -> None:
+def test_a_model_may_replace_the_file_it_is_read_from(model: InputModel) -> None:
     before = model.path.read_bytes()
     write_gguf(model.path, model.metadata, copy(model))
     assert model.path.read_bytes() == before

@@ -16,9 +16,9 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
-from edgellm.models.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED
-from edgellm.quantize.checkpoint_source import _Unwritten
-from edgellm.quantize.source import open_source
+from edgellm.models.parts.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED
+from edgellm.quantize.checkpoint import _Unwritten
+from edgellm.quantize.inputs import open_input
 
 transformers = pytest.importorskip("transformers", reason="the judge of checkpoints is transformers")
 
@@ -65,7 +65,7 @@ def model_folder(folder: Path, model_type: str, **options: Any) -> dict[str, Any
 
 def converted_logits(folder: Path) -> np.ndarray:
     """Logits of the program that the conversion proves, from the tensors as they would be written in F32."""
-    with open_source(folder) as source:
+    with open_input(folder) as source:
         program = build_program(_Unwritten(source))
         executor = ReferenceExecutor(program)
         executor._weights.update({name: source.tensors[name].rows().reshape(source.tensors[name].shape)

@@ -11,12 +11,12 @@ from test_checkpoint_hostile import TOKENIZER, write
 
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.quantize.general_metadata import SAMPLING, UNSAID
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 from edgellm.tokenizer import Tokenizer
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
-    with open_source(folder) as source:
+    with open_input(folder) as source:
         return {key: value for key, (value, _) in source.metadata.items()}
 
 
@@ -48,7 +48,7 @@ def test_an_end_that_is_no_id_is_named(file: str, value: Any, tmp_path: Path) ->
     write(tmp_path)
     edit_json(tmp_path / file, eos_token_id=value)
     with pytest.raises(FormatError, match=rf"{file}: eos_token_id is") as caught:
-        open_source(tmp_path)
+        open_input(tmp_path)
     assert caught.value.code == "CHECKPOINT_CONFIG"
 
 
@@ -85,18 +85,18 @@ def test_recommended_sampling_is_kept_as_transformers_means_it(tmp_path: Path) -
 def test_a_recommendation_that_none_can_follow_is_named(key: str, value: Any, tmp_path: Path) -> None:
     write(tmp_path, generation_config__json={key: value})
     with pytest.raises(FormatError, match=f"{key}|{SAMPLING[key][0]}"):
-        open_source(tmp_path)
+        open_input(tmp_path)
 
 
 def test_what_gguf_cannot_say_is_noted_by_name_and_silence_is_not(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the judge of generation is transformers")
     defaults = transformers.GenerationConfig._get_default_generation_params()
     write(tmp_path, generation_config__json=defaults | transformers.GenerationConfig().to_dict())
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert not source.notes
     for key in UNSAID:
         write(tmp_path, generation_config__json={key: 12345})
-        with open_source(tmp_path) as source:
+        with open_input(tmp_path) as source:
             assert any(key in note for note in source.notes)
 
 
@@ -121,4 +121,4 @@ def test_older_tokenizers_that_change_a_text_are_refused_by_name(key: str, tmp_p
     assert metadata_of(tmp_path)["tokenizer.ggml.pre"] == "gpt-2"
     edit_json(tmp_path / "tokenizer_config.json", **{key: True})
     with pytest.raises(UnsupportedError, match=key):
-        open_source(tmp_path)
+        open_input(tmp_path)

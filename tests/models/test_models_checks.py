@@ -18,8 +18,8 @@ from edgellm.formats.hparam_checks import RANGES
 from edgellm.formats.validate import findings
 from edgellm.kernels.program import Program
 from edgellm.models import architectures, build_program
-from edgellm.models.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
-from edgellm.models.hparams import hparam_error, integers, read_hparams
+from edgellm.models.parts.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
+from edgellm.models.parts.hparams import hparam_error, integers, read_hparams
 
 SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
 

@@ -25,7 +25,7 @@ from edgellm.models import build_program
 from edgellm.quantize import awq, hessian
 from edgellm.quantize.calibration import Calibrated, CalibrationOptions, calibrate
 from edgellm.quantize.importance import collect
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 
 N_CTX = 64
 WORDS = "the other word and the thing all in one of them will never be here again so we went on to where it was "
@@ -50,7 +50,7 @@ def types_of(path: Path, quant: str) -> dict[str, str]:
 
 def write_result(path: Path, source: Path, types: Mapping[str, str], calibrated: Calibrated) -> Path:
     """The calibrated model; what was not rounded by the calibration is by the type's own quantizer."""
-    with open_source(source) as model:
+    with open_input(source) as model:
         plans = []
         for name, tensor in calibrated.source(model).tensors.items():
             rows = tensor.rows()

@@ -23,7 +23,7 @@ from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 from edgellm.quantize.convert import convert, plan_conversion
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 from edgellm.tokenizer import Tokenizer
 
 pytest.importorskip("transformers", reason="the judge of checkpoints is transformers")
@@ -49,7 +49,7 @@ def save_tiny(folder: Path, name: str = "llama", pre: str = "smollm", dtype: str
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_of_a_converted_checkpoint_equal_transformers(name: str, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "hf", name)
-    with open_source(tmp_path / "hf") as source:
+    with open_input(tmp_path / "hf") as source:
         (path,) = convert(source, tmp_path / "out.gguf", "f32")
     assert nmse(reference_logits(path), transformers_logits(model, TOKENS)) <= 1e-10
 
@@ -59,7 +59,7 @@ def test_logits_of_a_converted_checkpoint_equal_transformers(name: str, tmp_path
 def test_auto_keeps_the_numbers_of_the_source(name: str, dtype: str, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "hf", name, dtype=dtype, max_shard_size="100KB")
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
-    with open_source(tmp_path / "hf") as source:
+    with open_input(tmp_path / "hf") as source:
         (path,) = convert(source, tmp_path / "out.gguf")
         (wide,) = convert(source, tmp_path / "wide.gguf", "f32")
     kept = {"bfloat16": "BF16", "float16": "F16"}[dtype]
@@ -76,7 +76,7 @@ def test_another_type_is_rounded_to_the_nearest(outtype: str, limit: float, tmp_
     import gguf as gguf_package
 
     save_tiny(tmp_path / "hf")
-    with open_source(tmp_path / "hf") as source:
+    with open_input(tmp_path / "hf") as source:
         (path,) = convert(source, tmp_path / "out.gguf", outtype)
         for tensor in gguf_package.GGUFReader(path).tensors:
             rows = source.tensors[tensor.name].rows()
@@ -90,7 +90,7 @@ def test_llama_cpp_and_edgellm_read_the_same_model(name: str, tmp_path: Path) ->
     import edgellm
 
     save_tiny(tmp_path / "hf", name)
-    with open_source(tmp_path / "hf") as source:
+    with open_input(tmp_path / "hf") as source:
         (path,) = convert(source, tmp_path / "out.gguf", "f32")
     with edgellm.load(path, executor="reference") as llm:
         text = llm.generate("the and", max_tokens=12, temperature=0)
@@ -111,7 +111,7 @@ def ids_without_json(metadata: dict[str, tuple[Any, str]], text: str) -> list[in
 def test_the_pre_tokenizer_is_found_and_ids_equal_the_original(pre: str, bos: bool, tmp_path: Path) -> None:
     save_tiny(tmp_path)
     original = save_byte_level(tmp_path, pre, bos=bos)
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         metadata = source.metadata
     assert metadata["tokenizer.ggml.pre"][0] == pre
     assert metadata["tokenizer.ggml.add_bos_token"][0] == bos
@@ -126,7 +126,7 @@ def test_the_pre_tokenizer_is_found_and_ids_equal_the_original(pre: str, bos: bo
 def test_a_pre_tokenizer_without_a_name_travels_with_the_file(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     original = save_byte_level(tmp_path, "new")
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert "no name" in source.notes[0]
         tokenizer = Tokenizer.from_gguf({key: value for key, (value, _) in source.metadata.items()})
     for text in TEXTS:
@@ -141,7 +141,7 @@ def test_sentence_piece_ids_equal_the_original(files: str, tmp_path: Path) -> No
     for name in ("tokenizer.json", "tokenizer.model"):
         if name not in files:
             (tmp_path / name).unlink()
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         metadata = source.metadata
     assert metadata["tokenizer.ggml.model"][0] == "llama"
     assert ("tokenizer.huggingface.json" in metadata) == ("json" in files)
@@ -180,7 +180,7 @@ def save_marked_sentence_piece(folder: Path, **rule: Any) -> Any:
 def test_without_tokenizer_json_blanks_are_put_where_llama_cpp_puts_them(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
     save_marked_sentence_piece(tmp_path)
-    with open_source(tmp_path, with_json=False) as source:
+    with open_input(tmp_path, with_json=False) as source:
         (path,) = convert(source, tmp_path / "out.gguf", "f32")
     program = """
 import json, random, sys, urllib.request, xllamacpp
@@ -210,7 +210,7 @@ for text, special in texts:
 def test_chats_of_a_converted_checkpoint_have_the_ids_that_transformers_gives(scheme: str, tmp_path: Path) -> None:
     metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
     original = save_marked_sentence_piece(tmp_path, normalizer=None, pre_tokenizer=metaspace)
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         (path,) = convert(source, tmp_path / "out.gguf", "f32")
     with GGUFFile.open(path) as gguf:
         tokenizer, template = Tokenizer.from_gguf(gguf.metadata), ChatTemplate.from_metadata(gguf.metadata)
@@ -231,7 +231,7 @@ def test_another_tokenizer_json_counts_before_a_tokenizer_model(tmp_path: Path) 
     last, other = sorted(vocab, key=vocab.__getitem__)[-2:]
     vocab[last], vocab[other] = vocab[other], vocab[last]
     (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         assert source.metadata["tokenizer.ggml.tokens"][0][vocab[last]] == last
         metadata = source.metadata
     original = Tokenizers.from_file(str(tmp_path / "tokenizer.json"))
@@ -293,11 +293,11 @@ def test_an_added_token_beyond_the_rows_is_left_out_and_told(kind: str, where: s
         save_sentence_piece(tmp_path)
     if kind not in KINDS[:2]:
         (tmp_path / "tokenizer.json").unlink()
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         without, notes = source.metadata, source.notes
     assert not notes
     LISTED[where](tmp_path, n_vocab)
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         metadata, notes = source.metadata, source.notes
         (path,) = convert(source, tmp_path / "out.gguf", "f32")
     assert "<image_soft_token>" in notes[0] and f"{n_vocab} rows" in notes[0]
@@ -317,7 +317,7 @@ def test_the_file_that_knows_better_says_which_id_an_added_token_has(tmp_path: P
     save_tiny(tmp_path)
     original = save_byte_level(tmp_path)
     edit_json(tmp_path / "added_tokens.json", **{"<tool_call>": 278, "<|im_end|>": 279})
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         tokenizer = Tokenizer.from_gguf({key: value for key, (value, _) in source.metadata.items()})
         assert source.metadata["tokenizer.ggml.tokens"][0][278:] == ["[PAD278]", "[PAD279]"]
     text = "<tool_call> the<|im_end|>"
@@ -330,7 +330,7 @@ def test_the_metadata_are_those_of_the_checkpoint(tmp_path: Path) -> None:
         tmp_path / "generation_config.json", temperature=0.6, top_p=0.9, top_k=40, eos_token_id=[2, 0], do_sample=True
     )
     (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage:\n- en\nbase_model: some/model-1b\n---\n# A\n")
-    with open_source(tmp_path) as source:
+    with open_input(tmp_path) as source:
         metadata = plan_conversion(source, "bf16").metadata
     wanted = {
         "general.architecture": "llama",

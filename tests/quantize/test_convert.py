@@ -20,7 +20,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import DownloadError, EdgeLLMError, FormatError, ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.quantize.convert import convert, plan_conversion
-from edgellm.quantize.source import open_source
+from edgellm.quantize.inputs import open_input
 from edgellm.store.catalogue import remove
 
 pytest.importorskip("transformers", reason="transformers writes the checkpoints")
@@ -82,7 +82,7 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 
 def test_a_quantized_file_can_be_unpacked_and_auto_copies_it(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf", quant="Q4_K")
-    with open_source(path) as source:
+    with open_input(path) as source:
         convert(source, tmp_path / "copy.gguf")
         convert(source, tmp_path / "wide.gguf", "f32")
         assert [plan.nbytes for plan in plan_conversion(source).tensors] == [plan.nbytes for plan in copy(source)]
@@ -99,7 +99,7 @@ def test_memory_is_that_of_some_rows_not_of_the_model(tmp_path: Path) -> None:
 
     folder = tmp_path / "wide"
     save_tiny(folder, dtype="bfloat16")
-    with open_source(folder) as source:
+    with open_input(folder) as source:
         tracemalloc.start()
         try:
             convert(source, tmp_path / "out.gguf", "f32")
@@ -152,7 +152,7 @@ def test_another_architecture_is_named(checkpoint: Path, tmp_path: Path) -> None
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
     with pytest.raises(UnsupportedError, match="MambaForCausalLM; edgellm converts Gemma3ForCausalLM, Llama") as raised:
-        open_source(folder)
+        open_input(folder)
     assert raised.value.code == "CHECKPOINT_ARCHITECTURE"
 
 
@@ -193,11 +193,11 @@ def test_a_broken_fetch_goes_on_and_a_half_checkpoint_is_none(
     monkeypatch.setattr("edgellm.store.download.MAX_TRIES", 1)
     server.resources[shard].faults = [cut_after(0)] * 2
     with pytest.raises(DownloadError):
-        open_source("hf:owner/tiny")
+        open_input("hf:owner/tiny")
     assert not (store / "checkpoints" / "owner" / "tiny" / "config.json").exists()
     server.resources[shard].faults = []
     n_first = len(server.asked(first))
-    with open_source("hf:owner/tiny") as source:
+    with open_input("hf:owner/tiny") as source:
         assert source.n_parts > 1
     assert len(server.asked(first)) == n_first
     assert not list((store / ".incoming").rglob("*.part"))
@@ -211,14 +211,14 @@ def test_an_index_that_names_what_the_repository_lacks_is_refused(
     index["weight_map"]["model.norm.weight"] = "../../evil.safetensors"
     server.serve_repository("owner/tiny", files | {"model.safetensors.index.json": json.dumps(index).encode()})
     with pytest.raises(DownloadError, match="lacks") as raised:
-        open_source("hf:owner/tiny")
+        open_input("hf:owner/tiny")
     assert raised.value.code == "PULL_NOT_FOUND"
 
 
 def test_a_repository_without_a_checkpoint_gives_its_gguf_file(tmp_path: Path, server: StandIn, store: Path) -> None:
     body = write_tiny_model(tmp_path / "a.gguf").read_bytes()
     server.serve_repository("owner/tiny", {"tiny-Q8_0.gguf": body})
-    with open_source("hf:owner/tiny") as source:
+    with open_input("hf:owner/tiny") as source:
         assert source.kind == "gguf"
 
 
@@ -236,5 +236,5 @@ def test_a_real_checkpoint_is_read_bit_by_bit_and_its_architecture_refused() -> 
     for name, array in judge.items():
         assert np.array_equal(checkpoint.tensors[name].values, array), name
     with pytest.raises(UnsupportedError, match="Bert") as raised:
-        open_source(path.parent)
+        open_input(path.parent)
     assert raised.value.code == "CHECKPOINT_ARCHITECTURE"

@@ -23,6 +23,7 @@ from edgellm.formats.errors import EdgeLLMError, NumericError, ParameterError, U
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.kernels.cpu.encode import encode
+from edgellm.quantize.inputs import open_input
 from edgellm.quantize.mixes import Recipe
 from edgellm.quantize.pipeline import (
     ImportanceMatrix,
@@ -30,7 +31,6 @@ from edgellm.quantize.pipeline import (
     plan_quantization,
     quantize,
 )
-from edgellm.quantize.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(source: Path, target: Path, file_type: str = "Q4_K_M", **options: object) -> object:
     planning = {key: options.pop(key) for key in ("importance", "allow_requantize", "keep_split") if key in options}
-    with open_source(source) as opened:
+    with open_input(source) as opened:
         return quantize(plan_quantization(opened, Recipe(file_type), **planning), target, n_threads=2, **options)
 
 
@@ -123,7 +123,7 @@ def test_progress_ends_at_all_bytes(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_plan_knows_the_size_of_the_file(model: Path, tmp_path: Path) -> None:
-    with open_source(model) as source:
+    with open_input(model) as source:
         planned = plan_quantization(source, Recipe("Q3_K_M"))
     run(model, tmp_path / "out.gguf", "Q3_K_M")
     assert planned.nbytes == (tmp_path / "out.gguf").stat().st_size
@@ -140,7 +140,7 @@ def test_the_plan_knows_the_size_of_the_file(model: Path, tmp_path: Path) -> Non
     ],
 )
 def test_the_default_name_is_the_sources_with_the_type(model: Path, source: str, target: str) -> None:
-    with open_source(model) as opened:
+    with open_input(model) as opened:
         assert default_target(dataclasses.replace(opened, path=Path(source)), "Q4_K_M") == target
 
 
@@ -275,7 +275,7 @@ def test_ctrl_c_leaves_nothing_behind(larger: Path, tmp_path: Path) -> None:
 
 
 def test_a_split_source_keeps_its_parts(model: Path, tmp_path: Path) -> None:
-    with open_source(model) as opened:
+    with open_input(model) as opened:
         plans = [gguf_writer.TensorPlan(t.name, t.shape, t.quant, t.stored_chunks) for t in opened.tensors.values()]
         parts = gguf_writer.write_gguf(tmp_path / "split.gguf", opened.metadata, plans, max_part_tensors=30)
     done = run(parts[0], tmp_path / "out.gguf", keep_split=True)
@@ -288,7 +288,7 @@ def test_a_split_source_keeps_its_parts(model: Path, tmp_path: Path) -> None:
 
 def test_tensors_that_fall_back_alike_are_told_in_one_line(tmp_path: Path) -> None:
     source = tiny_models.write_tiny_model(tmp_path / "narrow.gguf", "llama", "F16", n_embd=288, n_ff=288)
-    with open_source(source) as opened:
+    with open_input(source) as opened:
         n_rows_of_288 = sum(t.shape[-1] == 288 and len(t.shape) == 2 for t in opened.tensors.values())
     done = CliRunner().invoke(app, ["quantize", str(source), "Q4_K_S", "--dry-run"])
     notes = [line for line in done.output.splitlines() if line.startswith("Note:")]

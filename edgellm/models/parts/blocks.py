@@ -21,8 +21,8 @@ from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
 from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
-from edgellm.models.hparam_keys import check_keys
-from edgellm.models.hparams import BROKEN_FILE, HParams, file_name, integer
+from edgellm.models.parts.hparam_keys import check_keys
+from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, integer
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor

@@ -19,11 +19,11 @@ from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.models import architectures, build_program
-from edgellm.models.checkpoint_config import CheckpointConfig
-from edgellm.models.checkpoint_form import CheckpointForm
-from edgellm.models.checkpoint_keys import DEFAULTS, check_keys
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import CheckpointForm
+from edgellm.models.parts.checkpoint_keys import DEFAULTS, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
-from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.input_model import InputModel, InputTensor
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
@@ -35,7 +35,7 @@ IGNORED = re.compile(
 )
 
 
-def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bool = True) -> ModelSource:
+def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bool = True) -> InputModel:
     """Open the checkpoint and prove that it is a whole model of an architecture that edgellm runs.
 
     pre, with_json   see ``tokenizer_metadata``
@@ -64,7 +64,7 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
         "general.quantization_version": (QUANTIZATION_VERSION, "UINT32"),
         **tokenizer,
     }
-    source = ModelSource(
+    source = InputModel(
         Path(folder), "checkpoint", whole, tensors, n_parts=checkpoint.n_shards, scheme=scheme, notes=notes
     )
     _prove(source)
@@ -122,9 +122,9 @@ def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConf
 
 def _tensors(
     checkpoint: Checkpoint, config: CheckpointConfig, form: CheckpointForm, quantized: bool, notes: list[str]
-) -> dict[str, SourceTensor]:
+) -> dict[str, InputTensor]:
     """All tensors under their GGUF names: embedding, layers in order, the output's norm and matrix."""
-    found: dict[str, SourceTensor] = {}
+    found: dict[str, InputTensor] = {}
     biases = form.biases(config)
     unknown = []
     for stored_name, weight in open_weights(checkpoint).items():
@@ -135,7 +135,7 @@ def _tensors(
             continue
         if name in found:
             raise FormatError(f"{short(stored_name)}: two tensors are {name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR")
-        found[name] = source_tensor(name, stored_name, weight, config, form, quantized)
+        found[name] = input_tensor(name, stored_name, weight, config, form, quantized)
     if unknown:
         raise UnsupportedError(
             f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {next(iter(form.classes))} as its "
@@ -161,7 +161,7 @@ def _is_no_bias(name: str, weight: Weight) -> bool:
 
 
 def _tie_output(
-    checkpoint: Checkpoint, config: CheckpointConfig, found: dict[str, SourceTensor], notes: list[str]
+    checkpoint: Checkpoint, config: CheckpointConfig, found: dict[str, InputTensor], notes: list[str]
 ) -> None:
     """Leave out an output matrix that is the embedding. As in transformers, one that differs stays, whatever the
     config says, and stands for the embedding where that is missing."""
@@ -184,7 +184,7 @@ def _tie_output(
         )
 
 
-def _equal(one: SourceTensor, other: SourceTensor) -> bool:
+def _equal(one: InputTensor, other: InputTensor) -> bool:
     if one.shape != other.shape:
         return False
     chunks = rows_in_chunks(one.n_rows, 4 * one.n_in)
@@ -192,7 +192,7 @@ def _equal(one: SourceTensor, other: SourceTensor) -> bool:
 
 
 def _check_biases(
-    checkpoint: Checkpoint, config: CheckpointConfig, biases: frozenset[str], found: dict[str, SourceTensor]
+    checkpoint: Checkpoint, config: CheckpointConfig, biases: frozenset[str], found: dict[str, InputTensor]
 ) -> None:
     wanted = [f"blk.{i}.{module}.bias" for i in range(config.n_layer) for module in sorted(biases)]
     missing = [name for name in wanted if name not in found]
@@ -219,9 +219,9 @@ def _place(name: str) -> tuple[int, int, str]:
     return (0 if name.startswith(("token_embd", "rope_freqs")) else 2), 0, name
 
 
-def source_tensor(
+def input_tensor(
     name: str, stored_name: str, weight: Weight, config: CheckpointConfig, form: CheckpointForm, quantized: bool
-) -> SourceTensor:
+) -> InputTensor:
     """A weight with the changes that its architecture's GGUF form asks for; its numbers are proved finite when read."""
     if not weight.shape or not all(weight.shape) or len(weight.shape) > 2:
         raise FormatError(
@@ -249,7 +249,7 @@ def source_tensor(
         decode(start, stop)  # for its proof
         return raw.raw.reshape(weight.shape[0], -1)[start:stop]
 
-    tensor = SourceTensor(
+    tensor = InputTensor(
         name,
         weight.shape,
         QUANT_TYPES[raw.kind.name if raw is not None and plain_floats else "F32"],
@@ -264,7 +264,7 @@ def source_tensor(
     return tensor
 
 
-def _with_paired_heads(tensor: SourceTensor, n_head: int, stored_name: str) -> SourceTensor:
+def _with_paired_heads(tensor: InputTensor, n_head: int, stored_name: str) -> InputTensor:
     """The rows of every head reordered, so that rotated pairs, half a head apart in transformers, are neighbours."""
     n = tensor.shape[0]
     if n % (2 * n_head):
@@ -296,9 +296,9 @@ def _elements(row: np.ndarray, n: int) -> np.ndarray:
     return row if row.shape[-1] == n and row.dtype != np.uint8 else row.reshape(len(row), n, -1)
 
 
-def _computed(name: str, numbers: np.ndarray) -> SourceTensor:
+def _computed(name: str, numbers: np.ndarray) -> InputTensor:
     row = np.ascontiguousarray(numbers, np.float32).reshape(1, -1)
-    return SourceTensor(
+    return InputTensor(
         name,
         numbers.shape,
         QUANT_TYPES["F32"],
@@ -313,13 +313,13 @@ def _computed(name: str, numbers: np.ndarray) -> SourceTensor:
 class _Unwritten:
     """The converted model as an architecture reads it, before it is a file."""
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: InputModel) -> None:
         self.path, self.architecture, self.tensors = source.path, source.architecture, source.tensors
         self.metadata: dict[str, Any] = {key: value for key, (value, _) in source.metadata.items()}
         self.overrides: dict[str, Any] = {}
 
 
-def _prove(source: ModelSource) -> None:
+def _prove(source: InputModel) -> None:
     """Every tensor is there in the shape that the metadata demand, and the recommended sampling is in range: the
     architecture builds its program."""
     file = _Unwritten(source)

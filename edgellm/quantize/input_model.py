@@ -19,7 +19,7 @@ Rows = Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class SourceTensor:
+class InputTensor:
     """A tensor of a model to convert.
 
     name       as GGUF calls it
@@ -78,13 +78,13 @@ class SourceTensor:
 
 
 @dataclass
-class ModelSource:
+class InputModel:
     """An open model to convert.
 
     path      the file or folder it comes from
     kind      ``gguf`` or ``checkpoint``
     metadata  key -> (value, GGUF type name), in the order of the file; what ``write_gguf`` takes
-    tensors   name -> SourceTensor, in the order of the file
+    tensors   name -> InputTensor, in the order of the file
     n_parts   files it came in, for a GGUF model; part_sizes: tensors of each, in the order of ``tensors``
     scheme    how a checkpoint is quantized ("gptq", "awq", "fp8" ...); "" for one that is not
     notes     what the user should know before relying on the result
@@ -94,7 +94,7 @@ class ModelSource:
     path: Path
     kind: str
     metadata: TypedMetadata
-    tensors: dict[str, SourceTensor]
+    tensors: dict[str, InputTensor]
     n_parts: int = 1
     part_sizes: list[int] = field(default_factory=list)
     scheme: str = ""
@@ -124,7 +124,7 @@ class ModelSource:
         if self.gguf is not None:
             self.gguf.close()
 
-    def __enter__(self) -> ModelSource:
+    def __enter__(self) -> InputModel:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,19 +11,19 @@ from pathlib import Path
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.machine.paths import models_dir, path_if_there
 from edgellm.machine.progress import ByteProgress
-from edgellm.quantize.checkpoint_source import open_checkpoint
-from edgellm.quantize.model_source import ModelSource, SourceTensor
+from edgellm.quantize.checkpoint import open_checkpoint
+from edgellm.quantize.input_model import InputModel, InputTensor
 
-__all__ = ["FLOAT_TYPES", "ModelSource", "SourceTensor", "open_checkpoint", "open_gguf", "open_source"]
+__all__ = ["FLOAT_TYPES", "InputModel", "InputTensor", "open_checkpoint", "open_gguf", "open_input"]
 
 
-def open_source(
+def open_input(
     name_or_path: str | os.PathLike[str],
     progress: ByteProgress | None = None,
     *,
     pre: str | None = None,
     with_json: bool = True,
-) -> ModelSource:
+) -> InputModel:
     """The model behind a GGUF file, a checkpoint folder, or a name of the catalogue; a name may be fetched first.
 
     ``hf:owner/repo`` is the repository's checkpoint where it has one, else its GGUF file. pre, with_json: how the
@@ -51,12 +51,12 @@ def _fetched(name_or_path: str | os.PathLike[str], progress: ByteProgress | None
     return fetched(name_or_path, progress)
 
 
-def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
+def open_gguf(path: str | os.PathLike[str]) -> InputModel:
     """A GGUF file as a source, all parts of it when it is split."""
     gguf = GGUFFile.open(Path(path))
     try:
         _ = gguf.architecture
-        return ModelSource(
+        return InputModel(
             Path(path),
             "gguf",
             {key: (value, gguf.value_types[key]) for key, value in gguf.metadata.items()},
@@ -70,9 +70,9 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
         raise
 
 
-def _stored_tensor(tensor: QuantizedTensor, gguf: GGUFFile) -> SourceTensor:
+def _stored_tensor(tensor: QuantizedTensor, gguf: GGUFFile) -> InputTensor:
     """A tensor of a GGUF file; its bytes are a view of the mapped file."""
-    return SourceTensor(
+    return InputTensor(
         tensor.name,
         tensor.shape,
         tensor.quant,

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm.formats.findings import short
 from edgellm.formats.gguf_header import TypedMetadata
-from edgellm.models.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
 
 KINDS = ("default", "linear", "yarn", "llama3")
 # numbers of a rotation; transformers reads those of its kind and leaves the others alone

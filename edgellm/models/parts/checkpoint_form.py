@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgellm.models.checkpoint_config import CheckpointConfig
-from edgellm.models.checkpoint_rope import Rotation, TypedMetadata, frequency_factors, rope_metadata, rotation
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_rope import Rotation, TypedMetadata, frequency_factors, rope_metadata, rotation
 
 # a decoder layer's modules in transformers -> in GGUF
 DECODER_LAYER = {

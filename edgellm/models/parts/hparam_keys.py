@@ -14,7 +14,7 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import override_error, short
 from edgellm.formats.model_file import ModelFile
-from edgellm.models.hparams import file_name
+from edgellm.models.parts.hparams import file_name
 
 READ = frozenset(
     (
