@@ -11,6 +11,9 @@ import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
 
+FLOATS = ("F32", "F16", "BF16")
+"""What weights have that were never rounded to a few bits, in checkpoints and in GGUF files."""
+
 
 @dataclass(frozen=True)
 class NumberType:
@@ -19,11 +22,6 @@ class NumberType:
     name: str
     n_bits: int
     storage: np.dtype | None
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it is a float of 16 bits and more: weights that were never rounded to a few bits."""
-        return self.name in ("F64", "F32", "F16", "BF16")
 
 
 NUMBER_TYPES: dict[str, NumberType] = {

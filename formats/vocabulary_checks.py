@@ -18,7 +18,7 @@ from edgellm.formats.gguf_header import Header
 MAX_TOKEN_NBYTES = 1 << 16
 BYTE_TOKEN = 6  # tokenizer.ggml.token_type of "<0x00>" to "<0xFF>"
 MAX_TOKEN_TYPE = 6
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_TEXT = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TOKENS, _SCORES, _TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
 _MERGES = "tokenizer.ggml.merges"
 _ADD_BOS = "tokenizer.ggml.add_bos_token"
@@ -71,7 +71,7 @@ def array_faults(tokens: list[str], scores: np.ndarray | None, types: np.ndarray
         if types.min() < 0 or types.max() > MAX_TOKEN_TYPE:
             yield _TYPES, f"has types outside 0 to {MAX_TOKEN_TYPE}"
         for i in np.flatnonzero(types[: len(tokens)] == BYTE_TOKEN):
-            if not _BYTE.fullmatch(tokens[i]):
+            if not BYTE_TEXT.fullmatch(tokens[i]):
                 yield _TOKENS, f"token {i:,} is of the type byte and reads {short(tokens[i])!r}, expected '<0x0A>'"
     if scores is not None and not np.isfinite(scores).all():
         yield _SCORES, f"the score of token {int(np.flatnonzero(~np.isfinite(scores))[0]):,} is not a number"

@@ -18,6 +18,7 @@ from edgellm.formats.file_types import QUANTIZATION_VERSION
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.formats.stored_numbers import FLOATS
 from edgellm.models import architectures, build_program
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm
@@ -230,7 +231,7 @@ def input_tensor(
         )
     raw = weight.stored
     shift = form.norm_shift if name.endswith("norm.weight") else 0.0
-    plain_floats = raw is not None and raw.kind.name in ("F32", "F16", "BF16") and len(weight.shape) == 2
+    plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) == 2
 
     def decode(start: int, stop: int) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):

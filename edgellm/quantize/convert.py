@@ -15,12 +15,11 @@ from edgellm.formats.file_types import WRITTEN, type_counts
 from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, rows_in_chunks, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
-from edgellm.formats.stored_numbers import encode_plain
+from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.machine.progress import Progress
 from edgellm.quantize.input_model import InputModel, InputTensor
 
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
-PLAIN_TYPES = ("F32", "F16", "BF16")
 CHUNK_NBYTES = 8 << 20  # of float32 made at once
 
 
@@ -99,7 +98,7 @@ def _plain_type(source: InputModel) -> str:
     kinds = Counter(
         tensor.quant.name
         for tensor in source.tensors.values()
-        if len(tensor.shape) > 1 and not tensor.quantized and tensor.quant.name in PLAIN_TYPES
+        if len(tensor.shape) > 1 and not tensor.quantized and tensor.quant.name in FLOATS
     )
     return kinds.most_common(1)[0][0] if kinds else "BF16"
 
@@ -119,4 +118,4 @@ def _file_type(plans: list[TensorPlan]) -> int | None:
     """The number for the type of most matrices; None for a type that is not plain, whose number the source has."""
     kinds = Counter(plan.quant.name for plan in plans if len(plan.shape) > 1)
     name = kinds.most_common(1)[0][0] if kinds else ""
-    return WRITTEN[name].number if name in PLAIN_TYPES else None
+    return WRITTEN[name].number if name in FLOATS else None

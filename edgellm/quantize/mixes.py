@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.file_types import WRITTEN
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
+from edgellm.formats.stored_numbers import FLOATS
 from edgellm.kernels.cpu.encoders import ENCODED
 from edgellm.quantize.input_model import InputModel, InputTensor
 
@@ -29,8 +30,6 @@ FALLBACKS = {
     "IQ4_XS": "IQ4_NL",
 }
 """The type with smaller blocks for a row that a type's blocks do not divide; F16 where those do not either."""
-
-PLAIN = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def _wanted_type(tensor: InputTensor, recipe: Recipe, model: _Model, with_import
         return recipe.embedding_type
     if recipe.output_type and kind == "output":
         return recipe.output_type
-    if default in PLAIN:
+    if default in FLOATS:
         return default
     if named is not None:
         return named

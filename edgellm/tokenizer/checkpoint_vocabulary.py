@@ -20,6 +20,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import short
 from edgellm.formats.gguf_header import TypedMetadata
+from edgellm.formats.vocabulary_checks import BYTE_TEXT
 from edgellm.tokenizer import hugging_face, tokenizer
 from edgellm.tokenizer.charsmap import checked_charsmap, stored_charsmaps
 from edgellm.tokenizer.checkpoint_specials import Specials
@@ -33,7 +34,6 @@ MAX_TOKENIZER_NBYTES = 1 << 28
 ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
 CLASS_PRE = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # of checkpoints without tokenizer.json
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # tokens that some checkpoints forget to mark as special
 _LOOKS_SPECIAL = re.compile("<\\|.*\\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\\[@BOS@\\]", re.DOTALL)
 
@@ -303,7 +303,7 @@ def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapp
     for text, token_id in vocab.items():
         if token_id < n_pieces:
             continue
-        kind = TokenType.BYTE if _BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
+        kind = TokenType.BYTE if BYTE_TEXT.fullmatch(text) else TokenType.NORMAL
         kind = TokenType.UNKNOWN if text == model.get("unk_token") else kind
         tokens.put(token_id, text, kind, -float(ranks.get(text, len(ranks))) if kind == TokenType.NORMAL else 0.0)
     return tokens

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
-from edgellm.formats.vocabulary_checks import array_faults
+from edgellm.formats.vocabulary_checks import BYTE_TEXT, array_faults
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MARK_SHAPE = re.compile("<\\|[^|\\s]+\\|>|<\uff5c[^\uff5c\\s]+\uff5c>")
 
 
@@ -119,7 +118,7 @@ class Vocabulary:
         """Byte value -> id of its "<0xNN>" token; FormatError where a byte token is written otherwise or twice."""
         ids: dict[int, int] = {}
         for token_id in self.ids_of(TokenType.BYTE):
-            match = _BYTE_TOKEN.fullmatch(self.tokens[token_id])
+            match = BYTE_TEXT.fullmatch(self.tokens[token_id])
             if match is None:
                 raise invalid(f"the byte token {self.tokens[token_id]!r} (id {token_id})", "<0x00> to <0xFF>")
             value = int(match[1], 16)
@@ -209,7 +208,7 @@ def _guess_types(metadata: Mapping[str, Any], tokens: list[str]) -> np.ndarray:
     """Types for an old file without them: its special ids are CONTROL, "<0xNN>" of SentencePiece kinds BYTE."""
     types = np.full(len(tokens), TokenType.NORMAL, dtype=np.int32)
     if metadata.get("tokenizer.ggml.model") in ("llama", "t5"):
-        types[[i for i, token in enumerate(tokens) if _BYTE_TOKEN.fullmatch(token)]] = TokenType.BYTE
+        types[[i for i, token in enumerate(tokens) if BYTE_TEXT.fullmatch(token)]] = TokenType.BYTE
     for name in ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id"):
         value = metadata.get(f"tokenizer.ggml.{name}")
         if isinstance(value, (int, np.integer)) and 0 <= value < len(tokens):

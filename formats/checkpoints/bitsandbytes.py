@@ -17,9 +17,9 @@ import numpy as np
 
 from edgellm.formats.checkpoints.weight import Parts, Weight
 from edgellm.formats.json_text import parse_json
+from edgellm.formats.stored_numbers import FLOATS
 
 STATE = ".quant_state.bitsandbytes__"
-FLOATS = ("F32", "F16", "BF16")
 
 
 def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:

@@ -20,8 +20,8 @@ from edgellm.formats.checkpoints.bit_packing import n_words, unpack_words
 from edgellm.formats.checkpoints.mxfp4 import e2m1_rows
 from edgellm.formats.checkpoints.scaled import e2m1_groups, scaled
 from edgellm.formats.checkpoints.weight import Parts, Weight
+from edgellm.formats.stored_numbers import FLOATS
 
-FLOATS = ("F32", "F16", "BF16")
 MAX_PATTERN = 200  # characters of a module's pattern
 
 

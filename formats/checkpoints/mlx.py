@@ -15,8 +15,8 @@ import numpy as np
 from edgellm.formats.checkpoints.bit_packing import n_words, unpack_words
 from edgellm.formats.checkpoints.weight import Parts, Weight
 from edgellm.formats.findings import short
+from edgellm.formats.stored_numbers import FLOATS
 
-FLOATS = ("F32", "F16", "BF16")
 BITS = (2, 3, 4, 5, 6, 8)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from edgellm.formats.checkpoints.weight import Parts, Rows, Weight
 from edgellm.formats.safetensors import StoredTensor
-from edgellm.formats.stored_numbers import FP4_E2M1
+from edgellm.formats.stored_numbers import FLOATS, FP4_E2M1
 
-SCALES = ("F32", "F16", "BF16", "F8_E8M0")
+SCALES = (*FLOATS, "F8_E8M0")
 
 
 def scaled(

@@ -143,7 +143,7 @@ def test_readers_of_a_checkpoint_have_no_other_way_to_a_file() -> None:
     formats = Path(edgellm.formats.checkpoint.__file__).parent
     package = Path(edgellm.quantize.checkpoint.__file__).parent.parent
     readers = [formats / "checkpoint.py", formats / "safetensors.py", *(formats / "checkpoints").glob("*.py"),
-               *(package / "tokenizer").glob("checkpoint_*.py"), *(package / "models" / "parts").glob("checkpoint_*.py"),
+               *(package / "tokenizer").glob("checkpoint_*.py"), *(package / "models/parts").glob("checkpoint_*.py"),
                package / "quantize" / "checkpoint.py", package / "quantize" / "general_metadata.py"]  # fmt: skip
     ways = {"read_bytes", "read_text", "is_file", "is_dir", "exists", "glob", "rglob", "iterdir", "stat", "scandir"}
     for path in readers:
