@@ -103,6 +103,10 @@ class Header:
     alignment: int = 32
     data_start: int = 0
 
+    def finding(self, code: str, message: str, key: str, advice: str = REBUILD, severity: str = "error") -> Finding:
+        """What is wrong with the value of a key."""
+        return Finding(code, message, advice, self.file, self.positions.get(key), key, severity)
+
 
 def read_header(data: mmap.mmap | bytes, file: str, report: Report = raise_finding) -> Header:
     """Parse the header in ``data``, the bytes of the file called ``file``.

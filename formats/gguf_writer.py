@@ -26,7 +26,7 @@ from edgellm.formats.gguf_header import MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_NBYTES
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.formats.mapped_file import check_open_maps
 from edgellm.formats.quant_types import QuantType
-from edgellm.formats.split_files import part_names
+from edgellm.formats.split_files import part_name
 from edgellm.machine.atomic import whole_file
 from edgellm.machine.progress import Progress
 
@@ -146,7 +146,8 @@ def part_paths(target: Path, count: int) -> list[Path]:
     """The file of every part; ``target`` itself when there is one."""
     if count == 1:
         return [target]
-    return [target.with_name(name) for name in part_names(target.name.removesuffix(".gguf"), count)]
+    name = target.name.removesuffix(".gguf")
+    return [target.with_name(part_name(name, no, count)) for no in range(1, count + 1)]
 
 
 def part_metadata(metadata: TypedMetadata, no: int, count: int, n_tensors: int) -> TypedMetadata:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.formats.findings import Finding, Report, short
+from edgellm.formats.findings import Report, short
 from edgellm.formats.gguf_header import Header
 
 # key after "<architecture>.": lowest and highest value; a key between whole numbers has whole numbers. An array has a
@@ -47,7 +47,7 @@ def check_hparams(header: Header, report: Report) -> None:
     metadata = header.metadata
 
     def found(code: str, message: str, key: str) -> None:
-        report(Finding(code, message, file=header.file, offset=header.positions.get(key), name=key))
+        report(header.finding(code, message, key))
 
     architecture = metadata.get("general.architecture")
     if architecture is None:

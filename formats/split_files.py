@@ -23,9 +23,9 @@ _PIECE = re.compile(
 PART = re.compile(r"(?P<name>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
-def part_names(name: str, count: int) -> list[str]:
-    """The file of every part of the model ``name``."""
-    return [f"{name}-{no:05}-of-{count:05}.gguf" for no in range(1, count + 1)]
+def part_name(name: str, no: int, count: int) -> str:
+    """The file of part ``no``, from 1, of the model ``name``."""
+    return f"{name}-{no:05}-of-{count:05}.gguf"
 
 
 def refuse_piece(path: Path) -> None:
@@ -50,31 +50,25 @@ def other_parts(path: Path, header: Header) -> list[Path]:
     count, no = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
     for key, value in (("split.count", count), ("split.no", no)):
         if type(value) is not int or value < 0:
-            raise _found(
-                header, f"is {value!r}, expected a whole number", "Take the files as they were published.", key
-            )
+            advice = "Take the files as they were published."
+            raise header.finding("MODEL_SPLIT", f"is {value!r}, expected a whole number", key, advice).error()
     if count <= 1:
         return []
     match = PART.fullmatch(path.name)
-    first = f"{match['name'] if match else path.stem}-{1:05}-of-{count:05}.gguf"
+    first = part_name(match["name"] if match else path.stem, 1, count)
     if no != 0:
-        raise _found(header, f"is part {no + 1} of {count}", f"Give the path of the first part, {first}.", "split.no")
+        advice = f"Give the path of the first part, {first}."
+        raise header.finding("MODEL_SPLIT", f"is part {no + 1} of {count}", "split.no", advice).error()
     if match is None or int(match["count"]) != count or int(match["no"]) != 1:
-        raise _found(
-            header,
-            f"is the first of {count} parts and is not named so",
-            f"Give the parts their published names; the first is {first}.",
-            "split.count",
-        )
-    paths = [path.with_name(f"{match['name']}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
+        message = f"is the first of {count} parts and is not named so"
+        advice = f"Give the parts their published names; the first is {first}."
+        raise header.finding("MODEL_SPLIT", message, "split.count", advice).error()
+    paths = [path.with_name(part_name(match["name"], i, count)) for i in range(2, count + 1)]
     missing = list(islice((part.name for part in paths if not part.exists()), 5))  # a lie of 65,535 parts ends here
     if missing:
-        raise _found(
-            header,
-            f"is the first of {count} parts, and some are missing: {', '.join(missing)}",
-            "Put all parts into one folder, or pull the model again.",
-            "split.count",
-        )
+        message = f"is the first of {count} parts, and some are missing: {', '.join(missing)}"
+        advice = "Put all parts into one folder, or pull the model again."
+        raise header.finding("MODEL_SPLIT", message, "split.count", advice).error()
     return paths
 
 
@@ -86,11 +80,12 @@ def check_parts(headers: list[Header], report: Report) -> None:
         metadata = header.metadata
         if metadata.get("split.no") != i or metadata.get("split.count") != len(headers):
             message = f"says it is part {_plus_one(metadata.get('split.no'))} of {metadata.get('split.count')}"
-            report(_finding(header, f"{message}, expected part {i + 1} of {len(headers)}", PULL_AGAIN, "split.no"))
+            message += f", expected part {i + 1} of {len(headers)}"
+            report(header.finding("MODEL_SPLIT", message, "split.no", PULL_AGAIN))
         for key, value in metadata.items():
             if key != "split.no" and key in first and not _same(value, first[key]):
                 message = "differs from the first part's value: the parts are of two models"
-                report(_finding(header, message, PULL_AGAIN, key))
+                report(header.finding("MODEL_SPLIT", message, key, PULL_AGAIN))
         for name, record in header.tensors.items():
             if name in seen:
                 message = f"the tensor is in {seen[name]} too"
@@ -100,7 +95,7 @@ def check_parts(headers: list[Header], report: Report) -> None:
     n_tensors = sum(len(header.tensors) for header in headers)
     if expected != n_tensors:
         message = f"is {expected}, and the {len(headers)} parts have {n_tensors:,} tensors"
-        report(_finding(headers[0], message, PULL_AGAIN, "split.tensors.count"))
+        report(headers[0].finding("MODEL_SPLIT", message, "split.tensors.count", PULL_AGAIN))
 
 
 def _plus_one(no: Any) -> Any:
@@ -109,11 +104,3 @@ def _plus_one(no: Any) -> Any:
 
 def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b)
-
-
-def _finding(header: Header, message: str, advice: str, key: str) -> Finding:
-    return Finding("MODEL_SPLIT", message, advice, file=header.file, offset=header.positions.get(key), name=key)
-
-
-def _found(header: Header, message: str, advice: str, key: str) -> Exception:
-    return _finding(header, message, advice, key).error()

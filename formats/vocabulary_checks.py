@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.formats.findings import REBUILD, Finding, Report, short
+from edgellm.formats.findings import REBUILD, Report, short
 from edgellm.formats.gguf_header import Header
 
 MAX_TOKEN_NBYTES = 1 << 16
@@ -119,8 +119,7 @@ class _Checker:
         self.report = report
 
     def found(self, code: str, message: str, key: str, severity: str = "error", advice: str = REBUILD) -> None:
-        position = self.header.positions.get(key)
-        self.report(Finding(code, message, advice, self.header.file, position, key, severity))
+        self.report(self.header.finding(code, message, key, advice, severity))
 
     def key_types(self) -> bool:
         """Whether every known key has a type that its readers expect."""

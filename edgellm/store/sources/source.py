@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgellm.formats.errors import DownloadError
-from edgellm.formats.split_files import PART, part_names
+from edgellm.formats.split_files import PART, part_name
 from edgellm.machine.progress import ByteProgress
 
 GGUF_MAGIC = b"GGUF"
@@ -84,4 +84,7 @@ def one(references: tuple[str, ...]) -> str:
 def split_names(name: str) -> list[str]:
     """All files of a split model in order, given any of them; the name alone when it is not split."""
     match = PART.fullmatch(name)
-    return part_names(match["name"], int(match["count"])) if match else [name]
+    if match is None:
+        return [name]
+    count = int(match["count"])
+    return [part_name(match["name"], no, count) for no in range(1, count + 1)]
