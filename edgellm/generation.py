@@ -126,13 +126,13 @@ class TextStream:
             return None
         after = getattr(step.choice, "after", None) or {}
 
-        def told(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        def known(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
             left = after.get(token)
             kept, cut_by = (None, left) if isinstance(left, str) else (left, None)
             return TokenLogprob(token, self.tokenizer.token_bytes(token), logprob, top, kept, cut_by)
 
-        top = tuple(told(token, logprob) for token, logprob in step.choice.top)
-        return told(step.token, step.choice.logprob, top)
+        top = tuple(known(token, logprob) for token, logprob in step.choice.top)
+        return known(step.token, step.choice.logprob, top)
 
 
 class ChunkStream:

@@ -1,6 +1,6 @@
 """The one way to a file of a checkpoint's folder: a regular file of that folder, opened once, read up to a limit.
 
-The folder is a stranger's. A link in it could put any file of this machine into a model that is then published, so
+The folder is untrusted. A link in it could put any file of this machine into a model that is then published, so
 links are refused by name. One kind is followed: the cache of Hugging Face's own client keeps ``models--owner--name/``
 with ``snapshots/<revision>/<file>`` as links to ``blobs/<hash>`` of the same model.
 """

@@ -65,7 +65,7 @@ def override_error(key: str, message: str, code: str) -> ParameterError:
 
 
 def short(value: object, limit: int = 80) -> str:
-    """A value of a stranger's file made fit for a message: printable, one line, cut."""
+    """A value of an untrusted file made fit for a message: printable, one line, cut."""
     if isinstance(value, list):
         return f"a list of {len(value):,}"
     text = value if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""A stranger's JSON, with limits on all that it can be made of.
+"""Untrusted JSON, with limits on all that it can be made of.
 
 Refused are bad syntax, more bytes or levels than expected, a name that is there twice, NaN, numbers that no float or
 integer of a format holds, and half a character (``"\\ud800"``). What it must hold besides is for the reader to check.

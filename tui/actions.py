@@ -259,7 +259,7 @@ class ChatActions(ScreenRules):
                 self.aside.in_order(self.chat.delete_session(session_id), lambda _: self.open_chats())
                 self.redraw()
             elif what == "export":
-                self.aside.in_order(lambda: exported(self.chat.store.load(session_id)), self._told_where)
+                self.aside.in_order(lambda: exported(self.chat.store.load(session_id)), self._say_where)
 
         screen = SessionsScreen(self.chat.store, self.chat.session.id, self.rename_session, words)
         self.aside.in_order(self.chat.writer.flush, lambda _: screen.refill_if_open())  # the last words are found too
@@ -307,9 +307,9 @@ class ChatActions(ScreenRules):
     def export(self, name: str) -> None:
         """Write this chat to a file; the ending says in which form."""
         session = self.chat.session
-        self.aside.in_order(lambda: exported(session, name), self._told_where)
+        self.aside.in_order(lambda: exported(session, name), self._say_where)
 
-    def _told_where(self, path: Path) -> None:
+    def _say_where(self, path: Path) -> None:
         self.say(str(path.absolute()), "Exported")
 
     def import_file(self, name: str) -> None:
@@ -364,8 +364,8 @@ class ChatActions(ScreenRules):
 
         defaults = llm.default_params if llm is not None else SamplingParams()
         plain = SamplingParams()
-        told = {n for n in plain.__dataclass_fields__ if getattr(defaults, n) != getattr(plain, n)}
-        rows = setting_rows(defaults, dict.fromkeys(told), llm.n_ctx if llm is not None else 0)
+        recommended = {n for n in plain.__dataclass_fields__ if getattr(defaults, n) != getattr(plain, n)}
+        rows = setting_rows(defaults, recommended, llm.n_ctx if llm is not None else 0)
         presets = (lambda: list(chat.store.presets()), self.save_preset, self.use_preset)
         self.push_screen(SettingsScreen(rows, self.setting_values, self.change_setting, presets))
 

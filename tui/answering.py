@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.generation import GenerationChunk, TokenLogprob
@@ -25,7 +25,28 @@ class Sent(NamedTuple):
     options: Mapping[str, Any] = {}
 
 
-class Answering:
+class Worker:
+    """A thread that the screen looks after: ``error`` is what it ended with, once ``finished`` is set."""
+
+    def __init__(self, name: str) -> None:
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> Self:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until the thread is over."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Answering(Worker):
     """Streams one answer into ``node``; the screen reads the message while it grows.
 
     compose   called on the thread before: what to send, which may take a while to find out
@@ -44,6 +65,7 @@ class Answering:
         prefix: Sequence[TokenLogprob] = (),
         prepare: Callable[[], str] | None = None,
     ) -> None:
+        super().__init__("edgellm-answer")
         self.node = node
         self.llm = llm
         self.compose = compose
@@ -54,24 +76,11 @@ class Answering:
         self.prepare = prepare
         self.note = ""
         self.cancel = threading.Event()
-        self.finished = threading.Event()
-        self.error: BaseException | None = None
         self.read: tuple[int, int] = (0, 0)  # tokens of the prompt that are done, and all of them
-        self.started = monotonic()
-        self._thread = threading.Thread(target=self._run, name="edgellm-answer", daemon=True)
-
-    def start(self) -> Answering:
-        """Begin."""
-        self._thread.start()
-        return self
 
     def stop(self) -> None:
         """End the answer before its next step; what was said stays."""
         self.cancel.set()
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Until the thread is over."""
-        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -143,7 +152,7 @@ class Answering:
         self.changed()
 
 
-class Loading:
+class Loading(Worker):
     """A model on its way into memory: a thread, and how far it is."""
 
     def __init__(
@@ -154,6 +163,7 @@ class Loading:
         before: Any = None,
         kept: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__("edgellm-load")
         self.name = name
         self.load = load
         self.options = dict(options)
@@ -162,24 +172,11 @@ class Loading:
         self._lock = threading.Lock()
         self.stage: tuple[str, int, int | None, str] = ("load", 0, None, name)
         self.llm: Any = None
-        self.error: BaseException | None = None
-        self.finished = threading.Event()
-        self.started = monotonic()
         self._abandoned = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="edgellm-load", daemon=True)
-
-    def start(self) -> Loading:
-        """Begin."""
-        self._thread.start()
-        return self
 
     def abandon(self) -> None:
         """Nobody wants the model any more: end at the next report, close what came of it."""
         self._abandoned.set()
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Until the thread is over."""
-        self._thread.join(timeout_s)
 
     def take_before(self) -> Any:
         """The model that was there, if it is still open: a pull leaves it, and so does a name that is none."""

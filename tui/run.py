@@ -38,7 +38,7 @@ class Start:
 def known_model(name: str) -> str:
     """The model that a session names, if it is here or in the user's catalogue, else "".
 
-    A session may be a stranger's: opening it must not fetch what it names.
+    A session is untrusted: opening it must not fetch what it names.
     """
     from edgellm.store.catalogue import catalogue, installed
 

@@ -1,4 +1,4 @@
-"""Text of models and strangers' files made fit for a screen: nothing in it can steer the terminal or hide."""
+"""Text of models and untrusted files made fit for a screen: nothing in it can steer the terminal or hide."""
 
 from __future__ import annotations
 

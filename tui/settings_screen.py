@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ class Setting:
     meaning: str
 
 
-def setting_rows(defaults: Any, recommended: Mapping[str, Any], n_ctx: int) -> list[Setting]:
+def setting_rows(defaults: Any, recommended: Set[str], n_ctx: int) -> list[Setting]:
     """All settings; ``defaults`` is the model's SamplingParams, ``recommended`` the fields that its file names."""
     rows = [
         Setting(SYSTEM, "", "", "Said to the model before everything else."),

@@ -1,6 +1,6 @@
 """Turn messages into prompt text with the model's own Jinja template, and know which characters a user wrote.
 
-The template comes with the model file, so it is a stranger's program: it runs in jinja2's immutable sandbox with the
+The template comes with the model file, so it is an untrusted program: it runs in jinja2's immutable sandbox with the
 functions that Hugging Face gives templates, under a budget of steps, bytes and time. The text is that of transformers'
 ``apply_chat_template``, byte for byte; on top of it every character is marked as the template's or the user's, so that
 text of a user never becomes a control token.

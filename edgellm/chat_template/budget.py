@@ -1,4 +1,4 @@
-"""What one load or one render of a stranger's template may cost: steps, bytes alive, time, nesting.
+"""What one load or one render of an untrusted template may cost: steps, bytes alive, time, nesting.
 
 Every operation is charged before it runs, with the most that it can cost: ``allocate`` takes the bytes of its result,
 ``work`` the nanoseconds of one native call, which nothing can interrupt. So the limits hold without a second process.

@@ -63,7 +63,7 @@ def limits(budget: Budget, doing: str) -> Iterator[None]:
         ) from None
     except TemplateError:
         raise
-    except Exception as error:  # whatever a stranger's program may run into
+    except Exception as error:  # whatever an untrusted program may run into
         if budget.spent:
             raise TemplateError(budget_message(doing, budget.spent), code="TEMPLATE_BUDGET") from None
         raise TemplateError(

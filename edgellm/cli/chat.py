@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -121,10 +122,9 @@ def _history() -> Path | None:
     """The file of the lines that were typed; a user without a home has none."""
     from edgellm.machine.paths import config_dir
 
-    try:
+    with contextlib.suppress(ParameterError):
         return config_dir() / "history"
-    except ParameterError:
-        return None
+    return None
 
 
 class ChatLoop:

@@ -88,7 +88,7 @@ def _ready(descriptor: int, seconds: float) -> bool:
 
 
 def _read(descriptor: int) -> bytes:
-    parts, nbytes, told = [], 0, time.monotonic() + TOLD_S
+    parts, nbytes, tell_at = [], 0, time.monotonic() + TOLD_S
     while part := os.read(descriptor, CHUNK_NBYTES):
         parts.append(part)
         nbytes += len(part)
@@ -96,9 +96,9 @@ def _read(descriptor: int) -> bytes:
             raise FormatError(
                 f"{NAME}: brings more than {MAX_TEXT_NBYTES:,} bytes. Take a part of it.", code="TEXT_SIZE"
             )
-        if time.monotonic() > told and not _ready(descriptor, TOLD_S):
+        if time.monotonic() > tell_at and not _ready(descriptor, TOLD_S):
             _tell(f"{nbytes:,} bytes read from standard input, waiting for its end.")
-            told = float("inf")
+            tell_at = float("inf")
     return b"".join(parts)
 
 

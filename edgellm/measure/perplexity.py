@@ -1,4 +1,4 @@
-"""How well a model foretells a text: llama-perplexity's procedure, chunk by chunk.
+"""How well a model predicts a text: llama-perplexity's procedure, chunk by chunk.
 
 The text is cut into chunks of ``n_ctx`` tokens. Each starts from an empty cache, with BOS in the place of its first
 token where the vocabulary wants one, and the tokens of its second half are scored. Perplexity is exp of the mean
@@ -189,12 +189,12 @@ class ChunkModel:
         return cut(ids, self.prefix, self.n_ctx, n_chunks)
 
     def logits(self, chunk: Chunk) -> np.ndarray:
-        """Logits (n_scored, n_vocab) of the rows that foretell the second half's tokens; valid until the next call."""
+        """Logits (n_scored, n_vocab) of the rows that predict the second half's tokens; valid until the next call."""
         batch = Batch.single(self.program, chunk.ids)
         batch.outputs[: chunk.first] = False
         logits = self.executor.run(batch)
         self.gguf.check()
-        return logits[:-1]  # the last token foretells nothing that is there
+        return logits[:-1]  # the last token predicts nothing that is there
 
     def watch(self, chunk: Chunk, hook: Hook, outputs: bool = True) -> None:
         """Run a chunk for what a hook sees of it; without ``outputs`` only the last token goes through the output."""

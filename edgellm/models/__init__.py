@@ -31,7 +31,7 @@ def build_program(gguf: ModelFile) -> Program:
     """
     check_is_model(gguf)
     name = gguf.architecture.replace("-", "_")
-    if name not in architectures():  # a name from a stranger's file is looked up, never imported as it is
+    if name not in architectures():  # a name from an untrusted file is looked up, never imported as it is
         raise UnsupportedError(
             f"{Path(gguf.path).name}: the architecture is {gguf.architecture!r}. edgellm runs "
             f"{', '.join(architectures())}. Take a GGUF file of one of these."

@@ -71,6 +71,6 @@ def _is_number(value: Any) -> bool:
 
 
 def shortly(value: Any) -> str:
-    """A stranger's value in a message."""
+    """An untrusted value in a message."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

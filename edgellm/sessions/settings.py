@@ -1,6 +1,6 @@
 """The settings that a chat may have: one list of names, types and ranges, for what comes from a file and what is typed.
 
-Settings become arguments of ``load`` and ``stream``; a session file is a stranger's, so nothing else may stand in it.
+Settings become arguments of ``load`` and ``stream``; a session file is untrusted, so nothing else may stand in it.
 Sampling fields keep the ranges of ``SamplingParams``.
 """
 
@@ -118,10 +118,6 @@ def _texts(name: str, value: Any) -> list[str]:
     return list(texts)
 
 
-def _breakers(name: str, value: Any) -> list[str]:
-    return _texts(name, list(value) if isinstance(value, tuple) else value)
-
-
 def _samplers(name: str, value: Any) -> list[str]:
     from edgellm.sampling import SamplingParams
 
@@ -168,7 +164,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "n_ctx": _context,
     "context_overflow": _way,
     "stop": _texts,
-    "dry_sequence_breakers": _breakers,
+    "dry_sequence_breakers": _texts,
     "samplers": _samplers,
     "logit_bias": _biases,
     "template_kwargs": _template_names,

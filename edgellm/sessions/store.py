@@ -167,14 +167,14 @@ class SessionStore:
         keep_title   that of the file: another program may have given it one
         """
         leaf = session.tree.leaf.id if session.tree.leaf is not None else None
-        told = (session.title, session.model, session.system, as_json(session.settings))
+        row = (session.title, session.model, session.system, as_json(session.settings))
         with self.transaction() as db:
             known = db.execute("select 1 from sessions where id = ?", (session.id,)).fetchone() is not None
             db.execute(
                 "insert into sessions values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set "
                 "title = case when ?9 then title else ?2 end, model = ?3, system = ?4, "
                 "settings = ?5, leaf = ?6, updated = ?8",
-                (session.id, *told, leaf, session.created, time.time(), keep_title),
+                (session.id, *row, leaf, session.created, time.time(), keep_title),
             )
         return known
 

@@ -1,4 +1,4 @@
-"""Open a URL by the rules that a stranger's server must keep; every failure has a name.
+"""Open a URL by the rules that an untrusted server must keep; every failure has a name.
 
 https only, but for this machine itself (http to a loopback address). Redirects are followed by hand: at most ten, never
 from https to anything else, and the authorization header stays with the host that it was meant for.

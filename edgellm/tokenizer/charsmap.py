@@ -1,4 +1,4 @@
-"""SentencePiece's table of character replacements, a stranger's binary, proven sound before a library follows it."""
+"""SentencePiece's table of character replacements, an untrusted binary, proven sound before a library follows it."""
 
 from __future__ import annotations
 

@@ -176,16 +176,9 @@ def _disagreement(metadata: TypedMetadata) -> str:
 # -- kinds -----------------------------------------------------------------------------------------------------------
 
 
-def _model(description: Mapping[str, Any]) -> dict[str, Any]:
-    model = description.get("model")
-    if not isinstance(model, dict):
-        raise invalid("tokenizer.json without a model", "a byte-pair model")
-    return model
-
-
 def _is_sentence_piece(description: Mapping[str, Any]) -> bool:
     """True for SentencePiece's byte pairs, False for GPT-2's; UnsupportedError for any other kind."""
-    model = _model(description)
+    model = description["model"]
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind == "BPE" and '"ByteLevel"' in json.dumps(description.get("pre_tokenizer")):
         return False
@@ -210,18 +203,13 @@ def _vocab(found: Any, n_vocab: int) -> dict[str, int]:
 
 
 def _merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    merges = model.get("merges")
-    pairs = []
-    for merge in merges if isinstance(merges, list) else ():
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise invalid(f"the merge {short(merge)}", "two tokens")
-        pairs.append((pair[0], pair[1]))
-    return pairs
+    """The merges of a tokenizer.json, whose parts are checked."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
+    return [(left, right) for left, right in pairs]
 
 
 def _from_byte_level(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any]) -> Tokens:
-    model = _model(description)
+    model = description["model"]
     tokens = Tokens.empty("gpt2", n_vocab)
     for text, token_id in _vocab(model.get("vocab"), n_vocab).items():
         tokens.put(token_id, text, TokenType.NORMAL)
@@ -290,13 +278,13 @@ def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapp
     Where the two have other tokens, tokenizer.json counts, as in transformers.
     """
     tokens = Tokens.empty("llama", n_vocab)
-    vocab = _vocab(_model(description).get("vocab"), n_vocab) if description is not None else {}
+    vocab = _vocab(description["model"].get("vocab"), n_vocab) if description is not None else {}
     n_pieces = 0
     if checkpoint.files.has("tokenizer.model"):
         n_pieces = _read_sentence_piece(checkpoint, tokens)
         if any(tokens.texts[i] != text for text, i in vocab.items() if i < n_pieces):
             tokens, n_pieces = Tokens.empty("llama", n_vocab), 0
-    model = _model(description) if description is not None else {}
+    model = description["model"] if description is not None else {}
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(_merge_pairs(model)):
         ranks.setdefault(left + right, rank)
@@ -421,7 +409,7 @@ def _without(description: Mapping[str, Any], beyond: Mapping[str, int]) -> dict[
     """tokenizer.json without these added tokens, whose texts are plain text then."""
     listed = description.get("added_tokens") or []
     kept = [entry for entry in listed if not (isinstance(entry, dict) and entry.get("content") in beyond)]
-    model = dict(_model(description))
+    model = dict(description["model"])
     vocab = model.get("vocab")
     if isinstance(vocab, dict):
         model["vocab"] = {text: i for text, i in vocab.items() if beyond.get(text) != i}

@@ -1,4 +1,4 @@
-"""What of a stranger's ``tokenizer.json`` is believed: parts of known kinds, with bounded settings.
+"""What of an untrusted ``tokenizer.json`` is believed: parts of known kinds, with bounded settings.
 
 The tokenizers library runs whatever such a file describes: replacements nested until memory ends, patterns that take
 hours, ids drawn by lot. ``check_parts`` reads the description alone, before the library sees it.

@@ -1,4 +1,4 @@
-"""Whether a regular expression of a stranger's tokenizer cuts any text in linear time.
+"""Whether a regular expression of an untrusted tokenizer cuts any text in linear time.
 
 Patterns of the table of pre-tokenizers are known. Another one is first read: what nests repetitions, or refers back, is
 refused. Then it cuts texts of the kinds that people write, each one long run. One that reads on to the end of a run

@@ -1,4 +1,4 @@
-"""A guard around calls into compiled libraries that read a stranger's tokenizer or text.
+"""A guard around calls into compiled libraries that read an untrusted tokenizer or text.
 
 The tokenizers library raises a bare Exception for what it cannot read, and its panics (an internal error of Rust code)
 arrive as a BaseException that no ``except Exception`` catches. Both leave this guard as one exception.

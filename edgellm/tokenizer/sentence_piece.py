@@ -139,11 +139,9 @@ def _varints3(values: np.ndarray) -> np.ndarray:
 
 def _charsmap(stored: object) -> bytes:
     """The normalization table of a unigram model, checked."""
-    return b"" if stored is None else checked_charsmap(np.asarray(stored).astype(np.uint8).tobytes(), _bad_charsmap)
 
+    def unfit() -> FormatError:
+        outside = f"points outside itself, or to over {MAX_REPLACEMENT_NBYTES} bytes"
+        return invalid(f"a tokenizer.ggml.precompiled_charsmap that {outside}", "a sound normalization table")
 
-def _bad_charsmap() -> FormatError:
-    found = (
-        f"a tokenizer.ggml.precompiled_charsmap that points outside itself, or to over {MAX_REPLACEMENT_NBYTES} bytes"
-    )
-    return invalid(found, "a sound normalization table")
+    return b"" if stored is None else checked_charsmap(np.asarray(stored).astype(np.uint8).tobytes(), unfit)
