@@ -38,7 +38,7 @@ from edgellm.tui.meters import Meters, context_part, stage_part, timing_parts
 from edgellm.tui.narrow import WholeFooter, words_of
 from edgellm.tui.palette import DARK, LIGHT, palette_of
 from edgellm.tui.prompt_input import PromptInput
-from edgellm.tui.safe_text import one_line, safe_text, short_name
+from edgellm.tui.safe_text import one_line, short_name
 from edgellm.tui.transcript import Transcript
 
 FRAME_S = 0.08  # the screen is drawn at most so often while something moves
@@ -121,8 +121,7 @@ class ChatApp(ChatActions):
         self.theme_changed_signal.subscribe(self, self._recolour)
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # after fg all of it is gone
         self.redraw()
-        if self.note:
-            self.notify(safe_text(self.note), title="Sessions", severity="warning", timeout=12, markup=False)
+        self.warn([self.note] if self.note else [], "Sessions")
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
@@ -225,7 +224,7 @@ class ChatApp(ChatActions):
             if self.chat.loading is None:  # else the chat tries once more
                 self.stop_waiting()
         for note in self.chat.notes:
-            self.notify(safe_text(note), title="Settings", severity="warning", timeout=12, markup=False)
+            self.warn([note], "Settings")
         self.chat.notes.clear()
         self.redraw(to_end=False)
         if self.chat.llm is not None:  # while the user writes, and not while the first tokens come

@@ -54,7 +54,6 @@ class CodeBlock:
 
 @dataclass
 class _Block:
-    source: str
     lines: list[Text]
     codes: list[CodeBlock]
 
@@ -86,7 +85,7 @@ class MarkdownDocument:
         del self.lines[self.changed_from :]
         self.codes = [code for block in kept for code in block.codes]
         for source in sources:
-            block = self._draw(source, len(self.lines), tokens if len(sources) == 1 else _parser().parse(source))
+            block = self._draw(len(self.lines), tokens if len(sources) == 1 else _parser().parse(source))
             kept.append(block)
             self.codes += block.codes
             self.lines += [*block.lines, Text("")]
@@ -94,10 +93,10 @@ class MarkdownDocument:
         self._done += "".join(sources[:-1])
         self._n_done = len(kept) - bool(sources)
 
-    def _draw(self, source: str, start: int, tokens: list[Token]) -> _Block:
+    def _draw(self, start: int, tokens: list[Token]) -> _Block:
         drawing = _Drawing(self.palette, self.first_code + len(self.codes))
         lines = drawing.document(tokens, max(self.width, MIN_WIDTH))
-        return _Block(source, lines, [CodeBlock(c.code, c.language, c.line + start) for c in drawing.codes])
+        return _Block(lines, [CodeBlock(c.code, c.language, c.line + start) for c in drawing.codes])
 
 
 def _sources(text: str, tokens: list[Token]) -> list[str]:

@@ -11,11 +11,11 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from edgellm.machine.progress import STAGES
 from edgellm.machine.terminal import human_bytes
 from edgellm.tui.painting import paint, strip_of
 from edgellm.tui.palette import Palette
 
-STAGES = {"pull": "pulling", "load": "loading", "compile": "compiling kernels for your CPU"}
 MARGIN = 2  # cells left and right
 BAR = 10  # cells of the context's bar
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"

@@ -12,20 +12,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edgellm.machine.progress import STAGES
 from edgellm.machine.terminal import echo, human_bytes, one_line, wipe_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-STAGES = {
-    "pull": "pulling",
-    "load": "loading",
-    "compile": "compiling kernels for your CPU",
-    "prefill": "reading the prompt",
-    "selftest": "testing kernels",
-    "quantize": "quantizing",
-    "write": "writing",
-}
 PLAIN_DELAY_S = 1.0
 PREFILL_DELAY_S = 0.5
 

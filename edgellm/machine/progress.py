@@ -12,3 +12,14 @@ ByteProgress = Callable[[int, "int | None"], None]
 
 StageProgress = Callable[[str, int, "int | None", str], None]
 """The same for work of several stages, the name of the stage first."""
+
+STAGES = {
+    "pull": "pulling",
+    "load": "loading",
+    "compile": "compiling kernels for your CPU",
+    "prefill": "reading the prompt",
+    "selftest": "testing kernels",
+    "quantize": "quantizing",
+    "write": "writing",
+}
+"""The stages that have a name of their own, in the words of the screens."""
