@@ -14,16 +14,12 @@ ON_OVERFLOW = ("error", "ask", "drop_oldest")
 
 
 class Answerer(Protocol):
-    """What a conversation, and a program around it, needs of an ``LLM``."""
+    """What a conversation needs of an ``LLM``."""
 
     n_ctx: int
 
     def prompt_ids(self, prompt: Any, *, tools: Any = None, template_kwargs: Any = None) -> list[int]:
         """The tokens that messages become."""
-        ...
-
-    def params(self, params: Any = None, **sampling: Any) -> Any:
-        """The sampling that a request would use."""
         ...
 
     def stream(self, prompt: Any, **options: Any) -> Any:

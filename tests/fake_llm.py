@@ -14,7 +14,6 @@ import edgellm
 from edgellm.conversation import Conversation
 from edgellm.engine.requests import Timings
 from edgellm.generation import GenerationChunk
-from edgellm.sampling import SamplingParams
 
 WORD_S = 0.02  # of an endless answer
 
@@ -68,9 +67,6 @@ class FakeLLM:
 
     def prompt_ids(self, messages: Any, **options: Any) -> list[int]:
         return [0 for message in messages for _ in f"role {as_dict(message)['content']}".split()]
-
-    def params(self, **fields: Any) -> SamplingParams:
-        return SamplingParams(**fields)
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
         return Conversation(self, system, options)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import click
 from edgellm.cli.options import TypedPath
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
-from edgellm.machine.terminal import echo, fields, human_bytes, human_count
+from edgellm.machine.terminal import echo, fields, human_bytes, human_count, note
 
 if TYPE_CHECKING:
     from edgellm.quantize.convert import Conversion
@@ -83,8 +83,8 @@ def command(
             max_part_tensors=split_max_tensors,
             progress=progress.of("write"),
         )
-    for note in opened.notes:
-        echo(f"Note: {note}", err=True)
+    for text in opened.notes:
+        note(text)
     for file in files:
         echo(f"{file} ({human_bytes(file.stat().st_size)})")
 

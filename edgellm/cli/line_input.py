@@ -118,8 +118,7 @@ class LineInput:
 
 def _readline():  # type: ignore[no-untyped-def]
     """The readline module, None where Python has none (Windows edits lines by itself)."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline
-    except ImportError:
-        return None
-    return readline
+
+        return readline

@@ -14,7 +14,7 @@ from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.machine.paths import path_if_there, typed_path
-from edgellm.machine.terminal import echo, human_bytes, table
+from edgellm.machine.terminal import echo, human_bytes, note, table
 
 if TYPE_CHECKING:
     from edgellm.quantize.calibration import Calibrated
@@ -200,15 +200,15 @@ def _bits(planned: QuantizationPlan) -> float:
 
 
 def _tell_notes(planned: QuantizationPlan) -> None:
-    for note in planned.source.notes:
-        echo(f"Note: {note}", err=True)
+    for text in planned.source.notes:
+        note(text)
     alike: dict[tuple[str, str], list[str]] = {}
     for tensor in planned.tensors:
         if tensor.note:
             alike.setdefault((tensor.note, tensor.target.name), []).append(tensor.name)
-    for (note, target), names in alike.items():
+    for (reason, target), names in alike.items():
         which = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        echo(f"Note: {which}: {note}: {target} instead", err=True)
+        note(f"{which}: {reason}: {target} instead")
 
 
 def _tell_plan(planned: QuantizationPlan) -> None:

@@ -20,7 +20,7 @@ import time
 
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.text_file import MAX_TEXT_NBYTES, decode_text
-from edgellm.machine.terminal import echo
+from edgellm.machine.terminal import note
 
 NAME = "standard input"
 TOLD_S, PATIENCE_S, AT_ONCE_S = 1.0, 30.0, 0.25
@@ -33,7 +33,7 @@ def read_all() -> str:
     if descriptor is None:
         return sys.stdin.read() if sys.stdin is not None else ""  # replaced by a test or a notebook
     if not os.isatty(descriptor) and not _ready(descriptor, TOLD_S):
-        _tell("waiting for text on standard input; Ctrl-C gives up.")
+        note("waiting for text on standard input; Ctrl-C gives up.")
     return decode_text(_read(descriptor), NAME)
 
 
@@ -62,7 +62,7 @@ def _arrives(descriptor: int) -> bool:
     """True once a pipe has something, or has ended."""
     if _ready(descriptor, TOLD_S):
         return True
-    _tell("waiting for text on standard input, which is an open pipe; --no-stdin answers without it.")
+    note("waiting for text on standard input, which is an open pipe; --no-stdin answers without it.")
     if _ready(descriptor, PATIENCE_S - TOLD_S):
         return True
     raise ParameterError(
@@ -97,10 +97,6 @@ def _read(descriptor: int) -> bytes:
                 f"{NAME}: brings more than {MAX_TEXT_NBYTES:,} bytes. Take a part of it.", code="TEXT_SIZE"
             )
         if time.monotonic() > tell_at and not _ready(descriptor, TOLD_S):
-            _tell(f"{nbytes:,} bytes read from standard input, waiting for its end.")
+            note(f"{nbytes:,} bytes read from standard input, waiting for its end.")
             tell_at = float("inf")
     return b"".join(parts)
-
-
-def _tell(what: str) -> None:
-    echo(f"Note: {what}", err=True)

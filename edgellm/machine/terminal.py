@@ -61,6 +61,11 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     click.echo(terminal_safe(text), err=err, nl=nl)
 
 
+def note(text: str) -> None:
+    """What a person should know beside the result: on standard error."""
+    echo(f"Note: {text}", err=True)
+
+
 def hand_over(text: str) -> None:
     """A piece of a file or an answer to standard output at once; a pipe gets it as it is."""
     sys.stdout.write(terminal_safe(text) if sys.stdout.isatty() else text)

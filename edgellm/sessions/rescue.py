@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edgellm.sessions.exchange import to_json
+from edgellm.sessions.exchange import to_json, to_markdown
 from edgellm.sessions.tree import Session
 
 
@@ -38,8 +38,6 @@ def rescue(session: Session, folders: Iterable[Path]) -> Path | None:
 
 def rescue_report(sessions: Sequence[Session], error: BaseException | None) -> str:
     """Write copies of chats that could not be saved; what to tell their user, with the chat itself as a last resort."""
-    from edgellm.sessions.exchange import to_markdown
-
     lines = [f"Not saved: {error or 'the file of your chats could not be written.'}"]
     folders = rescue_folders()
     for session in sessions:
