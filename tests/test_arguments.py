@@ -182,7 +182,16 @@ def test_the_error_says_what_was_found_and_expected(llm: edgellm.LLM, call: Any,
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(edgellm.ModelNotFoundError, match="is a folder") as caught:
         edgellm.load(tmp_path)
-    assert caught.value.code == "MODEL_NOT_A_FILE"
+    assert caught.value.code == "MODEL_NOT_A_FILE" and ".gguf" in str(caught.value)
+
+
+def test_a_checkpoint_is_to_be_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with pytest.raises(edgellm.ModelNotFoundError, match="`edgellm convert ~/checkpoint`"):
+        edgellm.load("~/checkpoint")
 
 
 def test_ids_may_come_in_any_order_of_things(llm: edgellm.LLM) -> None:

@@ -286,3 +286,9 @@ def test_override_kv_reads_every_type(text: str, expected: tuple[str, Any]) -> N
 def test_override_kv_refuses_what_it_cannot_read(text: str) -> None:
     with pytest.raises(ParameterError, match="KEY=TYPE:VALUE"):
         parse_override(text)
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "perplexity", "imatrix", "bench"])
+def test_override_kv_is_an_option_of_what_runs_a_model(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "model.gguf", "--override-kv", "a=tensor:1"]) == 2
+    assert "KEY=TYPE:VALUE" in capsys.readouterr().err

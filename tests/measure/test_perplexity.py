@@ -35,6 +35,13 @@ def open_model(path: Path) -> ChunkModel:
     return ChunkModel(path, N_CTX, executor="reference")
 
 
+def test_metadata_can_be_overridden(paths: tuple[Path, Path]) -> None:
+    key = "tokenizer.ggml.add_bos_token"
+    for wanted in (True, False):
+        with ChunkModel(paths[0], N_CTX, executor="reference", kv_overrides={key: wanted}) as model:
+            assert bool(model.tokenizer.special.prefix) is wanted
+
+
 def test_a_text_is_cut_into_whole_chunks_that_begin_with_bos() -> None:
     chunks = cut(list(range(10, 31)), [1], 8)
     assert [chunk.ids.tolist() for chunk in chunks] == [[1, *range(11, 18)], [1, *range(19, 26)]]
