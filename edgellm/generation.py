@@ -14,7 +14,7 @@ from edgellm.stop import StopMatcher
 
 if TYPE_CHECKING:
     from edgellm.engine.engine import Engine
-    from edgellm.engine.requests import FinishReason, Step, Timings
+    from edgellm.engine.requests import FinishReason, GeneratedToken, Timings
     from edgellm.sampling import Sampler
     from edgellm.tokenizer import Tokenizer
 
@@ -100,7 +100,7 @@ class TextStream:
         self.matcher = StopMatcher(stops)
         self.special = special
 
-    def chunks(self, step: Step) -> Iterator[GenerationChunk]:
+    def chunks(self, step: GeneratedToken) -> Iterator[GenerationChunk]:
         """The chunks of one step; after one with a finish reason the request is over."""
         text, ended = "", step.finish_reason == "stop"
         if step.token is not None and not ended:
@@ -111,7 +111,7 @@ class TextStream:
         elif step.finish_reason is not None:
             yield self._last(step, step.finish_reason)
 
-    def _last(self, step: Step, reason: FinishReason) -> GenerationChunk:
+    def _last(self, step: GeneratedToken, reason: FinishReason) -> GenerationChunk:
         """What was held back: the end of a broken character may still complete a stop string."""
         tail = ""
         if self.special and reason == "stop" and step.token is not None:
@@ -121,7 +121,7 @@ class TextStream:
             return GenerationChunk(tail, None, None, "stop", step.timings, self.matcher.found)
         return GenerationChunk(tail, None, None, reason, step.timings, step.token if reason == "stop" else None)
 
-    def _logprobs(self, step: Step) -> TokenLogprob | None:
+    def _logprobs(self, step: GeneratedToken) -> TokenLogprob | None:
         if step.token is None or step.choice is None or step.choice.logprob is None:
             return None
         after = getattr(step.choice, "after", None) or {}

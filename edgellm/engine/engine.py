@@ -1,12 +1,13 @@
-"""Token ids in, token ids out: longest known prefix, prefill in chunks, then one token at a time.
+"""Token ids in, token ids out: longest known prefix, prefill in chunks, then one token at a time, or several.
 
 The engine knows nothing about text. It owns the executor and the KV cache, and one thread of its own is the only one
-that touches them; callers on any number of threads hand in requests and take steps out of a small mailbox. So an
+that touches them; callers on any number of threads hand in requests and take items out of a small mailbox. So an
 interrupt in a caller never leaves a half-written cache, and a caller that leaves is noticed before the next step.
 
 A request is its tokens. Whatever the cache does not hold yet is computed, at most ``executor.max_tokens`` at a time;
 when nothing is missing the next token is sampled and becomes the one that is missing. Prefill, decode and the return
-of a request whose blocks were given to another are the same step, and requests share it (scheduler.py).
+of a preempted request are the same step, and requests share it (scheduler.py). A step is a transaction: it is run, each
+request says how many of its tokens it accepts, the cache keeps those, and the callers get what came of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
-from itertools import count
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -27,23 +28,21 @@ import numpy as np
 from edgellm.engine import exit as engine_exit
 from edgellm.engine.cache import KVCache
 from edgellm.engine.requests import (
+    CallRequest,
     CancelFlag,
-    Errand,
+    GeneratedToken,
     GenerationRequest,
     Progress,
     Request,
     ScoringRequest,
-    Step,
     TokenSampler,
 )
-from edgellm.engine.scheduler import Share, make_batch, n_ahead, rooms
+from edgellm.engine.scheduler import LEAD, POLL_S, Scheduled, Scheduler, make_batch
+from edgellm.engine.speculation import Drafter
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
 from edgellm.kernels.program import DecodingExecutor, Executor, Hook
 
-LEAD = 16  # steps computed ahead of the caller: it may take its tokens a few at a time
-POLL_S = 0.05  # how long a cancel flag may go unseen while its request waits
 DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
-IDLE_S = 0.25  # a caller that took no step for so long may lose its blocks to a younger request
 
 T = TypeVar("T")
 
@@ -54,20 +53,26 @@ class Engine:
     executor   owned from now on: nobody else may run or close it
     cache      likewise; its ``n_ctx`` is the longest sequence
     eog_ids    tokens that end an answer
+    drafter    makes the one that guesses the tokens of an answer, for speculative decoding
     """
 
-    def __init__(self, executor: Executor, cache: KVCache, eog_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        cache: KVCache,
+        eog_ids: Collection[int] = (),
+        drafter: Callable[[], Drafter] | None = None,
+    ) -> None:
         self.executor = executor
         self.intact: Callable[[], None] = lambda: None  # after each step: raises once its weights are not to be trusted
         self.cache = cache
         self.eog_ids = frozenset(eog_ids)
         self.n_ctx = cache.n_ctx
+        self.scheduler = Scheduler(cache, executor.max_tokens)
+        self._drafter = drafter
         self._decoder = executor if isinstance(executor, DecodingExecutor) else None
-        self._step_s = float("inf")  # what the last step took
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._requests: list[Request] = []
-        self._orders = count()
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
         self._closing = threading.Lock()
@@ -89,8 +94,8 @@ class Engine:
         cancel: CancelFlag | None = None,
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
-    ) -> Generator[Step, None, None]:
-        """The steps of an answer to ``prompt``; the last one has a ``finish_reason``. Closing the iterator cancels.
+    ) -> Generator[GeneratedToken, None, None]:
+        """The tokens of an answer to ``prompt``; the last one has a ``finish_reason``. Closing the iterator cancels.
 
         max_tokens   tokens to generate at most ("length"); None or -1 goes on to the context's end ("context_full")
         stop_ids     tokens that end the answer, ``eog_ids`` when None; pass () to go on over them
@@ -101,22 +106,13 @@ class Engine:
         ContextFullError when the prompt is longer than the context, NumericError when a step gives NaN.
         """
         request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook)
-        return self._steps(request, progress)
+        return self._tokens(request, progress)
 
     def agenerate(
-        self,
-        prompt: Sequence[int],
-        sampler: TokenSampler,
-        *,
-        max_tokens: int | None = None,
-        stop_ids: Collection[int] | None = None,
-        cancel: CancelFlag | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        hook: Hook | None = None,
-    ) -> AsyncGenerator[Step, None]:
+        self, prompt: Sequence[int], sampler: TokenSampler, **options: Any
+    ) -> AsyncGenerator[GeneratedToken, None]:
         """``generate`` for ``async for``; cancelling the task or closing the iterator cancels the request."""
-        request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook)
-        return self._asteps(request, progress)
+        return self._atokens(self._generation(prompt, sampler, **options), options.get("progress"))
 
     def score(
         self, tokens: Sequence[int], reduce: Callable[[int, np.ndarray], T], cancel: CancelFlag | None = None
@@ -127,7 +123,7 @@ class Engine:
         the engine's thread. Nothing is taken from the prefix cache or left in it.
         """
         self.check(tokens)
-        request = ScoringRequest(self._lock, tokens, cancel, reduce)
+        request = ScoringRequest(self._lock, tokens, cancel, reduce, self.executor.program.n_vocab)
         self._submit(request)
         try:
             while (item := self._take(request)) is not None:
@@ -140,7 +136,7 @@ class Engine:
 
         Nothing else touches either while it runs. ParameterError on the engine's own thread, ClosedError after close.
         """
-        request = Errand(self._lock, function)
+        request = CallRequest(self._lock, function)
         self._submit(request)
         try:
             return self._take(request)[0]
@@ -195,11 +191,11 @@ class Engine:
         self,
         prompt: Sequence[int],
         sampler: TokenSampler,
-        max_tokens: int | None,
-        stop_ids: Collection[int] | None,
-        cancel: CancelFlag | None,
-        progress: Callable[[int, int], None] | None,
-        hook: Hook | None,
+        max_tokens: int | None = None,
+        stop_ids: Collection[int] | None = None,
+        cancel: CancelFlag | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        hook: Hook | None = None,
     ) -> GenerationRequest:
         self.check(prompt, max_tokens)
         for name, given in (("cancel", getattr(cancel, "is_set", None)), ("progress", progress), ("hook", hook)):
@@ -211,6 +207,7 @@ class Engine:
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
         request = GenerationRequest(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
         request.hook, request.shared = hook, hook is None
+        request.drafter = self._drafter() if self._drafter is not None else None
         request.ending = "length" if limit == max_tokens else "context_full"
         return request
 
@@ -224,17 +221,16 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
-            request.order = next(self._orders)
-            self._requests.append(request)
+            self.scheduler.add(request)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="edgellm-engine", daemon=True)
                 self._thread.start()
             else:
                 self._work.notify()
 
-    def _steps(
+    def _tokens(
         self, request: GenerationRequest, progress: Callable[[int, int], None] | None
-    ) -> Generator[Step, None, None]:
+    ) -> Generator[GeneratedToken, None, None]:
         self._submit(request)
         try:
             while True:
@@ -249,9 +245,9 @@ class Engine:
         finally:
             self._drop(request)
 
-    async def _asteps(
+    async def _atokens(
         self, request: GenerationRequest, progress: Callable[[int, int], None] | None
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[GeneratedToken, None]:
         import asyncio  # 40 ms, and most programs do not need it
 
         loop = asyncio.get_running_loop()
@@ -326,7 +322,7 @@ class Engine:
         except BaseException as error:  # our own mistake; nobody may wait for ever because of it
             with self._lock:
                 self._thread = None
-                for request in list(self._requests):
+                for request in list(self.scheduler.requests):
                     self._end(request, error)
             raise
 
@@ -334,158 +330,108 @@ class Engine:
         """The requests that share the next step; none when there is nothing left to do."""
         with self._lock:
             while True:
-                for request in [r for r in self._requests if r.stopped]:
+                for request in [r for r in self.scheduler.requests if r.stopped]:
                     self._end(request)
                 if self._closed:
-                    for request in list(self._requests):
+                    for request in list(self.scheduler.requests):
                         self._end(request, ClosedError("The model was closed while it answered. Load it again."))
-                if not self._requests:
+                if turn := self.scheduler.next_in_line():
+                    return turn
+                if not self.scheduler.requests:
                     self._thread = None
                     return []
-                now = perf_counter()
-                ready = [r for r in self._requests if len(r.mailbox) < LEAD and r.not_before <= now]
-                if ready:
-                    turn = ready[:1] if ready[0].alone else [r for r in ready if not r.alone]
-                    self._requests = [r for r in self._requests if r not in turn] + turn
-                    return turn
                 self._work.wait(POLL_S)
 
     def _advance(self, requests: list[Request]) -> None:
         """One step for all of these; each gets what comes of its own tokens."""
-        if isinstance(requests[0], Errand):
-            self._hand_over(requests[0], requests[0].run(self))
+        first = requests[0]
+        if isinstance(first, CallRequest):
+            try:
+                self._deliver(first, [(first.function(self.cache, self.executor),), None])
+            except BaseException as error:
+                self._deliver(first, [], error)
             return
         started = perf_counter()
-        shares = self._shares(requests)
-        if not shares or (len(shares) == 1 and self._run_on(shares[0])):
-            return
+        scheduled = self.scheduler.schedule(requests, lambda request, error: self._deliver(request, [], error))
+        if scheduled and not (len(scheduled) == 1 and self._run_on(scheduled[0], started)):
+            self._run(scheduled, started)
+
+    def _run(self, scheduled: list[Scheduled], started: float) -> None:
+        """A step. Up to the commit it leaves no trace: what fails is tried again in parts."""
         try:
             try:
-                logits = self.executor.run(make_batch(shares), shares[0].request.hook)
+                logits = self.executor.run(make_batch(scheduled), scheduled[0].request.hook)
             finally:  # also in the place of a NaN, which would be its consequence
                 self.intact()
         except NumericError as error:
-            if len(shares) == 1:
-                self._deliver(shares[0].request, [], error)
-            else:  # find out whose it is
-                for share in shares:
-                    self._advance([share.request])
+            if len(scheduled) == 1 and not scheduled[0].n_drafted:
+                self._deliver(scheduled[0].request, [], error)
+            else:  # find out whose it is; after a token that was only guessed it is nobody's
+                for part in scheduled:
+                    self._run([part.without_draft()], perf_counter())
             return
         except BaseException as error:
-            for share in shares:
-                self._deliver(share.request, [], error)
+            for part in scheduled:
+                self._deliver(part.request, [], error)
             return
-        for share in shares:
-            self.cache.commit(share.sequence, share.tokens)
-        seconds, end = perf_counter() - started, 0
-        self._step_s = seconds
-        for share in shares:
-            end += share.n_outputs
-            mine = logits[end - share.n_outputs : end]
-            self._hand_over(share.request, share.request.receive(self, mine, seconds))
+        seconds, end, accepted = perf_counter() - started, 0, []
+        for part in scheduled:
+            mine, end = logits[end : end + part.n_outputs], end + part.n_outputs
+            accept = partial(part.request.accept, part.tokens, mine)
+            accepted.append(self._commit(part, part.tokens, accept, seconds))
+        self.scheduler.note(scheduled, accepted, seconds)
 
-    def _run_on(self, share: Share) -> bool:
+    def _run_on(self, part: Scheduled, started: float) -> bool:
         """Several tokens of one answer without Python between them; False where there are none such."""
-        request, started = share.request, perf_counter()
-        n = n_ahead(share, self._step_s, LEAD - len(request.mailbox))
-        if n < 2 or self._decoder is None or (chain := request.chain) is None:
+        request = part.request
+        if self._decoder is None or (chain := request.chain) is None or not (n := self.scheduler.run_length(part)):
             return False
         try:
-            self.cache.reserve(share.sequence, n)  # of nobody else's blocks: these steps can wait
-            n_drawn = self._decoder.decode(make_batch([share]), n, chain.draw, request.stop_ids)
+            n_drawn = self._decoder.decode(make_batch([part]), n, chain.draw, request.stop_ids)
             self.intact()
-        except ContextFullError:
-            return False
         except BaseException as error:
             self._deliver(request, [], error)
             return True
         if not n_drawn:  # the step that comes next says what is wrong
             return False
-        self.cache.commit(share.sequence, [*share.tokens, *chain.draw.tokens(n_drawn - 1)])
+        tokens = [*part.tokens, *chain.draw.tokens(n_drawn - 1)]
         seconds = perf_counter() - started
-        self._step_s = seconds / n_drawn
-        self._hand_over(request, request.receive_drawn(n_drawn, seconds))
+        self._commit(part, tokens, partial(request.accept_drawn, tokens, n_drawn), seconds)
+        self.scheduler.note([part], [1], seconds / n_drawn)
         return True
 
-    def _shares(self, requests: list[Request]) -> list[Share]:
-        """What each of the requests brings to the next step, with blocks reserved for it."""
-        for request in requests:
-            if request.sequence is None:
-                request.sequence = self.cache.open(request.tokens, shared=request.shared)
-        shares = []
-        given = list(rooms(requests, self.executor.max_tokens))
-        for request in set(requests) - {request for request, _ in given}:
-            assert request.sequence is not None
-            if request.sequence.length == request.sequence.n_reused:  # look again next time: there may be more to find
-                self.cache.release(request.sequence)
-                request.sequence = None
-        for request, room in given:
-            if request.sequence is None:  # an older one has just taken its blocks
-                continue
-            tokens, n_outputs = request.next_tokens(self, room)
-            try:
-                self._reserve(request, len(tokens))
-                shares.append(Share(request, request.sequence, tokens, n_outputs))
-            except _NoRoom:
-                request.not_before = perf_counter() + POLL_S
-            except BaseException as error:
-                self._deliver(request, [], error)
-        return [share for share in shares if share.request.sequence is share.sequence]
-
-    def _hand_over(self, request: Request, work: Iterator[Any]) -> None:
-        """Do a request's own part of a step and give the caller what comes of it."""
-        items: list[Any] = []
-        error: BaseException | None = None
+    def _commit(self, part: Scheduled, tokens: Sequence[int], accept: Callable[[], int], seconds: float) -> int:
+        """Let a request look at its part of a step, and keep what it accepts; how many tokens that are."""
+        request, n, error, started = part.request, 0, None, perf_counter()
         try:
-            items.extend(work)
+            n = accept()
         except BaseException as raised:
             error = raised
+        self.cache.commit(part.sequence, tokens[:n])
+        if part.sequence.length == request.n_prompt:
+            self.cache.mark(part.sequence)
+        items = list(request.publish(seconds + perf_counter() - started))
         self._deliver(request, items, error)
+        return n
 
-    def _deliver(self, request: Request, items: list[Any], error: BaseException | None) -> None:
+    def _deliver(self, request: Request, items: list[Any], error: BaseException | None = None) -> None:
         """Put items into the caller's mailbox; the request ends with its last one or with an error."""
         with self._lock:
             request.mailbox.extend(items)
             if len(request.mailbox) >= LEAD:
                 request.idle_since = perf_counter()
             last = items[-1] if items else Progress(0, 0)
-            if error is not None or last is None or (isinstance(last, Step) and last.finish_reason):
+            if error is not None or last is None or (isinstance(last, GeneratedToken) and last.finish_reason):
                 self._end(request, error)
             request.ready.notify()
         if request.notify is not None:
             request.notify()
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
-        """Take a request off the list (the lock is held); its blocks stay findable unless they may hold NaN."""
-        self._requests.remove(request)
+        """Take a request out of the line (the lock is held); its blocks stay findable unless they may hold NaN."""
         request.error = error
         request.finished = not request.stopped or error is not None
-        if request.sequence is not None:
-            self.cache.release(request.sequence, keep=not isinstance(error, NumericError))
-            request.sequence = None
+        self.scheduler.remove(request, keep=not isinstance(error, NumericError))
         request.ready.notify()
         if DEBUG:
             print(request.summary(), file=sys.stderr, flush=True)
-
-    def _reserve(self, request: Request, n: int) -> None:
-        """Blocks for n tokens, if need be those of a younger or an idle request, which then computes them again."""
-        assert request.sequence is not None
-        while True:
-            try:
-                return self.cache.reserve(request.sequence, n)
-            except ContextFullError:
-                others = [r for r in self._requests if r is not request and r.sequence is not None]
-                if not others:
-                    raise
-                now = perf_counter()
-                givers = [r for r in others if r.order > request.order or 0 < r.idle_since < now - IDLE_S]
-                if not givers:
-                    raise _NoRoom from None
-                youngest = max(givers, key=lambda r: r.order)
-                assert youngest.sequence is not None
-                self.cache.release(youngest.sequence)
-                youngest.sequence = None
-
-
-class _NoRoom(Exception):
-    """Older requests hold the blocks; try again later."""

@@ -1,14 +1,14 @@
-"""What the engine works on: a caller's tokens, how far they are, and the steps that the caller gets.
+"""What the engine works on: a caller's tokens, how far they are, and what the caller gets.
 
-A request knows what its next step computes and what comes of it; whose turn it is and who holds the blocks is the
-engine's affair.
+A request says what it would compute next, how much of a computed step it accepts, and what it publishes of that. Whose
+turn it is and who holds the blocks is the scheduler's affair.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
+from edgellm.engine.speculation import Drafter
 from edgellm.kernels.program import Executor, Hook
 from edgellm.kernels.token_draw import TokenDraw
 
@@ -85,7 +86,8 @@ class Timings(NamedTuple):
     """Counts and times of one request. Times are those of its own steps, not of waiting for others.
 
     prompt_n        tokens of the prompt; the cache held ``reused_n`` of them, ``computed_n`` were computed
-    generation_n    tokens sampled; the first comes out of the prompt, each other one costs a decode step
+    generation_n    tokens sampled; the first comes out of the prompt, the others out of decode steps
+    drafted_n       tokens that speculation tried; ``accepted_n`` of them turned out to be those of the answer
     time_to_first_token_ms   from the request to its first token as the clock on the wall has it
     """
 
@@ -95,6 +97,8 @@ class Timings(NamedTuple):
     generation_n: int = 0
     generation_ms: float = 0.0
     time_to_first_token_ms: float = 0.0
+    drafted_n: int = 0
+    accepted_n: int = 0
 
     @property
     def computed_n(self) -> int:
@@ -108,17 +112,17 @@ class Timings(NamedTuple):
 
     @property
     def generation_tps(self) -> float:
-        """Decode steps per second."""
+        """Tokens after the first one per second."""
         return 1e3 * (self.generation_n - 1) / self.generation_ms if self.generation_ms else 0.0
 
     def as_dict(self) -> dict[str, float]:
         """All of it, ready for JSON."""
-        names = ("prompt_n", "reused_n", "computed_n", "prompt_ms", "prompt_tps", "generation_n", "generation_ms")
-        return {name: getattr(self, name) for name in (*names, "generation_tps", "time_to_first_token_ms")}
+        computed = {name: getattr(self, name) for name in ("computed_n", "prompt_tps", "generation_tps")}
+        return self._asdict() | computed
 
 
-class Step(NamedTuple):
-    """One token of the answer. ``token`` is None when the request ended without one; ``choice`` is the sampler's."""
+class GeneratedToken(NamedTuple):
+    """A token of the answer; None when the request ended without another. ``choice`` is the sampler's."""
 
     token: int | None
     choice: TokenChoice | None
@@ -133,21 +137,20 @@ class Progress(NamedTuple):
     total: int
 
 
-class EngineRoom(Protocol):
-    """What a request uses of the engine."""
-
-    executor: Executor
-    cache: KVCache
-
-
 class Request:
-    """A caller's tokens on their way through the engine. The engine's thread changes all but ``cancelled``."""
+    """A caller's tokens on their way through the engine. The engine's thread changes all but ``cancelled``.
+
+    A step is a transaction: ``next_tokens`` (and ``draft``) are computed, ``accept`` says how many of them stand in the
+    text, the cache keeps those, ``publish`` gives the caller what came of it. Until ``accept`` nothing has happened,
+    and whatever the cache does not hold afterwards is among the next tokens.
+    """
 
     shared = True  # takes from the prefix cache and leaves in it
     stop_ids: frozenset[int] = frozenset()
 
     def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:
         self.tokens = list(tokens)
+        self.n_prompt = len(self.tokens)
         self.cancel = cancel
         self.cancelled = False
         self.order = 0
@@ -167,22 +170,19 @@ class Request:
         return self.cancelled or (self.cancel is not None and self.cancel.is_set())
 
     @property
+    def n_computed(self) -> int:
+        """Tokens that the cache holds."""
+        return self.sequence.length if self.sequence is not None else 0
+
+    @property
     def n_missing(self) -> int:
-        """Tokens that the cache does not hold."""
-        return len(self.tokens) - (self.sequence.length if self.sequence is not None else 0)
+        """Tokens that it does not hold."""
+        return len(self.tokens) - self.n_computed
 
     @property
     def alone(self) -> bool:
         """Whether it must have its steps to itself: a hook sees whole buffers."""
         return self.hook is not None
-
-    def next_tokens(self, engine: EngineRoom, room: int) -> tuple[Sequence[int], int]:
-        """The tokens to compute in the next step, at most ``room``, and how many of the last ones want logits."""
-        raise NotImplementedError
-
-    def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
-        """Those tokens are computed, in a step of so many seconds; give what the caller shall have."""
-        raise NotImplementedError
 
     @property
     def chain(self) -> KernelChain | None:
@@ -194,8 +194,27 @@ class Request:
         """Tokens that may still be sampled."""
         return 0
 
-    def receive_drawn(self, n: int, seconds: float) -> Iterator[Any]:
-        """The executor drew n tokens of ``chain`` by itself, in so many seconds; give what the caller shall have."""
+    def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
+        """The missing tokens to compute next, at most n, and how many of the last ones want logits."""
+        raise NotImplementedError
+
+    def draft(self, n: int) -> Sequence[int]:
+        """At most n tokens that may come after them."""
+        return ()
+
+    def settle(self, gain: float) -> None:
+        """What the last draft has brought: tokens more than its time was worth."""
+
+    def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
+        """``tokens`` are computed, with logits (n_outputs, n_vocab); how many of them, from the first on, are right."""
+        raise NotImplementedError
+
+    def accept_drawn(self, tokens: Sequence[int], n: int) -> int:
+        """The same for n tokens of ``chain`` that the executor drew by itself; all but the last stand in ``tokens``."""
+        raise NotImplementedError
+
+    def publish(self, seconds: float) -> Iterator[Any]:
+        """What the caller shall have of a step that took so long."""
         raise NotImplementedError
 
     def cancelled_item(self) -> Any:
@@ -205,7 +224,10 @@ class Request:
     def summary(self) -> str:
         """One line about the work, for developers."""
         end = type(self.error).__name__ if self.error else "cancelled" if self.stopped else "done"
-        return f"edgellm: {len(self.tokens)} tokens scored, {end}"
+        return f"edgellm: {self._work()}, {end}"
+
+    def _work(self) -> str:
+        raise NotImplementedError
 
 
 class GenerationRequest(Request):
@@ -223,65 +245,82 @@ class GenerationRequest(Request):
     ) -> None:
         super().__init__(lock, tokens, cancel)
         self.sampler = sampler
-        self.n_prompt = len(self.tokens)
+        self.drafter: Drafter | None = None
         self.limit = limit  # tokens to generate
         self.ending: FinishReason = "length"  # why there are no more
         self.stop_ids = stop_ids
         self.reports = reports
+        self.choices: list[TokenChoice] = []  # accepted and not published yet
+        self.published = 0
         self.reused: int | None = None
-        self.generated = 0
+        self.drafted = self.accepted = 0
         self.submitted = perf_counter()
         self.prompt_s = self.generation_s = self.first_s = 0.0
 
-    def next_tokens(self, engine: EngineRoom, room: int) -> tuple[Sequence[int], int]:
-        assert self.sequence is not None
-        if self.reused is None:
-            self.reused = self.sequence.n_reused
-        missing = self.tokens[self.sequence.length : self.sequence.length + room]
-        complete = self.sequence.length + len(missing) == len(self.tokens)
-        return missing, 1 if complete and self.limit else 0
+    @property
+    def generated(self) -> int:
+        """Tokens sampled."""
+        return len(self.tokens) - self.n_prompt
 
-    def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
-        assert self.sequence is not None
-        started, length = perf_counter(), self.sequence.length
-        if self.reports and not self.generated:
-            yield Progress(min(length, self.n_prompt), self.n_prompt)
-        choice = self._sample(engine, logits[0]) if len(logits) else None
-        self._count(seconds + perf_counter() - started, choice is not None)
-        if choice is not None:
-            yield Step(self.tokens[-1], choice, self._reason(), self.timings())
-        elif length == len(self.tokens):
-            yield Step(None, None, self.ending, self.timings())
-
-    def _sample(self, engine: EngineRoom, logits: np.ndarray) -> TokenChoice:
-        if not self.generated:
-            assert self.sequence is not None
-            engine.cache.mark(self.sequence)
-        choice = self.sampler.sample(logits)
-        self._accept(choice)
-        return choice
-
-    def _accept(self, choice: TokenChoice) -> None:
-        token = int(choice.token)
-        self.sampler.accept(token)
-        self.tokens.append(token)
-        self.generated += 1
+    @property
+    def n_wanted(self) -> int:
+        return self.limit - self.generated
 
     @property
     def chain(self) -> KernelChain | None:
         # the first token is wanted soon, a hook sees every step
         return self.sampler.short if self.generated and self.hook is None else None
 
-    @property
-    def n_wanted(self) -> int:
-        return self.limit - self.generated
+    def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
+        missing = self.tokens[self.n_computed : self.n_computed + n]
+        return missing, 1 if len(missing) == self.n_missing and self.limit else 0
 
-    def receive_drawn(self, n: int, seconds: float) -> Iterator[Step]:
+    def draft(self, n: int) -> Sequence[int]:
+        if self.drafter is None or self.hook is not None or not self.generated:
+            return ()
+        return self.drafter.draft(self.tokens, max(0, min(n, self.n_wanted - 1)))
+
+    def settle(self, gain: float) -> None:
+        if self.drafter is not None:
+            self.drafter.settle(gain)
+
+    def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
+        n_known = min(self.n_missing, len(tokens))
+        n = self._append(tokens, n_known, map(self.sampler.sample, logits))
+        self.drafted += len(tokens) - n_known
+        self.accepted += n - n_known
+        return n
+
+    def accept_drawn(self, tokens: Sequence[int], n: int) -> int:
         assert self.sampler.short is not None
-        for choice in self.sampler.short.sampled(n):
-            self._accept(choice)
-            self._count(seconds / n, True)
-            yield Step(self.tokens[-1], choice, self._reason(), self.timings())
+        return self._append(tokens, 1, self.sampler.short.sampled(n))
+
+    def _append(self, tokens: Sequence[int], n_known: int, choices: Iterable[TokenChoice]) -> int:
+        """Take the choices one by one for as long as ``tokens``, of which n are known, go on as they do."""
+        for n, choice in enumerate(choices, n_known):
+            token = int(choice.token)
+            self.sampler.accept(token)
+            self.tokens.append(token)
+            self.choices.append(choice)
+            if n == len(tokens) or tokens[n] != token or self._reason():
+                return n
+        return n_known
+
+    def publish(self, seconds: float) -> Iterator[Progress | GeneratedToken]:
+        choices, self.choices = self.choices, []
+        if self.reused is None and self.sequence is not None:
+            self.reused = self.sequence.n_reused
+        if self.reports and not self.published:
+            yield Progress(min(self.n_computed, self.n_prompt), self.n_prompt)
+        for choice in choices:
+            self.published += 1
+            self._count(seconds / len(choices))
+            reason = self._reason() if self.published == self.generated else None
+            yield GeneratedToken(int(choice.token), choice, reason, self.timings())
+        if not choices:
+            self._count(seconds)
+            if not self.n_missing:  # and no token was wanted
+                yield GeneratedToken(None, None, self.ending, self.timings())
 
     def _reason(self) -> FinishReason | None:
         """Why the answer is over, if it is."""
@@ -289,13 +328,12 @@ class GenerationRequest(Request):
             return "stop"
         return self.ending if self.generated >= self.limit else None
 
-    def _count(self, seconds: float, sampled: bool) -> None:
-        if self.generated <= 1:
-            self.prompt_s += seconds
-            if sampled:
-                self.first_s = perf_counter() - self.submitted
-        else:
+    def _count(self, seconds: float) -> None:
+        if self.published > 1:
             self.generation_s += seconds
+        else:
+            self.prompt_s += seconds
+            self.first_s = perf_counter() - self.submitted
 
     def timings(self) -> Timings:
         """Counts and times so far."""
@@ -303,21 +341,23 @@ class GenerationRequest(Request):
             self.n_prompt,
             self.reused or 0,
             1e3 * self.prompt_s,
-            self.generated,
+            self.published,
             1e3 * self.generation_s,
-            1e3 * self.first_s,
+            1e3 * self.first_s if self.published else 0.0,
+            self.drafted,
+            self.accepted,
         )
 
-    def summary(self) -> str:
+    def cancelled_item(self) -> GeneratedToken:
+        return GeneratedToken(None, None, "cancelled", self.timings())
+
+    def _work(self) -> str:
         t = self.timings()
-        end = type(self.error).__name__ if self.error else "cancelled" if self.stopped else "done"
+        drafts = f", {t.accepted_n} of {t.drafted_n} drafted" if t.drafted_n else ""
         return (
-            f"edgellm: prompt {t.reused_n} reused + {t.computed_n} new at {t.prompt_tps:.1f} t/s, "
-            f"answer {t.generation_n} at {t.generation_tps:.1f} t/s, {end}"
+            f"prompt {t.reused_n} reused + {t.computed_n} new at {t.prompt_tps:.1f} t/s, "
+            f"answer {t.generation_n} at {t.generation_tps:.1f} t/s{drafts}"
         )
-
-    def cancelled_item(self) -> Step:
-        return Step(None, None, "cancelled", self.timings())
 
 
 class ScoringRequest(Request):
@@ -331,39 +371,45 @@ class ScoringRequest(Request):
         tokens: Sequence[int],
         cancel: CancelFlag | None,
         reduce: Callable[[int, np.ndarray], Any],
+        n_vocab: int,
     ) -> None:
         super().__init__(lock, tokens, cancel)
         self.reduce = reduce
+        self.max_outputs = max(1, SCORE_NBYTES // (4 * n_vocab))
         self.done = 0
+        self.results: list[Any] = []
 
     @property
     def alone(self) -> bool:
         return True
 
-    def next_tokens(self, engine: EngineRoom, room: int) -> tuple[Sequence[int], int]:
-        assert self.sequence is not None
-        start = self.sequence.length
+    def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
+        start = self.n_computed
         if start < self.done:  # its blocks were given away
-            return self.tokens[start : min(self.done, start + room)], 0
-        n = min(room, max(1, SCORE_NBYTES // (4 * engine.executor.program.n_vocab)))
-        missing = self.tokens[start : start + n]
+            return self.tokens[start : min(self.done, start + n)], 0
+        missing = self.tokens[start : start + min(n, self.max_outputs)]
         return missing, len(missing)
 
-    def receive(self, engine: EngineRoom, logits: np.ndarray, seconds: float) -> Iterator[Any]:
-        assert self.sequence is not None
-        if not len(logits):
-            return
-        result = self.reduce(self.done, logits)
-        self.done = self.sequence.length
-        yield result
-        if self.done == len(self.tokens):
+    def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
+        if len(logits):
+            self.results.append(self.reduce(self.done, logits))
+            self.done += len(logits)
+        return len(tokens)
+
+    def publish(self, seconds: float) -> Iterator[Any]:
+        results, self.results = self.results, []
+        yield from results
+        if results and self.done == len(self.tokens):
             yield None
 
     def cancelled_item(self) -> None:
         return None
 
+    def _work(self) -> str:
+        return f"{len(self.tokens)} tokens scored"
 
-class Errand(Request):
+
+class CallRequest(Request):
     """A caller's function that wants the executor and the cache to itself, between two steps."""
 
     shared = False
@@ -376,10 +422,5 @@ class Errand(Request):
     def alone(self) -> bool:
         return True
 
-    def run(self, engine: EngineRoom) -> Iterator[Any]:
-        """The function's result in a tuple, then the end."""
-        yield (self.function(engine.cache, engine.executor),)
-        yield None
-
-    def summary(self) -> str:
-        return "edgellm: the engine was lent out"
+    def _work(self) -> str:
+        return "the engine was lent out"

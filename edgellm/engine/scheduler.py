@@ -1,93 +1,246 @@
-"""Which tokens share the next step: all answers that wait for one token, and as much of the prompts as there is room.
+"""Continuous batching: who shares the next step, with which tokens, and who gives up blocks for it.
 
-The weights are read once for all of them, so sixteen answers together cost little more than one. A prompt that comes
-in while others answer is taken in small pieces, for each piece delays all of them. Tokens get the same bits whoever
-they share a step with, so nobody's answer depends on it.
+The weights are read once for all tokens of a step, so sixteen answers together cost little more than one. All answers
+that wait for their next token come first, then as much of the prompts as there is room; a prompt that comes in while
+others answer is taken in small pieces, for each piece delays all of them. Where blocks are short, the youngest request
+or one whose caller is idle is preempted: it computes again what it has lost. Tokens get the same bits whoever they
+share a step with, so nobody's answer depends on any of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from edgellm.engine import cache
+from edgellm.engine.cache import KVCache
 from edgellm.engine.requests import Request
+from edgellm.engine.speculation import MAX_DRAFT
+from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch
 
+LEAD = 16  # items computed ahead of the caller: it may take its tokens a few at a time
+POLL_S = 0.05  # between two looks at what nobody announces: a cancel flag, a block that has become free
+IDLE_S = 0.25  # a caller that took no item for so long may lose its blocks to a younger request
 RUN_S = 0.025  # of decoding without Python: so long a newcomer waits, or a caller who gives up
 PROMPT_TOKENS_BESIDE = 128  # of a prompt in a step, while others wait for their next token
 
 
-class Share(NamedTuple):
-    """The part of a step that is one request's: its next tokens, and for how many of the last ones it wants logits."""
+class Scheduled(NamedTuple):
+    """What one request has in a step: its next tokens, the last of them drafts; for how many it wants logits."""
 
     request: Request
     sequence: cache.Sequence
     tokens: Sequence[int]
     n_outputs: int
+    n_drafted: int = 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is the next token of an answer, and drafts."""
+        return self.n_outputs == 1 + self.n_drafted == len(self.tokens)
+
+    def without_draft(self) -> Scheduled:
+        """Only what is known to be needed."""
+        n = len(self.tokens) - self.n_drafted
+        return self._replace(tokens=self.tokens[:n], n_outputs=self.n_outputs - self.n_drafted, n_drafted=0)
 
 
-def rooms(requests: Iterable[Request], max_tokens: int) -> Iterator[tuple[Request, int]]:
-    """The requests that take part in a step of at most ``max_tokens``, and how many tokens each may bring.
+class Scheduler:
+    """The requests in line. The engine's thread runs it; ``requests`` changes under the engine's lock."""
 
-    Those that miss one token come first. A prompt that goes on exactly as another one in this step waits: in the next
-    one it finds the other's blocks.
-    """
-    requests = list(requests)
-    answering = [r for r in requests if r.n_missing == 1][:max_tokens]
-    for request in answering:
-        yield request, 1
-    room = max_tokens - len(answering)
-    if answering:
-        room = min(room, PROMPT_TOKENS_BESIDE)
-    taken: set[tuple[int, ...]] = set()
-    for request in requests:
-        if request.n_missing > 1 and room > 0:
-            known = len(request.tokens) - request.n_missing
-            goes_on = tuple(request.tokens[: known + BLOCK_TOKENS])
-            if request.shared and len(goes_on) == known + BLOCK_TOKENS and goes_on in taken:
+    def __init__(self, cache: KVCache, max_tokens: int) -> None:
+        self.cache = cache
+        self.max_tokens = max_tokens  # of one step
+        self.requests: list[Request] = []
+        self._orders = count()
+        self._step_s = float("inf")  # what the last step took
+        self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes
+
+    def add(self, request: Request) -> None:
+        """The youngest from now on."""
+        request.order = next(self._orders)
+        self.requests.append(request)
+
+    def remove(self, request: Request, *, keep: bool = True) -> None:
+        """It is over; what it has computed stays findable unless not to be kept."""
+        self.requests.remove(request)
+        self.preempt(request, keep=keep)
+
+    def preempt(self, request: Request, *, keep: bool = True) -> None:
+        """Take its blocks; what is gone of them by its next step is computed again."""
+        if request.sequence is not None:
+            self.cache.release(request.sequence, keep=keep)
+            request.sequence = None
+
+    def next_in_line(self) -> list[Request]:
+        """The requests that may share the next step; none while all have to wait."""
+        if not self.requests:
+            self._decode_s.clear()  # the next ones may have other lengths, and the machine other things to do
+        now = perf_counter()
+        ready = [r for r in self.requests if len(r.mailbox) < LEAD and r.not_before <= now]
+        turn = ready[:1] if ready and ready[0].alone else [r for r in ready if not r.alone]
+        if turn:
+            self.requests = [r for r in self.requests if r not in turn] + turn
+        return turn
+
+    def schedule(self, requests: list[Request], fail: Callable[[Request, BaseException], None]) -> list[Scheduled]:
+        """What each of the requests has in the next step, with blocks reserved; ``fail`` gets those that cannot be."""
+        for request in requests:
+            if request.sequence is None:
+                request.sequence = self.cache.open(request.tokens, shared=request.shared)
+        budgets = list(self._budgets(requests))
+        for request in set(requests) - {request for request, _ in budgets}:
+            if request.sequence is not None and request.n_computed == request.sequence.n_reused:
+                self.preempt(request)  # look again next time: there may be more to find
+        scheduled = []
+        for request, budget in budgets:
+            sequence = request.sequence
+            if sequence is None:  # an older one has just taken its blocks
                 continue
-            taken.add(goes_on)
-            yield request, room
-            room -= min(room, request.n_missing)
+            tokens, n_outputs = request.next_tokens(budget)
+            try:
+                if self._reserve(request, len(tokens)):
+                    scheduled.append(Scheduled(request, sequence, tokens, n_outputs))
+                else:
+                    request.not_before = perf_counter() + POLL_S
+            except BaseException as error:
+                fail(request, error)
+        scheduled = [part for part in scheduled if part.request.sequence is part.sequence]
+        return self._with_drafts(scheduled) if scheduled else []
 
+    def _budgets(self, requests: Iterable[Request]) -> Iterator[tuple[Request, int]]:
+        """The requests that take part in the next step, and how many tokens each may have.
 
-def n_ahead(share: Share, step_s: float, room: int) -> int:
-    """Steps that a lone answer may take without Python between them, 0 where it must take each by itself.
+        Those that miss few tokens come first: an answer's next one, or what a draft has cost. A prompt that goes on
+        exactly as another one in this step waits: in the next one it finds the other's blocks.
+        """
+        room = self.max_tokens
+        prompts = []
+        for request in requests:
+            if request.n_missing > 1 + MAX_DRAFT:
+                prompts.append(request)
+            elif room > 0:
+                yield request, room
+                room -= min(room, request.n_missing)
+        if room < self.max_tokens:
+            room = min(room, PROMPT_TOKENS_BESIDE)
+        taken: set[tuple[int, ...]] = set()
+        for request in prompts:
+            if room > 0:
+                end = request.n_computed + BLOCK_TOKENS
+                goes_on = tuple(request.tokens[:end])
+                if request.shared and len(goes_on) == end and goes_on in taken:
+                    continue
+                taken.add(goes_on)
+                yield request, room
+                room -= min(room, request.n_missing)
 
-    step_s   what its last step took
-    room     steps that its caller may fall behind
-    """
-    if len(share.tokens) > 1 or not share.n_outputs:
+    def _reserve(self, request: Request, n: int) -> bool:
+        """Blocks for n tokens, if need be by preempting; False while older requests hold them."""
+        assert request.sequence is not None
+        while True:
+            try:
+                self.cache.reserve(request.sequence, n)
+                return True
+            except ContextFullError:
+                others = [r for r in self.requests if r is not request and r.sequence is not None]
+                if not others:
+                    raise
+                idle = perf_counter() - IDLE_S
+                victims = [r for r in others if r.order > request.order or 0 < r.idle_since < idle]
+                if not victims:
+                    return False
+                self.preempt(max(victims, key=lambda r: r.order))
+
+    # -- several tokens of an answer at once -----------------------------------------------------------------------
+
+    def _with_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
+        """The same with drafts, where all are answers and it is known what they cost without."""
+        n_plain = len(scheduled)
+        if n_plain not in self._decode_s or not all(part.decodes for part in scheduled):
+            return scheduled
+        most = min(MAX_DRAFT, self.max_tokens // n_plain - 1)
+        drafts = [part.request.draft(min(most, LEAD - 1 - len(part.request.mailbox))) for part in scheduled]
+        if not any(drafts):
+            return scheduled
+        # as long as gives the most tokens a second if all are right
+        sizes = {n: n_plain + sum(min(n, len(draft)) for draft in drafts) for n in range(most, -1, -1)}
+        n = max(sizes, key=lambda n: self._tokens_per_s(sizes[n]))
+        return [self._with_draft(part, draft[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
+
+    def _tokens_per_s(self, n: int) -> float:
+        """Of a decode step of n tokens; of a size that was not tried yet, as of the next smaller one."""
+        known = max(size for size in self._decode_s if size <= n)
+        return known / self._decode_s[known]
+
+    def _with_draft(self, part: Scheduled, draft: Sequence[int]) -> Scheduled:
+        with contextlib.suppress(ContextFullError):  # nobody is preempted for a guess
+            if draft:
+                self.cache.reserve(part.sequence, 1 + len(draft))
+                return part._replace(tokens=[*part.tokens, *draft], n_outputs=1 + len(draft), n_drafted=len(draft))
+        return part
+
+    def run_length(self, part: Scheduled) -> int:
+        """Steps that a lone answer may take without Python between them, blocks for them reserved; 0 where it may not.
+
+        They end where the caller would fall behind, and before a newcomer has waited for long.
+        """
+        request = part.request
+        if not part.decodes or part.n_drafted:
+            return 0
+        n = min(int(RUN_S / self._step_s), LEAD - len(request.mailbox), request.n_wanted)
+        with contextlib.suppress(ContextFullError):  # nobody is preempted for steps that can wait
+            if n > 1:
+                self.cache.reserve(part.sequence, n)
+                return n
         return 0
-    return min(int(RUN_S / step_s), room, share.request.n_wanted)
+
+    def note(self, scheduled: Sequence[Scheduled], accepted: Sequence[int], seconds: float) -> None:
+        """A step is over (or a run, of which this is one): what it took, and how many tokens of each were right.
+
+        The time that drafts have cost, in tokens that plain steps would have made in it, is set against those won.
+        """
+        self._step_s, n = seconds, len(scheduled)
+        if not all(part.decodes for part in scheduled):
+            return
+        n_drafted = sum(part.n_drafted for part in scheduled)
+        known = self._decode_s.get(n + n_drafted, seconds)
+        self._decode_s[n + n_drafted] = min(seconds, 0.75 * known + 0.25 * seconds)
+        for part, n_right in zip(scheduled, accepted, strict=True):
+            if part.n_drafted:
+                cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
+                part.request.settle(n_right - 1 - cost)
 
 
-def make_batch(shares: Sequence[Share]) -> Batch:
-    """All shares as one batch, each a sequence of its own."""
-    if len(shares) == 1:  # every core waits for the next token: few calls into numpy
-        return _batch_of_one(shares[0])
-    counts = [len(share.tokens) for share in shares]
+def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
+    """All of a step as one batch, each request a sequence of its own."""
+    if len(scheduled) == 1:  # every core waits for the next token: few calls into numpy
+        return _batch_of_one(scheduled[0])
+    counts = [len(part.tokens) for part in scheduled]
     outputs = np.zeros(sum(counts), bool)
-    for end, share in zip(np.cumsum(counts), shares, strict=True):
-        outputs[end - share.n_outputs : end] = True
-    starts = [share.sequence.length for share in shares]
+    for end, part in zip(np.cumsum(counts), scheduled, strict=True):
+        outputs[end - part.n_outputs : end] = True
+    starts = [part.sequence.length for part in scheduled]
     return Batch(
-        tokens=np.concatenate([np.array(share.tokens, np.int32) for share in shares]),
+        tokens=np.concatenate([np.array(part.tokens, np.int32) for part in scheduled]),
         positions=np.concatenate([np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)]),
-        sequences=np.repeat(np.arange(len(shares), dtype=np.int32), counts),
+        sequences=np.repeat(np.arange(len(scheduled), dtype=np.int32), counts),
         outputs=outputs,
-        tables=tuple(np.stack(tables) for tables in zip(*(share.sequence.tables for share in shares), strict=True)),
+        tables=tuple(np.stack(tables) for tables in zip(*(part.sequence.tables for part in scheduled), strict=True)),
     )
 
 
-def _batch_of_one(share: Share) -> Batch:
-    n, start = len(share.tokens), share.sequence.length
+def _batch_of_one(part: Scheduled) -> Batch:
+    n, start = len(part.tokens), part.sequence.length
     outputs = np.zeros(n, bool)
-    outputs[n - share.n_outputs :] = True
+    outputs[n - part.n_outputs :] = True
     positions = np.arange(start, start + n, dtype=np.int32)
-    tables = tuple(table[None] for table in share.sequence.tables)
-    return Batch(np.array(share.tokens, np.int32), positions, np.zeros(n, np.int32), outputs, tables)
+    tables = tuple(table[None] for table in part.sequence.tables)
+    return Batch(np.array(part.tokens, np.int32), positions, np.zeros(n, np.int32), outputs, tables)

@@ -15,6 +15,7 @@ import pytest
 from fake_executor import N_VOCAB, FakeExecutor, expected_logits, expected_tokens, fake_layers, fake_pool, fake_program
 
 from edgellm.engine import engine as engine_module
+from edgellm.engine import scheduler
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
 from edgellm.engine.scheduler import PROMPT_TOKENS_BESIDE
@@ -251,7 +252,7 @@ def test_a_cancel_flag_stops_between_prefill_chunks(engine: Engine) -> None:
     assert [(s.token, s.finish_reason) for s in steps] == [(None, "cancelled")]
     wait_until_idle(engine)
     # the chunks that were in the mailbox already, and the one in progress
-    assert len(engine.executor.batches) <= 64 // 16 + engine_module.LEAD + 1
+    assert len(engine.executor.batches) <= 64 // 16 + scheduler.LEAD + 1
     assert engine.cache.n_used() == (0,)
 
 
@@ -259,7 +260,7 @@ def test_a_waiting_request_can_be_cancelled_while_another_computes(engine: Engin
     engine.executor.pause_s = 1.0
     busy = threading.Thread(target=run, args=(engine, prompt_of(1, 10), 3))
     busy.start()
-    until(lambda: bool(engine._requests))
+    until(lambda: bool(engine.scheduler.requests))
     cancel = threading.Event()
     cancel.set()
     steps = list(engine.generate(prompt_of(2, 10), Greedy(), cancel=cancel))
@@ -375,7 +376,7 @@ def run_together(engine: Engine, prompts: list[list[int]], n: int, options: list
     pause, engine.executor.pause_s = engine.executor.pause_s, 0.05
     for thread in threads:
         thread.start()
-    until(lambda: len(engine._requests) == len(prompts))
+    until(lambda: len(engine.scheduler.requests) == len(prompts))
     engine.executor.pause_s = pause
     for thread in threads:
         thread.join(HANG_S)
@@ -425,7 +426,7 @@ def test_scores_are_the_logits_of_every_position(engine: Engine, n: int) -> None
 
 
 def test_scoring_goes_on_after_its_blocks_were_given_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_S", 0.01)
+    monkeypatch.setattr(scheduler, "IDLE_S", 0.01)
     engine = make_engine(n_ctx=320)
     tokens = prompt_of(3, 300)
     scores = engine.score(tokens, lambda start, logits: (start, logits.copy()))

@@ -15,7 +15,7 @@ from cpu_programs import FORMS, cpu_executor, kernel_cache, part, single_sequenc
 from edgellm.engine import scheduler
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
-from edgellm.engine.requests import Step
+from edgellm.engine.requests import GeneratedToken
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import likeliest
@@ -183,7 +183,7 @@ class Asked:
         self.engine = Engine(self.executor, self.cache, eog_ids)
         self.n_vocab = program.n_vocab
 
-    def steps(self, prompt: list[int], max_tokens: int | None = 150, **options: Any) -> list[Step]:
+    def steps(self, prompt: list[int], max_tokens: int | None = 150, **options: Any) -> list[GeneratedToken]:
         return list(self.engine.generate(prompt, self.sampler(**options), max_tokens=max_tokens))
 
     def sampler(self, **options: Any) -> Sampler:
@@ -321,12 +321,12 @@ def test_an_answer_whose_blocks_were_taken_computes_them_again_before_it_runs_on
     asked = ask()
     expected = [step.token for step in asked.steps([1, 2, 3], 60)]
     asked = ask()
-    asked.executor.max_tokens = 1  # every step has one token, and most of these want no logits
+    asked.engine.scheduler.max_tokens = 1  # every step has one token, and most of these want no logits
     steps = asked.engine.generate([1, 2, 3], asked.sampler(), max_tokens=60)
     got = [next(steps).token for _ in range(4)]
 
     def take(cache: KVCache, executor: Any) -> None:
-        request = next(r for r in asked.engine._requests if r.sequence is not None)
+        request = next(r for r in asked.engine.scheduler.requests if r.sequence is not None)
         cache.release(request.sequence, keep=False)
         request.sequence = None
 
