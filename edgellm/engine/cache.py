@@ -299,9 +299,7 @@ class KVCache:
         if not keep and sequence.path:
             self._cut(sequence.path[0])
         elif keep and sequence.root is not None and sequence.length:
-            if sequence.length % BLOCK_TOKENS and self._groups:
-                self._publish_end(sequence)
-            self._snapshot(sequence)
+            self._leave(sequence)
         for group in self._groups:
             table = sequence.tables[group.index]
             # the deepest first: a block is of no use without those before it
@@ -519,14 +517,19 @@ class KVCache:
             self._states.drop(read)
         while sequence.stops and sequence.stops[0] <= sequence.length:
             sequence.stops.pop(0)
-            self._snapshot(sequence)
-        if sequence.length % self._spacing == 0:
+            self._leave(sequence)
+        if sequence.length % self._spacing == 0 and sequence.root is not None:
+            self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Leave the sequence findable as it is, with the last, partly filled block and its state."""
+        if sequence.length % BLOCK_TOKENS and self._groups:
+            self._publish_end(sequence)
+        if self._states:
             self._snapshot(sequence)
 
     def _snapshot(self, sequence: Sequence) -> None:
-        """Leave the sequence's state findable, at its last token."""
-        if self._states is None or sequence.root is None:
-            return
+        assert self._states is not None and sequence.root is not None
         node = sequence.path[-1] if sequence.path else sequence.root
         rest, slot = (
             tuple(sequence.tokens[len(sequence.path) * BLOCK_TOKENS :]),

@@ -407,7 +407,7 @@ class Engine:
             n = accept()
         except BaseException as raised:
             error = raised
-        self.cache.commit(part.sequence, tokens[:n])
+        self.cache.commit(part.sequence, tokens[:n], len(tokens))
         if part.sequence.length == request.n_prompt:
             self.cache.mark(part.sequence)
         items = list(request.publish(seconds + perf_counter() - started))

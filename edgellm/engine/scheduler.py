@@ -104,7 +104,7 @@ class Scheduler:
             sequence = request.sequence
             if sequence is None:  # an older one has just taken its blocks
                 continue
-            tokens, n_outputs = request.next_tokens(budget)
+            tokens, n_outputs = request.next_tokens(min(budget, self.cache.room(sequence)))
             try:
                 if self._reserve(request, len(tokens)):
                     scheduled.append(Scheduled(request, sequence, tokens, n_outputs))
@@ -167,7 +167,8 @@ class Scheduler:
         if n_plain not in self._decode_s or not all(part.decodes for part in scheduled):
             return scheduled
         most = min(MAX_DRAFT, self.max_tokens // n_plain - 1)
-        drafts = [part.request.draft(min(most, LEAD - 1 - len(part.request.mailbox))) for part in scheduled]
+        room = [min(LEAD - len(part.request.mailbox), self.cache.room(part.sequence)) for part in scheduled]
+        drafts = [part.request.draft(min(most, n - 1)) for part, n in zip(scheduled, room, strict=True)]
         if not any(drafts):
             return scheduled
         # as long as gives the most tokens a second if all are right

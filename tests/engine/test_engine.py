@@ -12,7 +12,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, FakeExecutor, expected_logits, expected_tokens, fake_layers, fake_pool, fake_program
+from fake_executor import (
+    N_VOCAB,
+    STATE,
+    FakeExecutor,
+    expected_logits,
+    expected_tokens,
+    fake_layers,
+    fake_pool,
+    fake_program,
+)
 
 from edgellm.engine import engine as engine_module
 from edgellm.engine import scheduler
@@ -74,7 +83,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,), (STATE,), (STATE, 0)])
 @pytest.mark.parametrize("chunk", [1, 7, 64, 512])
 @pytest.mark.parametrize("n", [1, 2, 64, 65, 150])
 def test_chunked_prefill_equals_one_prefill(windows: tuple[int, ...], chunk: int, n: int) -> None:
@@ -83,7 +92,7 @@ def test_chunked_prefill_equals_one_prefill(windows: tuple[int, ...], chunk: int
     engine.close()
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,), (STATE,), (STATE, 0)])
 def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> None:
     engine = make_engine(windows)
     history: list[int] = []
@@ -106,7 +115,7 @@ def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_histories_give_the_cold_answer(seed: int) -> None:
     rng = random.Random(seed)
-    windows = rng.choice([(0,), (0, 40), (64,), (0, 33, 128)])
+    windows = rng.choice([(0,), (0, 40), (64,), (0, 33, 128), (STATE,), (STATE, 0, 40)])
     engine = make_engine(windows, n_ctx=rng.choice([100, 256]), chunk=rng.choice([3, 32, 64]))
     histories: list[list[int]] = [[]]
     for _ in range(25):
@@ -122,7 +131,7 @@ def test_random_histories_give_the_cold_answer(seed: int) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
 def test_interleaved_answers_do_not_disturb_each_other(windows: tuple[int, ...]) -> None:
     engine = make_engine(windows, n_ctx=256, n_blocks=(40,) * len(windows))
     prompts = [prompt_of(1, 40) + prompt_of(s, 10) for s in range(5)]
@@ -304,7 +313,7 @@ def test_a_long_prompt_does_not_stop_the_answers_of_others() -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
 def test_one_prompt_asked_many_times_at_once_is_computed_once(windows: tuple[int, ...]) -> None:
     engine = make_engine(windows, n_ctx=512, chunk=512, n_blocks=(60,) * len(windows))
     prompt = prompt_of(1, 200)
