@@ -63,6 +63,14 @@ class Op(ABC):
     def reference(self, step: Any) -> None:
         """The op in plain numpy on a ``kernels.ops.step.Step``: what every executor is judged by."""
 
+    @staticmethod
+    @abstractmethod
+    def trial(s: Any, variant: str = "") -> None:
+        """Add ops of the kind in odd shapes to a ``kernels.ops.sketch.Sketch``; every kernel must agree on them.
+
+        ``variant`` is what a kernel's name has behind the op's: a type of weights, an activation.
+        """
+
     def read_buffers(self) -> tuple[str, ...]:
         """The names of the buffers that it reads."""
         return self._values(self.reads)

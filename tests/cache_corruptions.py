@@ -24,8 +24,8 @@ from edgellm.kernels.program import Batch, Program
 
 def small_program() -> Program:
     """Eight small kernels: the team, embed_f32, add, select_outputs, and the vocabulary's."""
-    sketch = trials.Sketch(np.random.default_rng(0))
-    trials.SKETCHES["team_lead"](sketch)
+    sketch = trials.sketch(0)
+    trials.add_trial(sketch, "team_lead")
     return sketch.program()
 
 

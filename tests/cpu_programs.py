@@ -13,10 +13,10 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu.compile import isa, jit
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.cpu.compile.kernel_table import VOCABULARY
-from edgellm.kernels.cpu.compile.trials import random_tensor
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.likeliest import VocabularyKernel
+from edgellm.kernels.ops.sketch import random_tensor
 from edgellm.kernels.program import Batch, Program
 
 FORMS = isa.available_forms()

@@ -6,6 +6,7 @@ To add an op, write a module here with a frozen dataclass derived from ``Op``:
     ClassVars   which of these fields it reads, writes and weighs with, what it does to the cache of its ``layer``, and
                 whether it goes row by row (see ``Op``)
     reference   the op in plain numpy, on a ``Step``
+    trial       a few of them in odd shapes, for the self-test of kernels and the tests of ops
 
 and name it in OPS. Whatever goes over a program (narrowing, calibration, bandwidth, the order of the CPU's rows) asks
 the op and need not change. Then every executor that is to run it has a kernel: the CPU's is a function below

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Segment, Step
 from edgellm.kernels.program import Op
 
@@ -31,6 +32,13 @@ class StoreKV(Op):
         # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
         step.pool.arrays[self.layer][0][blocks, :, :, positions % BLOCK_TOKENS] = k
         step.pool.arrays[self.layer][1][blocks, :, positions % BLOCK_TOKENS, :] = v
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for heads, dim_k, dim_v, window in ((1, 64, 64, 0), (3, 40, 24, 0), (2, 17, 33, 40)):
+            layer = s.layer(KVLayer(heads, dim_k, dim_v, window))
+            shape = f"heads={heads} head_dim={dim_k}/{dim_v}"
+            s.emit(shape, StoreKV(s.input(heads * dim_k), s.input(heads * dim_v), layer))
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,15 @@ class Attention(Op):
                 scores = (q[segment.rows, head] @ keys[head // group]) * np.float32(self.scale)
                 scores[hidden] = -np.inf
                 out[segment.rows, head] = _softmax(scores) @ values[head // group]
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        shapes = ((1, 2, 64, 64, 0), (3, 3, 40, 24, 0), (4, 1, 17, 33, 100), (8, 1, 64, 64, 33))
+        for group, heads, dim_k, dim_v, window in shapes:
+            layer, n_heads = s.layer(KVLayer(heads, dim_k, dim_v, window)), group * heads
+            q, out = s.input(n_heads * dim_k), s.buffer(n_heads * dim_v)
+            shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window}"
+            s.emit(shape, Attention(q, out, layer, n_heads, dim_k**-0.5))
 
 
 def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray, np.ndarray]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
 
@@ -24,6 +25,8 @@ def gelu(x: np.ndarray) -> np.ndarray:
     half = x * np.float32(0.5)
     return half + half * np.tanh(c * (x + np.float32(0.044715) * x * x * x))
 
+
+WIDTHS = (1, 17, 100, 256)  # of trials
 
 Activation = Literal["silu", "gelu"]
 ACTIVATIONS: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu": gelu}
@@ -43,6 +46,12 @@ class GatedUnit(Op):
     def reference(self, step: Step) -> None:
         step[self.out] = ACTIVATIONS[self.activation](step[self.gate]) * step[self.up]
 
+    @staticmethod
+    def trial(s: Sketch, variant: str = "silu") -> None:
+        for width in WIDTHS:
+            op = GatedUnit(s.input(width), s.input(width), s.buffer(width), cast(Activation, variant))
+            s.emit(f"width={width}", op)
+
 
 @dataclass(frozen=True)
 class Add(Op):
@@ -56,3 +65,8 @@ class Add(Op):
 
     def reference(self, step: Step) -> None:
         step[self.out] = step[self.x] + step[self.y]
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width in WIDTHS:
+            s.emit(f"width={width}", Add(s.input(width), s.input(width), s.buffer(width)))

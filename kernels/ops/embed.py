@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
 
@@ -31,3 +33,10 @@ class Embed(Op):
     def nbytes_per_token(self, tensors: Mapping[str, QuantizedTensor]) -> int:
         """One row."""
         return int(tensors[self.weight].data.shape[1])
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "f32") -> None:
+        quant = variant.upper()
+        block = QUANT_TYPES[quant].block_size
+        for width, scale in ((block, 1.0), (block * 3, 25.3), (block * 2 + (5 if block == 1 else 0), 1.0)):
+            s.emit(f"width={width}", Embed(s.tensor(quant, (N_VOCAB, width)), s.buffer(width), scale))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
 
@@ -27,3 +28,9 @@ class RMSNorm(Op):
         mean_square = np.mean(np.square(groups, dtype=np.float64), axis=-1, keepdims=True)
         normed = groups * (1.0 / np.sqrt(mean_square + self.eps)).astype(np.float32) * weight
         step[self.out] = normed.reshape(x.shape)
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for groups, width in ((1, 576), (1, 33), (1, 7), (3, 40), (2, 64)):
+            x, weight = s.input(groups * width), s.tensor("F32", (width,))
+            s.emit(f"groups={groups} width={width}", RMSNorm(x, weight, s.buffer(groups * width), 1e-5))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.ops.step import Step
-from edgellm.kernels.program import Op
+from edgellm.kernels.program import Op, Program
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,7 @@ class SelectOutputs(Op):
 
     def reference(self, step: Step) -> None:
         step[self.out] = step[self.x][step.batch.outputs]
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        s.emit(f"width={N_VOCAB}", SelectOutputs(s.input(N_VOCAB), Program.output))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
+from edgellm.kernels.rope import Rope, frequencies
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,11 @@ class ApplyRope(Op):
             first, second = heads[:, :, :half], heads[:, :, half : rope.n_dims]
         rotated = first * cos - second * sin, second * cos + first * sin
         first[...], second[...] = rotated
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for heads, head_dim, n_dims in ((3, 64, 64), (1, 40, 40), (2, 36, 20)):
+            for adjacent in (False, True):
+                rope = s.rope(Rope(adjacent, frequencies(n_dims, 10000.0), 1.0 + 0.1 * adjacent))
+                shape = f"heads={heads} head_dim={head_dim} n_dims={n_dims} adjacent={adjacent}"
+                s.emit(shape, ApplyRope(s.input(heads * head_dim), head_dim, rope))

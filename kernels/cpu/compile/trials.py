@@ -3,31 +3,27 @@
 A kernel is judged by the normalised mean square error of what it wrote, ``sum (y - r)^2 / sum r^2``; kernels that only
 move numbers must be exact. ``selftest.py`` tries all kernels, ``cpu/verified_kernels.py`` those just compiled.
 
-A program here is a row of ops of one kernel, in many shapes. Each op has buffers of its own: the first op of the
-program adds nothing to nothing, and the hook after it fills all inputs.
+A program here is a row of ops of one kernel, in many shapes (``kernels/ops`` has them), with buffers of their own.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.formats.gguf import QuantizedTensor
-from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, VOCABULARY
-from edgellm.kernels.cpu.weights import BLOCKS, FLOAT, QUANTIZED, SUPERBLOCKS
-from edgellm.kernels.kv import CachePool, KVLayer
+from edgellm.kernels.cpu.weights import BLOCKS, SUPERBLOCKS
+from edgellm.kernels.kv import CachePool
 from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
-from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
-from edgellm.kernels.program import Batch, Buffer, Executor, Program
+from edgellm.kernels.ops import OPS, Add, Embed, Matmul, Op, SelectOutputs
+from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
+from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.kernels.reference import ReferenceExecutor
-from edgellm.kernels.rope import Rope, frequencies
 from edgellm.kernels.token_draw import Link, TokenDraw
 from edgellm.kernels.vocabulary_layout import MIN_P, TEMPERATURE, TOP_K, TOP_P
 
@@ -40,7 +36,6 @@ FLOAT_LIMIT = 1e-9  # another order of float32 sums is near 1e-13
 N_TOKENS = (1, 2, 5, 17)
 STARTS = {1: 300, 2: 31, 5: 600, 17: 250}  # first position: later than 256, and the context is summed in cuts
 MAX_TOKENS = 17
-N_VOCAB = 50
 N_BLOCKS = 24  # 768 positions
 
 
@@ -65,159 +60,27 @@ def nmse(values: np.ndarray, expected: np.ndarray) -> float:
     return float(difference / power) if power else float("inf") if difference else 0.0
 
 
-# ---- random weights --------------------------------------------------------------------------------------------------
-
-# the minimum of a block in units of its scale that centres the weights on zero
-_MINIMA = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
-
-
-def random_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[int, ...]) -> QuantizedTensor:
-    """Random weights of any type that has kernels, and of others with float scales: random bits under sane scales."""
-    kind = QUANT_TYPES[quant]
-    n_rows = int(np.prod(shape[:-1]))
-    row_nbytes = kind.row_nbytes(shape[-1])
-    if quant in FLOAT:
-        values = rng.standard_normal((n_rows, shape[-1]), np.float32) / np.float32(np.sqrt(shape[-1]))
-        upper_halves = (values.view(np.uint32) >> 16).astype(np.uint16)
-        data = {"F32": values, "F16": values.astype(np.float16), "BF16": upper_halves}
-        return QuantizedTensor(name, shape, kind, data[quant].view(np.uint8))
-    data_bytes = rng.integers(0, 256, (n_rows, row_nbytes), np.uint8)
-    blocks = data_bytes.reshape(-1).view(kind.layout)
-    scale = rng.uniform(0.001, 0.02, len(blocks)) * rng.choice((-1, 1), len(blocks))
-    for field_name, (dtype, *_) in (kind.layout.fields or {}).items():
-        if dtype.kind == "f":
-            is_minimum = field_name in ("m", "dmin")
-            blocks[field_name] = scale * _MINIMA[quant] * rng.uniform(0.8, 1.2, len(blocks)) if is_minimum else scale
-    if quant == "MXFP4":
-        blocks["e"] = rng.integers(118, 124, len(blocks))  # 2^(e - 128), near 0.01
-    return QuantizedTensor(name, shape, kind, data_bytes)
-
-
 # ---- programs of one kernel ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Sketch:
-    """A program in the making: ops over buffers of their own, and the random numbers that go in.
-
-    inputs   name -> (max_tokens, width) float32
-    shapes   per op, what to call the case in a report
-    """
-
-    rng: np.random.Generator
-    max_tokens: int = MAX_TOKENS
-    ops: list[Op] = field(default_factory=list)
-    shapes: list[str] = field(default_factory=list)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
-    inputs: dict[str, np.ndarray] = field(default_factory=dict)
-    tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
-    cache_layers: list[KVLayer] = field(default_factory=list)
-    ropes: dict[str, Rope] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.buffers["logits"] = Buffer("logits", N_VOCAB, "outputs")
-        start = self.buffer(1)
-        self.emit("start", Add(start, start, start))
-
-    def emit(self, shape: str, op: Op) -> None:
-        """Append an op."""
-        self.ops.append(op)
-        self.shapes.append(shape)
-
-    def buffer(self, width: int) -> str:
-        """A new buffer."""
-        name = f"b{len(self.buffers)}"
-        self.buffers[name] = Buffer(name, width)
-        return name
-
-    def input(self, width: int) -> str:
-        """A new buffer of normal random numbers, a few of them far out as in a real model."""
-        name = self.buffer(width)
-        values = self.rng.standard_normal((self.max_tokens, width), np.float32)
-        values[:, :: max(1, width // 3)] *= 30
-        self.inputs[name] = values
-        return name
-
-    def tensor(self, quant: str, shape: tuple[int, ...]) -> str:
-        """A new random weight."""
-        name = f"w{len(self.tensors)}"
-        self.tensors[name] = random_tensor(self.rng, name, quant, shape)
-        return name
-
-    def layer(self, *shape: int) -> int:
-        """A new layer of the cache: heads, the two head dimensions, window."""
-        self.cache_layers.append(KVLayer(*shape))
-        return len(self.cache_layers) - 1
-
-    def program(self) -> Program:
-        """The program so far."""
-        caches = tuple(self.cache_layers)
-        return Program("selftest", tuple(self.ops), self.buffers, self.tensors, caches, self.ropes, N_VOCAB, 4096, 0)
+def sketch(seed: int = 1, max_tokens: int = MAX_TOKENS) -> Sketch:
+    """A program to add ops to. Its first op adds nothing to nothing; the hook after it fills all inputs."""
+    s = Sketch(np.random.default_rng(seed), max_tokens)
+    start = s.buffer(1)
+    s.emit("start", Add(start, start, start))
+    return s
 
 
-def _matmul(s: Sketch, quant: str) -> None:
-    block = QUANT_TYPES[quant].block_size
-    columns = {1: (40, 33, 512, 7, 100), 32: (32, 96, 544, 64, 1056), 256: (256, 512, 768, 256, 1024)}[block]
-    for i, (n_out, n_in) in enumerate(zip((1, 7, 17, 33, 100), columns, strict=True)):
-        bias = s.tensor("F32", (n_out,)) if i % 2 else None
-        s.emit(
-            f"n_out={n_out} n_in={n_in}",
-            Matmul(s.input(n_in), s.tensor(quant, (n_out, n_in)), s.buffer(n_out), bias),
-        )
-
-
-def _embed(s: Sketch, quant: str) -> None:
-    block = QUANT_TYPES[quant].block_size
-    for width, scale in ((block, 1.0), (block * 3, 25.3), (block * 2 + (5 if block == 1 else 0), 1.0)):
-        s.emit(f"width={width}", Embed(s.tensor(quant, (N_VOCAB, width)), s.buffer(width), scale))
-
-
-def _rms_norm(s: Sketch) -> None:
-    for groups, width in ((1, 576), (1, 33), (1, 7), (3, 40), (2, 64)):
-        s.emit(
-            f"groups={groups} width={width}",
-            RMSNorm(s.input(groups * width), s.tensor("F32", (width,)), s.buffer(groups * width), 1e-5),
-        )
-
-
-def _rope(s: Sketch) -> None:
-    for heads, head_dim, n_dims in ((3, 64, 64), (1, 40, 40), (2, 36, 20)):
-        for adjacent in (False, True):
-            name = f"r{len(s.ropes)}"
-            s.ropes[name] = Rope(adjacent, frequencies(n_dims, 10000.0), 1.0 + 0.1 * adjacent)
-            shape = f"heads={heads} head_dim={head_dim} n_dims={n_dims} adjacent={adjacent}"
-            s.emit(shape, ApplyRope(s.input(heads * head_dim), head_dim, name))
-
-
-def _gated_unit(s: Sketch, activation: Any) -> None:
-    for width in (1, 17, 100, 256):
-        s.emit(f"width={width}", GatedUnit(s.input(width), s.input(width), s.buffer(width), activation))
-
-
-def _add(s: Sketch) -> None:
-    for width in (1, 17, 100, 256):
-        s.emit(f"width={width}", Add(s.input(width), s.input(width), s.buffer(width)))
-
-
-def _select_outputs(s: Sketch) -> None:
-    s.emit(f"width={N_VOCAB}", SelectOutputs(s.input(N_VOCAB), "logits"))
-
-
-def _store_kv(s: Sketch) -> None:
-    for heads, dim_k, dim_v, window in ((1, 64, 64, 0), (3, 40, 24, 0), (2, 17, 33, 40)):
-        layer = s.layer(heads, dim_k, dim_v, window)
-        shape = f"heads={heads} head_dim={dim_k}/{dim_v}"
-        s.emit(shape, StoreKV(s.input(heads * dim_k), s.input(heads * dim_v), layer))
-
-
-def _attention(s: Sketch) -> None:
-    shapes = ((1, 2, 64, 64, 0), (3, 3, 40, 24, 0), (4, 1, 17, 33, 100), (8, 1, 64, 64, 33))
-    for group, heads, dim_k, dim_v, window in shapes:
-        layer = s.layer(heads, dim_k, dim_v, window)
-        n_heads = group * heads
-        q, out = s.input(n_heads * dim_k), s.buffer(n_heads * dim_v)
-        shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window}"
-        s.emit(shape, Attention(q, out, layer, n_heads, dim_k**-0.5))
+def add_trial(s: Sketch, kernel: str) -> None:
+    """Add ops that run a kernel: its name is that of an op, with a variant behind it."""
+    if kernel in TEAM:
+        _chain(s)
+    elif kernel == "quantize":
+        Matmul.trial(s, "q8_0")
+    else:
+        op = max((op for op in OPS if f"{kernel}_".startswith(f"{op.name}_")), key=lambda op: len(op.name))
+        variant = kernel[len(op.name) + 1 :]
+        op.trial(s, variant) if variant else op.trial(s)
 
 
 def _chain(s: Sketch) -> None:
@@ -227,22 +90,8 @@ def _chain(s: Sketch) -> None:
     s.emit("add", Add(x, x, y))
     for _ in range(20):
         s.emit("add", Add(x, y, y))
-    s.emit("select", SelectOutputs(y, "logits"))
+    s.emit("select", SelectOutputs(y, Program.output))
 
-
-SKETCHES: dict[str, Callable[[Sketch], None]] = {
-    **dict.fromkeys(TEAM, _chain),
-    "quantize": partial(_matmul, quant="Q8_0"),
-    "rms_norm": _rms_norm,
-    "rope": _rope,
-    "add": _add,
-    "select_outputs": _select_outputs,
-    "store_kv": _store_kv,
-    "attention": _attention,
-    **{f"gated_{kind}": partial(_gated_unit, activation=kind) for kind in ("silu", "gelu")},
-    **{f"matmul_{quant.lower()}": partial(_matmul, quant=quant) for quant in (*QUANTIZED, *FLOAT)},
-    **{f"embed_{quant.lower()}": partial(_embed, quant=quant) for quant in (*QUANTIZED, *FLOAT)},
-}
 
 LIMITS: dict[str, float] = {
     **dict.fromkeys((*TEAM, "add", "select_outputs", "store_kv"), 0.0),
@@ -269,18 +118,18 @@ def try_kernel(
         return _try_decode(cache, make_executor, n_threads)
     if kernel == STREAM:
         return _try_stream(cache)
-    sketch = Sketch(np.random.default_rng(1))
-    SKETCHES[kernel](sketch)
-    program = sketch.program()
+    s = sketch()
+    add_trial(s, kernel)
+    program = s.program()
     pools = [random_pool(program, N_BLOCKS) for _ in range(2)]
     reference = ReferenceExecutor(program, pools[0], MAX_TOKENS)
     executor = make_executor(program, pools[1], n_threads, MAX_TOKENS, cache=cache)
     found: list[tuple[float, str]] = []
     try:
         for n in N_TOKENS:
-            batch = _batch(sketch.rng, program, n, STARTS[n])
-            expected, values = (outputs_of_ops(e, batch, sketch.inputs) for e in (reference, executor))
-            for shape, one, other in zip(sketch.shapes, values, expected, strict=True):
+            batch = _batch(s.rng, program, n, STARTS[n])
+            expected, values = (outputs_of_ops(e, batch, s.inputs) for e in (reference, executor))
+            for shape, one, other in zip(s.shapes, values, expected, strict=True):
                 found.append((nmse(one, other), f"{shape} tokens={n}"))
             if kernel in TEAM:  # without a hook the threads go from op to op by themselves
                 found.append((nmse(executor.run(batch), reference.run(batch)), f"chain of ops tokens={n}"))
@@ -348,14 +197,14 @@ def _error_of_draw(kernel: VocabularyKernel, logits: np.ndarray, head: np.ndarra
 
 def _try_decode(cache: KernelCache, make_executor: Callable[..., Any], n_threads: int) -> SelfTestResult:
     """The kernel that goes from token to token: they must be those that follow one by one."""
-    sketch, n_steps = Sketch(np.random.default_rng(1)), 8
-    _chain(sketch)
-    program = sketch.program()
+    s, n_steps = sketch(), 8
+    _chain(s)
+    program = s.program()
     reference = ReferenceExecutor(program, random_pool(program, 1), 1)
     tokens = [3]
     for position in range(n_steps):
         tokens.append(int(reference.run(Batch.single(program, tokens[-1:], position)).argmax()))
-    draw = TokenDraw([Link(TEMPERATURE, 0.0)], 1, 1, False, sketch.rng)
+    draw = TokenDraw([Link(TEMPERATURE, 0.0)], 1, 1, False, s.rng)
     executor = make_executor(program, random_pool(program, 1), n_threads, 1, cache=cache)
     try:
         n = executor.decode(Batch.single(program, tokens[:1]), n_steps, draw)
@@ -368,7 +217,7 @@ def _try_decode(cache: KernelCache, make_executor: Callable[..., Any], n_threads
 def outputs_of_ops(
     executor: Executor, batch: Batch, inputs: dict[str, np.ndarray], first_row: int = 0
 ) -> list[np.ndarray]:
-    """What every op of a program wrote, as float32: its output buffer, or the keys and values of its whole layer.
+    """What every op of a program wrote: its output buffer, or all that it wrote, in one row, as float32.
 
     The inputs are the rows from ``first_row`` on, one for each token of the batch.
     """
@@ -378,11 +227,10 @@ def outputs_of_ops(
         if index == 0:
             for name, values in inputs.items():
                 read(name)[:] = values[first_row : first_row + len(batch)]
-        if isinstance(op, StoreKV):
-            stored = executor.pool.arrays[op.layer]
-            outputs.append(np.concatenate([a.astype(np.float32).reshape(-1) for a in stored]))
-        else:
-            outputs.append(read(op.x if isinstance(op, ApplyRope) else op.out).copy())
+        written = [read(name) for name in op.written_buffers()]
+        written += [array for layer in op.written_layers() for array in executor.pool.arrays[layer]]
+        one = len(written) == 1
+        outputs.append(written[0].copy() if one else np.concatenate([a.astype(np.float32).ravel() for a in written]))
 
     executor.run(batch, after)
     return outputs
@@ -403,7 +251,10 @@ def _batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Ba
     positions = np.concatenate([np.arange(start, start + n - second), np.arange(40, 40 + second)])
     n_blocks = N_BLOCKS - 2
     tables = []
-    for _ in program.groups:
+    for group in program.groups:
+        if group.kind == "state":
+            tables.append(np.array([[0, 1], [-1, 2]], np.int32))
+            continue
         blocks = rng.permutation(N_BLOCKS)
         tables.append(np.stack([blocks[:n_blocks], np.roll(blocks, 3)[:n_blocks]]).astype(np.int32))
         tables[-1][1, 2:] = -1

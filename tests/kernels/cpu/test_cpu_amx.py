@@ -95,8 +95,8 @@ def with_tiles(tiles: Tiles) -> tuple[isa.Isa, list[Any]]:
 @pytest.mark.parametrize("quant", TYPES)
 def test_tiles_give_the_bits_of_every_other_form(quant: str) -> None:
     assert quant in QUANTIZED
-    sketch = trials.Sketch(np.random.default_rng(5), max_tokens=64)
-    trials.SKETCHES[f"matmul_{quant.lower()}"](sketch)
+    sketch = trials.sketch(5, 64)
+    trials.add_trial(sketch, f"matmul_{quant.lower()}")
     program, tiles = sketch.program(), Tiles()
     form, callbacks = with_tiles(tiles)
     emulated = CPUExecutor(program, random_pool(program, 4), 1, 64, cache=KernelCache(form, None))

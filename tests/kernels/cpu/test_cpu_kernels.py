@@ -12,10 +12,11 @@ from cpu_programs import FORMS, READABLE_TYPES, any_tensor, cpu_executor, part, 
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.compile import kernel_table, selftest, trials
-from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, Sketch, nmse, outputs_of_ops, random_pool
+from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, nmse, outputs_of_ops, random_pool
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
-from edgellm.kernels.kv import CachePool
+from edgellm.kernels.kv import CachePool, KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs
+from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
@@ -28,7 +29,7 @@ NO_CACHE = CachePool((), ())
 
 
 def sketch(seed: int = 0, max_tokens: int = 64) -> Sketch:
-    return Sketch(np.random.default_rng(seed), max_tokens)
+    return trials.sketch(seed, max_tokens)
 
 
 def worst_nmse(s: Sketch, batches: list, form: str, n_threads: int = 2) -> float:
@@ -80,7 +81,7 @@ def test_product_and_embedding_of_every_type_in_odd_shapes(quant: str, form: str
         weight, bias = f"weight {i}", s.tensor("F32", (n_out,)) if i % 2 else None
         s.tensors[weight] = any_tensor(s.rng, weight, quant, (n_out, n_in))
         s.emit(weight, Matmul(s.input(n_in), weight, s.buffer(n_out), bias))
-    s.tensors["embedding"] = any_tensor(s.rng, "embedding", quant, (trials.N_VOCAB, 3 * max(block, 7)))
+    s.tensors["embedding"] = any_tensor(s.rng, "embedding", quant, (N_VOCAB, 3 * max(block, 7)))
     s.emit("embedding", Embed("embedding", s.buffer(3 * max(block, 7)), 2.5))
     program = s.program()
     batches = [single_sequence(program, n) for n in (1, 2, 3, 4, 5, 17)]
@@ -126,9 +127,8 @@ def test_small_kernels_in_odd_shapes(form: str) -> None:
         s.emit("norm", RMSNorm(s.input(heads * width), s.tensor("F32", (width,)), out, 1e-6))
     for heads, head_dim, n_dims in ((1, 2, 2), (3, 64, 64), (5, 80, 80), (2, 128, 32), (4, 18, 6)):
         for adjacent in (False, True):
-            name = f"{head_dim} {n_dims} {adjacent}"
-            s.ropes[name] = Rope(adjacent, frequencies(n_dims, 1e6), 1.25)
-            s.emit("rope", ApplyRope(s.input(heads * head_dim), head_dim, name))
+            rope = s.rope(Rope(adjacent, frequencies(n_dims, 1e6), 1.25))
+            s.emit("rope", ApplyRope(s.input(heads * head_dim), head_dim, rope))
     for width in (1, 15, 16, 31, 300):
         for activation in ("silu", "gelu"):
             gate = s.input(width)
@@ -149,7 +149,7 @@ def attention_sketch(windows: tuple[int, ...] = WINDOWS) -> Sketch:
     s = sketch(6)
     for window in windows:
         for group, (dim_k, dim_v) in GROUPS.items():
-            layer = s.layer(2, dim_k, dim_v, window)
+            layer = s.layer(KVLayer(2, dim_k, dim_v, window))
             q, out = s.input(2 * group * dim_k), s.buffer(2 * group * dim_v)
             s.emit(f"{group} {window}", Attention(q, out, layer, 2 * group, dim_k**-0.5))
     return s
@@ -208,9 +208,9 @@ def every_kernel_sketch() -> Sketch:
         x = s.input(768)
         for n_out in (5, 40):
             s.emit(quant, Matmul(x, s.tensor(quant, (n_out, 768)), s.buffer(n_out), s.tensor("F32", (n_out,))))
-        s.emit(quant, Embed(s.tensor(quant, (trials.N_VOCAB, 256)), s.buffer(256)))
+        s.emit(quant, Embed(s.tensor(quant, (N_VOCAB, 256)), s.buffer(256)))
     for kernel in ("rms_norm", "rope", "gated_silu", "gated_gelu", "add"):
-        trials.SKETCHES[kernel](s)
+        trials.add_trial(s, kernel)
     return s
 
 
@@ -289,7 +289,7 @@ def test_nan_and_infinity_in_weights_and_activations_reach_the_output(quant: str
 def test_nan_and_infinity_pass_through_the_small_kernels(value: float, form: str) -> None:
     s = sketch(9)
     for kernel in ("rms_norm", "rope", "gated_silu", "gated_gelu", "add"):
-        trials.SKETCHES[kernel](s)
+        trials.add_trial(s, kernel)
     for values in s.inputs.values():
         values[:, 0] = value
     program = s.program()
