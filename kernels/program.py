@@ -114,6 +114,10 @@ class Program:
     n_embd: int
     output: str = "logits"
 
+    def root(self, name: str) -> str:
+        """The buffer that has the columns of ``name``: itself, or the one that it is part of."""
+        return self.buffers[name].of or name
+
     def kv_layer(self, layer: int) -> KVLayer:
         """The cache of an attention."""
         found = self.cache_layers[layer]

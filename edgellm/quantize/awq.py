@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.ops import Attention, GatedUnit, Matmul, Op, RMSNorm, StoreKV
+from edgellm.kernels.ops import Attention, GatedUnit, Matmul, RMSNorm, StoreKV
 from edgellm.kernels.program import Program
 from edgellm.quantize.gptq import Encode
 from edgellm.quantize.hessian import Group, groups
@@ -72,47 +72,51 @@ def folds(program: Program) -> list[Fold]:
 
 
 def _fold(program: Program, group: Group) -> Fold | None:
-    ops, makers = program.ops, writers(program.ops, group.x, group.start)
-    if not makers or not set(readers(ops, group.x, makers[-1])) <= set(range(group.start, group.stop)):
+    ops, maker = program.ops, last_writer(program, group.x, group.start)
+    if maker is None or not set(readers(program, group.x, maker)) <= set(range(group.start, group.stop)):
         return None
-    op = ops[makers[-1]]
+    op = ops[maker]
     if isinstance(op, RMSNorm) and program.tensors[op.weight].shape[-1] == program.buffers[group.x].width:
         return Fold(group, op.weight, into_rows=False)
     if isinstance(op, GatedUnit):
-        up = _plain_matmul(ops, op.up, makers[-1])
+        up = _plain_matmul(program, op.up, maker)
         return Fold(group, up, into_rows=True) if up else None
     if isinstance(op, Attention):
         of_layer = [i for i, o in enumerate(ops) if op.layer in (*o.read_layers(), *o.written_layers())]
         store = ops[of_layer[0]]
-        v = _plain_matmul(ops, store.v, of_layer[0]) if isinstance(store, StoreKV) and len(of_layer) == 2 else None
+        v = _plain_matmul(program, store.v, of_layer[0]) if isinstance(store, StoreKV) and len(of_layer) == 2 else None
         layer = program.kv_layer(op.layer)
         copies = op.n_heads // layer.n_kv_heads
         return Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies) if v else None
     return None
 
 
-def writers(ops: Sequence[Op], buffer: str, before: int) -> list[int]:
-    """The indices of the ops before another one that write a buffer."""
-    return [i for i, op in enumerate(ops[:before]) if buffer in op.written_buffers()]
+def last_writer(program: Program, buffer: str, before: int) -> int | None:
+    """The index of the last op before another one that writes to a buffer; None when it writes other columns, too."""
+    for index in range(before - 1, -1, -1):
+        written = program.ops[index].written_buffers()
+        if program.root(buffer) in map(program.root, written):
+            return index if buffer in written else None
+    return None
 
 
-def readers(ops: Sequence[Op], buffer: str, maker: int) -> list[int]:
+def readers(program: Program, buffer: str, maker: int) -> list[int]:
     """The indices of the ops that read what ``maker`` wrote to a buffer, once for each time that they name it."""
     found: list[int] = []
-    for index, op in enumerate(ops[maker + 1 :], maker + 1):
-        found += [index] * op.read_buffers().count(buffer)
-        if buffer in op.written_buffers():
+    for index, op in enumerate(program.ops[maker + 1 :], maker + 1):
+        found += [index] * [program.root(name) for name in op.read_buffers()].count(program.root(buffer))
+        if {buffer, program.root(buffer)} & set(op.written_buffers()):
             break
     return found
 
 
-def _plain_matmul(ops: Sequence[Op], buffer: str, reader: int) -> str | None:
+def _plain_matmul(program: Program, buffer: str, reader: int) -> str | None:
     """The weight that makes what ``reader`` alone reads in a buffer, and once, when no bias is added."""
-    makers = writers(ops, buffer, reader)
-    op = ops[makers[-1]] if makers else None
-    if not isinstance(op, Matmul) or op.bias is not None or readers(ops, buffer, makers[-1]) != [reader]:
+    maker = last_writer(program, buffer, reader)
+    op = None if maker is None else program.ops[maker]
+    if maker is None or not isinstance(op, Matmul) or op.bias is not None:
         return None
-    return op.weight
+    return op.weight if readers(program, buffer, maker) == [reader] else None
 
 
 def search(weights: Sequence[tuple[np.ndarray, str]], importance: np.ndarray, fold: Fold, encode: Encode) -> np.ndarray:

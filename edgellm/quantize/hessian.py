@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
-from edgellm.kernels.ops import Embed, Matmul, Op
+from edgellm.kernels.ops import Embed, Matmul
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Program
 from edgellm.measure.perplexity import Chunk
@@ -41,19 +41,20 @@ def groups(program: Program) -> list[Group]:
         if not isinstance(op, Matmul) or op.out == program.output:
             continue
         last = found[-1] if found else None
-        if last and last.stop == index and last.x == op.x and op.x not in program.ops[index - 1].written_buffers():
+        written = map(program.root, program.ops[index - 1].written_buffers())
+        if last and last.stop == index and last.x == op.x and program.root(op.x) not in written:
             found[-1] = Group(last.start, index + 1, (*last.weights, op.weight), op.x)
         else:
             found.append(Group(index, index + 1, (op.weight,), op.x))
     return found
 
 
-def needed(ops: Sequence[Op]) -> tuple[set[str], set[int]]:
-    """The buffers, and the layers of the cache, that these ops read before they write them."""
+def needed(program: Program, start: int) -> tuple[set[str], set[int]]:
+    """The buffers, and the layers of the cache, that the ops from ``start`` on read before they write them."""
     buffers: set[str] = set()
     layers: set[int] = set()
-    for op in reversed(ops):
-        buffers = buffers.difference(op.written_buffers()) | set(op.read_buffers())
+    for op in reversed(program.ops[start:]):
+        buffers = buffers.difference(op.written_buffers()) | set(map(program.root, op.read_buffers()))
         layers = layers.difference(op.written_layers()) | set(op.read_layers())
     return buffers, layers
 
@@ -85,10 +86,11 @@ class Walk:
     def advance(self, stop: int) -> None:
         """Run the ops up to ``stop`` for every chunk; keep what the rest needs."""
         ops = self.program.ops[self.at : stop]
-        buffers, layers = needed(self.program.ops[stop:])
+        buffers, layers = needed(self.program, stop)
         for index, batch in enumerate(self.batches):
             step = Step(self.program, self.pool, self.weight, batch)
-            step.buffers.update(self.kept[index])
+            for name, array in self.kept[index].items():
+                step[name] = array
             for layer, arrays in self.caches[index].items():
                 self.pool.arrays[layer] = arrays
             for op in ops:
@@ -103,8 +105,9 @@ class Walk:
 
     def inputs(self, name: str) -> Iterator[np.ndarray]:
         """A kept buffer of each chunk, (n_tokens, width)."""
+        buffer = self.program.buffers[name]
         for kept in self.kept:
-            yield kept[name]
+            yield kept[self.program.root(name)][:, buffer.first : buffer.first + buffer.width]
 
 
 def gram(inputs: Iterable[np.ndarray], n_in: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from edgellm.formats.gguf_writer import TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
 from edgellm.kernels.ops import Matmul, Op
+from edgellm.kernels.program import Program
 from edgellm.machine.atomic import whole_file
 from edgellm.measure.perplexity import Chunk, ChunkModel
 
@@ -95,25 +96,25 @@ class Imatrix:
 class Collector:
     """Adds up squares of inputs chunk by chunk; weights that read the same buffer share the sum.
 
-    output    the buffer of the logits: the input of the matrix that writes it is left out, as llama.cpp does by default
+    outputs   count the input of the output matrix too, which llama.cpp leaves out by default
     """
 
-    def __init__(self, output: str | None) -> None:
-        self.output = output
+    def __init__(self, program: Program, outputs: bool = False) -> None:
+        self.program, self.outputs = program, outputs
         self.sums: dict[str, np.ndarray] = {}
         self.counts: dict[str, int] = {}
         self._shared: dict[str, np.ndarray] = {}  # of buffers not written since
 
     def hook(self, index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
         """See ``edgellm.kernels.program.Hook``."""
-        if isinstance(op, Matmul) and op.out != self.output:
+        if isinstance(op, Matmul) and (self.outputs or op.out != self.program.output):
             x = read(op.x)
             if op.x not in self._shared:
                 self._shared[op.x] = np.einsum("ij,ij->j", x, x, dtype=np.float64)
             self.sums[op.weight] = self.sums.get(op.weight, 0) + self._shared[op.x]
             self.counts[op.weight] = self.counts.get(op.weight, 0) + len(x)
-        for name in op.written_buffers():
-            self._shared.pop(name, None)
+        written = set(map(self.program.root, op.written_buffers()))
+        self._shared = {name: x for name, x in self._shared.items() if self.program.root(name) not in written}
 
     def result(self, dataset: str, chunk_size: int) -> Imatrix:
         """All that was seen. NumericError when it is not finite."""
@@ -129,7 +130,7 @@ class Collector:
 
 def collect(model: ChunkModel, chunks: Sequence[Chunk], dataset: str, outputs: bool = False) -> Iterator[Imatrix]:
     """Run the chunks; what has been seen so far, after each."""
-    collector = Collector(None if outputs else model.program.output)
+    collector = Collector(model.program, outputs)
     for chunk in chunks:
         model.watch(chunk, collector.hook, outputs)
         yield collector.result(dataset, model.n_ctx)
