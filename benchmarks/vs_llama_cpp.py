@@ -314,7 +314,7 @@ def usual_models() -> list[str]:
     from random_model import write_random_model
 
     from edgellm.machine.paths import DEFAULT_MODEL, cache_dir
-    from edgellm.store.catalogue import resolve
+    from edgellm.store.catalogue import fetched
 
     folder = cache_dir() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -323,7 +323,7 @@ def usual_models() -> list[str]:
         if not path.exists():
             print(f"writing {path}", file=sys.stderr, flush=True)
             write_random_model(shape, mix, path)
-    return [*(str(path) for path in paths), str(resolve(DEFAULT_MODEL))]
+    return [*(str(path) for path in paths), str(fetched(DEFAULT_MODEL))]
 
 
 def main() -> None:
@@ -339,7 +339,7 @@ def main() -> None:
 
     from edgellm.machine.cores import default_threads
     from edgellm.machine.cpu import cpu_name
-    from edgellm.store.catalogue import resolve
+    from edgellm.store.catalogue import fetched
 
     listed = ALL_TESTS if options.tests == "all" else options.tests
     tests, n_threads = [Test.parse(text) for text in listed.split(",")], options.threads or default_threads()
@@ -347,7 +347,7 @@ def main() -> None:
         print(json.dumps(measure_side(options.measure, options.models[0], tests, n_threads)))
         return
     results = []
-    for model in [str(resolve(name)) for name in options.models] or usual_models():
+    for model in [str(fetched(name)) for name in options.models] or usual_models():
         samples = compare(model, tests, n_threads, options.rounds, options.llama_bench)
         print(f"{Path(model).name}, {cpu_name()}, {n_threads} threads, median of {options.rounds} (least-most)")
         print_table(samples, tests)
