@@ -44,7 +44,8 @@ def write(
         types = {tensor.name: tensor.target.name for tensor in planned.tensors if tensor.changes}
         options = CalibrationOptions(method, n_chunks=args.calibration_chunks, n_threads=args.threads)
         text = args.calibrate.read_text(encoding="utf-8")
-        with calibrate(source_path, types, text, options, importance.columns) as calibrated:
+        assert source.gguf is not None, "calibration runs a GGUF file"
+        with calibrate(source.gguf, types, text, options, importance.columns) as calibrated:
             quantize(calibrated.plan(planned), target, encoder=calibrated.blocks, n_threads=args.threads)
 
 
