@@ -32,11 +32,8 @@ def _four_bytes(a, b, c, d):
 @v.forceinline
 def _nibble_pair(levels, j):
     """Level j in the low nibble, level j + 16 in the high one."""
-    low, high = (
-        v.load_i32x8(levels + j * 32) & _low_nibble(),
-        v.load_i32x8(levels + (j + 16) * 32) & _low_nibble(),
-    )
-    return low | (high << _shift4())
+    low, high = v.load_i32x8(levels + j * 32), v.load_i32x8(levels + (j + 16) * 32)
+    return (low & _low_nibble()) | ((high & _low_nibble()) << _shift4())
 
 
 @v.forceinline
@@ -92,10 +89,8 @@ def _plain_affine(x, levels, n_bits):
     low, high = largest_float, _zero() - largest_float
     for i in range(32):
         value = v.load_f32x8(x + i * 32)
-        low, high = (
-            lanes.where(lanes.less(value, low), value, low),
-            lanes.where(lanes.greater(value, high), value, high),
-        )
+        low = lanes.where(lanes.less(value, low), value, low)
+        high = lanes.where(lanes.greater(value, high), value, high)
     d = (high - low) / v.splat_f32x8(np.float32((1 << n_bits) - 1))
     factor, half = _reciprocal(d), v.splat_f32x8(np.float32(0.5))
     for i in range(32):
@@ -197,12 +192,7 @@ def encode_q8_0(op, step, thread, n_threads):
 # ---- MXFP4 -----------------------------------------------------------------------------------------------------------
 
 _mantissa, _unit_bits, _shift23 = lanes.integer(0x007FFFFF), lanes.integer(0x3F800000), lanes.integer(23)
-_smallest_normal, _two23, _half, _log2_e = (
-    lanes.constant(2.0**-126),
-    lanes.constant(2.0**23),
-    lanes.constant(0.5),
-    lanes.constant(1.4426950408889634),
-)
+_smallest_normal, _two23, _half, _log2_e = (lanes.constant(x) for x in (2.0**-126, 2.0**23, 0.5, 1.4426950408889634))
 _subnormal, _int_one, _int_23, _int_125, _int_126 = (lanes.integer(n) for n in (0x00200000, 1, 23, 125, 126))
 
 

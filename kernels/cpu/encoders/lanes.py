@@ -201,17 +201,9 @@ def load_panel(panel, base, stride, last, n):
     p7 = base + min(7, last) * stride
     for i in range(0, n, 8):
         at = i * 4
-        _store_columns(
-            panel + i * 32,
-            v.load_f32x8(base + at),
-            v.load_f32x8(p1 + at),
-            v.load_f32x8(p2 + at),
-            v.load_f32x8(p3 + at),
-            v.load_f32x8(p4 + at),
-            v.load_f32x8(p5 + at),
-            v.load_f32x8(p6 + at),
-            v.load_f32x8(p7 + at),
-        )
+        a, b, c, d = v.load_f32x8(base + at), v.load_f32x8(p1 + at), v.load_f32x8(p2 + at), v.load_f32x8(p3 + at)
+        e, f, g, h = v.load_f32x8(p4 + at), v.load_f32x8(p5 + at), v.load_f32x8(p6 + at), v.load_f32x8(p7 + at)
+        _store_columns(panel + i * 32, a, b, c, d, e, f, g, h)
 
 
 @v.forceinline

@@ -170,10 +170,8 @@ def fit_affine(x, w, levels, n, nmax, first, step, n_steps, absolute_error, limi
     sum_x = sum_w * low
     for i in range(1, n):
         value, weight = v.load_f32x8(x + i * 32), v.load_f32x8(w + i * 32)
-        low, high = (
-            lanes.where(lanes.less(value, low), value, low),
-            lanes.where(lanes.greater(value, high), value, high),
-        )
+        low = lanes.where(lanes.less(value, low), value, low)
+        high = lanes.where(lanes.greater(value, high), value, high)
         sum_w, sum_x = sum_w + weight, sum_x + weight * value
     low = lanes.where(lanes.greater(low, _zero()), _zero(), low)
     flat = lanes.same(high, low)

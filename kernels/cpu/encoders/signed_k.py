@@ -53,9 +53,8 @@ def _make_scale(name: str, weighted: bool) -> Any:
         some = lanes.differs(value, _zero())
         for i in range(_GROUP):
             level = (lanes.nearest(factor * v.load_f32x8(values + i * 32)) << _by_24()) >> _by_24()
-            level = lanes.clamp(level, v.splat_i32x8(np.int32(-32)), v.splat_i32x8(np.int32(31))) + v.splat_i32x8(
-                np.int32(32)
-            )
+            level = lanes.clamp(level, v.splat_i32x8(np.int32(-32)), v.splat_i32x8(np.int32(31)))
+            level = level + v.splat_i32x8(np.int32(32))
             v.store_i32x8(out + i * 32, lanes.where(some, level, _none()))
         return lanes.where(some, _one() / factor, _zero())
 

@@ -98,9 +98,8 @@ def make_super_block_encoder(
             for block in range(here):
                 for part in range(BLOCK // (lanes.LANES * group)):
                     offset = part * lanes.LANES * group * 4
-                    lanes.load_panel(
-                        scratch + at.PANEL_X, x + block * (BLOCK * 4) + offset, group * 4, lanes.LANES - 1, group
-                    )
+                    values = x + block * (BLOCK * 4) + offset
+                    lanes.load_panel(scratch + at.PANEL_X, values, group * 4, lanes.LANES - 1, group)
                     if weighted:
                         column = (first + block) % per_row * (BLOCK * 4) + offset
                         importance = v.load_i64(op + at.IMPORTANCE) + column

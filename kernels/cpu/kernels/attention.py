@@ -202,9 +202,8 @@ def _score_cut(args, step, part, first_block, last_block, weights):
     scale = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
     for block in range(first_block, last_block + 1):
         where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
-        for head in range(
-            v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEAD) + v.load_i32(part + at.PART_HEADS)
-        ):
+        first_head = v.load_i32(part + at.PART_HEAD)
+        for head in range(first_head, first_head + v.load_i32(part + at.PART_HEADS)):
             k = args.k_pool + (where + head) * dim_k * 64
             ahead, row = args.v_pool + (where + head) * dim_v * 64, 0
             while row < n_rows:
@@ -225,10 +224,8 @@ def _score_cut(args, step, part, first_block, last_block, weights):
 def _soften_cut(args, step, part, first_block, last_block, weights, states):
     """The softmax of a cut by itself: scores become weights, states begin."""
     window, state_nbytes, n_rows = args.window, _state_nbytes(args), _rows_of_head(args, part)
-    positions, group = (
-        v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4,
-        n_rows // v.load_i32(part + at.PART_TOKENS),
-    )
+    positions = v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4
+    group = n_rows // v.load_i32(part + at.PART_TOKENS)
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
         position, lowest = v.load_i32(positions + row % n_rows // group * 4), 0
         if window > 0:

@@ -47,9 +47,8 @@ def make_few_tokens(weights: Any) -> Any:
             total = sums(p, stride, x)
             if offset != 0:
                 total = total - v.splat_i32x8(v.load_i32(scale_at + 2 * per_group) * types.int32(offset))
-            acc = v.fma_f32x8(
-                v.to_f32x8(total), v.load_f32x8(scratch + SCALES) * v.splat_f32x8(v.load_f32(scale_at)), acc
-            )
+            scale = v.load_f32x8(scratch + SCALES) * v.splat_f32x8(v.load_f32(scale_at))
+            acc = v.fma_f32x8(v.to_f32x8(total), scale, acc)
             if has_min:
                 minimum = v.load_f32x8(scratch + SCALES + 32)
                 acc = v.fma_f32x8(minimum, v.splat_f32x8(v.load_f32(scale_at + per_group)), acc)
@@ -68,9 +67,8 @@ def make_few_tokens(weights: Any) -> Any:
 
 def make_pack(weights: Any) -> Any:
     """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes."""
-    block_nbytes, has_min, unpack, decode_scales = (
-        weights.BLOCK_NBYTES, weights.HAS_MIN, weights.unpack, weights.decode_scales,
-    )  # fmt: skip
+    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.HAS_MIN
+    unpack, decode_scales = weights.unpack, weights.decode_scales
 
     @v.forceinline
     def pairs(block):
@@ -118,9 +116,8 @@ def make_finish(weights: Any) -> Any:
 
 def make_embed_row(weights: Any) -> Any:
     """embed_row(p, width, factor, out, scratch): factor times the weights of one row, as float32."""
-    block_nbytes, has_min, unpack, decode_scales = (
-        weights.BLOCK_NBYTES, weights.HAS_MIN, weights.unpack, weights.decode_scales,
-    )  # fmt: skip
+    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.HAS_MIN
+    unpack, decode_scales = weights.unpack, weights.decode_scales
     widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
     @v.forceinline

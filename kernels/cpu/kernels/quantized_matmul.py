@@ -119,20 +119,16 @@ def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False
     few_tokens = _make_few_tokens(times_few, prepare)
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
-    sixteen_rows = panel.make_sixteen_rows(
-        family.GROUPS, weights.BLOCK_NBYTES, family.make_pack(weights), finish, tile_times
-    )
+    pack = family.make_pack(weights)
+    sixteen_rows = panel.make_sixteen_rows(family.GROUPS, weights.BLOCK_NBYTES, pack, finish, tile_times)
 
     @v.forceinline
     def many_tokens(op, args, n, scratch):
         """Panels of 16 rows, taken from the op's work counter."""
-        n_groups, n_out = args.n_in // 32, args.n_out
+        x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
         row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
         while row < n_out:
-            sixteen_rows(
-                args.x, args.x_row, n, args.w, args.w_row, n_groups, row, n_out, args.out, args.out_row, args.bias,
-                scratch,
-            )  # fmt: skip
+            sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, args.out, args.out_row, args.bias, scratch)
             row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
 
     def matmul(op, step, thread, n_threads):

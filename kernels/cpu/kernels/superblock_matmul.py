@@ -200,10 +200,8 @@ def make_finish(weights: Any) -> Any:
         """Sum of m_i x_i over a super-block, 16 rows times one token."""
         total = v.zero_i32x16()
         for g in range(GROUPS):
-            of_group, of_first16 = (
-                v.load_i32(scale_at + 2 * per_group + g * 4),
-                v.load_i32(scale_at + 3 * per_group + g * 4),
-            )
+            of_group = v.load_i32(scale_at + 2 * per_group + g * 4)
+            of_first16 = v.load_i32(scale_at + 3 * per_group + g * 4)
             total = total + v.load_i32x16(minima + g * 64) * v.splat_i32x16(of_group)
             if has_halves:
                 total = total + v.load_i32x16(minima + GROUPS * 64 + g * 64) * v.splat_i32x16(of_first16)

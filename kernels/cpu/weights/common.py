@@ -152,14 +152,9 @@ _m_lanes = v.make_shuffle(v.f32x16, [1, 3, 9, 11, 5, 7, 13, 15])
 @v.forceinline
 def half_pairs_at(p, stride):
     """Two f32x8: the two neighbouring float16 at p in eight rows. The row order makes the split one shuffle each."""
-    q = p + 4 * stride
+    q, p2, q2 = p + 4 * stride, p + 2 * stride, p + 6 * stride
     a, b, c, d = v.load_u32(p), v.load_u32(p + stride), v.load_u32(q), v.load_u32(q + stride)
-    e, f, g, h = (
-        v.load_u32(p + 2 * stride),
-        v.load_u32(p + 3 * stride),
-        v.load_u32(q + 2 * stride),
-        v.load_u32(q + 3 * stride),
-    )
+    e, f, g, h = v.load_u32(p2), v.load_u32(p2 + stride), v.load_u32(q2), v.load_u32(q2 + stride)
     pairs = v.half_f32x16(v.u32x8_as_u16x16(v.gather_u32x8(a, b, c, d, e, f, g, h)))
     return _d_lanes(pairs, pairs), _m_lanes(pairs, pairs)
 
