@@ -139,6 +139,7 @@ class LLM:
             token_bytes=self.tokenizer.token_bytes,
             tokenize=lambda piece: self.tokenizer.encode(piece, False),
             history=ids,
+            draw=engine.executor.draw,
         )
         options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
         return ChunkStream(engine, ids, sampler, text, options)

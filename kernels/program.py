@@ -21,9 +21,9 @@ from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer, groups_of
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
+    from edgellm.kernels.draw import Draw, TokenDraw
     from edgellm.kernels.kv import CacheGroup, CacheLayer, CachePool
     from edgellm.kernels.rope import Rope
-    from edgellm.kernels.token_draw import TokenDraw
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,11 @@ class Executor(Protocol):
     pool: CachePool
     max_tokens: int
 
+    @property
+    def draw(self) -> Draw | None:
+        """What it does with logits for samplers, on any thread; None where it has nothing better than numpy."""
+        ...
+
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32 for the tokens that want them, valid until the next call.
 
@@ -204,8 +209,9 @@ class DecodingExecutor(Executor, Protocol):
     """An executor that can go from token to token by itself: what was drawn is the next step's token."""
 
     def decode(self, batch: Batch, n_steps: int, draw: TokenDraw, stop_ids: Collection[int] = ()) -> int:
-        """Up to ``n_steps`` decode steps; how many tokens were drawn, the first rows of ``draw``.
+        """Up to ``n_steps`` decode steps; how many tokens were drawn, the first of ``draw``.
 
+        draw       from this executor's ``draw``
         batch      the next token of one sequence; its block tables have room for all the steps
         stop_ids   one of them ends the run, as its last token
 

@@ -20,6 +20,8 @@ DEFAULT_POOL_TOKENS = 32768  # positions of the pool made when none is given; pa
 class ReferenceExecutor:
     """Runs a program in numpy. Keeps the dequantized weights (4 bytes a weight) until ``close``."""
 
+    draw = None
+
     def __init__(self, program: Program, pool: CachePool | None = None, max_tokens: int = 512) -> None:
         """With no pool it makes a float32 one for a single sequence of ``min(context_length, 32768)`` tokens."""
         self.program = program

@@ -12,10 +12,10 @@ from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cpu.compile import isa, jit
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
-from edgellm.kernels.cpu.compile.kernel_table import VOCABULARY
+from edgellm.kernels.cpu.compile.kernel_table import TOP_K
+from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.kv import CachePool
-from edgellm.kernels.likeliest import VocabularyKernel
 from edgellm.kernels.ops.sketch import random_tensor
 from edgellm.kernels.program import Batch, Program
 
@@ -29,10 +29,11 @@ def kernel_cache(form: str) -> KernelCache:
     return KernelCache(isa.detect(form), default_folder())
 
 
-def vocabulary_kernel() -> VocabularyKernel:
-    """What samplers call behind a loaded model."""
+@functools.cache
+def cpu_draw() -> CPUDraw:
+    """What samplers are given behind a loaded model."""
     memory = jit.CodeMemory()
-    return VocabularyKernel(memory.load(VOCABULARY, kernel_cache(FORMS[0]).objects([VOCABULARY])[VOCABULARY]), memory)
+    return CPUDraw(memory.load(TOP_K, kernel_cache(FORMS[0]).objects([TOP_K])[TOP_K]), memory)
 
 
 def cpu_executor(

@@ -75,6 +75,8 @@ class FakeExecutor:
     """See the module. ``fail`` raises in the next step, ``poison`` finds NaN in each, ``poisonous`` is a token after
     which there is NaN, ``pause_s`` makes a step last."""
 
+    draw = None
+
     def __init__(self, program: Program, pool: CachePool, max_tokens: int = 512) -> None:
         self.program = program
         self.pool = pool

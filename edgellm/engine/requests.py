@@ -17,8 +17,8 @@ import numpy as np
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Drafter
+from edgellm.kernels.draw import TokenDraw
 from edgellm.kernels.program import Executor, Hook
-from edgellm.kernels.token_draw import TokenDraw
 
 SCORE_NBYTES = 64 << 20  # logits of one scoring step
 

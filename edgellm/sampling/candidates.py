@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from edgellm.kernels.likeliest import MAX_K, Likeliest, likeliest
+from edgellm.kernels.draw import Draw, TopLogits
 
 HEAD = 256  # this many of the best are looked at first
 N_BINS = 1024
@@ -40,15 +40,19 @@ class Candidates:
 
     ids      (n,) int64, or None for the whole vocabulary in order
     logits   (n,) float32 for the whole vocabulary (the model's buffer or a copy, never written to here), else float64
+    draw     what an executor does for them, None: numpy
     """
 
-    __slots__ = ("_looked", "ids", "logits", "sorted")
+    __slots__ = ("_draw", "_looked", "ids", "logits", "sorted")
 
-    def __init__(self, logits: np.ndarray, ids: np.ndarray | None = None, is_sorted: bool = False) -> None:
+    def __init__(
+        self, logits: np.ndarray, ids: np.ndarray | None = None, is_sorted: bool = False, draw: Draw | None = None
+    ) -> None:
         self.ids = ids
         self.logits = logits
         self.sorted = is_sorted
-        self._looked: tuple[np.ndarray, Likeliest | None] | None = None
+        self._draw = draw
+        self._looked: tuple[np.ndarray, TopLogits | None] | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -71,7 +75,7 @@ class Candidates:
         """Positions of the ``k`` largest, by falling logit, ties by rising id; changes nothing."""
         if self.sorted:
             return np.arange(min(k, len(self)))
-        if self.ids is None and k <= MAX_K:
+        if self.ids is None and self._draw is not None and k <= self._draw.max_k:
             if self.head is None or len(self.head.positions) < min(k, len(self)):
                 self.look(k)
             if self.head is not None:
@@ -81,11 +85,13 @@ class Candidates:
         return index[np.lexsort((ids, -self.logits[index]))]
 
     def look(self, k: int, with_sum: bool = False) -> None:
-        """Find the first of a whole vocabulary, where a kernel does; with the sum, ``log_sum`` costs nothing later."""
-        self._looked = self.logits, likeliest(self.logits, min(max(k, LOOKED_AT), len(self)), with_sum)
+        """Let the executor find the first of a whole vocabulary; with the sum, ``log_sum`` costs nothing later."""
+        if self._draw is not None:
+            k = min(max(k, LOOKED_AT), len(self))
+            self._looked = self.logits, self._draw.top_k(self.logits, k, with_sum)
 
     @property
-    def head(self) -> Likeliest | None:
+    def head(self) -> TopLogits | None:
         """What ``look`` has found of these very logits."""
         return self._looked[1] if self.ids is None and self._looked and self._looked[0] is self.logits else None
 

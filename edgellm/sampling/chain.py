@@ -10,10 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
-from edgellm.kernels.token_draw import Link
-from edgellm.kernels.vocabulary_layout import MIN_P, SMALLEST_TEMPERATURE, TEMPERATURE, TOP_K, TOP_P
+from edgellm.kernels.draw import Link
 from edgellm.sampling.candidates import Candidates, head_reaching
 from edgellm.sampling.params import SamplingParams
+
+SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
 
 
 class ChainSampler(Protocol):
@@ -39,8 +40,8 @@ class TopK:
         candidates.keep(candidates.largest(self.k), is_sorted=True)
 
     def link(self) -> Link:
-        """For a kernel."""
-        return Link(TOP_K, self.k)
+        """For an executor."""
+        return Link("top_k", self.k)
 
 
 class TopP:
@@ -61,8 +62,8 @@ class TopP:
         candidates.keep(*head_reaching(candidates, weights, self.p * float(weights.sum()), self.min_keep))
 
     def link(self) -> Link:
-        """For a kernel."""
-        return Link(TOP_P, self.p, self.min_keep)
+        """For an executor."""
+        return Link("top_p", self.p, self.min_keep)
 
 
 class MinP:
@@ -86,8 +87,8 @@ class MinP:
             candidates.keep(candidates.largest(self.min_keep), is_sorted=True)
 
     def link(self) -> Link:
-        """For a kernel."""
-        return Link(MIN_P, self.log_p, self.min_keep)
+        """For an executor."""
+        return Link("min_p", self.log_p, self.min_keep)
 
 
 class TypicalP:
@@ -189,8 +190,8 @@ class Temperature:
             candidates.logits = candidates.logits / candidates.logits.dtype.type(temperature)
 
     def link(self) -> Link:
-        """For a kernel, without a range."""
-        return Link(TEMPERATURE, self.temperature)
+        """For an executor, without a range."""
+        return Link("temperature", self.temperature if self.temperature >= SMALLEST_TEMPERATURE else 0.0)
 
     def by_entropy(self, probs: np.ndarray) -> float:
         """From temperature - range at entropy 0 to temperature + range at the greatest possible entropy."""

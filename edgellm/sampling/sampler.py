@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.errors import NumericError, ParameterError
-from edgellm.kernels.likeliest import draw, ready
+from edgellm.kernels.draw import Draw
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.chain import XTC, ChainSampler, MinP, Temperature, TopK, TopNSigma, TopP, TypicalP
 from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2, Sampled
 from edgellm.sampling.params import RANDOM_SEEDS, SamplingParams
 from edgellm.sampling.repetition import DRY, Penalties, breaker_tokens
-from edgellm.sampling.short_chain import ShortChain, short_chain
+from edgellm.sampling.short_chain import short_chain
 
 # name in SamplingParams.samplers -> class
 SAMPLERS: dict[str, Any] = {
@@ -36,6 +36,7 @@ class Sampler:
 
     ``accept`` every token of the sequence in order, the prompt's too: penalties and DRY look back at them.
     ``seed`` is the seed in use, drawn when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans.
+    ``draw`` is an executor's, for the largest logits and whole chains; without one numpy does all of it.
     ``token_bytes`` is asked for DRY's breakers, ``tokenize`` (text -> ids) for breakers and texts in ``logit_bias``.
     """
 
@@ -48,6 +49,7 @@ class Sampler:
         token_bytes: Callable[[int], bytes] | None = None,
         tokenize: Callable[[str], list[int]] | None = None,
         history: Iterable[int] = (),
+        draw: Draw | None = None,
     ) -> None:
         self.params = params
         self.n_vocab = n_vocab
@@ -62,7 +64,8 @@ class Sampler:
         self.greedy = self._is_greedy()
         plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
         plain = plain and not params.processors and not len(self.bias_ids)
-        self._short = short_chain(self.chain, NAMES, params, n_vocab, self.greedy, self.rng) if plain else None
+        self.draw = draw
+        self.short = short_chain(self.chain, params, n_vocab, self.greedy, self.rng, draw) if plain and draw else None
         self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
@@ -96,11 +99,6 @@ class Sampler:
         droppers = any(isinstance(sampler, XTC | TypicalP) for sampler in self.chain)
         return "temperature" in params.samplers and first and not droppers and not isinstance(self.choice, AdaptiveP)
 
-    @property
-    def short(self) -> ShortChain | None:
-        """The chain for kernels, where there are kernels and all of it can be done by them."""
-        return self._short if ready() else None
-
     def accept(self, token: int) -> None:
         """Say that ``token`` is now the last one of the sequence; ParameterError when it is no token id."""
         if not (0 <= token < self.n_vocab):
@@ -129,12 +127,12 @@ class Sampler:
         params = self.params
         logits = self._checked(logits)
         reports = bool(params.n_probs or params.logprobs)
-        if self._short is not None and (reports or not self.greedy) and draw(logits, self._short.draw):
-            return self._short.sampled(1)[0]
+        if self.short is not None and (reports or not self.greedy) and self.short.draw.draw(logits):
+            return self.short.sampled(1)[0]
         if not reports:
             candidates = self.candidates(logits)
             return Sampled(candidates.token(self.choice.choose(candidates)))
-        raw = Candidates(logits)
+        raw = Candidates(logits, draw=self.draw)
         raw.look(params.n_probs, with_sum=True)
         top = raw.largest(min(params.n_probs, len(raw))) if params.n_probs else np.array([], np.int64)
         trace = Trace(top.tolist()) if params.sampler_trace and isinstance(self.choice, Distribution) else None
@@ -163,7 +161,7 @@ class Sampler:
             logits[self.bias_ids] += self.bias
         for processor in self.params.processors:
             logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
-        candidates = self._largest(logits) if self.greedy else Candidates(logits)
+        candidates = self._largest(logits) if self.greedy else Candidates(logits, draw=self.draw)
         if self.greedy:
             if trace is not None:
                 trace.look(candidates, "temperature")

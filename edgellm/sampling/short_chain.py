@@ -1,4 +1,4 @@
-"""The usual chain as a kernel does it: the few candidates that top-k leaves, cut, shaped and drawn from without Python.
+"""The usual chain as an executor does it: the few candidates that top-k leaves, cut, shaped and drawn without Python.
 
 ``Sampler`` takes this way when its settings and the logits allow it, and the executor when it decodes several tokens
 by itself; the chain on arrays is the judge.
@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgellm.kernels.likeliest import MAX_K
-from edgellm.kernels.token_draw import Drawn, TokenDraw
+from edgellm.kernels.draw import Draw, Drawn, DrawSpec, TokenDraw
 from edgellm.sampling.chain import ChainSampler, MinP, Temperature, TopK, TopP
 from edgellm.sampling.choice import Sampled
 from edgellm.sampling.params import SamplingParams
@@ -21,7 +20,7 @@ LINKS = (TopK, TopP, MinP, Temperature)
 
 
 class ShortChain:
-    """Samplers that begin with a top-k, then a draw; ``draw`` is what kernels are given."""
+    """Samplers that begin with a top-k, then a draw; ``draw`` is what the executor is given."""
 
     def __init__(self, params: SamplingParams, names: Sequence[str], draw: TokenDraw) -> None:
         self.params = params
@@ -29,7 +28,7 @@ class ShortChain:
         self.draw = draw
 
     def sampled(self, n: int) -> list[Sampled]:
-        """The first n tokens that a kernel drew, with what the parameters ask for."""
+        """The first n tokens that were drawn, with what the parameters ask for."""
         if not self.params.n_probs and not self.params.logprobs:
             return [Sampled(token) for token in self.draw.tokens(n)]
         return [self._reported(drawn) for drawn in self.draw.drawn(n)]
@@ -54,24 +53,25 @@ class ShortChain:
 
 def short_chain(
     chain: Sequence[ChainSampler],
-    names: dict[type, str],
     params: SamplingParams,
     n_vocab: int,
     greedy: bool,
     rng: np.random.Generator,
+    draw: Draw,
 ) -> ShortChain | None:
-    """The same chain for a kernel, or None when it has a sampler that needs arrays or all of the vocabulary."""
-    links = [sampler for sampler in chain if isinstance(sampler, LINKS)]
-    if not chain or len(links) < len(chain):
+    """The same chain for an executor, or None when it has a sampler that needs arrays or all of the vocabulary."""
+    samplers = [sampler for sampler in chain if isinstance(sampler, LINKS)]
+    if not chain or len(samplers) < len(chain):
         return None
-    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in links):
+    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in samplers):
         return None
     if greedy:
-        links = [sampler for sampler in links if isinstance(sampler, Temperature)]
-    first = links[0]
+        samplers = [sampler for sampler in samplers if isinstance(sampler, Temperature)]
+    first = samplers[0]
     n = 1 if greedy else min(first.k, n_vocab) if isinstance(first, TopK) else 0
     k = max(n, min(params.n_probs, n_vocab))
-    if not 0 < n <= k <= MAX_K:
+    if not 0 < n <= k <= draw.max_k:
         return None
-    draw = TokenDraw([link.link() for link in links], n, k, bool(params.n_probs or params.logprobs), rng)
-    return ShortChain(params, [names[type(link)] for link in links], draw)
+    links = tuple(sampler.link() for sampler in samplers)
+    spec = DrawSpec(links, n, k, wants_sum=bool(params.n_probs or params.logprobs))
+    return ShortChain(params, [link.name for link in links], draw.open(spec, rng))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from cpu_programs import vocabulary_kernel
+from cpu_programs import cpu_draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.formats.errors import NumericError
-from edgellm.kernels import likeliest
-from edgellm.kernels.token_draw import Link, TokenDraw
-from edgellm.kernels.vocabulary_layout import TEMPERATURE
+from edgellm.kernels.draw import DrawSpec, Link
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.sampling.candidates import Candidates
 
@@ -141,20 +138,12 @@ def test_typical_p_over_the_whole_vocabulary_equals_a_full_sort(kind: str) -> No
     assert candidates.ids is not None and len(np.intersect1d(candidates.ids, order[:kept])) >= kept * 0.999 - 2
 
 
-@pytest.fixture
-def with_kernel() -> Iterator[None]:
-    """Samplers that use the compiled kernel, as behind a loaded model."""
-    likeliest.use(vocabulary_kernel())
-    yield
-    likeliest.use(None)
-
-
 @pytest.mark.parametrize("n", [1, 7, 17, 63, 64, 65, 1000, 49152, 262144])
 @pytest.mark.parametrize("k", [1, 2, 40, 128, 255])
 @pytest.mark.parametrize("kind", ["spread", "ties", "equal", "rising", "falling", "banned"])
-def test_the_kernel_finds_the_head_of_a_full_sort(n: int, k: int, kind: str, with_kernel: None) -> None:
+def test_the_kernel_finds_the_head_of_a_full_sort(n: int, k: int, kind: str) -> None:
     logits = logits_of(kind, n, n + k)
-    assert Candidates(logits).largest(k).tolist() == sorted_ids(logits, k)
+    assert Candidates(logits, draw=cpu_draw()).largest(k).tolist() == sorted_ids(logits, k)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -177,22 +166,18 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_kernel_changes_nothing_of_what_a_sampler_says(
-    options: dict[str, Any], biased: bool, with_kernel: None
-) -> None:
+def test_the_kernel_changes_nothing_of_what_a_sampler_says(options: dict[str, Any], biased: bool) -> None:
     rng = np.random.default_rng(3)
     bias = {"logit_bias": {5: -np.inf, 9: 3.0}} if biased else {}
     params = SamplingParams(n_probs=8, logprobs=True, sampler_trace=True, **options, **bias)
-    kernel = likeliest._kernel
+    history, draw = [1, 2, 3], cpu_draw()
     for seed in range(20):
         logits = rng.normal(0, 3, 49152).astype(np.float32)
         params = replace(params, seed=seed)
-        likeliest.use(None)
-        plain = Sampler(params, len(logits), history=[1, 2, 3]).sample(logits)
-        likeliest.use(kernel)
-        fast = Sampler(params, len(logits), history=[1, 2, 3]).sample(logits)
+        plain = Sampler(params, len(logits), history=history).sample(logits)
+        fast = Sampler(params, len(logits), history=history, draw=draw).sample(logits)
         assert fast.token == plain.token
-        bare = Sampler(replace(params, n_probs=0, logprobs=False), len(logits), history=[1, 2, 3])
+        bare = Sampler(replace(params, n_probs=0, logprobs=False), len(logits), history=history, draw=draw)
         assert bare.sample(logits).token == plain.token
         assert [token for token, _ in fast.top] == [token for token, _ in plain.top]
         np.testing.assert_allclose([p for _, p in fast.top], [p for _, p in plain.top], rtol=0, atol=2e-6)
@@ -200,25 +185,24 @@ def test_the_kernel_changes_nothing_of_what_a_sampler_says(
 
 
 @pytest.mark.parametrize("options", OPTIONS[:-2], ids=str)
-def test_the_kernel_draws_the_same_tokens_one_after_the_other(options: dict[str, Any], with_kernel: None) -> None:
+def test_the_kernel_draws_the_same_tokens_one_after_the_other(options: dict[str, Any]) -> None:
     rng = np.random.default_rng(5)
-    kernel, params = likeliest._kernel, SamplingParams(seed=9, **options)
-    plain, fast = Sampler(params, 3000), Sampler(params, 3000)
+    params = SamplingParams(seed=9, **options)
+    plain, fast = Sampler(params, 3000), Sampler(params, 3000, draw=cpu_draw())
     for _ in range(200):  # more than random numbers are drawn together
         logits = rng.normal(0, 3, 3000).astype(np.float32)
         tokens = []
-        for sampler, used in ((plain, None), (fast, kernel)):
-            likeliest.use(used)
+        for sampler in (plain, fast):
             tokens.append(sampler.sample(logits).token)
             sampler.accept(tokens[-1])
         assert tokens[0] == tokens[1]
 
 
-def test_the_kernels_exponential_is_exact_to_the_last_places(with_kernel: None) -> None:
+def test_the_kernels_exponential_is_exact_to_the_last_places() -> None:
     for scale in (1e-6, 0.1, 1.0, 30.0, 400.0):
         logits = -np.sort(np.random.default_rng(1).exponential(scale, 128)).astype(np.float32)
-        draw = TokenDraw([Link(TEMPERATURE, 0.77)], 128, 128, False, np.random.default_rng(1))
-        assert likeliest.draw(logits, draw)
+        draw = cpu_draw().open(DrawSpec((Link("temperature", 0.77),), 128, 128), np.random.default_rng(1))
+        assert draw.draw(logits)
         drawn = draw.drawn(1)[0]
         shaped = logits.astype(np.float64) / 0.77
         assert drawn.shaped == shaped.tolist()
@@ -226,18 +210,18 @@ def test_the_kernels_exponential_is_exact_to_the_last_places(with_kernel: None) 
         assert drawn.shaped_sum == pytest.approx(expected, rel=1e-14)
 
 
-def test_temperatures_beyond_all_numbers_leave_the_largest_logit(with_kernel: None) -> None:
+def test_temperatures_beyond_all_numbers_leave_the_largest_logit() -> None:
     params = SamplingParams(
         samplers=("top_k", *["temperature"] * 12), temperature=1e-30, n_probs=2, logprobs=True, sampler_trace=True
     )
     logits = np.arange(50, dtype=np.float32)
-    sampled = Sampler(params, 50).sample(logits)
+    sampled = Sampler(params, 50, draw=cpu_draw()).sample(logits)
     assert (sampled.token, sampled.after) == (49, {49: 0.0, 48: "temperature"})
 
 
 def test_a_sampler_for_kernels_cannot_be_copied() -> None:
     with pytest.raises(TypeError, match="its parameters"):
-        copy.deepcopy(Sampler(SamplingParams(), 50))
+        copy.deepcopy(Sampler(SamplingParams(), 50, draw=cpu_draw()))
 
 
 def assert_same_trace(fast: dict[int, float | str] | None, plain: dict[int, float | str] | None) -> None:
@@ -250,8 +234,8 @@ def assert_same_trace(fast: dict[int, float | str] | None, plain: dict[int, floa
         assert fast[token] == (left if isinstance(left, str) else pytest.approx(left, abs=2e-6))
 
 
-def test_nan_in_the_logits_is_an_error_with_the_kernel_too(with_kernel: None) -> None:
+def test_nan_in_the_logits_is_an_error_with_the_kernel_too() -> None:
     logits = np.zeros(5000, np.float32)
     logits[4321] = np.nan
     with pytest.raises(NumericError):
-        Sampler(SamplingParams(n_probs=3, logprobs=True), 5000).sample(logits)
+        Sampler(SamplingParams(n_probs=3, logprobs=True), 5000, draw=cpu_draw()).sample(logits)

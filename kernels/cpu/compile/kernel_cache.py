@@ -73,7 +73,7 @@ def _tell_unkept(folder: Path | None) -> None:
 CPU_FOLDER = Path(__file__).parent.parent
 COMPILER = tuple(f"compile/{name}.py" for name in ("isa", "jit", "numba_frontend", "kernel_table"))
 GROUPS = {  # what the kernels of a group are made from: whoever edits an encoder keeps all other kernels
-    "kernels": (*COMPILER, "lib", "weights", "kernels", "../vocabulary_layout.py", "../../formats/levels.py"),
+    "kernels": (*COMPILER, "lib", "weights", "kernels", "../../formats/levels.py"),
     "encoders": (*COMPILER, "lib", "encoders", "../../formats/levels.py"),
 }
 

@@ -14,7 +14,7 @@ from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
 DECODE = "team_decode"
 TEAM = ("team_publish", "team_lead", "team_work", DECODE)
-VOCABULARY = "vocabulary"
+TOP_K = "top_k"
 """Called by samplers and team_decode; no op has it."""
 STREAM = "stream"
 """What read_bandwidth.py measures with; no op has it."""
@@ -28,7 +28,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     },
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
     "attention": ("attention", "attention", None),
-    VOCABULARY: ("vocabulary", "vocabulary", None),
+    TOP_K: ("top_k", "top_k", None),
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, VOCABULARY
+from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, TOP_K
+from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.weights import BLOCKS, SUPERBLOCKS
+from edgellm.kernels.draw import DrawSpec, Link
 from edgellm.kernels.kv import CachePool
-from edgellm.kernels.likeliest import MAX_K, VocabularyKernel
 from edgellm.kernels.ops import OPS, Add, Embed, Matmul, Op, SelectOutputs
 from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.kernels.reference import ReferenceExecutor
-from edgellm.kernels.token_draw import Link, TokenDraw
-from edgellm.kernels.vocabulary_layout import MIN_P, TEMPERATURE, TOP_K, TOP_P
 
 if TYPE_CHECKING:
     from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
@@ -112,8 +111,8 @@ def try_kernel(
 
     ``make_executor`` is CPUExecutor, which needs this test for its own kernels; it takes them from ``cache``.
     """
-    if kernel == VOCABULARY:
-        return _try_vocabulary(cache)
+    if kernel == TOP_K:
+        return _try_top_k(cache)
     if kernel == DECODE:
         return _try_decode(cache, make_executor, n_threads)
     if kernel == STREAM:
@@ -157,33 +156,33 @@ def _try_stream(cache: KernelCache) -> SelfTestResult:
     return SelfTestResult(STREAM, cache.isa.name, float(not right), 0.0, right, f"{memory.nbytes:,} bytes, two orders")
 
 
-def _try_vocabulary(cache: KernelCache) -> SelfTestResult:
+def _try_top_k(cache: KernelCache) -> SelfTestResult:
     """The kernel that no op has: which logits are largest must be exact, their sum is judged by its NMSE."""
     from edgellm.kernels.cpu.compile.jit import CodeMemory
 
     memory = CodeMemory()
-    kernel = VocabularyKernel(memory.load(VOCABULARY, cache.objects([VOCABULARY])[VOCABULARY]), memory)
+    device = CPUDraw(memory.load(TOP_K, cache.objects([TOP_K])[TOP_K]), memory)
     rng = np.random.default_rng(1)
     found: list[tuple[float, str]] = []
     for n in (1, 15, 64, 333, 4099):
         logits = (4 * rng.standard_normal(n, np.float32)).round(2)  # some of them equal
         order = np.argsort(-logits, kind="stable")
-        for k in sorted({1, min(n, 40), min(n, MAX_K)}):
-            head = kernel(logits, k, with_sum=True)
+        for k in sorted({1, min(n, 40), min(n, device.max_k)}):
+            head = device.top_k(logits, k, with_sum=True)
             expected = np.log(np.exp(logits, dtype=np.float64).sum())
             right = head is not None and np.array_equal(head.positions, order[:k])
             error = nmse(np.array([head.log_sum]), np.array([expected])) if head and right else float("inf")
             found.append((error, f"n={n} k={k}"))
-            found.append((_error_of_draw(kernel, logits, order[:k]), f"draw n={n} k={k}"))
+            found.append((_error_of_draw(device, logits, order[:k]), f"draw n={n} k={k}"))
     error, detail = max(found, key=itemgetter(0))
-    return SelfTestResult(VOCABULARY, cache.isa.name, error, FLOAT_LIMIT, error <= FLOAT_LIMIT, detail)
+    return SelfTestResult(TOP_K, cache.isa.name, error, FLOAT_LIMIT, error <= FLOAT_LIMIT, detail)
 
 
-def _error_of_draw(kernel: VocabularyKernel, logits: np.ndarray, head: np.ndarray) -> float:
+def _error_of_draw(device: CPUDraw, logits: np.ndarray, head: np.ndarray) -> float:
     """NMSE of what a chain has made of the head, infinite when it left another number of them."""
-    links = [Link(TEMPERATURE, 2.0), Link(MIN_P, -4.0), Link(TOP_P, 0.9, 2), Link(TOP_K, 30)]
-    draw = TokenDraw(links, len(head), len(head), False, np.random.default_rng(1))
-    if not kernel.draw(logits, draw):
+    links = Link("temperature", 2.0), Link("min_p", -4.0), Link("top_p", 0.9, 2), Link("top_k", 30)
+    draw = device.open(DrawSpec(links, len(head), len(head)), np.random.default_rng(1))
+    if not draw.draw(logits):
         return float("inf")
     drawn, shaped = draw.drawn(1)[0], logits[head].astype(np.float64) / 2
     likely = int(np.count_nonzero(shaped >= shaped[0] - 4))
@@ -204,8 +203,8 @@ def _try_decode(cache: KernelCache, make_executor: Callable[..., Any], n_threads
     tokens = [3]
     for position in range(n_steps):
         tokens.append(int(reference.run(Batch.single(program, tokens[-1:], position)).argmax()))
-    draw = TokenDraw([Link(TEMPERATURE, 0.0)], 1, 1, False, s.rng)
     executor = make_executor(program, random_pool(program, 1), n_threads, 1, cache=cache)
+    draw = executor.draw.open(DrawSpec((Link("temperature", 0.0),), 1, 1), s.rng)
     try:
         n = executor.decode(Batch.single(program, tokens[:1]), n_steps, draw)
     finally:

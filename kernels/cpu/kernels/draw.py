@@ -7,22 +7,8 @@ from __future__ import annotations
 
 from math import factorial
 
+from edgellm.kernels.cpu.lib import draw_layout as at
 from edgellm.kernels.cpu.lib.simd import f64_from_bits, forceinline, load_f32, load_f64, load_i64, store_f64, store_i64
-from edgellm.kernels.vocabulary_layout import (
-    LEFT,
-    LINK_NBYTES,
-    LINKS,
-    MIN_P,
-    N_CANDIDATES,
-    N_LINKS,
-    SHAPED,
-    SMALLEST_TEMPERATURE,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    UNIFORMS,
-    VALUES,
-)
 
 LARGEST = 1e300  # of a logit: many temperatures in a row would leave float64
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the high part has 33 bits
@@ -66,16 +52,16 @@ def _reaching(values, n, share):
 @forceinline
 def _shorten(values, n, kind, amount, least):
     """How many of n stay after one link; a temperature changes them."""
-    if kind == TOP_K:
+    if kind == at.TOP_K:
         n = min(n, int(amount))
-    elif kind == TOP_P:
+    elif kind == at.TOP_P:
         n = min(n, max(_reaching(values, n, amount * _sum_of_exp(values, n)), least))
-    elif kind == MIN_P:
+    elif kind == at.MIN_P:
         threshold = load_f64(values) + amount
         while n > least and load_f64(values + n * 8 - 8) < threshold:
             n -= 1
-    elif kind == TEMPERATURE:
-        if amount < SMALLEST_TEMPERATURE or not abs(load_f64(values)) < amount * LARGEST:
+    elif kind == at.TEMPERATURE:
+        if not abs(load_f64(values)) < amount * LARGEST:
             n = 1
         else:
             for i in range(n):
@@ -86,19 +72,19 @@ def _shorten(values, n, kind, amount, least):
 @forceinline
 def draw(record, k):
     """(place of the chosen one, the sum of exp of what is left), of the k values that ``record`` points to."""
-    values, shaped, left = load_i64(record + VALUES), load_i64(record + SHAPED), load_i64(record + LEFT)
-    n = min(k, load_i64(record + N_CANDIDATES))
+    values, shaped, left = load_i64(record + at.VALUES), load_i64(record + at.SHAPED), load_i64(record + at.LEFT)
+    n = min(k, load_i64(record + at.N_CANDIDATES))
     for i in range(n):
         store_f64(shaped + i * 8, load_f32(values + i * 4))
-    links = load_i64(record + LINKS)
-    for i in range(load_i64(record + N_LINKS)):
-        link = links + i * LINK_NBYTES
+    links = load_i64(record + at.LINKS)
+    for i in range(load_i64(record + at.N_LINKS)):
+        link = links + i * at.LINK_NBYTES
         n = _shorten(shaped, n, int(load_f64(link)), load_f64(link + 8), int(load_f64(link + 16)))
         store_i64(left + i * 8, n)
     total, place = _sum_of_exp(shaped, n), 0
     if n > 1:
-        share = load_f64(load_i64(record + UNIFORMS)) * total
-        store_i64(record + UNIFORMS, load_i64(record + UNIFORMS) + 8)
+        share = load_f64(load_i64(record + at.UNIFORMS)) * total
+        store_i64(record + at.UNIFORMS, load_i64(record + at.UNIFORMS) + 8)
         first, reached = load_f64(shaped), 1.0
         while place < n - 1 and reached <= share:
             place += 1

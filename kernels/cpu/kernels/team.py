@@ -21,7 +21,7 @@ from __future__ import annotations
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib import team_layout as at
-from edgellm.kernels.vocabulary_layout import ROW, TOKEN
+from edgellm.kernels.cpu.lib.draw_layout import ROW, TOKEN
 
 SPINS_BEFORE_YIELD = 3_000  # about 0.1 ms: when a core is taken by others, let them finish
 SPINS_BEFORE_PARKING = 60_000  # about 3 ms without a new step
@@ -123,7 +123,7 @@ def team_decode(team, decode, _unused, _unused2):
     while more:
         _walk(team, 0)
         row = v.load_i64(record + ROW)
-        v.call_kernel(v.load_i64(decode + at.VOCABULARY), record, 0, 0, 1)
+        v.call_kernel(v.load_i64(decode + at.TOP_K), record, 0, 0, 1)
         token = v.load_i64(row + TOKEN)
         if token >= 0:
             done += 1

@@ -13,17 +13,16 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
-from edgellm.kernels import likeliest
 from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
 from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.program import Batch, Hook, Program
-from edgellm.kernels.token_draw import MAX_STEPS, TokenDraw
 from edgellm.machine.progress import Progress
 
 _COUNTER = layout.COUNTER // 8
@@ -52,8 +51,7 @@ class CPUExecutor:
         if pool.dtype != np.float16:
             raise ParameterError(f"the CPU executor keeps keys and values as float16, not {pool.dtype}")
         self._table = lower(program, pool, max_tokens)
-        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.VOCABULARY]
-        tested = cache is None
+        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.TOP_K]
         if cache is None:
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
         else:
@@ -61,9 +59,7 @@ class CPUExecutor:
         self.isa, self.n_compiled = cache.isa, cache.n_compiled
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}
-        self._vocabulary = addresses[kernel_table.VOCABULARY]
-        if tested:
-            likeliest.use(likeliest.VocabularyKernel(self._vocabulary, self._code))
+        self.draw = CPUDraw(addresses[kernel_table.TOP_K], self._code)
         self._table.rows[:, layout.KERNEL // 8] = [addresses[name] for name in self._table.kernels]
         self._rows_address = self._table.rows.ctypes.data
         self._team = ThreadTeam(addresses, n_threads, self._code)
@@ -109,7 +105,7 @@ class CPUExecutor:
             )
         return result
 
-    def decode(self, batch: Batch, n_steps: int, draw: TokenDraw, stop_ids: Collection[int] = ()) -> int:
+    def decode(self, batch: Batch, n_steps: int, draw: CPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
         """Several decode steps in one call; see ``DecodingExecutor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
@@ -129,7 +125,7 @@ class CPUExecutor:
             table.first_row[-1],
             self._step.address,
             n_steps,
-            (self._vocabulary, record),
+            (self.draw.address, record),
             self._step.angle_nbytes,
             stops,
         )

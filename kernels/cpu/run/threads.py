@@ -58,18 +58,18 @@ class ThreadTeam:
         n_rows: int,
         step: int,
         n_steps: int,
-        vocabulary: tuple[int, int],
+        top_k: tuple[int, int],
         angles: np.ndarray,
         stop_ids: np.ndarray,
     ) -> int:
         """Up to ``n_steps`` decode steps in a row, the first n_rows rows each; how many gave a token.
 
-        vocabulary   addresses of the kernel and of a record with room for so many draws
+        top_k        addresses of the kernel and of a record with room for so many draws
         angles       int64, for each rope the bytes from one position's angles to the next's
         stop_ids     int64
         """
         arrays = (stop_ids.ctypes.data, len(stop_ids), angles.ctypes.data, len(angles))
-        self._run_fields[:] = self._parked_address, *vocabulary, n_steps, 0, *arrays, 0
+        self._run_fields[:] = self._parked_address, *top_k, n_steps, 0, *arrays, 0
         self._announce(ops, 0, n_rows, step)
         while True:
             self._decode(self._record_address, self._run_fields.ctypes.data, 0, 0)

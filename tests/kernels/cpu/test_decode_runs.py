@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_programs import FORMS, cpu_executor, kernel_cache, part, single_sequence, vocabulary_kernel
+from cpu_programs import FORMS, cpu_draw, cpu_executor, kernel_cache, part, single_sequence
 
 from edgellm.engine import scheduler
 from edgellm.engine.cache import KVCache, pool_blocks
@@ -18,14 +18,13 @@ from edgellm.engine.engine import Engine
 from edgellm.engine.requests import GeneratedToken
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels import likeliest
 from edgellm.kernels.cpu.run.attention_work import AttentionWork, _visible_cuts_of
+from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.step import ROPE_RUN
+from edgellm.kernels.draw import DrawSpec, Link, TokenDraw
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.program import Batch, Program
-from edgellm.kernels.token_draw import MAX_STEPS, Link, TokenDraw
-from edgellm.kernels.vocabulary_layout import TEMPERATURE
 from edgellm.models import build_program
 from edgellm.sampling.params import SamplingParams
 from edgellm.sampling.sampler import Sampler
@@ -45,21 +44,13 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield build_program(file)
 
 
-@pytest.fixture(autouse=True)
-def with_kernel() -> Iterator[None]:
-    """Samplers that use the compiled kernel, as behind a loaded model."""
-    likeliest.use(vocabulary_kernel())
-    yield
-    likeliest.use(None)
-
-
 def executor_of(program: Program, n_threads: int = 2, form: str = FORMS[0]) -> CPUExecutor:
     pool = CachePool(program.cache_layers, [N_CTX // 32] * len(program.groups))
     return cpu_executor(program, pool, n_threads, 64, form)
 
 
 def greedy() -> TokenDraw:
-    return TokenDraw([Link(TEMPERATURE, 0.0)], 1, 1, False, np.random.default_rng(1))
+    return cpu_draw().open(DrawSpec((Link("temperature", 0.0),), 1, 1), np.random.default_rng(1))
 
 
 def one(tables: Batch, token: int, position: int) -> Batch:
@@ -182,12 +173,13 @@ class Asked:
         self.cache = KVCache(pool, N_CTX)
         self.engine = Engine(self.executor, self.cache, eog_ids)
         self.n_vocab = program.n_vocab
+        self.draw: CPUDraw | None = self.executor.draw
 
     def steps(self, prompt: list[int], max_tokens: int | None = 150, **options: Any) -> list[GeneratedToken]:
         return list(self.engine.generate(prompt, self.sampler(**options), max_tokens=max_tokens))
 
     def sampler(self, **options: Any) -> Sampler:
-        return Sampler(SamplingParams(seed=7, **options), self.n_vocab)
+        return Sampler(SamplingParams(seed=7, **options), self.n_vocab, draw=self.draw)
 
     def close(self) -> None:
         self.engine.close()
@@ -341,10 +333,10 @@ def test_stop_ids_that_no_token_has_end_nothing(ask: Callable[..., Asked]) -> No
     assert max(asked.sizes) > 4
 
 
-def test_without_the_samplers_kernel_nothing_runs_on(ask: Callable[..., Asked]) -> None:
+def test_for_a_sampler_in_numpy_nothing_runs_on(ask: Callable[..., Asked]) -> None:
     asked = ask()
     expected = [step.token for step in asked.steps([1, 2, 3], 40)]
     asked.sizes.clear()
-    likeliest.use(None)
+    asked.draw = None
     assert [step.token for step in asked.steps([1, 2, 3], 40)] == expected
     assert not asked.sizes

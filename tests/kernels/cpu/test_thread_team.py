@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from cpu_programs import FORMS, kernel_cache, load_kernel
 
-from edgellm.kernels import vocabulary_layout
 from edgellm.kernels.cpu.compile import isa, jit
 from edgellm.kernels.cpu.compile.kernel_table import TEAM
-from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.lib import draw_layout, layout
 from edgellm.kernels.cpu.lib import team_layout as at
 from edgellm.kernels.cpu.lib.simd import atomic_add, atomic_load, load_i64, store_i64
 from edgellm.kernels.cpu.run.threads import ThreadTeam
@@ -71,10 +70,10 @@ def linger(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
 
 def draw_next(record, step, thread, n_threads):  # type: ignore[no-untyped-def]
     """In place of the vocabulary kernel: after so many turns, one more than the last token."""
-    row = load_i64(record + vocabulary_layout.ROW)
+    row = load_i64(record + draw_layout.ROW)
     for _ in range(load_i64(record)):
         atomic_load(row)
-    store_i64(row + vocabulary_layout.TOKEN, load_i64(row + vocabulary_layout.TOKEN) + 1)
+    store_i64(row + draw_layout.TOKEN, load_i64(row + draw_layout.TOKEN) + 1)
 
 
 @functools.cache
@@ -186,7 +185,7 @@ def test_a_run_of_decode_steps_wakes_workers_that_fell_asleep_within_it(n_thread
     table.step[layout.ROPES // 8] = pairs.ctypes.data
     row = np.zeros(8, np.int64)
     record = np.zeros(13, np.int64)
-    record[[vocabulary_layout.LOGITS // 8, vocabulary_layout.ROW // 8]] = turns, row.ctypes.data
+    record[[draw_layout.LOGITS // 8, draw_layout.ROW // 8]] = turns, row.ctypes.data
     n_returns, wake = 0, team._wake_parked
 
     def counted() -> None:
@@ -201,7 +200,7 @@ def test_a_run_of_decode_steps_wakes_workers_that_fell_asleep_within_it(n_thread
         table.rows[:, layout.COUNTER // 8] = 0
         vocabulary = (kernels()[1]["draw_next"], record.ctypes.data)
         assert team.decode(table.rows.ctypes.data, 3, table.step.ctypes.data, stop, vocabulary, nbytes, stops) == n
-        assert row[vocabulary_layout.TOKEN // 8] == n
+        assert row[draw_layout.TOKEN // 8] == n
         assert (int(tokens[0]), int(positions[0])) == (n - 1, 40 + n - 1)
         assert pairs.tolist() == [[1000 + 64 * (n - 1), 2000 + 64 * (n - 1)]]
         assert table.cells[:n_threads].tolist() == [3 * n] * n_threads

@@ -7,6 +7,7 @@ long), and by the team itself when it decodes several steps (team.py).
 from __future__ import annotations
 
 from edgellm.kernels.cpu.kernels.draw import draw
+from edgellm.kernels.cpu.lib import draw_layout as at
 from edgellm.kernels.cpu.lib import simd
 from edgellm.kernels.cpu.lib.simd import (
     forceinline,
@@ -23,25 +24,6 @@ from edgellm.kernels.cpu.lib.simd import (
     zero_f32x16,
 )
 from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
-from edgellm.kernels.vocabulary_layout import (
-    LEFT,
-    LOGITS,
-    N_CANDIDATES,
-    N_LINKS,
-    N_LOGITS,
-    PLACE,
-    PLAIN_SUM,
-    POSITIONS,
-    ROW,
-    ROW_NBYTES,
-    SHAPED,
-    SHAPED_SUM,
-    SUM,
-    TOKEN,
-    VALUES,
-    WANTS_SUM,
-    K,
-)
 
 BLOCK = 64  # logits looked at together
 SUM_BLOCK = 1024  # summed as float32
@@ -50,13 +32,13 @@ SUM_BLOCK = 1024  # summed as float32
 @forceinline
 def _insert(value, position, count, k, positions, values):
     """Put a value behind its equals; the least of k goes."""
-    at = min(count, k - 1)
-    while at > 0 and load_f32(values + at * 4 - 4) < value:
-        store_f32(values + at * 4, load_f32(values + at * 4 - 4))
-        store_i64(positions + at * 8, load_i64(positions + at * 8 - 8))
-        at -= 1
-    store_f32(values + at * 4, value)
-    store_i64(positions + at * 8, position)
+    i = min(count, k - 1)
+    while i > 0 and load_f32(values + i * 4 - 4) < value:
+        store_f32(values + i * 4, load_f32(values + i * 4 - 4))
+        store_i64(positions + i * 8, load_i64(positions + i * 8 - 8))
+        i -= 1
+    store_f32(values + i * 4, value)
+    store_i64(positions + i * 8, position)
 
 
 @forceinline
@@ -104,28 +86,28 @@ def _sum_of_exp(logits, n, largest):
 @forceinline
 def _move_on(record, k):
     """Let the addresses of results point to the next rows."""
-    n_candidates, n_links = load_i64(record + N_CANDIDATES), load_i64(record + N_LINKS)
-    store_i64(record + ROW, load_i64(record + ROW) + ROW_NBYTES)
-    store_i64(record + POSITIONS, load_i64(record + POSITIONS) + 8 * k)
-    store_i64(record + VALUES, load_i64(record + VALUES) + 4 * k)
-    store_i64(record + SHAPED, load_i64(record + SHAPED) + 8 * n_candidates)
-    store_i64(record + LEFT, load_i64(record + LEFT) + 8 * n_links)
+    n_candidates, n_links = load_i64(record + at.N_CANDIDATES), load_i64(record + at.N_LINKS)
+    store_i64(record + at.ROW, load_i64(record + at.ROW) + at.ROW_NBYTES)
+    store_i64(record + at.POSITIONS, load_i64(record + at.POSITIONS) + 8 * k)
+    store_i64(record + at.VALUES, load_i64(record + at.VALUES) + 4 * k)
+    store_i64(record + at.SHAPED, load_i64(record + at.SHAPED) + 8 * n_candidates)
+    store_i64(record + at.LEFT, load_i64(record + at.LEFT) + 8 * n_links)
 
 
-def vocabulary(record, _step, _thread, _n_threads):
+def top_k(record, _step, _thread, _n_threads):
     """The k largest of n logits, 0 < k <= n, by falling value and rising position; the sum and a draw, if wanted."""
-    logits, n, k = load_i64(record + LOGITS), load_i64(record + N_LOGITS), load_i64(record + K)
-    row, positions, values = load_i64(record + ROW), load_i64(record + POSITIONS), load_i64(record + VALUES)
+    logits, n, k = load_i64(record + at.LOGITS), load_i64(record + at.N_LOGITS), load_i64(record + at.K)
+    row, positions, values = load_i64(record + at.ROW), load_i64(record + at.POSITIONS), load_i64(record + at.VALUES)
     plain_sum = _find_largest(logits, n, k, positions, values)
-    store_f64(row + PLAIN_SUM, plain_sum)
-    if load_i64(record + WANTS_SUM) != 0:
-        store_f64(row + SUM, _sum_of_exp(logits, n, load_f32(values)))
-    if load_i64(record + N_CANDIDATES) > 0:
+    store_f64(row + at.PLAIN_SUM, plain_sum)
+    if load_i64(record + at.WANTS_SUM) != 0:
+        store_f64(row + at.SUM, _sum_of_exp(logits, n, load_f32(values)))
+    if load_i64(record + at.N_CANDIDATES) > 0:
         token, place, total = -1, 0, 0.0
         if plain_sum - plain_sum == 0.0:  # it is finite
             place, total = draw(record, k)
             token = load_i64(positions + place * 8)
-        store_i64(row + TOKEN, token)
-        store_i64(row + PLACE, place)
-        store_f64(row + SHAPED_SUM, total)
+        store_i64(row + at.TOKEN, token)
+        store_i64(row + at.PLACE, place)
+        store_f64(row + at.SHAPED_SUM, total)
     _move_on(record, k)

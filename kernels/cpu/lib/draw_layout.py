@@ -1,4 +1,4 @@
-"""Byte offsets in the record of the vocabulary kernel (cpu/vocabulary.py). A call fills a row of results and moves on.
+"""Byte offsets in the record of the top-k kernel (kernels/top_k.py). A call fills a row of results and moves on.
 
     inputs     logits, float32, and how many | k: so many of the largest are wanted | 1 if the sum of exp is wanted
     the draw   links (kind, amount, least that stays; float64) of a chain, how many | candidates that enter it, 0 for
@@ -20,6 +20,5 @@ ROW_FIELDS = 8
 ROW_NBYTES = 8 * ROW_FIELDS
 
 LINK_NBYTES = 24
-TOP_K, TOP_P, MIN_P, TEMPERATURE = range(4)
-"""The kinds of links. Amounts: k; p; log p; the temperature."""
-SMALLEST_TEMPERATURE = 1e-30  # below it a division leaves float32; the largest logit has all the probability
+TOP_K, TOP_P, MIN_P, TEMPERATURE = range(4)  # kinds of links; their amounts are those of ``kernels.draw.Link``
+LINKS_BY_NAME = {"top_k": TOP_K, "top_p": TOP_P, "min_p": MIN_P, "temperature": TEMPERATURE}
