@@ -123,11 +123,10 @@ def greedy(
 ) -> Run:
     """Run the prompts, given as token ids, in one form."""
     from edgellm.kernels.cpu import CPUExecutor
-    from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+    from edgellm.kernels.kv import BLOCK_TOKENS
 
     n_blocks = -(-(max(map(len, texts)) + n_tokens) // BLOCK_TOKENS)  # for each of the texts that run together
-    pool = CachePool(program.cache_layers, [n_blocks * streams] * len(program.groups))
-    executor = CPUExecutor(program, pool, n_threads, MAX_TOKENS, form=form)
+    executor = CPUExecutor(program, n_blocks * streams, n_threads, MAX_TOKENS, form=form)
     if executor.isa.name != form:
         raise SystemExit(f"the {form} kernels compute wrong numbers here; see edgellm doctor")
     steps = np.zeros((len(texts), n_tokens), _STEP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +15,22 @@ from edgellm.engine.engine import Engine
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels import executors
+from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.machine.cores import default_threads
 from edgellm.machine.paths import typed_file
 from edgellm.machine.progress import StageProgress
-from edgellm.memory import MemoryNeed, check_fits, estimate, system_memory
+from edgellm.memory import MemoryNeed, check_fits, estimate, kv_nbytes, system_memory
 from edgellm.models import build_program
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
-    from edgellm.kernels.program import Executor, Program
+    from edgellm.kernels.program import Program
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
-EXECUTORS = ("cpu", "reference")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class LoadOptions:
                 arguments.whole_number(name, getattr(self, name), least, most)
         arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, arguments.MAX_TOKENS_PER_STEP)
         arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
-        if not isinstance(self.executor, str) or self.executor not in EXECUTORS:
-            raise arguments.wrong("executor", self.executor, f"one of {', '.join(EXECUTORS)}")
+        executors.known(self.executor)
         if self.chat_template is not None:
             arguments.text("chat_template", self.chat_template)
         if self.kv_overrides is not None:
@@ -94,10 +93,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     report = (lambda stage, done, total, name: None) if progress is None else arguments.function("progress", progress)
     path = fetched(name_or_path, report)
     report("load", 0, 2, path.name)
-    bus_error.install()
-    gguf = GGUFFile.open(path, options.kv_overrides)
-    try:
-        program = build_program(gguf)
+    with open_program(path, options.kv_overrides) as (gguf, program):
         n_ctx = choose_context(program, options)
         need = memory_need(program, gguf, n_ctx, options)
         if not options.force:
@@ -106,16 +102,24 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         tokenizer = Tokenizer.from_gguf(gguf.metadata, template=_given_template(options), proved=True)
         default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
         report("load", 2, 2, path.name)
-        engine, n_threads = start_engine(program, n_ctx, tokenizer, options, report)
-        gguf.check()
-    except BaseException:
-        try:
-            gguf.check()
-        finally:
-            gguf.close()
-        raise
+        engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
     engine.intact = gguf.check
     return Model(path, gguf, program, tokenizer, engine, n_threads, default_params, need, options.chat_template)
+
+
+@contextlib.contextmanager
+def open_program(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Iterator[tuple[GGUFFile, Program]]:
+    """A file and its program, left open when the block ends well. A file that was cut short meanwhile is its error."""
+    bus_error.install()
+    gguf = GGUFFile.open(path, overrides)
+    try:
+        try:
+            yield gguf, build_program(gguf)
+        finally:
+            gguf.check()
+    except BaseException:
+        gguf.close()
+        raise
 
 
 def _given_template(options: LoadOptions) -> str | None:
@@ -146,7 +150,7 @@ def choose_context(program: Program, options: LoadOptions) -> int:
     low, high = min(trained, LEAST_CONTEXT), trained
     while low < high:  # the most that fits
         middle = (low + high + 1) // 2
-        if estimate(program, 0, middle, options.max_tokens_per_step, options.n_parallel).kv <= budget:
+        if kv_nbytes(program, middle, options.max_tokens_per_step, options.n_parallel, options.executor) <= budget:
             low = middle
         else:
             high = middle - 1
@@ -154,35 +158,29 @@ def choose_context(program: Program, options: LoadOptions) -> int:
 
 
 def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
-    """Bytes for the model with a full context, with what the executor unpacks to float32.
-
-    The reference unpacks every weight, the CPU executor those of types without kernels of their own.
-    """
-    packed: set[str] = set()
-    if options.executor == "cpu":
-        from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED  # its package brings llvmlite
-
-        packed = {*FLOAT, *QUANTIZED}
-    unpacked = (tensor for tensor in program.tensors.values() if tensor.quant.name not in packed)
-    weights = gguf.nbytes + sum(4 * len(tensor.data) * tensor.shape[-1] for tensor in unpacked)
-    return estimate(program, weights, n_ctx, options.max_tokens_per_step, options.n_parallel)
+    """Bytes for the model with a full context."""
+    return estimate(
+        program,
+        gguf.nbytes,
+        n_ctx,
+        options.max_tokens_per_step,
+        options.n_parallel,
+        executor=options.executor,
+        n_threads=options.n_threads,
+    )
 
 
 def start_engine(
-    program: Program, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: StageProgress
+    program: Program, n_ctx: int, eog_ids: Collection[int], options: LoadOptions, report: StageProgress
 ) -> tuple[Engine, int]:
-    """The pool, the executor over it, and the engine that owns both; the number of threads."""
-    max_tokens = min(options.max_tokens_per_step, n_ctx)
-    blocks = pool_blocks(program.cache_layers, n_ctx, max_tokens, options.n_parallel)
-    pool = CachePool(program.cache_layers, blocks)
-    executor: Executor
-    n_threads = options.n_threads or default_threads()
-    if options.executor == "reference":
-        from edgellm.kernels.reference import ReferenceExecutor
-
-        executor = ReferenceExecutor(program, pool, max_tokens)
-    else:
-        from edgellm.kernels.cpu import CPUExecutor  # numba: 400 ms
-
-        executor = CPUExecutor(program, pool, n_threads, max_tokens, functools.partial(report, "compile"))
-    return Engine(executor, KVCache(pool, n_ctx), tokenizer.eog_ids), n_threads
+    """The executor and the engine that owns it; the number of threads."""
+    max_tokens, n_threads = min(options.max_tokens_per_step, n_ctx), options.n_threads or default_threads()
+    executor = executors.open_executor(
+        options.executor,
+        program,
+        pool_blocks(program.cache_layers, n_ctx, max_tokens, options.n_parallel),
+        n_threads=n_threads,
+        max_tokens=max_tokens,
+        on_compile=functools.partial(report, "compile"),
+    )
+    return Engine(executor, KVCache(executor.pool, n_ctx), eog_ids), n_threads

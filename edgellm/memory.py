@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import MemoryWouldExceedError
+from edgellm.kernels.executors import executor_class
 from edgellm.kernels.kv import pool_nbytes
+from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory, system_memory
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class MemoryNeed:
 
     weights   the mapped file; the system can drop these pages and read them again
     kv        keys and values of all contexts
-    work      the buffers of one step
+    work      the buffers of one step, and weights that are unpacked to float32
     process   what the program itself takes
     """
 
@@ -38,15 +40,26 @@ class MemoryNeed:
         return self.weights + self.kv + self.work + self.process
 
 
+def kv_nbytes(program: Program, n_ctx: int, max_tokens: int, n_parallel: int, executor: str) -> int:
+    """Bytes of the executor's cache for ``n_parallel`` contexts."""
+    blocks = pool_blocks(program.cache_layers, n_ctx, min(max_tokens, n_ctx), n_parallel)
+    return pool_nbytes(program.cache_layers, blocks, executor_class(executor).kv_dtype)
+
+
 def estimate(
-    program: Program, weights_nbytes: int, n_ctx: int, max_tokens: int = 512, n_parallel: int = 1
+    program: Program,
+    file_nbytes: int,
+    n_ctx: int,
+    max_tokens: int = 512,
+    n_parallel: int = 1,
+    *,
+    executor: str = "cpu",
+    n_threads: int | None = None,
 ) -> MemoryNeed:
     """What ``program`` needs for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
-    blocks = pool_blocks(program.cache_layers, n_ctx, max_tokens, n_parallel)
-    kv = pool_nbytes(program.cache_layers, blocks)
-    rows = {"tokens": max_tokens, "outputs": 1}
-    work = sum(4 * buffer.width * rows[buffer.rows] for buffer in program.buffers.values())
-    return MemoryNeed(weights_nbytes, kv, work, PROCESS_NBYTES)
+    max_tokens = min(max_tokens, n_ctx)
+    work = executor_class(executor).work_nbytes(program, max_tokens, n_threads or default_threads())
+    return MemoryNeed(file_nbytes, kv_nbytes(program, n_ctx, max_tokens, n_parallel, executor), work, PROCESS_NBYTES)
 
 
 def check_fits(need: MemoryNeed, memory: SystemMemory | None = None) -> None:

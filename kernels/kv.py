@@ -100,15 +100,16 @@ def groups_of(layers: Iterable[CacheLayer]) -> tuple[CacheGroup, ...]:
 
 
 class CachePool:
-    """The blocks of all layers: ``n_blocks[g]`` of them for the layers of group g (slots, where its kind is state).
+    """The blocks of all layers: ``n_blocks[g]`` of them for the layers of group g (slots, where its kind is state),
+    or as many for every group.
 
     arrays   for each layer its keys and values, or keys alone, or states; see the module
     """
 
-    def __init__(self, layers: Sequence[CacheLayer], n_blocks: Sequence[int], dtype: str = "float16") -> None:
+    def __init__(self, layers: Sequence[CacheLayer], n_blocks: Sequence[int] | int, dtype: str = "float16") -> None:
         self.layers = tuple(layers)
         self.groups = groups_of(layers)
-        self.n_blocks = tuple(n_blocks)
+        self.n_blocks = (n_blocks,) * len(self.groups) if isinstance(n_blocks, int) else tuple(n_blocks)
         self.dtype = np.dtype(dtype)
         self.arrays: list[list[np.ndarray]] = []
         for layer in layers:

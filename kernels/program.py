@@ -181,11 +181,22 @@ Hook = Callable[[int, Op, Callable[[str], np.ndarray]], None]
 
 
 class Executor(Protocol):
-    """Runs a program for a batch. Not safe for several threads at once: one engine owns it."""
+    """Runs a program for a batch, with a cache of its own. Not safe for several threads at once: one engine owns it.
 
+    backend    llama-bench's word for the device
+    kv_dtype   of the keys and values in its cache
+    """
+
+    backend: ClassVar[str]
+    kv_dtype: ClassVar[str]
     program: Program
     pool: CachePool
     max_tokens: int
+
+    @staticmethod
+    def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+        """Bytes that one would hold beside its cache and the mapped file: unpacked weights and buffers."""
+        ...
 
     @property
     def draw(self) -> Draw | None:

@@ -1,11 +1,15 @@
 """The judge of the other executors: the same program in plain numpy float32, op by op as ``kernels.ops`` defines them.
 
 Nothing here is fast and nothing is clever. Weights are dequantized whole on first use and kept. The cache is read and
-written through the pool's own layout, so a float16 pool rounds keys and values exactly as the fast executors do; pass
-a float32 pool to judge the model itself. Long sums are taken in float64 and rounded once.
+written through the pool's own layout, so one of float16 rounds keys and values exactly as the fast executors do; one of
+float32 judges the model itself. Long sums are taken in float64 and rounded once.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +24,35 @@ DEFAULT_POOL_TOKENS = 32768  # positions of the pool made when none is given; pa
 class ReferenceExecutor:
     """Runs a program in numpy. Keeps the dequantized weights (4 bytes a weight) until ``close``."""
 
+    backend = "numpy"
+    kv_dtype = "float32"
     draw = None
 
-    def __init__(self, program: Program, pool: CachePool | None = None, max_tokens: int = 512) -> None:
-        """With no pool it makes a float32 one for a single sequence of ``min(context_length, 32768)`` tokens."""
+    def __init__(
+        self,
+        program: Program,
+        n_blocks: Sequence[int] | int | None = None,
+        max_tokens: int = 512,
+        kv_dtype: str = kv_dtype,
+        **_unused: Any,
+    ) -> None:
+        """Without ``n_blocks`` the cache is for a single sequence of ``min(context_length, 32768)`` tokens.
+
+        What else an executor takes (threads, a report of compiling) it has no use for.
+        """
         self.program = program
         self.max_tokens = max_tokens
-        if pool is None:
+        if n_blocks is None:
             n_blocks = -(-min(program.context_length, DEFAULT_POOL_TOKENS) // BLOCK_TOKENS)
-            pool = CachePool(program.cache_layers, [n_blocks] * len(program.groups), "float32")
-        self.pool = pool
+        self.pool = CachePool(program.cache_layers, n_blocks, kv_dtype)
         self._weights: dict[str, np.ndarray] = {}
+
+    @staticmethod
+    def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+        """Every weight, and the buffers of a step that gives logits for one token."""
+        rows = {"tokens": max_tokens, "outputs": 1}
+        buffers = sum(buffer.width * rows[buffer.rows] for buffer in program.buffers.values())
+        return 4 * (sum(math.prod(tensor.shape) for tensor in program.tensors.values()) + buffers)
 
     def weight(self, name: str) -> np.ndarray:
         """A tensor of the program as float32 in its own shape, dequantized when first asked for."""

@@ -18,7 +18,6 @@ import numpy as np
 from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.kernel_cache import default_folder
 from edgellm.kernels.cpu.run.executor import CPUExecutor
-from edgellm.kernels.kv import CachePool
 from edgellm.kernels.program import Batch, Program
 
 
@@ -31,7 +30,7 @@ def small_program() -> Program:
 
 def start_and_run(program: Program, form: str | None = None) -> tuple[np.ndarray, int, str]:
     """Logits of a fresh executor, how many kernels it compiled, and the form it took."""
-    executor = CPUExecutor(program, CachePool((), ()), 2, 16, form=form)
+    executor = CPUExecutor(program, 0, 2, 16, form=form)
     logits = executor.run(Batch.single(program, [3, 1, 2])).copy()
     executor.close()
     return logits, executor.n_compiled, executor.isa.name
@@ -39,7 +38,7 @@ def start_and_run(program: Program, form: str | None = None) -> tuple[np.ndarray
 
 def expected_logits(program: Program) -> np.ndarray:
     """The same from the reference."""
-    return trials.ReferenceExecutor(program, CachePool((), ())).run(Batch.single(program, [3, 1, 2]))
+    return trials.ReferenceExecutor(program, 0).run(Batch.single(program, [3, 1, 2]))
 
 
 def _flip_bits(path: Path, other: Path, rng: np.random.Generator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.cpu.compile.kernel_table import TOP_K
 from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
-from edgellm.kernels.kv import CachePool
 from edgellm.kernels.ops.sketch import random_tensor
 from edgellm.kernels.program import Batch, Program
 
@@ -37,10 +37,10 @@ def cpu_draw() -> CPUDraw:
 
 
 def cpu_executor(
-    program: Program, pool: CachePool, n_threads: int = 2, max_tokens: int = 64, form: str = FORMS[0]
+    program: Program, n_blocks: Sequence[int] | int, n_threads: int = 2, max_tokens: int = 64, form: str = FORMS[0]
 ) -> CPUExecutor:
     """An executor of the form, its kernels taken as they are."""
-    return CPUExecutor(program, pool, n_threads, max_tokens, cache=kernel_cache(form))
+    return CPUExecutor(program, n_blocks, n_threads, max_tokens, untested=kernel_cache(form))
 
 
 def any_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[int, ...]) -> QuantizedTensor:

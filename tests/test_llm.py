@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import itertools
 import pickle
 import subprocess
 import sys
@@ -431,6 +432,37 @@ def test_loading_and_closing_again_and_again_keeps_no_thread(paths: dict[str, Pa
         with edgellm.load(paths["llama"], executor="cpu", n_threads=2) as llm:
             greedy(llm, "the", 2)
     assert threading.active_count() == before
+
+
+def test_models_in_one_process_answer_as_each_does_alone(paths: dict[str, Path]) -> None:
+    options = [{"seed": 3}, {"seed": 3, "n_probs": 3, "logprobs": True}, {"seed": 5, "repeat_penalty": 1.3}]
+    pairs = [("llama", "cpu"), ("gemma3", "cpu"), ("llama", "reference")]
+
+    def told(chunks: Any) -> list[Any]:
+        return [(chunk.token, chunk.logprobs) for chunk in chunks]
+
+    def opened(pair: tuple[str, str]) -> edgellm.LLM:
+        return edgellm.load(paths[pair[0]], executor=pair[1], n_threads=2)
+
+    def asked(llm: edgellm.LLM, option: dict[str, Any]) -> Any:
+        return llm.stream("the end", max_tokens=20, **option)
+
+    alone = []
+    for pair in pairs:
+        with opened(pair) as llm:
+            alone.append([told(asked(llm, option)) for option in options])
+    models = [opened(pair) for pair in pairs]
+    for i, option in enumerate(options):
+        streams = [asked(llm, option) for llm in models]
+        chunks: list[list[Any]] = [[] for _ in models]
+        for turn in itertools.zip_longest(*streams):  # all of them at once
+            for found, chunk in zip(chunks, turn, strict=True):
+                found += [chunk] if chunk is not None else []
+        assert [told(found) for found in chunks] == [answers[i] for answers in alone]
+    while models:
+        models.pop(0).close()
+        for llm, answers in zip(models, alone[len(alone) - len(models) :], strict=True):
+            assert told(asked(llm, options[1])) == answers[1], "closing another has changed it"
 
 
 @pytest.mark.parametrize("executor", ["reference", "cpu"])

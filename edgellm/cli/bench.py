@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.models import fetched
-from edgellm.cli.options import override_option
+from edgellm.cli.options import executor_option, override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -77,6 +78,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
     help="Step size.",
 )
 @click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
+@executor_option
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
 @override_option
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
@@ -102,9 +104,9 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
         _print_row(["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"])
 
     def report(result: BenchResult, card: ModelCard) -> None:
-        records.append(result.record(card, options["n_ubatch"]))
+        records.append(result.record(card, options["n_ubatch"], options["executor"]))
         if output == "md":
-            _print_row(_cells(result, card))
+            _print_row(_cells(result, card, records[-1]["backends"]))
         elif output == "jsonl":
             echo(json_text(records[-1], indent=None))
 
@@ -117,9 +119,13 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
 
 
 def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResult, ModelCard], None]) -> None:
+    from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.cpu.run.read_bandwidth import read_bandwidth
+    from edgellm.kernels.executors import open_executor
     from edgellm.machine.cores import default_threads
     from edgellm.measure.bench import bench_tests, run_tests
+    from edgellm.measure.model_card import model_card
+    from edgellm.models import build_program
 
     together, n_ubatch = parse_list(options["parallel"]), options["n_ubatch"]
     if not all(1 <= n <= n_ubatch for n in together):
@@ -134,9 +140,11 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
     if 0 in counts:
         raise click.UsageError("-t is 0; a test needs at least one thread.")
     with ProgressBar() as progress:
-        path = fetched(name, progress)
-        program, card, gguf = _open(path, options["overrides"])
-        try:
+        make = functools.partial(
+            open_executor, options["executor"], max_tokens=n_ubatch, on_compile=progress.of("compile")
+        )
+        with GGUFFile.open(fetched(name, progress), options["overrides"]) as gguf:
+            program, card = build_program(gguf), model_card(gguf)
             for n_threads in counts:
                 bandwidth = None
                 if not options["no_bandwidth"]:
@@ -149,7 +157,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
                 for result in run_tests(
                     program,
                     tests,
-                    lambda pool, n: _executor(program, pool, n, n_ubatch, progress),
+                    functools.partial(make, program, n_threads=n_threads),
                     n_threads=n_threads,
                     repetitions=options["repetitions"],
                     n_ubatch=n_ubatch,
@@ -161,32 +169,15 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
                     report(result, card)
                 if result.large_page_share is not None:
                     progress.note(f"{result.large_page_share:.0%} of the file is mapped by large pages")
-        finally:
-            gguf.close()
 
 
-def _open(path: Any, overrides: dict[str, Any]) -> tuple[Any, ModelCard, Any]:
-    from edgellm.formats.gguf import GGUFFile
-    from edgellm.measure.model_card import model_card
-    from edgellm.models import build_program
-
-    gguf = GGUFFile.open(path, overrides)
-    return build_program(gguf), model_card(gguf), gguf
-
-
-def _executor(program: Any, pool: Any, n_threads: int, max_tokens: int, progress: ProgressBar) -> Any:
-    from edgellm.kernels.cpu import CPUExecutor
-
-    return CPUExecutor(program, pool, n_threads, max_tokens, progress.of("compile"))
-
-
-def _cells(result: BenchResult, card: ModelCard) -> list[str]:
+def _cells(result: BenchResult, card: ModelCard, backend: str) -> list[str]:
     share = result.bandwidth_share
     return [
         card.model_type,
         human_bytes(card.nbytes),
         human_count(card.n_params),
-        "CPU",
+        backend,
         str(result.n_threads),
         result.test.name,
         f"{result.mean:.2f} ± {result.deviation:.2f}",

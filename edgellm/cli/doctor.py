@@ -70,6 +70,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("python", machine["python"]),
         ("cpu", f"{machine['cpu']}, {machine['cores']} cores for us"),
         ("features", " ".join(kernels["features"]) or "unknown"),
+        ("executors", ", ".join(kernels["executors"])),
         ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])}{setting})"),
         ("fast types", ", ".join(kernels["fast_types"])),
         ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),

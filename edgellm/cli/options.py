@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.formats.errors import ParameterError
+from edgellm.kernels.executors import EXECUTORS
 from edgellm.machine.paths import typed_path
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ override_option = click.option(
     help="Replace a metadata value; TYPE is int, float, bool or str.",
 )
 
+executor_option = click.option("--executor", type=click.Choice(list(EXECUTORS)), default="cpu", help="What computes.")
+
 chunk_options = option_group(
     click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True,
                  help="Tokens of a chunk."),
     click.option("--chunks", "n_chunks", type=click.IntRange(1), help="Stop after so many.  [default: all]"),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), help="[default: physical cores]"),
-    click.option("--executor", type=click.Choice(["cpu", "reference"]), default="cpu", help="What computes."),
+    executor_option,
     override_option,
 )  # fmt: skip
 """Of a command that runs a text through a model in chunks."""

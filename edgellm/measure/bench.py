@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.formats.large_pages import large_page_share
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels.executors import executor_class
+from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
 
@@ -96,17 +97,19 @@ class BenchResult:
             return None
         return self.mean * self.bytes_per_token / self.read_bandwidth
 
-    def record(self, card: ModelCard, n_ubatch: int = N_UBATCH) -> dict[str, Any]:
+    def record(self, card: ModelCard, n_ubatch: int = N_UBATCH, executor: str = "cpu") -> dict[str, Any]:
         """The result under llama-bench's JSON names, and our four about memory."""
         from importlib.metadata import version
 
+        kind = executor_class(executor)
+        kv_type = f"f{8 * np.dtype(kind.kv_dtype).itemsize}"
         nanoseconds = [s * 1e9 for s in self.seconds]
         return {
             "build_commit": f"edgellm {version('edgellm')}",
             "build_number": 0,
             "cpu_info": cpu_name(),
             "gpu_info": "",
-            "backends": "CPU",
+            "backends": kind.backend,
             "model_filename": str(card.path),
             "model_type": card.model_type,
             "model_size": card.nbytes,
@@ -114,8 +117,8 @@ class BenchResult:
             "n_batch": n_ubatch,
             "n_ubatch": n_ubatch,
             "n_threads": self.n_threads,
-            "type_k": "f16",
-            "type_v": "f16",
+            "type_k": kv_type,
+            "type_v": kv_type,
             "n_gpu_layers": 0,
             "use_mmap": True,
             "n_prompt": self.test.n_prompt,
@@ -155,7 +158,7 @@ def bench_tests(
 def run_tests(
     program: Program,
     tests: Sequence[BenchTest],
-    make_executor: Callable[[CachePool, int], Executor],
+    make_executor: Callable[[int], Executor],
     *,
     n_threads: int,
     repetitions: int = 5,
@@ -164,14 +167,12 @@ def run_tests(
     read_bandwidth: float | None = None,
     on_start: Callable[[BenchTest], None] | None = None,
 ) -> Iterator[BenchResult]:
-    """Run each test ``repetitions`` times; ``make_executor(pool, n_threads)`` makes what is measured."""
+    """Run each test ``repetitions`` times; ``make_executor(n_blocks)`` makes what is measured."""
     n_ctx = max(test.n_depth + test.n_prompt + test.n_gen for test in tests)
     most = max(
         test.n_parallel * math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS) for test in tests
     )
-    blocks = [most] * len(program.groups)
-    pool = CachePool(program.cache_layers, blocks)
-    executor = make_executor(pool, n_threads)
+    executor = make_executor(most)
     tokens = np.random.default_rng(0).integers(0, program.n_vocab, n_ctx, dtype=np.int32)
     try:
         for test in tests:
@@ -212,7 +213,7 @@ def _run_test(
         test,
         n_threads,
         tuple(seconds),
-        bytes_per_token(program, middle),
+        bytes_per_token(program, middle, executor.pool.dtype.name),
         read_bandwidth,
         large_page_share(largest.data),
     )
@@ -240,8 +241,8 @@ def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_para
         executor.run(batch)
 
 
-def bytes_per_token(program: Program, n_cached: int) -> int:
-    """Bytes of weights and of a float16 cache of ``n_cached`` tokens that computing one more token must read."""
+def bytes_per_token(program: Program, n_cached: int, kv_dtype: str = "float16") -> int:
+    """Bytes of weights and of a cache of ``n_cached`` tokens that computing one more token must read."""
     weights = sum(op.nbytes_per_token(program.tensors) for op in program.ops)
     layers = [program.cache_layers[index] for op in program.ops for index in op.read_layers()]
-    return weights + sum(layer.seen_nbytes(n_cached) for layer in layers)
+    return weights + sum(layer.seen_nbytes(n_cached, kv_dtype) for layer in layers)

@@ -98,13 +98,15 @@ def package_versions() -> dict[str, str]:
 
 
 def kernel_facts() -> dict[str, Any]:
-    """The chosen form, those that this CPU could run, its features, and the tensor types with kernels of their own."""
+    """The executors; the CPU's chosen form, those it could run, its features, the types with kernels of their own."""
     from edgellm.formats.quant_types import QUANT_TYPES
     from edgellm.kernels.cpu.compile import isa, kernel_table
+    from edgellm.kernels.executors import EXECUTORS
 
     features = isa.host_features()
     fast = [name for name in QUANT_TYPES if f"matmul_{name.lower()}" in kernel_table.KERNELS]
     return {
+        "executors": list(EXECUTORS),
         "form": isa.detect().name,
         "forms": isa.cpu_forms(),
         "form_setting": os.environ.get(isa.FORM_VARIABLE) or None,

@@ -9,7 +9,7 @@ same chunks through ``ChunkModel``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm import arguments
-from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
-from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
-from edgellm.kernels.program import Batch, Executor, Hook, Program
-from edgellm.models import build_program
+from edgellm.kernels.executors import open_executor
+from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.program import Batch, Hook
+from edgellm.loading import open_program
+from edgellm.machine.cores import default_threads
 from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -126,25 +126,6 @@ def perplexity(engine: Engine, tokenizer: Tokenizer, ids: Sequence[int], n_ctx: 
 # ---- a model for chunks alone ----------------------------------------------------------------------------------------
 
 
-def _reference(program: Program, pool: CachePool, n_threads: int, max_tokens: int) -> Executor:
-    from edgellm.kernels.reference import ReferenceExecutor
-
-    return ReferenceExecutor(program, pool, max_tokens)
-
-
-def _cpu(program: Program, pool: CachePool, n_threads: int, max_tokens: int) -> Executor:
-    from edgellm.kernels.cpu import CPUExecutor  # numba: 400 ms
-
-    return CPUExecutor(program, pool, n_threads, max_tokens)
-
-
-# name: (maker, type of the keys and values it keeps)
-EXECUTORS: dict[str, tuple[Callable[[Program, CachePool, int, int], Executor], str]] = {
-    "cpu": (_cpu, "float16"),
-    "reference": (_reference, "float32"),
-}
-
-
 class ChunkModel:
     """An open file with an executor whose cache holds one chunk. For a ``with`` block."""
 
@@ -157,23 +138,14 @@ class ChunkModel:
         n_threads: int | None = None,
         kv_overrides: Mapping[str, Any] | None = None,
     ) -> None:
-        from edgellm.machine.cores import default_threads
-
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
-        bus_error.install()
-        self.gguf = GGUFFile.open(path, kv_overrides)
-        try:
-            self.program = build_program(self.gguf)
+        with open_program(path, kv_overrides) as (self.gguf, self.program):
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata)
             self.n_ctx = n_ctx
-            make, kv_dtype = EXECUTORS[executor]
-            n_blocks = [-(-n_ctx // BLOCK_TOKENS)] * len(self.program.groups)
-            pool = CachePool(self.program.cache_layers, n_blocks, kv_dtype)
-            self.executor = make(self.program, pool, n_threads or default_threads(), n_ctx)
-        except BaseException:
-            self.gguf.close()
-            raise
+            n_blocks = -(-n_ctx // BLOCK_TOKENS)
+            threads = n_threads or default_threads()
+            self.executor = open_executor(executor, self.program, n_blocks, n_threads=threads, max_tokens=n_ctx)
 
     @property
     def prefix(self) -> list[int]:

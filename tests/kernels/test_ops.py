@@ -53,7 +53,7 @@ class World:
     def __init__(self, program: Program) -> None:
         rng = np.random.default_rng(4)
         self.batch: Batch = trials._batch(rng, program, N_TOKENS, 250)
-        self.program, self.pool = program, CachePool(program.cache_layers, [trials.N_BLOCKS] * len(program.groups))
+        self.program, self.pool = program, CachePool(program.cache_layers, trials.N_BLOCKS)
         weights = {name: tensor.dequantize().reshape(tensor.shape) for name, tensor in program.tensors.items()}
         self.step = Step(program, self.pool, weights.__getitem__, self.batch)
         self.arrays: dict[Part, list[np.ndarray]] = {

@@ -14,7 +14,7 @@ from tiny_models import write_tiny_model
 
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv import BLOCK_TOKENS, CacheGroup, CachePool, KVLayer
+from edgellm.kernels.kv import BLOCK_TOKENS, CacheGroup, KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
 from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -45,11 +45,6 @@ def tokens_of(program: Program, n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, program.n_vocab, n).astype(np.int32)
 
 
-def float32_pool(program: Program, n_blocks: int) -> CachePool:
-    """A pool that does not round."""
-    return CachePool(program.cache_layers, [n_blocks] * len(program.groups), "float32")
-
-
 def in_chunks(executor: ReferenceExecutor, tokens: np.ndarray, size: int) -> np.ndarray:
     """Logits of all tokens of one sequence, computed ``size`` tokens at a time."""
     parts = [
@@ -74,7 +69,7 @@ def test_mixed_batch_equals_each_sequence_alone(program: Program) -> None:
     max_blocks = 4
     shuffled = np.random.default_rng(5).permutation(len(sequences) * max_blocks).astype(np.int32)
     tables = tuple(np.roll(shuffled, 3 * g).reshape(len(sequences), max_blocks) for g in range(len(program.groups)))
-    executor = ReferenceExecutor(program, float32_pool(program, shuffled.size))
+    executor = ReferenceExecutor(program, int(shuffled.size))
     got: list[list[np.ndarray]] = [[] for _ in sequences]
     done = [0] * len(sequences)
     while any(d < n for d, n in zip(done, lengths, strict=True)):
@@ -129,8 +124,7 @@ def test_window_layers_need_only_the_blocks_of_their_window(tmp_path: Path) -> N
 
 def test_float16_cache_rounds_and_no_more(program: Program) -> None:
     tokens = tokens_of(program, 64)
-    pool = CachePool(program.cache_layers, [2] * len(program.groups), "float16")
-    half = ReferenceExecutor(program, pool).run(Batch.single(program, tokens))
+    half = ReferenceExecutor(program, 2, kv_dtype="float16").run(Batch.single(program, tokens))
     error = nmse(half, ReferenceExecutor(program).run(Batch.single(program, tokens)))
     assert 0 < error <= 1e-5  # 11 bits of keys and values: 2^-22 before the layers amplify it
 

@@ -16,6 +16,7 @@ import pytest
 from edgellm.cli import main
 from edgellm.cli.bench import COLUMNS, parse_list
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.executors import EXECUTORS
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.measure import bench
@@ -54,8 +55,8 @@ class RecordingExecutor(ReferenceExecutor):
 def recorded(program: Program, tests: list[BenchTest], **options: Any) -> tuple[list[BenchResult], list[Any]]:
     batches: list[Any] = []
 
-    def make(pool: Any, n_threads: int) -> RecordingExecutor:
-        executor = RecordingExecutor(program, pool)
+    def make(n_blocks: int) -> RecordingExecutor:
+        executor = RecordingExecutor(program, n_blocks)
         executor.batches = batches
         return executor
 
@@ -128,7 +129,9 @@ def test_texts_that_grow_together_give_a_token_each_in_every_step(model_path: Pa
                 return super().run(batch, hook)
 
         list(
-            run_tests(program, [test], lambda pool, n: Noting(program, pool), n_threads=1, repetitions=1, warmup=False)
+            run_tests(
+                program, [test], lambda n_blocks: Noting(program, n_blocks), n_threads=1, repetitions=1, warmup=False
+            )
         )
     assert [len(batch) for batch in seen] == [33, 33, 33, 33, 4, 4, 4]
     assert all((batch.positions == 33 + i).all() and batch.outputs.all() for i, batch in enumerate(seen[4:]))
@@ -168,7 +171,7 @@ def test_a_token_reads_every_weight_once_and_what_the_window_shows_of_the_cache(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The numpy executor in place of compiled kernels, and a memory that needs no measuring."""
-    monkeypatch.setattr("edgellm.cli.bench._executor", lambda program, pool, *rest: ReferenceExecutor(program, pool))
+    monkeypatch.setitem(EXECUTORS, "cpu", EXECUTORS["reference"])
     monkeypatch.setattr("edgellm.kernels.cpu.run.read_bandwidth.read_bandwidth", lambda n_threads: 1e9)
 
 

@@ -120,9 +120,10 @@ def try_kernel(
     s = sketch()
     add_trial(s, kernel)
     program = s.program()
-    pools = [random_pool(program, N_BLOCKS) for _ in range(2)]
-    reference = ReferenceExecutor(program, pools[0], MAX_TOKENS)
-    executor = make_executor(program, pools[1], n_threads, MAX_TOKENS, cache=cache)
+    reference = ReferenceExecutor(program, N_BLOCKS, MAX_TOKENS, "float16")
+    executor = make_executor(program, N_BLOCKS, n_threads, MAX_TOKENS, untested=cache)
+    for one in (reference, executor):
+        fill_randomly(one.pool)
     found: list[tuple[float, str]] = []
     try:
         for n in N_TOKENS:
@@ -199,11 +200,11 @@ def _try_decode(cache: KernelCache, make_executor: Callable[..., Any], n_threads
     s, n_steps = sketch(), 8
     _chain(s)
     program = s.program()
-    reference = ReferenceExecutor(program, random_pool(program, 1), 1)
+    reference = ReferenceExecutor(program, 1, 1)
     tokens = [3]
     for position in range(n_steps):
         tokens.append(int(reference.run(Batch.single(program, tokens[-1:], position)).argmax()))
-    executor = make_executor(program, random_pool(program, 1), n_threads, 1, cache=cache)
+    executor = make_executor(program, 1, n_threads, 1, untested=cache)
     draw = executor.draw.open(DrawSpec((Link("temperature", 0.0),), 1, 1), s.rng)
     try:
         n = executor.decode(Batch.single(program, tokens[:1]), n_steps, draw)
@@ -235,13 +236,11 @@ def outputs_of_ops(
     return outputs
 
 
-def random_pool(program: Program, n_blocks: int, seed: int = 2) -> CachePool:
-    """A float16 pool full of random keys and values, the same at every call."""
-    rng = np.random.default_rng(seed)
-    pool = CachePool(program.cache_layers, [n_blocks] * len(program.groups))
+def fill_randomly(pool: CachePool) -> None:
+    """Random keys and values everywhere, the same at every call."""
+    rng = np.random.default_rng(2)
     for array in itertools.chain(*pool.arrays):
         array[:] = rng.standard_normal(array.shape, np.float32)
-    return pool
 
 
 def _batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Batch:

@@ -18,7 +18,7 @@ from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
-from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes
+from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes, work_nbytes
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
@@ -33,29 +33,32 @@ class CPUExecutor:
 
     form         "amx", "avx512_vnni", "avx2", "neon", "portable", or None for the best that the CPU has
     on_compile   called while kernels are compiled, on the first start: done, total, name
-    cache        take the kernels from here as they are; without it they are tested once, and another form is taken
-                 when they fail (verified_kernels.py)
+    untested     run the kernels of this cache as they are: that is how they are tested. Without it those that have not
+                 passed on this CPU are tested now, and another form is taken when one fails (verified_kernels.py)
     """
+
+    backend = "CPU"
+    kv_dtype = "float16"
+    work_nbytes = staticmethod(work_nbytes)
 
     def __init__(
         self,
         program: Program,
-        pool: CachePool,
+        n_blocks: Sequence[int] | int,
         n_threads: int = 1,
         max_tokens: int = 512,
         on_compile: Progress | None = None,
         form: str | None = None,
-        cache: KernelCache | None = None,
+        untested: KernelCache | None = None,
     ) -> None:
-        self.program, self.pool, self.max_tokens, self.n_threads = program, pool, max_tokens, n_threads
-        if pool.dtype != np.float16:
-            raise ParameterError(f"the CPU executor keeps keys and values as float16, not {pool.dtype}")
+        self.program, self.max_tokens, self.n_threads = program, max_tokens, n_threads
+        self.pool = pool = CachePool(program.cache_layers, n_blocks, self.kv_dtype)
         self._table = lower(program, pool, max_tokens)
         names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.TOP_K]
-        if cache is None:
+        if untested is None:
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
         else:
-            objects = cache.objects(names, on_compile)
+            cache, objects = untested, untested.objects(names, on_compile)
         self.isa, self.n_compiled = cache.isa, cache.n_compiled
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}

@@ -14,7 +14,7 @@ from cpu_programs import cpu_executor, single_sequence
 
 from edgellm.kernels.cpu.compile import isa, jit, kernel_table, trials
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
-from edgellm.kernels.cpu.compile.trials import outputs_of_ops, random_pool
+from edgellm.kernels.cpu.compile.trials import outputs_of_ops
 from edgellm.kernels.cpu.lib import amx
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.weights import QUANTIZED
@@ -99,8 +99,8 @@ def test_tiles_give_the_bits_of_every_other_form(quant: str) -> None:
     trials.add_trial(sketch, f"matmul_{quant.lower()}")
     program, tiles = sketch.program(), Tiles()
     form, callbacks = with_tiles(tiles)
-    emulated = CPUExecutor(program, random_pool(program, 4), 1, 64, cache=KernelCache(form, None))
-    plain = cpu_executor(program, random_pool(program, 4), 2, 64, PLAIN_FORM)
+    emulated = CPUExecutor(program, 4, 1, 64, untested=KernelCache(form, None))
+    plain = cpu_executor(program, 4, 2, 64, PLAIN_FORM)
     for n in N_TOKENS:
         batch = single_sequence(program, n, seed=n)
         before = tiles.n_products

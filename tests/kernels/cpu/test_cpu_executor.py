@@ -29,6 +29,7 @@ tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
 N_TOKENS = 150
+N_BLOCKS = 12
 LIMIT = 1e-6  # of the logits: 15-bit activations through every layer
 
 
@@ -52,17 +53,13 @@ def open_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         file.close()
 
 
-def pool_for(program: Program, n_blocks: int = 12, dtype: str = "float16") -> CachePool:
-    return CachePool(program.cache_layers, [n_blocks] * len(program.groups), dtype)
-
-
 def logits_in_chunks(executor: CPUExecutor | ReferenceExecutor, batch: Batch, chunk: int) -> np.ndarray:
     starts = range(0, len(batch), chunk)
     return np.concatenate([executor.run(part(batch, i, i + chunk)).copy() for i in starts])
 
 
 def cpu_logits(program: Program, batch: Batch, chunk: int, n_threads: int = 2, form: str = FORMS[0]) -> np.ndarray:
-    executor = cpu_executor(program, pool_for(program), n_threads, 256, form)
+    executor = cpu_executor(program, N_BLOCKS, n_threads, 256, form)
     logits = logits_in_chunks(executor, batch, chunk)
     executor.close()
     return logits
@@ -76,7 +73,7 @@ def cpu_logits(program: Program, batch: Batch, chunk: int, n_threads: int = 2, f
 def test_logits_are_those_of_the_reference(architecture: str, quant: str, open_model: Callable[..., Program]) -> None:
     program = open_model(architecture, quant)
     batch = single_sequence(program, N_TOKENS, n_blocks=12, seed=1)
-    expected = logits_in_chunks(ReferenceExecutor(program, pool_for(program)), batch, 70)
+    expected = logits_in_chunks(ReferenceExecutor(program, N_BLOCKS, kv_dtype="float16"), batch, 70)
     for form in FORMS:
         assert nmse(cpu_logits(program, batch, 70, form=form), expected) <= LIMIT
 
@@ -113,7 +110,7 @@ def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
     table = np.full((3, 4), -1, np.int32)
     table[0, :2], table[1, :1], table[2, :3] = blocks[:2], blocks[2:3], blocks[3:6]
     tables = tuple(table for _ in program.groups)
-    executor = cpu_executor(program, pool_for(program), 2, 256)
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
 
     def step(first: list[int], stop: list[int]) -> np.ndarray:
         n = [b - a for a, b in zip(first, stop, strict=True)]
@@ -151,7 +148,7 @@ def test_a_hook_that_looks_changes_nothing_and_sees_every_op(
         for name in program.buffers:
             assert read(name).shape[1] == program.buffers[name].width
 
-    executor = cpu_executor(program, pool_for(program), 2, 256)
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
     some = dataclasses.replace(batch, outputs=np.arange(40) % 5 == 0)
     assert np.array_equal(executor.run(some, look).copy(), executor.run(some))
     assert seen == list(range(len(program.ops)))
@@ -166,8 +163,8 @@ def test_a_hook_that_changes_a_buffer_changes_the_logits_as_in_the_reference(
     program = open_model(architecture)
     batch = single_sequence(program, 20, seed=5)
     firsts = {type(op): i for i, op in reversed(list(enumerate(program.ops))) if hasattr(op, "out")}
-    executor = cpu_executor(program, pool_for(program), 2, 256)
-    reference = ReferenceExecutor(program, pool_for(program))
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
+    reference = ReferenceExecutor(program, N_BLOCKS, kv_dtype="float16")
     plain = executor.run(batch).copy()
     for target in firsts.values():
 
@@ -186,7 +183,7 @@ def test_more_outputs_than_are_computed_at_once(open_model: Callable[..., Progra
     """Up to 32 a view of the buffer, above that an array of its own; the same bits."""
     program = open_model("llama")
     batch = single_sequence(program, 100, seed=6)
-    executor = cpu_executor(program, pool_for(program), 2, 256)
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
     every = executor.run(batch)
     assert every.shape == (100, program.n_vocab)
     kept = every.copy()
@@ -251,7 +248,7 @@ BAD_BATCHES: dict[str, Callable[[Batch], Batch]] = {
 def test_bad_batches_are_refused_and_do_no_harm(architecture: str, open_model: Callable[..., Program]) -> None:
     program = open_model(architecture)
     batch = single_sequence(program, 40, seed=7)
-    executor = cpu_executor(program, pool_for(program), 2, 40)
+    executor = cpu_executor(program, N_BLOCKS, 2, 40)
     expected = executor.run(batch).copy()
     for name, spoil in BAD_BATCHES.items():
         with pytest.raises(ParameterError):
@@ -267,7 +264,7 @@ def test_tables_and_ids_may_be_any_integers_in_any_order(open_model: Callable[..
     """int64, Fortran order, read-only and strided arrays are taken as what they say."""
     program = open_model("gemma3")
     batch = single_sequence(program, 40, seed=8)
-    executor = cpu_executor(program, pool_for(program), 2, 256)
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
     expected = executor.run(batch).copy()
     wide = Batch(
         np.repeat(batch.tokens.astype(np.int64), 2)[::2],
@@ -278,12 +275,6 @@ def test_tables_and_ids_may_be_any_integers_in_any_order(open_model: Callable[..
     )
     assert np.array_equal(executor.run(wide), expected)
     executor.close()
-
-
-def test_a_pool_of_another_type_is_refused(open_model: Callable[..., Program]) -> None:
-    program = open_model("llama")
-    with pytest.raises(ParameterError, match="float16"):
-        cpu_executor(program, pool_for(program, dtype="float32"))
 
 
 # ---- NaN is never a silent number ------------------------------------------------------------------------------------
@@ -305,7 +296,7 @@ def test_nan_or_infinity_in_any_tensor_is_an_error(
             data.view(np.float32)[:, 0] = value
         spoilt = program.tensors | {name: dataclasses.replace(tensor, data=data)}
         wrong = dataclasses.replace(program, tensors=spoilt)
-        executor = cpu_executor(wrong, pool_for(program), 2, 64)
+        executor = cpu_executor(wrong, N_BLOCKS, 2, 64)
         with pytest.raises(NumericError):
             executor.run(batch)
             pytest.fail(f"{value} in {name} gave finite logits")
@@ -314,7 +305,7 @@ def test_nan_or_infinity_in_any_tensor_is_an_error(
 
 def test_a_logit_of_minus_infinity_is_an_error(open_model: Callable[..., Program]) -> None:
     program = open_model("llama", "F32")
-    executor = cpu_executor(program, pool_for(program), 2, 64)
+    executor = cpu_executor(program, N_BLOCKS, 2, 64)
 
     def spoil(index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
         if index == len(program.ops) - 1:
@@ -335,7 +326,7 @@ def threads_of_executors() -> list[threading.Thread]:
 def test_close_ends_the_threads_and_may_be_called_twice(open_model: Callable[..., Program]) -> None:
     program = open_model("llama")
     before = threads_of_executors()
-    executor = cpu_executor(program, pool_for(program), 3, 64)
+    executor = cpu_executor(program, N_BLOCKS, 3, 64)
     executor.run(single_sequence(program, 3))
     assert len(threads_of_executors()) == len(before) + 2
     executor.close()
@@ -349,7 +340,7 @@ def test_an_executor_that_nobody_closed_ends_its_threads(open_model: Callable[..
     program = open_model("llama")
     before = threads_of_executors()
     for _ in range(20):
-        executor = cpu_executor(program, pool_for(program), 3, 64)
+        executor = cpu_executor(program, N_BLOCKS, 3, 64)
         executor.run(single_sequence(program, 3))
         del executor
         gc.collect()
@@ -366,7 +357,7 @@ def test_the_embedding_is_the_first_op_a_hook_sees(open_model: Callable[..., Pro
             assert isinstance(op, Embed)
             rows.append(read(op.out).copy())
 
-    executor = cpu_executor(program, pool_for(program), 1, 64)
+    executor = cpu_executor(program, N_BLOCKS, 1, 64)
     executor.run(batch, look)
     executor.close()
     op = program.ops[0]
@@ -377,7 +368,7 @@ def test_the_embedding_is_the_first_op_a_hook_sees(open_model: Callable[..., Pro
 
 def test_every_product_knows_the_weights_that_the_next_one_reads(open_model: Callable[..., Program]) -> None:
     program = open_model("llama", "Q8_0")
-    table = lower(program, pool_for(program), 4)
+    table = lower(program, CachePool(program.cache_layers, N_BLOCKS), 4)
     n_rows = table.first_row[-1]  # of the program; those of the output tail stand behind them
     products = [i for i, kernel in enumerate(table.kernels) if kernel == "matmul_q8_0"]
     own, tail = [i for i in products if i < n_rows], [i for i in products if i >= n_rows]
@@ -393,7 +384,7 @@ def test_what_an_executor_takes_is_known_before_it_is_made(quant: str, open_mode
     """TQ2_0 has no kernels and becomes float32. Weights that stay in their file are not counted."""
     program = open_model("qwen2", quant)
     for max_tokens, n_threads in ((1, 1), (70, 3)):
-        executor = cpu_executor(program, pool_for(program), n_threads, max_tokens)
+        executor = cpu_executor(program, N_BLOCKS, n_threads, max_tokens)
         mapped = [tensor.data for tensor in program.tensors.values()]
         taken = {id(array): array.nbytes for array in (executor._table.rows, executor._scratch, *executor._table.keep)}
         assert executor.nbytes == sum(taken.values()) - sum(taken.pop(id(data), 0) for data in mapped)

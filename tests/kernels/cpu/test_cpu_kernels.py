@@ -12,9 +12,9 @@ from cpu_programs import FORMS, READABLE_TYPES, any_tensor, cpu_executor, part, 
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.compile import kernel_table, selftest, trials
-from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, nmse, outputs_of_ops, random_pool
+from edgellm.kernels.cpu.compile.trials import FLOAT_LIMIT, LIMITS, fill_randomly, nmse, outputs_of_ops
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
-from edgellm.kernels.kv import CachePool, KVLayer
+from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs
 from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Buffer, Program
@@ -22,7 +22,6 @@ from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies
 
 N_BLOCKS = 30
-NO_CACHE = CachePool((), ())
 
 # Without a fused multiply-add (portable form on x86) a product rounds twice, so bits differ between forms there;
 # within a form they must not differ.
@@ -35,9 +34,10 @@ def sketch(seed: int = 0, max_tokens: int = 64) -> Sketch:
 def worst_nmse(s: Sketch, batches: list, form: str, n_threads: int = 2) -> float:
     """Worst error of any op of the sketched program, over the batches."""
     program = s.program()
-    pools = [random_pool(program, N_BLOCKS) for _ in range(2)]
-    reference = ReferenceExecutor(program, pools[0], s.max_tokens)
-    executor = cpu_executor(program, pools[1], n_threads, s.max_tokens, form)
+    reference = ReferenceExecutor(program, N_BLOCKS, s.max_tokens, "float16")
+    executor = cpu_executor(program, N_BLOCKS, n_threads, s.max_tokens, form)
+    for one in (reference, executor):
+        fill_randomly(one.pool)
     worst = 0.0
     for batch in batches:
         expected = outputs_of_ops(reference, batch, s.inputs)
@@ -216,7 +216,8 @@ def every_kernel_sketch() -> Sketch:
 
 def outputs_in_chunks(s: Sketch, program: Program, form: str, n_threads: int, chunk: int) -> list[np.ndarray]:
     """What every op wrote for 40 tokens from position 580 on, given in chunks."""
-    executor = cpu_executor(program, random_pool(program, N_BLOCKS), n_threads, 40, form)
+    executor = cpu_executor(program, N_BLOCKS, n_threads, 40, form)
+    fill_randomly(executor.pool)
     batch = single_sequence(program, 40, 580, N_BLOCKS, seed=1)
     parts = [
         outputs_of_ops(executor, part(batch, start, min(start + chunk, 40)), s.inputs, start)
@@ -271,7 +272,7 @@ def test_nan_and_infinity_in_weights_and_activations_reach_the_output(quant: str
     s.emit("bad embedding", Embed(bad_weight, s.buffer(512)))
     s.tensors[bad_weight] = tensor
     program = s.program()
-    executor = cpu_executor(program, NO_CACHE, 2, 64, form)
+    executor = cpu_executor(program, 0, 2, 64, form)
     for n in (1, 2, 5):
         batch = single_sequence(program, n, max_id=20)
         batch.tokens[:] = 11
@@ -293,7 +294,7 @@ def test_nan_and_infinity_pass_through_the_small_kernels(value: float, form: str
     for values in s.inputs.values():
         values[:, 0] = value
     program = s.program()
-    executor = cpu_executor(program, NO_CACHE, 2, 64, form)
+    executor = cpu_executor(program, 0, 2, 64, form)
     for shape, values in zip(
         s.shapes[1:], outputs_of_ops(executor, single_sequence(program, 3), s.inputs)[1:], strict=True
     ):
@@ -306,7 +307,9 @@ def test_nan_and_infinity_pass_through_the_small_kernels(value: float, form: str
 def test_nan_in_queries_keys_and_values_reaches_the_output(where: str, form: str) -> None:
     s = attention_sketch((0, 100))
     program = s.program()
-    pool = random_pool(program, N_BLOCKS)
+    executor = cpu_executor(program, N_BLOCKS, 2, 64, form)
+    pool = executor.pool
+    fill_randomly(pool)
     for array in [arrays["k" not in where] for arrays in pool.arrays] if "k" in where or where == "v" else []:
         array[:, :, 3, :] = np.nan  # dimension 3 of every key, or every value at slot 3 of a block
     if where == "k":
@@ -315,7 +318,6 @@ def test_nan_in_queries_keys_and_values_reaches_the_output(where: str, form: str
     if where == "q":
         for values in s.inputs.values():
             values[:, ::5] = np.nan
-    executor = cpu_executor(program, pool, 2, 64, form)
     for n, start in ((1, 40), (1, 600), (20, 40), (40, 280)):
         for values in outputs_of_ops(executor, single_sequence(program, n, start, N_BLOCKS), s.inputs)[1:]:
             assert not np.isfinite(values).all(axis=1).any(), (n, start)
@@ -354,8 +356,8 @@ def program_of_parts(quant: str) -> Program:
 @pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_K"])
 def test_an_operand_may_be_columns_of_a_buffer(quant: str) -> None:
     program = program_of_parts(quant)
-    reference = ReferenceExecutor(program, random_pool(program, 1))
-    executor = cpu_executor(program, random_pool(program, 1), 3, 64)
+    reference = ReferenceExecutor(program, 1, kv_dtype="float16")
+    executor = cpu_executor(program, 1, 3, 64)
     for n in (1, 5, 20):
         batch = Batch.single(program, np.arange(n) % trials.N_VOCAB)
         for one, other in zip(outputs_of_ops(executor, batch, {}), outputs_of_ops(reference, batch, {}), strict=True):
@@ -371,4 +373,4 @@ def test_columns_that_vectors_cannot_keep_to_are_refused_by_name(first: int, wid
     program = program_of_parts("F16")
     program.buffers["odd"] = Buffer("odd", width, of="whole", first=first)
     with pytest.raises(UnsupportedError, match="buffer odd: columns"):
-        cpu_executor(program, random_pool(program, 1))
+        cpu_executor(program, 1)

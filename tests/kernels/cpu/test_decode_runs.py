@@ -23,7 +23,6 @@ from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.step import ROPE_RUN
 from edgellm.kernels.draw import DrawSpec, Link, TokenDraw
-from edgellm.kernels.kv import CachePool
 from edgellm.kernels.program import Batch, Program
 from edgellm.models import build_program
 from edgellm.sampling.params import SamplingParams
@@ -45,8 +44,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def executor_of(program: Program, n_threads: int = 2, form: str = FORMS[0]) -> CPUExecutor:
-    pool = CachePool(program.cache_layers, [N_CTX // 32] * len(program.groups))
-    return cpu_executor(program, pool, n_threads, 64, form)
+    return cpu_executor(program, N_CTX // 32, n_threads, 64, form)
 
 
 def greedy() -> TokenDraw:
@@ -160,8 +158,7 @@ class Asked:
     def __init__(self, program: Program, monkeypatch: pytest.MonkeyPatch, run_s: float, eog_ids: Any = ()) -> None:
         monkeypatch.setattr(scheduler, "RUN_S", run_s)
         n_blocks = pool_blocks(program.cache_layers, N_CTX, 64, 2)
-        pool = CachePool(program.cache_layers, n_blocks)
-        self.executor = CPUExecutor(program, pool, 2, 64, cache=kernel_cache(FORMS[0]))
+        self.executor = CPUExecutor(program, n_blocks, 2, 64, untested=kernel_cache(FORMS[0]))
         self.sizes: list[int] = []
         decode = self.executor.decode
 
@@ -170,7 +167,7 @@ class Asked:
             return self.sizes[-1]
 
         self.executor.decode = noted  # type: ignore[method-assign]
-        self.cache = KVCache(pool, N_CTX)
+        self.cache = KVCache(self.executor.pool, N_CTX)
         self.engine = Engine(self.executor, self.cache, eog_ids)
         self.n_vocab = program.n_vocab
         self.draw: CPUDraw | None = self.executor.draw
