@@ -49,6 +49,7 @@ def load(
     kv_overrides: Mapping[str, Any] | None = None,
     max_tokens_per_step: int = 512,
     n_parallel: int = 1,
+    speculate: str | None = None,
     force: bool = False,
     progress: StageProgress | None = None,
 ) -> LLM:
@@ -67,13 +68,15 @@ def load(
     max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower
     n_parallel      conversations at once whose keys and values are all kept in full. More may run; what does not fit is
                     computed again. Answers that run together share their steps: sixteen cost little more than one
+    speculate       "ngram": speculative decoding; what followed the last tokens where they stood before is tried in one
+                    step. The answers are the same to the last bit, and sooner there when they repeat much
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
     Raises ModelNotFoundError, DownloadError, FormatError, UnsupportedError, MemoryWouldExceedError, ParameterError.
     """
     options = loading.LoadOptions(
-        n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel
+        n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 

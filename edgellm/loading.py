@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm import arguments
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
+from edgellm.engine.speculation import DRAFTERS
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
@@ -45,6 +46,7 @@ class LoadOptions:
     max_tokens_per_step: int = 512
     force: bool = False
     n_parallel: int = 1
+    speculate: str | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in (("n_ctx", 0, arguments.MAX_CONTEXT), ("n_threads", 1, arguments.MAX_THREADS)):
@@ -53,6 +55,8 @@ class LoadOptions:
         arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, arguments.MAX_TOKENS_PER_STEP)
         arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
         executors.known(self.executor)
+        if self.speculate is not None and not (isinstance(self.speculate, str) and self.speculate in DRAFTERS):
+            raise arguments.wrong("speculate", self.speculate, f"None or one of {', '.join(DRAFTERS)}")
         if self.chat_template is not None:
             arguments.text("chat_template", self.chat_template)
         if self.kv_overrides is not None:
@@ -183,4 +187,4 @@ def start_engine(
         max_tokens=max_tokens,
         on_compile=functools.partial(report, "compile"),
     )
-    return Engine(executor, KVCache(executor.pool, n_ctx), eog_ids), n_threads
+    return Engine(executor, KVCache(executor.pool, n_ctx), eog_ids, DRAFTERS.get(options.speculate or "")), n_threads

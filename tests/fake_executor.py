@@ -3,6 +3,9 @@
 It writes each token id and position into the pool through the block tables, and makes the next logits from all that a
 query may look at, read back through the tables. One wrong block, one stale or missing position, and the answer is
 another one. ``expected_logits`` gives the same numbers straight from the tokens.
+
+What a sequence holds from the first position of a step on is void, be it the token of a draft that was rejected: it is
+blotted out before the step, and whoever looks at it later fails.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from edgellm.kernels.program import Batch, Hook, Program
 
 N_VOCAB = 97
 STATE = -1  # in a list of windows: recurrent layers
+VOID = -1  # in place of a key
 
 
 def fake_program(windows: tuple[int, ...] = (0,), context_length: int = 4096) -> Program:
@@ -123,6 +127,7 @@ class FakeExecutor:
             if kind.kind == "state":
                 self._go_on(batch, group)
                 continue
+            self._blot_out(batch, group)
             for i, (token, position) in enumerate(zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True)):
                 block = self._block(batch, i, group, position)
                 for keys, values in self._arrays(group):
@@ -150,6 +155,15 @@ class FakeExecutor:
         owners = zip(self.pool.layers, self.pool.arrays, strict=True)
         return [arrays for layer, arrays in owners if layer.group == self.pool.groups[group]]
 
+    def _blot_out(self, batch: Batch, group: int) -> None:
+        """Make void what the blocks of each sequence hold from its first position on."""
+        for sequence, i in zip(*np.unique(batch.sequences, return_index=True), strict=True):
+            first = int(batch.positions[i])
+            for b, block in enumerate(batch.tables[group][sequence].tolist()):
+                if block >= 0 and (b + 1) * BLOCK_TOKENS > first:
+                    for keys, _ in self._arrays(group):
+                        keys[block, ..., max(0, first - b * BLOCK_TOKENS) :] = VOID
+
     def _read(self, batch: Batch, i: int) -> np.ndarray:
         end = int(batch.positions[i]) + 1
         seen = []
@@ -162,6 +176,8 @@ class FakeExecutor:
             found = []
             for p in range(start, end):
                 block = self._block(batch, i, group, p)
-                found.append((int(values[block, 0, p % BLOCK_TOKENS, 0]), int(keys[block, 0, 1, p % BLOCK_TOKENS]) - 1))
+                key = int(keys[block, 0, 1, p % BLOCK_TOKENS])
+                assert key != VOID, f"position {p} of group {group} is that of a rejected token, or of none"
+                found.append((int(values[block, 0, p % BLOCK_TOKENS, 0]), key - 1))
             seen.append(found)
         return _logits(seen)

@@ -22,6 +22,8 @@ import tiny_models
 
 import edgellm
 from edgellm import loading, memory
+from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.speculation import NgramDrafter
 from edgellm.kernels.ops import Embed, Op
 from edgellm.machine.memory import SystemMemory
 
@@ -94,6 +96,24 @@ def test_chunked_prefill_equals_one_prefill(
         with edgellm.load(paths[architecture], executor="reference", max_tokens_per_step=size) as llm:
             answers.append(greedy(llm, text, 16, ignore_eos=True).tokens)
     assert answers[0] == answers[1] and len(answers[0]) == 16
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "repeat_penalty": 1.1}], ids=str)
+def test_speculation_changes_neither_tokens_nor_logprobs_nor_text(
+    paths: dict[str, Path], architecture: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scheduler, "_tokens_per_s", lambda self, n: n)  # as if drafts cost nothing
+    monkeypatch.setattr(NgramDrafter, "settle", lambda self, gain: None)
+    text = "the other thing and the word " * 9
+    answers = []
+    for speculate in (None, "ngram"):
+        with edgellm.load(paths[architecture], speculate=speculate) as llm:
+            turns = [llm.generate(text, max_tokens=90, ignore_eos=True, logprobs=3, **options)]
+            turns.append(llm.generate([*llm.tokenize(text), *turns[0].tokens[:60], 5], max_tokens=30, **options))
+            answers.append([(turn.text, turn.tokens, turn.logprobs, turn.finish_reason) for turn in turns])
+            assert bool(turns[0].timings.drafted_n) == (speculate is not None)
+    assert answers[0] == answers[1]
 
 
 def test_stream_generate_and_chat_say_the_same(llm: edgellm.LLM) -> None:
@@ -507,7 +527,14 @@ def test_a_model_that_does_not_fit_is_refused_unless_forced(
 
 @pytest.mark.parametrize(
     "options",
-    [{"n_ctx": -1}, {"n_ctx": 1.5}, {"n_threads": 0}, {"executor": "abacus"}, {"max_tokens_per_step": 0}],
+    [
+        {"n_ctx": -1},
+        {"n_ctx": 1.5},
+        {"n_threads": 0},
+        {"executor": "abacus"},
+        {"max_tokens_per_step": 0},
+        {"speculate": "luck"},
+    ],
 )
 def test_senseless_options_of_load_are_refused(paths: dict[str, Path], options: dict) -> None:
     with pytest.raises(edgellm.ParameterError, match=next(iter(options))):

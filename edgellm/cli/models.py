@@ -37,6 +37,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
         "n_threads": values["n_threads"],
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
+        "speculate": values["speculate"],
         "force": values["force"],
     }
 

@@ -7,7 +7,7 @@ shares a step with, so the answer is that of plain decoding to the last bit; a w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 MAX_DRAFT = 15  # tokens; with the one before them 16, which fill a kernel's tiles
@@ -23,3 +23,45 @@ class Drafter(Protocol):
     def settle(self, gain: float) -> None:
         """What the last draft has brought: tokens more, or less than 0, than plain decoding makes in the same time."""
         ...
+
+
+class NgramDrafter:
+    """Prompt lookup: what followed the last tokens where they stood before, in the prompt or the answer.
+
+    The longer the text here and there agree, the longer they will go on to agree: a draft is as long as the match. When
+    drafts do not pay, the next match must be twice as long, so that it rests in a text that does not repeat itself;
+    when they do, half as long.
+    """
+
+    NGRAMS = (8, 2)  # tokens; texts often come back to the same two, so eight are looked up first
+
+    def __init__(self) -> None:
+        self.least = min(self.NGRAMS)  # tokens of a match that is good enough
+        self._balance = 0.0  # what the last drafts have brought, the newest ones most
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> where it last ended, with a token behind it
+        self._n_seen = 0
+
+    def draft(self, tokens: Sequence[int], n: int) -> list[int]:
+        """As ``Drafter`` has it."""
+        for size in self.NGRAMS:
+            for place in range(max(self._n_seen, size), len(tokens)):
+                self._ends[tuple(tokens[place - size : place])] = place
+        self._n_seen = len(tokens)
+        last = (tuple(tokens[-size:]) for size in self.NGRAMS)
+        end = next((self._ends[ngram] for ngram in last if ngram in self._ends), 0)
+        period, n_alike = len(tokens) - end, 0
+        while n_alike < min(end, max(n, self.least)) and tokens[end - 1 - n_alike] == tokens[-1 - n_alike]:
+            n_alike += 1
+        # what goes on beyond the last token repeats the draft itself
+        return [tokens[end + i % period] for i in range(min(n, n_alike))] if n_alike >= self.least else []
+
+    def settle(self, gain: float) -> None:
+        """As ``Drafter`` has it."""
+        self._balance = 0.7 * self._balance + gain
+        if self._balance < 0:
+            self.least, self._balance = 2 * self.least, 0.0
+        else:
+            self.least = max(min(self.NGRAMS), self.least // 2)
+
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter}

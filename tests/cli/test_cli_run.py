@@ -13,7 +13,9 @@ from fake_llm import FakeLLM
 
 import edgellm
 from edgellm.cli import main
+from edgellm.cli.answer import Answer, timing_block
 from edgellm.cli.options import parse_override
+from edgellm.engine.requests import Timings
 from edgellm.formats.errors import ContextFullError, ParameterError, TemplateError
 from edgellm.sampling import SamplingParams
 from edgellm.sampling.options import SAMPLING_OPTIONS
@@ -168,6 +170,7 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages }}")
     arguments = ["-n", "7", "-c", "128", "-t", "3", "-r", "END", "-r", "STOP", "-sys", "Be brief.", "--force"]
+    arguments += ["--speculate", "ngram"]
     arguments += ["--chat-template", str(template), "--chat-template-kwargs", '{"enable_thinking": false}']
     arguments += ["--override-kv", "llama.context_length=int:99", "--override-kv", "a.b=str:c=d:e"]
     assert main(["run", "m", "hello there", *arguments]) == 0
@@ -180,6 +183,7 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
         "n_threads": 3,
         "chat_template": "{{ messages }}",
         "kv_overrides": {"llama.context_length": 99, "a.b": "c=d:e"},
+        "speculate": "ngram",
         "force": True,
     }
 
@@ -221,6 +225,13 @@ def test_timings_go_to_standard_error(llm: FakeLLM, flag: str, capsys: pytest.Ca
     captured = capsys.readouterr()
     assert captured.out == "echo: hi\n"
     assert "t/s" in captured.err and "1 reused" in captured.err and "of 64 tokens" in captured.err
+
+
+def test_timings_tell_of_drafts_where_there_were_some() -> None:
+    t = Timings(prompt_n=9, generation_n=40, drafted_n=30, accepted_n=21)
+    assert "drafted      30 tokens, 21 accepted" in timing_block(Answer("text", "stop", t, False))
+    assert "drafted" not in timing_block(Answer("text", "stop", t._replace(drafted_n=0), False))
+    assert (t.as_dict()["drafted_n"], t.as_dict()["accepted_n"]) == (30, 21)
 
 
 def test_an_error_of_the_model_is_reported_and_the_model_closed(

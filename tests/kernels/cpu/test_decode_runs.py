@@ -155,7 +155,7 @@ def test_steps_that_count_as_alike_have_the_same_work(program: Program) -> None:
 class Asked:
     """An engine that decodes in runs, or not."""
 
-    def __init__(self, program: Program, monkeypatch: pytest.MonkeyPatch, run_s: float, eog_ids: Any = ()) -> None:
+    def __init__(self, program: Program, monkeypatch: pytest.MonkeyPatch, run_s: float, **options: Any) -> None:
         monkeypatch.setattr(scheduler, "RUN_S", run_s)
         n_blocks = pool_blocks(program.cache_layers, N_CTX, 64, 2)
         self.executor = CPUExecutor(program, n_blocks, 2, 64, untested=kernel_cache(FORMS[0]))
@@ -168,7 +168,7 @@ class Asked:
 
         self.executor.decode = noted  # type: ignore[method-assign]
         self.cache = KVCache(self.executor.pool, N_CTX)
-        self.engine = Engine(self.executor, self.cache, eog_ids)
+        self.engine = Engine(self.executor, self.cache, **options)
         self.n_vocab = program.n_vocab
         self.draw: CPUDraw | None = self.executor.draw
 
@@ -221,6 +221,39 @@ def test_an_answer_is_the_same_in_runs(options: dict[str, Any], ask: Callable[..
         assert (step.timings.prompt_n, step.timings.generation_n) == (3, n)
     again = runs.steps([1, 2, 3, *(s.token for s in together[:100] if s.token is not None), 5])
     assert again[0].timings.reused_n == 103, "what runs have computed is known"
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_answer_is_the_same_in_runs_and_with_drafts_between_them(
+    options: dict[str, Any], ask: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler.Scheduler, "_tokens_per_s", lambda self, n: n)
+    plain = ask(0.0).steps([1, 2, 3], **options)
+    text = [1, 2, 3, *(step.token for step in plain if step.token is not None)]
+    rng = np.random.default_rng(1)
+
+    class Guesser:
+        """Right for some tokens, then wrong, and often without an idea."""
+
+        def draft(self, tokens: Any, n: int) -> list[int]:
+            right, wrong = rng.integers(0, n + 1, 2)
+            draft = [*text[len(tokens) :][:right], *rng.integers(0, 200, wrong).tolist()]
+            return draft[:n] if rng.random() < 0.8 else []
+
+        def settle(self, gain: float) -> None:
+            pass
+
+    both = ask(drafter=Guesser)
+    drafted = both.steps([1, 2, 3], **options)
+    assert max(both.sizes) > 2
+    timings = drafted[-1].timings
+    assert timings.drafted_n > timings.accepted_n > 0
+    assert [(s.token, s.choice, s.finish_reason) for s in drafted] == [
+        (s.token, s.choice, s.finish_reason) for s in plain
+    ]
+    again = both.steps([*text[:120], 5], 20, temperature=0)
+    assert again[0].timings.reused_n == 120
+    assert [s.token for s in again] == [s.token for s in ask(0.0).steps([*text[:120], 5], 20, temperature=0)]
 
 
 @pytest.mark.parametrize("options", [{"repeat_penalty": 1.2}, {"logit_bias": {4: -1.0}}, {"top_k": 0}], ids=str)
