@@ -89,7 +89,7 @@ class Generation(str):
 
 
 class TextStream:
-    """Turns the steps of one request into chunks.
+    """Turns the tokens of one request into chunks.
 
     special   show control tokens as their text
     """
@@ -100,39 +100,41 @@ class TextStream:
         self.matcher = StopMatcher(stops)
         self.special = special
 
-    def chunks(self, step: GeneratedToken) -> Iterator[GenerationChunk]:
-        """The chunks of one step; after one with a finish reason the request is over."""
-        text, ended = "", step.finish_reason == "stop"
-        if step.token is not None and not ended:
-            text = self.matcher.add(self.decoder.add(step.token))
-            yield GenerationChunk(text, step.token, self._logprobs(step), None, step.timings)
+    def chunks(self, generated: GeneratedToken) -> Iterator[GenerationChunk]:
+        """The chunks of one token; after one with a finish reason the request is over."""
+        text, ended = "", generated.finish_reason == "stop"
+        if generated.token is not None and not ended:
+            text = self.matcher.add(self.decoder.add(generated.token))
+            yield GenerationChunk(text, generated.token, self._logprobs(generated), None, generated.timings)
         if self.matcher.found is not None:
-            yield GenerationChunk("", None, None, "stop", step.timings, self.matcher.found)
-        elif step.finish_reason is not None:
-            yield self._last(step, step.finish_reason)
+            yield GenerationChunk("", None, None, "stop", generated.timings, self.matcher.found)
+        elif generated.finish_reason is not None:
+            yield self._last(generated, generated.finish_reason)
 
-    def _last(self, step: GeneratedToken, reason: FinishReason) -> GenerationChunk:
+    def _last(self, generated: GeneratedToken, reason: FinishReason) -> GenerationChunk:
         """What was held back: the end of a broken character may still complete a stop string."""
         tail = ""
-        if self.special and reason == "stop" and step.token is not None:
-            tail = self.matcher.add(self.decoder.add(step.token))
+        if self.special and reason == "stop" and generated.token is not None:
+            tail = self.matcher.add(self.decoder.add(generated.token))
         tail += self.matcher.add(self.decoder.flush()) + self.matcher.flush()
         if self.matcher.found is not None:
-            return GenerationChunk(tail, None, None, "stop", step.timings, self.matcher.found)
-        return GenerationChunk(tail, None, None, reason, step.timings, step.token if reason == "stop" else None)
+            return GenerationChunk(tail, None, None, "stop", generated.timings, self.matcher.found)
+        return GenerationChunk(
+            tail, None, None, reason, generated.timings, generated.token if reason == "stop" else None
+        )
 
-    def _logprobs(self, step: GeneratedToken) -> TokenLogprob | None:
-        if step.token is None or step.choice is None or step.choice.logprob is None:
+    def _logprobs(self, generated: GeneratedToken) -> TokenLogprob | None:
+        if generated.token is None or generated.choice is None or generated.choice.logprob is None:
             return None
-        after = getattr(step.choice, "after", None) or {}
+        after = generated.choice.after or {}
 
         def known(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
             left = after.get(token)
             kept, cut_by = (None, left) if isinstance(left, str) else (left, None)
             return TokenLogprob(token, self.tokenizer.token_bytes(token), logprob, top, kept, cut_by)
 
-        top = tuple(known(token, logprob) for token, logprob in step.choice.top)
-        return known(step.token, step.choice.logprob, top)
+        top = tuple(known(token, logprob) for token, logprob in generated.choice.top)
+        return known(generated.token, generated.choice.logprob, top)
 
 
 class ChunkStream:
@@ -165,9 +167,9 @@ class ChunkStream:
 def _run(
     engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
 ) -> Generator[GenerationChunk, None, None]:
-    with contextlib.closing(engine.generate(ids, sampler, **options)) as steps:
-        for step in steps:
-            for chunk in text.chunks(step):
+    with contextlib.closing(engine.generate(ids, sampler, **options)) as tokens:
+        for generated in tokens:
+            for chunk in text.chunks(generated):
                 yield chunk
                 if chunk.finish_reason:
                     return
@@ -176,9 +178,9 @@ def _run(
 async def _arun(
     engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
 ) -> AsyncGenerator[GenerationChunk, None]:
-    async with contextlib.aclosing(engine.agenerate(ids, sampler, **options)) as steps:
-        async for step in steps:
-            for chunk in text.chunks(step):
+    async with contextlib.aclosing(engine.agenerate(ids, sampler, **options)) as tokens:
+        async for generated in tokens:
+            for chunk in text.chunks(generated):
                 yield chunk
                 if chunk.finish_reason:
                     return

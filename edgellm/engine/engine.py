@@ -21,11 +21,10 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from edgellm.engine import exit as engine_exit
 from edgellm.engine.cache import KVCache
 from edgellm.engine.requests import (
     CallRequest,
@@ -35,12 +34,14 @@ from edgellm.engine.requests import (
     Progress,
     Request,
     ScoringRequest,
-    TokenSampler,
 )
 from edgellm.engine.scheduler import LEAD, POLL_S, Scheduled, Scheduler, make_batch
 from edgellm.engine.speculation import Drafter
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
 from edgellm.kernels.program import DecodingExecutor, Executor, Hook
+
+if TYPE_CHECKING:
+    from edgellm.sampling import Sampler
 
 DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
 
@@ -76,18 +77,18 @@ class Engine:
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
         self._closing = threading.Lock()
-        self._forgotten = weakref.finalize(self, engine_exit.close_elsewhere, executor)
+        self._forgotten = weakref.finalize(self, _close_elsewhere, executor)
         self._forgotten.atexit = False
-        engine_exit.engines.add(self)
+        _engines.add(self)
         # last in, first out: before the finalizer of the executor, which would take the threads from a running step
-        atexit.unregister(engine_exit.stop_all)
-        atexit.register(engine_exit.stop_all)
+        atexit.unregister(_stop_all)
+        atexit.register(_stop_all)
         self._pid = os.getpid()
 
     def generate(
         self,
         prompt: Sequence[int],
-        sampler: TokenSampler,
+        sampler: Sampler,
         *,
         max_tokens: int | None = None,
         stop_ids: Collection[int] | None = None,
@@ -109,7 +110,7 @@ class Engine:
         return self._tokens(request, progress)
 
     def agenerate(
-        self, prompt: Sequence[int], sampler: TokenSampler, **options: Any
+        self, prompt: Sequence[int], sampler: Sampler, **options: Any
     ) -> AsyncGenerator[GeneratedToken, None]:
         """``generate`` for ``async for``; cancelling the task or closing the iterator cancels the request."""
         return self._atokens(self._generation(prompt, sampler, **options), options.get("progress"))
@@ -190,7 +191,7 @@ class Engine:
     def _generation(
         self,
         prompt: Sequence[int],
-        sampler: TokenSampler,
+        sampler: Sampler,
         max_tokens: int | None = None,
         stop_ids: Collection[int] | None = None,
         cancel: CancelFlag | None = None,
@@ -207,7 +208,8 @@ class Engine:
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
         request = GenerationRequest(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
         request.hook, request.shared = hook, hook is None
-        request.drafter = self._drafter() if self._drafter is not None else None
+        if self._drafter is not None and hook is None:  # a hook shall see no token that was only guessed
+            request.drafter = self._drafter()
         request.ending = "length" if limit == max_tokens else "context_full"
         return request
 
@@ -374,12 +376,12 @@ class Engine:
             for part in scheduled:
                 self._deliver(part.request, [], error)
             return
-        seconds, end, accepted = perf_counter() - started, 0, []
+        seconds, end, kept = perf_counter() - started, 0, []
         for part in scheduled:
             mine, end = logits[end : end + part.n_outputs], end + part.n_outputs
             accept = partial(part.request.accept, part.tokens, mine)
-            accepted.append(self._commit(part, part.tokens, accept, seconds))
-        self.scheduler.note(scheduled, accepted, seconds)
+            kept.append(self._commit(part, part.tokens, accept, seconds))
+        self.scheduler.note(scheduled, kept, seconds)
 
     def _run_on(self, part: Scheduled, started: float) -> bool:
         """Several tokens of one answer without Python between them; False where there are none such."""
@@ -401,18 +403,20 @@ class Engine:
         return True
 
     def _commit(self, part: Scheduled, tokens: Sequence[int], accept: Callable[[], int], seconds: float) -> int:
-        """Let a request look at its part of a step, and keep what it accepts; how many tokens that are."""
+        """Let a request look at its part of a step, and keep what it accepts; how many tokens the cache has more."""
         request, n, error, started = part.request, 0, None, perf_counter()
         try:
             n = accept()
         except BaseException as raised:
             error = raised
+        before = part.sequence.length
         self.cache.commit(part.sequence, tokens[:n], len(tokens))
         if part.sequence.length == request.n_prompt:
             self.cache.mark(part.sequence)
+        n_kept = part.sequence.length - before  # of a state none, where a step is accepted in part
         items = list(request.publish(seconds + perf_counter() - started))
         self._deliver(request, items, error)
-        return n
+        return n_kept
 
     def _deliver(self, request: Request, items: list[Any], error: BaseException | None = None) -> None:
         """Put items into the caller's mailbox; the request ends with its last one or with an error."""
@@ -435,3 +439,21 @@ class Engine:
         request.ready.notify()
         if DEBUG:
             print(request.summary(), file=sys.stderr, flush=True)
+
+
+# -- the end of an engine that nobody closes: its last owner drops it, or the interpreter takes itself apart ---
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _close_elsewhere(executor: Executor) -> None:
+    """The collector may run on any thread, also on one of the executor's own, which cannot wait for itself."""
+    with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+        threading.Thread(target=executor.close, name="edgellm-close").start()
+
+
+def _stop_all() -> None:
+    """Let no kernel run while the interpreter takes itself apart."""
+    for engine in list(_engines):
+        if engine.is_ours():
+            engine.close()

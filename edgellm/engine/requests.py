@@ -10,15 +10,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Drafter
-from edgellm.kernels.draw import TokenDraw
 from edgellm.kernels.program import Executor, Hook
+
+if TYPE_CHECKING:
+    from edgellm.sampling import Sampled, Sampler
+    from edgellm.sampling.short_chain import ShortChain
 
 SCORE_NBYTES = 64 << 20  # logits of one scoring step
 
@@ -30,55 +33,6 @@ class CancelFlag(Protocol):
 
     def is_set(self) -> bool:
         """Whether the request is to stop."""
-        ...
-
-
-class TokenChoice(Protocol):
-    """What a sampler gives back: the token, its log-probability, and the most likely ones when asked for."""
-
-    @property
-    def token(self) -> int:
-        """The id that was chosen."""
-        ...
-
-    @property
-    def logprob(self) -> float | None:
-        """Its natural log-probability."""
-        ...
-
-    @property
-    def top(self) -> tuple[tuple[int, float], ...]:
-        """The likeliest ids with theirs."""
-        ...
-
-
-class KernelChain(Protocol):
-    """What draws tokens without Python: ``draw`` for the executor, then ``sampled`` for what came of it."""
-
-    @property
-    def draw(self) -> TokenDraw:
-        """The chain, and room for some tokens."""
-        ...
-
-    def sampled(self, n: int) -> Sequence[TokenChoice]:
-        """The first n tokens drawn."""
-        ...
-
-
-class TokenSampler(Protocol):
-    """What the engine needs of ``edgellm.sampling.Sampler``."""
-
-    @property
-    def short(self) -> KernelChain | None:
-        """The same choice made by kernels, where they can."""
-        ...
-
-    def sample(self, logits: np.ndarray) -> TokenChoice:
-        """Choose from float32 logits (n_vocab,)."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """The token now stands in the text."""
         ...
 
 
@@ -125,7 +79,7 @@ class GeneratedToken(NamedTuple):
     """A token of the answer; None when the request ended without another. ``choice`` is the sampler's."""
 
     token: int | None
-    choice: TokenChoice | None
+    choice: Sampled | None
     finish_reason: FinishReason | None
     timings: Timings
 
@@ -163,6 +117,7 @@ class Request:
         self.not_before = 0.0
         self.idle_since = 0.0
         self.hook: Hook | None = None
+        self.drafter: Drafter | None = None
 
     @property
     def stopped(self) -> bool:
@@ -185,7 +140,7 @@ class Request:
         return self.hook is not None
 
     @property
-    def chain(self) -> KernelChain | None:
+    def chain(self) -> ShortChain | None:
         """What draws its next tokens without Python, where that may be."""
         return None
 
@@ -201,9 +156,6 @@ class Request:
     def draft(self, n: int) -> Sequence[int]:
         """At most n tokens that may come after them."""
         return ()
-
-    def settle(self, gain: float) -> None:
-        """What the last draft has brought: tokens more than its time was worth."""
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         """``tokens`` are computed, with logits (n_outputs, n_vocab); how many of them, from the first on, are right."""
@@ -238,19 +190,18 @@ class GenerationRequest(Request):
         lock: threading.Lock,
         tokens: Sequence[int],
         cancel: CancelFlag | None,
-        sampler: TokenSampler,
+        sampler: Sampler,
         limit: int,
         stop_ids: frozenset[int],
         reports: bool,
     ) -> None:
         super().__init__(lock, tokens, cancel)
         self.sampler = sampler
-        self.drafter: Drafter | None = None
         self.limit = limit  # tokens to generate
         self.ending: FinishReason = "length"  # why there are no more
         self.stop_ids = stop_ids
         self.reports = reports
-        self.choices: list[TokenChoice] = []  # accepted and not published yet
+        self.choices: list[Sampled] = []  # accepted and not published yet
         self.published = 0
         self.reused: int | None = None
         self.drafted = self.accepted = 0
@@ -267,7 +218,7 @@ class GenerationRequest(Request):
         return self.limit - self.generated
 
     @property
-    def chain(self) -> KernelChain | None:
+    def chain(self) -> ShortChain | None:
         # the first token is wanted soon, a hook sees every step
         return self.sampler.short if self.generated and self.hook is None else None
 
@@ -276,13 +227,9 @@ class GenerationRequest(Request):
         return missing, 1 if len(missing) == self.n_missing and self.limit else 0
 
     def draft(self, n: int) -> Sequence[int]:
-        if self.drafter is None or self.hook is not None or not self.generated:
+        if self.drafter is None or not self.generated:
             return ()
         return self.drafter.draft(self.tokens, max(0, min(n, self.n_wanted - 1)))
-
-    def settle(self, gain: float) -> None:
-        if self.drafter is not None:
-            self.drafter.settle(gain)
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         n_known = min(self.n_missing, len(tokens))
@@ -295,7 +242,7 @@ class GenerationRequest(Request):
         assert self.sampler.short is not None
         return self._append(tokens, 1, self.sampler.short.sampled(n))
 
-    def _append(self, tokens: Sequence[int], n_known: int, choices: Iterable[TokenChoice]) -> int:
+    def _append(self, tokens: Sequence[int], n_known: int, choices: Iterable[Sampled]) -> int:
         """Take the choices one by one for as long as ``tokens``, of which n are known, go on as they do."""
         for n, choice in enumerate(choices, n_known):
             token = int(choice.token)

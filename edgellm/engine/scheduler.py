@@ -167,14 +167,17 @@ class Scheduler:
         if n_plain not in self._decode_s or not all(part.decodes for part in scheduled):
             return scheduled
         most = min(MAX_DRAFT, self.max_tokens // n_plain - 1)
-        room = [min(LEAD - len(part.request.mailbox), self.cache.room(part.sequence)) for part in scheduled]
-        drafts = [part.request.draft(min(most, n - 1)) for part, n in zip(scheduled, room, strict=True)]
+        drafts = [part.request.draft(min(most, self._room(part) - 1)) for part in scheduled]
         if not any(drafts):
             return scheduled
         # as long as gives the most tokens a second if all are right
         sizes = {n: n_plain + sum(min(n, len(draft)) for draft in drafts) for n in range(most, -1, -1)}
         n = max(sizes, key=lambda n: self._tokens_per_s(sizes[n]))
         return [self._with_draft(part, draft[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
+
+    def _room(self, part: Scheduled) -> int:
+        """Tokens that an answer may have at once: its caller shall not fall behind, the cache may want a snapshot."""
+        return min(LEAD - len(part.request.mailbox), self.cache.room(part.sequence))
 
     def _tokens_per_s(self, n: int) -> float:
         """Of a decode step of n tokens; of a size that was not tried yet, as of the next smaller one."""
@@ -191,20 +194,19 @@ class Scheduler:
     def run_length(self, part: Scheduled) -> int:
         """Steps that a lone answer may take without Python between them, blocks for them reserved; 0 where it may not.
 
-        They end where the caller would fall behind, and before a newcomer has waited for long.
+        They end before a newcomer has waited for long.
         """
-        request = part.request
         if not part.decodes or part.n_drafted:
             return 0
-        n = min(int(RUN_S / self._step_s), LEAD - len(request.mailbox), request.n_wanted)
+        n = min(int(RUN_S / self._step_s), self._room(part), part.request.n_wanted)
         with contextlib.suppress(ContextFullError):  # nobody is preempted for steps that can wait
             if n > 1:
                 self.cache.reserve(part.sequence, n)
                 return n
         return 0
 
-    def note(self, scheduled: Sequence[Scheduled], accepted: Sequence[int], seconds: float) -> None:
-        """A step is over (or a run, of which this is one): what it took, and how many tokens of each were right.
+    def note(self, scheduled: Sequence[Scheduled], kept: Sequence[int], seconds: float) -> None:
+        """A step is over (or a run, of which this is one): what it took, and how many tokens of each the cache kept.
 
         The time that drafts have cost, in tokens that plain steps would have made in it, is set against those won.
         """
@@ -214,10 +216,10 @@ class Scheduler:
         n_drafted = sum(part.n_drafted for part in scheduled)
         known = self._decode_s.get(n + n_drafted, seconds)
         self._decode_s[n + n_drafted] = min(seconds, 0.75 * known + 0.25 * seconds)
-        for part, n_right in zip(scheduled, accepted, strict=True):
-            if part.n_drafted:
+        for part, n_kept in zip(scheduled, kept, strict=True):
+            if part.request.drafter is not None and part.n_drafted:
                 cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
-                part.request.settle(n_right - 1 - cost)
+                part.request.drafter.settle(n_kept - 1 - cost)
 
 
 def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
