@@ -20,6 +20,7 @@ from edgellm.kernels.ops.matmul import Matmul
 from edgellm.kernels.ops.norms import RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.ops.rope import ApplyRope
+from edgellm.kernels.ops.short_conv import ShortConv
 from edgellm.kernels.program import Op
 
 __all__ = [
@@ -33,7 +34,19 @@ __all__ = [
     "Op",
     "RMSNorm",
     "SelectOutputs",
+    "ShortConv",
     "StoreKV",
 ]
 
-OPS: tuple[type[Op], ...] = (Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, GatedUnit, Add, SelectOutputs)
+OPS: tuple[type[Op], ...] = (
+    Embed,
+    RMSNorm,
+    Matmul,
+    ApplyRope,
+    StoreKV,
+    Attention,
+    GatedUnit,
+    Add,
+    SelectOutputs,
+    ShortConv,
+)

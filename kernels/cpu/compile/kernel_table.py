@@ -28,6 +28,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     },
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
     "attention": ("attention", "attention", None),
+    "short_conv": ("short_conv", "short_conv", None),
     TOP_K: ("top_k", "top_k", None),
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},

@@ -59,6 +59,7 @@ QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind")
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
 ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
+SHORT_CONV = namedtuple("SHORT_CONV", "bcx bcx_row w w_row out out_row width n_taps states table")
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
 
 

@@ -114,6 +114,8 @@ class CPUExecutor:
             raise ClosedError("this executor was closed; load the model again")
         if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
             raise ParameterError("decode() takes one token that wants logits, and at least one step")
+        if any(group.kind == "state" for group in self.program.groups):
+            return 0  # each step has a slot of its own
         position = int(batch.positions[0])
         n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(position))
         self._check(batch, [0, 1], n_steps)

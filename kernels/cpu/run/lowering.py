@@ -25,7 +25,18 @@ from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import OutputTail, output_tail
-from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, RMSNorm, SelectOutputs, StoreKV
+from edgellm.kernels.ops import (
+    Add,
+    ApplyRope,
+    Attention,
+    Embed,
+    GatedUnit,
+    Matmul,
+    RMSNorm,
+    SelectOutputs,
+    ShortConv,
+    StoreKV,
+)
 from edgellm.kernels.program import Buffer, Op, Program
 
 MAX_OUTPUTS = 32
@@ -336,6 +347,19 @@ def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
     low.emit(op, "select_outputs", arguments, alone=True)
 
 
+def _short_conv(low: _Lowering, op: ShortConv) -> None:
+    width, n_taps = low.program.tensors[op.weight].shape
+    weight = low.memory.zeros(n_taps, layout.padded(width), "float32")  # (n_taps, width): neighbours are channels
+    if low.memory.real:
+        weight[:, :width] = low.program.tensors[op.weight].dequantize().reshape(width, n_taps).T
+    arguments = layout.SHORT_CONV(
+        **low.where(bcx=op.bcx, out=op.out), w=weight.ctypes.data, w_row=weight.strides[0], width=width, n_taps=n_taps,
+        states=0 if low.pool is None else low.pool.arrays[op.layer][0].ctypes.data,
+        table=low.program.groups.index(low.program.cache_layers[op.layer].group),
+    )  # fmt: skip
+    low.emit(op, "short_conv", arguments, alone=width <= ALONE_WIDTH)
+
+
 _RULES: dict[type, Any] = {
     Embed: _embed,
     RMSNorm: _rms_norm,
@@ -346,6 +370,7 @@ _RULES: dict[type, Any] = {
     GatedUnit: _gated_unit,
     Add: _add,
     SelectOutputs: _select_outputs,
+    ShortConv: _short_conv,
 }
 
 

@@ -1,0 +1,76 @@
+"""The short convolution of LFM2: channels are dealt to the threads, tokens go one after the other.
+
+A sum runs over the taps, oldest first, whatever came in which step: a token has the same bits in any chunking. What
+stood before the step is read from one slot of the pool; what the next step needs goes to another, or to the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.kernels.cpu.lib import layout as at
+from edgellm.kernels.cpu.lib import simd as v
+
+
+def _make_channels(load: Any, store: Any, fma: Any, zero: Any) -> Any:
+    """All tokens of the step for the channels that one load takes, from byte ``i`` of a row on."""
+
+    @v.forceinline
+    def product(args, row, i):
+        x = args.bcx + row * args.bcx_row + i
+        return load(x) * load(x + args.width * 8)
+
+    @v.forceinline
+    def at_distance(args, before, start, row, i):
+        """b * x of a row, which may lie before the first one of its sequence in this step; ``before`` 0 is zero."""
+        if row >= start:
+            return product(args, row, i)
+        if before == 0:
+            return zero()
+        return load(before + (row - start + args.n_taps - 1) * args.width * 4 + i)
+
+    @v.forceinline
+    def channels(args, step, i):
+        n, sequences = v.load_i64(step + at.N_TOKENS), v.load_i64(step + at.SEQUENCES)
+        slots = v.load_i64(v.load_i64(step + at.TABLES) + args.table * 16)
+        slot_nbytes = (args.n_taps - 1) * args.width * 4
+        start = 0
+        while start < n:
+            sequence, stop = v.load_i32(sequences + start * 4), start + 1
+            while stop < n and v.load_i32(sequences + stop * 4) == sequence:
+                stop += 1
+            read, written = v.load_i32(slots + sequence * 8), v.load_i32(slots + sequence * 8 + 4)
+            before = (args.states + read * slot_nbytes) * (read >= 0)
+            for row in range(start, stop):
+                acc = zero()
+                for tap in range(args.n_taps):
+                    weight = load(args.w + tap * args.w_row + i)
+                    acc = fma(at_distance(args, before, start, row - args.n_taps + 1 + tap, i), weight, acc)
+                gate = load(args.bcx + row * args.bcx_row + args.width * 4 + i)
+                store(args.out + row * args.out_row + i, gate * acc)
+            for tap in range(args.n_taps - 1):  # oldest first: those that follow are not needed for it
+                kept = at_distance(args, before, start, stop - args.n_taps + 1 + tap, i)
+                store(args.states + written * slot_nbytes + tap * args.width * 4 + i, kept)
+            start = stop
+
+    return channels
+
+
+@v.forceinline
+def _zero_f32():
+    return v.f32_of(0.0)
+
+
+_sixteen_channels = _make_channels(v.load_f32x16, v.store_f32x16, v.fma_f32x16, v.zero_f32x16)
+_one_channel = _make_channels(v.load_f32, v.store_f32, v.fma_f32, _zero_f32)
+
+
+def short_conv(op, step, thread, n_threads):
+    """out = c * conv(b * x)"""
+    args = v.arguments(op, at.SHORT_CONV)
+    whole = args.width // 16
+    for block in range(thread, whole, n_threads):
+        _sixteen_channels(args, step, block * 64)
+    if thread == n_threads - 1:
+        for channel in range(whole * 16, args.width):
+            _one_channel(args, step, channel * 4)
