@@ -38,6 +38,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
     "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
     "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
+    "shortconv.l_cache": (2, 64),
     "vocab_size": (1, 1 << 24),
 }
 

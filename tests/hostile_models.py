@@ -23,7 +23,7 @@ import tiny_models
 
 from edgellm.formats.quant_types import QUANT_TYPES, QUANT_TYPES_BY_ID
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2")
 QUANTS = ("Q8_0", "Q4_K", "Q4_1", "F16", "Q6_K", "IQ4_XS")
 WHOLE = [0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 65, 100, 255, 257, 512, 513, 4095, 4096, 65_535, 1 << 20, 1 << 24]
 WHOLE += [(1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 33, (1 << 63) - 1, (1 << 64) - 1]

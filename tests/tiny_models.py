@@ -111,6 +111,9 @@ def write_tiny_model(
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": CHATML,
     }
+    if architecture == "lfm2":  # every layer but each third is a convolution
+        keys["lfm2.attention.head_count_kv"] = [n_head_kv if i % 3 == 1 else 0 for i in range(n_layer)]
+        keys["lfm2.shortconv.l_cache"] = 3
     if architecture == "gemma3":
         keys["gemma3.attention.sliding_window"] = sliding_window
         keys["gemma3.attention.sliding_window_pattern"] = 2
@@ -129,6 +132,7 @@ def write_tiny_model(
             writer.add_tensor(name, (centre + 0.1 * rng.standard_normal(shape)).astype(np.float32))
             continue
         kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)
+        kind = "F32" if name.endswith("shortconv.conv.weight") else kind
         writer.add_tensor(
             name,
             random_weight(rng, shape, kind),
@@ -165,13 +169,23 @@ def tensor_shapes(
     }
     if architecture == "qwen2":
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
-    if architecture in ("qwen3", "gemma3"):
+    if architecture in ("qwen3", "gemma3", "lfm2"):
         layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
     if architecture == "gemma3":
         layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
-    shapes |= {f"blk.{i}.{name}": shape for i in range(n_layer) for name, shape in layer.items()}
-    shapes["output_norm.weight"] = (n_embd,)
+    conv = {
+        "shortconv.in_proj.weight": (3 * n_embd, n_embd),
+        "shortconv.conv.weight": (n_embd, 3),
+        "shortconv.out_proj.weight": (n_embd, n_embd),
+    }
+    for i in range(n_layer):
+        convolves = architecture == "lfm2" and i % 3 != 1
+        rest = {
+            name: shape for name, shape in layer.items() if not name.startswith("attn_") or name == "attn_norm.weight"
+        }
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in (rest | conv if convolves else layer).items()}
+    shapes["token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight"] = (n_embd,)
     return shapes if tied else shapes | {"output.weight": (n_vocab, n_embd)}
 
 
@@ -228,6 +242,8 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = pair_neighbours(weight, config.num_key_value_heads)
         if architecture == "gemma3" and name.endswith("norm.weight"):
             weight = weight + 1
+        if name.endswith("shortconv.conv.weight"):
+            weight = weight[:, 0]
         writer.add_tensor(name, np.ascontiguousarray(weight))
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
@@ -263,12 +279,18 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "attention.layer_norm_rms_epsilon": float(getattr(config, "norm_eps", 0) or config.rms_norm_eps),
         "vocab_size": config.vocab_size,
     }
     if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in ("qwen3", "gemma3"):
         keys |= {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
     rope = config.rope_parameters
+    if architecture == "lfm2":
+        keys["attention.head_count_kv"] = [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types]
+        keys["shortconv.l_cache"] = config.conv_L_cache
+        if config.block_auto_adjust_ff_dim:
+            n_ff, multiple = int(2 * config.intermediate_size / 3), config.block_multiple_of
+            keys["feed_forward_length"] = multiple * ((n_ff + multiple - 1) // multiple)
     if architecture == "gemma3":
         keys["attention.sliding_window"] = config.sliding_window
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]

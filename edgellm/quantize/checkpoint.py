@@ -224,6 +224,8 @@ def input_tensor(
     name: str, stored_name: str, weight: Weight, config: CheckpointConfig, form: CheckpointForm, quantized: bool
 ) -> InputTensor:
     """A weight with the changes that its architecture's GGUF form asks for; its numbers are proved finite when read."""
+    if len(weight.shape) == 3 and weight.shape[1] == 1:  # one filter for each channel
+        weight = replace(weight, shape=(weight.shape[0], weight.shape[2]))
     if not weight.shape or not all(weight.shape) or len(weight.shape) > 2:
         raise FormatError(
             f"{short(stored_name)}: has the shape {weight.shape}, expected a vector or a matrix. {PULL_AGAIN}",

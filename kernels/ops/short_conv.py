@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.kernels.kv import StateLayer
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
 
@@ -38,3 +40,9 @@ class ShortConv(Op):
             taps = np.lib.stride_tricks.sliding_window_view(u, n_before + 1, axis=0)  # (n, width, n_taps)
             step[self.out][segment.rows] = c * np.einsum("tik,ik->ti", taps, weight)
             states[written] = u[len(u) - n_before :].reshape(-1)
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width, n_taps in ((64, 3), (40, 4), (7, 2)):
+            layer, weight = s.layer(StateLayer((n_taps - 1) * width)), s.tensor("F32", (width, n_taps))
+            s.emit(f"width={width} taps={n_taps}", ShortConv(s.input(3 * width), weight, s.buffer(width), layer))

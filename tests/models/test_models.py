@@ -71,6 +71,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 32}),
     "qwen3 tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": YARN_ROPE}),
+    "lfm2": (
+        "Lfm2",
+        {
+            "norm_eps": 1e-5,
+            "num_hidden_layers": 5,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"],
+        },
+    ),
+    "lfm2 tied, four taps": (
+        "Lfm2",
+        {
+            "norm_eps": 1e-5,
+            "conv_L_cache": 4,
+            "num_attention_heads": 6,
+            "hidden_size": 60,
+            "block_multiple_of": 8,
+            "tie_word_embeddings": True,
+            "layer_types": ["conv", "conv", "full_attention"],
+        },
+    ),
     "gemma3": (
         "Gemma3ForCausalLM",
         {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
-from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.kv import CacheLayer, KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
 from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
@@ -46,7 +46,7 @@ class ProgramBuilder:
         self.buffers: dict[str, Buffer] = {}
         self.tensors: dict[str, QuantizedTensor] = {}
         self.used: set[str] = set()  # tensors that the program holds, or that were read while building it
-        self.cache_layers: list[KVLayer] = []
+        self.cache_layers: list[CacheLayer] = []
         self.ropes: dict[str, Rope] = {}
 
     def weight(self, name: str, *shape: int) -> str:
@@ -117,11 +117,15 @@ class ProgramBuilder:
         """Rotate the heads of x in place."""
         self.ops.append(ApplyRope(x, self.hp.head_dim_k, rope))
 
+    def cache_layer(self, layer: CacheLayer) -> int:
+        """Take a layer into the cache; its number."""
+        self.cache_layers.append(layer)
+        return len(self.cache_layers) - 1
+
     def attention(self, q: str, k: str, v: str, out: str, *, scale: float, window: int = 0) -> None:
         """Store k and v in a cache of their own, then out = softmax(scale q k^T) v over it."""
         hp = self.hp
-        layer = len(self.cache_layers)
-        self.cache_layers.append(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
+        layer = self.cache_layer(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
         self.ops.append(StoreKV(k, v, layer))
         self.ops.append(Attention(q, self.buffer(out, hp.n_head * hp.head_dim_v), layer, hp.n_head, scale))
 
@@ -186,10 +190,10 @@ def feed_forward(m: ProgramBuilder, blk: str, activation: Literal["silu", "gelu"
     m.linear("ffn", f"{blk}.ffn_down", "proj", m.hp.n_embd)
 
 
-def project_logits(m: ProgramBuilder) -> None:
+def project_logits(m: ProgramBuilder, norm: str = "output_norm") -> None:
     """logits = RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
     m.select_outputs("x", "x_out")
-    m.rms_norm("x_out", "output_norm", "h_out")
+    m.rms_norm("x_out", norm, "h_out")
     name = "output" if "output.weight" in m.gguf.tensors else "token_embd"
     m.linear("h_out", name, Program.output, m.hp.n_vocab)
 

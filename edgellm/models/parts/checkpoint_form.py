@@ -53,6 +53,7 @@ class CheckpointForm:
     layer         modules of a layer: name in the checkpoint -> name in GGUF
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
+    around        the modules outside of layers, likewise
     extra         tensors that the checkpoint has only as numbers of its config, by GGUF name: the rotation's divisors
     space_prefix  whether a text starts with a space, where the tokenizer itself does not say
     """
@@ -61,6 +62,7 @@ class CheckpointForm:
     metadata: Callable[[CheckpointConfig], TypedMetadata]
     biases: Callable[[CheckpointConfig], frozenset[str]] = attention_biases
     layer: Mapping[str, str] = field(default_factory=lambda: DECODER_LAYER)
+    around: Mapping[str, str] = field(default_factory=lambda: DECODER)
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
@@ -69,8 +71,8 @@ class CheckpointForm:
     def tensor_name(self, name: str, n_layer: int, biases: frozenset[str]) -> str | None:
         """The GGUF name of a checkpoint's tensor (``model.layers.3.mlp.up_proj.weight``), None for an unknown one."""
         module, _, parameter = name.rpartition(".")
-        if parameter == "weight" and module in DECODER:
-            return f"{DECODER[module]}.weight"
+        if parameter == "weight" and module in self.around:
+            return f"{self.around[module]}.weight"
         head, _, rest = module.removeprefix("model.layers.").partition(".")
         known = self.layer.get(rest) if module.startswith("model.layers.") and head.isdecimal() else None
         has_place = parameter == "weight" or (parameter == "bias" and known in biases)
@@ -78,7 +80,12 @@ class CheckpointForm:
 
 
 def decoder_metadata(
-    config: CheckpointConfig, architecture: str, rotate: Callable[[CheckpointConfig], Rotation] = rotation
+    config: CheckpointConfig,
+    architecture: str,
+    rotate: Callable[[CheckpointConfig], Rotation] = rotation,
+    *,
+    n_ff: int | None = None,
+    eps_key: str = "rms_norm_eps",
 ) -> TypedMetadata:
     """The keys that all decoders share. UnsupportedError for a rotation that edgellm does not have."""
     n_head = config.integer("num_attention_heads")
@@ -86,12 +93,12 @@ def decoder_metadata(
         "block_count": (config.n_layer, "UINT32"),
         "context_length": (config.integer("max_position_embeddings"), "UINT32"),
         "embedding_length": (config.integer("hidden_size"), "UINT32"),
-        "feed_forward_length": (config.integer("intermediate_size"), "UINT32"),
+        "feed_forward_length": (n_ff or config.integer("intermediate_size"), "UINT32"),
         "attention.head_count": (n_head, "UINT32"),
         "attention.head_count_kv": (config.integer("num_key_value_heads", n_head), "UINT32"),
     }
     found |= rope_metadata(rotate(config))
-    found["attention.layer_norm_rms_epsilon"] = (config.real("rms_norm_eps", 1e-6), "FLOAT32")
+    found["attention.layer_norm_rms_epsilon"] = (config.real(eps_key, 1e-6), "FLOAT32")
     if config.get("head_dim") is not None:
         found["attention.key_length"] = found["attention.value_length"] = (config.head_dim, "UINT32")
     return {f"{architecture}.{key}": value for key, value in found.items()}

@@ -33,6 +33,9 @@ USED: dict[str, frozenset[str]] = {
     "qwen3": _DECODER | _SLIDING | {"attention_bias"},
     "gemma3_text": _DECODER
     | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
+    "lfm2": _DECODER
+    | {"block_auto_adjust_ff_dim", "block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "conv_L_cache"}
+    | {"full_attn_idxs", "norm_eps"},
     # the frame around the settings of a model that also sees
     "gemma3": frozenset(
         ("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config", "quantization")
@@ -71,6 +74,8 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "mistral": frozenset(("max_window_layers", "use_sliding_window")),  # its window counts without them
     "qwen2": frozenset(("attention_bias",)),  # q, k and v have one, o has none
     "qwen3": frozenset(),
+    "lfm2": frozenset(("block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale", "num_heads"))
+    | frozenset(("block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "theta")),
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
@@ -81,6 +86,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "attention_bias": (False,),
     "attn_logit_softcapping": (),
+    "block_use_swiglu": (True,),
+    "conv_bias": (False,),
     "final_logit_softcapping": (),
     "is_encoder_decoder": (False,),
     "mlp_bias": (False,),
@@ -90,9 +97,11 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({},),
     "rope_interleaved": (False,),
     "sliding_window": (),
+    "tie_embedding": (True,),
     "tie_encoder_decoder": (False,),
     "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
+    "use_pos_enc": (True,),
     "use_sliding_window": (False,),
 }
 
@@ -103,6 +112,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+    "lfm2": {
+        "num_key_value_heads": 8,
+        "norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 128000,
+    },
     # the first checkpoints of models that also see say only what differs
     "gemma3_text": {
         "vocab_size": 262208,

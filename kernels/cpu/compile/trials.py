@@ -251,7 +251,7 @@ def _batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Ba
     tables = []
     for group in program.groups:
         if group.kind == "state":
-            tables.append(np.array([[0, 1], [-1, 2]], np.int32))
+            tables.append(np.array([[0, 1], [3, 2]], np.int32))
             continue
         blocks = rng.permutation(N_BLOCKS)
         tables.append(np.stack([blocks[:n_blocks], np.roll(blocks, 3)[:n_blocks]]).astype(np.int32))

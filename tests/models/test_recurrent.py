@@ -1,0 +1,102 @@
+"""A model whose layers have a state: whatever was reused, kept, lost or guessed, an answer is that of a cold run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import write_tiny_model
+
+import edgellm
+
+PROMPT = [11, 12, 13, 14, 15] * 14 + [20, 21]
+GREEDY = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
+SEEDED = {"max_tokens": 24, "temperature": 0.9, "seed": 5, "ignore_eos": True}
+Load = Callable[..., edgellm.LLM]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("lfm2") / "lfm2.gguf", "lfm2", n_layer=4)
+
+
+@pytest.fixture(params=["cpu", "reference"])
+def load(path: Path, request: pytest.FixtureRequest) -> Iterator[Load]:
+    opened: list[edgellm.LLM] = []
+
+    def opening(**options: Any) -> edgellm.LLM:
+        opened.append(edgellm.load(path, executor=request.param, n_threads=2, **({"n_ctx": 256} | options)))
+        return opened[-1]
+
+    yield opening
+    for llm in opened:
+        llm.close()
+
+
+def cold(load: Load, prompt: list[int], options: dict[str, Any]) -> list[int]:
+    return list(load().generate(prompt, **options).tokens)
+
+
+@pytest.mark.parametrize("n", [1, 7, 33])
+def test_steps_of_any_size_give_the_same_answer(load: Load, n: int) -> None:
+    assert list(load(max_tokens_per_step=n).generate(PROMPT, **GREEDY).tokens) == cold(load, PROMPT, GREEDY)
+
+
+@pytest.mark.parametrize("options", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_a_prompt_and_an_answer_that_are_known_are_not_read_again(load: Load, options: dict[str, Any]) -> None:
+    llm = load()
+    first = llm.generate(PROMPT, **options)
+    again = llm.generate(PROMPT, **options)
+    assert again.tokens == first.tokens and again.timings.reused_n == len(PROMPT) - 1
+    turn = [*PROMPT, *first.tokens, 30, 31, 32]
+    second = llm.generate(turn, **options)
+    assert second.timings.reused_n == len(PROMPT) + len(first.tokens) - 1
+    assert list(second.tokens) == cold(load, turn, options)
+
+
+def test_branches_share_what_is_before_them(load: Load) -> None:
+    llm = load()
+    prompts = [[*PROMPT[:47], end, end + 1, end] for end in (1, 2, 3, 4)]
+    answers = [llm.generate(prompt, **GREEDY) for prompt in prompts]
+    assert [answer.timings.reused_n for answer in answers] == [0, 0, 47, 47]
+    assert [list(answer.tokens) for answer in answers] == [cold(load, prompt, GREEDY) for prompt in prompts]
+
+
+def test_a_saved_state_goes_on_in_another_program(load: Load, tmp_path: Path) -> None:
+    llm = load()
+    first = llm.generate(PROMPT, **GREEDY)
+    held = llm.save_state(tmp_path / "state", [*PROMPT, *first.tokens])
+    assert held == len(PROMPT) + len(first.tokens) - 1
+    other = load()
+    assert other.load_state(tmp_path / "state") == [*PROMPT, *first.tokens][:held]
+    turn = [*PROMPT, *first.tokens, 40]
+    second = other.generate(turn, **GREEDY)
+    assert second.timings.reused_n == held and list(second.tokens) == cold(load, turn, GREEDY)
+
+
+def test_a_preempted_answer_is_the_answer_of_one_that_was_not(load: Load) -> None:
+    prompts = [[50 + i, *PROMPT] for i in range(4)]
+    expected = [cold(load, prompt, SEEDED) for prompt in prompts]
+    llm, answers = load(n_ctx=128, n_parallel=1), [list[int]() for _ in prompts]  # room for one of them
+
+    def answer(i: int) -> None:
+        answers[i] = list(llm.generate(prompts[i], **SEEDED).tokens)
+
+    threads = [threading.Thread(target=answer, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == expected
+
+
+@pytest.mark.parametrize("options", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_drafts_change_no_token(load: Load, options: dict[str, Any]) -> None:
+    llm, more = load(speculate="ngram"), options | {"max_tokens": 90}
+    drafted = llm.generate(PROMPT, **more)
+    assert list(drafted.tokens) == cold(load, PROMPT, more)
+    turn = [*PROMPT, *drafted.tokens, 60]
+    assert list(llm.generate(turn, **options).tokens) == cold(load, turn, options)
