@@ -78,19 +78,21 @@ def single_sequence(
     rng = np.random.default_rng(seed)
     total = max(n_blocks, -(-(start + n) // 32))
     blocks = np.arange(total) if seed is None else rng.permutation(total)
+    state = np.array([[0 if start else -1, 0]], np.int32)  # goes on in its place
     return Batch(
         rng.integers(0, max_id or program.n_vocab, n).astype(np.int32),
         np.arange(start, start + n, dtype=np.int32),
         np.zeros(n, np.int32),
         np.full(n, outputs),
-        tuple(blocks.astype(np.int32)[None] for _ in program.groups),
+        tuple(blocks.astype(np.int32)[None] if g.kind != "state" else state for g in program.groups),
     )
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
-    """The tokens [start, stop) of a batch."""
+    """The tokens [start, stop) of a batch; a state that was fresh is that of its slot by then."""
     rows = slice(start, stop)
-    return Batch(batch.tokens[rows], batch.positions[rows], batch.sequences[rows], batch.outputs[rows], batch.tables)
+    tables = tuple(np.where(t < 0, t[:, 1:], t) if start and t.shape == (1, 2) else t for t in batch.tables)
+    return Batch(batch.tokens[rows], batch.positions[rows], batch.sequences[rows], batch.outputs[rows], tables)
 
 
 def load_kernel(name: str, function: Any, target: isa.Isa) -> tuple[jit.CodeMemory, Any]:

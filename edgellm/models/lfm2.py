@@ -8,7 +8,14 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import ShortConv
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder, feed_forward, norm_qk_heads, project_logits, project_qkv
+from edgellm.models.parts.blocks import (
+    ProgramBuilder,
+    feed_forward,
+    norm_qk_heads,
+    project_logits,
+    project_qkv,
+    rope_factors,
+)
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata, decoder_metadata
 from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
@@ -24,7 +31,8 @@ def build(gguf: ModelFile) -> Program:
     hp = read_hparams(gguf, by_layer=("n_head_kv",))
     m = ProgramBuilder(gguf, hp)
     n_taps = integer(gguf, "shortconv.l_cache")
-    m.ropes["rope"] = read_rope(gguf, hp, real(gguf, "rope.freq_base", 1e6), adjacent=False)
+    base = real(gguf, "rope.freq_base", 1e6)
+    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
     m.embed("x")
     for i in range(hp.n_layer):
         blk = f"blk.{i}"

@@ -75,13 +75,15 @@ def test_mixed_batch_equals_each_sequence_alone(program: Program) -> None:
     while any(d < n for d, n in zip(done, lengths, strict=True)):
         order = [i for i in (2, 0, 3, 1) if done[i] < lengths[i]]
         parts = [(i, range(done[i], min(done[i] + chunk_sizes[i], lengths[i]))) for i in order]
+        slots = np.array([[i if n else -1, i] for i, n in enumerate(done)])  # of a state that goes on in its place
+        kinds = zip(program.groups, tables, strict=True)
         logits = executor.run(
             Batch(
                 tokens=np.concatenate([sequences[i][p.start : p.stop] for i, p in parts]),
                 positions=np.concatenate([np.asarray(p, np.int32) for _, p in parts]),
                 sequences=np.concatenate([np.full(len(p), i, np.int32) for i, p in parts]),
                 outputs=np.ones(sum(len(p) for _, p in parts), bool),
-                tables=tables,
+                tables=tuple(slots if group.kind == "state" else table for group, table in kinds),
             )
         )
         for i, positions in parts:

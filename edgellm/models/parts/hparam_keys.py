@@ -29,7 +29,7 @@ READ_IN: dict[str, frozenset[str]] = {
     "llama": frozenset(("attention.sliding_window", "expert_count", "rope.scaling.attn_factor")),
     "qwen2": frozenset(("rope.scaling.attn_factor",)),
     "qwen3": frozenset(("rope.scaling.attn_factor",)),
-    "lfm2": frozenset(("shortconv.l_cache",)),
+    "lfm2": frozenset(("shortconv.l_cache", "rope.scaling.attn_factor")),
     "gemma3": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")),
 }
 WITHOUT_EFFECT = frozenset(

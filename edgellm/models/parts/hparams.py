@@ -159,11 +159,12 @@ def integer(gguf: ModelFile, key: str, default: int | None = None, *, least: int
 def integers(gguf: ModelFile, key: str, n_layer: int, default: int | None = None) -> list[int]:
     """A whole number for each layer: an array of them, or one for all."""
     value = _found(gguf, key, default)
-    if not isinstance(value, np.ndarray):
-        return [_whole(gguf, key, value)] * n_layer
-    if value.shape != (n_layer,):
-        raise hparam_error(gguf, key, f"an array of {value.size}", f"one value for each of {n_layer} layers")
-    return [_whole(gguf, key, one) for one in value.tolist()]
+    each = value.tolist() if isinstance(value, np.ndarray) else value  # of a checkpoint it is a list already
+    if not isinstance(each, list):
+        return [_whole(gguf, key, each)] * n_layer
+    if len(each) != n_layer:
+        raise hparam_error(gguf, key, f"an array of {len(each)}", f"one value for each of {n_layer} layers")
+    return [_whole(gguf, key, one) for one in each]
 
 
 def _whole(gguf: ModelFile, key: str, value: object, least: int = 0) -> int:

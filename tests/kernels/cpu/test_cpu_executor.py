@@ -109,11 +109,12 @@ def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
     blocks = rng.permutation(12)
     table = np.full((3, 4), -1, np.int32)
     table[0, :2], table[1, :1], table[2, :3] = blocks[:2], blocks[2:3], blocks[3:6]
-    tables = tuple(table for _ in program.groups)
     executor = cpu_executor(program, N_BLOCKS, 2, 256)
 
     def step(first: list[int], stop: list[int]) -> np.ndarray:
         n = [b - a for a, b in zip(first, stop, strict=True)]
+        slots = np.array([[i if a else -1, i] for i, a in enumerate(first)])
+        tables = tuple(slots if group.kind == "state" else table for group in program.groups)
         return executor.run(
             Batch(
                 np.concatenate([t[a:b] for t, a, b in zip(ids, first, stop, strict=True)]),
@@ -175,7 +176,7 @@ def test_a_hook_that_changes_a_buffer_changes_the_logits_as_in_the_reference(
 
         changed = executor.run(batch, change).copy()
         assert nmse(changed, reference.run(batch, change)) <= LIMIT, program.ops[target]
-        assert nmse(changed, plain) > 1e-3, program.ops[target]
+        assert nmse(changed, plain) > 100 * LIMIT, program.ops[target]
     executor.close()
 
 
