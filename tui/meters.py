@@ -88,7 +88,7 @@ def timing_parts(palette: Palette, timings: Mapping[str, float], memory: int) ->
     if timings.get("time_to_first_token_ms"):
         parts.append(Text(f"first {timings['time_to_first_token_ms'] / 1e3:.2f} s", muted))
     if memory:
-        parts.append(Text(human_bytes(memory), muted))
+        parts.append(Text(human_bytes(memory, 0), muted))
     return parts
 
 
@@ -98,7 +98,7 @@ def stage_part(palette: Palette, stage: tuple[str, int, int | None, str], tick: 
     text = Text(f"{SPINNER[tick % len(SPINNER)]} ", palette.accent, end="")
     text.append(STAGES.get(kind, kind), palette.muted)
     if kind == "pull":
-        text.append(f" {human_bytes(done)}" + (f" of {human_bytes(total)}" if total else ""), palette.muted)
+        text.append(f" {human_bytes(done, 0)}" + (f" of {human_bytes(total, 0)}" if total else ""), palette.muted)
     elif total and kind != "load":
         text.append(f" {done}/{total}", palette.muted)
     return text

@@ -75,7 +75,7 @@ class ModelScreen(SearchDialog[str]):
 
     def _row(self, row: ModelRow, width: int) -> Text:
         mark = "● " if row.name == self.current else "  " if row.is_here else "↓ "
-        size = human_bytes(row.nbytes) if row.nbytes else ""
+        size = human_bytes(row.nbytes, 0) if row.nbytes else ""
         name = Text(mark + one_line(row.name), "" if row.is_here else "dim")
         name.truncate(max(width - 10, 10), overflow="ellipsis", pad=True)
         text = Text(no_wrap=True, overflow="ellipsis", end="").append_text(name).append(f"{size:>9}", "dim")

@@ -111,11 +111,11 @@ def error_block(error: BaseException) -> str:
     return f"Error: {terminal_safe(message)}" + (f" [{code}]" if isinstance(code, str) else "")
 
 
-def human_bytes(nbytes: float) -> str:
-    """Bytes in the unit that leaves one to four digits before the point, such as ``93.8 MiB``."""
+def human_bytes(nbytes: float, digits: int = 1) -> str:
+    """Bytes in the unit that leaves one to four digits before the point, such as ``93.8 MiB``; GiB always have two."""
     for unit in ("B", "KiB", "MiB"):
         if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+            return f"{nbytes:.{0 if unit == 'B' else digits}f} {unit}"
         nbytes /= 1024
     return f"{nbytes:.2f} GiB"
 

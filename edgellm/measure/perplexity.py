@@ -141,7 +141,7 @@ class ChunkModel:
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
         with open_program(path, kv_overrides) as (self.gguf, self.program):
-            self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata)
+            self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata, proved=True)
             self.n_ctx = n_ctx
             n_blocks = -(-n_ctx // BLOCK_TOKENS)
             threads = n_threads or default_threads()
