@@ -15,20 +15,19 @@ weight 4 i + j.
     qs[i]   HHHH LLLL          L: weight i        H: weight i + 16
     qh      bit 31 ... bit 0   bit i: weight i
 
-Every function takes blocks (n,) of its layout and gives float32 (n, weights of a block).
+``TYPES`` has a row for each; what stands there takes blocks (n,) and gives float32 (n, weights of a block).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-Q4_0 = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
-Q4_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
-Q5_0 = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
-Q5_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
-Q8_0 = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
-Q1_0 = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
-Q2_0 = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+Dequantize = Callable[[np.ndarray], np.ndarray]
+Row = tuple[str, int, int, Any, "Dequantize | None"]
+"""Name, ggml's number, weights of a block, layout of a block as numpy describes it, blocks -> weights."""
 
 
 def column(scales: np.ndarray) -> np.ndarray:
@@ -46,40 +45,29 @@ def bits(packed: np.ndarray) -> np.ndarray:
     return np.unpackbits(packed, axis=-1, bitorder="little")
 
 
-def dequantize_q4_0(blocks: np.ndarray) -> np.ndarray:
-    """w = d (q - 8)"""
-    return column(blocks["d"]) * (nibbles(blocks["qs"]).astype(np.float32) - np.float32(8))
+def fields(packed: np.ndarray, shifts: tuple[int, ...], mask: int) -> np.ndarray:
+    """(..., k) numbers as (..., k * len(shifts)): the bit fields of each number side by side."""
+    parts = packed[..., None] >> np.array(shifts, packed.dtype) & packed.dtype.type(mask)
+    return parts.reshape(*packed.shape[:-1], -1)
 
 
-def dequantize_q4_1(blocks: np.ndarray) -> np.ndarray:
-    """w = d q + m"""
-    return column(blocks["d"]) * nibbles(blocks["qs"]).astype(np.float32) + column(blocks["m"])
+def times_d(blocks: np.ndarray, q: np.ndarray, offset: int = 0) -> np.ndarray:
+    """d (q + offset), float32, for whole numbers q."""
+    values = q.astype(np.float32)
+    return column(blocks["d"]) * (values + np.float32(offset) if offset else values)
 
 
-def dequantize_q5_0(blocks: np.ndarray) -> np.ndarray:
-    """w = d (q - 16)"""
-    q = nibbles(blocks["qs"]) | bits(blocks["qh"]) << 4
-    return column(blocks["d"]) * (q.astype(np.float32) - np.float32(16))
+def _five_bits(blocks: np.ndarray) -> np.ndarray:
+    return nibbles(blocks["qs"]) | bits(blocks["qh"]) << 4
 
 
-def dequantize_q5_1(blocks: np.ndarray) -> np.ndarray:
-    """w = d q + m"""
-    q = nibbles(blocks["qs"]) | bits(blocks["qh"]) << 4
-    return column(blocks["d"]) * q.astype(np.float32) + column(blocks["m"])
-
-
-def dequantize_q8_0(blocks: np.ndarray) -> np.ndarray:
-    """w = d q"""
-    return column(blocks["d"]) * blocks["qs"].astype(np.float32)
-
-
-def dequantize_q1_0(blocks: np.ndarray) -> np.ndarray:
-    """w = d or -d"""
-    d = column(blocks["d"])
-    return np.where(bits(blocks["qs"]) == 1, d, -d)
-
-
-def dequantize_q2_0(blocks: np.ndarray) -> np.ndarray:
-    """w = d (q - 1)"""
-    q = (blocks["qs"][:, :, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3).reshape(-1, 64)
-    return column(blocks["d"]) * (q.astype(np.float32) - np.float32(1))
+_D, _M, _QH, _QS = ("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)
+TYPES: tuple[Row, ...] = (
+    ("Q4_0", 2, 32, [_D, _QS], lambda b: times_d(b, nibbles(b["qs"]), -8)),
+    ("Q4_1", 3, 32, [_D, _M, _QS], lambda b: times_d(b, nibbles(b["qs"])) + column(b["m"])),
+    ("Q5_0", 6, 32, [_D, _QH, _QS], lambda b: times_d(b, _five_bits(b), -16)),
+    ("Q5_1", 7, 32, [_D, _M, _QH, _QS], lambda b: times_d(b, _five_bits(b)) + column(b["m"])),
+    ("Q8_0", 8, 32, [_D, ("qs", "i1", 32)], lambda b: times_d(b, b["qs"])),
+    ("Q1_0", 41, 128, [_D, _QS], lambda b: np.where(bits(b["qs"]) == 1, column(b["d"]), -column(b["d"]))),
+    ("Q2_0", 42, 64, [_D, _QS], lambda b: times_d(b, fields(b["qs"], (0, 2, 4, 6), 3), -1)),
+)

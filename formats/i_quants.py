@@ -23,8 +23,8 @@ bits are stored the eighth sign follows from them.
     IQ1_M scales     HHHH ddd ccc bbb aaa                four scales of 16 weights; H: a nibble of d, lowest first
     IQ4_XS           scales_h: two bits a group, first lowest; scales_l: a nibble a group, L first; 32 is subtracted
 
-Every function takes blocks (n,) of its layout and gives float32 (n, weights of a block). Factors are multiplied in the
-order that the judge uses, because float32 products depend on it.
+``TYPES`` has a row for each, as in ``block_quants``. Factors are multiplied in the order that the judge uses, because
+float32 products depend on it.
 """
 
 from __future__ import annotations
@@ -32,28 +32,12 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.formats import levels
-from edgellm.formats.block_quants import bits, column, nibbles
+from edgellm.formats.block_quants import Row, bits, column, fields, nibbles, times_d
 from edgellm.formats.i_quant_grids import grid, signs
-
-IQ2_XXS = np.dtype([("d", "<f2"), ("groups", [("codes", "u1", 4), ("signs", "<u4")], 8)])
-IQ2_XS = np.dtype([("d", "<f2"), ("codes", "<u2", 32), ("scales", "u1", 8)])
-IQ2_S = np.dtype([("d", "<f2"), ("codes", "u1", 32), ("signs", "u1", 32), ("qh", "u1", 8), ("scales", "u1", 8)])
-IQ3_XXS = np.dtype([("d", "<f2"), ("codes", "u1", 64), ("signs", "<u4", 8)])
-IQ3_S = np.dtype([("d", "<f2"), ("codes", "u1", 64), ("qh", "u1", 8), ("signs", "u1", 32), ("scales", "u1", 4)])
-IQ1_S = np.dtype([("d", "<f2"), ("codes", "u1", 32), ("qh", "<u2", 8)])
-IQ1_M = np.dtype([("codes", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4)])
-IQ4_NL = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
-IQ4_XS = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))])
 
 # what the 16 codes of IQ4_NL and IQ4_XS stand for
 _IQ4 = np.array(levels.IQ4, np.float32)
 IQ1_DELTA = np.float32(0.125)
-
-
-def fields(packed: np.ndarray, shifts: tuple[int, ...], mask: int) -> np.ndarray:
-    """(..., k) numbers as (..., k * len(shifts)): the bit fields of each number side by side."""
-    parts = packed[..., None] >> np.array(shifts, packed.dtype) & packed.dtype.type(mask)
-    return parts.reshape(*packed.shape[:-1], -1)
 
 
 def _signed(scales: np.ndarray, points: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -68,79 +52,81 @@ def _sign_bits(packed: np.ndarray) -> np.ndarray:
     return np.float32(1) - np.float32(2) * bits(packed).astype(np.float32)
 
 
-def dequantize_iq2_xxs(blocks: np.ndarray) -> np.ndarray:
-    """w = d (s + 1/2) / 4 * point * sign"""
-    packed = blocks["groups"]["signs"]
-    scales = column(blocks["d"]) * (np.float32(0.5) + (packed >> 28).astype(np.float32)) * np.float32(0.25)
-    points = grid("IQ2_XXS")[blocks["groups"]["codes"].reshape(-1, 32)]
-    return _signed(scales, points, signs()[fields(packed, (0, 7, 14, 21), 127)])
+def _seven_signs(packed: np.ndarray) -> np.ndarray:
+    """(n, k) u32 as (n, 4 k, 8) of 1 or -1."""
+    return signs()[fields(packed, (0, 7, 14, 21), 127)]
 
 
-def dequantize_iq2_xs(blocks: np.ndarray) -> np.ndarray:
-    """w = d (s + 1/2) / 4 * point * sign"""
-    codes = blocks["codes"]
-    scales = fields(blocks["scales"], (0, 4), 15).astype(np.float32)
-    scales = column(blocks["d"]) * (np.float32(0.5) + scales) * np.float32(0.25)
+def _pairs(packed: np.ndarray) -> np.ndarray:
+    return fields(packed, (0, 4), 15)
+
+
+def _scales(blocks: np.ndarray, s: np.ndarray, factor: float) -> np.ndarray:
+    """d (s + 1/2) factor"""
+    return column(blocks["d"]) * (np.float32(0.5) + s.astype(np.float32)) * np.float32(factor)
+
+
+def _iq2_xxs(blocks: np.ndarray) -> np.ndarray:
+    packed, codes = blocks["groups"]["signs"], blocks["groups"]["codes"].reshape(-1, 32)
+    return _signed(_scales(blocks, packed >> 28, 0.25), grid("IQ2_XXS")[codes], _seven_signs(packed))
+
+
+def _iq2_xs(blocks: np.ndarray) -> np.ndarray:
+    codes, scales = blocks["codes"], _scales(blocks, _pairs(blocks["scales"]), 0.25)
     return _signed(scales, grid("IQ2_XS")[codes & 511], signs()[codes >> 9])
 
 
-def dequantize_iq2_s(blocks: np.ndarray) -> np.ndarray:
-    """w = d (s + 1/2) / 4 * point * sign"""
+def _iq2_s(blocks: np.ndarray) -> np.ndarray:
     codes = blocks["codes"] | fields(blocks["qh"], (0, 2, 4, 6), 3).astype(np.uint16) << 8
-    scales = fields(blocks["scales"], (0, 4), 15).astype(np.float32)
-    scales = column(blocks["d"]) * (np.float32(0.5) + scales) * np.float32(0.25)
-    return _signed(scales, grid("IQ2_S")[codes], _sign_bits(blocks["signs"]))
+    return _signed(_scales(blocks, _pairs(blocks["scales"]), 0.25), grid("IQ2_S")[codes], _sign_bits(blocks["signs"]))
 
 
-def dequantize_iq3_xxs(blocks: np.ndarray) -> np.ndarray:
-    """w = d (s + 1/2) / 2 * point * sign"""
+def _iq3_xxs(blocks: np.ndarray) -> np.ndarray:
     packed = blocks["signs"]
-    scales = column(blocks["d"]) * (np.float32(0.5) + (packed >> 28).astype(np.float32)) * np.float32(0.5)
-    return _signed(scales, grid("IQ3_XXS")[blocks["codes"]], signs()[fields(packed, (0, 7, 14, 21), 127)])
+    return _signed(_scales(blocks, packed >> 28, 0.5), grid("IQ3_XXS")[blocks["codes"]], _seven_signs(packed))
 
 
-def dequantize_iq3_s(blocks: np.ndarray) -> np.ndarray:
-    """w = d (2 s + 1) * point * sign"""
+def _iq3_s(blocks: np.ndarray) -> np.ndarray:
     codes = blocks["codes"] | bits(blocks["qh"]).astype(np.uint16) << 8
-    scales = fields(blocks["scales"], (0, 4), 15).astype(np.float32)
-    scales = column(blocks["d"]) * (np.float32(1) + np.float32(2) * scales)
-    return _signed(scales, grid("IQ3_S")[codes], _sign_bits(blocks["signs"]))
+    return _signed(times_d(blocks, 2 * _pairs(blocks["scales"]), 1), grid("IQ3_S")[codes], _sign_bits(blocks["signs"]))
 
 
-def dequantize_iq1_s(blocks: np.ndarray) -> np.ndarray:
+def _iq1_s(blocks: np.ndarray) -> np.ndarray:
     """w = d (2 s + 1) * (point + delta)"""
     qh = blocks["qh"]
-    scales = column(blocks["d"]) * (2 * (qh >> 12 & 7) + 1).astype(np.float32)
     codes = blocks["codes"] | fields(qh, (0, 3, 6, 9), 7) << 8
     delta = np.where(qh >> 15 == 0, IQ1_DELTA, -IQ1_DELTA)
     points = grid("IQ1_S")[codes].reshape(-1, 8, 32) + delta[:, :, None]
-    return (scales[:, :, None] * points).reshape(-1, 256)
+    return (times_d(blocks, 2 * (qh >> 12 & 7), 1)[:, :, None] * points).reshape(-1, 256)
 
 
-def iq1_m_scale(blocks: np.ndarray) -> np.ndarray:
-    """The float16 (n,) whose four nibbles stand on top of the four scales."""
-    d = blocks["scales"] >> 12 << np.array([0, 4, 8, 12], np.uint16)
-    return np.bitwise_or.reduce(d, axis=1).view(np.float16)
-
-
-def dequantize_iq1_m(blocks: np.ndarray) -> np.ndarray:
-    """w = d (2 s + 1) * (point + delta), a delta for each code"""
-    qh = fields(blocks["qh"], (0, 4), 15)
+def _iq1_m(blocks: np.ndarray) -> np.ndarray:
+    """The same with a delta for each code; d are the nibbles on top of the four scales."""
+    qh, nibbles_of_d = _pairs(blocks["qh"]), blocks["scales"] >> 12 << np.array([0, 4, 8, 12], np.uint16)
     scales = (2 * fields(blocks["scales"], (0, 3, 6, 9), 7) + 1).astype(np.float32)
     codes = blocks["codes"] | (qh & 7).astype(np.uint16) << 8
     delta = np.where(qh >> 3 == 0, IQ1_DELTA, -IQ1_DELTA)
     points = (grid("IQ1_S")[codes] + delta[:, :, None]).reshape(-1, 16, 16)
-    return ((column(iq1_m_scale(blocks)) * scales)[:, :, None] * points).reshape(-1, 256)
+    d = column(np.bitwise_or.reduce(nibbles_of_d, axis=1).view(np.float16))
+    return ((d * scales)[:, :, None] * points).reshape(-1, 256)
 
 
-def dequantize_iq4_nl(blocks: np.ndarray) -> np.ndarray:
-    """w = d level"""
-    return column(blocks["d"]) * _IQ4[nibbles(blocks["qs"])]
-
-
-def dequantize_iq4_xs(blocks: np.ndarray) -> np.ndarray:
+def _iq4_xs(blocks: np.ndarray) -> np.ndarray:
     """w = d (s - 32) level"""
     high = fields(blocks["scales_h"][:, None], tuple(range(0, 16, 2)), 3)
-    six_bits = fields(blocks["scales_l"], (0, 4), 15) | high << 4
-    scales = column(blocks["d"]) * (six_bits.astype(np.float32) - np.float32(32))
+    scales = times_d(blocks, _pairs(blocks["scales_l"]) | high << 4, -32)
     return (scales[:, :, None] * _IQ4[nibbles(blocks["qs"])]).reshape(-1, 256)
+
+
+_D, _CODES, _SIGNS = ("d", "<f2"), ("codes", "u1", 32), ("signs", "u1", 32)
+TYPES: tuple[Row, ...] = (
+    ("IQ2_XXS", 16, 256, [_D, ("groups", [("codes", "u1", 4), ("signs", "<u4")], 8)], _iq2_xxs),
+    ("IQ2_XS", 17, 256, [_D, ("codes", "<u2", 32), ("scales", "u1", 8)], _iq2_xs),
+    ("IQ3_XXS", 18, 256, [_D, ("codes", "u1", 64), ("signs", "<u4", 8)], _iq3_xxs),
+    ("IQ1_S", 19, 256, [_D, _CODES, ("qh", "<u2", 8)], _iq1_s),
+    ("IQ4_NL", 20, 32, [_D, ("qs", "u1", 16)], lambda b: column(b["d"]) * _IQ4[nibbles(b["qs"])]),
+    ("IQ3_S", 21, 256, [_D, ("codes", "u1", 64), ("qh", "u1", 8), _SIGNS, ("scales", "u1", 4)], _iq3_s),
+    ("IQ2_S", 22, 256, [_D, _CODES, _SIGNS, ("qh", "u1", 8), ("scales", "u1", 8)], _iq2_s),
+    ("IQ4_XS", 23, 256, [_D, ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))], _iq4_xs),
+    ("IQ1_M", 29, 256, [_CODES, ("qh", "u1", 16), ("scales", "<u2", 4)], _iq1_m),
+)

@@ -33,21 +33,14 @@ High bits:
     Q5_K qh      bit k of byte i: the fifth bit of weight 32 k + i
     Q6_K qh      two halves of 32 bytes; byte i of half h: DD CC BB AA, bits 5-4 of weight 128 h + 32 k + i
 
-Every function takes super-blocks (n,) of its layout and gives float32 (n, 256).
+``TYPES`` has a row for each, as in ``block_quants``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from edgellm.formats.block_quants import bits, column, nibbles
-
-Q2_K = np.dtype([("scales", "u1", 16), ("qs", "u1", (2, 32)), ("d", "<f2"), ("dmin", "<f2")])
-Q3_K = np.dtype([("hmask", "u1", 32), ("qs", "u1", (2, 32)), ("scales", "u1", 12), ("d", "<f2")])
-Q4_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", (4, 32))])
-Q5_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", (4, 32))])
-Q6_K = np.dtype([("ql", "u1", (2, 64)), ("qh", "u1", (2, 32)), ("scales", "i1", 16), ("d", "<f2")])
-Q8_K = np.dtype([("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)])
+from edgellm.formats.block_quants import Row, bits, column, nibbles, times_d
 
 
 def crumbs(packed: np.ndarray) -> np.ndarray:
@@ -60,16 +53,8 @@ def bit_planes(packed: np.ndarray) -> np.ndarray:
     return bits(packed[..., None]).swapaxes(-1, -2).reshape(len(packed), 256)
 
 
-def scales_and_minima(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The six-bit scales and minima, each (n, 8) uint8, of the 12 bytes of Q4_K and Q5_K."""
-    s, m, both = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([s & 63, both & 15 | s >> 6 << 4], axis=1)
-    minima = np.concatenate([m & 63, both >> 4 | m >> 6 << 4], axis=1)
-    return scales, minima
-
-
 def _scaled(scales: np.ndarray, q: np.ndarray, minima: np.ndarray | None = None) -> np.ndarray:
-    """scale * q (- minimum): scales and minima (n, groups) float32, q (n, 256) of any integer type."""
+    """scale * q (- minimum): scales and minima (n, groups) float32, q n * 256 of any integer type."""
     n, groups = scales.shape
     w = scales[:, :, None] * q.astype(np.float32).reshape(n, groups, 256 // groups)
     if minima is not None:
@@ -77,45 +62,43 @@ def _scaled(scales: np.ndarray, q: np.ndarray, minima: np.ndarray | None = None)
     return w.reshape(n, 256)
 
 
-def dequantize_q2_k(blocks: np.ndarray) -> np.ndarray:
-    """w = (d s) q - (dmin m), s and m of four bits"""
-    packed = blocks["scales"]
-    scales = column(blocks["d"]) * (packed & 15).astype(np.float32)
-    minima = column(blocks["dmin"]) * (packed >> 4).astype(np.float32)
-    return _scaled(scales, crumbs(blocks["qs"]).reshape(-1, 256), minima)
+def _affine(blocks: np.ndarray, q: np.ndarray, s: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """w = (d s) q - (dmin m)"""
+    return _scaled(times_d(blocks, s), q, column(blocks["dmin"]) * m.astype(np.float32))
 
 
-def dequantize_q3_k(blocks: np.ndarray) -> np.ndarray:
+def _six_bit_affine(blocks: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """The same with the scales and minima of Q4_K and Q5_K."""
+    s, m, both = np.split(blocks["scales"], 3, axis=1)
+    scales = np.concatenate([s & 63, both & 15 | s >> 6 << 4], axis=1)
+    return _affine(blocks, q, scales, np.concatenate([m & 63, both >> 4 | m >> 6 << 4], axis=1))
+
+
+def _q3_k(blocks: np.ndarray) -> np.ndarray:
     """w = (d s) q, s from -32 to 31, q from -4 to 3"""
-    packed = blocks["scales"]
-    six_bits = nibbles(packed[:, :8]) | crumbs(packed[:, 8:]) << 4
-    scales = column(blocks["d"]) * (six_bits.astype(np.float32) - np.float32(32))
+    six_bits = nibbles(blocks["scales"][:, :8]) | crumbs(blocks["scales"][:, 8:]) << 4
     q = (crumbs(blocks["qs"]).reshape(-1, 256) | bit_planes(blocks["hmask"]) << 2).astype(np.int8) - 4
-    return _scaled(scales, q)
+    return _scaled(times_d(blocks, six_bits, -32), q)
 
 
-def dequantize_q4_k(blocks: np.ndarray) -> np.ndarray:
-    """w = (d s) q - (dmin m)"""
-    s, m = scales_and_minima(blocks["scales"])
-    scales, minima = column(blocks["d"]) * s.astype(np.float32), column(blocks["dmin"]) * m.astype(np.float32)
-    return _scaled(scales, nibbles(blocks["qs"]).reshape(-1, 256), minima)
+def _q5_k(blocks: np.ndarray) -> np.ndarray:
+    return _six_bit_affine(blocks, nibbles(blocks["qs"]).reshape(-1, 256) | bit_planes(blocks["qh"]) << 4)
 
 
-def dequantize_q5_k(blocks: np.ndarray) -> np.ndarray:
-    """w = (d s) q - (dmin m)"""
-    s, m = scales_and_minima(blocks["scales"])
-    scales, minima = column(blocks["d"]) * s.astype(np.float32), column(blocks["dmin"]) * m.astype(np.float32)
-    q = nibbles(blocks["qs"]).reshape(-1, 256) | bit_planes(blocks["qh"]) << 4
-    return _scaled(scales, q, minima)
-
-
-def dequantize_q6_k(blocks: np.ndarray) -> np.ndarray:
+def _q6_k(blocks: np.ndarray) -> np.ndarray:
     """w = (d s) q, q from -32 to 31"""
-    scales = column(blocks["d"]) * blocks["scales"].astype(np.float32)
-    q = (nibbles(blocks["ql"]) | crumbs(blocks["qh"]) << 4).reshape(-1, 256).astype(np.int8) - 32
-    return _scaled(scales, q)
+    q = (nibbles(blocks["ql"]) | crumbs(blocks["qh"]) << 4).astype(np.int8) - 32
+    return _scaled(times_d(blocks, blocks["scales"]), q)
 
 
-def dequantize_q8_k(blocks: np.ndarray) -> np.ndarray:
-    """w = d q"""
-    return blocks["d"][:, None] * blocks["qs"].astype(np.float32)
+_D, _DMIN, _SIX_BITS, _QH = ("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32)
+_HALVES, _QUARTERS = ("qs", "u1", (2, 32)), ("qs", "u1", (4, 32))
+TYPES: tuple[Row, ...] = (
+    ("Q2_K", 10, 256, [("scales", "u1", 16), _HALVES, _D, _DMIN],
+     lambda b: _affine(b, crumbs(b["qs"]), b["scales"] & 15, b["scales"] >> 4)),
+    ("Q3_K", 11, 256, [("hmask", "u1", 32), _HALVES, _SIX_BITS, _D], _q3_k),
+    ("Q4_K", 12, 256, [_D, _DMIN, _SIX_BITS, _QUARTERS], lambda b: _six_bit_affine(b, nibbles(b["qs"]))),
+    ("Q5_K", 13, 256, [_D, _DMIN, _SIX_BITS, _QH, _QUARTERS], _q5_k),
+    ("Q6_K", 14, 256, [("ql", "u1", (2, 64)), ("qh", "u1", (2, 32)), ("scales", "i1", 16), _D], _q6_k),
+    ("Q8_K", 15, 256, [("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)], lambda b: times_d(b, b["qs"])),
+)  # fmt: skip

@@ -7,7 +7,7 @@ layouts are drawn in the files that unpack them. All numbers are little endian.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,6 @@ from edgellm.formats import small_quants as sq
 from edgellm.formats.errors import UnsupportedError
 
 CHUNK_NBYTES = 1 << 20  # of float32 made at once: the intermediate arrays stay in the cache
-
-Dequantize = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class QuantType:
     id: int
     block_size: int
     layout: np.dtype
-    unpack: Dequantize | None
+    unpack: bq.Dequantize | None
 
     @property
     def block_nbytes(self) -> int:
@@ -103,47 +101,22 @@ def _bf16(blocks: np.ndarray) -> np.ndarray:
     return (blocks.astype(np.uint32) << 16).view(np.float32)[:, None]
 
 
-def _table() -> tuple[QuantType, ...]:
-    q8_1 = np.dtype("V40")  # written by no version of ggml that still runs; its fields changed over time
-    rows: list[tuple[str, int, int, np.dtype, Dequantize | None]] = [
-        ("F32", 0, 1, np.dtype("<f4"), _plain),
-        ("F16", 1, 1, np.dtype("<f2"), _plain),
-        ("Q4_0", 2, 32, bq.Q4_0, bq.dequantize_q4_0),
-        ("Q4_1", 3, 32, bq.Q4_1, bq.dequantize_q4_1),
-        ("Q5_0", 6, 32, bq.Q5_0, bq.dequantize_q5_0),
-        ("Q5_1", 7, 32, bq.Q5_1, bq.dequantize_q5_1),
-        ("Q8_0", 8, 32, bq.Q8_0, bq.dequantize_q8_0),
-        ("Q8_1", 9, 32, q8_1, None),
-        ("Q2_K", 10, 256, kq.Q2_K, kq.dequantize_q2_k),
-        ("Q3_K", 11, 256, kq.Q3_K, kq.dequantize_q3_k),
-        ("Q4_K", 12, 256, kq.Q4_K, kq.dequantize_q4_k),
-        ("Q5_K", 13, 256, kq.Q5_K, kq.dequantize_q5_k),
-        ("Q6_K", 14, 256, kq.Q6_K, kq.dequantize_q6_k),
-        ("Q8_K", 15, 256, kq.Q8_K, kq.dequantize_q8_k),
-        ("IQ2_XXS", 16, 256, iq.IQ2_XXS, iq.dequantize_iq2_xxs),
-        ("IQ2_XS", 17, 256, iq.IQ2_XS, iq.dequantize_iq2_xs),
-        ("IQ3_XXS", 18, 256, iq.IQ3_XXS, iq.dequantize_iq3_xxs),
-        ("IQ1_S", 19, 256, iq.IQ1_S, iq.dequantize_iq1_s),
-        ("IQ4_NL", 20, 32, iq.IQ4_NL, iq.dequantize_iq4_nl),
-        ("IQ3_S", 21, 256, iq.IQ3_S, iq.dequantize_iq3_s),
-        ("IQ2_S", 22, 256, iq.IQ2_S, iq.dequantize_iq2_s),
-        ("IQ4_XS", 23, 256, iq.IQ4_XS, iq.dequantize_iq4_xs),
-        ("I8", 24, 1, np.dtype("i1"), _plain),
-        ("I16", 25, 1, np.dtype("<i2"), _plain),
-        ("I32", 26, 1, np.dtype("<i4"), _plain),
-        ("I64", 27, 1, np.dtype("<i8"), _plain),
-        ("F64", 28, 1, np.dtype("<f8"), _plain),
-        ("IQ1_M", 29, 256, iq.IQ1_M, iq.dequantize_iq1_m),
-        ("BF16", 30, 1, np.dtype("<u2"), _bf16),
-        ("TQ1_0", 34, 256, sq.TQ1_0, sq.dequantize_tq1_0),
-        ("TQ2_0", 35, 256, sq.TQ2_0, sq.dequantize_tq2_0),
-        ("MXFP4", 39, 32, sq.MXFP4, sq.dequantize_mxfp4),
-        ("NVFP4", 40, 64, sq.NVFP4, sq.dequantize_nvfp4),
-        ("Q1_0", 41, 128, bq.Q1_0, bq.dequantize_q1_0),
-        ("Q2_0", 42, 64, bq.Q2_0, bq.dequantize_q2_0),
-    ]
-    return tuple(QuantType(*row) for row in rows)
+PLAIN: tuple[bq.Row, ...] = (
+    ("F32", 0, 1, "<f4", _plain),
+    ("F16", 1, 1, "<f2", _plain),
+    ("Q8_1", 9, 32, "V40", None),  # written by no version of ggml that still runs; its fields changed over time
+    ("I8", 24, 1, "i1", _plain),
+    ("I16", 25, 1, "<i2", _plain),
+    ("I32", 26, 1, "<i4", _plain),
+    ("I64", 27, 1, "<i8", _plain),
+    ("F64", 28, 1, "<f8", _plain),
+    ("BF16", 30, 1, "<u2", _bf16),
+)
 
-
-QUANT_TYPES: dict[str, QuantType] = {row.name: row for row in _table()}
+QUANT_TYPES: dict[str, QuantType] = {
+    name: QuantType(name, number, block_size, np.dtype(layout), unpack)
+    for name, number, block_size, layout, unpack in sorted(
+        (*PLAIN, *bq.TYPES, *kq.TYPES, *iq.TYPES, *sq.TYPES), key=lambda row: row[1]
+    )
+}
 QUANT_TYPES_BY_ID: dict[int, QuantType] = {row.id: row for row in QUANT_TYPES.values()}

@@ -15,7 +15,7 @@ a weight. Digit t of byte i is weight 32 t + i for the bytes 0 to 31, 160 + 16 t
     a weight   S EE M        float of 1 + 2 + 1 bits; LEVELS holds them doubled, the scales are halved to match
     NVFP4 d    - EEEE MMM    float of 4 + 3 bits, bias 7, no sign; 0x7F means 0
 
-Every function takes blocks (n,) of its layout and gives float32 (n, weights of a block).
+``TYPES`` has a row for each, as in ``block_quants``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.formats import levels
-from edgellm.formats.block_quants import column, nibbles
+from edgellm.formats.block_quants import Row, nibbles, times_d
 from edgellm.formats.k_quants import crumbs
-
-TQ1_0 = np.dtype([("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")])
-TQ2_0 = np.dtype([("qs", "u1", (2, 32)), ("d", "<f2")])
-MXFP4 = np.dtype([("e", "u1"), ("qs", "u1", 16)])
-NVFP4 = np.dtype([("d", "u1", 4), ("qs", "u1", (4, 8))])
 
 _E2M1 = np.array(levels.E2M1_DOUBLED, np.float32)
 
@@ -57,24 +52,18 @@ def _base3(packed: np.ndarray, n_digits: int) -> np.ndarray:
     return (fraction.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
 
 
-def dequantize_tq1_0(blocks: np.ndarray) -> np.ndarray:
+def _tq1_0(blocks: np.ndarray) -> np.ndarray:
     """w = d (q - 1)"""
     qs = blocks["qs"]
     q = np.concatenate([_base3(qs[:, :32], 5), _base3(qs[:, 32:], 5), _base3(blocks["qh"], 4)], axis=1)
-    return column(blocks["d"]) * (q.astype(np.float32) - np.float32(1))
+    return times_d(blocks, q, -1)
 
 
-def dequantize_tq2_0(blocks: np.ndarray) -> np.ndarray:
-    """w = d (q - 1)"""
-    q = crumbs(blocks["qs"]).reshape(-1, 256)
-    return column(blocks["d"]) * (q.astype(np.float32) - np.float32(1))
-
-
-def dequantize_mxfp4(blocks: np.ndarray) -> np.ndarray:
-    """w = 2^(e - 128) level"""
-    return _E8M0[blocks["e"]][:, None] * _E2M1[nibbles(blocks["qs"])]
-
-
-def dequantize_nvfp4(blocks: np.ndarray) -> np.ndarray:
-    """w = d / 2 * level"""
-    return (_UE4M3[blocks["d"]][:, :, None] * _E2M1[nibbles(blocks["qs"])]).reshape(-1, 64)
+_D = ("d", "<f2")
+TYPES: tuple[Row, ...] = (
+    ("TQ1_0", 34, 256, [("qs", "u1", 48), ("qh", "u1", 4), _D], _tq1_0),
+    ("TQ2_0", 35, 256, [("qs", "u1", (2, 32)), _D], lambda b: times_d(b, crumbs(b["qs"]).reshape(-1, 256), -1)),
+    ("MXFP4", 39, 32, [("e", "u1"), ("qs", "u1", 16)], lambda b: _E8M0[b["e"]][:, None] * _E2M1[nibbles(b["qs"])]),
+    ("NVFP4", 40, 64, [("d", "u1", 4), ("qs", "u1", (4, 8))],
+     lambda b: (_UE4M3[b["d"]][:, :, None] * _E2M1[nibbles(b["qs"])]).reshape(-1, 64)),
+)  # fmt: skip
