@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.checkpoints.weight import Parts, Weight
+from edgellm.formats.stored_numbers import FLOATS
 
 NIBBLE_OF_OUTPUT = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
 
@@ -31,7 +32,7 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
 def _weight(parts: Parts, base: str) -> Weight:
     qweight = parts.matrix(f"{base}.qweight", "I32")
     n_in, n_out = qweight.shape[0], qweight.shape[1] * 8
-    scales = parts.need(f"{base}.scales", "F16", "BF16", "F32")
+    scales = parts.need(f"{base}.scales", *FLOATS)
     parts.matrix(f"{base}.scales", columns=n_out)
     n_groups = scales.shape[0]
     if not n_groups or n_in % n_groups:

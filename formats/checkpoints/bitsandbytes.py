@@ -10,12 +10,11 @@ the 16 values of the codes, ``absmax`` the scale of each ``blocksize`` weights; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from edgellm.formats.checkpoints.weight import Parts, Weight
+from edgellm.formats.checkpoints.weight import Parts, Rows, Weight, pair
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.stored_numbers import FLOATS
 
@@ -35,29 +34,23 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
 
 def _eight_bits(parts: Parts, base: str) -> Weight:
     q = parts.matrix(f"{base}.weight", "I8")
-    scale = parts.need(f"{base}.SCB", *FLOATS)
+    scale = parts.flat(f"{base}.SCB", len(q), *FLOATS)[:, None] / np.float32(127)
     layout = parts.find(f"{base}.weight_format", "U8")
     if layout is not None and layout.values.any():
         parts.refuse(f"{base}.weight_format", "is a layout of an old graphics card, expected rows")
-    if scale.shape != (q.shape[0],):
-        parts.fail(f"{base}.SCB", f"has the shape {scale.shape}, expected {(q.shape[0],)}", "MODEL_SHAPE")
-
-    def decode(start: int, stop: int) -> np.ndarray:
-        return q[start:stop] * (scale.float32(slice(start, stop))[:, None] / np.float32(127))
-
-    return Weight((q.shape[0], q.shape[1]), decode)
+    return Weight((q.shape[0], q.shape[1]), lambda start, stop: q[start:stop] * scale[start:stop])
 
 
 def _four_bits(parts: Parts, name: str, kind: str) -> Weight:
     state = _state(parts, name, kind)
-    shape = state.get("shape")
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
-        parts.fail(name, f"the shape of its state is {shape}, expected two numbers")
+    shape = pair(state.get("shape"))
+    if shape is None:
+        parts.fail(name, f"the shape of its state is {state.get('shape')}, expected two numbers")
     n_out, n_in = shape
     packed = parts.need(name)
     if packed.raw.size != -(-n_out * n_in // 2):
         parts.fail(name, f"has {packed.raw.size} bytes for {n_out} x {n_in} codes of 4 bits", "MODEL_SHAPE")
-    values = _values(parts, f"{name}.quant_map", 16)
+    values = parts.flat(f"{name}.quant_map", 16, *FLOATS)
     block = _size(parts, name, state, "blocksize")
     absmax = _absmax(parts, name, state, -(-n_out * n_in // block))
 
@@ -89,15 +82,7 @@ def _size(parts: Parts, name: str, state: dict[str, Any], key: str) -> int:
     return size
 
 
-def _values(parts: Parts, name: str, n: int) -> np.ndarray:
-    """The numbers that codes stand for."""
-    tensor = parts.need(name, *FLOATS)
-    if tensor.shape != (n,):
-        parts.fail(name, f"has the shape {tensor.shape}, expected {(n,)}", "MODEL_SHAPE")
-    return tensor.float32()
-
-
-def _absmax(parts: Parts, name: str, state: dict[str, Any], n_blocks: int) -> Callable[[int, int], np.ndarray]:
+def _absmax(parts: Parts, name: str, state: dict[str, Any], n_blocks: int) -> Rows:
     """A function that gives the scales of some blocks, float32."""
     tensor = parts.need(f"{name}.absmax", *FLOATS, "U8")
     if tensor.raw.size * 8 // tensor.kind.n_bits != n_blocks:
@@ -105,7 +90,7 @@ def _absmax(parts: Parts, name: str, state: dict[str, Any], n_blocks: int) -> Ca
     flat = tensor.values.reshape(-1)
     if tensor.kind.name != "U8":
         return lambda start, stop: tensor.float32().reshape(-1)[start:stop]
-    values = _values(parts, f"{name}.nested_quant_map", 256)
+    values = parts.flat(f"{name}.nested_quant_map", 256, *FLOATS)
     block = _size(parts, name, state, "nested_blocksize")
     outer = parts.need(f"{name}.nested_absmax", *FLOATS).float32().reshape(-1)
     offset = state.get("nested_offset")

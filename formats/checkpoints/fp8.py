@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgellm.formats.checkpoints.scaled import scaled
-from edgellm.formats.checkpoints.weight import Parts, Weight
+from edgellm.formats.checkpoints.weight import Parts, Weight, pair
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 SCALE_NAMES = (".weight_scale_inv", ".weight_scale", ".scale")
@@ -16,11 +16,10 @@ SCALE_NAMES = (".weight_scale_inv", ".weight_scale", ".scale")
 
 def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
     """Every matrix of 8-bit floats, with its scale."""
-    block = config.get("weight_block_size")
-    if block is not None and not (
-        isinstance(block, list) and len(block) == 2 and all(type(n) is int and 1 <= n <= 1 << 16 for n in block)
-    ):
-        parts.fail("weight_block_size", f"is {block}, expected two numbers")
+    given = config.get("weight_block_size")
+    block = pair(given)
+    if given is not None and block is None:
+        parts.fail("weight_block_size", f"is {given}, expected two numbers")
     found = {}
     for name, tensor in parts.tensors.items():
         if tensor.kind.name not in FLOAT8:
@@ -30,5 +29,5 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
         if scale is None:
             parts.fail(name, "has no scale beside it", "CHECKPOINT_TENSOR")
         parts.used.add(name)
-        found[name] = scaled(parts, name, tensor, scale, tuple(block) if block else None)
+        found[name] = scaled(parts, name, tensor, scale, block)
     return found

@@ -19,9 +19,9 @@ import numpy as np
 from edgellm.formats.checkpoints.bit_packing import n_words, unpack_words
 from edgellm.formats.checkpoints.weight import Parts, Weight
 from edgellm.formats.safetensors import StoredTensor
+from edgellm.formats.stored_numbers import FLOATS
 
 BITS = (2, 3, 4, 8)
-FLOATS = ("F16", "BF16", "F32")
 
 
 def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
@@ -42,7 +42,8 @@ def _weight(config: dict[str, Any], parts: Parts, base: str, zero_shift: int) ->
     groups = parts.find(f"{base}.g_idx", "I32", "I64")
     n_in, bits = _sizes(config, parts, base, qweight.shape[0], groups)
     qzeros = parts.matrix(f"{base}.qzeros", "I32", rows=n_groups, columns=n_words(n_out, bits))
-    group_of = _groups(config, parts, base, groups, n_in, n_groups)
+    size = config.get("group_size")
+    group_of = parts.groups(groups, f"{base}.scales", n_in if size == -1 else size, n_in, n_groups)
 
     def decode(start: int, stop: int) -> np.ndarray:
         q = unpack_words(qweight[:, start:stop], bits, 0, n_in)
@@ -69,21 +70,3 @@ def _sizes(
     if bits not in BITS or n_words(n_in, bits) != n_rows:
         parts.fail(f"{base}.qweight", f"has {n_rows} rows of words, expected those of 2, 3, 4 or 8 bits", "MODEL_SHAPE")
     return n_in, bits
-
-
-def _groups(
-    config: dict[str, Any], parts: Parts, base: str, groups: StoredTensor | None, n_in: int, n_groups: int
-) -> np.ndarray:
-    """(n_in,) the group of every input."""
-    if groups is None:
-        size = config.get("group_size")
-        size = n_in if size == -1 else size
-        if type(size) is not int or size < 1 or -(-n_in // size) != n_groups:
-            parts.fail(
-                f"{base}.scales", f"has {n_groups} groups for {n_in} inputs, group_size is {size}", "MODEL_SHAPE"
-            )
-        return np.arange(n_in) // size
-    found = groups.values.reshape(-1).astype(np.int64)
-    if len(found) != n_in or found.min() < 0 or found.max() >= n_groups:
-        parts.fail(f"{base}.g_idx", f"names groups outside 0 to {n_groups - 1}")
-    return found

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.formats.checkpoints.weight import Parts, Weight
+from edgellm.formats.checkpoints.weight import Parts, Weight, pair
+from edgellm.formats.stored_numbers import FLOATS
 
 # packing -> (dtype of W_q, bits, shift of each part)
 PACKINGS: dict[str, tuple[str, int, tuple[int, ...]]] = {
@@ -40,14 +41,18 @@ def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
 def _weight(parts: Parts, base: str) -> Weight:
     n_out, n_in, axis, packing, group_size = _settings(parts, base)
     form, bits, shifts = PACKINGS[packing]
-    n_rows, n_columns = _grouped(n_out, n_in, axis, group_size)
+    # the shape in which the matrix is packed; without a group size its own rows, or columns, are the groups
+    n_rows, n_columns = n_out, n_in
+    if group_size is not None:
+        n_groups = n_out * n_in // group_size
+        n_rows, n_columns = (n_groups, group_size) if axis == 1 else (group_size, n_groups)
     step = -(-n_rows // len(shifts))
     raw = parts.need(f"{base}.W_q").raw
     if raw.size != step * n_columns * np.dtype(form).itemsize or n_rows * n_columns != n_out * n_in:
         parts.fail(f"{base}.W_q", f"has {raw.size} bytes for {n_out} x {n_in} weights of {bits} bits", "MODEL_SHAPE")
     packed = raw.view(form).reshape(step, n_columns)
     n_groups = n_rows if axis == 1 else n_columns
-    scale, zero = (_flat(parts, f"{base}.{name}", n_groups) for name in ("scale", "zero"))
+    scale, zero = (parts.flat(f"{base}.{name}", n_groups, *FLOATS) for name in ("scale", "zero"))
     shift_of = np.array(shifts, packed.dtype)
 
     def decode(start: int, stop: int) -> np.ndarray:
@@ -58,14 +63,6 @@ def _weight(parts: Parts, base: str) -> Weight:
         return ((q - zero[group]) * scale[group]).astype(np.float32).reshape(stop - start, n_in)
 
     return Weight((n_out, n_in), decode)
-
-
-def _grouped(n_out: int, n_in: int, axis: int, group_size: int | None) -> tuple[int, int]:
-    """The shape in which the matrix is packed; without a group size its own rows, or columns, are the groups."""
-    if group_size is None:
-        return n_out, n_in
-    n_groups = n_out * n_in // group_size
-    return (n_groups, group_size) if axis == 1 else (group_size, n_groups)
 
 
 def _settings(parts: Parts, base: str) -> tuple[int, int, int, str, int | None]:
@@ -87,16 +84,8 @@ def _settings(parts: Parts, base: str) -> tuple[int, int, int, str, int | None]:
     packing = text.raw.tobytes().decode("ascii", "replace") if text is not None else BY_BITS.get(number("nbits") or 0)
     if axis not in (0, 1) or packing not in PACKINGS:
         parts.fail(base, f"axis and packing are {axis} and {packing}, expected 0 or 1 and one of {', '.join(PACKINGS)}")
-    shape = parts.need(f"{base}.shape", "I32", "I64").values.reshape(-1).tolist()
-    group_size = number("group_size")
-    if len(shape) != 2 or min(shape) < 1 or (group_size is not None and group_size < 1):
-        parts.fail(f"{base}.shape", f"is {shape} in groups of {group_size}, expected two numbers", "MODEL_SHAPE")
-    return shape[0], shape[1], axis, packing, group_size
-
-
-def _flat(parts: Parts, name: str, n: int) -> np.ndarray:
-    tensor = parts.need(name, "F16", "BF16", "F32")
-    found = tensor.float32().reshape(-1)
-    if len(found) != n:
-        parts.fail(name, f"has {len(found)} numbers, expected {n}", "MODEL_SHAPE")
-    return found
+    given = parts.need(f"{base}.shape", "I32", "I64").values.reshape(-1).tolist()
+    shape, group_size = pair(given), number("group_size")
+    if shape is None or (group_size is not None and group_size < 1):
+        parts.fail(f"{base}.shape", f"is {given} in groups of {group_size}, expected two numbers", "MODEL_SHAPE")
+    return *shape, axis, packing, group_size

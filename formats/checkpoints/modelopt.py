@@ -11,12 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from edgellm.formats.checkpoints.scaled import e2m1_groups, scaled
+from edgellm.formats.checkpoints.scaled import four_bit_floats, scaled
 from edgellm.formats.checkpoints.weight import Parts, Weight
-
-GROUP = 16
 
 
 def weights(config: dict[str, Any], parts: Parts) -> dict[str, Weight]:
@@ -28,14 +24,5 @@ def _weight(parts: Parts, base: str) -> Weight:
     name = f"{base}.weight"
     if f"{base}.weight_scale_2" not in parts.tensors:
         return scaled(parts, name, parts.need(name, "F8_E4M3"), f"{base}.weight_scale")
-    packed = parts.matrix(name, "U8")
-    scale = parts.need(f"{base}.weight_scale", "F8_E4M3")
-    parts.matrix(f"{base}.weight_scale", rows=len(packed), columns=packed.shape[1] * 2 // GROUP)
-    whole = parts.scalar(f"{base}.weight_scale_2", "F32")
-    if packed.shape[1] * 2 % GROUP:
-        parts.fail(name, f"has rows of {packed.shape[1] * 2}, expected a multiple of {GROUP}", "MODEL_SHAPE")
-
-    def numbers(start: int, stop: int) -> np.ndarray:
-        return scale.float32(slice(start, stop)) * whole
-
-    return Weight((len(packed), packed.shape[1] * 2), e2m1_groups(packed, numbers))
+    whole = parts.flat(f"{base}.weight_scale_2", 1, "F32")
+    return four_bit_floats(parts, name, f"{base}.weight_scale", 16, ("F8_E4M3",), lambda numbers: numbers * whole)

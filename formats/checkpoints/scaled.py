@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from edgellm.formats.checkpoints.weight import Parts, Rows, Weight
 from edgellm.formats.safetensors import StoredTensor
-from edgellm.formats.stored_numbers import FLOATS, FP4_E2M1
+from edgellm.formats.stored_numbers import FLOATS, FP4_E2M1, NUMBER_TYPES
 
 SCALES = (*FLOATS, "F8_E8M0")
+
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 def scaled(
@@ -38,15 +43,35 @@ def scaled(
     return Weight((n_out, n_in), decode)
 
 
-def e2m1_groups(packed: np.ndarray, scales: Rows) -> Rows:
+def four_bit_floats(
+    parts: Parts,
+    name: str,
+    scale_name: str,
+    size: int,
+    kinds: tuple[str, ...],
+    change: Change = lambda numbers: numbers,
+) -> Weight:
+    """A matrix (n_out, n_in / 2) uint8 of E2M1, with a scale for ``size`` inputs that ``change`` makes another of."""
+    packed = parts.matrix(name, "U8")
+    n_out, n_in = packed.shape[0], packed.shape[1] * 2
+    scale = parts.need(scale_name, *kinds)
+    parts.matrix(scale_name, rows=n_out, columns=n_in // size)
+    if n_in % size:
+        parts.fail(name, f"has rows of {n_in}, expected a multiple of {size}", "MODEL_SHAPE")
+    return Weight((n_out, n_in), e2m1_groups(packed, scale, change))
+
+
+def e2m1_groups(packed: np.ndarray, scale: StoredTensor, change: Change = lambda numbers: numbers) -> Rows:
     """A decoder of 4-bit floats times a scale for each group of inputs.
 
     packed   (n_out, n_in / 2) uint8, the earlier number in the lower half
-    scales   (start, stop) -> float32 (stop - start, n_groups)
+    scale    (n_out, n_groups); plain bytes are powers of two, E8M0
     """
+    if scale.kind.name == "U8":
+        scale = replace(scale, kind=NUMBER_TYPES["F8_E8M0"])
 
     def decode(start: int, stop: int) -> np.ndarray:
-        codes, numbers = packed[start:stop], scales(start, stop)
+        codes, numbers = packed[start:stop], change(scale.float32(slice(start, stop)))
         both = np.stack((codes & 15, codes >> 4), axis=-1).reshape(stop - start, numbers.shape[1], -1)
         return (FP4_E2M1[both] * numbers[..., None]).reshape(stop - start, -1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -32,15 +32,17 @@ class Weight:
 def plain(tensor: StoredTensor) -> Weight:
     """A tensor that holds its numbers one by one."""
     if len(tensor.shape) > 1:
-        return Weight(tensor.shape, lambda start, stop: _rows(tensor, start, stop), tensor)
+        rows = replace(tensor, shape=(-1, tensor.shape[-1]))
+        return Weight(tensor.shape, lambda start, stop: rows.float32(slice(start, stop)), tensor)
     shape = tensor.shape or (1,)
     return Weight(shape, lambda start, stop: tensor.float32().reshape(1, -1)[start:stop], tensor)
 
 
-def _rows(tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
-    n_in = tensor.shape[-1]
-    flat = StoredTensor(tensor.name, tensor.kind, (-1, n_in), tensor.raw)
-    return flat.float32(slice(start, stop))
+def pair(value: object) -> tuple[int, int] | None:
+    """Two whole numbers from 1, None for anything else."""
+    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and n >= 1 for n in value):
+        return None
+    return value[0], value[1]
 
 
 class Parts:
@@ -81,12 +83,23 @@ class Parts:
             self.fail(name, f"has the shape {tensor.shape}, expected {shown}", "MODEL_SHAPE")
         return tensor.values
 
-    def scalar(self, name: str, *kinds: str) -> np.float32:
-        """The one number of a tensor."""
+    def flat(self, name: str, n: int, *kinds: str) -> np.ndarray:
+        """The n numbers of a tensor of any shape, float32 (n,)."""
         numbers = self.need(name, *kinds).float32().reshape(-1)
-        if len(numbers) != 1:
-            self.fail(name, f"has {len(numbers)} numbers, expected one", "MODEL_SHAPE")
-        found: np.float32 = numbers[0]
+        if len(numbers) != n:
+            self.fail(name, f"has {len(numbers)} numbers, expected {n}", "MODEL_SHAPE")
+        return numbers
+
+    def groups(self, indices: StoredTensor | None, scales: str, size: object, n_in: int, n_groups: int) -> np.ndarray:
+        """(n_in,) the group of every input: as ``indices`` say, else ``size`` inputs one after another."""
+        if indices is None:
+            if type(size) is not int or size < 1 or -(-n_in // size) != n_groups:
+                message = f"has {n_groups} groups for {n_in} inputs, group_size is {size}"
+                self.fail(scales, message, "MODEL_SHAPE")
+            return np.arange(n_in) // size
+        found = indices.values.reshape(-1).astype(np.int64)
+        if len(found) != n_in or found.min() < 0 or found.max() >= n_groups:
+            self.fail(indices.name, f"names groups outside 0 to {n_groups - 1}")
         return found
 
     def fail(self, name: str, message: str, code: str = "CHECKPOINT_SCHEME") -> NoReturn:
