@@ -30,15 +30,7 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
 )
 from edgellm.models.parts.checkpoint_rope import frequency_factors, rotations_by_layer
-from edgellm.models.parts.hparams import (
-    HParams,
-    hparam_error,
-    integer,
-    key_of,
-    read_hparams,
-    read_rope,
-    real,
-)
+from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
 
 N_LAYER_27B = 62  # the only size whose attention scale is not 1/sqrt(head size), https://arxiv.org/abs/2503.19786
 

@@ -5,18 +5,9 @@ GGUF files of this architecture store q and k with their rows reordered, so that
 
 from __future__ import annotations
 
-import math
-
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import (
-    ProgramBuilder,
-    feed_forward,
-    project_logits,
-    project_qkv,
-    refuse_experts,
-    rope_factors,
-)
+from edgellm.models.parts.blocks import build_decoder, refuse_experts
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     FEED_FORWARD,
@@ -27,32 +18,14 @@ from edgellm.models.parts.checkpoint_form import (
     layer_kinds,
     refuse_activation,
 )
-from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import integer
 
 
 def build(gguf: ModelFile) -> Program:
-    """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x)."""
-    hp = read_hparams(gguf)
+    """The decoder that the others are variants of."""
     refuse_experts(gguf)
-    m = ProgramBuilder(gguf, hp)
-    base = real(gguf, "rope.freq_base", 10000.0)
-    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=True, factors=rope_factors(m))
     window = integer(gguf, "attention.sliding_window", 0)  # Mistral 7B v0.1, where the converter kept it
-    m.embed("x")
-    for i in range(hp.n_layer):
-        blk = f"blk.{i}"
-        m.rms_norm("x", f"{blk}.attn_norm", "h")
-        project_qkv(m, blk)
-        m.apply_rope("q", "rope")
-        m.apply_rope("k", "rope")
-        m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k), window=window)
-        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
-        m.add("x", "proj", "x")
-        m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        feed_forward(m, blk, "silu")
-        m.add("x", "proj", "x")
-    project_logits(m)
-    return m.finish()
+    return build_decoder(gguf, adjacent=True, window=window)
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:

@@ -22,7 +22,7 @@ from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Mat
 from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
 from edgellm.models.parts.hparam_keys import check_keys
-from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, integer
+from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, integer, read_hparams, read_rope, real
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
@@ -166,6 +166,38 @@ class ProgramBuilder:
             context_length=self.hp.context_length,
             n_embd=self.hp.n_embd,
         )
+
+
+def build_decoder(
+    gguf: ModelFile, *, adjacent: bool, window: int = 0, needs_bias: bool = False, qk_norms: bool = False
+) -> Program:
+    """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
+
+    adjacent     rotated pairs are neighbours, else half a head apart
+    window       positions that a token sees, 0 for all
+    needs_bias   q, k and v have one; qk_norms: heads of q and k are normed before they are rotated
+    """
+    hp = read_hparams(gguf)
+    m = ProgramBuilder(gguf, hp)
+    base = real(gguf, "rope.freq_base", 10000.0)
+    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=adjacent, factors=rope_factors(m))
+    m.embed("x")
+    for i in range(hp.n_layer):
+        blk = f"blk.{i}"
+        m.rms_norm("x", f"{blk}.attn_norm", "h")
+        project_qkv(m, blk, needs_bias=needs_bias)
+        if qk_norms:
+            norm_qk_heads(m, blk)
+        m.apply_rope("q", "rope")
+        m.apply_rope("k", "rope")
+        m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k), window=window)
+        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+        m.add("x", "proj", "x")
+        m.rms_norm("x", f"{blk}.ffn_norm", "h")
+        feed_forward(m, blk, "silu")
+        m.add("x", "proj", "x")
+    project_logits(m)
+    return m.finish()
 
 
 def project_qkv(m: ProgramBuilder, blk: str, *, needs_bias: bool = False) -> None:

@@ -104,6 +104,13 @@ def decoder_metadata(
     return {f"{architecture}.{key}": value for key, value in found.items()}
 
 
+def plain_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """All keys of an architecture that is named as its ``model_type``: silu, and layers that do not slide."""
+    refuse_activation(config, "silu", "swish")
+    refuse_sliding_layers(config)
+    return decoder_metadata(config, config.model_type)
+
+
 def refuse_activation(config: CheckpointConfig, *known: str) -> None:
     """UnsupportedError for an activation that is not the architecture's own."""
     for key in ("hidden_act", "hidden_activation"):

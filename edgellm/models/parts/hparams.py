@@ -49,11 +49,7 @@ class HParams:
         return replace(self, by_layer={}, **{name: values[i] for name, values in self.by_layer.items()})
 
 
-BY_LAYER = {
-    "n_head": "attention.head_count",
-    "n_head_kv": "attention.head_count_kv",
-    "n_ff": "feed_forward_length",
-}
+BY_LAYER = {"n_head": "attention.head_count", "n_head_kv": "attention.head_count_kv", "n_ff": "feed_forward_length"}
 """Fields that may differ from layer to layer in some architectures."""
 
 
@@ -119,27 +115,20 @@ def read_rope(
     if scaling == "linear":
         return Rope(adjacent, linear_scaling(inv_freq, factor), magnitude)
     if scaling == "yarn":
-        return Rope(
-            adjacent,
-            _read_yarn(gguf, hp, inv_freq, base, factor),
-            magnitude * yarn_magnitude(factor),
+        extrapolation = real(gguf, "rope.scaling.yarn_ext_factor", -1.0)
+        inv_freq = yarn_scaling(
+            inv_freq,
+            base,
+            factor,
+            original_context_length=integer(gguf, "rope.scaling.original_context_length", hp.context_length),
+            beta_fast=real(gguf, "rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=real(gguf, "rope.scaling.yarn_beta_slow", 1.0),
+            extrapolation=1.0 if extrapolation < 0 else extrapolation,  # below 0 means: not set
         )
+        return Rope(adjacent, inv_freq, magnitude * yarn_magnitude(factor))
     raise UnsupportedError(
         f"{file_name(gguf)}: rope.scaling.type is {scaling!r}; edgellm knows none, linear and yarn. "
         "Take a conversion of the model with its original context length."
-    )
-
-
-def _read_yarn(gguf: ModelFile, hp: HParams, inv_freq: np.ndarray, base: float, factor: float) -> np.ndarray:
-    extrapolation = real(gguf, "rope.scaling.yarn_ext_factor", -1.0)
-    return yarn_scaling(
-        inv_freq,
-        base,
-        factor,
-        original_context_length=integer(gguf, "rope.scaling.original_context_length", hp.context_length),
-        beta_fast=real(gguf, "rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=real(gguf, "rope.scaling.yarn_beta_slow", 1.0),
-        extrapolation=1.0 if extrapolation < 0 else extrapolation,  # below 0 means: not set
     )
 
 
