@@ -97,10 +97,6 @@ class PartialFile:
         self.hash = hashlib.sha256()
         self.resumed = False
 
-    def knows_its_version(self) -> bool:
-        """Whether more bytes can be proved to belong to the same file: by the checksum at the end, or by an ETag."""
-        return self.origin is not None and bool(self.origin.sha256 or self.origin.etag)
-
     def begin(self, origin: _Origin) -> None:
         """Note the origin before its first byte is written; bytes of another one are gone before that."""
         self.path.unlink(missing_ok=True)
@@ -133,11 +129,6 @@ class PartialFile:
         self.note.unlink(missing_ok=True)
         self.origin = None
         self.restart()
-
-    def place(self, target: Path) -> None:
-        """Give the whole file its name: on the disk first, then renamed, then the folder on the disk too."""
-        place(self.path, target)
-        self.note.unlink(missing_ok=True)
 
 
 def place(path: Path, target: Path) -> None:
@@ -193,7 +184,8 @@ def download(
             except EdgeLLMError:
                 growing.discard()
                 raise
-        growing.place(target)
+        place(part, target)
+        growing.note.unlink(missing_ok=True)
     except OSError as error:
         raise _disk_failure(error, part) from error
     return target
@@ -231,11 +223,11 @@ def _fetch_with_patience(remote: RemoteFile, growing: PartialFile, progress: Byt
 def _fetch_rest(remote: RemoteFile, growing: PartialFile, progress: ByteProgress | None) -> None:
     """One request for what is missing. TransientError when it is worth another."""
     headers = dict(remote.headers or {})
-    if not growing.knows_its_version():
+    etag = growing.origin.etag if growing.origin else None
+    if not etag and not (growing.origin and growing.origin.sha256):  # nothing would prove that more is of the same file
         growing.restart()
     if growing.nbytes:
         headers["Range"] = f"bytes={growing.nbytes}-"
-        etag = growing.origin.etag if growing.origin else None
         if etag and not etag.startswith("W/"):
             headers["If-Range"] = etag
     with open_url(remote.url, headers) as answer:
@@ -281,7 +273,11 @@ def _where_it_starts(remote: RemoteFile, growing: PartialFile, answer: Answer) -
         start = int(match[1]) if match and match[1] else None
         total = int(match[3]) if match and match[3] != "*" else None
         whole_already = answer.status == 416 and total == growing.nbytes > 0
-        if (start != growing.nbytes and not whole_already) or not _same_file(growing, answer, total):
+        before, etag = growing.origin, answer.headers.get("ETag")
+        same = growing.nbytes == 0
+        if before is not None:
+            same = (not etag or etag == (before.etag or etag)) and total in (None, before.nbytes or total)
+        if (start != growing.nbytes and not whole_already) or not same:
             growing.discard()
             raise TransientError(
                 f"{remote.where}: the server no longer has the same file, or sent another range than asked for.",
@@ -292,16 +288,6 @@ def _where_it_starts(remote: RemoteFile, growing: PartialFile, answer: Answer) -
         growing.discard()
         raise _wrong_length(remote, f"{total:,}")
     return total
-
-
-def _same_file(growing: PartialFile, answer: Answer, total: int | None) -> bool:
-    before = growing.origin
-    if before is None:
-        return growing.nbytes == 0
-    etag = answer.headers.get("ETag")
-    return (not etag or not before.etag or etag == before.etag) and (
-        not before.nbytes or total in (None, before.nbytes)
-    )
 
 
 def _too_long(remote: RemoteFile) -> DownloadError:

@@ -128,7 +128,9 @@ def open_url(url: str, headers: Mapping[str, str] | None = None, stall_s: float 
     sent = {"User-Agent": "edgellm", "Accept-Encoding": "identity", **(headers or {})}
     for _ in range(MAX_REDIRECTS + 1):
         proxy = None if is_loopback(parts.hostname) else proxy_of(url)  # it cannot reach this machine's own address
-        answer = _get(url, sent, proxy, STALL_S if stall_s is None else stall_s)
+        with _named_failures(url, proxy):
+            response = request(url, sent, proxy, STALL_S if stall_s is None else stall_s)
+        answer = Answer(url, response.status, response.headers, response, proxy)
         try:
             if answer.status not in REDIRECTS or "Location" not in answer.headers:
                 _check_status(answer, proxy)
@@ -197,7 +199,9 @@ def _check_redirect(parts: SplitResult, target: str) -> SplitResult:
 
 def _check_status(answer: Answer, proxy: Proxy | None) -> None:
     status, where = answer.status, shown(answer.url)
-    if answer.headers.get("Content-Encoding", "identity").lower() != "identity" or not _plain_transfer(answer):
+    transfer = answer.headers.get("Transfer-Encoding", "chunked").strip().lower()
+    encoding = answer.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity" or transfer not in ("chunked", "identity"):
         raise DownloadError(f"{where}: the server packs its answer, which was not asked for.", code="PULL_CONTENT")
     if status in (200, 206, 416):
         return
@@ -222,10 +226,6 @@ def _check_status(answer: Answer, proxy: Proxy | None) -> None:
     raise refused
 
 
-def _plain_transfer(answer: Answer) -> bool:
-    return answer.headers.get("Transfer-Encoding", "chunked").strip().lower() in ("chunked", "identity")
-
-
 def _wanted_pause(text: str) -> float | None:
     """Seconds of a Retry-After header, which may also be a date."""
     if text.isascii() and text.isdigit():
@@ -234,12 +234,6 @@ def _wanted_pause(text: str) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _get(url: str, headers: Mapping[str, str], proxy: Proxy | None, stall_s: float) -> Answer:
-    with _named_failures(url, proxy):
-        response = request(url, headers, proxy, stall_s)
-        return Answer(url, response.status, response.headers, response, proxy)
 
 
 def _proxy_wants_password(where: str, proxy: Proxy | None) -> DownloadError:

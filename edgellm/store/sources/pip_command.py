@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import os
 import re
@@ -140,8 +141,6 @@ def _watched(command: list[str], folder: Path, progress: ByteProgress | None) ->
 def _nbytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(OSError):  # pip has just moved it
             total += path.stat().st_size
-        except OSError:  # pip has just moved it
-            continue
     return total
