@@ -18,6 +18,7 @@ from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.ops import Embed
+from edgellm.kernels.program import Program
 from edgellm.machine.cores import default_threads
 from edgellm.machine.progress import StageProgress
 from edgellm.measure.perplexity import Chunk, cut
@@ -146,7 +147,8 @@ def calibrate(
         tokenizer = Tokenizer.from_gguf(gguf.metadata, proved=True)
         ids = tokenizer.encode(text, add_special=True)
         chunks = cut(ids, list(tokenizer.special.prefix[:1]), options.n_ctx, options.n_chunks)
-        _Calibration(gguf, types, importance, options, report, result).run(chunks)
+        n_threads = options.n_threads or default_threads()
+        _Calibration(build_program(gguf), types, importance, options, report, result, n_threads).run(chunks)
         gguf.check()
     except BaseException:
         result.close()
@@ -154,22 +156,17 @@ def calibrate(
     return result
 
 
+@dataclass
 class _Calibration:
     """One run: the model, the types it is to have, and what has been found so far."""
 
-    def __init__(
-        self,
-        gguf: GGUFFile,
-        types: Mapping[str, str],
-        importance: Mapping[str, np.ndarray] | None,
-        options: CalibrationOptions,
-        report: StageProgress,
-        result: Calibrated,
-    ) -> None:
-        self.program = build_program(gguf)
-        self.types = types
-        self.given, self.options, self.report, self.result = importance, options, report, result
-        self.n_threads = options.n_threads or default_threads()
+    program: Program
+    types: Mapping[str, str]
+    given: Mapping[str, np.ndarray] | None
+    options: CalibrationOptions
+    report: StageProgress
+    result: Calibrated
+    n_threads: int
 
     def run(self, chunks: Sequence[Chunk]) -> None:
         """Scale, round, and say what importance the rest has."""

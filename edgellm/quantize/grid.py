@@ -1,8 +1,8 @@
 """The grid of a tensor type: which values its blocks can hold once their scales are fixed, and how levels are packed.
 
 Every type here is w = scale * level[q] + offset, scale and offset the same for a group of weights in a block. ``put``
-writes the q of (n, block_size) into blocks and leaves their scales alone, so scales and offsets are read back through
-the type's own dequantizer. The bit layouts are drawn in formats/block_quants.py, k_quants.py and i_quants.py.
+makes the fields of blocks that hold q and leaves their scales alone, so scales and offsets are read back through the
+type's own dequantizer. The bit layouts are drawn in formats/block_quants.py, k_quants.py and i_quants.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from edgellm.formats import levels
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 
-Put = Callable[[np.ndarray, np.ndarray], None]
+Put = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Grid:
     """One type.
 
     levels   float32 (n_levels,), rising: what q stands for before scale and offset
-    put      (blocks (n,) of the type's layout, q (n, block_size) uint8) -> None, in place
+    put      q (n, block_size) uint8 -> the fields of n blocks that hold it
     """
 
     quant: QuantType
@@ -47,7 +47,9 @@ class Grid:
 
     def pack(self, blocks: np.ndarray, q: np.ndarray) -> None:
         """Put the levels (n, block_size) into blocks, uint8 (n, block_nbytes), C-contiguous."""
-        self.put(blocks.reshape(-1).view(self.quant.layout), q)
+        view = blocks.reshape(-1).view(self.quant.layout)
+        for name, packed in self.put(q).items():
+            view[name] = packed.reshape(view[name].shape)
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
         """The q whose level is nearest to each value."""
@@ -74,45 +76,13 @@ def planes(bit: np.ndarray) -> np.ndarray:
     return np.packbits(bit.reshape(-1, 8, 32).swapaxes(1, 2), axis=-1, bitorder="little")[..., 0]
 
 
-def _put_nibbles(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = nibble_pairs(q)
+def _five_bits(q: np.ndarray) -> dict[str, np.ndarray]:
+    return {"qs": nibble_pairs(q), "qh": np.packbits(q >> 4, axis=-1, bitorder="little")}
 
 
-def _put_five_bits(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = nibble_pairs(q)
-    blocks["qh"] = np.packbits(q >> 4, axis=-1, bitorder="little")
-
-
-def _put_bytes(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = (q.astype(np.int16) - 128).astype(np.int8)
-
-
-def _put_q2_k(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = crumb_fours(q.reshape(-1, 2, 128))
-
-
-def _put_q3_k(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = crumb_fours(q.reshape(-1, 2, 128))
-    blocks["hmask"] = planes(q >> 2)
-
-
-def _put_q4_k(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = nibble_pairs(q.reshape(-1, 4, 64))
-
-
-def _put_q5_k(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = nibble_pairs(q.reshape(-1, 4, 64))
-    blocks["qh"] = planes(q >> 4)
-
-
-def _put_q6_k(blocks: np.ndarray, q: np.ndarray) -> None:
+def _six_bits(q: np.ndarray) -> dict[str, np.ndarray]:
     halves = q.reshape(-1, 2, 128)
-    blocks["ql"] = nibble_pairs(halves)
-    blocks["qh"] = crumb_fours(halves >> 4)
-
-
-def _put_iq4_xs(blocks: np.ndarray, q: np.ndarray) -> None:
-    blocks["qs"] = nibble_pairs(q.reshape(-1, 8, 32)).reshape(blocks["qs"].shape)
+    return {"ql": nibble_pairs(halves), "qh": crumb_fours(halves >> 4)}
 
 
 def _whole(n: int, least: int = 0) -> np.ndarray:
@@ -122,18 +92,18 @@ def _whole(n: int, least: int = 0) -> np.ndarray:
 def _table() -> dict[str, Grid]:
     nonlinear = np.array(levels.IQ4, np.float32)
     rows: list[tuple[str, np.ndarray, Put]] = [
-        ("Q4_0", _whole(16, -8), _put_nibbles),
-        ("Q4_1", _whole(16), _put_nibbles),
-        ("Q5_0", _whole(32, -16), _put_five_bits),
-        ("Q5_1", _whole(32), _put_five_bits),
-        ("Q8_0", _whole(255, -127), lambda blocks, q: _put_bytes(blocks, q + np.uint8(1))),
-        ("Q2_K", _whole(4), _put_q2_k),
-        ("Q3_K", _whole(8, -4), _put_q3_k),
-        ("Q4_K", _whole(16), _put_q4_k),
-        ("Q5_K", _whole(32), _put_q5_k),
-        ("Q6_K", _whole(64, -32), _put_q6_k),
-        ("IQ4_NL", nonlinear, _put_nibbles),
-        ("IQ4_XS", nonlinear, _put_iq4_xs),
+        ("Q4_0", _whole(16, -8), lambda q: {"qs": nibble_pairs(q)}),
+        ("Q4_1", _whole(16), lambda q: {"qs": nibble_pairs(q)}),
+        ("Q5_0", _whole(32, -16), _five_bits),
+        ("Q5_1", _whole(32), _five_bits),
+        ("Q8_0", _whole(255, -127), lambda q: {"qs": (q.astype(np.int16) - 127).astype(np.int8)}),
+        ("Q2_K", _whole(4), lambda q: {"qs": crumb_fours(q.reshape(-1, 2, 128))}),
+        ("Q3_K", _whole(8, -4), lambda q: {"qs": crumb_fours(q.reshape(-1, 2, 128)), "hmask": planes(q >> 2)}),
+        ("Q4_K", _whole(16), lambda q: {"qs": nibble_pairs(q.reshape(-1, 4, 64))}),
+        ("Q5_K", _whole(32), lambda q: {"qs": nibble_pairs(q.reshape(-1, 4, 64)), "qh": planes(q >> 4)}),
+        ("Q6_K", _whole(64, -32), _six_bits),
+        ("IQ4_NL", nonlinear, lambda q: {"qs": nibble_pairs(q)}),
+        ("IQ4_XS", nonlinear, lambda q: {"qs": nibble_pairs(q.reshape(-1, 8, 32))}),
     ]
     return {name: Grid(QUANT_TYPES[name], levels, put) for name, levels, put in rows}
 

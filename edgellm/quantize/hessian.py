@@ -67,11 +67,7 @@ class Walk:
     """
 
     def __init__(
-        self,
-        program: Program,
-        chunks: Sequence[Chunk],
-        weight_of: WeightOf,
-        embed: Callable[[np.ndarray], np.ndarray],
+        self, program: Program, chunks: Sequence[Chunk], weight_of: WeightOf, embed: Callable[[np.ndarray], np.ndarray]
     ) -> None:
         self.program = program
         self.batches = [Batch.single(program, chunk.ids, outputs="last") for chunk in chunks]
