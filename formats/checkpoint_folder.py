@@ -8,15 +8,12 @@ with ``snapshots/<revision>/<file>`` as links to ``blobs/<hash>`` of the same mo
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path, PurePath
 
-from edgellm.formats.errors import EdgeLLMError, FormatError
+from edgellm.formats.errors import FormatError
 from edgellm.formats.findings import PULL_AGAIN, short
-from edgellm.formats.mapped_file import FileMap
-from edgellm.formats.regular_file import FLAGS
-
-_FLAGS = FLAGS | getattr(os, "O_NOFOLLOW", 0)
+from edgellm.formats.mapped_file import FileMap, unreadable
+from edgellm.formats.regular_file import FLAGS, NotAFileError, open_descriptor
 
 
 class CheckpointFolder:
@@ -60,7 +57,7 @@ class CheckpointFolder:
             with os.fdopen(descriptor, "rb") as file:
                 content = file.read(limit + 1)
         except OSError as error:
-            raise _unreadable(name, error) from error
+            raise unreadable(short(name), error) from error
         if len(content) > limit:
             raise FormatError(
                 f"{short(name)}: is longer than {limit:,} bytes, expected up to that. {PULL_AGAIN}",
@@ -89,7 +86,7 @@ class CheckpointFolder:
                 )
             return FileMap.of(descriptor, self._root / name)
         except OSError as error:
-            raise _unreadable(name, error) from error
+            raise unreadable(short(name), error) from error
         finally:
             os.close(descriptor)
 
@@ -104,23 +101,18 @@ class CheckpointFolder:
                     raise self._link(folder.name, os.readlink(folder))
             if path.is_symlink():
                 path = self._blob(name, path)
-            descriptor = os.open(path, _FLAGS)
+            return open_descriptor(path, flags=FLAGS | getattr(os, "O_NOFOLLOW", 0))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
-            if path.is_dir():  # Windows refuses to open one
+        except NotAFileError as error:
+            if error.kind == "a directory":
                 return None
-            raise _unreadable(name, error) from error
-        kind = os.fstat(descriptor).st_mode
-        if stat.S_ISREG(kind):
-            return descriptor
-        os.close(descriptor)
-        if stat.S_ISDIR(kind):
-            return None
-        raise FormatError(
-            f"{short(name)}: is a pipe, socket or device. Give a folder that holds the files themselves.",
-            code="MODEL_NOT_A_FILE",
-        )
+            raise FormatError(
+                f"{short(name)}: is {error.kind}. Give a folder that holds the files themselves.",
+                code="MODEL_NOT_A_FILE",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise unreadable(short(name), error) from error
 
     def _blob(self, name: str, path: Path) -> Path:
         """What a link of Hugging Face's cache stands for."""
@@ -146,10 +138,3 @@ def _blobs_of(root: Path) -> Path | None:
             blobs = folder.parent / "blobs"
             return None if blobs.is_symlink() else blobs
     return None
-
-
-def _unreadable(name: str, error: Exception) -> EdgeLLMError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return EdgeLLMError(
-        f"{short(name)}: cannot be opened ({reason}). Check its permissions and the disk.", code="MODEL_UNREADABLE"
-    )

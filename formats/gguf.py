@@ -43,10 +43,7 @@ NOT_A_MODEL: dict[str, tuple[str, str]] = {
         "an importance matrix, measured for quantizing",
         "Give it to `edgellm quantize --imatrix`, and a model here.",
     ),
-    "controlvector": (
-        "a control vector for a model",
-        "Give the model itself; edgellm does not steer it with vectors.",
-    ),
+    "controlvector": ("a control vector for a model", "Give the model itself; edgellm does not steer it with vectors."),
     "vocab": ("a vocabulary without weights", "Give the file of the whole model."),
 }
 
@@ -139,26 +136,16 @@ class GGUFFile:
             message = f"is {self.value_types[key]}, expected {_KINDS.get(kind, kind.__name__)}"
             if key in self.overrides:
                 raise override_error(key, message, "GGUF_KEY_TYPE")
-            raise Finding(
-                "GGUF_KEY_TYPE",
-                message,
-                REBUILD,
-                file=self.path.name,
-                offset=self._positions.get(key),
-                name=key,
-            ).error()
+            position = self._positions.get(key)
+            raise Finding("GGUF_KEY_TYPE", message, REBUILD, self.path.name, position, key).error()
         return value
 
     def require(self, key: str, kind: type[T]) -> T:
         """The value of a key that must be there. Raises FormatError ``MODEL_HPARAMS`` when it is not; see ``get``."""
         value = self.get(key, kind, _MISSING)
         if value is _MISSING:
-            raise Finding(
-                "MODEL_HPARAMS",
-                f"is missing, expected {_KINDS.get(kind, kind.__name__)}",
-                file=self.path.name,
-                name=key,
-            ).error()
+            message = f"is missing, expected {_KINDS.get(kind, kind.__name__)}"
+            raise Finding("MODEL_HPARAMS", message, file=self.path.name, name=key).error()
         return value
 
     def close(self) -> None:

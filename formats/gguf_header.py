@@ -33,24 +33,23 @@ MAX_STRINGS = 1 << 21  # in all arrays of a file together; real files have up to
 TypedMetadata = dict[str, tuple[Any, str]]
 """key -> (value, type), the type as ``GGUFFile.value_types`` names it: "UINT32", "STRING", "ARRAY[FLOAT32]" ..."""
 
-# type id of a metadata value: its name, its struct and numpy form
+# type id of a metadata value: its name, and its form to struct and numpy
 VALUE_TYPES: dict[int, tuple[str, str]] = {
-    0: ("UINT8", "<u1"),
-    1: ("INT8", "<i1"),
-    2: ("UINT16", "<u2"),
-    3: ("INT16", "<i2"),
-    4: ("UINT32", "<u4"),
-    5: ("INT32", "<i4"),
-    6: ("FLOAT32", "<f4"),
-    7: ("BOOL", "<u1"),
+    0: ("UINT8", "<B"),
+    1: ("INT8", "<b"),
+    2: ("UINT16", "<H"),
+    3: ("INT16", "<h"),
+    4: ("UINT32", "<I"),
+    5: ("INT32", "<i"),
+    6: ("FLOAT32", "<f"),
+    7: ("BOOL", "<B"),
     8: ("STRING", ""),
     9: ("ARRAY", ""),
-    10: ("UINT64", "<u8"),
-    11: ("INT64", "<i8"),
-    12: ("FLOAT64", "<f8"),
+    10: ("UINT64", "<Q"),
+    11: ("INT64", "<q"),
+    12: ("FLOAT64", "<d"),
 }
-_STRUCT = {"u1": "B", "i1": "b", "u2": "H", "i2": "h", "u4": "I", "i4": "i", "f4": "f", "u8": "Q", "i8": "q", "f8": "d"}
-_SCALARS = {i: struct.Struct("<" + _STRUCT[form[1:]]) for i, (_, form) in VALUE_TYPES.items() if form}
+_SCALARS = {i: struct.Struct(form) for i, (_, form) in VALUE_TYPES.items() if form}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -116,8 +115,8 @@ def read_header(data: mmap.mmap | bytes, file: str, report: Report = raise_findi
     reader = _Reader(data, file, report)
     header = reader.header
     reader.read_magic_and_version()
-    n_tensors = reader.u64()
-    n_kv = reader.u64()
+    n_tensors = reader.number(_U64)
+    n_kv = reader.number(_U64)
     reader.check_count(n_tensors, MAX_TENSORS, MIN_TENSOR_NBYTES, "tensors", position=8)
     reader.check_count(n_kv, MAX_KEYS, MIN_KV_NBYTES, "metadata keys", position=16)
     for _ in range(n_kv):
@@ -179,7 +178,7 @@ class _Reader:
         if self.nbytes < 24:
             self.fail("GGUF_NOT_A_GGUF", f"is {self.nbytes} bytes long, a header has 24", 0, advice=PULL_AGAIN)
         self.position = 4
-        version = self.u32()
+        version = self.number(_U32)
         if version not in (2, 3):
             message = f"is GGUF version {version}; versions 2 and 3 can be read"
             advice = REBUILD
@@ -201,7 +200,7 @@ class _Reader:
     def read_key_value(self) -> None:
         header, position = self.header, self.position
         key = self.name("GGUF_KEY", "a metadata key", header.metadata)
-        type_id = self.u32(key)
+        type_id = self.number(_U32, key)
         value, kind = self.value(type_id, key)
         if key not in header.metadata:
             header.metadata[key] = value
@@ -222,7 +221,7 @@ class _Reader:
     def read_tensor_record(self) -> None:
         position = self.position
         name = self.name("GGUF_TENSOR_NAME", "a tensor name", self.header.tensors)
-        n_dims = self.u32(name)
+        n_dims = self.number(_U32, name)
         if not 1 <= n_dims <= MAX_DIMS:
             self.fail("GGUF_DIMS", f"has {n_dims:,} dimensions, expected 1 to {MAX_DIMS}", position, name)
         form = _RECORDS[n_dims]
@@ -233,20 +232,14 @@ class _Reader:
 
     # -- values ------------------------------------------------------------------------------------------------------
 
-    def u32(self, name: str | None = None) -> int:
-        self.need(4, "MODEL_TRUNCATED", "the header", name)
-        (value,) = _U32.unpack_from(self.data, self.position)
-        self.position += 4
-        return value
-
-    def u64(self, name: str | None = None) -> int:
-        self.need(8, "MODEL_TRUNCATED", "the header", name)
-        (value,) = _U64.unpack_from(self.data, self.position)
-        self.position += 8
+    def number(self, form: struct.Struct, name: str | None = None, what: str = "the header") -> Any:
+        self.need(form.size, "MODEL_TRUNCATED", what, name)
+        (value,) = form.unpack_from(self.data, self.position)
+        self.position += form.size
         return value
 
     def string(self, what: str, name: str | None = None) -> bytes:
-        length = self.u64(name)
+        length = self.number(_U64, name)
         self.need(length, "GGUF_STRING_LENGTH", what, name)
         start = self.position
         self.position = start + length
@@ -280,15 +273,13 @@ class _Reader:
         if scalar is None:
             message = f"has the value type {type_id}, expected 0 to {max(VALUE_TYPES)}"
             self.fail("GGUF_KEY", message, self.position - 4, short(key))
-        self.need(scalar.size, "MODEL_TRUNCATED", "the metadata", key)
-        (value,) = scalar.unpack_from(self.data, self.position)
-        self.position += scalar.size
+        value = self.number(scalar, key, "the metadata")
         return (value != 0 if type_id == _BOOL else value), VALUE_TYPES[type_id][0]
 
     def array(self, key: str) -> tuple[Any, str]:
         position = self.position
-        type_id = self.u32(key)
-        count = self.u64(key)
+        type_id = self.number(_U32, key)
+        count = self.number(_U64, key)
         if type_id == _ARRAY:
             self.fail("GGUF_NESTED_ARRAY", "is an array of arrays, which GGUF readers refuse", position, short(key))
         if type_id not in VALUE_TYPES:

@@ -84,11 +84,17 @@ def write_gguf(
     else:
         parts = split_tensors(tensors, alignment, max_part_nbytes, max_part_tensors)
     targets = part_paths(target, len(parts))
-    headers = [
-        _header(part_metadata(metadata, no, len(parts), len(tensors)), part, alignment) for no, part in enumerate(parts)
-    ]
+    count, n_tensors = len(parts), len(tensors)
+    headers = [_header(part_metadata(metadata, i, count, n_tensors), part, alignment) for i, part in enumerate(parts)]
     total = sum(len(header) + _padded_nbytes(part, alignment) for header, part in zip(headers, parts, strict=True))
-    report = _Report(progress, sum(tensor.nbytes for tensor in tensors))
+    n_written, n_wanted = 0, sum(tensor.nbytes for tensor in tensors)
+
+    def report(nbytes: int, name: str) -> None:
+        nonlocal n_written
+        n_written += nbytes
+        if progress is not None:
+            progress(n_written, n_wanted, name)
+
     try:
         for one in targets:
             _refuse_what_is_no_file(one)
@@ -166,9 +172,8 @@ def part_metadata(metadata: TypedMetadata, no: int, count: int, n_tensors: int) 
 def file_nbytes(metadata: TypedMetadata, tensors: Sequence[TensorPlan]) -> int:
     """Bytes of the file that ``write_gguf`` would write in one part."""
     alignment = _alignment(metadata)
-    return len(_header(part_metadata(metadata, 0, 1, len(tensors)), tensors, alignment)) + _padded_nbytes(
-        tensors, alignment
-    )
+    header = _header(part_metadata(metadata, 0, 1, len(tensors)), tensors, alignment)
+    return len(header) + _padded_nbytes(tensors, alignment)
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------------
@@ -190,10 +195,8 @@ def _header(metadata: TypedMetadata, tensors: Sequence[TensorPlan], alignment: i
             raise ParameterError(f"{tensor.name}: there are two tensors of this name. Each needs a name of its own.")
         names.add(tensor.name)
         dims = tensor.shape[::-1]
-        out += [
-            _name(tensor.name, "tensor name"),
-            struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.quant.id, offset),
-        ]
+        record = struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.quant.id, offset)
+        out += [_name(tensor.name, "tensor name"), record]
         offset += _aligned(tensor.nbytes, alignment)
     header = b"".join(out)
     return header.ljust(_aligned(len(header), alignment), b"\0")
@@ -261,20 +264,12 @@ def _padded_nbytes(tensors: Iterable[TensorPlan], alignment: int) -> int:
     return sum(_aligned(tensor.nbytes, alignment) for tensor in tensors)
 
 
-class _Report:
-    """How far all tensors of all parts are."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    def __call__(self, nbytes: int, name: str) -> None:
-        self.done += nbytes
-        if self.progress is not None:
-            self.progress(self.done, self.total, name)
-
-
 def _write_part(
-    file: LargePageWriter, header: bytes, tensors: Sequence[TensorPlan], alignment: int, report: _Report
+    file: LargePageWriter,
+    header: bytes,
+    tensors: Sequence[TensorPlan],
+    alignment: int,
+    report: Callable[[int, str], None],
 ) -> None:
     file.write(header)
     for tensor in tensors:

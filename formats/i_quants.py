@@ -23,6 +23,9 @@ bits are stored the eighth sign follows from them.
     IQ1_M scales     HHHH ddd ccc bbb aaa                four scales of 16 weights; H: a nibble of d, lowest first
     IQ4_XS           scales_h: two bits a group, first lowest; scales_l: a nibble a group, L first; 32 is subtracted
 
+    IQ2, IQ3_XXS     w = d (s + 1/2) * point * sign, by 1/4 and 1/2
+    IQ3_S, IQ1       w = d (2 s + 1) * point * sign, d (2 s + 1) * (point + delta)
+
 ``TYPES`` has a row for each, as in ``block_quants``. Factors are multiplied in the order that the judge uses, because
 float32 products depend on it.
 """

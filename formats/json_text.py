@@ -21,13 +21,7 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(
-    text: bytes | str,
-    file: str,
-    code: str,
-    *,
-    advice: str = PULL_AGAIN,
-    infinities: bool = False,
-    mends: bool = False,
+    text: bytes | str, file: str, code: str, *, advice: str = PULL_AGAIN, infinities: bool = False, mends: bool = False
 ) -> Any:
     """The value. FormatError ``code`` for all that the head of this file names.
 

@@ -73,11 +73,12 @@ def map_file(path: Path) -> FileMap:
     try:
         descriptor = open_descriptor(path)
     except NotAFileError as error:
-        raise _not_a_file(path, error.kind) from None
+        message = f"{path}: is {error.kind}, and a regular file was expected. Give the path of a .gguf file."
+        raise FormatError(message, code="MODEL_NOT_A_FILE") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFoundError(f"{path}: there is no such file. Check the path, or pull the model by name.") from None
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     try:
         nbytes = os.fstat(descriptor).st_size
         if nbytes < MIN_NBYTES:
@@ -85,19 +86,15 @@ def map_file(path: Path) -> FileMap:
             raise Finding("GGUF_NOT_A_GGUF", message, PULL_AGAIN, file=path.name, offset=0).error()
         mapped = FileMap.of(descriptor, path)
     except (OSError, ValueError) as error:  # no address space or no more maps
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     finally:
         os.close(descriptor)
     advise_large_pages(mapped)
     return mapped
 
 
-def _unreadable(path: Path, error: Exception) -> EdgeLLMError:
+def unreadable(path: Path | str, error: Exception) -> EdgeLLMError:
+    """What the system says of a file that it does not open, or not read."""
     reason = getattr(error, "strerror", None) or str(error)
     message = f"{path}: cannot be opened ({reason}). A readable file was expected: check its permissions and the disk."
     return EdgeLLMError(message, code="MODEL_UNREADABLE")
-
-
-def _not_a_file(path: Path, kind: str) -> FormatError:
-    message = f"{path}: is {kind}, and a regular file was expected. Give the path of a .gguf file."
-    return FormatError(message, code="MODEL_NOT_A_FILE")

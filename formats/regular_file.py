@@ -29,10 +29,10 @@ class NotAFileError(FormatError):
         self.kind = kind
 
 
-def open_descriptor(path: str | os.PathLike[str], *, pipes: bool = False) -> int:
+def open_descriptor(path: str | os.PathLike[str], *, pipes: bool = False, flags: int = FLAGS) -> int:
     """A descriptor of the file, for reading. NotAFileError, or OSError as ``os.open`` raises it."""
     try:
-        descriptor = os.open(path, FLAGS)
+        descriptor = os.open(path, flags)
     except OSError:
         if os.path.isdir(path):  # Windows refuses to open one
             raise NotAFileError(path, "a directory") from None

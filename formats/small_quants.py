@@ -25,25 +25,12 @@ import numpy as np
 from edgellm.formats import levels
 from edgellm.formats.block_quants import Row, nibbles, times_d
 from edgellm.formats.k_quants import crumbs
+from edgellm.formats.stored_numbers import float8_table
 
 _E2M1 = np.array(levels.E2M1_DOUBLED, np.float32)
-
-
-def _e8m0_halves() -> np.ndarray:
-    """2^(e - 128) for e = 0 to 255; the two smallest are subnormal."""
-    return np.ldexp(np.float64(1), np.arange(256) - 128).astype(np.float32)
-
-
-def _ue4m3_halves() -> np.ndarray:
-    """Half of each unsigned float of 4 + 3 bits, by its byte; the top bit is ignored but for 0x7F, which is 0."""
-    byte = np.arange(256)
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    value = np.ldexp(np.where(exponent == 0, mantissa, mantissa + 8), np.maximum(exponent, 1) - 11).astype(np.float32)
-    value[0x7F] = 0
-    return value
-
-
-_E8M0, _UE4M3 = _e8m0_halves(), _ue4m3_halves()
+_E8M0 = np.ldexp(1.0, np.arange(256) - 128).astype(np.float32)  # halves; the two smallest are subnormal
+_UE4M3 = float8_table(4, 3, 7)[np.arange(256) & 0x7F] / 2  # the top bit is ignored but for 0x7F, which is 0
+_UE4M3[0x7F] = 0
 
 
 def _base3(packed: np.ndarray, n_digits: int) -> np.ndarray:

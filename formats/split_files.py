@@ -78,12 +78,13 @@ def check_parts(headers: list[Header], report: Report) -> None:
     seen: dict[str, str] = {}
     for i, header in enumerate(headers):
         metadata = header.metadata
-        if metadata.get("split.no") != i or metadata.get("split.count") != len(headers):
-            message = f"says it is part {_plus_one(metadata.get('split.no'))} of {metadata.get('split.count')}"
+        no = metadata.get("split.no")
+        if no != i or metadata.get("split.count") != len(headers):
+            message = f"says it is part {no + 1 if type(no) is int else no} of {metadata.get('split.count')}"
             message += f", expected part {i + 1} of {len(headers)}"
             report(header.finding("MODEL_SPLIT", message, "split.no", PULL_AGAIN))
         for key, value in metadata.items():
-            if key != "split.no" and key in first and not _same(value, first[key]):
+            if key != "split.no" and key in first and not same_value(value, first[key]):
                 message = "differs from the first part's value: the parts are of two models"
                 report(header.finding("MODEL_SPLIT", message, key, PULL_AGAIN))
         for name, record in header.tensors.items():
@@ -98,9 +99,6 @@ def check_parts(headers: list[Header], report: Report) -> None:
         report(headers[0].finding("MODEL_SPLIT", message, "split.tensors.count", PULL_AGAIN))
 
 
-def _plus_one(no: Any) -> Any:
-    return no + 1 if type(no) is int else no
-
-
-def _same(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two metadata values are equal, and of one type."""
     return type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b)

@@ -24,36 +24,17 @@ class NumberType:
     storage: np.dtype | None
 
 
+_STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_STORED |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"), "u1")
+_STORED |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
+_STORED |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1"}
 NUMBER_TYPES: dict[str, NumberType] = {
-    name: NumberType(name, n_bits, np.dtype(form) if form else None)
-    for name, n_bits, form in (
-        ("F64", 64, "<f8"),
-        ("F32", 32, "<f4"),
-        ("F16", 16, "<f2"),
-        ("BF16", 16, "<u2"),
-        ("F8_E4M3", 8, "u1"),
-        ("F8_E5M2", 8, "u1"),
-        ("F8_E4M3FNUZ", 8, "u1"),
-        ("F8_E5M2FNUZ", 8, "u1"),
-        ("F8_E8M0", 8, "u1"),
-        ("F6_E2M3", 6, ""),
-        ("F6_E3M2", 6, ""),
-        ("F4", 4, ""),
-        ("C64", 64, ""),
-        ("I64", 64, "<i8"),
-        ("I32", 32, "<i4"),
-        ("I16", 16, "<i2"),
-        ("I8", 8, "i1"),
-        ("U64", 64, "<u8"),
-        ("U32", 32, "<u4"),
-        ("U16", 16, "<u2"),
-        ("U8", 8, "u1"),
-        ("BOOL", 8, "u1"),
-    )
+    **{name: NumberType(name, 8 * np.dtype(form).itemsize, np.dtype(form)) for name, form in _STORED.items()},
+    **{name: NumberType(name, n, None) for name, n in (("F6_E2M3", 6), ("F6_E3M2", 6), ("F4", 4), ("C64", 64))},
 }
 
 
-def _float8_table(n_exponent: int, n_mantissa: int, bias: int, *, nuz: bool = False) -> np.ndarray:
+def float8_table(n_exponent: int, n_mantissa: int, bias: int, *, nuz: bool = False) -> np.ndarray:
     """All 256 numbers of an 8-bit float: 1 sign, exponent and mantissa bits; special values are set by the caller.
 
     ``nuz``: no negative zero, whose pattern is the only NaN.
@@ -69,17 +50,17 @@ def _float8_table(n_exponent: int, n_mantissa: int, bias: int, *, nuz: bool = Fa
 
 
 def _tables() -> dict[str, np.ndarray]:
-    e4m3 = _float8_table(4, 3, 7)
+    e4m3 = float8_table(4, 3, 7)
     e4m3[[0x7F, 0xFF]] = np.nan
-    e5m2 = _float8_table(5, 2, 15)
+    e5m2 = float8_table(5, 2, 15)
     e5m2[[0x7C, 0xFC]] = np.inf, -np.inf
     e5m2[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = np.nan
     e8m0 = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32)
     return {
         "F8_E4M3": e4m3,
         "F8_E5M2": e5m2,
-        "F8_E4M3FNUZ": _float8_table(4, 3, 8, nuz=True),
-        "F8_E5M2FNUZ": _float8_table(5, 2, 16, nuz=True),
+        "F8_E4M3FNUZ": float8_table(4, 3, 8, nuz=True),
+        "F8_E5M2FNUZ": float8_table(5, 2, 16, nuz=True),
         "F8_E8M0": e8m0,
     }
 

@@ -7,8 +7,9 @@ All products are of Python ints, which do not wrap.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,18 @@ MAX_TENSOR_NBYTES = 1 << 47  # of one tensor and of all together; a process has 
 MAX_FINDINGS = 200
 SCAN_NBYTES = 1 << 24  # of a tensor checked at once
 
-REMOVED_TYPES = {  # ggml gave these numbers up
-    4: "Q4_2",
-    5: "Q4_3",
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4 or bitnet.cpp's I2_S",
-    37: "IQ4_NL_4_8",
-    38: "IQ4_NL_8_8",
-}
-# numbers of ik_llama.cpp, which ggml does not know
-IK_LLAMA_TYPES = {
+_REMOVED = {4: "Q4_2", 5: "Q4_3", **dict(enumerate(("Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8"), 31))}
+_REMOVED |= {36: "IQ4_NL_4_4 or bitnet.cpp's I2_S", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+_OF_IK_LLAMA = {
     **dict(enumerate(("Q6_0", "IQ1_BN", "IQ2_BN"), 133)),
     **dict(enumerate(("IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K"), 137)),
     **dict(enumerate(("IQ4_KS", "IQ2_KS", "IQ4_KSS"), 144)),
     **dict(enumerate(("IQ5_KS", "IQ2_KT", "IQ3_KT", "IQ4_KT", "IQ3_KS", "IQ2_KL", "IQ1_KT"), 152)),
+}
+# numbers that cannot be read, and what is known of them
+OTHER_TYPES = {
+    **{i: f"{name}, which ggml removed" for i, name in _REMOVED.items()},
+    **{i: f"{name}, a type of ik_llama.cpp alone" for i, name in _OF_IK_LLAMA.items()},
 }
 OTHER_TYPE = "Take the model in another type, such as Q4_K_M."
 
@@ -203,7 +200,9 @@ def _check_record(header: Header, record: TensorRecord) -> Finding | None:
         return found("GGUF_DIMS", f"has the shape {shape}, expected dimensions of 1 and more")
     quant = QUANT_TYPES_BY_ID.get(record.type_id)
     if quant is None:
-        message = f"is {_unknown_type(record.type_id)}; supported: {', '.join(_known_types())}"
+        found_type = OTHER_TYPES.get(record.type_id, f"type {record.type_id}, which is unknown")
+        known = ", ".join(quant.name for quant in QUANT_TYPES_BY_ID.values() if quant.unpack)
+        message = f"is {found_type}; supported: {known}"
         return found("GGUF_TENSOR_TYPE", message, OTHER_TYPE, unsupported=True)
     if record.dims[0] % quant.block_size:
         message = f"has rows of {record.dims[0]:,} weights, expected a multiple of {quant.block_size} for {quant.name}"
@@ -216,19 +215,6 @@ def _check_record(header: Header, record: TensorRecord) -> Finding | None:
     if record.offset >= 1 << 63:
         return found("GGUF_TENSOR_BOUNDS", f"starts at offset {record.offset:,}, outside any file")
     return None
-
-
-def _unknown_type(type_id: int) -> str:
-    """What is known of a type that cannot be read."""
-    if type_id in REMOVED_TYPES:
-        return f"{REMOVED_TYPES[type_id]}, which ggml removed"
-    if type_id in IK_LLAMA_TYPES:
-        return f"{IK_LLAMA_TYPES[type_id]}, a type of ik_llama.cpp alone"
-    return f"type {type_id}, which is unknown"
-
-
-def _known_types() -> Iterator[str]:
-    return (quant.name for quant in QUANT_TYPES_BY_ID.values() if quant.unpack)
 
 
 def _check_overlap(header: Header, spans: list[tuple[int, int, TensorRecord]], report: Report) -> None:
@@ -253,11 +239,10 @@ def _check_end(header: Header, spans: list[tuple[int, int, TensorRecord]], repor
     available = header.nbytes - header.data_start
     if not spans or (spans[-1][1] <= available and max(end for _, end, _ in spans) <= available):
         return
-    expected = 0
-    contiguous = True
-    for start, end, _ in spans:
-        contiguous &= start == expected
-        expected = -(-end // header.alignment) * header.alignment
+    ends = (-(-end // header.alignment) * header.alignment for _, end, _ in spans)
+    contiguous = all(
+        start == expected for (start, _, _), expected in zip(spans, itertools.chain((0,), ends), strict=False)
+    )
     if contiguous and len(spans) == len(header.tensors):
         missing = spans[-1][1] - available
         message = f"{missing:,} bytes are missing at the end of the file: it has {header.nbytes:,}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.gguf_writer import rows_in_chunks
+from edgellm.formats.split_files import same_value
 from edgellm.quantize.deviation import Deviation
 
 SHOWN = 60  # characters of a value
@@ -18,15 +19,9 @@ def metadata_changes(a: GGUFFile, b: GGUFFile) -> list[tuple[str, str, str]]:
     """(key, value in A, value in B) where they differ; "-" where a file has no such key."""
     rows = []
     for key in dict.fromkeys([*a.metadata, *b.metadata]):
-        if not _equal(a.metadata.get(key), b.metadata.get(key)):
+        if not same_value(a.metadata.get(key), b.metadata.get(key)):
             rows.append((key, _shown(a.metadata.get(key)), _shown(b.metadata.get(key))))
     return rows
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.shape == b.shape and bool((a == b).all())
-    return type(a) is type(b) and bool(a == b)
 
 
 def _shown(value: Any) -> str:
