@@ -24,17 +24,7 @@ from edgellm.machine.paths import cache_dir, config_dir, models_dir, sessions_di
 if TYPE_CHECKING:
     from edgellm.kernels.cpu.compile.selftest import SelfTestResult
 
-PACKAGES = (
-    "edgellm",
-    "numpy",
-    "numba",
-    "llvmlite",
-    "tokenizers",
-    "sentencepiece",
-    "jinja2",
-    "click",
-    "rich",
-)
+PACKAGES = ("edgellm", "numpy", "numba", "llvmlite", "tokenizers", "sentencepiece", "jinja2", "click", "rich")
 
 # CPU features that a kernel could use, in the names LLVM has for them
 FEATURES = ("sse2", "sse4.2", "avx", "fma", "f16c", "avx2", "avxvnni", "avxvnniint8",
