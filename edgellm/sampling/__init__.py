@@ -1,6 +1,6 @@
 """Turn the logits of one step into one token: llama.cpp's samplers, in its order, with its names and defaults.
 
-One sampler is one class of ``chain.py``, ``repetition.py`` or ``choice.py`` and one row of a table. The chain works
+One sampler is a row of ``chain.py``, or a class of ``repetition.py`` or ``choice.py``. The chain works
 on the whole vocabulary only until the first sampler that shortens it; the rest is on a few dozen candidates.
 
 Importing this brings nothing: the table of options is wanted where NumPy (80 ms) is not.

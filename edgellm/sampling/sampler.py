@@ -11,23 +11,12 @@ import numpy as np
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.draw import Draw
 from edgellm.sampling.candidates import Candidates
-from edgellm.sampling.chain import XTC, ChainSampler, MinP, Temperature, TopK, TopNSigma, TopP, TypicalP
+from edgellm.sampling.chain import SAMPLERS
 from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2, Sampled
 from edgellm.sampling.params import RANDOM_SEEDS, SamplingParams
 from edgellm.sampling.repetition import DRY, Penalties, breaker_tokens
 from edgellm.sampling.short_chain import short_chain
 
-# name in SamplingParams.samplers -> class
-SAMPLERS: dict[str, Any] = {
-    "top_n_sigma": TopNSigma,
-    "top_k": TopK,
-    "typ_p": TypicalP,
-    "top_p": TopP,
-    "min_p": MinP,
-    "xtc": XTC,
-    "temperature": Temperature,
-}
-NAMES = {sampler: name for name, sampler in SAMPLERS.items()}  # Punish cuts nothing
 SCAN = 1024  # so many candidates are looked through one by one
 
 
@@ -59,35 +48,41 @@ class Sampler:
         self.tokens: list[int] = []
         self.bias_ids, self.bias = bias_arrays(params, n_vocab, eog_ids, tokenize)
         self.looking_back: list[Penalties | DRY] = []
-        self.chain: list[ChainSampler] = []
+        self.chain: list[tuple[str, Callable[[Candidates], None]]] = []  # by the names in ``params.samplers``
         self._build_chain(token_bytes, tokenize)
         self.greedy = self._is_greedy()
         plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
         plain = plain and not params.processors and not len(self.bias_ids)
         self.draw = draw
-        self.short = short_chain(self.chain, params, n_vocab, self.greedy, self.rng, draw) if plain and draw else None
+        names = [name for name, _ in self.chain] if plain else []
+        self.short = short_chain(names, params, n_vocab, self.greedy, self.rng, draw)
         self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:
         params = self.params
         if params.mirostat:
             self.choice: Any = (Mirostat, MirostatV2)[params.mirostat - 1](params, self.n_vocab, self.rng)
-            self.chain = [Temperature(params, self.rng)] if Temperature.wanted(params) else []
+            self._add("temperature")
             return
         adaptive = params.adaptive_target >= 0 or "adaptive_p" in params.samplers
         self.choice = (AdaptiveP if adaptive else Distribution)(params, self.n_vocab, self.rng)
         for name in params.samplers:
             if name == "penalties" and Penalties.wanted(params):
-                self._look_back(Penalties(params))
+                self._look_back(name, Penalties(params))
             elif name == "dry" and DRY.wanted(params):
                 breakers = breaker_tokens(params.dry_sequence_breakers, self.n_vocab, token_bytes, tokenize)
-                self._look_back(DRY(params, breakers))
-            elif name in SAMPLERS and SAMPLERS[name].wanted(params):
-                self.chain.append(SAMPLERS[name](params, self.rng))
+                self._look_back(name, DRY(params, breakers))
+            elif name in SAMPLERS:
+                self._add(name)
 
-    def _look_back(self, sampler: Penalties | DRY) -> None:
+    def _add(self, name: str) -> None:
+        row, params, rng = SAMPLERS[name], self.params, self.rng
+        if row.wanted(params):
+            self.chain.append((name, lambda candidates: row.apply(candidates, params, rng)))
+
+    def _look_back(self, name: str, sampler: Penalties | DRY) -> None:
         self.looking_back.append(sampler)
-        self.chain.append(Punish(sampler))
+        self.chain.append((name, lambda candidates: punish(candidates, sampler)))
 
     def _is_greedy(self) -> bool:
         # at temperature 0 the largest logit wins, unless an earlier sampler may drop it or the order changes later
@@ -96,7 +91,7 @@ class Sampler:
             return False
         names = [name for name in params.samplers if name in ("penalties", "dry")]
         first = params.samplers[: len(names)] == tuple(names)
-        droppers = any(isinstance(sampler, XTC | TypicalP) for sampler in self.chain)
+        droppers = any(name in ("xtc", "typ_p") for name, _ in self.chain)
         return "temperature" in params.samplers and first and not droppers and not isinstance(self.choice, AdaptiveP)
 
     def accept(self, token: int) -> None:
@@ -167,16 +162,16 @@ class Sampler:
                 trace.look(candidates, "temperature")
             return candidates
         check_largest(candidates.max())
-        for sampler in self.chain:
-            sampler.apply(candidates)
+        for name, apply in self.chain:
+            apply(candidates)
             if trace is not None:
-                trace.look(candidates, NAMES.get(type(sampler), ""))
+                trace.look(candidates, name)
         return candidates
 
     def _largest(self, logits: np.ndarray) -> Candidates:
         candidates = Candidates(logits)
         for sampler in self.looking_back:
-            Punish(sampler).apply(candidates)
+            punish(candidates, sampler)
         best = int(np.argmax(candidates.logits))  # the first of equals; the first NaN if there is one
         check_largest(float(candidates.logits[best]))
         return Candidates(candidates.logits[best : best + 1], np.array([best]), is_sorted=True)
@@ -202,23 +197,17 @@ class Trace:
         self.alive -= gone
 
 
-class Punish:
-    """Lets penalties or DRY change the logits of the tokens they name."""
-
-    def __init__(self, sampler: Penalties | DRY) -> None:
-        self.sampler = sampler
-
-    def apply(self, candidates: Candidates) -> None:
-        """Touches only the named tokens that are still candidates."""
-        positions, amounts = self.sampler.affected()
-        if candidates.ids is not None:
-            _, positions, which = np.intersect1d(candidates.ids, positions, return_indices=True)
-            amounts = amounts[which]
-        if len(positions):
-            logits = candidates.logits.copy()
-            logits[positions] = self.sampler.punish(logits[positions].astype(np.float64), amounts)
-            candidates.logits = logits
-            candidates.sorted = False
+def punish(candidates: Candidates, sampler: Penalties | DRY) -> None:
+    """Let penalties or DRY change the logits of the tokens they name, as far as these are still candidates."""
+    positions, amounts = sampler.affected()
+    if candidates.ids is not None:
+        _, positions, which = np.intersect1d(candidates.ids, positions, return_indices=True)
+        amounts = amounts[which]
+    if len(positions):
+        logits = candidates.logits.copy()
+        logits[positions] = sampler.punish(logits[positions].astype(np.float64), amounts)
+        candidates.logits = logits
+        candidates.sorted = False
 
 
 def bias_arrays(

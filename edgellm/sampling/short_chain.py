@@ -12,11 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.kernels.draw import Draw, Drawn, DrawSpec, TokenDraw
-from edgellm.sampling.chain import ChainSampler, MinP, Temperature, TopK, TopP
+from edgellm.sampling.chain import SAMPLERS, has_range
 from edgellm.sampling.choice import Sampled
 from edgellm.sampling.params import SamplingParams
-
-LINKS = (TopK, TopP, MinP, Temperature)
 
 
 class ShortChain:
@@ -52,26 +50,25 @@ class ShortChain:
 
 
 def short_chain(
-    chain: Sequence[ChainSampler],
+    names: list[str],
     params: SamplingParams,
     n_vocab: int,
     greedy: bool,
     rng: np.random.Generator,
-    draw: Draw,
+    draw: Draw | None,
 ) -> ShortChain | None:
-    """The same chain for an executor, or None when it has a sampler that needs arrays or all of the vocabulary."""
-    samplers = [sampler for sampler in chain if isinstance(sampler, LINKS)]
-    if not chain or len(samplers) < len(chain):
+    """The chain of these samplers for an executor; None when one of them needs arrays or all of the vocabulary."""
+    makers = [SAMPLERS[name].link for name in names if name in SAMPLERS]
+    if draw is None or not names or len(makers) < len(names) or None in makers:
         return None
-    if any(isinstance(sampler, Temperature) and sampler.range > 0 for sampler in samplers):
+    if "temperature" in names and has_range(params):
         return None
+    links = [maker(params) for maker in makers if maker is not None]
     if greedy:
-        samplers = [sampler for sampler in samplers if isinstance(sampler, Temperature)]
-    first = samplers[0]
-    n = 1 if greedy else min(first.k, n_vocab) if isinstance(first, TopK) else 0
+        links = [link for link in links if link.name == "temperature"]
+    n = 1 if greedy else min(params.top_k, n_vocab) if links[0].name == "top_k" else 0
     k = max(n, min(params.n_probs, n_vocab))
     if not 0 < n <= k <= draw.max_k:
         return None
-    links = tuple(sampler.link() for sampler in samplers)
-    spec = DrawSpec(links, n, k, wants_sum=bool(params.n_probs or params.logprobs))
+    spec = DrawSpec(tuple(links), n, k, wants_sum=bool(params.n_probs or params.logprobs))
     return ShortChain(params, [link.name for link in links], draw.open(spec, rng))
