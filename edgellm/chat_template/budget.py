@@ -107,13 +107,16 @@ class Budget:
         if self.tokens_left < 0:
             raise self.stop(f"more than {MAX_TOKENS:,} tokens of source")
 
-    def allocate(self, nbytes: int) -> None:
-        """Charge ``nbytes`` that are about to be made."""
+    def allocate(self, nbytes: int, ns: int = 0) -> int:
+        """Charge ``nbytes`` that are about to be made, by a native call that may take ``ns``; gives the bytes."""
         self.bytes_left -= nbytes
         if self.bytes_left < 0 and not self.spent:
             self._take_back()
         if self.spent or self.bytes_left < 0:
             raise self.stop(f"more than {self.most_bytes >> 20} MiB of text and lists")
+        if ns:
+            self.work(ns)
+        return nbytes
 
     def _take_back(self) -> None:
         """Credit the large values that only this register still holds, the newest first: lists before their items."""
@@ -155,8 +158,7 @@ class Budget:
 
     def each(self, items: Any) -> Iterator[Any]:
         """``items``, one step each."""
-        nbytes = char_bytes(items) if isinstance(items, str) else 0  # a loop may keep what went by
-        self.allocate(nbytes)
+        nbytes = self.allocate(char_bytes(items) if isinstance(items, str) else 0)  # a loop may keep what went by
         try:
             for item in items:
                 self.step()

@@ -84,8 +84,7 @@ def copy(budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A call that makes a container of its arguments; its result is charged again by its slots."""
     walk(budget, args, kwargs)
     slots = sum(len(value) for value in args if hasattr(value, "__len__")) + len(args) + len(kwargs)
-    budget.allocate(104 * slots)
-    budget.bytes_left += 104 * slots
+    budget.bytes_left += budget.allocate(104 * slots)
 
 
 def copy_keys(budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -124,12 +123,7 @@ FUNCTIONS: dict[Any, Cost] = {
 }
 
 # objects that are called themselves
-CALLABLES: dict[type, Cost] = {
-    Macro: walk,
-    BlockReference: small,
-    Joiner: small,
-    LoopContext: small,
-}
+CALLABLES: dict[type, Cost] = {Macro: walk, BlockReference: small, Joiner: small, LoopContext: small}
 
 
 def cost_of_call(called: Any, extensions: tuple[type, ...]) -> Cost:
@@ -138,10 +132,9 @@ def cost_of_call(called: Any, extensions: tuple[type, ...]) -> Cost:
         owner, name = called.__self__, called.__name__
         if isinstance(owner, extensions):
             return small
-        cost = METHODS.get((type(owner), name))
-        if cost is None:
+        if (type(owner), name) not in METHODS:
             raise SecurityError(f"the method {name!r} of {type(owner).__name__} is not one that chat templates may use")
-        return cost
+        return METHODS[type(owner), name]
     try:
         cost = FUNCTIONS.get(called)
     except TypeError:  # not hashable

@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 from edgellm.chat_template.budget import MAX_NESTING, Budget, char_bytes, text_bytes
 from edgellm.chat_template.formatting import percent
-from edgellm.chat_template.operations import Operand
+from edgellm.chat_template.operations import Operand, joined
 from edgellm.chat_template.rewrite import CONCAT, EACH, NEW, OPERAND, SLICE, SPREAD
 from edgellm.chat_template.string_methods import STRING_METHODS, call_string_method, escape, linear
-from edgellm.chat_template.user_text import SafeText, charwise, concat, exact, is_users, safe, unsafe, whole
+from edgellm.chat_template.user_text import SafeText, charwise, exact, is_users, safe, unsafe, whole
 
 MAX_COUNT = 4096  # of lines, slices, widths, digits
 PAIR_BYTES = 120  # of a group, or of a key and its value
@@ -63,10 +63,8 @@ def slots(budget: Budget, values: list[Any]) -> int:
     counted(budget, values)
     items = values[0]
     length = len(items) if hasattr(items, "__len__") else 0
-    charge = 64 + 16 * length + (char_bytes(items) if isinstance(items, str) else 0)
-    budget.allocate(charge)
-    budget.work((500 if isinstance(items, str) else 100) * length)  # each character becomes a string
-    return charge
+    of_text = isinstance(items, str)  # each character becomes a string
+    return budget.allocate(64 + 16 * length + (char_bytes(items) if of_text else 0), (500 if of_text else 100) * length)
 
 
 def walk(budget: Budget, values: list[Any]) -> int:
@@ -80,17 +78,14 @@ def ordered(budget: Budget, values: list[Any]) -> int:
     items = values[0]
     length = len(items) if hasattr(items, "__len__") else 1
     size = budget.measure(items)[0]
-    budget.work((length.bit_length() + 1) * (size // 2 + 100 * length))
-    budget.allocate(size)
-    return slots(budget, values) + size
+    copied = budget.allocate(size, (length.bit_length() + 1) * (size // 2 + 100 * length))
+    return slots(budget, values) + copied
 
 
 def words(budget: Budget, values: list[Any]) -> int:
     """One that takes a text apart into words."""
     text = values[0] if isinstance(values[0], str) else ""
-    budget.work(100 * len(text))
-    budget.allocate(44 * len(text))
-    return 44 * len(text)
+    return budget.allocate(44 * len(text), 100 * len(text))
 
 
 def number(budget: Budget, values: list[Any]) -> int:
@@ -112,17 +107,13 @@ def padded(budget: Budget, values: list[Any]) -> int:
     width += sum(len(value) for value in values[1:] if isinstance(value, str))
     lines = 1 + str.count(text, "\n")
     charge = 6 * sum(budget.measure(value)[0] for value in values) + 4 * lines * width
-    budget.allocate(charge)
-    budget.work(charge)
-    return charge
+    return budget.allocate(charge, charge)
 
 
 def shortened(budget: Budget, values: list[Any]) -> int:
     """One that makes a text of no more than its arguments."""
     charge = 4 * sum(budget.measure(value)[0] for value in values)
-    budget.allocate(charge)
-    budget.work(charge)
-    return charge
+    return budget.allocate(charge, charge)
 
 
 PASSING: dict[str, Cost] = {
@@ -235,9 +226,7 @@ def to_json(budget: Budget, value: Any, ensure_ascii: Any, indent: Any, separato
     spaces = indent if isinstance(indent, int) else len(indent or "")
     if spaces > 16 or any(len(part) > 16 for part in separators or ()):
         raise budget.stop("tojson with an indent or separator over 16 characters")
-    charge = size * (3 + max(spaces, 0))
-    budget.allocate(charge)
-    budget.work(size * (3 if indent is None else 12))
+    charge = budget.allocate(size * (3 + max(spaces, 0)), size * (3 if indent is None else 12))
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return budget.text(whole(text) if from_user else text, charge)
 
@@ -297,8 +286,7 @@ def own_filters(sandbox: Printer) -> dict[str, Any]:
 def marked_safe(budget: Budget, text: str) -> str:
     """``text|safe``."""
     linear(budget, text, 1)
-    charge = text_bytes(text)
-    budget.allocate(charge)
+    charge = budget.allocate(text_bytes(text))
     return budget.text(safe(text), charge)
 
 
@@ -320,10 +308,7 @@ def private_filters(sandbox: Printer) -> dict[str, Any]:
 
     def tilde(*values: Any) -> str:
         texts = [unsafe(sandbox.text(value)) for value in values]
-        charge = sum(map(text_bytes, texts))
-        sandbox.budget.allocate(charge)
-        sandbox.budget.work(100 + charge // 4)
-        return sandbox.budget.text(concat(texts), charge)
+        return joined(sandbox.budget, texts)
 
     def take(value: Any, start: Any, stop: Any, step: Any) -> Any:
         budget = sandbox.budget
@@ -332,9 +317,8 @@ def private_filters(sandbox: Printer) -> dict[str, Any]:
         if not isinstance(value, str | list | tuple):
             return value[piece]
         length = len(range(*piece.indices(len(value))))
-        charge = 64 + (4 * length if isinstance(value, str) else 16 * length)
-        budget.allocate(charge)
-        budget.work(charge)
+        charge = 64 + (4 if isinstance(value, str) else 16) * length
+        budget.allocate(charge, charge)
         taken = value[piece]
         if taken is value:
             budget.bytes_left += charge

@@ -63,9 +63,8 @@ def charge_fields(budget: Budget, text: str, fields: list[tuple[int, bool]], val
     keyed = sum(key for _, key in fields)
     repeats = keyed + (len(fields) > keyed)
     charge = 50 + 4 * len(text) + sum(4 * width + 1400 for width, _ in fields) + 3 * size * repeats + USER_CHAR_BYTES
-    budget.allocate(charge)  # 1400: a float has up to 309 digits before its point
-    budget.work(6 * size * repeats)
-    return charge, from_user
+    # 1400: a float has up to 309 digits before its point
+    return budget.allocate(charge, 6 * size * repeats), from_user
 
 
 def percent(budget: Budget, text: str, values: Any) -> str:

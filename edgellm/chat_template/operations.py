@@ -6,7 +6,8 @@ What is in no table is refused by name: a template gets no function, method or t
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from jinja2.sandbox import SecurityError
@@ -46,18 +47,13 @@ def contains(budget: Budget, container: Any, item: Any) -> bool:
     return item in container
 
 
-def comparison(name: str) -> Callable[[Budget, Any, Any], bool]:
+def compared(compare: Callable[[Any, Any], Any], budget: Budget, left: Any, right: Any) -> bool:
     """``left == right`` and its kin."""
-    compare = getattr(operator, name)
-
-    def run(budget: Budget, left: Any, right: Any) -> bool:
-        charge_comparison(budget, left, right)
-        return bool(compare(left, right))
-
-    return run
+    charge_comparison(budget, left, right)
+    return bool(compare(left, right))
 
 
-COMPARISONS = {name: comparison(name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+COMPARISONS = {name: partial(compared, getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 
 def side(name: str) -> Any:
@@ -100,39 +96,26 @@ COMPARING_TESTS = {
 def chat_tests(sandbox: Any) -> dict[str, Any]:
     """Every test by name."""
 
-    def cheap(name: str) -> Any:
-        test: Any = TESTS[name]
+    def cheap(test: Any, *args: Any) -> Any:
+        sandbox.budget.step()
+        return test(*args)
 
-        def run(*args: Any) -> Any:
-            sandbox.budget.step()
-            return test(*args)
+    def of_numbers(expected: int, value: Any, divisor: Any = 2) -> Any:
+        return binary_operation(sandbox.budget, "%", value, divisor) == expected
 
-        return run
+    def of_text(method: Any, value: Any) -> Any:
+        text = sandbox.text(value)
+        linear(sandbox.budget, text)
+        return method(text)
 
-    def of_numbers(expected: int) -> Any:
-        def run(value: Any, divisor: Any = 2) -> Any:
-            return binary_operation(sandbox.budget, "%", value, divisor) == expected
-
-        return run
-
-    def of_text(name: str) -> Any:
-        method = getattr(str, f"is{name}")
-
-        def run(value: Any) -> Any:
-            text = sandbox.text(value)
-            linear(sandbox.budget, text)
-            return method(text)
-
-        return run
-
-    def comparing(name: str) -> Any:
-        return lambda left, right: COMPARISONS[name](sandbox.budget, left, right)
+    def comparing(name: str, left: Any, right: Any) -> bool:
+        return COMPARISONS[name](sandbox.budget, left, right)
 
     return {
-        **{name: cheap(name) for name in CHEAP_TESTS},
-        **{name: of_numbers(expected) for name, expected in REMAINDER_TESTS.items()},
-        **{name: of_text(name) for name in TEXT_TESTS},
-        **{alias: comparing(name) for name, aliases in COMPARING_TESTS.items() for alias in aliases},
+        **{name: partial(cheap, TESTS[name]) for name in CHEAP_TESTS},
+        **{name: partial(of_numbers, expected) for name, expected in REMAINDER_TESTS.items()},
+        **{name: partial(of_text, getattr(str, f"is{name}")) for name in TEXT_TESTS},
+        **{alias: partial(comparing, name) for name, aliases in COMPARING_TESTS.items() for alias in aliases},
         "in": lambda item, container: contains(sandbox.budget, container, item),
         "filter": lambda name: isinstance(name, str) and name in sandbox.filters and not name.startswith("\0"),
         "test": lambda name: isinstance(name, str) and name in sandbox.tests,
@@ -147,18 +130,21 @@ def add_texts(budget: Budget, left: str, right: str) -> str:
     html = isinstance(left, SafeText) or isinstance(right, SafeText)
     if html:
         left, right = unsafe(escape(budget, left)), unsafe(escape(budget, right))
-    charge = text_bytes(left) + text_bytes(right)
-    budget.allocate(charge)
-    budget.work(100 + charge // 4)
-    joined = concat((left, right))
-    return budget.text(safe(joined) if html else joined, charge)
+    return joined(budget, (left, right), html)
+
+
+def joined(budget: Budget, texts: Sequence[str], html: bool = False) -> str:
+    """One text of several."""
+    charge = sum(map(text_bytes, texts))
+    budget.allocate(charge, 100 + charge // 4)
+    text = concat(texts)
+    return budget.text(safe(text) if html else text, charge)
 
 
 def repeat_text(budget: Budget, text: str, times: int) -> str:
     """``text * times``."""
     charge = 50 + max(times, 0) * text_bytes(text)
-    budget.allocate(charge)
-    budget.work(charge // 4)
+    budget.allocate(charge, charge // 4)
     result = whole(str.__mul__(text, times)) if is_users(text) else str.__mul__(text, times)
     return budget.text(safe(result) if isinstance(text, SafeText) else result, charge)
 
@@ -167,8 +153,7 @@ def add_lists(budget: Budget, left: Any, right: Any) -> Any:
     """List + list, tuple + tuple."""
     (size, marked), (more, also) = budget.measure(left), budget.measure(right)
     charge = 64 + 16 * (len(left) + len(right))
-    budget.allocate(charge)
-    budget.work(charge)
+    budget.allocate(charge, charge)
     return budget.held(left + right, charge, size + more - 64, marked or also)
 
 
@@ -176,8 +161,7 @@ def repeat_list(budget: Budget, items: Any, times: int) -> Any:
     """List * number."""
     size, marked = budget.measure(items)
     charge = 64 + 16 * len(items) * max(times, 0)
-    budget.allocate(charge)
-    budget.work(charge)
+    budget.allocate(charge, charge)
     return budget.held(items * times, charge, 64 + (size - 64) * max(times, 0), marked)
 
 

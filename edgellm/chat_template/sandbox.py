@@ -109,10 +109,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if value is None or isinstance(value, str | int | float | jinja2.Undefined):
             return value
         size, from_user = budget.measure(value)
-        budget.allocate(3 * size)
-        budget.work(6 * size)
+        charge = budget.allocate(3 * size, 6 * size)
         text = str(value)
-        return budget.text(whole(text) if from_user else text, 3 * size)
+        return budget.text(whole(text) if from_user else text, charge)
 
     def text(self, value: Any) -> str:
         """``str(value)`` with its marks."""
@@ -120,12 +119,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def concat(self, parts: Iterable[str]) -> str:
         """Join what a macro or a block printed."""
-        budget, texts = self.budget, []
-        charge = 0
+        budget, texts, charge = self.budget, [], 0
         for part in parts:  # the parts of a generator are made as they are asked for
             budget.step()
-            charge += text_bytes(part)
-            budget.allocate(text_bytes(part))
+            charge += budget.allocate(text_bytes(part))
             texts.append(part)
         return budget.text(concat(texts or [""]), charge)
 

@@ -7,6 +7,7 @@ then the call's own. The results are those of ``str``, and of markupsafe's ``Mar
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from edgellm.chat_template.budget import USER_CHAR_BYTES, Budget, text_bytes
@@ -53,8 +54,7 @@ def escape(budget: Budget, text: str) -> str:
     if isinstance(text, SafeText):
         return text
     linear(budget, text, 24)
-    charge = 24 * len(text) + text_bytes(text)
-    budget.allocate(charge)
+    charge = budget.allocate(24 * len(text) + text_bytes(text))
     return budget.text(escaped(text), charge)
 
 
@@ -76,9 +76,7 @@ def join(budget: Budget, separator: str, items: Any) -> str:
     for item in budget.each(items):
         if parts:
             parts.append(separator)
-        nbytes = 16 + (text_bytes(item) + text_bytes(separator) if isinstance(item, str) else 0)
-        charge += nbytes
-        budget.allocate(nbytes)
+        charge += budget.allocate(16 + (text_bytes(item) + text_bytes(separator) if isinstance(item, str) else 0))
         parts.append(item)
     return budget.text(concat(parts), charge)
 
@@ -92,9 +90,8 @@ def split(name: str) -> Method:
         charge_search(budget, text, separator, name.startswith("r"))
         most = most_parts(name, text, separator, args[1] if len(args) > 1 else kwargs.get("maxsplit"))
         n_spans = len(spans_of(text))
-        budget.work(16 * len(text) + 300 * most + 200 * n_spans)
         charge = (PART_BYTES + (USER_CHAR_BYTES if n_spans else 0)) * most + 2 * text_bytes(text)
-        budget.allocate(charge)
+        budget.allocate(charge, 16 * len(text) + 300 * most + 200 * n_spans)
         parts = method(text, *args, **kwargs)
         between = separator if name.endswith("split") and isinstance(separator, str) else ""
         found = pieces(text, parts, between) if n_spans else parts
@@ -123,9 +120,7 @@ def strip(name: str) -> Method:
 
     def run(budget: Budget, text: str, *args: Any) -> str:
         set_size = len(args[0]) if args and isinstance(args[0], str) else 1
-        budget.work(100 + len(text) * (8 + set_size) + 100 * len(spans_of(text)))
-        charge = text_bytes(text)
-        budget.allocate(charge)
+        charge = budget.allocate(text_bytes(text), 100 + len(text) * (8 + set_size) + 100 * len(spans_of(text)))
         kept = method(text, *args)
         if type(text) is str:
             return budget.text(kept, charge)
@@ -145,8 +140,7 @@ def replace(budget: Budget, text: str, old: str, new: str, count: int = -1) -> s
     users = is_users(text, new)
     n_spans = len(spans_of(text)) + hits * (1 + len(spans_of(new))) if users else 0
     charge = text_bytes(text) + 4 * hits * len(new) + USER_CHAR_BYTES * n_spans
-    budget.allocate(charge)
-    budget.work(16 * (len(text) + hits * len(new)) + 1000 * n_spans)
+    budget.allocate(charge, 16 * (len(text) + hits * len(new)) + 1000 * n_spans)
     if not users or not old:
         result = str.replace(text, old, new, -1 if count is None else count)
         return budget.text(whole(result) if users else result, charge)
@@ -160,8 +154,7 @@ def case(name: str) -> Method:
 
     def run(budget: Budget, text: str, *args: Any) -> str:
         linear(budget, text, 48)
-        charge = text_bytes(text) + 12 * len(text)
-        budget.allocate(charge)
+        charge = budget.allocate(text_bytes(text) + 12 * len(text))
         return budget.text(charwise(text, method(text, *args)), charge)
 
     return run
@@ -175,8 +168,7 @@ def pad(name: str) -> Method:
         if isinstance(width, int) and width > max(MAX_WIDTH, len(text)):
             raise budget.stop(f"{name}() to more than {MAX_WIDTH:,} characters")
         linear(budget, text)
-        charge = 50 + 4 * max(len(text), width) + USER_CHAR_BYTES
-        budget.allocate(charge)
+        charge = budget.allocate(50 + 4 * max(len(text), width) + USER_CHAR_BYTES)
         result = method(text, width, *args)
         return budget.text(whole(result) if is_users(text, *args) else result, charge)
 
@@ -194,14 +186,9 @@ def asked(name: str, charge: Callable[..., None]) -> Method:
     return run
 
 
-def forwards(budget: Budget, text: str, what: Any = "", *bounds: Any) -> None:
-    """One search from the left."""
-    charge_search(budget, text, what)
-
-
-def backwards(budget: Budget, text: str, what: Any = "", *bounds: Any) -> None:
-    """One search from the right."""
-    charge_search(budget, text, what, backwards=True)
+def searched(budget: Budget, text: str, what: Any = "", *bounds: Any, backwards: bool = False) -> None:
+    """One search from the left, or from the right."""
+    charge_search(budget, text, what, backwards)
 
 
 def at_an_end(budget: Budget, text: str, *args: Any) -> None:
@@ -216,8 +203,8 @@ STRING_METHODS: dict[str, Method] = {
     **{name: strip(name) for name in ("strip", "lstrip", "rstrip", "removeprefix", "removesuffix")},
     **{name: case(name) for name in ("upper", "lower", "title", "capitalize", "swapcase", "casefold")},
     **{name: pad(name) for name in ("center", "ljust", "rjust", "zfill")},
-    **{name: asked(name, forwards) for name in ("find", "index", "count")},
-    **{name: asked(name, backwards) for name in ("rfind", "rindex")},
+    **{name: asked(name, searched) for name in ("find", "index", "count")},
+    **{name: asked(name, partial(searched, backwards=True)) for name in ("rfind", "rindex")},
     **{name: asked(name, at_an_end) for name in ("startswith", "endswith")},
     **{
         name: asked(name, linear)
