@@ -17,7 +17,7 @@ REASONS = ("stop", "length", "context_full", "cancelled")
 LEFT_OUT = "left_out_n"  # among the timings of an answer: messages before it that its prompt went without
 TIMINGS = (
     *("prompt_n", "reused_n", "computed_n", "prompt_ms", "prompt_tps", "generation_n", "generation_ms"),
-    *("generation_tps", "time_to_first_token_ms", LEFT_OUT),
+    *("generation_tps", "time_to_first_token_ms", "drafted_n", "accepted_n", LEFT_OUT),
 )
 GREATEST = 1e15  # of a count or a time
 LAST_MOMENT = 253_402_000_000.0  # December 9999: no calendar goes further
