@@ -56,7 +56,9 @@ class ChatActions(ScreenRules):
 
     def give_back(self, node: MessageNode) -> None:
         """Nothing came of an answer: the words of its question are not lost."""
-        raise NotImplementedError
+        if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
+            self.prompt.put(node.parent.text)
+            self.editing = node.parent
 
     def redraw(self, *, to_end: bool = True) -> None:
         """Show the session as it is now."""
@@ -109,8 +111,7 @@ class ChatActions(ScreenRules):
                 raise ParameterError("There is no message to answer again. Write one first.")
             if self.chat.summing_up is not None:
                 raise ParameterError(SUMMARY_COMES)
-            if self.chat.busy:
-                self.chat.halt()
+            self.chat.halt()
             self.transcript.growing = self.chat.regenerate(node)
         self.redraw()
 
@@ -182,8 +183,7 @@ class ChatActions(ScreenRules):
         if self.chat.summing_up is not None:
             self.say(SUMMARY_COMES)
             return
-        if self.chat.busy:
-            self.chat.halt()
+        self.chat.halt()
         was_marked = self.transcript.chosen is not None
         other = tree.turn(node, step)
         self.chat.saved()
@@ -203,8 +203,7 @@ class ChatActions(ScreenRules):
             if branch is None:
                 return
             with self.complaining():
-                if self.chat.busy:
-                    self.chat.halt()
+                self.chat.halt()
                 self.transcript.growing = self.chat.branch(node, *branch)
             self.redraw()
             self.prompt.focus()
@@ -242,8 +241,8 @@ class ChatActions(ScreenRules):
         self.redraw()
         self.screen_stack[0].set_focus(self.prompt)
 
-    def open_chats(self, words: str = "") -> None:
-        """Open the list of chats."""
+    def action_chats(self, words: str = "") -> None:
+        """Open the list of chats, those with the words."""
         from edgellm.tui.sessions_screen import Chosen, SessionsScreen
 
         def chosen(result: Chosen | None) -> None:
@@ -256,7 +255,7 @@ class ChatActions(ScreenRules):
             elif what == "delete":
                 if session_id == self.chat.session.id:
                     self.leave_editing()
-                self.aside.in_order(self.chat.delete_session(session_id), lambda _: self.open_chats())
+                self.aside.in_order(self.chat.delete_session(session_id), lambda _: self.action_chats())
                 self.redraw()
             elif what == "export":
                 self.aside.in_order(lambda: exported(self.chat.store.load(session_id)), self._say_where)
@@ -264,10 +263,6 @@ class ChatActions(ScreenRules):
         screen = SessionsScreen(self.chat.store, self.chat.session.id, self.rename_session, words)
         self.aside.in_order(self.chat.writer.flush, lambda _: screen.refill_if_open())  # the last words are found too
         self.push_screen(screen, chosen)
-
-    def action_chats(self) -> None:
-        """Open the list of chats."""
-        self.open_chats()
 
     def open_session(self, session_id: int) -> None:
         """Go on with a session; its model is loaded when it is another."""
@@ -327,7 +322,7 @@ class ChatActions(ScreenRules):
 
     # -- model and settings ----------------------------------------------------------------------------------------
 
-    def open_models(self, name: str = "") -> None:
+    def action_models(self, name: str = "") -> None:
         """Choose a model, or take the one that is named."""
         if name := unquoted(name):
             self.use_model(name)
@@ -344,10 +339,6 @@ class ChatActions(ScreenRules):
 
         self.aside.newest("models", lambda _: model_rows(), found)
 
-    def action_models(self) -> None:
-        """Choose a model."""
-        self.open_models()
-
     def use_model(self, name: str) -> None:
         """Load a model, fetching it first when it is not here; the conversation stays."""
         if name != self.chat.model or self.chat.llm is None:
@@ -356,12 +347,10 @@ class ChatActions(ScreenRules):
 
     def action_settings(self) -> None:
         """Open the settings of this chat."""
+        from edgellm.sampling import SamplingParams
         from edgellm.tui.settings_screen import SettingsScreen, setting_rows
 
-        chat = self.chat
-        llm = chat.llm
-        from edgellm.sampling import SamplingParams
-
+        chat, llm = self.chat, self.chat.llm
         defaults = llm.default_params if llm is not None else SamplingParams()
         plain = SamplingParams()
         recommended = {n for n in plain.__dataclass_fields__ if getattr(defaults, n) != getattr(plain, n)}
@@ -443,10 +432,7 @@ class ChatActions(ScreenRules):
 
     def _ask_and_run(self, command: Command) -> None:
         if command.argument and not command.argument.startswith("["):
-            self.push_screen(
-                LineDialog(command.usage),
-                lambda text: command.run(self, text.strip()) if text else None,
-            )
+            self.push_screen(LineDialog(command.usage), lambda text: command.run(self, text.strip()) if text else None)
         else:
             command.run(self, "")
 
@@ -456,7 +442,7 @@ class ChatActions(ScreenRules):
 
         self.push_screen(HelpScreen())
 
-    def leave(self, status: int = 0) -> None:
+    def action_leave(self, status: int = 0) -> None:
         """End the application; what is open is saved."""
         self.exit(status, return_code=status)
 

@@ -23,7 +23,6 @@ from textual.widgets._toast import ToastHolder
 
 from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError
-from edgellm.sessions import MessageNode
 from edgellm.sessions.tree import left_out_of, left_out_span, title_of
 from edgellm.tui.actions import ChatActions
 from edgellm.tui.aside import NOTHING, Aside
@@ -73,7 +72,7 @@ class ChatApp(ChatActions):
         Binding("alt+left", "turn(-1)", show=False, priority=True),
         Binding("alt+right", "turn(1)", show=False, priority=True),
         Binding("ctrl+c", "interrupt", show=False, priority=True),
-        Binding("ctrl+q", "leave_now", show=False, priority=True),
+        Binding("ctrl+q", "leave", show=False, priority=True),
         Binding("ctrl+z", "suspend_process", show=False, priority=True),
     ]
 
@@ -86,7 +85,7 @@ class ChatApp(ChatActions):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = first_theme(self.chat.store.preferences().get("theme"), set(self.available_themes))
-        self.palette = palette_of(self._colours(), self.current_theme.dark, self.no_color)
+        self.palette = palette_of(self.get_css_variables(), self.current_theme.dark, self.no_color)
         self._clock: Timer | None = None
         self._n_ticks = 0
         self._drawn_at = self._told_at = self._barred_at = self._cpu_s = 0.0
@@ -126,7 +125,7 @@ class ChatApp(ChatActions):
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                    loop.add_signal_handler(number, self.leave, 128 + number)
+                    loop.add_signal_handler(number, self.action_leave, 128 + number)
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
@@ -254,12 +253,6 @@ class ChatApp(ChatActions):
             self.give_back(answered.node)
         self.redraw(to_end=self.transcript.at_end)
 
-    def give_back(self, node: MessageNode) -> None:
-        """Nothing came of an answer: the words of its question are not lost."""
-        if not node.text and not node.tokens and node.parent is not None and not self.prompt.text:
-            self.prompt.put(node.parent.text)
-            self.editing = node.parent
-
     def show_meters(self) -> None:
         """The line of figures."""
         chat, palette, parts = self.chat, self.palette, []
@@ -275,9 +268,8 @@ class ChatApp(ChatActions):
         timings = answer.timings if answer is not None else {}
         if chat.llm is not None:
             used = int(timings.get("prompt_n", 0) + timings.get("generation_n", 0))
-            parts.append(
-                context_part(palette, min(used, chat.llm.n_ctx), chat.llm.n_ctx)
-            )  # the last token is not in it
+            n_ctx = chat.llm.n_ctx
+            parts.append(context_part(palette, min(used, n_ctx), n_ctx))  # the last token is not in it
         if chat.writer.error is not None:
             parts.insert(0, Text("not saved", palette.error))
         parts += timing_parts(palette, timings, self.memory())
@@ -296,11 +288,8 @@ class ChatApp(ChatActions):
 
         return peak_rss()
 
-    def _colours(self) -> dict[str, str]:
-        return self.get_css_variables()
-
     def _recolour(self, theme: Theme) -> None:
-        self.palette = palette_of(self._colours(), theme.dark, self.no_color)
+        self.palette = palette_of(self.get_css_variables(), theme.dark, self.no_color)
         self.screen_stack[0].query_one(Meters).palette = self.palette
         self.transcript.redraw(self.palette)
         self.redraw(to_end=False)
@@ -469,7 +458,7 @@ class ChatApp(ChatActions):
             self.say("Copied.")
             return
         if now - self._interrupted < AGAIN_S:
-            self.leave(130)
+            self.action_leave(130)
             return
         self._interrupted = now
         if self.chat.busy:
@@ -487,10 +476,6 @@ class ChatApp(ChatActions):
         self._clipboard = text  # what Ctrl-V brings back
         osc_52 = super().copy_to_clipboard
         self.aside.newest("copy", lambda _: into_tmux(text), lambda done: None if done else osc_52(text))
-
-    def action_leave_now(self) -> None:
-        """Leave; everything is saved."""
-        self.leave()
 
 
 def first_theme(kept: str | None, known: set[str]) -> str:

@@ -50,10 +50,9 @@ class Chat:
         load_options: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         system: str = "",
-        failed: Callable[[EdgeLLMError], None] | None = None,
     ) -> None:
         self.store = store
-        self.writer = SessionWriter(store, failed)
+        self.writer = SessionWriter(store)
         self.load = load
         self.model = model
         self.load_options = dict(load_options or {})

@@ -7,8 +7,8 @@ from edgellm.sessions.commands import Command, Commands
 COMMANDS = Commands(
     (
         Command("new", "", "Begin a new chat; this one stays in the list.", lambda app, _: app.action_new(), "^N"),
-        Command("chats", "[WORDS]", "Find, open, rename, delete, export chats.", lambda a, w: a.open_chats(w), "^O"),
-        Command("model", "[NAME]", "Choose a model; the conversation stays.", lambda app, x: app.open_models(x), "^L"),
+        Command("chats", "[WORDS]", "Find, open, rename, delete, export chats.", lambda a, w: a.action_chats(w), "^O"),
+        Command("model", "[NAME]", "Choose a model; the conversation stays.", lambda a, x: a.action_models(x), "^L"),
         Command("settings", "", "Sampling, context, system message, presets.", lambda a, _: a.action_settings(), "^G"),
         Command("tokens", "", "See how sure the model was, branch from a token.", lambda a, _: a.action_tokens(), "^T"),
         Command(
@@ -26,7 +26,7 @@ COMMANDS = Commands(
         Command("import", "FILE", "Bring in a chat from a .json file.", lambda app, text: app.import_file(text)),
         Command("theme", "[NAME]", "Other colours.", lambda app, text: app.use_theme(text)),
         Command("help", "", "All keys and commands.", lambda app, _: app.action_keys(), "F1"),
-        Command("quit", "", "Leave; everything is saved.", lambda app, _: app.leave(), "^Q"),
+        Command("quit", "", "Leave; everything is saved.", lambda app, _: app.action_leave(), "^Q"),
     ),
     {"exit": "quit", "bye": "quit", "q": "quit", "?": "help", "regenerate": "regen", "sessions": "chats"},
 )

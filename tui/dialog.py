@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from rich.text import Text
@@ -12,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
 
 from edgellm.tui.aside import Aside
 from edgellm.tui.own_keys import LineInput
@@ -28,12 +30,16 @@ class ClosesOnce:
         screen: Any = super()
         return screen.dismiss(result) if screen.app.screen is self else AwaitComplete.nothing()
 
+    def action_close(self) -> None:
+        """Close it without a result."""
+        self.dismiss(None)
+
 
 class Dialog(ClosesOnce, ModalScreen[T]):
     """A panel in the middle with a title and a line of hints. Esc closes it without a result."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "close", "Close", show=False)]
-    TITLE_TEXT: ClassVar[str] = ""
+    TITLE_TEXT: str = ""
     HINT: ClassVar[str] = "Esc close"
 
     @property
@@ -56,9 +62,10 @@ class Dialog(ClosesOnce, ModalScreen[T]):
         """A low screen has no room for space."""
         self.set_class(event.size.height < SHORT, "short")
 
-    def action_close(self) -> None:
-        """Close it without a result."""
-        self.dismiss(None)
+    def ask(self, title: str, then: Callable[[str], Any], value: str = "", placeholder: str = "") -> None:
+        """Ask for a line; ``then`` gets it, unless the user leaves it by Esc."""
+        dialog = LineDialog(title, value, placeholder)
+        self.app.push_screen(dialog, lambda text: None if text is None else then(text))
 
 
 class LineDialog(Dialog[str]):
@@ -68,14 +75,13 @@ class LineDialog(Dialog[str]):
 
     def __init__(self, title: str, value: str = "", placeholder: str = "") -> None:
         super().__init__(classes="small")
-        self.title_text, self.value, self.placeholder = title, value, placeholder
+        self.TITLE_TEXT, self.value, self.placeholder = title, value, placeholder
 
     def body(self) -> ComposeResult:
         yield LineInput(self.value, placeholder=self.placeholder, compact=True, select_on_focus=False)
 
     def on_mount(self) -> None:
-        """Show the title; the cursor stands in the line."""
-        self.query_one("#dialog-title", Static).update(Text(self.title_text))
+        """The cursor stands in the line."""
         self.query_one(Input).focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -132,6 +138,19 @@ class SearchDialog(Dialog[T]):
     def refill(self) -> None:
         """Put what ``words`` finds into ``found`` and into the list."""
         raise NotImplementedError
+
+    def fill(self, rows: Sequence[Text], nothing: str, at: int = 0) -> None:
+        """Show the rows with a mark ``at`` one of them, or why there is none."""
+        options = self.query_one(OptionList)
+        options.clear_options()
+        options.add_options([Option(row) for row in rows] or [Option(Text(nothing, "dim"), disabled=True)])
+        options.highlighted = at if rows else None
+
+    @property
+    def marked(self) -> Any:
+        """What was found and stands under the bar."""
+        at = self.query_one(OptionList).highlighted
+        return self.found[at] if at is not None and at < len(self.found) else None
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search while the user types."""

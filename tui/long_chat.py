@@ -14,8 +14,6 @@ from edgellm.sessions import MessageNode, Session
 from edgellm.sessions.tree import left_out_of, prompt_messages
 from edgellm.tui.answering import Answering, Sent
 
-SEND = "send"  # beside the ways of the setting: as it is, with what room is left for the answer
-
 
 def compose_answer(
     session: Session, node: MessageNode, prefix: Sequence[TokenLogprob], options: Mapping[str, Any], way: str

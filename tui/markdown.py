@@ -11,11 +11,11 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from edgellm.tui.highlight import highlighted
 from edgellm.tui.markdown_table import table_lines
+from edgellm.tui.narrow import PLAIN, folded
 from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import safe_text
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 BULLETS = ("•", "◦", "▪")
 MAX_DEPTH = 12  # of lists and quotes that are drawn as such
 MIN_WIDTH = 8
-
-_plain = Console(width=1000, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
 
 
 @cache
@@ -154,13 +152,12 @@ class _Drawing:
             return [Text("─" * width, self.palette.faint)]
         if kind == "table":
             rows = [[self.inline(cell) for cell in row.children] for part in node.children for row in part.children]
-            aligned = [
-                str(cell.attrs.get("style", "")).rpartition(":")[2] for cell in node.children[0].children[0].children
-            ]
+            head = node.children[0].children[0].children
+            aligned = [str(cell.attrs.get("style", "")).rpartition(":")[2] for cell in head]
             return table_lines(rows, aligned, width, self.palette)
-        return (
-            self.wrapped(Text(node.content), width) if not node.children else self.blocks(node.children, width, depth)
-        )
+        if node.children:
+            return self.blocks(node.children, width, depth)
+        return self.wrapped(Text(node.content), width)
 
     def items(self, node: SyntaxTreeNode, width: int, depth: int) -> list[Text]:
         """A list: markers in a column of their own."""
@@ -194,7 +191,7 @@ class _Drawing:
         lines = [head]
         inner = max(width - 2, MIN_WIDTH)
         for line in highlighted(code, language, self.palette).split("\n", allow_blank=True):
-            for part in line.wrap(_plain, inner, overflow="fold", no_wrap=line.cell_len <= inner) or [line]:
+            for part in line.wrap(PLAIN, inner, overflow="fold", no_wrap=line.cell_len <= inner) or [line]:
                 row = Text(" ", self.palette.code).append_text(part)
                 row.append(" " * max(width - row.cell_len, 0))
                 lines.append(row)
@@ -233,7 +230,7 @@ class _Drawing:
         """Lines no wider than ``width``; words longer than that are folded."""
         if text.cell_len <= width and "\n" not in text.plain:
             return [text]
-        return [line for part in text.split("\n", allow_blank=True) for line in _wrap(part, width)]
+        return [line for part in text.split("\n", allow_blank=True) for line in folded(part, width)]
 
     def behind(self, marker: str, line: Text, style: object) -> Text:
         """A line with a marker in front of it."""
@@ -243,13 +240,6 @@ class _Drawing:
         if style is not None:
             row.stylize_before(style, len(marker))  # type: ignore[arg-type]
         return row
-
-
-def _wrap(text: Text, width: int) -> list[Text]:
-    lines = list(text.wrap(_plain, width, overflow="fold"))
-    for line in lines:
-        line.rstrip()
-    return lines or [Text("")]
 
 
 def _checkbox(content: str) -> str:

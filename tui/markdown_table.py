@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from rich.console import Console
 from rich.text import Text
 
+from edgellm.tui.narrow import folded
 from edgellm.tui.palette import Palette
 
 GAP = 3  # cells between two columns, a thin line in the middle
 LEAST = 3  # width of a column
-
-_plain = Console(width=1000, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
 
 
 def column_widths(rows: Sequence[Sequence[Text]], n_columns: int, width: int) -> list[int]:
@@ -43,16 +41,12 @@ def table_lines(rows: Sequence[Sequence[Text]], aligned: Sequence[str], width: i
         if number == 0:
             for cell in cells:
                 cell.stylize_before("bold")
-        wrapped = [
-            list(cell.wrap(_plain, w, overflow="fold")) or [Text("")] for cell, w in zip(cells, widths, strict=True)
-        ]
-        for parts in zip_longest(*wrapped):
+        for parts in zip_longest(*map(folded, cells, widths)):
             line = Text(end="")
             for i, part in enumerate(parts):
                 if i:
                     line.append(" │ ", palette.faint)
                 shown = part.copy() if part is not None else Text("")
-                shown.rstrip()
                 how = aligned[i] if i < len(aligned) and aligned[i] in ("right", "center") else "left"
                 shown.align(how, widths[i])  # type: ignore[arg-type]
                 line.append_text(shown)

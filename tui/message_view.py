@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import takewhile
 
-from rich.console import Console
 from rich.text import Text
 
 from edgellm.sessions import MessageNode
 from edgellm.tui.markdown import CodeBlock, MarkdownDocument
-from edgellm.tui.narrow import whole_parts
+from edgellm.tui.narrow import folded, whole_parts
 from edgellm.tui.palette import Palette
 from edgellm.tui.safe_text import safe_text, short_name
 
 FOLDED_LINES = 12  # of a long message of the user
 THINKING_LINES = 4  # shown while the thinking goes on
 
-_plain = Console(width=1000, color_system=None, force_terminal=False, legacy_windows=False, _environ={})
 _REASONS = {
     "length": "cut off at the limit",
     "context_full": "cut off: the context is full",
@@ -54,11 +52,10 @@ class MessageView:
 
     def update(self, place: Place) -> int:
         """Draw the message; the number of the first line that changed."""
-        if self.node.role == "user":
-            changed, self.lines = 0, self._asked(place)
-        else:
-            changed = self._answer(place)
-        return changed
+        if self.node.role != "user":
+            return self._answer(place)
+        self.lines = self._asked(place)
+        return 0
 
     def _asked(self, place: Place) -> list[Text]:
         """The user's words as they are, on a ground of their own."""
@@ -66,17 +63,13 @@ class MessageView:
         lines = []
         for part in safe_text(self.node.text).rstrip().split("\n"):
             text = Text(part, end="")
-            short = text.cell_len <= inner
-            lines += [text] if short else list(text.wrap(_plain, inner, overflow="fold"))
+            lines += [text] if text.cell_len <= inner else folded(text, inner)
         n_more = len(lines) - FOLDED_LINES
         self.fold_line = -1
         if n_more > 3:
             self.fold_line = FOLDED_LINES if not self.unfolded else len(lines)
             word = f"… {n_more} more lines" if not self.unfolded else "… fold"
-            lines = [
-                *(lines if self.unfolded else lines[:FOLDED_LINES]),
-                Text(word, self.palette.muted),
-            ]
+            lines = [*(lines if self.unfolded else lines[:FOLDED_LINES]), Text(word, self.palette.muted)]
         if place.of > 1:
             lines.append(Text(_branches(place), self.palette.accent))
         if place.left_out:
@@ -106,12 +99,7 @@ class MessageView:
         body = document.lines[:-1] if document.lines else []
         drawn = self.lines[changed:]
         del self.lines[changed:]
-        if changed == 0:
-            self.lines += head
-            changed_body = 0
-        else:
-            changed_body = changed - len(head)
-        self.lines += body[changed_body:]
+        self.lines += [*head, *body][changed:]
         if not self.lines and place.growing:
             self.lines.append(Text("…", self.palette.muted))
         foot = self._foot(place)
@@ -126,7 +114,7 @@ class MessageView:
         going_on = place.growing and not over
         lines: list[Text] = []
         for part in safe_text(thought).split("\n"):
-            lines += list(Text(part).wrap(_plain, max(self.width - 2, 8), overflow="fold")) or [Text("")]
+            lines += folded(Text(part), max(self.width - 2, 8))
         is_open = self.unfolded if self.unfolded is not None else going_on
         shown = lines if self.unfolded else lines[-THINKING_LINES:]
         self.fold_line = 0
@@ -135,7 +123,6 @@ class MessageView:
         drawn = [Text(title, self.palette.muted)]
         if is_open:
             for line in shown:
-                line.rstrip()
                 drawn.append(Text("┊ ", self.palette.faint).append(line.plain, self.palette.muted))
         return [*drawn, Text("")] if over or not going_on else drawn
 

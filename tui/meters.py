@@ -13,6 +13,7 @@ from textual.widget import Widget
 
 from edgellm.machine.progress import STAGES
 from edgellm.machine.terminal import human_bytes
+from edgellm.tui.narrow import whole_parts
 from edgellm.tui.painting import paint, strip_of
 from edgellm.tui.palette import Palette
 
@@ -40,13 +41,7 @@ class Meters(Widget):
         """Draw the parts that fit, in order; those at the end are left out first."""
         self._parts = parts
         width = max(self.size.width - 2 * MARGIN, 10)
-        line = Text(no_wrap=True, end="")
-        for part in parts:
-            gap = 3 if line.plain else 0
-            if line.cell_len + gap + part.cell_len > width and line.plain:
-                break
-            line.append("   " if gap else "")
-            line.append_text(part)
+        line = Text("   ", no_wrap=True, end="").join(list(whole_parts(parts, width)) or parts[:1])
         line.truncate(width, overflow="ellipsis")
         if line != self._line:
             self._line = line

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.text import Text
 from textual.widgets import Input, OptionList
-from textual.widgets.option_list import Option
 
 from edgellm.machine.paths import path_if_there
 from edgellm.machine.terminal import human_bytes
@@ -61,17 +60,11 @@ class ModelScreen(SearchDialog[str]):
         """The rows with the words that were typed."""
         words = self.words.lower().split()
         self.found = [row for row in self.rows if all(w in f"{row.name} {row.about}".lower() for w in words)]
-        options = self.query_one(OptionList)
-        options.clear_options()
         width = max(min(self.size.width - 14, 92), 24)
-        options.add_options([Option(self._row(row, width)) for row in self.found])
-        if self.found:
-            names = [row.name for row in self.found]
-            options.highlighted = names.index(self.current) if self.current in names else 0
-        else:
-            options.add_option(
-                Option(Text(f"Enter tries {one_line(self.words)!r} as it stands.", "dim"), disabled=True)
-            )
+        names = [row.name for row in self.found]
+        at = names.index(self.current) if self.current in names else 0
+        nothing = f"Enter tries {one_line(self.words)!r} as it stands."
+        self.fill([self._row(row, width) for row in self.found], nothing, at)
 
     def _row(self, row: ModelRow, width: int) -> Text:
         mark = "● " if row.name == self.current else "  " if row.is_here else "↓ "
@@ -83,11 +76,8 @@ class ModelScreen(SearchDialog[str]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """The marked model, or what was typed."""
-        at = self.query_one(OptionList).highlighted
-        if self.found and at is not None:
-            self.dismiss(self.found[at].name)
-        elif event.value.strip():
-            self.dismiss(event.value.strip())
+        if name := self.marked.name if self.marked else event.value.strip():
+            self.dismiss(name)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """A click chooses."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
 GAP = 3  # cells between two hints
+PLAIN = Console(width=1000, color_system=None, force_terminal=False, legacy_windows=False, _environ={})  # for wrapping
 
 
 class WholeFooter(Footer):
@@ -45,6 +47,14 @@ def hints(line: str, width: int, style: str = "dim") -> Text:
     """Of hints with three spaces between them those that fit."""
     found = whole_parts([Text(part) for part in line.split(" " * GAP)], width)
     return Text((" " * GAP).join(part.plain for part in found), style, no_wrap=True, end="")
+
+
+def folded(text: Text, width: int) -> list[Text]:
+    """Lines no wider than ``width``, without the blanks at their ends; words longer than that are folded."""
+    lines = list(text.wrap(PLAIN, width, overflow="fold"))
+    for line in lines:
+        line.rstrip()
+    return lines or [Text("")]
 
 
 def words_of(line: str, width: int) -> str:

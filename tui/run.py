@@ -6,12 +6,13 @@ import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.machine.terminal import echo
-from edgellm.sessions import Session, open_store
+from edgellm.sessions import open_store
 from edgellm.sessions.rescue import rescue_report
 from edgellm.tui.safe_text import one_line
 
@@ -94,14 +95,9 @@ def run_chat(start: Start) -> int:
         if session_id is not None:
             go_on_with(chat, session_id, start)
         app = ChatApp(chat, first=start.first, note=" ".join(filter(None, (note, *chat.session.notes))))
-
-        def failed(error: EdgeLLMError) -> None:  # from the writer's thread, or from the screen's own
-            app.call_later(app.not_saved, error)
-
-        def revived(session: Session) -> None:
-            app.call_later(app.revived, session)
-
-        chat.writer.failed, chat.writer.revived = failed, revived
+        # called from the writer's thread, or from the screen's own
+        chat.writer.failed = partial(app.call_later, app.not_saved)
+        chat.writer.revived = partial(app.call_later, app.revived)
         warnings.showwarning = tell
         result = app.run()
         app.aside.wait(LEAVING_S)

@@ -6,12 +6,10 @@ from edgellm.machine.terminal import one_line, terminal_safe
 
 __all__ = ["one_line", "safe_text", "short_name", "visible_token"]
 
-_TAB = "    "
-
 
 def safe_text(text: str) -> str:
     """Text in which every control character has become ``\\x1b``-like letters; tabs are four spaces."""
-    return terminal_safe(text).replace("\t", _TAB)
+    return terminal_safe(text).replace("\t", "    ")
 
 
 def short_name(model: str) -> str:

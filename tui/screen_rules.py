@@ -25,16 +25,13 @@ class ScreenRules(App[int]):
     ALWAYS   its own actions that work over a dialog
     """
 
-    ALWAYS: ClassVar[frozenset[str]] = frozenset({"interrupt", "leave_now"})
+    ALWAYS: ClassVar[frozenset[str]] = frozenset({"interrupt", "leave"})
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Over the chat its own verbs wait; moving the focus, suspending and leaving do not."""
-        is_verb = action == "command_palette" or any(f"action_{action}" in vars(c) for c in self._kinds())
+        own = (c for c in type(self).__mro__ if issubclass(c, ScreenRules))
+        is_verb = action == "command_palette" or any(f"action_{action}" in vars(c) for c in own)
         return True if len(self.screen_stack) == 1 or not is_verb or action in self.ALWAYS else None  # drawn in grey
-
-    def _kinds(self) -> list[type]:
-        """The classes from here down to the application's own."""
-        return [c for c in type(self).__mro__ if issubclass(c, ScreenRules)]
 
     def push_screen(self, screen: Any, *arguments: Any, **options: Any) -> Any:
         """One of a kind: when it is open already nothing happens."""

@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.widgets import OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Static
 
 from edgellm.sessions import SessionStore, SessionSummary
-from edgellm.tui.dialog import ConfirmDialog, LineDialog, SearchDialog
+from edgellm.tui.dialog import ConfirmDialog, SearchDialog
 from edgellm.tui.safe_text import one_line
 
 Chosen = tuple[str, int]  # what to do ("open", "export", "delete") and with which session
@@ -31,7 +30,7 @@ class SessionsScreen(SearchDialog[Chosen]):
         Binding("pageup", "move(-10)", show=False, priority=True),
         Binding("ctrl+r", "rename", show=False, priority=True),
         Binding("ctrl+x,delete", "delete", show=False, priority=True),
-        Binding("ctrl+s", "export", show=False, priority=True),
+        Binding("ctrl+s", "choose('export')", show=False, priority=True),
     ]
 
     def __init__(
@@ -59,17 +58,12 @@ class SessionsScreen(SearchDialog[Chosen]):
             return
         self._searched, self.found = result
         self.query_one("#dialog-title", Static).update(self.TITLE_TEXT)
-        options = self.query_one(OptionList)
-        options.clear_options()
-        width = max(self.size.width - 14, 20)
-        options.add_options([Option(self._row(summary, excerpt, min(width, 90))) for summary, excerpt in self.found])
-        if not self.found:
-            options.add_option(Option(Text("Nothing found." if self.words else "No chats yet.", "dim"), disabled=True))
-        else:
-            options.highlighted = 0
+        width = min(max(self.size.width - 14, 20), 90)
+        rows = [self._row(summary, excerpt, width) for summary, excerpt in self.found]
+        self.fill(rows, "Nothing found." if self.words else "No chats yet.")
         what, self._then = self._then, ""
         if what:
-            self._choose(what)
+            self.action_choose(what)
 
     def _row(self, summary: SessionSummary, excerpt: str, width: int) -> Text:
         when = ago(summary.updated, self.now)
@@ -84,39 +78,24 @@ class SessionsScreen(SearchDialog[Chosen]):
 
     def on_input_submitted(self) -> None:
         """Open the marked session."""
-        self._choose("open")
+        self.action_choose("open")
 
     def on_option_list_option_selected(self) -> None:
         """A click opens."""
-        self._choose("open")
+        self.action_choose("open")
 
-    @property
-    def marked(self) -> SessionSummary | None:
-        """The session under the bar."""
-        at = self.query_one(OptionList).highlighted
-        return self.found[at][0] if at is not None and at < len(self.found) else None
-
-    def _choose(self, what: str) -> None:
+    def action_choose(self, what: str) -> None:
+        """Give back what is to be done with the marked session."""
         if self._searched is None:  # Enter right behind the words is meant for what they find
             self._then = what
         elif self.marked is not None:
-            self.dismiss((what, self.marked.id))
-
-    def action_export(self) -> None:
-        """Write the marked session to a file."""
-        self._choose("export")
+            self.dismiss((what, self.marked[0].id))
 
     def action_rename(self) -> None:
         """Ask for a title."""
-        summary = self.marked
-        if summary is None:
-            return
-
-        def renamed(title: str | None) -> None:
-            if title is not None:
-                self.rename(summary.id, title, self.refill_if_open)
-
-        self.app.push_screen(LineDialog("Title of this chat", one_line(summary.title)), renamed)
+        if self.marked is not None:
+            chat, then = self.marked[0], self.refill_if_open
+            self.ask("Title of this chat", lambda title: self.rename(chat.id, title, then), one_line(chat.title))
 
     def refill_if_open(self) -> None:
         """Look again: something has changed."""
@@ -129,15 +108,14 @@ class SessionsScreen(SearchDialog[Chosen]):
 
     def action_delete(self) -> None:
         """Ask, then delete."""
-        summary = self.marked
-        if summary is None:
-            return
+        if self.marked is not None:
+            chat = self.marked[0]
 
-        def confirmed(yes: bool | None) -> None:
-            if yes:
-                self.dismiss(("delete", summary.id))
+            def answered(yes: bool | None) -> None:
+                if yes:
+                    self.dismiss(("delete", chat.id))
 
-        self.app.push_screen(ConfirmDialog(f"Delete “{one_line(summary.title)}” for good?"), confirmed)
+            self.app.push_screen(ConfirmDialog(f"Delete “{one_line(chat.title)}” for good?"), answered)
 
 
 def sessions_with(store: SessionStore, words: str, unwanted: Callable[[], bool]) -> list[Found]:

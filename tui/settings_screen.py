@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from edgellm.formats.errors import ParameterError
 from edgellm.sampling.options import SAMPLING_OPTIONS
 from edgellm.sessions.settings import typed
-from edgellm.tui.dialog import Dialog, LineDialog
+from edgellm.tui.dialog import Dialog
 from edgellm.tui.safe_text import one_line, safe_text
 
 SYSTEM = "system message"
@@ -110,13 +110,8 @@ class SettingsScreen(Dialog[None]):
         """Ask for a value."""
         row = self._marked()
         value = self.values().get(row.name)
-
-        def answered(text: str | None) -> None:
-            if text is not None:
-                self._set(row.name, text)
-
         now, default = "" if value is None else shown(value), shown(row.default) or "none"
-        self.app.push_screen(LineDialog(f"{row.name}: {row.meaning}", now, f"default {default}"), answered)
+        self.ask(f"{row.name}: {row.meaning}", lambda text: self._set(row.name, text), now, f"default {default}")
 
     def _set(self, name: str, text: str) -> None:
         try:
@@ -131,24 +126,19 @@ class SettingsScreen(Dialog[None]):
 
     def action_save(self) -> None:
         """Save what is set under a name."""
-
-        def named(name: str | None) -> None:
-            if name and name.strip():
-                self.presets[1](name.strip())
-
-        self.app.push_screen(LineDialog("Save these settings as"), named)
+        self.ask("Save these settings as", lambda name: self.presets[1](name.strip()) if name.strip() else None)
 
     def action_presets(self) -> None:
         """Use settings that were saved."""
         names = self.presets[0]()
 
-        def named(name: str | None) -> None:
+        def named(name: str) -> None:
             if name:
                 self.presets[2](name.strip())
                 self.refill()
 
         hint = ", ".join(names) if names else "none saved yet"
-        self.app.push_screen(LineDialog("Use the preset", names[0] if len(names) == 1 else "", hint), named)
+        self.ask("Use the preset", named, names[0] if len(names) == 1 else "", hint)
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.text import Text
@@ -34,12 +35,11 @@ Branch = tuple[int, TokenLogprob]
 class Alternatives(Static):
     """The likeliest tokens in one place, and which of them is marked."""
 
+    @dataclass
     class Clicked(Message):
         """A row was clicked."""
 
-        def __init__(self, row: int) -> None:
-            super().__init__()
-            self.row = row
+        row: int
 
     HEAD = 4  # lines above the first row
 
@@ -175,10 +175,6 @@ class TokenScreen(ClosesOnce, Screen[Branch]):
         """Go on from the marked alternative."""
         if self.rows:
             self.dismiss((self.position, self.rows[self.marked]))
-
-    def action_close(self) -> None:
-        """Back to the chat."""
-        self.dismiss(None)
 
 
 def alternatives_of(token: TokenLogprob) -> list[TokenLogprob]:

@@ -25,8 +25,8 @@ class SessionWriter:
     def __init__(
         self,
         store: SessionStore,
-        failed: Callable[[EdgeLLMError], None] | None = None,
-        revived: Callable[[Session], None] | None = None,
+        failed: Callable[[EdgeLLMError], object] | None = None,
+        revived: Callable[[Session], object] | None = None,
     ) -> None:
         self.store = store
         self.failed, self.revived = failed, revived
