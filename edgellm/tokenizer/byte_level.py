@@ -1,5 +1,7 @@
 """Byte-pair vocabularies ("gpt2" and its kin) on the tokenizers library, built in memory from tokens and merges."""
 
+import contextlib
+
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from edgellm.formats.errors import FormatError
@@ -59,17 +61,16 @@ def pre_tokenizer_of(rule: table.PreTokenizer) -> pre_tokenizers.PreTokenizer | 
 
 
 def _step(step: str) -> pre_tokenizers.PreTokenizer:
-    if step == table.DIGITS:
-        return pre_tokenizers.Digits(individual_digits=True)
-    if step == table.DIGIT_RUNS:
-        return pre_tokenizers.Digits(individual_digits=False)
-    if step == table.PUNCTUATION_RUNS:
-        return pre_tokenizers.Punctuation("contiguous")
-    if step == table.WHITESPACE:
-        return pre_tokenizers.WhitespaceSplit()
-    if step == table.BYTES:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Split(Regex(step), behavior="isolated")
+    return STEPS.get(step) or pre_tokenizers.Split(Regex(step), behavior="isolated")
+
+
+STEPS = {  # those that are not a regular expression
+    table.DIGITS: pre_tokenizers.Digits(individual_digits=True),
+    table.DIGIT_RUNS: pre_tokenizers.Digits(individual_digits=False),
+    table.PUNCTUATION_RUNS: pre_tokenizers.Punctuation("contiguous"),
+    table.WHITESPACE: pre_tokenizers.WhitespaceSplit(),
+    table.BYTES: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+}
 
 
 def _byte_pair_model(vocabulary: Vocabulary, rule: table.PreTokenizer) -> models.BPE:
@@ -96,11 +97,9 @@ def _byte_pair_model(vocabulary: Vocabulary, rule: table.PreTokenizer) -> models
     settings["ignore_merges"] = rule.ignore_merges
     merges = [_pair(merge) for merge in vocabulary.merges]
     try:
-        with library_faults():
+        with contextlib.suppress(LibraryFault), library_faults():  # a merge of, or to, a token that is not there
             return models.BPE(vocab=ids, merges=merges, **settings)
-    except LibraryFault:  # a merge of, or to, a token that is not there
         merges = [pair for pair in merges if not control & {*pair, "".join(pair)}]
-    try:
         with library_faults():
             return models.BPE(vocab=ids, merges=merges, **settings)
     except LibraryFault as error:

@@ -119,12 +119,9 @@ class Specials:
             return
         several = processor.get("processors", [processor])
         for one in several if isinstance(several, list) else ():
-            if (
-                isinstance(one, dict)
-                and one.get("type") == "TemplateProcessing"
-                and isinstance(one.get("single"), list)
-            ):
-                yield one["single"]
+            single = one.get("single") if isinstance(one, dict) and one.get("type") == "TemplateProcessing" else None
+            if isinstance(single, list):
+                yield single
 
     def _templates(self) -> TypedMetadata:
         """The chat template, and further ones by name."""

@@ -24,7 +24,7 @@ from edgellm.formats.vocabulary_checks import BYTE_TEXT
 from edgellm.tokenizer import hugging_face, tokenizer
 from edgellm.tokenizer.charsmap import checked_charsmap, stored_charsmaps
 from edgellm.tokenizer.checkpoint_specials import Specials
-from edgellm.tokenizer.json_parts import check_parts
+from edgellm.tokenizer.json_parts import check_parts, merge_pairs
 from edgellm.tokenizer.json_patterns import Slow, Unfit
 from edgellm.tokenizer.library_faults import LibraryFault, library_faults
 from edgellm.tokenizer.pre_detection import find_pre
@@ -93,7 +93,10 @@ def tokenizer_metadata(
         found["tokenizer.ggml.add_space_prefix"] = (_adds_space(description), "BOOL")
         pre = "default"
     else:
-        tokens = _from_byte_level(checkpoint, n_vocab, description)
+        model = description["model"]
+        # a space inside a part, which the file's form cannot hold, is spelled in the byte alphabet
+        merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in merge_pairs(model)]
+        tokens = _byte_pairs(model.get("vocab"), merges, n_vocab)
         pre = pre or _found_pre(description, slow, notes)
     _add_tokens(tokens, added)
     ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
@@ -202,19 +205,11 @@ def _vocab(found: Any, n_vocab: int) -> dict[str, int]:
     return found
 
 
-def _merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges of a tokenizer.json, whose parts are checked."""
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
-    return [(left, right) for left, right in pairs]
-
-
-def _from_byte_level(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any]) -> Tokens:
-    model = description["model"]
+def _byte_pairs(vocab: Any, merges: list[str], n_vocab: int) -> Tokens:
     tokens = Tokens.empty("gpt2", n_vocab)
-    for text, token_id in _vocab(model.get("vocab"), n_vocab).items():
+    for text, token_id in _vocab(vocab, n_vocab).items():
         tokens.put(token_id, text, TokenType.NORMAL)
-    # a space inside a part, which the file's form cannot hold, is spelled in the byte alphabet
-    tokens.merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merge_pairs(model)]
+    tokens.merges = merges
     return tokens
 
 
@@ -265,11 +260,8 @@ def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None
             "text. Give the name of its pre-tokenizer with --pre.",
             code="TOKENIZER_PRE",
         )
-    tokens = Tokens.empty("gpt2", n_vocab)
-    for text, token_id in _vocab(vocab, n_vocab).items():
-        tokens.put(token_id, text, TokenType.NORMAL)
-    tokens.merges = [line for line in lines.split("\n") if line.count(" ") == 1 and not line.startswith("#version")]
-    return tokens, pre
+    merges = [line for line in lines.split("\n") if line.count(" ") == 1 and not line.startswith("#version")]
+    return _byte_pairs(vocab, merges, n_vocab), pre
 
 
 def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapping[str, Any] | None = None) -> Tokens:
@@ -286,7 +278,7 @@ def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapp
             tokens, n_pieces = Tokens.empty("llama", n_vocab), 0
     model = description["model"] if description is not None else {}
     ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(_merge_pairs(model)):
+    for rank, (left, right) in enumerate(merge_pairs(model)):
         ranks.setdefault(left + right, rank)
     for text, token_id in vocab.items():
         if token_id < n_pieces:
@@ -314,16 +306,14 @@ def _processor(checkpoint: Checkpoint) -> Any:
 def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> int:
     """Put the pieces of tokenizer.model; how many."""
     processor = _processor(checkpoint)
+    kinds = (
+        (TokenType.UNKNOWN, processor.IsUnknown),
+        (TokenType.CONTROL, processor.IsControl),
+        (TokenType.UNUSED, processor.IsUnused),
+        (TokenType.BYTE, processor.IsByte),
+    )
     for i in range(processor.GetPieceSize()):
-        kind = TokenType.NORMAL
-        if processor.IsUnknown(i):
-            kind = TokenType.UNKNOWN
-        elif processor.IsControl(i):
-            kind = TokenType.CONTROL
-        elif processor.IsUnused(i):
-            kind = TokenType.UNUSED
-        elif processor.IsByte(i):
-            kind = TokenType.BYTE
+        kind = next((kind for kind, is_one in kinds if is_one(i)), TokenType.NORMAL)
         score = processor.GetScore(i)
         if not math.isfinite(score):
             raise invalid(f"the score {score} of the piece {short(processor.IdToPiece(i))}", "a number")

@@ -20,7 +20,7 @@ from edgellm.formats.findings import short
 from edgellm.formats.json_text import parse_json
 from edgellm.tokenizer import marks
 from edgellm.tokenizer.added_tokens import AddedTokens
-from edgellm.tokenizer.json_parts import check_parts, strips_first_space
+from edgellm.tokenizer.json_parts import check_parts, merge_pairs, strips_first_space
 from edgellm.tokenizer.json_patterns import Unfit
 from edgellm.tokenizer.library_faults import LibraryFault, library_faults
 from edgellm.tokenizer.special_ids import SpecialIds
@@ -160,8 +160,7 @@ def _renamed(model: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, An
     if isinstance(unknown, str):
         new["unk_token"] = old.get(unknown, unknown)
     if old and isinstance(model.get("merges"), list):
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        new["merges"] = [pair for pair in pairs if old.keys().isdisjoint((*pair, "".join(pair)))]
+        new["merges"] = [pair for pair in merge_pairs(model) if old.keys().isdisjoint((*pair, "".join(pair)))]
     return new
 
 

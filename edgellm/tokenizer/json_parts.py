@@ -59,6 +59,11 @@ def check_parts(description: Any) -> None:
         raise slow
 
 
+def merge_pairs(model: Mapping[str, Any]) -> list[list[str]]:
+    """The two tokens of each merge of a model whose parts are checked."""
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
+
+
 def strips_first_space(description: Mapping[str, Any]) -> bool:
     """Whether its decoder leaves out a blank at the start of a text."""
     parts = [description.get("decoder")]

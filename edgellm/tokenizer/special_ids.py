@@ -26,6 +26,7 @@ FILL_IN_END = frozenset(
     )
 )
 # fmt: on
+ENDING_KEYS = ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id", "eot_token_id", "eom_token_id")
 # id defaults of files without the key, (bos, eos, unknown, separator)
 _DEFAULT_IDS: dict[str, tuple[int | None, int | None, int | None, int | None]] = {
     "llama": (1, 2, 0, None),
@@ -94,16 +95,11 @@ def _end_of_generation(vocabulary: Vocabulary, eos: int | None) -> frozenset[int
         found.pop("<|end|>", None)  # here it ends a message, not the turn
     if "</s>" in found and vocabulary.types[found["</s>"]] == TokenType.USER_DEFINED:
         del found["</s>"]  # the tag of struck-out text, as in Gemma's vocabularies
-    ids = set(found.values())
-    ids.update(texts[text] for text in texts.keys() & FILL_IN_END)
-    for name in ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"):
-        ids.add(_or_none(vocabulary.special_id(name)))
-    ids.add(_or_none(eos))
-    ids.add(_or_none(vocabulary.special_id("eot_token_id")))
-    ids.add(_or_none(vocabulary.special_id("eom_token_id")))
+    ids = {eos, *found.values(), *(texts[text] for text in texts.keys() & FILL_IN_END)}
+    ids.update(map(vocabulary.special_id, ENDING_KEYS))
     # a list that Ollama's converter writes
     ids.update(_listed_ends(vocabulary))
-    found_ids = frozenset(i for i in ids if 0 <= i < vocabulary.n_vocab)
+    found_ids = frozenset(i for i in ids if i is not None and 0 <= i < vocabulary.n_vocab)
     if not found_ids and vocabulary.wrong_id("eos_token_id"):
         raise vocabulary.id_error("eos_token_id", "since no other token ends an answer")
     return found_ids
@@ -114,7 +110,3 @@ def _listed_ends(vocabulary: Vocabulary) -> list[int]:
     if found.size and (found.ndim != 1 or found.dtype.kind not in "iu"):
         raise invalid("tokenizer.ggml.eos_token_ids that is no list of whole numbers", "ids of tokens")
     return [int(i) for i in found]
-
-
-def _or_none(token_id: int | None) -> int:
-    return -1 if token_id is None else token_id
