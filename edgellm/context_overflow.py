@@ -7,6 +7,7 @@ Knows no model: ``count`` gives the tokens of messages as the model would be sen
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -117,15 +118,9 @@ def fit(
 def _cut(cuts: Sequence[int], n_after: Callable[[int], int], room: Room) -> tuple[int, int]:
     """(where to cut, tokens left): well below the context, else just so that it fits, else (0, 0)."""
     for most in (room.prompt // REFILL_SHARE, room.prompt):
-        low, high = 0, len(cuts)
-        while low < high:
-            middle = (low + high) // 2
-            if n_after(cuts[middle]) <= most:
-                high = middle
-            else:
-                low = middle + 1
-        if low < len(cuts):
-            return cuts[low], n_after(cuts[low])
+        at = bisect_left(cuts, True, key=lambda cut: n_after(cut) <= most)
+        if at < len(cuts):
+            return cuts[at], n_after(cuts[at])
     return 0, 0
 
 
@@ -153,16 +148,13 @@ def summary_prompts(messages: Messages, count: Count, n_ctx: int) -> Generator[S
         return [*head, *before, *_alternating([*part, request])]
 
     while True:
-        low, high = 0, len(rest)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if count(prompt(rest[:middle])) <= most else (low, middle - 1)
-        if not low and rest:
+        n = bisect_right(range(1, len(rest) + 1), most, key=lambda n: count(prompt(rest[:n])))
+        if not n and rest:
             rest[0] = _shortened(rest[0], lambda message: count(prompt([message])), most)
-            low = 1
-        answer = yield SummaryPrompt(prompt(rest[:low]), max_tokens, low >= len(rest))
+            n = 1
+        answer = yield SummaryPrompt(prompt(rest[:n]), max_tokens, n >= len(rest))
         before = [request, {"role": "assistant", "content": answer}]
-        rest = rest[low:]
+        rest = rest[n:]
         if not rest:
             return
 
@@ -213,10 +205,7 @@ def said(message: Any) -> list[str]:
 def texts(message: Any) -> list[str]:
     """All text of a message that a template may show."""
     fields = message if isinstance(message, Mapping) else message.to_dict()
-    return [
-        *said(message),
-        *(str(value) for name, value in fields.items() if name not in ("role", "content") and value),
-    ]
+    return said(message) + [str(value) for name, value in fields.items() if name not in ("role", "content") and value]
 
 
 def turns(n: int) -> str:

@@ -45,16 +45,12 @@ class Conversation:
         options: dict[str, Any] | None = None,
         on_overflow: str = "error",
     ) -> None:
-        self.llm = llm
-        self.options = dict(options or {})
         if on_overflow not in ON_OVERFLOW:
             raise ParameterError(f"on_overflow is {on_overflow!r}. It must be one of {', '.join(ON_OVERFLOW)}.")
-        self.on_overflow = on_overflow
-        self.messages: list[Message] = []
+        self.llm, self.options, self.on_overflow = llm, dict(options or {}), on_overflow
+        self.messages = [] if system is None else [Message("system", system)]
         self.left_out = 0
         self.last: Generation | None = None
-        if system is not None:
-            self.messages.append(Message("system", system))
 
     def stream(self, text: str, **options: Any) -> Iterator[GenerationChunk]:
         """The reply to ``text`` as it grows.
@@ -104,9 +100,9 @@ class Conversation:
             yield chunk
         summary = Generation.of(received)
         if summary.finish_reason != "cancelled" and summary.text:
-            system = [message for message in self.messages[:1] if message.role == "system"]
-            self.messages = [*system, Message("user", SUMMARY_REQUEST), Message("assistant", summary.text)]
-            self.last, self.left_out = summary, 0
+            self.clear()
+            self.messages += [Message("user", SUMMARY_REQUEST), Message("assistant", summary.text)]
+            self.last = summary
 
     def send(self, text: str, **options: Any) -> Generation:
         """The whole reply to ``text``."""

@@ -11,7 +11,6 @@ import difflib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgellm import arguments, loading
@@ -350,17 +349,14 @@ class LLM:
 
     def close(self) -> None:
         """End all answers, stop the threads, free weights and cache, close the file. May be called twice."""
-        model = self._model
-        if model is not None:
-            model.close()
+        if self._model is not None:
+            self._model.close()
             self._model = None
 
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __reduce__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,16 +35,7 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # llama.cpp's --split-max-s
 @click.option("--pre", help="Name of the pre-tokenizer.  [default: found from the tokenizer]")
 @click.option("--no-tokenizer-json", is_flag=True, help="Do not carry the original tokenizer in the file.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the size, write nothing.")
-def command(
-    source: str,
-    target: Path | None,
-    outtype: str,
-    split_max_size: str | None,
-    split_max_tensors: int | None,
-    pre: str | None,
-    no_tokenizer_json: bool,
-    dry_run: bool,
-) -> None:
+def command(source: str, target: Path | None, outtype: str, dry_run: bool, **values: Any) -> None:
     """Convert a checkpoint to a GGUF file.
 
     SRC is a folder with a Hugging Face checkpoint (config.json, safetensors files, a tokenizer), hf:owner/repository,
@@ -61,14 +52,9 @@ def command(
     from edgellm.quantize.convert import convert, plan_conversion
     from edgellm.quantize.inputs import open_input
 
-    limit = split_nbytes(split_max_size)
+    limit, with_json = split_nbytes(values["split_max_size"]), not values["no_tokenizer_json"]
     with ProgressBar() as progress:
-        opened = open_input(
-            source,
-            progress.of("pull", source),
-            pre=pre,
-            with_json=not no_tokenizer_json,
-        )
+        opened = open_input(source, progress.of("pull", source), pre=values["pre"], with_json=with_json)
     with opened, ProgressBar() as progress:
         plan = plan_conversion(opened, outtype)
         path = target_path(opened, target, outtype, plan)
@@ -80,7 +66,7 @@ def command(
             path,
             outtype,
             max_part_nbytes=limit,
-            max_part_tensors=split_max_tensors,
+            max_part_tensors=values["split_max_tensors"],
             progress=progress.of("write"),
         )
     for text in opened.notes:

@@ -49,18 +49,11 @@ def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
     card = model_card(gguf)
     facts: dict[str, Any] = {
         "path": str(card.path),
-        "name": card.name,
-        "model_type": card.model_type,
-        "architecture": card.architecture,
-        "n_params": card.n_params,
+        **{name: getattr(card, name) for name in ("name", "model_type", "architecture", "n_params")},
         "size": card.nbytes,
         "file_type": card.file_type,
         "tensor_types": {name: {"tensors": n, "bytes": nbytes} for name, (n, nbytes) in card.tensor_types.items()},
-        "n_layers": card.n_layers,
-        "n_embd": card.n_embd,
-        "n_heads": card.n_heads,
-        "n_kv_heads": card.n_kv_heads,
-        "context_length": card.context_length,
+        **{name: getattr(card, name) for name in ("n_layers", "n_embd", "n_heads", "n_kv_heads", "context_length")},
         "tokenizer": {"model": card.tokenizer, "pre": card.pre_tokenizer, "n_vocab": card.n_vocab},
         "chat_template": card.chat_template,
         "sampling": {key: _plain(value) for key, value in card.sampling.items()},
@@ -72,15 +65,8 @@ def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
         return {**facts, "runnable": False, "reason": str(error)}
     n_ctx = n_ctx or choose_context(program, LoadOptions())
     need = memory_need(program, gguf, n_ctx, LoadOptions())
-    facts["memory"] = {
-        "n_ctx": n_ctx,
-        "weights": need.weights,
-        "kv": need.kv,
-        "work": need.work,
-        "process": need.process,
-        "total": need.total,
-        "available": system_memory().available,
-    }
+    parts = {name: getattr(need, name) for name in ("weights", "kv", "work", "process", "total")}
+    facts["memory"] = {"n_ctx": n_ctx, **parts, "available": system_memory().available}
     return {**facts, "runnable": True, "reason": None}
 
 

@@ -60,11 +60,7 @@ class DRY:
     loses multiplier * base ** (length - allowed_length). A breaker ends the sequence that is looked back at.
     """
 
-    def __init__(
-        self,
-        params: SamplingParams,
-        breakers: dict[int, list[list[int]]],
-    ) -> None:
+    def __init__(self, params: SamplingParams, breakers: dict[int, list[list[int]]]) -> None:
         self.multiplier = params.dry_multiplier
         self.base = params.dry_base
         self.allowed = params.dry_allowed_length

@@ -21,15 +21,9 @@ NOT_SAVED = ("processors", "n_probs", "logprobs", "post_sampling_probs", "sample
 MAX_TOKENS = 2**31 - 1
 MAX_BIASES = 1 << 16
 MAX_KWARGS_NBYTES = 1 << 16
-RENDERING = {
-    "self",
-    "messages",
-    "tools",
-    "documents",
-    "add_generation_prompt",
-    "continue_final_message",
-    "parse_special",
-}
+RENDERING = frozenset((
+    "self", "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "parse_special",
+))  # fmt: skip
 
 
 def checked(name: str, value: Any) -> Any:

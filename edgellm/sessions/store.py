@@ -182,23 +182,14 @@ class SessionStore:
         """Write a message as it is now and its tokens from ``n_saved`` on; the number of tokens that are saved."""
         tokens = node.tokens[n_saved:]
         parent = node.parent.id if node.parent is not None else None
-        row = (
-            node.id,
-            session.id,
-            parent,
-            node.role,
-            node.text,
-            node.model,
-            node.finish_reason,
-            json.dumps(node.timings),
-        )
+        row = (node.id, session.id, parent, node.role, node.text, node.model, node.finish_reason)
         with self.transaction() as db:
             db.execute(
                 "insert into messages (id, session, parent, role, text, model, finish_reason, timings, created, number)"
                 " values (?, ?, ?, ?, ?, ?, ?, ?, ?, (select 1 + coalesce(max(number), 0) from messages where"
                 " session = ?2)) on conflict (id) do update set"
                 " text = ?5, model = ?6, finish_reason = ?7, timings = ?8",
-                (*row, node.created),
+                (*row, json.dumps(node.timings), node.created),
             )
             if tokens:
                 db.execute("insert or replace into token_runs values (?, ?, ?)", (node.id, n_saved, pack(tokens)))
