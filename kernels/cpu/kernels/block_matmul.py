@@ -14,7 +14,7 @@ from numba import types
 
 from edgellm.kernels.cpu.kernels.panel import store_pairs
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, SCALES, SUMS
+from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, SUMS
 
 GROUPS = 1
 """Groups of 32 weights in a block."""
@@ -33,24 +33,22 @@ def make_few_tokens(weights: Any) -> Any:
     As many bytes as it reads are fetched from ``ahead`` on.
     """
     block_nbytes, has_min, offset = weights.BLOCK_NBYTES, weights.HAS_MIN, weights.OFFSET
-    sums, decode_scales = weights.sums, weights.decode_scales
+    sums, factors = weights.sums, weights.factors
 
     @v.forceinline
-    def eight_rows(p, stride, n_groups, x, scratch, ahead):
+    def eight_rows(p, stride, n_groups, x, ahead):
         scale_at, per_group = x + n_groups * 64, n_groups * 4
         acc = v.zero_f32x8()
         for _ in range(n_groups):
             for line in range(0, block_nbytes * 8, 64):
                 v.prefetch_l2(ahead + line)
             ahead += block_nbytes * 8
-            decode_scales(p, stride, scratch + SCALES)
+            d, minimum = factors(p, stride)
             total = sums(p, stride, x)
             if offset != 0:
                 total = total - v.splat_i32x8(v.load_i32(scale_at + 2 * per_group) * types.int32(offset))
-            scale = v.load_f32x8(scratch + SCALES) * v.splat_f32x8(v.load_f32(scale_at))
-            acc = v.fma_f32x8(v.to_f32x8(total), scale, acc)
+            acc = v.fma_f32x8(v.to_f32x8(total), d * v.splat_f32x8(v.load_f32(scale_at)), acc)
             if has_min:
-                minimum = v.load_f32x8(scratch + SCALES + 32)
                 acc = v.fma_f32x8(minimum, v.splat_f32x8(v.load_f32(scale_at + per_group)), acc)
             x += 64
             scale_at += 4
@@ -60,7 +58,7 @@ def make_few_tokens(weights: Any) -> Any:
     @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
         for t in range(n):
-            v.store_f32x8(scratch + SUMS + t * 32, eight_rows(p, stride, n_groups, x + t * x_row, scratch, ahead))
+            v.store_f32x8(scratch + SUMS + t * 32, eight_rows(p, stride, n_groups, x + t * x_row, ahead))
 
     return few_tokens
 
@@ -68,7 +66,7 @@ def make_few_tokens(weights: Any) -> Any:
 def make_pack(weights: Any) -> Any:
     """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes."""
     block_nbytes, has_min = weights.BLOCK_NBYTES, weights.HAS_MIN
-    unpack, decode_scales = weights.unpack, weights.decode_scales
+    unpack, factors = weights.unpack, weights.factors
 
     @v.forceinline
     def pairs(block):
@@ -79,7 +77,7 @@ def make_pack(weights: Any) -> Any:
         panel, scales = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
         low, high = v.low_i32x16, v.high_i32x16
         for _ in range(n_groups):
-            decode_scales(p, stride, scratch + SCALES)
+            scale, minimum = factors(p, stride)
             p4 = p + 4 * stride
             a, b, c, d = pairs(p), pairs(p + stride), pairs(p + 2 * stride), pairs(p + 3 * stride)
             e, f, g, h = pairs(p4), pairs(p4 + stride), pairs(p4 + 2 * stride), pairs(p4 + 3 * stride)
@@ -88,9 +86,9 @@ def make_pack(weights: Any) -> Any:
                 high(a, a), high(b, b), high(c, c), high(d, d), high(e, e), high(f, f), high(g, g), high(h, h),
                 panel + 512,
             )  # fmt: skip
-            v.store_f32x8(scales, v.load_f32x8(scratch + SCALES))
+            v.store_f32x8(scales, scale)
             if has_min:
-                v.store_f32x8(scales + PANEL_MINIMA - PANEL_SCALES, v.load_f32x8(scratch + SCALES + 32))
+                v.store_f32x8(scales + PANEL_MINIMA - PANEL_SCALES, minimum)
             panel += GROUP_NBYTES
             scales += 64
             p += block_nbytes
@@ -117,21 +115,21 @@ def make_finish(weights: Any) -> Any:
 def make_embed_row(weights: Any) -> Any:
     """embed_row(p, width, factor, out, scratch): factor times the weights of one row, as float32."""
     block_nbytes, has_min = weights.BLOCK_NBYTES, weights.HAS_MIN
-    unpack, decode_scales = weights.unpack, weights.decode_scales
+    unpack, factors = weights.unpack, weights.factors
     widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
     @v.forceinline
     def embed_row(p, width, factor, out, scratch):
         multiplier = v.splat_f32x16(factor)
         for _ in range(width // 32):
-            decode_scales(p, 0, scratch + SCALES)  # eight times the same row
+            d, m = factors(p, 0)  # eight times the same row
             q = unpack(p)
             even, odd = v.low_i16x32(q, q), v.high_i16x32(q, q)
-            scale = v.splat_f32x16(v.load_f32(scratch + SCALES))
+            scale = v.splat_f32x16(v.first_lane(d))
             low = v.to_f32x16(widen(v.interleave_low_i16x16(even, odd))) * scale
             high = v.to_f32x16(widen(v.interleave_high_i16x16(even, odd))) * scale
             if has_min:
-                minimum = v.splat_f32x16(v.load_f32(scratch + SCALES + 32))
+                minimum = v.splat_f32x16(v.first_lane(m))
                 low, high = low + minimum, high + minimum
             v.store_f32x16(out, low * multiplier)
             v.store_f32x16(out + 64, high * multiplier)

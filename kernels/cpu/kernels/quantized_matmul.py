@@ -46,8 +46,9 @@ def _rows_of_part(n_out, n_threads):
 
 
 @v.forceinline
-def _behind_part(op, args, thread, n_threads, n_rows, offset):
+def _behind_part(op, thread, n_threads, n_rows, offset):
     """Where to fetch ``offset`` bytes past the end of a part: in the part that is free now, or in the next product."""
+    args = v.arguments(op, at.MATMUL)
     part, w, w_row = (v.atomic_load(op + at.COUNTER) + n_threads) * n_rows, args.w, args.w_row
     if part >= args.n_out and args.following != 0:
         following = v.arguments(args.following, at.MATMUL)
@@ -61,21 +62,31 @@ def _as_they_are(x, x_row, n, n_groups, records):
     return 0
 
 
-def _make_eight_rows(times_few: Any) -> Any:
+def make_eight_rows(times_few: Any) -> Any:
+    """eight_rows: those from ``row`` on times a few tokens, (n, 8) sums to scratch + SUMS.
+
+    As many bytes as it reads are fetched from ``ahead`` on.
+    """
+
     @v.forceinline
-    def eight_rows(x, x_row, n, w, w_row, n_groups, row, out, out_row, bias, ahead, scratch):
-        """The rows from ``row`` on times a few tokens; fetches as many bytes as it reads from ``ahead`` on."""
+    def eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch):
         if n == 1:  # a copy in which the compiler knows it
             times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
         else:
             times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
-        for t in range(n):
-            sums = v.load_f32x8(scratch + at.SUMS + t * 32)
-            if bias != 0:
-                sums = sums + v.load_f32x8(bias + row * 4)
-            v.store_f32x8(out + t * out_row + row * 4, sums)
 
     return eight_rows
+
+
+@v.forceinline
+def _store_sums(op, n, row, scratch):
+    """Where they go is read here, after the product, whose loops need all registers."""
+    args = v.arguments(op, at.MATMUL)
+    for t in range(n):
+        sums = v.load_f32x8(scratch + at.SUMS + t * 32)
+        if args.bias != 0:
+            sums = sums + v.load_f32x8(args.bias + row * 4)
+        v.store_f32x8(args.out + t * args.out_row + row * 4, sums)
 
 
 def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
@@ -84,7 +95,7 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
     So the weights that a thread needs first in the next product are known, and come while it ends this one.
     ``prepare`` writes the activations as ``times_few`` wants them, if not as they are.
     """
-    eight_rows = _make_eight_rows(times_few)
+    eight_rows = make_eight_rows(times_few)
 
     @v.forceinline
     def few_tokens(op, args, n, thread, n_threads, scratch):
@@ -101,8 +112,9 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
                 row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
                 ahead = w + (at_row + ahead_rows) * w_row
                 if at_row + ahead_rows >= end:
-                    ahead = _behind_part(op, args, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
-                eight_rows(x, x_row, n, w, w_row, n_groups, row, args.out, args.out_row, args.bias, ahead, scratch)
+                    ahead = _behind_part(op, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
+                eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch)
+                _store_sums(op, n, row, scratch)
             part = (v.atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
 
     return few_tokens

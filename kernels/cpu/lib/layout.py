@@ -81,7 +81,7 @@ AHEAD = (
     8192  # weights are fetched about so many bytes before the eight rows that follow: none costs 15 %, 16 KiB gain 0
 )
 MAX_FEW = 8  # at most so many tokens are multiplied without a panel
-SCALES = 0  # of eight rows: float32 of a group of 32, or 16 int32 of a super-block
+SCALES = 0  # of eight rows: 16 int32 of a super-block
 LANES = 512  # (4 tokens, 8 rows, 8) int32 to be summed
 MINIMA = LANES + 1024  # (8 rows, 2, 8) int32
 CENTRES = MINIMA + 512  # (4 tokens, 8 groups, 8) int32

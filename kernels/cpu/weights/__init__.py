@@ -7,7 +7,7 @@ Types of 32 weights, a block one group with a float scale (``block_matmul.py``):
     OFFSET         what ``sums`` leaves in its integers: it works with weight + OFFSET
     unpack(block) -> i16x32          the integer weights of the block at an address, even ones first
     sums(p, stride, x) -> i32x8      for eight rows, ``stride`` bytes apart: the product with the activations at x
-    decode_scales(p, stride, out)    for the blocks of eight rows: f32x8 scales, then minima
+    factors(p, stride) -> two f32x8  the scales and the minima of the blocks of eight rows
 
 Types of 256 weights, a super-block of eight groups with integer sub-scales (``superblock_matmul.py``):
 

@@ -159,15 +159,11 @@ def half_pairs_at(p, stride):
     return _d_lanes(pairs, pairs), _m_lanes(pairs, pairs)
 
 
-@v.forceinline
-def decode_half_scales(p, stride, out):
-    """One float16 scale for each of eight rows."""
-    v.store_f32x8(out, halves_at(p, stride))
+def make_single_factor(at: int) -> Any:
+    """factors(p, stride) for types without a minimum: the float16 at byte ``at`` of eight blocks, and zero."""
 
+    @v.forceinline
+    def factors(p, stride):
+        return halves_at(p + at, stride), v.zero_f32x8()
 
-@v.forceinline
-def decode_half_pairs(p, stride, out):
-    """A float16 scale and a float16 minimum for each of eight rows."""
-    d, m = half_pairs_at(p, stride)
-    v.store_f32x8(out, d)
-    v.store_f32x8(out + 32, m)
+    return factors

@@ -7,7 +7,7 @@ BLOCK_NBYTES = 18
 HAS_MIN = False
 OFFSET = 0
 
-decode_scales = common.decode_half_scales
+factors = common.make_single_factor(0)
 
 
 @v.forceinline

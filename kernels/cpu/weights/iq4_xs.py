@@ -14,7 +14,7 @@ CENTRE = 0
 N_MINIMA = 0
 
 row_scales, make_scale = superblocks.rows_paired, superblocks.make_scale_of_eight
-factors = superblocks.make_single_factor(0)
+factors = common.make_single_factor(0)
 
 
 @v.forceinline

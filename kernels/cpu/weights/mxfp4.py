@@ -21,8 +21,8 @@ def _exponent_at(p):
 
 
 @v.forceinline
-def decode_scales(p, stride, out):
-    """2^(e - 128) of eight rows, as a product of two halves: it may be subnormal."""
+def factors(p, stride):
+    """2^(e - 128) of eight rows, as a product of two halves: it may be subnormal; and zero."""
     q = p + 4 * stride
     e = v.gather_u32x8(
         _exponent_at(p), _exponent_at(p + stride), _exponent_at(p + 2 * stride), _exponent_at(p + 3 * stride),
@@ -30,7 +30,7 @@ def decode_scales(p, stride, out):
     )  # fmt: skip
     half = e >> _one()
     first, second = (half + _bias()) << _exponent(), (e - half + _bias()) << _exponent()
-    v.store_f32x8(out, _as_float(first) * _as_float(second))
+    return _as_float(first) * _as_float(second), v.zero_f32x8()
 
 
 @v.forceinline

@@ -7,14 +7,14 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu.lib.simd import forceinline, load_u32
-from edgellm.kernels.cpu.weights import superblocks
+from edgellm.kernels.cpu.weights import common, superblocks
 
 BLOCK_NBYTES = 110
 CENTRE = 4
 N_MINIMA = 0
 
 row_scales, make_scale = superblocks.rows_apart, superblocks.make_scale_of_sixteen
-factors = superblocks.make_single_factor(108)
+factors = common.make_single_factor(108)
 
 
 @forceinline

@@ -8,7 +8,7 @@ HAS_MIN = False
 OFFSET = 8
 
 _eight = v.make_const(v.i16x32, 8)
-decode_scales = common.decode_half_scales
+factors = common.make_single_factor(0)
 sums = common.make_nibble_sums(2)
 
 

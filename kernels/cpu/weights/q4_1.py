@@ -7,7 +7,7 @@ BLOCK_NBYTES = 20
 HAS_MIN = True
 OFFSET = 0
 
-decode_scales = common.decode_half_pairs
+factors = common.half_pairs_at
 sums = common.make_nibble_sums(4)
 
 

@@ -8,7 +8,7 @@ HAS_MIN = False
 OFFSET = 16
 
 _sixteen = v.make_const(v.i16x32, 16)
-decode_scales = common.decode_half_scales
+factors = common.make_single_factor(0)
 
 
 @v.forceinline

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from edgellm.kernels.cpu.lib.simd import forceinline, load_u8x16
-from edgellm.kernels.cpu.weights import superblocks
+from edgellm.kernels.cpu.weights import common, superblocks
 
 BLOCK_NBYTES = 210
 CENTRE = 32
 N_MINIMA = 0
 
 row_scales, make_scale = superblocks.rows_apart, superblocks.make_scale_of_sixteen
-factors = superblocks.make_single_factor(208)
+factors = common.make_single_factor(208)
 
 
 @forceinline

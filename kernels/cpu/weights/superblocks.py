@@ -159,16 +159,6 @@ def k_factors(p, stride):
     return d, v.zero_f32x8() - dmin
 
 
-def make_single_factor(at: int) -> Any:
-    """factors(p, stride) for types without a minimum: the float16 at byte ``at`` of eight blocks, and zero."""
-
-    @v.forceinline
-    def factors(p, stride):
-        return common.halves_at(p + at, stride), v.zero_f32x8()
-
-    return factors
-
-
 # ---- sub-scales of one row -------------------------------------------------------------------------------------------
 
 
