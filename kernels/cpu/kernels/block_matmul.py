@@ -32,7 +32,7 @@ def make_few_tokens(weights: Any) -> Any:
 
     As many bytes as it reads are fetched from ``ahead`` on.
     """
-    block_nbytes, has_min, offset = weights.BLOCK_NBYTES, weights.HAS_MIN, weights.OFFSET
+    block_nbytes, has_min, offset = weights.block_nbytes, weights.has_min, weights.offset
     sums, factors = weights.sums, weights.factors
 
     @v.forceinline
@@ -65,7 +65,7 @@ def make_few_tokens(weights: Any) -> Any:
 
 def make_pack(weights: Any) -> Any:
     """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes."""
-    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.HAS_MIN
+    block_nbytes, has_min = weights.block_nbytes, weights.has_min
     unpack, factors = weights.unpack, weights.factors
 
     @v.forceinline
@@ -98,7 +98,7 @@ def make_pack(weights: Any) -> Any:
 
 def make_finish(weights: Any) -> Any:
     """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of 16 rows over a block."""
-    has_min = weights.HAS_MIN
+    has_min = weights.has_min
 
     @v.forceinline
     def finish(acc, total, scratch, block, at, per_group):
@@ -114,7 +114,7 @@ def make_finish(weights: Any) -> Any:
 
 def make_embed_row(weights: Any) -> Any:
     """embed_row(p, width, factor, out, scratch): factor times the weights of one row, as float32."""
-    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.HAS_MIN
+    block_nbytes, has_min = weights.block_nbytes, weights.has_min
     unpack, factors = weights.unpack, weights.factors
     widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 

@@ -17,14 +17,13 @@ a kernel only deals out the rows.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from edgellm.kernels.cpu.kernels import block_matmul, panel, superblock_matmul, transposed_matmul
 from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.weights import SUPERBLOCKS
+from edgellm.kernels.cpu.weights import SUPERBLOCKS, blocks, superblocks
 
 CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
@@ -32,9 +31,10 @@ has fetched ahead then belongs to another (SmolLM2 on two cores, parts of 16, 64
 
 
 def family_of(quant: str) -> tuple[Any, Any]:
-    """The module that multiplies a type's blocks, and the one that reads them."""
-    weights = importlib.import_module(f"edgellm.kernels.cpu.weights.{quant.lower()}")
-    return superblock_matmul if quant in SUPERBLOCKS else block_matmul, weights
+    """The module that multiplies a type's blocks, and how they are read."""
+    if quant in SUPERBLOCKS:
+        return superblock_matmul, superblocks.TYPES[quant]
+    return block_matmul, blocks.TYPES[quant]
 
 
 @v.forceinline
@@ -132,7 +132,7 @@ def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     pack = family.make_pack(weights)
-    sixteen_rows = panel.make_sixteen_rows(family.GROUPS, weights.BLOCK_NBYTES, pack, finish, tile_times)
+    sixteen_rows = panel.make_sixteen_rows(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
 
     @v.forceinline
     def many_tokens(op, args, n, scratch):

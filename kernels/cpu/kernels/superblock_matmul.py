@@ -18,7 +18,7 @@ from typing import Any
 from numba import types
 
 from edgellm.kernels.cpu.kernels.panel import store_pairs
-from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS, make_dots, make_unpack
+from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS, make_dot, make_unpack
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.lanes import columns_of_four, sums_at, sums_of_four
@@ -32,8 +32,8 @@ _splat_i16x16 = v.make_splat(v.i16x16)
 
 
 def few(weights: Any) -> int:
-    """Up to so many tokens are multiplied without a panel; a panel takes CENTRE away once for all tokens."""
-    return 4 if weights.CENTRE else at.MAX_FEW
+    """Up to so many tokens are multiplied without a panel; a panel takes the centre away once for all tokens."""
+    return 4 if weights.centre else at.MAX_FEW
 
 
 def _make_minimum_sums(has_halves: bool) -> Any:
@@ -61,12 +61,12 @@ def _make_minimum_sums(has_halves: bool) -> Any:
 
 def _make_eight_rows(weights: Any) -> Any:
     """eight_rows(p, stride, x, x_row, n, scratch): lanes of eight rows times n = 1, 2 or 4 tokens."""
-    dot_one, dot_two, dot_four = make_dots(weights)
-    row_scales, centre = weights.row_scales, weights.CENTRE
+    dot_one, dot_two, dot_four = (make_dot(weights, n) for n in (1, 2, 4))
+    row_scales, centre = weights.row_scales, weights.centre
 
     @v.forceinline
     def store_centres(x, out):
-        """For each group -CENTRE times the sums of its activations, in the lanes where the products with q will be."""
+        """Minus the centre times the sums of each group, in the lanes where the products with q will be."""
         minus = _splat_i16x16(types.int16(-centre))
         for g in range(GROUPS):
             even = v.madd_i16x16(v.zero_i32x8(), minus, v.load_i16x16(x + 64 * g))
@@ -81,7 +81,7 @@ def _make_eight_rows(weights: Any) -> Any:
             block, scales = p + r * stride, scratch + at.SCALES + row_scales(r)
             lanes, centres = scratch + at.LANES + r * 32, scratch + at.CENTRES
             if n == 1:
-                v.store_i32x8(lanes, dot_one(block, scales, x, centres))
+                v.store_i32x8(lanes, dot_one(block, scales, x, x_row, centres)[0])
             elif n == 2:
                 a, b = dot_two(block, scales, x, x_row, centres)
                 v.store_i32x8(lanes, a)
@@ -102,8 +102,8 @@ def make_few_tokens(weights: Any) -> Any:
     As many bytes as it reads are fetched from ``ahead`` on.
     """
     decode, factors, eight_rows = weights.decode, weights.factors, _make_eight_rows(weights)
-    block_nbytes, has_min = weights.BLOCK_NBYTES, weights.N_MINIMA > 0
-    minimum_sums = _make_minimum_sums(weights.N_MINIMA > GROUPS)
+    block_nbytes, has_min = weights.block_nbytes, weights.n_minima > 0
+    minimum_sums = _make_minimum_sums(weights.n_minima > GROUPS)
 
     @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
@@ -147,7 +147,7 @@ def make_pack(weights: Any) -> Any:
     """
     unpack = make_unpack(weights)
     decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
-    block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
+    block_nbytes, has_min, has_halves = weights.block_nbytes, weights.n_minima > 0, weights.n_minima > GROUPS
 
     @v.forceinline
     def transpose(rows, step, out):
@@ -193,7 +193,7 @@ def make_pack(weights: Any) -> Any:
 
 def make_finish(weights: Any) -> Any:
     """finish(acc, total, scratch, block, scale_at, per_group): the float32 sums of 16 rows go on over a super-block."""
-    has_min, has_halves = weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
+    has_min, has_halves = weights.n_minima > 0, weights.n_minima > GROUPS
 
     @v.forceinline
     def minimum_sums(minima, scale_at, per_group):
@@ -223,7 +223,7 @@ def make_embed_row(weights: Any) -> Any:
     """embed_row(p, width, factor, out, scratch): factor times the weights of one row, as float32."""
     unpack = make_unpack(weights)
     decode, factors = weights.decode, weights.factors
-    block_nbytes, has_min, has_halves = weights.BLOCK_NBYTES, weights.N_MINIMA > 0, weights.N_MINIMA > GROUPS
+    block_nbytes, has_min, has_halves = weights.block_nbytes, weights.n_minima > 0, weights.n_minima > GROUPS
     widen = v.make_convert(v.i16x16, v.i32x16, "sext")
 
     @v.forceinline

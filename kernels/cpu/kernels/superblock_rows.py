@@ -16,11 +16,17 @@ _splat_i16x16 = v.make_splat(v.i16x16)
 _low_half, _sixteen_bits = v.make_const(v.i32x8, 0xFFFF), v.make_const(v.i32x8, 16)
 
 
-def _make_add(centred: bool) -> tuple[Any, Any, Any]:
-    """Sums in eight lanes, of 1, 2 and 4 tokens, go on with a group: + scale * (its integers times 32 activations)."""
+@functools.cache
+def _groups_and_scales(weights: Any) -> tuple[list[Any], list[Any]]:
+    """What reads the integers and the sub-scales of all groups; numba compiles it once for all that call it."""
+    return [weights.make_group(g) for g in range(GROUPS)], [weights.make_scale(g) for g in range(GROUPS)]
+
+
+def _make_add(centred: bool, n: int) -> Any:
+    """Sums in eight lanes, of n = 1, 2 or 4 tokens, go on with a group: + scale * (its integers times 32 values)."""
 
     @v.forceinline
-    def add_one(a, q, scale, x, centres):
+    def one(a, q, scale, x, centres):
         start = v.zero_i32x8()
         if centred:
             start = v.load_i32x8(centres)
@@ -28,73 +34,52 @@ def _make_add(centred: bool) -> tuple[Any, Any, Any]:
         return a + v.madd_i16x16(total, v.high_i16x32(q, q), v.load_i16x16(x + 32)) * scale
 
     @v.forceinline
-    def add_two(ab, q, scale, x, x_row, centres):
-        return add_one(ab[0], q, scale, x, centres), add_one(ab[1], q, scale, x + x_row, centres + 256)
+    def add(totals, q, scale, x, x_row, centres):
+        if n == 1:
+            result = (one(totals[0], q, scale, x, centres),)
+        elif n == 2:
+            result = (one(totals[0], q, scale, x, centres), one(totals[1], q, scale, x + x_row, centres + 256))
+        else:
+            result = (
+                one(totals[0], q, scale, x, centres),
+                one(totals[1], q, scale, x + x_row, centres + 256),
+                one(totals[2], q, scale, x + 2 * x_row, centres + 512),
+                one(totals[3], q, scale, x + 3 * x_row, centres + 768),
+            )
+        return result
 
-    @v.forceinline
-    def add_four(abcd, q, scale, x, x_row, centres):
-        a, b = add_two((abcd[0], abcd[1]), q, scale, x, x_row, centres)
-        c, d = add_two((abcd[2], abcd[3]), q, scale, x + 2 * x_row, x_row, centres + 512)
-        return a, b, c, d
-
-    return add_one, add_two, add_four
+    return add
 
 
 @functools.cache
-def make_dots(weights: Any) -> tuple[Any, Any, Any]:
-    """dot_one, dot_two, dot_four: a row's super-block times 1, 2 and 4 tokens.
+def make_dot(weights: Any, n: int) -> Any:
+    """dot(block, scales, x, x_row, centres): a row's super-block times n = 1, 2 or 4 tokens, each in eight lanes.
 
-    dot_one(block, scales, x, centres)           products with the 256 activations at x, in eight lanes
-    dot_two, dot_four(..., x_row, ...)           the same for tokens ``x_row`` apart, whose centres are 256 apart
+    Tokens have their 256 activations ``x_row`` bytes apart, their centres 256.
     """
-    g0, g1, g2, g3, g4, g5, g6, g7 = (weights.make_group(g) for g in range(GROUPS))
-    s0, s1, s2, s3, s4, s5, s6, s7 = (weights.make_scale(g) for g in range(GROUPS))
-    add_one, add_two, add_four = _make_add(weights.CENTRE != 0)
+    (g0, g1, g2, g3, g4, g5, g6, g7), (s0, s1, s2, s3, s4, s5, s6, s7) = _groups_and_scales(weights)
+    add = _make_add(weights.centre != 0, n)
 
     @v.forceinline
-    def dot_one(block, scales, x, centres):
-        a = add_one(v.zero_i32x8(), g0(block), s0(scales), x, centres)
-        a = add_one(a, g1(block), s1(scales), x + 64, centres + 32)
-        a = add_one(a, g2(block), s2(scales), x + 128, centres + 64)
-        a = add_one(a, g3(block), s3(scales), x + 192, centres + 96)
-        a = add_one(a, g4(block), s4(scales), x + 256, centres + 128)
-        a = add_one(a, g5(block), s5(scales), x + 320, centres + 160)
-        a = add_one(a, g6(block), s6(scales), x + 384, centres + 192)
-        return add_one(a, g7(block), s7(scales), x + 448, centres + 224)
+    def dot(block, scales, x, x_row, centres):
+        zero = v.zero_i32x8()
+        totals = add((zero, zero, zero, zero), g0(block), s0(scales), x, x_row, centres)
+        totals = add(totals, g1(block), s1(scales), x + 64, x_row, centres + 32)
+        totals = add(totals, g2(block), s2(scales), x + 128, x_row, centres + 64)
+        totals = add(totals, g3(block), s3(scales), x + 192, x_row, centres + 96)
+        totals = add(totals, g4(block), s4(scales), x + 256, x_row, centres + 128)
+        totals = add(totals, g5(block), s5(scales), x + 320, x_row, centres + 160)
+        totals = add(totals, g6(block), s6(scales), x + 384, x_row, centres + 192)
+        return add(totals, g7(block), s7(scales), x + 448, x_row, centres + 224)
 
-    @v.forceinline
-    def dot_two(block, scales, x, x_row, centres):
-        ab = v.zero_i32x8(), v.zero_i32x8()
-        ab = add_two(ab, g0(block), s0(scales), x, x_row, centres)
-        ab = add_two(ab, g1(block), s1(scales), x + 64, x_row, centres + 32)
-        ab = add_two(ab, g2(block), s2(scales), x + 128, x_row, centres + 64)
-        ab = add_two(ab, g3(block), s3(scales), x + 192, x_row, centres + 96)
-        ab = add_two(ab, g4(block), s4(scales), x + 256, x_row, centres + 128)
-        ab = add_two(ab, g5(block), s5(scales), x + 320, x_row, centres + 160)
-        ab = add_two(ab, g6(block), s6(scales), x + 384, x_row, centres + 192)
-        return add_two(ab, g7(block), s7(scales), x + 448, x_row, centres + 224)
-
-    @v.forceinline
-    def dot_four(block, scales, x, x_row, centres):
-        abcd = v.zero_i32x8(), v.zero_i32x8(), v.zero_i32x8(), v.zero_i32x8()
-        abcd = add_four(abcd, g0(block), s0(scales), x, x_row, centres)
-        abcd = add_four(abcd, g1(block), s1(scales), x + 64, x_row, centres + 32)
-        abcd = add_four(abcd, g2(block), s2(scales), x + 128, x_row, centres + 64)
-        abcd = add_four(abcd, g3(block), s3(scales), x + 192, x_row, centres + 96)
-        abcd = add_four(abcd, g4(block), s4(scales), x + 256, x_row, centres + 128)
-        abcd = add_four(abcd, g5(block), s5(scales), x + 320, x_row, centres + 160)
-        abcd = add_four(abcd, g6(block), s6(scales), x + 384, x_row, centres + 192)
-        return add_four(abcd, g7(block), s7(scales), x + 448, x_row, centres + 224)
-
-    return dot_one, dot_two, dot_four
+    return dot
 
 
 @functools.cache
 def make_unpack(weights: Any) -> Any:
-    """unpack(block, scales, out): 256 int16 sc (q - CENTRE), in the order of the activations."""
-    g0, g1, g2, g3, g4, g5, g6, g7 = (weights.make_group(g) for g in range(GROUPS))
-    s0, s1, s2, s3, s4, s5, s6, s7 = (weights.make_scale(g) for g in range(GROUPS))
-    centre = weights.CENTRE
+    """unpack(block, scales, out): 256 int16 sc (q - centre), in the order of the activations."""
+    (g0, g1, g2, g3, g4, g5, g6, g7), (s0, s1, s2, s3, s4, s5, s6, s7) = _groups_and_scales(weights)
+    centre = weights.centre
 
     @v.forceinline
     def store(q, scale, out):

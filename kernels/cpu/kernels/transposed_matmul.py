@@ -161,6 +161,12 @@ def _computed(typing_context, value):
 # ---- sums of one, two and four tokens -------------------------------------------------------------------------------
 
 
+@v.forceinline
+def _four_zeros():
+    zero = v.zero_i32x16()
+    return zero, zero, zero, zero
+
+
 def _make_for_tokens(n: int, one: Any) -> Any:
     """many(totals, z, x, x_row, scale): one(total, z, x, scale) for each of n tokens, whose records are x_row apart."""
 
@@ -235,21 +241,6 @@ def _make_fetch(block_nbytes: int, part: int) -> Any:
     return fetch
 
 
-def _make_zeros(n: int) -> Any:
-    @v.forceinline
-    def zeros():
-        z = v.zero_i32x16()
-        if n == 1:
-            result = (z,)
-        elif n == 2:
-            result = (z, z)
-        else:
-            result = (z, z, z, z)
-        return result
-
-    return zeros
-
-
 @v.forceinline
 def _k_scales(p, stride):
     """The eight sub-scales and eight minima of eight Q4_K or Q5_K blocks (drawn in formats/k_quants.py)."""
@@ -260,16 +251,42 @@ def _k_scales(p, stride):
     return scales, (last & _low6_of_first()) | more | ((last & _top2_of_first()) << _thirty())
 
 
+@v.forceinline
+def _no_bits(p, stride):
+    return 0
+
+
+def _make_k_block(block_nbytes: int, quants: int, fifth_bits: Any, make_pair: Any) -> Any:
+    """The block of Q4_K and Q5_K, nibbles from byte ``quants`` on; make_pair(k) goes on with the 64 of 32 bytes."""
+    fetch0, fetch1, fetch2, fetch3 = (_make_fetch(block_nbytes, part) for part in range(4))
+    pair0, pair1, pair2, pair3 = (make_pair(k) for k in range(4))
+
+    @v.forceinline
+    def block(p, stride, x, x_row, ahead):
+        scales, minima = _k_scales(p, stride)
+        bits = fifth_bits(p + 16, stride)
+        fetch0(ahead)
+        z = columns(p + quants, stride)
+        totals = pair0(_four_zeros(), z[0:4], bits, x, x_row, scales)
+        fetch1(ahead)
+        totals = pair1(totals, z[4:8], bits, x, x_row, scales)
+        fetch2(ahead)
+        z = columns(p + quants + 64, stride)
+        totals = pair2(totals, z[0:4], bits, x, x_row, scales)
+        fetch3(ahead)
+        return pair3(totals, z[4:8], bits, x, x_row, scales), (scales, scales), minima
+
+    return block
+
+
 def _make_q4_k(n: int, block_nbytes: int) -> Any:
     add, add_high = _make_for_tokens(n, _add_group), _make_for_tokens(n, _add_group_of_sixteenfold)
-    zeros = _make_zeros(n)
-    fetch0, fetch1, fetch2, fetch3 = (_make_fetch(block_nbytes, part) for part in range(4))
 
     def make_pair(k: int) -> Any:
         scale, next_scale, at = _spread[2 * k], _spread[2 * k + 1], 64 * k
 
         @v.forceinline
-        def pair(totals, z, x, x_row, scales):
+        def pair(totals, z, bits, x, x_row, scales):
             low, high = _low4(), _high4()
             a = (z[0] & low, z[1] & low, z[2] & low, z[3] & low)
             totals = add(totals, a, x + at, x_row, scale(scales))
@@ -278,28 +295,11 @@ def _make_q4_k(n: int, block_nbytes: int) -> Any:
 
         return pair
 
-    pair0, pair1, pair2, pair3 = (make_pair(k) for k in range(4))
-
-    @v.forceinline
-    def block(p, stride, x, x_row, ahead):
-        scales, minima = _k_scales(p, stride)
-        fetch0(ahead)
-        z = columns(p + 16, stride)
-        totals = pair0(zeros(), z[0:4], x, x_row, scales)
-        fetch1(ahead)
-        totals = pair1(totals, z[4:8], x, x_row, scales)
-        fetch2(ahead)
-        z = columns(p + 80, stride)
-        totals = pair2(totals, z[0:4], x, x_row, scales)
-        fetch3(ahead)
-        return pair3(totals, z[4:8], x, x_row, scales), (scales, scales), minima
-
-    return block
+    return _make_k_block(block_nbytes, 16, _no_bits, make_pair)
 
 
 def _make_q5_k(n: int, block_nbytes: int) -> Any:
-    add, zeros = _make_for_tokens(n, _add_group), _make_zeros(n)
-    fetch0, fetch1, fetch2, fetch3 = (_make_fetch(block_nbytes, part) for part in range(4))
+    add = _make_for_tokens(n, _add_group)
 
     def make_pair(k: int) -> Any:
         scale, next_scale, at = _spread[2 * k], _spread[2 * k + 1], 64 * k
@@ -322,28 +322,11 @@ def _make_q5_k(n: int, block_nbytes: int) -> Any:
 
         return pair
 
-    pair0, pair1, pair2, pair3 = (make_pair(k) for k in range(4))
-
-    @v.forceinline
-    def block(p, stride, x, x_row, ahead):
-        scales, minima = _k_scales(p, stride)
-        bits = columns_of_32(p + 16, stride)
-        fetch0(ahead)
-        z = columns(p + 48, stride)
-        totals = pair0(zeros(), z[0:4], bits, x, x_row, scales)
-        fetch1(ahead)
-        totals = pair1(totals, z[4:8], bits, x, x_row, scales)
-        fetch2(ahead)
-        z = columns(p + 112, stride)
-        totals = pair2(totals, z[0:4], bits, x, x_row, scales)
-        fetch3(ahead)
-        return pair3(totals, z[4:8], bits, x, x_row, scales), (scales, scales), minima
-
-    return block
+    return _make_k_block(block_nbytes, 48, columns_of_32, make_pair)
 
 
 def _make_q6_k(n: int, block_nbytes: int) -> Any:
-    add, zeros = _make_for_tokens(n, _add_two_groups), _make_zeros(n)
+    add = _make_for_tokens(n, _add_two_groups)
     fetch0, fetch1, fetch2, fetch3 = (_make_fetch(block_nbytes, part) for part in range(4))
 
     def make_group(g: int) -> Any:
@@ -369,7 +352,7 @@ def _make_q6_k(n: int, block_nbytes: int) -> Any:
         scales = columns_of_16(p + 192, stride)
         fetch0(ahead)
         z, bits = columns(p, stride), columns_of_32(p + 128, stride)
-        totals = group0(zeros(), z[0:4], bits, x, x_row, scales[0])
+        totals = group0(_four_zeros(), z[0:4], bits, x, x_row, scales[0])
         totals = group1(totals, z[4:8], bits, x, x_row, scales[0])
         fetch1(ahead)
         totals = group2(totals, z[0:4], bits, x, x_row, scales[0])
@@ -438,7 +421,7 @@ def prepare(x, x_row, n, n_groups, records):
 
 def _make_step(weights: Any, make_block: Any, n: int) -> Any:
     """step(p, stride, x, x_row, sums, ahead): the float32 sums of n tokens go on with a super-block of eight rows."""
-    block, factors, has_min = make_block(n, weights.BLOCK_NBYTES), weights.factors, weights.N_MINIMA > 0
+    block, factors, has_min = make_block(n, weights.block_nbytes), weights.factors, weights.n_minima > 0
 
     @v.forceinline
     def finish(total, scales, minima, d, minus_dmin, x, sums):
@@ -474,7 +457,7 @@ def _make_step(weights: Any, make_block: Any, n: int) -> Any:
 def make_few_tokens(quant: str, weights: Any) -> Any:
     """few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead): as in superblock_matmul.py, but x are records."""
     step_one, step_two, step_four = (_make_step(weights, TYPES[quant], n) for n in (1, 2, 4))
-    block_nbytes = weights.BLOCK_NBYTES
+    block_nbytes = weights.block_nbytes
 
     @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):

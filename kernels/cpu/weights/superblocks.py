@@ -1,4 +1,4 @@
-"""Pieces that the types of 256 weights share: bit fields of words, and sub-scales as int32.
+"""The types of 256 weights: bit fields of words, and sub-scales as int32.
 
 Two neighbouring bytes are one 16-bit word throughout, so a group of 32 weights falls apart into its even and its odd
 ones with a mask and a shift.
@@ -7,6 +7,8 @@ ones with a mask and a shift.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -217,3 +219,140 @@ def store_sixteen_signed(values, out):
     """Sixteen int8 sub-scales, as make_scale_of_sixteen reads them."""
     v.store_i32x8(out, _widen_signed(_as_signed(_of_first_groups(values, values))))
     v.store_i32x8(out + 32, _widen_signed(_as_signed(_of_last_groups(values, values))))
+
+
+# ---- each type's way from eight blocks to their sub-scales -----------------------------------------------------------
+
+
+@v.forceinline
+def _decode_q2_k(p, stride, scales, minima):
+    for r in range(8):
+        store_sixteen(low_nibbles(v.load_u8x16(p + r * stride)), 0, scales + r * 64)
+    decode_q2_minima(p, stride, minima)
+
+
+@v.forceinline
+def _q2_k_factors(p, stride):
+    return k_factors(p + 80, stride)
+
+
+@v.forceinline
+def _store_q3_k(p, out):
+    """The 16 sub-scales at p, stored with 32 added; their bits are drawn in formats/k_quants.py."""
+    a, b, top = types.int64(v.load_u32(p)), types.int64(v.load_u32(p + 4)), types.int64(v.load_u32(p + 8))
+    s0 = (a & 0x0F0F0F0F) | ((top & 0x03030303) << 4)
+    s4 = (b & 0x0F0F0F0F) | (((top >> 2) & 0x03030303) << 4)
+    s8 = ((a >> 4) & 0x0F0F0F0F) | (((top >> 4) & 0x03030303) << 4)
+    s12 = ((b >> 4) & 0x0F0F0F0F) | (((top >> 6) & 0x03030303) << 4)
+    store_sixteen(bytes_of(s0 | (s4 << 32), s8 | (s12 << 32)), 32, out)
+
+
+@v.forceinline
+def _decode_q3_k(p, stride, scales, minima):
+    for r in range(8):
+        _store_q3_k(p + r * stride + 96, scales + r * 64)
+
+
+@v.forceinline
+def _decode_q6_k(p, stride, scales, minima):
+    for r in range(8):
+        store_sixteen_signed(v.load_u8x16(p + r * stride + 192), scales + r * 64)
+
+
+@v.forceinline
+def _store_iq4_xs(block, out):
+    """The eight sub-scales: nibbles of four bytes, and bit pairs of a word above them."""
+    low, high = types.int64(v.load_u32(block + 4)), types.int64(v.load_u16(block + 2))
+    # spread: nibble (pair) i to byte i
+    low = (low | (low << 16)) & 0x0000FFFF0000FFFF
+    low = (low | (low << 8)) & 0x00FF00FF00FF00FF
+    low = (low | (low << 4)) & 0x0F0F0F0F0F0F0F0F
+    high = (high | (high << 24)) & 0x000000FF000000FF
+    high = (high | (high << 12)) & 0x000F000F000F000F
+    high = (high | (high << 6)) & 0x0303030303030303
+    store_eight(low | (high << 4), 32, out)
+
+
+@v.forceinline
+def _decode_iq4_xs(p, stride, scales, minima):
+    for r in range(8):
+        _store_iq4_xs(p + r * stride, scales + rows_paired(r))
+
+
+# ---- the types -------------------------------------------------------------------------------------------------------
+
+
+def _group(low: tuple[int, int, int], high: tuple[int, int, int] | None = None) -> Any:
+    """group(block): a field of 32 bytes, and one of others above it; each is a shift, a mask, and where they stand."""
+    low_field, low_at = make_field(*low[:2]), low[2]
+    high_field, high_at = make_field(*high[:2]) if high else None, high[2] if high else 0
+
+    @v.forceinline
+    def one_field(block):
+        return even_odd(low_field(words_at(block + low_at)))
+
+    @v.forceinline
+    def two_fields(block):
+        low_words, high_words = words_at(block + low_at), words_at(block + high_at)
+        return even_odd(low_field(low_words) | high_field(high_words))
+
+    return two_fields if high else one_field
+
+
+def _group_of_levels(at: int) -> Any:
+    """group(block): the levels of 16 low nibbles, then of the high ones."""
+
+    @v.forceinline
+    def group(block):
+        return common.even_odd_i8(v.lookup_u8x32(common.iq4_levels(), common.nibbles(v.load_u8x16(block + at))))
+
+    return group
+
+
+@dataclass(frozen=True, eq=False)
+class SuperBlock:
+    """A type as superblock_matmul.py wants it; the functions are described in the package's docstring."""
+
+    block_nbytes: int
+    decode: Any
+    factors: Any
+    make_group: Callable[[int], Any]
+    n_scales: int = 16
+    n_minima: int = 0
+    centre: int = 0
+
+    @property
+    def row_scales(self) -> Any:
+        """Where ``decode`` puts the sub-scales of a row."""
+        return rows_paired if self.n_scales == 8 else rows_apart
+
+    def make_scale(self, g: int) -> Any:
+        """What reads them, for group g."""
+        return make_scale_of_eight(g) if self.n_scales == 8 else make_scale_of_sixteen(g)
+
+
+def _q6_k_group(g: int) -> Any:
+    half, k = g // 4, g % 4
+    return _group((k // 2 * 4, 15, half * 64 + k % 2 * 32), (2 * k - 4, 48, 128 + half * 32))
+
+
+TYPES = {  # the layouts are drawn in formats/k_quants.py and formats/i_quants.py
+    "Q2_K": SuperBlock(
+        84, _decode_q2_k, _q2_k_factors, lambda g: _group((g % 4 * 2, 3, 16 + g // 4 * 32)), n_minima=16
+    ),
+    "Q3_K": SuperBlock(
+        110, _decode_q3_k, common.make_single_factor(108),
+        lambda g: _group((g % 4 * 2, 3, 32 + g // 4 * 32), (g - 2, 4, 0)), centre=4,
+    ),
+    "Q4_K": SuperBlock(
+        144, decode_k, k_factors, lambda g: _group((g % 2 * 4, 15, 16 + g // 2 * 32)), n_scales=8, n_minima=8
+    ),
+    "Q5_K": SuperBlock(
+        176, decode_k, k_factors,
+        lambda g: _group((g % 2 * 4, 15, 48 + g // 2 * 32), (g - 4, 16, 16)), n_scales=8, n_minima=8,
+    ),
+    "Q6_K": SuperBlock(210, _decode_q6_k, common.make_single_factor(208), _q6_k_group, centre=32),
+    "IQ4_XS": SuperBlock(
+        136, _decode_iq4_xs, common.make_single_factor(0), lambda g: _group_of_levels(8 + g * 16), n_scales=8
+    ),
+}  # fmt: skip
