@@ -110,13 +110,6 @@ def _round(scratch, block, x, group, nmax, i, scale_level, minimum_level):
         sb.round_group(levels, x + i * group * 4, group, d, minimum, 0, nmax)
 
 
-def _store_half(out, scratch, bits_at, block):
-    v.store_u16(out, np.uint16(v.load_i32(scratch + bits_at + block * 4)))
-
-
-_store_half = v.forceinline(_store_half)
-
-
 @v.forceinline
 def _level(scratch, kind, i, block):
     return np.int64(v.load_i32(scratch + kind + i * 32 + block * 4))
@@ -129,15 +122,15 @@ def _finish_q2_k(scratch, block, x, out):
         lanes.store_u8(out + i, np.uint8(both))
         _round(scratch, block, x, 16, 3, i, both & 15, both >> 4)
     sb.pack_crumbs(scratch + sb.LEVELS + block * 256, out + 16)
-    _store_half(out + 80, scratch, sb.D_BITS, block)
-    _store_half(out + 82, scratch, sb.DMIN_BITS, block)
+    sb.store_half(out + 80, scratch, sb.D_BITS, block)
+    sb.store_half(out + 82, scratch, sb.DMIN_BITS, block)
 
 
 @v.forceinline
 def _finish_scales(scratch, block, x, out, nmax):
     """The head of Q4_K and Q5_K: d, dmin, 12 bytes of six-bit scales and minima; rounds the groups."""
-    _store_half(out, scratch, sb.D_BITS, block)
-    _store_half(out + 2, scratch, sb.DMIN_BITS, block)
+    sb.store_half(out, scratch, sb.D_BITS, block)
+    sb.store_half(out + 2, scratch, sb.DMIN_BITS, block)
     packed = out + 4
     for i in range(4):
         s, m = _level(scratch, sb.LEVEL_SCALES, i, block), _level(scratch, sb.LEVEL_MINIMA, i, block)

@@ -58,11 +58,6 @@ def _store_fifth_bits(levels, out, nbytes, last):
 
 
 @v.forceinline
-def _reciprocal(d):
-    return lanes.where(lanes.differs(d, _zero()), _one() / d, _zero())
-
-
-@v.forceinline
 def _signed_byte(value):
     """An int32 lane as the int8 that its low byte is."""
     return (value << _shift24()) >> _shift24()
@@ -74,7 +69,7 @@ def _plain_signed(x, levels, n_bits):
     half = 1 << (n_bits - 1)
     value, _ = largest_value(x, 32)
     d = value / v.splat_f32x8(np.float32(-half))
-    factor, shift = _reciprocal(d), v.splat_f32x8(np.float32(half) + np.float32(0.5))
+    factor, shift = lanes.reciprocal(d), v.splat_f32x8(np.float32(half) + np.float32(0.5))
     highest = v.splat_i32x8(np.int32(2 * half - 1))
     for i in range(32):
         level = _signed_byte(lanes.truncate(v.load_f32x8(x + i * 32) * factor + shift))
@@ -92,7 +87,7 @@ def _plain_affine(x, levels, n_bits):
         low = lanes.where(lanes.less(value, low), value, low)
         high = lanes.where(lanes.greater(value, high), value, high)
     d = (high - low) / v.splat_f32x8(np.float32((1 << n_bits) - 1))
-    factor, half = _reciprocal(d), v.splat_f32x8(np.float32(0.5))
+    factor, half = lanes.reciprocal(d), v.splat_f32x8(np.float32(0.5))
     for i in range(32):
         level = lanes.truncate((v.load_f32x8(x + i * 32) - low) * factor + half)
         if n_bits == 4:  # ggml limits the levels of Q4_1 only
@@ -110,6 +105,14 @@ def store_weights(w, x, n, squares):
     for i in range(n):
         value = v.load_f32x8(x + i * 32)
         v.store_f32x8(w + i * 32, v.load_f32x8(w + i * 32) * lanes.square_root(squares + value * value))
+
+
+@v.forceinline
+def store_squares(w, x, n):
+    """The weights where there is no importance: x^2."""
+    for i in range(n):
+        value = v.load_f32x8(x + i * 32)
+        v.store_f32x8(w + i * 32, value * value)
 
 
 # ---- the kernels -----------------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ def encode_q8_0(op, step, thread, n_threads):
         lanes.load_panel(x, v.load_i64(op + at.X) + block * 128, 128, last, 32)
         _, magnitude = largest_value(x, 32)
         d = magnitude / v.splat_f32x8(np.float32(127))
-        factor = _reciprocal(d)
+        factor = lanes.reciprocal(d)
         out = v.load_i64(op + at.OUT) + block * 34
         lanes.scatter_u16(out, 34, last, lanes.half_bits(d))
         for i in range(0, 32, 4):

@@ -112,7 +112,7 @@ def any_lane(typing_context, mask):
 
 _magic, _mantissa, _half_mantissa = constant(12582912.0), integer(0x007FFFFF), integer(0x00400000)
 _int_end, _int_lowest, _no_float = constant(2147483648.0), integer(-(1 << 31)), constant(0.0)
-_half = constant(0.5)
+_half, _one = constant(0.5), constant(1.0)
 
 
 @v.forceinline
@@ -136,6 +136,12 @@ def round_away(value):
     rest = value - v.to_f32x8(whole)
     up, down = at_least(rest, _half()), at_least(_no_float() - rest, _half())  # all bits set is -1
     return where(fits, whole - up + down, _int_lowest())
+
+
+@v.forceinline
+def reciprocal(d):
+    """1 / d, and 0 of 0."""
+    return where(differs(d, _no_float()), _one() / d, _no_float())
 
 
 # ---- float16 ---------------------------------------------------------------------------------------------------------

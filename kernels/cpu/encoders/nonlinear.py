@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from edgellm.formats.levels import IQ4 as LEVELS
 from edgellm.kernels.cpu.encoders import common as at
 from edgellm.kernels.cpu.encoders import lanes
-from edgellm.kernels.cpu.encoders.blocks_of_32 import store_nibbles, store_weights
+from edgellm.kernels.cpu.encoders.blocks_of_32 import store_nibbles, store_squares, store_weights
 from edgellm.kernels.cpu.encoders.searches import largest_value
 from edgellm.kernels.cpu.lib import simd as v
 
@@ -74,20 +74,13 @@ def _weigh(x, w, squares, weighted):
     if weighted:
         store_weights(w, x, 32, squares)
     else:
-        for i in range(32):
-            value = v.load_f32x8(x + i * 32)
-            v.store_f32x8(w + i * 32, value * value)
+        store_squares(w, x, 32)
 
 
 @v.forceinline
 def _store_levels(x, levels, factor):
     for i in range(32):
         v.store_i32x8(levels + i * 32, _nearest_index(factor * v.load_f32x8(x + i * 32)))
-
-
-@v.forceinline
-def _reciprocal(d):
-    return lanes.where(lanes.differs(d, _zero()), _one() / d, _zero())
 
 
 def make_iq4_nl_encoder(weighted: bool) -> Any:
@@ -111,7 +104,7 @@ def make_iq4_nl_encoder(weighted: bool) -> Any:
                 scale = _fit(x, w)
                 out = v.load_i64(op + at.OUT) + (row * n_blocks + block) * 18
                 lanes.scatter_u16(out, 18, last, lanes.half_bits(scale))
-                _store_levels(x, levels, _reciprocal(scale))
+                _store_levels(x, levels, lanes.reciprocal(scale))
                 store_nibbles(levels, out + 2, 18, last)
 
     return encode
@@ -130,7 +123,7 @@ def _quantize_scales(scratch, scale, out):
         if abs(s) > magnitude:
             largest, magnitude = s, abs(s)
     d = v.splat_f32x8(-largest / np.float32(32))
-    level = lanes.nearest(_reciprocal(d) * scale)
+    level = lanes.nearest(lanes.reciprocal(d) * scale)
     level = lanes.clamp(level, v.splat_i32x8(np.int32(-32)), v.splat_i32x8(np.int32(31)))
     v.store_i32x8(scratch + _FITTED, level + v.splat_i32x8(np.int32(32)))
     high = np.int64(0)
@@ -141,7 +134,7 @@ def _quantize_scales(scratch, scale, out):
         high = high | (a >> 4) << 2 * i | (b >> 4) << (2 * i + 2)
     lanes.scatter_u16(out, 0, 0, lanes.half_bits(d))
     v.store_u16(out + 2, np.uint16(high))
-    return _reciprocal(d * v.to_f32x8(level))
+    return lanes.reciprocal(d * v.to_f32x8(level))
 
 
 def make_iq4_xs_encoder(weighted: bool) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from edgellm.kernels.cpu.encoders import common as at
 from edgellm.kernels.cpu.encoders import lanes
 from edgellm.kernels.cpu.encoders import super_blocks as sb
-from edgellm.kernels.cpu.encoders.blocks_of_32 import store_weights
+from edgellm.kernels.cpu.encoders.blocks_of_32 import store_squares, store_weights
 from edgellm.kernels.cpu.encoders.searches import fit_signed, fit_signed_refined, largest_value
 from edgellm.kernels.cpu.lib import simd as v
 
@@ -29,9 +29,7 @@ def _make_search(name: str, weighted: bool) -> Any:
             scale = fit_signed_refined(x, levels, _GROUP, half)
         else:
             if not weighted:
-                for i in range(_GROUP):
-                    value = v.load_f32x8(x + i * 32)
-                    v.store_f32x8(w + i * 32, value * value)
+                store_squares(w, x, _GROUP)
             elif by_row:
                 squares = v.load_f32(scratch + at.SQUARES + block * 4) * np.float32(2) / np.float32(256)
                 store_weights(w, x, _GROUP, v.splat_f32x8(squares))
@@ -119,7 +117,7 @@ def _finish_q3_k(scratch, block, x, out):
         lanes.store_u8(out + 104 + i, np.uint8(a | b << 2 | c << 4 | e << 6))
     sb.pack_bit(levels, out, _third_bit())
     sb.pack_crumbs(levels, out + 32)
-    v.store_u16(out + 108, np.uint16(v.load_i32(scratch + sb.D_BITS + block * 4)))
+    sb.store_half(out + 108, scratch, sb.D_BITS, block)
 
 
 @v.forceinline
@@ -133,7 +131,7 @@ def _finish_q6_k(scratch, block, x, out):
         for i in range(0, 256, 32):
             lanes.store_u8x32(levels + i, _zero_bytes())
     sb.pack_six_bits(levels, out)
-    v.store_u16(out + 208, np.uint16(v.load_i32(scratch + sb.D_BITS + block * 4)))
+    sb.store_half(out + 208, scratch, sb.D_BITS, block)
 
 
 def make_signed_k_encoder(case: tuple[str, bool]) -> Any:

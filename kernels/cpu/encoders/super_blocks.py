@@ -50,6 +50,12 @@ def store_scale(scratch, bits_at, value_at, scale):
 
 
 @v.forceinline
+def store_half(out, scratch, bits_at, block):
+    """A super-block's float16 bits to where they are written."""
+    v.store_u16(out, np.uint16(v.load_i32(scratch + bits_at + block * 4)))
+
+
+@v.forceinline
 def sum_of_weights(w, n):
     """The weights of each lane, added up from the first to the last."""
     total = v.zero_f32x8()

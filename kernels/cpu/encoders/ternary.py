@@ -11,7 +11,7 @@ from edgellm.kernels.cpu.lib import simd as v
 
 _LEVELS = 0  # scratch: 256 bytes
 _LANES = 512  # scratch: 8 float32
-_zero, _one, _int_one = lanes.constant(0.0), lanes.constant(1.0), lanes.integer(1)
+_int_one = lanes.integer(1)
 
 
 @v.forceinline
@@ -26,7 +26,7 @@ def _levels_of_three(x, scratch):
     for i in range(8):
         largest = max(largest, v.load_f32(scratch + _LANES + i * 4))
     d = v.splat_f32x8(largest)
-    factor = lanes.where(lanes.differs(d, _zero()), _one() / d, _zero())
+    factor = lanes.reciprocal(d)
     for i in range(0, 256, 8):
         level = lanes.round_away(v.load_f32x8(x + i * 4) * factor) + _int_one()
         lanes.store_u8x8(scratch + _LEVELS + i, lanes.i32x8_as_u8x8(level))
