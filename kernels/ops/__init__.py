@@ -16,6 +16,7 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 from edgellm.kernels.ops.attention import Attention, StoreKV
 from edgellm.kernels.ops.elementwise import Add, GatedUnit
 from edgellm.kernels.ops.embed import Embed
+from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
 from edgellm.kernels.ops.matmul import Matmul
 from edgellm.kernels.ops.norms import RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
@@ -29,24 +30,19 @@ __all__ = [
     "ApplyRope",
     "Attention",
     "Embed",
+    "ExpertMatmul",
+    "ExpertSum",
     "GatedUnit",
     "Matmul",
     "Op",
     "RMSNorm",
+    "Route",
     "SelectOutputs",
     "ShortConv",
     "StoreKV",
 ]
 
 OPS: tuple[type[Op], ...] = (
-    Embed,
-    RMSNorm,
-    Matmul,
-    ApplyRope,
-    StoreKV,
-    Attention,
-    GatedUnit,
-    Add,
-    SelectOutputs,
-    ShortConv,
-)
+    Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
+    Route, ExpertMatmul, ExpertSum,
+)  # fmt: skip

@@ -43,7 +43,7 @@ def random_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[
 class Sketch:
     """A program in the making, and the random numbers that go in.
 
-    inputs   name -> (max_tokens, width) float32
+    inputs   name -> (max_tokens, width)
     shapes   per op, what to call the case in a report
     """
 
@@ -65,10 +65,10 @@ class Sketch:
         self.ops.append(op)
         self.shapes.append(shape)
 
-    def buffer(self, width: int) -> str:
+    def buffer(self, width: int, dtype: str = "float32") -> str:
         """A new buffer."""
         name = f"b{len(self.buffers)}"
-        self.buffers[name] = Buffer(name, width)
+        self.buffers[name] = Buffer(name, width, dtype=dtype)
         return name
 
     def input(self, width: int) -> str:
@@ -77,6 +77,13 @@ class Sketch:
         values = self.rng.standard_normal((self.max_tokens, width), np.float32)
         values[:, :: max(1, width // 3)] *= 30
         self.inputs[name] = values
+        return name
+
+    def choices(self, n: int, n_chosen: int) -> str:
+        """A new buffer of int32: different numbers below ``n`` in each row."""
+        name = self.buffer(n_chosen, "int32")
+        order = self.rng.permuted(np.tile(np.arange(n), (self.max_tokens, 1)), axis=1)
+        self.inputs[name] = order[:, :n_chosen].astype(np.int32)
         return name
 
     def tensor(self, quant: str, shape: tuple[int, ...]) -> str:

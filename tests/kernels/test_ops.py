@@ -16,7 +16,7 @@ from edgellm.kernels.kv import CachePool
 from edgellm.kernels.ops import OPS, Op
 from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Step
-from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.program import Batch
 
 N_TOKENS = 12
 Part = tuple[str, str | int]  # buffer, weight or layer, and its name or number
@@ -39,19 +39,18 @@ def test_an_op_is_complete(op: type[Op]) -> None:
     assert {type(one) for one, _ in tried(op)} == {op}
 
 
-def tried(op: type[Op]) -> Iterator[tuple[Op, Program]]:
-    """The ops of a trial with the program of all of them."""
+def tried(op: type[Op]) -> Iterator[tuple[Op, Sketch]]:
+    """The ops of a trial with the sketch of all of them."""
     sketch = Sketch(np.random.default_rng(3), N_TOKENS)
     op.trial(sketch)
-    program = sketch.program()
-    return zip(program.ops, itertools.repeat(program))
+    return zip(sketch.ops, itertools.repeat(sketch))
 
 
 class World:
     """All that an op could touch, full of random numbers: the program's buffers, weights and cache."""
 
-    def __init__(self, program: Program) -> None:
-        rng = np.random.default_rng(4)
+    def __init__(self, sketch: Sketch) -> None:
+        rng, program = np.random.default_rng(4), sketch.program()
         self.batch: Batch = trials._batch(rng, program, N_TOKENS, 250)
         self.program, self.pool = program, CachePool(program.cache_layers, trials.N_BLOCKS)
         weights = {name: tensor.dequantize().reshape(tensor.shape) for name, tensor in program.tensors.items()}
@@ -62,7 +61,11 @@ class World:
             **{("layer", index): arrays for index, arrays in enumerate(self.pool.arrays)},
         }
         for array in itertools.chain(*self.arrays.values()):
-            array[...] = rng.standard_normal(array.shape)
+            if array.dtype.kind == "f":
+                array[...] = rng.standard_normal(array.shape)
+        for name, values in sketch.inputs.items():
+            if values.dtype.kind == "i":  # ids, which cannot be any number
+                self.step[name] = values
 
     def bits(self) -> dict[Part, bytes]:
         return {part: b"".join(array.tobytes() for array in arrays) for part, arrays in self.arrays.items()}
@@ -81,15 +84,15 @@ def parts(**names: tuple[str, ...] | tuple[int, ...]) -> set[Part]:
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_reference_touches_what_the_op_declares_and_nothing_else(op: type[Op]) -> None:
-    for one, program in tried(op):
+    for one, sketch in tried(op):
         reads = parts(buffer=one.read_buffers(), weight=one.weight_names(), layer=one.read_layers())
         writes = parts(buffer=one.written_buffers(), layer=one.written_layers())
-        plain, poisoned = World(program), World(program)
+        plain, poisoned = World(sketch), World(sketch)
         expected = plain.changed_by(one)
         assert set(expected) == writes
         for part in poisoned.arrays.keys() - reads:
             for array in poisoned.arrays[part]:
-                array[...] = np.nan
+                array[...] = np.nan if array.dtype.kind == "f" else 0
         assert set(poisoned.changed_by(one)) <= writes
         for part, judges in expected.items():
             for array, judge in zip(poisoned.arrays[part], judges, strict=True):
@@ -97,19 +100,20 @@ def test_the_reference_touches_what_the_op_declares_and_nothing_else(op: type[Op
                 assert seen.any() and (part[0] == "layer" or seen.all()), f"{one} reads what it does not declare"
                 assert np.array_equal(array[seen], judge[seen])
         for part in reads:
-            other = World(program)
+            other = World(sketch)
             for array in other.arrays[part]:
-                array[...] = array[::-1] * np.array(1.5, array.dtype)
+                array[...] = array[::-1] * np.array(1.5 if array.dtype.kind == "f" else 1, array.dtype)
             other.changed_by(one)
             assert any(other.bits()[name] != plain.bits()[name] for name in writes), f"{one} does not read {part}"
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op.by_row])
 def test_a_row_of_an_op_that_goes_by_row_depends_on_that_row_alone(op: type[Op]) -> None:
-    for one, program in tried(op):
-        plain, other = World(program), World(program)
+    for one, sketch in tried(op):
+        plain, other = World(sketch), World(sketch)
         for name in one.read_buffers():
-            other.step[name][5] *= -2
+            row = other.step[name][5]
+            row[...] = row * -2 if row.dtype.kind == "f" else np.roll(row, 1)
         plain.changed_by(one)
         other.changed_by(one)
         for name in one.written_buffers():

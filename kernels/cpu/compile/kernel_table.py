@@ -33,6 +33,8 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},
+    **{name: ("experts", name, None) for name in ("route", "group_by_expert", "expert_sum")},
+    **{f"expert_matmul_{quant.lower()}": ("experts", "make_expert_matmul", quant) for quant in (*QUANTIZED, *FLOAT)},
     **{f"embed_{quant.lower()}": ("embed", "make_embed", quant) for quant in (*QUANTIZED, *FLOAT)},
 }
 
@@ -46,8 +48,11 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
+    has_dot_bytes = form in ("amx", "avx512_vnni")
     if attribute == "make_matmul":
-        return made(argument, has_dot_bytes=form in ("amx", "avx512_vnni"), has_tiles=form == "amx")
+        return made(argument, has_dot_bytes, has_tiles=form == "amx")
+    if attribute == "make_expert_matmul":
+        return made(argument, has_dot_bytes)
     return made(argument)
 
 

@@ -21,7 +21,7 @@ from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.weights import BLOCKS, SUPERBLOCKS
 from edgellm.kernels.draw import DrawSpec, Link
 from edgellm.kernels.kv import CachePool
-from edgellm.kernels.ops import OPS, Add, Embed, Matmul, Op, SelectOutputs
+from edgellm.kernels.ops import OPS, Add, Embed, Op, SelectOutputs
 from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -74,9 +74,8 @@ def add_trial(s: Sketch, kernel: str) -> None:
     """Add ops that run a kernel: its name is that of an op, with a variant behind it."""
     if kernel in TEAM:
         _chain(s)
-    elif kernel == "quantize":
-        Matmul.trial(s, "q8_0")
     else:
+        kernel = SHOWN_BY.get(kernel, kernel)
         op = max((op for op in OPS if f"{kernel}_".startswith(f"{op.name}_")), key=lambda op: len(op.name))
         variant = kernel[len(op.name) + 1 :]
         op.trial(s, variant) if variant else op.trial(s)
@@ -92,11 +91,14 @@ def _chain(s: Sketch) -> None:
     s.emit("select", SelectOutputs(y, Program.output))
 
 
+SHOWN_BY = {"quantize": "matmul_q8_0", "group_by_expert": "expert_matmul_q8_0"}
+"""Kernels that no op has, and one that needs them."""
+
 LIMITS: dict[str, float] = {
     **dict.fromkeys((*TEAM, "add", "select_outputs", "store_kv"), 0.0),
-    **{f"matmul_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS},
-    **{f"matmul_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS},
-    "quantize": MATMUL_LIMIT,
+    **{f"{op}_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS for op in ("matmul", "expert_matmul")},
+    **{f"{op}_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS for op in ("matmul", "expert_matmul")},
+    **dict.fromkeys(SHOWN_BY, MATMUL_LIMIT),
 }
 """NMSE that a kernel may have; FLOAT_LIMIT where none is given."""
 

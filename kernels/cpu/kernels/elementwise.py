@@ -100,9 +100,10 @@ def quantize(op, step, thread, n_threads):
 
     A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
     float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q. For tiles the int16 are split into bytes at last.
+    With ``pairs`` the rows are made in that order, and are not for tiles.
     """
     args = v.arguments(op, at.QUANTIZE)
-    n, groups, run = v.load_i64(step + args.row_kind), args.n_groups, args.run
+    n, groups, run = v.load_i64(step + args.row_kind) * args.slots, args.n_groups, args.run
     runs = groups // run
     parts = 1  # rows are dealt whole, but for a few tokens in parts
     if n < 4 * n_threads:
@@ -111,6 +112,9 @@ def quantize(op, step, thread, n_threads):
     for item in range(thread, n * parts, n_threads):
         row, first = item // parts, item % parts * share
         x = args.x + row * args.x_row
+        if args.pairs != 0:
+            pair = v.load_i32(args.pairs + row * 4)
+            x = args.x + pair // args.slots * args.x_row + pair % args.slots * args.x_slot
         out = args.out + row * args.out_row
         for start in range(first * run, min(first + share, runs) * run, run):
             scale = _scale_of_run(x + start * 128, run * 32)
@@ -118,7 +122,7 @@ def quantize(op, step, thread, n_threads):
             for group in range(start, start + run):
                 at_group = out + groups * 64 + group * 4
                 _quantize_group(x + group * 128, scale, factor, out + group * 64, at_group, groups * 4)
-        if has_tiles() != 0 and n >= at.TILE_TOKENS:
+        if has_tiles() != 0 and n >= at.TILE_TOKENS and args.pairs == 0:
             split_activations(out, first * run, min(first + share, runs) * run, groups)
 
 

@@ -50,8 +50,8 @@ def _bf16_at(p, i):
 _TYPES = {"F32": (_f32_at, _f32x16_at, 4), "F16": (_f16_at, _f16x16_at, 2), "BF16": (_bf16_at, _bf16x16_at, 2)}
 
 
-def make_float_matmul(quant: str) -> Any:
-    """The kernel out = x @ weight.T (+ bias) for F32, F16 or BF16."""
+def make_times(quant: str) -> Any:
+    """times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias): the rows [first, stop) times n tokens."""
     value_at, vector_at, nbytes = _TYPES[quant]
 
     @v.forceinline
@@ -88,7 +88,6 @@ def make_float_matmul(quant: str) -> Any:
 
     @v.forceinline
     def times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias):
-        """The rows [first, stop) times n tokens."""
         for t in range(0, n // 4 * 4, 4):
             for row in range(first, stop):
                 b, c = (bias + row * 4) * (bias != 0), out + t * out_row + row * 4
@@ -97,6 +96,13 @@ def make_float_matmul(quant: str) -> Any:
             for row in range(first, stop):
                 b, c = (bias + row * 4) * (bias != 0), out + t * out_row + row * 4
                 one_token(w + row * w_row, x + t * x_row, n_in, b, c)
+
+    return times
+
+
+def make_float_matmul(quant: str) -> Any:
+    """The kernel out = x @ weight.T (+ bias) for F32, F16 or BF16."""
+    times = make_times(quant)
 
     def matmul(op, step, thread, n_threads):
         a = v.arguments(op, at.MATMUL)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.kernels.cpu.kernels.amx_matmul import has_tiles
+from edgellm.kernels.cpu.kernels.amx_matmul import no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.lanes import transpose_i32x8
@@ -108,6 +108,7 @@ def _make_times(run: int, finish: Any) -> Any:
 def make_sixteen_rows(run: int, block_nbytes: int, pack: Any, finish: Any, tile_times: Any) -> Any:
     """sixteen_rows: those from ``row`` on, at most n_out, times n tokens; ``run`` groups of 32 columns are a block."""
     times_four, times_one = _make_times(run, finish)
+    has_tiles = tile_times is not no_tiles
 
     @v.forceinline
     def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch):
@@ -121,7 +122,7 @@ def make_sixteen_rows(run: int, block_nbytes: int, pack: Any, finish: Any, tile_
                 pack(w + half * 8 * w_row + g // run * block_nbytes, w_row, here, half, scratch)
             scale_at = x + n_groups * 64 + g * 4
             t = 0
-            if has_tiles() != 0 and n >= at.TILE_TOKENS:
+            if has_tiles and n >= at.TILE_TOKENS:
                 tile_times(scratch, here, x, x_row, n, g, n_groups, c, c_row)
                 t = n
             while t + 4 <= n:

@@ -17,7 +17,7 @@ a kernel only deals out the rows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.kernels.cpu.kernels import block_matmul, panel, superblock_matmul, transposed_matmul
 from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
@@ -89,13 +89,12 @@ def _store_sums(op, n, row, scratch):
         v.store_f32x8(args.out + t * args.out_row + row * 4, sums)
 
 
-def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
+def _make_few_tokens(eight_rows: Any, prepare: Any) -> Any:
     """The path for a few tokens: 8 rows at a time. A thread's first part is its own, the others go by the counter.
 
     So the weights that a thread needs first in the next product are known, and come while it ends this one.
-    ``prepare`` writes the activations as ``times_few`` wants them, if not as they are.
+    ``prepare`` writes the activations as ``eight_rows`` wants them, if not as they are.
     """
-    eight_rows = make_eight_rows(times_few)
 
     @v.forceinline
     def few_tokens(op, args, n, thread, n_threads, scratch):
@@ -120,19 +119,35 @@ def _make_few_tokens(times_few: Any, prepare: Any) -> Any:
     return few_tokens
 
 
-def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False) -> Any:
-    """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
+class Cores(NamedTuple):
+    """What multiplies the rows of a quantized type: up to ``few`` tokens with ``prepare`` and ``eight_rows``."""
+
+    few: int
+    prepare: Any
+    eight_rows: Any
+    sixteen_rows: Any
+
+
+def make_cores(quant: str, has_dot_bytes: bool, has_tiles: bool = False) -> Cores:
+    """Those of a type; ``has_tiles`` for activations that were split for tiles."""
     family, weights = family_of(quant)
     if has_dot_bytes and quant in transposed_matmul.TYPES:
         few, prepare = at.MAX_FEW, transposed_matmul.prepare
         times_few = transposed_matmul.make_few_tokens(quant, weights)
     else:
         few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
-    few_tokens = _make_few_tokens(times_few, prepare)
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     pack = family.make_pack(weights)
     sixteen_rows = panel.make_sixteen_rows(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
+    return Cores(few, prepare, make_eight_rows(times_few), sixteen_rows)
+
+
+def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False) -> Any:
+    """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
+    cores = make_cores(quant, has_dot_bytes, has_tiles)
+    few, sixteen_rows = cores.few, cores.sixteen_rows
+    few_tokens = _make_few_tokens(cores.eight_rows, cores.prepare)
 
     @v.forceinline
     def many_tokens(op, args, n, scratch):

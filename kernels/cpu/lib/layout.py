@@ -52,12 +52,18 @@ ATTENTION = namedtuple(
     "ATTENTION", "q q_row out out_row k_pool v_pool n_heads n_kv_heads dim_k dim_v window shape scale"
 )
 EMBED = namedtuple("EMBED", "w w_row width out out_row scale")
+EXPERT_MATMUL = namedtuple("EXPERT_MATMUL", "x x_row w w_row n_out n_in out out_row groups pairs n_used x_slot")
+"""x of float weights has slots ``x_slot`` bytes apart, 0 where a token has one; of others, a row for each pair."""
+EXPERT_SUM = namedtuple("EXPERT_SUM", "x x_row probs probs_row out out_row width n_used row_kind")
+GROUP_BY_EXPERT = namedtuple("GROUP_BY_EXPERT", "ids ids_row groups pairs n_expert n_used row_kind")
 GATED_UNIT = namedtuple("GATED_UNIT", "gate gate_row up up_row out out_row width row_kind")
 MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_kind following")
 """``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
-QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind")
+QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs slots x_slot")
+"""``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
 ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
+ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind")
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
 SHORT_CONV = namedtuple("SHORT_CONV", "bcx bcx_row w w_row out out_row width n_taps states table")
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
@@ -70,6 +76,15 @@ STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim
 def activation_row_nbytes(n_in: int) -> int:
     """Bytes of one quantized row: an odd number of cache lines, or the rows of many tokens would share a few sets."""
     return (-(-(n_in * 2 + n_in // 32 * 16) // 64) | 1) * 64
+
+
+# ---- the pairs of a token and one of its experts, by expert: int32 numbers of pairs in that order, and how many groups
+#      there are, padded to GROUPS bytes, then the groups; byte offsets in one, of int32
+
+GROUPS = 16
+GROUP_EXPERT, GROUP_FIRST, GROUP_SIZE = 0, 4, 8
+GROUP_NEXT = 12  # of the expert with the number of the group: where its next pair goes, while they are ordered
+EXPERTS_GROUP_NBYTES = 16
 
 
 # ---- a thread's scratch while it multiplies, byte offsets

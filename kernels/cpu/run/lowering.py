@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,9 +30,12 @@ from edgellm.kernels.ops import (
     ApplyRope,
     Attention,
     Embed,
+    ExpertMatmul,
+    ExpertSum,
     GatedUnit,
     Matmul,
     RMSNorm,
+    Route,
     SelectOutputs,
     ShortConv,
     StoreKV,
@@ -103,18 +106,27 @@ def _link_products(table: np.ndarray, rows: list[_Row], n_rows: int) -> None:
     """Each product with quantized weights knows the one that follows; the last of the first n_rows rows, the program's,
     and the last of its output tail know the first: of the next token.
     """
-    products = [i for i, row in enumerate(rows) if row.source >= 0]
+    products = [i for i, row in enumerate(rows) if row.source >= 0 and isinstance(row.arguments, layout.MATMUL)]
     for of_part in ([i for i in products if i < n_rows], [i for i in products if i >= n_rows]):
         for i, following in zip(of_part, [*of_part[1:], products[0]], strict=True) if of_part else ():
             rows[i].arguments = rows[i].arguments._replace(following=table[following].ctypes.data)
 
 
 class _Int16(NamedTuple):
-    """The quantized form of a buffer: where it is, and the row that made it."""
+    """The quantized form of a buffer: what it is called in ``_Row``, where it is, and the row that made it."""
 
+    name: str
     address: int
     row_nbytes: int
     source: int
+
+
+class _Groups(NamedTuple):
+    """The pairs of a step by expert: what they are called in ``_Row``, and where they are."""
+
+    name: str
+    groups: int
+    pairs: int
 
 
 @dataclass
@@ -147,8 +159,8 @@ class _Lowering:
     rows: list[_Row] = field(default_factory=list)
     first_row: list[int] = field(default_factory=list)
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
-    quantized: dict[str, _Int16] = field(default_factory=dict)  # buffer -> its int16 form, while current
-    activations: dict[str, np.ndarray] = field(default_factory=dict)
+    derived: dict[tuple[str, ...], Any] = field(default_factory=dict)  # buffers -> what was made of them, while current
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # that derived things are in
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
 
@@ -157,7 +169,7 @@ class _Lowering:
         self.first_row.append(len(self.rows))
         _RULES[type(op)](self, op)
         written = set(map(self.root, op.written_buffers()))
-        self.quantized = {name: form for name, form in self.quantized.items() if self.root(name) not in written}
+        self.derived = {of: made for of, made in self.derived.items() if not written.intersection(map(self.root, of))}
 
     def root(self, name: str) -> str:
         """The buffer that has the columns of ``name``: itself, or the one that it is part of."""
@@ -179,17 +191,25 @@ class _Lowering:
         self.buffers[name] = self.buffers[buffer.of][:, buffer.first : buffer.first + layout.padded(buffer.width)]
 
     def emit(
-        self, op: Op, kernel: str, arguments: Any, *, alone: bool, int16: str = "", also_writes: Iterable[str] = ()
+        self,
+        op: Op,
+        kernel: str,
+        arguments: Any,
+        *,
+        alone: bool,
+        forms: Mapping[str, _Int16 | _Groups] | None = None,
+        also_writes: Iterable[str] = (),
     ) -> None:
-        """Add a row for an op, which reads the buffer ``int16`` in its quantized form."""
-        reads = [f"int16 {name}" if name == int16 else self.root(name) for name in op.read_buffers()]
+        """Add a row for an op, which in place of some buffers reads ``forms`` of them."""
+        forms = forms or {}
+        reads = [forms[name].name if name in forms else self.root(name) for name in op.read_buffers()]
         reads += [f"cache {layer}" for layer in op.read_layers()]
         writes = [
             *map(self.root, op.written_buffers()),
             *(f"cache {layer}" for layer in op.written_layers()),
             *also_writes,
         ]
-        source = self.quantized[int16].source if int16 else -1
+        source = next((form.source for form in forms.values() if isinstance(form, _Int16)), -1)
         self.rows.append(_Row(kernel, arguments, frozenset(reads), frozenset(writes), alone, source))
 
     def where(self, **buffers: str) -> dict[str, int]:
@@ -246,22 +266,56 @@ class _Lowering:
                 break
         return 1
 
+    def array(self, name: str, n_rows: int, width: int, dtype: str) -> int:
+        """Address of an array that a derived thing is in, the same for each time it is made."""
+        if name not in self.arrays:
+            self.arrays[name] = self.memory.zeros(n_rows, width, dtype)
+        return self.arrays[name].ctypes.data
+
     def quantized_rows(self, name: str) -> _Int16:
         """A buffer's int16 form; emits the row that makes it unless it is current."""
-        if name not in self.quantized:
-            width = self.width(name)
-            nbytes = layout.activation_row_nbytes(width)
-            if name not in self.activations:
-                self.activations[name] = self.memory.zeros(self.n_rows(name), nbytes, "uint8")
-            address = self.activations[name].ctypes.data
-            arguments = layout.QUANTIZE(
-                **self.where(x=name), out=address, out_row=nbytes, n_groups=width // 32, run=self.run(name),
-                row_kind=self.row_kind(name),
+        if (name,) not in self.derived:
+            self._quantize((name,), self.slots(name, self.width(name)), self.width(name))
+        return self.derived[name,]
+
+    def quantized_pairs(self, name: str, op: ExpertMatmul, n_in: int, groups: _Groups) -> _Int16:
+        """The int16 form of a token's row, or of its slots, in the order of ``groups``."""
+        if (name, op.ids) not in self.derived:
+            self._quantize((name, op.ids), self.slots(name, n_in), n_in, op.n_used, groups)
+        return self.derived[name, op.ids]
+
+    def slots(self, name: str, n_in: int) -> dict[str, int]:
+        """Where the experts of a token find their input: in one row for all of them, or each its own."""
+        return self.where(x=name) | {"x_slot": 0 if self.width(name) == n_in else n_in * 4}
+
+    def _quantize(
+        self, of: tuple[str, ...], x: dict[str, int], n_in: int, slots: int = 1, groups: _Groups | None = None
+    ) -> None:
+        form, nbytes = f"int16 {' '.join(of)}", layout.activation_row_nbytes(n_in)
+        address = self.array(form, self.n_rows(of[0]) * slots, nbytes, "uint8")
+        arguments = layout.QUANTIZE(
+            **x, out=address, out_row=nbytes, n_groups=n_in // 32, run=self.run(of[0]),
+            row_kind=self.row_kind(of[0]), pairs=groups.pairs if groups else 0, slots=slots,
+        )  # fmt: skip
+        self.derived[of] = _Int16(form, address, nbytes, len(self.rows))
+        reads = {self.root(of[0]), *((groups.name,) if groups else ())}
+        alone = n_in * slots <= ALONE_WIDTH
+        self.rows.append(_Row("quantize", arguments, frozenset(reads), frozenset({form}), alone, -1))
+
+    def grouped(self, ids: str, n_expert: int) -> _Groups:
+        """The pairs by expert; emits the row that orders them unless it is current."""
+        if (ids,) not in self.derived:
+            n_used, form = self.width(ids), f"groups {ids}"
+            groups = self.array(form, 1, (layout.GROUPS + n_expert * layout.EXPERTS_GROUP_NBYTES) // 4, "int32")
+            pairs = self.array(f"pairs {ids}", 1, self.n_rows(ids) * n_used, "int32")
+            self.derived[ids,] = _Groups(form, groups, pairs)
+            arguments = layout.GROUP_BY_EXPERT(
+                **self.where(ids=ids), groups=groups, pairs=pairs, n_expert=n_expert, n_used=n_used,
+                row_kind=self.row_kind(ids),
             )  # fmt: skip
-            self.quantized[name] = _Int16(address, nbytes, len(self.rows))
-            reads, writes = frozenset({self.root(name)}), frozenset({f"int16 {name}"})
-            self.rows.append(_Row("quantize", arguments, reads, writes, width <= ALONE_WIDTH, -1))
-        return self.quantized[name]
+            reads, writes = frozenset({self.root(ids)}), frozenset({form})
+            self.rows.append(_Row("group_by_expert", arguments, reads, writes, alone=True, source=-1))
+        return self.derived[ids,]
 
 
 # ---- one rule for each kind of op ------------------------------------------------------------------------------------
@@ -285,15 +339,15 @@ def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
 def _matmul(low: _Lowering, op: Matmul) -> None:
     quant, w, w_row = low.matrix(op.weight)
     n_out, n_in = low.program.tensors[op.weight].shape
-    x = low.where(x=op.x)
+    x, forms = low.where(x=op.x), dict[str, _Int16]()
     if quant in QUANTIZED:
-        form = low.quantized_rows(op.x)
+        form = forms[op.x] = low.quantized_rows(op.x)
         x = {"x": form.address, "x_row": form.row_nbytes}
     arguments = layout.MATMUL(
         **x, w=w, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out),
         bias=low.vector(op.bias) if op.bias else 0, row_kind=low.row_kind(op.x), following=0,
     )  # fmt: skip
-    low.emit(op, f"matmul_{quant.lower()}", arguments, alone=False, int16=op.x if quant in QUANTIZED else "")
+    low.emit(op, f"matmul_{quant.lower()}", arguments, alone=False, forms=forms)
 
 
 def _rope(low: _Lowering, op: ApplyRope) -> None:
@@ -360,6 +414,43 @@ def _short_conv(low: _Lowering, op: ShortConv) -> None:
     low.emit(op, "short_conv", arguments, alone=width <= ALONE_WIDTH)
 
 
+def _route(low: _Lowering, op: Route) -> None:
+    arguments = layout.ROUTE(
+        **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=low.width(op.logits),
+        n_used=low.width(op.ids), row_kind=low.row_kind(op.logits),
+    )  # fmt: skip
+    low.emit(op, "route", arguments, alone=True)
+
+
+def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
+    quant, w, w_row = low.matrix(op.weight)
+    n_expert, n_out, n_in = low.program.tensors[op.weight].shape
+    if n_out < 8:
+        raise UnsupportedError(
+            f"{op.weight}: its experts have {n_out} rows; the CPU kernels take 8 at once, and more.",
+            code="MODEL_SHAPE",
+        )
+    groups = low.grouped(op.ids, n_expert)
+    forms: dict[str, _Int16 | _Groups] = {op.ids: groups}
+    x = low.slots(op.x, n_in)
+    if quant in QUANTIZED:
+        form = forms[op.x] = low.quantized_pairs(op.x, op, n_in, groups)
+        x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
+    arguments = layout.EXPERT_MATMUL(
+        **x, w=w, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
+        pairs=groups.pairs, n_used=op.n_used,
+    )  # fmt: skip
+    low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
+
+
+def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
+    n_used, width = low.width(op.probs), low.width(op.out)
+    arguments = layout.EXPERT_SUM(
+        **low.where(x=op.x, probs=op.probs, out=op.out), width=width, n_used=n_used, row_kind=low.row_kind(op.out)
+    )
+    low.emit(op, "expert_sum", arguments, alone=width * n_used <= ALONE_WIDTH)
+
+
 _RULES: dict[type, Any] = {
     Embed: _embed,
     RMSNorm: _rms_norm,
@@ -371,6 +462,9 @@ _RULES: dict[type, Any] = {
     Add: _add,
     SelectOutputs: _select_outputs,
     ShortConv: _short_conv,
+    Route: _route,
+    ExpertMatmul: _expert_matmul,
+    ExpertSum: _expert_sum,
 }
 
 

@@ -1,0 +1,231 @@
+"""A mixture of experts: which experts a token is sent to, products with the rows of those experts, the weighted sum.
+
+A pair is a token and one of its experts. ``group_by_expert`` puts the pairs of a step in the order of their experts, so
+that an expert's weights are read once for all its pairs; quantized activations are made in that order. A group of one
+pair, as in decoding, is multiplied straight from the mapped file, a larger one through panels of 16 rows. The cores are
+those of any other product, so a token has the same bits in a group of any size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.kernels.cpu.kernels import float_matmul, quantized_matmul
+from edgellm.kernels.cpu.lib import layout as at
+from edgellm.kernels.cpu.lib import simd as v
+from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
+from edgellm.kernels.cpu.weights import FLOAT
+
+CHUNK_ROWS = 128
+"""Rows of an expert that a thread takes at a time, for all pairs of its group."""
+FEW_PAIRS = 1
+"""A group of so many is multiplied pair by pair, without a panel."""
+
+
+# ---- which experts ---------------------------------------------------------------------------------------------------
+
+
+@v.forceinline
+def _order_of(bits):
+    """A whole number in the order of the float32 with these bits; NaN has a place too."""
+    if bits < 0:
+        return -(bits & 0x7FFFFFFF)
+    return bits
+
+
+@v.forceinline
+def _next_best(logits, n, key, expert):
+    """The best of n experts that comes after ``expert``, whose key is given: a smaller logit, or a later equal one."""
+    best, best_key = 0, -(1 << 40)
+    for i in range(n):
+        other = _order_of(v.load_i32(logits + i * 4))
+        if other > best_key and (other < key or (other == key and i > expert)):
+            best, best_key = i, other
+    return best, best_key
+
+
+def route(op, step, thread, n_threads):
+    """ids = the experts with the largest logits, probs = the softmax of these logits."""
+    args = v.arguments(op, at.ROUTE)
+    for t in range(thread, v.load_i64(step + args.row_kind), n_threads):
+        logits, ids, probs = args.logits + t * args.logits_row, args.ids + t * args.ids_row, args.probs
+        probs += t * args.probs_row
+        expert, key = -1, 1 << 40
+        for slot in range(args.n_used):
+            expert, key = _next_best(logits, args.n_expert, key, expert)
+            v.store_i32(ids + slot * 4, expert)
+            v.store_f32(probs + slot * 4, v.load_f32(logits + expert * 4))
+        largest = v.splat_f32x16(v.load_f32(probs))
+        for i in range(0, args.n_used, 16):
+            v.store_f32x16(probs + i * 4, exp_f32x16(v.load_f32x16(probs + i * 4) - largest))
+        total = v.f32_of(0.0)
+        for slot in range(args.n_used):
+            total = total + v.load_f32(probs + slot * 4)
+        for slot in range(args.n_used):
+            v.store_f32(probs + slot * 4, v.load_f32(probs + slot * 4) / total)
+
+
+def group_by_expert(op, step, thread, n_threads):
+    """The pairs in the order of their experts, those of one in the order of tokens, and where each group is."""
+    args = v.arguments(op, at.GROUP_BY_EXPERT)
+    if thread != 0:
+        return
+    n, groups, pairs = v.load_i64(step + args.row_kind), args.groups + at.GROUPS, args.pairs
+    for expert in range(args.n_expert):
+        v.store_i32(groups + expert * at.EXPERTS_GROUP_NBYTES + at.GROUP_NEXT, 0)
+    for t in range(n):
+        for slot in range(args.n_used):
+            seen = groups + v.load_i32(args.ids + t * args.ids_row + slot * 4) * at.EXPERTS_GROUP_NBYTES + at.GROUP_NEXT
+            v.store_i32(seen, v.load_i32(seen) + 1)
+    first, group = 0, groups
+    for expert in range(args.n_expert):
+        following = groups + expert * at.EXPERTS_GROUP_NBYTES + at.GROUP_NEXT
+        size = v.load_i32(following)
+        v.store_i32(following, first)
+        if size > 0:
+            v.store_i32(group + at.GROUP_EXPERT, expert)
+            v.store_i32(group + at.GROUP_FIRST, first)
+            v.store_i32(group + at.GROUP_SIZE, size)
+            group += at.EXPERTS_GROUP_NBYTES
+        first += size
+    v.store_i32(args.groups, (group - groups) // at.EXPERTS_GROUP_NBYTES)
+    for t in range(n):
+        for slot in range(args.n_used):
+            expert = v.load_i32(args.ids + t * args.ids_row + slot * 4)
+            following = groups + expert * at.EXPERTS_GROUP_NBYTES + at.GROUP_NEXT
+            place = v.load_i32(following)
+            v.store_i32(pairs + place * 4, t * args.n_used + slot)
+            v.store_i32(following, place + 1)
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+
+
+@v.forceinline
+def _out_of_pair(args, pair):
+    """Where the product of a pair goes."""
+    return args.out + pair // args.n_used * args.out_row + pair % args.n_used * args.n_out * 4
+
+
+@v.forceinline
+def _unit(args, unit):
+    """Of a unit of work, a chunk of an expert's rows: the group, the expert's first row of the weight, the chunk's."""
+    chunks = (args.n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
+    group = args.groups + at.GROUPS + unit // chunks * at.EXPERTS_GROUP_NBYTES
+    base = v.load_i32(group + at.GROUP_EXPERT) * args.n_out
+    return group, base, base + unit % chunks * CHUNK_ROWS
+
+
+@v.forceinline
+def _n_units(args):
+    return v.load_i32(args.groups) * ((args.n_out + CHUNK_ROWS - 1) // CHUNK_ROWS)
+
+
+def make_expert_matmul(quant: str, has_dot_bytes: bool = False) -> Any:
+    """The kernel out[slot] = x @ weight[ids[slot]].T."""
+    return _make_float(quant) if quant in FLOAT else _make_quantized(quant, has_dot_bytes)
+
+
+def _make_float(quant: str) -> Any:
+    times = float_matmul.make_times(quant)
+
+    def expert_matmul(op, step, thread, n_threads):
+        args = v.arguments(op, at.EXPERT_MATMUL)
+        n_units = _n_units(args)
+        unit = v.atomic_add(op + at.COUNTER, 1)
+        while unit < n_units:
+            group, base, start = _unit(args, unit)
+            stop, first = min(start + CHUNK_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
+            for i in range(first, first + v.load_i32(group + at.GROUP_SIZE)):
+                pair = v.load_i32(args.pairs + i * 4)
+                x = args.x + pair // args.n_used * args.x_row + pair % args.n_used * args.x_slot
+                out = _out_of_pair(args, pair) - base * 4
+                times(x, 0, 1, args.w, args.w_row, args.n_in, start, stop, out, 0, 0)
+            unit = v.atomic_add(op + at.COUNTER, 1)
+
+    return expert_matmul
+
+
+def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
+    cores = quantized_matmul.make_cores(quant, has_dot_bytes)
+    prepare, eight_rows, sixteen_rows = cores.prepare, cores.eight_rows, cores.sixteen_rows
+
+    @v.forceinline
+    def one_pair(args, x, pair, base, start, stop, behind, scratch):
+        """A chunk of rows times one pair; ``behind`` is what will be read after it."""
+        n_groups, w_row = args.n_in // 32, args.w_row
+        if prepare(x, 0, 1, n_groups, scratch + at.RECORDS) != 0:
+            x = scratch + at.RECORDS
+        ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
+        for at_row in range(start, stop, 8):
+            row = min(at_row, base + args.n_out - 8)  # the last eight may overlap the ones before: same bits
+            ahead = args.w + (at_row + ahead_rows) * w_row
+            if at_row + ahead_rows >= stop:
+                ahead = behind + (at_row + ahead_rows - stop) * w_row
+            eight_rows(x, 0, 1, args.w, w_row, n_groups, row, ahead, scratch)
+            v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, v.load_f32x8(scratch + at.SUMS))
+
+    @v.forceinline
+    def many_pairs(args, x, first, n, base, start, stop, scratch):
+        """A chunk of rows times the pairs of a group: summed aside, 16 rows at a time, then dealt out."""
+        end, aside = base + args.n_out, scratch + at.EDGE
+        for row in range(start, stop, at.PANEL_ROWS):
+            n_rows = min(at.PANEL_ROWS, end - row)
+            out, out_row = aside - row * 4, at.PANEL_ROWS * 4
+            sixteen_rows(x, args.x_row, n, args.w, args.w_row, args.n_in // 32, row, end, out, out_row, 0, scratch)
+            for i in range(n):
+                c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
+                if n_rows == at.PANEL_ROWS:
+                    v.store_f32x16(c, v.load_f32x16(aside + i * out_row))
+                else:
+                    for j in range(n_rows):
+                        v.store_f32(c + j * 4, v.load_f32(aside + i * out_row + j * 4))
+
+    def expert_matmul(op, step, thread, n_threads):
+        args = v.arguments(op, at.EXPERT_MATMUL)
+        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
+        n_units = _n_units(args)
+        unit = v.atomic_add(op + at.COUNTER, 1)
+        while unit < n_units:
+            group, base, start = _unit(args, unit)
+            stop, first = min(start + CHUNK_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
+            n, x = v.load_i32(group + at.GROUP_SIZE), args.x + first * args.x_row
+            if n > FEW_PAIRS:
+                many_pairs(args, x, first, n, base, start, stop, scratch)
+            else:
+                _, _, following = _unit(args, min(v.atomic_load(op + at.COUNTER), n_units - 1))
+                for i in range(n):
+                    pair, behind = v.load_i32(args.pairs + (first + i) * 4), args.w + following * args.w_row
+                    one_pair(args, x + i * args.x_row, pair, base, start, stop, behind, scratch)
+            unit = v.atomic_add(op + at.COUNTER, 1)
+
+    return expert_matmul
+
+
+# ---- the sum ---------------------------------------------------------------------------------------------------------
+
+
+def expert_sum(op, step, thread, n_threads):
+    """out = the sum over slots of probs[slot] * x[slot]."""
+    args = v.arguments(op, at.EXPERT_SUM)
+    n, width, lanes = v.load_i64(step + args.row_kind), args.width, (args.width + 15) // 16
+    for item in range(thread, n * lanes, n_threads):
+        row, i = item // lanes, item % lanes * 16
+        x, probs, out = (
+            args.x + row * args.x_row,
+            args.probs + row * args.probs_row,
+            args.out + row * args.out_row,
+        )
+        if i + 16 <= width:
+            acc = v.zero_f32x16()
+            for slot in range(args.n_used):
+                factor = v.splat_f32x16(v.load_f32(probs + slot * 4))
+                acc = v.fma_f32x16(factor, v.load_f32x16(x + (slot * width + i) * 4), acc)
+            v.store_f32x16(out + i * 4, acc)
+        else:
+            for column in range(i, width):
+                total = v.f32_of(0.0)
+                for slot in range(args.n_used):
+                    factor = v.load_f32(probs + slot * 4)
+                    total = v.fma_f32(factor, v.load_f32(x + (slot * width + column) * 4), total)
+                v.store_f32(out + column * 4, total)
