@@ -21,6 +21,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+N_EXPERT = 5
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
 # bytes where the block keeps its scale, and the multiple of it that centres the values (for the minimum)
@@ -114,6 +115,9 @@ def write_tiny_model(
     if architecture == "lfm2":  # every layer but each third is a convolution
         keys["lfm2.attention.head_count_kv"] = [n_head_kv if i % 3 == 1 else 0 for i in range(n_layer)]
         keys["lfm2.shortconv.l_cache"] = 3
+    if architecture == "qwen3moe":
+        keys |= {"qwen3moe.expert_count": N_EXPERT, "qwen3moe.expert_used_count": 2}
+        keys["qwen3moe.expert_feed_forward_length"] = n_ff
     if architecture == "gemma3":
         keys["gemma3.attention.sliding_window"] = sliding_window
         keys["gemma3.attention.sliding_window_pattern"] = 2
@@ -169,8 +173,12 @@ def tensor_shapes(
     }
     if architecture == "qwen2":
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
-    if architecture in ("qwen3", "gemma3", "lfm2"):
+    if architecture in ("qwen3", "qwen3moe", "gemma3", "lfm2"):
         layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture == "qwen3moe":
+        layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd)}
+        for name in ("gate", "up", "down"):
+            layer[f"ffn_{name}_exps.weight"] = (N_EXPERT, *layer.pop(f"ffn_{name}.weight"))
     if architecture == "gemma3":
         layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
@@ -223,14 +231,16 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | None = None) -> Path:
     """Write a transformers model as F32 GGUF: names, order of rows and shifts as llama.cpp's converter has them."""
     config = model.config
-    architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
+    architecture = {"mistral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(
+        config.model_type, config.model_type
+    )
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (_transformers_metadata(config, architecture) | (metadata or {})).items():
         add_value(writer, f"{architecture}.{key}", value)
     arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    for hf_name, tensor in model.state_dict().items():
+    for hf_name, tensor in expert_matrices_apart(model.state_dict()).items():
         if tied and hf_name == "lm_head.weight":
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
@@ -250,6 +260,18 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, _head_dim(config)))
     _write(writer)
     return Path(path)
+
+
+def expert_matrices_apart(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a model with gate and up of its experts as two, named as a module is."""
+    apart = {}
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = tensor.chunk(2, dim=1)
+            apart |= {name.replace("gate_up", kind) + ".weight": one for kind, one in (("gate", gate), ("up", up))}
+        else:
+            apart[name + ".weight" * name.endswith("experts.down_proj")] = tensor
+    return apart
 
 
 def pair_neighbours(weight: np.ndarray, n_head: int) -> np.ndarray:
@@ -282,8 +304,15 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": float(getattr(config, "norm_eps", 0) or config.rms_norm_eps),
         "vocab_size": config.vocab_size,
     }
-    if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in ("qwen3", "gemma3"):
+    if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in (
+        "qwen3",
+        "qwen3moe",
+        "gemma3",
+    ):
         keys |= {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
+    if architecture == "qwen3moe":
+        keys |= {"expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok}
+        keys["expert_feed_forward_length"] = config.moe_intermediate_size
     rope = config.rope_parameters
     if architecture == "lfm2":
         keys["attention.head_count_kv"] = [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types]

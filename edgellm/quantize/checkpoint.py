@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm
 from edgellm.models.parts.checkpoint_keys import DEFAULTS, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
-from edgellm.quantize.input_model import InputModel, InputTensor
+from edgellm.quantize.input_model import InputModel, InputTensor, Rows
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
@@ -50,7 +51,8 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     config, notes = read_config(checkpoint, model_type)
     scheme = scheme_of(checkpoint)
     metadata = form.metadata(config)
-    tensors = _tensors(checkpoint, config, form, bool(scheme), notes)
+    n_experts = metadata.get(f"{architecture}.expert_count", (0, ""))[0]
+    tensors = _tensors(checkpoint, config, form, n_experts, bool(scheme), notes)
     n_vocab = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0
     tokenizer, more = tokenizer_metadata(
         checkpoint, n_vocab, space_prefix=form.space_prefix, pre=pre, with_json=with_json
@@ -92,7 +94,7 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
                 "Correct the one that is wrong.",
                 code="CHECKPOINT_ARCHITECTURE",
             )
-        for key in ("num_local_experts", "num_experts"):
+        for key in ("num_local_experts", "num_experts") if not form.experts else ():
             if checkpoint.text_config.get(key):
                 raise UnsupportedError(
                     f"{checkpoint.folder.name}: is a mixture of experts ({key}); edgellm runs dense models of its "
@@ -122,21 +124,35 @@ def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConf
 
 
 def _tensors(
-    checkpoint: Checkpoint, config: CheckpointConfig, form: CheckpointForm, quantized: bool, notes: list[str]
+    checkpoint: Checkpoint,
+    config: CheckpointConfig,
+    form: CheckpointForm,
+    n_experts: int,
+    quantized: bool,
+    notes: list[str],
 ) -> dict[str, InputTensor]:
     """All tensors under their GGUF names: embedding, layers in order, the output's norm and matrix."""
     found: dict[str, InputTensor] = {}
+    experts: dict[str, dict[int, InputTensor]] = {}
     biases = form.biases(config)
     unknown = []
     for stored_name, weight in open_weights(checkpoint).items():
-        name = form.tensor_name(plain_name(stored_name), config.n_layer, biases)
+        name, expert = (
+            form.tensor_name(plain_name(stored_name), config.n_layer, biases),
+            form.expert(plain_name(stored_name)),
+        )
         if name is None:
             if not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
                 unknown.append(stored_name)
             continue
-        if name in found:
+        if name in found or expert in experts.get(name, ()):
             raise FormatError(f"{short(stored_name)}: two tensors are {name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR")
-        found[name] = input_tensor(name, stored_name, weight, config, form, quantized)
+        tensor = input_tensor(name, stored_name, weight, config, form, quantized)
+        if expert is None:
+            found[name] = tensor
+        else:
+            experts.setdefault(name, {})[expert] = tensor
+    found |= {name: _stacked(name, parts, n_experts) for name, parts in experts.items()}
     if unknown:
         raise UnsupportedError(
             f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {next(iter(form.classes))} as its "
@@ -265,6 +281,40 @@ def input_tensor(
         n_head = config.integer(n_heads, config.integer("num_attention_heads"))
         tensor = _with_paired_heads(tensor, n_head, stored_name)
     return tensor
+
+
+def _stacked(name: str, experts: dict[int, InputTensor], n_experts: int) -> InputTensor:
+    """The matrices of all experts as one tensor (n_experts, n_out, n_in)."""
+    if sorted(experts) != list(range(n_experts)):
+        raise FormatError(
+            f"{name}: {len(experts)} experts are there, expected those from 0 to {n_experts - 1}. {PULL_AGAIN}",
+            code="CHECKPOINT_TENSOR",
+        )
+    parts = [experts[i] for i in range(n_experts)]
+    first = parts[0]
+    for part in parts:
+        if (part.shape, part.quant) != (first.shape, first.quant):
+            raise FormatError(
+                f"{name}: one expert is {part.quant.name} {part.shape}, another {first.quant.name} {first.shape}, "
+                f"expected experts that are alike. {PULL_AGAIN}",
+                code="MODEL_SHAPE",
+            )
+
+    def stacked(read: Callable[[InputTensor], Rows]) -> Rows:
+        def rows(start: int, stop: int) -> np.ndarray:
+            n = first.n_rows
+            of = [(i, max(start - i * n, 0), min(stop - i * n, n)) for i in range(start // n, -(-stop // n))]
+            return np.concatenate([read(parts[i])(a, b) for i, a, b in of])
+
+        return rows
+
+    return replace(
+        first,
+        shape=(n_experts, *first.shape),
+        decode=stacked(lambda part: part.decode),
+        stored=stacked(lambda part: part.stored),
+        quantized=any(part.quantized for part in parts),
+    )
 
 
 def _with_paired_heads(tensor: InputTensor, n_head: int, stored_name: str) -> InputTensor:

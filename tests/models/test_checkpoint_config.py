@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from checkpoint_folders import save_byte_level
 from test_checkpoint_convert import TOKENS, VOCAB
-from test_models import LINEAR_ROPE, LLAMA3_ROPE, YARN_ROPE, nmse, transformers_logits, transformers_model
+from test_models import EXPERTS, LINEAR_ROPE, LLAMA3_ROPE, YARN_ROPE, nmse, transformers_logits, transformers_model
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.program import Batch
@@ -27,6 +27,7 @@ CONFIGS = {
     "mistral": "MistralConfig",
     "qwen2": "Qwen2Config",
     "qwen3": "Qwen3Config",
+    "qwen3_moe": "Qwen3MoeConfig",
     "gemma3_text": "Gemma3TextConfig",
     "gemma3": "Gemma3Config",
 }
@@ -36,6 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 33, "num_key_value_heads": 2}),
     "qwen2": ("Qwen2", {"rope_parameters": YARN_ROPE}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS | {"head_dim": 16}),
     "gemma3_text": (
         "Gemma3ForCausalLM",
         {"num_hidden_layers": 4, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 10,

@@ -47,6 +47,8 @@ YARN_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": True}
+
 # (transformers' class, what its configuration has besides SMALL)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -92,6 +94,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["conv", "conv", "full_attention"],
         },
     ),
+    "qwen3moe": ("Qwen3Moe", EXPERTS | {"head_dim": 32}),
+    "qwen3moe one of many": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "num_experts": 32, "num_experts_per_tok": 1}),
+    "qwen3moe all": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "num_experts_per_tok": 6, "tie_word_embeddings": True}),
     "gemma3": (
         "Gemma3ForCausalLM",
         {

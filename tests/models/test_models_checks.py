@@ -302,14 +302,9 @@ def test_programs_are_complete(architecture: str, tmp_path: Path) -> None:
     assert program.buffers["logits"].rows == "outputs"
     assert program.buffers["logits"].width == program.n_vocab == 276
     assert len(program.cache_layers) == 2
-    named = {
-        getattr(op, field)
-        for op in program.ops
-        for field in ("x", "out", "q", "k", "v", "gate", "up", "y")
-        if hasattr(op, field)
-    }
+    named = {name for op in program.ops for name in (*op.read_buffers(), *op.written_buffers())}
     assert named == set(program.buffers)
-    weights = {getattr(op, field) for op in program.ops for field in ("weight", "bias") if hasattr(op, field)} - {None}
+    weights = {name for op in program.ops for name in op.weight_names()}
     assert weights == set(program.tensors)
 
 

@@ -84,7 +84,7 @@ def test_another_type_is_rounded_to_the_nearest(outtype: str, limit: float, tmp_
             assert np.array_equal(tensor.data.view(np.uint8).reshape(-1), wanted.view(np.uint8).reshape(-1))
 
 
-@pytest.mark.parametrize("name", ["llama 3 factors", "qwen2 tied", "qwen3", "gemma3", "lfm2"])
+@pytest.mark.parametrize("name", ["llama 3 factors", "qwen2 tied", "qwen3", "qwen3moe one of many", "gemma3", "lfm2"])
 def test_llama_cpp_and_edgellm_read_the_same_model(name: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
     import edgellm

@@ -66,6 +66,29 @@ def test_sums_are_those_of_the_inputs_of_every_matmul(model_path: Path, executor
     assert result.n_chunks == 3
 
 
+def test_sums_of_experts_are_those_of_the_tokens_that_are_sent_to_them(tmp_path: Path) -> None:
+    path = tiny_models.write_tiny_model(tmp_path / "moe.gguf", "qwen3moe", n_layer=1)
+    weights = [f"blk.0.ffn_{kind}_exps.weight" for kind in ("gate", "up", "down")]
+    wanted: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in weights}
+
+    def see(index, op, read):
+        if getattr(op, "weight", "") in weights:
+            for ids, x in zip(read(op.ids), read(op.x), strict=True):
+                slots = x.reshape(-1, 256)
+                wanted[op.weight] += [(expert, slots[i % len(slots)].copy()) for i, expert in enumerate(ids)]
+
+    with ChunkModel(path, N_CTX, executor="reference") as model:
+        chunks = model.chunks(model.ids(TEXT), 2)
+        *_, result = collect(model, chunks, "text")
+        for chunk in chunks:
+            model.executor.run(Batch.single(model.program, chunk.ids), see)
+    for name, rows in wanted.items():
+        for expert in range(tiny_models.N_EXPERT):
+            own = [x.astype(np.float64) for number, x in rows if number == expert]
+            assert result.squares[name].counts[expert] == len(own)
+            assert np.allclose(result.squares[name].sums[expert], sum((x * x for x in own), np.zeros(256)), rtol=1e-5)
+
+
 def test_the_output_matrix_is_left_out_unless_asked_for(model_path: Path) -> None:
     with ChunkModel(model_path, N_CTX, executor="reference") as model:
         *_, result = collect(model, model.chunks(model.ids(TEXT), 1), "text")

@@ -72,9 +72,11 @@ class ProgramBuilder:
         self.used.add(name)
         return tensor
 
-    def buffer(self, name: str, width: int, rows: Literal["tokens", "outputs"] = "tokens") -> str:
+    def buffer(
+        self, name: str, width: int, rows: Literal["tokens", "outputs"] = "tokens", dtype: str = "float32"
+    ) -> str:
         """Declare a buffer, or use it again in the same shape."""
-        wanted = Buffer(name, width, rows)
+        wanted = Buffer(name, width, rows, dtype)
         known = self.buffers.setdefault(name, wanted)
         assert known == wanted, f"buffer {name} has two shapes"
         return name

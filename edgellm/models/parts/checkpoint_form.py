@@ -6,6 +6,7 @@ metadata that its own ``build`` reads back. The keys are those that llama.cpp's 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -51,6 +52,7 @@ class CheckpointForm:
     metadata      the keys of the architecture, without tokenizer and name
     biases        modules of a layer that have a bias, by their GGUF names
     layer         modules of a layer: name in the checkpoint -> name in GGUF
+    experts       modules of one expert -> the GGUF tensor that holds those of a layer
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
@@ -63,20 +65,31 @@ class CheckpointForm:
     biases: Callable[[CheckpointConfig], frozenset[str]] = attention_biases
     layer: Mapping[str, str] = field(default_factory=lambda: DECODER_LAYER)
     around: Mapping[str, str] = field(default_factory=lambda: DECODER)
+    experts: Mapping[str, str] = field(default_factory=dict)
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
     space_prefix: bool = True
 
     def tensor_name(self, name: str, n_layer: int, biases: frozenset[str]) -> str | None:
-        """The GGUF name of a checkpoint's tensor (``model.layers.3.mlp.up_proj.weight``), None for an unknown one."""
+        """The GGUF name of a checkpoint's tensor (``model.layers.3.mlp.up_proj.weight``), None for an unknown one.
+
+        That of an expert is part of the tensor that is named: ``expert`` says which.
+        """
         module, _, parameter = name.rpartition(".")
         if parameter == "weight" and module in self.around:
             return f"{self.around[module]}.weight"
         head, _, rest = module.removeprefix("model.layers.").partition(".")
-        known = self.layer.get(rest) if module.startswith("model.layers.") and head.isdecimal() else None
+        known = None
+        if module.startswith("model.layers.") and head.isdecimal():
+            known = self.layer.get(rest) if self.expert(name) is None else self.experts.get(rest.rpartition(".")[2])
         has_place = parameter == "weight" or (parameter == "bias" and known in biases)
         return f"blk.{int(head)}.{known}.{parameter}" if known and has_place and int(head) < n_layer else None
+
+    def expert(self, name: str) -> int | None:
+        """The number of the expert whose tensor this is (``model.layers.3.mlp.experts.7.up_proj.weight``)."""
+        found = re.fullmatch(r"model\.layers\.\d+\.mlp\.experts\.(\d{1,6})\.\w+\.weight", name, re.ASCII)
+        return int(found[1]) if found and self.experts else None
 
 
 def decoder_metadata(

@@ -31,6 +31,10 @@ USED: dict[str, frozenset[str]] = {
     "mistral": _DECODER | {"sliding_window"},
     "qwen2": _DECODER | _SLIDING,
     "qwen3": _DECODER | _SLIDING | {"attention_bias"},
+    "qwen3_moe": _DECODER
+    | _SLIDING
+    | {"attention_bias", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+    | {"num_local_experts", "decoder_sparse_step", "mlp_only_layers"},
     "gemma3_text": _DECODER
     | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
     "lfm2": _DECODER
@@ -76,6 +80,7 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "qwen3": frozenset(),
     "lfm2": frozenset(("block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale", "num_heads"))
     | frozenset(("block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "theta")),
+    "qwen3_moe": frozenset(("output_router_logits", "router_aux_loss_coef")),
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
@@ -119,6 +124,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "max_position_embeddings": 128000,
     },
+    "qwen3_moe": {"num_key_value_heads": 4, "sliding_window": 4096, "intermediate_size": 6144}
+    | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     # the first checkpoints of models that also see say only what differs
     "gemma3_text": {
         "vocab_size": 262208,

@@ -30,6 +30,9 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen2": frozenset(("rope.scaling.attn_factor",)),
     "qwen3": frozenset(("rope.scaling.attn_factor",)),
     "lfm2": frozenset(("shortconv.l_cache", "rope.scaling.attn_factor")),
+    "qwen3moe": frozenset(
+        ("rope.scaling.attn_factor", "expert_count", "expert_used_count", "expert_feed_forward_length")
+    ),
     "gemma3": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")),
 }
 WITHOUT_EFFECT = frozenset(

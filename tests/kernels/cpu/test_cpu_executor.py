@@ -26,7 +26,7 @@ from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2")
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
 N_TOKENS = 150
 N_BLOCKS = 12

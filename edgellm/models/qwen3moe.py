@@ -1,0 +1,69 @@
+"""Qwen 3 with experts: as the dense one, and every feed-forward is a mixture of experts."""
+
+from __future__ import annotations
+
+import math
+
+from edgellm.formats.model_file import ModelFile
+from edgellm.kernels.program import Program
+from edgellm.models.parts.blocks import ProgramBuilder, norm_qk_heads, project_logits, project_qkv, rope_factors
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import (
+    DECODER_LAYER,
+    QK_NORMS,
+    CheckpointForm,
+    TypedMetadata,
+    decoder_metadata,
+    refuse_activation,
+    refuse_sliding_layers,
+)
+from edgellm.models.parts.experts import expert_feed_forward, read_experts
+from edgellm.models.parts.hparams import read_hparams, read_rope, real
+
+
+def build(gguf: ModelFile) -> Program:
+    """x += Wo attention(rope(norm(q)), rope(norm(k)), v);  x += experts(h), h = RMSNorm(x)."""
+    hp, experts = read_hparams(gguf), read_experts(gguf)
+    m = ProgramBuilder(gguf, hp)
+    base = real(gguf, "rope.freq_base", 10000.0)
+    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
+    m.embed("x")
+    for i in range(hp.n_layer):
+        blk = f"blk.{i}"
+        m.rms_norm("x", f"{blk}.attn_norm", "h")
+        project_qkv(m, blk)
+        norm_qk_heads(m, blk)
+        m.apply_rope("q", "rope")
+        m.apply_rope("k", "rope")
+        m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k))
+        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+        m.add("x", "proj", "x")
+        m.rms_norm("x", f"{blk}.ffn_norm", "h")
+        expert_feed_forward(m, blk, experts, "silu")
+        m.add("x", "proj", "x")
+    project_logits(m)
+    return m.finish()
+
+
+def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """The keys of this architecture, from config.json."""
+    refuse_activation(config, "silu", "swish")
+    refuse_sliding_layers(config)
+    if not config.flag("norm_topk_prob", False):
+        raise config.refuse("norm_topk_prob", "models whose chosen experts' weights sum to 1 (true)", value=False)
+    if config.integer("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
+        key = "mlp_only_layers" if config.get("mlp_only_layers") else "decoder_sparse_step"
+        raise config.refuse(key, "models with experts in every layer")
+    return decoder_metadata(config, "qwen3moe") | {
+        "qwen3moe.expert_count": (config.integer("num_local_experts", config.integer("num_experts", 128)), "UINT32"),
+        "qwen3moe.expert_used_count": (config.integer("num_experts_per_tok"), "UINT32"),
+        "qwen3moe.expert_feed_forward_length": (config.integer("moe_intermediate_size"), "UINT32"),
+    }
+
+
+CHECKPOINT = CheckpointForm(
+    classes={"Qwen3MoeForCausalLM": "qwen3_moe", "Qwen3MoeModel": "qwen3_moe"},
+    metadata=checkpoint_metadata,
+    layer=DECODER_LAYER | QK_NORMS | {"mlp.gate": "ffn_gate_inp"},
+    experts={"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"},
+)
