@@ -27,7 +27,7 @@ from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
-from edgellm.kernels.ops import Matmul, Op
+from edgellm.kernels.ops import ExpertMatmul, Matmul, Op
 from edgellm.kernels.program import Program
 from edgellm.machine.atomic import whole_file
 from edgellm.measure.perplexity import Chunk, ChunkModel
@@ -102,7 +102,7 @@ class Collector:
     def __init__(self, program: Program, outputs: bool = False) -> None:
         self.program, self.outputs = program, outputs
         self.sums: dict[str, np.ndarray] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, np.ndarray] = {}
         self._shared: dict[str, np.ndarray] = {}  # of buffers not written since
 
     def hook(self, index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
@@ -111,10 +111,23 @@ class Collector:
             x = read(op.x)
             if op.x not in self._shared:
                 self._shared[op.x] = np.einsum("ij,ij->j", x, x, dtype=np.float64)
-            self.sums[op.weight] = self.sums.get(op.weight, 0) + self._shared[op.x]
-            self.counts[op.weight] = self.counts.get(op.weight, 0) + len(x)
+            self._add(op.weight, self._shared[op.x][None], np.array([len(x)]))
+        elif isinstance(op, ExpertMatmul):
+            n_expert, _, n_in = self.program.tensors[op.weight].shape
+            ids, x = read(op.ids), read(op.x).reshape(len(read(op.ids)), -1, n_in)
+            sums = np.zeros((n_expert, n_in))
+            for expert in np.unique(ids):
+                token, slot = np.nonzero(ids == expert)
+                rows = x[token, slot % x.shape[1]]
+                sums[expert] = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+            self._add(op.weight, sums, np.bincount(ids.reshape(-1), minlength=n_expert))
         written = set(map(self.program.root, op.written_buffers()))
         self._shared = {name: x for name, x in self._shared.items() if self.program.root(name) not in written}
+
+    def _add(self, weight: str, sums: np.ndarray, counts: np.ndarray) -> None:
+        """Go on with the sums (n_matrices, n_in) and the rows (n_matrices,) of a weight."""
+        self.sums[weight] = self.sums.get(weight, 0) + sums
+        self.counts[weight] = self.counts.get(weight, 0) + counts
 
     def result(self, dataset: str, chunk_size: int) -> Imatrix:
         """All that was seen. NumericError when it is not finite."""
@@ -124,7 +137,7 @@ class Collector:
                 raise NumericError(
                     f"The inputs of {name} are not finite numbers. Check the model with `edgellm verify`."
                 )
-            squares[name] = InputSquares(sums.astype(np.float32)[None], np.array([self.counts[name]], np.float32))
+            squares[name] = InputSquares(sums.astype(np.float32), self.counts[name].astype(np.float32))
         return Imatrix(squares, [dataset], chunk_size)
 
 
