@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder, norm_qk_heads, project_logits, project_qkv, rope_factors
+from edgellm.models.parts.blocks import build_decoder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     DECODER_LAYER,
@@ -18,31 +16,14 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_sliding_layers,
 )
 from edgellm.models.parts.experts import expert_feed_forward, read_experts
-from edgellm.models.parts.hparams import read_hparams, read_rope, real
 
 
 def build(gguf: ModelFile) -> Program:
-    """x += Wo attention(rope(norm(q)), rope(norm(k)), v);  x += experts(h), h = RMSNorm(x)."""
-    hp, experts = read_hparams(gguf), read_experts(gguf)
-    m = ProgramBuilder(gguf, hp)
-    base = real(gguf, "rope.freq_base", 10000.0)
-    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
-    m.embed("x")
-    for i in range(hp.n_layer):
-        blk = f"blk.{i}"
-        m.rms_norm("x", f"{blk}.attn_norm", "h")
-        project_qkv(m, blk)
-        norm_qk_heads(m, blk)
-        m.apply_rope("q", "rope")
-        m.apply_rope("k", "rope")
-        m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k))
-        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
-        m.add("x", "proj", "x")
-        m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        expert_feed_forward(m, blk, experts, "silu")
-        m.add("x", "proj", "x")
-    project_logits(m)
-    return m.finish()
+    """As Qwen 3, but x += experts(h): see ``expert_feed_forward``."""
+    experts = read_experts(gguf)
+    return build_decoder(
+        gguf, adjacent=False, qk_norms=True, ffn=lambda m, blk: expert_feed_forward(m, blk, experts, "silu")
+    )
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:

@@ -11,6 +11,7 @@ exactly: after ``finish`` no executor needs to look at a shape again. Buffers ar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -171,13 +172,20 @@ class ProgramBuilder:
 
 
 def build_decoder(
-    gguf: ModelFile, *, adjacent: bool, window: int = 0, needs_bias: bool = False, qk_norms: bool = False
+    gguf: ModelFile,
+    *,
+    adjacent: bool,
+    window: int = 0,
+    needs_bias: bool = False,
+    qk_norms: bool = False,
+    ffn: Callable[[ProgramBuilder, str], None] | None = None,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
     adjacent     rotated pairs are neighbours, else half a head apart
     window       positions that a token sees, 0 for all
     needs_bias   q, k and v have one; qk_norms: heads of q and k are normed before they are rotated
+    ffn          adds the ops from h to proj in place of the last product's
     """
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
@@ -196,7 +204,7 @@ def build_decoder(
         m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        feed_forward(m, blk, "silu")
+        ffn(m, blk) if ffn else feed_forward(m, blk, "silu")
         m.add("x", "proj", "x")
     project_logits(m)
     return m.finish()
