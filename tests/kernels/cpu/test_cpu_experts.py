@@ -30,9 +30,9 @@ def results(s: Sketch, logits: np.ndarray, *, form: str = FORMS[0], step: int = 
     program = s.program()
     s.inputs[next(iter(s.inputs))] = logits
     if reference:
-        executor = ReferenceExecutor(program, trials.random_pool(program, 1), N_TOKENS)
+        executor = ReferenceExecutor(program, 1, N_TOKENS)
     else:
-        executor = cpu_executor(program, trials.random_pool(program, 1), 2, N_TOKENS, form)
+        executor = cpu_executor(program, 1, 2, N_TOKENS, form)
     parts = []
     for first in range(0, N_TOKENS, step):
         batch = Batch.single(program, [0] * min(step, N_TOKENS - first))
