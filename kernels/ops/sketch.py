@@ -8,6 +8,7 @@ import numpy as np
 
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.formats.stored_numbers import FLOATS
 from edgellm.kernels.kv import CacheLayer
 from edgellm.kernels.program import Buffer, Op, Program
 from edgellm.kernels.rope import Rope
@@ -22,7 +23,7 @@ def random_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[
     """Random weights of a float type, or of one whose blocks have float scales: random bits under sane scales."""
     kind = QUANT_TYPES[quant]
     n_rows = int(np.prod(shape[:-1]))
-    if kind.block_size == 1:
+    if quant in FLOATS:
         values = rng.standard_normal((n_rows, shape[-1]), np.float32) / np.float32(np.sqrt(shape[-1]))
         upper_halves = (values.view(np.uint32) >> 16).astype(np.uint16)
         data = {"F32": values, "F16": values.astype(np.float16), "BF16": upper_halves}

@@ -10,7 +10,7 @@ from cpu_programs import FORMS, cpu_executor
 
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.kv import CachePool, StateLayer
+from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import Add, SelectOutputs, ShortConv
 from edgellm.kernels.ops.embed import Embed
 from edgellm.kernels.program import Batch, Buffer, Program
@@ -52,9 +52,9 @@ def program(width: int, n_taps: int) -> Program:
 def test_the_reference_agrees_and_chunks_change_no_bit(width: int, n_taps: int, form: str) -> None:
     made = program(width, n_taps)
     tokens = np.random.default_rng(1).integers(0, min(width, N_VOCAB), 40)
-    fast = cpu_executor(made, CachePool(made.cache_layers, [4]), form=form)
+    fast = cpu_executor(made, 4, form=form)
     whole = fast.run(Batch.single(made, tokens)).copy()
-    judge = ReferenceExecutor(made, CachePool(made.cache_layers, [4]))
+    judge = ReferenceExecutor(made, 4)
     np.testing.assert_allclose(whole, judge.run(Batch.single(made, tokens))[:, : made.n_vocab], rtol=1e-4, atol=1e-5)
     for sizes in ([1] * 40, [1, 2, 3, 34], [39, 1]):
         at, found = 0, []
@@ -69,7 +69,7 @@ def test_sequences_in_one_step_keep_to_their_own_slots_and_a_step_can_be_run_aga
     made = program(48, 3)
     rng = np.random.default_rng(3)
     texts = [rng.integers(0, 48, n) for n in (20, 9, 14)]
-    fast = cpu_executor(made, CachePool(made.cache_layers, [8]))
+    fast = cpu_executor(made, 8)
     alone = [fast.run(Batch.single(made, text)).copy() for text in texts]
     positions = np.concatenate([np.arange(n) for n in (12, 5, 1)]).astype(np.int32)
     first = Batch(
