@@ -64,12 +64,12 @@ class ExpertMatmul(Op):
 
     def reference(self, step: Step) -> None:
         weight, ids = step.weight(self.weight), step[self.ids]
-        x = step[self.x].reshape(len(ids), -1, weight.shape[2])
+        x = step[self.x].reshape(len(ids), step[self.x].shape[1] // weight.shape[2], weight.shape[2])
         out = np.empty((*ids.shape, weight.shape[1]), np.float32)
         for expert in np.unique(ids):
             token, slot = np.nonzero(ids == expert)
             out[token, slot] = x[token, slot % x.shape[1]] @ weight[expert].T
-        step[self.out] = out.reshape(len(ids), -1)
+        step[self.out] = out.reshape(len(ids), self.n_used * weight.shape[1])
 
     def nbytes_per_token(self, tensors: Mapping[str, QuantizedTensor]) -> int:
         """Those of the experts that a token is sent to."""
@@ -100,7 +100,7 @@ class ExpertSum(Op):
 
     def reference(self, step: Step) -> None:
         probs = step[self.probs]
-        x = step[self.x].reshape(*probs.shape, -1)
+        x = step[self.x].reshape(*probs.shape, step[self.out].shape[1])
         step[self.out] = sum(probs[:, i, None] * x[:, i] for i in range(probs.shape[1]))
 
     @staticmethod
