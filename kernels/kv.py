@@ -14,6 +14,7 @@ until it is used.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -154,12 +155,12 @@ def pool_nbytes(layers: Sequence[CacheLayer], n_blocks: Sequence[int], dtype: st
     groups, total = groups_of(layers), 0
     for layer in layers:
         itemsize = 4 if isinstance(layer, StateLayer) else np.dtype(dtype).itemsize
-        numbers = sum(int(np.prod(shape)) for shape in layer.shapes())
+        numbers = sum(math.prod(shape) for shape in layer.shapes())
         total += n_blocks[groups.index(layer.group)] * numbers * itemsize
     return total
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A zero array on pages of its own, committed when touched, with 64 readable bytes behind it for wide loads."""
-    nbytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+    nbytes = math.prod(map(int, shape)) * dtype.itemsize
     return np.frombuffer(mmap.mmap(-1, nbytes + 64), dtype, count=nbytes // dtype.itemsize).reshape(shape)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -96,7 +97,7 @@ class Op(ABC):
         return sum(tensors[name].nbytes for name in self.weight_names())
 
     def _values(self, fields: tuple[str, ...]) -> tuple[Any, ...]:
-        return tuple(value for value in (getattr(self, field) for field in fields) if value is not None)
+        return tuple([value for field in fields if (value := getattr(self, field)) is not None])
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Program:
         assert isinstance(found, KVLayer), f"layer {layer} has no keys and values"
         return found
 
-    @property
+    @cached_property
     def groups(self) -> tuple[CacheGroup, ...]:
         """The kinds of cache that the layers have: one block table of a sequence for each."""
         return groups_of(self.cache_layers)

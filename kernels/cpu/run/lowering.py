@@ -10,6 +10,7 @@ proved every shape, and the buffers are made here from the same numbers.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -159,6 +160,7 @@ class _Lowering:
     rows: list[_Row] = field(default_factory=list)
     first_row: list[int] = field(default_factory=list)
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each buffer: address, bytes of a row
     derived: dict[tuple[str, ...], Any] = field(default_factory=dict)  # buffers -> what was made of them, while current
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # that derived things are in
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
@@ -177,10 +179,13 @@ class _Lowering:
 
     def allocate(self, name: str, buffer: Buffer) -> None:
         """Make a buffer's array, or find it in the one it is part of, which was made before."""
-        if not buffer.of:
-            width = layout.padded(buffer.width)
-            self.buffers[name] = self.memory.zeros(self.n_rows(name), width, buffer.dtype)
-            return
+        self.buffers[name] = array = self._part(name, buffer) if buffer.of else self._whole(name, buffer)
+        self.places[name] = array.ctypes.data, array.strides[0]
+
+    def _whole(self, name: str, buffer: Buffer) -> np.ndarray:
+        return self.memory.zeros(self.n_rows(name), layout.padded(buffer.width), buffer.dtype)
+
+    def _part(self, name: str, buffer: Buffer) -> np.ndarray:
         end, of = buffer.first + buffer.width, self.program.buffers[buffer.of]
         if of.of or buffer.first % layout.ROW_ALIGN or end > of.width or (end % layout.ROW_ALIGN and end < of.width):
             raise UnsupportedError(
@@ -188,7 +193,7 @@ class _Lowering:
                 f"take whole groups of {layout.ROW_ALIGN} columns, of a buffer that is not itself part of one.",
                 code="BUFFER_COLUMNS",
             )
-        self.buffers[name] = self.buffers[buffer.of][:, buffer.first : buffer.first + layout.padded(buffer.width)]
+        return self.buffers[buffer.of][:, buffer.first : buffer.first + layout.padded(buffer.width)]
 
     def emit(
         self,
@@ -216,8 +221,7 @@ class _Lowering:
         """For each argument the address of its buffer, and under the name with _row the bytes of a row."""
         found = {}
         for argument, name in buffers.items():
-            array = self.buffers[name]
-            found[argument], found[f"{argument}_row"] = array.ctypes.data, array.strides[0]
+            found[argument], found[f"{argument}_row"] = self.places[name]
         return found
 
     def width(self, name: str) -> int:
@@ -258,11 +262,11 @@ class _Lowering:
 
     def run(self, name: str) -> int:
         """Groups of a buffer that share a scale: 8 when an op weighs it with 256-weight blocks before it changes."""
-        for op in self.program.ops[len(self.first_row) - 1 :]:
-            weights = (self.program.tensors[weight].quant.name for weight in op.weight_names())
-            if name in op.read_buffers() and any(quant in SUPERBLOCKS for quant in weights):
+        tensors, root = self.program.tensors, self.root(name)
+        for op in itertools.islice(self.program.ops, len(self.first_row) - 1, None):
+            if name in op.read_buffers() and any(tensors[w].quant.name in SUPERBLOCKS for w in op.weight_names()):
                 return 8
-            if self.root(name) in map(self.root, op.written_buffers()):
+            if root in map(self.root, op.written_buffers()):
                 break
         return 1
 
@@ -473,32 +477,8 @@ _RULES: dict[type, Any] = {
 
 def lower(program: Program, pool: CachePool, max_tokens: int) -> OpTable:
     """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
-    return _lower(program, pool, max_tokens, _Memory(real=True))
-
-
-def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
-    """Bytes that the CPU executor of a program holds besides mapped weights and the cache, without taking them."""
-    table = _lower(program, None, max_tokens, _Memory(real=False))
-    return table.nbytes + n_threads * scratch_nbytes(program, max_tokens)
-
-
-def scratch_nbytes(program: Program, max_tokens: int) -> int:
-    """Scratch of one thread, whole pages."""
-    widest = max(buffer.width for buffer in program.buffers.values())
-    nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), attention_work.scratch_nbytes(program))
-    return -(-nbytes // 4096) * 4096
-
-
-def _lower(program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory) -> OpTable:
-    tail = output_tail(program) or OutputTail(len(program.ops), (), {})
-    whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
-    low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
-    for name, buffer in sorted(whole.buffers.items(), key=lambda item: item[1].of != ""):
-        low.allocate(name, buffer)
-    for op in whole.ops:
-        low.op(op)
+    low, tail = _all_rows(program, pool, max_tokens, _Memory(real=True))
     n_ops, first_row = len(program.ops), [*low.first_row, len(low.rows)]
-    memory.nbytes += len(low.rows) * layout.OP_NBYTES
     table = aligned_zeros(len(low.rows) * layout.OP_NBYTES).view(np.int64).reshape(-1, layout.OP_FIELDS)
     _link_products(table, low.rows, first_row[n_ops])
     for fields, row in zip(table[:, layout.ARGUMENTS // 8 :], low.rows, strict=True):
@@ -513,6 +493,34 @@ def _lower(program: Program, pool: CachePool | None, max_tokens: int, memory: _M
         kernels=[row.kernel for row in low.rows],
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
-        nbytes=memory.nbytes,
-        keep=memory.keep,
+        nbytes=low.memory.nbytes,
+        keep=low.memory.keep,
     )
+
+
+def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+    """Bytes that the CPU executor of a program holds besides mapped weights and the cache, without taking them."""
+    low, _ = _all_rows(program, None, max_tokens, _Memory(real=False))
+    return low.memory.nbytes + n_threads * scratch_nbytes(program, max_tokens)
+
+
+def scratch_nbytes(program: Program, max_tokens: int) -> int:
+    """Scratch of one thread, whole pages."""
+    widest = max(buffer.width for buffer in program.buffers.values())
+    nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), attention_work.scratch_nbytes(program))
+    return -(-nbytes // 4096) * 4096
+
+
+def _all_rows(
+    program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory
+) -> tuple[_Lowering, OutputTail]:
+    """Of a program and the tail behind it, which is empty where there is none."""
+    tail = output_tail(program) or OutputTail(len(program.ops), (), {})
+    whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
+    low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
+    for name, buffer in sorted(whole.buffers.items(), key=lambda item: item[1].of != ""):
+        low.allocate(name, buffer)
+    for op in whole.ops:
+        low.op(op)
+    memory.nbytes += len(low.rows) * layout.OP_NBYTES
+    return low, tail
