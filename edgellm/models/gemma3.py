@@ -14,10 +14,9 @@ from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import (
     ProgramBuilder,
     feed_forward,
-    norm_qk_heads,
     project_logits,
-    project_qkv,
     rope_factors,
+    self_attention,
 )
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
@@ -47,14 +46,9 @@ def build(gguf: ModelFile) -> Program:
     m.embed("x", scale=math.sqrt(hp.n_embd))
     for i, local in enumerate(local_layers(gguf, hp)):
         blk = f"blk.{i}"
-        rope = "local" if local else "global"
+        rope, seen = ("local", window) if local else ("global", 0)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        project_qkv(m, blk)
-        norm_qk_heads(m, blk)
-        m.apply_rope("q", rope)
-        m.apply_rope("k", rope)
-        m.attention("q", "k", "v", "attn", scale=scale, window=window if local else 0)
-        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+        self_attention(m, blk, rope=rope, scale=scale, window=seen, qk_norms=True)
         m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import ShortConv
@@ -11,10 +9,9 @@ from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import (
     ProgramBuilder,
     feed_forward,
-    norm_qk_heads,
     project_logits,
-    project_qkv,
     rope_factors,
+    self_attention,
 )
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata, decoder_metadata
@@ -39,12 +36,7 @@ def build(gguf: ModelFile) -> Program:
         m.hp = hp.layer(i)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         if m.hp.n_head_kv:
-            project_qkv(m, blk)
-            norm_qk_heads(m, blk)
-            m.apply_rope("q", "rope")
-            m.apply_rope("k", "rope")
-            m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k))
-            m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+            self_attention(m, blk, qk_norms=True)
         else:
             m.linear("h", f"{blk}.shortconv.in_proj", "bcx", 3 * hp.n_embd)
             weight = m.weight(f"{blk}.shortconv.conv.weight", hp.n_embd, n_taps)

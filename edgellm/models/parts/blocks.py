@@ -195,13 +195,7 @@ def build_decoder(
     for i in range(hp.n_layer):
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        project_qkv(m, blk, needs_bias=needs_bias)
-        if qk_norms:
-            norm_qk_heads(m, blk)
-        m.apply_rope("q", "rope")
-        m.apply_rope("k", "rope")
-        m.attention("q", "k", "v", "attn", scale=1 / math.sqrt(hp.head_dim_k), window=window)
-        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+        self_attention(m, blk, window=window, needs_bias=needs_bias, qk_norms=qk_norms)
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")
         ffn(m, blk) if ffn else feed_forward(m, blk, "silu")
@@ -210,18 +204,28 @@ def build_decoder(
     return m.finish()
 
 
-def project_qkv(m: ProgramBuilder, blk: str, *, needs_bias: bool = False) -> None:
-    """q, k, v = h Wq^T, h Wk^T, h Wv^T"""
+def self_attention(
+    m: ProgramBuilder,
+    blk: str,
+    *,
+    rope: str = "rope",
+    scale: float | None = None,
+    window: int = 0,
+    needs_bias: bool = False,
+    qk_norms: bool = False,
+) -> None:
+    """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = h Wq^T, h Wk^T, h Wv^T; ``scale`` is else 1/sqrt(head)"""
     hp = m.hp
     m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias=needs_bias)
     m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias=needs_bias)
     m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias=needs_bias)
-
-
-def norm_qk_heads(m: ProgramBuilder, blk: str) -> None:
-    """RMSNorm of every head of q and of k"""
-    m.rms_norm("q", f"{blk}.attn_q_norm", "q", m.hp.head_dim_k)
-    m.rms_norm("k", f"{blk}.attn_k_norm", "k", m.hp.head_dim_k)
+    if qk_norms:  # of every head
+        m.rms_norm("q", f"{blk}.attn_q_norm", "q", hp.head_dim_k)
+        m.rms_norm("k", f"{blk}.attn_k_norm", "k", hp.head_dim_k)
+    m.apply_rope("q", rope)
+    m.apply_rope("k", rope)
+    m.attention("q", "k", "v", "attn", scale=scale or 1 / math.sqrt(hp.head_dim_k), window=window)
+    m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
 
 
 def feed_forward(m: ProgramBuilder, blk: str, activation: Literal["silu", "gelu"]) -> None:
