@@ -125,6 +125,10 @@ class Program:
         assert isinstance(found, KVLayer), f"layer {layer} has no keys and values"
         return found
 
+    def table_of(self, layer: int) -> int:
+        """Which of a batch's tables is that of a layer of the cache."""
+        return self.groups.index(self.cache_layers[layer].group)
+
     @cached_property
     def groups(self) -> tuple[CacheGroup, ...]:
         """The kinds of cache that the layers have: one block table of a sequence for each."""

@@ -69,4 +69,4 @@ class Step:
 
     def table(self, layer: int) -> np.ndarray:
         """The block tables (n_sequences, max_blocks) of the layer's group."""
-        return self.batch.tables[self.program.groups.index(self.program.cache_layers[layer].group)]
+        return self.batch.tables[self.program.table_of(layer)]

@@ -373,7 +373,7 @@ def _store_kv(low: _Lowering, op: StoreKV) -> None:
     layer = low.program.kv_layer(op.layer)
     arguments = layout.STORE_KV(
         **low.where(k=op.k, v=op.v), **_cache(low, op.layer), heads=layer.n_kv_heads, dim_k=layer.head_dim_k,
-        dim_v=layer.head_dim_v, table=low.program.groups.index(layer.group),
+        dim_v=layer.head_dim_v, table=low.program.table_of(op.layer),
     )  # fmt: skip
     low.emit(op, "store_kv", arguments, alone=True)
 
@@ -413,7 +413,7 @@ def _short_conv(low: _Lowering, op: ShortConv) -> None:
     arguments = layout.SHORT_CONV(
         **low.where(bcx=op.bcx, out=op.out), w=weight.ctypes.data, w_row=weight.strides[0], width=width, n_taps=n_taps,
         states=0 if low.pool is None else low.pool.arrays[op.layer][0].ctypes.data,
-        table=low.program.groups.index(low.program.cache_layers[op.layer].group),
+        table=low.program.table_of(op.layer),
     )  # fmt: skip
     low.emit(op, "short_conv", arguments, alone=width <= ALONE_WIDTH)
 
