@@ -209,17 +209,17 @@ class KVCache:
         if root is None:
             return sequence
         limit = min(len(tokens) - 1, self.n_ctx)
-        path = self._path(root, tuple(tokens[:limit]))
-        for match in self._matches(root, path, tuple(tokens[:limit])):
+        wanted = tuple(tokens[:limit])
+        path = self._path(root, wanted)
+        for match in self._matches(root, path, wanted):
             if self._adopt(sequence, match):
                 sequence.tokens = list(tokens[: match.length])
                 sequence.n_reused = match.length
                 break
         if self._states:
-            rest = tuple(tokens[len(path) * BLOCK_TOKENS : limit])
-            node = path[-1] if path else root
-            seen = max((_common(known, rest) for known in (*node.children, *node.snapshots)), default=0)
-            parting = len(path) * BLOCK_TOKENS + seen
+            start, node = len(path) * BLOCK_TOKENS, path[-1] if path else root
+            rest = wanted[start : start + BLOCK_TOKENS]
+            parting = start + max((_common(known, rest) for known in (*node.children, *node.snapshots)), default=0)
             sequence.stops = sorted({n for n in (parting, limit) if n > sequence.length})
         return sequence
 
@@ -418,9 +418,9 @@ class KVCache:
         """Known beginnings of ``tokens``, longest first; ``path`` is theirs."""
         reach = [self._reach(group, path) for group in self._groups]
         for depth in range(len(path), -1, -1):
-            node, rest = path[depth - 1] if depth else root, tokens[depth * BLOCK_TOKENS :]
-            for n, source, slot in self._ends(node, rest, depth == len(path)):
-                length = depth * BLOCK_TOKENS + n
+            start, node = depth * BLOCK_TOKENS, path[depth - 1] if depth else root
+            for n, source, slot in self._ends(node, tokens[start : start + BLOCK_TOKENS], depth == len(path)):
+                length = start + n
                 if length and all(self._held(g, reach[g.index], path[:depth], source, length) for g in self._groups):
                     yield _Match(length, path[:depth], source, slot)
 
