@@ -122,28 +122,37 @@ def _n_units(args):
 
 
 def make_expert_matmul(quant: str, has_dot_bytes: bool = False) -> Any:
-    """The kernel out[slot] = x @ weight[ids[slot]].T."""
-    return _make_float(quant) if quant in FLOAT else _make_quantized(quant, has_dot_bytes)
-
-
-def _make_float(quant: str) -> Any:
-    times = float_matmul.make_times(quant)
+    """The kernel out[slot] = x @ weight[ids[slot]].T; a unit of work is some rows of an expert times all its pairs."""
+    times_pairs = _make_float(quant) if quant in FLOAT else _make_quantized(quant, has_dot_bytes)
 
     def expert_matmul(op, step, thread, n_threads):
         args = v.arguments(op, at.EXPERT_MATMUL)
+        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
         n_units = _n_units(args)
         unit = v.atomic_add(op + at.COUNTER, 1)
         while unit < n_units:
             group, base, start = _unit(args, unit)
             stop, first = min(start + CHUNK_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
-            for i in range(first, first + v.load_i32(group + at.GROUP_SIZE)):
-                pair = v.load_i32(args.pairs + i * 4)
-                x = args.x + pair // args.n_used * args.x_row + pair % args.n_used * args.x_slot
-                out = _out_of_pair(args, pair) - base * 4
-                times(x, 0, 1, args.w, args.w_row, args.n_in, start, stop, out, 0, 0)
+            _, _, following = _unit(args, min(v.atomic_load(op + at.COUNTER), n_units - 1))
+            behind = args.w + following * args.w_row
+            times_pairs(args, first, v.load_i32(group + at.GROUP_SIZE), base, start, stop, behind, scratch)
             unit = v.atomic_add(op + at.COUNTER, 1)
 
     return expert_matmul
+
+
+def _make_float(quant: str) -> Any:
+    times = float_matmul.make_times(quant)
+
+    @v.forceinline
+    def times_pairs(args, first, n, base, start, stop, behind, scratch):
+        for i in range(first, first + n):
+            pair = v.load_i32(args.pairs + i * 4)
+            x = args.x + pair // args.n_used * args.x_row + pair % args.n_used * args.x_slot
+            out = _out_of_pair(args, pair) - base * 4
+            times(x, 0, 1, args.w, args.w_row, args.n_in, start, stop, out, 0, 0)
+
+    return times_pairs
 
 
 def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
@@ -152,7 +161,7 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
 
     @v.forceinline
     def one_pair(args, x, pair, base, start, stop, behind, scratch):
-        """A chunk of rows times one pair; ``behind`` is what will be read after it."""
+        """A chunk of rows times one pair."""
         n_groups, w_row = args.n_in // 32, args.w_row
         if prepare(x, 0, 1, n_groups, scratch + at.RECORDS) != 0:
             x = scratch + at.RECORDS
@@ -181,25 +190,18 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
                     for j in range(n_rows):
                         v.store_f32(c + j * 4, v.load_f32(aside + i * out_row + j * 4))
 
-    def expert_matmul(op, step, thread, n_threads):
-        args = v.arguments(op, at.EXPERT_MATMUL)
-        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
-        n_units = _n_units(args)
-        unit = v.atomic_add(op + at.COUNTER, 1)
-        while unit < n_units:
-            group, base, start = _unit(args, unit)
-            stop, first = min(start + CHUNK_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
-            n, x = v.load_i32(group + at.GROUP_SIZE), args.x + first * args.x_row
-            if n > FEW_PAIRS:
-                many_pairs(args, x, first, n, base, start, stop, scratch)
-            else:
-                _, _, following = _unit(args, min(v.atomic_load(op + at.COUNTER), n_units - 1))
-                for i in range(n):
-                    pair, behind = v.load_i32(args.pairs + (first + i) * 4), args.w + following * args.w_row
-                    one_pair(args, x + i * args.x_row, pair, base, start, stop, behind, scratch)
-            unit = v.atomic_add(op + at.COUNTER, 1)
+    @v.forceinline
+    def times_pairs(args, first, n, base, start, stop, behind, scratch):
+        """``behind`` is what will be read after these rows."""
+        x = args.x + first * args.x_row
+        if n > FEW_PAIRS:
+            many_pairs(args, x, first, n, base, start, stop, scratch)
+        else:
+            for i in range(n):
+                pair = v.load_i32(args.pairs + (first + i) * 4)
+                one_pair(args, x + i * args.x_row, pair, base, start, stop, behind, scratch)
 
-    return expert_matmul
+    return times_pairs
 
 
 # ---- the sum ---------------------------------------------------------------------------------------------------------
