@@ -9,7 +9,8 @@
     end   32 bytes  SHA-256 of everything before
 
 A file is written under another name first, and believed only when length, checksum, model and shapes are right. The
-key of a model is a SHA-256 over its weights, the metadata that the program is made from, and the executor.
+key of a model is a SHA-256 over its weights, the metadata that the program is made from, and the cache's type, so that
+what one device has read another goes on with.
 """
 
 from __future__ import annotations
@@ -169,9 +170,12 @@ def _wrong(path: Path, what: str) -> FormatError:
 # ---- the key of a model ----------------------------------------------------------------------------------------------
 
 
-def model_key(gguf: GGUFFile, executor: Executor) -> str:
-    """What must be the same for keys and values to be the same: weights, hyperparameters, executor."""
-    key = hashlib.sha256(f"{type(executor).__name__}\n{weights_hash(gguf)}\n".encode())
+def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
+    """What must be the same for keys and values to be of use: weights, hyperparameters, the type of the cache.
+
+    ``variant`` is that of ``KVCache.open``: what else makes the numbers.
+    """
+    key = hashlib.sha256(f"{executor.kv_dtype}\n{variant}\n{weights_hash(gguf)}\n".encode())
     for name in sorted(gguf.metadata):
         if not name.startswith(("tokenizer.", "general.")) or name == "general.architecture":
             value = gguf.metadata[name]
