@@ -13,7 +13,7 @@ from typing import Any
 
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.errors import FormatError, ModelNotFoundError, UnsupportedError
-from edgellm.formats.findings import PULL_AGAIN, short
+from edgellm.formats.findings import PULL_AGAIN, short, wrong_config
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.safetensors import SafetensorsFile, StoredTensor
 from edgellm.formats.text_file import decode_text
@@ -114,14 +114,6 @@ def _instead(files: CheckpointFolder) -> str:
     if known is None and files.names(".gguf"):
         return "It has .gguf files: give the path of one."
     return known or "Give the folder that has it, or the path of a .gguf file."
-
-
-def wrong_config(folder: Path, key: str, found: object, expected: str) -> FormatError:
-    """What stands under a key of config.json, what was expected there."""
-    return FormatError(
-        f"{folder.name}/config.json: {key} is {short(found)}, expected {expected}. {PULL_AGAIN}",
-        code="CHECKPOINT_CONFIG",
-    )
 
 
 def read_json(files: CheckpointFolder, name: str, limit: int) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError, UnsupportedError
 
@@ -62,6 +63,14 @@ def raise_finding(finding: Finding) -> None:
 def override_error(key: str, message: str, code: str) -> ParameterError:
     """What is wrong with a value that the caller gave."""
     return ParameterError(f"The override of {short(key)}: {message}. Give another value, or leave it out.", code=code)
+
+
+def wrong_config(folder: Path, key: str, found: object, expected: str) -> FormatError:
+    """What stands under a key of a checkpoint's config.json, what was expected there."""
+    return FormatError(
+        f"{folder.name}/config.json: {key} is {short(found)}, expected {expected}. {PULL_AGAIN}",
+        code="CHECKPOINT_CONFIG",
+    )
 
 
 def short(value: object, limit: int = 80) -> str:

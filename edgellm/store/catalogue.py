@@ -26,7 +26,6 @@ from edgellm.machine.paths import config_dir, models_dir, path_if_there, typed_f
 from edgellm.machine.progress import ByteProgress
 from edgellm.store.sources import SOURCES, Expected, is_reference, source_of
 from edgellm.store.sources.hub_address import reference_of
-from edgellm.store.sources.hub_checkpoint import checkpoint_folder, is_repository
 from edgellm.store.sources.source import check_sha256, split_names
 
 MAX_NBYTES = 1 << 20  # of a models.toml
@@ -155,6 +154,8 @@ def remove(name: str) -> int:
 
     ModelNotFoundError when the store holds neither. Files outside the store are never touched.
     """
+    from edgellm.store.sources.hub_checkpoint import checkpoint_folder, is_repository
+
     root, freed, parts = models_dir(), 0, []
     match = next((model for model in installed_models() if model.name == name), None)
     references = references_of(name)

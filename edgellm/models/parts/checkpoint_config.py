@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.formats.checkpoint import wrong_config
 from edgellm.formats.errors import FormatError, UnsupportedError
-from edgellm.formats.findings import short
+from edgellm.formats.findings import short, wrong_config
 
 
 @dataclass(frozen=True)
