@@ -144,6 +144,14 @@ class Batch:
     tables                         an int32 array for each of ``Program.groups``. (n_sequences, max_blocks): physical
                                    block that holds positions [32 b, 32 b + 32), -1 where none is kept. For states
                                    (n_sequences, 2): the slot that is read, -1 before position 0, and the one written
+
+    What text has no use for, and pictures and encoders have:
+
+    sees             (n,) int32, the last position that a token attends to: its own or a later one of its sequence in
+                     this batch, never less than the token's before it. None: its own, that is causal attention
+    embeddings       rows of this batch, (k,) int, and what stands there in place of their tokens' embeddings,
+                     (k, n_embd) float32, as it is behind the scale of the embedding
+    rope_positions   (n_parts, n) int32, what ``Rope.part_of`` chooses from; None: ``positions`` in every part
     """
 
     tokens: np.ndarray
@@ -151,6 +159,9 @@ class Batch:
     sequences: np.ndarray
     outputs: np.ndarray
     tables: tuple[np.ndarray, ...] = field(default=())
+    sees: np.ndarray | None = None
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None
+    rope_positions: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.formats.errors import NumericError
+from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Hook, Program
@@ -63,11 +64,8 @@ class ReferenceExecutor:
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32 of the tokens that want them."""
-        if len(batch) > self.max_tokens:
-            raise ParameterError(
-                f"A batch of {len(batch)} tokens was given to an executor made for {self.max_tokens}. "
-                f"Split it, or make the executor with max_tokens={len(batch)}."
-            )
+        if len(batch):
+            check_batch(batch, self.program, self.pool, self.max_tokens)
         step = Step(self.program, self.pool, self.weight, batch)
         for index, op in enumerate(self.program.ops):
             op.reference(step)

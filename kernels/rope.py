@@ -19,11 +19,13 @@ class Rope:
     adjacent   True pairs dimensions (2i, 2i+1), False pairs (i, i + n_dims/2)
     inv_freq   (n_dims / 2,) float32, radians per position, scaling applied
     magnitude  multiplies sine and cosine (YaRN's attention factor)
+    part_of    (n_dims / 2,) int, which part of a position of several (time, height, width) turns the dimension
     """
 
     adjacent: bool
     inv_freq: np.ndarray
     magnitude: float = 1.0
+    part_of: np.ndarray | None = None
 
     @property
     def n_dims(self) -> int:
@@ -31,8 +33,13 @@ class Rope:
         return 2 * len(self.inv_freq)
 
     def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin, each (n, n_dims / 2) float32, for int positions (n,)."""
-        angles = (positions.astype(np.float32)[:, None] * self.inv_freq[None, :]).astype(np.float64)
+        """cos and sin, each (n, n_dims / 2) float32, for int positions (n,), or (n_parts, n)."""
+        if positions.ndim == 1:
+            turning = positions[:, None]
+        else:
+            part_of = np.zeros(len(self.inv_freq), int) if self.part_of is None else self.part_of
+            turning = np.ascontiguousarray(positions[part_of].T)
+        angles = (turning.astype(np.float32) * self.inv_freq[None, :]).astype(np.float64)
         return (
             (np.cos(angles) * self.magnitude).astype(np.float32),
             (np.sin(angles) * self.magnitude).astype(np.float32),

@@ -43,7 +43,10 @@ class StoreKV(Op):
 
 @dataclass(frozen=True)
 class Attention(Op):
-    """out = softmax(scale * q k^T + causal and window mask) v over the cache of ``layer``; grouped queries."""
+    """out = softmax(scale * q k^T + mask) v over the cache of ``layer``; grouped queries.
+
+    A token sees the positions from the start of its window, ``position - window + 1``, to its own or ``Batch.sees``.
+    """
 
     name, reads, writes, cache = "attention", ("q",), ("out",), "read"
 
@@ -62,7 +65,8 @@ class Attention(Op):
             query_positions = np.arange(segment.first_position, segment.end_position)
             first_key, keys, values = _visible(step, self.layer, segment)
             key_positions = np.arange(first_key, segment.end_position)
-            hidden = key_positions[None, :] > query_positions[:, None]
+            last = query_positions if step.batch.sees is None else step.batch.sees[segment.rows]
+            hidden = key_positions[None, :] > last[:, None]
             if layer.window:
                 hidden |= key_positions[None, :] <= query_positions[:, None] - layer.window
             for head in range(self.n_heads):

@@ -15,20 +15,28 @@ from edgellm.kernels.program import Op
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
+    from edgellm.kernels.program import Program
 
 
 @dataclass(frozen=True)
 class Embed(Op):
-    """out[t] = scale * weight[token[t]]"""
+    """out[t] = scale * weight[token[t]]
+
+    embeds   whether it is what ``Batch.embeddings`` stands in place of
+    """
 
     name, writes, weights = "embed", ("out",), ("weight",)
 
     weight: str
     out: str
     scale: float = 1.0
+    embeds: bool = True
 
     def reference(self, step: Step) -> None:
         step[self.out] = step.weight(self.weight)[step.batch.tokens] * np.float32(self.scale)
+        if self.embeds and step.batch.embeddings is not None:
+            rows, values = step.batch.embeddings
+            step[self.out][rows] = values
 
     def nbytes_per_token(self, tensors: Mapping[str, QuantizedTensor]) -> int:
         """One row."""
@@ -40,3 +48,8 @@ class Embed(Op):
         block = QUANT_TYPES[quant].block_size
         for width, scale in ((block, 1.0), (block * 3, 25.3), (block * 2 + (5 if block == 1 else 0), 1.0)):
             s.emit(f"width={width}", Embed(s.tensor(quant, (N_VOCAB, width)), s.buffer(width), scale))
+
+
+def embedding_of(program: Program) -> int | None:
+    """The index of the op that ``Batch.embeddings`` stands in place of."""
+    return next((i for i, op in enumerate(program.ops) if isinstance(op, Embed) and op.embeds), None)

@@ -25,7 +25,7 @@ class ApplyRope(Op):
         x = step[self.x]
         heads = x.reshape(len(x), x.shape[1] // self.head_dim, self.head_dim)  # a view: writes reach the buffer
         half = rope.n_dims // 2
-        cos, sin = (t[:, None, :] for t in rope.table(step.batch.positions))  # (n, 1, half)
+        cos, sin = (t[:, None, :] for t in rope.table(step.rope_positions))  # (n, 1, half)
         if rope.adjacent:
             first, second = heads[:, :, 0 : rope.n_dims : 2], heads[:, :, 1 : rope.n_dims : 2]
         else:

@@ -67,6 +67,11 @@ class Step:
         assert value.shape == self.buffers[name].shape, f"{name}: {value.shape}, declared {self.buffers[name].shape}"
         self.buffers[name][...] = value
 
+    @property
+    def rope_positions(self) -> np.ndarray:
+        """What rotations go by: (n,), or (n_parts, n)."""
+        return self.batch.positions if self.batch.rope_positions is None else self.batch.rope_positions
+
     def table(self, layer: int) -> np.ndarray:
         """The block tables (n_sequences, max_blocks) of the layer's group."""
         return self.batch.tables[self.program.table_of(layer)]

@@ -34,6 +34,7 @@ SUPERBLOCK_LIMIT = 1e-5  # one scale for 256 of them, three of which are far out
 FLOAT_LIMIT = 1e-9  # another order of float32 sums is near 1e-13
 N_TOKENS = (1, 2, 5, 17)
 STARTS = {1: 300, 2: 31, 5: 600, 17: 250}  # first position: later than 256, and the context is summed in cuts
+LOOKS_AHEAD = 5  # so many tokens see further than themselves
 MAX_TOKENS = 17
 N_BLOCKS = 24  # 768 positions
 
@@ -265,4 +266,5 @@ def _batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Ba
         (np.arange(n) >= n - second).astype(np.int32),
         rng.random(n) < 0.7,
         tuple(tables),
+        sees=np.repeat(positions[[1, -1]], [2, n - 2]).astype(np.int32) if n == LOOKS_AHEAD else None,
     )

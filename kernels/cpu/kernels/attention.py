@@ -1,4 +1,4 @@
-"""Attention over the paged float16 cache: online softmax, causal, grouped queries, sliding window.
+"""Attention over the paged float16 cache: online softmax, grouped queries, causal or further, sliding window.
 
 The context is cut at every 256 positions (128 under a window). A cut is summed from nothing, its scores with the cut's
 own maximum, and the cuts of a row are merged first to last:
@@ -182,10 +182,11 @@ def _block(args, step, part, block):
 @v.forceinline
 def _visible(args, step, part):
     """First and last block that a part's tile sees, and the last position."""
-    positions, window = v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4, args.window
-    last, lowest = v.load_i32(positions + (v.load_i32(part + at.PART_TOKENS) - 1) * 4), 0
+    first, window = v.load_i32(part) * 4, args.window
+    last_token = first + (v.load_i32(part + at.PART_TOKENS) - 1) * 4
+    last, lowest = v.load_i32(v.load_i64(step + at.SEES) + last_token), 0
     if window > 0:
-        lowest = max(0, v.load_i32(positions) - window + 1) // BLOCK
+        lowest = max(0, v.load_i32(v.load_i64(step + at.POSITIONS) + first) - window + 1) // BLOCK
     return lowest, last // BLOCK, last
 
 
@@ -224,15 +225,16 @@ def _score_cut(args, step, part, first_block, last_block, weights):
 def _soften_cut(args, step, part, first_block, last_block, weights, states):
     """The softmax of a cut by itself: scores become weights, states begin."""
     window, state_nbytes, n_rows = args.window, _state_nbytes(args), _rows_of_head(args, part)
-    positions = v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4
-    group = n_rows // v.load_i32(part + at.PART_TOKENS)
+    positions, sees = v.load_i64(step + at.POSITIONS), v.load_i64(step + at.SEES)
+    first, group = v.load_i32(part), n_rows // v.load_i32(part + at.PART_TOKENS)
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
-        position, lowest = v.load_i32(positions + row % n_rows // group * 4), 0
+        token = (first + row % n_rows // group) * 4
+        highest, lowest = v.load_i32(sees + token), 0
         if window > 0:
-            lowest = position - window + 1
+            lowest = v.load_i32(positions + token) - window + 1
         state, n = states + row * state_nbytes, (last_block - first_block + 1) * BLOCK
         _clear(state, state_nbytes)
-        _softmax_row(weights + row * CUT_ROW, first_block * BLOCK, n, lowest, position, state)
+        _softmax_row(weights + row * CUT_ROW, first_block * BLOCK, n, lowest, highest, state)
 
 
 @v.forceinline

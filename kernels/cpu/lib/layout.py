@@ -33,6 +33,8 @@ SCRATCH = 80  # scratch of thread 0
 SCRATCH_NBYTES = 88  # of one thread
 PARTIALS = 96  # states of the cuts of divided tiles: (token, cut) x (head, row), see attention.py
 PARTIAL_NBYTES = 104  # of one (token, cut)
+SEES = 112  # int32, the last position that a token attends to: POSITIONS, or
+OWN_SEES = 120
 STEP_FIELDS = 16
 
 ROW_ALIGN = 16  # floats

@@ -73,7 +73,9 @@ class AttentionWork:
         self._key: bytes | tuple[int, ...] | None = None
         self._alive: list[np.ndarray] = []
 
-    def plan(self, positions: np.ndarray, starts: Sequence[int], sequences: np.ndarray) -> dict[str, int]:
+    def plan(
+        self, positions: np.ndarray, sees: np.ndarray, starts: Sequence[int], sequences: np.ndarray
+    ) -> dict[str, int]:
         """The step's fields for attention, none when they are those of the step before.
 
         ``starts`` are the first tokens of the sequences, and one past the last.
@@ -85,7 +87,7 @@ class AttentionWork:
         else:
             one = None
         tiles = self._tiles(starts, sequences)
-        first, last = positions[tiles[:, 0]], positions[tiles[:, 0] + tiles[:, 1] - 1]
+        first, last = positions[tiles[:, 0]], sees[tiles[:, 0] + tiles[:, 1] - 1]
         cuts = [_visible_cuts(first, last, window) for window in self._windows]
         key = one or b"".join(a.tobytes() for a in (tiles, *itertools.chain(*cuts)))
         if key == self._key:

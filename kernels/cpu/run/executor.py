@@ -1,18 +1,17 @@
 """Runs a program on the CPU: fills in the step record, lets the thread team walk the op table, hands back logits.
 
-Everything that the kernels take on trust is checked here: token ids, positions, and every block-table entry that a
-token of the batch can reach.
+What the kernels take on trust of a batch is checked by ``kernels.batch_checks``.
 """
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
+from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
@@ -21,7 +20,8 @@ from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
 from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes, work_nbytes
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels.kv import CachePool
+from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.program import Batch, Hook, Program
 from edgellm.machine.progress import Progress
 
@@ -80,17 +80,17 @@ class CPUExecutor:
         """Logits (n_outputs, n_vocab) float32, valid until the next call; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        starts = _starts(batch.sequences)
-        self._check(batch, starts)
+        starts = check_batch(batch, self.program, self.pool, self.max_tokens)
         self._step.begin(batch, starts)
         table, output_rows = self._table, [row for row, wanted in enumerate(batch.outputs.tolist()) if wanted]
+        begin = 0 if batch.embeddings is None else self._embed(*batch.embeddings, hook)
         middle, first, last = table.n_token_rows, table.n_token_rows, table.first_row[-1]
         if hook is None and len(output_rows) <= MAX_OUTPUTS:
             if len(output_rows) < len(batch):
                 middle, first, last = table.n_rows_before_tail, table.first_row[-1], len(table.rows)
             else:  # all in one walk: Python and a meeting are 20 us
-                middle, first = 0, 0
-        self._run_rows(0, middle, hook)
+                middle, first = begin, begin
+        self._run_rows(begin, middle, hook)
         logits = table.buffers[self.program.output][:, : self.program.n_vocab]
         result = logits[: len(output_rows)]
         if len(output_rows) > MAX_OUTPUTS:
@@ -114,12 +114,11 @@ class CPUExecutor:
             raise ClosedError("this executor was closed; load the model again")
         if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
             raise ParameterError("decode() takes one token that wants logits, and at least one step")
-        if any(group.kind == "state" for group in self.program.groups):
-            return 0  # each step has a slot of its own
+        if any(group.kind == "state" for group in self.program.groups) or batch.rope_positions is not None:
+            return 0  # each step has a slot of its own, or angles that do not follow from its position
         position = int(batch.positions[0])
         n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(position))
-        self._check(batch, [0, 1], n_steps)
-        self._step.begin(batch, [0, 1])
+        self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens, n_steps))
         self._step.outputs([0])
         table, n_vocab = self._table, self.program.n_vocab
         stops = np.array([i for i in stop_ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
@@ -134,6 +133,19 @@ class CPUExecutor:
             self._step.angle_nbytes,
             stops,
         )
+
+    def _embed(self, rows: np.ndarray, values: np.ndarray, hook: Hook | None) -> int:
+        """Run what stands up to the embedding, with these rows of it, and give the row of the op table behind it."""
+        i = embedding_of(self.program)
+        assert i is not None, "checked"
+        start, stop = self._table.first_row[i : i + 2]
+        op = self.program.ops[i]
+        self._run_rows(0, start, hook)
+        self._run_rows(start, stop, None)
+        self._read(op.written_buffers()[0])[rows] = values
+        if hook is not None:
+            hook(i, op, self._read)
+        return stop
 
     def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
         rows = self._table.rows
@@ -163,62 +175,9 @@ class CPUExecutor:
         n = self._step.get("N_OUTPUTS" if buffer.rows == "outputs" else "N_TOKENS")
         return self._table.buffers[name][:n, : buffer.width]
 
-    # ---- what the kernels take on trust ------------------------------------------------------------------------------
-
-    def _check(self, batch: Batch, starts: Sequence[int], n_steps: int = 1) -> None:
-        n = len(batch)
-        if not 0 < n <= self.max_tokens:
-            raise ParameterError(f"a batch of {n} tokens; this executor takes 1 to {self.max_tokens}")
-        if len({n, len(batch.positions), len(batch.sequences), len(batch.outputs)}) != 1:
-            raise ParameterError("tokens, positions, sequences and outputs of a batch must have one length")
-        tokens, positions = batch.tokens.tolist(), batch.positions.tolist()
-        low, high = min(tokens), max(tokens)
-        if low < 0 or high >= self.program.n_vocab:
-            bad = low if low < 0 else high
-            raise ParameterError(f"token id {bad} is not in [0, {self.program.n_vocab})")
-        if len(batch.tables) != len(self.pool.groups):
-            raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(self.pool.groups)} groups")
-        for start, stop in itertools.pairwise(starts):
-            first, last = positions[start], positions[stop - 1]
-            if first < 0 or (stop - start > 1 and positions[start:stop] != list(range(first, first + stop - start))):
-                raise ParameterError("positions of a sequence must rise by one, from 0 on")
-            self._check_blocks(batch, int(batch.sequences[start]), first, last + n_steps - 1)
-
-    def _check_blocks(self, batch: Batch, sequence: int, first: int, last: int) -> None:
-        for group, n_blocks, table in zip(self.pool.groups, self.pool.n_blocks, batch.tables, strict=True):
-            if table.ndim != 2:
-                raise ParameterError(f"a block table of shape {table.shape}; (n_sequences, max_blocks) is expected")
-            if group.kind == "state":
-                _check_slots(table, n_blocks, sequence, fresh=first == 0)
-                continue
-            begin = max(0, first - group.window + 1) // BLOCK_TOKENS if group.window else 0
-            end = last // BLOCK_TOKENS + 1
-            if not 0 <= sequence < table.shape[0] or end > table.shape[1]:
-                raise ParameterError(f"no block table for position {last} of sequence {sequence}")
-            blocks = table[sequence, begin:end]
-            if int(blocks.min()) < 0 or int(blocks.max()) >= n_blocks:
-                raise ParameterError(f"block table of sequence {sequence} points outside its {n_blocks} blocks")
-
     def close(self) -> None:
         """Stop the threads and let go of weights and cache. May be called twice."""
         if not self._closed:
             self._closed = True
             self._end_threads()
             del self._table, self.pool
-
-
-def _check_slots(table: np.ndarray, n_slots: int, sequence: int, fresh: bool) -> None:
-    """A state is read from one slot, at position 0 from none; no other sequence of the table has the one it writes."""
-    if not 0 <= sequence < table.shape[0] or table.shape[1] != 2:
-        raise ParameterError(f"no slots for the state of sequence {sequence} in a table of shape {table.shape}")
-    read, written = table[sequence].tolist()
-    shared = np.count_nonzero(table == written) > 1 + (read == written)
-    if (read < 0) != fresh or not (-1 <= read < n_slots and 0 <= written < n_slots) or shared:
-        raise ParameterError(f"sequence {sequence} reads slot {read} and writes {written} of {n_slots}")
-
-
-def _starts(sequences: np.ndarray) -> list[int]:
-    """The first token of each sequence of a batch, and one past the last."""
-    if len(sequences) == 1:  # decode: numpy would take 10 us
-        return [0, 1]
-    return [0, *(np.flatnonzero(np.diff(sequences)) + 1).tolist(), len(sequences)]

@@ -25,11 +25,11 @@ class StepRecord:
         self.work = AttentionWork(program, n_threads)
         self._fields = np.zeros(layout.STEP_FIELDS, np.int64)
         self.address = self._fields.ctypes.data
-        self._arrays = np.zeros((4, max_tokens), np.int32)
+        self._arrays = np.zeros((5, max_tokens), np.int32)
         self._tables = np.zeros((len(program.groups), 2), np.int64)
         self._angles = _Angles(list(program.ropes.values()))
         self._alive: Sequence[np.ndarray] = ()
-        names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS")
+        names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS", "OWN_SEES")
         self.set(**{name: row.ctypes.data for name, row in zip(names, self._arrays, strict=True)})
         self.set(TABLES=self._tables.ctypes.data, ROPES=self._angles.pairs.ctypes.data)
 
@@ -45,14 +45,19 @@ class StepRecord:
     def begin(self, batch: Batch, starts: Sequence[int]) -> None:
         """All that a batch says but its outputs; ``starts`` are as in ``AttentionWork.plan``."""
         n = len(batch)
-        tokens, positions, sequences, _ = self._arrays
+        tokens, positions, sequences, _, sees = self._arrays
         tokens[:n], positions[:n], sequences[:n] = batch.tokens, batch.positions, batch.sequences
         self._fields[layout.N_TOKENS // 8], self._fields[layout.N_OUTPUTS // 8] = n, 0
         tables = self._alive = [np.ascontiguousarray(table, np.int32) for table in batch.tables]
         for i, table in enumerate(tables):
             self._tables[i, 0], self._tables[i, 1] = table.__array_interface__["data"][0], table.shape[1]
-        self._angles.turn(positions[:n])
-        if changed := self.work.plan(positions[:n], starts, sequences[:n]):
+        if batch.sees is None:
+            sees = positions  # the same memory: whatever changes a position, changes what it sees
+        else:
+            sees[:n] = batch.sees
+        self._fields[layout.SEES // 8] = self._fields[(layout.POSITIONS if sees is positions else layout.OWN_SEES) // 8]
+        self._angles.turn(positions[:n] if batch.rope_positions is None else batch.rope_positions)
+        if changed := self.work.plan(positions[:n], sees[:n], starts, sequences[:n]):
             self.set(**changed)
 
     def steps_alike(self, position: int) -> int:
@@ -82,8 +87,8 @@ class _Angles:
         self._alive: list[np.ndarray] = []
 
     def turn(self, positions: np.ndarray) -> None:
-        """Angles of these positions."""
-        if len(positions) > 1:
+        """Angles of these positions, (n,) or (n_parts, n)."""
+        if positions.ndim > 1 or len(positions) > 1:
             self._compute(positions)
             self._first = -1
             return

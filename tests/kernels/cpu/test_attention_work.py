@@ -47,15 +47,16 @@ def deal(depths: list[tuple[int, int]], n_threads: int) -> list[np.ndarray]:
     positions = np.concatenate([np.arange(p, p + n) for p, n in depths]).astype(np.int32)
     starts = [0, *np.cumsum([n for _, n in depths]).tolist()]
     sequences = np.repeat(np.arange(len(depths)), [n for _, n in depths]).astype(np.int32)
-    fields = work.plan(positions, starts, sequences)
-    assert work.plan(positions, starts, sequences) == {}
+    fields = work.plan(positions, positions, starts, sequences)
+    assert work.plan(positions, positions, starts, sequences) == {}
     return parts_at(fields["PARTS"])
 
 
 def test_a_growing_text_has_the_parts_of_its_position() -> None:
     growing, address = work_of(2), 0
     for position in range(0, 1300, 3):
-        one = np.array([position], np.int32), [0, 1], np.zeros(1, np.int32)
+        own = np.array([position], np.int32)
+        one = own, own, [0, 1], np.zeros(1, np.int32)
         address = growing.plan(*one).get("PARTS", address)
         fresh = work_of(2)
         for part, expected in zip(parts_at(address), parts_at(fresh.plan(*one)["PARTS"]), strict=True):

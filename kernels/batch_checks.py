@@ -1,0 +1,97 @@
+"""What an executor takes on trust of a batch, proved before it runs: its numbers, and every block that it can reach."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from edgellm.formats.errors import ParameterError
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels.ops.embed import embedding_of
+from edgellm.kernels.program import Batch, Program
+
+
+def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int, n_steps: int = 1) -> list[int]:
+    """The first token of each sequence of a batch, and one past the last. ParameterError names what cannot be.
+
+    n_steps   so many steps are made from it, each a position further: the blocks must be there for all
+    """
+    n = len(batch)
+    if not 0 < n <= max_tokens:
+        raise ParameterError(f"a batch of {n} tokens; this executor takes 1 to {max_tokens}")
+    if len({n, len(batch.positions), len(batch.sequences), len(batch.outputs)}) != 1:
+        raise ParameterError("tokens, positions, sequences and outputs of a batch must have one length")
+    tokens, positions = batch.tokens.tolist(), batch.positions.tolist()
+    low, high = min(tokens), max(tokens)
+    if low < 0 or high >= program.n_vocab:
+        raise ParameterError(f"token id {low if low < 0 else high} is not in [0, {program.n_vocab})")
+    if len(batch.tables) != len(pool.groups):
+        raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(pool.groups)} groups")
+    if batch.embeddings is not None:
+        _check_embeddings(*batch.embeddings, n, program)
+    if batch.rope_positions is not None:
+        _check_rope_positions(batch.rope_positions, n, program)
+    starts = _starts(batch.sequences)
+    for start, stop in itertools.pairwise(starts):
+        first, last = positions[start], positions[stop - 1]
+        if first < 0 or (stop - start > 1 and positions[start:stop] != list(range(first, first + stop - start))):
+            raise ParameterError("positions of a sequence must rise by one, from 0 on")
+        if batch.sees is not None:
+            _check_sight(batch.sees[start:stop], batch.positions[start:stop])
+        _check_blocks(batch, pool, int(batch.sequences[start]), first, last + n_steps - 1)
+    return starts
+
+
+def _starts(sequences: np.ndarray) -> list[int]:
+    if len(sequences) == 1:  # decode: numpy would take 10 us
+        return [0, 1]
+    return [0, *(np.flatnonzero(np.diff(sequences)) + 1).tolist(), len(sequences)]
+
+
+def _check_sight(sees: np.ndarray, positions: np.ndarray) -> None:
+    """The tokens of a sequence see up to themselves or further, not past its last, and none less far than before."""
+    if len(sees) != len(positions) or (sees < positions).any() or (np.diff(sees) < 0).any() or sees[-1] > positions[-1]:
+        raise ParameterError("sees must not fall, from a token's own position to the last of its sequence in the batch")
+
+
+def _check_embeddings(rows: np.ndarray, values: np.ndarray, n: int, program: Program) -> None:
+    if embedding_of(program) is None:
+        raise ParameterError("embeddings in place of tokens, for a program that looks no token up")
+    if values.shape != (len(rows), program.n_embd):
+        raise ParameterError(f"embeddings of shape {values.shape}; ({len(rows)}, {program.n_embd}) is expected")
+    if len(rows) and not 0 <= min(rows) <= max(rows) < n:
+        raise ParameterError(f"embeddings for the rows {min(rows)} to {max(rows)} of a batch of {n} tokens")
+
+
+def _check_rope_positions(parts: np.ndarray, n: int, program: Program) -> None:
+    chosen = [int(rope.part_of.max()) for rope in program.ropes.values() if rope.part_of is not None]
+    n_parts = 1 + max(chosen, default=0)
+    if parts.ndim != 2 or parts.shape[0] < n_parts or parts.shape[1] != n:
+        raise ParameterError(f"rope_positions of shape {parts.shape}; ({n_parts}, {n}) is expected")
+
+
+def _check_blocks(batch: Batch, pool: CachePool, sequence: int, first: int, last: int) -> None:
+    for group, n_blocks, table in zip(pool.groups, pool.n_blocks, batch.tables, strict=True):
+        if table.ndim != 2:
+            raise ParameterError(f"a block table of shape {table.shape}; (n_sequences, max_blocks) is expected")
+        if group.kind == "state":
+            _check_slots(table, n_blocks, sequence, fresh=first == 0)
+            continue
+        begin = max(0, first - group.window + 1) // BLOCK_TOKENS if group.window else 0
+        end = last // BLOCK_TOKENS + 1
+        if not 0 <= sequence < table.shape[0] or end > table.shape[1]:
+            raise ParameterError(f"no block table for position {last} of sequence {sequence}")
+        blocks = table[sequence, begin:end]
+        if int(blocks.min()) < 0 or int(blocks.max()) >= n_blocks:
+            raise ParameterError(f"block table of sequence {sequence} points outside its {n_blocks} blocks")
+
+
+def _check_slots(table: np.ndarray, n_slots: int, sequence: int, fresh: bool) -> None:
+    """A state is read from one slot, at position 0 from none; no other sequence of the table has the one it writes."""
+    if not 0 <= sequence < table.shape[0] or table.shape[1] != 2:
+        raise ParameterError(f"no slots for the state of sequence {sequence} in a table of shape {table.shape}")
+    read, written = table[sequence].tolist()
+    shared = np.count_nonzero(table == written) > 1 + (read == written)
+    if (read < 0) != fresh or not (-1 <= read < n_slots and 0 <= written < n_slots) or shared:
+        raise ParameterError(f"sequence {sequence} reads slot {read} and writes {written} of {n_slots}")
