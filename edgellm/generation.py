@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.stop import StopMatcher
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ class Generation(str):
     finish_reason: FinishReason
     stop: str | int | None
     timings: Timings
+    _parse: Callable[[str], Any] | None
 
     @classmethod
-    def of(cls, chunks: Iterable[GenerationChunk]) -> Generation:
-        """All chunks of one answer."""
+    def of(cls, chunks: Iterable[GenerationChunk], parse: Callable[[str], Any] | None = None) -> Generation:
+        """All chunks of one answer; ``parse`` makes what ``parsed`` gives."""
         chunks = list(chunks)
         last = chunks[-1]
         assert last.finish_reason is not None, "the chunks of an answer end with a finish reason"
@@ -80,7 +82,24 @@ class Generation(str):
         generation.tokens = tuple(chunk.token for chunk in chunks if chunk.token is not None)
         generation.logprobs = tuple(chunk.logprobs for chunk in chunks if chunk.logprobs is not None)
         generation.finish_reason, generation.stop, generation.timings = last.finish_reason, last.stop, last.timings
+        generation._parse = parse
         return generation
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as the object that ``response_format`` asked for: of the class, or plain dicts and lists.
+
+        EdgeLLMError ANSWER_CUT where the answer was cut (``finish_reason``), ParameterError where none was asked for.
+        """
+        if self._parse is None:
+            raise ParameterError("The answer has no form to be parsed by. Ask for one with response_format.")
+        if self.finish_reason != "stop" or isinstance(self.stop, str):
+            why = f"the stop string {self.stop!r}" if self.finish_reason == "stop" else repr(self.finish_reason)
+            raise EdgeLLMError(
+                f"The answer was cut by {why} after {len(self.tokens)} tokens and is not whole. Allow more tokens.",
+                code="ANSWER_CUT",
+            )
+        return self._parse(self.text)
 
     @property
     def text(self) -> str:
@@ -138,11 +157,21 @@ class TextStream:
 
 
 class ChunkStream:
-    """The chunks of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work."""
+    """The chunks of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work.
+
+    parse   makes an object of the whole text, where a form was asked for
+    """
 
     def __init__(
-        self, engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        sampler: Sampler,
+        text: TextStream,
+        options: dict[str, Any],
+        parse: Callable[[str], Any] | None = None,
     ) -> None:
+        self.parse = parse
         self._arguments = engine, ids, sampler, text, options
         self._chunks = _run(*self._arguments)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgellm.machine.progress import StageProgress
     from edgellm.measure.scoring import TextScore
     from edgellm.memory import MemoryNeed
+    from edgellm.structured.answer_form import AnswerForm, MaskSource, ResponseFormat
     from edgellm.tokenizer import Tokenizer
 
     Messages = Sequence[Message | Mapping[str, Any]]
@@ -108,6 +109,9 @@ class LLM:
         template_kwargs: Mapping[str, Any] | None = None,
         parse_special: bool = False,
         special: bool = False,
+        response_format: ResponseFormat = None,
+        regex: str | None = None,
+        grammar: str | MaskSource | None = None,
         hook: Hook | None = None,
         **sampling: Any,
     ) -> ChunkStream:
@@ -123,6 +127,10 @@ class LLM:
         tools, template_kwargs   for the chat template; only with messages
         parse_special      let control tokens that stand in a text prompt count as such
         special            show control tokens in the answer
+        response_format    what the answer must be: a JSON schema, a pydantic or msgspec class (``generate(...).parsed``
+                           is then an object of it), or an OpenAI ``response_format`` object
+        regex, grammar     likewise: a regular expression that all of it matches; a Lark or GBNF grammar, or a compiled
+                           one. What cannot be kept is refused by name before the first token
         hook               sees, and may change, every buffer after each op; see ``edgellm.kernels.program.Hook``. The
                            prefix cache is left out then, so that it sees the whole prompt and changes no other answer
 
@@ -134,6 +142,7 @@ class LLM:
         text = TextStream(self.tokenizer, stop_strings(stop), special=arguments.flag("special", special))
         ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
         engine.check(ids, max_tokens)
+        form = self._answer_form(response_format, regex, grammar)
         sampler = Sampler(
             params,
             engine.executor.program.n_vocab,
@@ -142,13 +151,24 @@ class LLM:
             tokenize=lambda piece: self.tokenizer.encode(piece, False),
             history=ids,
             draw=engine.executor.draw,
+            mask=form.source.constraint() if form is not None else None,
         )
         options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
-        return ChunkStream(engine, ids, sampler, text, options)
+        return ChunkStream(engine, ids, sampler, text, options, form.parse if form is not None else None)
+
+    def _answer_form(
+        self, response_format: ResponseFormat, regex: str | None, grammar: str | MaskSource | None
+    ) -> AnswerForm | None:
+        if response_format is None and regex is None and grammar is None:
+            return None
+        from edgellm.structured.answer_form import answer_form
+
+        return answer_form(self.tokenizer, response_format, regex, grammar)
 
     def generate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
         """The whole answer, a str with ``tokens``, ``finish_reason``, ``timings`` ...; takes what ``stream`` takes."""
-        return Generation.of(self.stream(prompt, *args, **kwargs))
+        chunks = self.stream(prompt, *args, **kwargs)
+        return Generation.of(chunks, chunks.parse)
 
     def chat(self, messages: str | Messages, *args: Any, **kwargs: Any) -> Message:
         """The reply to a list of messages, or to one of a user; takes what ``stream`` takes."""
@@ -167,17 +187,22 @@ class LLM:
 
     async def astream(self, prompt: Prompt, *args: Any, **kwargs: Any) -> AsyncIterator[GenerationChunk]:
         """``stream`` for ``async for``. Cancelling the task or closing the iterator ends the work as there."""
-        import asyncio
-
-        # rendering and tokenizing a long prompt takes time that the event loop does not have
-        chunks = await asyncio.to_thread(self.stream, prompt, *args, **kwargs)
+        chunks = await self._opened(prompt, *args, **kwargs)
         async with contextlib.aclosing(chunks.asynchronous()) as stream:
             async for chunk in stream:
                 yield chunk
 
+    async def _opened(self, prompt: Prompt, *args: Any, **kwargs: Any) -> ChunkStream:
+        import asyncio
+
+        # rendering and tokenizing a long prompt takes time that the event loop does not have
+        return await asyncio.to_thread(self.stream, prompt, *args, **kwargs)
+
     async def agenerate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
         """``generate`` to be awaited."""
-        return Generation.of([chunk async for chunk in self.astream(prompt, *args, **kwargs)])
+        chunks = await self._opened(prompt, *args, **kwargs)
+        async with contextlib.aclosing(chunks.asynchronous()) as stream:
+            return Generation.of([chunk async for chunk in stream], chunks.parse)
 
     async def achat(self, messages: str | Messages, *args: Any, **kwargs: Any) -> Message:
         """``chat`` to be awaited."""

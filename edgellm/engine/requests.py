@@ -197,6 +197,7 @@ class GenerationRequest(Request):
     ) -> None:
         super().__init__(lock, tokens, cancel)
         self.sampler = sampler
+        self.mask = sampler.mask
         self.limit = limit  # tokens to generate
         self.ending: FinishReason = "length"  # why there are no more
         self.stop_ids = stop_ids
@@ -224,18 +225,23 @@ class GenerationRequest(Request):
 
     def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
         missing = self.tokens[self.n_computed : self.n_computed + n]
-        return missing, 1 if len(missing) == self.n_missing and self.limit else 0
+        wanted = len(missing) == self.n_missing and self.limit
+        if wanted and self.mask is not None:
+            self.mask.prepare()
+        return missing, 1 if wanted else 0
 
     def draft(self, n: int) -> Sequence[int]:
         if self.drafter is None or not self.generated:
             return ()
-        return self.drafter.draft(self.tokens, max(0, min(n, self.n_wanted - 1)))
+        draft = self.drafter.draft(self.tokens, max(0, min(n, self.n_wanted - 1)))
+        return draft[: self.mask.prepare(draft)] if self.mask is not None else draft
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         n_known = min(self.n_missing, len(tokens))
         n = self._append(tokens, n_known, map(self.sampler.sample, logits))
         self.drafted += len(tokens) - n_known
         self.accepted += n - n_known
+        self._append_forced()
         return n
 
     def accept_drawn(self, tokens: Sequence[int], n: int) -> int:
@@ -245,13 +251,23 @@ class GenerationRequest(Request):
     def _append(self, tokens: Sequence[int], n_known: int, choices: Iterable[Sampled]) -> int:
         """Take the choices one by one for as long as ``tokens``, of which n are known, go on as they do."""
         for n, choice in enumerate(choices, n_known):
-            token = int(choice.token)
-            self.sampler.accept(token)
-            self.tokens.append(token)
-            self.choices.append(choice)
-            if n == len(tokens) or tokens[n] != token or self._reason():
+            self._take(choice)
+            if n == len(tokens) or tokens[n] != self.tokens[-1] or self._reason():
                 return n
         return n_known
+
+    def _append_forced(self) -> None:
+        """Take what the mask leaves no choice about: the next step computes all of it at once."""
+        while self.mask is not None and self.hook is None and self.generated and not self._reason():
+            if (choice := self.sampler.forced()) is None:
+                return
+            self._take(choice)
+
+    def _take(self, choice: Sampled) -> None:
+        token = int(choice.token)
+        self.sampler.accept(token)
+        self.tokens.append(token)
+        self.choices.append(choice)
 
     def publish(self, seconds: float) -> Iterator[Progress | GeneratedToken]:
         choices, self.choices = self.choices, []
@@ -263,7 +279,10 @@ class GenerationRequest(Request):
             self.published += 1
             self._count(seconds / len(choices))
             reason = self._reason() if self.published == self.generated else None
-            yield GeneratedToken(int(choice.token), choice, reason, self.timings())
+            ends_itself = reason == "stop" and int(choice.token) not in self.stop_ids  # and the token is part of it
+            yield GeneratedToken(int(choice.token), choice, None if ends_itself else reason, self.timings())
+            if ends_itself:
+                yield GeneratedToken(None, None, reason, self.timings())
         if not choices:
             self._count(seconds)
             if not self.n_missing:  # and no token was wanted
@@ -271,7 +290,7 @@ class GenerationRequest(Request):
 
     def _reason(self) -> FinishReason | None:
         """Why the answer is over, if it is."""
-        if self.tokens[-1] in self.stop_ids:
+        if self.tokens[-1] in self.stop_ids or (self.mask is not None and self.mask.complete):
             return "stop"
         return self.ending if self.generated >= self.limit else None
 

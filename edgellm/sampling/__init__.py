@@ -12,13 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgellm.sampling.mask import AllowedTokens, TokenMask
     from edgellm.sampling.params import SAMPLER_NAMES, SamplingParams, parse_samplers
     from edgellm.sampling.sampler import Sampled, Sampler
 
 _HOMES = {"SAMPLER_NAMES": "params", "SamplingParams": "params", "parse_samplers": "params"}
-_HOMES |= {"Sampled": "sampler", "Sampler": "sampler"}
+_HOMES |= {"Sampled": "sampler", "Sampler": "sampler", "AllowedTokens": "mask", "TokenMask": "mask"}
 
-__all__ = ["SAMPLER_NAMES", "Sampled", "Sampler", "SamplingParams", "parse_samplers"]
+__all__ = ["SAMPLER_NAMES", "AllowedTokens", "Sampled", "Sampler", "SamplingParams", "TokenMask", "parse_samplers"]
 
 
 def __getattr__(name: str) -> Any:

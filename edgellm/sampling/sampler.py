@@ -13,6 +13,7 @@ from edgellm.kernels.draw import Draw
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.chain import SAMPLERS
 from edgellm.sampling.choice import AdaptiveP, Distribution, Mirostat, MirostatV2, Sampled
+from edgellm.sampling.mask import AllowedTokens, TokenMask
 from edgellm.sampling.params import RANDOM_SEEDS, SamplingParams
 from edgellm.sampling.repetition import DRY, Penalties, breaker_tokens
 from edgellm.sampling.short_chain import short_chain
@@ -27,6 +28,7 @@ class Sampler:
     ``seed`` is the seed in use, drawn when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans.
     ``draw`` is an executor's, for the largest logits and whole chains; without one numpy does all of it.
     ``token_bytes`` is asked for DRY's breakers, ``tokenize`` (text -> ids) for breakers and texts in ``logit_bias``.
+    ``mask`` says before the chain which tokens may come; ``history`` is not its affair, tokens accepted later are.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Sampler:
         tokenize: Callable[[str], list[int]] | None = None,
         history: Iterable[int] = (),
         draw: Draw | None = None,
+        mask: TokenMask | None = None,
     ) -> None:
         self.params = params
+        self.mask = mask
         self.n_vocab = n_vocab
         drawn = params.seed is None or params.seed in RANDOM_SEEDS
         self.seed: int = secrets.randbits(32) if drawn else int(params.seed or 0)
@@ -52,7 +56,7 @@ class Sampler:
         self._build_chain(token_bytes, tokenize)
         self.greedy = self._is_greedy()
         plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
-        plain = plain and not params.processors and not len(self.bias_ids)
+        plain = plain and not params.processors and not len(self.bias_ids) and mask is None
         self.draw = draw
         names = [name for name, _ in self.chain] if plain else []
         self.short = short_chain(names, params, n_vocab, self.greedy, self.rng, draw)
@@ -103,6 +107,19 @@ class Sampler:
         for sampler in self.looking_back:
             sampler.accept(token)
         self.choice.accept(token)
+        if self.mask is not None:
+            self.mask.accept(token)
+
+    def forced(self) -> Sampled | None:
+        """The token that the mask forces, chosen as ``sample`` would, where nobody wants to see logits; else None."""
+        params = self.params
+        if self.mask is None or params.n_probs or params.logprobs or params.processors:
+            return None
+        token = self.mask.forced()
+        if token is None or token in self.bias_ids[np.isneginf(self.bias)]:  # ``sample`` says that it is banned
+            return None
+        self.choice.choose(Candidates(np.zeros(1), np.array([token]), is_sorted=True))
+        return Sampled(token)
 
     def _remember(self, history: Iterable[int]) -> None:
         # a prompt: `accept` in a loop, without its checks where nobody looks back
@@ -140,7 +157,7 @@ class Sampler:
             return sampled
         left = candidates.logprobs({*trace.watched, token})
         banned = {other: "logit_bias" for other, value in left.items() if value == -np.inf}
-        return sampled._replace(after={**left, **trace.cut, **banned})
+        return sampled._replace(after={**left, **banned, **trace.cut})
 
     def _checked(self, logits: np.ndarray) -> np.ndarray:
         logits = np.asarray(logits, np.float32)
@@ -156,8 +173,12 @@ class Sampler:
             logits[self.bias_ids] += self.bias
         for processor in self.params.processors:
             logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
-        candidates = self._largest(logits) if self.greedy else Candidates(logits, draw=self.draw)
+        allowed = self.mask.allowed() if self.mask is not None else None
+        candidates = Candidates(logits, draw=self.draw) if allowed is None else allowed.candidates(logits, self.draw)
+        if trace is not None and allowed is not None:
+            trace.leave_out(allowed)
         if self.greedy:
+            candidates = self._largest(candidates)
             if trace is not None:
                 trace.look(candidates, "temperature")
             return candidates
@@ -168,13 +189,13 @@ class Sampler:
                 trace.look(candidates, name)
         return candidates
 
-    def _largest(self, logits: np.ndarray) -> Candidates:
-        candidates = Candidates(logits)
+    def _largest(self, candidates: Candidates) -> Candidates:
         for sampler in self.looking_back:
             punish(candidates, sampler)
         best = int(np.argmax(candidates.logits))  # the first of equals; the first NaN if there is one
         check_largest(float(candidates.logits[best]))
-        return Candidates(candidates.logits[best : best + 1], np.array([best]), is_sorted=True)
+        ids = np.array([candidates.token(best)])
+        return Candidates(candidates.logits[best : best + 1], ids, is_sorted=True)
 
 
 class Trace:
@@ -185,6 +206,12 @@ class Trace:
         self.alive = set(watched)
         self.cut: dict[int, float | str] = {}
         self.n = 0  # candidates at the last look
+
+    def leave_out(self, allowed: AllowedTokens) -> None:
+        """Note what the mask does not allow."""
+        banned = {token for token in self.watched if not allowed.flags[token]}
+        self.cut.update(dict.fromkeys(banned, "grammar"))
+        self.alive -= banned
 
     def look(self, candidates: Candidates, name: str) -> None:
         """Note what the sampler ``name`` has dropped."""

@@ -57,6 +57,7 @@ class Tokenizer:
 
     bos_id, eos_id   int, or None where the vocabulary has none
     eog_ids          frozenset of the ids that end a generation
+    mark_ids         frozenset of the ids that steer the model and are no text
     n_vocab          number of ids
     kind, pre        the file's ``tokenizer.ggml.model`` and ``.pre``, or what was given instead
     """
@@ -70,7 +71,7 @@ class Tokenizer:
         self.strip_first_space = backend.strips_first_space or vocabulary.kind == "bert"
         self._backend = backend
         self._control = marks.control_ids(vocabulary, special)
-        self._marks = mark_ids
+        self.mark_ids = mark_ids
         self._watched = marks.watched_ids(special, mark_ids)
         self._byte_of_id = {token_id: value for value, token_id in vocabulary.byte_ids.items()}
         self._pieces: dict[int, bytes] = {}
@@ -235,7 +236,7 @@ class Tokenizer:
                 plain.append(text)
                 continue
             for start, end, token_id in self._all_added.split(text):
-                if token_id not in self._marks:
+                if token_id not in self.mark_ids:
                     plain.append(text[start:end])
                     continue
                 yield "".join(plain)

@@ -37,6 +37,8 @@ HANG_S = 60.0
 class Greedy:
     """The most likely token."""
 
+    mask = None
+
     def __init__(self) -> None:
         self.accepted: list[int] = []
 

@@ -38,6 +38,7 @@ class Greedy:
     """The most likely token."""
 
     short = None
+    mask = None
 
     def sample(self, logits: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(token=int(logits.argmax()), logprob=None, top=None)
