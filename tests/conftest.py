@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from chat_talk import Talk
 
 
-def _real_model(name: str, file: str) -> Path:
+def real_model(name: str, file: str) -> Path:
     """The model ``name`` of the catalogue in the product's store, else $EDGELLM_TEST_MODELS/<file>; skips without."""
     from edgellm.formats.errors import ModelNotFoundError
     from edgellm.store.catalogue import installed
@@ -32,13 +32,13 @@ def _real_model(name: str, file: str) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct Q4_1."""
-    return _real_model("smollm2", "smollm2.gguf")
+    return real_model("smollm2", "smollm2.gguf")
 
 
 @pytest.fixture(scope="session")
 def gemma_path() -> Path:
     """Gemma 3 270M Q4_K_M."""
-    return _real_model("gemma3-270m", "gemma.gguf")
+    return real_model("gemma3-270m", "gemma.gguf")
 
 
 @pytest.fixture

@@ -104,8 +104,8 @@ class FakeExecutor:
                 raise error
             self.batches.append(len(batch))
             self._store(batch)
-            rows = [self._read(batch, i) for i in np.flatnonzero(batch.outputs)]
-            logits = np.array(rows, np.float32).reshape(-1, N_VOCAB)
+            rows = [self._logits(self._read(batch, i)) for i in np.flatnonzero(batch.outputs)]
+            logits = np.array(rows, np.float32).reshape(-1, self.program.n_vocab)
             if (self.poison and len(logits)) or self.poisonous in batch.tokens[batch.outputs]:
                 raise NumericError("a logit is NaN")
             return logits
@@ -164,7 +164,11 @@ class FakeExecutor:
                     for keys, _ in self._arrays(group):
                         keys[block, ..., max(0, first - b * BLOCK_TOKENS) :] = VOID
 
-    def _read(self, batch: Batch, i: int) -> np.ndarray:
+    def _logits(self, seen: list[list[tuple[int, int]]]) -> np.ndarray:
+        return _logits(seen)
+
+    def _read(self, batch: Batch, i: int) -> list[list[tuple[int, int]]]:
+        """For each group the positions that the query sees, and their tokens."""
         end = int(batch.positions[i]) + 1
         seen = []
         for group, kind in enumerate(self.pool.groups):
@@ -180,4 +184,4 @@ class FakeExecutor:
                 assert key != VOID, f"position {p} of group {group} is that of a rejected token, or of none"
                 found.append((int(values[block, 0, p % BLOCK_TOKENS, 0]), key - 1))
             seen.append(found)
-        return _logits(seen)
+        return seen
