@@ -53,9 +53,13 @@ class ParameterError(EdgeLLMError):
 
 
 class ContextFullError(EdgeLLMError):
-    """The prompt does not fit the context; the message has both counts."""
+    """The prompt does not fit the context; the message has both counts, as ``n_tokens`` and ``n_ctx`` where known."""
 
     code = "CONTEXT_FULL"
+
+    def __init__(self, message: str, *, n_tokens: int = 0, n_ctx: int = 0, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
 
 
 class MemoryWouldExceedError(EdgeLLMError):

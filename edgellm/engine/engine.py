@@ -174,7 +174,9 @@ class Engine:
         if len(tokens) > self.n_ctx:
             raise ContextFullError(
                 f"The prompt has {len(tokens)} tokens, the context has room for {self.n_ctx}. "
-                "Shorten the prompt or load the model with a larger context."
+                "Shorten the prompt or load the model with a larger context.",
+                n_tokens=len(tokens),
+                n_ctx=self.n_ctx,
             )
         n_vocab = self.executor.program.n_vocab
         low, high = min(tokens), max(tokens)

@@ -1,0 +1,96 @@
+"""From the bytes of a request to a typed body: UTF-8, JSON of bounded size and depth, every field known and in range.
+
+A body is a msgspec Struct; its types and bounds are the checks, and an error names the field. A field that the Struct
+does not have is refused by name, unless it is listed in ``ignored``: what changes nothing in the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from edgellm.server.errors import ServerError, invalid
+
+MAX_BODY_NBYTES = 16 << 20
+MAX_DEPTH = 64
+
+_AT = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
+_KEY_AT = re.compile(r" - at `key` in `\$?(?P<path>[^`]*)`$")
+_NAMED = re.compile(r"field `(?P<name>[^`]*)`")
+
+B = TypeVar("B", bound="Body")
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """A request's body."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+
+def decode(raw: bytes, body: type[B]) -> B:
+    """``raw`` as a ``body``; ServerError invalid_request with the field's name for whatever is wrong."""
+    data = parse(raw)
+    if not isinstance(data, dict):
+        raise invalid(None, f"The body is JSON, but a {_kind(data)}. It must be an object.")
+    known = {field.encode_name for field in msgspec.structs.fields(body)}
+    for name in data:
+        if name not in known and name not in body.ignored:
+            raise invalid(_short(name), "edgellm does not know this field. Leave it out.")
+    try:
+        return msgspec.convert({name: value for name, value in data.items() if name in known}, body)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+
+
+def parse(raw: bytes) -> Any:
+    """The JSON of a body; ServerError for what is none, or is nested too deeply."""
+    if not raw.strip():
+        raise invalid(None, "The body is empty. It must be a JSON object.")
+    try:
+        data = msgspec.json.decode(raw)
+    except RecursionError:
+        raise _too_deep() from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(None, f"The body is not JSON in UTF-8: {error}.") from None
+    check_depth(data, MAX_DEPTH)
+    return data
+
+
+def check_depth(data: Any, most: int) -> None:
+    """ServerError for values that are nested deeper than ``most``."""
+    level, depth = [data], 0
+    while level := [
+        inner
+        for value in level
+        if isinstance(value, dict | list)
+        for inner in (value.values() if isinstance(value, dict) else value)
+    ]:
+        depth += 1
+        if depth > most:
+            raise _too_deep()
+
+
+def _too_deep() -> ServerError:
+    return invalid(None, f"The body is nested deeper than {MAX_DEPTH}. Send a flatter one.")
+
+
+def _named(message: str) -> ServerError:
+    """msgspec's message with the field in front."""
+    found = _KEY_AT.search(message) or _AT.search(message)
+    path = found["path"].lstrip(".") if found else ""
+    said = message[: found.start()] if found else message
+    missing = _NAMED.search(said)
+    if missing and said.startswith(("Object missing", "Object contains")):
+        path = f"{path}.{missing['name']}".lstrip(".")
+        said = "it is missing" if said.startswith("Object missing") else "edgellm does not know this field"
+    return invalid(path or None, said.replace("`", "") + ".")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 64 else name[:64] + "..."
+
+
+def _kind(data: Any) -> str:
+    return {list: "list", str: "text", bool: "boolean", type(None): "null"}.get(type(data), "number")

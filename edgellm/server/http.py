@@ -1,0 +1,78 @@
+"""What a protocol's file is made of: routes, the call that a handler gets, and the replies that it may give."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.server.bodies import Body
+from edgellm.server.errors import ServerError
+from edgellm.server.server import Server
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, checked: body as the route's type, header names in lower case."""
+
+    server: Server
+    body: Any
+    headers: Mapping[str, str]
+    path_params: Mapping[str, Any]
+    query: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Json:
+    """A reply of one JSON object."""
+
+    content: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A reply of bytes."""
+
+    content: bytes
+    media_type: str = "text/plain; charset=utf-8"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A reply that grows. An error before the first chunk becomes a plain error response.
+
+    source       the chunks; closed when the client leaves
+    failed       an error in the midst of it, as a last chunk
+    ping         sent while nothing else is, so that no client gives up during a long prompt
+    """
+
+    source: AsyncIterator[bytes]
+    failed: Callable[[ServerError], bytes]
+    ping: bytes = b": ping\n\n"
+    media_type: str = "text/event-stream"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Reply = Json | Plain | Stream
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One row of a protocol.
+
+    path     with ``{name}`` or ``{name:path}`` for parts that vary
+    body     the type of its JSON body; None takes none
+    public   answered without the key
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    body: type[Body] | None = None
+    public: bool = False
+    summary: str = ""

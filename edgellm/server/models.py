@@ -1,0 +1,257 @@
+"""Which models a server has: known by name, loaded when asked for, closed when idle or when another needs the memory.
+
+A request names a model of the list and never a file: what is served is said on the command line, or else is what the
+store has. How much a model will need is predicted from its header before it is loaded; the least recently used idle
+ones make room. Everything slow runs on threads, never on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm import loading
+from edgellm.formats.errors import ModelNotFoundError
+from edgellm.measure.model_card import ModelCard, model_card
+from edgellm.memory import GIB, PROCESS_NBYTES
+from edgellm.server.errors import ServerError
+from edgellm.store import catalogue
+
+if TYPE_CHECKING:
+    from edgellm.llm import LLM
+
+WAIT_S = 120.0  # for busy models to become idle, where one of them must make room
+SWEEP_S = 1.0
+
+Load = Callable[["ModelEntry"], "LLM"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a client may know of a model that need not be loaded for it; ``need_nbytes`` is the memory it will take."""
+
+    card: ModelCard
+    n_ctx: int
+    need_nbytes: int
+
+
+@dataclass(eq=False)
+class ModelEntry:
+    """A model that the server has; ``llm`` while it is loaded.
+
+    names      all that find it, the first is the one that clients are told
+    leases     answers that use it now
+    expires    time.monotonic at which it may be closed; None keeps it
+    """
+
+    names: tuple[str, ...]
+    path: Path
+    llm: LLM | None = None
+    leases: int = 0
+    last_used: float = 0.0
+    expires: float | None = None
+    facts: ModelFacts | None = None
+    load_s: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def name(self) -> str:
+        """The one that clients are told."""
+        return self.names[0]
+
+    @property
+    def created(self) -> int:
+        """When its file was written, in seconds since 1970; 0 where that is unknown."""
+        try:
+            return int(self.path.stat().st_mtime)
+        except OSError:
+            return 0
+
+
+class Models:
+    """The models of a server. Used from one event loop.
+
+    paths        names and the files behind them, as ``named`` gives them; None serves what the store has
+    options      how they are loaded
+    keep_alive   seconds that an idle one stays; None for ever, or until its memory is wanted
+    budget       bytes that all loaded ones may take; None takes what is free now
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[ModelEntry] | None,
+        options: loading.LoadOptions | None = None,
+        *,
+        keep_alive: float | None = None,
+        budget: int | None = None,
+        load: Load | None = None,
+    ) -> None:
+        self._given = None if entries is None else {name: entry for entry in entries for name in entry.names}
+        self._stored: dict[str, ModelEntry] = {}
+        self.options = loading.LoadOptions() if options is None else options
+        self.keep_alive = keep_alive
+        self.budget = loading.system_memory().available if budget is None else budget
+        self._load = self._open if load is None else load
+        self._room = asyncio.Condition()
+        self._loading = asyncio.Lock()
+
+    # -- which there are -------------------------------------------------------------------------------------------
+
+    async def entries(self) -> list[ModelEntry]:
+        """All of them, loaded or not."""
+        if self._given is not None:
+            return list(dict.fromkeys(self._given.values()))
+        found = await asyncio.to_thread(catalogue.installed_models)
+        kept = {model.name: self._stored.get(model.name) for model in found}
+        self._stored = {model.name: kept[model.name] or ModelEntry((model.name,), model.path) for model in found} | {
+            name: entry for name, entry in self._stored.items() if entry.llm is not None
+        }
+        return list(self._stored.values())
+
+    async def find(self, name: str | None) -> ModelEntry:
+        """The entry of a name; without one the only model, or the first. ServerError not_found."""
+        known = (self._given if self._given is not None else self._stored).get(name or "")
+        if known is not None:
+            return known
+        entries = await self.entries()
+        if not name and entries:
+            return entries[0]
+        for entry in entries:
+            if name in entry.names:
+                return entry
+        have = ", ".join(entry.name for entry in entries[:8]) or "none; `edgellm pull` brings one"
+        raise ServerError(
+            "not_found", f"model: there is no {(name or 'model')[:100]!r} here. There is: {have}.", "model"
+        )
+
+    async def facts(self, entry: ModelEntry) -> ModelFacts:
+        """What the header of its file says, and the context that this server gives it."""
+        if entry.facts is None:
+            entry.facts = await asyncio.to_thread(self._read_facts, entry)
+        return entry.facts
+
+    def _read_facts(self, entry: ModelEntry) -> ModelFacts:
+        if (llm := entry.llm) is not None:
+            return ModelFacts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate.total)
+        with loading.open_program(entry.path, self.options.kv_overrides) as (gguf, program):
+            n_ctx = loading.choose_context(program, self.options)
+            need = loading.memory_need(program, gguf, n_ctx, self.options).total
+            facts = ModelFacts(model_card(gguf), n_ctx, need)
+        gguf.close()
+        return facts
+
+    # -- loaded on demand ------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str | None, keep_alive: float | None = None) -> AsyncIterator[ModelEntry]:
+        """A loaded model for as long as the block takes; nobody closes it meanwhile. Raises what loading raises."""
+        entry = await self.find(name)
+        entry.leases += 1
+        try:
+            await self._loaded(entry)
+            yield entry
+        finally:
+            entry.leases -= 1
+            entry.last_used = time.monotonic()
+            kept = self.keep_alive if keep_alive is None else keep_alive
+            entry.expires = None if kept is None or kept < 0 else entry.last_used + kept
+            await self._notify()
+
+    async def _loaded(self, entry: ModelEntry) -> None:
+        if entry.llm is not None:
+            return
+        # goes on when the client that asked for it leaves: others may wait for it, and threads cannot be stopped
+        await asyncio.shield(asyncio.ensure_future(self._load_once(entry)))
+
+    async def _load_once(self, entry: ModelEntry) -> None:
+        async with self._loading:
+            if entry.llm is not None:
+                return
+            facts = await self.facts(entry)
+            await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES)
+            started = time.monotonic()
+            entry.llm = await asyncio.to_thread(self._load, entry)
+            entry.load_s, entry.facts = time.monotonic() - started, None
+            entry.last_used = time.monotonic()
+
+    def _open(self, entry: ModelEntry) -> LLM:
+        from edgellm.llm import LLM
+
+        return LLM(loading.open_model(entry.path, self.options))
+
+    async def _make_room(self, entry: ModelEntry, need: int) -> None:
+        """Close idle models, the longest unused first, until ``need`` bytes fit beside the others."""
+        deadline = time.monotonic() + WAIT_S
+        while (loaded := self._in_memory()) and self._taken(loaded) + need > self.budget:
+            idle = [one for one in loaded if one.leases == 0]
+            if idle:
+                await self.unload(min(idle, key=lambda one: one.last_used))
+                continue
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    "overloaded",
+                    f"{entry.name} needs {need / GIB:.2f} GiB, and the models that have them are busy: "
+                    f"{', '.join(one.name for one in loaded)}. Ask again, or start the server with more --memory.",
+                )
+            async with self._room:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), 1.0)
+
+    def _in_memory(self) -> list[ModelEntry]:
+        every = (self._given if self._given is not None else self._stored).values()
+        return [entry for entry in dict.fromkeys(every) if entry.llm is not None]
+
+    @staticmethod
+    def _taken(loaded: Iterable[ModelEntry]) -> int:
+        return sum(entry.llm.memory_estimate.total - PROCESS_NBYTES for entry in loaded if entry.llm is not None)
+
+    async def _notify(self) -> None:
+        async with self._room:
+            self._room.notify_all()
+
+    # -- and closed again ------------------------------------------------------------------------------------------
+
+    async def unload(self, entry: ModelEntry) -> None:
+        """Free an idle model; what runs on it ends with an error."""
+        llm, entry.llm = entry.llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.close)
+
+    async def sweep(self) -> None:
+        """Close what was idle for too long, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for entry in self._in_memory():
+                if entry.leases == 0 and entry.expires is not None and time.monotonic() >= entry.expires:
+                    await self.unload(entry)
+
+    async def close(self) -> None:
+        """Free all of them."""
+        for entry in self._in_memory():
+            await self.unload(entry)
+
+
+def named(given: Iterable[str], fetch: Callable[[str], Path], aliases: Sequence[str] = ()) -> list[ModelEntry]:
+    """Entries for what the command line names; ``fetch`` gives the file of one. Aliases are further names of the first.
+
+    A model of the catalogue keeps its name; a path is known by its file's name, with and without ``.gguf``, and as it
+    was written.
+    """
+    entries: list[ModelEntry] = []
+    taken: set[str] = set()
+    for text in given:
+        path = fetch(text)
+        names = [text] if not os.path.exists(text) else [path.stem, path.name, text]
+        names += aliases if not entries else ()
+        own = tuple(name for name in dict.fromkeys(names) if name not in taken) or (str(path),)
+        taken |= set(own)
+        entries.append(ModelEntry(own, path))
+    if not entries:
+        raise ModelNotFoundError("there is no model to serve. Name one, or bring one with `edgellm pull smollm2`.")
+    return entries
