@@ -25,6 +25,7 @@ from edgellm.store import catalogue
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
+    from edgellm.machine.progress import StageProgress
 
 WAIT_S = 120.0  # for busy models to become idle, where one of them must make room
 SWEEP_S = 1.0
@@ -77,8 +78,10 @@ class ModelEntry:
 class Models:
     """The models of a server. Used from one event loop.
 
-    paths        names and the files behind them, as ``named`` gives them; None serves what the store has
+    entries      as ``named`` gives them; None serves what the store has
     options      how they are loaded
+    load         in place of ``loading.open_model``
+    progress     of loading; called on a thread
     keep_alive   seconds that an idle one stays; None for ever, or until its memory is wanted
     budget       bytes that all loaded ones may take; None takes what is free now
     """
@@ -91,6 +94,7 @@ class Models:
         keep_alive: float | None = None,
         budget: int | None = None,
         load: Load | None = None,
+        progress: StageProgress | None = None,
     ) -> None:
         self._given = None if entries is None else {name: entry for entry in entries for name in entry.names}
         self._stored: dict[str, ModelEntry] = {}
@@ -98,10 +102,17 @@ class Models:
         self.keep_alive = keep_alive
         self.budget = loading.system_memory().available if budget is None else budget
         self._load = self._open if load is None else load
+        self._progress = progress
         self._room = asyncio.Condition()
         self._loading = asyncio.Lock()
 
     # -- which there are -------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """What clients may ask for; looks at the disk, so not for the event loop."""
+        if self._given is None:
+            return [model.name for model in catalogue.installed_models()]
+        return [entry.name for entry in dict.fromkeys(self._given.values())]
 
     async def entries(self) -> list[ModelEntry]:
         """All of them, loaded or not."""
@@ -183,7 +194,7 @@ class Models:
     def _open(self, entry: ModelEntry) -> LLM:
         from edgellm.llm import LLM
 
-        return LLM(loading.open_model(entry.path, self.options))
+        return LLM(loading.open_model(entry.path, self.options, self._progress))
 
     async def _make_room(self, entry: ModelEntry, need: int) -> None:
         """Close idle models, the longest unused first, until ``need`` bytes fit beside the others."""

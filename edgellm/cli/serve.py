@@ -1,0 +1,141 @@
+"""``edgellm serve``: models over HTTP, for programs that speak OpenAI's, llama-server's and other protocols."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli.generation_options import template_source
+from edgellm.cli.options import executor_option, option_group, override_option
+from edgellm.cli.progress import ProgressBar
+from edgellm.engine.speculation import DRAFTERS
+from edgellm.formats.errors import UnsupportedError
+from edgellm.machine.terminal import echo
+
+if TYPE_CHECKING:
+    from edgellm.server.models import ModelEntry
+    from edgellm.server.server import Server
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType):
+    """Seconds, or 90s, 5m, 1h; -1 is for ever."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(-?\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h)?", str(value), re.ASCII)
+        if found is None:
+            self.fail(f"{value!r} is no duration; write 300, 90s, 5m, 1h, or -1 for ever.", param, ctx)
+        return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+# 8080 is llama-server's, which its clients try first
+serve_options = option_group(
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address; any but loopback needs --api-key."),
+    click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True,
+                 help="Port; 0 takes a free one. Clients of Ollama look at 11434."),
+    click.option("--api-key", "keys", multiple=True, envvar="EDGELLM_API_KEY", metavar="KEY",
+                 help="What clients must send; may be given more than once."),
+    click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="A further name of the first model."),
+    click.option("-c", "--ctx-size", "--n-ctx", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
+                 help="Tokens of context of each model; 0 takes all that it was trained for."),
+    click.option("-np", "--parallel", "n_parallel", type=click.IntRange(1, 4096), default=4, show_default=True,
+                 metavar="N", help="Whole contexts kept at once; more requests may run."),
+    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
+                 help="Threads.  [default: physical cores]"),
+    click.option("--keep-alive", type=Duration(), default=-1, metavar="TIME",
+                 help="How long an idle model stays: 300, 5m, 1h; -1 until another needs its memory.  [default: -1]"),
+    click.option("--memory", "memory_gib", type=click.FloatRange(0, min_open=True), default=None, metavar="GIB",
+                 help="Memory of all models.  [default: what is free at the start]"),
+    click.option("--max-requests", type=click.IntRange(1, 100_000), default=128, show_default=True, metavar="N",
+                 help="Requests under way or waiting; one more is told to come back."),
+    click.option("--allowed-host", "names", multiple=True, metavar="NAME", help="A further name in the Host header."),
+    click.option("--allowed-origin", "origins", multiple=True, metavar="ORIGIN", help="A web page that may call."),
+    click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the models' own."),
+    click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
+    click.option("--speculate", type=click.Choice(tuple(DRAFTERS)), default=None,
+                 help="Speculative decoding: the same answers, sooner where they repeat the prompt or themselves."),
+    override_option,
+    executor_option,
+    click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
+)  # fmt: skip
+
+
+@click.command("serve")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@serve_options
+def command(models: tuple[str, ...], **values: Any) -> int:
+    """Serve models over HTTP on this machine.
+
+    MODEL is a name of the catalogue, a .gguf file, or a reference; without one all models that are here are served. The
+    first is loaded at once, the others when they are asked for. Without a key only this machine is let in.
+
+    \b
+    Examples:
+      edgellm serve smollm2
+      edgellm serve model.gguf --port 9000 -c 16384 --parallel 8
+      edgellm serve --host 0.0.0.0 --api-key "$KEY"
+    """
+    try:
+        from edgellm.server import listen
+    except ImportError as error:
+        raise UnsupportedError(
+            f"serve needs {error.name}, which is not installed. It comes with: pip install 'edgellm[server]'",
+            code="EXTRA_MISSING",
+        ) from error
+    with ProgressBar() as progress:
+        server = _server(models, values, progress)
+        listener = listen.open_socket(values["host"], values["port"])
+
+        def ready() -> None:
+            progress.finish()
+            echo(f"edgellm serves {_names(server)} at {listen.url_of(listener)}/v1  (Ctrl-C stops)")
+
+        listen.serve(server, listener, ready, preload=bool(models))
+    return 0
+
+
+def _server(models: tuple[str, ...], values: dict[str, Any], progress: ProgressBar) -> Server:
+    from edgellm.cli.models import fetched
+    from edgellm.loading import LoadOptions
+    from edgellm.memory import GIB
+    from edgellm.server.models import Models, named
+    from edgellm.server.security import Access
+    from edgellm.server.server import Server
+
+    access = Access(values["host"], values["keys"], frozenset(values["names"]), frozenset(values["origins"]))
+    options = LoadOptions(
+        n_ctx=values["n_ctx"],
+        n_threads=values["n_threads"],
+        executor=values["executor"],
+        chat_template=template_source(values),
+        kv_overrides=values["overrides"] or None,
+        force=values["force"],
+        n_parallel=values["n_parallel"],
+        speculate=values["speculate"],
+    )
+    entries: list[ModelEntry] | None = None
+    if models:
+        entries = named(models, lambda name: fetched(name, progress), values["aliases"])
+    elif values["aliases"]:
+        raise click.UsageError("--alias names the first MODEL, and none is given.")
+    return Server(
+        Models(
+            entries,
+            options,
+            keep_alive=None if values["keep_alive"] < 0 else values["keep_alive"],
+            budget=None if values["memory_gib"] is None else int(values["memory_gib"] * GIB),
+            progress=progress.update,
+        ),
+        access,
+        values["max_requests"],
+    )
+
+
+def _names(server: Server) -> str:
+    names = server.models.names()
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
