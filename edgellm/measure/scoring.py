@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from edgellm.measure.perplexity import ROWS, exp, log_softmax
 
 if TYPE_CHECKING:
     from edgellm.engine.engine import Engine
+    from edgellm.engine.requests import CancelFlag
     from edgellm.tokenizer import Tokenizer
 
 
@@ -49,10 +50,17 @@ class TextScore:
         return exp(-float(known.mean(dtype=np.float64))) if len(known) else math.nan
 
 
-def following_logprobs(engine: Engine, ids: Sequence[int], top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def following_logprobs(
+    engine: Engine,
+    ids: Sequence[int],
+    top: int = 0,
+    cancel: CancelFlag | None = None,
+    last: Callable[[np.ndarray], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each token but the first: its log-probability (n-1,), and the likeliest there (ids and values, (n-1, top)).
 
-    ``top`` is at least 1 in what comes back.
+    ``top`` is at least 1 in what comes back. ``last`` is called on the engine's thread with the logits (n_vocab,) of
+    what would follow the text; they are valid only inside it.
     """
     top = max(1, min(top, engine.executor.program.n_vocab))
 
@@ -70,17 +78,26 @@ def following_logprobs(engine: Engine, ids: Sequence[int], top: int = 0) -> tupl
 
     def reduce(start: int, logits: np.ndarray) -> tuple[np.ndarray, ...]:
         parts = [reduce_rows(start + i, logits[i : i + ROWS]) for i in range(0, len(logits), ROWS)]
+        if last is not None and start + len(logits) == len(ids):
+            last(logits[-1])
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    chosen, best, values = (np.concatenate(column) for column in zip(*engine.score(ids, reduce), strict=True))
+    chosen, best, values = (np.concatenate(column) for column in zip(*engine.score(ids, reduce, cancel), strict=True))
     return chosen, best, values
 
 
-def token_logprobs(engine: Engine, tokenizer: Tokenizer, ids: Sequence[int], top: int) -> list[TokenLogprob]:
-    """One row for each token; the first has nothing before it and no log-probability."""
+def token_logprobs(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    top: int,
+    cancel: CancelFlag | None = None,
+    last: Callable[[np.ndarray], None] | None = None,
+) -> list[TokenLogprob]:
+    """One row for each token; the first has nothing before it and no log-probability. ``last`` as above."""
     if not ids:
         return []
-    chosen, best, values = following_logprobs(engine, ids, top)
+    chosen, best, values = following_logprobs(engine, ids, top, cancel, last)
     rows = [TokenLogprob(ids[0], tokenizer.token_bytes(ids[0]), None)]
     for token, logprob, others, of_others in zip(ids[1:], chosen.tolist(), best.tolist(), values.tolist(), strict=True):
         likeliest = zip(others[:top], of_others[:top], strict=True)

@@ -7,33 +7,72 @@ several to one request, side by side. Neither ever blocks the event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgellm.generation import GenerationChunk
 from edgellm.messages.events import ContentDelta, Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.server import Server
+from edgellm.server.text_request import TextItem, TextRequest, text_items
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
 
-SEEDS = 1 << 64
+T = TypeVar("T")
+
+SEEDS = 1 << 63
+SIDE_BY_SIDE = 16  # answers of one request that are under way at once
 
 
 async def events(server: Server, request: ChatRequest) -> AsyncGenerator[Event, None]:
     """The events of one answer, the first a PromptProgress once the prompt is known to fit. Raises ServerError."""
+    async with aclosing(_answered(server, request, _message)) as source:
+        async for event in source:
+            if isinstance(event, Finished):
+                server.metrics.count(event.timings, event.reason)
+            yield event
+
+
+async def texts(server: Server, request: TextRequest) -> AsyncGenerator[TextItem, None]:
+    """The items of one text: a PromptRead, then chunks. Raises ServerError."""
+    async with aclosing(_answered(server, request, text_items)) as source:
+        async for item in source:
+            if isinstance(item, GenerationChunk) and item.finish_reason:
+                server.metrics.count(item.timings, item.finish_reason)
+            yield item
+
+
+async def choices(server: Server, request: ChatRequest) -> AsyncGenerator[tuple[int, Event], None]:
+    """(number of the choice, event) of ``request.n`` answers as they come. They share the prompt's blocks."""
+    each = [replace(request, n=1, sampling=seeded(request.sampling, number)) for number in range(request.n)]
+    async with aclosing(side_by_side([partial(events, server, one) for one in each])) as source:
+        async for numbered in source:
+            yield numbered
+
+
+def seeded(sampling: Any, number: int) -> dict[str, Any]:
+    """The same sampling with the seed of the choice ``number``: several answers shall differ."""
+    seed = sampling.get("seed", -1)
+    return dict(sampling) if seed in (None, -1) else {**sampling, "seed": (seed + number) % SEEDS}
+
+
+async def _answered(
+    server: Server, request: Any, answer: Callable[[LLM, Any], AsyncGenerator[T, None]]
+) -> AsyncGenerator[T, None]:
+    """What ``answer`` yields of a loaded model, in a place of the line; every error is a ServerError."""
     with server.admitted():
         try:
             async with server.models.lease(request.model, request.keep_alive) as entry:
                 assert entry.llm is not None, "a lease is of a loaded model"
-                async with contextlib.aclosing(_message(entry.llm, request)) as source:
-                    async for event in source:
-                        if isinstance(event, Finished):
-                            server.metrics.count(event.timings, event.reason)
-                        yield event
+                async with aclosing(answer(entry.llm, request)) as source:
+                    async for item in source:
+                        yield item
         except Exception as error:
             if isinstance(error, ServerError):
                 raise
@@ -53,7 +92,7 @@ async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None
         template_kwargs=request.template_kwargs,
         **request.sampling,
     )
-    async with contextlib.aclosing(chunks.asynchronous()) as source:
+    async with aclosing(chunks.asynchronous()) as source:
         yield PromptProgress(0, 0, 0)
         async for chunk in source:
             if chunk.text or chunk.logprobs:
@@ -62,40 +101,42 @@ async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None
                 yield Finished(chunk.finish_reason, chunk.stop, chunk.timings, 0)
 
 
-async def choices(server: Server, request: ChatRequest) -> AsyncGenerator[tuple[int, Event], None]:
-    """(number of the choice, event) of ``request.n`` answers as they come. They share the prompt's blocks."""
-    if request.n == 1:
-        async with contextlib.aclosing(events(server, request)) as source:
-            async for event in source:
-                yield 0, event
+async def side_by_side(makers: Sequence[Callable[[], AsyncGenerator[T, None]]]) -> AsyncGenerator[tuple[int, T], None]:
+    """(number, item) of several generators as the items come; an error of one ends all."""
+    if len(makers) == 1:
+        async with aclosing(makers[0]()) as source:
+            async for item in source:
+                yield 0, item
         return
-    seed = request.sampling.get("seed")
-    each = [
-        replace(request, n=1, sampling={**request.sampling, "seed": (seed + number) % SEEDS})
-        if number and seed not in (None, -1)
-        else replace(request, n=1)
-        for number in range(request.n)
-    ]
-    sources = [events(server, one) for one in each]
-    waiting: dict[asyncio.Task[Any], int] = {}
+    coming: Iterator[tuple[int, Callable[[], AsyncGenerator[T, None]]]] = iter(enumerate(makers))
+    sources: dict[int, AsyncGenerator[T, None]] = {}
+    waiting: dict[asyncio.Task[T | None], int] = {}
+
+    def begin(n: int) -> None:
+        for number, make in islice(coming, n):
+            sources[number] = make()
+            waiting[asyncio.create_task(_next(sources[number]))] = number
+
     try:
-        for number, source in enumerate(sources):
-            waiting[asyncio.create_task(_next(source))] = number
+        begin(SIDE_BY_SIDE)
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=waiting.__getitem__):
-                number, event = waiting.pop(task), task.result()
-                if event is not None:
-                    yield number, event
+                number, found = waiting.pop(task), task.result()
+                if found is None:
+                    await sources.pop(number).aclose()
+                    begin(1)
+                else:
+                    yield number, found
                     waiting[asyncio.create_task(_next(sources[number]))] = number
     finally:
         for task in waiting:
             task.cancel()
         if waiting:
             await asyncio.wait(waiting)
-        for source in sources:
+        for source in sources.values():
             await source.aclose()
 
 
-async def _next(source: AsyncIterator[Event]) -> Event | None:
+async def _next(source: AsyncGenerator[T, None]) -> T | None:
     return await anext(source, None)

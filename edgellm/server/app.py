@@ -30,6 +30,7 @@ from edgellm.server.sse import Send, send_stream
 PROTOCOLS = (
     "openai_models",
     "openai_chat",
+    "openai_completions",
 )
 """Modules of ``edgellm.server.protocols``; the first one's ``error_body`` is that of a path that nobody has."""
 

@@ -43,6 +43,8 @@ async def send_stream(stream: Stream, send: Send, headers: list[tuple[bytes, byt
         if pending.done():
             pending.result()
         await _sent(send, {"type": "http.response.start", "status": 200, "headers": headers})
+        if not pending.done():
+            await _send_body(send, stream.ping)
         while True:
             done, _ = await asyncio.wait({pending}, timeout=PING_S)
             try:

@@ -185,7 +185,7 @@ def to_request(body: ChatBody) -> ChatRequest:
         tools=checked_tools("tools", [_plain(tool) for tool in body.tools or ()]),
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        response_format=_response_format(body.response_format),
+        response_format=format_of(body.response_format),
         reasoning=_reasoning(body, kwargs),
         max_tokens=next((n for n in given if n is not None), None),
         stop=checked_stops("stop", body.stop),
@@ -235,7 +235,8 @@ def _tool_choice(body: ChatBody) -> ToolChoice:
     return {"name": choice.function.name}
 
 
-def _response_format(given: ResponseFormat | None) -> Any:
+def format_of(given: ResponseFormat | None) -> Any:
+    """What the library takes; None for plain text."""
     if given is None or given.type == "text":
         return None
     if given.type == "json_object":
