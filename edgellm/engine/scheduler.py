@@ -59,6 +59,7 @@ class Scheduler:
         self.cache = cache
         self.max_tokens = max_tokens  # of one step
         self.requests: list[Request] = []
+        self.n_steps = self.n_parts = 0  # so far, and what requests had in them
         self._orders = count()
         self._step_s = float("inf")  # what the last step took
         self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes
@@ -211,6 +212,8 @@ class Scheduler:
         The time that drafts have cost, in tokens that plain steps would have made in it, is set against those won.
         """
         self._step_s, n = seconds, len(scheduled)
+        self.n_steps += 1
+        self.n_parts += n
         if not all(part.decodes for part in scheduled):
             return
         n_drafted = sum(part.n_drafted for part in scheduled)

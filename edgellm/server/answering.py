@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgellm.generation import GenerationChunk
 from edgellm.messages.events import ContentDelta, Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
-from edgellm.server.errors import ServerError, invalid
+from edgellm.server.errors import ServerError
 from edgellm.server.server import Server
 from edgellm.server.text_request import TextItem, TextRequest, text_items
 
@@ -80,14 +80,13 @@ async def _answered(
 
 
 async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None]:
-    if request.response_format is not None:
-        raise invalid("response_format", "this version cannot keep to a format yet.")
     chunks = await asyncio.to_thread(
         llm.stream,
         request.messages,
         max_tokens=request.max_tokens,
         stop=request.stop,
         logprobs=request.logprobs,
+        response_format=request.response_format,
         tools=None if request.tool_choice == "none" else request.tools,
         template_kwargs=request.template_kwargs,
         **request.sampling,

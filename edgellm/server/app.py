@@ -31,6 +31,9 @@ PROTOCOLS = (
     "openai_models",
     "openai_chat",
     "openai_completions",
+    "llama_completion",
+    "llama_text",
+    "llama_state",
 )
 """Modules of ``edgellm.server.protocols``; the first one's ``error_body`` is that of a path that nobody has."""
 

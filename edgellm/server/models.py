@@ -199,7 +199,7 @@ class Models:
     async def _make_room(self, entry: ModelEntry, need: int) -> None:
         """Close idle models, the longest unused first, until ``need`` bytes fit beside the others."""
         deadline = time.monotonic() + WAIT_S
-        while (loaded := self._in_memory()) and self._taken(loaded) + need > self.budget:
+        while (loaded := self.loaded()) and self._taken(loaded) + need > self.budget:
             idle = [one for one in loaded if one.leases == 0]
             if idle:
                 await self.unload(min(idle, key=lambda one: one.last_used))
@@ -214,7 +214,8 @@ class Models:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._room.wait(), 1.0)
 
-    def _in_memory(self) -> list[ModelEntry]:
+    def loaded(self) -> list[ModelEntry]:
+        """Those that are in memory."""
         every = (self._given if self._given is not None else self._stored).values()
         return [entry for entry in dict.fromkeys(every) if entry.llm is not None]
 
@@ -238,13 +239,13 @@ class Models:
         """Close what was idle for too long, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            for entry in self._in_memory():
+            for entry in self.loaded():
                 if entry.leases == 0 and entry.expires is not None and time.monotonic() >= entry.expires:
                     await self.unload(entry)
 
     async def close(self) -> None:
         """Free all of them."""
-        for entry in self._in_memory():
+        for entry in self.loaded():
             await self.unload(entry)
 
 

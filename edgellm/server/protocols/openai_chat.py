@@ -182,7 +182,7 @@ def to_request(body: ChatBody) -> ChatRequest:
     return ChatRequest(
         model=body.model or "",
         messages=[to_message(message, f"messages[{number}]") for number, message in enumerate(body.messages)],
-        tools=checked_tools("tools", [_plain(tool) for tool in body.tools or ()]),
+        tools=checked_tools("tools", [plain_tool(tool) for tool in body.tools or ()]),
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=format_of(body.response_format),
@@ -198,7 +198,7 @@ def to_request(body: ChatBody) -> ChatRequest:
 
 def to_message(message: ChatMessage, where: str) -> dict[str, Any]:
     """A message as templates have it; ServerError for a part that is no text."""
-    plain = {name: value for name, value in _plain(message).items() if value is not None}
+    plain = {name: value for name, value in msgspec.to_builtins(message).items() if value is not None}
     if isinstance(message.content, list):
         for number, part in enumerate(message.content):
             if part.type not in ("text", "input_text", "output_text", "refusal") or part.text is None:
@@ -213,12 +213,10 @@ def to_message(message: ChatMessage, where: str) -> dict[str, Any]:
     return plain
 
 
-def _plain(value: Any) -> Any:
-    """Structs as dicts; of a tool without what it does not have."""
-    data = msgspec.to_builtins(value)
-    if isinstance(value, Tool):
-        data["function"] = {name: one for name, one in data["function"].items() if one is not None}
-    return data
+def plain_tool(tool: Tool) -> dict[str, Any]:
+    """A tool without what it does not have."""
+    data: dict[str, Any] = msgspec.to_builtins(tool)
+    return {**data, "function": {name: one for name, one in data["function"].items() if one is not None}}
 
 
 def _tool_choice(body: ChatBody) -> ToolChoice:
