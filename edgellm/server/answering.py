@@ -14,12 +14,14 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgellm.formats.errors import EdgeLLMError
 from edgellm.generation import GenerationChunk
 from edgellm.messages.events import ContentDelta, Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import ServerError
 from edgellm.server.server import Server
 from edgellm.server.text_request import TextItem, TextRequest, text_items
+from edgellm.server.turns import fitting
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
@@ -82,7 +84,7 @@ async def _answered(
 async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None]:
     chunks = await asyncio.to_thread(
         llm.stream,
-        request.messages,
+        fitting(llm.chat_template, request.messages),
         max_tokens=request.max_tokens,
         stop=request.stop,
         logprobs=request.logprobs,
@@ -98,6 +100,20 @@ async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None
                 yield ContentDelta(chunk.text, (chunk.logprobs,) if chunk.logprobs else ())
             if chunk.finish_reason:
                 yield Finished(chunk.finish_reason, chunk.stop, chunk.timings, 0)
+
+
+async def count_tokens(server: Server, request: ChatRequest) -> int:
+    """How many tokens the prompt of ``events`` has."""
+    async with server.models.lease(request.model, request.keep_alive) as entry:
+        llm = entry.llm
+        assert llm is not None, "a lease is of a loaded model"
+        tools = None if request.tool_choice == "none" else request.tools
+        try:
+            messages = await asyncio.to_thread(fitting, llm.chat_template, request.messages)
+            kwargs = request.template_kwargs
+            return len(await asyncio.to_thread(llm.prompt_ids, messages, tools=tools, template_kwargs=kwargs))
+        except EdgeLLMError as error:
+            raise ServerError.of(error) from error
 
 
 async def side_by_side(makers: Sequence[Callable[[], AsyncGenerator[T, None]]]) -> AsyncGenerator[tuple[int, T], None]:

@@ -34,6 +34,9 @@ PROTOCOLS = (
     "llama_completion",
     "llama_text",
     "llama_state",
+    "openai_responses",
+    "anthropic",
+    "ollama",
 )
 """Modules of ``edgellm.server.protocols``; the first one's ``error_body`` is that of a path that nobody has."""
 

@@ -47,12 +47,12 @@ class Stream:
 
     source       the chunks; closed when the client leaves
     failed       an error in the midst of it, as a last chunk
-    ping         sent while nothing else is, so that no client gives up during a long prompt
+    ping         sent while nothing else is, so that no client gives up during a long prompt; or what makes it
     """
 
     source: AsyncIterator[bytes]
     failed: Callable[[ServerError], bytes]
-    ping: bytes = b": ping\n\n"
+    ping: bytes | Callable[[], bytes] = b": ping\n\n"
     media_type: str = "text/event-stream"
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from edgellm.server.errors import ServerError
 from edgellm.server.metrics import Metrics
 from edgellm.server.models import Models
+from edgellm.server.response_store import ResponseStore
 from edgellm.server.security import Access
 
 MAX_REQUESTS = 128  # answers under way and waiting; the engine gives them turns
@@ -28,6 +29,7 @@ class Server:
     access: Access = field(default_factory=Access)
     max_requests: int = MAX_REQUESTS
     metrics: Metrics = field(default_factory=Metrics)
+    responses: ResponseStore = field(default_factory=ResponseStore)
     active: int = 0
     started: float = field(default_factory=time.time)
 

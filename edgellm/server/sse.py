@@ -48,7 +48,7 @@ async def send_stream(stream: Stream, send: Send, headers: list[tuple[bytes, byt
         while True:
             done, _ = await asyncio.wait({pending}, timeout=PING_S)
             try:
-                chunk = pending.result() if done else stream.ping
+                chunk = pending.result() if done else stream.ping() if callable(stream.ping) else stream.ping
             except Exception as error:
                 await _send_body(send, stream.failed(ServerError.of(error)), more=False)
                 raise

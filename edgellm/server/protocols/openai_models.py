@@ -8,6 +8,7 @@ from typing import Any
 
 from edgellm.server.http import Call, Json, Reply, Route
 from edgellm.server.models import ModelEntry
+from edgellm.server.protocols import anthropic
 from edgellm.server.protocols.openai_wire import error_body
 from edgellm.server.server import Server
 
@@ -16,6 +17,8 @@ __all__ = ["ROUTES", "error_body"]
 
 async def models(call: Call) -> Reply:
     """All models; ``data`` is OpenAI's list, ``models`` has what Codex and llama-server's clients read."""
+    if "anthropic-version" in call.headers:
+        return Json(await anthropic.model_list(call.server))
     entries = await call.server.models.entries()
     told = await asyncio.gather(*(_told(call.server, entry) for entry in entries))
     data = [openai for openai, _ in told]
@@ -25,6 +28,8 @@ async def models(call: Call) -> Reply:
 async def model(call: Call) -> Reply:
     """One of them."""
     entry = await call.server.models.find(call.path_params["name"])
+    if "anthropic-version" in call.headers:
+        return Json(await anthropic.model_info(call.server, entry))
     return Json((await _told(call.server, entry))[0])
 
 
