@@ -37,6 +37,7 @@ PROTOCOLS = (
     "openai_responses",
     "anthropic",
     "ollama",
+    "page",
 )
 """Modules of ``edgellm.server.protocols``; the first one's ``error_body`` is that of a path that nobody has."""
 
