@@ -44,11 +44,11 @@ async def send_stream(stream: Stream, send: Send, headers: list[tuple[bytes, byt
             pending.result()
         await _sent(send, {"type": "http.response.start", "status": 200, "headers": headers})
         if not pending.done():
-            await _send_body(send, stream.ping)
+            await _send_body(send, _ping(stream))
         while True:
             done, _ = await asyncio.wait({pending}, timeout=PING_S)
             try:
-                chunk = pending.result() if done else stream.ping() if callable(stream.ping) else stream.ping
+                chunk = pending.result() if done else _ping(stream)
             except Exception as error:
                 await _send_body(send, stream.failed(ServerError.of(error)), more=False)
                 raise
@@ -64,6 +64,10 @@ async def send_stream(stream: Stream, send: Send, headers: list[tuple[bytes, byt
         close = getattr(stream.source, "aclose", None)
         if close is not None:
             await close()
+
+
+def _ping(stream: Stream) -> bytes:
+    return stream.ping if isinstance(stream.ping, bytes) else stream.ping()
 
 
 async def _next(stream: Stream) -> bytes | None:

@@ -223,6 +223,15 @@ def test_log_probabilities_are_a_flat_list(real_server: Server) -> None:
     assert len(reply["logprobs"]) == 4 == reply["eval_count"] and len(reply["logprobs"][0]["top_logprobs"]) == 2
 
 
+def test_a_raw_prompt_is_gone_on_with_as_it_stands() -> None:
+    llm = scripted_llm([" degrees."])
+    script = llm.executor.script  # type: ignore[attr-defined]
+    with client_of(scripted_server(llm)) as client:
+        body = {"model": "scripted", "prompt": "It is three", "raw": True, "stream": False}
+        assert client.post("/api/generate", json=body).json()["response"] == " degrees."
+    assert llm.tokenizer.decode(script.prompts[0]) == "It is three"
+
+
 def test_programs_that_ask_for_the_root_hear_the_words_they_wait_for() -> None:
     with client_of(scripted_server(scripted_llm([]))) as client:
         assert client.get("/", headers={"accept": "*/*"}).text == "Ollama is running"

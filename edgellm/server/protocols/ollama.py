@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal
@@ -34,7 +34,7 @@ from edgellm.messages.events import (
     ToolCallEnd,
 )
 from edgellm.sampling.params import LIMITS, checked
-from edgellm.server.answering import events
+from edgellm.server.answering import events, texts
 from edgellm.server.bodies import Body
 from edgellm.server.chat_request import MAX_TOP_LOGPROBS, ChatRequest, checked_schema, checked_stops, checked_tools
 from edgellm.server.errors import ServerError, invalid
@@ -42,7 +42,9 @@ from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.models import ModelEntry
 from edgellm.server.protocols.openai_responses import arguments_of
 from edgellm.server.protocols.openai_wire import chat_logprob
+from edgellm.server.server import Server
 from edgellm.server.sse import line
+from edgellm.server.text_request import PromptRead, TextRequest
 
 SPOKEN = "0.12.6"  # the version of Ollama whose interface this is; clients refuse older ones
 TAG = ":latest"
@@ -177,8 +179,6 @@ def generate_request(body: GenerateBody) -> ChatRequest:
     ):
         if getattr(body, name):
             raise invalid(name, f"{reason}. Leave it out.")
-    if body.raw:
-        return _request(body, [], prompt=body.prompt)
     told = [{"role": "system", "content": body.system}] if body.system else []
     return _request(body, [*told, {"role": "user", "content": body.prompt or ""}])
 
@@ -401,9 +401,11 @@ async def _answered(call: Call, body: AskedBody, request: ChatRequest, asked: bo
     if not asked:
         return await _load(call, body, request, entry)
     writer = LineWriter(body, 0 if entry.llm is not None else -1)
+    raw = body.prompt or "" if isinstance(body, GenerateBody) and body.raw else None
 
     async def told() -> AsyncIterator[bytes]:
-        async with contextlib.aclosing(events(call.server, request)) as source:
+        answer = events(call.server, request) if raw is None else _raw_events(call.server, raw, request)
+        async with contextlib.aclosing(answer) as source:
             async for one in source:
                 if writer.load_ns < 0:
                     writer.load_ns = int(entry.load_s * 1e9)
@@ -420,6 +422,20 @@ async def _answered(call: Call, body: AskedBody, request: ChatRequest, asked: bo
     async for _ in told():
         pass
     return Json(writer.whole())
+
+
+async def _raw_events(server: Server, prompt: str, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    """What follows a text as it stands, without a template."""
+    names = ("model", "max_tokens", "stop", "sampling", "logprobs", "response_format", "keep_alive")
+    text = TextRequest(prompt=prompt, **{name: getattr(request, name) for name in names})
+    async with contextlib.aclosing(texts(server, text)) as source:
+        async for item in source:
+            if isinstance(item, PromptRead):
+                continue
+            if item.text or item.logprobs:
+                yield ContentDelta(item.text, (item.logprobs,) if item.logprobs else ())
+            if item.finish_reason:
+                yield Finished(item.finish_reason, item.stop, item.timings, 0)
 
 
 async def _load(call: Call, body: AskedBody, request: ChatRequest, entry: ModelEntry) -> Reply:
