@@ -2,12 +2,14 @@
 
 Callers write content as the OpenAI protocol has it. Templates were written for some of its forms only, and fail on
 the others or print them as Python writes them. Which ones a template takes is found as llama.cpp finds it, by a trial:
-a marked text goes through it in each form. Parts become one text, a line for each, and no content an empty text.
+a marked text goes through it in each form. Parts become one text, a line for each, and no content an empty text. The
+arguments of calls are tried likewise: some templates take objects, some the JSON text that the protocol has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgellm.formats.errors import ParameterError, TemplateError
@@ -28,9 +30,16 @@ class ContentForms:
         self._render = render
         self._takes_parts: dict[str, bool] = {}
         self._takes_nothing: dict[tuple[str, bool], bool] = {}
+        self._arguments: tuple[type, ...] | None = None
 
     def fit(self, message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        """``message`` with its content as the template takes it; ParameterError for content that is no text."""
+        """``message`` as the template takes it; ParameterError for content that is no text."""
+        calls = message.get("tool_calls")
+        if isinstance(calls, list | tuple) and calls:
+            message = {**message, "tool_calls": [self._fit_call(call) for call in calls]}
+        return self._fit_content(message, where)
+
+    def _fit_content(self, message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         role, content = str(message.get("role")), message.get("content")
         if isinstance(content, str):
             return message
@@ -41,6 +50,26 @@ class ContentForms:
             return message
         check_parts(content, where)
         return message if self.takes_parts(role) else {**message, "content": joined(content, where)}
+
+    def _fit_call(self, call: Any) -> Any:
+        """A call with its arguments as an object or as JSON text."""
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or "arguments" not in function:
+            return call
+        given = function["arguments"]
+        wrong = isinstance(given, str | Mapping) and not isinstance(given, self.arguments_taken())
+        fitted = as_other(given) if wrong else given
+        return call if fitted is given else {**call, "function": {**function, "arguments": fitted}}
+
+    def arguments_taken(self) -> tuple[type, ...]:
+        """The types of arguments that give their text, and no error, nothing, or what Python or JSON makes of it."""
+        if self._arguments is None:
+            given: dict[type, Any] = {dict: {"x": NEEDLE}, str: json.dumps({"x": NEEDLE})}
+            shown = {kind: self._try(conversation("assistant", "", [with_arguments(v)])) for kind, v in given.items()}
+            escaped = ("{'x'", '{\\"x')
+            good = [k for k, out in shown.items() if out and NEEDLE in out and not any(text in out for text in escaped)]
+            self._arguments = tuple(good) or (dict, str)
+        return self._arguments
 
     def takes_parts(self, role: str) -> bool:
         """Whether a list of parts gives its text, rather than an error or the list as Python or JSON writes it."""
@@ -53,8 +82,8 @@ class ContentForms:
     def takes_nothing(self, role: str, calls: bool) -> bool:
         """Whether content that is None renders, and is not printed as ``None``."""
         if (role, calls) not in self._takes_nothing:
-            given = self._try(conversation(role, None, calls))
-            empty = self._try(conversation(role, "", calls))
+            given = self._try(conversation(role, None, [CALL] * calls))
+            empty = self._try(conversation(role, "", [CALL] * calls))
             if empty is None:  # such a chat fails for another reason: the template has no tools, or no such role
                 taken = not calls or self.takes_nothing(role, False)
             else:
@@ -71,12 +100,28 @@ class ContentForms:
             return None
 
 
-def conversation(role: str, content: Any, calls: bool = False) -> list[dict[str, Any]]:
+def with_arguments(arguments: Any) -> dict[str, Any]:
+    """The trial's call with these."""
+    return {**CALL, "function": {"name": "look", "arguments": arguments}}
+
+
+def as_other(arguments: str | Mapping[str, Any]) -> Any:
+    """JSON text as the object that it is, an object as JSON text; what is neither as it is."""
+    if not isinstance(arguments, str):
+        return json.dumps(arguments, ensure_ascii=False, default=str)
+    try:
+        found = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def conversation(role: str, content: Any, calls: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
     """A short chat with a message of ``role`` and ``content`` where templates expect one."""
     message: dict[str, Any] = {"role": role, "content": content}
     if role == "assistant" and calls:
         answer = {"role": "tool", "name": "look", "tool_call_id": CALL["id"], "content": "{}"}
-        return [HI, {**message, "tool_calls": [CALL]}, answer, {"role": "assistant", "content": "Ok"}, HI]
+        return [HI, {**message, "tool_calls": list(calls)}, answer, {"role": "assistant", "content": "Ok"}, HI]
     if role == "assistant":
         return [HI, message, HI]
     if role in TOOL_ROLES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,25 @@ def source_of(name: str) -> str:
 def judged(source: str, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str | None:
     """What transformers renders, or None when the template refuses.
 
-    It renders messages as they are: content that fails, is lost, or is printed as Python writes it, is given as text.
+    It renders messages as they are: content that fails, is lost, or is printed as Python writes it, is given as text,
+    and so are arguments of calls that fail.
     """
+    text = judged_as_given(source, messages, arguments)
+    if text is None and any(message.get("tool_calls") for message in messages):
+        text = judged_as_given(source, [with_text_arguments(message) for message in messages], arguments)
+    return text
+
+
+def with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have their arguments as JSON text."""
+    calls = copy.deepcopy(message.get("tool_calls") or [])
+    for call in calls:
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def judged_as_given(source: str, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str | None:
+    """What transformers renders, content apart."""
     utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="transformers judges the text")
     keywords = {"add_generation_prompt": True, **TOKENS, **arguments}
     forms = [messages]
