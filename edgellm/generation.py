@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,9 +78,23 @@ class Generation(str):
         chunks = list(chunks)
         last = chunks[-1]
         assert last.finish_reason is not None, "the chunks of an answer end with a finish reason"
-        generation = cls("".join(chunk.text for chunk in chunks))
-        generation.tokens = tuple(chunk.token for chunk in chunks if chunk.token is not None)
-        generation.logprobs = tuple(chunk.logprobs for chunk in chunks if chunk.logprobs is not None)
+        tokens = [chunk.token for chunk in chunks if chunk.token is not None]
+        logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+        return cls.made("".join(chunk.text for chunk in chunks), tokens, logprobs, last, parse)
+
+    @classmethod
+    def made(
+        cls,
+        text: str,
+        tokens: Iterable[int],
+        logprobs: Iterable[TokenLogprob],
+        last: GenerationChunk,
+        parse: Callable[[str], Any] | None = None,
+    ) -> Generation:
+        """A text, the tokens of its answer, and the answer's last chunk."""
+        assert last.finish_reason is not None, "the last chunk has a finish reason"
+        generation = cls(text)
+        generation.tokens, generation.logprobs = tuple(tokens), tuple(logprobs)
         generation.finish_reason, generation.stop, generation.timings = last.finish_reason, last.stop, last.timings
         generation._parse = parse
         return generation
@@ -111,11 +125,14 @@ class TextStream:
     """Turns the tokens of one request into chunks.
 
     special   show control tokens as their text
+    shown     show these in any case
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, special: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, special: bool = False, shown: Collection[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        self.decoder = tokenizer.stream_decoder(special=special)
+        self.decoder = tokenizer.stream_decoder(special=special, shown=shown)
         self.matcher = StopMatcher(stops)
         self.special = special
 

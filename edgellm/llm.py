@@ -22,13 +22,18 @@ from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
 
 if TYPE_CHECKING:
-    from edgellm.chat_template import ChatTemplate, Message
+    from edgellm.chat_template import ChatTemplate, Message, Segment
     from edgellm.conversation import Conversation
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Executor, Hook, Program
     from edgellm.machine.progress import StageProgress
     from edgellm.measure.scoring import TextScore
     from edgellm.memory import MemoryNeed
+    from edgellm.messages.asking import Reasoning, ToolChoice
+    from edgellm.messages.events import Event
+    from edgellm.messages.stream import EventStream
+    from edgellm.messages.tool_loop import Reply
+    from edgellm.sampling.mask import TokenMask
     from edgellm.structured.answer_form import AnswerForm, MaskSource, ResponseFormat
     from edgellm.tokenizer import Tokenizer
 
@@ -143,7 +148,13 @@ class LLM:
         ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
         engine.check(ids, max_tokens)
         form = self._answer_form(response_format, regex, grammar)
-        sampler = Sampler(
+        sampler = self._sampler(params, ids, form.source.constraint() if form is not None else None)
+        options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
+        return ChunkStream(engine, ids, sampler, text, options, form.parse if form is not None else None)
+
+    def _sampler(self, params: SamplingParams, ids: Sequence[int], mask: TokenMask | None) -> Sampler:
+        engine = self.engine
+        return Sampler(
             params,
             engine.executor.program.n_vocab,
             self.tokenizer.eog_ids,
@@ -151,10 +162,8 @@ class LLM:
             tokenize=lambda piece: self.tokenizer.encode(piece, False),
             history=ids,
             draw=engine.executor.draw,
-            mask=form.source.constraint() if form is not None else None,
+            mask=mask,
         )
-        options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
-        return ChunkStream(engine, ids, sampler, text, options, form.parse if form is not None else None)
 
     def _answer_form(
         self, response_format: ResponseFormat, regex: str | None, grammar: str | MaskSource | None
@@ -170,11 +179,92 @@ class LLM:
         chunks = self.stream(prompt, *args, **kwargs)
         return Generation.of(chunks, chunks.parse)
 
-    def chat(self, messages: str | Messages, *args: Any, **kwargs: Any) -> Message:
-        """The reply to a list of messages, or to one of a user; takes what ``stream`` takes."""
-        from edgellm.chat_template import Message
+    def events(
+        self,
+        messages: str | Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        reasoning: Reasoning = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        cancel: CancelFlag | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        response_format: ResponseFormat = None,
+        regex: str | None = None,
+        grammar: str | MaskSource | None = None,
+        hook: Hook | None = None,
+        **sampling: Any,
+    ) -> EventStream:
+        """The reply to messages as events: reasoning, content and tool calls apart; see ``edgellm.messages.events``.
 
-        return Message("assistant", self.generate(_as_messages(messages), *args, **kwargs))
+        tools                 Python functions, or descriptions as the OpenAI protocol has them
+        tool_choice           "auto"; "none"; "required", or {"name": ...} for one of them: then a grammar forces it
+        parallel_tool_calls   whether one answer may call several
+        reasoning             True or False; how much of it: an effort ("low", "medium", "high"), or tokens at most;
+                              None as the model's template has it
+
+        The rest is as in ``stream``; a form that is asked for begins behind the reasoning. ``.message`` is the whole
+        reply, once the events are over. UnsupportedError TOOLS for a model whose chat template knows no tools.
+        """
+        from edgellm.messages.asking import Asking
+        from edgellm.messages.reader import MessageReader
+        from edgellm.messages.stream import EventStream, ReadTokens
+
+        engine, form = self.engine, self.model.message_form
+        params = self.params(params, logprobs=logprobs, **sampling)
+        asking = Asking.of(form, tools, tool_choice, parallel_tool_calls, reasoning, template_kwargs)
+        messages = arguments.items("messages", _as_messages(messages), "text, or a list of messages")
+        segments = asking.opened(form, self._rendered(messages, asking.tools, asking.template_kwargs))
+        ids = self._with_prefix(self.tokenizer.encode_segments(segments, False))
+        engine.check(ids, max_tokens)
+        reader = MessageReader(form, "".join(segment.text for segment in segments), asking.tools)
+        read = ReadTokens(self.tokenizer, reader, stop_strings(stop))
+        mask, parse = asking.mask(self.tokenizer, form, reader.reasoning, response_format, regex, grammar)
+        options = {"max_tokens": max_tokens, "cancel": cancel, "hook": hook}
+        return EventStream(engine, ids, self._sampler(params, ids, mask), read, options, parse)
+
+    async def aevents(self, messages: str | Messages, *args: Any, **kwargs: Any) -> AsyncIterator[Event]:
+        """``events`` for ``async for``. Cancelling the task or closing the iterator ends the work within a step."""
+        import asyncio
+
+        events = await asyncio.to_thread(self.events, messages, *args, **kwargs)
+        async with contextlib.aclosing(events.asynchronous()) as stream:
+            async for event in stream:
+                yield event
+
+    def chat(
+        self,
+        messages: str | Messages,
+        *args: Any,
+        max_rounds: int = 8,
+        on_event: Callable[[Event], None] | None = None,
+        **kwargs: Any,
+    ) -> Reply:
+        """The reply to a list of messages, or to one of a user; takes what ``events`` takes.
+
+            llm.chat("What is the weather in Rome?", tools=[get_weather])
+
+        Tools that are Python functions are run and the model goes on with what they return, for ``max_rounds`` rounds
+        at most; what one raises goes to the model as its result. ``reply.steps`` are the messages in between. A call
+        of a tool that is only described ends it: ``reply.tool_calls`` are for the caller.
+
+        on_event   sees each event as it comes, those of the calls, too
+        """
+        from edgellm.messages.tool_loop import ToolLoop
+
+        loop = ToolLoop(_as_messages(messages), kwargs.pop("tools", None), max_rounds)
+        while True:
+            events = self.events(loop.messages, *args, tools=loop.described, **kwargs)
+            for event in events:
+                if on_event is not None:
+                    on_event(event)
+            if not loop.take(events.message):
+                return loop.reply
+            loop.run()
 
     def conversation(self, system: str | None = None, *, on_overflow: str = "error", **options: Any) -> Conversation:
         """A chat that remembers what was said; ``options`` are those of ``stream`` for every turn.
@@ -204,11 +294,29 @@ class LLM:
         async with contextlib.aclosing(chunks.asynchronous()) as stream:
             return Generation.of([chunk async for chunk in stream], chunks.parse)
 
-    async def achat(self, messages: str | Messages, *args: Any, **kwargs: Any) -> Message:
-        """``chat`` to be awaited."""
-        from edgellm.chat_template import Message
+    async def achat(
+        self,
+        messages: str | Messages,
+        *args: Any,
+        max_rounds: int = 8,
+        on_event: Callable[[Event], None] | None = None,
+        **kwargs: Any,
+    ) -> Reply:
+        """``chat`` to be awaited; functions run on threads, and coroutine functions are awaited."""
+        import asyncio
 
-        return Message("assistant", await self.agenerate(_as_messages(messages), *args, **kwargs))
+        from edgellm.messages.tool_loop import ToolLoop
+
+        loop = ToolLoop(_as_messages(messages), kwargs.pop("tools", None), max_rounds)
+        while True:
+            events = await asyncio.to_thread(self.events, loop.messages, *args, tools=loop.described, **kwargs)
+            async with contextlib.aclosing(events.asynchronous()) as stream:
+                async for event in stream:
+                    if on_event is not None:
+                        on_event(event)
+            if not loop.take(events.message):
+                return loop.reply
+            await loop.arun()
 
     def params(
         self, params: SamplingParams | None = None, *, logprobs: int | None = None, **sampling: Any
@@ -258,10 +366,18 @@ class LLM:
             parts = arguments.items("prompt", prompt, "text, a list of messages, or token ids")
             if all(hasattr(part, "__index__") for part in parts):
                 return arguments.token_ids("prompt", parts)
-            more = {} if template_kwargs is None else arguments.mapping("template_kwargs", template_kwargs)
-            if taken := [name for name in RESERVED if name in more]:
-                raise ParameterError(f"template_kwargs has {taken[0]!r}, which the prompt gives. Take another name.")
-            ids = self.tokenizer.encode_segments(self.chat_template.render(parts, tools=tools, **more), False)
+            ids = self.tokenizer.encode_segments(self._rendered(parts, tools, template_kwargs), False)
+        return self._with_prefix(ids)
+
+    def _rendered(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any] | None
+    ) -> list[Segment]:
+        more = {} if template_kwargs is None else arguments.mapping("template_kwargs", template_kwargs)
+        if taken := [name for name in RESERVED if name in more]:
+            raise ParameterError(f"template_kwargs has {taken[0]!r}, which the prompt gives. Take another name.")
+        return self.chat_template.render(messages, tools=tools, **more)
+
+    def _with_prefix(self, ids: list[int]) -> list[int]:
         prefix = list(self.tokenizer.special.prefix)
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 

@@ -29,6 +29,7 @@ from edgellm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
     from edgellm.kernels.program import Program
+    from edgellm.messages.form import MessageForm
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
@@ -84,6 +85,13 @@ class Model:
         from edgellm.chat_template import ChatTemplate  # jinja2: 50 ms
 
         return ChatTemplate.from_metadata(self.gguf.metadata, override=self.template_source)
+
+    @functools.cached_property
+    def message_form(self) -> MessageForm:
+        """How the model writes reasoning and calls; found when first used, some 20 ms."""
+        from edgellm.messages.form import MessageForm
+
+        return MessageForm.of(self.chat_template, self.tokenizer, self.gguf.metadata)
 
     def close(self) -> None:
         """Stop the engine, then let go of the file."""

@@ -2,8 +2,8 @@
 
 ``scripted_llm(["<tool_call>...", "It is 3 degrees."])`` answers the first request with the first text, and so on. The
 executor keeps tokens in the paged cache and reads them back, as ``fake_executor`` does, so paging is judged, too. A
-constraint may choose other tokens than the script's: the next one is then the script's at that place all the same, and
-those that end a JSON text come before all others.
+constraint may choose other tokens than the script's: the script then goes on behind the place that agrees best with
+what was said last, and tokens that end a JSON text come before all others.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ class Begun:
         same = [a == b for a, b in zip(said, self.answer, strict=False)]
         return same.index(False) if False in same else len(same)
 
+    def place_behind(self, said: list[int]) -> int:
+        """Where the answer goes on: behind the longest end of what was said that stands in it."""
+        for n in range(min(len(said), 16), 0, -1):
+            for at in range(len(self.answer) - n, -1, -1):
+                if self.answer[at : at + n] == said[len(said) - n :]:
+                    return at + n
+        return len(said)
+
 
 class Script:
     """The answers that are still to be given, and those that are being given, by their prompts."""
@@ -92,7 +100,8 @@ class Script:
             row = new[0] if new and not said else max(reversed(fitting), key=lambda row: row.agreement(said))
             row.started = True
         assert self.tokenizer.eos_id is not None
-        return row.answer[len(said)] if len(said) < len(row.answer) else self.tokenizer.eos_id
+        place = len(said) if row.agreement(said) == len(said) else row.place_behind(said)
+        return row.answer[place] if place < len(row.answer) else self.tokenizer.eos_id
 
 
 class ScriptedExecutor(FakeExecutor):

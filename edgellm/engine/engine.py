@@ -115,6 +115,18 @@ class Engine:
         """``generate`` for ``async for``; cancelling the task or closing the iterator cancels the request."""
         return self._atokens(self._generation(prompt, sampler, **options), options.get("progress"))
 
+    def items(
+        self, prompt: Sequence[int], sampler: Sampler, **options: Any
+    ) -> Generator[Progress | GeneratedToken, None, None]:
+        """``generate`` with the progress of the prompt among the tokens, as it comes."""
+        return self._items(self._generation(prompt, sampler, **options, progress=_ignore))
+
+    def aitems(
+        self, prompt: Sequence[int], sampler: Sampler, **options: Any
+    ) -> AsyncGenerator[Progress | GeneratedToken, None]:
+        """``items`` for ``async for``."""
+        return self._aitems(self._generation(prompt, sampler, **options, progress=_ignore))
+
     def score(
         self, tokens: Sequence[int], reduce: Callable[[int, np.ndarray], T], cancel: CancelFlag | None = None
     ) -> Iterator[T]:
@@ -235,23 +247,35 @@ class Engine:
     def _tokens(
         self, request: GenerationRequest, progress: Callable[[int, int], None] | None
     ) -> Generator[GeneratedToken, None, None]:
-        self._submit(request)
-        try:
-            while True:
-                item = self._take(request)
-                if isinstance(item, Progress):
-                    assert progress is not None
-                    progress(*item)
-                    continue
-                yield item
-                if item.finish_reason:
-                    return
-        finally:
-            self._drop(request)
+        with contextlib.closing(self._items(request)) as items:
+            for item in items:
+                if isinstance(item, GeneratedToken):
+                    yield item
+                elif progress is not None:
+                    progress(item.done, item.total)
 
     async def _atokens(
         self, request: GenerationRequest, progress: Callable[[int, int], None] | None
     ) -> AsyncGenerator[GeneratedToken, None]:
+        async with contextlib.aclosing(self._aitems(request)) as items:
+            async for item in items:
+                if isinstance(item, GeneratedToken):
+                    yield item
+                elif progress is not None:
+                    progress(item.done, item.total)
+
+    def _items(self, request: GenerationRequest) -> Generator[Progress | GeneratedToken, None, None]:
+        self._submit(request)
+        try:
+            while True:
+                item = self._take(request)
+                yield item
+                if isinstance(item, GeneratedToken) and item.finish_reason:
+                    return
+        finally:
+            self._drop(request)
+
+    async def _aitems(self, request: GenerationRequest) -> AsyncGenerator[Progress | GeneratedToken, None]:
         import asyncio  # 40 ms, and most programs do not need it
 
         loop = asyncio.get_running_loop()
@@ -270,12 +294,9 @@ class Engine:
                 if item is None:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(ready.wait(), POLL_S if request.cancel is not None else None)
-                elif isinstance(item, Progress):
-                    assert progress is not None
-                    progress(*item)
                 else:
                     yield item
-                    if item.finish_reason:
+                    if isinstance(item, GeneratedToken) and item.finish_reason:
                         return
         finally:
             self._drop(request)
@@ -444,6 +465,11 @@ class Engine:
 
 
 # -- the end of an engine that nobody closes: its last owner drops it, or the interpreter takes itself apart ---
+
+
+def _ignore(done: int, total: int) -> None:
+    """The progress of who takes it from among the tokens."""
+
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 

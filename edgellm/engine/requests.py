@@ -89,6 +89,7 @@ class Progress(NamedTuple):
 
     done: int
     total: int
+    reused: int = 0
 
 
 class Request:
@@ -274,7 +275,7 @@ class GenerationRequest(Request):
         if self.reused is None and self.sequence is not None:
             self.reused = self.sequence.n_reused
         if self.reports and not self.published:
-            yield Progress(min(self.n_computed, self.n_prompt), self.n_prompt)
+            yield Progress(min(self.n_computed, self.n_prompt), self.n_prompt, self.reused or 0)
         for choice in choices:
             self.published += 1
             self._count(seconds / len(choices))

@@ -19,8 +19,25 @@ HARMONY = Channels(
         Header(r"^\s*<\|channel\|>\s*analysis", "reasoning"),
     ),
     call=Pair("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>"),
+    thinks="<|channel|>analysis<|message|>",
 )
-GEMMA_DIALECT = Dialect(quotes=('<|"|>',), escapes=False, bare_keys=True)
+FUNCTIONARY = Channels(
+    start=">>>",
+    heads=("",),
+    open="\n",
+    ends=(">>>",),
+    headers=(Header(r"^all$", "content"), Header(r"^(?P<name>\S+)$", "call")),
+    call=Pair("", "\n"),
+)
+MUSE = Channels(
+    start="<|start|>assistant",
+    heads=("to=",),
+    open="<|message|>",
+    ends=("<|eom|>", "<|eot|>"),
+    headers=(Header(r"^to=self$", "reasoning"),),
+    call=Pair("", ""),
+)
+GEMMA_DIALECT = Dialect(quotes=('<|"|>',), escapes=False, bare_keys=True, constants=PYTHON.constants)
 THINK = Pair("<think>\n", "\n</think>\n\n")
 
 
@@ -70,11 +87,16 @@ CERTAIN = (
             Pair("<think>", "</think>"),
         ),
     ),
-    BuiltIn(("<|python_start|>", "<|python_end|>"), _calls(CallForm("python", listed=True, dialect=PYTHON))),
     BuiltIn(
-        (">>>all\n", "<|start_header_id|>"),
-        Shape(content=Pair("all\n", ""), calls=CallForm("header", head=(Field("name", ""),)), source="built-in"),
+        ("<|python_start|>", "<|python_end|>"),
+        Shape(
+            content=Pair("<|python_start|>", "<|python_end|>"),
+            calls=CallForm("python", listed=True, dialect=PYTHON),
+            source="built-in",
+        ),
     ),
+    BuiltIn(("to=self<|message|>", "<|eom|>"), Shape(channels=MUSE, source="built-in")),
+    BuiltIn((">>>all\n", "<|start_header_id|>"), Shape(channels=FUNCTIONARY, source="built-in")),
 )
 
 # when nothing was derived
@@ -108,7 +130,6 @@ OTHERS = (
     ),
     BuiltIn(("<|tool_call|>",), _calls(CallForm("json", section=Pair("<|tool_call|>", ""), listed=True))),
     BuiltIn(("<tool_call>",), _calls(CallForm("json", each=Pair("<tool_call>\n", "\n</tool_call>"), between="\n"))),
-    BuiltIn(("xml_tools",), _calls(CallForm("json", each=Pair("<tool_call>\n", "\n</tool_call>"), between="\n"))),
     BuiltIn(("<TOOLCALL>",), _calls(CallForm("json", section=Pair("<TOOLCALL>", "</TOOLCALL>"), listed=True))),
 )
 

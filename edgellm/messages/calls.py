@@ -276,6 +276,9 @@ class CallReader:
 
     def _python(self) -> Steps:
         text = self.text
+        if (yield from text.space()) == "{":  # the other way of Llama
+            yield from self._json()
+            return
         listed = yield from text.take("[")
         while True:
             name, _ = yield from text.name_before(["("])

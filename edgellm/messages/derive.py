@@ -218,7 +218,7 @@ def _dialect_call(text: str, number: int, name: int, after: int) -> Span | None:
     end = text.find(f"{VALUES[1]}{found[1]}}}", after)
     if end < 0:
         return None
-    dialect = Dialect(quotes=(found[1],), escapes=False, bare_keys=True)
+    dialect = Dialect(quotes=(found[1],), escapes=False, bare_keys=True, constants=PYTHON.constants)
     form = CallForm("header", head=(Field("name", ""),), dialect=dialect)
     return Span(name, end + len(VALUES[1] + found[1]) + 1, form)
 
@@ -238,8 +238,7 @@ def _tagged_call(text: str, number: int, name: int, after: int) -> Span | None:
     begin, head = _head_before(text, name, after, key - len(opened), number)
     if not opened or not closed or not text[key_end:value].strip():
         return None
-    last_head = head[-1]._replace(close=head[-1].close if head[-1].close.strip() else "")
-    form = CallForm("tagged", head=(*head[:-1], last_head), argument=Pair(opened, closed))
+    form = CallForm("tagged", head=head, argument=Pair(opened, closed))
     return Span(begin, last + len(closed), replace(form, middles=(Middle(text[key_end:value]),)))
 
 

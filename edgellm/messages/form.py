@@ -33,13 +33,14 @@ class MessageForm(Shape):
     ) -> MessageForm:
         """The form of the model that has this template."""
         ends = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in tokenizer.eog_ids] if tokenizer else []
+        probes = Probes(template, ends)
         shape = built_in(template.source, CERTAIN)
         if shape is None:
-            probes = Probes(template, ends)
             shape = checked(derived(probes), probes)
             other = built_in(template.source, OTHERS) if shape.calls is None and not probes.shows_calls else None
             if other is not None:
                 shape = replace(other, reasoning=other.reasoning or shape.reasoning)
+        shape = replace(shape, takes_tools=NAMES[0] in probes.prompt)
         return cls(**{field.name: getattr(shape, field.name) for field in fields(Shape)})
 
 

@@ -19,7 +19,7 @@ THINKING: tuple[dict[str, Any], ...] = (
     {},
     {"enable_thinking": True, "thinking": True},
 )  # arguments that switch the reasoning on
-TAG = re.compile(r"<[^<>\s]*(?:\s[^<>]*)?>|<[^<>\s]*|\[/?[A-Z_]+\]|\s+|[^<\[\s]+|\[")
+TAG = re.compile(r"<[^<>\s]*(?:\s[^<>]*)?>|<[^<>\s]*|\[/?[A-Z_]+\]|\[\|[^\[\]|]*\|\]|\s+|[^<\[\s]+|\[")
 
 
 class Template(Protocol):
@@ -89,12 +89,13 @@ class Probes:
         self.before, self.after = before, after
         first = next((tag for tag in tags(after) if not tag.isspace()), "")
         if first:
-            self.ends.add(first)
+            self.ends.add(first if len(first) > 1 else after.split()[0])
 
     @property
     def shows_calls(self) -> bool:
         """Whether it writes calls at all."""
-        return NAMES[0] in (self.answer("", [call(0, ARGUMENTS)]) or "").removeprefix(self.prompt)
+        without, given = (self.answer("", calls) or "" for calls in ((), [call(0, ARGUMENTS)]))
+        return given.count(NAMES[0]) > without.count(NAMES[0])
 
     def _render(self, messages: Sequence[Mapping[str, Any]], generation: bool = False, **more: Any) -> str | None:
         try:

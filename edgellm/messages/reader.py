@@ -57,8 +57,8 @@ class MessageReader:
         self.content_text, self.reasoning_text = "", ""
         self._text = GrowingText()
         self._events: list[Event] = []
-        calls = form.calls or (CallForm("header") if form.channels else None)
-        self._calls = CallReader(self._text, calls, tools, self._events.append, new_id) if calls and tools else None
+        calls = (form.calls or CallForm("header")) if form.has_calls and tools else None
+        self._calls = CallReader(self._text, calls, tools or (), self._events.append, new_id) if calls else None
         self._blank = ""  # held back: it counts where text of the same kind follows
         self._fresh, self._marked = True, self.reasoning  # no text since the last marker; whether there was a marker
         self._steps = self._parts() if form.channels is None else self._channels(form.channels, prompt)

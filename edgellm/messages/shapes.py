@@ -110,7 +110,8 @@ class Channels(NamedTuple):
     of ``ends`` (Harmony).
 
     The generation prompt may have written the beginning of the first one. ``headers`` say by the first that matches
-    what a part is; the text of a call is its arguments as JSON. ``call`` is the header that a grammar makes for one.
+    what a part is; the text of a call is its arguments as JSON. ``call`` is the header that a grammar makes for one,
+    ``thinks`` that of reasoning.
     """
 
     start: str
@@ -119,6 +120,7 @@ class Channels(NamedTuple):
     ends: tuple[str, ...]
     headers: tuple[Header, ...]
     call: Pair
+    thinks: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Shape:
     calls       None where the model has no form for calls that is known
     channels    in place of all that
     source      where it is from: "declared", "derived", "built-in" or "plain"
+    takes_tools whether the template shows tools to the model
     """
 
     reasoning: Pair | None = None
@@ -137,6 +140,7 @@ class Shape:
     calls: CallForm | None = None
     channels: Channels | None = None
     source: str = "plain"
+    takes_tools: bool = True
 
     def opened_by(self, prompt: str) -> bool:
         """Whether the text of a prompt ends inside the reasoning."""
@@ -156,7 +160,8 @@ class Shape:
     @property
     def has_calls(self) -> bool:
         """Whether calls can be read."""
-        return self.calls is not None or self.channels is not None
+        headers = self.channels.headers if self.channels is not None else ()
+        return self.calls is not None or any(header.kind == "call" for header in headers)
 
 
 class Match(NamedTuple):
@@ -167,8 +172,8 @@ class Match(NamedTuple):
 
 
 def pieces(marker: str) -> tuple[str, ...]:
-    """The parts of a marker between its blanks."""
-    return tuple(marker.split())
+    """The parts of a marker between its blanks; one that is nothing but blanks is itself."""
+    return tuple(marker.split()) or (marker,) * bool(marker)
 
 
 def match_at(text: str, at: int, parts: tuple[str, ...]) -> Match | None:

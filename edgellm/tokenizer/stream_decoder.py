@@ -1,6 +1,7 @@
 """Text from token ids as they come, one at a time, never half a character."""
 
 import codecs
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -23,10 +24,11 @@ class StreamDecoder:
     U+FFFD, once for each broken sequence, as soon as it is certain that they are.
     """
 
-    def __init__(self, tokenizer: TokenBytes, *, special: bool = False) -> None:
-        """special: whether control tokens are shown as their text."""
+    def __init__(self, tokenizer: TokenBytes, *, special: bool = False, shown: Collection[int] = ()) -> None:
+        """special: whether control tokens are shown as their text; ``shown`` are some that are in any case."""
         self._tokenizer = tokenizer
         self._special = special
+        self._shown = shown
         self._start()
 
     def _start(self) -> None:
@@ -39,7 +41,7 @@ class StreamDecoder:
         Raises ParameterError for an id outside the vocabulary.
         """
         piece = self._tokenizer.token_bytes(token_id)
-        if not self._special and self._tokenizer.is_control(token_id):
+        if not self._special and self._tokenizer.is_control(token_id) and token_id not in self._shown:
             return ""
         if self._strip and piece:
             self._strip = False

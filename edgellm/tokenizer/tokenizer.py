@@ -9,7 +9,7 @@ that of the model's own tokenizer. Else ``tokenizer.ggml.add_space_prefix`` coun
 again after each mark and user-defined token.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -152,9 +152,9 @@ class Tokenizer:
             text = text.removeprefix(b" ")
         return text.decode("utf-8", "replace")
 
-    def stream_decoder(self, *, special: bool = False) -> StreamDecoder:
+    def stream_decoder(self, *, special: bool = False, shown: Collection[int] = ()) -> StreamDecoder:
         """A decoder for one stream of ids."""
-        return StreamDecoder(self, special=special)
+        return StreamDecoder(self, special=special, shown=shown)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for, those of its name for a control token; spaces are real spaces."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from published_templates import source_of
 
 from edgellm.chat_template import NAMED_TEMPLATES, ChatTemplate, Message
 from edgellm.formats.errors import TemplateError
 
-# Packages that carry chat templates as models publish them. They need not be importable, so they install without
-# their dependencies: pip install --no-deps trl==1.16.0 axolotl==0.19.0
-CARRIERS = {"axolotl_": ("axolotl", "axolotl/utils/chat_templates/templates"), "": ("trl", "trl/chat_templates")}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 # template -> the model (or family) that is published with it; the prefix axolotl_ names its carrier
@@ -143,17 +140,6 @@ CONTROL = (
     "<｜User｜>", "<｜Assistant｜>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|start|>", "<|message|>",
     "<|channel|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "<|python_tag|>", "<|turn>",
 )  # fmt: skip
-
-
-def source_of(name: str) -> str:
-    """The Jinja text of a row."""
-    prefix = "axolotl_" if name.startswith("axolotl_") else ""
-    package, folder = CARRIERS[prefix]
-    try:
-        files = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{package}, which carries this template, is not installed")
-    return Path(str(files.locate_file(f"{folder}/{name.removeprefix(prefix)}.jinja"))).read_text(encoding="utf-8")
 
 
 def judged(source: str, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str | None:

@@ -1,0 +1,157 @@
+"""The events of one answer, from the engine's tokens; what the library and every protocol read.
+
+Markers of a form may be control tokens, which are no text elsewhere: here those that spell a part of a marker are read,
+and the others are left out as everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgellm.chat_template import Message
+from edgellm.engine.requests import GeneratedToken
+from edgellm.engine.requests import Progress as EngineProgress
+from edgellm.generation import Generation, GenerationChunk, TextStream, TokenLogprob
+from edgellm.messages.events import ContentDelta, Event, Finished, FinishReason, PromptProgress, ReasoningDelta
+from edgellm.messages.reader import MessageReader
+
+if TYPE_CHECKING:
+    from edgellm.engine.engine import Engine
+    from edgellm.sampling import Sampler
+    from edgellm.tokenizer import Tokenizer
+
+
+class ReadTokens:
+    """Turns the tokens of one request into events.
+
+    tokens, logprobs   of the whole answer so far
+    """
+
+    def __init__(self, tokenizer: Tokenizer, reader: MessageReader, stops: Sequence[str] = ()) -> None:
+        self.reader = reader
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finished: Finished | None = None
+        self._last: GenerationChunk | None = None
+        self._text = TextStream(tokenizer, stops, shown=marks_of(tokenizer, reader.form.texts()))
+        self._waiting: list[TokenLogprob] = []
+        self._n_reasoning = 0
+
+    def events(self, item: EngineProgress | GeneratedToken) -> Iterator[Event]:
+        """The events of one item of the engine; ``Finished`` is the last."""
+        if isinstance(item, EngineProgress):
+            yield PromptProgress(*item)
+            return
+        for chunk in self._text.chunks(item):
+            yield from self._with_logprobs(self._read(chunk))
+            if chunk.finish_reason is not None:
+                yield from self._with_logprobs(self.reader.finish())
+                self._last = chunk
+                calls = chunk.finish_reason == "stop" and self.reader.message.tool_calls
+                reason: FinishReason = "tool_calls" if calls else chunk.finish_reason
+                self.finished = Finished(reason, chunk.stop, chunk.timings, self._n_reasoning)
+                yield self.finished
+                return
+
+    def _read(self, chunk: GenerationChunk) -> list[Event]:
+        before = self.reader.reasoning
+        events = self.reader.add(chunk.text)
+        if chunk.token is not None:
+            self.tokens.append(chunk.token)
+            self._n_reasoning += before or self.reader.reasoning
+        if chunk.logprobs is not None:
+            self.logprobs.append(chunk.logprobs)
+            self._waiting.append(chunk.logprobs)
+        if before != self.reader.reasoning:
+            self._waiting.clear()  # it ended a marker
+        return events
+
+    def _with_logprobs(self, events: Sequence[Event]) -> Iterator[Event]:
+        """The events; the first text has the log-probabilities of the tokens since the last one, a call takes none."""
+        for event in events:
+            if isinstance(event, ContentDelta | ReasoningDelta):
+                yield event._replace(logprobs=tuple(self._waiting))
+            else:
+                yield event
+            self._waiting.clear()
+
+    def message(self, parse: Callable[[str], Any] | None = None) -> Message:
+        """The message; its content is a ``Generation``."""
+        assert self._last is not None, "a message is read to its end"
+        read = self.reader.message
+        content = Generation.made(read.content, self.tokens, self.logprobs, self._last, parse)
+        calls = [call.to_dict() for call in read.tool_calls]
+        return Message("assistant", content, tool_calls=calls or None, reasoning_content=read.reasoning or None)
+
+
+def marks_of(tokenizer: Tokenizer, texts: Sequence[str]) -> frozenset[int]:
+    """The control tokens that markers are spelled with."""
+    ids = (token for text in texts for token in tokenizer.encode(text, False, parse_special=True))
+    return frozenset(token for token in ids if tokenizer.is_control(token))
+
+
+class EventStream:
+    """The events of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        sampler: Sampler,
+        read: ReadTokens,
+        options: Mapping[str, Any],
+        parse: Callable[[str], Any] | None = None,
+    ) -> None:
+        self._read, self._parse = read, parse
+        self._arguments = engine, ids, sampler, read, options
+        self._events = _run(*self._arguments)
+
+    def __iter__(self) -> EventStream:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self.asynchronous()
+
+    def asynchronous(self) -> AsyncGenerator[Event, None]:
+        """The same events as an asynchronous generator."""
+        return _arun(*self._arguments)
+
+    def close(self) -> None:
+        """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
+        self._events.close()
+
+    @property
+    def message(self) -> Message:
+        """The whole answer, once the events are over: its content is a ``Generation``, its calls are all whole."""
+        return self._read.message(self._parse)
+
+    @property
+    def finished(self) -> Finished | None:
+        """The last event, once it was there."""
+        return self._read.finished
+
+
+def _run(
+    engine: Engine, ids: Sequence[int], sampler: Sampler, read: ReadTokens, options: Mapping[str, Any]
+) -> Generator[Event, None, None]:
+    with contextlib.closing(engine.items(ids, sampler, **options)) as items:
+        for item in items:
+            yield from read.events(item)
+            if read.finished is not None:
+                return
+
+
+async def _arun(
+    engine: Engine, ids: Sequence[int], sampler: Sampler, read: ReadTokens, options: Mapping[str, Any]
+) -> AsyncGenerator[Event, None]:
+    async with contextlib.aclosing(engine.aitems(ids, sampler, **options)) as items:
+        async for item in items:
+            for event in read.events(item):
+                yield event
+            if read.finished is not None:
+                return

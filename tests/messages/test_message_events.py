@@ -1,0 +1,273 @@
+"""Events from a whole model: tokens, template, scheduler and reader together, over scripted answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+from scripted_executor import scripted_llm
+
+import edgellm
+from edgellm.formats.errors import ParameterError, UnsupportedError
+from edgellm.messages.events import (
+    ContentDelta,
+    Event,
+    Finished,
+    PromptProgress,
+    ReasoningDelta,
+    ToolCallBegin,
+    ToolCallDelta,
+    ToolCallEnd,
+)
+
+TEMPLATE = """
+{%- if tools %}<|im_start|>tools
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content %}<think>
+{{ m.reasoning_content }}
+</think>
+
+{% endif %}{{ m.content or '' }}
+{%- for call in m.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking %}<think>
+{% endif %}{% endif %}"""
+MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<unused>"]
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 40}}\n</tool_call>'
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": SCHEMA}}
+OTHER = {"type": "function", "function": {"name": "other", "parameters": {"type": "object", "properties": {}}}}
+
+
+def model(*answers: Any, **options: Any) -> edgellm.LLM:
+    """A model with a template that thinks and calls."""
+    return scripted_llm(list(answers), TEMPLATE, control=MARKS, **options)
+
+
+def add(a: int, b: int = 0) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: the first
+        b: the second
+    """
+    return a + b
+
+
+def kinds(events: list[Event]) -> list[type]:
+    """The types of events, repetitions left out."""
+    found = [type(event) for event in events]
+    return [kind for i, kind in enumerate(found) if not i or found[i - 1] is not kind]
+
+
+def test_an_answer_comes_as_events_in_order() -> None:
+    with model(f"<think>\nHm.\n</think>\n\nLet <unused>me see.\n{CALL}") as llm:
+        stream = llm.events("2+40?", tools=[ADD])
+        events = list(stream)
+        assert kinds(events) == [
+            PromptProgress, ReasoningDelta, ContentDelta, ToolCallBegin, ToolCallDelta, ToolCallEnd, Finished,
+        ]  # fmt: skip
+        last = events[-1]
+        assert isinstance(last, Finished) and last == stream.finished
+        assert last.reason == "tool_calls" and last.stop == llm.tokenizer.eos_id
+        assert last.timings.generation_n == len(stream.message.content.tokens) + 1
+        assert 3 <= last.n_reasoning <= 7
+        message = stream.message
+        assert message.content == "Let me see." and message.reasoning_content == "Hm."
+        assert message.content.finish_reason == "stop"
+        assert message.tool_calls is not None
+        assert json.loads(message.tool_calls[0]["function"]["arguments"]) == {"a": 2, "b": 40}
+
+
+def test_progress_comes_while_the_prompt_is_read() -> None:
+    with model("a", "b", max_tokens_per_step=32) as llm:
+        events = list(llm.events("word " * 100))
+        done = [event for event in events if isinstance(event, PromptProgress)]
+        assert len(done) > 3 and done[-1].done == done[-1].total and done[0].reused == 0
+        again = [event for event in llm.events("word " * 100) if isinstance(event, PromptProgress)]
+        assert again[0].reused > 0
+
+
+def test_logprobs_stand_with_their_text() -> None:
+    with model("<think>\na b\n</think>\n\nc d") as llm:
+        events = list(llm.events("x", logprobs=2))
+        for event in events:
+            if isinstance(event, ContentDelta | ReasoningDelta):
+                assert event.logprobs and event.text.strip() in "".join(known.text for known in event.logprobs)
+                assert len(event.logprobs[0].top) == 2
+
+
+def test_a_call_that_is_cut_off_is_not_executed() -> None:
+    ran = []
+
+    def add(a: int, b: int) -> None:
+        """Adds."""
+        ran.append((a, b))
+
+    for n in range(1, 24):
+        with model(CALL) as llm:
+            reply = llm.chat("x", tools=[add], max_tokens=n)
+            assert reply.content.finish_reason == "length" and not ran
+            assert not reply.tool_calls or reply.content.tokens[-1] in llm.tokenizer.encode(
+                "}</tool_call>\n", False, True
+            )
+
+
+def test_a_stop_string_ends_an_answer_and_a_cancel_flag_too() -> None:
+    with model("one two three", "one two three") as llm:
+        stream = llm.events("x", stop=" three")
+        assert "".join(event.text for event in stream if isinstance(event, ContentDelta)) == "one two"
+        assert stream.finished is not None and stream.finished.stop == " three"
+        flag = threading.Event()
+        events = []
+        for event in llm.events("x", cancel=flag):
+            events.append(event)
+            flag.set()
+        assert isinstance(events[-1], Finished) and events[-1].reason == "cancelled"
+
+
+def test_reasoning_is_switched_by_the_templates_own_names() -> None:
+    with model("so\n</think>\n\nyes", "yes", "yes") as llm:
+        reply = llm.chat("x", reasoning=True)
+        assert (reply.reasoning_content, reply.content) == ("so", "yes")
+        assert llm.chat("x", reasoning=False).content == "yes"
+        prompts = [llm.tokenizer.decode(ids, special=True) for ids in llm.executor.script.prompts]
+        assert prompts[0].endswith("assistant\n<think>\n") and prompts[1].endswith("assistant\n")
+        llm.chat("x", reasoning=False, template_kwargs={"enable_thinking": True})  # a template that always opens one
+        last = llm.tokenizer.decode(llm.executor.script.prompts[-1], special=True)
+        assert last.endswith("<think>\n\n</think>\n\n")
+
+
+def test_functions_run_until_the_model_answers() -> None:
+    seen: list[Event] = []
+    with model(f"Wait.\n{CALL}", f"{CALL}\n{CALL}", "It is 42.") as llm:
+        reply = llm.chat("2+40?", tools=[add], on_event=seen.append)
+        assert reply.content == "It is 42." and not reply.tool_calls
+        assert [step.role for step in reply.steps] == ["assistant", "tool", "assistant", "tool", "tool"]
+        assert {step.content for step in reply.steps if step.role == "tool"} == {"42"}
+        assert sum(isinstance(event, ToolCallEnd) for event in seen) == 3
+        prompt = llm.tokenizer.decode(llm.executor.script.prompts[-1], special=True)
+        assert prompt.count('{"name": "add", "arguments": {"a": 2, "b": 40}}') == 3
+        assert reply.content.timings.reused_n > 60  # the second round goes on from the first
+
+
+def test_rounds_have_a_bound() -> None:
+    with model(*[CALL] * 4) as llm:
+        reply = llm.chat("x", tools=[add], max_rounds=3)
+        assert reply.tool_calls and len(reply.steps) == 6
+    with model(CALL) as llm:
+        reply = llm.chat("x", tools=[add], max_rounds=0)
+        assert reply.tool_calls and not reply.steps
+
+
+def test_a_described_tool_is_for_the_caller() -> None:
+    with model(CALL) as llm:
+        reply = llm.chat("x", tools=[ADD])
+        assert reply.tool_calls and not reply.steps
+
+
+def test_what_a_tool_raises_is_for_the_model() -> None:
+    def fails(a: int) -> None:
+        """Fails."""
+        raise ValueError(f"no {a}")
+
+    calls = [
+        ('{"name": "fails", "arguments": {"a": 1}}', "ValueError: no 1"),
+        ('{"name": "fails", "arguments": {"a": "1"}}', "TypeError: expected int"),
+        ('{"name": "fails", "arguments": {"b": 1}}', "TypeError"),
+        ('{"name": "nobody", "arguments": {}}', "There is no tool"),
+    ]
+    with model(*[f"<tool_call>\n{call}\n</tool_call>" for call, _ in calls], "Sorry.") as llm:
+        reply = llm.chat("x", tools=[fails])
+        results = [step.content for step in reply.steps if step.role == "tool"]
+        for result, (_, expected) in zip(results, calls, strict=True):
+            assert expected in json.loads(str(result))["error"]
+
+
+def test_the_same_to_be_awaited() -> None:
+    async def slow(a: int, b: int) -> int:
+        await asyncio.sleep(0)
+        return a + b
+
+    slow.__name__ = "add"
+    with model(f"{CALL}\n{CALL}", "42", "a b c d e f g h") as llm:
+
+        async def steps() -> None:
+            reply = await llm.achat("x", tools=[slow])
+            assert reply.content == "42" and [step.content for step in reply.steps[1:]] == ["42", "42"]
+            async for event in llm.aevents("y"):
+                if isinstance(event, ContentDelta):
+                    break
+
+        asyncio.run(steps())
+
+
+def test_without_the_tools_of_a_template_they_are_refused_by_name() -> None:
+    with scripted_llm(["x"]) as llm, pytest.raises(UnsupportedError, match="chat template") as caught:
+        llm.events("x", tools=[add])
+    assert caught.value.code == "TOOLS"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": "add"},
+        {"tools": [5]},
+        {"tools": [{"name": 5}]},
+        {"tools": [{"name": "a b"}]},
+        {"tools": [add, add]},
+        {"tools": [ADD], "tool_choice": "sometimes"},
+        {"tools": [ADD], "tool_choice": {"name": "nobody"}},
+        {"tool_choice": "required"},
+        {"tools": [ADD], "parallel_tool_calls": "no"},
+        {"reasoning": "much"},
+        {"reasoning": -1},
+        {"template_kwargs": {"messages": []}},
+        {"temperatur": 1},
+        {"messages": 5},
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any]) -> None:
+    with model("x") as llm, pytest.raises(ParameterError):
+        llm.events(**{"messages": "x", **options})
+
+
+def test_no_call_is_looked_for_when_none_is_wanted() -> None:
+    with model(CALL) as llm:
+        reply = llm.chat("x", tools=[add], tool_choice="none")
+        assert reply.content == CALL and not reply.tool_calls
+        assert "tools" not in llm.tokenizer.decode(llm.executor.script.prompts[0], special=True)
+
+
+# -- calls that are forced ---------------------------------------------------------------------------------------------
+
+
+def calls_of(llm: edgellm.LLM, **options: Any) -> list[tuple[str, Any]]:
+    """The calls of an answer."""
+    reply = llm.chat("x", temperature=0, max_tokens=120, **options)
+    assert reply.content.finish_reason == "stop", reply.content
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in reply.tool_calls or ()]
+
+
+def test_a_call_is_forced() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    wish = f"I would rather not. {CALL}"
+    with model(wish, wish) as llm:
+        assert calls_of(llm, tools=[ADD, OTHER], tool_choice="required")[0] == ("add", {"a": 2, "b": 40})
+        assert calls_of(llm, tools=[ADD, OTHER], tool_choice={"name": "add"}) == [("add", {"a": 2, "b": 40})]
