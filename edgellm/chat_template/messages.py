@@ -38,6 +38,9 @@ class Message:
         given = {key: getattr(self, key) for key in optional if getattr(self, key) is not None}
         return {"role": self.role, "content": self.content, **given, **self.extra}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self.to_dict() == other.to_dict()
+
 
 Fit = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
 """Takes a message and its place, and gives it with its content in the form that the template takes."""

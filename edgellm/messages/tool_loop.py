@@ -15,9 +15,9 @@ from edgellm.messages.tools import ToolBox, error_text, result_text
 MAX_ROUNDS = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reply(Message):
-    """The last message of a chat; ``steps`` are the calls and results before it, in order."""
+    """The last message of a chat, equal to a Message that says the same; ``steps`` are the calls and results before."""
 
     steps: tuple[Message, ...] = ()
 
