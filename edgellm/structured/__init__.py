@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.structured.constraint import Constraint
-    from edgellm.structured.grammar import Grammar, compile_grammar
+    from edgellm.structured.grammar import Grammar, compile_grammar, lark_json
 
 _HOMES = {"Constraint": "constraint", "Grammar": "grammar", "compile_grammar": "grammar"}
+_HOMES |= {"lark_json": "grammar"}
 
-__all__ = ["Constraint", "Grammar", "compile_grammar"]
+__all__ = ["Constraint", "Grammar", "compile_grammar", "lark_json"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sampling.mask import AllowedTokens
+from edgellm.structured.start import Start
 from edgellm.structured.token_trie import TokenTrie
 
 
@@ -21,25 +22,35 @@ class Constraint:
 
     A forced token is one that the grammar's next bytes are certain to become. Where there are such, they alone are
     allowed, so an answer has the same tokens whether they are sampled or put in.
+
+    matcher   llguidance's, at the beginning of the grammar
+    start     where the grammar begins; None: with the first token
     """
 
-    def __init__(self, trie: TokenTrie, matcher: Any) -> None:
-        self._trie, self._matcher = trie, matcher
-        self._forced: deque[int] = deque(matcher.compute_ff_tokens())
+    def __init__(self, trie: TokenTrie, matcher: Any, start: Start | None = None) -> None:
+        self._trie, self._matcher, self._start = trie, matcher, start
+        self._tail = b""  # the end of what has come before the grammar begins
+        self._forced: deque[int] = deque()
         self._masks: deque[AllowedTokens] = deque()  # of the next position, and behind the first tokens of ``_draft``
         self._draft: deque[int] = deque()
         self._job: Future[list[AllowedTokens]] | None = None
+        if start is None:
+            self._look_ahead()
 
     @property
     def complete(self) -> bool:
         """See ``TokenMask``."""
+        if self._start is not None:
+            return False
         self._settle()
         return bool(self._matcher.is_stopped())
 
     def prepare(self, draft: Sequence[int] = ()) -> int:
         """See ``TokenMask``."""
+        if self._start is not None:
+            return self._n_free(draft)
         if not draft:
-            if self._job is None and not self._masks:
+            if self._job is None and not self._masks and not self._forced:
                 self._job = self._trie.threads.submit(self._compute, ())
             return 0
         self._settle()
@@ -49,8 +60,10 @@ class Constraint:
         self._job = self._trie.threads.submit(self._compute, tuple(draft[:n]))
         return n
 
-    def allowed(self) -> AllowedTokens:
+    def allowed(self) -> AllowedTokens | None:
         """See ``TokenMask``."""
+        if self._start is not None:
+            return self._start.allowed(self._tail)
         if self._forced:
             return AllowedTokens.only(self._forced[0], self._trie.n_vocab)
         self._settle()
@@ -64,6 +77,9 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """See ``TokenMask``."""
+        if self._start is not None:
+            self._accept_free(self._start, token)
+            return
         self._settle()
         self._matcher.consume_token(token)
         self._check()
@@ -74,8 +90,40 @@ class Constraint:
             self._masks.clear()
         if self._forced:
             self._forced.popleft()
-        if not self._forced and not self._matcher.is_stopped():
+        if not self._forced:
+            self._look_ahead()
+
+    # -- before the grammar begins ---------------------------------------------------------------------------------
+
+    def _accept_free(self, start: Start, token: int) -> None:
+        self._tail, behind = start.after(self._tail, self._trie.pieces[token])
+        if behind is None or token in self._trie.eog_ids:
+            return
+        if behind:
+            self._matcher.consume_token(self._trie.ids[behind])  # ``allowed`` has seen to it that this is one
+            self._check()
+        self._start = None
+        self._look_ahead()
+
+    def _n_free(self, draft: Sequence[int]) -> int:
+        """How many tokens of a draft may come, at most to where the grammar begins."""
+        assert self._start is not None
+        tail = self._tail
+        for n, token in enumerate(draft):
+            allowed = self._start.allowed(tail)
+            if allowed is not None and not allowed.flags[token]:
+                return n
+            tail, behind = self._start.after(tail, self._trie.pieces[token])
+            if behind is not None:
+                return n + 1
+        return len(draft)
+
+    # -- on the matcher --------------------------------------------------------------------------------------------
+
+    def _look_ahead(self) -> None:
+        if not self._matcher.is_stopped():
             self._forced.extend(self._matcher.compute_ff_tokens())
+            self._check()
 
     def _settle(self) -> None:
         """Wait until nothing else uses the matcher."""
@@ -88,11 +136,13 @@ class Constraint:
         masks, n = [self._mask()], 0
         for token in draft:
             if not self._matcher.consume_token(token) or self._matcher.is_stopped():
+                n += not self._matcher.is_error()
                 break
             n += 1
             masks.append(self._mask())
         if n:
             self._matcher.rollback(n)
+        self._check()
         return masks
 
     def _mask(self) -> AllowedTokens:
@@ -102,4 +152,13 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EdgeLLMError(f"The grammar cannot be followed any further: {self._matcher.get_error()}")
+            raise EdgeLLMError(
+                f"The answer cannot be kept to its grammar any further: {reason(self._matcher)}. Use another.",
+                code="GRAMMAR_LIMIT",
+            )
+
+
+def reason(matcher: Any) -> str:
+    """What is wrong, in llguidance's words; "NoExtension..." is its word for a grammar that nothing fits."""
+    text = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return "nothing can fit it" if text.startswith("NoExtension") else text.replace("\n", " ")

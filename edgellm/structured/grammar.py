@@ -13,9 +13,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgellm import arguments
 from edgellm.formats.errors import ParameterError, UnsupportedError
-from edgellm.formats.findings import short
-from edgellm.structured.constraint import Constraint
+from edgellm.structured.constraint import Constraint, reason
+from edgellm.structured.gbnf import gbnf_to_lark
+from edgellm.structured.json_schema import kept_schema
+from edgellm.structured.regex_cost import check_repeats
+from edgellm.structured.start import Start
 from edgellm.structured.token_trie import TokenTrie, llguidance, token_trie
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SOURCE_CHARS = 1 << 20  # of a schema or grammar
 MAX_KEPT = 64  # grammars of one tokenizer
-# llguidance's parser, at half of its defaults: a mask that would take longer than 10 ms ends the answer
+# of llguidance's parser: a mask that takes much longer than 10 ms ends the answer
 LIMITS = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
@@ -33,22 +37,27 @@ LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-WHITESPACE = r"[ \n\t\r]{1,32}"  # at one place of a JSON text: without a bound a small model may write blanks for ever
+# of blanks a JSON text has at one place a space, or a new line and what indents it: small models write blanks for ever
+JSON_OPTIONS = {"whitespace_pattern": r" |\n[ \t]{0,24}", "lenient": False, "coerce_one_of": False}
+
+
+_NAMES = {"json_schema": "JSON schema", "regex": "regex", "lark": "Lark grammar", "gbnf": "GBNF grammar"}
 
 
 class Grammar:
     """What an answer must look like. ``constraint()`` follows one answer."""
 
-    def __init__(self, trie: TokenTrie, matcher: Any) -> None:
+    def __init__(self, trie: TokenTrie, matcher: Any, texts: Sequence[str] = (), must_come: bool = False) -> None:
         self.trie = trie
         self._fresh = matcher
+        self._start = Start(trie, texts, must_come, matcher) if texts else None
 
     def constraint(self) -> Constraint:
         """The state of one answer, at its beginning."""
-        return Constraint(self.trie, self._fresh.deep_copy())
+        return Constraint(self.trie, self._fresh.deep_copy(), self._start)
 
 
-_kept: weakref.WeakKeyDictionary[Tokenizer, OrderedDict[tuple[str, ...], Grammar]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[Tokenizer, OrderedDict[tuple[Any, ...], Grammar]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -77,41 +86,64 @@ def compile_grammar(
     if len(named) != 1:
         raise ParameterError(f"{', '.join(named) or 'None of them'} given. Give one of {', '.join(given)}.")
     kind = named[0]
-    if begins is not None or triggers or gbnf is not None:
-        raise UnsupportedError("gbnf, begins and triggers are not there yet.")
-    source = json.dumps(_schema(json_schema)) if kind == "json_schema" else given[kind]
-    if not isinstance(source, str) or len(source) > MAX_SOURCE_CHARS:
-        raise ParameterError(
-            f"{kind} is {short(repr(source))}. Expected at most {MAX_SOURCE_CHARS} characters of text."
-        )
+    if begins is not None and triggers:
+        raise ParameterError("begins and triggers are both given. Give one of them.")
+    texts = [arguments.text("begins", begins)] if begins is not None else list(triggers)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise arguments.wrong("triggers" if triggers else "begins", texts, "texts that are not empty")
+    source = _schema_text(json_schema) if kind == "json_schema" else arguments.text(kind, given[kind])
+    if len(source) > MAX_SOURCE_CHARS:
+        raise ParameterError(f"{kind} has {len(source)} characters. Expected at most {MAX_SOURCE_CHARS}.")
+    key = (kind, source, begins is not None, *texts)
     with _lock:
         kept = _kept.setdefault(tokenizer, OrderedDict())
-        if (kind, source) in kept:
-            kept.move_to_end((kind, source))
-            return kept[kind, source]
-    grammar = _compiled(token_trie(tokenizer), kind, source)
+        if key in kept:
+            kept.move_to_end(key)
+            return kept[key]
+    trie = token_trie(tokenizer)
+    grammar = Grammar(trie, _matcher(trie, kind, source, bool(texts)), texts, begins is not None)
     with _lock:
-        kept[kind, source] = grammar
+        kept[key] = grammar
         while len(kept) > MAX_KEPT:
             kept.popitem(last=False)
     return grammar
 
 
-def _schema(given: Mapping[str, Any] | bool | None) -> Any:
-    return {"type": "object"} if given is True else given
+def lark_json(schema: Mapping[str, Any] | bool) -> str:
+    """``%json {...}`` to stand in a rule of a Lark grammar, for a schema that is kept as ``json_schema`` keeps it."""
+    return "%json " + json.dumps({**json.loads(_schema_text(schema)), "x-guidance": JSON_OPTIONS})
 
 
-def _compiled(trie: TokenTrie, kind: str, source: str) -> Grammar:
+def _schema_text(schema: Any) -> str:
+    """The schema to keep, as JSON in its own order."""
+    if schema is True:
+        schema = {"type": "object"}
+    if not isinstance(schema, Mapping):
+        raise arguments.wrong("json_schema", schema, "a mapping, or True for any JSON object")
+    try:
+        return json.dumps(kept_schema(schema), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ParameterError(f"The JSON schema is no JSON: {error}.", code="SCHEMA") from None
+
+
+def _matcher(trie: TokenTrie, kind: str, source: str, behind_text: bool) -> Any:
+    """llguidance's matcher at the beginning of a grammar; behind a text, blanks may come before JSON."""
     package = llguidance()
-    matcher = package.LLMatcher
-    if kind == "json_schema":
-        options = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
-        text = matcher.grammar_from_json_schema(source, overrides=options)
+    matcher, limits = package.LLMatcher, package.LLParserLimits(**LIMITS)
+    if kind == "json_schema" and behind_text:
+        text = matcher.grammar_from_lark(f"start: /[ \\n]{{1,4}}/? json\njson: {lark_json(json.loads(source))}")
+    elif kind == "json_schema":
+        try:
+            text = matcher.grammar_from_json_schema(source, overrides=JSON_OPTIONS)
+        except ValueError as error:  # a number beyond 64 bits
+            raise ParameterError(f"The JSON schema cannot be read: {error}.", code="SCHEMA") from None
     elif kind == "regex":
+        check_repeats(source, "The regex")
         text = matcher.grammar_from_regex(source)
     else:
-        text = matcher.grammar_from_lark(source)
-    fresh = matcher(trie.ll, text, log_level=0, limits=package.LLParserLimits(**LIMITS))
+        text = matcher.grammar_from_lark(gbnf_to_lark(source) if kind == "gbnf" else source)
+    fresh = matcher(trie.ll, text, log_level=0, limits=limits)
+    fresh.compute_bitmask()  # tells what can never be kept, and answers begin with a warm lexer
     if fresh.is_error():
-        raise UnsupportedError(f"{kind} cannot be kept: {fresh.get_error()}.", code="GRAMMAR")
-    return Grammar(trie, fresh)
+        raise UnsupportedError(f"The {_NAMES[kind]} cannot be kept: {reason(fresh)}", code="GRAMMAR")
+    return fresh

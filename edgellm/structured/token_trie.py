@@ -25,6 +25,7 @@ class TokenTrie:
     """What all grammars of one tokenizer share.
 
     ll        llguidance's tokenizer
+    pieces    the bytes of each token
     threads   one thread: masks are worked out there while the executor computes
     """
 
@@ -32,8 +33,14 @@ class TokenTrie:
         self.n_vocab = tokenizer.n_vocab
         self._splitter = _Splitter(tokenizer)
         self.eog_ids = tokenizer.eog_ids
+        self.pieces = self._splitter.tokens
         self.ll = llguidance().LLTokenizer(self._splitter, eos_token=sorted(tokenizer.eog_ids) or None)
         self.threads = ThreadPoolExecutor(1, "edgellm-mask")
+
+    @property
+    def ids(self) -> dict[bytes, int]:
+        """The tokens that are text by their bytes; made when first asked for."""
+        return self._splitter.ids
 
 
 class _Splitter:
@@ -69,17 +76,17 @@ class _Splitter:
 
     def _longest(self, text: bytes) -> list[int]:
         """Tokens that spell ``text``, the longest first, where a tokenizer changes what it reads."""
-        ids, most = [], max(map(len, self._ids))
+        ids, most = [], max(map(len, self.ids))
         while text:
-            length = next((n for n in range(min(most, len(text)), 0, -1) if text[:n] in self._ids), 0)
+            length = next((n for n in range(min(most, len(text)), 0, -1) if text[:n] in self.ids), 0)
             if not length:
                 raise UnsupportedError(f"No token of the vocabulary spells {text[:8]!r}. Use another grammar.")
-            ids.append(self._ids[text[:length]])
+            ids.append(self.ids[text[:length]])
             text = text[length:]
         return ids
 
     @cached_property
-    def _ids(self) -> dict[bytes, int]:
+    def ids(self) -> dict[bytes, int]:
         marks = set(self.special_token_ids)
         return {piece: token for token, piece in enumerate(self.tokens) if token not in marks and piece}
 
