@@ -7,6 +7,7 @@ import json
 import threading
 from typing import Any
 
+import jsonschema
 import pytest
 from scripted_executor import scripted_llm
 
@@ -268,6 +269,29 @@ def calls_of(llm: edgellm.LLM, **options: Any) -> list[tuple[str, Any]]:
 def test_a_call_is_forced() -> None:
     pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
     wish = f"I would rather not. {CALL}"
-    with model(wish, wish) as llm:
+    with model(wish, wish, f"Hm.\n</think>\n\n{wish}") as llm:
         assert calls_of(llm, tools=[ADD, OTHER], tool_choice="required")[0] == ("add", {"a": 2, "b": 40})
         assert calls_of(llm, tools=[ADD, OTHER], tool_choice={"name": "add"}) == [("add", {"a": 2, "b": 40})]
+        reply = llm.chat("x", tools=[ADD], tool_choice="required", reasoning=True, temperature=0)
+        assert reply.reasoning_content == "Hm." and reply.tool_calls and reply.content == ""
+
+
+def test_a_strict_tool_gets_no_other_arguments() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
+    wrong = 'Hm. <tool_call>\n{"name": "add", "arguments": {"a": "two", "c": 1}}\n</tool_call>'
+    with model(wrong, wrong, "No call at all.") as llm:
+        (free,) = calls_of(llm, tools=[ADD])
+        assert free[1] == {"a": "two", "c": 1}
+        for name, arguments in calls_of(llm, tools=[strict]):
+            assert name == "add"
+            jsonschema.validate(arguments, SCHEMA)
+        assert calls_of(llm, tools=[strict]) == []
+
+
+def test_one_call_alone_where_several_are_not_wanted() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    with model(f"{CALL}\n{CALL}", f"{CALL}\n{CALL}", f"{CALL}\n{CALL}") as llm:
+        assert len(calls_of(llm, tools=[ADD])) == 2
+        assert len(calls_of(llm, tools=[ADD], parallel_tool_calls=False)) == 1
+        assert len(calls_of(llm, tools=[ADD], parallel_tool_calls=False, tool_choice="required")) == 1
