@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -91,7 +92,7 @@ def command(models: tuple[str, ...], **values: Any) -> int:
         server = _server(models, values, progress)
         listener = listen.open_socket(values["host"], values["port"])
 
-        def ready() -> None:
+        def ready(stop: Callable[[], None]) -> None:
             progress.finish()
             echo(f"edgellm serves {_names(server)} at {listen.url_of(listener)}/v1  (Ctrl-C stops)")
 

@@ -173,6 +173,27 @@ class Engine:
         with self._closing:
             self.executor.close()
 
+    def abandon(self, error: BaseException) -> None:
+        """Give all callers this error now and take no more, while the engine's thread hangs in a step that may end."""
+        _engines.discard(self)  # whoever closes it waits for that thread
+        with self._lock:
+            self._closed = True
+            requests = list(self.scheduler.requests)
+            for request in requests:
+                request.error, request.finished = error, True
+                request.ready.notify()
+        for request in requests:
+            if request.notify is not None:
+                request.notify()
+
+    def is_wanted(self) -> bool:
+        """Whether there is a request that could have a step now."""
+        return any(len(request.mailbox) < LEAD for request in list(self.scheduler.requests))
+
+    def is_running(self) -> bool:
+        """Whether its thread has something to do, or hangs."""
+        return self._thread is not None
+
     def is_ours(self) -> bool:
         """Whether it was made in this process: a fork takes no threads along."""
         return self._pid == os.getpid()

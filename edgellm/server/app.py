@@ -69,7 +69,7 @@ class App:
             for protocol in self._protocols
             for route in protocol.ROUTES
         ]
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tending: asyncio.Task[None] | None = None
 
     def routes(self) -> Iterator[Route]:
         """All of them."""
@@ -88,11 +88,11 @@ class App:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._sweeper = asyncio.create_task(self.server.models.sweep())
+                self._tending = asyncio.create_task(self.server.tend())
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                if self._sweeper is not None:
-                    self._sweeper.cancel()
+                if self._tending is not None:
+                    self._tending.cancel()
                 await self.server.models.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
@@ -117,7 +117,7 @@ class App:
             call = Call(self.server, body, headers, params, query)
             work = asyncio.ensure_future(_answer(served.route, call, began, cors_headers(origin)))
             await _until_gone(work, receive)
-        except (ClientLeft, ConnectionError):
+        except (ClientLeft, ConnectionError, asyncio.CancelledError):  # the last: the server stops
             return
         except Exception as error:
             told = ServerError.of(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from edgellm.formats.errors import (
@@ -50,6 +51,9 @@ _KINDS: tuple[tuple[type[EdgeLLMError], Kind], ...] = (
 )
 
 
+_FIELD = re.compile(r"([a-z_]+(?:\[[^\]]*\])?(?:\.[a-z_]+)*)(?:: | is )")  # where the library names one
+
+
 class ServerError(EdgeLLMError):
     """An error for the client.
 
@@ -92,7 +96,8 @@ class ServerError(EdgeLLMError):
             details = {}
             if isinstance(error, ContextFullError) and error.n_ctx:
                 details = {"n_prompt_tokens": error.n_tokens, "n_ctx": error.n_ctx}
-            return cls(kind, str(error), details=details)
+            named = _FIELD.match(str(error)) if isinstance(error, ParameterError) else None
+            return cls(kind, str(error), named and named[1], details=details)
         if isinstance(error, MemoryError):
             return cls("overloaded", "There is no memory left for this request. Send a smaller one, or wait.")
         return cls("server_error", "The server failed; its log says where. Send the request again.")

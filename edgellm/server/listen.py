@@ -16,6 +16,8 @@ from edgellm.server.server import Server
 GRACE_S = 10  # for answers under way, once told to stop
 IDLE_CONNECTION_S = 75  # longer than clients keep theirs, so that none sends into a closed one
 
+Ready = Callable[[Callable[[], None]], None]
+
 
 def open_socket(host: str, port: int) -> socket.socket:
     """A listening socket, port 0 takes a free one. EdgeLLMError PORT with what to do where it cannot be had."""
@@ -49,25 +51,28 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Listener(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Ready) -> None:
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready()
+            self._ready(self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
 
 
-def serve(server: Server, listener: socket.socket, ready: Callable[[], None], *, preload: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM; ``ready`` is called once requests are answered.
+def serve(server: Server, listener: socket.socket, ready: Ready, *, preload: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM; ``ready`` is called once requests are answered, with a function that stops it all.
 
     preload   load the first model before that; raises what loading raises
     """
     asyncio.run(_serve(server, listener, ready, preload))
 
 
-async def _serve(server: Server, listener: socket.socket, ready: Callable[[], None], preload: bool) -> None:
+async def _serve(server: Server, listener: socket.socket, ready: Ready, preload: bool) -> None:
     try:
         if preload:
             async with server.models.lease(None):
@@ -76,6 +81,7 @@ async def _serve(server: Server, listener: socket.socket, ready: Callable[[], No
             App(server),
             lifespan="on",
             log_config=None,
+            log_level="critical",  # the application says what went wrong
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgellm.machine.progress import StageProgress
 
 WAIT_S = 120.0  # for busy models to become idle, where one of them must make room
-SWEEP_S = 1.0
 
 Load = Callable[["ModelEntry"], "LLM"]
 
@@ -235,13 +234,17 @@ class Models:
         if llm is not None:
             await asyncio.to_thread(llm.close)
 
-    async def sweep(self) -> None:
-        """Close what was idle for too long, for ever."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            for entry in self.loaded():
-                if entry.leases == 0 and entry.expires is not None and time.monotonic() >= entry.expires:
-                    await self.unload(entry)
+    def forget(self, entry: ModelEntry) -> LLM:
+        """Leave a loaded model that cannot be closed to itself; the next request loads it anew."""
+        llm, entry.llm = entry.llm, None
+        assert llm is not None, "it is loaded"
+        return llm
+
+    async def close_idle(self) -> None:
+        """Close what was idle for too long."""
+        for entry in self.loaded():
+            if entry.leases == 0 and entry.expires is not None and time.monotonic() >= entry.expires:
+                await self.unload(entry)
 
     async def close(self) -> None:
         """Free all of them."""

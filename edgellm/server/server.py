@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from edgellm.server.metrics import Metrics
 from edgellm.server.models import Models
 from edgellm.server.response_store import ResponseStore
 from edgellm.server.security import Access
+from edgellm.server.watchdog import Watchdog
 
+TEND_S = 1.0
 MAX_REQUESTS = 128  # answers under way and waiting; the engine gives them turns
 
 
@@ -30,8 +33,19 @@ class Server:
     max_requests: int = MAX_REQUESTS
     metrics: Metrics = field(default_factory=Metrics)
     responses: ResponseStore = field(default_factory=ResponseStore)
+    watchdog: Watchdog = field(init=False)
     active: int = 0
     started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.watchdog = Watchdog(self.models)
+
+    async def tend(self) -> None:
+        """What has to be looked at again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(TEND_S)
+            await self.models.close_idle()
+            self.watchdog.look()
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:

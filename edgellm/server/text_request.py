@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.engine.requests import Timings
+from edgellm.formats.errors import ParameterError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.measure.scoring import token_logprobs
 from edgellm.sampling import Sampler
+from edgellm.server.errors import invalid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +86,11 @@ async def text_items(llm: LLM, request: TextRequest) -> AsyncGenerator[TextItem,
 
 
 def _read(llm: LLM, request: TextRequest) -> tuple[list[int], str]:
-    ids = llm.prompt_ids(request.prompt, parse_special=True)
-    llm.engine.check(ids, request.max_tokens)
+    try:
+        ids = llm.prompt_ids(request.prompt, parse_special=True)
+        llm.engine.check(ids, request.max_tokens)
+    except ParameterError as error:
+        raise invalid("prompt", str(error)) from None
     if not request.echo:
         return ids, ""
     return ids, request.prompt if isinstance(request.prompt, str) else llm.detokenize(ids, special=True)

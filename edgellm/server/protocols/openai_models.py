@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from edgellm.server.errors import ServerError
 from edgellm.server.http import Call, Json, Reply, Route
 from edgellm.server.models import ModelEntry
 from edgellm.server.protocols import anthropic
@@ -109,7 +110,9 @@ def _for_codex(entry: ModelEntry, n_ctx: int, title: str | None) -> dict[str, An
 
 
 async def health(call: Call) -> Reply:
-    """Whether the server answers; public, so that whoever starts it can wait for it."""
+    """Whether the server answers and its engines move; public, so that whoever starts it can wait for it."""
+    if stuck := call.server.watchdog.stuck():
+        raise ServerError("server_error", f"The engine of {', '.join(stuck)} hangs. Restart the server.", status=503)
     return Json({"status": "ok"})
 
 
