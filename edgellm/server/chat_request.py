@@ -37,7 +37,7 @@ class ChatRequest:
     tools               descriptions as the OpenAI protocol has them
     tool_choice         "auto", "none", "required" or {"name": ...}
     response_format     as ``LLM.stream`` takes it
-    reasoning           None as the model would, True, False, or tokens at most
+    reasoning           None as the model would, True, False, an effort ("low" ...), or tokens at most
     max_tokens          None goes on to the end of the context
     n                   answers to the same messages
     sampling            fields of SamplingParams
@@ -52,7 +52,7 @@ class ChatRequest:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     response_format: Any = None
-    reasoning: bool | int | None = None
+    reasoning: bool | int | str | None = None
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     n: int = 1

@@ -190,6 +190,7 @@ def test_tools_and_their_choice_reach_the_model() -> None:
 def test_thinking_and_formats_reach_the_model() -> None:
     assert asked().reasoning is False and asked(thinking={"type": "disabled"}).reasoning is False
     assert asked(thinking={"type": "adaptive"}).reasoning is None
+    assert asked(thinking={"type": "adaptive"}, output_config={"effort": "low"}).reasoning == "low"
     assert asked(thinking={"type": "enabled", "budget_tokens": 2048}).reasoning == 2048
     schema = {"type": "object", "properties": {"title": {"type": "string"}}}
     wanted = {"type": "json_schema", "json_schema": {"schema": schema}}

@@ -135,7 +135,7 @@ def test_options_become_sampling_fields() -> None:
     request = asked(options={**options, "num_predict": 12, "mirostat": None}, think="high", format="json")
     assert request.sampling == {"temperature": 0, "top_k": 5, "penalty_last_n": 9, "seed": 2**64 - 7}
     assert request.stop == ("END",) and request.max_tokens == 12
-    assert request.reasoning is True and request.template_kwargs == {"reasoning_effort": "high"}
+    assert request.reasoning == "high"
     assert request.response_format == {"type": "json_object"}
     assert asked(options={"num_predict": -1}).max_tokens is None and asked(think=False).reasoning is False
 

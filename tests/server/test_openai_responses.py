@@ -88,7 +88,7 @@ def test_events_come_in_the_official_order_with_numbers() -> None:
     assert resource["output"][2]["arguments"] == '{"at": 1}' and resource["output"][2]["call_id"] == "call_a"
     assert resource["usage"] == {
         "input_tokens": 10,
-        "input_tokens_details": {"cached_tokens": 4},
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
         "output_tokens": 20,
         "output_tokens_details": {"reasoning_tokens": 5},
         "total_tokens": 30,

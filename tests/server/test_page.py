@@ -175,7 +175,8 @@ def test_editing_and_answering_again_make_branches_to_turn_between(browser: Page
 
 
 def test_tokens_show_their_probability_and_another_one_may_be_taken(browser: Page) -> None:
-    llm = scripted_llm(lambda prompt: " warm." if prompt.endswith("It") or "It}" in prompt else "It is three degrees.")
+    llm = scripted_llm(["It is three degrees.", " Yes."])
+    script = llm.executor.script  # type: ignore[attr-defined]
     with served(scripted_server(llm)) as url:
         opened(browser, url)
         asked(browser, "How warm?")
@@ -190,7 +191,15 @@ def test_tokens_show_their_probability_and_another_one_may_be_taken(browser: Pag
         assert browser.run("document.activeElement.className") == "row taken"
         browser.press("Escape")
         assert browser.run("document.querySelector('#tokens').hidden")
+        browser.press("ArrowDown")
+        other = browser.run("document.activeElement.nextElementSibling.querySelector('.word').textContent")
+        browser.press("ArrowDown")
+        browser.press("Enter")
+        browser.until(f"{BODY}?.innerText.endsWith(' Yes.') && !{RUNNING}")
+        assert text_of(browser, "article.assistant .versions") == ["2 of 2"]
         assert not browser.problems
+    gone_on = llm.tokenizer.decode(script.prompts[1])
+    assert gone_on.endswith("It" + other.replace("·", " ")) and "three" not in gone_on
 
 
 def test_everything_can_be_reached_with_a_keyboard(browser: Page) -> None:

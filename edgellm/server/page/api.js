@@ -39,9 +39,10 @@ async function* events(body) {
 const number = (text) => (String(text).trim() === "" || Number.isNaN(Number(text)) ? undefined : Number(text));
 
 // Yields {reasoning, text, tokens, finish, usage, timings, progress}, each where there is something of it.
-export async function* chat({ model, messages, settings, key, signal }) {
+export async function* chat({ model, messages, settings, key, signal, goesOn }) {
   const body = {
     model, messages, stream: true, stream_options: { include_usage: true },
+    ...(goesOn ? { continue_final_message: true, add_generation_prompt: false } : {}),
     ...(settings.logprobs ? { logprobs: true, top_logprobs: 6 } : {}),
     ...Object.fromEntries(["temperature", "top_p", "top_k", "min_p", "repeat_penalty", "max_tokens", "seed"]
       .map((name) => [name, number(settings[name])])),

@@ -127,7 +127,7 @@ function edit(node) {
 function goOn(node, index, text) {
   if (running) return;
   const before = node.tokens.slice(0, index);
-  const said = before.map(([piece]) => piece).join("") + text;
+  const said = tokens.textOf(before) + text;
   const chosen = node.tokens[index][2].find(([other]) => other === text);
   answer(node.parent, { text: said, reasoning: node.reasoning, tokens: [...before, [text, chosen?.[1] ?? 0, node.tokens[index][2]]] });
 }
@@ -138,7 +138,7 @@ async function answer(parent, begun = null) {
   const messages = chats.path(parent).map(({ role, text }) => ({ role, content: text }));
   if (chats.settings.system.trim()) messages.unshift({ role: "system", content: chats.settings.system });
   const node = Object.assign(chats.add(parent, "assistant", ""), begun ?? {}, { showsTokens: false });
-  if (begun) messages.push({ role: "assistant", content: node.text });
+  if (begun) messages.push({ role: "assistant", content: node.text, ...(node.reasoning ? { reasoning_content: node.reasoning } : {}) });
   running = { controller: new AbortController(), node };
   node.figures = { began: performance.now() };
   showTalk();
@@ -146,7 +146,7 @@ async function answer(parent, begun = null) {
   toEnd(true);
   let finish = "stop";
   try {
-    const request = { model: $("model").value, messages, settings: chats.settings, key, signal: running.controller.signal };
+    const request = { model: $("model").value, messages, settings: chats.settings, key, signal: running.controller.signal, goesOn: begun !== null };
     for await (const event of api.chat(request)) finish = take(node, event) ?? finish;
   } catch (error) {
     finish = error.name === "AbortError" ? "cancelled" : "error";
@@ -158,7 +158,7 @@ async function answer(parent, begun = null) {
 function take(node, event) {
   node.reasoning += event.reasoning;
   node.text += event.text;
-  for (const entry of event.tokens) node.tokens.push(tokens.kept(entry));
+  if (!event.reasoning) for (const entry of event.tokens) node.tokens.push(tokens.kept(entry));
   const { figures } = node;
   if ((event.text || event.reasoning) && !figures.first) figures.first = (performance.now() - figures.began) / 1000;
   if (event.usage) {

@@ -5,10 +5,17 @@ import { element } from "./markdown.js";
 const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? `${(100 * p).toFixed(0)} %` : p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : "< 0.1 %");
 const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";
 
-// What the interface sends of a token, as it is kept: [text, probability, alternatives].
+// What the interface sends of a token, as it is kept: [text, probability, alternatives, bytes where it is no whole text].
 export function kept(entry) {
-  const read = ({ token, bytes, logprob }) => [bytes ? new TextDecoder().decode(Uint8Array.from(bytes)) : token, Number(Math.exp(logprob).toPrecision(4))];
-  return [...read(entry), (entry.top_logprobs ?? []).map(read)];
+  const read = ({ token, logprob }) => [token, Number(Math.exp(logprob).toPrecision(4))];
+  return [...read(entry), (entry.top_logprobs ?? []).map(read), ...(entry.token.includes("\ufffd") ? [entry.bytes] : [])];
+}
+
+// The text of kept tokens, also where characters are spread over several.
+export function textOf(all) {
+  const encoder = new TextEncoder();
+  const bytes = all.flatMap(([text, , , own]) => own ?? [...encoder.encode(text)]);
+  return new TextDecoder().decode(Uint8Array.from(bytes));
 }
 
 // Tokens as nodes. One of them can be reached with Tab, the arrows walk on; `choose(index, text)` goes on from another.
@@ -27,7 +34,7 @@ export function view(tokens, popover, choose) {
     const span = event.target;
     const next = { ArrowRight: span.nextElementSibling, ArrowLeft: span.previousElementSibling }[event.key];
     if (next) { span.tabIndex = -1; next.tabIndex = 0; next.focus(); event.preventDefault(); }
-    if (event.key === "ArrowDown" || event.key === "Enter") { popover.pinned = true; popover.querySelector("button")?.focus(); event.preventDefault(); }
+    if (event.key === "ArrowDown" || event.key === "Enter") { show(span); popover.pinned = true; popover.querySelector("button")?.focus(); event.preventDefault(); }
   });
   return root;
 }

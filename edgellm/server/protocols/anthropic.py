@@ -190,9 +190,7 @@ def to_request(body: PromptBody) -> ChatRequest:
     wanted = config.format or body.output_format
     schema = None if wanted is None else checked_schema("output_config.format.schema", wanted.schema)
     messages = to_messages(body)
-    kwargs: dict[str, Any] = {} if config.effort is None else {"reasoning_effort": config.effort}
-    if messages[-1]["role"] == "assistant" and messages[-1].get("content"):
-        kwargs["continue_final_message"] = True
+    goes_on = messages[-1]["role"] == "assistant" and messages[-1].get("content")
     fields = ("temperature", "top_p", "top_k")
     given = {name: getattr(body, name, None) for name in fields}
     return ChatRequest(
@@ -202,20 +200,20 @@ def to_request(body: PromptBody) -> ChatRequest:
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
         response_format=None if schema is None else {"type": "json_schema", "json_schema": {"schema": schema}},
-        reasoning=_reasoning(body.thinking),
+        reasoning=_reasoning(body.thinking, config.effort),
         max_tokens=getattr(body, "max_tokens", None),
         stop=checked_stops("stop_sequences", getattr(body, "stop_sequences", None)),
         sampling={name: value for name, value in given.items() if value is not None},
-        template_kwargs=kwargs,
+        template_kwargs={"continue_final_message": True} if goes_on else {},
     )
 
 
-def _reasoning(thinking: Thinking | None) -> bool | int | None:
-    """Nobody who leaves it out expects thinking; "adaptive" leaves it to the model."""
+def _reasoning(thinking: Thinking | None, effort: str | None) -> bool | int | str | None:
+    """Nobody who leaves it out expects thinking; "adaptive" leaves it to the model, or says how much."""
     if thinking is None or thinking.type == "disabled":
         return False
     if thinking.type == "adaptive":
-        return None
+        return effort
     if thinking.budget_tokens is None:
         raise invalid("thinking.budget_tokens", "it is missing.")
     return thinking.budget_tokens

@@ -189,17 +189,15 @@ def _request(body: AskedBody, messages: Sequence[Mapping[str, Any]], **more: Any
     texts = [stops] if isinstance(stops, str) else stops or []
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise invalid("options.stop", "it must be a text or a list of texts.")
-    level = body.think if isinstance(body.think, str) else None
     return ChatRequest(
         model=body.model,
         messages=messages,
         response_format=_format(body.format),
-        reasoning=True if level else body.think,  # type: ignore[arg-type]  # None, True or False
+        reasoning=body.think,
         max_tokens=_max_tokens(options.pop("num_predict", None)),
         stop=checked_stops("options.stop", texts),
         sampling=sampling_fields(options),
         logprobs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
-        template_kwargs={"reasoning_effort": level} if level else {},
         keep_alive=seconds("keep_alive", body.keep_alive),
         **more,
     )

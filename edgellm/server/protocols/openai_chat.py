@@ -167,6 +167,8 @@ class ChatBody(SamplingBody, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     reasoning_budget_tokens: CountOrAll | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     modalities: list[Literal["text"]] | None = None
     return_progress: bool | None = None
 
@@ -176,6 +178,10 @@ def to_request(body: ChatBody) -> ChatRequest:
     kwargs = checked_template_kwargs("chat_template_kwargs", body.chat_template_kwargs)
     if body.reasoning_effort not in (None, "none"):
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    if body.continue_final_message:
+        if body.add_generation_prompt:
+            raise invalid("continue_final_message", "it excludes add_generation_prompt; send that as false.")
+        kwargs["continue_final_message"] = True
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "it needs logprobs: true.")
     given = (body.max_completion_tokens, body.max_tokens, body.n_predict)

@@ -152,9 +152,6 @@ def to_request(body: AskedBody, before: Sequence[dict[str, Any]]) -> ChatRequest
     """The body as every protocol means it; ``before`` is the talk that it goes on from. ServerError names the field."""
     _refuse(body)
     kwargs = checked_template_kwargs("chat_template_kwargs", body.chat_template_kwargs)
-    effort = body.reasoning.effort if body.reasoning else None
-    if effort not in (None, "none"):
-        kwargs.setdefault("reasoning_effort", effort)
     tools = function_tools(body)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
     return ChatRequest(
@@ -164,7 +161,7 @@ def to_request(body: AskedBody, before: Sequence[dict[str, Any]]) -> ChatRequest
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=_response_format(body.text.format if body.text else None),
-        reasoning=False if effort == "none" else None,
+        reasoning=body.reasoning.effort if body.reasoning else None,
         max_tokens=getattr(body, "max_output_tokens", None),
         sampling=sampling_fields(body),
         logprobs=_logprobs(body),
@@ -515,7 +512,7 @@ class ResponseWriter:
             "incomplete_details": None if whole else {"reason": "max_output_tokens"},
             "usage": {
                 "input_tokens": timings.prompt_n,
-                "input_tokens_details": {"cached_tokens": timings.reused_n},
+                "input_tokens_details": {"cached_tokens": timings.reused_n, "cache_write_tokens": 0},
                 "output_tokens": timings.generation_n,
                 "output_tokens_details": {"reasoning_tokens": one.n_reasoning},
                 "total_tokens": timings.prompt_n + timings.generation_n,
@@ -612,10 +609,16 @@ async def list_items(call: Call) -> Reply:
     return Json({"object": "list", "data": items, "has_more": False, **ends})
 
 
+async def compact(call: Call) -> Reply:
+    """Refused as a path that is not there: clients then summarize by themselves."""
+    raise ServerError("not_supported", "Talks are not compacted here. Ask the model for a summary.", status=404)
+
+
 ROUTES = (
     Route("POST", "/v1/responses", create, ResponseBody, summary="Answer, as a list of items"),
     Route("POST", "/responses", create, ResponseBody, summary="Answer, as a list of items"),
     Route("POST", "/v1/responses/input_tokens", input_tokens, AskedBody, summary="Count the tokens of a prompt"),
+    Route("POST", "/v1/responses/compact", compact, summary="Refused"),
     Route("GET", "/v1/responses/{name}", retrieve, summary="A response that was kept"),
     Route("DELETE", "/v1/responses/{name}", delete, summary="Forget a response"),
     Route("GET", "/v1/responses/{name}/input_items", list_items, summary="The input of a response"),
