@@ -126,6 +126,11 @@ class EventStream:
         self._events.close()
 
     @property
+    def prompt(self) -> Sequence[int]:
+        """The ids that the reply goes on from."""
+        return self._arguments[1]
+
+    @property
     def message(self) -> Message:
         """The whole answer, once the events are over: its content is a ``Generation``, its calls are all whole."""
         return self._read.message(self._parse)

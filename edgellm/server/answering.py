@@ -14,9 +14,9 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgellm.formats.errors import EdgeLLMError
+from edgellm.formats.errors import ContextFullError
 from edgellm.generation import GenerationChunk
-from edgellm.messages.events import ContentDelta, Event, Finished, PromptProgress
+from edgellm.messages.events import Event, Finished
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import ServerError
 from edgellm.server.server import Server
@@ -25,6 +25,7 @@ from edgellm.server.turns import fitting
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
+    from edgellm.messages.stream import EventStream
 
 T = TypeVar("T")
 
@@ -82,38 +83,40 @@ async def _answered(
 
 
 async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None]:
-    chunks = await asyncio.to_thread(
-        llm.stream,
+    reply = await asyncio.to_thread(_reply, llm, request)
+    async with aclosing(reply.asynchronous()) as source:
+        async for event in source:
+            yield event
+
+
+def _reply(llm: LLM, request: ChatRequest) -> EventStream:
+    """The library's reply, not yet begun: rendered, tokenized and known to fit."""
+    return llm.events(
         fitting(llm.chat_template, request.messages),
+        tools=request.tools,
+        tool_choice=request.tool_choice if request.tools else "auto",  # type: ignore[arg-type]
+        parallel_tool_calls=request.parallel_tool_calls,
+        reasoning=request.reasoning,
         max_tokens=request.max_tokens,
         stop=request.stop,
         logprobs=request.logprobs,
-        response_format=request.response_format,
-        tools=None if request.tool_choice == "none" else request.tools,
         template_kwargs=request.template_kwargs,
+        response_format=request.response_format,
         **request.sampling,
     )
-    async with aclosing(chunks.asynchronous()) as source:
-        yield PromptProgress(0, 0, 0)
-        async for chunk in source:
-            if chunk.text or chunk.logprobs:
-                yield ContentDelta(chunk.text, (chunk.logprobs,) if chunk.logprobs else ())
-            if chunk.finish_reason:
-                yield Finished(chunk.finish_reason, chunk.stop, chunk.timings, 0)
 
 
 async def count_tokens(server: Server, request: ChatRequest) -> int:
-    """How many tokens the prompt of ``events`` has."""
-    async with server.models.lease(request.model, request.keep_alive) as entry:
-        llm = entry.llm
-        assert llm is not None, "a lease is of a loaded model"
-        tools = None if request.tool_choice == "none" else request.tools
-        try:
-            messages = await asyncio.to_thread(fitting, llm.chat_template, request.messages)
-            kwargs = request.template_kwargs
-            return len(await asyncio.to_thread(llm.prompt_ids, messages, tools=tools, template_kwargs=kwargs))
-        except EdgeLLMError as error:
-            raise ServerError.of(error) from error
+    """How many tokens the prompt of ``events`` has, also where it is too long."""
+    async with aclosing(_answered(server, request, _counted)) as source:
+        return await anext(source)
+
+
+async def _counted(llm: LLM, request: ChatRequest) -> AsyncGenerator[int, None]:
+    try:
+        yield len((await asyncio.to_thread(_reply, llm, request)).prompt)
+    except ContextFullError as error:
+        yield error.n_tokens
 
 
 async def side_by_side(makers: Sequence[Callable[[], AsyncGenerator[T, None]]]) -> AsyncGenerator[tuple[int, T], None]:
