@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from scripted_executor import scripted_llm
 from server_client import client_of, scripted_server
+from tool_template import TOOL_TEMPLATE
 
 N = 200
 SCHEMA = {"type": "object", "properties": {"at": {"type": "integer"}}}
@@ -62,7 +63,7 @@ PATHS: dict[str, dict[str, Any]] = {
         "metadata": {"a": "b"},
         "include": ["message.output_text.logprobs"],
         "top_logprobs": 2,
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": True,
     },
     "/v1/messages": {
         "model": "scripted",
@@ -150,7 +151,7 @@ def broken(body: dict[str, Any], chance: random.Random) -> tuple[dict[str, Any],
 def test_broken_fields_are_named_and_never_the_servers_fault(path: str) -> None:
     chance = random.Random(path)
     refused = 0
-    with client_of(scripted_server(scripted_llm(lambda prompt: "Yes."))) as client:
+    with client_of(scripted_server(scripted_llm(lambda prompt: "Yes.", TOOL_TEMPLATE))) as client:
         assert client.post(path, json=PATHS[path]).status_code == 200
         for _ in range(N):
             body, where = broken(PATHS[path], chance)

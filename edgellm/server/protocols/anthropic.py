@@ -537,6 +537,8 @@ async def model_info(server: Server, entry: ModelEntry) -> dict[str, Any]:
         "max_input_tokens": facts.n_ctx,
         "max_tokens": facts.n_ctx,
         "capabilities": None,
+        "lifecycle": "active",
+        **dict.fromkeys(("line", "deprecated_at", "retires_at")),
     }
 
 
