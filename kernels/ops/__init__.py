@@ -14,7 +14,7 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 """
 
 from edgellm.kernels.ops.attention import Attention, StoreKV
-from edgellm.kernels.ops.elementwise import Add, GatedUnit
+from edgellm.kernels.ops.elementwise import Add, GatedUnit, Scale, SigmoidGate, Softcap
 from edgellm.kernels.ops.embed import Embed
 from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
 from edgellm.kernels.ops.matmul import Matmul
@@ -37,12 +37,15 @@ __all__ = [
     "Op",
     "RMSNorm",
     "Route",
+    "Scale",
     "SelectOutputs",
     "ShortConv",
+    "SigmoidGate",
+    "Softcap",
     "StoreKV",
 ]
 
 OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
-    Route, ExpertMatmul, ExpertSum,
+    Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap,
 )  # fmt: skip

@@ -46,15 +46,20 @@ class Attention(Op):
     """out = softmax(scale * q k^T + mask) v over the cache of ``layer``; grouped queries.
 
     A token sees the positions from the start of its window, ``position - window + 1``, to its own or ``Batch.sees``.
+
+    softcap   scores are cap * tanh(score / cap); 0 leaves them as they are
+    sinks     (n_heads,): a score of each head that stands in the softmax's sum and has no value
     """
 
-    name, reads, writes, cache = "attention", ("q",), ("out",), "read"
+    name, reads, writes, weights, cache = "attention", ("q",), ("out",), ("sinks",), "read"
 
     q: str
     out: str
     layer: int
     n_heads: int
     scale: float
+    softcap: float = 0.0
+    sinks: str | None = None
 
     def reference(self, step: Step) -> None:
         layer = step.program.kv_layer(self.layer)
@@ -71,17 +76,22 @@ class Attention(Op):
                 hidden |= key_positions[None, :] <= query_positions[:, None] - layer.window
             for head in range(self.n_heads):
                 scores = (q[segment.rows, head] @ keys[head // group]) * np.float32(self.scale)
+                if self.softcap:
+                    scores = np.tanh(scores / np.float32(self.softcap)) * np.float32(self.softcap)
                 scores[hidden] = -np.inf
-                out[segment.rows, head] = _softmax(scores) @ values[head // group]
+                sink = float(step.weight(self.sinks)[head]) if self.sinks is not None else -np.inf
+                out[segment.rows, head] = _softmax(scores, sink) @ values[head // group]
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
         shapes = ((1, 2, 64, 64, 0), (3, 3, 40, 24, 0), (4, 1, 17, 33, 100), (8, 1, 64, 64, 33))
-        for group, heads, dim_k, dim_v, window in shapes:
+        forms = ((0.0, False), (20.0, True), (0.0, True), (50.0, False))
+        for (group, heads, dim_k, dim_v, window), (softcap, has_sinks) in zip(shapes, forms, strict=True):
             layer, n_heads = s.layer(KVLayer(heads, dim_k, dim_v, window)), group * heads
             q, out = s.input(n_heads * dim_k), s.buffer(n_heads * dim_v)
-            shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window}"
-            s.emit(shape, Attention(q, out, layer, n_heads, dim_k**-0.5))
+            shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window} softcap={softcap}"
+            sinks = s.tensor("F32", (n_heads,)) if has_sinks else None
+            s.emit(shape, Attention(q, out, layer, n_heads, dim_k**-0.5, softcap, sinks))
 
 
 def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray, np.ndarray]:
@@ -101,6 +111,8 @@ def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray,
     return first, keys, values
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+def _softmax(scores: np.ndarray, sink: float) -> np.ndarray:
+    largest = np.maximum(scores.max(axis=-1, keepdims=True), np.float32(sink))
+    weights = np.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True, dtype=np.float64) + np.exp(np.float32(sink) - largest)
+    return weights / total.astype(np.float32)

@@ -26,15 +26,33 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return half + half * np.tanh(c * (x + np.float32(0.044715) * x * x * x))
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x), by tanh."""
+    return np.float32(0.5) + np.float32(0.5) * np.tanh(x * np.float32(0.5))
+
+
+def clamped_swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """The unit of gpt-oss: a steeper silu of a gate cut off above, times what was cut on both sides, plus 1."""
+    gate, up = np.minimum(gate, np.float32(7.0)), np.clip(up, np.float32(-7.0), np.float32(7.0))
+    return gate * sigmoid(np.float32(1.702) * gate) * (up + np.float32(1.0))
+
+
 WIDTHS = (1, 17, 100, 256)  # of trials
 
-Activation = Literal["silu", "gelu"]
-ACTIVATIONS: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu": gelu}
+Activation = Literal["silu", "gelu", "clamped_swiglu"]
+UNITS: dict[Activation, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "silu": lambda gate, up: silu(gate) * up,
+    "gelu": lambda gate, up: gelu(gate) * up,
+    "clamped_swiglu": clamped_swiglu,
+}
 
 
 @dataclass(frozen=True)
 class GatedUnit(Op):
-    """out = activation(gate) * up; ``gelu`` is the tanh form, as gemma uses it."""
+    """out = activation(gate) * up; ``gelu`` is the tanh form, as gemma uses it.
+
+    With ``clamped_swiglu`` out = g sigmoid(1.702 g) * (u + 1) of g = min(gate, 7) and u = up between -7 and 7.
+    """
 
     name, reads, writes, by_row = "gated", ("gate", "up"), ("out",), True
 
@@ -44,7 +62,7 @@ class GatedUnit(Op):
     activation: Activation
 
     def reference(self, step: Step) -> None:
-        step[self.out] = ACTIVATIONS[self.activation](step[self.gate]) * step[self.up]
+        step[self.out] = UNITS[self.activation](step[self.gate], step[self.up])
 
     @staticmethod
     def trial(s: Sketch, variant: str = "silu") -> None:
@@ -55,18 +73,82 @@ class GatedUnit(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """out = x + y"""
+    """out = x + scale * y"""
 
     name, reads, writes, by_row = "add", ("x", "y"), ("out",), True
 
     x: str
     y: str
     out: str
+    scale: float = 1.0
 
     def reference(self, step: Step) -> None:
-        step[self.out] = step[self.x] + step[self.y]
+        y = step[self.y] if self.scale == 1.0 else step[self.y] * np.float32(self.scale)
+        step[self.out] = step[self.x] + y
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
         for width in WIDTHS:
-            s.emit(f"width={width}", Add(s.input(width), s.input(width), s.buffer(width)))
+            scale = 0.22 if variant == "scaled" else 1.0
+            s.emit(f"width={width}", Add(s.input(width), s.input(width), s.buffer(width), scale))
+
+
+@dataclass(frozen=True)
+class Scale(Op):
+    """out = factor * x"""
+
+    name, reads, writes, by_row = "scale", ("x",), ("out",), True
+
+    x: str
+    out: str
+    factor: float
+
+    def reference(self, step: Step) -> None:
+        step[self.out] = step[self.x] * np.float32(self.factor)
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width in WIDTHS:
+            s.emit(f"width={width}", Scale(s.input(width), s.buffer(width), 0.37))
+
+
+@dataclass(frozen=True)
+class SigmoidGate(Op):
+    """out = x * sigmoid(gate), where one value of ``gate`` is for width(x) / width(gate) neighbours of x: for a single
+    one, for a head, or for the whole row."""
+
+    name, reads, writes, by_row = "sigmoid_gate", ("x", "gate"), ("out",), True
+
+    x: str
+    gate: str
+    out: str
+
+    def reference(self, step: Step) -> None:
+        x, gate = step[self.x], sigmoid(step[self.gate])
+        groups = x.reshape(*gate.shape, x.shape[1] // gate.shape[1]) * gate[:, :, None]
+        step[self.out] = groups.reshape(x.shape)
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width, n_gates in ((1, 1), (17, 17), (100, 1), (256, 256), (96, 2), (60, 3)):
+            s.emit(f"width={width} gates={n_gates}", SigmoidGate(s.input(width), s.input(n_gates), s.buffer(width)))
+
+
+@dataclass(frozen=True)
+class Softcap(Op):
+    """out = cap * tanh(x / cap): values of any size are brought between -cap and cap."""
+
+    name, reads, writes, by_row = "softcap", ("x",), ("out",), True
+
+    x: str
+    out: str
+    cap: float
+
+    def reference(self, step: Step) -> None:
+        cap = np.float32(self.cap)
+        step[self.out] = np.tanh(step[self.x] / cap) * cap
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width, cap in zip(WIDTHS, (30.0, 1.0, 50.0, 7.5), strict=True):
+            s.emit(f"width={width} cap={cap}", Softcap(s.input(width), s.buffer(width), cap))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Route(Op):
     """ids = the experts with the largest logits, the best first, of equals the first; probs = their softmax.
 
-    That is the softmax over all experts, the chosen ones' made to sum to 1. ids int32 and probs, (rows, n_used).
+    ``over`` says what that is taken over: the logits of the chosen experts, so that their probs sum to 1, or of all.
+    ids int32 and probs, (rows, n_used).
     """
 
     name, reads, writes, by_row = "route", ("logits",), ("ids", "probs"), True
@@ -32,35 +33,39 @@ class Route(Op):
     logits: str
     ids: str
     probs: str
+    over: Literal["chosen", "all"] = "chosen"
 
     def reference(self, step: Step) -> None:
         logits = step[self.logits]
         ids = np.argsort(-logits, axis=1, kind="stable")[:, : step[self.ids].shape[1]]
         chosen = np.take_along_axis(logits, ids, axis=1)
-        powers = np.exp(chosen - chosen[:, :1])
-        step[self.ids], step[self.probs] = ids, powers / powers.sum(axis=1, keepdims=True)
+        powers, summed = (np.exp(x - chosen[:, :1]) for x in (chosen, logits if self.over == "all" else chosen))
+        step[self.ids], step[self.probs] = ids, powers / summed.sum(axis=1, keepdims=True)
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
-        for n_expert, n_used in ((3, 3), (7, 2), (32, 4), (130, 17)):
-            s.emit(f"{n_used} of {n_expert}", Route(s.input(n_expert), s.buffer(n_used, "int32"), s.buffer(n_used)))
+        over: Literal["chosen", "all"]
+        for n_expert, n_used, over in ((3, 3, "chosen"), (7, 2, "all"), (32, 4, "all"), (130, 17, "chosen")):
+            logits, ids, probs = s.input(n_expert), s.buffer(n_used, "int32"), s.buffer(n_used)
+            s.emit(f"{n_used} of {n_expert} over={over}", Route(logits, ids, probs, over))
 
 
 @dataclass(frozen=True)
 class ExpertMatmul(Op):
-    """out[slot] = x @ weight[ids[slot]].T, weight (n_expert, n_out, n_in).
+    """out[slot] = x @ weight[ids[slot]].T (+ bias[ids[slot]]), weight (n_expert, n_out, n_in), bias (n_expert, n_out).
 
     x is one row for all of a token's experts, (n_in,), or one for each, (n_used, n_in) flattened. The ids of a token
     differ.
     """
 
-    name, reads, writes, weights, by_row = "expert_matmul", ("x", "ids"), ("out",), ("weight",), True
+    name, reads, writes, weights, by_row = "expert_matmul", ("x", "ids"), ("out",), ("weight", "bias"), True
 
     x: str
     ids: str
     weight: str
     out: str
     n_used: int
+    bias: str | None = None
 
     def reference(self, step: Step) -> None:
         weight, ids = step.weight(self.weight), step[self.ids]
@@ -69,12 +74,14 @@ class ExpertMatmul(Op):
         for expert in np.unique(ids):
             token, slot = np.nonzero(ids == expert)
             out[token, slot] = x[token, slot % x.shape[1]] @ weight[expert].T
+        if self.bias is not None:
+            out += step.weight(self.bias)[ids]
         step[self.out] = out.reshape(len(ids), self.n_used * weight.shape[1])
 
     def nbytes_per_token(self, tensors: Mapping[str, QuantizedTensor]) -> int:
         """Those of the experts that a token is sent to."""
-        tensor = tensors[self.weight]
-        return tensor.nbytes * self.n_used // tensor.shape[0]
+        of_experts = [tensors[name] for name in self.weight_names()]
+        return sum(tensor.nbytes * self.n_used // tensor.shape[0] for tensor in of_experts)
 
     @staticmethod
     def trial(s: Sketch, variant: str = "f32") -> None:
@@ -84,7 +91,8 @@ class ExpertMatmul(Op):
             n_in = {1: (37, 40), 32: (96, 544), 256: (768, 256)}[block][per_slot]
             weight = s.tensor(quant, (n_expert, n_out, n_in))
             x = s.input(n_in * n_used if per_slot else n_in)
-            op = ExpertMatmul(x, s.choices(n_expert, n_used), weight, s.buffer(n_used * n_out), n_used)
+            bias = s.tensor("F32", (n_expert, n_out)) if n_expert % 3 == 0 else None
+            op = ExpertMatmul(x, s.choices(n_expert, n_used), weight, s.buffer(n_used * n_out), n_used, bias)
             s.emit(f"{n_used} of {n_expert} n_out={n_out} n_in={n_in}", op)
 
 

@@ -24,9 +24,10 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     **{name: ("team", name, None) for name in TEAM},
     **{
         name: ("elementwise", name, None)
-        for name in ("rms_norm", "quantize", "rope", "add", "select_outputs", "store_kv")
+        for name in ("rms_norm", "quantize", "rope", "add", "add_scaled", "select_outputs", "store_kv")
     },
-    **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu")},
+    **{name: ("elementwise", name, None) for name in ("scale", "sigmoid_gate", "softcap")},
+    **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu", "clamped_swiglu")},
     "attention": ("attention", "attention", None),
     "short_conv": ("short_conv", "short_conv", None),
     TOP_K: ("top_k", "top_k", None),

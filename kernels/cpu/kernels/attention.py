@@ -21,7 +21,7 @@ from typing import Any
 
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
+from edgellm.kernels.cpu.lib.vector_math import exp_f32x16, softcap_f32x16
 
 BLOCK = 32
 CUT_ROW = at.CUT_BLOCKS * BLOCK * 4
@@ -68,9 +68,11 @@ def _merge(merged, cut, nbytes):
 
 
 @v.forceinline
-def _finish(merged, out, dim_v):
-    """out = weighted sum / l"""
+def _finish(merged, out, dim_v, sink):
+    """out = weighted sum / l; a sink at an address other than 0 has its part in l."""
     total = v.load_f32(merged + 4)
+    if sink != 0:
+        total = total + v.first_lane(exp_f32x16(v.splat_f32x16(v.load_f32(sink) - v.load_f32(merged))))
     whole = dim_v // 16 * 16
     for i in range(0, whole, 16):
         v.store_f32x16(out + i * 4, v.load_f32x16(merged + 64 + i * 4) / v.splat_f32x16(total))
@@ -222,6 +224,12 @@ def _score_cut(args, step, part, first_block, last_block, weights):
 
 
 @v.forceinline
+def _cap_row(scores, n, cap):
+    for i in range(0, n * 4, 64):
+        v.store_f32x16(scores + i, softcap_f32x16(v.load_f32x16(scores + i), cap))
+
+
+@v.forceinline
 def _soften_cut(args, step, part, first_block, last_block, weights, states):
     """The softmax of a cut by itself: scores become weights, states begin."""
     window, state_nbytes, n_rows = args.window, _state_nbytes(args), _rows_of_head(args, part)
@@ -234,6 +242,8 @@ def _soften_cut(args, step, part, first_block, last_block, weights, states):
             lowest = v.load_i32(positions + token) - window + 1
         state, n = states + row * state_nbytes, (last_block - first_block + 1) * BLOCK
         _clear(state, state_nbytes)
+        if args.softcap != 0:
+            _cap_row(weights + row * CUT_ROW, n, v.splat_f32x16(v.f32_of(v.f64_from_bits(args.softcap))))
         _softmax_row(weights + row * CUT_ROW, first_block * BLOCK, n, lowest, highest, state)
 
 
@@ -277,7 +287,9 @@ def _finish_rows(args, part, states):
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
         head, r = v.load_i32(part + at.PART_HEAD) + row // n_rows, row % n_rows
         out = args.out + (v.load_i32(part) + r // group) * args.out_row
-        _finish(states + row * state_nbytes, out + (head * group + r % group) * dim_v * 4, dim_v)
+        number = head * group + r % group
+        sink = (args.sinks + number * 4) * (args.sinks != 0)
+        _finish(states + row * state_nbytes, out + number * dim_v * 4, dim_v, sink)
 
 
 @v.forceinline

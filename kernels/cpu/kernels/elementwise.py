@@ -11,7 +11,13 @@ from typing import Any
 from edgellm.kernels.cpu.kernels.amx_matmul import has_tiles, split_activations
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.vector_math import gelu_f32x16, silu_f32x16
+from edgellm.kernels.cpu.lib.vector_math import (
+    clamped_swiglu_f32x16,
+    gelu_f32x16,
+    sigmoid_f32x16,
+    silu_f32x16,
+    softcap_f32x16,
+)
 
 # ---- RMS norm --------------------------------------------------------------------------------------------------------
 
@@ -149,9 +155,24 @@ def rope(op, step, thread, n_threads):
 # ---- gated unit ------------------------------------------------------------------------------------------------------
 
 
+def _make_unit(function: Any) -> Any:
+    @v.forceinline
+    def unit(gate, up):
+        return function(gate) * up
+
+    return unit
+
+
+_UNITS = {
+    "silu": _make_unit(silu_f32x16),
+    "gelu": _make_unit(gelu_f32x16),
+    "clamped_swiglu": clamped_swiglu_f32x16,
+}
+
+
 def make_gated_unit(activation: str) -> Any:
     """The kernel out = activation(gate) * up."""
-    function = {"silu": silu_f32x16, "gelu": gelu_f32x16}[activation]
+    unit = _UNITS[activation]
 
     def gated_unit(op, step, thread, n_threads):
         args = v.arguments(op, at.GATED_UNIT)
@@ -160,7 +181,7 @@ def make_gated_unit(activation: str) -> Any:
             row, i = item // lanes, item % lanes * 64
             gate = v.load_f32x16(args.gate + row * args.gate_row + i)
             up = v.load_f32x16(args.up + row * args.up_row + i)
-            v.store_f32x16(args.out + row * args.out_row + i, function(gate) * up)
+            v.store_f32x16(args.out + row * args.out_row + i, unit(gate, up))
 
     return gated_unit
 
@@ -177,6 +198,65 @@ def add(op, step, thread, n_threads):
         x = v.load_f32x16(args.x + row * args.x_row + i)
         y = v.load_f32x16(args.y + row * args.y_row + i)
         v.store_f32x16(args.out + row * args.out_row + i, x + y)
+
+
+def add_scaled(op, step, thread, n_threads):
+    """out = x + scale * y"""
+    args = v.arguments(op, at.ADD)
+    n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
+    scale = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
+    for item in range(thread, n * lanes, n_threads):
+        row, i = item // lanes, item % lanes * 64
+        x = v.load_f32x16(args.x + row * args.x_row + i)
+        y = v.load_f32x16(args.y + row * args.y_row + i)
+        v.store_f32x16(args.out + row * args.out_row + i, v.fma_f32x16(scale, y, x))
+
+
+def scale(op, step, thread, n_threads):
+    """out = factor * x"""
+    args = v.arguments(op, at.SCALE)
+    n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
+    factor = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.factor)))
+    for item in range(thread, n * lanes, n_threads):
+        row, i = item // lanes, item % lanes * 64
+        v.store_f32x16(args.out + row * args.out_row + i, v.load_f32x16(args.x + row * args.x_row + i) * factor)
+
+
+# ---- gates and caps --------------------------------------------------------------------------------------------------
+
+
+def sigmoid_gate(op, step, thread, n_threads):
+    """out = x * sigmoid(gate), a value of the gate for ``span`` neighbours of x."""
+    args = v.arguments(op, at.SIGMOID_GATE)
+    n, span = v.load_i64(step + args.row_kind), args.span
+    if span == 1:
+        lanes = (args.width + 15) // 16
+        for item in range(thread, n * lanes, n_threads):
+            row, i = item // lanes, item % lanes * 64
+            gate = sigmoid_f32x16(v.load_f32x16(args.gate + row * args.gate_row + i))
+            v.store_f32x16(args.out + row * args.out_row + i, v.load_f32x16(args.x + row * args.x_row + i) * gate)
+    else:
+        n_gates, whole = args.width // span, span // 16 * 16
+        for item in range(thread, n * n_gates, n_threads):
+            row, number = item // n_gates, item % n_gates
+            gate = sigmoid_f32x16(v.splat_f32x16(v.load_f32(args.gate + row * args.gate_row + number * 4)))
+            x = args.x + row * args.x_row + number * span * 4
+            out = args.out + row * args.out_row + number * span * 4
+            for i in range(0, whole, 16):
+                v.store_f32x16(out + i * 4, v.load_f32x16(x + i * 4) * gate)
+            for i in range(whole, span):
+                v.store_f32(out + i * 4, v.load_f32(x + i * 4) * v.first_lane(gate))
+
+
+def softcap(op, step, thread, n_threads):
+    """out = cap * tanh(x / cap)"""
+    args = v.arguments(op, at.SOFTCAP)
+    n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
+    cap = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.cap)))
+    for item in range(thread, n * lanes, n_threads):
+        row, i = item // lanes, item % lanes * 64
+        x = v.load_f32x16(args.x + row * args.x_row + i)
+        v.store_f32x16(args.out + row * args.out_row + i, softcap_f32x16(x, cap))
 
 
 # ---- select outputs --------------------------------------------------------------------------------------------------

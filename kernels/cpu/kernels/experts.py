@@ -44,8 +44,22 @@ def _next_best(logits, n, key, expert):
     return best, best_key
 
 
+_lane_numbers = v.make_constants(v.i32x16, [*range(16)])
+
+
+@v.forceinline
+def _sum_of_all(logits, n, largest):
+    """The sum of e^(logit - largest) over n experts."""
+    total, end = v.zero_f32x16(), v.splat_f32x16(v.f32_of(float(n)))
+    for i in range(0, n, 16):
+        index = v.to_f32x16(_lane_numbers()) + v.splat_f32x16(v.f32_of(float(i)))
+        power = exp_f32x16(v.load_f32x16(logits + i * 4) - largest)
+        total = total + v.where_less(index, end, power, v.zero_f32x16())
+    return v.sum_f32x16(total)
+
+
 def route(op, step, thread, n_threads):
-    """ids = the experts with the largest logits, probs = the softmax of these logits."""
+    """ids = the experts with the largest logits, probs = the softmax of these logits, or that of all."""
     args = v.arguments(op, at.ROUTE)
     for t in range(thread, v.load_i64(step + args.row_kind), n_threads):
         logits, ids, probs = args.logits + t * args.logits_row, args.ids + t * args.ids_row, args.probs
@@ -59,8 +73,11 @@ def route(op, step, thread, n_threads):
         for i in range(0, args.n_used, 16):
             v.store_f32x16(probs + i * 4, exp_f32x16(v.load_f32x16(probs + i * 4) - largest))
         total = v.f32_of(0.0)
-        for slot in range(args.n_used):
-            total = total + v.load_f32(probs + slot * 4)
+        if args.over_all != 0:
+            total = _sum_of_all(logits, args.n_expert, largest)
+        else:
+            for slot in range(args.n_used):
+                total = total + v.load_f32(probs + slot * 4)
         for slot in range(args.n_used):
             v.store_f32(probs + slot * 4, v.load_f32(probs + slot * 4) / total)
 
@@ -150,7 +167,7 @@ def _make_float(quant: str) -> Any:
             pair = v.load_i32(args.pairs + i * 4)
             x = args.x + pair // args.n_used * args.x_row + pair % args.n_used * args.x_slot
             out = _out_of_pair(args, pair) - base * 4
-            times(x, 0, 1, args.w, args.w_row, args.n_in, start, stop, out, 0, 0)
+            times(x, 0, 1, args.w, args.w_row, args.n_in, start, stop, out, 0, args.bias)
 
     return times_pairs
 
@@ -172,7 +189,10 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
             if at_row + ahead_rows >= stop:
                 ahead = behind + (at_row + ahead_rows - stop) * w_row
             eight_rows(x, 0, 1, args.w, w_row, n_groups, row, ahead, scratch)
-            v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, v.load_f32x8(scratch + at.SUMS))
+            sums = v.load_f32x8(scratch + at.SUMS)
+            if args.bias != 0:
+                sums = sums + v.load_f32x8(args.bias + row * 4)
+            v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
 
     @v.forceinline
     def many_pairs(args, x, first, n, base, start, stop, scratch):
@@ -180,8 +200,8 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
         end, aside = base + args.n_out, scratch + at.EDGE
         for row in range(start, stop, at.PANEL_ROWS):
             n_rows = min(at.PANEL_ROWS, end - row)
-            out, out_row = aside - row * 4, at.PANEL_ROWS * 4
-            sixteen_rows(x, args.x_row, n, args.w, args.w_row, args.n_in // 32, row, end, out, out_row, 0, scratch)
+            out, out_row, bias = aside - row * 4, at.PANEL_ROWS * 4, args.bias
+            sixteen_rows(x, args.x_row, n, args.w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch)
             for i in range(n):
                 c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
                 if n_rows == at.PANEL_ROWS:

@@ -49,13 +49,15 @@ def padded(width: int) -> int:
 #      lowering.py fills in one of these by name, a kernel reads it with ``simd.arguments``; row_kind is where the step
 #      says how many rows there are
 
-ADD = namedtuple("ADD", "x x_row y y_row out out_row width row_kind")
+ADD = namedtuple("ADD", "x x_row y y_row out out_row width row_kind scale")
 ATTENTION = namedtuple(
-    "ATTENTION", "q q_row out out_row k_pool v_pool n_heads n_kv_heads dim_k dim_v window shape scale"
+    "ATTENTION", "q q_row out out_row k_pool v_pool n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks"
 )
+"""``sinks`` may be 0."""
 EMBED = namedtuple("EMBED", "w w_row width out out_row scale")
-EXPERT_MATMUL = namedtuple("EXPERT_MATMUL", "x x_row w w_row n_out n_in out out_row groups pairs n_used x_slot")
-"""x of float weights has slots ``x_slot`` bytes apart, 0 where a token has one; of others, a row for each pair."""
+EXPERT_MATMUL = namedtuple("EXPERT_MATMUL", "x x_row w w_row n_out n_in out out_row groups pairs n_used x_slot bias")
+"""x of float weights has slots ``x_slot`` bytes apart, 0 where a token has one; of others, a row for each pair.
+``bias`` is that of all experts, or 0."""
 EXPERT_SUM = namedtuple("EXPERT_SUM", "x x_row probs probs_row out out_row width n_used row_kind")
 GROUP_BY_EXPERT = namedtuple("GROUP_BY_EXPERT", "ids ids_row groups pairs n_expert n_used row_kind")
 GATED_UNIT = namedtuple("GATED_UNIT", "gate gate_row up up_row out out_row width row_kind")
@@ -65,8 +67,12 @@ QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pai
 """``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
 ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
-ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind")
+ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all")
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
+SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
+SIGMOID_GATE = namedtuple("SIGMOID_GATE", "x x_row gate gate_row out out_row width span row_kind")
+"""A value of ``gate`` is for ``span`` neighbours."""
+SOFTCAP = namedtuple("SOFTCAP", "x x_row out out_row width row_kind cap")
 SHORT_CONV = namedtuple("SHORT_CONV", "bcx bcx_row w w_row out out_row width n_taps states table")
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
 

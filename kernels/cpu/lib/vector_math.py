@@ -42,6 +42,19 @@ def exp_f32x16(x):
 
 
 @v.forceinline
+def sigmoid_f32x16(x):
+    """1 / (1 + e^-x)"""
+    return _ONE() / (_ONE() + exp_f32x16(v.zero_f32x16() - x))
+
+
+@v.forceinline
+def softcap_f32x16(x, cap):
+    """cap tanh(x / cap), written as cap (1 - 2 / (e^(2x/cap) + 1))."""
+    u = x / cap
+    return cap - (cap + cap) / (exp_f32x16(u + u) + _ONE())
+
+
+@v.forceinline
 def silu_f32x16(x):
     """x / (1 + e^-x)"""
     return x / (_ONE() + exp_f32x16(v.zero_f32x16() - x))
@@ -56,3 +69,15 @@ def gelu_f32x16(x):
     """x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), written as x (1 - 1 / (e^2u + 1))."""
     u = _GELU_A() * (x + _GELU_B() * x * x * x)
     return x - x / (exp_f32x16(u + u) + _ONE())
+
+
+_SEVEN, _MINUS_SEVEN = v.make_const(v.f32x16, 7.0), v.make_const(v.f32x16, -7.0)
+_STEEPER = v.make_const(v.f32x16, 1.702)
+
+
+@v.forceinline
+def clamped_swiglu_f32x16(gate, up):
+    """g sigmoid(1.702 g) (u + 1) of g = min(gate, 7) and u = up between -7 and 7."""
+    g = v.min_f32x16(_SEVEN(), gate)  # in this order NaN stays NaN
+    u = v.min_f32x16(_SEVEN(), v.max_f32x16(_MINUS_SEVEN(), up))
+    return g / (_ONE() + exp_f32x16(v.zero_f32x16() - _STEEPER() * g)) * (u + _ONE())

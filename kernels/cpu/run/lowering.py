@@ -37,8 +37,11 @@ from edgellm.kernels.ops import (
     Matmul,
     RMSNorm,
     Route,
+    Scale,
     SelectOutputs,
     ShortConv,
+    SigmoidGate,
+    Softcap,
     StoreKV,
 )
 from edgellm.kernels.program import Buffer, Op, Program
@@ -233,12 +236,12 @@ class _Lowering:
     def n_rows(self, name: str) -> int:
         return ROW_KINDS[self.program.buffers[name].rows][1](self.max_tokens)
 
-    def vector(self, name: str) -> int:
-        """Address of a one-dimensional tensor as float32, padded to whole vectors."""
+    def vector(self, name: str, behind: int = 0) -> int:
+        """Address of a tensor as a row of float32, padded to whole vectors, with so many zeros behind it."""
         if name not in self.vectors:
             tensor = self.program.tensors[name]
             size = math.prod(tensor.shape)
-            array = self.memory.zeros(1, layout.padded(size), "float32")
+            array = self.memory.zeros(1, layout.padded(size + behind), "float32")
             if self.memory.real:
                 array[0, :size] = tensor.dequantize().reshape(-1)
             self.vectors[name] = array.ctypes.data
@@ -384,6 +387,7 @@ def _attention(low: _Lowering, op: Attention) -> None:
         **low.where(q=op.q, out=op.out), **_cache(low, op.layer), n_heads=op.n_heads, n_kv_heads=layer.n_kv_heads,
         dim_k=layer.head_dim_k, dim_v=layer.head_dim_v, window=layer.window,
         shape=low.shapes.index(attention_work.attention_shape(op, layer)), scale=op.scale,
+        softcap=op.softcap, sinks=low.vector(op.sinks) if op.sinks else 0,
     )  # fmt: skip
     low.emit(op, "attention", arguments, alone=False, also_writes=["partials"])
 
@@ -396,8 +400,29 @@ def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
 
 def _add(low: _Lowering, op: Add) -> None:
     width, row_kind = low.width(op.out), low.row_kind(op.out)
-    arguments = layout.ADD(**low.where(x=op.x, y=op.y, out=op.out), width=width, row_kind=row_kind)
-    low.emit(op, "add", arguments, alone=width <= ALONE_WIDTH)
+    arguments = layout.ADD(**low.where(x=op.x, y=op.y, out=op.out), width=width, row_kind=row_kind, scale=op.scale)
+    low.emit(op, "add" if op.scale == 1.0 else "add_scaled", arguments, alone=width <= ALONE_WIDTH)
+
+
+def _scale(low: _Lowering, op: Scale) -> None:
+    width, row_kind = low.width(op.x), low.row_kind(op.out)
+    arguments = layout.SCALE(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind, factor=op.factor)
+    low.emit(op, "scale", arguments, alone=width <= ALONE_WIDTH)
+
+
+def _sigmoid_gate(low: _Lowering, op: SigmoidGate) -> None:
+    width = low.width(op.x)
+    arguments = layout.SIGMOID_GATE(
+        **low.where(x=op.x, gate=op.gate, out=op.out), width=width, span=width // low.width(op.gate),
+        row_kind=low.row_kind(op.out),
+    )  # fmt: skip
+    low.emit(op, "sigmoid_gate", arguments, alone=width <= ALONE_WIDTH)
+
+
+def _softcap(low: _Lowering, op: Softcap) -> None:
+    width, row_kind = low.width(op.x), low.row_kind(op.out)
+    arguments = layout.SOFTCAP(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind, cap=op.cap)
+    low.emit(op, "softcap", arguments, alone=width <= ALONE_WIDTH)
 
 
 def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
@@ -421,7 +446,7 @@ def _short_conv(low: _Lowering, op: ShortConv) -> None:
 def _route(low: _Lowering, op: Route) -> None:
     arguments = layout.ROUTE(
         **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=low.width(op.logits),
-        n_used=low.width(op.ids), row_kind=low.row_kind(op.logits),
+        n_used=low.width(op.ids), row_kind=low.row_kind(op.logits), over_all=int(op.over == "all"),
     )  # fmt: skip
     low.emit(op, "route", arguments, alone=True)
 
@@ -442,7 +467,7 @@ def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
         x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
     arguments = layout.EXPERT_MATMUL(
         **x, w=w, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
-        pairs=groups.pairs, n_used=op.n_used,
+        pairs=groups.pairs, n_used=op.n_used, bias=low.vector(op.bias, layout.PANEL_ROWS) if op.bias else 0,
     )  # fmt: skip
     low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
 
@@ -469,6 +494,9 @@ _RULES: dict[type, Any] = {
     Route: _route,
     ExpertMatmul: _expert_matmul,
     ExpertSum: _expert_sum,
+    Scale: _scale,
+    SigmoidGate: _sigmoid_gate,
+    Softcap: _softcap,
 }
 
 
