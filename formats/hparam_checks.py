@@ -17,6 +17,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "embedding_length": (1, 1 << 18),
     "feed_forward_length": (0, 1 << 20),
     "expert_feed_forward_length": (0, 1 << 20),
+    "expert_shared_feed_forward_length": (0, 1 << 20),
     "expert_count": (0, 1 << 16),
     "expert_used_count": (0, 1 << 16),
     "attention.head_count": (0, 4096),
@@ -25,6 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.value_length": (1, 4096),
     "attention.layer_norm_epsilon": (0.0, 1.0),
     "attention.layer_norm_rms_epsilon": (1e-12, 0.1),
+    "attention.scale": (0.0, 1e3),
     "attention.sliding_window": (0, 1 << 24),
     "attention.sliding_window_pattern": (0, 512),
     "rope.dimension_count": (0, 4096),
@@ -38,6 +40,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
     "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
     "shortconv.l_cache": (2, 64),
+    "embedding_scale": (0.0, 1e6),
+    "residual_scale": (0.0, 1e3),
+    "logit_scale": (0.0, 1e6),
     "vocab_size": (1, 1 << 24),
 }
 

@@ -23,7 +23,10 @@ import tiny_models
 
 from edgellm.formats.quant_types import QUANT_TYPES, QUANT_TYPES_BY_ID
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2")
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2"),
+    *("qwen2moe", "olmoe", "granite", "granitemoe"),
+)
 QUANTS = ("Q8_0", "Q4_K", "Q4_1", "F16", "Q6_K", "IQ4_XS")
 WHOLE = [0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 65, 100, 255, 257, 512, 513, 4095, 4096, 65_535, 1 << 20, 1 << 24]
 WHOLE += [(1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 33, (1 << 63) - 1, (1 << 64) - 1]
@@ -40,9 +43,13 @@ OPTIONAL = {
     "attention.sliding_window": raw.U32,
     "attention.sliding_window_pattern": raw.U32,
     "final_logit_softcapping": raw.F32,
+    "attention.scale": raw.F32,
+    "residual_scale": raw.F32,
+    "logit_scale": raw.F32,
     "expert_count": raw.U32,
     "expert_used_count": raw.U32,
     "expert_feed_forward_length": raw.U32,
+    "expert_shared_feed_forward_length": raw.U32,
 }
 IDS = ("bos", "eos", "unknown", "padding", "eot", "separator", "eom")
 TEXTS = [b"", b"\x00", b"<0x-1>", b"<0x0A>", b"<0xFF>", b"\xff\xfe", b"a" * 5000, "\ufeff".encode(), b"<|im_end|>"]
@@ -121,8 +128,8 @@ def nbytes(dims: list[int], kind: int) -> int:
 def seed(folder: Path, number: int) -> bytes:
     """One of the sound models: architectures, types, tied and not, and head sizes that are not powers of two."""
     rng = random.Random(number)
-    architecture = ARCHITECTURES[number % 5]
-    quant = QUANTS[number // 5 % len(QUANTS)]
+    architecture = ARCHITECTURES[number % len(ARCHITECTURES)]
+    quant = QUANTS[number // len(ARCHITECTURES) % len(QUANTS)]
     n_head_kv = rng.choice([1, 2, 3])
     path = folder / f"seed-{number}.gguf"
     tiny_models.write_tiny_model(
@@ -300,7 +307,7 @@ WAYS: tuple[Callable[[Model, random.Random], str], ...] = (
 def mutant(folder: Path, number: int) -> tuple[bytes, str]:
     """The file of a number, and what was done to it; one in twelve also has a flipped bit somewhere."""
     rng = random.Random(number)
-    model = take_apart(seed(folder, rng.randrange(24)))
+    model = take_apart(seed(folder, rng.randrange(4 * len(ARCHITECTURES))))
     done = []
     for _ in range(rng.choice([1, 1, 1, 2])):
         way = rng.choice(WAYS)

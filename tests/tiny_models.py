@@ -22,6 +22,8 @@ CHATML = (
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 N_EXPERT = 5
+EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe")
+"""Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
 # bytes where the block keeps its scale, and the multiple of it that centres the values (for the minimum)
@@ -115,9 +117,15 @@ def write_tiny_model(
     if architecture == "lfm2":  # every layer but each third is a convolution
         keys["lfm2.attention.head_count_kv"] = [n_head_kv if i % 3 == 1 else 0 for i in range(n_layer)]
         keys["lfm2.shortconv.l_cache"] = 3
-    if architecture == "qwen3moe":
-        keys |= {"qwen3moe.expert_count": N_EXPERT, "qwen3moe.expert_used_count": 2}
-        keys["qwen3moe.expert_feed_forward_length"] = n_ff
+    if architecture in EXPERTS:
+        keys |= {f"{architecture}.expert_count": N_EXPERT, f"{architecture}.expert_used_count": 2}
+    if architecture in ("qwen2moe", "qwen3moe"):
+        keys[f"{architecture}.expert_feed_forward_length"] = n_ff
+    if architecture in ("qwen2moe", "granitemoe"):
+        keys[f"{architecture}.expert_shared_feed_forward_length"] = 2 * n_ff
+    if architecture.startswith("granite"):
+        scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
+        keys |= {f"{architecture}.{key}": value for key, value in scales.items()}
     if architecture == "gemma3":
         keys["gemma3.attention.sliding_window"] = sliding_window
         keys["gemma3.attention.sliding_window_pattern"] = 2
@@ -171,14 +179,22 @@ def tensor_shapes(
         "ffn_up.weight": (n_ff, n_embd),
         "ffn_down.weight": (n_embd, n_ff),
     }
-    if architecture == "qwen2":
+    if architecture in ("qwen2", "qwen2moe"):
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
     if architecture in ("qwen3", "qwen3moe", "gemma3", "lfm2"):
         layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
-    if architecture == "qwen3moe":
+    if architecture == "olmoe":
+        layer |= {"attn_q_norm.weight": (n_q,), "attn_k_norm.weight": (n_kv,)}
+    if architecture in EXPERTS:
         layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd)}
         for name in ("gate", "up", "down"):
             layer[f"ffn_{name}_exps.weight"] = (N_EXPERT, *layer.pop(f"ffn_{name}.weight"))
+    if architecture in ("qwen2moe", "granitemoe"):
+        for name in ("gate", "up", "down"):
+            shape = (n_embd, 2 * n_ff) if name == "down" else (2 * n_ff, n_embd)
+            layer[f"ffn_{name}_shexp.weight"] = shape
+    if architecture == "qwen2moe":
+        layer |= {"ffn_gate_inp_shexp.weight": (n_embd,)}
     if architecture == "gemma3":
         layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
@@ -228,12 +244,23 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
+ARCHITECTURE_OF = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "gemma3_text": "gemma3",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "granitemoeshared": "granitemoe",
+}
+"""Kinds of transformers' settings that GGUF calls otherwise."""
+PAIRED = ("llama", "granite", "granitemoe")
+"""Architectures whose rotated pairs are neighbours."""
+
+
 def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | None = None) -> Path:
     """Write a transformers model as F32 GGUF: names, order of rows and shifts as llama.cpp's converter has them."""
     config = model.config
-    architecture = {"mistral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(
-        config.model_type, config.model_type
-    )
+    architecture = ARCHITECTURE_OF.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (_transformers_metadata(config, architecture) | (metadata or {})).items():
         add_value(writer, f"{architecture}.{key}", value)
@@ -246,10 +273,12 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert name is not None, hf_name
         weight = tensor.float().numpy()
-        if architecture == "llama" and "attn_q." in name:
+        if architecture in PAIRED and "attn_q." in name:
             weight = pair_neighbours(weight, config.num_attention_heads)
-        if architecture == "llama" and "attn_k." in name:
+        if architecture in PAIRED and "attn_k." in name:
             weight = pair_neighbours(weight, config.num_key_value_heads)
+        if name.endswith("ffn_gate_inp_shexp.weight"):
+            weight = weight[0]
         if architecture == "gemma3" and name.endswith("norm.weight"):
             weight = weight + 1
         if name.endswith("shortconv.conv.weight"):
@@ -265,10 +294,18 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
 def expert_matrices_apart(tensors: dict[str, Any]) -> dict[str, Any]:
     """The tensors of a model with gate and up of its experts as two, named as a module is."""
     apart = {}
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        name = stored.replace("block_sparse_moe.experts.", "mlp.experts.").replace(
+            "router.weight", "router.layer.weight"
+        )
         if name.endswith("experts.gate_up_proj"):
             gate, up = tensor.chunk(2, dim=1)
             apart |= {name.replace("gate_up", kind) + ".weight": one for kind, one in (("gate", gate), ("up", up))}
+        elif name.endswith("shared_mlp.input_linear.weight"):
+            base = name.replace("shared_mlp.input_linear.weight", "mlp.shared_expert.")
+            apart |= {
+                f"{base}{kind}_proj.weight": one for kind, one in zip(("gate", "up"), tensor.chunk(2), strict=True)
+            }
         else:
             apart[name + ".weight" * name.endswith("experts.down_proj")] = tensor
     return apart
@@ -310,9 +347,18 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "gemma3",
     ):
         keys |= {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
-    if architecture == "qwen3moe":
-        keys |= {"expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok}
-        keys["expert_feed_forward_length"] = config.moe_intermediate_size
+    if n_experts := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        keys |= {"expert_count": n_experts, "expert_used_count": config.num_experts_per_tok}
+    named = {
+        "moe_intermediate_size": "expert_feed_forward_length",
+        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+        "shared_intermediate_size": "expert_shared_feed_forward_length",
+        "attention_multiplier": "attention.scale",
+        "embedding_multiplier": "embedding_scale",
+        "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+    }
+    keys |= {key: getattr(config, name) for name, key in named.items() if hasattr(config, name)}
     rope = config.rope_parameters
     if architecture == "lfm2":
         keys["attention.head_count_kv"] = [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types]
@@ -325,7 +371,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
-    elif config.model_type == "mistral" and config.sliding_window:
+    elif config.model_type in ("mistral", "mixtral") and config.sliding_window:
         keys["attention.sliding_window"] = config.sliding_window
     keys["rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):

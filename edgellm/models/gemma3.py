@@ -48,7 +48,7 @@ def build(gguf: ModelFile) -> Program:
         blk = f"blk.{i}"
         rope, seen = ("local", window) if local else ("global", 0)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, rope=rope, scale=scale, window=seen, qk_norms=True)
+        self_attention(m, blk, rope=rope, scale=scale, window=seen, qk_norms="heads")
         m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")

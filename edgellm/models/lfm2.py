@@ -36,7 +36,7 @@ def build(gguf: ModelFile) -> Program:
         m.hp = hp.layer(i)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         if m.hp.n_head_kv:
-            self_attention(m, blk, qk_norms=True)
+            self_attention(m, blk, qk_norms="heads")
         else:
             m.linear("h", f"{blk}.shortconv.in_proj", "bcx", 3 * hp.n_embd)
             weight = m.weight(f"{blk}.shortconv.conv.weight", hp.n_embd, n_taps)

@@ -10,7 +10,7 @@ from edgellm.models.parts.checkpoint_form import DECODER_LAYER, QK_NORMS, Checkp
 
 def build(gguf: ModelFile) -> Program:
     """See ``build_decoder``."""
-    return build_decoder(gguf, adjacent=False, qk_norms=True)
+    return build_decoder(gguf, adjacent=False, qk_norms="heads")
 
 
 CHECKPOINT = CheckpointForm(

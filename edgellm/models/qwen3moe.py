@@ -15,14 +15,21 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
     refuse_sliding_layers,
 )
-from edgellm.models.parts.experts import expert_feed_forward, read_experts
+from edgellm.models.parts.experts import (
+    EXPERT_MATRICES,
+    STACKED_EXPERTS,
+    expert_feed_forward,
+    expert_metadata,
+    read_experts,
+    refuse_dense_layers,
+)
 
 
 def build(gguf: ModelFile) -> Program:
     """As Qwen 3, but x += experts(h): see ``expert_feed_forward``."""
     experts = read_experts(gguf)
     return build_decoder(
-        gguf, adjacent=False, qk_norms=True, ffn=lambda m, blk: expert_feed_forward(m, blk, experts, "silu")
+        gguf, adjacent=False, qk_norms="heads", ffn=lambda m, blk: expert_feed_forward(m, blk, experts, "silu")
     )
 
 
@@ -32,19 +39,18 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     refuse_sliding_layers(config)
     if not config.flag("norm_topk_prob", False):
         raise config.refuse("norm_topk_prob", "models whose chosen experts' weights sum to 1 (true)", value=False)
-    if config.integer("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
-        key = "mlp_only_layers" if config.get("mlp_only_layers") else "decoder_sparse_step"
-        raise config.refuse(key, "models with experts in every layer")
-    return decoder_metadata(config, "qwen3moe") | {
-        "qwen3moe.expert_count": (config.integer("num_local_experts", config.integer("num_experts", 128)), "UINT32"),
-        "qwen3moe.expert_used_count": (config.integer("num_experts_per_tok"), "UINT32"),
-        "qwen3moe.expert_feed_forward_length": (config.integer("moe_intermediate_size"), "UINT32"),
-    }
+    refuse_dense_layers(config)
+    return (
+        decoder_metadata(config, "qwen3moe")
+        | expert_metadata(config, "qwen3moe")
+        | {"qwen3moe.expert_feed_forward_length": (config.integer("moe_intermediate_size"), "UINT32")}
+    )
 
 
 CHECKPOINT = CheckpointForm(
     classes={"Qwen3MoeForCausalLM": "qwen3_moe", "Qwen3MoeModel": "qwen3_moe"},
     metadata=checkpoint_metadata,
     layer=DECODER_LAYER | QK_NORMS | {"mlp.gate": "ffn_gate_inp"},
-    experts={"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"},
+    experts=EXPERT_MATRICES,
+    stacked=STACKED_EXPERTS,
 )

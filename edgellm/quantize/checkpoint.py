@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,7 +95,7 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
                 "Correct the one that is wrong.",
                 code="CHECKPOINT_ARCHITECTURE",
             )
-        for key in ("num_local_experts", "num_experts") if not form.experts else ():
+        for key in ("num_local_experts", "num_experts") if not (form.experts or form.stacked) else ():
             if checkpoint.text_config.get(key):
                 raise UnsupportedError(
                     f"{checkpoint.folder.name}: is a mixture of experts ({key}); edgellm runs dense models of its "
@@ -137,22 +138,27 @@ def _tensors(
     biases = form.biases(config)
     unknown = []
     for stored_name, weight in open_weights(checkpoint).items():
-        name, expert = (
-            form.tensor_name(plain_name(stored_name), config.n_layer, biases),
-            form.expert(plain_name(stored_name)),
-        )
-        if name is None:
-            if not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
-                unknown.append(stored_name)
-            continue
-        if name in found or expert in experts.get(name, ()):
-            raise FormatError(f"{short(stored_name)}: two tensors are {name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR")
-        tensor = input_tensor(name, stored_name, weight, config, form, quantized)
-        if expert is None:
-            found[name] = tensor
-        else:
-            experts.setdefault(name, {})[expert] = tensor
-    found |= {name: _stacked(name, parts, n_experts) for name, parts in experts.items()}
+        places = form.places(plain_name(stored_name), config.n_layer, biases)
+        if not places and not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
+            unknown.append(stored_name)
+        for place in places:
+            if place.name in found or place.expert in experts.get(place.name, ()):
+                raise FormatError(
+                    f"{short(stored_name)}: two tensors are {place.name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
+                )
+            tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
+            tensor = part_of_rows(tensor, *place.part, stored_name)
+            if place.expert is None:
+                found[place.name] = tensor
+            else:
+                experts.setdefault(place.name, {})[place.expert] = tensor
+    for name, matrices in experts.items():
+        if name in found:
+            raise FormatError(
+                f"{checkpoint.folder.name}: {name} is there as one and expert by expert. {PULL_AGAIN}",
+                code="CHECKPOINT_TENSOR",
+            )
+        found[name] = _stacked(name, matrices, n_experts)
     if unknown:
         raise UnsupportedError(
             f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {next(iter(form.classes))} as its "
@@ -242,14 +248,18 @@ def input_tensor(
     """A weight with the changes that its architecture's GGUF form asks for; its numbers are proved finite when read."""
     if len(weight.shape) == 3 and weight.shape[1] == 1:  # one filter for each channel
         weight = replace(weight, shape=(weight.shape[0], weight.shape[2]))
-    if not weight.shape or not all(weight.shape) or len(weight.shape) > 2:
+    if name.endswith("_shexp.weight") and weight.shape[:1] == (1,):  # how much of it, a vector
+        weight = replace(weight, shape=weight.shape[1:])
+    most = 3 if name.endswith("_exps.weight") else 2
+    if not weight.shape or not all(weight.shape) or len(weight.shape) > most:
+        expected = "a vector or a matrix" if most == 2 else "one or several matrices"
         raise FormatError(
-            f"{short(stored_name)}: has the shape {weight.shape}, expected a vector or a matrix. {PULL_AGAIN}",
+            f"{short(stored_name)}: has the shape {weight.shape}, expected {expected}. {PULL_AGAIN}",
             code="MODEL_SHAPE",
         )
     raw = weight.stored
     shift = form.norm_shift if name.endswith("norm.weight") else 0.0
-    plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) == 2
+    plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) > 1
 
     def decode(start: int, stop: int) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -266,7 +276,7 @@ def input_tensor(
         if raw is None or not plain_floats:
             return np.ascontiguousarray(decode(start, stop)).view(np.uint8)
         decode(start, stop)  # for its proof
-        return raw.raw.reshape(weight.shape[0], -1)[start:stop]
+        return raw.raw.reshape(math.prod(weight.shape[:-1]), -1)[start:stop]
 
     tensor = InputTensor(
         name,
@@ -281,6 +291,34 @@ def input_tensor(
         n_head = config.integer(n_heads, config.integer("num_attention_heads"))
         tensor = _with_paired_heads(tensor, n_head, stored_name)
     return tensor
+
+
+def part_of_rows(tensor: InputTensor, i: int, n_parts: int, stored_name: str) -> InputTensor:
+    """The i-th of equal parts of a matrix's rows, or of the rows of each expert's matrix."""
+    if n_parts == 1:
+        return tensor
+    whole = tensor.shape[-2] if len(tensor.shape) > 1 else 0
+    if whole == 0 or whole % n_parts:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected matrices of {n_parts} equal parts. "
+            f"{PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    n = whole // n_parts
+
+    def cut(read: Rows) -> Rows:
+        def rows(start: int, stop: int) -> np.ndarray:
+            pieces = []
+            for matrix in range(start // n, -(-stop // n)):
+                first = matrix * whole + i * n - matrix * n  # from a row of the part to one of the whole
+                pieces.append(read(max(start, matrix * n) + first, min(stop, matrix * n + n) + first))
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+        return rows
+
+    return replace(
+        tensor, shape=(*tensor.shape[:-2], n, tensor.n_in), decode=cut(tensor.decode), stored=cut(tensor.stored)
+    )
 
 
 def _stacked(name: str, experts: dict[int, InputTensor], n_experts: int) -> InputTensor:

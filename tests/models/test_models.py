@@ -49,6 +49,16 @@ YARN_ROPE = {
 
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": True}
 
+SHARED = {"norm_topk_prob": False, "shared_expert_intermediate_size": 80}
+OLMOE = {"num_experts": 6, "num_experts_per_tok": 3}
+MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
+GRANITE = {
+    "attention_multiplier": 0.1,
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 2.5,
+}
+
 # (transformers' class, what its configuration has besides SMALL)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -97,6 +107,35 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moe": ("Qwen3Moe", EXPERTS | {"head_dim": 32}),
     "qwen3moe one of many": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "num_experts": 32, "num_experts_per_tok": 1}),
     "qwen3moe all": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "num_experts_per_tok": 6, "tie_word_embeddings": True}),
+    "qwen3moe some of few": ("Qwen3Moe", EXPERTS | {"head_dim": 16}),
+    "llama mixtral": ("Mixtral", MIXTRAL),
+    "llama mixtral tied": ("Mixtral", MIXTRAL | {"num_local_experts": 7, "tie_word_embeddings": True}),
+    "llama mixtral window": ("Mixtral", MIXTRAL | {"sliding_window": 33, "num_key_value_heads": 1, "head_dim": 32}),
+    "qwen2moe": ("Qwen2Moe", EXPERTS | SHARED),
+    "qwen2moe one of many": (
+        "Qwen2Moe",
+        EXPERTS | SHARED | {"num_experts": 32, "num_experts_per_tok": 1, "shared_expert_intermediate_size": 40},
+    ),
+    "qwen2moe tied, no biases": (
+        "Qwen2Moe",
+        EXPERTS | SHARED | {"qkv_bias": False, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    ),
+    "qwen2moe all": ("Qwen2Moe", EXPERTS | SHARED | {"num_experts_per_tok": 6, "rope_parameters": YARN_ROPE}),
+    "olmoe": ("Olmoe", OLMOE),
+    "olmoe all heads": ("Olmoe", OLMOE | {"num_key_value_heads": 4}),
+    "olmoe tied": ("Olmoe", OLMOE | {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "olmoe one of many": ("Olmoe", OLMOE | {"num_experts": 32, "num_experts_per_tok": 1}),
+    "granite": ("Granite", GRANITE),
+    "granite tied": ("Granite", GRANITE | {"tie_word_embeddings": True, "rope_parameters": YARN_ROPE}),
+    "granite biases": ("Granite", GRANITE | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}),
+    "granite plain": ("Granite", {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6}),
+    "granitemoe": ("GraniteMoe", GRANITE | MIXTRAL),
+    "granitemoe tied": ("GraniteMoe", GRANITE | MIXTRAL | {"num_local_experts": 9, "tie_word_embeddings": True}),
+    "granitemoe shared": ("GraniteMoeShared", GRANITE | MIXTRAL | {"shared_intermediate_size": 40}),
+    "granitemoe biases": (
+        "GraniteMoeShared",
+        GRANITE | {"shared_intermediate_size": 40, "attention_bias": True, "num_experts_per_tok": 8},
+    ),
     "gemma3": (
         "Gemma3ForCausalLM",
         {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_folders import TEXTS, edit_json, save_byte_level, save_model, save_sentence_piece
+from checkpoint_folders import TEXTS, edit_json, save_byte_level, save_model, save_sentence_piece, save_tensors
 from test_gguf_writer import llama_cpp_text
 from test_models import MODELS, nmse, transformers_logits, transformers_model
 from tiny_models import CHATML
@@ -84,7 +84,14 @@ def test_another_type_is_rounded_to_the_nearest(outtype: str, limit: float, tmp_
             assert np.array_equal(tensor.data.view(np.uint8).reshape(-1), wanted.view(np.uint8).reshape(-1))
 
 
-@pytest.mark.parametrize("name", ["llama 3 factors", "qwen2 tied", "qwen3", "qwen3moe one of many", "gemma3", "lfm2"])
+JUDGED = (
+    *("llama 3 factors", "qwen2 tied", "qwen3", "qwen3moe one of many", "qwen3moe some of few", "gemma3", "lfm2"),
+    *("llama mixtral", "llama mixtral tied", "qwen2moe", "qwen2moe one of many", "olmoe all heads"),
+    *("granite", "granite tied", "granitemoe", "granitemoe shared"),
+)
+
+
+@pytest.mark.parametrize("name", JUDGED)
 def test_llama_cpp_and_edgellm_read_the_same_model(name: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
     import edgellm
@@ -95,6 +102,23 @@ def test_llama_cpp_and_edgellm_read_the_same_model(name: str, tmp_path: Path) ->
     with edgellm.load(path, executor="reference") as llm:
         text = llm.generate("the and", max_tokens=12, temperature=0)
     assert llama_cpp_text(path) == f"TEXT {text!a}"
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe", "llama mixtral", "olmoe"])
+def test_experts_in_one_tensor_are_those_that_come_one_by_one(name: str, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "each", name, dtype="bfloat16")
+    save_tiny(tmp_path / "all", name, dtype="bfloat16")
+    tensors = {key: tensor.bfloat16().contiguous() for key, tensor in model.state_dict().items()}
+    assert any(key.endswith("mlp.experts.gate_up_proj") for key in tensors)
+    save_tensors(tmp_path / "all" / "model.safetensors", tensors)
+    with open_input(tmp_path / "each") as each, open_input(tmp_path / "all") as whole:
+        assert list(each.tensors) == list(whole.tensors)
+        for key, tensor in each.tensors.items():
+            other = whole.tensors[key]
+            assert (tensor.shape, tensor.quant) == (other.shape, other.quant)
+            assert np.array_equal(tensor.rows(), other.rows()) and np.array_equal(tensor.data(), other.data())
+            middle = tensor.n_rows // 3, 2 * tensor.n_rows // 3 + 1
+            assert np.array_equal(tensor.rows(*middle), other.rows(*middle))
 
 
 # -- tokenizers ------------------------------------------------------------------------------------------------------

@@ -12,18 +12,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.kernels.kv import CacheLayer, KVLayer
-from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, GatedUnit, Matmul, Op, RMSNorm, SelectOutputs, StoreKV
+from edgellm.kernels.ops import (
+    Add,
+    ApplyRope,
+    Attention,
+    Embed,
+    GatedUnit,
+    Matmul,
+    Op,
+    RMSNorm,
+    Scale,
+    SelectOutputs,
+    StoreKV,
+)
+from edgellm.kernels.ops.elementwise import Activation
 from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
 from edgellm.models.parts.hparam_keys import check_keys
-from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, read_hparams, read_rope, real
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
@@ -106,6 +119,13 @@ class ProgramBuilder:
         bias = self.weight(f"{name}.bias", n_out) if has_bias else None
         self.ops.append(Matmul(x, weight, self.buffer(out, n_out, rows), bias))
 
+    def row_weight(self, name: str, width: int) -> str:
+        """Take a vector into the program as a matrix of one row, which it may be stored as."""
+        shape = (1, width) if name in self.gguf.tensors and len(self.gguf.tensors[name].shape) == 2 else (width,)
+        tensor = cast("QuantizedTensor", self.checked(name, *shape))
+        self.tensors[name] = replace(tensor, shape=(1, width))
+        return name
+
     def _scale(self, name: str) -> None:
         """Multiply a matrix by the one number that stands beside it, as NVFP4 files have it."""
         scale = float(self.checked(f"{name}.scale", 1).dequantize().item())
@@ -115,10 +135,6 @@ class ProgramBuilder:
             )
         tensor = self.tensors[f"{name}.weight"]
         self.tensors[f"{name}.weight"] = replace(tensor, quant=tensor.quant.times(scale))
-
-    def apply_rope(self, x: str, rope: str) -> None:
-        """Rotate the heads of x in place."""
-        self.ops.append(ApplyRope(x, self.hp.head_dim_k, rope))
 
     def cache_layer(self, layer: CacheLayer) -> int:
         """Take a layer into the cache; its number."""
@@ -132,13 +148,13 @@ class ProgramBuilder:
         self.ops.append(StoreKV(k, v, layer))
         self.ops.append(Attention(q, self.buffer(out, hp.n_head * hp.head_dim_v), layer, hp.n_head, scale))
 
-    def gated_unit(self, gate: str, up: str, out: str, activation: Literal["silu", "gelu"]) -> None:
+    def gated_unit(self, gate: str, up: str, out: str, activation: Activation) -> None:
         """out = activation(gate) * up"""
         self.ops.append(GatedUnit(gate, up, self.like(gate, out), activation))
 
-    def add(self, x: str, y: str, out: str) -> None:
-        """out = x + y"""
-        self.ops.append(Add(x, y, self.like(x, out)))
+    def add(self, x: str, y: str, out: str, scale: float = 1.0) -> None:
+        """out = x + scale * y"""
+        self.ops.append(Add(x, y, self.like(x, out), scale))
 
     def select_outputs(self, x: str, out: str) -> None:
         """out = the rows of x that want logits"""
@@ -171,36 +187,58 @@ class ProgramBuilder:
         )
 
 
+QKNorms = Literal["none", "heads", "rows"]
+"""What is normed of q and k before they are rotated: each head by itself, or a row as a whole."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Numbers that multiply: embeddings, what a block adds to x, scores (None: 1/sqrt(head size)), logits."""
+
+    embeddings: float = 1.0
+    residual: float = 1.0
+    scores: float | None = None
+    logits: float = 1.0
+
+
 def build_decoder(
     gguf: ModelFile,
     *,
     adjacent: bool,
     window: int = 0,
+    rotates: bool = True,
     needs_bias: bool = False,
-    qk_norms: bool = False,
+    qk_norms: QKNorms = "none",
+    scales: Scales = Scales(),
     ffn: Callable[[ProgramBuilder, str], None] | None = None,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
     adjacent     rotated pairs are neighbours, else half a head apart
     window       positions that a token sees, 0 for all
-    needs_bias   q, k and v have one; qk_norms: heads of q and k are normed before they are rotated
+    rotates      False for a model that knows no positions
+    needs_bias   q, k and v have one
     ffn          adds the ops from h to proj in place of the last product's
     """
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
     base = real(gguf, "rope.freq_base", 10000.0)
-    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=adjacent, factors=rope_factors(m))
-    m.embed("x")
+    rope = read_rope(gguf, hp, base, adjacent=adjacent, factors=rope_factors(m))
+    if rotates:
+        m.ropes["rope"] = rope
+    m.embed("x", scales.embeddings)
     for i in range(hp.n_layer):
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, window=window, needs_bias=needs_bias, qk_norms=qk_norms)
-        m.add("x", "proj", "x")
+        self_attention(
+            m, blk, rope="rope" if rotates else None, scale=scales.scores, window=window, needs_bias=needs_bias,
+            qk_norms=qk_norms,
+        )  # fmt: skip
+        m.add("x", "proj", "x", scales.residual)
         m.rms_norm("x", f"{blk}.ffn_norm", "h")
         ffn(m, blk) if ffn else feed_forward(m, blk, "silu")
-        m.add("x", "proj", "x")
-    project_logits(m)
+        m.add("x", "proj", "x", scales.residual)
+    project_logits(m, scale=scales.logits)
     return m.finish()
 
 
@@ -208,27 +246,26 @@ def self_attention(
     m: ProgramBuilder,
     blk: str,
     *,
-    rope: str = "rope",
+    rope: str | None = "rope",
     scale: float | None = None,
     window: int = 0,
     needs_bias: bool = False,
-    qk_norms: bool = False,
+    qk_norms: QKNorms = "none",
 ) -> None:
     """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = h Wq^T, h Wk^T, h Wv^T; ``scale`` is else 1/sqrt(head)"""
     hp = m.hp
     m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias=needs_bias)
     m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias=needs_bias)
     m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias=needs_bias)
-    if qk_norms:  # of every head
-        m.rms_norm("q", f"{blk}.attn_q_norm", "q", hp.head_dim_k)
-        m.rms_norm("k", f"{blk}.attn_k_norm", "k", hp.head_dim_k)
-    m.apply_rope("q", rope)
-    m.apply_rope("k", rope)
+    for x in ("q", "k") if qk_norms != "none" else ():
+        m.rms_norm(x, f"{blk}.attn_{x}_norm", x, hp.head_dim_k if qk_norms == "heads" else None)
+    if rope is not None:
+        m.ops += [ApplyRope(x, hp.head_dim_k, rope) for x in ("q", "k")]
     m.attention("q", "k", "v", "attn", scale=scale or 1 / math.sqrt(hp.head_dim_k), window=window)
     m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
 
 
-def feed_forward(m: ProgramBuilder, blk: str, activation: Literal["silu", "gelu"]) -> None:
+def feed_forward(m: ProgramBuilder, blk: str, activation: Activation) -> None:
     """proj = (activation(h Wgate^T) * h Wup^T) Wdown^T"""
     m.linear("h", f"{blk}.ffn_gate", "gate", m.hp.n_ff)
     m.linear("h", f"{blk}.ffn_up", "up", m.hp.n_ff)
@@ -236,10 +273,12 @@ def feed_forward(m: ProgramBuilder, blk: str, activation: Literal["silu", "gelu"
     m.linear("ffn", f"{blk}.ffn_down", "proj", m.hp.n_embd)
 
 
-def project_logits(m: ProgramBuilder, norm: str = "output_norm") -> None:
-    """logits = RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
+def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0) -> None:
+    """logits = scale * RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
     m.select_outputs("x", "x_out")
     m.rms_norm("x_out", norm, "h_out")
+    if scale != 1.0:
+        m.ops.append(Scale("h_out", "h_out", scale))
     name = "output" if "output.weight" in m.gguf.tensors else "token_embd"
     m.linear("h_out", name, Program.output, m.hp.n_vocab)
 
@@ -256,13 +295,3 @@ def rope_factors(m: ProgramBuilder) -> np.ndarray | None:
             code="MODEL_HPARAMS",
         )
     return factors
-
-
-def refuse_experts(gguf: ModelFile) -> None:
-    """UnsupportedError for a mixture of experts, which is stored under the same architecture name."""
-    n_experts = integer(gguf, "expert_count", 0)
-    if n_experts:
-        raise UnsupportedError(
-            f"{file_name(gguf)} is a mixture of {n_experts} experts; edgellm runs dense {gguf.architecture} models. "
-            "Take a model without experts."
-        )

@@ -7,7 +7,7 @@ metadata that its own ``build`` reads back. The keys are those that llama.cpp's 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +45,20 @@ def attention_biases(config: CheckpointConfig) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a checkpoint's tensor, or a part of it, goes.
+
+    name    of the GGUF tensor
+    expert  which of its matrices it is, None for a whole tensor
+    part    (i, n): the i-th of n equal parts of the rows, or of each expert's rows
+    """
+
+    name: str
+    expert: int | None = None
+    part: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True)
 class CheckpointForm:
     """How one architecture is kept in a checkpoint.
 
@@ -53,6 +67,7 @@ class CheckpointForm:
     biases        modules of a layer that have a bias, by their GGUF names
     layer         modules of a layer: name in the checkpoint -> name in GGUF
     experts       modules of one expert -> the GGUF tensor that holds those of a layer
+    stacked       modules of a layer whose rows, or those of every expert, are several GGUF tensors one after another
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
@@ -66,30 +81,29 @@ class CheckpointForm:
     layer: Mapping[str, str] = field(default_factory=lambda: DECODER_LAYER)
     around: Mapping[str, str] = field(default_factory=lambda: DECODER)
     experts: Mapping[str, str] = field(default_factory=dict)
+    stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
     space_prefix: bool = True
 
-    def tensor_name(self, name: str, n_layer: int, biases: frozenset[str]) -> str | None:
-        """The GGUF name of a checkpoint's tensor (``model.layers.3.mlp.up_proj.weight``), None for an unknown one.
-
-        That of an expert is part of the tensor that is named: ``expert`` says which.
-        """
+    def places(self, name: str, n_layer: int, biases: frozenset[str]) -> tuple[Place, ...]:
+        """Where a checkpoint's tensor goes (``model.layers.3.mlp.up_proj.weight``); nowhere when it is unknown."""
         module, _, parameter = name.rpartition(".")
         if parameter == "weight" and module in self.around:
-            return f"{self.around[module]}.weight"
-        head, _, rest = module.removeprefix("model.layers.").partition(".")
-        known = None
-        if module.startswith("model.layers.") and head.isdecimal():
-            known = self.layer.get(rest) if self.expert(name) is None else self.experts.get(rest.rpartition(".")[2])
-        has_place = parameter == "weight" or (parameter == "bias" and known in biases)
-        return f"blk.{int(head)}.{known}.{parameter}" if known and has_place and int(head) < n_layer else None
-
-    def expert(self, name: str) -> int | None:
-        """The number of the expert whose tensor this is (``model.layers.3.mlp.experts.7.up_proj.weight``)."""
-        found = re.fullmatch(r"model\.layers\.\d+\.mlp\.experts\.(\d{1,6})\.\w+\.weight", name, re.ASCII)
-        return int(found[1]) if found and self.experts else None
+            return (Place(f"{self.around[module]}.weight"),)
+        found = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+?)(?:\.(weight|bias))?", name, re.ASCII)
+        if found is None or int(found[1]) >= n_layer:
+            return ()
+        blk, rest, parameter = f"blk.{int(found[1])}", found[2], found[3]
+        if rest in self.stacked and parameter in ("weight", None):
+            names = self.stacked[rest]
+            return tuple(Place(f"{blk}.{one}.weight", part=(i, len(names))) for i, one in enumerate(names))
+        one = re.fullmatch(r"(?:mlp|block_sparse_moe)\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
+        known = self.experts.get(one[2]) if one else self.layer.get(rest)
+        if known is None or not (parameter == "weight" or (parameter == "bias" and known in biases)):
+            return ()
+        return (Place(f"{blk}.{known}.{parameter}", int(one[1]) if one else None),)
 
 
 def decoder_metadata(
@@ -140,6 +154,12 @@ def layer_kinds(config: CheckpointConfig, default: Callable[[int], bool]) -> lis
     if not isinstance(kinds, list) or len(kinds) != config.n_layer or any(kind not in known for kind in kinds):
         raise config.refuse("layer_types", f"one of {' and '.join(known)} for each of {config.n_layer} layers")
     return [kind == "sliding_attention" for kind in kinds]
+
+
+def refuse_windows(config: CheckpointConfig) -> None:
+    """UnsupportedError for ``layer_types`` that slide, in an architecture without any other key for it."""
+    if any(layer_kinds(config, lambda _: False)):
+        raise config.refuse("layer_types", "models of this architecture whose layers see the whole context")
 
 
 def refuse_sliding_layers(config: CheckpointConfig) -> None:

@@ -25,16 +25,26 @@ _DECODER = frozenset(
         "mask_token_id",
     )
 )  # fmt: skip
+_EXPERTS = frozenset(("num_experts", "num_local_experts", "num_experts_per_tok"))
+_GRANITE = frozenset(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"))
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
 USED: dict[str, frozenset[str]] = {
     "llama": _DECODER | {"attention_bias", "mlp_bias"},
     "mistral": _DECODER | {"sliding_window"},
     "qwen2": _DECODER | _SLIDING,
     "qwen3": _DECODER | _SLIDING | {"attention_bias"},
+    "mixtral": _DECODER | _EXPERTS | {"sliding_window"},
     "qwen3_moe": _DECODER
     | _SLIDING
-    | {"attention_bias", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
-    | {"num_local_experts", "decoder_sparse_step", "mlp_only_layers"},
+    | _EXPERTS
+    | {"attention_bias", "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"},
+    "qwen2_moe": _DECODER
+    | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"}
+    | {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "qkv_bias"},
+    "olmoe": _DECODER | _EXPERTS | {"norm_topk_prob"},
+    "granite": _DECODER | _GRANITE | {"attention_bias", "mlp_bias"},
+    "granitemoe": _DECODER | _GRANITE | _EXPERTS | {"attention_bias"},
+    "granitemoeshared": _DECODER | _GRANITE | _EXPERTS | {"attention_bias", "shared_intermediate_size"},
     "gemma3_text": _DECODER
     | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
     "lfm2": _DECODER
@@ -73,6 +83,7 @@ HARMLESS = frozenset(
         "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
     )
 )  # fmt: skip
+_ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
 HARMLESS_IN: dict[str, frozenset[str]] = {
     "llama": frozenset(),
     "mistral": frozenset(("max_window_layers", "use_sliding_window")),  # its window counts without them
@@ -80,7 +91,14 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "qwen3": frozenset(),
     "lfm2": frozenset(("block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale", "num_heads"))
     | frozenset(("block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init", "theta")),
-    "qwen3_moe": frozenset(("output_router_logits", "router_aux_loss_coef")),
+    "mixtral": _ROUTING | {"router_jitter_noise", "max_window_layers", "use_sliding_window"},
+    "qwen3_moe": _ROUTING,
+    # its window, and where that begins, count with use_sliding_window alone
+    "qwen2_moe": _ROUTING | {"attention_bias", "sliding_window", "max_window_layers"},
+    "olmoe": _ROUTING,
+    "granite": frozenset(),
+    "granitemoe": _ROUTING,
+    "granitemoeshared": _ROUTING,
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
@@ -92,6 +110,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "attn_logit_softcapping": (),
     "block_use_swiglu": (True,),
+    "clip_qkv": (),
     "conv_bias": (False,),
     "final_logit_softcapping": (),
     "is_encoder_decoder": (False,),
@@ -126,6 +145,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {"num_key_value_heads": 4, "sliding_window": 4096, "intermediate_size": 6144}
     | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    "mixtral": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
+    | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4}
+    | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
+    "olmoe": {"rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8},
+    "granite": {},
+    "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "granitemoeshared": {"num_local_experts": 8, "num_experts_per_tok": 2},
     # the first checkpoints of models that also see say only what differs
     "gemma3_text": {
         "vocab_size": 262208,

@@ -1,4 +1,4 @@
-"""A feed-forward of experts: its sizes, and its ops."""
+"""A feed-forward of experts: its sizes, its ops, and how checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -6,34 +6,58 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgellm.formats.model_file import ModelFile
-from edgellm.kernels.ops import ExpertMatmul, ExpertSum, Route
+from edgellm.kernels.ops import ExpertMatmul, ExpertSum, Matmul, Route, SigmoidGate
+from edgellm.kernels.ops.elementwise import Activation
 from edgellm.models.parts.blocks import ProgramBuilder
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import TypedMetadata
 from edgellm.models.parts.hparams import hparam_error, integer
+
+EXPERT_MATRICES = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
+"""Modules of one expert, where a checkpoint has them one by one -> the tensor that holds those of a layer."""
+STACKED_EXPERTS = {
+    "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+    "mlp.experts.down_proj": ("ffn_down_exps",),
+}
+"""Parameters of all experts of a layer, where a checkpoint has them as one -> the tensors its rows are cut into."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """``n`` experts in each layer, ``n_used`` of them for a token, ``n_ff`` wide."""
+    """``n`` experts in each layer, ``n_used`` of them for a token, ``n_ff`` wide.
+
+    over     what the weights of those that are used are the softmax over
+    shared   width of the one that every token has besides, 0 where there is none
+    """
 
     n: int
     n_used: int
     n_ff: int
+    over: Literal["chosen", "all"] = "chosen"
+    shared: int = 0
 
 
-def read_experts(gguf: ModelFile) -> Experts:
-    """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for one that is off."""
-    n, n_ff = integer(gguf, "expert_count", least=1), integer(gguf, "expert_feed_forward_length", least=1)
+def read_experts(
+    gguf: ModelFile, n_ff: int | None = None, *, over: Literal["chosen", "all"] = "chosen", shared: int = 0
+) -> Experts:
+    """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for one that is off.
+
+    n_ff   the width, for architectures that have no key of its own for it
+    """
+    n = integer(gguf, "expert_count", least=1)
     n_used = integer(gguf, "expert_used_count", least=1)
     if n_used > n:
         raise hparam_error(gguf, "expert_used_count", n_used, f"up to expert_count, which is {n}")
-    return Experts(n, n_used, n_ff)
+    if n_ff is None:
+        n_ff = integer(gguf, "expert_feed_forward_length", least=1)
+    return Experts(n, n_used, n_ff, over, shared)
 
 
-def expert_feed_forward(m: ProgramBuilder, blk: str, experts: Experts, activation: Literal["silu", "gelu"]) -> None:
+def expert_feed_forward(m: ProgramBuilder, blk: str, experts: Experts, activation: Activation) -> None:
     """proj = sum over the experts that h Wrouter^T is largest for: its softmax times (act(h Wg^T) * h Wu^T) Wd^T"""
     n_used, n_ff, n_embd = experts.n_used, experts.n_ff, m.hp.n_embd
     m.linear("h", f"{blk}.ffn_gate_inp", "router", experts.n)
-    m.ops.append(Route("router", m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used)))
+    m.ops.append(Route("router", m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used), experts.over))
 
     def matmul(x: str, name: str, out: str, n_out: int, n_in: int) -> None:
         weight = m.weight(f"{blk}.{name}.weight", experts.n, n_out, n_in)
@@ -44,3 +68,32 @@ def expert_feed_forward(m: ProgramBuilder, blk: str, experts: Experts, activatio
     m.gated_unit("gate", "up", "ffn", activation)
     matmul("ffn", "ffn_down_exps", "experts", n_embd, n_ff)
     m.ops.append(ExpertSum("experts", "probs", m.buffer("proj", n_embd)))
+
+
+def shared_expert(m: ProgramBuilder, blk: str, n_ff: int, activation: Activation, *, gated: bool = False) -> None:
+    """proj += (act(h Wg^T) * h Wu^T) Wd^T, times sigmoid(h w) where it is ``gated``"""
+    m.linear("h", f"{blk}.ffn_gate_shexp", "shared_gate", n_ff)
+    m.linear("h", f"{blk}.ffn_up_shexp", "shared_up", n_ff)
+    m.gated_unit("shared_gate", "shared_up", "shared_ffn", activation)
+    m.linear("shared_ffn", f"{blk}.ffn_down_shexp", "shared", m.hp.n_embd)
+    if gated:
+        weight = m.row_weight(f"{blk}.ffn_gate_inp_shexp.weight", m.hp.n_embd)
+        m.ops.append(Matmul("h", weight, m.buffer("shared_share", 1)))
+        m.ops.append(SigmoidGate("shared", "shared_share", "shared"))
+    m.add("proj", "shared", "proj")
+
+
+def expert_metadata(config: CheckpointConfig, architecture: str) -> TypedMetadata:
+    """How many experts there are and how many a token is sent to, from config.json."""
+    key = "num_experts" if config.get("num_local_experts") is None else "num_local_experts"
+    return {
+        f"{architecture}.expert_count": (config.integer(key), "UINT32"),
+        f"{architecture}.expert_used_count": (config.integer("num_experts_per_tok"), "UINT32"),
+    }
+
+
+def refuse_dense_layers(config: CheckpointConfig) -> None:
+    """UnsupportedError where some layers have no experts."""
+    if config.integer("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers"):
+        key = "mlp_only_layers" if config.get("mlp_only_layers") else "decoder_sparse_step"
+        raise config.refuse(key, "models with experts in every layer")

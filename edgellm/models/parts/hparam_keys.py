@@ -25,14 +25,21 @@ READ = frozenset(
         "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
     )
 )  # fmt: skip
+_EXPERTS = frozenset(("expert_count", "expert_used_count"))
+_GRANITE = frozenset(
+    ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")
+) | {"rope.scaling.finetuned"}
 READ_IN: dict[str, frozenset[str]] = {
-    "llama": frozenset(("attention.sliding_window", "expert_count", "rope.scaling.attn_factor")),
+    "llama": _EXPERTS | {"attention.sliding_window", "rope.scaling.attn_factor"},
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE | _EXPERTS | {"expert_shared_feed_forward_length"},
+    "olmoe": _EXPERTS | {"rope.scaling.attn_factor"},
+    "qwen2moe": _EXPERTS
+    | {"rope.scaling.attn_factor", "expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen2": frozenset(("rope.scaling.attn_factor",)),
     "qwen3": frozenset(("rope.scaling.attn_factor",)),
     "lfm2": frozenset(("shortconv.l_cache", "rope.scaling.attn_factor")),
-    "qwen3moe": frozenset(
-        ("rope.scaling.attn_factor", "expert_count", "expert_used_count", "expert_feed_forward_length")
-    ),
+    "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},
     "gemma3": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")),
 }
 WITHOUT_EFFECT = frozenset(
@@ -54,6 +61,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_feed_forward_length": (0,),
     "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
     "expert_used_count": (0,),
     "final_logit_softcapping": (0,),
     "leading_dense_block_count": (0,),

@@ -172,6 +172,14 @@ def real(gguf: ModelFile, key: str, default: float | None = None) -> float:
     return float(value)
 
 
+def flag(gguf: ModelFile, key: str, default: bool) -> bool:
+    """A truth value."""
+    value = gguf.metadata.get(key_of(gguf, key), default)
+    if not isinstance(value, bool):
+        raise hparam_error(gguf, key, value, "true or false", "GGUF_KEY_TYPE")
+    return value
+
+
 def key_of(gguf: ModelFile, key: str) -> str:
     """The whole key in this file."""
     return f"{gguf.architecture}.{key}"

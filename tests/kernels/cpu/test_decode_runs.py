@@ -30,7 +30,7 @@ from edgellm.sampling.sampler import Sampler
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
 
-ARCHITECTURES = ("llama", "qwen3moe", "gemma3")
+ARCHITECTURES = ("llama", "qwen3moe", "granitemoe", "gemma3")
 N_CTX = 320
 HANG_S = 60
 
