@@ -40,6 +40,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
     "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
     "shortconv.l_cache": (2, 64),
+    "attn_logit_softcapping": (0.0, 1e6),
+    "final_logit_softcapping": (0.0, 1e6),
     "embedding_scale": (0.0, 1e6),
     "residual_scale": (0.0, 1e3),
     "logit_scale": (0.0, 1e6),

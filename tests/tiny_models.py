@@ -126,9 +126,12 @@ def write_tiny_model(
     if architecture.startswith("granite"):
         scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
         keys |= {f"{architecture}.{key}": value for key, value in scales.items()}
+    if architecture in ("gemma2", "gemma3"):
+        keys[f"{architecture}.attention.sliding_window"] = sliding_window
     if architecture == "gemma3":
-        keys["gemma3.attention.sliding_window"] = sliding_window
         keys["gemma3.attention.sliding_window_pattern"] = 2
+    if architecture == "gemma2":
+        keys |= {"gemma2.attn_logit_softcapping": 5.0, "gemma2.final_logit_softcapping": 3.0}
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (keys | (metadata or {})).items():
         if key not in leave_out:
@@ -195,7 +198,7 @@ def tensor_shapes(
             layer[f"ffn_{name}_shexp.weight"] = shape
     if architecture == "qwen2moe":
         layer |= {"ffn_gate_inp_shexp.weight": (n_embd,)}
-    if architecture == "gemma3":
+    if architecture in ("gemma2", "gemma3"):
         layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
     conv = {
@@ -271,6 +274,7 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
         if tied and hf_name == "lm_head.weight":
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        name = name or {"lm_head.weight": "output.weight"}.get(hf_name)  # of an architecture that has none as a rule
         assert name is not None, hf_name
         weight = tensor.float().numpy()
         if architecture in PAIRED and "attn_q." in name:
@@ -279,7 +283,7 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = pair_neighbours(weight, config.num_key_value_heads)
         if name.endswith("ffn_gate_inp_shexp.weight"):
             weight = weight[0]
-        if architecture == "gemma3" and name.endswith("norm.weight"):
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
             weight = weight + 1
         if name.endswith("shortconv.conv.weight"):
             weight = weight[:, 0]
@@ -344,6 +348,8 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
     if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in (
         "qwen3",
         "qwen3moe",
+        "gemma",
+        "gemma2",
         "gemma3",
     ):
         keys |= {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
@@ -357,8 +363,10 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "embedding_multiplier": "embedding_scale",
         "residual_multiplier": "residual_scale",
         "logits_scaling": "logit_scale",
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
     }
-    keys |= {key: getattr(config, name) for name, key in named.items() if hasattr(config, name)}
+    keys |= {key: getattr(config, name) for name, key in named.items() if getattr(config, name, None) is not None}
     rope = config.rope_parameters
     if architecture == "lfm2":
         keys["attention.head_count_kv"] = [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types]
@@ -371,7 +379,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
-    elif config.model_type in ("mistral", "mixtral") and config.sliding_window:
+    elif config.model_type in ("mistral", "mixtral", "gemma2") and config.sliding_window:
         keys["attention.sliding_window"] = config.sliding_window
     keys["rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):

@@ -108,17 +108,17 @@ def wide_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:
     return frequency_factors(rotations_by_layer(config)[0])
 
 
+GEMMA_LAYER = DECODER_LAYER | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
 CHECKPOINT = CheckpointForm(
     classes={"Gemma3ForCausalLM": "gemma3_text", "Gemma3ForConditionalGeneration": "gemma3"},
     metadata=checkpoint_metadata,
     extra=wide_factors,
-    layer=DECODER_LAYER
-    | QK_NORMS
-    | {
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    },
+    layer=GEMMA_LAYER | QK_NORMS,
     norm_shift=1.0,
     space_prefix=False,
 )

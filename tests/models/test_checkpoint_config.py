@@ -12,6 +12,7 @@ from checkpoint_folders import save_byte_level
 from test_checkpoint_convert import TOKENS, VOCAB
 from test_models import (
     EXPERTS,
+    GEMMA2,
     GRANITE,
     LINEAR_ROPE,
     LLAMA3_ROPE,
@@ -43,6 +44,8 @@ CONFIGS = {
     "mixtral": "MixtralConfig",
     "qwen2_moe": "Qwen2MoeConfig",
     "olmoe": "OlmoeConfig",
+    "gemma": "GemmaConfig",
+    "gemma2": "Gemma2Config",
     "granite": "GraniteConfig",
     "granitemoe": "GraniteMoeConfig",
     "granitemoeshared": "GraniteMoeSharedConfig",
@@ -59,6 +62,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", MIXTRAL | {"sliding_window": 33, "head_dim": 16}),
     "qwen2_moe": ("Qwen2Moe", EXPERTS | SHARED),
     "olmoe": ("Olmoe", OLMOE),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma2": ("Gemma2", GEMMA2),
     "granite": ("Granite", GRANITE),
     "granitemoe": ("GraniteMoe", GRANITE | MIXTRAL),
     "granitemoeshared": ("GraniteMoeShared", GRANITE | MIXTRAL | {"shared_intermediate_size": 40}),

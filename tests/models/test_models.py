@@ -52,6 +52,15 @@ EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 
 SHARED = {"norm_topk_prob": False, "shared_expert_intermediate_size": 80}
 OLMOE = {"num_experts": 6, "num_experts_per_tok": 3}
 MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
+GEMMA2 = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 33,
+    "num_hidden_layers": 4,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+}
 GRANITE = {
     "attention_multiplier": 0.1,
     "embedding_multiplier": 6.0,
@@ -136,6 +145,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeShared",
         GRANITE | {"shared_intermediate_size": 40, "attention_bias": True, "num_experts_per_tok": 8},
     ),
+    "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "gemma all heads": ("Gemma", {"head_dim": 16, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "gemma untied": ("Gemma", {"head_dim": 22, "intermediate_size": 77}),
+    "gemma2": ("Gemma2", GEMMA2),
+    "gemma2 untied": ("Gemma2", GEMMA2 | {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    "gemma2 linear": ("Gemma2", GEMMA2 | {"rope_parameters": LINEAR_ROPE, "sliding_window": 1}),
+    "gemma2 27b's scale": (
+        "Gemma2",
+        GEMMA2 | {"num_hidden_layers": 46, "hidden_size": 48, "query_pre_attn_scalar": 12, "num_attention_heads": 4},
+    ),
     "gemma3": (
         "Gemma3ForCausalLM",
         {
@@ -200,7 +219,7 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
             if weight.dim() > 1:
                 weight.normal_(0, weight.shape[-1] ** -0.5)
             else:
-                centre = 0.0 if name.endswith("bias") or kind.startswith("Gemma3") else 1.0
+                centre = 0.0 if name.endswith("bias") or kind.startswith("Gemma") else 1.0
                 weight.normal_(centre, 0.2)
     return model
 

@@ -141,12 +141,16 @@ class ProgramBuilder:
         self.cache_layers.append(layer)
         return len(self.cache_layers) - 1
 
-    def attention(self, q: str, k: str, v: str, out: str, *, scale: float, window: int = 0) -> None:
+    def attention(
+        self, q: str, k: str, v: str, out: str, *, scale: float, window: int = 0, softcap: float = 0.0,
+        sinks: str | None = None,
+    ) -> None:  # fmt: skip
         """Store k and v in a cache of their own, then out = softmax(scale q k^T) v over it."""
         hp = self.hp
         layer = self.cache_layer(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
         self.ops.append(StoreKV(k, v, layer))
-        self.ops.append(Attention(q, self.buffer(out, hp.n_head * hp.head_dim_v), layer, hp.n_head, scale))
+        buffer = self.buffer(out, hp.n_head * hp.head_dim_v)
+        self.ops.append(Attention(q, buffer, layer, hp.n_head, scale, softcap, sinks))
 
     def gated_unit(self, gate: str, up: str, out: str, activation: Activation) -> None:
         """out = activation(gate) * up"""
@@ -249,10 +253,15 @@ def self_attention(
     rope: str | None = "rope",
     scale: float | None = None,
     window: int = 0,
+    softcap: float = 0.0,
     needs_bias: bool = False,
     qk_norms: QKNorms = "none",
+    has_sinks: bool = False,
 ) -> None:
-    """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = h Wq^T, h Wk^T, h Wv^T; ``scale`` is else 1/sqrt(head)"""
+    """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = h Wq^T, h Wk^T, h Wv^T; ``scale`` is else 1/sqrt(head)
+
+    softcap, has_sinks   what the softmax of scores has, see ``Attention``
+    """
     hp = m.hp
     m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias=needs_bias)
     m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias=needs_bias)
@@ -261,7 +270,9 @@ def self_attention(
         m.rms_norm(x, f"{blk}.attn_{x}_norm", x, hp.head_dim_k if qk_norms == "heads" else None)
     if rope is not None:
         m.ops += [ApplyRope(x, hp.head_dim_k, rope) for x in ("q", "k")]
-    m.attention("q", "k", "v", "attn", scale=scale or 1 / math.sqrt(hp.head_dim_k), window=window)
+    sinks = m.weight(f"{blk}.attn_sinks.weight", hp.n_head) if has_sinks else None
+    scale = scale or 1 / math.sqrt(hp.head_dim_k)
+    m.attention("q", "k", "v", "attn", scale=scale, window=window, softcap=softcap, sinks=sinks)
     m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
 
 

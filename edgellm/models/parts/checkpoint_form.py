@@ -138,9 +138,12 @@ def plain_metadata(config: CheckpointConfig) -> TypedMetadata:
     return decoder_metadata(config, config.model_type)
 
 
-def refuse_activation(config: CheckpointConfig, *known: str) -> None:
-    """UnsupportedError for an activation that is not the architecture's own."""
-    for key in ("hidden_act", "hidden_activation"):
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation")
+
+
+def refuse_activation(config: CheckpointConfig, *known: str, keys: Sequence[str] = ACTIVATION_KEYS) -> None:
+    """UnsupportedError for an activation that is not the architecture's own, under the keys that count there."""
+    for key in keys:
         if config.get(key) is not None and config.get(key) not in known:
             raise config.refuse(key, " or ".join(known))
 

@@ -45,6 +45,9 @@ USED: dict[str, frozenset[str]] = {
     "granite": _DECODER | _GRANITE | {"attention_bias", "mlp_bias"},
     "granitemoe": _DECODER | _GRANITE | _EXPERTS | {"attention_bias"},
     "granitemoeshared": _DECODER | _GRANITE | _EXPERTS | {"attention_bias", "shared_intermediate_size"},
+    "gemma": _DECODER,
+    "gemma2": _DECODER
+    | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "sliding_window"},
     "gemma3_text": _DECODER
     | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
     "lfm2": _DECODER
@@ -99,6 +102,8 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "granite": frozenset(),
     "granitemoe": _ROUTING,
     "granitemoeshared": _ROUTING,
+    "gemma": frozenset(),
+    "gemma2": frozenset(("cache_implementation",)),
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
@@ -153,6 +158,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "granite": {},
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "granitemoeshared": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
+    | {"max_position_embeddings": 8192},
+    "gemma2": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    },
     # the first checkpoints of models that also see say only what differs
     "gemma3_text": {
         "vocab_size": 262208,

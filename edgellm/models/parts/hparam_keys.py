@@ -31,6 +31,9 @@ _GRANITE = frozenset(
 ) | {"rope.scaling.finetuned"}
 READ_IN: dict[str, frozenset[str]] = {
     "llama": _EXPERTS | {"attention.sliding_window", "rope.scaling.attn_factor"},
+    "gemma": frozenset(("rope.scaling.attn_factor",)),
+    "gemma2": frozenset(("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
+    | {"rope.scaling.attn_factor"},
     "granite": _GRANITE,
     "granitemoe": _GRANITE | _EXPERTS | {"expert_shared_feed_forward_length"},
     "olmoe": _EXPERTS | {"rope.scaling.attn_factor"},
