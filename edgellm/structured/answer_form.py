@@ -11,6 +11,7 @@ from edgellm import arguments
 from edgellm.formats.errors import EdgeLLMError, ParameterError, UnsupportedError
 from edgellm.sampling.mask import TokenMask
 from edgellm.structured.grammar import compile_grammar
+from edgellm.structured.json_schema import closed_schema
 
 if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
@@ -82,9 +83,9 @@ def schema_of(response_format: ResponseFormat) -> tuple[Mapping[str, Any] | bool
 
 
 def _of_class(kind: Any) -> tuple[Mapping[str, Any], Parse]:
-    """By pydantic for its models, else by msgspec: structs, dataclasses, typed dicts."""
+    """By pydantic for its models, else by msgspec: structs, dataclasses, typed dicts. Only the fields may come."""
     if hasattr(kind, "model_json_schema"):
-        return kind.model_json_schema(), _named(kind, kind.model_validate_json)
+        return closed_schema(kind.model_json_schema()), _named(kind, kind.model_validate_json)
     try:
         import msgspec
     except ImportError:
@@ -97,7 +98,7 @@ def _of_class(kind: Any) -> tuple[Mapping[str, Any], Parse]:
         schema = msgspec.json.schema(kind)
     except TypeError as error:
         raise ParameterError(f"response_format: {kind.__name__} has no JSON schema: {error}.") from None
-    return schema, _named(kind, msgspec.json.Decoder(kind).decode)
+    return closed_schema(schema), _named(kind, msgspec.json.Decoder(kind).decode)
 
 
 def _named(kind: Any, read: Parse) -> Parse:

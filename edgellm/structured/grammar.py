@@ -37,10 +37,15 @@ LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-# of blanks a JSON text has at one place a space, or a new line and what indents it: small models write blanks for ever
-JSON_OPTIONS = {"whitespace_pattern": r" |\n[ \t]{0,24}", "lenient": False, "coerce_one_of": False}
-
-
+# JSON in one line, with or without a space behind comma and colon: where more is allowed, small models write hundreds
+# of blanks at temperature 1
+JSON_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "lenient": False,
+    "coerce_one_of": False,
+}
 _NAMES = {"json_schema": "JSON schema", "regex": "regex", "lark": "Lark grammar", "gbnf": "GBNF grammar"}
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.structured.regex_cost import check_repeats
 
+Rule = Callable[[dict[str, Any], str], None]  # changes a schema, or raises with its place
+
 MAX_DEPTH = 64  # schemas within schemas
 MAX_SCHEMAS = 10_000
 MAX_OPTIONAL = 480  # properties of one object; the parser has four items for each, 2,000 in all
@@ -53,9 +55,15 @@ def kept_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     return _Rewriter().schema(schema, "#", 0)
 
 
+def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema that a class gave, whose objects have the properties that are named and no others."""
+    return _Rewriter(more=(_closed,)).schema(schema, "#", 0)
+
+
 class _Rewriter:
-    def __init__(self) -> None:
+    def __init__(self, more: tuple[Rule, ...] = ()) -> None:
         self.n = 0
+        self.rules = (*more, *_RULES)
 
     def schema(self, schema: Any, place: str, depth: int) -> Any:
         self.n += 1
@@ -77,7 +85,7 @@ class _Rewriter:
                 if kept[key] is schema[key]:
                     kept[key] = kept[key].copy() if isinstance(kept[key], list) else dict(kept[key])
                 kept[key][where] = self.schema(part, f"{place}/{key}/{where}", depth + 1)
-        for rule in _RULES:
+        for rule in self.rules:
             rule(kept, place)
         return kept
 
@@ -95,6 +103,11 @@ def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 def _unsupported(place: str, what: str) -> UnsupportedError:
     return UnsupportedError(f"The JSON schema cannot be kept: at {place} {what}.", code="SCHEMA")
+
+
+def _closed(schema: dict[str, Any], place: str) -> None:
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)
 
 
 def _whole_counts(schema: dict[str, Any], place: str) -> None:
@@ -144,7 +157,7 @@ def _formats(schema: dict[str, Any], place: str) -> None:
         del schema["format"]
 
 
-_RULES: tuple[Callable[[dict[str, Any], str], None], ...] = (
+_RULES: tuple[Rule, ...] = (
     _whole_counts,
     _no_id_beside_ref,
     _names_may_repeat,
