@@ -9,6 +9,7 @@ import click
 
 from edgellm.cli import standard_input
 from edgellm.cli.answer import stream_answer, timing_block
+from edgellm.cli.form_options import form_options, given_form
 from edgellm.cli.generation_options import (
     generation_options,
     read_text,
@@ -37,6 +38,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_.~/\\:+=@-]+|https?://\S+")
 @click.option("--raw", "-no-cnv", "--no-conversation", "raw", is_flag=True, help="Complete text, without a template.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: text, finish_reason, timings.")
 @generation_options
+@form_options
 @sampling_options
 def command(arguments: tuple[str, ...], **values: Any) -> int:
     """Answer one prompt on standard output.
@@ -54,6 +56,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
       edgellm run smollm2 "Name three rivers."
       cat notes.txt | edgellm run smollm2 "Sum this up." -n 200 --temp 0
       edgellm run -m model.gguf --raw -p "Once upon a time" --seed 7
+      edgellm run "Where does the Rhine end?" --json-schema '{"properties": {"country": {"type": "string"}}}'
     """
     model, words = split_arguments(arguments, values["model_option"], values)
     named = values["model_option"] is None and model in arguments[:1]
@@ -67,7 +70,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
         raise click.UsageError("--raw completes text as it is; a system message (-sys) needs the chat template.")
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
-    options = {"max_tokens": values["n_predict"], "stop": values["stops"], **sampling}
+    options = {"max_tokens": values["n_predict"], "stop": values["stops"], **sampling, **given_form(values)}
     if not values["raw"]:
         options["template_kwargs"] = template_arguments(values)
     with _loaded(model, values, named) as llm:

@@ -188,6 +188,30 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
     }
 
 
+def test_a_form_reaches_the_library_as_text_or_from_a_file(
+    llm: FakeLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema, gbnf = {"type": "object", "properties": {}}, 'root ::= "yes" | "no"'
+    (tmp_path / "schema.json").write_text(json.dumps(schema), "utf-8")
+    (tmp_path / "answer.gbnf").write_text(gbnf, "utf-8")
+    for arguments, expected in (
+        (["--json-schema", json.dumps(schema)], {"response_format": schema}),
+        (["-j", str(tmp_path / "schema.json")], {"response_format": schema}),
+        (["--grammar", str(tmp_path / "answer.gbnf")], {"grammar": gbnf}),
+        (["--grammar", 'start: "a"'], {"grammar": 'start: "a"'}),
+        (["--regex", "[ab]{2}"], {"regex": "[ab]{2}"}),
+        ([], {}),
+    ):
+        assert main(["run", "smollm2", "Hi.", *arguments]) == 0
+        given = llm.requests[-1][1]
+        assert {name: given[name] for name in ("response_format", "grammar", "regex") if name in given} == expected
+    capsys.readouterr()
+    assert main(["run", "smollm2", "Hi.", "--json-schema", '{"a']) == 1
+    assert main(["run", "smollm2", "Hi.", "--json-schema", str(tmp_path / "none.json")]) == 1
+    assert main(["run", "smollm2", "Hi.", "--regex", "a", "--grammar", 'start: "a"']) == 2
+    assert "only one of --grammar and --regex" in capsys.readouterr().err
+
+
 def test_values_may_stand_close_to_short_flags_as_in_llama_cpp(llm: FakeLLM) -> None:
     assert main(["run", "m", "x", "-n5", "-s42", "-t2"]) == 0
     assert llm.requests[0][1]["seed"] == 42 and llm.load_options["n_threads"] == 2
