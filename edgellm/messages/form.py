@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
+from edgellm.formats.errors import EdgeLLMError, TemplateError
 from edgellm.messages.built_in import CERTAIN, OTHERS, built_in, reasoning_in
+from edgellm.messages.declared import KEY, declared
 from edgellm.messages.derive import derive_calls, derive_content, derive_reasoning
 from edgellm.messages.probes import ARGUMENTS, CONTENT, NAMES, REASONING, TOOLS, Probes, Template, call
 from edgellm.messages.reader import MessageReader
@@ -33,15 +35,30 @@ class MessageForm(Shape):
     ) -> MessageForm:
         """The form of the model that has this template."""
         ends = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in tokenizer.eog_ids] if tokenizer else []
-        probes = Probes(template, ends)
-        shape = built_in(template.source, CERTAIN)
-        if shape is None:
-            shape = checked(derived(probes), probes)
-            other = built_in(template.source, OTHERS) if shape.calls is None and not probes.shows_calls else None
-            if other is not None:
-                shape = replace(other, reasoning=other.reasoning or shape.reasoning)
-        shape = replace(shape, takes_tools=NAMES[0] in probes.prompt)
+        try:
+            shape = found(template, ends, (metadata or {}).get(KEY))
+        except TemplateError:  # one that is stopped; whoever renders with it is told
+            shape = Shape(takes_tools=False)
         return cls(**{field.name: getattr(shape, field.name) for field in fields(Shape)})
+
+
+def found(template: Template, ends: Sequence[str], declaration: Any = None) -> Shape:
+    """What is declared, or built in, or what the template shows."""
+    probes = Probes(template, ends)
+    shape = _declared(declaration) or built_in(template.source, CERTAIN)
+    if shape is None:
+        shape = checked(derived(probes), probes)
+        other = built_in(template.source, OTHERS) if shape.calls is None and not probes.shows_calls else None
+        if other is not None:
+            shape = replace(other, reasoning=other.reasoning or shape.reasoning)
+    return replace(shape, takes_tools=NAMES[0] in probes.prompt)
+
+
+def _declared(declaration: Any) -> Shape | None:
+    try:
+        return declared(declaration) if declaration else None
+    except EdgeLLMError:  # it asks for more than markers can say, or is damaged
+        return None
 
 
 def derived(probes: Probes) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -133,6 +134,8 @@ class Specials:
             found["tokenizer.chat_templates"] = (list(templates), "ARRAY[STRING]")
             for name, text in templates.items():
                 found[f"tokenizer.chat_template.{name}"] = (text, "STRING")
+        if isinstance(declared := self.config.get("response_template"), dict):  # how the model writes its messages
+            found["tokenizer.response_template"] = (json.dumps(declared, ensure_ascii=False), "STRING")
         return found
 
     def _named_templates(self) -> dict[str, str]:
