@@ -221,9 +221,9 @@ class LLM:
         segments = asking.opened(form, self._rendered(messages, asking.tools, asking.template_kwargs))
         ids = self._with_prefix(self.tokenizer.encode_segments(segments, False))
         engine.check(ids, max_tokens)
-        reader = MessageReader(form, "".join(segment.text for segment in segments), asking.tools)
-        read = ReadTokens(self.tokenizer, reader, stop_strings(stop))
-        mask, parse = asking.mask(self.tokenizer, form, reader.reasoning, response_format, regex, grammar)
+        text = "".join(segment.text for segment in segments)
+        read = ReadTokens(self.tokenizer, MessageReader(form, text, asking.tools), stop_strings(stop))
+        mask, parse = asking.mask(self.tokenizer, form, text, response_format, regex, grammar)
         options = {"max_tokens": max_tokens, "cancel": cancel, "hook": hook}
         return EventStream(engine, ids, self._sampler(params, ids, mask), read, options, parse)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from edgellm.chat_template import Segment
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.messages.calls_grammar import CallsGrammar
 from edgellm.messages.form import MessageForm
+from edgellm.messages.reasoning_mask import ReasoningMask
 from edgellm.messages.tools import as_tools
 
 if TYPE_CHECKING:
@@ -84,40 +86,65 @@ class Asking:
         self,
         tokenizer: Tokenizer,
         form: MessageForm,
-        reasons: bool,
+        prompt: str,
         response_format: ResponseFormat = None,
         regex: str | None = None,
         grammar: str | MaskSource | None = None,
     ) -> tuple[TokenMask | None, Parse | None]:
-        """What may be written, and what makes an object of it; ``reasons`` where the prompt ends in the reasoning.
+        """What may be written behind ``prompt``, and what makes an object of it.
 
         A call that is asked for, or a form, begins behind the reasoning.
         """
-        begins = form.reasoning.close.strip() if reasons and form.reasoning is not None else None
         wants_form = response_format is not None or regex is not None or grammar is not None
+        if self.names and wants_form:
+            raise ParameterError("A call is asked for, and a form of the answer as well. Ask for one of them.")
+        inner, parse = None, None
         if self.names:
-            if wants_form:
-                raise ParameterError("A call is asked for, and a form of the answer as well. Ask for one of them.")
-            return self._calls_mask(tokenizer, form, begins), None
-        if not wants_form:
-            return self._lazy_mask(tokenizer, form), None
-        from edgellm.structured.answer_form import answer_form
+            inner = self._calls_mask(tokenizer, form)
+        elif wants_form:
+            from edgellm.structured.answer_form import answer_form, schema_of
 
-        found = answer_form(tokenizer, response_format, regex, grammar)
-        return (found.source.constraint(), found.parse) if found is not None else (None, None)
+            if (found := answer_form(tokenizer, response_format, regex, grammar)) is not None:
+                source, parse = found
+                if self.tools and response_format is not None:
+                    source = self._calls_or(tokenizer, form, schema_of(response_format)[0])
+                inner = source.constraint()
+        if inner is None:
+            inner = self._lazy_mask(tokenizer, form)
+            if self.budget is None:
+                return inner, parse
+        if form.reasoning is None or (not form.opened_by(prompt) and not self._may_think(form, prompt)):
+            return inner, parse
+        opened = form.opened_by(prompt)
+        return ReasoningMask(tokenizer, form.reasoning, inner, opened=opened, budget=self.budget), parse
 
-    def _calls_mask(self, tokenizer: Tokenizer, form: MessageForm, begins: str | None) -> TokenMask:
+    def _may_think(self, form: MessageForm, prompt: str) -> bool:
+        """Whether the model may open reasoning by itself: it is not switched off, and the prompt has not ended one."""
+        assert form.reasoning is not None, "asked for models that reason"
+        return self.thinks is not False and not prompt.rstrip().endswith(form.reasoning.close.strip())
+
+    def _calls_mask(self, tokenizer: Tokenizer, form: MessageForm) -> TokenMask:
         from edgellm.structured import compile_grammar
 
         wanted = [tool for tool in self.tools or () if tool["function"]["name"] in self.names]
         several = self.parallel and not self.named
-        text = CallsGrammar(tokenizer, form, wanted, parallel=several).text
-        return compile_grammar(tokenizer, lark=text, begins=begins).constraint()
+        return compile_grammar(
+            tokenizer, lark=CallsGrammar(tokenizer, form, wanted, parallel=several).text
+        ).constraint()
+
+    def _calls_or(self, tokenizer: Tokenizer, form: MessageForm, schema: Mapping[str, Any] | bool | None) -> MaskSource:
+        """Calls, or an answer that keeps a schema."""
+        from edgellm.structured import compile_grammar
+
+        calls = CallsGrammar(tokenizer, form, self.tools or (), parallel=self.parallel).text
+        answer = json.dumps({"type": "object"} if schema is True else schema)
+        lark = f"start: calls | answer\nanswer: %json {answer}\n{calls.replace('start:', 'calls:', 1)}"
+        return compile_grammar(tokenizer, lark=lark)
 
     def _lazy_mask(self, tokenizer: Tokenizer, form: MessageForm) -> TokenMask | None:
         """Once a call begins it goes on as one: for tools that are "strict", or where only one may be called."""
-        strict = [tool for tool in self.tools or () if tool["function"].get("strict")]
-        if not self.tools or form.calls is None or not form.calls.begin or not (strict or not self.parallel):
+        strict = any(tool["function"].get("strict") for tool in self.tools or ())
+        if not self.tools or form.calls is None or not form.calls.begin or (self.parallel and not strict):
             return None
         from edgellm.structured import compile_grammar
 

@@ -270,8 +270,9 @@ def test_a_call_is_forced() -> None:
     pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
     wish = f"I would rather not. {CALL}"
     with model(wish, wish, f"Hm.\n</think>\n\n{wish}") as llm:
-        assert calls_of(llm, tools=[ADD, OTHER], tool_choice="required")[0] == ("add", {"a": 2, "b": 40})
-        assert calls_of(llm, tools=[ADD, OTHER], tool_choice={"name": "add"}) == [("add", {"a": 2, "b": 40})]
+        options: dict[str, Any] = {"tools": [ADD, OTHER], "reasoning": False}
+        assert calls_of(llm, **options, tool_choice="required")[0] == ("add", {"a": 2, "b": 40})
+        assert calls_of(llm, **options, tool_choice={"name": "add"}) == [("add", {"a": 2, "b": 40})]
         reply = llm.chat("x", tools=[ADD], tool_choice="required", reasoning=True, temperature=0)
         assert reply.reasoning_content == "Hm." and reply.tool_calls and reply.content == ""
 
@@ -294,4 +295,40 @@ def test_one_call_alone_where_several_are_not_wanted() -> None:
     with model(f"{CALL}\n{CALL}", f"{CALL}\n{CALL}", f"{CALL}\n{CALL}") as llm:
         assert len(calls_of(llm, tools=[ADD])) == 2
         assert len(calls_of(llm, tools=[ADD], parallel_tool_calls=False)) == 1
-        assert len(calls_of(llm, tools=[ADD], parallel_tool_calls=False, tool_choice="required")) == 1
+        assert len(calls_of(llm, tools=[ADD], parallel_tool_calls=False, tool_choice="required", reasoning=False)) == 1
+
+
+ANSWER = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+
+
+@pytest.mark.parametrize("thinks", [True, False, None])
+def test_a_form_begins_behind_the_reasoning(thinks: bool | None) -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    said = {True: "So {it} is.\n</think>\n\n", False: "", None: "<think>\nSo {it} is.\n</think>\n\n"}[thinks]
+    with model(f'{said}I say: {{"sum": 42}}') as llm:
+        reply = llm.chat("x", response_format=ANSWER, reasoning=thinks, temperature=0, max_tokens=60)
+        assert reply.reasoning_content == ("So {it} is." if said else None)
+        assert reply.content.parsed == {"sum": 42}
+
+
+def test_an_answer_in_a_form_may_be_a_call() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    with model(CALL, '{"sum": 42}') as llm:
+        options: dict[str, Any] = {"response_format": ANSWER, "tools": [ADD], "temperature": 0, "max_tokens": 60}
+        assert llm.chat("x", **options).tool_calls
+        assert llm.chat("x", **options).content.parsed == {"sum": 42}
+        with pytest.raises(ParameterError, match="Ask for one"):
+            llm.chat("x", **options, tool_choice="required")
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_reasoning_ends_when_its_tokens_are_spent(opens: bool) -> None:
+    endless = "round and round it goes " * 20
+    text = endless if opens else f"<think>\n{endless}"
+    with model(f"{text}</think> Done.", f"{text}</think> Done.") as llm:
+        kwargs = {"enable_thinking": opens}
+        reply = llm.chat("x", reasoning=6, template_kwargs=kwargs, temperature=0, max_tokens=40)
+        assert reply.reasoning_content is not None and len(reply.reasoning_content.split()) <= 6
+        stream = llm.events("x", reasoning=6, template_kwargs=kwargs, temperature=0, max_tokens=40)
+        list(stream)
+        assert stream.finished is not None and stream.finished.n_reasoning <= 12
