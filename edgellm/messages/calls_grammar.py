@@ -149,7 +149,7 @@ class CallsGrammar:
 
         closed = form.each.close
         blanks = _quoted(closed[: len(closed) - len(closed.lstrip())].encode())
-        return self._rule(f"{self._head(form, function['name'])} {self._in_order(function, blanks, written)}")
+        return self._rule(f"{self._head(form, function['name'])} {self._in_order(form, function, blanks, written)}")
 
     def _tagged(self, form: CallForm, schema: Any) -> str:
         """What comes behind a key: a middle, a value and the closing marker."""
@@ -159,8 +159,8 @@ class CallsGrammar:
         ]
         middle = self._marker((middles or form.middles)[0].text)
         closed = form.argument.close
-        if isinstance(schema, Mapping) and schema.get("enum") and all(isinstance(v, str) for v in schema["enum"]):
-            choice = " | ".join(_quoted(value.encode()) for value in schema["enum"])
+        if texts := texts_of(schema):
+            choice = " | ".join(_quoted(text.encode()) for text in texts)
             return f"{middle} ({choice}) {self._marker(closed)}"
         if not kinds or "string" in kinds:
             return f"{middle} {self._text_before(closed)}"
@@ -175,12 +175,15 @@ class CallsGrammar:
         def written(key: str, schema: Any) -> str:
             return f"{_quoted((key + equals).encode())} {self._dialect_value(form, schema)}"
 
-        return self._in_order(function, _quoted(comma.encode()), written)
+        return self._in_order(form, function, _quoted(comma.encode()), written)
 
-    def _in_order(self, function: Mapping[str, Any], comma: str, written: Callable[[str, Any], str]) -> str:
+    def _in_order(
+        self, form: CallForm, function: Mapping[str, Any], comma: str, written: Callable[[str, Any], str]
+    ) -> str:
         """Arguments in their order, less those that need not be given: rules for the first one and for those behind."""
         first, rest = "", ""
-        for key, schema, required in reversed(arguments_of(function)):
+        arguments = arguments_of(function)
+        for key, schema, required in reversed(sorted(arguments) if form.sorts else arguments):
             argument = self._rule(written(key, schema))
             without = ("", "") if required else (f" | {first or EMPTY}", f" | {rest or EMPTY}")
             first, rest = (
@@ -191,16 +194,17 @@ class CallsGrammar:
 
     def _dialect_value(self, form: CallForm, schema: Any) -> str:
         kinds = kinds_of(schema) or ("string",)
+        if texts := texts_of(schema):
+            quote = self._marker(form.dialect.quotes[0])
+            return self._rule(f"{quote} ({' | '.join(_quoted(text.encode()) for text in texts)}) {quote}")
         choices = []
         for kind in kinds:
             if kind == "string":
                 choices.append(self._string(form))
-            elif kind == "boolean":
-                words = [word for word, value in form.dialect.constants.items() if value in ("true", "false")]
-                choices += [_quoted(word.encode()) for word in words[-2:]]
-            elif kind == "null":
-                words = [word for word, value in form.dialect.constants.items() if value == "null"]
-                choices.append(_quoted(words[-1].encode()))
+            elif kind in ("boolean", "null"):
+                wanted = ("null",) if kind == "null" else ("true", "false")
+                constants = form.dialect.constants.items()
+                choices += [_quoted(word.encode()) for word, value in constants if value in wanted]
             elif kind in PLAIN:
                 choices.append(self._rule(PLAIN[kind]))
             elif form.dialect.bare_keys:
@@ -219,8 +223,8 @@ class CallsGrammar:
         """Any object or list of the dialect."""
         self._n += 1
         name = f"r{self._n}"
-        atoms = f'{self._string(form)} | {self._rule(PLAIN["number"])} | "true" | "false" | "null" | {name}'
-        value = self._rule(atoms)
+        words = " | ".join(_quoted(word.encode()) for word in form.dialect.constants)
+        value = self._rule(f"{self._string(form)} | {self._rule(PLAIN['number'])} | {words} | {name}")
         pair = self._rule(f'/[A-Za-z_][A-Za-z0-9_]*/ ":" {value}')
         self._rules.append(f'{name}: "{{" ({pair} ("," {pair})*)? "}}" | "[" ({value} ("," {value})*)? "]"')
         return name
@@ -252,6 +256,14 @@ def arguments_of(function: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
     schema = parameters(function)
     required = schema.get("required") or ()
     return [(key, value, key in required) for key, value in (schema.get("properties") or {}).items()]
+
+
+def texts_of(schema: Any) -> list[str]:
+    """The texts that a schema allows, where it allows no other."""
+    found = (
+        schema.get("enum") or ([schema["const"]] if "const" in schema else []) if isinstance(schema, Mapping) else []
+    )
+    return list(found) if all(isinstance(text, str) and text for text in found) else []
 
 
 def _quoted(text: bytes) -> str:

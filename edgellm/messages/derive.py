@@ -101,7 +101,8 @@ def derive_calls(probes: Probes) -> CallForm | None:
     first = find_call(one, 0)
     if first is None:
         return None
-    form = first.form
+    turned = probes.written(probes.answer("", (call(0, dict(reversed(ARGUMENTS.items()))),)) or "")[1]
+    form = replace(first.form, sorts=0 <= turned.find(KEYS[0]) < turned.find(KEYS[1]))
     answer = probes.answer("", (call(0, ARGUMENTS), call(1, ARGUMENTS)))
     two = probes.written(answer)[1] if answer is not None else ""
     second = find_call(two, 1)

@@ -76,6 +76,7 @@ class CallForm:
     listed     whether the template writes calls as a list
     between    blanks between two calls, for those who write them
     one        the template takes no second call
+    sorts      it writes arguments in the order of their names
     id_of      how ids must look: the template of Kimi writes them in place of names
     """
 
@@ -90,6 +91,7 @@ class CallForm:
     middles: tuple[Middle, ...] = ()
     dialect: Dialect = JSON
     one: bool = False
+    sorts: bool = False
     id_of: str = ""
 
     @property
