@@ -23,6 +23,7 @@ from starlette.routing import Route as PathPattern
 from edgellm.server import bodies
 from edgellm.server.errors import ServerError
 from edgellm.server.http import Call, Json, Plain, Reply, Route, Stream
+from edgellm.server.openapi import document
 from edgellm.server.security import PREFLIGHT_HEADERS, check_json, cors_headers
 from edgellm.server.server import Server
 from edgellm.server.sse import Send, send_stream
@@ -64,16 +65,20 @@ class App:
     def __init__(self, server: Server) -> None:
         self.server = server
         self._protocols = [importlib.import_module(f"edgellm.server.protocols.{name}") for name in PROTOCOLS]
+        own = (Route("GET", "/openapi.json", self._document, summary="This document"),)
         self._served = [
             _Served(route, PathPattern(route.path, _never, methods=[route.method]), protocol)
             for protocol in self._protocols
-            for route in protocol.ROUTES
+            for route in (*protocol.ROUTES, *(own if protocol is self._protocols[0] else ()))
         ]
         self._tending: asyncio.Task[None] | None = None
 
     def routes(self) -> Iterator[Route]:
         """All of them."""
         return (served.route for served in self._served)
+
+    async def _document(self, call: Call) -> Reply:
+        return Json(document(self.routes()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
