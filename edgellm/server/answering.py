@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.formats.errors import ContextFullError
 from edgellm.generation import GenerationChunk
-from edgellm.messages.events import Event, Finished
+from edgellm.messages.events import Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import ServerError
 from edgellm.server.server import Server
@@ -84,6 +84,7 @@ async def _answered(
 
 async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None]:
     reply = await asyncio.to_thread(_reply, llm, request)
+    yield PromptProgress(0, len(reply.prompt), 0)  # at once: the client knows that it is understood
     async with aclosing(reply.asynchronous()) as source:
         async for event in source:
             yield event
