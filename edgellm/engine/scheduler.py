@@ -119,7 +119,8 @@ class Scheduler:
     def _budgets(self, requests: Iterable[Request]) -> Iterator[tuple[Request, int]]:
         """The requests that take part in the next step, and how many tokens each may have.
 
-        Those that miss few tokens come first: an answer's next one, or what a draft has cost. A prompt that goes on
+        Those that miss few tokens come first: an answer's next one, or what a draft has cost. Then prompts in turn; one
+        that is short beside the oldest need not wait for it, and leaves it half of what there is. A prompt that goes on
         exactly as another one in this step waits: in the next one it finds the other's blocks.
         """
         room = self.max_tokens
@@ -132,16 +133,19 @@ class Scheduler:
                 room -= min(room, request.n_missing)
         if room < self.max_tokens:
             room = min(room, PROMPT_TOKENS_BESIDE)
+        short = _short_ones(prompts)
+        kept = (room + 1) // 2 if short else 0  # for the others
         taken: set[tuple[int, ...]] = set()
-        for request in prompts:
-            if room > 0:
+        for request in [*short, *(one for one in prompts if one not in short)]:
+            share = room - kept if request in short else room
+            if share > 0:
                 end = request.n_computed + BLOCK_TOKENS
                 goes_on = tuple(request.tokens[:end])
                 if request.shared and len(goes_on) == end and goes_on in taken:
                     continue
                 taken.add(goes_on)
-                yield request, room
-                room -= min(room, request.n_missing)
+                yield request, share
+                room -= min(share, request.n_missing)
 
     def _reserve(self, request: Request, n: int) -> bool:
         """Blocks for n tokens, if need be by preempting; False while older requests hold them."""
@@ -223,6 +227,15 @@ class Scheduler:
             if part.request.drafter is not None and part.n_drafted:
                 cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
                 part.request.drafter.settle(n_kept - 1 - cost)
+
+
+def _short_ones(prompts: Sequence[Request]) -> list[Request]:
+    """Those that miss at most half as much as the oldest, the shortest first."""
+    if len(prompts) < 2:
+        return []
+    oldest = min(prompts, key=lambda request: request.order)
+    short = [request for request in prompts if 2 * request.n_missing <= oldest.n_missing]
+    return sorted(short, key=lambda request: request.n_missing)
 
 
 def make_batch(scheduled: Sequence[Scheduled]) -> Batch:

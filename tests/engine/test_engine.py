@@ -316,6 +316,25 @@ def test_a_long_prompt_does_not_stop_the_answers_of_others() -> None:
 
 
 @pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
+def test_short_prompts_do_not_wait_for_a_long_one_and_do_not_stop_it(windows: tuple[int, ...]) -> None:
+    engine = make_engine(windows, n_ctx=4096, chunk=64, n_blocks=(400,) * len(windows))
+    engine.executor.pause_s = 0.002
+    long, answers = prompt_of(1, 3900), []
+    reading = threading.Thread(target=lambda: answers.append(run(engine, long, 4)))
+    reading.start()
+    until(lambda: len(engine.executor.batches) > 2)
+    for seed in range(2, 5):
+        short = prompt_of(seed, 60)
+        before = engine.scheduler.requests[0].n_computed
+        assert run(engine, short, 4) == expected_tokens(short, 4, windows)
+        (left,) = [request for request in engine.scheduler.requests if request.n_prompt == len(long)]
+        assert before < left.n_computed < len(long)
+    reading.join(HANG_S)
+    assert answers == [expected_tokens(long, 4, windows)]
+    engine.close()
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
 def test_one_prompt_asked_many_times_at_once_is_computed_once(windows: tuple[int, ...]) -> None:
     engine = make_engine(windows, n_ctx=512, chunk=512, n_blocks=(60,) * len(windows))
     prompt = prompt_of(1, 200)
