@@ -97,7 +97,7 @@ class ServerError(EdgeLLMError):
             if isinstance(error, ContextFullError) and error.n_ctx:
                 details = {"n_prompt_tokens": error.n_tokens, "n_ctx": error.n_ctx}
             named = _FIELD.match(str(error)) if isinstance(error, ParameterError) else None
-            field = "tools" if error.code == "TOOLS" else named and named[1]
+            field = "model" if kind == "not_found" else "tools" if error.code == "TOOLS" else named and named[1]
             return cls(kind, str(error), field, details=details)
         if isinstance(error, MemoryError):
             return cls("overloaded", "There is no memory left for this request. Send a smaller one, or wait.")

@@ -186,8 +186,9 @@ class Models:
             facts = await self.facts(entry)
             await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES)
             started = time.monotonic()
-            entry.llm = await asyncio.to_thread(self._load, entry)
-            entry.load_s, entry.facts = time.monotonic() - started, None
+            llm = await asyncio.to_thread(self._load, entry)
+            entry.llm, entry.load_s = llm, time.monotonic() - started
+            entry.facts = ModelFacts(facts.card, llm.n_ctx, llm.memory_estimate.total)
             entry.last_used = time.monotonic()
 
     def _open(self, entry: ModelEntry) -> LLM:

@@ -1,0 +1,187 @@
+"""Several models: by name, loaded when asked for, closed by predicted memory and when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_executor import scripted_llm
+from server_client import SCRIPTED, client_of, entry
+
+from edgellm.formats.errors import ModelNotFoundError
+from edgellm.llm import LLM
+from edgellm.loading import LoadOptions
+from edgellm.memory import PROCESS_NBYTES, MemoryNeed
+from edgellm.server.errors import ServerError
+from edgellm.server.models import ModelEntry, Models, named
+from edgellm.server.server import Server
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+class Shelf:
+    """Models of given sizes; ``loads`` are the names in the order in which they were loaded."""
+
+    def __init__(self, sizes: dict[str, int], **options: Any) -> None:
+        self.loads: list[str] = []
+        self.sizes = sizes
+        self.before_load: Callable[[], Any] = lambda: None
+        entries = [
+            ModelEntry((name,), Path(f"{name}.gguf"), facts=replace(SCRIPTED, need_nbytes=PROCESS_NBYTES + size))
+            for name, size in sizes.items()
+        ]
+        self.models = Models(entries, load=self._load, **options)
+        self.server = Server(self.models)
+
+    def _load(self, entry: ModelEntry) -> LLM:
+        self.before_load()
+        self.loads.append(entry.name)
+        llm = scripted_llm(lambda prompt: f"I am {entry.name}.", n_ctx=512)
+        llm.memory_estimate = MemoryNeed(self.sizes[entry.name], 0, 0, PROCESS_NBYTES)
+        return llm
+
+    def loaded(self) -> set[str]:
+        return {entry.name for entry in self.models.loaded()}
+
+
+def ask(client: Any, model: str, **more: Any) -> str:
+    reply = client.post(CHAT, json={"model": model, "messages": HELLO, **more})
+    assert reply.status_code == 200, reply.text
+    text: str = reply.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def test_models_are_loaded_when_asked_for_and_the_longest_unused_makes_room() -> None:
+    shelf = Shelf({"a": 40, "b": 40, "c": 40}, budget=100)
+    with client_of(shelf.server) as client:
+        assert shelf.loaded() == set()
+        for name, there in (("a", {"a"}), ("b", {"a", "b"}), ("a", {"a", "b"}), ("c", {"a", "c"}), ("b", {"c", "b"})):
+            assert ask(client, name) == f"I am {name}." and shelf.loaded() == there
+    assert shelf.loads == ["a", "b", "c", "b"] and shelf.loaded() == set()
+
+
+def test_a_model_that_answers_is_not_closed_and_the_other_waits_for_it() -> None:
+    async def talk() -> list[str]:
+        shelf = Shelf({"a": 60, "b": 60}, budget=100)
+        order = []
+
+        async def use(name: str, seconds: float) -> None:
+            async with shelf.models.lease(name) as one:
+                assert one.llm is not None
+                order.append(f"{name} in")
+                await asyncio.sleep(seconds)
+                order.append(f"{name} out")
+
+        first = asyncio.create_task(use("a", 0.2))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(first, use("b", 0))
+        await shelf.models.close()
+        return order
+
+    assert asyncio.run(talk()) == ["a in", "a out", "b in", "b out"]
+
+
+def test_an_idle_model_is_closed_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk() -> None:
+        shelf = Shelf({"a": 1, "b": 1}, keep_alive=0.05)
+        for name, keep in (("a", None), ("b", -1)):
+            async with shelf.models.lease(name, keep):
+                await shelf.models.close_idle()
+                assert name in shelf.loaded()
+        await asyncio.sleep(0.06)
+        await shelf.models.close_idle()
+        assert shelf.loaded() == {"b"}
+        await shelf.models.close()
+
+    asyncio.run(talk())
+
+
+def test_many_who_ask_at_once_load_a_model_once_and_the_loop_goes_on() -> None:
+    shelf = Shelf({"a": 1})
+    release, loading = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        loading.set()
+        release.wait(30)
+
+    shelf.before_load = wait
+
+    with client_of(shelf.server) as client:
+        answers: list[str] = []
+        threads = [threading.Thread(target=lambda: answers.append(ask(client, "a"))) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        assert loading.wait(30)
+        assert client.get("/health").status_code == 200  # while it loads
+        release.set()
+        for thread in threads:
+            thread.join(30)
+    assert answers == ["I am a."] * 5 and shelf.loads == ["a"]
+
+
+def test_a_load_that_fails_is_told_and_may_be_tried_again() -> None:
+    shelf = Shelf({"a": 1})
+    failures = [ModelNotFoundError("a.gguf: it is gone. Pull it again.")]
+    shelf.before_load = lambda: (_ for _ in ()).throw(failures.pop()) if failures else None
+    with client_of(shelf.server) as client:
+        reply = client.post(CHAT, json={"model": "a", "messages": HELLO})
+        assert reply.status_code == 404 and "gone" in reply.json()["error"]["message"]
+        assert ask(client, "a") == "I am a."
+
+
+def test_without_a_name_the_first_answers_and_a_wrong_one_is_told_what_there_is() -> None:
+    shelf = Shelf({"a": 1, "b": 1})
+    with client_of(shelf.server) as client:
+        reply = client.post(CHAT, json={"messages": HELLO}).json()
+        assert reply["model"] == "a" and reply["choices"][0]["message"]["content"] == "I am a."
+        wrong = client.post(CHAT, json={"model": "c", "messages": HELLO})
+        assert wrong.status_code == 404 and "There is: a, b." in wrong.json()["error"]["message"]
+        listed = client.get("/v1/models").json()
+        assert [one["id"] for one in listed["data"]] == [one["slug"] for one in listed["models"]] == ["a", "b"]
+        assert [one["status"]["value"] for one in listed["data"]] == ["loaded", "unloaded"]
+
+
+def test_a_path_is_known_by_its_names_and_a_name_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "My-Model.Q4_K_M.gguf"
+    file.write_bytes(b"")
+    again = tmp_path / "other" / file.name
+    again.parent.mkdir()
+    again.write_bytes(b"")
+    found = named([str(file), "smollm2", str(again)], Path, ["short"])
+    assert found[0].names == ("My-Model.Q4_K_M", "My-Model.Q4_K_M.gguf", str(file), "short")
+    assert found[1].names == ("smollm2",) and found[2].names == (str(again),)
+    with pytest.raises(ModelNotFoundError):
+        named([], Path)
+
+
+def test_the_context_that_clients_are_told_is_the_servers() -> None:
+    """Before it is loaded, and after."""
+    server = Server(Models([entry()], LoadOptions(n_ctx=768)))
+    with client_of(server) as client:
+        for _ in range(2):
+            listed = client.get("/v1/models").json()
+            assert listed["data"][0]["meta"]["n_ctx"] == listed["models"][0]["context_window"] == 768
+            client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+
+
+def test_what_does_not_fit_while_others_answer_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgellm.server import models
+
+    monkeypatch.setattr(models, "WAIT_S", 0.0)
+
+    async def talk() -> None:
+        shelf = Shelf({"a": 60, "b": 60}, budget=100)
+        async with shelf.models.lease("a"):
+            with pytest.raises(ServerError, match="busy") as told:
+                async with shelf.models.lease("b"):
+                    pass
+            assert told.value.status == 503 and told.value.headers["retry-after"]
+        await shelf.models.close()
+
+    asyncio.run(talk())
