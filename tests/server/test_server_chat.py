@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from scripted_executor import scripted_llm
-from server_client import client_of, events, real_server, scripted_server
+from server_client import client_of, events, listening, real_server, scripted_server
+from tool_template import TOOL_TEMPLATE, call_text
 
 from edgellm.server.server import Server
 
@@ -73,3 +77,73 @@ def test_the_second_request_takes_the_prompt_from_the_cache(real_server: Server)
     with client_of(real_server) as client:
         first, second = (client.post(PATH, json=body).json()["usage"] for _ in range(2))
     assert second["prompt_tokens_details"]["cached_tokens"] == first["prompt_tokens"] - 1
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALLS = [call_text("get_weather", '{"city": "Rome"}'), call_text("get_weather", '{"city": "Oslo"}')]
+
+
+def test_calls_are_streamed_as_clients_join_them_and_are_those_of_the_whole_answer() -> None:
+    """A name once for each call, then pieces of its arguments, under the number of the call."""
+    server = scripted_server(scripted_llm(["I look.\n" + "\n".join(CALLS)] * 2, TOOL_TEMPLATE))
+    with client_of(server) as client:
+        body = {"messages": HELLO, "tools": [WEATHER], "temperature": 0}
+        whole = client.post(PATH, json=body).json()["choices"][0]
+        chunks = events(client.post(PATH, json={**body, "stream": True}).text)[:-1]
+    joined: dict[int, dict[str, Any]] = {}
+    for chunk in chunks:
+        for delta in chunk["choices"][0]["delta"].get("tool_calls", ()):
+            if "id" in delta:
+                assert delta["index"] not in joined and delta["type"] == "function"
+                joined[delta["index"]] = {"name": delta["function"]["name"], "arguments": ""}
+            else:
+                assert delta.keys() == {"index", "function"} and delta["function"].keys() == {"arguments"}
+            joined[delta["index"]]["arguments"] += delta["function"]["arguments"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == whole["finish_reason"] == "tool_calls"
+    told = [call["function"] for call in whole["message"]["tool_calls"]]
+    assert list(joined.values()) == told and len({call["id"] for call in whole["message"]["tool_calls"]}) == 2
+    assert [json.loads(call["arguments"]) for call in told] == [{"city": "Rome"}, {"city": "Oslo"}]
+    assert whole["message"]["content"].strip() == "I look."
+
+
+def test_reasoning_stands_apart_and_is_counted() -> None:
+    server = scripted_server(scripted_llm(["<think>\nHm, hm.\n</think>\n\nFour."] * 2, TOOL_TEMPLATE))
+    with client_of(server) as client:
+        whole = client.post(PATH, json={"messages": HELLO}).json()
+        chunks = events(client.post(PATH, json={"messages": HELLO, "stream": True}).text)[:-1]
+    message = whole["choices"][0]["message"]
+    assert message["content"] == "Four." and message["reasoning_content"] == message["reasoning"] == "Hm, hm."
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm, hm."
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] > 3
+
+
+def test_tools_that_the_model_cannot_be_shown_are_refused_by_name() -> None:
+    reply = ask(scripted_server(scripted_llm(["No."])), tools=[WEATHER])
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == "tools"
+
+
+def test_llm_comply_finds_nothing_to_complain_of() -> None:
+    runner = pytest.importorskip("llm_comply.runner", reason="pip install llm-comply==0.5.0")
+    from llm_comply.config import ComplianceConfig
+    from llm_comply.tests import openai_chat
+    from wire_schemas import spec
+
+    def answer(prompt: str) -> str:
+        wants = "get_weather" in prompt and "<tool_response>" not in prompt
+        return call_text("get_weather", '{"location": "Paris"}') if wants else "<think>\nHm.\n</think>\n\nHello to you."
+
+    # no model here sees; and a request without the name of a model is answered, as llama-server's clients expect
+    left_out = ("chat-image-input", "chat-error-handling")
+    tests = [replace(test, skip_reason=None) for test in openai_chat.OPENAI_CHAT_TESTS if test.id not in left_out]
+    with listening(scripted_server(scripted_llm(answer, TOOL_TEMPLATE))) as url:
+        config = ComplianceConfig(base_url=f"{url}/v1", api_key="none", model="scripted")
+        results = runner.TestRunner(config, tests, spec("openai_chat")).run_all().results
+    assert [(result.id, result.errors) for result in results if result.errors] == []
+    assert len(results) == 7

@@ -33,6 +33,7 @@ from edgellm.server.chat_request import (
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_wire import (
+    FINGERPRINT,
     CountOrAll,
     SamplingBody,
     chat_logprob,
@@ -46,6 +47,8 @@ from edgellm.server.sse import event
 
 FINISH = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "context_full": "length", "cancelled": "stop"}
 
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 # for billing, storing and routing, which is not done here, and hints that change no answer
 # fmt: off
@@ -143,6 +146,16 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
+class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How much is thought, as routers ask for it; summaries are not made, the reasoning itself is told."""
+
+    effort: Effort | None = None
+    max_tokens: CountOrAll | None = None
+    enabled: bool | None = None
+    summary: str | None = None
+    exclude: Literal[False] | None = None
+
+
 class ChatBody(SamplingBody, kw_only=True):
     """The body of a chat."""
 
@@ -164,7 +177,8 @@ class ChatBody(SamplingBody, kw_only=True):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: ReasoningOptions | None = None
     reasoning_budget_tokens: CountOrAll | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
@@ -176,8 +190,6 @@ class ChatBody(SamplingBody, kw_only=True):
 def to_request(body: ChatBody) -> ChatRequest:
     """The body as every protocol means it. ServerError names the field that is wrong."""
     kwargs = checked_template_kwargs("chat_template_kwargs", body.chat_template_kwargs)
-    if body.reasoning_effort not in (None, "none"):
-        kwargs.setdefault("reasoning_effort", body.reasoning_effort)
     if body.continue_final_message:
         if body.add_generation_prompt:
             raise invalid("continue_final_message", "it excludes add_generation_prompt; send that as false.")
@@ -192,7 +204,7 @@ def to_request(body: ChatBody) -> ChatRequest:
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=format_of(body.response_format),
-        reasoning=_reasoning(body, kwargs),
+        reasoning=_reasoning(body),
         max_tokens=next((n for n in given if n is not None), None),
         stop=checked_stops("stop", body.stop),
         n=body.n or body.n_cmpl or 1,
@@ -255,12 +267,14 @@ def format_of(given: ResponseFormat | None) -> Any:
     return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
-def _reasoning(body: ChatBody, kwargs: dict[str, Any]) -> bool | int | None:
-    if body.reasoning_effort == "none" or body.reasoning_budget_tokens == 0:
-        return False
-    if body.reasoning_budget_tokens not in (None, -1):
-        return body.reasoning_budget_tokens
-    return None
+def _reasoning(body: ChatBody) -> bool | int | str | None:
+    """Tokens at most, or else an effort, or else whether at all."""
+    more = body.reasoning or ReasoningOptions()
+    budget = next((n for n in (body.reasoning_budget_tokens, more.max_tokens) if n not in (None, -1)), None)
+    if budget is not None:
+        return budget or False
+    effort = body.reasoning_effort or more.effort
+    return more.enabled if effort is None else effort != "none" and effort
 
 
 async def chat_completions(call: Call) -> Reply:
@@ -328,7 +342,7 @@ async def _whole(call: Call, request: ChatRequest, head: dict[str, Any]) -> dict
         **head,
         "choices": [choice.as_dict(number, request.logprobs is not None) for number, choice in enumerate(made)],
         "usage": _usage(ends),
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
         "timings": llama_timings(ends[0].timings),
     }
 
@@ -341,7 +355,7 @@ def _usage(ends: list[Finished]) -> dict[str, Any]:
 async def _chunks(call: Call, body: ChatBody, request: ChatRequest, head: dict[str, Any]) -> AsyncIterator[bytes]:
     """The chunks in the order that clients rely on: role, deltas, finish reason; usage; the end."""
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    frame = {"object": "chat.completion.chunk", **head, "system_fingerprint": None}
+    frame = {"object": "chat.completion.chunk", **head, "system_fingerprint": FINGERPRINT}
     if with_usage:
         frame["usage"] = None
     ends: list[Finished] = []

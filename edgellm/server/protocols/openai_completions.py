@@ -18,6 +18,7 @@ from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_chat import FINISH, IGNORED, ResponseFormat, StreamOptions, format_of
 from edgellm.server.protocols.openai_wire import (
+    FINGERPRINT,
     CountOrAll,
     SamplingBody,
     error_body,
@@ -189,7 +190,7 @@ async def _whole(call: Call, requests: list[TextRequest], head: dict[str, Any]) 
         **head,
         "choices": [text.as_dict(number) for number, text in enumerate(made)],
         "usage": _usage([text.timings for text in made], requests),
-        "system_fingerprint": None,
+        "system_fingerprint": FINGERPRINT,
         "timings": llama_timings(made[0].timings),
     }
 
@@ -208,7 +209,7 @@ async def _chunks(
     call: Call, body: CompletionBody, requests: list[TextRequest], head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    frame = {**head, "system_fingerprint": None, **({"usage": None} if with_usage else {})}
+    frame = {**head, "system_fingerprint": FINGERPRINT, **({"usage": None} if with_usage else {})}
     rows = [_Rows() for _ in requests]
     ends: dict[int, Timings] = {}
     async with aclosing(side_by_side([partial(texts, call.server, one) for one in requests])) as source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -35,6 +36,7 @@ ERROR_CODES: dict[Kind, str] = {
     "overloaded": "server_overloaded",
 }
 
+FINGERPRINT = f"edgellm-{version('edgellm')}"  # one version gives the same answer to the same seed, to the last bit
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
