@@ -38,15 +38,17 @@ class ResponseStore:
     max_nbytes: int = MAX_NBYTES
     nbytes: int = 0
     _kept: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
+    _items: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the outputs, by id
 
     def keep(self, resource: dict[str, Any], before: Sequence[dict[str, Any]], given: Sequence[dict[str, Any]]) -> None:
         """Keep an answer to ``before`` (the talk that it goes on from) and ``given``."""
         nbytes = len(msgspec.json.encode((resource, given)))
         items = [*before, *given, *resource["output"]]
         self._kept[resource["id"]] = StoredResponse(resource, given, items, nbytes)
+        self._items |= {item["id"]: item for item in resource["output"]}
         self.nbytes += nbytes
         while self._kept and (len(self._kept) > self.max_responses or self.nbytes > self.max_nbytes):
-            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+            self._drop(next(iter(self._kept)))
 
     def get(self, name: str, field: str) -> StoredResponse:
         """The answer of an id; ServerError not_found names the ``field`` that asked for it."""
@@ -61,5 +63,21 @@ class ResponseStore:
 
     def forget(self, name: str, field: str) -> None:
         """Drop one; ServerError not_found for an unknown id."""
-        self.nbytes -= self.get(name, field).nbytes
-        del self._kept[name]
+        self.get(name, field)
+        self._drop(name)
+
+    def item(self, name: str, field: str) -> dict[str, Any]:
+        """The item of an answer by its own id; ServerError invalid_request names the ``field`` that refers to it."""
+        if name not in self._items:
+            raise ServerError(
+                "invalid_request",
+                f"{field}: there is no item {name[:64]!r} in the answers that are kept here. Send the whole item.",
+                field,
+            )
+        return self._items[name]
+
+    def _drop(self, name: str) -> None:
+        gone = self._kept.pop(name)
+        self.nbytes -= gone.nbytes
+        for item in gone.resource["output"]:
+            self._items.pop(item["id"], None)

@@ -28,7 +28,7 @@ PATH = "/v1/messages?beta=true"
 TIMINGS = Timings(prompt_n=10, reused_n=4, generation_n=20)
 TOOL = {"name": "look", "description": "Looks.", "input_schema": {"type": "object", "properties": {}}}
 CALLS: list[Event] = [
-    PromptProgress(0, 10, 4),
+    PromptProgress(4, 10, 4),
     ReasoningDelta("I should look."),
     ContentDelta("Let me "),
     ContentDelta("look."),

@@ -53,13 +53,13 @@ def body_of(**fields: Any) -> responses.ResponseBody:
 def written(happened: list[Event], **fields: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The events and the resource that a body gets of an answer."""
     body = body_of(**fields)
-    writer = responses.ResponseWriter(body, responses.to_request(body, ()), SamplingParams())
+    writer = responses.ResponseWriter(body, responses.to_request(body, ResponseStore()), SamplingParams())
     chunks = [chunk for one in happened for chunk in (*writer.begin(), *writer.add(one))]
     return sse(chunks), writer.resource
 
 
 def asked(**fields: Any) -> Any:
-    return responses.to_request(body_of(**fields), ())
+    return responses.to_request(body_of(**fields), ResponseStore())
 
 
 def test_every_event_and_the_resource_keep_the_official_schema() -> None:
@@ -115,7 +115,7 @@ def test_an_empty_answer_still_has_a_message() -> None:
 
 def test_a_failure_is_told_in_the_stream_also_before_it_began() -> None:
     body = body_of()
-    writer = responses.ResponseWriter(body, responses.to_request(body, ()), SamplingParams())
+    writer = responses.ResponseWriter(body, responses.to_request(body, ResponseStore()), SamplingParams())
     told = sse([b"".join(writer.fail(ServerError("context_exceeded", "The prompt has 9 tokens.")))])
     assert [data["type"] for data in told] == ["response.created", "response.in_progress", "response.failed"]
     assert told[-1]["response"]["error"] == {"code": "context_length_exceeded", "message": "The prompt has 9 tokens."}
@@ -125,7 +125,7 @@ def test_a_failure_is_told_in_the_stream_also_before_it_began() -> None:
 
 def test_pings_are_events_with_numbers() -> None:
     body = body_of()
-    writer = responses.ResponseWriter(body, responses.to_request(body, ()), SamplingParams())
+    writer = responses.ResponseWriter(body, responses.to_request(body, ResponseStore()), SamplingParams())
     told = sse([writer.ping(), writer.ping(), *writer.add(ContentDelta("x"))])
     assert [data["type"] for data in told[:3]] == ["response.created", "response.in_progress", "response.in_progress"]
     assert [data["sequence_number"] for data in told] == list(range(len(told)))
@@ -202,7 +202,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "function_call", "name": "x"}]}, "input[0].call_id"),
     ({"input": [{"type": "strange"}]}, "input[0].type"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "no"}}, "tool_choice.name"),
@@ -220,18 +220,21 @@ def test_what_cannot_be_kept_is_refused_by_name(fields: dict[str, Any], named: s
 
 
 def test_a_talk_goes_on_from_the_response_before_it() -> None:
-    llm = scripted_llm(["Four.", "Five."])
+    llm = scripted_llm(["Four.", "Five.", "Five."])
     script = llm.executor.script  # type: ignore[attr-defined]
     with client_of(scripted_server(llm)) as client:
         first = client.post(PATH, json={"model": "scripted", "input": "Two and two?"}).json()
         more = {"model": "scripted", "input": "And one?", "previous_response_id": first["id"]}
         second = client.post(PATH, json=more).json()
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        items = [{"role": "user", "content": "Two and two?"}, reference, {"role": "user", "content": "And one?"}]
+        assert client.post(PATH, json={"model": "scripted", "input": items}).status_code == 200
         assert client.get(f"{PATH}/{first['id']}").json() == first
         assert client.get(f"{PATH}/{first['id']}/input_items").json()["data"][0]["content"] == "Two and two?"
         assert client.delete(f"{PATH}/{first['id']}").json()["deleted"] is True
         assert client.get(f"{PATH}/{first['id']}").status_code == 404
     assert second["previous_response_id"] == first["id"]
-    assert "Four." in llm.tokenizer.decode(script.prompts[1])
+    assert "Four." in llm.tokenizer.decode(script.prompts[1]) and script.prompts[1] == script.prompts[2]
     assert second["usage"]["input_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 1
 
 

@@ -369,8 +369,13 @@ class MessageWriter:
     def add(self, one: Event) -> Iterator[bytes]:
         """What an event of the answer changes."""
         if isinstance(one, PromptProgress):
-            yield from self._begin(one)
-        elif isinstance(one, ContentDelta):
+            self.usage = _usage(one.total, one.reused, 0, 0)
+            if not one.done:  # what the cache has of it is not known yet
+                return
+        if not self.begun:
+            self.begun = True
+            yield _event("message_start", message=self.as_dict())
+        if isinstance(one, ContentDelta):
             yield from self._add("text", one.text, {"text": ""}, "text_delta")
         elif isinstance(one, ReasoningDelta):
             yield from self._add("thinking", one.text, {"thinking": "", "signature": ""}, "thinking_delta")
@@ -384,13 +389,6 @@ class MessageWriter:
             yield from self._close()
         elif isinstance(one, Finished):
             yield from self._finish(one)
-
-    def _begin(self, one: PromptProgress) -> Iterator[bytes]:
-        if not self.begun:
-            self.begun = True
-            self.usage = _usage(one.total, one.reused, 0, 0)
-            yield _event("message_start", message=self.as_dict())
-            yield PING
 
     def _add(self, kind: str, text: str, empty: dict[str, Any], delta: str) -> Iterator[bytes]:
         if not text:

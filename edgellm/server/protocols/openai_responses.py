@@ -46,6 +46,7 @@ from edgellm.server.protocols.openai_wire import (
     new_id,
     sampling_fields,
 )
+from edgellm.server.response_store import ResponseStore
 from edgellm.server.sse import event
 
 __all__ = ["ROUTES", "error_body"]
@@ -148,15 +149,16 @@ class ResponseBody(AskedBody, kw_only=True):
 # -- from the body to the request -------------------------------------------------------------------------------------
 
 
-def to_request(body: AskedBody, before: Sequence[dict[str, Any]]) -> ChatRequest:
-    """The body as every protocol means it; ``before`` is the talk that it goes on from. ServerError names the field."""
+def to_request(body: AskedBody, store: ResponseStore) -> ChatRequest:
+    """The body as every protocol means it; the store has the talk that it goes on from. ServerError names the field."""
     _refuse(body)
     kwargs = checked_template_kwargs("chat_template_kwargs", body.chat_template_kwargs)
     tools = function_tools(body)
     told = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    before = earlier(body, store)
     return ChatRequest(
         model=body.model,
-        messages=told + to_messages([*before, *input_items(body)], len(before)),
+        messages=told + to_messages([*before, *whole_items(body, store)], len(before)),
         tools=checked_tools("tools", tools),
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -192,6 +194,22 @@ def input_items(body: AskedBody) -> list[dict[str, Any]]:
     if body.input is None:
         return []
     return [{"type": "message", "role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+
+
+def earlier(body: AskedBody, store: ResponseStore) -> Sequence[dict[str, Any]]:
+    """The items of the talk that a body goes on from."""
+    name = body.previous_response_id
+    return store.get(name, "previous_response_id").items if name else ()
+
+
+def whole_items(body: AskedBody, store: ResponseStore) -> Iterator[dict[str, Any]]:
+    """The input with the items themselves where it refers to some of earlier answers."""
+    for number, item in enumerate(input_items(body)):
+        name = item.get("id")
+        if item.get("type") == "item_reference" and isinstance(name, str):
+            yield store.item(name, f"input[{number}].id")
+        else:
+            yield item
 
 
 def function_tools(body: AskedBody) -> list[dict[str, Any]]:
@@ -303,7 +321,7 @@ def _message(item: Item, where: str, names: dict[str, str]) -> dict[str, Any] | 
         thought = unsealed(item.encrypted_content) or _text(item.content or item.summary or "", f"{where}.content")
         return {"role": "assistant", "reasoning_content": thought} if thought else None
     if kind is None or kind == "item_reference":
-        raise invalid(f"{where}.type", "it is missing, or names an item by its id. Send the whole item.")
+        raise invalid(f"{where}.{'id' if kind else 'type'}", "it is missing.")
     if not kind.endswith(("_call", "_output", "_request", "_response", "_list_tools", "_tools", "compaction")):
         raise invalid(f"{where}.type", f"{kind[:40]!r} is no kind of item that edgellm knows.")
     return None
@@ -553,10 +571,10 @@ async def create(call: Call) -> Reply:
     """A whole response, or its events."""
     body: ResponseBody = call.body
     store = call.server.responses
-    before = store.get(body.previous_response_id, "previous_response_id").items if body.previous_response_id else ()
-    request = to_request(body, before)
+    request = to_request(body, store)
     entry = await call.server.models.find(body.model)
     params = entry.llm.default_params if entry.llm is not None else SamplingParams()
+    before, given = earlier(body, store), list(whole_items(body, store))  # now: the store may have dropped them later
     writer = ResponseWriter(body, request, params)
 
     async def told() -> AsyncIterator[bytes]:
@@ -571,7 +589,7 @@ async def create(call: Call) -> Reply:
             for chunk in writer.fail(error):
                 yield chunk
         if body.store is not False and writer.end["status"] in ("completed", "incomplete"):
-            store.keep(writer.resource, before, input_items(body))
+            store.keep(writer.resource, before, given)
 
     if body.stream:
         return Stream(told(), failed=lambda error: b"".join(writer.fail(error)), ping=writer.ping)
@@ -582,10 +600,7 @@ async def create(call: Call) -> Reply:
 
 async def input_tokens(call: Call) -> Reply:
     """How many tokens the prompt of a response would have."""
-    body: AskedBody = call.body
-    name = body.previous_response_id
-    before = call.server.responses.get(name, "previous_response_id").items if name else ()
-    n = await count_tokens(call.server, to_request(body, before))
+    n = await count_tokens(call.server, to_request(call.body, call.server.responses))
     return Json({"object": "response.input_tokens", "input_tokens": n})
 
 
