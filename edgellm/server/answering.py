@@ -14,11 +14,11 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgellm.formats.errors import ContextFullError
+from edgellm.formats.errors import ContextFullError, EdgeLLMError
 from edgellm.generation import GenerationChunk
 from edgellm.messages.events import Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
-from edgellm.server.errors import ServerError
+from edgellm.server.errors import ServerError, invalid
 from edgellm.server.server import Server
 from edgellm.server.text_request import TextItem, TextRequest, text_items
 from edgellm.server.turns import fitting
@@ -92,6 +92,15 @@ async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None
 
 def _reply(llm: LLM, request: ChatRequest) -> EventStream:
     """The library's reply, not yet begun: rendered, tokenized and known to fit."""
+    try:
+        return _asked(llm, request)
+    except EdgeLLMError as error:
+        if error.code in ("GRAMMAR", "SCHEMA"):
+            raise invalid("tools" if request.response_format is None else request.format_field, str(error)) from error
+        raise
+
+
+def _asked(llm: LLM, request: ChatRequest) -> EventStream:
     return llm.events(
         fitting(llm.chat_template, request.messages),
         tools=request.tools,

@@ -36,7 +36,7 @@ class ChatRequest:
     messages            as chat templates have them (the OpenAI protocol's fields)
     tools               descriptions as the OpenAI protocol has them
     tool_choice         "auto", "none", "required" or {"name": ...}
-    response_format     as ``LLM.stream`` takes it
+    response_format     as ``LLM.stream`` takes it; ``format_field`` is where the protocol has it
     reasoning           None as the model would, True, False, an effort ("low" ...), or tokens at most
     max_tokens          None goes on to the end of the context
     n                   answers to the same messages
@@ -60,6 +60,7 @@ class ChatRequest:
     logprobs: int | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     keep_alive: float | None = None
+    format_field: str = "response_format"
 
 
 def checked_stops(field: str, stop: str | Sequence[str] | None) -> tuple[str, ...]:

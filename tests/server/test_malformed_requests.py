@@ -29,7 +29,7 @@ PATHS: dict[str, dict[str, Any]] = {
         ],
         "tools": [{"type": "function", "function": FUNCTION}],
         "tool_choice": "auto",
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": False,
         "temperature": 0.5,
         "top_p": 0.9,
         "max_tokens": 4,
@@ -63,7 +63,7 @@ PATHS: dict[str, dict[str, Any]] = {
         "metadata": {"a": "b"},
         "include": ["message.output_text.logprobs"],
         "top_logprobs": 2,
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": False,
     },
     "/v1/messages": {
         "model": "scripted",

@@ -200,6 +200,7 @@ def to_request(body: PromptBody) -> ChatRequest:
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
         response_format=None if schema is None else {"type": "json_schema", "json_schema": {"schema": schema}},
+        format_field="output_config.format.schema",
         reasoning=_reasoning(body.thinking, config.effort),
         max_tokens=getattr(body, "max_tokens", None),
         stop=checked_stops("stop_sequences", getattr(body, "stop_sequences", None)),

@@ -193,6 +193,7 @@ def _request(body: AskedBody, messages: Sequence[Mapping[str, Any]], **more: Any
         model=body.model,
         messages=messages,
         response_format=_format(body.format),
+        format_field="format",
         reasoning=body.think,
         max_tokens=_max_tokens(options.pop("num_predict", None)),
         stop=checked_stops("options.stop", texts),

@@ -163,6 +163,7 @@ def to_request(body: AskedBody, store: ResponseStore) -> ChatRequest:
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=_response_format(body.text.format if body.text else None),
+        format_field="text.format.schema",
         reasoning=body.reasoning.effort if body.reasoning else None,
         max_tokens=getattr(body, "max_output_tokens", None),
         sampling=sampling_fields(body),
