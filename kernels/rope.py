@@ -65,20 +65,23 @@ def yarn_scaling(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     extrapolation: float = 1.0,
+    truncate: bool = True,
 ) -> np.ndarray:
     """YaRN (https://arxiv.org/abs/2309.00071): slow dimensions are interpolated, fast ones stay as they were.
 
     A dimension that turns more than ``beta_fast`` times within the original context stays, one that turns less than
     ``beta_slow`` times is divided by ``factor``, and a ramp lies between. ``extrapolation`` 1 keeps the fast ones
-    whole, 0 interpolates everything.
+    whole, 0 interpolates everything. ``truncate`` lets the ramp begin and end at whole dimensions.
     """
     n_dims = 2 * len(inv_freq)
 
     def dimension_of(turns: float) -> float:
         return n_dims * math.log(original_context_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(dimension_of(beta_fast)), 0)
-    high = min(math.ceil(dimension_of(beta_slow)), n_dims - 1)
+    low, high = dimension_of(beta_fast), dimension_of(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, n_dims - 1)
     ramp = (np.arange(n_dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001))
     stays = (1 - np.clip(ramp, 0, 1)) * np.float32(extrapolation)
     return linear_scaling(inv_freq, factor) * (1 - stays) + inv_freq * stays

@@ -22,7 +22,7 @@ CHATML = (
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 N_EXPERT = 5
-EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe")
+EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss")
 """Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
@@ -119,14 +119,14 @@ def write_tiny_model(
         keys["lfm2.shortconv.l_cache"] = 3
     if architecture in EXPERTS:
         keys |= {f"{architecture}.expert_count": N_EXPERT, f"{architecture}.expert_used_count": 2}
-    if architecture in ("qwen2moe", "qwen3moe"):
+    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss"):
         keys[f"{architecture}.expert_feed_forward_length"] = n_ff
     if architecture in ("qwen2moe", "granitemoe"):
         keys[f"{architecture}.expert_shared_feed_forward_length"] = 2 * n_ff
     if architecture.startswith("granite"):
         scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
         keys |= {f"{architecture}.{key}": value for key, value in scales.items()}
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("gemma2", "gemma3", "gpt-oss"):
         keys[f"{architecture}.attention.sliding_window"] = sliding_window
     if architecture == "gemma3":
         keys["gemma3.attention.sliding_window_pattern"] = 2
@@ -147,7 +147,7 @@ def write_tiny_model(
             writer.add_tensor(name, (centre + 0.1 * rng.standard_normal(shape)).astype(np.float32))
             continue
         kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)
-        kind = "F32" if name.endswith("shortconv.conv.weight") else kind
+        kind = "F32" if name.endswith(("shortconv.conv.weight", ".bias")) else kind
         writer.add_tensor(
             name,
             random_weight(rng, shape, kind),
@@ -182,7 +182,7 @@ def tensor_shapes(
         "ffn_up.weight": (n_ff, n_embd),
         "ffn_down.weight": (n_embd, n_ff),
     }
-    if architecture in ("qwen2", "qwen2moe"):
+    if architecture in ("qwen2", "qwen2moe", "gpt-oss"):
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
     if architecture in ("qwen3", "qwen3moe", "gemma3", "lfm2"):
         layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
@@ -198,6 +198,11 @@ def tensor_shapes(
             layer[f"ffn_{name}_shexp.weight"] = shape
     if architecture == "qwen2moe":
         layer |= {"ffn_gate_inp_shexp.weight": (n_embd,)}
+    if architecture == "gpt-oss":
+        layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
+        layer |= {"attn_output.bias": (n_embd,), "attn_sinks.weight": (n_q // head_dim,)}
+        layer |= {"ffn_gate_inp.bias": (N_EXPERT,), "ffn_down_exps.bias": (N_EXPERT, n_embd)}
+        layer |= {f"ffn_{name}_exps.bias": (N_EXPERT, n_ff) for name in ("gate", "up")}
     if architecture in ("gemma2", "gemma3"):
         layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
@@ -254,6 +259,7 @@ ARCHITECTURE_OF = {
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
     "granitemoeshared": "granitemoe",
+    "gpt_oss": "gpt-oss",
 }
 """Kinds of transformers' settings that GGUF calls otherwise."""
 PAIRED = ("llama", "granite", "granitemoe")
@@ -270,12 +276,13 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
     arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    for hf_name, tensor in expert_matrices_apart(model.state_dict()).items():
+    for hf_name, tensor in expert_matrices_apart(model.state_dict(), architecture == "gpt-oss").items():
         if tied and hf_name == "lm_head.weight":
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         name = name or {"lm_head.weight": "output.weight"}.get(hf_name)  # of an architecture that has none as a rule
         assert name is not None, hf_name
+        name += ".weight" * name.endswith("attn_sinks")
         weight = tensor.float().numpy()
         if architecture in PAIRED and "attn_q." in name:
             weight = pair_neighbours(weight, config.num_attention_heads)
@@ -295,14 +302,23 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
     return Path(path)
 
 
-def expert_matrices_apart(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a model with gate and up of its experts as two, named as a module is."""
+def expert_matrices_apart(tensors: dict[str, Any], transposed: bool) -> dict[str, Any]:
+    """The tensors of a model with gate and up of its experts as two, named as a module is.
+
+    transposed   matrices of experts are (n_in, n_out), and gate and up alternate
+    """
     apart = {}
     for stored, tensor in tensors.items():
         name = stored.replace("block_sparse_moe.experts.", "mlp.experts.").replace(
-            "router.weight", "router.layer.weight"
+            "moe.router.weight", "moe.router.layer.weight"
         )
-        if name.endswith("experts.gate_up_proj"):
+        if "experts." in name and "blk" not in name and tensor.dim() > 1 and transposed:
+            alternate, kind = name.endswith(("gate_up_proj", "gate_up_proj_bias")), ".bias" * name.endswith("_bias")
+            rows = tensor if kind else tensor.transpose(1, 2)
+            base = name.removesuffix("_bias") + (kind or ".weight")
+            cuts = {base.replace("gate_up", one): rows[:, i::2] for i, one in enumerate(("gate", "up"))}
+            apart |= cuts if alternate else {base: rows}
+        elif name.endswith("experts.gate_up_proj"):
             gate, up = tensor.chunk(2, dim=1)
             apart |= {name.replace("gate_up", kind) + ".weight": one for kind, one in (("gate", gate), ("up", up))}
         elif name.endswith("shared_mlp.input_linear.weight"):
@@ -348,6 +364,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
     if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in (
         "qwen3",
         "qwen3moe",
+        "gpt-oss",
         "gemma",
         "gemma2",
         "gemma3",
@@ -367,6 +384,8 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "final_logit_softcapping": "final_logit_softcapping",
     }
     keys |= {key: getattr(config, name) for name, key in named.items() if getattr(config, name, None) is not None}
+    if architecture == "gpt-oss":
+        keys["expert_feed_forward_length"] = config.intermediate_size
     rope = config.rope_parameters
     if architecture == "lfm2":
         keys["attention.head_count_kv"] = [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types]
@@ -379,7 +398,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
         rope = rope["full_attention"]
-    elif config.model_type in ("mistral", "mixtral", "gemma2") and config.sliding_window:
+    elif config.model_type in ("mistral", "mixtral", "gemma2", "gpt_oss") and config.sliding_window:
         keys["attention.sliding_window"] = config.sliding_window
     keys["rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):

@@ -1,4 +1,5 @@
-"""One file per architecture, named as ``general.architecture`` names it; each turns a GGUF file into a program.
+"""One file per architecture, named as ``general.architecture`` names it (with _ for -); each turns a GGUF file into a
+program.
 
 To add an architecture, add its file: a module here with ``build(gguf) -> Program`` is found by its name.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from edgellm.formats.errors import UnsupportedError
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 
 def architectures() -> list[str]:
     """The names of the architectures that can be run."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+
+
+def module_of(architecture: str) -> ModuleType:
+    """The file of one of them."""
+    return importlib.import_module(f"{__name__}.{architecture.replace('-', '_')}")
 
 
 def build_program(gguf: ModelFile) -> Program:
@@ -30,11 +37,9 @@ def build_program(gguf: ModelFile) -> Program:
     a file that is no model.
     """
     check_is_model(gguf)
-    name = gguf.architecture.replace("-", "_")
-    if name not in architectures():  # a name from an untrusted file is looked up, never imported as it is
+    if gguf.architecture not in architectures():  # a name from an untrusted file is looked up, never imported as it is
         raise UnsupportedError(
             f"{Path(gguf.path).name}: the architecture is {gguf.architecture!r}. edgellm runs "
             f"{', '.join(architectures())}. Take a GGUF file of one of these."
         )
-    module = importlib.import_module(f"{__name__}.{name}")
-    return module.build(gguf)
+    return module_of(gguf.architecture).build(gguf)

@@ -10,7 +10,7 @@ from edgellm.models.parts.checkpoint_form import QKV, CheckpointForm, plain_meta
 
 def build(gguf: ModelFile) -> Program:
     """See ``build_decoder``."""
-    return build_decoder(gguf, adjacent=False, needs_bias=True)
+    return build_decoder(gguf, adjacent=False, needs_bias="qkv")
 
 
 CHECKPOINT = CheckpointForm(

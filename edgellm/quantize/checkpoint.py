@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from edgellm.formats.file_types import QUANTIZATION_VERSION
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.formats.stored_numbers import FLOATS
-from edgellm.models import architectures, build_program
+from edgellm.formats.stored_numbers import FLOATS, encode_plain
+from edgellm.models import architectures, build_program, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm
 from edgellm.models.parts.checkpoint_keys import DEFAULTS, check_keys
@@ -82,7 +81,7 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
     model_type = checkpoint.config.get("model_type")
     known = []
     for architecture in architectures():
-        form = importlib.import_module(f"edgellm.models.{architecture}").CHECKPOINT
+        form = module_of(architecture).CHECKPOINT
         known += [next(iter(form.classes))]
         kind = form.classes.get(named) if isinstance(named, str) else None
         if named is None and model_type in form.classes.values():
@@ -95,7 +94,7 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
                 "Correct the one that is wrong.",
                 code="CHECKPOINT_ARCHITECTURE",
             )
-        for key in ("num_local_experts", "num_experts") if not (form.experts or form.stacked) else ():
+        for key in ("num_local_experts", "num_experts") if not form.has_experts else ():
             if checkpoint.text_config.get(key):
                 raise UnsupportedError(
                     f"{checkpoint.folder.name}: is a mixture of experts ({key}); edgellm runs dense models of its "
@@ -147,7 +146,10 @@ def _tensors(
                     f"{short(stored_name)}: two tensors are {place.name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
                 )
             tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
-            tensor = part_of_rows(tensor, *place.part, stored_name)
+            if form.transposed_experts and weight.stored is not None and place.name.endswith("_exps.weight"):
+                tensor = _transposed(tensor)
+            cut = every_nth if form.transposed_experts else part_of_rows
+            tensor = cut(tensor, *place.part, stored_name)
             if place.expert is None:
                 found[place.name] = tensor
             else:
@@ -259,7 +261,7 @@ def input_tensor(
         )
     raw = weight.stored
     shift = form.norm_shift if name.endswith("norm.weight") else 0.0
-    plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) > 1
+    plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) > 1 and name.endswith("weight")
 
     def decode(start: int, stop: int) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -319,6 +321,54 @@ def part_of_rows(tensor: InputTensor, i: int, n_parts: int, stored_name: str) ->
     return replace(
         tensor, shape=(*tensor.shape[:-2], n, tensor.n_in), decode=cut(tensor.decode), stored=cut(tensor.stored)
     )
+
+
+def _transposed(tensor: InputTensor) -> InputTensor:
+    """Each expert's matrix the other way round; the last one is kept, for the rows that follow."""
+    n_experts, n_in, n_out = tensor.shape
+    kept: dict[int, np.ndarray] = {}
+
+    def matrix(expert: int) -> np.ndarray:
+        if expert not in kept:
+            kept.clear()
+            kept[expert] = np.ascontiguousarray(tensor.decode(expert * n_in, (expert + 1) * n_in).T)
+        return kept[expert]
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        experts = range(start // n_out, -(-stop // n_out))
+        return np.concatenate([matrix(e)[max(start - e * n_out, 0) : stop - e * n_out] for e in experts])
+
+    return _of_rows(tensor, (n_experts, n_out, n_in), rows)
+
+
+def every_nth(tensor: InputTensor, i: int, n_parts: int, stored_name: str) -> InputTensor:
+    """The i-th and every n-th row after it of each expert's matrix, or so of its biases."""
+    if n_parts == 1:
+        return tensor
+    is_bias = tensor.name.endswith(".bias")
+    n = tensor.shape[-1 if is_bias else -2] // n_parts
+    if tensor.shape[-1 if is_bias else -2] % n_parts:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected {n_parts} that alternate. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    if is_bias:
+        return _of_rows(tensor, (*tensor.shape[:-1], n), lambda start, stop: tensor.decode(start, stop)[:, i::n_parts])
+
+    def rows(start: int, stop: int) -> np.ndarray:  # n * n_parts rows of a matrix, without a gap between two
+        return tensor.decode(start * n_parts, stop * n_parts)[i::n_parts]
+
+    return _of_rows(tensor, (*tensor.shape[:-2], n, tensor.n_in), rows)
+
+
+def _of_rows(tensor: InputTensor, shape: tuple[int, ...], rows: Rows) -> InputTensor:
+    """Another tensor of float32 rows, with the type of this one where that is a plain one."""
+    kind = tensor.quant.name
+
+    def stored(start: int, stop: int) -> np.ndarray:
+        return encode_plain(np.ascontiguousarray(rows(start, stop)), kind).view(np.uint8).reshape(stop - start, -1)
+
+    return replace(tensor, shape=shape, decode=rows, stored=stored)
 
 
 def _stacked(name: str, experts: dict[int, InputTensor], n_experts: int) -> InputTensor:

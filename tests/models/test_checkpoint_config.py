@@ -13,6 +13,7 @@ from test_checkpoint_convert import TOKENS, VOCAB
 from test_models import (
     EXPERTS,
     GEMMA2,
+    GPT_OSS,
     GRANITE,
     LINEAR_ROPE,
     LLAMA3_ROPE,
@@ -46,6 +47,7 @@ CONFIGS = {
     "olmoe": "OlmoeConfig",
     "gemma": "GemmaConfig",
     "gemma2": "Gemma2Config",
+    "gpt_oss": "GptOssConfig",
     "granite": "GraniteConfig",
     "granitemoe": "GraniteMoeConfig",
     "granitemoeshared": "GraniteMoeSharedConfig",
@@ -64,6 +66,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", OLMOE),
     "gemma": ("Gemma", {"head_dim": 16}),
     "gemma2": ("Gemma2", GEMMA2),
+    "gpt_oss": ("GptOss", GPT_OSS),
     "granite": ("Granite", GRANITE),
     "granitemoe": ("GraniteMoe", GRANITE | MIXTRAL),
     "granitemoeshared": ("GraniteMoeShared", GRANITE | MIXTRAL | {"shared_intermediate_size": 40}),

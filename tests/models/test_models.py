@@ -52,6 +52,12 @@ EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 
 SHARED = {"norm_topk_prob": False, "shared_expert_intermediate_size": 80}
 OLMOE = {"num_experts": 6, "num_experts_per_tok": 3}
 MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
+GPT_OSS = MIXTRAL | {
+    "head_dim": 32,
+    "sliding_window": 33,
+    "num_hidden_layers": 4,
+    "rope_parameters": YARN_ROPE | {"truncate": False, "factor": 8.0},
+}
 GEMMA2 = {
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
@@ -144,6 +150,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe biases": (
         "GraniteMoeShared",
         GRANITE | {"shared_intermediate_size": 40, "attention_bias": True, "num_experts_per_tok": 8},
+    ),
+    "gpt-oss": ("GptOss", GPT_OSS),
+    "gpt-oss unscaled": ("GptOss", GPT_OSS | {"num_local_experts": 5, "rope_parameters": {"rope_type": "default"}}),
+    "gpt-oss tied": ("GptOss", GPT_OSS | {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "gpt-oss one of many": (
+        "GptOss",
+        GPT_OSS
+        | {"num_local_experts": 32, "num_experts_per_tok": 1, "sliding_window": 1, "rope_parameters": LINEAR_ROPE},
     ),
     "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gemma all heads": ("Gemma", {"head_dim": 16, "num_key_value_heads": 4, "tie_word_embeddings": True}),

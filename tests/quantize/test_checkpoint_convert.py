@@ -88,6 +88,7 @@ JUDGED = (
     *("llama 3 factors", "qwen2 tied", "qwen3", "qwen3moe one of many", "qwen3moe some of few", "gemma3", "lfm2"),
     *("llama mixtral", "llama mixtral tied", "qwen2moe", "qwen2moe one of many", "olmoe all heads"),
     *("granite", "granite tied", "granitemoe", "granitemoe shared", "gemma", "gemma2"),
+    *("gpt-oss unscaled", "gpt-oss one of many"),  # YaRN as the model has it is not known to llama.cpp
 )
 
 

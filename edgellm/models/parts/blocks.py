@@ -211,7 +211,7 @@ def build_decoder(
     adjacent: bool,
     window: int = 0,
     rotates: bool = True,
-    needs_bias: bool = False,
+    needs_bias: str = "",
     qk_norms: QKNorms = "none",
     scales: Scales = Scales(),
     ffn: Callable[[ProgramBuilder, str], None] | None = None,
@@ -221,7 +221,7 @@ def build_decoder(
     adjacent     rotated pairs are neighbours, else half a head apart
     window       positions that a token sees, 0 for all
     rotates      False for a model that knows no positions
-    needs_bias   q, k and v have one
+    needs_bias   letters of those of q, k, v and o that have one
     ffn          adds the ops from h to proj in place of the last product's
     """
     hp = read_hparams(gguf)
@@ -254,7 +254,7 @@ def self_attention(
     scale: float | None = None,
     window: int = 0,
     softcap: float = 0.0,
-    needs_bias: bool = False,
+    needs_bias: str = "",
     qk_norms: QKNorms = "none",
     has_sinks: bool = False,
 ) -> None:
@@ -263,9 +263,9 @@ def self_attention(
     softcap, has_sinks   what the softmax of scores has, see ``Attention``
     """
     hp = m.hp
-    m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias=needs_bias)
-    m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias=needs_bias)
-    m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias=needs_bias)
+    m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias="q" in needs_bias)
+    m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias="k" in needs_bias)
+    m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias="v" in needs_bias)
     for x in ("q", "k") if qk_norms != "none" else ():
         m.rms_norm(x, f"{blk}.attn_{x}_norm", x, hp.head_dim_k if qk_norms == "heads" else None)
     if rope is not None:
@@ -273,7 +273,7 @@ def self_attention(
     sinks = m.weight(f"{blk}.attn_sinks.weight", hp.n_head) if has_sinks else None
     scale = scale or 1 / math.sqrt(hp.head_dim_k)
     m.attention("q", "k", "v", "attn", scale=scale, window=window, softcap=softcap, sinks=sinks)
-    m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
+    m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd, needs_bias="o" in needs_bias)
 
 
 def feed_forward(m: ProgramBuilder, blk: str, activation: Activation) -> None:

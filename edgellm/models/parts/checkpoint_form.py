@@ -68,6 +68,8 @@ class CheckpointForm:
     layer         modules of a layer: name in the checkpoint -> name in GGUF
     experts       modules of one expert -> the GGUF tensor that holds those of a layer
     stacked       modules of a layer whose rows, or those of every expert, are several GGUF tensors one after another
+    bare          parameters of a layer that have no module's name, likewise, with the whole rest of the GGUF names
+    transposed_experts   matrices of experts are (n_in, n_out) where they are plain, and gate and up alternate in them
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
@@ -82,10 +84,17 @@ class CheckpointForm:
     around: Mapping[str, str] = field(default_factory=lambda: DECODER)
     experts: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    bare: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    transposed_experts: bool = False
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
     space_prefix: bool = True
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether models of the architecture may have any."""
+        return bool(self.experts or self.stacked or self.bare)
 
     def places(self, name: str, n_layer: int, biases: frozenset[str]) -> tuple[Place, ...]:
         """Where a checkpoint's tensor goes (``model.layers.3.mlp.up_proj.weight``); nowhere when it is unknown."""
@@ -96,6 +105,9 @@ class CheckpointForm:
         if found is None or int(found[1]) >= n_layer:
             return ()
         blk, rest, parameter = f"blk.{int(found[1])}", found[2], found[3]
+        if parameter is None and rest in self.bare:
+            names = self.bare[rest]
+            return tuple(Place(f"{blk}.{one}", part=(i, len(names))) for i, one in enumerate(names))
         if rest in self.stacked and parameter in ("weight", None):
             names = self.stacked[rest]
             return tuple(Place(f"{blk}.{one}.weight", part=(i, len(names))) for i, one in enumerate(names))

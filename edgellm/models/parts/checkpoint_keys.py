@@ -42,6 +42,7 @@ USED: dict[str, frozenset[str]] = {
     | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"}
     | {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "qkv_bias"},
     "olmoe": _DECODER | _EXPERTS | {"norm_topk_prob"},
+    "gpt_oss": _DECODER | _EXPERTS | {"attention_bias", "sliding_window", "swiglu_alpha", "swiglu_limit"},
     "granite": _DECODER | _GRANITE | {"attention_bias", "mlp_bias"},
     "granitemoe": _DECODER | _GRANITE | _EXPERTS | {"attention_bias"},
     "granitemoeshared": _DECODER | _GRANITE | _EXPERTS | {"attention_bias", "shared_intermediate_size"},
@@ -99,6 +100,8 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     # its window, and where that begins, count with use_sliding_window alone
     "qwen2_moe": _ROUTING | {"attention_bias", "sliding_window", "max_window_layers"},
     "olmoe": _ROUTING,
+    # an older spelling of the experts that a token is sent to, and a length that its rotation says
+    "gpt_oss": _ROUTING | {"experts_per_token", "initial_context_length"},
     "granite": frozenset(),
     "granitemoe": _ROUTING,
     "granitemoeshared": _ROUTING,
@@ -155,6 +158,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4}
     | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
     "olmoe": {"rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8},
+    "gpt_oss": {
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 4,
+        "sliding_window": 128,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "rope_theta": 150000.0,
+    },
     "granite": {},
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "granitemoeshared": {"num_local_experts": 8, "num_experts_per_tok": 2},

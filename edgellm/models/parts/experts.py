@@ -28,6 +28,7 @@ class Experts:
 
     over     what the weights of those that are used are the softmax over
     shared   width of the one that every token has besides, 0 where there is none
+    needs_bias   whether the router and every expert's products have one
     """
 
     n: int
@@ -35,10 +36,16 @@ class Experts:
     n_ff: int
     over: Literal["chosen", "all"] = "chosen"
     shared: int = 0
+    needs_bias: bool = False
 
 
 def read_experts(
-    gguf: ModelFile, n_ff: int | None = None, *, over: Literal["chosen", "all"] = "chosen", shared: int = 0
+    gguf: ModelFile,
+    n_ff: int | None = None,
+    *,
+    over: Literal["chosen", "all"] = "chosen",
+    shared: int = 0,
+    needs_bias: bool = False,
 ) -> Experts:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for one that is off.
 
@@ -50,18 +57,23 @@ def read_experts(
         raise hparam_error(gguf, "expert_used_count", n_used, f"up to expert_count, which is {n}")
     if n_ff is None:
         n_ff = integer(gguf, "expert_feed_forward_length", least=1)
-    return Experts(n, n_used, n_ff, over, shared)
+    return Experts(n, n_used, n_ff, over, shared, needs_bias)
 
 
 def expert_feed_forward(m: ProgramBuilder, blk: str, experts: Experts, activation: Activation) -> None:
-    """proj = sum over the experts that h Wrouter^T is largest for: its softmax times (act(h Wg^T) * h Wu^T) Wd^T"""
+    """proj = sum over the experts that h Wrouter^T is largest for: its softmax times (act(h Wg^T) * h Wu^T) Wd^T
+
+    Plus the biases of any of these products where the file has them.
+    """
     n_used, n_ff, n_embd = experts.n_used, experts.n_ff, m.hp.n_embd
-    m.linear("h", f"{blk}.ffn_gate_inp", "router", experts.n)
+    m.linear("h", f"{blk}.ffn_gate_inp", "router", experts.n, needs_bias=experts.needs_bias)
     m.ops.append(Route("router", m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used), experts.over))
 
     def matmul(x: str, name: str, out: str, n_out: int, n_in: int) -> None:
         weight = m.weight(f"{blk}.{name}.weight", experts.n, n_out, n_in)
-        m.ops.append(ExpertMatmul(x, "ids", weight, m.buffer(out, n_used * n_out), n_used))
+        has_bias = experts.needs_bias or f"{blk}.{name}.bias" in m.gguf.tensors
+        bias = m.weight(f"{blk}.{name}.bias", experts.n, n_out) if has_bias else None
+        m.ops.append(ExpertMatmul(x, "ids", weight, m.buffer(out, n_used * n_out), n_used, bias))
 
     matmul("h", "ffn_gate_exps", "gate", n_ff, n_embd)
     matmul("h", "ffn_up_exps", "up", n_ff, n_embd)

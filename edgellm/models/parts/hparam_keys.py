@@ -34,6 +34,7 @@ READ_IN: dict[str, frozenset[str]] = {
     "gemma": frozenset(("rope.scaling.attn_factor",)),
     "gemma2": frozenset(("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
     | {"rope.scaling.attn_factor"},
+    "gpt-oss": _EXPERTS | {"attention.sliding_window", "expert_feed_forward_length", "rope.scaling.attn_factor"},
     "granite": _GRANITE,
     "granitemoe": _GRANITE | _EXPERTS | {"expert_shared_feed_forward_length"},
     "olmoe": _EXPERTS | {"rope.scaling.attn_factor"},

@@ -97,9 +97,19 @@ def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = ()) -> HParams:
 
 
 def read_rope(
-    gguf: ModelFile, hp: HParams, base: float, *, adjacent: bool, factors: np.ndarray | None = None, scaled: bool = True
+    gguf: ModelFile,
+    hp: HParams,
+    base: float,
+    *,
+    adjacent: bool,
+    factors: np.ndarray | None = None,
+    scaled: bool = True,
+    truncate: bool = True,
 ) -> Rope:
-    """The rotation of the file: ``base``, divided by ``factors``, then scaled as the ``rope.scaling.*`` keys say."""
+    """The rotation of the file: ``base``, divided by ``factors``, then scaled as the ``rope.scaling.*`` keys say.
+
+    truncate   whether YaRN's ramp begins and ends at whole dimensions
+    """
     inv_freq = frequencies(hp.n_rot, base)
     if factors is not None:
         inv_freq = inv_freq / factors
@@ -124,6 +134,7 @@ def read_rope(
             beta_fast=real(gguf, "rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=real(gguf, "rope.scaling.yarn_beta_slow", 1.0),
             extrapolation=1.0 if extrapolation < 0 else extrapolation,  # below 0 means: not set
+            truncate=truncate,
         )
         return Rope(adjacent, inv_freq, magnitude * yarn_magnitude(factor))
     raise UnsupportedError(
