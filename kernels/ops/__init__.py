@@ -14,14 +14,15 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 """
 
 from edgellm.kernels.ops.attention import Attention, StoreKV
-from edgellm.kernels.ops.elementwise import Add, GatedUnit, Scale, SigmoidGate, Softcap
+from edgellm.kernels.ops.delta_net import DeltaGates, DeltaRule
+from edgellm.kernels.ops.elementwise import Add, GatedUnit, Scale, SigmoidGate, Softcap, SplitHeads
 from edgellm.kernels.ops.embed import Embed
 from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
 from edgellm.kernels.ops.matmul import Matmul
 from edgellm.kernels.ops.norms import RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.ops.rope import ApplyRope
-from edgellm.kernels.ops.short_conv import ShortConv
+from edgellm.kernels.ops.short_conv import CausalConv, ShortConv
 from edgellm.kernels.program import Op
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "Add",
     "ApplyRope",
     "Attention",
+    "CausalConv",
+    "DeltaGates",
+    "DeltaRule",
     "Embed",
     "ExpertMatmul",
     "ExpertSum",
@@ -42,10 +46,11 @@ __all__ = [
     "ShortConv",
     "SigmoidGate",
     "Softcap",
+    "SplitHeads",
     "StoreKV",
 ]
 
 OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
-    Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap,
+    Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
 )  # fmt: skip

@@ -135,6 +135,30 @@ class SigmoidGate(Op):
 
 
 @dataclass(frozen=True)
+class SplitHeads(Op):
+    """Heads of x, each [first | second] of equal width, to heads of two buffers."""
+
+    name, reads, writes, by_row = "split_heads", ("x",), ("first", "second"), True
+
+    x: str
+    first: str
+    second: str
+    head_dim: int  # of first and of second
+
+    def reference(self, step: Step) -> None:
+        heads = step[self.x].reshape(len(step[self.x]), -1, 2, self.head_dim)
+        step[self.first], step[self.second] = (
+            heads[:, :, i].reshape(len(heads), heads.shape[1] * self.head_dim) for i in (0, 1)
+        )
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for heads, dim in ((1, 1), (3, 2), (2, 17), (4, 64)):
+            op = SplitHeads(s.input(2 * heads * dim), s.buffer(heads * dim), s.buffer(heads * dim), dim)
+            s.emit(f"heads={heads} head_dim={dim}", op)
+
+
+@dataclass(frozen=True)
 class Softcap(Op):
     """out = cap * tanh(x / cap): values of any size are brought between -cap and cap."""
 

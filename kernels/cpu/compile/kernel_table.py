@@ -26,10 +26,11 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         name: ("elementwise", name, None)
         for name in ("rms_norm", "quantize", "rope", "add", "add_scaled", "select_outputs", "store_kv")
     },
-    **{name: ("elementwise", name, None) for name in ("scale", "sigmoid_gate", "softcap")},
+    **{name: ("elementwise", name, None) for name in ("scale", "sigmoid_gate", "softcap", "split_heads")},
     **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu", "clamped_swiglu")},
     "attention": ("attention", "attention", None),
-    "short_conv": ("short_conv", "short_conv", None),
+    **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
+    **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
     TOP_K: ("top_k", "top_k", None),
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},

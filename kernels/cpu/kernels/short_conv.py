@@ -1,4 +1,4 @@
-"""The short convolution of LFM2: channels are dealt to the threads, tokens go one after the other.
+"""Short convolutions: channels are dealt to the threads, tokens go one after the other.
 
 A sum runs over the taps, oldest first, whatever came in which step: a token has the same bits in any chunking. What
 stood before the step is read from one slot of the pool; what the next step needs goes to another, or to the same.
@@ -10,21 +10,20 @@ from typing import Any
 
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
+from edgellm.kernels.cpu.lib.vector_math import silu_f32x16
 
 
-def _make_channels(load: Any, store: Any, fma: Any, zero: Any) -> Any:
-    """All tokens of the step for the channels that one load takes, from byte ``i`` of a row on."""
+def _make_channels(load: Any, store: Any, fma: Any, zero: Any, value: Any, finish: Any) -> Any:
+    """All tokens of the step for the channels that one load takes, from byte ``i`` of a row on.
 
-    @v.forceinline
-    def product(args, row, i):
-        x = args.bcx + row * args.bcx_row + i
-        return load(x) * load(x + args.width * 8)
+    value(args, row, i) is what is convolved, finish(args, row, i, acc) what becomes of a sum.
+    """
 
     @v.forceinline
     def at_distance(args, before, start, row, i):
-        """b * x of a row, which may lie before the first one of its sequence in this step; ``before`` 0 is zero."""
+        """That of a row, which may lie before the first one of its sequence in this step; ``before`` 0 is zero."""
         if row >= start:
-            return product(args, row, i)
+            return value(args, row, i)
         if before == 0:
             return zero()
         return load(before + (row - start + args.n_taps - 1) * args.width * 4 + i)
@@ -46,8 +45,7 @@ def _make_channels(load: Any, store: Any, fma: Any, zero: Any) -> Any:
                 for tap in range(args.n_taps):
                     weight = load(args.w + tap * args.w_row + i)
                     acc = fma(at_distance(args, before, start, row - args.n_taps + 1 + tap, i), weight, acc)
-                gate = load(args.bcx + row * args.bcx_row + args.width * 4 + i)
-                store(args.out + row * args.out_row + i, gate * acc)
+                store(args.out + row * args.out_row + i, finish(args, row, i, acc))
             for tap in range(args.n_taps - 1):  # oldest first: those that follow are not needed for it
                 kept = at_distance(args, before, start, stop - args.n_taps + 1 + tap, i)
                 store(args.states + written * slot_nbytes + tap * args.width * 4 + i, kept)
@@ -61,8 +59,46 @@ def _zero_f32():
     return v.f32_of(0.0)
 
 
-_sixteen_channels = _make_channels(v.load_f32x16, v.store_f32x16, v.fma_f32x16, v.zero_f32x16)
-_one_channel = _make_channels(v.load_f32, v.store_f32, v.fma_f32, _zero_f32)
+@v.forceinline
+def _silu_f32(x):
+    return v.first_lane(silu_f32x16(v.splat_f32x16(x)))
+
+
+def _make_gated(load: Any) -> Any:
+    """Of a row [b | c | x]: b * x, and c times the sum."""
+
+    @v.forceinline
+    def value(args, row, i):
+        b = args.x + row * args.x_row + i
+        return load(b) * load(b + args.width * 8)
+
+    @v.forceinline
+    def finish(args, row, i, acc):
+        return load(args.x + row * args.x_row + args.width * 4 + i) * acc
+
+    return value, finish
+
+
+def _make_plain(load: Any, silu: Any) -> Any:
+    """x itself, and the silu of the sum."""
+
+    @v.forceinline
+    def value(args, row, i):
+        return load(args.x + row * args.x_row + i)
+
+    @v.forceinline
+    def finish(args, row, i, acc):
+        return silu(acc)
+
+    return value, finish
+
+
+_SIXTEEN = v.load_f32x16, v.store_f32x16, v.fma_f32x16, v.zero_f32x16
+_ONE = v.load_f32, v.store_f32, v.fma_f32, _zero_f32
+_sixteen_gated = _make_channels(*_SIXTEEN, *_make_gated(v.load_f32x16))
+_one_gated = _make_channels(*_ONE, *_make_gated(v.load_f32))
+_sixteen_plain = _make_channels(*_SIXTEEN, *_make_plain(v.load_f32x16, silu_f32x16))
+_one_plain = _make_channels(*_ONE, *_make_plain(v.load_f32, _silu_f32))
 
 
 def short_conv(op, step, thread, n_threads):
@@ -70,7 +106,18 @@ def short_conv(op, step, thread, n_threads):
     args = v.arguments(op, at.SHORT_CONV)
     whole = args.width // 16
     for block in range(thread, whole, n_threads):
-        _sixteen_channels(args, step, block * 64)
+        _sixteen_gated(args, step, block * 64)
     if thread == n_threads - 1:
         for channel in range(whole * 16, args.width):
-            _one_channel(args, step, channel * 4)
+            _one_gated(args, step, channel * 4)
+
+
+def causal_conv(op, step, thread, n_threads):
+    """out = silu(conv(x))"""
+    args = v.arguments(op, at.SHORT_CONV)
+    whole = args.width // 16
+    for block in range(thread, whole, n_threads):
+        _sixteen_plain(args, step, block * 64)
+    if thread == n_threads - 1:
+        for channel in range(whole * 16, args.width):
+            _one_plain(args, step, channel * 4)

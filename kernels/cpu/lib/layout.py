@@ -70,10 +70,18 @@ ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
 ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all")
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
 SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
+SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_row heads head_dim row_kind")
 SIGMOID_GATE = namedtuple("SIGMOID_GATE", "x x_row gate gate_row out out_row width span row_kind")
 """A value of ``gate`` is for ``span`` neighbours."""
 SOFTCAP = namedtuple("SOFTCAP", "x x_row out out_row width row_kind cap")
-SHORT_CONV = namedtuple("SHORT_CONV", "bcx bcx_row w w_row out out_row width n_taps states table")
+SHORT_CONV = namedtuple("SHORT_CONV", "x x_row w w_row out out_row width n_taps states table")
+DELTA_GATES = namedtuple(
+    "DELTA_GATES", "alpha alpha_row beta beta_row a dt_bias decay decay_row rate rate_row heads row_kind"
+)
+DELTA_RULE = namedtuple(
+    "DELTA_RULE",
+    "qkv qkv_row decay decay_row rate rate_row out out_row n_k_heads n_v_heads head_dim tiled eps states table",
+)
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
 
 
@@ -147,6 +155,9 @@ PART_PARTIAL = 40  # of the tile's states in PARTIALS, in (token, cut)
 PART_DONE = 44  # of these heads' counter in PARTS_DONE
 PART_TABLE = 48  # of its window
 PART_NBYTES = 52
+
+
+DELTA_HEAD_DIM = 256  # at most: 16 columns of a delta rule's state are kept in a thread's scratch, 16 KiB
 
 
 def tile_tokens(group: int) -> int:

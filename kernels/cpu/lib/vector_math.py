@@ -81,3 +81,24 @@ def clamped_swiglu_f32x16(gate, up):
     g = v.min_f32x16(_SEVEN(), gate)  # in this order NaN stays NaN
     u = v.min_f32x16(_SEVEN(), v.max_f32x16(_MINUS_SEVEN(), up))
     return g / (_ONE() + exp_f32x16(v.zero_f32x16() - _STEEPER() * g)) * (u + _ONE())
+
+
+_THIRD, _FIFTH, _SEVENTH, _NINTH, _ELEVENTH, _THIRTEENTH, _FIFTEENTH = (
+    v.make_const(v.f32x16, 1.0 / n) for n in (3, 5, 7, 9, 11, 13, 15)
+)
+
+
+@v.forceinline
+def softplus_f32x16(x):
+    """log(1 + e^x) = max(x, 0) + log(1 + y) of y = e^-|x|, as 2 atanh(y / (2 + y)): the odd powers to the 15th."""
+    y = exp_f32x16(v.zero_f32x16() - v.abs_f32x16(x))
+    z = y / (y + _ONE() + _ONE())
+    z2 = z * z
+    p = v.fma_f32x16(_FIFTEENTH(), z2, _THIRTEENTH())
+    p = v.fma_f32x16(p, z2, _ELEVENTH())
+    p = v.fma_f32x16(p, z2, _NINTH())
+    p = v.fma_f32x16(p, z2, _SEVENTH())
+    p = v.fma_f32x16(p, z2, _FIFTH())
+    p = v.fma_f32x16(p, z2, _THIRD())
+    half = v.fma_f32x16(p, z2 * z, z)
+    return v.max_f32x16(v.zero_f32x16(), x) + half + half

@@ -30,6 +30,9 @@ from edgellm.kernels.ops import (
     Add,
     ApplyRope,
     Attention,
+    CausalConv,
+    DeltaGates,
+    DeltaRule,
     Embed,
     ExpertMatmul,
     ExpertSum,
@@ -42,6 +45,7 @@ from edgellm.kernels.ops import (
     ShortConv,
     SigmoidGate,
     Softcap,
+    SplitHeads,
     StoreKV,
 )
 from edgellm.kernels.program import Buffer, Op, Program
@@ -247,6 +251,10 @@ class _Lowering:
             self.vectors[name] = array.ctypes.data
         return self.vectors[name]
 
+    def states(self, layer: int) -> int:
+        """Address of a recurrent layer's states."""
+        return 0 if self.pool is None else self.pool.arrays[layer][0].ctypes.data
+
     def matrix(self, name: str) -> tuple[str, int, int]:
         """Kernel suffix, address and row bytes of a weight. A type without kernels is dequantized to F32 here."""
         if name not in self.matrices:
@@ -419,6 +427,15 @@ def _sigmoid_gate(low: _Lowering, op: SigmoidGate) -> None:
     low.emit(op, "sigmoid_gate", arguments, alone=width <= ALONE_WIDTH)
 
 
+def _split_heads(low: _Lowering, op: SplitHeads) -> None:
+    width = low.width(op.x)
+    arguments = layout.SPLIT_HEADS(
+        **low.where(x=op.x, first=op.first, second=op.second), heads=width // (2 * op.head_dim), head_dim=op.head_dim,
+        row_kind=low.row_kind(op.x),
+    )  # fmt: skip
+    low.emit(op, "split_heads", arguments, alone=width <= ALONE_WIDTH)
+
+
 def _softcap(low: _Lowering, op: Softcap) -> None:
     width, row_kind = low.width(op.x), low.row_kind(op.out)
     arguments = layout.SOFTCAP(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind, cap=op.cap)
@@ -430,17 +447,48 @@ def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
     low.emit(op, "select_outputs", arguments, alone=True)
 
 
-def _short_conv(low: _Lowering, op: ShortConv) -> None:
+def _conv(low: _Lowering, op: ShortConv | CausalConv, kernel: str, x: str) -> None:
     width, n_taps = low.program.tensors[op.weight].shape
     weight = low.memory.zeros(n_taps, layout.padded(width), "float32")  # (n_taps, width): neighbours are channels
     if low.memory.real:
         weight[:, :width] = low.program.tensors[op.weight].dequantize().reshape(width, n_taps).T
     arguments = layout.SHORT_CONV(
-        **low.where(bcx=op.bcx, out=op.out), w=weight.ctypes.data, w_row=weight.strides[0], width=width, n_taps=n_taps,
-        states=0 if low.pool is None else low.pool.arrays[op.layer][0].ctypes.data,
+        **low.where(x=x, out=op.out), w=weight.ctypes.data, w_row=weight.strides[0], width=width, n_taps=n_taps,
+        states=low.states(op.layer), table=low.program.table_of(op.layer),
+    )  # fmt: skip
+    low.emit(op, kernel, arguments, alone=width <= ALONE_WIDTH)
+
+
+def _short_conv(low: _Lowering, op: ShortConv) -> None:
+    _conv(low, op, "short_conv", op.bcx)
+
+
+def _causal_conv(low: _Lowering, op: CausalConv) -> None:
+    _conv(low, op, "causal_conv", op.x)
+
+
+def _delta_gates(low: _Lowering, op: DeltaGates) -> None:
+    arguments = layout.DELTA_GATES(
+        **low.where(alpha=op.alpha, beta=op.beta, decay=op.decay, rate=op.rate), a=low.vector(op.a),
+        dt_bias=low.vector(op.dt_bias), heads=low.width(op.alpha), row_kind=low.row_kind(op.alpha),
+    )  # fmt: skip
+    low.emit(op, "delta_gates", arguments, alone=True)
+
+
+def _delta_rule(low: _Lowering, op: DeltaRule) -> None:
+    head_dim = low.width(op.out) // op.n_v_heads
+    if head_dim % layout.ROW_ALIGN or head_dim > layout.DELTA_HEAD_DIM:
+        raise UnsupportedError(
+            f"a delta rule with heads of {head_dim}; the CPU kernels take multiples of {layout.ROW_ALIGN} up to "
+            f"{layout.DELTA_HEAD_DIM}.",
+            code="MODEL_SHAPE",
+        )
+    arguments = layout.DELTA_RULE(
+        **low.where(qkv=op.qkv, decay=op.decay, rate=op.rate, out=op.out), n_k_heads=op.n_k_heads,
+        n_v_heads=op.n_v_heads, head_dim=head_dim, tiled=int(op.tiled), eps=op.eps, states=low.states(op.layer),
         table=low.program.table_of(op.layer),
     )  # fmt: skip
-    low.emit(op, "short_conv", arguments, alone=width <= ALONE_WIDTH)
+    low.emit(op, "delta_rule", arguments, alone=False)
 
 
 def _route(low: _Lowering, op: Route) -> None:
@@ -497,6 +545,10 @@ _RULES: dict[type, Any] = {
     Scale: _scale,
     SigmoidGate: _sigmoid_gate,
     Softcap: _softcap,
+    SplitHeads: _split_heads,
+    CausalConv: _causal_conv,
+    DeltaGates: _delta_gates,
+    DeltaRule: _delta_rule,
 }
 
 
