@@ -22,7 +22,7 @@ CHATML = (
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 N_EXPERT = 5
-EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss")
+EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe")
 """Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
@@ -119,9 +119,15 @@ def write_tiny_model(
         keys["lfm2.shortconv.l_cache"] = 3
     if architecture in EXPERTS:
         keys |= {f"{architecture}.expert_count": N_EXPERT, f"{architecture}.expert_used_count": 2}
-    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss"):
+    if architecture.startswith("qwen35"):  # every other layer is attention
+        sizes = delta_keys(2, 4, head_dim, 4) | {
+            "full_attention_interval": 2,
+            "rope.dimension_count": head_dim // 4 * 2,
+        }
+        keys |= {f"{architecture}.{key}": value for key, value in sizes.items()}
+    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss", "qwen35moe"):
         keys[f"{architecture}.expert_feed_forward_length"] = n_ff
-    if architecture in ("qwen2moe", "granitemoe"):
+    if architecture in ("qwen2moe", "granitemoe", "qwen35moe"):
         keys[f"{architecture}.expert_shared_feed_forward_length"] = 2 * n_ff
     if architecture.startswith("granite"):
         scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
@@ -143,11 +149,11 @@ def write_tiny_model(
         if name in leave_out:
             continue
         if len(shape) == 1:
-            centre = 0.0 if name.endswith(".bias") else 1.0
+            centre = {"bias": 0.0, "ssm_a": -1.0}.get(name.rpartition(".")[2], 1.0)
             writer.add_tensor(name, (centre + 0.1 * rng.standard_normal(shape)).astype(np.float32))
             continue
         kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)
-        kind = "F32" if name.endswith(("shortconv.conv.weight", ".bias")) else kind
+        kind = "F32" if name.endswith(("conv.weight", "conv1d.weight", ".bias")) else kind
         writer.add_tensor(
             name,
             random_weight(rng, shape, kind),
@@ -192,12 +198,16 @@ def tensor_shapes(
         layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd)}
         for name in ("gate", "up", "down"):
             layer[f"ffn_{name}_exps.weight"] = (N_EXPERT, *layer.pop(f"ffn_{name}.weight"))
-    if architecture in ("qwen2moe", "granitemoe"):
+    if architecture in ("qwen2moe", "granitemoe", "qwen35moe"):
         for name in ("gate", "up", "down"):
             shape = (n_embd, 2 * n_ff) if name == "down" else (2 * n_ff, n_embd)
             layer[f"ffn_{name}_shexp.weight"] = shape
-    if architecture == "qwen2moe":
+    if architecture in ("qwen2moe", "qwen35moe"):
         layer |= {"ffn_gate_inp_shexp.weight": (n_embd,)}
+    if architecture.startswith("qwen35"):
+        layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
+        layer |= {"attn_q.weight": (2 * n_q, n_embd), "attn_q_norm.weight": (head_dim,)}
+        layer |= {"attn_k_norm.weight": (head_dim,)}
     if architecture == "gpt-oss":
         layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
         layer |= {"attn_output.bias": (n_embd,), "attn_sinks.weight": (n_q // head_dim,)}
@@ -211,8 +221,20 @@ def tensor_shapes(
         "shortconv.conv.weight": (n_embd, 3),
         "shortconv.out_proj.weight": (n_embd, n_embd),
     }
+    if architecture.startswith("qwen35"):  # two key heads, four value heads
+        conv = {
+            "attn_qkv.weight": (8 * head_dim, n_embd),
+            "attn_gate.weight": (4 * head_dim, n_embd),
+            "ssm_alpha.weight": (4, n_embd),
+            "ssm_beta.weight": (4, n_embd),
+            "ssm_conv1d.weight": (8 * head_dim, 4),
+            "ssm_a": (4,),
+            "ssm_dt.bias": (4,),
+            "ssm_norm.weight": (head_dim,),
+            "ssm_out.weight": (n_embd, 4 * head_dim),
+        }
     for i in range(n_layer):
-        convolves = architecture == "lfm2" and i % 3 != 1
+        convolves = (architecture == "lfm2" and i % 3 != 1) or (architecture.startswith("qwen35") and i % 2 == 0)
         rest = {
             name: shape for name, shape in layer.items() if not name.startswith("attn_") or name == "attn_norm.weight"
         }
@@ -260,6 +282,8 @@ ARCHITECTURE_OF = {
     "qwen3_moe": "qwen3moe",
     "granitemoeshared": "granitemoe",
     "gpt_oss": "gpt-oss",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
 }
 """Kinds of transformers' settings that GGUF calls otherwise."""
 PAIRED = ("llama", "granite", "granitemoe")
@@ -279,7 +303,8 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
     for hf_name, tensor in expert_matrices_apart(model.state_dict(), architecture == "gpt-oss").items():
         if tied and hf_name == "lm_head.weight":
             continue
-        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        named = hf_name.replace("linear_attn.dt_bias", "linear_attn.dt_proj.bias")
+        name = names.get_name(named, try_suffixes=(".weight", ".bias"))
         name = name or {"lm_head.weight": "output.weight"}.get(hf_name)  # of an architecture that has none as a rule
         assert name is not None, hf_name
         name += ".weight" * name.endswith("attn_sinks")
@@ -290,9 +315,14 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = pair_neighbours(weight, config.num_key_value_heads)
         if name.endswith("ffn_gate_inp_shexp.weight"):
             weight = weight[0]
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        if name.endswith("ssm_a"):
+            weight = -np.exp(weight)
+        if architecture.startswith("qwen35"):
+            weight = with_tiled_heads(weight, name, config)
+        shifted = architecture.startswith(("gemma", "qwen35")) and not name.endswith("ssm_norm.weight")
+        if shifted and name.endswith("norm.weight"):
             weight = weight + 1
-        if name.endswith("shortconv.conv.weight"):
+        if name.endswith(("shortconv.conv.weight", "ssm_conv1d.weight")):
             weight = weight[:, 0]
         writer.add_tensor(name, np.ascontiguousarray(weight))
     rope = config.rope_parameters
@@ -331,6 +361,22 @@ def expert_matrices_apart(tensors: dict[str, Any], transposed: bool) -> dict[str
     return apart
 
 
+def with_tiled_heads(weight: np.ndarray, name: str, config: Any) -> np.ndarray:
+    """The value heads of a delta-net, in groups by key head, one of each group after the other."""
+    n_k, n_v, dim = config.linear_num_key_heads, config.linear_num_value_heads, config.linear_value_head_dim
+
+    def tiled(rows: np.ndarray) -> np.ndarray:
+        groups = rows.reshape(n_k, n_v // n_k, len(rows) // n_v, *rows.shape[1:])
+        return groups.swapaxes(0, 1).reshape(rows.shape)
+
+    kind = name.split(".", 2)[-1]
+    if kind in ("attn_qkv.weight", "ssm_conv1d.weight"):
+        return np.concatenate([weight[: 2 * n_k * dim], tiled(weight[2 * n_k * dim :])])
+    if kind in ("attn_gate.weight", "ssm_alpha.weight", "ssm_beta.weight", "ssm_a", "ssm_dt.bias"):
+        return tiled(weight)
+    return tiled(weight.T).T if kind == "ssm_out.weight" else weight
+
+
 def pair_neighbours(weight: np.ndarray, n_head: int) -> np.ndarray:
     """Reorder the rows of every head so that rotated pairs, half a head apart in transformers, are neighbours."""
     heads = weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
@@ -355,7 +401,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": getattr(config, "intermediate_size", None) or config.moe_intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": float(getattr(config, "norm_eps", 0) or config.rms_norm_eps),
@@ -365,6 +411,8 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "qwen3",
         "qwen3moe",
         "gpt-oss",
+        "qwen35",
+        "qwen35moe",
         "gemma",
         "gemma2",
         "gemma3",
@@ -384,6 +432,13 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "final_logit_softcapping": "final_logit_softcapping",
     }
     keys |= {key: getattr(config, name) for name, key in named.items() if getattr(config, name, None) is not None}
+    if architecture.startswith("qwen35"):
+        keys |= delta_keys(
+            config.linear_num_key_heads, config.linear_num_value_heads, config.linear_value_head_dim,
+            config.linear_conv_kernel_dim,
+        )  # fmt: skip
+        keys["attention.recurrent_layers"] = [kind == "linear_attention" for kind in config.layer_types]
+        keys["rope.dimension_count"] = int(config.head_dim * config.rope_parameters["partial_rotary_factor"])
     if architecture == "gpt-oss":
         keys["expert_feed_forward_length"] = config.intermediate_size
     rope = config.rope_parameters
@@ -409,6 +464,18 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
             if rope.get(name):
                 keys[f"rope.scaling.yarn_{name}"] = float(rope[name])
     return keys
+
+
+def delta_keys(n_k: int, n_v: int, head_dim: int, n_taps: int) -> dict[str, Any]:
+    """The sizes of a delta-net."""
+    return {
+        "ssm.conv_kernel": n_taps,
+        "ssm.state_size": head_dim,
+        "ssm.group_count": n_k,
+        "ssm.time_step_rank": n_v,
+        "ssm.inner_size": n_v * head_dim,
+        "rope.dimension_sections": [11, 11, 10, 0],
+    }
 
 
 def _write(writer: gguf.GGUFWriter) -> None:

@@ -20,6 +20,7 @@ from edgellm.models.parts.checkpoint_form import (
 )
 from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
+    SHARED_EXPERT,
     STACKED_EXPERTS,
     expert_feed_forward,
     expert_metadata,
@@ -69,14 +70,7 @@ CHECKPOINT = CheckpointForm(
     classes={"Qwen2MoeForCausalLM": "qwen2_moe", "Qwen2MoeModel": "qwen2_moe"},
     metadata=checkpoint_metadata,
     biases=lambda config: QKV if config.flag("qkv_bias", True) else frozenset(),
-    layer=DECODER_LAYER
-    | {
-        "mlp.gate": "ffn_gate_inp",
-        "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-        "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
-        "mlp.shared_expert.up_proj": "ffn_up_shexp",
-        "mlp.shared_expert.down_proj": "ffn_down_shexp",
-    },
+    layer=DECODER_LAYER | SHARED_EXPERT | {"mlp.gate": "ffn_gate_inp"},
     experts=EXPERT_MATRICES,
     stacked=STACKED_EXPERTS,
 )

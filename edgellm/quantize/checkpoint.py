@@ -29,11 +29,13 @@ from edgellm.quantize.input_model import InputModel, InputTensor, Rows
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
-FRAME, FRAMED = "gemma3", "gemma3_text"  # model_type of settings around those of the text, and of the text's own
+FRAMES = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+"""model_type of settings around those of the text, and of the text's own."""
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|masked_bias|(input|output|activation|[kvq])_(global_)?(scale|zero_point))"
-    r"|.*\b(vision_tower|vision_model|multi_modal_projector|audio_tower)\b.*"
+    r"|.*\b(vision_tower|vision_model|multi_modal_projector|audio_tower|visual)\b.*"
+    r"|(model\.)?mtp\..*"  # drafts of the tokens that follow the next
 )
 
 
@@ -112,9 +114,9 @@ def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConf
     """The settings of the language model, every key known, and what the user should know of them."""
     folder, values = checkpoint.folder, checkpoint.config
     notes = check_keys(folder, values, model_type)
-    if model_type == FRAME:
-        tied = values.get("tie_word_embeddings", DEFAULTS[FRAME]["tie_word_embeddings"])
-        values, model_type = dict(checkpoint.text_config), FRAMED
+    if model_type in FRAMES:
+        tied = values.get("tie_word_embeddings", DEFAULTS[model_type]["tie_word_embeddings"])
+        values, model_type = dict(checkpoint.text_config), FRAMES[model_type]
         notes += check_keys(folder, values, model_type)
         values["tie_word_embeddings"] = tied  # that of the text alone has no effect
     return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type), notes
@@ -148,6 +150,7 @@ def _tensors(
             tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
             if form.transposed_experts and weight.stored is not None and place.name.endswith("_exps.weight"):
                 tensor = _transposed(tensor)
+            tensor = _rearranged(tensor, form, config)
             cut = every_nth if form.transposed_experts else part_of_rows
             tensor = cut(tensor, *place.part, stored_name)
             if place.expert is None:
@@ -260,8 +263,9 @@ def input_tensor(
             code="MODEL_SHAPE",
         )
     raw = weight.stored
-    shift = form.norm_shift if name.endswith("norm.weight") else 0.0
+    shift = form.norm_shift if name.endswith("norm.weight") and not name.endswith("ssm_norm.weight") else 0.0
     plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) > 1 and name.endswith("weight")
+    plain_floats = plain_floats and not name.endswith("ssm_conv1d.weight")
 
     def decode(start: int, stop: int) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -321,6 +325,41 @@ def part_of_rows(tensor: InputTensor, i: int, n_parts: int, stored_name: str) ->
     return replace(
         tensor, shape=(*tensor.shape[:-2], n, tensor.n_in), decode=cut(tensor.decode), stored=cut(tensor.stored)
     )
+
+
+def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointConfig) -> InputTensor:
+    """A tensor of a layer with its rows, or columns, in GGUF's order, and its numbers as GGUF has them."""
+    rest = tensor.name.split(".", 2)[-1]
+    is_vector = len(tensor.shape) == 1
+    change = form.numbers.get(rest)
+    rows, columns = (orders(config).get(rest) for orders in (form.row_orders, form.column_orders))
+    for order, axis in ((rows, 0), (columns, -1)):
+        if order is not None and tensor.shape[axis] != len(order):
+            raise FormatError(
+                f"{tensor.name} has the shape {tensor.shape}, expected {len(order)} as config.json says. {PULL_AGAIN}",
+                code="MODEL_SHAPE",
+            )
+    if is_vector:
+        rows, columns = None, rows
+    if change is None and (rows is None or _in_order(rows)) and (columns is None or _in_order(columns)):
+        return tensor
+
+    def decode(start: int, stop: int) -> np.ndarray:
+        if rows is None:
+            found = tensor.decode(start, stop)
+        else:
+            wanted = rows[start:stop]
+            ends = [*(np.flatnonzero(np.diff(wanted) != 1) + 1), len(wanted)]
+            pieces = zip([0, *ends[:-1]], ends, strict=True)
+            found = np.concatenate([tensor.decode(int(wanted[a]), int(wanted[b - 1]) + 1) for a, b in pieces])
+        found = found if columns is None else found[:, columns]
+        return found if change is None else change(found)
+
+    return _of_rows(tensor, tensor.shape, decode)
+
+
+def _in_order(order: np.ndarray) -> bool:
+    return bool((np.diff(order) == 1).all())
 
 
 def _transposed(tensor: InputTensor) -> InputTensor:

@@ -11,6 +11,7 @@ import pytest
 from checkpoint_folders import save_byte_level
 from test_checkpoint_convert import TOKENS, VOCAB
 from test_models import (
+    DELTA,
     EXPERTS,
     GEMMA2,
     GPT_OSS,
@@ -48,6 +49,10 @@ CONFIGS = {
     "gemma": "GemmaConfig",
     "gemma2": "Gemma2Config",
     "gpt_oss": "GptOssConfig",
+    "qwen3_5_text": "Qwen3_5TextConfig",
+    "qwen3_5_moe_text": "Qwen3_5MoeTextConfig",
+    "qwen3_5": "Qwen3_5Config",
+    "qwen3_5_moe": "Qwen3_5MoeConfig",
     "granite": "GraniteConfig",
     "granitemoe": "GraniteMoeConfig",
     "granitemoeshared": "GraniteMoeSharedConfig",
@@ -67,6 +72,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", {"head_dim": 16}),
     "gemma2": ("Gemma2", GEMMA2),
     "gpt_oss": ("GptOss", GPT_OSS),
+    "qwen3_5_text": ("Qwen3_5", DELTA),
+    "qwen3_5_moe_text": ("Qwen3_5Moe", DELTA | EXPERTS | {"shared_expert_intermediate_size": 40}),
     "granite": ("Granite", GRANITE),
     "granitemoe": ("GraniteMoe", GRANITE | MIXTRAL),
     "granitemoeshared": ("GraniteMoeShared", GRANITE | MIXTRAL | {"shared_intermediate_size": 40}),
@@ -122,7 +129,9 @@ def check(folder: Path, *names: str) -> str:
             with pytest.raises(Exception):  # noqa: B017
                 loaded_logits(folder)
         return "refused"
-    assert nmse(logits, loaded_logits(folder)) <= 1e-10, names
+    # transformers takes a delta rule in chunks of 64, and rounds more
+    limit = 1e-9 if "linear_num_key_heads" in (folder / "config.json").read_text("utf-8") else 1e-10
+    assert nmse(logits, loaded_logits(folder)) <= limit, names
     return "equal"
 
 
@@ -248,5 +257,10 @@ def test_every_rotation_gives_transformers_logits_or_is_refused_by_name(model_ty
         (tmp_path / "config.json").write_text(json.dumps(plain | keys), "utf-8")
         found[name] = check(tmp_path, "rope_scaling", "rope_parameters")
     yarn = "yarn without truncation" if model_type == "gpt_oss" else "yarn"
-    assert all(found[name] == "equal" for name in ("llama3", "llama3 without its length", "linear", yarn))
+    kinds = (
+        ("linear", yarn)
+        if model_type.startswith("qwen3_5")
+        else ("llama3", "llama3 without its length", "linear", yarn)
+    )
+    assert all(found[name] == "equal" for name in kinds)
     assert found["sliding layers scaled"] == found["longrope"] == "refused"

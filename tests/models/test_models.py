@@ -52,6 +52,15 @@ EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 
 SHARED = {"norm_topk_prob": False, "shared_expert_intermediate_size": 80}
 OLMOE = {"num_experts": 6, "num_experts_per_tok": 3}
 MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
 GPT_OSS = MIXTRAL | {
     "head_dim": 32,
     "sliding_window": 33,
@@ -159,6 +168,30 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         GPT_OSS
         | {"num_local_experts": 32, "num_experts_per_tok": 1, "sliding_window": 1, "rope_parameters": LINEAR_ROPE},
     ),
+    "qwen35": ("Qwen3_5", DELTA),
+    "qwen35 tied, heads alike": ("Qwen3_5", DELTA | {"linear_num_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen35 one key head, odd": (
+        "Qwen3_5",
+        DELTA
+        | {
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 3,
+            "linear_conv_kernel_dim": 3,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 3,
+            "rms_norm_eps": 1e-5,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+        },
+    ),
+    "qwen35moe": ("Qwen3_5Moe", DELTA | EXPERTS | {"shared_expert_intermediate_size": 40}),
+    "qwen35moe tied": (
+        "Qwen3_5Moe",
+        DELTA | EXPERTS | {"shared_expert_intermediate_size": 80, "tie_word_embeddings": True},
+    ),
+    "qwen35moe one of many": (
+        "Qwen3_5Moe",
+        DELTA | EXPERTS | {"shared_expert_intermediate_size": 40, "num_experts": 32, "num_experts_per_tok": 1},
+    ),
     "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gemma all heads": ("Gemma", {"head_dim": 16, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "gemma untied": ("Gemma", {"head_dim": 22, "intermediate_size": 77}),
@@ -223,18 +256,23 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
     """A random model whose logits depend on everything: weights of size 1/sqrt(n_in), norms about 1, biases not 0."""
     torch = pytest.importorskip("torch", reason="the judge of logits is transformers on torch")
     transformers = pytest.importorskip("transformers", reason="the judge of logits is transformers")
-    config_name = "Gemma3TextConfig" if kind.startswith("Gemma3") else f"{kind}Config"
+    has_frame = kind.startswith(("Gemma3", "Qwen3_5"))
+    config_name = f"{kind.removesuffix('ForCausalLM')}{'Text' * has_frame}Config"
     class_name = kind if kind.startswith("Gemma3") else f"{kind}ForCausalLM"
     config = getattr(transformers, config_name)(**(SMALL | options), attn_implementation="eager")
     torch.manual_seed(1)
     model = getattr(transformers, class_name)(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() > 1:
+            if name.endswith("A_log"):  # from memories that last to those of a token or none
+                weight.uniform_(-4, 4)
+            elif name.endswith("dt_bias"):
+                weight.normal_(0, 2)
+            elif weight.dim() > 1:
                 weight.normal_(0, weight.shape[-1] ** -0.5)
             else:
-                centre = 0.0 if name.endswith("bias") or kind.startswith("Gemma") else 1.0
-                weight.normal_(centre, 0.2)
+                shifted = kind.startswith(("Gemma", "Qwen3_5")) and not name.endswith("linear_attn.norm.weight")
+                weight.normal_(0.0 if name.endswith("bias") or shifted else 1.0, 0.2)
     return model
 
 

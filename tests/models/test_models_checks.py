@@ -179,6 +179,34 @@ def test_an_expert_that_is_not_there_is_named(architecture: str, tmp_path: Path)
             program_of(path)
 
 
+BAD_DELTA: dict[str, list[Any]] = {
+    "ssm.conv_kernel": [0, 1, 3, 65],
+    "ssm.state_size": [0, 8, 17, 1 << 31],
+    "ssm.group_count": [0, 3, 4],
+    "ssm.time_step_rank": [0, 3, 8],
+    "ssm.inner_size": [0, 63, 1 << 31],
+    "full_attention_interval": [0, 1, 3, 513],
+    "attention.recurrent_layers": [[True], [True] * 3, [False, True], [1, 2]],
+    "nextn_predict_layers": [1, 2, 65],
+    "attention.value_length": [8, 32],
+    "rope.dimension_count": [0, 3, 18],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD_DELTA.items() for value in values])
+def test_a_delta_net_of_wrong_sizes_is_a_named_error(key: str, value: Any, tmp_path: Path) -> None:
+    if (key, value) == ("nextn_predict_layers", 1):  # a layer that is not run: its own numbers do not matter
+        program = program_of(
+            write_tiny_model(tmp_path / "drafts.gguf", "qwen35", metadata={f"qwen35.{key}": 1}, **SIZES)
+        )
+        assert all(not name.startswith("blk.1.") for name in program.tensors)
+        return
+    path = write_tiny_model(tmp_path / "bad.gguf", "qwen35", metadata={f"qwen35.{key}": value}, **SIZES)
+    with pytest.raises(EdgeLLMError, match=r"bad\.gguf") as caught:
+        program_of(path)
+    assert caught.value.code in CODES
+
+
 def test_a_granite_that_divides_by_nothing_is_named(tmp_path: Path) -> None:
     for value in (0.0, -1.0, float("nan")):
         path = write_tiny_model(tmp_path / "granite.gguf", "granite", metadata={"granite.logit_scale": value}, **SIZES)
@@ -232,9 +260,10 @@ def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architectur
 
 @pytest.mark.parametrize("architecture", architectures())
 def test_every_architecture_applies_rope_factors_and_scaling(architecture: str, tmp_path: Path) -> None:
-    factors = np.arange(1, 9).astype(np.float32)
     scaling = {f"{architecture}.rope.scaling.type": "linear", f"{architecture}.rope.scaling.factor": 2.0}
     plain = program_of(write_tiny_model(tmp_path / "plain.gguf", architecture, **SIZES)).ropes
+    n = {len(rope.inv_freq) for rope in plain.values()}.pop()
+    factors = np.arange(1, n + 1).astype(np.float32)
     changed = write_tiny_model(
         tmp_path / "rope.gguf", architecture, metadata=scaling, extra_tensors={"rope_freqs.weight": factors}, **SIZES
     )
@@ -327,7 +356,8 @@ def test_programs_are_complete(architecture: str, tmp_path: Path) -> None:
     assert program.architecture == architecture
     assert program.buffers["logits"].rows == "outputs"
     assert program.buffers["logits"].width == program.n_vocab == 276
-    assert len(program.cache_layers) == 2
+    written = [layer for op in program.ops for layer in op.written_layers()]
+    assert sorted(written) == list(range(len(program.cache_layers))) and len(written) >= 2
     named = {name for op in program.ops for name in (*op.read_buffers(), *op.written_buffers())}
     assert named == set(program.buffers)
     weights = {name for op in program.ops for name in op.weight_names()}

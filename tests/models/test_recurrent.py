@@ -18,9 +18,9 @@ SEEDED = {"max_tokens": 24, "temperature": 0.9, "seed": 5, "ignore_eos": True}
 Load = Callable[..., edgellm.LLM]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("lfm2") / "lfm2.gguf", "lfm2", n_layer=4)
+@pytest.fixture(scope="module", params=["lfm2", "qwen35"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "model.gguf", request.param, n_layer=4)
 
 
 @pytest.fixture(params=["cpu", "reference"])

@@ -30,6 +30,8 @@ from edgellm.kernels.ops import (
     RMSNorm,
     Scale,
     SelectOutputs,
+    SigmoidGate,
+    SplitHeads,
     StoreKV,
 )
 from edgellm.kernels.ops.elementwise import Activation
@@ -257,13 +259,18 @@ def self_attention(
     needs_bias: str = "",
     qk_norms: QKNorms = "none",
     has_sinks: bool = False,
+    gated: bool = False,
 ) -> None:
     """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = h Wq^T, h Wk^T, h Wv^T; ``scale`` is else 1/sqrt(head)
 
     softcap, has_sinks   what the softmax of scores has, see ``Attention``
+    gated                heads of Wq are [q | gate], and attention is multiplied by sigmoid(gate)
     """
     hp = m.hp
-    m.linear("h", f"{blk}.attn_q", "q", hp.n_head * hp.head_dim_k, needs_bias="q" in needs_bias)
+    n_q = hp.n_head * hp.head_dim_k
+    m.linear("h", f"{blk}.attn_q", "q_gate" if gated else "q", n_q * (1 + gated), needs_bias="q" in needs_bias)
+    if gated:
+        m.ops.append(SplitHeads("q_gate", m.buffer("q", n_q), m.buffer("attn_gate", n_q), hp.head_dim_k))
     m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias="k" in needs_bias)
     m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias="v" in needs_bias)
     for x in ("q", "k") if qk_norms != "none" else ():
@@ -273,6 +280,8 @@ def self_attention(
     sinks = m.weight(f"{blk}.attn_sinks.weight", hp.n_head) if has_sinks else None
     scale = scale or 1 / math.sqrt(hp.head_dim_k)
     m.attention("q", "k", "v", "attn", scale=scale, window=window, softcap=softcap, sinks=sinks)
+    if gated:
+        m.ops.append(SigmoidGate("attn", "attn_gate", "attn"))
     m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd, needs_bias="o" in needs_bias)
 
 

@@ -69,6 +69,9 @@ class CheckpointForm:
     experts       modules of one expert -> the GGUF tensor that holds those of a layer
     stacked       modules of a layer whose rows, or those of every expert, are several GGUF tensors one after another
     bare          parameters of a layer that have no module's name, likewise, with the whole rest of the GGUF names
+    numbers       what becomes of the numbers of some tensors of a layer
+    row_orders, column_orders   of some tensors of a layer, by the rest of their GGUF names: which row of the
+                  checkpoint's is the first, the second ...; a vector's elements are its rows
     transposed_experts   matrices of experts are (n_in, n_out) where they are plain, and gate and up alternate in them
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
@@ -85,6 +88,9 @@ class CheckpointForm:
     experts: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bare: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    numbers: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    row_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
+    column_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     transposed_experts: bool = False
     pairs_heads: bool = False
     norm_shift: float = 0.0
@@ -94,7 +100,7 @@ class CheckpointForm:
     @property
     def has_experts(self) -> bool:
         """Whether models of the architecture may have any."""
-        return bool(self.experts or self.stacked or self.bare)
+        return bool(self.experts or self.stacked or self.transposed_experts)
 
     def places(self, name: str, n_layer: int, biases: frozenset[str]) -> tuple[Place, ...]:
         """Where a checkpoint's tensor goes (``model.layers.3.mlp.up_proj.weight``); nowhere when it is unknown."""

@@ -27,6 +27,12 @@ _DECODER = frozenset(
 )  # fmt: skip
 _EXPERTS = frozenset(("num_experts", "num_local_experts", "num_experts_per_tok"))
 _GRANITE = frozenset(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"))
+_FRAME = frozenset(
+    ("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config", "quantization")
+) | frozenset(("compression_config", "bos_token_id", "eos_token_id", "pad_token_id"))
+_DELTA = frozenset(
+    ("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads")
+) | frozenset(("linear_num_value_heads", "full_attention_interval", "partial_rotary_factor"))
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
 USED: dict[str, frozenset[str]] = {
     "llama": _DECODER | {"attention_bias", "mlp_bias"},
@@ -54,11 +60,12 @@ USED: dict[str, frozenset[str]] = {
     "lfm2": _DECODER
     | {"block_auto_adjust_ff_dim", "block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "conv_L_cache"}
     | {"full_attn_idxs", "norm_eps"},
+    "qwen3_5_text": _DECODER | _DELTA,
+    "qwen3_5_moe_text": _DECODER
+    | _DELTA
+    | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"},
     # the frame around the settings of a model that also sees
-    "gemma3": frozenset(
-        ("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config", "quantization")
-    )
-    | frozenset(("compression_config", "bos_token_id", "eos_token_id", "pad_token_id")),
+    **dict.fromkeys(("gemma3", "qwen3_5", "qwen3_5_moe"), _FRAME),
 }
 
 HARMLESS = frozenset(
@@ -87,6 +94,11 @@ HARMLESS = frozenset(
         "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
     )
 )  # fmt: skip
+# how tokens behind the next are drafted, and the other name of a state's type
+_MTP = frozenset(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"))
+_SEES = frozenset(("vision_config", "image_token_id", "video_token_id", "vision_start_token_id")) | frozenset(
+    ("vision_end_token_id", "language_model_only")
+)
 _ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
 HARMLESS_IN: dict[str, frozenset[str]] = {
     "llama": frozenset(),
@@ -108,6 +120,9 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "gemma": frozenset(),
     "gemma2": frozenset(("cache_implementation",)),
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
+    "qwen3_5_text": _MTP,
+    "qwen3_5_moe_text": _MTP | _ROUTING,
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _SEES),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
 }
@@ -116,6 +131,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "activation": ("swiglu",),
     "add_cross_attention": (False,),
     "attention_bias": (False,),
+    "attn_output_gate": (True,),
     "attn_logit_softcapping": (),
     "block_use_swiglu": (True,),
     "clip_qkv": (),
@@ -123,6 +139,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (),
     "is_encoder_decoder": (False,),
     "mlp_bias": (False,),
+    "mlp_only_layers": ([],),
+    "norm_topk_prob": (True,),
     "num_experts": (0,),
     "num_local_experts": (0,),
     "partial_rotary_factor": (1,),
@@ -139,6 +157,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
 
 NOTED = {"auto_map": "names a program of its author's own; the architecture's usual one was converted, as it says"}
 
+_DELTA_DEFAULTS = {
+    "head_dim": 256,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -207,6 +233,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "gemma3": {"tie_word_embeddings": True},
+    "qwen3_5_text": _DELTA_DEFAULTS | {"num_key_value_heads": 4},
+    "qwen3_5_moe_text": _DELTA_DEFAULTS
+    | {"num_key_value_heads": 2, "num_experts": 256, "num_experts_per_tok": 8}
+    | {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512},
+    "qwen3_5": {"tie_word_embeddings": False},
+    "qwen3_5_moe": {"tie_word_embeddings": False},
 }
 
 

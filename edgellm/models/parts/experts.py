@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgellm.formats.model_file import ModelFile
-from edgellm.kernels.ops import ExpertMatmul, ExpertSum, Matmul, Route, SigmoidGate
+from edgellm.kernels.ops import ExpertMatmul, ExpertSum, Matmul, Route, SigmoidGate, SplitHeads
 from edgellm.kernels.ops.elementwise import Activation
 from edgellm.models.parts.blocks import ProgramBuilder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
@@ -20,6 +20,14 @@ STACKED_EXPERTS = {
     "mlp.experts.down_proj": ("ffn_down_exps",),
 }
 """Parameters of all experts of a layer, where a checkpoint has them as one -> the tensors its rows are cut into."""
+
+
+SHARED_EXPERT = {
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,13 @@ def expert_feed_forward(m: ProgramBuilder, blk: str, experts: Experts, activatio
         bias = m.weight(f"{blk}.{name}.bias", experts.n, n_out) if has_bias else None
         m.ops.append(ExpertMatmul(x, "ids", weight, m.buffer(out, n_used * n_out), n_used, bias))
 
-    matmul("h", "ffn_gate_exps", "gate", n_ff, n_embd)
-    matmul("h", "ffn_up_exps", "up", n_ff, n_embd)
+    if f"{blk}.ffn_gate_up_exps.weight" in m.gguf.tensors:  # both in one
+        matmul("h", "ffn_gate_up_exps", "gate_up", 2 * n_ff, n_embd)
+        gate, up = (m.buffer(name, n_used * n_ff) for name in ("gate", "up"))
+        m.ops.append(SplitHeads("gate_up", gate, up, n_ff))
+    else:
+        matmul("h", "ffn_gate_exps", "gate", n_ff, n_embd)
+        matmul("h", "ffn_up_exps", "up", n_ff, n_embd)
     m.gated_unit("gate", "up", "ffn", activation)
     matmul("ffn", "ffn_down_exps", "experts", n_embd, n_ff)
     m.ops.append(ExpertSum("experts", "probs", m.buffer("proj", n_embd)))

@@ -26,6 +26,11 @@ READ = frozenset(
     )
 )  # fmt: skip
 _EXPERTS = frozenset(("expert_count", "expert_used_count"))
+_DELTA = frozenset(
+    ("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
+) | frozenset(
+    ("full_attention_interval", "attention.recurrent_layers", "nextn_predict_layers", "rope.scaling.attn_factor")
+) | {"rope.dimension_sections"}  # fmt: skip
 _GRANITE = frozenset(
     ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")
 ) | {"rope.scaling.finetuned"}
@@ -43,6 +48,8 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen2": frozenset(("rope.scaling.attn_factor",)),
     "qwen3": frozenset(("rope.scaling.attn_factor",)),
     "lfm2": frozenset(("shortconv.l_cache", "rope.scaling.attn_factor")),
+    "qwen35": _DELTA,
+    "qwen35moe": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},
     "gemma3": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")),
 }

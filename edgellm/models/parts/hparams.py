@@ -53,11 +53,12 @@ BY_LAYER = {"n_head": "attention.head_count", "n_head_kv": "attention.head_count
 """Fields that may differ from layer to layer in some architectures."""
 
 
-def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = ()) -> HParams:
+def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = (), *, n_ff: int | None = None) -> HParams:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for a missing key, a range or a ratio that is off.
 
     by_layer   names of BY_LAYER that the architecture reads layer by layer, 0 for a layer without; all others must be
                alike in all layers
+    n_ff       for architectures whose files need not say it
     """
     n_layer, n_embd = integer(gguf, "block_count"), integer(gguf, "embedding_length")
 
@@ -85,7 +86,7 @@ def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = ()) -> HParams:
         context_length=integer(gguf, "context_length"),
         n_layer=n_layer,
         n_embd=n_embd,
-        n_ff=size("n_ff"),
+        n_ff=size("n_ff", n_ff),
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim_k=head_dim_k,

@@ -1,0 +1,73 @@
+"""Qwen 3.5 and 3.6 with experts: as the dense ones, and every feed-forward is a mixture and a shared expert."""
+
+from __future__ import annotations
+
+from edgellm.formats.model_file import ModelFile
+from edgellm.kernels.program import Program
+from edgellm.models.parts.blocks import ProgramBuilder
+from edgellm.models.parts.checkpoint_config import CheckpointConfig
+from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata
+from edgellm.models.parts.delta_net import apart_gates, build_hybrid, read_delta_net
+from edgellm.models.parts.delta_net_checkpoint import (
+    DELTA_LAYER,
+    DELTA_NUMBERS,
+    DELTA_VECTORS,
+    delta_metadata,
+    value_columns,
+    value_rows,
+)
+from edgellm.models.parts.experts import (
+    EXPERT_MATRICES,
+    SHARED_EXPERT,
+    STACKED_EXPERTS,
+    expert_feed_forward,
+    expert_metadata,
+    read_experts,
+    shared_expert,
+)
+from edgellm.models.parts.hparams import integer
+
+
+def build(gguf: ModelFile) -> Program:
+    """As Qwen 3.5, but x += experts(h) + sigmoid(h w) shared(h)."""
+    net = read_delta_net(gguf, tiled=True)
+    experts = read_experts(gguf, shared=integer(gguf, "expert_shared_feed_forward_length", least=1))
+
+    def ffn(m: ProgramBuilder, blk: str) -> None:
+        expert_feed_forward(m, blk, experts, "silu")
+        shared_expert(m, blk, experts.shared, "silu", gated=True)
+
+    return build_hybrid(gguf, net, gates=apart_gates(net), ffn=ffn, n_ff=experts.n_ff)
+
+
+def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """The keys of this architecture, from config.json."""
+    n_ff = config.integer("moe_intermediate_size")
+    shared = config.integer("shared_expert_intermediate_size")
+    return (
+        delta_metadata(config, "qwen35moe", n_ff=n_ff)
+        | expert_metadata(config, "qwen35moe")
+        | {
+            "qwen35moe.expert_feed_forward_length": (n_ff, "UINT32"),
+            "qwen35moe.expert_shared_feed_forward_length": (shared, "UINT32"),
+        }
+    )
+
+
+CHECKPOINT = CheckpointForm(
+    classes={
+        "Qwen3_5MoeForCausalLM": "qwen3_5_moe_text",
+        "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe",
+        "Qwen3_5MoeTextModel": "qwen3_5_moe_text",
+    },
+    metadata=checkpoint_metadata,
+    layer=DELTA_LAYER | SHARED_EXPERT | {"mlp.gate": "ffn_gate_inp"},
+    bare=DELTA_VECTORS,
+    numbers=DELTA_NUMBERS,
+    row_orders=value_rows,
+    column_orders=value_columns,
+    experts=EXPERT_MATRICES,
+    stacked=STACKED_EXPERTS,
+    extra=lambda _: {},
+    norm_shift=1.0,
+)
