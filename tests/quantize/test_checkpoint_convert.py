@@ -123,6 +123,27 @@ def test_experts_in_one_tensor_are_those_that_come_one_by_one(name: str, tmp_pat
             assert np.array_equal(tensor.rows(*middle), other.rows(*middle))
 
 
+def test_experts_of_gpt_oss_in_mxfp4_are_those_that_transformers_unpacks(tmp_path: Path) -> None:
+    import torch
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    model = save_tiny(tmp_path, "gpt-oss", dtype="bfloat16")
+    tensors = {key: tensor.bfloat16().contiguous() for key, tensor in model.state_dict().items()}
+    torch.manual_seed(2)
+    for key in [key for key in tensors if key.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        n_experts, n_in, n_out = tensors[key].shape  # the other way round than in blocks
+        blocks = torch.randint(0, 256, (n_experts, n_out, n_in // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(122, 126, (n_experts, n_out, n_in // 32), dtype=torch.uint8)
+        model.get_parameter(key).data = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+        del tensors[key]
+        tensors |= {f"{key}_blocks": blocks, f"{key}_scales": scales}
+    save_tensors(tmp_path / "model.safetensors", tensors)
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    with open_input(tmp_path) as source:
+        (path,) = convert(source, tmp_path / "out.gguf", "f32")
+    assert nmse(reference_logits(path), transformers_logits(model, TOKENS)) <= 1e-10
+
+
 # -- tokenizers ------------------------------------------------------------------------------------------------------
 
 
