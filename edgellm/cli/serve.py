@@ -93,6 +93,7 @@ def command(models: tuple[str, ...], **values: Any) -> int:
         listener = listen.open_socket(values["host"], values["port"])
 
         def ready(stop: Callable[[], None]) -> None:
+            server.models.progress = None  # what is loaded later shows no bar between the lines of others
             progress.finish()
             echo(f"edgellm serves {_names(server)} at {listen.url_of(listener)}/v1  (Ctrl-C stops)")
 

@@ -101,7 +101,7 @@ class Models:
         self.keep_alive = keep_alive
         self.budget = loading.system_memory().available if budget is None else budget
         self._load = self._open if load is None else load
-        self._progress = progress
+        self.progress = progress
         self._room = asyncio.Condition()
         self._loading = asyncio.Lock()
 
@@ -194,7 +194,7 @@ class Models:
     def _open(self, entry: ModelEntry) -> LLM:
         from edgellm.llm import LLM
 
-        return LLM(loading.open_model(entry.path, self.options, self._progress))
+        return LLM(loading.open_model(entry.path, self.options, self.progress))
 
     async def _make_room(self, entry: ModelEntry, need: int) -> None:
         """Close idle models, the longest unused first, until ``need`` bytes fit beside the others."""
