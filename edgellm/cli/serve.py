@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.arguments import MAX_TOKENS_PER_STEP
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.options import executor_option, option_group, override_option
 from edgellm.cli.progress import ProgressBar
@@ -46,6 +47,9 @@ serve_options = option_group(
                  help="Tokens of context of each model; 0 takes all that it was trained for."),
     click.option("-np", "--parallel", "n_parallel", type=click.IntRange(1, 4096), default=4, show_default=True,
                  metavar="N", help="Whole contexts kept at once; more requests may run."),
+    click.option("-b", "--batch-size", "max_tokens_per_step", type=click.IntRange(1, MAX_TOKENS_PER_STEP), default=512,
+                 show_default=True, metavar="N",
+                 help="Prompt tokens of a step; fewer let others in, and what a client left be freed, sooner."),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
                  help="Threads.  [default: physical cores]"),
     click.option("--keep-alive", type=Duration(), default=-1, metavar="TIME",
@@ -116,6 +120,7 @@ def _server(models: tuple[str, ...], values: dict[str, Any], progress: ProgressB
         executor=values["executor"],
         chat_template=template_source(values),
         kv_overrides=values["overrides"] or None,
+        max_tokens_per_step=values["max_tokens_per_step"],
         force=values["force"],
         n_parallel=values["n_parallel"],
         speculate=values["speculate"],

@@ -109,9 +109,9 @@ class App:
         served, params, protocol = self._find(scope)
         origin = None
         try:
+            self.server.access.check_host(headers.get("host", ""))
             origin = self.server.access.allowed_origin(headers)
             if scope["method"] == "OPTIONS" and origin is not None:
-                self.server.access.check_host(headers.get("host", ""))
                 await _reply(Plain(b"", status=204, headers=PREFLIGHT_HEADERS), began, cors_headers(origin))
                 return
             self.server.access.check(headers, public=served is not None and served.route.public)

@@ -112,7 +112,13 @@ def client() -> Iterator[TestClient]:
 
 def cases(protocol: str) -> list[tuple[str, dict[str, Any], str]]:
     path, base, wrong = BASES[protocol]
-    return [(path, {**base, field: value}, field) for field, values in wrong.items() for value in values]
+    """Each wrong value, asked for as a whole and as a stream."""
+    return [
+        (path, {**base, **how, field: value}, field)
+        for how in ({}, {"stream": True})
+        for field, values in wrong.items()
+        for value in values
+    ]
 
 
 @pytest.mark.parametrize("protocol", BASES)
@@ -125,4 +131,4 @@ def test_no_malformed_request_is_a_server_error_and_each_names_its_field(client:
         error = reply.json()["error"]
         assert (error["param"] or "").split(".")[0].split("[")[0] == field or field in error["message"], shown
         tried += 1
-    assert tried >= 140
+    assert tried >= 280
