@@ -44,7 +44,8 @@ def test_the_official_client_reads_answers_strictly(openai_client: Any) -> None:
         update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
     )
     assert len(whole.choices[0].logprobs.content) == 8
-    legacy: Any = {"model": "smollm2", "prompt": ["Two and", "One and"], "max_tokens": 4, "logprobs": 2}
+    legacy: Any = {"model": "smollm2", "prompt": ["Two and", "One and"], "max_tokens": 4, "logprobs": 2, "seed": 1}
+    legacy |= {"temperature": 0}
     text = openai_client.completions.create(**legacy)
     assert [choice.index for choice in text.choices] == [0, 1] and len(text.choices[0].logprobs.tokens) == 4
     plain = type(openai_client)(base_url=openai_client.base_url, api_key="none")  # strict forbids null here
