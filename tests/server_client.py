@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the server needs its extra: pip install edgellm[server]")
 pytest.importorskip("msgspec", reason="the server needs its extra: pip install edgellm[server]")
+pytest.importorskip("httpx2", reason="starlette's client needs it: pip install httpx2")
 
 from conftest import real_model
 from starlette.testclient import TestClient

@@ -99,8 +99,8 @@ def test_lm_eval_gets_the_loglikelihoods_of_the_library(real: tuple[str, Server]
     instance = pytest.importorskip("lm_eval.api.instance", reason="pip install 'lm-eval[api]'")
     url, server = real
     warm = {"prompt": "x", "max_tokens": 1}
-    httpx = pytest.importorskip("httpx", reason="pip install httpx")
-    assert httpx.post(f"{url}/v1/completions", json=warm, timeout=60).status_code == 200
+    httpx2 = pytest.importorskip("httpx2", reason="pip install httpx2")
+    assert httpx2.post(f"{url}/v1/completions", json=warm, timeout=60).status_code == 200
     (model,) = server.models.loaded()
     assert model.llm is not None
     pairs = [("Rivers flow to the", " sea."), ("The capital of France is", " Paris"), ("1 2 3 4 5 6", " 7")]
