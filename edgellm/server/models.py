@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm import loading
-from edgellm.formats.errors import ModelNotFoundError
+from edgellm.formats.errors import EdgeLLMError, ModelNotFoundError
 from edgellm.measure.model_card import ModelCard, model_card
 from edgellm.memory import GIB, PROCESS_NBYTES
 from edgellm.server.errors import ServerError
@@ -124,14 +124,23 @@ class Models:
         }
         return list(self._stored.values())
 
+    async def usable(self) -> list[ModelEntry]:
+        """Those whose files can be read and are of an architecture that edgellm has: what clients are listed."""
+        entries = await self.entries()
+        found = await asyncio.gather(*map(self.facts, entries), return_exceptions=True)
+        wrong = [one for one in found if isinstance(one, BaseException) and not isinstance(one, EdgeLLMError | OSError)]
+        if wrong:
+            raise wrong[0]
+        return [entry for entry, facts in zip(entries, found, strict=True) if isinstance(facts, ModelFacts)]
+
     async def find(self, name: str | None) -> ModelEntry:
-        """The entry of a name; without one the only model, or the first. ServerError not_found."""
+        """The entry of a name; without one the first that is usable. ServerError not_found."""
         known = (self._given if self._given is not None else self._stored).get(name or "")
         if known is not None:
             return known
+        if not name and (usable := await self.usable()):
+            return usable[0]
         entries = await self.entries()
-        if not name and entries:
-            return entries[0]
         for entry in entries:
             if name in entry.names:
                 return entry

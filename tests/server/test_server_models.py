@@ -185,3 +185,18 @@ def test_what_does_not_fit_while_others_answer_is_told_to_come_back(monkeypatch:
         await shelf.models.close()
 
     asyncio.run(talk())
+
+
+def test_a_broken_file_hides_no_other_model(tmp_path: Path) -> None:
+    """It is not listed and never the one that answers without a name; asked for, it says what is wrong with it."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF\x03\x00\x00\x00 and then nothing")
+    server = Server(Models([ModelEntry(("broken",), broken), entry()], LoadOptions(n_ctx=512)))
+    with client_of(server) as client:
+        listed = client.get("/v1/models").json()
+        assert [one["id"] for one in listed["data"]] == ["smollm2"]
+        assert [one["name"] for one in client.get("/api/tags").json()["models"]] == ["smollm2:latest"]
+        reply = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        assert reply.status_code == 200 and reply.json()["model"] == "smollm2"
+        wrong = client.post("/v1/completions", json={"prompt": "x", "model": "broken"})
+        assert wrong.status_code == 500 and "broken.gguf" in wrong.json()["error"]["message"]

@@ -518,7 +518,7 @@ async def count(call: Call) -> Reply:
 
 async def model_list(server: Server) -> dict[str, Any]:
     """The models as this protocol lists them: what GET /v1/models answers to who sends anthropic-version."""
-    entries = await server.models.entries()
+    entries = await server.models.usable()
     data = await asyncio.gather(*(model_info(server, entry) for entry in entries))
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return {"data": data, "has_more": False, **ends}

@@ -451,7 +451,7 @@ async def _load(call: Call, body: AskedBody, request: ChatRequest, entry: ModelE
 
 async def tags(call: Call) -> Reply:
     """The models that there are."""
-    entries = await call.server.models.entries()
+    entries = await call.server.models.usable()
     return Json({"models": list(await asyncio.gather(*(_summary(call, entry) for entry in entries)))})
 
 

@@ -20,7 +20,7 @@ async def models(call: Call) -> Reply:
     """All models; ``data`` is OpenAI's list, ``models`` has what Codex and llama-server's clients read."""
     if "anthropic-version" in call.headers:
         return Json(await anthropic.model_list(call.server))
-    entries = await call.server.models.entries()
+    entries = await call.server.models.usable()
     told = await asyncio.gather(*(_told(call.server, entry) for entry in entries))
     data = [openai for openai, _ in told]
     return Json({"object": "list", "data": data, "models": [other for _, other in told]})
