@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli import standard_input
-from edgellm.cli.answer import stream_answer, timing_block
+from edgellm.cli.answer import Answer, stream_answer, timing_block
 from edgellm.cli.form_options import form_options, given_form
 from edgellm.cli.generation_options import (
     generation_options,
@@ -37,6 +39,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_.~/\\:+=@-]+|https?://\S+")
 @click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("--raw", "-no-cnv", "--no-conversation", "raw", is_flag=True, help="Complete text, without a template.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: text, finish_reason, timings.")
+@click.option("--tools", "tools_file", metavar="FILE.py", help="Let the model call the functions of this file.")
 @generation_options
 @form_options
 @sampling_options
@@ -50,6 +53,9 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     say in a loop that reads lines from a pipe. A single argument that no model can be called, such as one with a space
     in it, is a prompt for the default model. The first Ctrl-C stops the answer, the second leaves; both end with status
     130.
+
+    With --tools the model may call the functions that a Python file defines. They are run as they are, with the rights
+    of this program; each call is shown on standard error.
 
     \b
     Examples:
@@ -68,25 +74,35 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     system = system_message(values)
     if values["raw"] and system is not None:
         raise click.UsageError("--raw completes text as it is; a system message (-sys) needs the chat template.")
+    if values["raw"] and values["tools_file"] is not None:
+        raise click.UsageError("--raw completes text as it is; --tools needs the chat template.")
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], **sampling, **given_form(values)}
     if not values["raw"]:
         options["template_kwargs"] = template_arguments(values)
+    answers = _answerer(values["tools_file"])
     with _loaded(model, values, named) as llm:
-        answer = stream_answer(
-            lambda **live: llm.stream(prompt if values["raw"] else messages, **options, **live),
-            (lambda text: None) if values["as_json"] else hand_over,
-        )
+        write = (lambda text: None) if values["as_json"] else hand_over
+        answer, more = answers(llm, prompt if values["raw"] else messages, options, write)
         if values["as_json"]:
             timings = None if answer.timings is None else answer.timings.as_dict()
             record = {"model": model, "text": answer.text, "finish_reason": answer.finish_reason, "timings": timings}
-            echo(json_text(record, indent=None))
+            echo(json_text({**record, **more}, indent=None))
         elif answer.text and not answer.text.endswith("\n"):
             echo()
         if values["timings"]:
             echo(timing_block(answer, llm.n_ctx), err=True)
     return EXIT_INTERRUPTED if answer.stopped else 0
+
+
+def _answerer(tools_file: str | None) -> Callable[..., tuple[Answer, dict[str, Any]]]:
+    """What answers, with the functions of a file or without: (answer, what else JSON shall have of it)."""
+    if tools_file is not None:
+        from edgellm.cli.tools import answer_with_tools, functions_of
+
+        return partial(answer_with_tools, functions_of(tools_file))
+    return lambda llm, prompt, options, write: (stream_answer(partial(llm.stream, prompt, **options), write), {})
 
 
 def _loaded(model: str, values: dict[str, Any], named: bool) -> LLM:
