@@ -99,7 +99,8 @@ def command(models: tuple[str, ...], **values: Any) -> int:
         def ready(stop: Callable[[], None]) -> None:
             server.models.progress = None  # what is loaded later shows no bar between the lines of others
             progress.finish()
-            echo(f"edgellm serves {_names(server)} at {listen.url_of(listener)}/v1  (Ctrl-C stops)")
+            url = listen.url_of(listener)
+            echo(f"edgellm serves {_names(server)} at {url}/v1, a page to chat at {url}/  (Ctrl-C stops)")
 
         listen.serve(server, listener, ready, preload=bool(models))
     return 0

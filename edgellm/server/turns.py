@@ -1,9 +1,9 @@
 """Turns in the order and of the roles that a chat template takes, without moving any of them.
 
 Agents put turns of the system into the midst of a talk, and several turns of one role in a row. Most templates write
-them down as they are; some refuse them, and some drop them without a word. A trial with a marked text shows which. What
-a template does not take becomes a turn of the user at the same place, and turns in a row become one: nothing moves, so
-the prefix that a cache holds stays as it was.
+them down as they are; some refuse them, and some move them to the front or drop them without a word. A trial with a
+marked text shows which. What a template does not take becomes a turn of the user at the same place, and turns in a row
+become one: nothing moves, so the prefix that a cache holds stays as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgellm.chat_template import ChatTemplate
 from edgellm.formats.errors import TemplateError
 
 NEEDLE = "a turn to look for"
-HI, OK = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ok"}
+HI, OK = {"role": "user", "content": "a word"}, {"role": "assistant", "content": "its reply"}
 MARKED = {"role": "system", "content": NEEDLE}
 
 Turn = Mapping[str, Any]
@@ -44,7 +44,8 @@ def takes(template: ChatTemplate, what: str) -> bool:
         "in a row": [HI, {"role": "user", "content": NEEDLE}],
     }
     try:
-        return NEEDLE in template.render_text(talk[what])
+        text = template.render_text(talk[what])
+        return text.find(NEEDLE) > (text.find(OK["content"]) if what == "inline" else -1)
     except TemplateError as error:
         if error.code != "TEMPLATE_ERROR":
             raise

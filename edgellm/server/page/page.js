@@ -247,8 +247,8 @@ const FIELDS = [
   ["top_k", "Top k", { min: 0, max: 100000, step: 1 }],
   ["min_p", "Min p", { min: 0, max: 1, step: 0.01 }],
   ["repeat_penalty", "Repeat penalty", { min: 0, max: 5, step: 0.05 }],
-  ["max_tokens", "Longest answer", { min: 1, step: 1 }],
-  ["seed", "Seed", { min: 0, step: 1 }],
+  ["max_tokens", "Longest answer", { min: 1, step: 1, placeholder: "no limit" }],
+  ["seed", "Seed", { min: 0, step: 1, placeholder: "random" }],
 ];
 
 function showSettings() {
@@ -256,7 +256,7 @@ function showSettings() {
   const field = (name, label, control) => element("label", { class: control.type === "checkbox" ? "check" : "" }, element("span", {}, label), control);
   const rows = FIELDS.map(([name, label, kind]) => field(name, label, kind === "textarea"
     ? element("textarea", { name, rows: "4" })
-    : element("input", { name, type: "number", inputmode: "decimal", placeholder: "the model's own", ...kind })));
+    : element("input", { name, type: "number", inputmode: "decimal", placeholder: "default", ...kind })));
   const theme = element("select", { name: "theme" }, ...["auto", "light", "dark"].map((value) => element("option", { value }, value)));
   form.replaceChildren(...rows,
     field("theme", "Colours", theme),

@@ -23,6 +23,7 @@ import numpy as np
 from msgspec import Meta
 
 from edgellm.formats.errors import ParameterError
+from edgellm.formats.file_types import FILE_TYPES
 from edgellm.formats.gguf import GGUFFile
 from edgellm.messages.events import (
     ContentDelta,
@@ -51,6 +52,7 @@ TAG = ":latest"
 FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|us|µs|ns|h|m|s)")
+FILE_TYPE_NAMES = {row.label: row.name for row in FILE_TYPES}
 MAX_LISTED = 64
 DONE = {"stop": "stop", "tool_calls": "stop", "length": "length", "context_full": "length", "cancelled": "stop"}
 
@@ -527,7 +529,7 @@ async def _summary(call: Call, entry: ModelEntry) -> dict[str, Any]:
         "family": card.architecture,
         "families": [card.architecture],
         "parameter_size": card.size_label,
-        "quantization_level": card.file_type,
+        "quantization_level": FILE_TYPE_NAMES.get(card.file_type) or card.file_type,
         "context_length": card.context_length,
         "embedding_length": card.n_embd,
     }
