@@ -173,8 +173,14 @@ class Sampler:
             logits[self.bias_ids] += self.bias
         for processor in self.params.processors:
             logits = processed(processor, self.tokens, logits.copy() if logits is raw else logits)
-        allowed = self.mask.allowed() if self.mask is not None else None
-        candidates = Candidates(logits, draw=self.draw) if allowed is None else allowed.candidates(logits, self.draw)
+        allowed, chain = self.mask.allowed() if self.mask is not None else None, self.chain
+        candidates = self._head(logits, allowed) if allowed is not None and trace is None else None
+        if candidates is not None:
+            chain = chain[1:]
+        elif allowed is not None:
+            candidates = allowed.candidates(logits, self.draw)
+        else:
+            candidates = Candidates(logits, draw=self.draw)
         if trace is not None and allowed is not None:
             trace.leave_out(allowed)
         if self.greedy:
@@ -183,11 +189,32 @@ class Sampler:
                 trace.look(candidates, "temperature")
             return candidates
         check_largest(candidates.max())
-        for name, apply in self.chain:
+        for name, apply in chain:
             apply(candidates)
             if trace is not None:
                 trace.look(candidates, name)
         return candidates
+
+    def _head(self, logits: np.ndarray, allowed: AllowedTokens) -> Candidates | None:
+        """What a top-k, or the largest alone, leaves of the allowed tokens; None where only a look at all tells.
+
+        Mostly the largest of all logits are allowed, and a copy of a whole vocabulary costs more than to see that.
+        """
+        if allowed.ids is not None or self.looking_back:
+            return None
+        if self.greedy:
+            best = int(np.argmax(logits))
+            return Candidates(logits[best : best + 1], np.array([best])) if allowed.flags[best] else None
+        if self.draw is None or not self.chain or self.chain[0][0] != "top_k":
+            return None
+        k = min(self.params.top_k, len(logits))
+        head = self.draw.top_k(logits, min(self.draw.max_k, len(logits)))
+        if head is None:
+            return None
+        kept = np.flatnonzero(allowed.flags[head.positions])[:k]
+        if len(kept) < k:
+            return None
+        return Candidates(head.values[kept].astype(np.float64), head.positions[kept], is_sorted=True)
 
     def _largest(self, candidates: Candidates) -> Candidates:
         for sampler in self.looking_back:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgellm.formats.errors import FormatError, NumericError, ParameterError
-from edgellm.sampling import SAMPLER_NAMES, Sampled, Sampler, SamplingParams, parse_samplers
+from edgellm.kernels.draw import TopLogits
+from edgellm.sampling import SAMPLER_NAMES, AllowedTokens, Sampled, Sampler, SamplingParams, parse_samplers
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "dry_sequence_breakers": ()}
 P = [0.4, 0.3, 0.2, 0.1]  # the distribution of most cases
@@ -441,3 +443,64 @@ def test_a_trace_changes_no_choice() -> None:
     plain, traced = (Sampler(SamplingParams(seed=3, n_probs=5, sampler_trace=t), 500) for t in (False, True))
     for _ in range(50):
         assert plain.sample(logits).token == traced.sample(logits).token
+
+
+class Allows:
+    """A mask that stands still."""
+
+    complete = False
+
+    def __init__(self, flags: np.ndarray, few: bool) -> None:
+        self.flags, self.few = flags, few
+
+    def allowed(self) -> Any:
+        return AllowedTokens(np.flatnonzero(self.flags) if self.few else None, self.flags)
+
+    def prepare(self, draft: Any = ()) -> int:
+        return 0
+
+    def forced(self) -> None:
+        return None
+
+    def accept(self, token: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "repeat_penalty": 1.5},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        {"temperature": 1.0, "top_k": 300},
+        {"temperature": 1.0, "typical_p": 0.9, "top_n_sigma": 2.0},
+        {"temperature": 1.0, "samplers": ("min_p", "temperature")},
+        {"mirostat": 2},
+    ],
+    ids=str,
+)
+def test_a_mask_draws_as_if_the_other_tokens_were_banned(changed: dict[str, Any], share: float) -> None:
+    n_vocab, rng = 20_000, np.random.default_rng(3)
+    draw = SimpleNamespace(max_k=128, top_k=top_k_in_numpy)
+    for seed in range(6):
+        logits = (4 * rng.standard_normal(n_vocab)).astype(np.float32)
+        logits[rng.integers(0, n_vocab, 4000)] = 1.25  # equals
+        flags = rng.random(n_vocab) < share
+        flags[int(rng.integers(n_vocab))] = True
+        params = SamplingParams(**{"seed": seed, **changed})
+        bias = dict.fromkeys(np.flatnonzero(~flags).tolist(), False)
+        banned = SamplingParams(**{"seed": seed, **changed, "logit_bias": bias})
+        history = rng.integers(0, n_vocab, 30).tolist()
+        expected = Sampler(banned, n_vocab, history=history).sample(logits).token
+        for few in (False, True):
+            for given in (None, draw):
+                sampler = Sampler(params, n_vocab, history=history, draw=given, mask=Allows(flags, few))
+                sampler.short = None
+                assert sampler.sample(logits).token == expected and flags[expected]
+
+
+def top_k_in_numpy(logits: np.ndarray, k: int, with_sum: bool = False) -> TopLogits:
+    positions = np.lexsort((np.arange(len(logits)), -logits))[:k]
+    return TopLogits(positions, logits[positions], None)
