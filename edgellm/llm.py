@@ -67,7 +67,8 @@ def load(
     n_ctx           tokens of context. None takes what the model was trained for, as far as its keys and values fill
                     no more than a quarter of the free memory; 0 takes all that it was trained for
     n_threads       None takes the physical cores that this process may use
-    executor        "cpu", or "reference": plain numpy, slow, the judge of the other
+    executor        "cpu"; "gpu", or "gpu:1" for another one than the best (needs the extra ``gpu``); "auto": a GPU if
+                    there is one; "reference": plain numpy, slow, the judge of the others
     chat_template   Jinja text or a known name, in place of the file's template
     kv_overrides    metadata values in place of the file's
     max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower

@@ -55,7 +55,7 @@ class LoadOptions:
                 arguments.whole_number(name, getattr(self, name), least, most)
         arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, arguments.MAX_TOKENS_PER_STEP)
         arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
-        executors.known(self.executor)
+        object.__setattr__(self, "executor", executors.resolved(self.executor))
         if self.speculate is not None and not (isinstance(self.speculate, str) and self.speculate in DRAFTERS):
             raise arguments.wrong("speculate", self.speculate, f"None or one of {', '.join(DRAFTERS)}")
         if self.chat_template is not None:

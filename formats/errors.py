@@ -78,3 +78,9 @@ class ClosedError(EdgeLLMError):
     """A model was used after ``close()``."""
 
     code = "CLOSED"
+
+
+class DeviceLostError(EdgeLLMError):
+    """A GPU went away while it was in use: its driver started again, or it was taken out."""
+
+    code = "DEVICE_LOST"

@@ -1,4 +1,7 @@
-"""The table of executors: one row for each device that runs programs. Whatever offers a choice reads it.
+"""The table of executors: one row for each kind of device that runs programs. Whatever offers a choice reads it.
+
+A device is called as its row; ``gpu:N`` names one of several (kernels/gpu/adapters.py), and ``auto`` is the best GPU,
+else the CPU.
 
 Light to import: an executor's own module comes when it is asked for.
 """
@@ -6,6 +9,7 @@ Light to import: an executor's own module comes when it is asked for.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +21,40 @@ if TYPE_CHECKING:
 
 EXECUTORS = {
     "cpu": "edgellm.kernels.cpu.run.executor.CPUExecutor",
+    "gpu": "edgellm.kernels.gpu.executor.GPUExecutor",
     "reference": "edgellm.kernels.reference.ReferenceExecutor",
 }
 
+CHOICES = "auto, cpu, gpu, gpu:N or reference"
+_NUMBERED = re.compile(r"gpu:(\d{1,3})")
+
 
 def known(name: str) -> str:
-    """The name, where the table has it; ParameterError otherwise."""
-    if not isinstance(name, str) or name not in EXECUTORS:
-        raise arguments.wrong("executor", name, f"one of {', '.join(EXECUTORS)}")
+    """The name, where it is a device's; ParameterError otherwise."""
+    if not isinstance(name, str) or not (name in EXECUTORS or name == "auto" or _NUMBERED.fullmatch(name)):
+        raise arguments.wrong("executor", name, f"one of {CHOICES}")
     return name
 
 
+def resolved(name: str) -> str:
+    """The name of a device in place of ``auto``."""
+    return ("gpu" if _has_gpu() else "cpu") if known(name) == "auto" else name
+
+
+def _has_gpu() -> bool:
+    """Whether there is a GPU that computes, and the package for it; what only pretends to be one does not count."""
+    from edgellm.formats.errors import EdgeLLMError
+    from edgellm.kernels.gpu import adapters
+
+    try:
+        return adapters.is_installed() and bool(adapters.choose(None))
+    except EdgeLLMError:
+        return False
+
+
 def executor_class(name: str) -> Any:
-    """The ``Executor`` of a row, for what it says of itself before one is made."""
-    module, _, attribute = EXECUTORS[known(name)].rpartition(".")
+    """The ``Executor`` of a device, for what it says of itself before one is made."""
+    module, _, attribute = EXECUTORS[resolved(name).partition(":")[0]].rpartition(".")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -46,7 +70,8 @@ def open_executor(
     """An executor for steps of at most ``max_tokens`` tokens, with a cache of its own.
 
     n_blocks     of the cache, for each group of ``program.groups``, or as many for every group
-    on_compile   told of the kernels that are compiled, on the first start
+    on_compile   told of the kernels that are compiled, on the first start, or of the weights that are sent to a device
     """
-    make = executor_class(name)
-    return make(program, n_blocks, n_threads=n_threads, max_tokens=max_tokens, on_compile=on_compile)
+    make, numbered = executor_class(name), _NUMBERED.fullmatch(name)
+    which = {"index": int(numbered[1])} if numbered else {}
+    return make(program, n_blocks, n_threads=n_threads, max_tokens=max_tokens, on_compile=on_compile, **which)

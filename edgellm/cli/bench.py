@@ -96,8 +96,10 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
       edgellm bench -m model.gguf -p 512 -n 64 -d 0,4096 -t 1,2 -r 3
       edgellm bench -m model.gguf -p 0 -n 64 -np 1,4,16
     """
+    from edgellm.kernels import executors
     from edgellm.store import DEFAULT_MODEL
 
+    options["executor"] = executors.resolved(options["executor"])
     records: list[dict[str, Any]] = []
     if output == "md":
         _print_row(COLUMNS)
@@ -147,7 +149,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
             program, card = build_program(gguf), model_card(gguf)
             for n_threads in counts:
                 bandwidth = None
-                if not options["no_bandwidth"]:
+                if not options["no_bandwidth"] and options["executor"] == "cpu":
                     progress.note("measuring how fast this machine reads memory")
                     bandwidth = read_bandwidth(n_threads)
 

@@ -35,6 +35,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "n_ctx": values["n_ctx"],
         "n_threads": values["n_threads"],
+        "executor": values["executor"],
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
         "speculate": values["speculate"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.formats.errors import ParameterError
-from edgellm.kernels.executors import EXECUTORS
+from edgellm.kernels import executors
 from edgellm.machine.paths import typed_path
 
 if TYPE_CHECKING:
@@ -80,7 +80,22 @@ override_option = click.option(
     help="Replace a metadata value; TYPE is int, float, bool or str.",
 )
 
-executor_option = click.option("--executor", type=click.Choice(list(EXECUTORS)), default="cpu", help="What computes.")
+
+def _read_device(ctx: click.Context, param: click.Parameter, name: str) -> str:
+    try:
+        return executors.known(name)
+    except ParameterError as error:
+        raise click.UsageError(str(error).replace("executor", "--device", 1)) from None
+
+
+executor_option = click.option(
+    *("--device", "--executor", "executor"),
+    default="cpu",
+    show_default=True,
+    callback=_read_device,
+    metavar="DEVICE",
+    help="What computes: auto, cpu, gpu, gpu:N or reference. `edgellm doctor` lists the GPUs.",
+)
 
 chunk_options = option_group(
     click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True,

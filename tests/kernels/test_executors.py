@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_programs import cpu_executor
+from gpu_device import device
 
 from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.executors import EXECUTORS, executor_class, open_executor
+from edgellm.kernels.executors import CHOICES, EXECUTORS, executor_class, open_executor, resolved
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.memory import estimate
 from edgellm.models import build_program
@@ -45,7 +46,7 @@ def logits_of(executor: Executor) -> np.ndarray:
 
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_every_row_opens_an_executor_with_a_cache_of_its_own(name: str, programs: dict[str, Program]) -> None:
-    program = programs["gemma3"]
+    program, name = programs["gemma3"], device(name)
     executors = [open_executor(name, program, n_blocks, n_threads=2, max_tokens=32) for n_blocks in (2, [2, 3])]
     for executor, n_blocks in zip(executors, ((2, 2), (2, 3)), strict=True):
         assert executor.program is program and executor.max_tokens == 32
@@ -57,13 +58,20 @@ def test_every_row_opens_an_executor_with_a_cache_of_its_own(name: str, programs
 
 
 def test_a_name_that_the_table_does_not_have_is_refused_with_those_that_it_has(programs: dict[str, Program]) -> None:
-    for name in ("gpu", "", None):
-        with pytest.raises(ParameterError, match=", ".join(EXECUTORS)):
+    for name in ("tpu", "gpu:", "gpu:x", "gpu:-1", "cpu:0", "", None):
+        with pytest.raises(ParameterError, match=CHOICES):
             open_executor(name, programs["llama"], 2)  # type: ignore[arg-type]
 
 
-def test_executors_in_one_process_give_what_each_gives_alone(programs: dict[str, Program]) -> None:
-    pairs = [(name, architecture) for name in EXECUTORS for architecture in programs]
+def test_auto_is_a_device_of_its_own_name() -> None:
+    assert resolved("auto") in ("cpu", "gpu") and resolved("gpu:3") == "gpu:3" and resolved("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("names", [("cpu", "reference"), ("gpu",)])
+def test_executors_in_one_process_give_what_each_gives_alone(
+    names: tuple[str, ...], programs: dict[str, Program]
+) -> None:
+    pairs = [(device(name), architecture) for name in names for architecture in programs]
 
     def opened(name: str, architecture: str) -> Executor:
         return open_executor(name, programs[architecture], 2, n_threads=2, max_tokens=32)

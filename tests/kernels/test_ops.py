@@ -51,7 +51,7 @@ class World:
 
     def __init__(self, sketch: Sketch) -> None:
         rng, program = np.random.default_rng(4), sketch.program()
-        self.batch: Batch = trials._batch(rng, program, N_TOKENS, 250)
+        self.batch: Batch = trials.random_batch(rng, program, N_TOKENS, 250)
         self.program, self.pool = program, CachePool(program.cache_layers, trials.N_BLOCKS)
         weights = {name: tensor.dequantize().reshape(tensor.shape) for name, tensor in program.tensors.items()}
         self.step = Step(program, self.pool, weights.__getitem__, self.batch)

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_programs import FORMS, cpu_executor, single_sequence
+from gpu_device import device
 from test_models import MODELS, SMALL, nmse, transformers_model
 from tiny_models import write_transformers_model
 
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.executors import EXECUTORS, open_executor
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -143,12 +145,19 @@ def part(batch: Batch, rows: slice) -> Batch:
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+def fast_executor(form: str, program: Program) -> Executor:
+    """The CPU's in a form, or the GPU's."""
+    if form == "gpu":
+        return open_executor(device(form), program, 16, max_tokens=N_TOKENS)
+    return cpu_executor(program, 16, 2, N_TOKENS, form)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "gpu"])
 @pytest.mark.parametrize("judged", ["llama", "gemma3"], indirect=True)
-def test_cpu_agrees_with_the_reference_and_with_itself_in_pieces(judged: Any, form: str) -> None:
+def test_a_fast_executor_agrees_with_the_reference_and_with_itself_in_pieces(judged: Any, form: str) -> None:
     program = in_parts(judged[1]) if judged[0].config.head_dim == 2 * sum(SECTIONS) else judged[1]
     batch = batch_of(program, **everything(program))
-    executor = cpu_executor(program, 16, 2, N_TOKENS, form)
+    executor = fast_executor(form, program)
     whole = executor.run(batch).copy()
     hooked = executor.run(batch, lambda index, op, read: None).copy()
     cuts = (slice(0, 7), slice(7, PICTURE.start), PICTURE, slice(PICTURE.stop, N_TOKENS))
@@ -174,11 +183,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("judged", ["llama"], indirect=True)
-def test_a_batch_that_says_what_cannot_be_is_refused_by_every_executor(judged: Any) -> None:
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_a_batch_that_says_what_cannot_be_is_refused_by_every_executor(name: str, judged: Any) -> None:
     program = in_parts(judged[1])
-    executors: list[Executor] = [cpu_executor(program, 16, 2, N_TOKENS), ReferenceExecutor(program, 16, N_TOKENS)]
-    for executor in executors:
-        for bad in BAD.values():
-            with pytest.raises(ParameterError):
-                executor.run(batch_of(program, **bad))
-        executor.close()
+    executor = open_executor(device(name), program, 16, n_threads=2, max_tokens=N_TOKENS)
+    for bad in BAD.values():
+        with pytest.raises(ParameterError):
+            executor.run(batch_of(program, **bad))
+    executor.close()

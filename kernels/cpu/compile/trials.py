@@ -130,7 +130,7 @@ def try_kernel(
     found: list[tuple[float, str]] = []
     try:
         for n in N_TOKENS:
-            batch = _batch(s.rng, program, n, STARTS[n])
+            batch = random_batch(s.rng, program, n, STARTS[n])
             expected, values = (outputs_of_ops(e, batch, s.inputs) for e in (reference, executor))
             for shape, one, other in zip(s.shapes, values, expected, strict=True):
                 found.append((nmse(one, other), f"{shape} tokens={n}"))
@@ -246,7 +246,7 @@ def fill_randomly(pool: CachePool) -> None:
         array[:] = rng.standard_normal(array.shape, np.float32)
 
 
-def _batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Batch:
+def random_batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Batch:
     """n tokens from ``start`` on; with more than 8 the last third is another sequence. Blocks in random order."""
     second = n // 3 if n > 8 else 0
     positions = np.concatenate([np.arange(start, start + n - second), np.arange(40, 40 + second)])

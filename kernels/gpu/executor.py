@@ -1,0 +1,213 @@
+"""Runs a program on a GPU: sends the batch, dispatches the shaders, reads back what is asked for.
+
+The dispatches of a step depend on how many tokens and outputs it has, and on how far its tokens see, so they are
+recorded once for each such shape and played again. Everything that the shaders take on trust is checked before
+(``kernels/batch_checks.py``).
+
+A token's numbers do not depend on what else is in its batch: every sum has one order, whatever the number of columns
+(``shaders/matmul.wgsl``, ``shaders/attention.wgsl``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgellm.formats.errors import ClosedError, NumericError
+from edgellm.kernels.batch_checks import check_batch
+from edgellm.kernels.gpu import adapters
+from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device, Dispatch
+from edgellm.kernels.gpu.layout import buffers_nbytes
+from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES, Counts, put_program, record
+from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.weights import matrix_nbytes
+from edgellm.kernels.kv import CachePool
+from edgellm.kernels.narrowing import OutputTail, output_tail
+from edgellm.kernels.ops import SelectOutputs
+from edgellm.kernels.ops.embed import embedding_of
+from edgellm.kernels.program import Batch, Hook, Op, Program
+from edgellm.machine.progress import Progress
+
+MAX_SHAPES = 64  # recordings that are kept
+SUBMISSION_FLOPS = 10**11  # systems take a device away that works on one submission for seconds
+PART = 256
+
+
+class GPUExecutor:
+    """The ``Executor`` for a GPU.
+
+    index        N of "gpu:N" (adapters.py); None takes the best hardware
+    on_compile   told of the weights that are sent: done, total, name
+    max_binding  bytes that one binding may have, below what the device allows
+    """
+
+    backend: ClassVar[str] = "wgpu"
+    kv_dtype: ClassVar[str] = "float16"
+    draw = None
+
+    def __init__(
+        self,
+        program: Program,
+        n_blocks: Sequence[int] | int,
+        n_threads: int = 1,
+        max_tokens: int = 512,
+        on_compile: Progress | None = None,
+        index: int | None = None,
+        max_binding: int | None = None,
+    ) -> None:
+        self.program, self.max_tokens = program, max_tokens
+        self.device = Device(adapters.choose(index), max_binding)
+        self._end = weakref.finalize(self, self.device.close)
+        self._closed = False
+        try:
+            pool = GPUPool(self.device, program.cache_layers, n_blocks)
+            self.pool: CachePool = pool
+            self._tail = output_tail(program) or OutputTail(len(program.ops), (), {})
+            whole = dataclasses.replace(
+                program, ops=(*program.ops, *self._tail.ops), buffers={**program.buffers, **self._tail.buffers}
+            )
+            self._there = put_program(self.device, whole, pool, max_tokens, on_compile or (lambda *_: None))
+        except BaseException:
+            self.close()
+            raise
+        selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
+        self._first_output_op = selects[0] if selects else len(program.ops)
+        embedding = embedding_of(program)
+        self._embedding = -1 if embedding is None else embedding
+        self._shapes: OrderedDict[tuple[Any, ...], list[Dispatch]] = OrderedDict()
+
+    @staticmethod
+    def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+        """Bytes on the device beside the cache: the weights as they are kept there, and the buffers."""
+        matrices = {name for op in program.ops for name in op.weight_names() if len(program.tensors[name].shape) > 1}
+        weights = sum(matrix_nbytes(program.tensors[name]) for name in matrices)
+        return weights + buffers_nbytes(program, max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
+        """Logits (n_outputs, n_vocab) float32; see ``Executor``."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        check_batch(batch, self.program, self.pool, self.max_tokens)
+        rows = np.flatnonzero(batch.outputs).tolist()
+        most = self._there.rows["outputs"]
+        if self._there.step.begin(batch, rows[:most]):
+            self._shapes.clear()
+        ops, tail, n = self.program.ops, self._tail, len(batch)
+        if hook is not None:
+            return self._run_hooked(batch, rows, hook)
+        before: Sequence[Op]
+        after: Sequence[Op]
+        if len(rows) > most:
+            before, after = ops[: self._first_output_op], ops[self._first_output_op :]
+        elif len(rows) == n or not tail.ops:
+            before, after = ops, ()
+        else:
+            before, after = ops[: tail.start], tail.ops
+        n_outputs = min(len(rows), most)
+        if batch.embeddings is not None:
+            looked_up, before = before[: self._embedding + 1], before[self._embedding + 1 :]
+            self._start(self._recorded(batch, looked_up, [*before, *after], n_outputs))
+            self._embed(*batch.embeddings)
+        self._start(self._recorded(batch, before, after, n_outputs))
+        result = np.empty((len(rows), self.program.n_vocab), np.float32)
+        for first in range(0, len(rows), most):
+            chunk = rows[first : first + most]
+            if first:
+                self._there.step.outputs(chunk)
+            if after:
+                self._start(self._recorded(batch, after, (), len(chunk)))
+            result[first : first + len(chunk)] = self._logits(len(chunk))
+        _check_logits(result)
+        return result
+
+    def _embed(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Put these rows in place of what was embedded."""
+        place = self._there.places[self.program.ops[self._embedding].written_buffers()[0]]
+        for row, value in zip(rows.tolist(), values.astype(np.float32), strict=True):
+            self.device.write(place.buffer, 4 * (row * place.row + place.at), value)
+
+    def _recorded(self, batch: Batch, ops: Sequence[Op], following: Sequence[Op], n_outputs: int) -> list[Dispatch]:
+        """The dispatches of some ops for a batch of this shape."""
+        counts = Counts(len(batch), n_outputs, _parts(batch))
+        key = (len(ops), id(ops[0]) if ops else 0, *dataclasses.astuple(counts))
+        if key not in self._shapes:
+            self._shapes[key] = record(self._there, ops, following, counts, fuse=True)
+            while len(self._shapes) > MAX_SHAPES:
+                self._shapes.popitem(last=False)
+        self._shapes.move_to_end(key)
+        return self._shapes[key]
+
+    def _start(self, rows: Sequence[Dispatch]) -> None:
+        """Dispatch rows, in several submissions where they are long."""
+        first, flops = 0, 0
+        for i, row in enumerate(rows):
+            flops += row.flops
+            if flops > SUBMISSION_FLOPS:
+                self.device.run(rows[first : i + 1])
+                first, flops = i + 1, 0
+        if first < len(rows):
+            self.device.run(rows[first:])
+
+    def _logits(self, n: int) -> np.ndarray:
+        place = self._there.places[self.program.output]
+        data = self.device.read(place.buffer, 4 * place.row * n).view(np.float32).reshape(n, place.row)
+        return data[:, place.at : place.at + self.program.n_vocab]
+
+    def _run_hooked(self, batch: Batch, rows: list[int], hook: Hook) -> np.ndarray:
+        """Op by op, and what the hook has looked at goes back to the device."""
+        most, result = self._there.rows["outputs"], []
+        counts = Counts(len(batch), min(len(rows), most), _parts(batch))
+        for first in range(0, max(1, len(rows)), most):
+            chunk = rows[first : first + most]
+            counts = dataclasses.replace(counts, outputs=len(chunk))
+            if first:
+                self._there.step.outputs(chunk)
+            for i, op in enumerate(self.program.ops):
+                if first and i < self._first_output_op:
+                    continue
+                self._start(record(self._there, [op], (), counts, fuse=False))
+                if i == self._embedding and batch.embeddings is not None:
+                    self._embed(*batch.embeddings)
+                taken: dict[int, tuple[Any, np.ndarray]] = {}
+                hook(i, op, functools.partial(self._read, counts, taken))
+                for buffer, data in taken.values():
+                    self.device.write(buffer, 0, data)
+            result.append(self._logits(len(chunk)) if chunk else np.empty((0, self.program.n_vocab), np.float32))
+        logits = np.concatenate(result)
+        _check_logits(logits)
+        return logits
+
+    def _read(self, counts: Counts, taken: dict[int, tuple[Any, np.ndarray]], name: str) -> np.ndarray:
+        """A writable view of a buffer's rows in this step."""
+        place, n = self._there.places[name], counts.rows(self.program.buffers[name].rows)
+        if id(place.buffer) not in taken:
+            data = self.device.read(place.buffer, 4 * place.row * n).view(np.float32).reshape(n, place.row)
+            taken[id(place.buffer)] = place.buffer, data
+        rows = taken[id(place.buffer)][1]
+        return rows[:, place.at : place.at + place.width].view(self.program.buffers[name].dtype)
+
+    def close(self) -> None:
+        """Let go of the device. May be called twice."""
+        self._closed = True
+        self._end()
+
+
+def _parts(batch: Batch) -> int:
+    """Parts of 256 positions that its tokens see, rounded up to a power of two: few shapes for a long text."""
+    return 1 << (int((batch.positions if batch.sees is None else batch.sees).max()) // PART).bit_length()
+
+
+def _check_logits(logits: np.ndarray) -> None:
+    if logits.size and not (np.isfinite(logits.max()) and np.isfinite(logits.min())):
+        raise NumericError(
+            "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
+            "`edgellm verify FILE`, then pull it again."
+        )

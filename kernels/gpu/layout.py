@@ -1,0 +1,112 @@
+"""Where the buffers of a program are on the device.
+
+Buffers that products of one input fill (q, k and v; gate and up) lie side by side in one row, so that one dispatch can
+fill them all. A row is filled up to whole pieces of 32 floats, and what it is filled with stays zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.ops import Matmul, Op
+from edgellm.kernels.program import Buffer, Program
+
+MAX_OUTPUTS = 32
+"""Rows of an ``outputs`` buffer, at most: more logits than that are computed in turns."""
+
+PIECE = 32
+
+
+class Place(NamedTuple):
+    """Columns of a device buffer: from ``at`` on, ``row`` numbers to the next row."""
+
+    buffer: Any
+    at: int
+    row: int
+    width: int
+    rows: str
+
+
+def runs_of_products(ops: Sequence[Op]) -> Iterator[list[Matmul]]:
+    """Products of one input that stand together, each with an output of its own."""
+    for is_product, group in itertools.groupby(ops, lambda op: isinstance(op, Matmul)):
+        run: list[Matmul] = []
+        for op in group if is_product else ():
+            assert isinstance(op, Matmul)
+            if run and (op.x != run[0].x or op.out in {other.out for other in run}):
+                yield run
+                run = []
+            run.append(op)
+        if run:
+            yield run
+
+
+def _side_by_side(ops: Sequence[Op], buffers: Mapping[str, Buffer]) -> list[tuple[str, ...]]:
+    """Names of buffers that go into one row."""
+    groups = {tuple(op.out for op in run) for run in runs_of_products(ops) if len(run) > 1}
+    parents = {buffer.of for buffer in buffers.values()}
+    often = {name for name, n in Counter(itertools.chain(*groups)).items() if n > 1}
+    inputs = {op.x for op in ops if isinstance(op, Matmul)}
+
+    def stands(names: tuple[str, ...]) -> bool:
+        if any(name in often or name in parents or buffers[name].of for name in names):
+            return False
+        if len({buffers[name].rows for name in names}) > 1 or len(names) != len(set(names)):
+            return False
+        # a product reads whole pieces of its input
+        return not inputs.intersection(names) or all(buffers[name].width % PIECE == 0 for name in names)
+
+    return sorted(names for names in groups if stands(names))
+
+
+def row_counts(program: Program, max_tokens: int, max_binding: int) -> dict[str, int]:
+    """Rows that a buffer of each kind has."""
+    widest = max((_padded(b.width) for b in program.buffers.values() if b.rows == "outputs"), default=1)
+    return {"tokens": max_tokens, "outputs": max(1, min(MAX_OUTPUTS, max_binding // (4 * widest)))}
+
+
+def _padded(width: int) -> int:
+    return -(-width // PIECE) * PIECE
+
+
+def buffers_nbytes(program: Program, max_tokens: int, max_binding: int = 1 << 31) -> int:
+    """Bytes of all buffers of a program."""
+    rows = row_counts(program, max_tokens, max_binding)
+    return sum(4 * _padded(buffer.width) * rows[buffer.rows] for buffer in program.buffers.values() if not buffer.of)
+
+
+def place_buffers(device: Device, program: Program, ops: Sequence[Op], rows: Mapping[str, int]) -> dict[str, Place]:
+    """Make the buffers of ``program``, whose ops are ``ops``."""
+    buffers, places = program.buffers, dict[str, Place]()
+    together = _side_by_side(ops, buffers)
+    beside = set(itertools.chain(*together))
+    alone = [(name,) for name, buffer in buffers.items() if not buffer.of and name not in beside]
+    for names in (*together, *alone):
+        row = _padded(sum(buffers[name].width for name in names))
+        kind, at = buffers[names[0]].rows, 0
+        made = device.buffer(4 * (row * rows[kind] + PIECE))  # the last expert's input is read in whole pieces, too
+        for name in names:
+            places[name] = Place(made, at, row, buffers[name].width, kind)
+            at += buffers[name].width
+    for name, buffer in buffers.items():
+        if buffer.of:
+            whole = places[buffer.of]
+            places[name] = whole._replace(at=whole.at + buffer.first, width=buffer.width)
+    for op in ops:
+        if isinstance(op, Matmul) and not _is_readable(places[op.x]):
+            raise UnsupportedError(
+                f"buffer {op.x}: the gpu device multiplies whole groups of {PIECE} columns, and these are "
+                f"{places[op.x].at} to {places[op.x].at + places[op.x].width} of {places[op.x].row}.",
+                code="BUFFER_COLUMNS",
+            )
+    return places
+
+
+def _is_readable(place: Place) -> bool:
+    """Whether a product can read it four numbers at a time, in whole pieces."""
+    return place.at % 4 == 0 and (place.width % PIECE == 0 or place.at + _padded(place.width) == place.row)

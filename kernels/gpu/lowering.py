@@ -1,0 +1,485 @@
+"""From ops to dispatches: one rule for each kind of op, and the few places where several ops become one dispatch.
+
+Products of one input whose outputs lie side by side are one product; a sum with what a product has just made is its
+epilogue; rotations of queries and keys side by side are one. With ``fuse=False`` every op stands for itself, for hooks.
+
+What the shaders take on trust is proved here: shapes come from the program, and the buffers are made of the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu import sources
+from edgellm.kernels.gpu.device import MAX_GROUPS, Device, Dispatch
+from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
+from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, Bound, bindings, source
+from edgellm.kernels.gpu.step import StepBuffer
+from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix, put_vector
+from edgellm.kernels.ops import (
+    Add,
+    ApplyRope,
+    Attention,
+    Embed,
+    ExpertMatmul,
+    ExpertSum,
+    GatedUnit,
+    Matmul,
+    RMSNorm,
+    Route,
+    SelectOutputs,
+    ShortConv,
+    StoreKV,
+)
+from edgellm.kernels.program import Op, Program
+
+PART = 256  # positions that one workgroup of attention sums up
+PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
+
+
+@dataclass
+class Counts:
+    """How large a step is: tokens, outputs, and parts of 256 positions that a token may see."""
+
+    tokens: int
+    outputs: int
+    parts: int
+
+    def rows(self, kind: str) -> int:
+        """Rows of a buffer of the kind."""
+        return self.outputs if kind == "outputs" else self.tokens
+
+
+@dataclass
+class Resident:
+    """What stays on the device: the weights, the cache, the buffers, the batch."""
+
+    device: Device
+    program: Program  # with the ops and buffers of its output tail
+    pool: GPUPool
+    step: StepBuffer
+    rows: dict[str, int]
+    places: dict[str, Place] = field(default_factory=dict)
+    matrices: dict[str, tuple[Matrix, int]] = field(default_factory=dict)  # of a tensor: its matrix and first row there
+    vectors: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    partials: Any = None
+
+    def heads_at_once(self, op: Attention) -> int:
+        """Query heads of one key head that a workgroup takes: as many as fit its memory."""
+        layer = self.program.kv_layer(op.layer)
+        group = op.n_heads // layer.n_kv_heads
+        room = self.device.workgroup_nbytes // 4 - 64
+        fitting = [n for n in range(1, group + 1) if group % n == 0 and n * (layer.head_dim_k + PART + 1) <= room]
+        if not fitting:
+            raise UnsupportedError(
+                f"layer {op.layer}: heads of {layer.head_dim_k} numbers do not fit the {room * 4} bytes that a "
+                f"workgroup of {self.device.adapter} has. Take --device cpu.",
+                code="MODEL_SHAPE",
+            )
+        return max(fitting)
+
+
+def put_program(
+    device: Device, program: Program, pool: GPUPool, max_tokens: int, on_tensor: Any = lambda done, total, name: None
+) -> Resident:
+    """Send all of a program to the device. UnsupportedError names what has no shader."""
+    check(program)
+    rows = row_counts(program, max_tokens, device.max_binding)
+    there = Resident(device, program, pool, StepBuffer(device, program, max_tokens), rows)
+    there.places = place_buffers(device, program, program.ops, rows)
+    for op in program.ops:
+        if isinstance(op, Attention):
+            there.heads_at_once(op)
+    wanted = [names for run in runs_of_products(program.ops) for names in _alike(program, run)]
+    wanted += [(op.weight,) for op in program.ops if isinstance(op, Embed | ExpertMatmul)]
+    wanted = list(dict.fromkeys(wanted))
+    for done, names in enumerate(wanted):
+        on_tensor(done, len(wanted), names[0])
+        if all(name in there.matrices for name in names):
+            continue
+        matrix, first = put_matrix(device, [program.tensors[name] for name in names]), 0
+        for name in names:
+            there.matrices[name] = matrix, first
+            first += len(program.tensors[name].data)
+    on_tensor(len(wanted), len(wanted), "")
+    return there
+
+
+def _alike(program: Program, run: Sequence[Matmul]) -> list[tuple[str, ...]]:
+    """Neighbours in a run whose weights are of one type."""
+    groups: list[list[Matmul]] = []
+    for op in run:
+        last = groups[-1][-1] if groups else None
+        if last is not None and _kind(program, last) == _kind(program, op):
+            groups[-1].append(op)
+        else:
+            groups.append([op])
+    return [tuple(op.weight for op in group) for group in groups]
+
+
+def _kind(program: Program, op: Matmul) -> tuple[str, str, bool]:
+    quant = program.tensors[op.weight].quant.name
+    return device_type(quant), quant, op.bias is None
+
+
+def check(program: Program) -> None:
+    """UnsupportedError for what no shader here does, by name."""
+    for op in program.ops:
+        if type(op) not in _RULES:
+            raise UnsupportedError(
+                f"{program.architecture}: the gpu device has no shader for the op {op.name}. Take --device cpu.",
+                code="GPU_OP",
+            )
+        layer = getattr(op, "layer", None)
+        if layer is not None and getattr(program.cache_layers[layer], "latent", False):
+            raise UnsupportedError(
+                f"{program.architecture}: the gpu device has no shader for keys that are values, too (layer {layer}). "
+                "Take --device cpu.",
+                code="GPU_OP",
+            )
+
+
+def record(
+    there: Resident, ops: Sequence[Op], following: Sequence[Op], counts: Counts, *, fuse: bool
+) -> list[Dispatch]:
+    """The dispatches of some ops. ``following`` are those that come after them in the same step."""
+    low = _Lowering(there, counts, fuse, [*ops, *following])
+    at = 0
+    while at < len(ops):
+        low.at, low.end = at, len(ops)
+        _RULES[type(ops[at])](low, ops[at])
+        at += max(1, low.n_taken)
+        low.n_taken = 1
+    return low.rows
+
+
+@dataclass
+class _Lowering:
+    there: Resident
+    counts: Counts
+    fuse: bool
+    ops: list[Op]
+    rows: list[Dispatch] = field(default_factory=list)
+    at: int = 0  # of the op that is being lowered
+    end: int = 0  # of the ops that may be
+    n_taken: int = 1  # ops that became the dispatches just emitted
+
+    def next(self, n: int = 1) -> Op | None:
+        """The op after the next n - 1, where it may be taken together with this one."""
+        at = self.at + n
+        return self.ops[at] if self.fuse and at < self.end else None
+
+    def is_dead(self, name: str, n: int) -> bool:
+        """Whether nobody reads a buffer behind the next n ops, before it is written anew."""
+        program = self.there.program
+        for op in self.ops[self.at + n + 1 :]:
+            if program.root(name) in map(program.root, op.read_buffers()):
+                return False
+            if name in op.written_buffers():
+                return True
+        return name != program.output
+
+    def emit(
+        self,
+        text: str,
+        buffers: Sequence[Any],
+        kinds: str,
+        grid: tuple[int, int, int],
+        *immediates: float,
+        flops: int = 0,
+    ) -> None:
+        """Add a dispatch: whole numbers go as u32 (modulo 2^32), others as f32."""
+        device = self.there.device
+        packed = b"".join(
+            struct.pack("<f", value) if isinstance(value, float) else struct.pack("<I", value & 0xFFFFFFFF)
+            for value in immediates
+        )
+        pipeline = device.pipeline(text, kinds, len(packed))
+        self.rows.append(Dispatch(pipeline, device.group(pipeline, buffers), grid, packed, flops))
+
+    def place(self, name: str) -> Place:
+        return self.there.places[name]
+
+    def n(self, place: Place) -> int:
+        """Rows of a buffer in this step."""
+        return self.counts.rows(place.rows)
+
+    def vector(self, *names: str) -> Any:
+        """Tensors of float32 numbers, one after the other."""
+        if names not in self.there.vectors:
+            self.there.vectors[names] = put_vector(
+                self.there.device, [self.there.program.tensors[name] for name in names]
+            )
+        return self.there.vectors[names]
+
+    @property
+    def step(self) -> Any:
+        return self.there.step.buffer
+
+
+def _blocks(n: int, size: int = 64) -> int:
+    return -(-n // size)
+
+
+def _folded(n: int) -> tuple[int, int, int]:
+    """A grid of n workgroups or a few more, within the limit of a dimension."""
+    return min(n, MAX_GROUPS), _blocks(n, MAX_GROUPS), 1
+
+
+# ---- one rule for each kind of op ------------------------------------------------------------------------------------
+
+
+def _embed(low: _Lowering, op: Embed) -> None:
+    out, (matrix, _) = low.place(op.out), low.there.matrices[op.weight]
+    text = source("embed", WEIGHTS=sources.weights(matrix.quant))
+    for part in matrix.parts:
+        low.emit(
+            text, [part.buffer, low.step, out.buffer], "rrw", (low.counts.tokens, 1, 1),
+            matrix.words, matrix.pieces, part.first, part.n, matrix.n_in, out.at, out.row, float(op.scale),
+        )  # fmt: skip
+
+
+def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
+    x, y, width = low.place(op.x), low.place(op.out), low.there.program.tensors[op.weight].shape[-1]
+    bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
+    groups = x.width // width
+    low.emit(
+        source("rms_norm", BINDINGS=bound.text, **bound.names), [low.vector(op.weight), *bound.buffers],
+        "r" + bound.kinds, (groups, low.n(x), 1), width, groups, low.n(x), x.at, x.row, y.at, y.row, float(op.eps),
+    )  # fmt: skip
+
+
+def _matmul(low: _Lowering, op: Matmul) -> None:
+    run, out, (matrix, begin) = [op], low.place(op.out), low.there.matrices[op.weight]
+    end, width = begin + low.there.program.tensors[op.weight].shape[0], out.width
+    while isinstance(other := low.next(len(run)), Matmul) and other.x == op.x:
+        place, (of, first) = low.place(other.out), low.there.matrices[other.weight]
+        beside = place.buffer is out.buffer and place.at == out.at + width and (other.bias is None) == (op.bias is None)
+        if of is not matrix or first != end or not beside:
+            break
+        run.append(other)
+        end, width = end + low.there.program.tensors[other.weight].shape[0], width + place.width
+    low.n_taken, epilogue = len(run), "bias" if op.bias else "set"
+    after = low.next(len(run))
+    if len(run) == 1 and op.bias is None and isinstance(after, Add) and _is_residual(low, op, after):
+        low.n_taken, epilogue, out = 2, "add", low.place(after.out)
+    bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
+    _product(low, op.x, matrix, begin, end, out, epilogue, bias)
+
+
+def _is_residual(low: _Lowering, op: Matmul, add: Add) -> bool:
+    """Whether a sum only adds what the product makes to a buffer, and nobody else wants the product."""
+    if {add.x, add.y} != {op.out, add.out} or add.out == op.out or not low.is_dead(op.out, 1):
+        return False
+    place = low.place(add.out)
+    return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
+
+
+def _product(
+    low: _Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, bias: list[Any]
+) -> None:
+    """Rows [begin, end) of a matrix times x, into the columns of ``out``."""
+    x = low.place(x_name)
+    m = low.n(x)
+    columns = next((n for n in (1, 2, 4, MOST_COLUMNS) if n >= m), 0)
+    text = sources.matmul(matrix.quant, columns, epilogue) if columns else sources.matmul_tiles(matrix.quant, epilogue)
+    for part in matrix.parts:
+        first, last = max(begin, part.first) - part.first, min(end, part.first + part.n) - part.first
+        if first >= last:
+            continue
+        grid = _folded(_blocks(last - first, LANES if columns else 64))
+        low.emit(
+            text, [part.buffer, x.buffer, out.buffer, *bias], "rrw" + "r" * len(bias),
+            grid if columns else (*grid[:2], _blocks(m, 32)),
+            matrix.words, matrix.pieces, first, last, m, x.at // 4, x.row // 4, out.at + part.first - begin, out.row,
+            part.first - begin, flops=2 * m * (last - first) * matrix.n_in,
+        )  # fmt: skip
+
+
+def _rope(low: _Lowering, op: ApplyRope) -> None:
+    x, rope = low.place(op.x), low.there.program.ropes[op.rope]
+    width, other = x.width, low.next()
+    while isinstance(other, ApplyRope) and (other.rope, other.head_dim) == (op.rope, op.head_dim):
+        place = low.place(other.x)
+        if place.buffer is not x.buffer or place.at != x.at + width:
+            break
+        width, low.n_taken = width + place.width, low.n_taken + 1
+        other = low.next(low.n_taken)
+    heads, half = width // op.head_dim, rope.n_dims // 2
+    low.emit(
+        source("rope"), [low.step, x.buffer], "rw", (_blocks(heads * half), low.n(x), 1),
+        heads, op.head_dim, half, int(rope.adjacent), list(low.there.program.ropes).index(op.rope), x.at, x.row,
+    )  # fmt: skip
+
+
+def _store_kv(low: _Lowering, op: StoreKV) -> None:
+    k, v, layer = low.place(op.k), low.place(op.v), low.there.program.kv_layer(op.layer)
+    keys, values = low.there.pool.arrays[op.layer]
+    bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])
+    widest = layer.n_kv_heads * max(layer.head_dim_k, layer.head_dim_v)
+    low.emit(
+        source("store_kv", BINDINGS=bound.text, **bound.names),
+        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (_blocks(widest), low.n(k), 1),
+        layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, low.there.program.table_of(op.layer),
+        k.at, k.row, v.at, v.row,
+    )  # fmt: skip
+
+
+def _attention(low: _Lowering, op: Attention) -> None:
+    there, layer, parts = low.there, low.there.program.kv_layer(op.layer), low.counts.parts
+    q, out, heads = low.place(op.q), low.place(op.out), there.heads_at_once(op)
+    keys, values = there.pool.arrays[op.layer]
+    size, whole = layer.head_dim_v + 2, parts == 1
+    target = out.buffer if whole else _partials(low)
+    bound = bindings(3, [("q", q.buffer, "r"), ("o", target, "w")])
+    text = _attention_text(bound, heads, layer.head_dim_k, layer.head_dim_v, whole)
+    at_once = low.n(q) if whole else max(1, PARTIALS_NBYTES // (4 * op.n_heads * parts * size))
+    common = low.there.program.table_of(op.layer), layer.window, parts, op.n_heads, layer.n_kv_heads
+    for first in range(0, low.n(q), at_once):
+        n = min(at_once, low.n(q) - first)
+        low.emit(
+            text, [low.step, keys.buffer, values.buffer, *bound.buffers], "rrr" + bound.kinds,
+            (parts, op.n_heads // heads, n), *common, op.n_heads // layer.n_kv_heads // heads, first, q.at, q.row,
+            out.at, out.row, float(op.scale),
+            flops=n * op.n_heads * parts * PART * 2 * (layer.head_dim_k + layer.head_dim_v),
+        )  # fmt: skip
+        if not whole:
+            low.emit(
+                source("attention_sum", DIM_V=layer.head_dim_v), [low.step, target, out.buffer], "rrw",
+                (op.n_heads, n, 1), layer.window, parts, op.n_heads, first, out.at, out.row,
+            )  # fmt: skip
+
+
+def _attention_text(bound: Bound, heads: int, dim_k: int, dim_v: int, whole: bool) -> str:
+    if whole:
+        keep = ""
+        store = """let to = p.y_at + token * p.y_row + (head0 + h) * $DIM_V + d;
+      $o[to] = acc[h].x / sums[h];
+      if (d + 1u < $DIM_V) { $o[to + 1u] = acc[h].y / sums[h]; }"""
+    else:
+        size = f"{dim_v + 2}u"
+        keep = f"""let to = ((g.z * p.n_heads + head0 + h) * p.parts + g.x) * {size};
+      $o[to] = most;
+      $o[to + 1u] = reduced[0];"""
+        store = f"""let to = ((g.z * p.n_heads + head0 + h) * p.parts + g.x) * {size} + 2u + d;
+      $o[to] = acc[h].x;
+      if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[h].y; }}"""
+    keep, store = (text.replace("$o", bound.names["o"]).replace("$DIM_V", f"{dim_v}u") for text in (keep, store))
+    return source(
+        "attention", BINDINGS=bound.text, HEADS=heads, DIM_K=dim_k, DIM_V=dim_v, KEEP_SUM=keep, STORE=store,
+        q=bound.names["q"],
+    )  # fmt: skip
+
+
+def _partials(low: _Lowering) -> Any:
+    there, needed = low.there, 0
+    for op in there.program.ops:
+        if isinstance(op, Attention):
+            size = 4 * op.n_heads * low.counts.parts * (there.program.kv_layer(op.layer).head_dim_v + 2)
+            needed = max(needed, size * min(low.counts.tokens, max(1, PARTIALS_NBYTES // size)))
+    if there.partials is None or there.partials.size < needed:
+        if there.partials is not None:
+            there.device.free(there.partials)
+        there.partials = there.device.buffer(needed)
+    return there.partials
+
+
+def _pointwise(low: _Lowering, function: str, x_name: str, y_name: str, out_name: str) -> None:
+    x, y, z = low.place(x_name), low.place(y_name), low.place(out_name)
+    bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "r"), ("z", z.buffer, "w")])
+    n = low.n(z) * z.width
+    low.emit(
+        source("pointwise", BINDINGS=bound.text, FUNCTION=function, **bound.names), bound.buffers, bound.kinds,
+        _folded(_blocks(n)), z.width, n, x.at, x.row, y.at, y.row, z.at, z.row,
+    )  # fmt: skip
+
+
+def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
+    _pointwise(low, f"{op.activation}(u) * v", op.gate, op.up, op.out)
+
+
+def _add(low: _Lowering, op: Add) -> None:
+    _pointwise(low, "u + v", op.x, op.y, op.out)
+
+
+def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
+    x, y = low.place(op.x), low.place(op.out)
+    low.emit(
+        source("select_outputs"), [low.step, x.buffer, y.buffer], "rrw", (1, low.n(y), 1),
+        x.width, x.at, x.row, y.at, y.row,
+    )  # fmt: skip
+
+
+def _short_conv(low: _Lowering, op: ShortConv) -> None:
+    x, y, (states,) = low.place(op.bcx), low.place(op.out), low.there.pool.arrays[op.layer]
+    weight, group = low.there.program.tensors[op.weight], low.there.program.table_of(op.layer)
+    taps, grid = weight.shape[1], (_blocks(y.width), low.n(y), 1)
+    low.emit(
+        source("short_conv", TAPS=taps),
+        [low.step, low.vector(op.weight), states.buffer, x.buffer, y.buffer], "rrrrw", grid,
+        y.width, group, x.at, x.row, y.at, y.row,
+    )  # fmt: skip
+    if taps > 1:
+        low.emit(
+            source("short_conv_state", TAPS=taps), [low.step, states.buffer, x.buffer], "rwr", grid,
+            y.width, group, x.at, x.row,
+        )  # fmt: skip
+
+
+def _route(low: _Lowering, op: Route) -> None:
+    x, ids, y = low.place(op.logits), low.place(op.ids), low.place(op.probs)
+    low.emit(
+        source("route"), [x.buffer, ids.buffer, y.buffer], "rww", (low.n(x), 1, 1),
+        x.width, ids.width, x.at, x.row, ids.at, ids.row, y.at, y.row,
+    )  # fmt: skip
+
+
+def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
+    x, ids, y = low.place(op.x), low.place(op.ids), low.place(op.out)
+    (matrix, _), (_, n_out, n_in) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
+    slot = 0 if x.width == n_in else n_in
+    if slot % 4 or x.at % 4:
+        raise UnsupportedError(
+            f"{op.weight}: each expert has an input of {n_in} numbers; the gpu device takes multiples of 4.",
+            code="MODEL_SHAPE",
+        )
+    for part in matrix.parts:
+        low.emit(
+            sources.expert_matmul(matrix.quant), [part.buffer, ids.buffer, x.buffer, y.buffer], "rrrw",
+            (_blocks(n_out, LANES), op.n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, n_out,
+            op.n_used, ids.at, ids.row, x.at // 4, x.row // 4, slot // 4, y.at, y.row,
+            flops=2 * low.n(y) * op.n_used * n_out * n_in,
+        )  # fmt: skip
+
+
+def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
+    x, probs, y = low.place(op.x), low.place(op.probs), low.place(op.out)
+    bound = bindings(0, [("x", x.buffer, "r"), ("probs", probs.buffer, "r"), ("y", y.buffer, "w")])
+    n = low.n(y) * y.width
+    low.emit(
+        source("expert_sum", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, _folded(_blocks(n)),
+        y.width, n, probs.width, x.at, x.row, probs.at, probs.row, y.at, y.row,
+    )  # fmt: skip
+
+
+_RULES: dict[type, Any] = {
+    Embed: _embed,
+    RMSNorm: _rms_norm,
+    Matmul: _matmul,
+    ApplyRope: _rope,
+    StoreKV: _store_kv,
+    Attention: _attention,
+    GatedUnit: _gated_unit,
+    Add: _add,
+    SelectOutputs: _select_outputs,
+    ShortConv: _short_conv,
+    Route: _route,
+    ExpertMatmul: _expert_matmul,
+    ExpertSum: _expert_sum,
+}

@@ -1,0 +1,53 @@
+// y = W x for many columns: 64 rows by 32 columns a workgroup, 8 by 4 a thread, 32 weights deep at a time; the sums of
+// matmul.wgsl's slices are added up in its order.
+struct P { words: u32, pieces: u32, begin: u32, end: u32, m: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, bias_at: u32 }
+@group(0) @binding(0) var<storage, read> w: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+$BIAS
+var<immediate> p: P;
+var<workgroup> ws: array<vec4<f32>, 64u * 9u>;  // 9: a column of threads finds its rows in different banks
+var<workgroup> xs: array<vec4<f32>, 32u * 9u>;
+$WEIGHTS
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let r0 = p.begin + (g.y * ng.x + g.x) * 64u;
+  let c0 = g.z * 32u;
+  let tx = t & 7u;
+  let ty = t >> 3u;
+  let r = row_base(min(r0 + t, p.end - 1u));
+  let per = (p.pieces + $SLICES - 1u) / $SLICES;
+  var acc: array<f32, 32>;
+  var sum: array<f32, 32>;
+  for (var i = 0u; i < 32u; i++) { acc[i] = 0.0; sum[i] = 0.0; }
+  for (var j = 0u; j < p.pieces; j++) {
+    let h = head(r, j);
+    $UNPACK
+    for (var i = t; i < 256u; i += 64u) {
+      let c = min(c0 + (i >> 3u), p.m - 1u);
+      xs[(i >> 3u) * 9u + (i & 7u)] = x[p.x_at + c * p.x_row + j * 8u + (i & 7u)];
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < 8u; i++) {
+      for (var a = 0u; a < 8u; a++) {
+        let v = ws[(tx + 8u * a) * 9u + i];
+        for (var c = 0u; c < 4u; c++) { acc[a * 4u + c] = mac(acc[a * 4u + c], v, xs[(ty + 8u * c) * 9u + i]); }
+      }
+    }
+    if ((j + 1u) % per == 0u || j + 1u == p.pieces) {
+      for (var i = 0u; i < 32u; i++) { sum[i] += acc[i]; acc[i] = 0.0; }
+    }
+    workgroupBarrier();
+  }
+  for (var a = 0u; a < 8u; a++) {
+    for (var c = 0u; c < 4u; c++) {
+      let row = r0 + tx + 8u * a;
+      let column = c0 + ty + 8u * c;
+      if (row < p.end && column < p.m) {
+        let to = p.y_at + column * p.y_row + row;
+        let sum = sum[a * 4u + c];
+        $STORE
+      }
+    }
+  }
+}

@@ -1,0 +1,133 @@
+"""The shaders as text: files of ``shaders/`` with a few words in them replaced.
+
+WGSL has no preprocessor, so ``$NAME`` in a file stands for what a program needs there: a number, a block of bindings,
+the functions that read one type of weights. A buffer that an op reads and writes can be bound once only, so
+``bindings`` writes them, and gives two roles one name where they share a buffer.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+from edgellm.formats import levels
+
+FOLDER = Path(__file__).parent / "shaders"
+LANES, SLICES = 16, 16  # rows, and slices of a row, of a product with few columns; they fix the order of additions
+MOST_COLUMNS = 8  # of a product whose threads own rows; more go in tiles
+
+WORDS_PER_ROW_PIECE = {"F32": 32, "F16": 16, "BF16": 16}
+"""Words of 32 weights; rows of these types are filled up with zeros to whole pieces."""
+
+_CODES = {"iq4_nl": levels.IQ4, "iq4_xs": levels.IQ4, "mxfp4": levels.E2M1_DOUBLED}
+TYPES = tuple(sorted(path.stem.upper() for path in (FOLDER / "weights").glob("*.wgsl")))
+"""GGUF types that shaders read as they stand in the file."""
+
+
+@functools.cache
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.wgsl").read_text("utf-8")
+
+
+@functools.cache
+def _filled(name: str, values: tuple[tuple[str, str], ...]) -> str:
+    return Template(_text(name)).substitute(dict(values))
+
+
+def source(name: str, **values: str | int) -> str:
+    """A shader with its words filled in; whole numbers become u32."""
+    words = {"STEP": _text("step")} | {k: f"{v}u" if isinstance(v, int) else v for k, v in values.items()}
+    return _filled(name, tuple(words.items()))
+
+
+@functools.cache
+def weights(quant: str) -> str:
+    """The functions that read a type: ``head(r, j)`` of 32 weights of a row, and ``quad(r, head, i)``, four of them."""
+    name = quant.lower()
+    if name not in _CODES:
+        return _text("words") + _text(f"weights/{name}")
+    codes = [code & 0xFF for code in _CODES[name]]
+    words = [int.from_bytes(bytes(codes[at : at + 4]), "little") for at in range(0, 16, 4)]
+    filled = source("levels", **{f"L{i}": f"0x{word:08x}u" for i, word in enumerate(words)})
+    return _text("words") + source(f"weights/{name}", LEVELS=filled)
+
+
+def _store(epilogue: str) -> str:
+    return {
+        "set": "y[to] = sum;",
+        "add": "y[to] = y[to] + sum;",
+        "bias": "y[to] = sum + bias[p.bias_at + row];",
+    }[epilogue]
+
+
+_BIAS = "@group(0) @binding(3) var<storage, read> bias: array<f32>;"
+
+
+@functools.cache
+def matmul(quant: str, columns: int, epilogue: str) -> str:
+    """A product for 1, 2, 4 or 8 columns. ``epilogue``: "set", "add" to what stands there, or add a "bias"."""
+    start, products, keep = _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row")
+    return source(
+        "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, START=start, PRODUCTS=products,
+        KEEP=keep, STORE=_store(epilogue), BIAS=_BIAS if epilogue == "bias" else "",
+    )  # fmt: skip
+
+
+@functools.cache
+def matmul_tiles(quant: str, epilogue: str) -> str:
+    """The same product for many columns."""
+    unpack = "\n    ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(8))
+    return source(
+        "matmul_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=unpack, STORE=_store(epilogue),
+        BIAS=_BIAS if epilogue == "bias" else "",
+    )  # fmt: skip
+
+
+@functools.cache
+def expert_matmul(quant: str) -> str:
+    """A product whose rows are those of the expert that a token was sent to."""
+    start, products, keep = _products(1, "input")
+    return source(
+        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, START=start, PRODUCTS=products, KEEP=keep
+    )
+
+
+def _products(columns: int, x: str) -> tuple[str, str, str]:
+    """What is written out for each column, and for each four weights of 32: few of them are alive at a time."""
+    start = [f"var a{c} = 0.0; let x{c} = {x.format(c=c)};" for c in range(columns)]
+    products = []
+    for i in range(8):
+        products.append(f"let q{i} = quad(r, h, {i}u);")
+        products += [f"a{c} = mac(a{c}, q{i}, x[x{c} + j * 8u + {i}u]);" for c in range(columns)]
+    keep = [f"part[({c}u * {SLICES}u + slice) * {LANES}u + lane] = a{c};" for c in range(columns)]
+    return "\n  ".join(start), "\n    ".join(products), "\n  ".join(keep)
+
+
+class Bound(NamedTuple):
+    """Declarations, the name of each role's variable, and the buffers with what is done to them."""
+
+    text: str
+    names: dict[str, str]
+    kinds: str
+    buffers: list[Any]
+
+
+def bindings(first: int, roles: Sequence[tuple[str, Any, str]]) -> Bound:
+    """Bindings from ``first`` on for roles (name, buffer, "r" or "w") over float32; each buffer is bound once."""
+    by_buffer: dict[int, list[tuple[str, Any, str]]] = {}
+    for role in roles:
+        by_buffer.setdefault(id(role[1]), []).append(role)
+    lines, names, kinds, buffers = list[str](), dict[str, str](), "", list[Any]()
+    for binding, sharing in zip(itertools.count(first), by_buffer.values(), strict=False):
+        variable = f"buffer{binding}"
+        kind = "w" if any(role[2] == "w" for role in sharing) else "r"
+        access = "read_write" if kind == "w" else "read"
+        lines.append(f"@group(0) @binding({binding}) var<storage, {access}> {variable}: array<f32>;")
+        names |= {role[0]: variable for role in sharing}
+        kinds += kind
+        buffers.append(sharing[0][1])
+    return Bound("\n".join(lines), names, kinds, buffers)

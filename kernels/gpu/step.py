@@ -1,0 +1,78 @@
+"""What a batch tells the shaders, in one buffer of words that is written once a step (``shaders/step.wgsl``).
+
+0 tokens | 1 outputs | 2 positions at | 3 sequences at | 4 starts at | 5 output rows at
+    6 the last positions that tokens see at
+8 + 2 g   block table of group g at, and its width
+32 + r    cos and sin of rope r at
+64 ...    the tokens, then all that the header points to
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.ops.step import segments
+from edgellm.kernels.program import Batch, Program
+
+HEADER = 64
+_TABLES, _ROPES = 8, 32
+
+
+class StepBuffer:
+    """The buffer and how it is filled. ``buffer`` is replaced by a larger one when a batch does not fit."""
+
+    def __init__(self, device: Device, program: Program, max_tokens: int) -> None:
+        if len(program.groups) > (_ROPES - _TABLES) // 2 or len(program.ropes) > HEADER - _ROPES:
+            raise UnsupportedError(
+                f"{program.architecture}: {len(program.groups)} kinds of cache and {len(program.ropes)} rotations; the "
+                f"gpu device takes {(_ROPES - _TABLES) // 2} and {HEADER - _ROPES}.",
+                code="MODEL_SHAPE",
+            )
+        self._device, self._ropes = device, tuple(program.ropes.values())
+        per_token = 6 + sum(rope.n_dims for rope in self._ropes)
+        self.buffer: Any = device.buffer(4 * (HEADER + per_token * max_tokens + 4096))
+
+    def begin(self, batch: Batch, output_rows: Sequence[int]) -> bool:
+        """Send a batch; whether the buffer is another one than before."""
+        parts: list[np.ndarray] = [np.zeros(HEADER, np.uint32)]
+        header, at = parts[0], HEADER
+
+        def place(values: np.ndarray) -> int:
+            nonlocal at
+            parts.append(np.ascontiguousarray(values).reshape(-1).view(np.uint32))
+            at += len(parts[-1])
+            return at - len(parts[-1])
+
+        header[:2] = len(batch), len(output_rows)
+        place(batch.tokens.astype(np.int32))
+        header[2] = place(batch.positions.astype(np.int32))
+        header[3] = place(batch.sequences.astype(np.int32))
+        starts = np.array([[s.start] for s in segments(batch) for _ in range(s.start, s.stop)], np.uint32)
+        header[4], header[5] = place(starts), place(np.array(output_rows, np.uint32))
+        header[6] = header[2] if batch.sees is None else place(batch.sees.astype(np.int32))
+        for i, table in enumerate(batch.tables):
+            header[_TABLES + 2 * i : _TABLES + 2 * i + 2] = place(table.astype(np.int32)), table.shape[1]
+        turning = batch.positions if batch.rope_positions is None else batch.rope_positions
+        for i, rope in enumerate(self._ropes):
+            header[_ROPES + i] = place(np.concatenate(rope.table(turning), axis=1))
+        return self._send(np.concatenate(parts))
+
+    def outputs(self, output_rows: Sequence[int]) -> None:
+        """Other rows of the same batch, as many as before or fewer."""
+        words = np.array([len(output_rows)], np.uint32)
+        self._device.write(self.buffer, 4, words)
+        self._device.write(self.buffer, 4 * self._rows_at, np.array(output_rows, np.uint32))
+
+    def _send(self, words: np.ndarray) -> bool:
+        self._rows_at, grown = int(words[5]), words.nbytes > self.buffer.size
+        if grown:
+            self._device.free(self.buffer)
+            self.buffer = self._device.buffer(1 << math.ceil(math.log2(words.nbytes)))
+        self._device.write(self.buffer, 0, words)
+        return grown

@@ -1,0 +1,282 @@
+"""The GPU executor: the reference's logits, the same tokens alone and in a batch, in any chunks, in small bindings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_device import device
+
+import edgellm
+from edgellm.formats.errors import (
+    ClosedError,
+    DeviceLostError,
+    EdgeLLMError,
+    MemoryWouldExceedError,
+    NumericError,
+    ParameterError,
+    UnsupportedError,
+)
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu.compile.trials import nmse
+from edgellm.kernels.gpu import adapters, lowering
+from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.kv import CachePool, KVLayer
+from edgellm.kernels.program import Batch, Op, Program
+from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.models import build_program
+
+tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+
+N_BLOCKS = 24
+# name: (architecture, type of weights, what else)
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama Q4_K": ("llama", "Q4_K", {"quants": {"attn_v.weight": "Q6_K"}}),
+    "gemma3 Q8_0": ("gemma3", "Q8_0", {}),
+    "qwen2 F32": ("qwen2", "F32", {}),
+    "qwen3 Q4_0": ("qwen3", "Q4_0", {}),
+    "qwen3moe Q8_0": ("qwen3moe", "Q8_0", {}),
+    "lfm2 Q5_1": ("lfm2", "Q5_1", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def index() -> int:
+    return int(device("gpu").partition(":")[2])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        name: tiny_models.write_tiny_model(folder / f"{name}.gguf", architecture, quant, **options)
+        for name, (architecture, quant, options) in MODELS.items()
+    }
+
+
+@pytest.fixture(params=MODELS)
+def program(request: pytest.FixtureRequest, files: dict[str, Path]) -> Iterator[Program]:
+    with GGUFFile.open(files[request.param]) as gguf:
+        yield build_program(gguf)
+
+
+def opened(program: Program, index: int, **options: Any) -> GPUExecutor:
+    return GPUExecutor(program, N_BLOCKS, max_tokens=64, index=index, **options)
+
+
+def sequences(
+    program: Program, lengths: list[int], starts: list[int], seed: int = 1, n_blocks: int = N_BLOCKS
+) -> Batch:
+    """Some tokens of several sequences, each in blocks of its own, the state of each in a slot of its own."""
+    rng, n = np.random.default_rng(seed), len(lengths)
+    per = n_blocks // n
+    blocks = np.arange(n * per, dtype=np.int32).reshape(n, per)
+    states = np.array([[i if start else -1, i] for i, start in enumerate(starts)], np.int32)
+    outputs = np.zeros(sum(lengths), bool)
+    outputs[np.cumsum(lengths) - 1] = True
+    return Batch(
+        rng.integers(3, program.n_vocab, sum(lengths)).astype(np.int32),
+        np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in zip(starts, lengths, strict=True)]),
+        np.repeat(np.arange(n, dtype=np.int32), lengths),
+        outputs,
+        tuple(states if group.kind == "state" else blocks for group in program.groups),
+    )
+
+
+def alone(batch: Batch, which: int) -> Batch:
+    """One sequence of a batch, with the row of the tables that it had."""
+    mine = batch.sequences == which
+    tables = tuple(table[which : which + 1] for table in batch.tables)
+    zeros = np.zeros(int(mine.sum()), np.int32)
+    return Batch(batch.tokens[mine], batch.positions[mine], zeros, batch.outputs[mine], tables)
+
+
+def test_logits_are_the_references(program: Program, index: int) -> None:
+    fast, judge = opened(program, index), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    for n, start, outputs in ((33, 0, "all"), (1, 33, "all"), (7, 34, "last"), (40, 41, "all")):
+        batch = Batch.single(program, np.random.default_rng(n).integers(3, program.n_vocab, n), start, outputs)
+        assert nmse(fast.run(batch), judge.run(batch)) < 1e-6
+    fast.close()
+
+
+def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_in_any_chunks(program: Program, index: int) -> None:
+    lengths, executor = [31, 1, 7, 17], opened(program, index)
+    batch, more = sequences(program, lengths, [0] * 4), sequences(program, [1] * 4, lengths, seed=2)
+    together = [executor.run(batch).copy(), executor.run(more).copy()]
+    for which in range(4):
+        executor.close()
+        executor = opened(program, index)
+        one = alone(batch, which)
+        parts = [slice(0, len(one))] if which % 2 else [slice(i, i + 5) for i in range(0, len(one), 5)]
+        for part in parts:
+            tables = tuple(
+                np.array([[t[0, 1] if part.start else -1, t[0, 1]]], np.int32) if g.kind == "state" else t
+                for t, g in zip(one.tables, program.groups, strict=True)
+            )
+            fields = (getattr(one, name)[part] for name in ("tokens", "positions", "sequences", "outputs"))
+            logits = executor.run(Batch(*fields, tables))
+        assert np.array_equal(logits[-1], together[0][which])
+        assert np.array_equal(executor.run(alone(more, which))[0], together[1][which])
+    executor.close()
+
+
+def test_small_bindings_change_no_bit(program: Program, index: int) -> None:
+    whole, parts = (GPUExecutor(program, 8, max_tokens=16, index=index, max_binding=most) for most in (None, 66 << 10))
+    assert max(len(matrix.parts) for matrix, _ in parts._there.matrices.values()) > 1
+    for batch in (sequences(program, [9, 3], [0, 0], n_blocks=8), sequences(program, [1, 1], [9, 3], n_blocks=8)):
+        assert np.array_equal(whole.run(batch), parts.run(batch))
+    whole.close()
+    parts.close()
+
+
+def test_a_hook_sees_every_op_and_what_it_changes_counts(program: Program, index: int) -> None:
+    executor = opened(program, index)
+    batch, seen = sequences(program, [5, 40], [0, 0]), list[Op]()
+    plain = executor.run(batch).copy()
+
+    def look(at: int, op: Op, read: Any) -> None:
+        seen.append(op)
+        for name in op.read_buffers():
+            assert np.isfinite(read(name)).all()
+
+    assert np.array_equal(executor.run(batch, look), plain), "ops that are fused have the bits of single ones"
+    assert tuple(seen) == program.ops
+
+    def halve(at: int, op: Op, read: Any) -> None:
+        if at == len(program.ops) - 1:
+            read(program.output)[...] *= 0.5
+
+    assert np.array_equal(executor.run(batch, halve), plain * np.float32(0.5))
+    executor.close()
+
+
+def test_more_outputs_than_a_buffer_has_rows_are_computed_in_turns(files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        executor = opened(build_program(gguf), index)
+        batch = Batch.single(executor.program, np.arange(3, 63), outputs="all")
+        assert executor._there.rows["outputs"] < len(batch)
+        last = executor.run(replace(batch, outputs=np.arange(60) >= 55)).copy()
+        assert np.array_equal(executor.run(batch)[55:], last)
+        executor.close()
+
+
+def test_parts_of_256_positions_are_summed_as_the_reference_does(files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["gemma3 Q8_0"]) as gguf:
+        program = build_program(gguf)
+    fast, judge = opened(program, index), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    tokens = np.random.default_rng(5).integers(3, program.n_vocab, 600)
+    for start in range(0, 576, 64):
+        for executor in (fast, judge):
+            logits = executor.run(Batch.single(program, tokens[start : start + 64], start, "last"))
+            if executor is fast:
+                found = logits.copy()
+        assert nmse(found, logits) < 1e-6
+    again = [fast.run(Batch.single(program, tokens[i : i + 1], i)).copy() for i in range(570, 576)]
+    assert np.array_equal(again[-1], found)
+    fast.close()
+
+
+def test_blocks_are_copied_and_move_between_host_and_device(index: int) -> None:
+    from edgellm.kernels.gpu.device import Device
+    from edgellm.kernels.gpu.pool import GPUPool
+
+    gpu = Device(adapters.choose(index))
+    layers = (KVLayer(2, 40, 24), KVLayer(1, 17, 33, 40))
+    ours, host = GPUPool(gpu, layers, [5, 6]), CachePool(layers, [5, 6])
+    rng = np.random.default_rng(1)
+    for group in (0, 1):
+        assert ours.block_nbytes(group) == host.block_nbytes(group)
+        block = rng.integers(0, 256, host.block_nbytes(group), np.uint8).tobytes()
+        ours.write_block(group, 3, block)
+        host.write_block(group, 3, block)
+        ours.copy_block(group, 3, 1)
+        assert ours.read_block(group, 1) == ours.read_block(group, 3) == host.read_block(group, 3)
+        assert not any(ours.read_block(group, 2))
+    assert ours.nbytes == host.nbytes
+    gpu.close()
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_nan_is_seen(files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        executor = opened(build_program(gguf), index)
+
+        def spoil(at: int, op: Op, read: Any) -> None:
+            if at == 0:
+                read(op.written_buffers()[0])[0, 0] = np.nan
+
+        with pytest.raises(NumericError):
+            executor.run(Batch.single(executor.program, [3]), spoil)
+        executor.close()
+
+
+def test_what_has_no_shader_is_refused_by_name(
+    files: dict[str, Path], index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        program = build_program(gguf)
+        rules = {op: rule for op, rule in lowering._RULES.items() if op.name != "rope"}
+        monkeypatch.setattr(lowering, "_RULES", rules)
+        with pytest.raises(UnsupportedError, match="rope"):
+            opened(program, index)
+        monkeypatch.undo()
+        with pytest.raises(MemoryWouldExceedError, match="-c"):
+            GPUExecutor(program, 4096, max_tokens=64, index=index, max_binding=1 << 20)
+
+
+def test_a_batch_that_shaders_cannot_be_trusted_with_is_refused(files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        executor = opened(build_program(gguf), index)
+    batch = Batch.single(executor.program, [3, 4])
+    for wrong in (
+        replace(batch, tokens=np.array([3, executor.program.n_vocab], np.int32)),
+        replace(batch, positions=np.array([0, 2], np.int32)),
+        replace(batch, tables=(np.array([[N_BLOCKS]], np.int32),)),
+    ):
+        with pytest.raises(ParameterError):
+            executor.run(wrong)
+    executor.close()
+    executor.close()
+    with pytest.raises(ClosedError):
+        executor.run(batch)
+
+
+def test_an_adapter_that_is_not_there_is_an_error_that_names_those_that_are(index: int) -> None:
+    with pytest.raises(ParameterError, match=f"gpu:{index}"):
+        adapters.choose(999)
+    hardware = [adapter for adapter in adapters.adapters() if not adapter.is_software]
+    if not hardware:
+        with pytest.raises(ParameterError, match="--device cpu"):
+            adapters.choose(None)
+
+
+def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wgpu", None)
+    with pytest.raises(UnsupportedError, match=r"edgellm\[gpu\]"):
+        adapters.wgpu_module()
+
+
+def test_a_device_that_is_lost_ends_the_answer_and_keeps_the_conversation(
+    files: dict[str, Path], index: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with edgellm.load(files["llama Q4_K"], executor=f"gpu:{index}", n_ctx=64) as llm:
+        talk = llm.conversation()
+        answer = talk.stream("hi", max_tokens=8, temperature=0)
+        next(answer)
+        lost = llm.executor
+        assert isinstance(lost, GPUExecutor)
+        lost.device._device.destroy()
+        with pytest.raises(DeviceLostError) as raised:
+            list(answer)
+            talk.send("more", max_tokens=8)
+        assert isinstance(raised.value, EdgeLLMError) and "--device cpu" in str(raised.value)
+        assert talk.messages[0].content == "hi"
+    assert capfd.readouterr() == ("", ""), "drivers and wgpu write nothing to the screen"

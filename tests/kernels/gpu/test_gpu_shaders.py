@@ -1,0 +1,38 @@
+"""Every shader against the reference, in odd shapes, and the same bits in any number of columns."""
+
+from __future__ import annotations
+
+import pytest
+from gpu_device import device
+
+from edgellm.kernels.gpu import selftest, sources
+from edgellm.kernels.gpu.lowering import _RULES
+from edgellm.kernels.ops import OPS
+
+FEW = (1, 17)  # tokens: a row a thread, and tiles
+EVERY_COLUMN = ("F32", "Q4_0", "Q6_K")  # types whose products are compiled for all numbers of columns
+
+
+@pytest.fixture(scope="module")
+def index() -> int:
+    return int(device("gpu").partition(":")[2])
+
+
+def test_the_types_of_the_cpu_have_shaders_and_every_shader_is_tried() -> None:
+    from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
+
+    assert set(sources.TYPES) == {*QUANTIZED, *FLOAT}
+    tried = {name for op in _RULES for name in selftest.SHADERS if f"{name}_".startswith(f"{op.name}_")}
+    assert tried == set(selftest.SHADERS) and set(_RULES) <= set(OPS)
+
+
+@pytest.mark.parametrize("name", selftest.SHADERS)
+def test_a_shader_agrees_with_the_reference(name: str, index: int) -> None:
+    result = selftest.try_shader(name, index, FEW)
+    assert result.ok, result
+
+
+@pytest.mark.parametrize("quant", sources.TYPES)
+def test_a_token_has_the_same_bits_alone_and_among_many(quant: str, index: int) -> None:
+    result = selftest.try_order(quant, index, selftest.COLUMNS if quant in EVERY_COLUMN else (1, 33))
+    assert result.ok, result
