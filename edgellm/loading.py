@@ -109,7 +109,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         n_ctx = choose_context(program, options)
         need = memory_need(program, gguf, n_ctx, options)
         if not options.force:
-            check_fits(need)
+            check_fits(need, executors.own_memory(options.executor))
         report("load", 1, 2, path.name)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, template=_given_template(options), proved=True)
         default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
@@ -158,7 +158,7 @@ def choose_context(program: Program, options: LoadOptions) -> int:
     trained = max(1, program.context_length)
     if options.n_ctx is not None:
         return options.n_ctx or trained
-    budget = system_memory().available // KV_SHARE
+    budget = (executors.own_memory(options.executor) or system_memory()).available // KV_SHARE
     low, high = min(trained, LEAST_CONTEXT), trained
     while low < high:  # the most that fits
         middle = (low + high + 1) // 2

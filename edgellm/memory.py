@@ -23,7 +23,7 @@ GIB = 1 << 30
 class MemoryNeed:
     """Bytes that a loaded model takes when its context is full.
 
-    weights   the mapped file; the system can drop these pages and read them again
+    weights   the mapped file; the system can drop these pages and read them again. On a GPU what it keeps of them
     kv        keys and values of all contexts
     work      the buffers of one step, and weights that are unpacked to float32
     process   what the program itself takes
@@ -58,12 +58,14 @@ def estimate(
 ) -> MemoryNeed:
     """What ``program`` needs for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
     max_tokens = min(max_tokens, n_ctx)
-    work = executor_class(executor).work_nbytes(program, max_tokens, n_threads or default_threads())
-    return MemoryNeed(file_nbytes, kv_nbytes(program, n_ctx, max_tokens, n_parallel, executor), work, PROCESS_NBYTES)
+    make = executor_class(executor)
+    work = make.work_nbytes(program, max_tokens, n_threads or default_threads())
+    weights = make.weights_nbytes(program) if hasattr(make, "weights_nbytes") else file_nbytes
+    return MemoryNeed(weights, kv_nbytes(program, n_ctx, max_tokens, n_parallel, executor), work, PROCESS_NBYTES)
 
 
 def check_fits(need: MemoryNeed, memory: SystemMemory | None = None) -> None:
-    """Raise MemoryWouldExceedError when the model does not fit the memory that is free now."""
+    """Raise MemoryWouldExceedError when the model does not fit what is free now of ``memory``, else of the system's."""
     memory = memory or system_memory()
     if need.total > memory.available:
         gib = [f"{n / GIB:.2f} GiB" for n in (need.total, need.weights, need.kv, memory.available)]

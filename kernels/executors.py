@@ -17,6 +17,7 @@ from edgellm import arguments
 
 if TYPE_CHECKING:
     from edgellm.kernels.program import Executor, Program
+    from edgellm.machine.memory import SystemMemory
     from edgellm.machine.progress import Progress
 
 EXECUTORS = {
@@ -58,6 +59,21 @@ def executor_class(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def own_memory(name: str) -> SystemMemory | None:
+    """The memory that a device has of its own; None where it computes in the system's, or nobody tells."""
+    if resolved(name).partition(":")[0] != "gpu":
+        return None
+    from edgellm.kernels.gpu import adapters, memory
+
+    return memory.own_memory(adapters.choose(_index(name)))
+
+
+def _index(name: str) -> int | None:
+    """N of ``gpu:N``."""
+    numbered = _NUMBERED.fullmatch(name)
+    return int(numbered[1]) if numbered else None
+
+
 def open_executor(
     name: str,
     program: Program,
@@ -72,6 +88,6 @@ def open_executor(
     n_blocks     of the cache, for each group of ``program.groups``, or as many for every group
     on_compile   told of the kernels that are compiled, on the first start, or of the weights that are sent to a device
     """
-    make, numbered = executor_class(name), _NUMBERED.fullmatch(name)
-    which = {"index": int(numbered[1])} if numbered else {}
+    make, index = executor_class(name), _index(name)
+    which = {} if index is None else {"index": index}
     return make(program, n_blocks, n_threads=n_threads, max_tokens=max_tokens, on_compile=on_compile, **which)

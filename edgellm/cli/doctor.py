@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import click
@@ -13,15 +14,18 @@ from edgellm.machine.terminal import echo, fields, human_bytes, json_text, table
 
 @click.command("doctor")
 @click.option("--no-selftest", is_flag=True, help="Do not run the kernels.")
+@click.option("--software-gpus", is_flag=True, help="Run the shaders on GPUs that only pretend to be one, too.")
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast memory is read.")
 @click.option("--clear-cache", is_flag=True, help="Delete the compiled kernels and do nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 @click.pass_context
-def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cache: bool, as_json: bool) -> None:
+def command(
+    ctx: click.Context, no_selftest: bool, software_gpus: bool, no_bandwidth: bool, clear_cache: bool, as_json: bool
+) -> None:
     """Examine this machine and test every kernel on it.
 
-    Shows the CPU, the kernels chosen for it, memory and versions. Every kernel is compared with a plain numpy
-    computation on this CPU. Exit status 1 when one of them is wrong.
+    Shows the CPU and the GPUs, the kernels chosen for them, memory and versions. Every kernel is compared with a plain
+    numpy computation on this CPU, every shader on each GPU. Exit status 1 when one of them is wrong.
 
     \b
     Examples:
@@ -35,13 +39,15 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
         return
     facts: dict[str, Any] = {"machine": doctor.machine_facts(), "versions": doctor.package_versions()}
     facts["kernels"] = doctor.kernel_facts()
+    facts["gpus"] = doctor.gpu_facts()
     with ProgressBar() as progress:
         if not no_bandwidth:
             progress.note("measuring how fast this machine reads memory")
             facts["read_bandwidth"] = {str(n): round(rate) for n, rate in doctor.bandwidths().items()}
             progress.finish()
         if not no_selftest:
-            facts["self_test"] = _run_self_test(progress)
+            tested = [gpu for gpu in facts["gpus"] if not gpu["missing"] and (software_gpus or not gpu["software"])]
+            facts["self_test"] = _run_self_test(progress, [int(gpu["device"].partition(":")[2]) for gpu in tested])
     facts["kernel_cache"] = {
         k: v if v is None or isinstance(v, int) else str(v) for k, v in vars(doctor.kernel_cache_state()).items()
     }
@@ -51,12 +57,12 @@ def command(ctx: click.Context, no_selftest: bool, no_bandwidth: bool, clear_cac
     ctx.exit(1 if wrong else 0)
 
 
-def _run_self_test(progress: ProgressBar) -> list[dict[str, Any]]:
+def _run_self_test(progress: ProgressBar, gpus: list[int]) -> list[dict[str, Any]]:
     from edgellm.measure import doctor
 
     results: list[dict[str, Any]] = []
     progress.update("selftest", 0, None)
-    for result in doctor.self_test():
+    for result in itertools.chain(doctor.self_test(), *map(doctor.gpu_self_test, gpus)):
         results.append(dataclasses.asdict(result))
         progress.update("selftest", len(results), None, result.kernel)
     return results
@@ -74,6 +80,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])}{setting})"),
         ("fast types", ", ".join(kernels["fast_types"])),
         ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),
+        *((gpu["device"], _gpu(gpu)) for gpu in facts["gpus"]),
         ("memory", f"{human_bytes(machine['memory_available'])} free of {human_bytes(machine['memory_total'])}"),
         ("large pages", machine["large_pages"]),
     ]
@@ -95,6 +102,13 @@ def _as_text(facts: dict[str, Any]) -> str:
     return text
 
 
+def _gpu(gpu: dict[str, Any]) -> str:
+    memory = f", {human_bytes(gpu['memory_total'])}" if gpu["memory_total"] else ""
+    software = "; computes on the CPU, never chosen by auto" if gpu["software"] else ""
+    missing = f"; NOT USABLE, it lacks {', '.join(gpu['missing'])}" if gpu["missing"] else ""
+    return f"{gpu['name']} by {gpu['interface']}{memory}{software}{missing}"
+
+
 def _self_test_table(results: list[dict[str, Any]]) -> str:
     lines = [
         (r["kernel"], r["form"], f"{r['nmse']:.1e}", f"{r['limit']:.0e}", "ok" if r["ok"] else "WRONG", r["detail"])
@@ -102,6 +116,6 @@ def _self_test_table(results: list[dict[str, Any]]) -> str:
     ]
     n_wrong = sum(not result["ok"] for result in results)
     verdict = (
-        f"{n_wrong} of {len(results)} kernels compute wrong on this CPU" if n_wrong else "all kernels compute right"
+        f"{n_wrong} of {len(results)} kernels compute wrong on this machine" if n_wrong else "all kernels compute right"
     )
     return table(("KERNEL", "FORM", "NMSE", "LIMIT", "", ""), lines, right=(2, 3)) + f"\n\n{verdict}"

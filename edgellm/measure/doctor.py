@@ -106,6 +106,31 @@ def kernel_facts() -> dict[str, Any]:
     }
 
 
+def gpu_facts() -> list[dict[str, Any]]:
+    """The GPUs by the names that ``--device`` takes; none where the package for them is missing."""
+    from edgellm.kernels.gpu import adapters, memory
+
+    if not adapters.is_installed():
+        return []
+    facts = []
+    for adapter in adapters.adapters():
+        own = memory.own_memory(adapter)
+        facts.append({
+            "device": f"gpu:{adapter.index}", "name": adapter.name, "interface": adapter.interface,
+            "kind": adapter.kind, "driver": adapter.driver, "software": adapter.is_software,
+            "missing": list(adapter.missing), "memory_total": own and own.total,
+            "memory_available": own and own.available,
+        })  # fmt: skip
+    return facts
+
+
+def gpu_self_test(index: int) -> Iterator[SelfTestResult]:
+    """Run every shader on a GPU against the reference, and try that its sums have one order."""
+    from edgellm.kernels.gpu import selftest
+
+    yield from selftest.run(index)
+
+
 def kernel_cache_state() -> KernelCacheState:
     """Count the compiled kernels on disk. A damaged one is found and made again when it is needed."""
     from edgellm.kernels.cpu.compile.isa import detect

@@ -84,10 +84,14 @@ class GPUExecutor:
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
-        """Bytes on the device beside the cache: the weights as they are kept there, and the buffers."""
+        """Bytes on the device beside the weights and the cache."""
+        return buffers_nbytes(program, max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES
+
+    @staticmethod
+    def weights_nbytes(program: Program) -> int:
+        """Bytes of the weights as they are kept on the device."""
         matrices = {name for op in program.ops for name in op.weight_names() if len(program.tensors[name].shape) > 1}
-        weights = sum(matrix_nbytes(program.tensors[name]) for name in matrices)
-        return weights + buffers_nbytes(program, max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES
+        return sum(matrix_nbytes(program.tensors[name]) for name in matrices)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ SHADERS = (
 """The names of ops, with a type of weights or an activation behind them."""
 
 
-def run(index: int | None = None) -> Iterator[SelfTestResult]:
+def run(index: int) -> Iterator[SelfTestResult]:
     """Every shader on a device, then the order of its sums."""
     for name in SHADERS:
         yield try_shader(name, index)
@@ -44,7 +44,7 @@ def run(index: int | None = None) -> Iterator[SelfTestResult]:
         yield try_order(quant, index)
 
 
-def try_shader(name: str, index: int | None = None, n_tokens: tuple[int, ...] = trials.N_TOKENS) -> SelfTestResult:
+def try_shader(name: str, index: int, n_tokens: tuple[int, ...] = trials.N_TOKENS) -> SelfTestResult:
     """The worst NMSE of a shader over the shapes that its op is tried in."""
     s = trials.sketch()
     trials.add_trial(s, name)
@@ -66,10 +66,10 @@ def try_shader(name: str, index: int | None = None, n_tokens: tuple[int, ...] = 
         executor.close()
     error, detail = max(found, key=itemgetter(0))
     limit = 0.0 if name in EXACT else LIMIT
-    return SelfTestResult(name, "wgpu", error, limit, error <= limit, detail)
+    return SelfTestResult(name, f"gpu:{index}", error, limit, error <= limit, detail)
 
 
-def try_order(quant: str, index: int | None = None, columns: tuple[int, ...] = COLUMNS) -> SelfTestResult:
+def try_order(quant: str, index: int, columns: tuple[int, ...] = COLUMNS) -> SelfTestResult:
     """Whether a product has the same bits in every number of columns; ``nmse`` is the share of those that differ."""
     s = trials.sketch(max_tokens=max(columns))
     trials.add_trial(s, f"matmul_{quant.lower()}")
@@ -83,7 +83,9 @@ def try_order(quant: str, index: int | None = None, columns: tuple[int, ...] = C
         executor.close()
     most = made[max(columns)]
     wrong = [f"{n} columns" for n in columns if not all(map(_same, made[n], most))]
-    return SelfTestResult(f"order_{quant.lower()}", "wgpu", len(wrong) / len(columns), 0.0, not wrong, ", ".join(wrong))
+    return SelfTestResult(
+        f"order_{quant.lower()}", f"gpu:{index}", len(wrong) / len(columns), 0.0, not wrong, ", ".join(wrong)
+    )
 
 
 def _same(few: np.ndarray, many: np.ndarray) -> bool:

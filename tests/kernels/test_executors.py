@@ -16,6 +16,8 @@ from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.executors import CHOICES, EXECUTORS, executor_class, open_executor, resolved
+from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.gpu.layout import buffers_nbytes
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.memory import estimate
 from edgellm.models import build_program
@@ -180,3 +182,18 @@ def test_the_estimate_is_what_the_reference_holds(programs: dict[str, Program]) 
         buffers = 4 * sum(b.width * rows[b.rows] for b in program.buffers.values())  # gone after a step
         assert need.kv == executor.pool.nbytes
         assert need.work - buffers == pytest.approx(held(executor), rel=0.05)
+
+
+def test_the_estimate_is_what_a_gpu_executor_holds(programs: dict[str, Program]) -> None:
+    name = device("gpu")
+    for program in programs.values():
+        need = estimate(program, 1 << 40, 64, 64, executor=name)
+        executor = open_executor(name, program, pool_blocks(program.cache_layers, 64, 64), max_tokens=64)
+        assert isinstance(executor, GPUExecutor) and need.kv == executor.pool.nbytes
+        before = executor.device.nbytes
+        executor.run(Batch.single(program, TOKENS, outputs="all"))
+        assert before <= executor.device.nbytes <= need.kv + need.weights + need.work
+        # small tensors have buffers of their own, which are filled up; the rest is for attention and uploads
+        spare = need.work - buffers_nbytes(program, 64)
+        assert need.kv + need.weights + need.work - spare == pytest.approx(before, rel=0.15)
+        executor.close()

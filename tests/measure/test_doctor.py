@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgellm.cli import main
+from edgellm.kernels.gpu import adapters
 from edgellm.machine.cpu import cpu_name
 from edgellm.machine.paths import sessions_dir
 from edgellm.measure import doctor
@@ -27,6 +29,7 @@ class Result:
     detail: str
 
 
+REAL_GPU_FACTS = doctor.gpu_facts
 GOOD = Result("matmul_q4_k", "avx2", 3e-8, 1e-6, True, "n_in=256")
 BAD = Result("rms_norm", "avx2", float("inf"), 1e-9, False, "width=7")
 
@@ -36,7 +39,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
     monkeypatch.delenv("EDGELLM_KERNEL_CACHE", raising=False)
     monkeypatch.setattr(doctor, "bandwidths", lambda: {1: 10e9, 2: 20e9})
+    monkeypatch.setattr(doctor, "gpu_facts", lambda: [gpu_facts(software=True)])
     return tmp_path
+
+
+def gpu_facts(*, software: bool) -> dict[str, Any]:
+    return {
+        "device": "gpu:0", "name": "a card", "interface": "Vulkan", "kind": "DiscreteGPU", "driver": "", "missing": [],
+        "software": software, "memory_total": 8 << 30, "memory_available": 4 << 30,
+    }  # fmt: skip
 
 
 def self_test(monkeypatch: pytest.MonkeyPatch, *results: Result) -> None:
@@ -55,6 +66,39 @@ def test_a_healthy_machine_is_described_and_ends_with_0(
     assert cpu_name() in text and "20.0 GB/s" in text and "numba" in text and "Q4_K" in text
     assert "all kernels compute right" in text and "3.0e-08" in text
     assert str(sessions_dir()) in text.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("software", "flags", "tested"), [(False, (), [0]), (True, (), []), (True, ("--software-gpus",), [0])]
+)
+def test_gpus_are_listed_and_hardware_is_tested(
+    software: bool,
+    flags: tuple[str, ...],
+    tested: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[int] = []
+
+    def run(index: int) -> Iterator[Result]:
+        asked.append(index)
+        yield GOOD
+
+    self_test(monkeypatch, GOOD)
+    monkeypatch.setattr(doctor, "gpu_facts", lambda: [gpu_facts(software=software)])
+    monkeypatch.setattr(doctor, "gpu_self_test", run)
+    assert main(["doctor", *flags]) == 0
+    text = capsys.readouterr().out
+    assert "gpu:0" in text and "a card by Vulkan, 8.00 GiB" in text and ("never chosen by auto" in text) == software
+    assert asked == tested
+
+
+def test_the_gpus_of_this_machine_have_the_names_that_device_takes() -> None:
+    if not adapters.is_installed():
+        pytest.skip("the package wgpu is not installed: pip install edgellm[gpu]")
+    facts = REAL_GPU_FACTS()
+    assert [gpu["device"] for gpu in facts] == [f"gpu:{i}" for i in range(len(facts))]
+    json.dumps(facts)
 
 
 def test_a_wrong_kernel_is_named_and_ends_with_1(
