@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -160,6 +161,23 @@ class Device:
             with self._translated():
                 self._groups[key] = self._device.create_bind_group(layout=pipeline.layout, entries=entries)
         return self._groups[key]
+
+    def dispatch(
+        self,
+        source: str,
+        buffers: Sequence[Any],
+        kinds: str,
+        grid: tuple[int, int, int],
+        *immediates: float,
+        flops: int = 0,
+    ) -> Dispatch:
+        """A row of a recording. Immediates that are whole numbers go as u32 (modulo 2^32), others as f32."""
+        packed = b"".join(
+            struct.pack("<f", value) if isinstance(value, float) else struct.pack("<I", value & 0xFFFFFFFF)
+            for value in immediates
+        )
+        pipeline = self.pipeline(source, kinds, len(packed))
+        return Dispatch(pipeline, self.group(pipeline, buffers), grid, packed, flops)
 
     # ---- running -----------------------------------------------------------------------------------------------------
 

@@ -14,18 +14,20 @@ import dataclasses
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edgellm.formats.errors import ClosedError, NumericError
+from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device, Dispatch
+from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
 from edgellm.kernels.gpu.layout import buffers_nbytes
 from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES, Counts, put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.top_k import TopK
 from edgellm.kernels.gpu.weights import matrix_nbytes
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import OutputTail, output_tail
@@ -35,6 +37,7 @@ from edgellm.kernels.program import Batch, Hook, Op, Program
 from edgellm.machine.progress import Progress
 
 MAX_SHAPES = 64  # recordings that are kept
+MAX_STEPS = 16  # between two looks of the engine
 SUBMISSION_FLOPS = 10**11  # systems take a device away that works on one submission for seconds
 PART = 256
 
@@ -49,7 +52,6 @@ class GPUExecutor:
 
     backend: ClassVar[str] = "wgpu"
     kv_dtype: ClassVar[str] = "float16"
-    draw = None
 
     def __init__(
         self,
@@ -68,14 +70,13 @@ class GPUExecutor:
         try:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
             self.pool: CachePool = pool
-            self._tail = output_tail(program) or OutputTail(len(program.ops), (), {})
-            whole = dataclasses.replace(
-                program, ops=(*program.ops, *self._tail.ops), buffers={**program.buffers, **self._tail.buffers}
-            )
+            self._tail, whole = _with_tail(program)
             self._there = put_program(self.device, whole, pool, max_tokens, on_compile or (lambda *_: None))
         except BaseException:
             self.close()
             raise
+        self.draw = open_draw(on_compile)
+        self._top_k = TopK(self.device, self._there.places[program.output], program.n_vocab)
         selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
         self._first_output_op = selects[0] if selects else len(program.ops)
         embedding = embedding_of(program)
@@ -85,7 +86,7 @@ class GPUExecutor:
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
         """Bytes on the device beside the weights and the cache."""
-        return buffers_nbytes(program, max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES
+        return buffers_nbytes(_with_tail(program)[1], max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES
 
     @staticmethod
     def weights_nbytes(program: Program) -> int:
@@ -131,6 +132,33 @@ class GPUExecutor:
             result[first : first + len(chunk)] = self._logits(len(chunk))
         _check_logits(result)
         return result
+
+    def decode(self, batch: Batch, n_steps: int, draw: GPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
+        """Several decode steps that read back a few logits each; see ``DecodingExecutor``."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
+            raise ParameterError("decode() takes one token that wants logits, and at least one step")
+        if any(group.kind == "state" for group in self.program.groups) or batch.rope_positions is not None:
+            return 0  # each step has a slot of its own, or angles that do not follow from its position
+        if batch.embeddings is not None:
+            return 0
+        n_steps = min(n_steps, MAX_STEPS)
+        check_batch(batch, self.program, self.pool, self.max_tokens, n_steps)
+        draw.begin()
+        for n_drawn in range(n_steps):
+            if self._there.step.begin(batch, [0]):
+                self._shapes.clear()
+            rows = [*self._recorded(batch, self.program.ops, (), 1), *self._top_k.rows(draw.k)]
+            found = TopK.read(self.device.run(rows, (self._top_k.found, 0, TopK.nbytes(draw.k))))
+            if isinstance(found, bool):
+                return n_drawn
+            token = draw.take(found) if found else draw.take_all(self._logits(1)[0])
+            if token in stop_ids:
+                return n_drawn + 1
+            positions = batch.positions + np.int32(1)
+            batch = dataclasses.replace(batch, tokens=np.array([token], np.int32), positions=positions, sees=None)
+        return n_steps
 
     def _embed(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Put these rows in place of what was embedded."""
@@ -202,6 +230,13 @@ class GPUExecutor:
         """Let go of the device. May be called twice."""
         self._closed = True
         self._end()
+
+
+def _with_tail(program: Program) -> tuple[OutputTail, Program]:
+    """The ops for the rows that want logits alone, and a program that has both."""
+    tail = output_tail(program) or OutputTail(len(program.ops), (), {})
+    buffers = {**program.buffers, **tail.buffers}
+    return tail, dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers=buffers)
 
 
 def _parts(batch: Batch) -> int:

@@ -9,7 +9,6 @@ numbers.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,14 +193,8 @@ class _Lowering:
         *immediates: float,
         flops: int = 0,
     ) -> None:
-        """Add a dispatch: whole numbers go as u32 (modulo 2^32), others as f32."""
-        device = self.there.device
-        packed = b"".join(
-            struct.pack("<f", value) if isinstance(value, float) else struct.pack("<I", value & 0xFFFFFFFF)
-            for value in immediates
-        )
-        pipeline = device.pipeline(text, kinds, len(packed))
-        self.rows.append(Dispatch(pipeline, device.group(pipeline, buffers), grid, packed, flops))
+        """Add a dispatch; see ``Device.dispatch``."""
+        self.rows.append(self.there.device.dispatch(text, buffers, kinds, grid, *immediates, flops=flops))
 
     def place(self, name: str) -> Place:
         return self.there.places[name]
@@ -435,7 +428,7 @@ def _short_conv(low: _Lowering, op: ShortConv) -> None:
 def _route(low: _Lowering, op: Route) -> None:
     x, ids, y = low.place(op.logits), low.place(op.ids), low.place(op.probs)
     low.emit(
-        source("route"), [x.buffer, ids.buffer, y.buffer], "rww", (low.n(x), 1, 1),
+        source("route", KEYS=sources.text("keys")), [x.buffer, ids.buffer, y.buffer], "rww", (low.n(x), 1, 1),
         x.width, ids.width, x.at, x.row, ids.at, ids.row, y.at, y.row,
     )  # fmt: skip
 

@@ -29,18 +29,19 @@ TYPES = tuple(sorted(path.stem.upper() for path in (FOLDER / "weights").glob("*.
 
 
 @functools.cache
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """A file as it stands."""
     return (FOLDER / f"{name}.wgsl").read_text("utf-8")
 
 
 @functools.cache
 def _filled(name: str, values: tuple[tuple[str, str], ...]) -> str:
-    return Template(_text(name)).substitute(dict(values))
+    return Template(text(name)).substitute(dict(values))
 
 
 def source(name: str, **values: str | int) -> str:
     """A shader with its words filled in; whole numbers become u32."""
-    words = {"STEP": _text("step")} | {k: f"{v}u" if isinstance(v, int) else v for k, v in values.items()}
+    words = {"STEP": text("step")} | {k: f"{v}u" if isinstance(v, int) else v for k, v in values.items()}
     return _filled(name, tuple(words.items()))
 
 
@@ -49,11 +50,11 @@ def weights(quant: str) -> str:
     """The functions that read a type: ``head(r, j)`` of 32 weights of a row, and ``quad(r, head, i)``, four of them."""
     name = quant.lower()
     if name not in _CODES:
-        return _text("words") + _text(f"weights/{name}")
+        return text("words") + text(f"weights/{name}")
     codes = [code & 0xFF for code in _CODES[name]]
     words = [int.from_bytes(bytes(codes[at : at + 4]), "little") for at in range(0, 16, 4)]
     filled = source("levels", **{f"L{i}": f"0x{word:08x}u" for i, word in enumerate(words)})
-    return _text("words") + source(f"weights/{name}", LEVELS=filled)
+    return text("words") + source(f"weights/{name}", LEVELS=filled)
 
 
 def _store(epilogue: str) -> str:

@@ -7,7 +7,6 @@ more than a piece is ever there twice. A type that no shader reads is dequantize
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.gpu import sources
-from edgellm.kernels.gpu.device import ALIGN, UPLOAD_NBYTES, Device, Dispatch
+from edgellm.kernels.gpu.device import ALIGN, UPLOAD_NBYTES, Device
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
@@ -77,14 +76,13 @@ def put_matrix(device: Device, tensors: list[QuantizedTensor]) -> Matrix:
     row_nbytes = QUANT_TYPES[quant].row_nbytes(n_in)
     per_piece = max(GROUP, min(UPLOAD_NBYTES, device.max_binding - ALIGN) // row_nbytes // GROUP * GROUP)
     raw = device.buffer(min(per_piece, n_out) * row_nbytes + 8)
-    pipeline = device.pipeline(sources.source("repack"), "rw", 16)
+    shader = sources.source("repack")
     for part in parts:
         for first in range(part.first, part.first + part.n, per_piece):
             n = min(per_piece, part.first + part.n - first)
             device.write(raw, 0, np.concatenate(list(_rows(tensors, quant, first, n))))
-            immediates = struct.pack("<4I", row_nbytes, words, n, (first - part.first) // GROUP)
-            grid = (-(-words // 32), -(-n // GROUP), 1)
-            device.run([Dispatch(pipeline, device.group(pipeline, [raw, part.buffer]), grid, immediates)])
+            grid, group = (-(-words // 32), -(-n // GROUP), 1), (first - part.first) // GROUP
+            device.run([device.dispatch(shader, [raw, part.buffer], "rw", grid, row_nbytes, words, n, group)])
             device.wait()
     device.free(raw)
     return Matrix(quant, n_out, n_in, words, -(-n_in // 32), tuple(parts))

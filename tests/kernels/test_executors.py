@@ -16,8 +16,9 @@ from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.executors import CHOICES, EXECUTORS, executor_class, open_executor, resolved
+from edgellm.kernels.gpu.device import UPLOAD_NBYTES
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.gpu.layout import buffers_nbytes
+from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.memory import estimate
 from edgellm.models import build_program
@@ -193,7 +194,7 @@ def test_the_estimate_is_what_a_gpu_executor_holds(programs: dict[str, Program])
         before = executor.device.nbytes
         executor.run(Batch.single(program, TOKENS, outputs="all"))
         assert before <= executor.device.nbytes <= need.kv + need.weights + need.work
-        # small tensors have buffers of their own, which are filled up; the rest is for attention and uploads
-        spare = need.work - buffers_nbytes(program, 64)
-        assert need.kv + need.weights + need.work - spare == pytest.approx(before, rel=0.15)
+        spare = PARTIALS_NBYTES + UPLOAD_NBYTES
+        small = 256 << 10  # norms, the batch, what finds the largest logits
+        assert need.kv + need.weights + need.work - spare == pytest.approx(before, abs=small)
         executor.close()

@@ -5,8 +5,7 @@ struct P { n: u32, n_used: u32, x_at: u32, x_row: u32, ids_at: u32, ids_row: u32
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 var<immediate> p: P;
 var<workgroup> keys: array<vec2<u32>, 64>;
-fn key(v: f32) -> u32 { let bits = bitcast<u32>(v); return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u); }
-fn unkey(k: u32) -> f32 { return bitcast<f32>(select(~k, k & 0x7fffffffu, (k >> 31u) == 1u)); }
+$KEYS
 fn before(u: vec2<u32>, v: vec2<u32>) -> bool { return u.x > v.x || (u.x == v.x && u.y < v.y); }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -17,7 +16,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   for (var k = 0u; k < p.n_used; k++) {
     var mine = vec2<u32>(0u, 0xffffffffu);
     for (var i = t; i < p.n; i += 64u) {
-      let one = vec2<u32>(key(x[begin + i] + 0.0), i);  // + 0.0: the two zeros are equals
+      let one = vec2<u32>(key(bitcast<u32>(x[begin + i])), i);
       if ((k == 0u || before(last, one)) && before(one, mine)) { mine = one; }
     }
     keys[t] = mine;
@@ -28,8 +27,8 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     }
     last = keys[0];
     workgroupBarrier();
-    if (k == 0u) { first = unkey(last.x); }
-    let power = exp(unkey(last.x) - first);
+    if (k == 0u) { first = bitcast<f32>(unkey(last.x)); }
+    let power = exp(bitcast<f32>(unkey(last.x)) - first);
     sum += power;
     if (t == 0u) {
       ids[p.ids_at + g.x * p.ids_row + k] = min(last.y, p.n - 1u);

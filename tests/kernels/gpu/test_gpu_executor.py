@@ -23,8 +23,13 @@ from edgellm.formats.errors import (
 )
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
+from edgellm.kernels.draw import DrawSpec, Link
 from edgellm.kernels.gpu import adapters, lowering
+from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.gpu.layout import Place
+from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.top_k import MAX_K, ROOM, TopK
 from edgellm.kernels.kv import CachePool, KVLayer
 from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -124,6 +129,19 @@ def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_in_any_chunks(program
     executor.close()
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 9, 16])
+def test_decoding_many_sequences_gives_each_the_bits_of_one_alone(n: int, files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        program = build_program(gguf)
+    executor = opened(program, index)
+    for start, length in ((0, 3), (3, 1)):
+        batch = sequences(program, [length] * n, [start] * n)
+        together = executor.run(batch).copy()
+        for which in {0, n // 2, n - 1}:
+            assert np.array_equal(executor.run(alone(batch, which)), together[which : which + 1])
+    executor.close()
+
+
 def test_small_bindings_change_no_bit(program: Program, index: int) -> None:
     whole, parts = (GPUExecutor(program, 8, max_tokens=16, index=index, max_binding=most) for most in (None, 66 << 10))
     assert max(len(matrix.parts) for matrix, _ in parts._there.matrices.values()) > 1
@@ -181,9 +199,6 @@ def test_parts_of_256_positions_are_summed_as_the_reference_does(files: dict[str
 
 
 def test_blocks_are_copied_and_move_between_host_and_device(index: int) -> None:
-    from edgellm.kernels.gpu.device import Device
-    from edgellm.kernels.gpu.pool import GPUPool
-
     gpu = Device(adapters.choose(index))
     layers = (KVLayer(2, 40, 24), KVLayer(1, 17, 33, 40))
     ours, host = GPUPool(gpu, layers, [5, 6]), CachePool(layers, [5, 6])
@@ -197,6 +212,73 @@ def test_blocks_are_copied_and_move_between_host_and_device(index: int) -> None:
         assert ours.read_block(group, 1) == ours.read_block(group, 3) == host.read_block(group, 3)
         assert not any(ours.read_block(group, 2))
     assert ours.nbytes == host.nbytes
+    gpu.close()
+
+
+# ---- tokens drawn ----------------------------------------------------------------------------------------------------
+
+
+CHAIN = (Link("top_k", 40), Link("top_p", 0.9, 1), Link("min_p", np.log(0.05), 1), Link("temperature", 0.8))
+SPECS = {
+    "greedy": DrawSpec((Link("temperature", 0.0),), 1, 1),
+    "sampled": DrawSpec(CHAIN, 40, 40),
+    "sampled with logprobs": DrawSpec(CHAIN, 40, 64, wants_sum=True),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_runs_of_steps_draw_the_tokens_that_steps_with_all_logits_draw(
+    spec: DrawSpec, files: dict[str, Path], index: int
+) -> None:
+    with GGUFFile.open(files["gemma3 Q8_0"]) as gguf:
+        executor = opened(build_program(gguf), index)
+    program, start = executor.program, np.arange(5, 12)
+    executor.run(Batch.single(program, start))
+    one, run = (executor.draw.open(spec, np.random.default_rng(7)) for _ in range(2))
+    token, drawn = 9, []
+    for i in range(12):
+        assert one.draw(executor.run(Batch.single(program, [token], 7 + i))[0])
+        drawn += one.drawn(1)
+        token = drawn[-1].token
+    batch = replace(Batch.single(program, [9], 7), tables=(np.arange(2, dtype=np.int32)[None],) * len(program.groups))
+    assert executor.decode(batch, 12, run) == 12
+    assert run.tokens(12) == [row.token for row in drawn]
+    for mine, judge in zip(run.drawn(12), drawn, strict=True):
+        same = ("token", "place", "positions", "values", "left", "shaped")
+        assert all(getattr(mine, name) == getattr(judge, name) for name in same)
+        assert mine.sum == pytest.approx(judge.sum, rel=1e-5) if spec.wants_sum else True
+    stop = run.tokens(12)[4]
+    assert executor.decode(batch, 12, executor.draw.open(spec, np.random.default_rng(7)), [stop]) <= 5
+    executor.close()
+
+
+@pytest.mark.parametrize("n", [1, 7, 257, 4099, 49152, 262144])
+def test_the_largest_logits_are_found_in_order(n: int, index: int) -> None:
+    gpu, rng = Device(adapters.choose(index)), np.random.default_rng(n)
+    place = Place(gpu.buffer(4 * n + 400), 64, n + 64, n, "outputs")
+    finder = TopK(gpu, place, n)
+
+    def find(logits: np.ndarray, k: int) -> Any:
+        gpu.write(place.buffer, 256, logits)
+        return TopK.read(gpu.run(finder.rows(k), (finder.found, 0, TopK.nbytes(k))))
+
+    peaked = rng.standard_normal(n).astype(np.float32) * 3 - 20
+    peaked[rng.integers(0, n, 20)] += 30
+    for logits in (rng.standard_normal(n).astype(np.float32).round(2), peaked):
+        for k in sorted({1, min(n, 40), min(n, MAX_K)}):
+            order = np.argsort(-logits, kind="stable")[:k]
+            found = find(logits, k)
+            if found is None:  # too many alike
+                assert n > ROOM
+                continue
+            assert np.array_equal(found.positions, order) and np.array_equal(found.values, logits[order])
+            assert found.sum == pytest.approx(np.exp(logits.astype(np.float64) - logits.max()).sum(), rel=1e-5)
+    flat = np.full(n, 1.5, np.float32)
+    assert (find(flat, 1) is None) == (n > ROOM)
+    for bad in (np.nan, np.inf, -np.inf):
+        flat[n // 2] = bad
+        assert find(flat, 1) is False
+    assert find(peaked, 1).positions[0] == peaked.argmax(), "what was bad has left nothing behind"
     gpu.close()
 
 
