@@ -32,13 +32,19 @@ class Pipeline(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-    """One row of a recording: a shader over a grid, with its immediates, and the floating point operations in it."""
+    """One row of a recording: a shader over a grid, with its immediates, and the floating point operations in it.
 
-    pipeline: Pipeline
+    The handles are the library's own; the device keeps what they stand for.
+    """
+
+    pipeline: Any
     group: Any
-    grid: tuple[int, int, int]
+    x: int
+    y: int
+    z: int
     immediates: bytes
-    flops: int = 0
+    nbytes: int
+    flops: int
 
 
 class Device:
@@ -177,7 +183,8 @@ class Device:
             for value in immediates
         )
         pipeline = self.pipeline(source, kinds, len(packed))
-        return Dispatch(pipeline, self.group(pipeline, buffers), grid, packed, flops)
+        group = self.group(pipeline, buffers)
+        return Dispatch(pipeline.handle._internal, group._internal, *grid, packed, len(packed), flops)
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
@@ -216,13 +223,13 @@ class Device:
         set_immediates, dispatch = lib.wgpuComputePassEncoderSetImmediates, lib.wgpuComputePassEncoderDispatchWorkgroups
         null, current = ffi.NULL, None
         walk = lib.wgpuCommandEncoderBeginComputePass(encoder, null)
-        for pipeline, group, grid, immediates, _ in rows:
+        for pipeline, group, x, y, z, immediates, nbytes, _ in rows:
             if pipeline is not current:
-                set_pipeline(walk, pipeline.handle._internal)
+                set_pipeline(walk, pipeline)
                 current = pipeline
-            set_group(walk, 0, group._internal, 0, null)
-            set_immediates(walk, 0, immediates, len(immediates))
-            dispatch(walk, *grid)
+            set_group(walk, 0, group, 0, null)
+            set_immediates(walk, 0, immediates, nbytes)
+            dispatch(walk, x, y, z)
         lib.wgpuComputePassEncoderEnd(walk)
         lib.wgpuComputePassEncoderRelease(walk)
 

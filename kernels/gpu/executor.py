@@ -171,11 +171,19 @@ class GPUExecutor:
         counts = Counts(len(batch), n_outputs, _parts(batch))
         key = (len(ops), id(ops[0]) if ops else 0, *dataclasses.astuple(counts))
         if key not in self._shapes:
-            self._shapes[key] = record(self._there, ops, following, counts, fuse=True)
+            recorded = self._record(ops, following, counts, fuse=True)
+            self._shapes[key] = recorded
             while len(self._shapes) > MAX_SHAPES:
                 self._shapes.popitem(last=False)
         self._shapes.move_to_end(key)
         return self._shapes[key]
+
+    def _record(self, ops: Sequence[Op], following: Sequence[Op], counts: Counts, *, fuse: bool) -> list[Dispatch]:
+        partials = self._there.partials
+        recorded = record(self._there, ops, following, counts, fuse=fuse)
+        if self._there.partials is not partials:  # what was recorded before is over a buffer that is gone
+            self._shapes.clear()
+        return recorded
 
     def _start(self, rows: Sequence[Dispatch]) -> None:
         """Dispatch rows, in several submissions where they are long."""
@@ -205,7 +213,7 @@ class GPUExecutor:
             for i, op in enumerate(self.program.ops):
                 if first and i < self._first_output_op:
                     continue
-                self._start(record(self._there, [op], (), counts, fuse=False))
+                self._start(self._record([op], (), counts, fuse=False))
                 if i == self._embedding and batch.embeddings is not None:
                     self._embed(*batch.embeddings)
                 taken: dict[int, tuple[Any, np.ndarray]] = {}

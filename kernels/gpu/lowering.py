@@ -1,7 +1,8 @@
 """From ops to dispatches: one rule for each kind of op, and the few places where several ops become one dispatch.
 
 Products of one input whose outputs lie side by side are one product; a sum with what a product has just made is its
-epilogue; rotations of queries and keys side by side are one. With ``fuse=False`` every op stands for itself, for hooks.
+epilogue, and so is the gate of a feed-forward; keys are rotated, with the queries, on their way to the cache. With
+``fuse=False`` every op stands for itself, for hooks.
 
 What the shaders take on trust is proved here: shapes come from the program, and the buffers are made of the same
 numbers.
@@ -38,6 +39,7 @@ from edgellm.kernels.ops import (
 )
 from edgellm.kernels.program import Op, Program
 
+GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
 PART = 256  # positions that one workgroup of attention sums up
 PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
 
@@ -260,6 +262,8 @@ def _matmul(low: _Lowering, op: Matmul) -> None:
         end, width = end + low.there.program.tensors[other.weight].shape[0], width + place.width
     low.n_taken, epilogue = len(run), "bias" if op.bias else "set"
     after = low.next(len(run))
+    if isinstance(after, GatedUnit) and _gated_product(low, run, matrix, begin, after):
+        return
     if len(run) == 1 and op.bias is None and isinstance(after, Add) and _is_residual(low, op, after):
         low.n_taken, epilogue, out = 2, "add", low.place(after.out)
     bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
@@ -272,6 +276,24 @@ def _is_residual(low: _Lowering, op: Matmul, add: Add) -> bool:
         return False
     place = low.place(add.out)
     return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
+
+
+def _gated_product(low: _Lowering, run: list[Matmul], matrix: Matrix, begin: int, unit: GatedUnit) -> bool:
+    """Emit a gate and what it lets through as one product, where there are few columns; whether it could be."""
+    x, out, m = low.place(run[0].x), low.place(unit.out), low.n(low.place(run[0].x))
+    columns = next((n for n in GATED_COLUMNS if n >= m), 0)
+    fits = [op.out for op in run] == [unit.gate, unit.up] and run[0].bias is None and len(matrix.parts) == 1
+    alone = all(low.is_dead(name, 2) for name in (unit.gate, unit.up) if name != unit.out)
+    if not (columns and fits and alone) or out.buffer is x.buffer or out.rows != x.rows:
+        return False
+    n, part = out.width, matrix.parts[0]
+    low.n_taken = 3
+    low.emit(
+        sources.matmul_gated(matrix.quant, columns, unit.activation), [part.buffer, x.buffer, out.buffer], "rrw",
+        _folded(_blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, n, m, x.at // 4, x.row // 4,
+        out.at - begin, out.row, flops=4 * m * n * matrix.n_in,
+    )  # fmt: skip
+    return True
 
 
 def _product(
@@ -304,11 +326,38 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
             break
         width, low.n_taken = width + place.width, low.n_taken + 1
         other = low.next(low.n_taken)
+    if isinstance(other, StoreKV) and low.n_taken == 2 and _rope_and_store(low, op, other):
+        return
     heads, half = width // op.head_dim, rope.n_dims // 2
     low.emit(
         source("rope"), [low.step, x.buffer], "rw", (_blocks(heads * half), low.n(x), 1),
         heads, op.head_dim, half, int(rope.adjacent), list(low.there.program.ropes).index(op.rope), x.at, x.row,
     )  # fmt: skip
+
+
+def _rope_and_store(low: _Lowering, op: ApplyRope, store: StoreKV) -> bool:
+    """Emit the rotation of queries and of keys with the store of these, where nobody else reads them; whether so."""
+    q, k, v, layer = low.place(op.x), low.place(store.k), low.place(store.v), low.there.program.kv_layer(store.layer)
+    rope, (keys, values) = low.there.program.ropes[op.rope], low.there.pool.arrays[store.layer]
+    if k.buffer is not q.buffer or k.at != q.at + q.width or op.head_dim != layer.head_dim_k:
+        return False
+    if k.width != layer.n_kv_heads * layer.head_dim_k or store.v == store.k or not low.is_dead(store.k, 2):
+        return False
+    bound, heads, half = (
+        bindings(3, [("q", q.buffer, "w"), ("v", v.buffer, "r")]),
+        q.width // op.head_dim,
+        rope.n_dims // 2,
+    )
+    n = heads * half + layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v)
+    low.n_taken = 3
+    low.emit(
+        source("rope_store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
+        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (_blocks(n), low.n(q), 1),
+        heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, half, int(rope.adjacent),
+        list(low.there.program.ropes).index(op.rope), low.there.program.table_of(store.layer),
+        q.at, k.at, q.row, v.at, v.row,
+    )  # fmt: skip
+    return True
 
 
 def _store_kv(low: _Lowering, op: StoreKV) -> None:
@@ -317,7 +366,7 @@ def _store_kv(low: _Lowering, op: StoreKV) -> None:
     bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])
     widest = layer.n_kv_heads * max(layer.head_dim_k, layer.head_dim_v)
     low.emit(
-        source("store_kv", BINDINGS=bound.text, **bound.names),
+        source("store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
         [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (_blocks(widest), low.n(k), 1),
         layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, low.there.program.table_of(op.layer),
         k.at, k.row, v.at, v.row,
@@ -387,9 +436,10 @@ def _pointwise(low: _Lowering, function: str, x_name: str, y_name: str, out_name
     x, y, z = low.place(x_name), low.place(y_name), low.place(out_name)
     bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "r"), ("z", z.buffer, "w")])
     n = low.n(z) * z.width
+    words = bound.names | {"BINDINGS": bound.text, "FUNCTION": function, "FUNCTIONS": sources.text("activations")}
     low.emit(
-        source("pointwise", BINDINGS=bound.text, FUNCTION=function, **bound.names), bound.buffers, bound.kinds,
-        _folded(_blocks(n)), z.width, n, x.at, x.row, y.at, y.row, z.at, z.row,
+        source("pointwise", **words), bound.buffers, bound.kinds, _folded(_blocks(n)), z.width, n,
+        x.at, x.row, y.at, y.row, z.at, z.row,
     )  # fmt: skip
 
 

@@ -79,6 +79,22 @@ def matmul(quant: str, columns: int, epilogue: str) -> str:
 
 
 @functools.cache
+def matmul_gated(quant: str, columns: int, activation: str) -> str:
+    """Two products of one input for 1, 2 or 4 columns, and activation(first) * second of them."""
+    start, products, keep = [], [], []
+    for c in range(columns):
+        start.append(f"var a{c} = 0.0; var b{c} = 0.0; let x{c} = p.x_at + min({c}u, p.m - 1u) * p.x_row;")
+        keep.append(f"part[({c}u * {SLICES}u + slice) * {LANES}u + lane] = vec2<f32>(a{c}, b{c});")
+    for i, (sums, row, head) in itertools.product(range(8), (("a", "r", "h"), ("b", "up", "k"))):
+        products.append(f"let {sums}q{i} = quad({row}, {head}, {i}u);")
+        products += [f"{sums}{c} = mac({sums}{c}, {sums}q{i}, x[x{c} + j * 8u + {i}u]);" for c in range(columns)]
+    return source(
+        "matmul_gated", WEIGHTS=weights(quant), FUNCTIONS=text("activations"), LANES=LANES, SLICES=SLICES, COLS=columns,
+        ACTIVATION=activation, START="\n  ".join(start), PRODUCTS="\n    ".join(products), KEEP="\n  ".join(keep),
+    )  # fmt: skip
+
+
+@functools.cache
 def matmul_tiles(quant: str, epilogue: str) -> str:
     """The same product for many columns."""
     unpack = "\n    ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(8))

@@ -2,11 +2,7 @@
 struct P { width: u32, n: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32 }
 $BINDINGS
 var<immediate> p: P;
-fn silu(v: f32) -> f32 { let half = 0.5 * v; return half + half * tanh(clamp(half, -20.0, 20.0)); }
-fn gelu(v: f32) -> f32 {
-  let half = 0.5 * v;
-  return half + half * tanh(clamp(0.7978845608028654 * (v + 0.044715 * v * v * v), -20.0, 20.0));
-}
+$FUNCTIONS
 fn f(u: f32, v: f32) -> f32 { return $FUNCTION; }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {

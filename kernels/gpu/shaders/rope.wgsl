@@ -15,6 +15,6 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let s = bitcast<f32>(b[angle + p.half]);
   let u = x[first];
   let v = x[second];
-  x[first] = u * c - v * s;
-  x[second] = v * c + u * s;
+  x[first] = fma(u, c, -(v * s));
+  x[second] = fma(v, c, u * s);
 }

@@ -6,15 +6,7 @@ struct P { heads: u32, dim_k: u32, dim_v: u32, group: u32, k_at: u32, k_row: u32
 @group(0) @binding(2) var<storage, read_write> values: array<atomic<u32>>;
 $BINDINGS
 var<immediate> p: P;
-fn half_bits(x: f32) -> u32 {  // nearest, ties to even; pack2x16float may round otherwise
-  let bits = bitcast<u32>(x);
-  let sign = (bits >> 16u) & 0x8000u;
-  let a = bits & 0x7fffffffu;
-  if (a > 0x7f800000u) { return sign | 0x7e00u; }
-  if (a >= 0x477ff000u) { return sign | 0x7c00u; }
-  if (a < 0x38800000u) { return sign | (bitcast<u32>(bitcast<f32>(a) + 0.5) - 0x3f000000u); }
-  return sign | ((a + 0xc8000fffu + ((a >> 13u) & 1u)) >> 13u);
-}
+$HALF_BITS
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let at = position_of(g.y);

@@ -187,12 +187,16 @@ def test_parts_of_256_positions_are_summed_as_the_reference_does(files: dict[str
         program = build_program(gguf)
     fast, judge = opened(program, index), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
     tokens = np.random.default_rng(5).integers(3, program.n_vocab, 600)
+    short = [Batch.single(program, tokens[i : i + 1], i) for i in (3, 259)]  # recorded for one part, and for two
     for start in range(0, 576, 64):
         for executor in (fast, judge):
             logits = executor.run(Batch.single(program, tokens[start : start + 64], start, "last"))
             if executor is fast:
                 found = logits.copy()
         assert nmse(found, logits) < 1e-6
+        if start == 320:
+            before = [fast.run(batch).copy() for batch in short]
+    assert all(np.array_equal(fast.run(batch), logits) for batch, logits in zip(short, before, strict=True))
     again = [fast.run(Batch.single(program, tokens[i : i + 1], i)).copy() for i in range(570, 576)]
     assert np.array_equal(again[-1], found)
     fast.close()
