@@ -47,7 +47,8 @@ class GPUTokenDraw:
 
     def take(self, found: Found) -> int:
         """Draw a token from what the device has found."""
-        assert self._draw.draw(found.values), "logits that the device says are finite"
+        is_finite = self._draw.draw(found.values)
+        assert is_finite, "the device says so"
         drawn, positions = self._draw.drawn(1)[0], found.positions.tolist()
         self._rows.append(drawn._replace(token=positions[drawn.place], positions=positions, sum=found.sum))
         return self._rows[-1].token

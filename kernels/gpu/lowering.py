@@ -10,9 +10,10 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
@@ -22,6 +23,7 @@ from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, Bound, bindings, source
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix, put_vector
+from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (
     Add,
     ApplyRope,
@@ -33,8 +35,11 @@ from edgellm.kernels.ops import (
     Matmul,
     RMSNorm,
     Route,
+    Scale,
     SelectOutputs,
     ShortConv,
+    SigmoidGate,
+    Softcap,
     StoreKV,
 )
 from edgellm.kernels.program import Op, Program
@@ -132,18 +137,29 @@ def _kind(program: Program, op: Matmul) -> tuple[str, str, bool]:
 def check(program: Program) -> None:
     """UnsupportedError for what no shader here does, by name."""
     for op in program.ops:
-        if type(op) not in _RULES:
+        if wrong := _unknown(program, op):
             raise UnsupportedError(
-                f"{program.architecture}: the gpu device has no shader for the op {op.name}. Take --device cpu.",
+                f"{program.architecture}: the gpu device has no shader for the op {wrong}. Take --device cpu.",
                 code="GPU_OP",
             )
-        layer = getattr(op, "layer", None)
-        if layer is not None and getattr(program.cache_layers[layer], "latent", False):
-            raise UnsupportedError(
-                f"{program.architecture}: the gpu device has no shader for keys that are values, too (layer {layer}). "
-                "Take --device cpu.",
-                code="GPU_OP",
-            )
+
+
+def _unknown(program: Program, op: Op) -> str | None:
+    """What of an op no rule knows."""
+    if type(op) not in RULES:
+        return op.name
+    for one in dataclasses.fields(op):
+        value = getattr(op, one.name)
+        if one.name not in RULES[type(op)].fields.split() and value != one.default:
+            return f"{op.name} with {one.name}={value}"
+    if isinstance(op, GatedUnit) and op.activation not in UNITS:
+        return f"{op.name} with {op.activation}"
+    if isinstance(op, Route) and op.over not in ("chosen", "all"):
+        return f"{op.name} over {op.over}"
+    layer = getattr(op, "layer", None)
+    if layer is not None and getattr(program.cache_layers[layer], "latent", False):
+        return f"{op.name} over keys that are values, too"
+    return None
 
 
 def record(
@@ -154,7 +170,7 @@ def record(
     at = 0
     while at < len(ops):
         low.at, low.end = at, len(ops)
-        _RULES[type(ops[at])](low, ops[at])
+        RULES[type(ops[at])].lower(low, ops[at])
         at += max(1, low.n_taken)
         low.n_taken = 1
     return low.rows
@@ -212,6 +228,14 @@ class _Lowering:
                 self.there.device, [self.there.program.tensors[name] for name in names]
             )
         return self.there.vectors[names]
+
+    def taps(self, name: str) -> Any:
+        """The weights of a convolution, (taps, width) of float32."""
+        key = "taps", name
+        if key not in self.there.vectors:
+            tensor = self.there.program.tensors[name]
+            self.there.vectors[key] = self.there.device.upload(tensor.dequantize().reshape(tensor.shape).T)
+        return self.there.vectors[key]
 
     @property
     def step(self) -> Any:
@@ -272,7 +296,7 @@ def _matmul(low: _Lowering, op: Matmul) -> None:
 
 def _is_residual(low: _Lowering, op: Matmul, add: Add) -> bool:
     """Whether a sum only adds what the product makes to a buffer, and nobody else wants the product."""
-    if {add.x, add.y} != {op.out, add.out} or add.out == op.out or not low.is_dead(op.out, 1):
+    if {add.x, add.y} != {op.out, add.out} or add.out == op.out or add.scale != 1.0 or not low.is_dead(op.out, 1):
         return False
     place = low.place(add.out)
     return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
@@ -380,30 +404,38 @@ def _attention(low: _Lowering, op: Attention) -> None:
     size, whole = layer.head_dim_v + 2, parts == 1
     target = out.buffer if whole else _partials(low)
     bound = bindings(3, [("q", q.buffer, "r"), ("o", target, "w")])
-    text = _attention_text(bound, heads, layer.head_dim_k, layer.head_dim_v, whole)
+    text, sinks = _attention_text(bound, op, heads, layer, whole), [low.vector(op.sinks)] if op.sinks else []
+    own = sinks if whole else []
     at_once = low.n(q) if whole else max(1, PARTIALS_NBYTES // (4 * op.n_heads * parts * size))
     common = low.there.program.table_of(op.layer), layer.window, parts, op.n_heads, layer.n_kv_heads
     for first in range(0, low.n(q), at_once):
         n = min(at_once, low.n(q) - first)
         low.emit(
-            text, [low.step, keys.buffer, values.buffer, *bound.buffers], "rrr" + bound.kinds,
+            text, [low.step, keys.buffer, values.buffer, *bound.buffers, *own], "rrr" + bound.kinds + "r" * len(own),
             (parts, op.n_heads // heads, n), *common, op.n_heads // layer.n_kv_heads // heads, first, q.at, q.row,
-            out.at, out.row, float(op.scale),
+            out.at, out.row, float(op.scale), float(op.softcap),
             flops=n * op.n_heads * parts * PART * 2 * (layer.head_dim_k + layer.head_dim_v),
         )  # fmt: skip
         if not whole:
             low.emit(
-                source("attention_sum", DIM_V=layer.head_dim_v), [low.step, target, out.buffer], "rrw",
-                (op.n_heads, n, 1), layer.window, parts, op.n_heads, first, out.at, out.row,
+                _attention_sum_text(layer.head_dim_v, bool(sinks)), [low.step, target, out.buffer, *sinks],
+                "rrw" + "r" * len(sinks), (op.n_heads, n, 1), layer.window, parts, op.n_heads, first, out.at, out.row,
             )  # fmt: skip
 
 
-def _attention_text(bound: Bound, heads: int, dim_k: int, dim_v: int, whole: bool) -> str:
+def _attention_text(bound: Bound, op: Attention, heads: int, layer: KVLayer, whole: bool) -> str:
+    dim_k, dim_v, has_cap, has_sinks = layer.head_dim_k, layer.head_dim_v, bool(op.softcap), op.sinks is not None
+    sinks = _sinks(3 + len(bound.buffers)) if has_sinks and whole else ""
     if whole:
-        keep = ""
+        keep = """sums[h] = reduced[0];
+      factors[h] = 1.0;"""
+        if has_sinks:  # as attention_sum.wgsl does it for a single part
+            keep = """let largest = max(most, sinks[head0 + h]);
+      factors[h] = exp(most - largest);
+      sums[h] = fma(reduced[0], factors[h], exp(sinks[head0 + h] - largest));"""
         store = """let to = p.y_at + token * p.y_row + (head0 + h) * $DIM_V + d;
-      $o[to] = acc[h].x / sums[h];
-      if (d + 1u < $DIM_V) { $o[to + 1u] = acc[h].y / sums[h]; }"""
+      $o[to] = acc[h].x * factors[h] / sums[h];
+      if (d + 1u < $DIM_V) { $o[to + 1u] = acc[h].y * factors[h] / sums[h]; }"""
     else:
         size = f"{dim_v + 2}u"
         keep = f"""let to = ((g.z * p.n_heads + head0 + h) * p.parts + g.x) * {size};
@@ -413,10 +445,22 @@ def _attention_text(bound: Bound, heads: int, dim_k: int, dim_v: int, whole: boo
       $o[to] = acc[h].x;
       if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[h].y; }}"""
     keep, store = (text.replace("$o", bound.names["o"]).replace("$DIM_V", f"{dim_v}u") for text in (keep, store))
+    words = {"CAP": "capped" if has_cap else "", "FUNCTIONS": sources.text("activations")}
     return source(
-        "attention", BINDINGS=bound.text, HEADS=heads, DIM_K=dim_k, DIM_V=dim_v, KEEP_SUM=keep, STORE=store,
-        q=bound.names["q"],
+        "attention", **words, BINDINGS=bound.text + sinks, HEADS=heads, DIM_K=dim_k, DIM_V=dim_v, KEEP_SUM=keep,
+        STORE=store, q=bound.names["q"],
     )  # fmt: skip
+
+
+def _sinks(binding: int) -> str:
+    return f"\n@group(0) @binding({binding}) var<storage, read> sinks: array<f32>;"
+
+
+def _attention_sum_text(dim_v: int, has_sinks: bool) -> str:
+    words = {"SINKS": "", "SINK": "-1e30", "SINK_POWER": "0.0"}
+    if has_sinks:
+        words = {"SINKS": _sinks(3), "SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
+    return source("attention_sum", DIM_V=dim_v, **words)
 
 
 def _partials(low: _Lowering) -> Any:
@@ -432,23 +476,38 @@ def _partials(low: _Lowering) -> Any:
     return there.partials
 
 
-def _pointwise(low: _Lowering, function: str, x_name: str, y_name: str, out_name: str) -> None:
+def _pointwise(
+    low: _Lowering, function: str, x_name: str, y_name: str, out_name: str, amount: float = 1.0, per: int = 1
+) -> None:
     x, y, z = low.place(x_name), low.place(y_name), low.place(out_name)
     bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "r"), ("z", z.buffer, "w")])
     n = low.n(z) * z.width
     words = bound.names | {"BINDINGS": bound.text, "FUNCTION": function, "FUNCTIONS": sources.text("activations")}
     low.emit(
-        source("pointwise", **words), bound.buffers, bound.kinds, _folded(_blocks(n)), z.width, n,
-        x.at, x.row, y.at, y.row, z.at, z.row,
+        source("pointwise", **words), bound.buffers, bound.kinds, _folded(_blocks(n)), z.width, n, per,
+        x.at, x.row, y.at, y.row, z.at, z.row, float(amount),
     )  # fmt: skip
 
 
 def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
-    _pointwise(low, f"{op.activation}(u) * v", op.gate, op.up, op.out)
+    _pointwise(low, f"{op.activation}(u, v)", op.gate, op.up, op.out)
 
 
 def _add(low: _Lowering, op: Add) -> None:
-    _pointwise(low, "u + v", op.x, op.y, op.out)
+    _pointwise(low, "u + v" if op.scale == 1.0 else "fma(p.amount, v, u)", op.x, op.y, op.out, op.scale)
+
+
+def _scale(low: _Lowering, op: Scale) -> None:
+    _pointwise(low, "p.amount * u", op.x, op.x, op.out, op.factor)
+
+
+def _softcap(low: _Lowering, op: Softcap) -> None:
+    _pointwise(low, "softcap(u, p.amount)", op.x, op.x, op.out, op.cap)
+
+
+def _sigmoid_gate(low: _Lowering, op: SigmoidGate) -> None:
+    per = low.place(op.x).width // low.place(op.gate).width
+    _pointwise(low, "u * sigmoid(v)", op.x, op.gate, op.out, per=per)
 
 
 def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
@@ -465,7 +524,7 @@ def _short_conv(low: _Lowering, op: ShortConv) -> None:
     taps, grid = weight.shape[1], (_blocks(y.width), low.n(y), 1)
     low.emit(
         source("short_conv", TAPS=taps),
-        [low.step, low.vector(op.weight), states.buffer, x.buffer, y.buffer], "rrrrw", grid,
+        [low.step, low.taps(op.weight), states.buffer, x.buffer, y.buffer], "rrrrw", grid,
         y.width, group, x.at, x.row, y.at, y.row,
     )  # fmt: skip
     if taps > 1:
@@ -479,7 +538,7 @@ def _route(low: _Lowering, op: Route) -> None:
     x, ids, y = low.place(op.logits), low.place(op.ids), low.place(op.probs)
     low.emit(
         source("route", KEYS=sources.text("keys")), [x.buffer, ids.buffer, y.buffer], "rww", (low.n(x), 1, 1),
-        x.width, ids.width, x.at, x.row, ids.at, ids.row, y.at, y.row,
+        x.width, ids.width, int(op.over == "all"), x.at, x.row, ids.at, ids.row, y.at, y.row,
     )  # fmt: skip
 
 
@@ -492,9 +551,11 @@ def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
             f"{op.weight}: each expert has an input of {n_in} numbers; the gpu device takes multiples of 4.",
             code="MODEL_SHAPE",
         )
+    bias = [low.vector(op.bias)] if op.bias else []
     for part in matrix.parts:
         low.emit(
-            sources.expert_matmul(matrix.quant), [part.buffer, ids.buffer, x.buffer, y.buffer], "rrrw",
+            sources.expert_matmul(matrix.quant, bool(bias)),
+            [part.buffer, ids.buffer, x.buffer, y.buffer, *bias], "rrrw" + "r" * len(bias),
             (_blocks(n_out, LANES), op.n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, n_out,
             op.n_used, ids.at, ids.row, x.at // 4, x.row // 4, slot // 4, y.at, y.row,
             flops=2 * low.n(y) * op.n_used * n_out * n_in,
@@ -511,18 +572,29 @@ def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
     )  # fmt: skip
 
 
-_RULES: dict[type, Any] = {
-    Embed: _embed,
-    RMSNorm: _rms_norm,
-    Matmul: _matmul,
-    ApplyRope: _rope,
-    StoreKV: _store_kv,
-    Attention: _attention,
-    GatedUnit: _gated_unit,
-    Add: _add,
-    SelectOutputs: _select_outputs,
-    ShortConv: _short_conv,
-    Route: _route,
-    ExpertMatmul: _expert_matmul,
-    ExpertSum: _expert_sum,
+class Rule(NamedTuple):
+    """What lowers a kind of op, and the fields of it that it knows: another one that says something is refused."""
+
+    lower: Callable[[_Lowering, Any], None]
+    fields: str
+
+
+RULES: dict[type[Op], Rule] = {
+    Embed: Rule(_embed, "weight out scale embeds"),
+    RMSNorm: Rule(_rms_norm, "x weight out eps"),
+    Matmul: Rule(_matmul, "x weight out bias"),
+    ApplyRope: Rule(_rope, "x head_dim rope"),
+    StoreKV: Rule(_store_kv, "k v layer"),
+    Attention: Rule(_attention, "q out layer n_heads scale softcap sinks"),
+    GatedUnit: Rule(_gated_unit, "gate up out activation"),
+    Add: Rule(_add, "x y out scale"),
+    Scale: Rule(_scale, "x out factor"),
+    SigmoidGate: Rule(_sigmoid_gate, "x gate out"),
+    Softcap: Rule(_softcap, "x out cap"),
+    SelectOutputs: Rule(_select_outputs, "x out"),
+    ShortConv: Rule(_short_conv, "bcx weight out layer"),
+    Route: Rule(_route, "logits ids probs over"),
+    ExpertMatmul: Rule(_expert_matmul, "x ids weight out n_used bias"),
+    ExpertSum: Rule(_expert_sum, "x probs out"),
 }
+UNITS = ("silu", "gelu", "clamped_swiglu")

@@ -17,9 +17,9 @@ from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import SelfTestResult, nmse
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.gpu.lowering import RULES, UNITS
 from edgellm.kernels.gpu.pool import DeviceArray
-from edgellm.kernels.ops import OPS, Embed, ExpertMatmul, GatedUnit, Matmul, Op
-from edgellm.kernels.ops.elementwise import ACTIVATIONS
+from edgellm.kernels.ops import Add, Embed, ExpertMatmul, GatedUnit, Matmul, Op
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 
@@ -29,8 +29,9 @@ WEIGHED = (Embed, Matmul, ExpertMatmul)
 COLUMNS = (1, 2, 4, 8, 33)
 
 SHADERS = (
-    *(op.name for op in OPS if op not in (*WEIGHED, GatedUnit)),
-    *(f"{GatedUnit.name}_{kind}" for kind in ACTIVATIONS),
+    *(op.name for op in RULES if op not in (*WEIGHED, GatedUnit)),
+    f"{Add.name}_scaled",
+    *(f"{GatedUnit.name}_{kind}" for kind in UNITS),
     *(f"{op.name}_{quant.lower()}" for op in WEIGHED for quant in sources.TYPES),
 )
 """The names of ops, with a type of weights or an activation behind them."""

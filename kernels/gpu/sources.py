@@ -105,12 +105,14 @@ def matmul_tiles(quant: str, epilogue: str) -> str:
 
 
 @functools.cache
-def expert_matmul(quant: str) -> str:
+def expert_matmul(quant: str, has_bias: bool) -> str:
     """A product whose rows are those of the expert that a token was sent to."""
     start, products, keep = _products(1, "input")
     return source(
-        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, START=start, PRODUCTS=products, KEEP=keep
-    )
+        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, START=start, PRODUCTS=products, KEEP=keep,
+        BIAS=_BIAS.replace("binding(3)", "binding(4)") if has_bias else "",
+        SUM="sum + bias[p.first + row]" if has_bias else "sum",
+    )  # fmt: skip
 
 
 def _products(columns: int, x: str) -> tuple[str, str, str]:

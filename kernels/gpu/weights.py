@@ -102,5 +102,5 @@ def _rows(tensors: list[QuantizedTensor], quant: str, first: int, n: int) -> Ite
 
 
 def put_vector(device: Device, tensors: list[QuantizedTensor]) -> Any:
-    """Tensors of a norm or a bias as float32 numbers, one after the other; the taps of a convolution (taps, width)."""
-    return device.upload(np.concatenate([tensor.dequantize().astype(np.float32).T.reshape(-1) for tensor in tensors]))
+    """Tensors of a norm or a bias as float32 numbers, one after the other."""
+    return device.upload(np.concatenate([tensor.dequantize().astype(np.float32).reshape(-1) for tensor in tensors]))

@@ -1,6 +1,6 @@
 // One workgroup: a query token, $HEADS query heads that share keys, and 256 positions of the cache. These parts lie at
 // fixed positions and are summed in their order, so a token gets the same bits in every batch.
-struct P { group: u32, window: u32, parts: u32, n_heads: u32, n_kv_heads: u32, per_kv: u32, first: u32, q_at: u32, q_row: u32, y_at: u32, y_row: u32, scale: f32 }
+struct P { group: u32, window: u32, parts: u32, n_heads: u32, n_kv_heads: u32, per_kv: u32, first: u32, q_at: u32, q_row: u32, y_at: u32, y_row: u32, scale: f32, cap: f32 }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read> keys: array<u32>;
 @group(0) @binding(2) var<storage, read> values: array<u32>;
@@ -10,7 +10,10 @@ const NONE = -1e30;
 var<workgroup> qs: array<f32, $HEADS * $DIM_K>;
 var<workgroup> scores: array<f32, $HEADS * 256u>;
 var<workgroup> reduced: array<f32, 64>;
-var<workgroup> sums: array<f32, $HEADS>;
+var<workgroup> sums: array<f32, $HEADS>;  // what the values are divided by, behind
+var<workgroup> factors: array<f32, $HEADS>;  // what they are multiplied with
+$FUNCTIONS
+fn capped(score: f32) -> f32 { return softcap(score, p.cap); }
 fn two_values(e: u32) -> vec2<f32> {
   if ($DIM_V % 2u == 0u || e % 2u == 0u) { return unpack2x16float(values[e / 2u]); }
   return vec2<f32>(unpack2x16float(values[e / 2u]).y, unpack2x16float(values[e / 2u + 1u]).x);
@@ -39,8 +42,8 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       }
     }
     for (var h = 0u; h < $HEADS; h++) {
-      scores[h * 256u + 2u * pair] = select(NONE, s[h].x, i <= at && i >= seen);
-      scores[h * 256u + 2u * pair + 1u] = select(NONE, s[h].y, i + 1u <= at && i + 1u >= seen);
+      scores[h * 256u + 2u * pair] = select(NONE, $CAP(s[h].x), i <= at && i >= seen);
+      scores[h * 256u + 2u * pair + 1u] = select(NONE, $CAP(s[h].y), i + 1u <= at && i + 1u >= seen);
     }
   }
   workgroupBarrier();
@@ -68,7 +71,6 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       workgroupBarrier();
     }
     if (t == 0u) {
-      sums[h] = reduced[0];
       $KEEP_SUM
     }
     workgroupBarrier();

@@ -4,6 +4,7 @@ struct P { words: u32, pieces: u32, first: u32, n: u32, n_out: u32, n_used: u32,
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+$BIAS
 var<immediate> p: P;
 var<workgroup> part: array<f32, $SLICES * $LANES>;
 $WEIGHTS
@@ -30,6 +31,6 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   if (slice == 0u && mine && out < p.n_out) {
     var sum = 0.0;
     for (var i = 0u; i < $SLICES; i++) { sum += part[i * $LANES + lane]; }
-    y[p.y_at + token * p.y_row + slot * p.n_out + out] = sum;
+    y[p.y_at + token * p.y_row + slot * p.n_out + out] = $SUM;
   }
 }

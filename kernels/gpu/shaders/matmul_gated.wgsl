@@ -27,6 +27,6 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u
   for (var c = slice; c < $COLS; c += $SLICES) {
     var sum = vec2<f32>(0.0);
     for (var i = 0u; i < $SLICES; i++) { sum += part[(c * $SLICES + i) * $LANES + lane]; }
-    if (row < p.end && c < p.m) { y[p.y_at + c * p.y_row + row] = $ACTIVATION(sum.x) * sum.y; }
+    if (row < p.end && c < p.m) { y[p.y_at + c * p.y_row + row] = $ACTIVATION(sum.x, sum.y); }
   }
 }

@@ -1,5 +1,5 @@
-// $z = a function of $x and $y, value by value.
-struct P { width: u32, n: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32 }
+// $z = a function of $x and $y, value by value; ``per`` neighbours of x have one value of y.
+struct P { width: u32, n: u32, per: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32, amount: f32 }
 $BINDINGS
 var<immediate> p: P;
 $FUNCTIONS
@@ -10,5 +10,5 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u
   if (i >= p.n) { return; }
   let row = i / p.width;
   let column = i % p.width;
-  $z[p.z_at + row * p.z_row + column] = f($x[p.x_at + row * p.x_row + column], $y[p.y_at + row * p.y_row + column]);
+  $z[p.z_at + row * p.z_row + column] = f($x[p.x_at + row * p.x_row + column], $y[p.y_at + row * p.y_row + column / p.per]);
 }

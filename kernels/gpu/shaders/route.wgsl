@@ -1,10 +1,11 @@
-// The n_used largest logits of a row, the first of equals first, and their softmax.
-struct P { n: u32, n_used: u32, x_at: u32, x_row: u32, ids_at: u32, ids_row: u32, y_at: u32, y_row: u32 }
+// The n_used largest logits of a row, the first of equals first, and their softmax, over them or over all.
+struct P { n: u32, n_used: u32, over_all: u32, x_at: u32, x_row: u32, ids_at: u32, ids_row: u32, y_at: u32, y_row: u32 }
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 var<immediate> p: P;
 var<workgroup> keys: array<vec2<u32>, 64>;
+var<workgroup> part: array<f32, 64>;
 $KEYS
 fn before(u: vec2<u32>, v: vec2<u32>) -> bool { return u.x > v.x || (u.x == v.x && u.y < v.y); }
 @compute @workgroup_size(64)
@@ -34,6 +35,17 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       ids[p.ids_at + g.x * p.ids_row + k] = min(last.y, p.n - 1u);
       y[p.y_at + g.x * p.y_row + k] = power;
     }
+  }
+  if (p.over_all == 1u) {
+    sum = 0.0;
+    for (var i = t; i < p.n; i += 64u) { sum += exp(x[begin + i] - first); }
+    part[t] = sum;
+    workgroupBarrier();
+    for (var half = 32u; half > 0u; half /= 2u) {
+      if (t < half) { part[t] += part[t + half]; }
+      workgroupBarrier();
+    }
+    sum = part[0];
   }
   for (var k = 0u; k < p.n_used && t == 0u; k++) { y[p.y_at + g.x * p.y_row + k] /= sum; }
 }

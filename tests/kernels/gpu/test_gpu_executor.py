@@ -31,6 +31,7 @@ from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.top_k import MAX_K, ROOM, TopK
 from edgellm.kernels.kv import CachePool, KVLayer
+from edgellm.kernels.ops import Attention
 from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -307,9 +308,14 @@ def test_what_has_no_shader_is_refused_by_name(
 ) -> None:
     with GGUFFile.open(files["llama Q4_K"]) as gguf:
         program = build_program(gguf)
-        rules = {op: rule for op, rule in lowering._RULES.items() if op.name != "rope"}
-        monkeypatch.setattr(lowering, "_RULES", rules)
+        rules = {op: rule for op, rule in lowering.RULES.items() if op.name != "rope"}
+        monkeypatch.setattr(lowering, "RULES", rules)
         with pytest.raises(UnsupportedError, match="rope"):
+            opened(program, index)
+        monkeypatch.undo()
+        older = lowering.RULES | {Attention: lowering.Rule(lowering.RULES[Attention].lower, "q out layer n_heads")}
+        monkeypatch.setattr(lowering, "RULES", older)
+        with pytest.raises(UnsupportedError, match="attention with scale="):
             opened(program, index)
         monkeypatch.undo()
         with pytest.raises(MemoryWouldExceedError, match="-c"):

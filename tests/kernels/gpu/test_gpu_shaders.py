@@ -6,7 +6,7 @@ import pytest
 from gpu_device import device
 
 from edgellm.kernels.gpu import selftest, sources
-from edgellm.kernels.gpu.lowering import _RULES
+from edgellm.kernels.gpu.lowering import RULES
 from edgellm.kernels.ops import OPS
 
 FEW = (1, 17)  # tokens: a row a thread, and tiles
@@ -22,8 +22,8 @@ def test_the_types_of_the_cpu_have_shaders_and_every_shader_is_tried() -> None:
     from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
     assert set(sources.TYPES) == {*QUANTIZED, *FLOAT}
-    tried = {name for op in _RULES for name in selftest.SHADERS if f"{name}_".startswith(f"{op.name}_")}
-    assert tried == set(selftest.SHADERS) and set(_RULES) <= set(OPS)
+    tried = {name for op in RULES for name in selftest.SHADERS if f"{name}_".startswith(f"{op.name}_")}
+    assert tried == set(selftest.SHADERS) and set(RULES) <= set(OPS)
 
 
 @pytest.mark.parametrize("name", selftest.SHADERS)
