@@ -86,7 +86,7 @@ def open_executor(
     """An executor for steps of at most ``max_tokens`` tokens, with a cache of its own.
 
     n_blocks     of the cache, for each group of ``program.groups``, or as many for every group
-    on_compile   told of the kernels that are compiled, on the first start, or of the weights that are sent to a device
+    on_compile   told of the kernels that are compiled, on the first start
     """
     make, index = executor_class(name), _index(name)
     which = {} if index is None else {"index": index}

@@ -46,7 +46,7 @@ class GPUExecutor:
     """The ``Executor`` for a GPU.
 
     index        N of "gpu:N" (adapters.py); None takes the best hardware
-    on_compile   told of the weights that are sent: done, total, name
+    on_compile   called while the kernel that draws tokens is compiled, on the first start: done, total, name
     max_binding  bytes that one binding may have, below what the device allows
     """
 
@@ -71,7 +71,7 @@ class GPUExecutor:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
             self.pool: CachePool = pool
             self._tail, whole = _with_tail(program)
-            self._there = put_program(self.device, whole, pool, max_tokens, on_compile or (lambda *_: None))
+            self._there = put_program(self.device, whole, pool, max_tokens)
         except BaseException:
             self.close()
             raise

@@ -91,9 +91,7 @@ class Resident:
         return max(fitting)
 
 
-def put_program(
-    device: Device, program: Program, pool: GPUPool, max_tokens: int, on_tensor: Any = lambda done, total, name: None
-) -> Resident:
+def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int) -> Resident:
     """Send all of a program to the device. UnsupportedError names what has no shader."""
     check(program)
     rows = row_counts(program, max_tokens, device.max_binding)
@@ -104,16 +102,13 @@ def put_program(
             there.heads_at_once(op)
     wanted = [names for run in runs_of_products(program.ops) for names in _alike(program, run)]
     wanted += [(op.weight,) for op in program.ops if isinstance(op, Embed | ExpertMatmul)]
-    wanted = list(dict.fromkeys(wanted))
-    for done, names in enumerate(wanted):
-        on_tensor(done, len(wanted), names[0])
+    for names in dict.fromkeys(wanted):
         if all(name in there.matrices for name in names):
             continue
         matrix, first = put_matrix(device, [program.tensors[name] for name in names]), 0
         for name in names:
             there.matrices[name] = matrix, first
             first += len(program.tensors[name].data)
-    on_tensor(len(wanted), len(wanted), "")
     return there
 
 
