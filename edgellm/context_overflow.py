@@ -39,16 +39,18 @@ class ChatTooLongError(ContextFullError):
     """
 
     def __init__(self, n_prompt: int, n_ctx: int, n_turns: int, n_kept: int) -> None:
-        self.n_prompt, self.n_ctx, self.n_turns, self.n_kept = n_prompt, n_ctx, n_turns, n_kept
-        if self.n_free > 0:
-            found = f"leaves {self.n_free:,} for the answer"
+        self.n_prompt, self.n_turns, self.n_kept = n_prompt, n_turns, n_kept
+        if n_ctx > n_prompt:
+            found = f"leaves {n_ctx - n_prompt:,} for the answer"
         else:
             found = f"is {n_prompt - n_ctx:,} too few" if n_prompt > n_ctx else "leaves none for the answer"
         advice = "Load the model with a larger context, or begin a new chat."
         if n_turns:
             advice = f"Without the oldest {turns(n_turns)} it has {n_kept:,} tokens. {advice}"
         super().__init__(
-            f"The chat with this message has {n_prompt:,} tokens; the context of {n_ctx:,} {found}. {advice}"
+            f"The chat with this message has {n_prompt:,} tokens; the context of {n_ctx:,} {found}. {advice}",
+            n_tokens=n_prompt,
+            n_ctx=n_ctx,
         )
 
     @property

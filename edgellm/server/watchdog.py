@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from edgellm.machine.terminal import echo
 from edgellm.server.errors import ServerError
 from edgellm.server.models import ModelEntry, Models
 
@@ -52,7 +53,7 @@ class Watchdog:
         llm = self.models.forget(entry)
         self._given_up[entry.name] = llm
         said = f"{entry.name} made no step for {self.stuck_s:.0f} s"
-        print(f"edgellm: {said}; the stacks:", file=sys.stderr, flush=True)
+        echo(f"edgellm: {said}; the stacks:", err=True)
         with contextlib.suppress(AttributeError, OSError, ValueError):  # standard error may be no file
             faulthandler.dump_traceback(sys.stderr)
         llm.engine.abandon(ServerError("server_error", f"{said} and was given up. Ask again.", status=503))

@@ -146,10 +146,9 @@ class SplitHeads(Op):
     head_dim: int  # of first and of second
 
     def reference(self, step: Step) -> None:
-        heads = step[self.x].reshape(len(step[self.x]), -1, 2, self.head_dim)
-        step[self.first], step[self.second] = (
-            heads[:, :, i].reshape(len(heads), heads.shape[1] * self.head_dim) for i in (0, 1)
-        )
+        n, width = step[self.x].shape
+        heads = step[self.x].reshape(n, width // (2 * self.head_dim), 2, self.head_dim)
+        step[self.first], step[self.second] = (heads[:, :, i].reshape(n, width // 2) for i in (0, 1))
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:

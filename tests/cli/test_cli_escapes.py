@@ -65,6 +65,8 @@ COMMANDS = {
     "convert": ["convert", "{model}", "--dry-run"],
     "convert of a bad file": ["convert", "{bad}"],
     "doctor": ["doctor", "--no-selftest", "--no-bandwidth"],
+    "serve what is not there": ["serve", "{word}"],
+    "serve a bad file": ["serve", "{bad}", "--port", "0"],
     "no command": ["{word}"],
     "no option": ["run", "--{word}"],
     "no number": ["run", "-n", "{word}"],

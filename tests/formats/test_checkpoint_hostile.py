@@ -283,7 +283,7 @@ def test_settings_of_a_scheme_of_wrong_types_are_refused_or_read(method: str, tm
     ("num_hidden_layers", 1 << 30, "CHECKPOINT_CONFIG"), ("intermediate_size", 9, "MODEL_SHAPE"),
     ("num_attention_heads", 3, "CHECKPOINT_CONFIG"), ("rms_norm_eps", "x", "CHECKPOINT_CONFIG"),
     ("rope_scaling", {"rope_type": "longrope"}, "CHECKPOINT_CONFIG"), ("hidden_act", "relu", "CHECKPOINT_CONFIG"),
-    ("tie_word_embeddings", False, "CHECKPOINT_TENSOR"), ("num_local_experts", 8, "UNSUPPORTED"),
+    ("tie_word_embeddings", False, "CHECKPOINT_TENSOR"), ("num_local_experts", 8, "CHECKPOINT_CONFIG"),
     ("architectures", ["LlamaForSequenceClassification"], "CHECKPOINT_ARCHITECTURE"),
 ])  # fmt: skip
 def test_a_config_that_does_not_fit_is_named(key: str, value: Any, code: str, tmp_path: Path) -> None:
