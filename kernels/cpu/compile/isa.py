@@ -157,6 +157,13 @@ define <16 x i32> @"edgellm.dot_bytes"(<16 x i32> %acc, <8 x i64> %u, <8 x i64> 
   %y = bitcast <8 x i64> %s to <16 x i32>
   %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %acc, <16 x i32> %x, <16 x i32> %y)
   ret <16 x i32> %r
+}
+declare <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8>, <64 x i8>)
+define <8 x i64> @"edgellm.lookup_64"(<64 x i8> %table, <8 x i64> %names) alwaysinline {
+  %n = bitcast <8 x i64> %names to <64 x i8>
+  %b = call <64 x i8> @llvm.x86.avx512.pshuf.b.512(<64 x i8> %table, <64 x i8> %n)
+  %r = bitcast <64 x i8> %b to <8 x i64>
+  ret <8 x i64> %r
 }""",
     "avx2": f"""
 declare <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16>, <16 x i16>)

@@ -7,7 +7,7 @@ multiply-add.
 
     one token      8 rows at a time, read where they lie                                bound by memory
     a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
-                   with AVX-512 VNNI transposed in registers (transposed_matmul.py)
+                   with AVX-512 VNNI transposed in registers (transposed_rows.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
 
@@ -19,7 +19,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from edgellm.kernels.cpu.kernels import block_matmul, panel, superblock_matmul, transposed_matmul
+from edgellm.kernels.cpu.kernels import (
+    block_matmul,
+    panel,
+    superblock_matmul,
+    transposed_blocks,
+    transposed_superblocks,
+)
 from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
@@ -131,9 +137,9 @@ class Cores(NamedTuple):
 def make_cores(quant: str, has_dot_bytes: bool, has_tiles: bool = False) -> Cores:
     """Those of a type; ``has_tiles`` for activations that were split for tiles."""
     family, weights = family_of(quant)
-    if has_dot_bytes and quant in transposed_matmul.TYPES:
-        few, prepare = at.MAX_FEW, transposed_matmul.prepare
-        times_few = transposed_matmul.make_few_tokens(quant, weights)
+    if has_dot_bytes:
+        transposed = transposed_superblocks if quant in SUPERBLOCKS else transposed_blocks
+        few, prepare, times_few = at.MAX_FEW, transposed.prepare, transposed.make_few_tokens(quant, weights)
     else:
         few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
     finish = family.make_finish(weights)

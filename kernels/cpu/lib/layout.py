@@ -127,7 +127,7 @@ TILES = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # the panel as bytes: a ti
 TILE_SUMS = TILES + PANEL_GROUPS * 1024  # int32 tiles, 16 tokens x 16 rows, two or three for each sum
 TILE_CONFIG = TILE_SUMS + TILE_RUNS * 2 * 1024
 EDGE = TILE_CONFIG + 64  # (n_tokens, 16) float32 sums of the last, incomplete panel
-RECORDS = UNPACKED  # in place of a panel: a few tokens' activations for transposed_matmul.py
+RECORDS = UNPACKED  # in place of a panel: a few tokens' activations for transposed_rows.py
 RECORD_NBYTES = 640  # of 256 activations
 
 

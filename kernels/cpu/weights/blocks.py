@@ -83,16 +83,21 @@ def _exponent_at(p):
 
 
 @v.forceinline
+def power_of_two(e):
+    """f32x8: 2^(e - 128), as a product of two halves: it may be subnormal."""
+    half = e >> _one()
+    first, second = (half + _bias()) << _exponent(), (e - half + _bias()) << _exponent()
+    return _as_float(first) * _as_float(second)
+
+
+@v.forceinline
 def _mxfp4_factors(p, stride):
-    """2^(e - 128) of eight rows, as a product of two halves: it may be subnormal; and zero."""
     q = p + 4 * stride
     e = v.gather_u32x8(
         _exponent_at(p), _exponent_at(p + stride), _exponent_at(p + 2 * stride), _exponent_at(p + 3 * stride),
         _exponent_at(q), _exponent_at(q + stride), _exponent_at(q + 2 * stride), _exponent_at(q + 3 * stride),
     )  # fmt: skip
-    half = e >> _one()
-    first, second = (half + _bias()) << _exponent(), (e - half + _bias()) << _exponent()
-    return _as_float(first) * _as_float(second), v.zero_f32x8()
+    return power_of_two(e), v.zero_f32x8()
 
 
 TYPES = {  # the layouts are drawn in formats/block_quants.py and formats/small_quants.py
