@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from server_client import Server
 
-from edgellm.server.app import App
+pytest.importorskip("uvicorn", reason="the server needs its extra: pip install edgellm[server]")
 
-uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra: pip install edgellm[server]")
+from edgellm.server import listen
 
 
 @contextlib.contextmanager
 def served(server: Server) -> Iterator[str]:
-    """Its address, such as ``http://127.0.0.1:40123``."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(App(server), log_level="error", lifespan="on", timeout_graceful_shutdown=2)
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    """Its address, such as ``http://127.0.0.1:40123``. All is freed at the end, the models too."""
+    listener = listen.open_socket("127.0.0.1", 0)
+    url, started, stops = listen.url_of(listener), threading.Event(), []
+
+    def ready(stop: Callable[[], None]) -> None:
+        stops.append(stop)
+        started.set()
+
+    thread = threading.Thread(target=listen.serve, args=(server, listener, ready), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert started.wait(30)
+        yield url
     finally:
-        running.should_exit = True
-        thread.join(20)
-        listener.close()
+        for stop in stops:
+            stop()
+        thread.join(30)

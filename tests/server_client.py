@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,30 +48,6 @@ def client_of(server: Server) -> Iterator[TestClient]:
     """A client of it; errors of handlers are responses."""
     with TestClient(App(server), base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
-
-
-@contextmanager
-def listening(server: Server) -> Iterator[str]:
-    """A real socket and uvicorn around it, on a thread; the address. All is freed at the end."""
-    pytest.importorskip("uvicorn", reason="the server needs its extra: pip install edgellm[server]")
-    from edgellm.server import listen
-
-    listener = listen.open_socket("127.0.0.1", 0)
-    url, started, stops = listen.url_of(listener), threading.Event(), []
-
-    def ready(stop: Callable[[], None]) -> None:
-        stops.append(stop)
-        started.set()
-
-    thread = threading.Thread(target=listen.serve, args=(server, listener, ready))
-    thread.start()
-    try:
-        assert started.wait(30)
-        yield url
-    finally:
-        for stop in stops:
-            stop()
-        thread.join(30)
 
 
 @pytest.fixture(scope="session")

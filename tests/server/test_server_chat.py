@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from scripted_executor import scripted_llm
-from server_client import client_of, events, listening, real_server, scripted_server
+from served import served
+from server_client import client_of, events, real_server, scripted_server
 from tool_template import TOOL_TEMPLATE, call_text
 
 from edgellm.server.server import Server
@@ -142,7 +143,7 @@ def test_llm_comply_finds_nothing_to_complain_of() -> None:
     # no model here sees; and a request without the name of a model is answered, as llama-server's clients expect
     left_out = ("chat-image-input", "chat-error-handling")
     tests = [replace(test, skip_reason=None) for test in openai_chat.OPENAI_CHAT_TESTS if test.id not in left_out]
-    with listening(scripted_server(scripted_llm(answer, TOOL_TEMPLATE))) as url:
+    with served(scripted_server(scripted_llm(answer, TOOL_TEMPLATE))) as url:
         config = ComplianceConfig(base_url=f"{url}/v1", api_key="none", model="scripted")
         results = runner.TestRunner(config, tests, spec("openai_chat")).run_all().results
     assert [(result.id, result.errors) for result in results if result.errors] == []

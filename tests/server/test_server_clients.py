@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from scripted_executor import scripted_llm
-from server_client import entry, listening, scripted_server
+from served import served
+from server_client import entry, scripted_server
 
 from edgellm.loading import LoadOptions
 from edgellm.server.models import Models
@@ -23,7 +24,7 @@ HELLO: Any = [{"role": "user", "content": "Hello!"}]
 @pytest.fixture(scope="module")
 def real() -> Iterator[tuple[str, Server]]:
     server = Server(Models([entry()], LoadOptions(n_ctx=1024, n_parallel=4)))
-    with listening(server) as url:
+    with served(server) as url:
         yield url, server
 
 
@@ -84,7 +85,7 @@ def test_no_generated_request_is_a_server_error(tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="pip install schemathesis")
     server = scripted_server(scripted_llm(lambda prompt: "Yes.", n_ctx=512))
     tool = Path(sys.executable).with_name("schemathesis")
-    with listening(server) as url:
+    with served(server) as url:
         options = ["--checks", "not_a_server_error", "--max-examples", "8", "--seed", "1", "--phases", "fuzzing"]
         options += ["--request-timeout", "60"]
         command = [str(tool), "run", f"{url}/openapi.json", *options]

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from scripted_executor import scripted_llm
-from server_client import client_of, entry, listening, scripted_server
+from served import served
+from server_client import client_of, entry, scripted_server
 
 from edgellm.engine.scheduler import LEAD
 from edgellm.llm import LLM
@@ -78,7 +79,7 @@ def test_a_client_that_leaves_frees_its_blocks(stream: bool, when: str) -> None:
     server = scripted_server(llm)
     prompt = "river " * (3000 if when == "reading" else 1)
     body = {"messages": [{"role": "user", "content": prompt}], "stream": stream}
-    with listening(server) as url:
+    with served(server) as url:
         first = (
             post(url, CHAT, {**body, "messages": [{"role": "user", "content": "x " * 8000}]})
             if when == "queued"
@@ -112,7 +113,7 @@ def test_survivors_of_random_disconnects_get_what_they_would_alone() -> None:
         }
         for n in range(16)
     ]
-    with listening(server) as url:
+    with served(server) as url:
         alone = [text_of(read_all(post(url, CHAT, body))) for body in bodies]
         (model,) = server.models.loaded()
         assert model.llm is not None
@@ -186,7 +187,7 @@ def test_a_prompt_that_takes_long_is_answered_at_once_with_headers_and_pings(mon
     monkeypatch.setattr(sse, "PING_S", 0.05)
     llm = scripted_llm(["Done."], max_tokens_per_step=32)
     llm.executor.pause_s = 0.05
-    with listening(scripted_server(llm)) as url:
+    with served(scripted_server(llm)) as url:
         body = {"messages": [{"role": "user", "content": "river " * 400}], "stream": True}
         reply = read_all(post(url, CHAT, body))
     first, rest = reply.index(b'"role":"assistant"'), reply.index(b'"content":"Done')
