@@ -2,9 +2,10 @@
 
 The weights are read once for all tokens of a step, so sixteen answers together cost little more than one. All answers
 that wait for their next token come first, then as much of the prompts as there is room; a prompt that comes in while
-others answer is taken in small pieces, for each piece delays all of them. Where blocks are short, the youngest request
-or one whose caller is idle is preempted: it computes again what it has lost. Tokens get the same bits whoever they
-share a step with, so nobody's answer depends on any of this.
+others answer is taken in small pieces, for each piece delays all of them. Where others wait, or callers may leave, a
+step takes no more of a prompt than fits a bounded time, as the last ones measured it. Where blocks are short, the
+youngest request or one whose caller is idle is preempted: it computes again what it has lost. Tokens get the same bits
+whoever they share a step with, so nobody's answer depends on any of this.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ POLL_S = 0.05  # between two looks at what nobody announces: a cancel flag, a bl
 IDLE_S = 0.25  # a caller that took no item for so long may lose its blocks to a younger request
 RUN_S = 0.025  # of decoding without Python: so long a newcomer waits, or a caller who gives up
 PROMPT_TOKENS_BESIDE = 128  # of a prompt in a step, while others wait for their next token
+STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks of a caller who has left
+LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
 
 class Scheduled(NamedTuple):
@@ -58,11 +61,13 @@ class Scheduler:
     def __init__(self, cache: KVCache, max_tokens: int) -> None:
         self.cache = cache
         self.max_tokens = max_tokens  # of one step
+        self.interactive = False  # callers come and leave at any time: no step is to be long, even for one alone
         self.requests: list[Request] = []
         self.n_steps = self.n_parts = 0  # so far, and what requests had in them
         self._orders = count()
         self._step_s = float("inf")  # what the last step took
         self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes
+        self._token_s = 0.0  # what a token of a prompt took in the last steps; 0 when there was none yet
 
     def add(self, request: Request) -> None:
         """The youngest from now on."""
@@ -121,7 +126,7 @@ class Scheduler:
 
         Those that miss few tokens come first: an answer's next one, or what a draft has cost. Then prompts in turn; one
         that is short beside the oldest need not wait for it, and leaves it half of what there is. A prompt that goes on
-        exactly as another one in this step waits: in the next one it finds the other's blocks.
+        as another one in this step does, as far or further on, waits: soon it finds the other's blocks.
         """
         room = self.max_tokens
         prompts = []
@@ -131,21 +136,28 @@ class Scheduler:
             elif room > 0:
                 yield request, room
                 room -= min(room, request.n_missing)
-        if room < self.max_tokens:
+        n_answers = self.max_tokens - room
+        room = min(room, max(LEAST_PROMPT_TOKENS, self._timely_tokens() - n_answers))
+        if n_answers:
             room = min(room, PROMPT_TOKENS_BESIDE)
         short = _short_ones(prompts)
         kept = (room + 1) // 2 if short else 0  # for the others
-        taken: set[tuple[int, ...]] = set()
+        leaders: list[Request] = []
         for request in [*short, *(one for one in prompts if one not in short)]:
             share = room - kept if request in short else room
             if share > 0:
-                end = request.n_computed + BLOCK_TOKENS
-                goes_on = tuple(request.tokens[:end])
-                if request.shared and len(goes_on) == end and goes_on in taken:
+                if any(_follows(request, leader) for leader in leaders):
                     continue
-                taken.add(goes_on)
+                leaders.append(request)
                 yield request, share
                 room -= min(share, request.n_missing)
+
+    def _timely_tokens(self) -> int:
+        """How many tokens a step may have that reads prompts."""
+        if not self.interactive and len(self.requests) < 2:
+            return self.max_tokens
+        n = int(STEP_S / self._token_s) if self._token_s else PROMPT_TOKENS_BESIDE
+        return min(self.max_tokens, n // BLOCK_TOKENS * BLOCK_TOKENS)
 
     def _reserve(self, request: Request, n: int) -> bool:
         """Blocks for n tokens, if need be by preempting; False while older requests hold them."""
@@ -219,6 +231,9 @@ class Scheduler:
         self.n_steps += 1
         self.n_parts += n
         if not all(part.decodes for part in scheduled):
+            n_tokens = sum(len(part.tokens) for part in scheduled)
+            if n_tokens >= min(LEAST_PROMPT_TOKENS, self.max_tokens):
+                self._token_s = (seconds / n_tokens + (self._token_s or seconds / n_tokens)) / 2
             return
         n_drafted = sum(part.n_drafted for part in scheduled)
         known = self._decode_s.get(n + n_drafted, seconds)
@@ -227,6 +242,14 @@ class Scheduler:
             if part.request.drafter is not None and part.n_drafted:
                 cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
                 part.request.drafter.settle(n_kept - 1 - cost)
+
+
+def _follows(request: Request, leader: Request) -> bool:
+    """Whether the next block of ``leader`` is one of this prompt, too, which is not past it."""
+    end = leader.n_computed + BLOCK_TOKENS
+    if not (request.shared and leader.shared) or request.n_computed > leader.n_computed or len(leader.tokens) < end:
+        return False
+    return request.tokens[:end] == leader.tokens[:end]
 
 
 def _short_ones(prompts: Sequence[Request]) -> list[Request]:

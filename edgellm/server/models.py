@@ -196,6 +196,7 @@ class Models:
             await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES)
             started = time.monotonic()
             llm = await asyncio.to_thread(self._load, entry)
+            llm.engine.scheduler.interactive = True
             entry.llm, entry.load_s = llm, time.monotonic() - started
             entry.facts = ModelFacts(facts.card, llm.n_ctx, llm.memory_estimate.total)
             entry.last_used = time.monotonic()

@@ -589,3 +589,35 @@ def test_a_debug_line_tells_what_a_request_cost(
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("edgellm: prompt 0 reused + 40 new at ") and lines[0].endswith(" t/s, done")
     assert lines[1] == "edgellm: 20 tokens scored, done"
+
+
+def prompt_steps(token_s: Callable[[int], float], others: int = 0, **options: bool) -> list[int]:
+    """Tokens of each step of a long prompt, of which a token takes so long at a position; ``others`` wait, too."""
+    engine = make_engine(n_ctx=8192, chunk=512)
+    line, sizes = engine.scheduler, []
+    for name, value in options.items():
+        setattr(line, name, value)
+    for seed in range(1 + others):
+        line.add(engine._generation(prompt_of(seed, 4000), Greedy()))
+    while not sizes or sum(sizes) < 3800:
+        scheduled = line.schedule(line.next_in_line(), lambda request, error: pytest.fail(str(error)))
+        n_tokens = sum(len(part.tokens) for part in scheduled)
+        for part in scheduled:
+            engine.cache.commit(part.sequence, part.tokens)
+        line.note(scheduled, [len(part.tokens) for part in scheduled], n_tokens * token_s(sum(sizes)))
+        sizes.append(n_tokens)
+    engine.close()
+    return sizes
+
+
+def test_a_step_that_somebody_may_wait_for_is_no_longer_than_its_time() -> None:
+    assert set(prompt_steps(lambda at: 0.01)[:-1]) == {512}  # nobody waits
+    for waited_for in ({"interactive": True}, {"others": 2}):
+        unknown, *sizes = prompt_steps(lambda at: 1e-3, **waited_for)  # type: ignore[arg-type]
+        assert unknown == PROMPT_TOKENS_BESIDE and all(size * 1e-3 <= scheduler.STEP_S for size in sizes)
+        assert min(sizes[:-1]) * 1e-3 > 0.7 * scheduler.STEP_S  # and not much shorter
+        assert set(prompt_steps(lambda at: 1e-5, **waited_for)[1:-1]) == {512}  # type: ignore[arg-type]
+        slow = prompt_steps(lambda at: 1.0, **waited_for)  # type: ignore[arg-type]
+        assert set(slow[1:-1]) == {scheduler.LEAST_PROMPT_TOKENS}
+    slower = prompt_steps(lambda at: 3e-4 + at * 1e-6, interactive=True)  # as attention makes it
+    assert slower[1] > 2 * slower[-2]
