@@ -9,10 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import tiny_models
 from scripted_executor import scripted_llm
 from served import served
 from server_client import client_of, entry, scripted_server
@@ -21,7 +23,7 @@ from edgellm.engine.scheduler import LEAD
 from edgellm.llm import LLM
 from edgellm.loading import LoadOptions
 from edgellm.server.app import App
-from edgellm.server.models import Models
+from edgellm.server.models import ModelEntry, Models
 from edgellm.server.server import Server
 
 CHAT = "/v1/chat/completions"
@@ -135,6 +137,85 @@ def test_survivors_of_random_disconnects_get_what_they_would_alone() -> None:
             thread.join(120)
         assert got == {n: alone[n] for n in range(len(bodies)) if n not in leaves}
         wait_until(lambda: is_free(model.llm) and server.active == 0)  # type: ignore[arg-type]
+        checked_empty(model.llm)
+
+
+STREAMS, LEAVING = 64, 0.3
+
+
+def answer_of(reply: bytes) -> tuple[str, str]:
+    """Text and finish reason of a chat, streamed or not."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    if b"text/event-stream" in head:
+        lines = [line for line in body.split(b"\n") if line.startswith(b"data: {")]
+        ends = [one["finish_reason"] for line in lines for one in json.loads(line[6:])["choices"]]
+        return text_of(reply), ends[-1]
+    (choice,) = json.loads(body)["choices"]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+async def talked(url: str, body: dict[str, Any], patience: float | None, dice: random.Random) -> bytes | None:
+    """The reply to one request, or None of a client that leaves: before it reads anything, or in mid-answer."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    data = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    try:
+        if patience is None:
+            return await reader.read(-1)
+        if dice.random() < 0.5:
+            await asyncio.sleep(patience)
+        else:
+            for _ in range(dice.randrange(1, 6)):
+                await reader.read(dice.randrange(1, 400))
+        return None
+    finally:
+        writer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "n_requests"), [("gemma3", 2000), ("qwen35", 300)])
+def test_thousands_of_requests_of_which_a_third_leaves_leak_nothing_and_change_nobody(
+    architecture: str, n_requests: int, tmp_path: Path
+) -> None:
+    """64 streams for which there are blocks of two: they wait, share steps, are preempted, leave, and none notices."""
+    path = tiny_models.write_tiny_model(tmp_path / "tiny.gguf", architecture)
+    server = Server(Models([ModelEntry(("tiny",), path)], LoadOptions(n_ctx=256, n_parallel=2, max_tokens_per_step=64)))
+    dice = random.Random(11)
+    bodies = [
+        {
+            "messages": [{"role": "user", "content": dice.choice("abc") * 20 + str(n) * dice.choice((1, 9, 40))}],
+            "max_tokens": dice.randrange(1, 24),
+            "temperature": dice.choice((0, 1.2)),
+            "seed": n,
+            "stream": n % 3 > 0,
+        }
+        for n in range(48)
+    ]
+    wrong: list[int] = []
+    counts = {"left": 0, "answered": 0}
+
+    async def stream(url: str, numbers: Iterator[int], alone: list[tuple[str, str]]) -> None:
+        for _ in numbers:
+            n = dice.randrange(len(bodies))
+            leaves = dice.random() < LEAVING
+            reply = await talked(url, bodies[n], dice.random() * 0.2 if leaves else None, dice)
+            counts["left" if leaves else "answered"] += 1
+            if reply is not None and answer_of(reply) != alone[n]:
+                wrong.append(n)
+
+    async def everybody(url: str) -> None:
+        alone = [answer_of(await talked(url, body, None, dice) or b"") for body in bodies]
+        numbers = iter(range(n_requests))
+        await asyncio.gather(*(stream(url, numbers, alone) for _ in range(STREAMS)))
+
+    with served(server) as url:
+        asyncio.run(everybody(url))
+        (model,) = server.models.loaded()
+        assert model.llm is not None and not wrong
+        assert counts["left"] > n_requests / 4 and sum(counts.values()) == n_requests
+        wait_until(lambda: is_free(model.llm) and server.active == 0 and model.leases == 0)  # type: ignore[arg-type]
         checked_empty(model.llm)
 
 
