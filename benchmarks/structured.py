@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 import edgellm
 from edgellm.sampling import Sampler
 from edgellm.structured import compile_grammar
+from edgellm.structured.answer_form import answer_form
 from edgellm.structured.token_trie import token_trie
 
 PROMPT = "Write a record in JSON about a person who likes rivers."
@@ -36,6 +38,20 @@ PERSON = {
     "additionalProperties": False,
 }
 TEXT = {"type": "string", "minLength": 400}  # what most of an answer is: a string, nearly every token allowed
+GBNF = r"""
+root ::= line+
+line ::= name ": " value (", " value)* "\n"
+name ::= [A-Z] [a-z]+ (" " [A-Z] [a-z]+)?
+value ::= "-"? [0-9]+ ("." [0-9]+)? | "\"" [^"\n]+ "\""
+"""
+# answers that do not end by themselves within a run
+ENDLESS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "string": {"response_format": TEXT},
+    "records": {"response_format": {"type": "array", "items": PERSON, "minItems": 100}},
+    "regex": {"regex": r"([A-Z][a-z]+( [a-z]+){2,12}[.!?] ?){100,200}"},
+    "gbnf": {"grammar": GBNF},
+}
 SCHEMAS: list[dict[str, Any]] = [
     PERSON,
     {"enum": ["red", "green", "blue"]},
@@ -76,23 +92,21 @@ def decode_seconds(llm: edgellm.LLM, n: int, **options: Any) -> float:
 
 
 def measure_steps(llm: edgellm.LLM, n: int, rounds: int) -> dict[str, Any]:
-    """The median decode step without and with a grammar, and the grammar's share of it."""
+    """The median decode step without a grammar, and what each grammar adds to it: medians of paired runs."""
     forced, Sampler.forced = Sampler.forced, lambda self: None  # type: ignore[method-assign]
     ends = dict.fromkeys(llm.tokenizer.eog_ids, False)
     results: dict[str, Any] = {}
     try:
         for temperature in (0, 1):
             common = {"temperature": temperature, "logit_bias": ends}
-            kinds = {"free": {}, "string": {"response_format": TEXT}}
-            times: dict[str, list[float]] = {kind: [] for kind in kinds}
+            times: dict[str, list[float]] = {kind: [] for kind in ENDLESS}
             for _ in range(rounds + 1):
-                for kind, more in kinds.items():
+                for kind, more in ENDLESS.items():
                     times[kind].append(decode_seconds(llm, n, **common, **more))
-            free, string = (statistics.median(times[kind][1:]) for kind in kinds)
-            results[f"temperature {temperature}"] = {
-                "free_ms": round(1e3 * free, 3),
-                "string_ms": round(1e3 * string, 3),
-                "share": round(string / free - 1, 4),
+            free = times.pop("free")[1:]
+            results[f"temperature {temperature}"] = {"free_ms": round(1e3 * statistics.median(free), 3)} | {
+                kind: round(statistics.median(t / f for t, f in zip(found[1:], free, strict=True)) - 1, 4)
+                for kind, found in times.items()
             }
     finally:
         Sampler.forced = forced  # type: ignore[method-assign]
@@ -113,32 +127,39 @@ def measure_forced(llm: edgellm.LLM, rounds: int) -> dict[str, Any]:
     return found
 
 
-def measure_masks(llm: edgellm.LLM) -> dict[str, Any]:
+def measure_masks(llm: edgellm.LLM, n: int) -> dict[str, Any]:
     """Microseconds of one thread for each part, over the positions of an answer: others on the machine do not count."""
     started = time.thread_time()
     token_trie(llm.tokenizer)
-    trie_s = time.thread_time() - started
-    started = time.thread_time()
-    grammar = compile_grammar(llm.tokenizer, json_schema=PERSON)
-    compile_s = time.thread_time() - started
-    answer = llm.generate(PROMPT, max_tokens=300, temperature=1, seed=1, response_format=PERSON)
-    constraint, times = grammar.constraint(), {"mask": [], "accept": []}
-    for token in answer.tokens:
+    found: dict[str, Any] = {"trie_s": round(time.thread_time() - started, 3)}
+    ends = dict.fromkeys(llm.tokenizer.eog_ids, False)
+    for kind, given in ENDLESS.items():
+        if kind == "free":
+            continue
+        started = time.thread_time()
+        form = answer_form(llm.tokenizer, *(given.get(name) for name in ("response_format", "regex", "grammar")))
+        compile_ms = 1e3 * (time.thread_time() - started)
+        answer = llm.generate(PROMPT, max_tokens=n, temperature=1, seed=1, logit_bias=ends, **given)
+        assert form is not None, "each kind has a form"
+        found[kind] = {"grammar_ms": round(compile_ms, 2)} | mask_us(form.source.constraint(), answer.tokens)
+    return found | {f"sample_us, temperature {t}": sample_us(llm, t) for t in (0, 1)}
+
+
+def mask_us(constraint: Any, tokens: Sequence[int]) -> dict[str, Any]:
+    """Microseconds of the mask and of going on, over the tokens of an answer."""
+    times: dict[str, list[float]] = {"mask": [], "accept": []}
+    for token in tokens:
         for name, step in (("mask", constraint.allowed), ("accept", lambda token=token: constraint.accept(token))):
             started = time.thread_time()
             step()
             times[name].append(1e6 * (time.thread_time() - started))
-    parts = {
-        f"{name}_us": {"median": round(statistics.median(values), 1), "most": round(max(values), 1)}
-        for name, values in times.items()
-    }
-    sampling = {f"sample_us, temperature {t}": sample_us(llm, t) for t in (0, 1)}
     return {
-        "trie_s": round(trie_s, 3),
-        "grammar_ms": round(1e3 * compile_s, 2),
-        "tokens": len(answer.tokens),
-        **parts,
-        **sampling,
+        f"{name}_us": {
+            "mean": round(statistics.mean(us), 1),
+            "median": round(statistics.median(us), 1),
+            "most": round(max(us), 1),
+        }
+        for name, us in times.items()
     }
 
 
@@ -196,7 +217,7 @@ def main() -> None:
             if given.answers:
                 results[name] = measure_answers(llm)
             elif given.masks:
-                results[name] = measure_masks(llm)
+                results[name] = measure_masks(llm, given.n)
             else:
                 results[name] = measure_steps(llm, given.n, given.rounds) | measure_forced(llm, given.rounds)
         for key, value in results[name].items():

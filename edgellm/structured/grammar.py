@@ -17,7 +17,7 @@ from edgellm import arguments
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.structured.constraint import Constraint, reason
 from edgellm.structured.gbnf import gbnf_to_lark
-from edgellm.structured.json_schema import kept_schema
+from edgellm.structured.json_schema import kept_schema, names_are_free
 from edgellm.structured.regex_cost import check_repeats
 from edgellm.structured.start import Start
 from edgellm.structured.token_trie import TokenTrie, llguidance, token_trie
@@ -46,6 +46,9 @@ JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
 }
+# a property that is named might come again as another one, spelled by such escapes; all but control characters have
+# another spelling
+NO_UNICODE_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
 _NAMES = {"json_schema": "JSON schema", "regex": "regex", "lark": "Lark grammar", "gbnf": "GBNF grammar"}
 
 
@@ -116,7 +119,15 @@ def compile_grammar(
 
 def lark_json(schema: Mapping[str, Any] | bool) -> str:
     """``%json {...}`` to stand in a rule of a Lark grammar, for a schema that is kept as ``json_schema`` keeps it."""
-    return "%json " + json.dumps({**json.loads(_schema_text(schema)), "x-guidance": JSON_OPTIONS})
+    return _embedded(_schema_text(schema))
+
+
+def _embedded(source: str) -> str:
+    return "%json " + json.dumps({**json.loads(source), "x-guidance": _options(source)})
+
+
+def _options(source: str) -> dict[str, Any]:
+    return {**JSON_OPTIONS, **(NO_UNICODE_ESCAPES if names_are_free(json.loads(source)) else {})}
 
 
 def _schema_text(schema: Any) -> str:
@@ -136,10 +147,10 @@ def _matcher(trie: TokenTrie, kind: str, source: str, behind_text: bool) -> Any:
     package = llguidance()
     matcher, limits = package.LLMatcher, package.LLParserLimits(**LIMITS)
     if kind == "json_schema" and behind_text:
-        text = matcher.grammar_from_lark(f"start: /[ \\n]{{1,4}}/? json\njson: {lark_json(json.loads(source))}")
+        text = matcher.grammar_from_lark(f"start: /[ \\n]{{1,4}}/? json\njson: {_embedded(source)}")
     elif kind == "json_schema":
         try:
-            text = matcher.grammar_from_json_schema(source, overrides=JSON_OPTIONS)
+            text = matcher.grammar_from_json_schema(source, overrides=_options(source))
         except ValueError as error:  # a number beyond 64 bits
             raise ParameterError(f"The JSON schema cannot be read: {error}.", code="SCHEMA") from None
     elif kind == "regex":

@@ -1,8 +1,9 @@
 """A JSON schema as llguidance keeps it: what it would keep too loosely is made tighter, or refused by name.
 
-llguidance itself refuses the keywords that it does not have. It reads a schema as draft 2020-12 does, with two habits:
-an object has its properties in the schema's order, and a known ``format`` must be kept. A format that no draft names
-(``int32``, ``password``) says nothing, as the drafts have it.
+llguidance itself refuses the keywords that it does not have; some of them are written here in others that it has. It
+reads a schema as draft 2020-12 does, with two habits: an object has its properties in the schema's order, and a known
+``format`` must be kept. A format that no draft names (``int32``, ``password``) says nothing, as the drafts have it, nor
+does ``contentMediaType``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from edgellm.formats.errors import ParameterError, UnsupportedError
+from edgellm.structured.ecma_regex import rust_regex
 from edgellm.structured.regex_cost import check_repeats
 
 Rule = Callable[[dict[str, Any], str], None]  # changes a schema, or raises with its place
 
 MAX_DEPTH = 64  # schemas within schemas
 MAX_SCHEMAS = 10_000
+MAX_DEPENDENT = 5  # properties of one object that others depend on; each may or may not be there
 MAX_OPTIONAL = 480  # properties of one object; the parser has four items for each, 2,000 in all
 # keyword -> how its value holds schemas
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -25,6 +28,11 @@ _ONES = (
     "items", "additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "not",
     "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
+# what also says which properties and items are evaluated
+_IN_PLACE = frozenset((
+    "$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas",
+    "dependencies", "contains",
+))  # fmt: skip
 _COUNTS = ("maxItems", "minItems", "maxLength", "minLength", "maxProperties", "minProperties")
 _FORMATS = frozenset((
     "date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri",
@@ -58,6 +66,16 @@ def kept_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema that a class gave, whose objects have the properties that are named and no others."""
     return _Rewriter(more=(_closed,)).schema(schema, "#", 0)
+
+
+def names_are_free(schema: Any) -> bool:
+    """Whether somewhere an object may have properties beside those that are named."""
+    if not isinstance(schema, Mapping):
+        return False
+    named = any(schema.get(key) for key in ("properties", "patternProperties", "required"))
+    if named and schema.get("additionalProperties") is not False:
+        return True
+    return any(names_are_free(part) for _, _, part in _inner(schema))
 
 
 class _Rewriter:
@@ -140,10 +158,68 @@ def _few_optional(schema: dict[str, Any], place: str) -> None:
 
 
 def _patterns(schema: dict[str, Any], place: str) -> None:
-    named = schema.get("patternProperties")
-    for pattern in (schema.get("pattern"), *(named if isinstance(named, dict) else ())):
-        if isinstance(pattern, str):
-            check_repeats(pattern, f"The pattern at {place}")
+    def kept(pattern: str) -> str:
+        where = f"The pattern at {place}"
+        check_repeats(pattern, where)
+        return rust_regex(pattern, where)
+
+    if isinstance(schema.get("pattern"), str):
+        schema["pattern"] = kept(schema["pattern"])
+    if isinstance(named := schema.get("patternProperties"), dict):
+        schema["patternProperties"] = {kept(pattern): part for pattern, part in named.items()}
+
+
+def _unevaluated(schema: dict[str, Any], place: str) -> None:
+    """Where nothing beside it evaluates anything, it speaks of what is additional."""
+    for key in ("unevaluatedProperties", "unevaluatedItems"):
+        if schema.get(key) is True or schema.get(key) == {}:
+            del schema[key]
+    if schema.keys() & _IN_PLACE:
+        return
+    if "unevaluatedProperties" in schema:
+        schema.setdefault("additionalProperties", schema.pop("unevaluatedProperties"))
+    if "unevaluatedItems" in schema:
+        listed = isinstance(schema.get("items"), list)
+        schema.setdefault("additionalItems" if listed else "items", schema.pop("unevaluatedItems"))
+
+
+def _property_names(schema: dict[str, Any], place: str) -> None:
+    """The rule of the names where no property is named: those that it allows, and no others."""
+    names = schema.get("propertyNames")
+    if names is True or names == {}:
+        del schema["propertyNames"]
+    if not isinstance(names, dict) or not names or {"properties", "patternProperties"} & schema.keys():
+        return
+    rules, rest = names.keys() - {"type", "title", "description", "$comment"}, schema.get("additionalProperties", {})
+    texts = names.get("enum", [names["const"]] if "const" in names else None)
+    if names.get("type", "string") != "string":
+        return
+    if rules in ({"enum"}, {"const"}) and isinstance(texts, list):
+        schema["properties"] = {text: rest for text in texts if isinstance(text, str)}
+    elif rules == {"pattern"}:
+        schema["patternProperties"] = {names["pattern"]: rest}
+    elif rules <= {"minLength", "maxLength"}:
+        most = names.get("maxLength", "")
+        schema["patternProperties"] = {f"^[^]{{{names.get('minLength', 0)},{most}}}$": rest}
+    else:
+        return
+    schema["additionalProperties"] = False
+    del schema["propertyNames"]
+
+
+def _dependent(schema: dict[str, Any], place: str) -> None:
+    """Either a property is not there, or what depends on it holds."""
+    found: list[tuple[str, Any]] = []
+    for key in ("dependentRequired", "dependentSchemas", "dependencies"):
+        if isinstance(schema.get(key), dict):
+            found += schema.pop(key).items()
+    if len(found) > MAX_DEPENDENT:
+        raise _unsupported(place, f"{len(found)} properties have others depend on them, more than {MAX_DEPENDENT}")
+    for name, needs in found:
+        there: dict[str, Any] = {"required": [name, *needs] if isinstance(needs, list) else [name]}
+        both = [there] if isinstance(needs, list) else [there, needs]
+        choice = {"anyOf": [{"properties": {name: False}}, {"allOf": both}]}
+        schema["allOf"] = [*schema.get("allOf", []), choice]
 
 
 def _formats(schema: dict[str, Any], place: str) -> None:
@@ -162,6 +238,9 @@ _RULES: tuple[Rule, ...] = (
     _no_id_beside_ref,
     _names_may_repeat,
     _few_optional,
+    _unevaluated,
+    _property_names,
     _patterns,
     _formats,
+    _dependent,
 )
