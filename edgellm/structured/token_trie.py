@@ -18,6 +18,9 @@ from edgellm.formats.errors import EdgeLLMError, UnsupportedError
 if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
 
+WORDS = (
+    "[a-z]{1,16}"  # tokens that are allowed together; a regex of words: 290 -> 208 us of 49,152, 760 -> 553 of 262,144
+)
 _NEUTRAL = ("", "\n", "\x02", ":")  # what may stand before a text so that no space is put there
 
 
@@ -34,7 +37,10 @@ class TokenTrie:
         self._splitter = _Splitter(tokenizer)
         self.eog_ids = tokenizer.eog_ids
         self.pieces = self._splitter.tokens
-        self.ll = llguidance().LLTokenizer(self._splitter, eos_token=sorted(tokenizer.eog_ids) or None)
+        blanks, *strings = llguidance().LLTokenizer.general_slices()
+        self.ll = llguidance().LLTokenizer(
+            self._splitter, eos_token=sorted(tokenizer.eog_ids) or None, slices=[blanks, WORDS, *strings]
+        )
         self.threads = ThreadPoolExecutor(1, "edgellm-mask")
 
     @property
