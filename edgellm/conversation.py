@@ -11,12 +11,13 @@ from edgellm.formats.errors import ParameterError
 from edgellm.generation import Generation, GenerationChunk
 
 ON_OVERFLOW = ("error", "ask", "drop_oldest")
+UNTOLD = 1 << 20  # tokens of context of a server that does not tell
 
 
 class Answerer(Protocol):
     """What a conversation needs of an ``LLM``."""
 
-    n_ctx: int
+    n_ctx: int  # 0: a server does not tell, and says itself what does not fit
 
     def prompt_ids(self, prompt: Any, *, tools: Any = None, template_kwargs: Any = None) -> list[int]:
         """The tokens that messages become."""
@@ -66,7 +67,7 @@ class Conversation:
         return self._turn(message, chunks)
 
     def _fit(self, messages: list[Message], options: dict[str, Any]) -> Fitted:
-        if self.on_overflow == "error":
+        if self.on_overflow == "error" or not self.llm.n_ctx:
             return Fitted(messages, 0)
         room = Room(self.llm.n_ctx, options.get("max_tokens"))
         drop = self.on_overflow == "drop_oldest"
@@ -86,7 +87,7 @@ class Conversation:
         The turns are replaced by one, the request and the summary, when it is whole; broken off it changes nothing.
         """
         options = {**self.options, **options, "stop": None}
-        prompts = summary_prompts(self.messages, self._counter(options), self.llm.n_ctx)
+        prompts = summary_prompts(self.messages, self._counter(options), self.llm.n_ctx or UNTOLD)
         prompt = next(prompts)
         while not prompt.last:
             chunks = list(self.llm.stream(prompt.messages, **{**options, "max_tokens": prompt.max_tokens}))

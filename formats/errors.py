@@ -84,3 +84,9 @@ class DeviceLostError(EdgeLLMError):
     """A GPU went away while it was in use: its driver started again, or it was taken out."""
 
     code = "DEVICE_LOST"
+
+
+class RemoteError(EdgeLLMError):
+    """A server that answers in place of a model here is not there, lets nobody in, breaks off or talks nonsense."""
+
+    code = "REMOTE"

@@ -327,7 +327,9 @@ class ChatActions(ScreenRules):
         if name := unquoted(name):
             self.use_model(name)
             return
-        from edgellm.tui.model_screen import ModelScreen, model_rows
+        from edgellm.tui.model_screen import ModelScreen, ServerModelScreen, model_rows, server_rows
+
+        server = self.chat.server
 
         def chosen(found: str | None) -> None:
             if found is not None:
@@ -335,9 +337,10 @@ class ChatActions(ScreenRules):
 
         def found(rows: list[Any]) -> None:
             if len(self.screen_stack) == 1:
-                self.push_screen(ModelScreen(rows, self.chat.model), chosen)
+                screen = ModelScreen if server is None else ServerModelScreen
+                self.push_screen(screen(rows, self.chat.model), chosen)
 
-        self.aside.newest("models", lambda _: model_rows(), found)
+        self.aside.newest("models", lambda _: model_rows() if server is None else server_rows(server), found)
 
     def use_model(self, name: str) -> None:
         """Load a model, fetching it first when it is not here; the conversation stays."""

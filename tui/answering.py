@@ -17,6 +17,19 @@ GATHER_S = 0.03  # tokens are taken in so often: waking up for each would cost t
 WAITED_S = 0.0005  # a token that took longer was not there yet
 
 
+def is_remote(llm: Any) -> bool:
+    """Whether a model is behind a server: then it has no tokenizer here, and what it has read is the server's."""
+    return getattr(llm, "is_remote", False)
+
+
+def spelled(llm: Any, tokens: Sequence[TokenLogprob]) -> str:
+    """The text of the first tokens of an answer."""
+    if is_remote(llm):
+        return b"".join(token.bytes for token in tokens).decode("utf-8", "ignore")
+    text: str = llm.tokenizer.decode([token.token for token in tokens], False)
+    return text
+
+
 class Sent(NamedTuple):
     """What the model is given: messages or ids, how many messages that leaves out, options over those of the answer."""
 
@@ -115,7 +128,9 @@ class Answering(Worker):
         sent = self.compose(self)
         self.left_out, self.node.finish_reason = sent.left_out, None
         # the decoder of a new stream would take the first new token for the first of the text
-        decoder: Any = self.llm.tokenizer.stream_decoder() if self.prefix else None
+        decoder: Any = self.llm.tokenizer.stream_decoder() if self.prefix and not is_remote(self.llm) else None
+        if decoder is None:
+            self.prefix = ()  # a server goes on with a text, and what it sends is text
         for known in self.prefix:
             decoder.add(known.token)
         live = {"logprobs": N_ALTERNATIVES, "sampler_trace": True, "cancel": self.cancel, "progress": self._progress}

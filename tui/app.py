@@ -25,6 +25,7 @@ from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.sessions.tree import left_out_of, left_out_span, title_of
 from edgellm.tui.actions import ChatActions
+from edgellm.tui.answering import is_remote
 from edgellm.tui.aside import NOTHING, Aside
 from edgellm.tui.attachments import file_names, missing_files, quoted, with_files
 from edgellm.tui.chat import Chat
@@ -166,7 +167,9 @@ class ChatApp(ChatActions):
         muted = self.palette.muted
         lines = [Text("")] * max(self.size.height // 4 - 2, 0)
         lines += [Text("edgellm", self.palette.heading), Text("")]
-        said = Text("Write below. Everything stays on this machine and is saved as it is said.", muted)
+        server = self.chat.server
+        where = "Everything stays on this machine and" if server is None else f"It goes to {server.authority}; all"
+        said = Text(f"Write below. {where} is saved as it is said.", muted)
         lines += said.wrap(self.console, self.transcript.text_width)
         hints = (("/", "commands"), ("@", "bring in a text file"), ("^O", "earlier chats"), ("F1", "all keys"))
         lines += [Text(""), *(Text(f"{key:<4}", self.palette.mark).append(meaning, muted) for key, meaning in hints)]
@@ -266,7 +269,7 @@ class ChatApp(ChatActions):
         leaf = chat.session.tree.leaf
         answer = answering.node if answering is not None else leaf
         timings = answer.timings if answer is not None else {}
-        if chat.llm is not None:
+        if chat.llm is not None and chat.llm.n_ctx:
             used = int(timings.get("prompt_n", 0) + timings.get("generation_n", 0))
             n_ctx = chat.llm.n_ctx
             parts.append(context_part(palette, min(used, n_ctx), n_ctx))  # the last token is not in it
@@ -282,7 +285,7 @@ class ChatApp(ChatActions):
 
     def memory(self) -> int:
         """Bytes of this process that were in memory at most."""
-        if self.chat.llm is None:
+        if self.chat.llm is None or is_remote(self.chat.llm):
             return 0
         from edgellm.machine.memory import peak_rss  # brings NumPy: not before the first picture
 

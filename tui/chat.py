@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.context_overflow import SUMMARY_REQUEST
 from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError, ParameterError
@@ -17,8 +17,11 @@ from edgellm.sessions import MessageNode, Session, SessionStore, SessionWriter
 from edgellm.sessions.settings import checked
 from edgellm.sessions.tree import prompt_messages
 from edgellm.tui import aside, kept_state
-from edgellm.tui.answering import Answering, Loading, Sent
+from edgellm.tui.answering import Answering, Loading, Sent, is_remote, spelled
 from edgellm.tui.long_chat import compose_answer, compose_summary
+
+if TYPE_CHECKING:
+    from edgellm.remote.model import RemoteServer
 
 LOAD_SETTINGS = ("n_ctx",)  # take effect when the model is loaded
 OWN_SETTINGS = ("context_overflow",)  # the chat's, not the model's
@@ -39,6 +42,7 @@ class Chat:
     load            as ``edgellm.load``
     load_options    for every model
     settings        of new sessions: what the command line said
+    server          where all models are, instead of this machine
     """
 
     def __init__(
@@ -50,10 +54,12 @@ class Chat:
         load_options: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         system: str = "",
+        server: RemoteServer | None = None,
     ) -> None:
         self.store = store
         self.writer = SessionWriter(store)
         self.load = load
+        self.server = server
         self.model = model
         self.load_options = dict(load_options or {})
         self.first_settings = dict(settings or {})
@@ -109,7 +115,7 @@ class Chat:
 
     def _keep(self) -> None:
         """Keep what the model has read of the session, beside the screen: it may be much to write."""
-        if self.llm is None or not self._read_more:
+        if self.llm is None or not self._read_more or is_remote(self.llm):
             return
         before, llm, session = self._keeping, self.llm, self.session
 
@@ -197,7 +203,7 @@ class Chat:
         branched = self.session.tree.add("assistant", "", node.parent, model=self.model)
         branched.tokens = kept
         if self.llm is not None:
-            branched.text = self.llm.tokenizer.decode([token.token for token in kept], False)
+            branched.text = spelled(self.llm, kept)
         self.saved(branched)
         self._start(branched, kept)
         return branched
@@ -294,7 +300,7 @@ class Chat:
             if node.text and not prefix:
                 node.tokens.clear()  # another model's
             if prefix and not node.text:  # branched while no model was there to spell it
-                node.text = self.llm.tokenizer.decode([token.token for token in prefix], False)
+                node.text = spelled(self.llm, prefix)
             self._begin(node, compose, tuple(prefix) if node.text else ())
 
         if self.llm is None:
@@ -316,7 +322,7 @@ class Chat:
         def prepare() -> str:
             return kept_state.take(self.llm, self.states, session.id)
 
-        first = prepare if self._fresh else None
+        first = prepare if self._fresh and not is_remote(self.llm) else None
         self._fresh, self._read_more = False, True
         self.answering = Answering(self.llm, node, compose, self.options(), changed, known, first).start()
 
@@ -327,9 +333,12 @@ class Chat:
     def set(self, name: str, value: Any) -> None:
         """Keep a setting, None for its default, after a look at whether it can work. ParameterError."""
         settings = self.session.settings
+        if self.server is not None and name in LOAD_SETTINGS:
+            raise ParameterError(f"{name} is the server's: it is set where that is started.")
         if value is not None:
             value = checked(name, value)
-        n_vocab = getattr(self.llm.tokenizer, "n_vocab", None) if self.llm is not None else None
+        here = self.llm is not None and not is_remote(self.llm)
+        n_vocab = getattr(self.llm.tokenizer, "n_vocab", None) if here else None
         if name == "logit_bias" and value and n_vocab is not None and max(value) >= n_vocab:
             raise ParameterError(f"logit_bias: token {max(value)} is not in the vocabulary of {n_vocab}.")
         if value is None:
@@ -395,6 +404,8 @@ class Chat:
             before = self.loading.take_before()
             self.loading.abandon()
         self.model = name or self.model
+        if self.server is not None:
+            self.model = self.server.full_name(self.model)
         own = {name: self.session.settings[name] for name in LOAD_SETTINGS if name in self.session.settings}
         chosen = own if instead is None else dict(instead)
         self._tried = [chosen] if instead is None else [*self._tried, chosen]

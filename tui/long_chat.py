@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgellm.context_overflow import Room, fit, summary_prompts
+from edgellm.formats.errors import ParameterError
 from edgellm.generation import TokenLogprob
 from edgellm.sessions import MessageNode, Session
 from edgellm.sessions.tree import left_out_of, prompt_messages
-from edgellm.tui.answering import Answering, Sent
+from edgellm.tui.answering import Answering, Sent, is_remote
+
+UNTOLD = 1 << 20  # tokens of context of a server that does not tell: it will say when that is too many
 
 
 def compose_answer(
@@ -24,20 +27,34 @@ def compose_answer(
 
     def compose(answering: Answering) -> Sent:
         llm = answering.llm
-        kept = [token.token for token in prefix]
+        kept = [] if is_remote(llm) else [token.token for token in prefix]
         if node.text and not kept:
             kept = llm.tokenize(node.text, False)
+        if not llm.n_ctx:  # a server that does not tell says itself what does not fit
+            return _going_on(llm, node, messages, kept, 0, names)
         room = Room(llm.n_ctx, options.get("max_tokens") if way in ("ask", "drop_oldest") else 0)
 
         def count(part: list[Any]) -> int:
             return len(llm.prompt_ids(part, **names)) + len(kept)
 
         fitted = fit(messages, count, room, left_out, drop=way == "drop_oldest", n_extra=len(kept))
-        if not node.text:
-            return Sent(fitted.messages, fitted.left_out)
-        return Sent([*llm.prompt_ids(fitted.messages, **names), *kept], fitted.left_out, {"template_kwargs": None})
+        return _going_on(llm, node, fitted.messages, kept, fitted.left_out, names)
 
     return compose
+
+
+def _going_on(
+    llm: Any, node: MessageNode, messages: list[Any], kept: list[int], left_out: int, names: Mapping[str, Any]
+) -> Sent:
+    """The messages, and behind them what stands of the answer: its tokens, or for a server its text."""
+    if not node.text:
+        return Sent(messages, left_out)
+    if not is_remote(llm):
+        return Sent([*llm.prompt_ids(messages, **names), *kept], left_out, {"template_kwargs": None})
+    if not node.parts()[1]:
+        raise ParameterError("A server cannot go on in the middle of a thought. Regenerate the answer.")
+    options = {"template_kwargs": {**names.get("template_kwargs", {}), "continue_final_message": True}}
+    return Sent([*messages, *prompt_messages("", [node])], left_out, options)
 
 
 def compose_summary(messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Callable[[Answering], Sent]:
@@ -47,7 +64,7 @@ def compose_summary(messages: list[dict[str, Any]], options: Mapping[str, Any]) 
 
     def compose(answering: Answering) -> Sent:
         llm = answering.llm
-        prompts = summary_prompts(messages, lambda part: len(llm.prompt_ids(part, **names)), llm.n_ctx)
+        prompts = summary_prompts(messages, lambda part: len(llm.prompt_ids(part, **names)), llm.n_ctx or UNTOLD)
         prompt = next(prompts)
         while True:
             given = {**names, "max_tokens": prompt.max_tokens, "stop": None}

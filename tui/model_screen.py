@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.widgets import Input, OptionList
@@ -13,6 +14,9 @@ from edgellm.machine.paths import path_if_there
 from edgellm.machine.terminal import human_bytes
 from edgellm.tui.dialog import SearchDialog
 from edgellm.tui.safe_text import one_line
+
+if TYPE_CHECKING:
+    from edgellm.remote.model import RemoteServer
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ def model_rows() -> list[ModelRow]:
         if name not in here:
             licence = f", {entry.licence}" if entry.licence else ""
             rows.append(ModelRow(name, False, entry.nbytes, entry.description + licence))
+    return rows
+
+
+def server_rows(server: RemoteServer) -> list[ModelRow]:
+    """The models of a server."""
+    rows = []
+    for model in server.models():
+        facts = ("in memory" if model.is_loaded else "", f"{model.n_ctx:,} tokens of context" if model.n_ctx else "")
+        about = ", ".join(filter(None, facts)) or f"on {server.authority}"
+        rows.append(ModelRow(server.full_name(model.name), True, model.nbytes or None, about))
     return rows
 
 
@@ -82,3 +96,11 @@ class ModelScreen(SearchDialog[str]):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """A click chooses."""
         self.dismiss(self.found[event.option_index].name)
+
+
+class ServerModelScreen(ModelScreen):
+    """The models of a server, which pulls nothing for a chat."""
+
+    TITLE_TEXT = "Models of the server"
+    HINT = "Enter use   Esc close"
+    PLACEHOLDER = "Name"

@@ -17,6 +17,7 @@ from edgellm.sessions.rescue import rescue_report
 from edgellm.tui.safe_text import one_line
 
 if TYPE_CHECKING:
+    from edgellm.remote.model import RemoteServer
     from edgellm.tui.chat import Chat
 
 LEAVING_S = 10.0  # for what was asked for and is not done yet, such as an export to a slow disk
@@ -34,6 +35,7 @@ class Start:
     load_options: Mapping[str, Any] = field(default_factory=dict)
     go_on: bool = False
     session: str | None = None
+    server: RemoteServer | None = None
 
 
 def known_model(name: str) -> str:
@@ -54,10 +56,11 @@ def go_on_with(chat: Chat, session_id: int, start: Start) -> None:
     chat.open_session(session_id)
     chat.session.settings |= dict(start.settings)
     chat.session.system = start.system or chat.session.system
-    found = start.model or known_model(chat.session.model)
+    known = known_model if chat.server is None else chat.server.known
+    found = start.model or known(chat.session.model)
     if not found and chat.session.model:
-        chat.session.notes.append(f"Its model {one_line(chat.session.model)} is not here; Ctrl-L fetches one.")
-    chat.model = found or chat.model
+        chat.session.notes.append(f"Its model {one_line(chat.session.model)} is not here; Ctrl-L shows what is.")
+    chat.model = found or chat.model or (chat.server.first() if chat.server is not None else "")
 
 
 def run_chat(start: Start) -> int:
@@ -68,19 +71,24 @@ def run_chat(start: Start) -> int:
 
     store, note = open_store()
 
-    def load(name: str, **options: Any) -> Any:
+    server = start.server
+
+    def load(name: str, progress: Any = None, **options: Any) -> Any:
         app.is_shown.wait(PICTURE_S)  # importing numba would keep the interpreter from drawing
-        return edgellm.load(name, **options)
+        if server is not None:
+            return server.open(name, progress)  # how it is loaded is the server's affair
+        return edgellm.load(name, progress=progress, **options)
 
     try:
         session_id = store.find(start.session) if start.session else store.last_id() if start.go_on else None
         chat = Chat(
             store,
             load,
-            start.model or DEFAULT_MODEL,
+            start.model or ("" if server is not None else DEFAULT_MODEL),
             load_options=start.load_options,
             settings=start.settings,
             system=start.system or "",
+            server=server,
         )
     except EdgeLLMError:
         store.close()

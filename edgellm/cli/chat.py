@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,16 @@ from edgellm.formats.errors import ContextFullError, EdgeLLMError, FormatError, 
 from edgellm.machine.terminal import EXIT_INTERRUPTED, echo, error_block, hand_over
 from edgellm.sessions.settings import OVERFLOW_WAYS, checked
 
+if TYPE_CHECKING:
+    from edgellm.remote.model import RemoteServer
+
+HERE_ALONE = {
+    "n_ctx": "-c", "n_threads": "-t", "executor": "--device", "chat_template": "--chat-template",
+    "template_file": "--chat-template-file", "overrides": "--override-kv", "speculate": "--speculate",
+    "force": "--force",
+}  # fmt: skip
+"""Options that say how a model is loaded."""
+
 CUT_OFF = {
     "length": "(cut off: -n is used up)",
     "context_full": "(cut off: the context is full; /set context_overflow drop_oldest goes on without the oldest "
@@ -43,6 +53,14 @@ CUT_OFF = {
 @click.option("--plain", is_flag=True, help="Line by line, without the full screen; nothing is saved.")
 @click.option("--continue", "go_on", is_flag=True, help="Go on with the chat that was changed last.")
 @click.option("--session", metavar="NAME", help="Go on with this chat; `edgellm sessions` shows the names.")
+@click.option("--server", metavar="URL", help="Talk to the models of a server there: `edgellm serve`, or one like it.")
+@click.option(
+    "--api-key",
+    "key",
+    envvar="EDGELLM_API_KEY",
+    metavar="KEY",
+    help="What the server asks for; in EDGELLM_API_KEY no list of processes shows it.",
+)
 @click.option(
     "--context-overflow",
     "overflow",
@@ -63,6 +81,7 @@ def command(model_argument: str | None, **values: Any) -> int:
       edgellm chat
       edgellm chat --continue
       edgellm chat model.gguf -sys "Answer in one sentence." --temp 0.3
+      edgellm chat --server http://127.0.0.1:8080
     """
     from edgellm.store import DEFAULT_MODEL
 
@@ -70,11 +89,12 @@ def command(model_argument: str | None, **values: Any) -> int:
         raise click.UsageError("the model is given twice. Give it as an argument or with -m.")
     model = model_argument or values["model_option"]
     first = without_last_newline(read_text(values["first_file"])) if values["first_file"] else values["first"]
+    server = remote_server(values)
     if not values["plain"] and has_screen():
-        return full_screen(model, first, values)
+        return full_screen(model, first, values, server)
     if values["go_on"] or values["session"]:
         raise click.UsageError("--continue and --session need the full-screen chat, and that a terminal.")
-    return line_chat(model or DEFAULT_MODEL, first, values)
+    return line_chat(model or ("" if server is not None else DEFAULT_MODEL), first, values, server)
 
 
 def has_screen() -> bool:
@@ -82,7 +102,20 @@ def has_screen() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
-def full_screen(model: str | None, first: str | None, values: dict[str, Any]) -> int:
+def remote_server(values: dict[str, Any]) -> RemoteServer | None:
+    """The server of ``--server``. UsageError for options of a model that is loaded here."""
+    if values["server"] is None:
+        return None
+    context = click.get_current_context()
+    for name, flag in HERE_ALONE.items():
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"{flag} is for a model on this machine; with --server it is set where that starts.")
+    from edgellm.remote.model import RemoteServer
+
+    return RemoteServer(values["server"], values["key"])
+
+
+def full_screen(model: str | None, first: str | None, values: dict[str, Any], server: RemoteServer | None) -> int:
     """The Textual application, with what the command line said."""
     from edgellm.tui.run import Start, run_chat
 
@@ -96,22 +129,29 @@ def full_screen(model: str | None, first: str | None, values: dict[str, Any]) ->
     if arguments := template_arguments(values):
         settings["template_kwargs"] = arguments
     system = system_message(values)
-    start = Start(model, first, system, settings, load_options(values), values["go_on"], values["session"])
+    loading = load_options(values) if server is None else {}
+    if server is not None and not (model or values["go_on"] or values["session"]):
+        model = server.first()  # that it is not there is told before the screen
+    start = Start(model, first, system, settings, loading, values["go_on"], values["session"], server)
     return run_chat(start)
 
 
-def line_chat(model: str, first: str | None, values: dict[str, Any]) -> int:
+def line_chat(model: str, first: str | None, values: dict[str, Any], server: RemoteServer | None) -> int:
     """The conversation line by line."""
     sampling, system = given_sampling(values), system_message(values)
     arguments = template_arguments(values)
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], "template_kwargs": arguments, **sampling}
-    with load_model(model, values, needs_template=True) as llm:
+    if server is not None:
+        model = server.full_name(model) if model else server.first()
+    opened = load_model(model, values, needs_template=True) if server is None else server.open(model)
+    with opened as llm:
         lines = LineInput(_history())
         conversation = llm.conversation(system, **options)
         conversation.on_overflow = overflow_mode(values["overflow"] or ("ask" if lines.interactive else "stop"))
         session = ChatSession(model, conversation)
         if lines.interactive:
-            echo(f"{model}, {llm.n_ctx} tokens of context. /help lists the commands.", err=True)
+            context = f", {llm.n_ctx} tokens of context" if llm.n_ctx else ""
+            echo(f"{model}{context}. /help lists the commands.", err=True)
         try:
             return ChatLoop(session, lines, values["timings"]).run(first)
         finally:

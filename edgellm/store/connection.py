@@ -70,19 +70,23 @@ def proxy_of(url: str) -> Proxy | None:
 def request(url: str, headers: Mapping[str, str], proxy: Proxy | None, timeout_s: float) -> http.client.HTTPResponse:
     """The answer to one GET, whatever its status. DownloadError PULL_TLS for certificates that cannot be read;
     OSError, HTTPException and ValueError as urllib raises them, TooSlowError and TooMuchError from its body too."""
-    certificates = tuple((name, os.environ.get(name)) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     scheme = urlsplit(url).scheme
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler({scheme: proxy.url} if proxy else {}),
         _HTTP(),
-        _HTTPS(context=_trusted(certificates) if scheme == "https" else None),
+        _HTTPS(context=tls_context() if scheme == "https" else None),
     ):
         opener.add_handler(handler)
     answer: http.client.HTTPResponse = opener.open(
         urllib.request.Request(url, headers=dict(headers)), timeout=timeout_s
     )
     return answer
+
+
+def tls_context() -> ssl.SSLContext:
+    """What this machine trusts. DownloadError PULL_TLS for certificates that cannot be read."""
+    return _trusted(tuple((name, os.environ.get(name)) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")))
 
 
 @cache

@@ -1,0 +1,164 @@
+"""Servers that are not edgellm's, or mean harm: what they lack is done without, what they send is bounded and named."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from stand_in_server import Say, delta, stand_in
+
+from edgellm.formats.errors import ContextFullError, EdgeLLMError, ParameterError, RemoteError
+from edgellm.generation import Generation
+from edgellm.remote.connection import parse_address
+from edgellm.remote.model import RemoteServer
+
+HANG_S = 60
+QUESTION = [{"role": "user", "content": "Hi"}]
+
+
+def test_addresses_are_read_as_users_write_them() -> None:
+    for text, means in {
+        "127.0.0.1:8080": "http://127.0.0.1:8080",
+        "http://box/v1/": "http://box",
+        "https://box:443/llm/v1": "https://box/llm",
+        "http://[::1]:9": "http://[::1]:9",
+    }.items():
+        assert str(parse_address(text)) == means
+    for text in ("", "ftp://x", "http://u:p@x", "http://x:99999", "http://x/?a=b", "http://x y", "http://ü"):
+        with pytest.raises(ParameterError, match="--server"):
+            parse_address(text)
+
+
+def test_a_server_of_openais_protocol_alone_is_asked_for_nothing_else() -> None:
+    with stand_in() as server:
+        usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        server.streams(
+            delta(role="assistant"), delta("Hel"), delta("lo"), delta(reason="stop"), usage, b"data: [DONE]\n"
+        )
+        remote = RemoteServer(server.url, "the-key").open()
+        answer = Generation.of(remote.stream(QUESTION, temperature=0.5, max_tokens=-1, sampler_trace=True))
+        path, body, key = server.asked[-1]
+    assert answer.text == "Hello" and answer.finish_reason == "stop" and remote.n_ctx == 0
+    assert (answer.timings.prompt_n, answer.timings.generation_n) == (5, 2)
+    assert path == "/v1/chat/completions" and key == "Bearer the-key"
+    assert body == {
+        "model": "m",
+        "messages": QUESTION,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.5,
+    }
+
+
+def test_a_server_without_log_probabilities_answers_without_them() -> None:
+    with stand_in() as server:
+        refusal = {"error": {"message": "logprobs is not supported"}}
+
+        server.replies["/v1/chat/completions"] = (400, refusal)
+        remote = RemoteServer(server.url).open()
+        with pytest.raises(ParameterError):
+            list(remote.stream(QUESTION, logprobs=4))
+        assert "logprobs" in server.asked[-2][1] and "logprobs" not in server.asked[-1][1]
+        server.streams(delta("yes"), delta(reason="stop"))
+        assert Generation.of(remote.stream(QUESTION, logprobs=4)).text == "yes"
+
+
+def test_a_connection_lost_in_mid_answer_keeps_the_text_and_is_told() -> None:
+    with stand_in() as server:
+        server.streams(delta("The Danube"))
+        remote = RemoteServer(server.url).open()
+        talk = remote.conversation()
+        with pytest.raises(RemoteError) as lost:
+            talk.send("Which river?")
+        assert lost.value.code == "REMOTE_LOST"
+        assert [message.content for message in talk.messages] == ["Which river?", "The Danube"]
+
+
+def test_hanging_up_reaches_a_server_that_says_nothing() -> None:
+    with stand_in() as server:
+
+        def wait(say: Say) -> None:
+            for _ in range(3000):
+                say(b": still reading\n\n")
+                threading.Event().wait(0.02)
+
+        server.replies["/v1/chat/completions"] = (200, wait)
+        remote = RemoteServer(server.url).open()
+        cancel = threading.Event()
+        threading.Timer(0.3, cancel.set).start()
+        chunks = list(remote.stream(QUESTION, cancel=cancel))
+        assert [chunk.finish_reason for chunk in chunks] == ["cancelled"] and server.left.wait(HANG_S)
+
+
+STRANGE: dict[str, tuple[Any, str]] = {
+    "no JSON": ([b"data: {oops\n\n"], "REMOTE_REPLY"),
+    "no object": ([b"data: [1]\n\n"], "REMOTE_REPLY"),
+    "too deep": ([b"data: " + b"[" * 100_000 + b"\n\n"], "REMOTE_REPLY"),
+    "an endless line": ([b"data: " + b"x" * (5 << 20)], "REMOTE_REPLY"),
+    "an error in the stream": ([delta("a"), {"error": {"message": "it \x1b[31mbroke", "code": 500}}], "REMOTE_FAILED"),
+    "an error of words": ([{"error": "full"}], "REMOTE_FAILED"),
+    "nothing": ([], "REMOTE_LOST"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_what_is_no_answer_is_an_error_with_a_name(what: str) -> None:
+    events, code = STRANGE[what]
+    with stand_in() as server:
+        server.streams(*events)
+        with pytest.raises(EdgeLLMError) as raised:
+            list(RemoteServer(server.url).open().stream(QUESTION))
+    assert raised.value.code == code and "\x1b" not in str(raised.value) and len(str(raised.value)) < 1500
+
+
+def test_odd_fields_are_passed_over() -> None:
+    odd = [
+        {"choices": None},
+        {"choices": [7]},
+        {"choices": [{"delta": [], "logprobs": {"content": 3}}]},
+        {"choices": [{"delta": {"content": {"x": 1}}, "finish_reason": 9}], "usage": {"prompt_tokens": -4}},
+        {"choices": [], "timings": {"prompt_n": "many", "predicted_ms": 1e300, "cache_n": True}},
+        {"choices": [], "prompt_progress": {"total": -1, "processed": "x"}},
+    ]
+    rows = [
+        {"token": "a", "logprob": 5, "bytes": [97]},
+        {"token": "b", "logprob": "x", "bytes": [999]},
+        {"bytes": 1},
+        {"token": "c", "logprob": -1, "id": 3, "top_logprobs": [{"token": "d", "logprob": -2}, 4]},
+    ]
+    told = delta("abc")
+    told["choices"][0]["logprobs"] = {"content": rows}
+    with stand_in() as server:
+        server.streams(*odd, told, delta(reason="tool_calls"))
+        answer = Generation.of(RemoteServer(server.url).open().stream(QUESTION, logprobs=2))
+    assert answer.text == "abc" and answer.finish_reason == "stop"
+    assert [(row.bytes, row.logprob, len(row.top)) for row in answer.logprobs] == [
+        (b"a", 0.0, 0), (b"b", None, 0), (b"c", -1.0, 1),
+    ]  # fmt: skip
+    assert all(value >= 0 for value in answer.timings)
+
+
+def test_replies_that_are_refusals_have_their_names() -> None:
+    cases: list[tuple[int, Any, type[EdgeLLMError], str]] = [
+        (400, {"error": {"type": "exceed_context_size_error", "message": "long", "n_ctx": 8}}, ContextFullError, ""),
+        (429, {"detail": "slow down"}, RemoteError, "REMOTE_BUSY"),
+        (500, b"<html>", RemoteError, "REMOTE_FAILED"),
+        (301, b"", RemoteError, "REMOTE_REPLY"),
+        (200, {"choices": []}, RemoteError, "REMOTE_REPLY"),
+    ]
+    with stand_in() as server:
+        remote = RemoteServer(server.url).open()
+        for status, reply, kind, code in cases:
+            server.replies["/v1/chat/completions"] = (status, reply)
+            with pytest.raises(kind) as raised:
+                list(remote.stream(QUESTION))
+            assert not code or raised.value.code == code
+    with stand_in() as server:
+        for reply in ({"data": "x"}, b"\x00", [1]):
+            server.replies["/v1/models"] = (200, reply)
+            with pytest.raises(RemoteError) as nonsense:
+                RemoteServer(server.url).models()
+            assert nonsense.value.code == "REMOTE_REPLY"
+        server.replies["/v1/models"] = (200, {"data": [{"id": 4}, {"id": "x" * 9999}, 7, {"id": "ok"}]})
+        assert [model.name for model in RemoteServer(server.url).models()] == ["ok"]
