@@ -2,9 +2,11 @@
 
     python benchmarks/random_model.py 1b Q4_K_M random-1b-q4_k_m.gguf
 
-1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings. Blocks are
-random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and
-no two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does.
+1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
+and delta-4b are Qwen3.5's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and
+gpt-oss. Blocks are random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay
+in their range and no two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that
+name does, MXFP4 is that of experts alone: the rest is Q8_0.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from edgellm.formats.quant_types import QUANT_TYPES
 
 @dataclass(frozen=True)
 class Shape:
-    """The hyperparameters of a model."""
+    """The hyperparameters of a model.
+
+    experts   how many there are and how many a token is sent to, each n_ff wide
+    delta     key heads, value heads and their size in the layers that are delta-nets: all but each fourth
+    """
 
     architecture: str
     n_layer: int
@@ -35,13 +41,22 @@ class Shape:
     head_dim: int
     n_vocab: int
     rope_base: float
+    experts: tuple[int, int] | None = None
+    delta: tuple[int, int, int] | None = None
+    is_tied: bool = True
+    n_rot: int | None = None
 
 
 SHAPES = {
     "1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, 500000.0),
     "4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 1000000.0),
+    "delta-0.8b": Shape("qwen35", 24, 1024, 3584, 8, 2, 256, 248320, 1e7, delta=(16, 16, 128), n_rot=64),
+    "delta-4b": Shape("qwen35", 32, 2560, 9216, 16, 4, 256, 248320, 1e7, delta=(16, 32, 128), n_rot=64),
+    "experts-30b": Shape("qwen3moe", 8, 2048, 768, 32, 4, 128, 151936, 1e6, experts=(128, 8), is_tied=False),
+    "experts-7b": Shape("olmoe", 8, 2048, 1024, 16, 16, 128, 50304, 1e4, experts=(64, 8), is_tied=False),
+    "experts-20b": Shape("gpt-oss", 6, 2880, 2880, 64, 8, 64, 201088, 150000.0, experts=(32, 4), is_tied=False),
 }
-MIXES = ("Q4_K_M", "Q8_0")
+MIXES = ("Q4_K_M", "Q8_0", "MXFP4")
 
 # float16 fields of a block: byte, and the multiple of the scale that centres the values
 SCALES = {"Q8_0": ((0, 1.0),), "Q4_K": ((0, 1.0), (2, 7.5)), "Q6_K": ((208, 1.0),)}
@@ -49,64 +64,115 @@ SCALES = {"Q8_0": ((0, 1.0),), "Q4_K": ((0, 1.0), (2, 7.5)), "Q6_K": ((208, 1.0)
 
 def tensor_type(mix: str, name: str, layer: int, n_layer: int) -> str:
     """The type of a matrix: Q4_K_M keeps the embedding, and half of attn_v and ffn_down, at six bits."""
+    if mix == "MXFP4":
+        return mix if name.endswith("_exps") else "Q8_0"
     if mix != "Q4_K_M":
         return mix
     more = layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
-    return "Q6_K" if name == "token_embd" or (name in ("attn_v", "ffn_down") and more) else "Q4_K"
+    six = name in ("token_embd", "output") or (name in ("attn_v", "ffn_down", "ffn_down_exps") and more)
+    return "Q6_K" if six else "Q4_K"
 
 
-def random_matrix(name: str, shape: tuple[int, int], quant_name: str, seed: int) -> TensorPlan:
-    """A matrix of random blocks, made while it is written."""
+def random_matrix(name: str, shape: tuple[int, ...], quant_name: str, seed: int) -> TensorPlan:
+    """A matrix of random blocks, or one for each expert, made while it is written."""
     quant = QUANT_TYPES[quant_name]
-    row_nbytes = quant.row_nbytes(shape[1])
+    row_nbytes = quant.row_nbytes(shape[-1])
 
     def blocks(rng: np.random.Generator, n_rows: int, scale: float) -> np.ndarray:
         data = rng.integers(0, 256, (n_rows * row_nbytes // quant.block_nbytes, quant.block_nbytes), np.uint8)
-        for at, multiple in SCALES[quant_name]:
+        for at, multiple in SCALES.get(quant_name, ()):
             data[:, at : at + 2] = np.array([scale * multiple], "<f2").view(np.uint8)
+        if quant_name == "MXFP4":  # a power of two
+            data[:, 0] = 127 + round(math.log2(scale))
         return data
 
     def chunks() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)
         sample = quant.dequantize(blocks(rng, 1, 1.0))
-        scale = 1 / math.sqrt(shape[1]) / float(np.std(sample))
-        for start, stop in rows_in_chunks(shape[0], row_nbytes):
+        scale = 1 / math.sqrt(shape[-1]) / float(np.std(sample))
+        for start, stop in rows_in_chunks(math.prod(shape[:-1]), row_nbytes):
             yield blocks(rng, stop - start, scale)
 
     return TensorPlan(name, shape, quant, chunks)
 
 
-def ones(name: str, n: int) -> TensorPlan:
-    """The weight of a norm."""
-    return TensorPlan(name, (n,), QUANT_TYPES["F32"], lambda: [np.ones(n, np.float32)])
+def numbers(name: str, shape: tuple[int, ...], value: float) -> TensorPlan:
+    """A tensor of float32 that are all the same: the weight of a norm, a bias."""
+    return TensorPlan(name, shape, QUANT_TYPES["F32"], lambda: [np.full(shape, value, np.float32)])
+
+
+def random_floats(name: str, shape: tuple[int, int], seed: int) -> TensorPlan:
+    """A matrix of float32, a router or a convolution."""
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
+    return TensorPlan(name, shape, QUANT_TYPES["F32"], lambda: [values])
+
+
+def layer_matrices(s: Shape, is_delta: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the matrices of a layer that are quantized."""
+    if s.delta and is_delta:
+        n_k, n_v, dim = s.delta
+        found = {
+            "attn_qkv": ((2 * n_k + n_v) * dim, s.n_embd),
+            "attn_gate": (n_v * dim, s.n_embd),
+            "ssm_alpha": (n_v, s.n_embd),
+            "ssm_beta": (n_v, s.n_embd),
+            "ssm_out": (s.n_embd, n_v * dim),
+        }
+    else:
+        found = {
+            "attn_q": (s.n_head * s.head_dim * (2 if s.delta else 1), s.n_embd),
+            "attn_k": (s.n_head_kv * s.head_dim, s.n_embd),
+            "attn_v": (s.n_head_kv * s.head_dim, s.n_embd),
+            "attn_output": (s.n_embd, s.n_head * s.head_dim),
+        }
+    of_experts, suffix = ((s.experts[0],), "_exps") if s.experts else ((), "")
+    for name, size in (("gate", (s.n_ff, s.n_embd)), ("up", (s.n_ff, s.n_embd)), ("down", (s.n_embd, s.n_ff))):
+        found[f"ffn_{name}{suffix}"] = (*of_experts, *size)
+    return found
+
+
+def layer_numbers(s: Shape, is_delta: bool) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Shapes of the other tensors of a layer, by their whole names, and what they are filled with."""
+    found = {"attn_norm.weight": ((s.n_embd,), 1.0)}
+    second = "post_attention_norm" if s.architecture in ("qwen35", "gpt-oss") else "ffn_norm"
+    found[f"{second}.weight"] = (s.n_embd,), 1.0
+    if s.delta and is_delta:
+        _, n_v, dim = s.delta
+        return found | {"ssm_norm.weight": ((dim,), 1.0), "ssm_a": ((n_v,), -0.1), "ssm_dt.bias": ((n_v,), 0.0)}
+    if s.architecture in ("qwen3", "qwen3moe", "qwen35"):
+        found |= {f"attn_{x}_norm.weight": ((s.head_dim,), 1.0) for x in "qk"}
+    if s.architecture == "olmoe":
+        found |= {f"attn_{x}_norm.weight": ((n * s.head_dim,), 1.0) for x, n in (("q", s.n_head), ("k", s.n_head_kv))}
+    if s.architecture == "gpt-oss" and s.experts:
+        found["attn_sinks.weight"] = (s.n_head,), 0.0
+        sizes = {name: size[:-1] for name, size in layer_matrices(s, is_delta).items()}
+        found |= {f"{name}.bias": (size, 0.01) for name, size in (sizes | {"ffn_gate_inp": s.experts[:1]}).items()}
+    return found
 
 
 def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
     """All tensors in the order of llama.cpp's converter."""
     s = shape
-    matrices = {
-        "attn_q": (s.n_head * s.head_dim, s.n_embd),
-        "attn_k": (s.n_head_kv * s.head_dim, s.n_embd),
-        "attn_v": (s.n_head_kv * s.head_dim, s.n_embd),
-        "attn_output": (s.n_embd, s.n_head * s.head_dim),
-        "ffn_gate": (s.n_ff, s.n_embd),
-        "ffn_up": (s.n_ff, s.n_embd),
-        "ffn_down": (s.n_embd, s.n_ff),
-    }
-    norms = {"attn_norm": s.n_embd, "ffn_norm": s.n_embd}
-    if s.architecture == "qwen3":
-        norms |= {"attn_q_norm": s.head_dim, "attn_k_norm": s.head_dim}
     embedding = tensor_type(mix, "token_embd", 0, s.n_layer)
     plans = [
         random_matrix("token_embd.weight", (s.n_vocab, s.n_embd), embedding, 0),
-        ones("output_norm.weight", s.n_embd),
+        numbers("output_norm.weight", (s.n_embd,), 1.0),
     ]
+    if not s.is_tied:
+        plans.append(random_matrix("output.weight", (s.n_vocab, s.n_embd), tensor_type(mix, "output", 0, 1), 1 << 20))
     for layer in range(s.n_layer):
-        for name, n in norms.items():
-            plans.append(ones(f"blk.{layer}.{name}.weight", n))
-        for i, (name, size) in enumerate(matrices.items()):
+        is_delta, seed = (layer + 1) % 4 != 0, 1 + layer * 16
+        for name, (size, value) in layer_numbers(s, is_delta).items():
+            plans.append(numbers(f"blk.{layer}.{name}", size, value))
+        if s.delta and is_delta:
+            n_qkv = (2 * s.delta[0] + s.delta[1]) * s.delta[2]
+            plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_qkv, 4), seed + 14))
+        if s.experts:
+            plans.append(random_floats(f"blk.{layer}.ffn_gate_inp.weight", (s.experts[0], s.n_embd), seed + 15))
+        for i, (name, size) in enumerate(layer_matrices(s, is_delta).items()):
             quant = tensor_type(mix, name, layer, s.n_layer)
-            plans.append(random_matrix(f"blk.{layer}.{name}.weight", size, quant, 1 + layer * len(matrices) + i))
+            plans.append(random_matrix(f"blk.{layer}.{name}.weight", size, quant, seed + i))
     return plans
 
 
@@ -117,7 +183,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[Any, str]]:
     letters = [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
     words = [f"{letters[64 + i % 26]}{i}" for i in range(s.n_vocab - 259)]
     tokens = [*letters, "he", "in", *words, "<|end|>"]
-    return {
+    return own_metadata(s) | {
         "general.architecture": (a, "STRING"),
         "general.name": (name, "STRING"),
         f"{a}.context_length": (32768, "UINT32"),
@@ -129,7 +195,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[Any, str]]:
         f"{a}.attention.key_length": (s.head_dim, "UINT32"),
         f"{a}.attention.value_length": (s.head_dim, "UINT32"),
         f"{a}.attention.layer_norm_rms_epsilon": (1e-6, "FLOAT32"),
-        f"{a}.rope.dimension_count": (s.head_dim, "UINT32"),
+        f"{a}.rope.dimension_count": (s.n_rot or s.head_dim, "UINT32"),
         f"{a}.rope.freq_base": (s.rope_base, "FLOAT32"),
         "tokenizer.ggml.model": ("gpt2", "STRING"),
         "tokenizer.ggml.pre": ("llama-bpe", "STRING"),
@@ -139,6 +205,30 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[Any, str]]:
         "tokenizer.ggml.eos_token_id": (len(tokens) - 1, "UINT32"),
         "tokenizer.ggml.add_bos_token": (False, "BOOL"),
     }
+
+
+def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
+    """The keys of architectures with experts, delta-nets or windows."""
+    found: dict[str, tuple[Any, str]] = {}
+    if shape.experts:
+        found["expert_count"], found["expert_used_count"] = ((n, "UINT32") for n in shape.experts)
+        if shape.architecture != "olmoe":
+            found["expert_feed_forward_length"] = shape.n_ff, "UINT32"
+    if shape.architecture == "gpt-oss":
+        found["attention.sliding_window"] = 128, "UINT32"
+    if shape.delta:
+        n_k, n_v, dim = shape.delta
+        counts = {
+            "conv_kernel": 4,
+            "state_size": dim,
+            "group_count": n_k,
+            "time_step_rank": n_v,
+            "inner_size": n_v * dim,
+        }
+        found |= {f"ssm.{key}": (value, "UINT32") for key, value in counts.items()}
+        found["full_attention_interval"] = 4, "UINT32"
+        found["rope.dimension_sections"] = np.array([11, 11, 10, 0], np.int32), "ARRAY[INT32]"
+    return {f"{shape.architecture}.{key}": value for key, value in found.items()}
 
 
 def write_random_model(shape_name: str, mix: str, path: Path) -> list[Path]:

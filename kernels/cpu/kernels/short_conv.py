@@ -14,7 +14,7 @@ from edgellm.kernels.cpu.lib.vector_math import silu_f32x16
 
 
 def _make_channels(load: Any, store: Any, fma: Any, zero: Any, value: Any, finish: Any) -> Any:
-    """All tokens of the step for the channels that one load takes, from byte ``i`` of a row on.
+    """All tokens of the step for the channels between two bytes of a row, so many at once as one load takes.
 
     value(args, row, i) is what is convolved, finish(args, row, i, acc) what becomes of a sum.
     """
@@ -29,7 +29,23 @@ def _make_channels(load: Any, store: Any, fma: Any, zero: Any, value: Any, finis
         return load(before + (row - start + args.n_taps - 1) * args.width * 4 + i)
 
     @v.forceinline
-    def channels(args, step, i):
+    def early(args, before, start, row, i):
+        """The sum of a token whose taps reach before the step."""
+        acc = zero()
+        for tap in range(args.n_taps):
+            weight = load(args.w + tap * args.w_row + i)
+            acc = fma(at_distance(args, before, start, row - args.n_taps + 1 + tap, i), weight, acc)
+        return acc
+
+    @v.forceinline
+    def later(args, row, i):
+        acc = zero()
+        for tap in range(args.n_taps):
+            acc = fma(value(args, row - args.n_taps + 1 + tap, i), load(args.w + tap * args.w_row + i), acc)
+        return acc
+
+    @v.forceinline
+    def channels(args, step, first, last, nbytes):
         n, sequences = v.load_i64(step + at.N_TOKENS), v.load_i64(step + at.SEQUENCES)
         slots = v.load_i64(v.load_i64(step + at.TABLES) + args.table * 16)
         slot_nbytes = (args.n_taps - 1) * args.width * 4
@@ -40,15 +56,17 @@ def _make_channels(load: Any, store: Any, fma: Any, zero: Any, value: Any, finis
                 stop += 1
             read, written = v.load_i32(slots + sequence * 8), v.load_i32(slots + sequence * 8 + 4)
             before = (args.states + read * slot_nbytes) * (read >= 0)
-            for row in range(start, stop):
-                acc = zero()
-                for tap in range(args.n_taps):
-                    weight = load(args.w + tap * args.w_row + i)
-                    acc = fma(at_distance(args, before, start, row - args.n_taps + 1 + tap, i), weight, acc)
-                store(args.out + row * args.out_row + i, finish(args, row, i, acc))
+            inside = min(start + args.n_taps - 1, stop)
+            for row in range(start, inside):
+                for i in range(first, last, nbytes):
+                    store(args.out + row * args.out_row + i, finish(args, row, i, early(args, before, start, row, i)))
+            for row in range(inside, stop):
+                for i in range(first, last, nbytes):
+                    store(args.out + row * args.out_row + i, finish(args, row, i, later(args, row, i)))
             for tap in range(args.n_taps - 1):  # oldest first: those that follow are not needed for it
-                kept = at_distance(args, before, start, stop - args.n_taps + 1 + tap, i)
-                store(args.states + written * slot_nbytes + tap * args.width * 4 + i, kept)
+                for i in range(first, last, nbytes):
+                    kept = at_distance(args, before, start, stop - args.n_taps + 1 + tap, i)
+                    store(args.states + written * slot_nbytes + tap * args.width * 4 + i, kept)
             start = stop
 
     return channels
@@ -101,23 +119,23 @@ _sixteen_plain = _make_channels(*_SIXTEEN, *_make_plain(v.load_f32x16, silu_f32x
 _one_plain = _make_channels(*_ONE, *_make_plain(v.load_f32, _silu_f32))
 
 
-def short_conv(op, step, thread, n_threads):
-    """out = c * conv(b * x)"""
-    args = v.arguments(op, at.SHORT_CONV)
-    whole = args.width // 16
-    for block in range(thread, whole, n_threads):
-        _sixteen_gated(args, step, block * 64)
-    if thread == n_threads - 1:
-        for channel in range(whole * 16, args.width):
-            _one_gated(args, step, channel * 4)
+RUN_NBYTES = 512
+"""Channels that a thread takes at a time: neighbours, since the tokens of one channel lie a page and more apart."""
 
 
-def causal_conv(op, step, thread, n_threads):
-    """out = silu(conv(x))"""
-    args = v.arguments(op, at.SHORT_CONV)
-    whole = args.width // 16
-    for block in range(thread, whole, n_threads):
-        _sixteen_plain(args, step, block * 64)
-    if thread == n_threads - 1:
-        for channel in range(whole * 16, args.width):
-            _one_plain(args, step, channel * 4)
+def _make_kernel(sixteen: Any, one: Any) -> Any:
+    def convolve(op, step, thread, n_threads):
+        args = v.arguments(op, at.SHORT_CONV)
+        whole, width = args.width // 16 * 64, args.width * 4
+        for first in range(thread * RUN_NBYTES, whole, n_threads * RUN_NBYTES):
+            sixteen(args, step, first, min(first + RUN_NBYTES, whole), 64)
+        if thread == n_threads - 1 and whole < width:
+            one(args, step, whole, width, 4)
+
+    return convolve
+
+
+short_conv = _make_kernel(_sixteen_gated, _one_gated)
+"""out = c * conv(b * x)"""
+causal_conv = _make_kernel(_sixteen_plain, _one_plain)
+"""out = silu(conv(x))"""
