@@ -17,6 +17,7 @@ import numpy as np
 
 from edgellm.formats.errors import DeviceLostError, EdgeLLMError, MemoryWouldExceedError
 from edgellm.kernels.gpu.adapters import NEEDED, Adapter, quiet_stderr, wgpu_module
+from edgellm.kernels.gpu.walk import Dispatch, Recording, Walk, native_walk, python_walk
 
 ALIGN = 256  # of windows into a buffer, and of its size
 MAX_GROUPS = 32768  # of workgroups in one dimension: a power of two below the limit of every device
@@ -29,22 +30,6 @@ class Pipeline(NamedTuple):
     handle: Any
     layout: Any
     kinds: str
-
-
-class Dispatch(NamedTuple):
-    """One row of a recording: a shader over a grid, with its immediates, and the floating point operations in it.
-
-    The handles are the library's own; the device keeps what they stand for.
-    """
-
-    pipeline: Any
-    group: Any
-    x: int
-    y: int
-    z: int
-    immediates: bytes
-    nbytes: int
-    flops: int
 
 
 class Device:
@@ -72,6 +57,7 @@ class Device:
         self._mapped: list[int] = []
         self._is_checked = os.environ.get("EDGELLM_GPU_CHECKED", "0") not in ("", "0")
         self._box = ffi.new("WGPUCommandBuffer[1]")
+        self.walk: Walk = native_walk(lib, ffi) or python_walk(lib, ffi.NULL)
 
         @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")
         def mapped(status: int, _message: Any, _first: Any, _second: Any) -> None:
@@ -188,16 +174,31 @@ class Device:
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
+    def recording(self, rows: Sequence[Dispatch]) -> Recording:
+        """Rows to be dispatched in order, as often as they are played."""
+        return Recording(rows, self._address)
+
+    def _address(self, handle: Any) -> int:
+        return int(self._ffi.cast("intptr_t", handle))
+
     def run(self, rows: Sequence[Dispatch], result: tuple[Any, int, int] | None = None) -> np.ndarray:
-        """Dispatch the rows in order as one submission, then read ``result``: (buffer, offset, bytes), if any.
+        """Dispatch rows once; see ``play``."""
+        return self.play([self.recording(rows)] if rows else [], result)
+
+    def play(self, recordings: Sequence[Recording], result: tuple[Any, int, int] | None = None) -> np.ndarray:
+        """Dispatch recordings in order as one submission, then read ``result``: (buffer, offset, bytes), if any.
 
         Submissions run one after the other; without a result it returns before this one has run.
         """
         lib, ffi, device = self._lib, self._ffi, self._device._internal
         with self._translated():
             encoder = lib.wgpuDeviceCreateCommandEncoder(device, ffi.NULL)
-            if rows:
-                self._record(encoder, rows)
+            if recordings:
+                into = lib.wgpuCommandEncoderBeginComputePass(encoder, ffi.NULL)
+                for recording in recordings:
+                    self.walk(into, recording)
+                lib.wgpuComputePassEncoderEnd(into)
+                lib.wgpuComputePassEncoderRelease(into)
             size = 0
             if result is not None:
                 buffer, offset, nbytes = result
@@ -216,22 +217,6 @@ class Device:
             self._api.libf.wgpuQueueSubmit(self._device.queue._internal, 1, self._box)
         finally:
             self._lib.wgpuCommandBufferRelease(commands)
-
-    def _record(self, encoder: Any, rows: Sequence[Dispatch]) -> None:
-        lib, ffi = self._lib, self._ffi
-        set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-        set_immediates, dispatch = lib.wgpuComputePassEncoderSetImmediates, lib.wgpuComputePassEncoderDispatchWorkgroups
-        null, current = ffi.NULL, None
-        walk = lib.wgpuCommandEncoderBeginComputePass(encoder, null)
-        for pipeline, group, x, y, z, immediates, nbytes, _ in rows:
-            if pipeline is not current:
-                set_pipeline(walk, pipeline)
-                current = pipeline
-            set_group(walk, 0, group, 0, null)
-            set_immediates(walk, 0, immediates, nbytes)
-            dispatch(walk, x, y, z)
-        lib.wgpuComputePassEncoderEnd(walk)
-        lib.wgpuComputePassEncoderRelease(walk)
 
     def _staging_of(self, nbytes: int) -> Any:
         if self._staging is None or self._staging.size < nbytes:

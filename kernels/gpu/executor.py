@@ -22,12 +22,13 @@ import numpy as np
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.gpu import adapters
-from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device, Dispatch
+from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
 from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
 from edgellm.kernels.gpu.layout import buffers_nbytes
 from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES, Counts, put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.top_k import TopK
+from edgellm.kernels.gpu.walk import Recording
 from edgellm.kernels.gpu.weights import matrix_nbytes
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import OutputTail, output_tail
@@ -81,7 +82,7 @@ class GPUExecutor:
         self._first_output_op = selects[0] if selects else len(program.ops)
         embedding = embedding_of(program)
         self._embedding = -1 if embedding is None else embedding
-        self._shapes: OrderedDict[tuple[Any, ...], list[Dispatch]] = OrderedDict()
+        self._shapes: OrderedDict[tuple[Any, ...], list[Recording]] = OrderedDict()
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
@@ -149,8 +150,8 @@ class GPUExecutor:
         for n_drawn in range(n_steps):
             if self._there.step.begin(batch, [0]):
                 self._shapes.clear()
-            rows = [*self._recorded(batch, self.program.ops, (), 1), *self._top_k.rows(draw.k)]
-            found = TopK.read(self.device.run(rows, (self._top_k.found, 0, TopK.nbytes(draw.k))))
+            recordings = [*self._recorded(batch, self.program.ops, (), 1), self._top_k.recording(draw.k)]
+            found = TopK.read(self.device.play(recordings, (self._top_k.found, 0, TopK.nbytes(draw.k))))
             if isinstance(found, bool):
                 return n_drawn
             token = draw.take(found) if found else draw.take_all(self._logits(1)[0])
@@ -166,8 +167,8 @@ class GPUExecutor:
         for row, value in zip(rows.tolist(), values.astype(np.float32), strict=True):
             self.device.write(place.buffer, 4 * (row * place.row + place.at), value)
 
-    def _recorded(self, batch: Batch, ops: Sequence[Op], following: Sequence[Op], n_outputs: int) -> list[Dispatch]:
-        """The dispatches of some ops for a batch of this shape."""
+    def _recorded(self, batch: Batch, ops: Sequence[Op], following: Sequence[Op], n_outputs: int) -> list[Recording]:
+        """The dispatches of some ops for a batch of this shape, cut where a submission would be long."""
         counts = Counts(len(batch), n_outputs, _parts(batch))
         key = (len(ops), id(ops[0]) if ops else 0, *dataclasses.astuple(counts))
         if key not in self._shapes:
@@ -178,23 +179,23 @@ class GPUExecutor:
         self._shapes.move_to_end(key)
         return self._shapes[key]
 
-    def _record(self, ops: Sequence[Op], following: Sequence[Op], counts: Counts, *, fuse: bool) -> list[Dispatch]:
+    def _record(self, ops: Sequence[Op], following: Sequence[Op], counts: Counts, *, fuse: bool) -> list[Recording]:
         partials = self._there.partials
         recorded = record(self._there, ops, following, counts, fuse=fuse)
         if self._there.partials is not partials:  # what was recorded before is over a buffer that is gone
             self._shapes.clear()
-        return recorded
-
-    def _start(self, rows: Sequence[Dispatch]) -> None:
-        """Dispatch rows, in several submissions where they are long."""
-        first, flops = 0, 0
-        for i, row in enumerate(rows):
+        first, flops, pieces = 0, 0, list[Recording]()
+        for i, row in enumerate(recorded):
             flops += row.flops
-            if flops > SUBMISSION_FLOPS:
-                self.device.run(rows[first : i + 1])
+            if flops > SUBMISSION_FLOPS or i + 1 == len(recorded):
+                pieces.append(self.device.recording(recorded[first : i + 1]))
                 first, flops = i + 1, 0
-        if first < len(rows):
-            self.device.run(rows[first:])
+        return pieces
+
+    def _start(self, recordings: Sequence[Recording]) -> None:
+        """Play recordings, each as a submission of its own."""
+        for recording in recordings:
+            self.device.play([recording])
 
     def _logits(self, n: int) -> np.ndarray:
         place = self._there.places[self.program.output]

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
-from edgellm.kernels.gpu.device import MAX_GROUPS, Device, Dispatch
+from edgellm.kernels.gpu.device import MAX_GROUPS, Device
 from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, Bound, bindings, source
 from edgellm.kernels.gpu.step import StepBuffer
+from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix, put_vector
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (

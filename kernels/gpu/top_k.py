@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgellm.kernels.gpu.device import Device, Dispatch
+from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import source, text
+from edgellm.kernels.gpu.walk import Recording
 
 MAX_K = 128
 ROOM, SLICE, N_COUNTS = 1024, 2048, 4096  # candidates; logits of a workgroup; values of the upper 12 bits
@@ -38,24 +39,25 @@ class TopK:
         self._state = device.buffer(4 * (4 + self._slices + N_COUNTS))
         self._candidates = device.buffer(8 * ROOM)
         self.found = device.buffer(16 + 8 * MAX_K)
-        self._rows: dict[int, list[Dispatch]] = {}
+        self._recordings: dict[int, Recording] = {}
 
-    def rows(self, k: int) -> list[Dispatch]:
+    def recording(self, k: int) -> Recording:
         """What finds the k largest."""
-        if k not in self._rows:
+        if k not in self._recordings:
             numbers: dict[str, str | int] = {"KEYS": text("keys"), "SLICE": SLICE, "ROOM": ROOM}
             x, over_all = self._logits.buffer, (self._slices, 1, 1)
             count = source("top_k_count", **numbers), [x, self._state], "rw", over_all, self._n, self._slices
             threshold = source("top_k_threshold"), [self._state], "w", (1, 1, 1), k, self._slices
             gather = source("top_k_gather", **numbers), [x, self._state, self._candidates], "rww", over_all, self._n
             sort = source("top_k_sort", **numbers), [self._state, self._candidates, self.found], "wrw", (1, 1, 1), k
-            self._rows[k] = [
+            rows = [
                 self._device.dispatch(*count, self._logits.at),
                 self._device.dispatch(*threshold),
                 self._device.dispatch(*gather, self._slices, self._logits.at),
                 self._device.dispatch(*sort, self._slices),
             ]
-        return self._rows[k]
+            self._recordings[k] = self._device.recording(rows)
+        return self._recordings[k]
 
     @staticmethod
     def nbytes(k: int) -> int:
