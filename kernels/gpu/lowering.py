@@ -261,6 +261,8 @@ def _embed(low: _Lowering, op: Embed) -> None:
 
 
 def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
+    if _heads_to_cache(low) or _norm_add(low, op):
+        return
     x, y, width = low.place(op.x), low.place(op.out), low.there.program.tensors[op.weight].shape[-1]
     bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
     groups = x.width // width
@@ -268,6 +270,36 @@ def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
         source("rms_norm", BINDINGS=bound.text, **bound.names), [low.vector(op.weight), *bound.buffers],
         "r" + bound.kinds, (groups, low.n(x), 1), width, groups, low.n(x), x.at, x.row, y.at, y.row, float(op.eps),
     )  # fmt: skip
+
+
+def _norm_add(low: _Lowering, op: RMSNorm) -> bool:
+    """Emit a norm of whole rows, its sum with others, and the norm of that, where these come next; whether so."""
+    add, after, tensors = low.next(), low.next(2), low.there.program.tensors
+    x, width = low.place(op.x), tensors[op.weight].shape[-1]
+    if not isinstance(add, Add) or {add.x, add.y} != {op.out, add.out} or add.out == op.out or add.scale != 1.0:
+        return False
+    r = low.place(add.out)
+    if x.width != width or r.width != width or r.rows != x.rows or r.buffer is x.buffer or not low.is_dead(op.out, 1):
+        return False
+    low.n_taken, names, roles, next_eps = 2, [op.weight], [("x", x.buffer, "r"), ("r", r.buffer, "w")], 0.0
+    y, follows = r, isinstance(after, RMSNorm) and after.x == add.out and tensors[after.weight].shape[-1] == width
+    if follows and isinstance(after, RMSNorm) and low.place(after.out).buffer not in (x.buffer, r.buffer):
+        y, next_eps = low.place(after.out), after.eps
+        low.n_taken = 3
+        names.append(after.weight)
+        roles.append(("y", y.buffer, "w"))
+    bound = bindings(1, roles)
+    following = """let next = factor_of(sum, p.next_eps, t);
+  let y = p.y_at + g.y * p.y_row;
+  for (var i = t; i < p.width; i += 64u) { $y[y + i] = $r[r + i] * next * w[p.width + i]; }"""
+    for name, variable in bound.names.items():
+        following = following.replace(f"${name}", variable)
+    low.emit(
+        source("norm_add", BINDINGS=bound.text, NEXT=following if len(names) > 1 else "", **bound.names),
+        [low.vector(*names), *bound.buffers], "r" + bound.kinds, (1, low.n(x), 1),
+        width, 0, x.at, x.row, r.at, r.row, y.at, y.row, float(op.eps), float(next_eps),
+    )  # fmt: skip
+    return True
 
 
 def _matmul(low: _Lowering, op: Matmul) -> None:
@@ -338,6 +370,8 @@ def _product(
 
 
 def _rope(low: _Lowering, op: ApplyRope) -> None:
+    if _heads_to_cache(low):
+        return
     x, rope = low.place(op.x), low.there.program.ropes[op.rope]
     width, other = x.width, low.next()
     while isinstance(other, ApplyRope) and (other.rope, other.head_dim) == (op.rope, op.head_dim):
@@ -346,8 +380,6 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
             break
         width, low.n_taken = width + place.width, low.n_taken + 1
         other = low.next(low.n_taken)
-    if isinstance(other, StoreKV) and low.n_taken == 2 and _rope_and_store(low, op, other):
-        return
     heads, half = width // op.head_dim, rope.n_dims // 2
     low.emit(
         source("rope"), [low.step, x.buffer], "rw", (_blocks(heads * half), low.n(x), 1),
@@ -355,29 +387,52 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
     )  # fmt: skip
 
 
-def _rope_and_store(low: _Lowering, op: ApplyRope, store: StoreKV) -> bool:
-    """Emit the rotation of queries and of keys with the store of these, where nobody else reads them; whether so."""
-    q, k, v, layer = low.place(op.x), low.place(store.k), low.place(store.v), low.there.program.kv_layer(store.layer)
-    rope, (keys, values) = low.there.program.ropes[op.rope], low.there.pool.arrays[store.layer]
-    if k.buffer is not q.buffer or k.at != q.at + q.width or op.head_dim != layer.head_dim_k:
+def _heads_to_cache(low: _Lowering) -> bool:
+    """Emit the norms of queries and of keys, their rotation, and the store, where nobody else reads the keys; whether
+    these are what comes now."""
+    ahead = [op for op in map(low.next, range(5)) if op is not None]
+    norms = [op for op in ahead[:2] if isinstance(op, RMSNorm)]
+    ropes, store = ahead[len(norms) : len(norms) + 2], ahead[len(norms) + 2 : len(norms) + 3]
+    first, second = ropes if len(ropes) == 2 else (None, None)
+    if len(norms) == 1 or not store or not (isinstance(first, ApplyRope) and isinstance(second, ApplyRope)):
         return False
-    if k.width != layer.n_kv_heads * layer.head_dim_k or store.v == store.k or not low.is_dead(store.k, 2):
+    if not isinstance(store[0], StoreKV) or not _are_heads_of(low, norms, first, second, store[0]):
         return False
-    bound, heads, half = (
-        bindings(3, [("q", q.buffer, "w"), ("v", v.buffer, "r")]),
-        q.width // op.head_dim,
-        rope.n_dims // 2,
-    )
-    n = heads * half + layer.n_kv_heads * (layer.head_dim_k + layer.head_dim_v)
-    low.n_taken = 3
+    op, program = store[0], low.there.program
+    q, k, v, layer = low.place(first.x), low.place(op.k), low.place(op.v), program.kv_layer(op.layer)
+    rope, (keys, values) = program.ropes[first.rope], low.there.pool.arrays[op.layer]
+    bound, heads = bindings(3, [("q", q.buffer, "w"), ("v", v.buffer, "r")]), q.width // first.head_dim
+    weights, norm = [low.vector(*(one.weight for one in norms))] if norms else [], ""
+    if norms:
+        norm = sources.text("head_norm")
+    low.n_taken = len(norms) + 3
     low.emit(
-        source("rope_store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
-        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (_blocks(n), low.n(q), 1),
-        heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, half, int(rope.adjacent),
-        list(low.there.program.ropes).index(op.rope), low.there.program.table_of(store.layer),
-        q.at, k.at, q.row, v.at, v.row,
+        source("heads_to_cache", BINDINGS=bound.text + _vector(3 + len(bound.buffers), "w") * bool(norms), NORM=norm,
+               HALF_BITS=sources.text("half_bits"), DIM_K=layer.head_dim_k, **bound.names),
+        [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
+        (heads + 2 * layer.n_kv_heads, low.n(q), 1),
+        heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2, int(rope.adjacent),
+        list(program.ropes).index(first.rope), program.table_of(op.layer), q.at, k.at, q.row, v.at, v.row,
+        float(norms[0].eps if norms else 0.0),
     )  # fmt: skip
     return True
+
+
+def _are_heads_of(low: _Lowering, norms: list[RMSNorm], first: ApplyRope, second: ApplyRope, store: StoreKV) -> bool:
+    """Whether norms and rotations are those of the queries, and of the keys on their way to the cache."""
+    q, k, layer = low.place(first.x), low.place(store.k), low.there.program.kv_layer(store.layer)
+    if second.x != store.k or first.x == store.k or store.v == store.k or k.buffer is not q.buffer:
+        return False
+    if (first.rope, first.head_dim) != (second.rope, second.head_dim) or first.head_dim != layer.head_dim_k:
+        return False
+    if k.width != layer.n_kv_heads * layer.head_dim_k or not low.is_dead(store.k, len(norms) + 2):
+        return False
+    tensors = low.there.program.tensors
+    return not norms or (
+        [(op.x, op.out) for op in norms] == [(first.x, first.x), (store.k, store.k)]
+        and all(tensors[op.weight].shape[-1] == layer.head_dim_k for op in norms)
+        and norms[0].eps == norms[1].eps
+    )
 
 
 def _store_kv(low: _Lowering, op: StoreKV) -> None:
@@ -421,7 +476,7 @@ def _attention(low: _Lowering, op: Attention) -> None:
 
 def _attention_text(bound: Bound, op: Attention, heads: int, layer: KVLayer, whole: bool) -> str:
     dim_k, dim_v, has_cap, has_sinks = layer.head_dim_k, layer.head_dim_v, bool(op.softcap), op.sinks is not None
-    sinks = _sinks(3 + len(bound.buffers)) if has_sinks and whole else ""
+    sinks = _vector(3 + len(bound.buffers), "sinks") if has_sinks and whole else ""
     if whole:
         keep = """sums[h] = reduced[0];
       factors[h] = 1.0;"""
@@ -448,14 +503,14 @@ def _attention_text(bound: Bound, op: Attention, heads: int, layer: KVLayer, who
     )  # fmt: skip
 
 
-def _sinks(binding: int) -> str:
-    return f"\n@group(0) @binding({binding}) var<storage, read> sinks: array<f32>;"
+def _vector(binding: int, name: str) -> str:
+    return f"\n@group(0) @binding({binding}) var<storage, read> {name}: array<f32>;"
 
 
 def _attention_sum_text(dim_v: int, has_sinks: bool) -> str:
     words = {"SINKS": "", "SINK": "-1e30", "SINK_POWER": "0.0"}
     if has_sinks:
-        words = {"SINKS": _sinks(3), "SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
+        words = {"SINKS": _vector(3, "sinks"), "SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
     return source("attention_sum", DIM_V=dim_v, **words)
 
 

@@ -173,6 +173,16 @@ def test_a_hook_sees_every_op_and_what_it_changes_counts(program: Program, index
     executor.close()
 
 
+@pytest.mark.parametrize("name", ["qwen2 F32", "qwen3 Q4_0", "gemma3 Q8_0"])
+def test_a_layer_has_at_most_eight_dispatches_in_a_decode_step(name: str, files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files[name]) as gguf:
+        program = build_program(gguf)
+        executor = opened(program, index)
+    step, rest = lowering.record(executor._there, program.ops, (), lowering.Counts(1, 1, 1), fuse=True), 5
+    assert len(step) <= 8 * len(program.cache_layers) + rest
+    executor.close()
+
+
 def test_more_outputs_than_a_buffer_has_rows_are_computed_in_turns(files: dict[str, Path], index: int) -> None:
     with GGUFFile.open(files["llama Q4_K"]) as gguf:
         executor = opened(build_program(gguf), index)

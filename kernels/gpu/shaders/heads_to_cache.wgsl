@@ -1,0 +1,57 @@
+// A workgroup for each head of a token: queries and keys are normed where the model does so, as in rms_norm.wgsl, and
+// rotated as in rope.wgsl; keys and values go to store_kv.wgsl's place.
+struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacent: u32, rope: u32, group: u32, q_at: u32, k_at: u32, q_row: u32, v_at: u32, v_row: u32, eps: f32 }
+@group(0) @binding(0) var<storage, read> b: array<u32>;
+@group(0) @binding(1) var<storage, read_write> keys: array<atomic<u32>>;
+@group(0) @binding(2) var<storage, read_write> values: array<atomic<u32>>;
+$BINDINGS
+var<immediate> p: P;
+var<workgroup> head: array<f32, $DIM_K>;
+var<workgroup> part: array<f32, 64>;
+$HALF_BITS
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let token = g.y;
+  let at = position_of(token);
+  let block = table_entry(p.group, token, at / 32u);
+  let o = at % 32u;
+  if (g.x >= p.heads + p.kv_heads) {
+    let kv = g.x - p.heads - p.kv_heads;
+    for (var d = t; d < p.dim_v; d += 64u) {
+      let e = ((block * p.kv_heads + kv) * 32u + o) * p.dim_v + d;
+      let shift = 16u * (e & 1u);
+      atomicAnd(&values[e / 2u], ~(0xffffu << shift));
+      atomicOr(&values[e / 2u], half_bits($v[p.v_at + token * p.v_row + kv * p.dim_v + d]) << shift);
+    }
+    return;
+  }
+  let is_key = g.x >= p.heads;
+  let kv = g.x - p.heads;
+  let begin = token * p.q_row + select(p.q_at + g.x * p.dim_k, p.k_at + kv * p.dim_k, is_key);
+  for (var d = t; d < p.dim_k; d += 64u) { head[d] = $q[begin + d]; }
+  $NORM
+  workgroupBarrier();
+  for (var d = t; d < p.half; d += 64u) {
+    let first = select(d, 2u * d, p.adjacent == 1u);
+    let second = select(d + p.half, 2u * d + 1u, p.adjacent == 1u);
+    let angle = b[32u + p.rope] + token * 2u * p.half + d;
+    let c = bitcast<f32>(b[angle]);
+    let s = bitcast<f32>(b[angle + p.half]);
+    let u = head[first];
+    let v = head[second];
+    head[first] = fma(u, c, -(v * s));
+    head[second] = fma(v, c, u * s);
+  }
+  workgroupBarrier();
+  if (!is_key) {
+    for (var d = t; d < p.dim_k; d += 64u) { $q[begin + d] = head[d]; }
+    return;
+  }
+  for (var d = t; d < p.dim_k; d += 64u) {
+    let e = ((block * p.kv_heads + kv) * p.dim_k + d) * 32u + o;
+    let shift = 16u * (e & 1u);
+    atomicAnd(&keys[e / 2u], ~(0xffffu << shift));
+    atomicOr(&keys[e / 2u], half_bits(head[d]) << shift);
+  }
+}
+$STEP
