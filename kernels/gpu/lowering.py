@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels.gpu import sources
-from edgellm.kernels.gpu.device import MAX_GROUPS, Device
+from edgellm.kernels.gpu import recurrent, sources
+from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.gpu.emitter import PART, Counts, Lowering, Resident, blocks, folded
 from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, Bound, bindings, source
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
-from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix, put_vector
+from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (
     Add,
     ApplyRope,
     Attention,
+    CausalConv,
+    DeltaGates,
+    DeltaRule,
     Embed,
     ExpertMatmul,
     ExpertSum,
@@ -41,55 +44,13 @@ from edgellm.kernels.ops import (
     ShortConv,
     SigmoidGate,
     Softcap,
+    SplitHeads,
     StoreKV,
 )
 from edgellm.kernels.program import Op, Program
 
 GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
-PART = 256  # positions that one workgroup of attention sums up
 PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
-
-
-@dataclass
-class Counts:
-    """How large a step is: tokens, outputs, and parts of 256 positions that a token may see."""
-
-    tokens: int
-    outputs: int
-    parts: int
-
-    def rows(self, kind: str) -> int:
-        """Rows of a buffer of the kind."""
-        return self.outputs if kind == "outputs" else self.tokens
-
-
-@dataclass
-class Resident:
-    """What stays on the device: the weights, the cache, the buffers, the batch."""
-
-    device: Device
-    program: Program  # with the ops and buffers of its output tail
-    pool: GPUPool
-    step: StepBuffer
-    rows: dict[str, int]
-    places: dict[str, Place] = field(default_factory=dict)
-    matrices: dict[str, tuple[Matrix, int]] = field(default_factory=dict)  # of a tensor: its matrix and first row there
-    vectors: dict[tuple[str, ...], Any] = field(default_factory=dict)
-    partials: Any = None
-
-    def heads_at_once(self, op: Attention) -> int:
-        """Query heads of one key head that a workgroup takes: as many as fit its memory."""
-        layer = self.program.kv_layer(op.layer)
-        group = op.n_heads // layer.n_kv_heads
-        room = self.device.workgroup_nbytes // 4 - 64
-        fitting = [n for n in range(1, group + 1) if group % n == 0 and n * (layer.head_dim_k + PART + 1) <= room]
-        if not fitting:
-            raise UnsupportedError(
-                f"layer {op.layer}: heads of {layer.head_dim_k} numbers do not fit the {room * 4} bytes that a "
-                f"workgroup of {self.device.adapter} has. Take --device cpu.",
-                code="MODEL_SHAPE",
-            )
-        return max(fitting)
 
 
 def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int) -> Resident:
@@ -162,7 +123,7 @@ def record(
     there: Resident, ops: Sequence[Op], following: Sequence[Op], counts: Counts, *, fuse: bool
 ) -> list[Dispatch]:
     """The dispatches of some ops. ``following`` are those that come after them in the same step."""
-    low = _Lowering(there, counts, fuse, [*ops, *following])
+    low = Lowering(there, counts, fuse, [*ops, *following])
     at = 0
     while at < len(ops):
         low.at, low.end = at, len(ops)
@@ -172,85 +133,10 @@ def record(
     return low.rows
 
 
-@dataclass
-class _Lowering:
-    there: Resident
-    counts: Counts
-    fuse: bool
-    ops: list[Op]
-    rows: list[Dispatch] = field(default_factory=list)
-    at: int = 0  # of the op that is being lowered
-    end: int = 0  # of the ops that may be
-    n_taken: int = 1  # ops that became the dispatches just emitted
-
-    def next(self, n: int = 1) -> Op | None:
-        """The op after the next n - 1, where it may be taken together with this one."""
-        at = self.at + n
-        return self.ops[at] if self.fuse and at < self.end else None
-
-    def is_dead(self, name: str, n: int) -> bool:
-        """Whether nobody reads a buffer behind the next n ops, before it is written anew."""
-        program = self.there.program
-        for op in self.ops[self.at + n + 1 :]:
-            if program.root(name) in map(program.root, op.read_buffers()):
-                return False
-            if name in op.written_buffers():
-                return True
-        return name != program.output
-
-    def emit(
-        self,
-        text: str,
-        buffers: Sequence[Any],
-        kinds: str,
-        grid: tuple[int, int, int],
-        *immediates: float,
-        flops: int = 0,
-    ) -> None:
-        """Add a dispatch; see ``Device.dispatch``."""
-        self.rows.append(self.there.device.dispatch(text, buffers, kinds, grid, *immediates, flops=flops))
-
-    def place(self, name: str) -> Place:
-        return self.there.places[name]
-
-    def n(self, place: Place) -> int:
-        """Rows of a buffer in this step."""
-        return self.counts.rows(place.rows)
-
-    def vector(self, *names: str) -> Any:
-        """Tensors of float32 numbers, one after the other."""
-        if names not in self.there.vectors:
-            self.there.vectors[names] = put_vector(
-                self.there.device, [self.there.program.tensors[name] for name in names]
-            )
-        return self.there.vectors[names]
-
-    def taps(self, name: str) -> Any:
-        """The weights of a convolution, (taps, width) of float32."""
-        key = "taps", name
-        if key not in self.there.vectors:
-            tensor = self.there.program.tensors[name]
-            self.there.vectors[key] = self.there.device.upload(tensor.dequantize().reshape(tensor.shape).T)
-        return self.there.vectors[key]
-
-    @property
-    def step(self) -> Any:
-        return self.there.step.buffer
-
-
-def _blocks(n: int, size: int = 64) -> int:
-    return -(-n // size)
-
-
-def _folded(n: int) -> tuple[int, int, int]:
-    """A grid of n workgroups or a few more, within the limit of a dimension."""
-    return min(n, MAX_GROUPS), _blocks(n, MAX_GROUPS), 1
-
-
 # ---- one rule for each kind of op ------------------------------------------------------------------------------------
 
 
-def _embed(low: _Lowering, op: Embed) -> None:
+def _embed(low: Lowering, op: Embed) -> None:
     out, (matrix, _) = low.place(op.out), low.there.matrices[op.weight]
     text = source("embed", WEIGHTS=sources.weights(matrix.quant))
     for part in matrix.parts:
@@ -260,7 +146,7 @@ def _embed(low: _Lowering, op: Embed) -> None:
         )  # fmt: skip
 
 
-def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
+def _rms_norm(low: Lowering, op: RMSNorm) -> None:
     if _heads_to_cache(low) or _norm_add(low, op):
         return
     x, y, width = low.place(op.x), low.place(op.out), low.there.program.tensors[op.weight].shape[-1]
@@ -272,7 +158,7 @@ def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
     )  # fmt: skip
 
 
-def _norm_add(low: _Lowering, op: RMSNorm) -> bool:
+def _norm_add(low: Lowering, op: RMSNorm) -> bool:
     """Emit a norm of whole rows, its sum with others, and the norm of that, where these come next; whether so."""
     add, after, tensors = low.next(), low.next(2), low.there.program.tensors
     x, width = low.place(op.x), tensors[op.weight].shape[-1]
@@ -302,7 +188,7 @@ def _norm_add(low: _Lowering, op: RMSNorm) -> bool:
     return True
 
 
-def _matmul(low: _Lowering, op: Matmul) -> None:
+def _matmul(low: Lowering, op: Matmul) -> None:
     run, out, (matrix, begin) = [op], low.place(op.out), low.there.matrices[op.weight]
     end, width = begin + low.there.program.tensors[op.weight].shape[0], out.width
     while isinstance(other := low.next(len(run)), Matmul) and other.x == op.x:
@@ -322,7 +208,7 @@ def _matmul(low: _Lowering, op: Matmul) -> None:
     _product(low, op.x, matrix, begin, end, out, epilogue, bias)
 
 
-def _is_residual(low: _Lowering, op: Matmul, add: Add) -> bool:
+def _is_residual(low: Lowering, op: Matmul, add: Add) -> bool:
     """Whether a sum only adds what the product makes to a buffer, and nobody else wants the product."""
     if {add.x, add.y} != {op.out, add.out} or add.out == op.out or add.scale != 1.0 or not low.is_dead(op.out, 1):
         return False
@@ -330,7 +216,7 @@ def _is_residual(low: _Lowering, op: Matmul, add: Add) -> bool:
     return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
 
 
-def _gated_product(low: _Lowering, run: list[Matmul], matrix: Matrix, begin: int, unit: GatedUnit) -> bool:
+def _gated_product(low: Lowering, run: list[Matmul], matrix: Matrix, begin: int, unit: GatedUnit) -> bool:
     """Emit a gate and what it lets through as one product, where there are few columns; whether it could be."""
     x, out, m = low.place(run[0].x), low.place(unit.out), low.n(low.place(run[0].x))
     columns = next((n for n in GATED_COLUMNS if n >= m), 0)
@@ -342,14 +228,14 @@ def _gated_product(low: _Lowering, run: list[Matmul], matrix: Matrix, begin: int
     low.n_taken = 3
     low.emit(
         sources.matmul_gated(matrix.quant, columns, unit.activation), [part.buffer, x.buffer, out.buffer], "rrw",
-        _folded(_blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, n, m, x.at // 4, x.row // 4,
+        folded(blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, n, m, x.at // 4, x.row // 4,
         out.at - begin, out.row, flops=4 * m * n * matrix.n_in,
     )  # fmt: skip
     return True
 
 
 def _product(
-    low: _Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, bias: list[Any]
+    low: Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, bias: list[Any]
 ) -> None:
     """Rows [begin, end) of a matrix times x, into the columns of ``out``."""
     x = low.place(x_name)
@@ -360,16 +246,16 @@ def _product(
         first, last = max(begin, part.first) - part.first, min(end, part.first + part.n) - part.first
         if first >= last:
             continue
-        grid = _folded(_blocks(last - first, LANES if columns else 64))
+        grid = folded(blocks(last - first, LANES if columns else 64))
         low.emit(
             text, [part.buffer, x.buffer, out.buffer, *bias], "rrw" + "r" * len(bias),
-            grid if columns else (*grid[:2], _blocks(m, 32)),
+            grid if columns else (*grid[:2], blocks(m, 32)),
             matrix.words, matrix.pieces, first, last, m, x.at // 4, x.row // 4, out.at + part.first - begin, out.row,
             part.first - begin, flops=2 * m * (last - first) * matrix.n_in,
         )  # fmt: skip
 
 
-def _rope(low: _Lowering, op: ApplyRope) -> None:
+def _rope(low: Lowering, op: ApplyRope) -> None:
     if _heads_to_cache(low):
         return
     x, rope = low.place(op.x), low.there.program.ropes[op.rope]
@@ -382,12 +268,12 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
         other = low.next(low.n_taken)
     heads, half = width // op.head_dim, rope.n_dims // 2
     low.emit(
-        source("rope"), [low.step, x.buffer], "rw", (_blocks(heads * half), low.n(x), 1),
+        source("rope"), [low.step, x.buffer], "rw", (blocks(heads * half), low.n(x), 1),
         heads, op.head_dim, half, int(rope.adjacent), list(low.there.program.ropes).index(op.rope), x.at, x.row,
     )  # fmt: skip
 
 
-def _heads_to_cache(low: _Lowering) -> bool:
+def _heads_to_cache(low: Lowering) -> bool:
     """Emit the norms of queries and of keys, their rotation, and the store, where nobody else reads the keys; whether
     these are what comes now."""
     ahead = [op for op in map(low.next, range(5)) if op is not None]
@@ -418,7 +304,7 @@ def _heads_to_cache(low: _Lowering) -> bool:
     return True
 
 
-def _are_heads_of(low: _Lowering, norms: list[RMSNorm], first: ApplyRope, second: ApplyRope, store: StoreKV) -> bool:
+def _are_heads_of(low: Lowering, norms: list[RMSNorm], first: ApplyRope, second: ApplyRope, store: StoreKV) -> bool:
     """Whether norms and rotations are those of the queries, and of the keys on their way to the cache."""
     q, k, layer = low.place(first.x), low.place(store.k), low.there.program.kv_layer(store.layer)
     if second.x != store.k or first.x == store.k or store.v == store.k or k.buffer is not q.buffer:
@@ -435,20 +321,20 @@ def _are_heads_of(low: _Lowering, norms: list[RMSNorm], first: ApplyRope, second
     )
 
 
-def _store_kv(low: _Lowering, op: StoreKV) -> None:
+def _store_kv(low: Lowering, op: StoreKV) -> None:
     k, v, layer = low.place(op.k), low.place(op.v), low.there.program.kv_layer(op.layer)
     keys, values = low.there.pool.arrays[op.layer]
     bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])
     widest = layer.n_kv_heads * max(layer.head_dim_k, layer.head_dim_v)
     low.emit(
         source("store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
-        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (_blocks(widest), low.n(k), 1),
+        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (blocks(widest), low.n(k), 1),
         layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, low.there.program.table_of(op.layer),
         k.at, k.row, v.at, v.row,
     )  # fmt: skip
 
 
-def _attention(low: _Lowering, op: Attention) -> None:
+def _attention(low: Lowering, op: Attention) -> None:
     there, layer, parts = low.there, low.there.program.kv_layer(op.layer), low.counts.parts
     q, out, heads = low.place(op.q), low.place(op.out), there.heads_at_once(op)
     keys, values = there.pool.arrays[op.layer]
@@ -514,7 +400,7 @@ def _attention_sum_text(dim_v: int, has_sinks: bool) -> str:
     return source("attention_sum", DIM_V=dim_v, **words)
 
 
-def _partials(low: _Lowering) -> Any:
+def _partials(low: Lowering) -> Any:
     there, needed = low.there, 0
     for op in there.program.ops:
         if isinstance(op, Attention):
@@ -528,40 +414,40 @@ def _partials(low: _Lowering) -> Any:
 
 
 def _pointwise(
-    low: _Lowering, function: str, x_name: str, y_name: str, out_name: str, amount: float = 1.0, per: int = 1
+    low: Lowering, function: str, x_name: str, y_name: str, out_name: str, amount: float = 1.0, per: int = 1
 ) -> None:
     x, y, z = low.place(x_name), low.place(y_name), low.place(out_name)
     bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "r"), ("z", z.buffer, "w")])
     n = low.n(z) * z.width
     words = bound.names | {"BINDINGS": bound.text, "FUNCTION": function, "FUNCTIONS": sources.text("activations")}
     low.emit(
-        source("pointwise", **words), bound.buffers, bound.kinds, _folded(_blocks(n)), z.width, n, per,
+        source("pointwise", **words), bound.buffers, bound.kinds, folded(blocks(n)), z.width, n, per,
         x.at, x.row, y.at, y.row, z.at, z.row, float(amount),
     )  # fmt: skip
 
 
-def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
+def _gated_unit(low: Lowering, op: GatedUnit) -> None:
     _pointwise(low, f"{op.activation}(u, v)", op.gate, op.up, op.out)
 
 
-def _add(low: _Lowering, op: Add) -> None:
+def _add(low: Lowering, op: Add) -> None:
     _pointwise(low, "u + v" if op.scale == 1.0 else "fma(p.amount, v, u)", op.x, op.y, op.out, op.scale)
 
 
-def _scale(low: _Lowering, op: Scale) -> None:
+def _scale(low: Lowering, op: Scale) -> None:
     _pointwise(low, "p.amount * u", op.x, op.x, op.out, op.factor)
 
 
-def _softcap(low: _Lowering, op: Softcap) -> None:
+def _softcap(low: Lowering, op: Softcap) -> None:
     _pointwise(low, "softcap(u, p.amount)", op.x, op.x, op.out, op.cap)
 
 
-def _sigmoid_gate(low: _Lowering, op: SigmoidGate) -> None:
+def _sigmoid_gate(low: Lowering, op: SigmoidGate) -> None:
     per = low.place(op.x).width // low.place(op.gate).width
     _pointwise(low, "u * sigmoid(v)", op.x, op.gate, op.out, per=per)
 
 
-def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
+def _select_outputs(low: Lowering, op: SelectOutputs) -> None:
     x, y = low.place(op.x), low.place(op.out)
     low.emit(
         source("select_outputs"), [low.step, x.buffer, y.buffer], "rrw", (1, low.n(y), 1),
@@ -569,23 +455,7 @@ def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
     )  # fmt: skip
 
 
-def _short_conv(low: _Lowering, op: ShortConv) -> None:
-    x, y, (states,) = low.place(op.bcx), low.place(op.out), low.there.pool.arrays[op.layer]
-    weight, group = low.there.program.tensors[op.weight], low.there.program.table_of(op.layer)
-    taps, grid = weight.shape[1], (_blocks(y.width), low.n(y), 1)
-    low.emit(
-        source("short_conv", TAPS=taps),
-        [low.step, low.taps(op.weight), states.buffer, x.buffer, y.buffer], "rrrrw", grid,
-        y.width, group, x.at, x.row, y.at, y.row,
-    )  # fmt: skip
-    if taps > 1:
-        low.emit(
-            source("short_conv_state", TAPS=taps), [low.step, states.buffer, x.buffer], "rwr", grid,
-            y.width, group, x.at, x.row,
-        )  # fmt: skip
-
-
-def _route(low: _Lowering, op: Route) -> None:
+def _route(low: Lowering, op: Route) -> None:
     x, ids, y = low.place(op.logits), low.place(op.ids), low.place(op.probs)
     low.emit(
         source("route", KEYS=sources.text("keys")), [x.buffer, ids.buffer, y.buffer], "rww", (low.n(x), 1, 1),
@@ -593,7 +463,7 @@ def _route(low: _Lowering, op: Route) -> None:
     )  # fmt: skip
 
 
-def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
+def _expert_matmul(low: Lowering, op: ExpertMatmul) -> None:
     x, ids, y = low.place(op.x), low.place(op.ids), low.place(op.out)
     (matrix, _), (_, n_out, n_in) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
     slot = 0 if x.width == n_in else n_in
@@ -607,18 +477,18 @@ def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
         low.emit(
             sources.expert_matmul(matrix.quant, bool(bias)),
             [part.buffer, ids.buffer, x.buffer, y.buffer, *bias], "rrrw" + "r" * len(bias),
-            (_blocks(n_out, LANES), op.n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, n_out,
+            (blocks(n_out, LANES), op.n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, n_out,
             op.n_used, ids.at, ids.row, x.at // 4, x.row // 4, slot // 4, y.at, y.row,
             flops=2 * low.n(y) * op.n_used * n_out * n_in,
         )  # fmt: skip
 
 
-def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
+def _expert_sum(low: Lowering, op: ExpertSum) -> None:
     x, probs, y = low.place(op.x), low.place(op.probs), low.place(op.out)
     bound = bindings(0, [("x", x.buffer, "r"), ("probs", probs.buffer, "r"), ("y", y.buffer, "w")])
     n = low.n(y) * y.width
     low.emit(
-        source("expert_sum", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, _folded(_blocks(n)),
+        source("expert_sum", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
         y.width, n, probs.width, x.at, x.row, probs.at, probs.row, y.at, y.row,
     )  # fmt: skip
 
@@ -626,7 +496,7 @@ def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
 class Rule(NamedTuple):
     """What lowers a kind of op, and the fields of it that it knows: another one that says something is refused."""
 
-    lower: Callable[[_Lowering, Any], None]
+    lower: Callable[[Lowering, Any], None]
     fields: str
 
 
@@ -643,7 +513,11 @@ RULES: dict[type[Op], Rule] = {
     SigmoidGate: Rule(_sigmoid_gate, "x gate out"),
     Softcap: Rule(_softcap, "x out cap"),
     SelectOutputs: Rule(_select_outputs, "x out"),
-    ShortConv: Rule(_short_conv, "bcx weight out layer"),
+    ShortConv: Rule(recurrent.short_conv, "bcx weight out layer"),
+    CausalConv: Rule(recurrent.causal_conv, "x weight out layer"),
+    DeltaGates: Rule(recurrent.delta_gates, "alpha beta a dt_bias decay rate"),
+    DeltaRule: Rule(recurrent.delta_rule, "qkv decay rate out layer n_k_heads n_v_heads tiled eps"),
+    SplitHeads: Rule(recurrent.split_heads, "x first second head_dim"),
     Route: Rule(_route, "logits ids probs over"),
     ExpertMatmul: Rule(_expert_matmul, "x ids weight out n_used bias"),
     ExpertSum: Rule(_expert_sum, "x probs out"),

@@ -1,5 +1,5 @@
-// A row of x is [b | c | x]; the rows of b * x before the batch are in the state, oldest first. The state is written
-// by short_conv_state.wgsl, once all have read it.
+// A convolution along the tokens of a sequence; the rows before the batch are in the state, oldest first. The state is
+// written by short_conv_state.wgsl, once all have read it. What is convolved is x, or b * x of rows [b | c | x].
 struct P { width: u32, group: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32 }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
@@ -7,6 +7,7 @@ struct P { width: u32, group: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32 
 @group(0) @binding(3) var<storage, read> x: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 var<immediate> p: P;
+$FUNCTIONS
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let channel = g.x * 64u + t;
@@ -20,12 +21,12 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     var u = 0.0;
     if (token >= start + back) {
       let row = p.x_at + (token - back) * p.x_row + channel;
-      u = x[row] * x[row + 2u * p.width];
+      u = $VALUE;
     } else if (slot != 0xffffffffu) {
       u = states[(slot * ($TAPS - 1u) + token - start + k) * p.width + channel];
     }
     sum = fma(w[k * p.width + channel], u, sum);
   }
-  y[p.y_at + token * p.y_row + channel] = x[p.x_at + token * p.x_row + p.width + channel] * sum;
+  y[p.y_at + token * p.y_row + channel] = $OUT;
 }
 $STEP

@@ -1,4 +1,4 @@
-// The last rows of b * x of each sequence, as its state.
+// The last rows of each sequence that short_conv.wgsl convolves, as its state.
 struct P { width: u32, group: u32, x_at: u32, x_row: u32 }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read_write> states: array<f32>;
@@ -17,7 +17,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     var u = 0.0;
     if (token >= start + back) {
       let row = p.x_at + (token - back) * p.x_row + channel;
-      u = x[row] * x[row + 2u * p.width];
+      u = $VALUE;
     } else if (slot != 0xffffffffu) {
       u = states[(slot * ($TAPS - 1u) + token - start + 1u + k) * p.width + channel];
     }

@@ -31,7 +31,7 @@ from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.top_k import MAX_K, ROOM, TopK
 from edgellm.kernels.kv import CachePool, KVLayer
-from edgellm.kernels.ops import Attention
+from edgellm.kernels.ops import Attention, DeltaRule
 from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -47,6 +47,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3 Q4_0": ("qwen3", "Q4_0", {}),
     "qwen3moe Q8_0": ("qwen3moe", "Q8_0", {}),
     "lfm2 Q5_1": ("lfm2", "Q5_1", {}),
+    "qwen35 Q8_0": ("qwen35", "Q8_0", {}),
+    "qwen35moe Q5_K": ("qwen35moe", "Q5_K", {}),
 }
 
 
@@ -144,6 +146,8 @@ def test_decoding_many_sequences_gives_each_the_bits_of_one_alone(n: int, files:
 
 
 def test_small_bindings_change_no_bit(program: Program, index: int) -> None:
+    if any(isinstance(op, DeltaRule) for op in program.ops):
+        pytest.skip("a state lies in one binding, and these are larger")
     whole, parts = (GPUExecutor(program, 8, max_tokens=16, index=index, max_binding=most) for most in (None, 66 << 10))
     assert max(len(matrix.parts) for matrix, _ in parts._there.matrices.values()) > 1
     for batch in (sequences(program, [9, 3], [0, 0], n_blocks=8), sequences(program, [1, 1], [9, 3], n_blocks=8)):

@@ -1,0 +1,139 @@
+"""What lowering writes with: the things on the device, the ops that come next, and the dispatches made so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu.device import MAX_GROUPS, Device
+from edgellm.kernels.gpu.layout import Place
+from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.step import StepBuffer
+from edgellm.kernels.gpu.walk import Dispatch
+from edgellm.kernels.gpu.weights import Matrix, put_vector
+from edgellm.kernels.ops import Attention
+from edgellm.kernels.program import Op, Program
+
+PART = 256  # positions that one workgroup of attention sums up
+
+
+@dataclass
+class Counts:
+    """How large a step is: tokens, outputs, and parts of 256 positions that a token may see."""
+
+    tokens: int
+    outputs: int
+    parts: int
+
+    def rows(self, kind: str) -> int:
+        """Rows of a buffer of the kind."""
+        return self.outputs if kind == "outputs" else self.tokens
+
+
+@dataclass
+class Resident:
+    """What stays on the device: the weights, the cache, the buffers, the batch."""
+
+    device: Device
+    program: Program  # with the ops and buffers of its output tail
+    pool: GPUPool
+    step: StepBuffer
+    rows: dict[str, int]
+    places: dict[str, Place] = field(default_factory=dict)
+    matrices: dict[str, tuple[Matrix, int]] = field(default_factory=dict)  # of a tensor: its matrix and first row there
+    vectors: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    partials: Any = None
+
+    def heads_at_once(self, op: Attention) -> int:
+        """Query heads of one key head that a workgroup takes: as many as fit its memory."""
+        layer = self.program.kv_layer(op.layer)
+        group = op.n_heads // layer.n_kv_heads
+        room = self.device.workgroup_nbytes // 4 - 64
+        fitting = [n for n in range(1, group + 1) if group % n == 0 and n * (layer.head_dim_k + PART + 1) <= room]
+        if not fitting:
+            raise UnsupportedError(
+                f"layer {op.layer}: heads of {layer.head_dim_k} numbers do not fit the {room * 4} bytes that a "
+                f"workgroup of {self.device.adapter} has. Take --device cpu.",
+                code="MODEL_SHAPE",
+            )
+        return max(fitting)
+
+
+@dataclass
+class Lowering:
+    """Ops on their way to dispatches, the ones that are being lowered and those behind them."""
+
+    there: Resident
+    counts: Counts
+    fuse: bool
+    ops: list[Op]
+    rows: list[Dispatch] = field(default_factory=list)
+    at: int = 0  # of the op that is being lowered
+    end: int = 0  # of the ops that may be
+    n_taken: int = 1  # ops that became the dispatches just emitted
+
+    def next(self, n: int = 1) -> Op | None:
+        """The op after the next n - 1, where it may be taken together with this one."""
+        at = self.at + n
+        return self.ops[at] if self.fuse and at < self.end else None
+
+    def is_dead(self, name: str, n: int) -> bool:
+        """Whether nobody reads a buffer behind the next n ops, before it is written anew."""
+        program = self.there.program
+        for op in self.ops[self.at + n + 1 :]:
+            if program.root(name) in map(program.root, op.read_buffers()):
+                return False
+            if name in op.written_buffers():
+                return True
+        return name != program.output
+
+    def emit(
+        self,
+        text: str,
+        buffers: Sequence[Any],
+        kinds: str,
+        grid: tuple[int, int, int],
+        *immediates: float,
+        flops: int = 0,
+    ) -> None:
+        """Add a dispatch; see ``Device.dispatch``."""
+        self.rows.append(self.there.device.dispatch(text, buffers, kinds, grid, *immediates, flops=flops))
+
+    def place(self, name: str) -> Place:
+        return self.there.places[name]
+
+    def n(self, place: Place) -> int:
+        """Rows of a buffer in this step."""
+        return self.counts.rows(place.rows)
+
+    def vector(self, *names: str) -> Any:
+        """Tensors of float32 numbers, one after the other."""
+        if names not in self.there.vectors:
+            self.there.vectors[names] = put_vector(
+                self.there.device, [self.there.program.tensors[name] for name in names]
+            )
+        return self.there.vectors[names]
+
+    def taps(self, name: str) -> Any:
+        """The weights of a convolution, (taps, width) of float32."""
+        key = "taps", name
+        if key not in self.there.vectors:
+            tensor = self.there.program.tensors[name]
+            self.there.vectors[key] = self.there.device.upload(tensor.dequantize().reshape(tensor.shape).T)
+        return self.there.vectors[key]
+
+    @property
+    def step(self) -> Any:
+        return self.there.step.buffer
+
+
+def blocks(n: int, size: int = 64) -> int:
+    """Workgroups of this size for n threads."""
+    return -(-n // size)
+
+
+def folded(n: int) -> tuple[int, int, int]:
+    """A grid of n workgroups or a few more, within the limit of a dimension."""
+    return min(n, MAX_GROUPS), blocks(n, MAX_GROUPS), 1

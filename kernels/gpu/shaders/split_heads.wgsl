@@ -1,0 +1,14 @@
+// Heads of x, each [first | second], to heads of two buffers.
+struct P { width: u32, n: u32, dim: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32 }
+$BINDINGS
+var<immediate> p: P;
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = (g.y * ng.x + g.x) * 64u + t;
+  if (i >= p.n) { return; }
+  let row = i / p.width;
+  let column = i % p.width;
+  let source = p.x_at + row * p.x_row + column + column / p.dim * p.dim;
+  $first[p.y_at + row * p.y_row + column] = $x[source];
+  $second[p.z_at + row * p.z_row + column] = $x[source + p.dim];
+}
