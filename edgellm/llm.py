@@ -55,6 +55,8 @@ def load(
     max_tokens_per_step: int = 512,
     n_parallel: int = 1,
     speculate: str | None = None,
+    cache_dir: str | Path | None = None,
+    cache_nbytes: int = loading.CACHE_NBYTES,
     force: bool = False,
     progress: StageProgress | None = None,
 ) -> LLM:
@@ -76,13 +78,16 @@ def load(
                     computed again. Answers that run together share their steps: sixteen cost little more than one
     speculate       "ngram": speculative decoding; what followed the last tokens where they stood before is tried in one
                     step. The answers are the same to the last bit, and sooner there when they repeat much
+    cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
+                    prompt that begins with one costs its rest alone. For the eyes of this user only
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
     Raises ModelNotFoundError, DownloadError, FormatError, UnsupportedError, MemoryWouldExceedError, ParameterError.
     """
     options = loading.LoadOptions(
-        n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate
+        *(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate),
+        *(cache_dir, cache_nbytes),
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 

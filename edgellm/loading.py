@@ -28,10 +28,12 @@ from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
+    from edgellm.engine.disk_cache import DiskCache
     from edgellm.kernels.program import Program
     from edgellm.messages.form import MessageForm
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
+CACHE_NBYTES = 8 << 30  # of the prefixes that are kept on the disk
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
 
 
@@ -48,6 +50,8 @@ class LoadOptions:
     force: bool = False
     n_parallel: int = 1
     speculate: str | None = None
+    cache_dir: str | Path | None = None
+    cache_nbytes: int = CACHE_NBYTES
 
     def __post_init__(self) -> None:
         for name, least, most in (("n_ctx", 0, arguments.MAX_CONTEXT), ("n_threads", 1, arguments.MAX_THREADS)):
@@ -58,6 +62,9 @@ class LoadOptions:
         object.__setattr__(self, "executor", executors.resolved(self.executor))
         if self.speculate is not None and not (isinstance(self.speculate, str) and self.speculate in DRAFTERS):
             raise arguments.wrong("speculate", self.speculate, f"None or one of {', '.join(DRAFTERS)}")
+        arguments.whole_number("cache_nbytes", self.cache_nbytes, 1, 1 << 62)
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", arguments.path("cache_dir", self.cache_dir))
         if self.chat_template is not None:
             arguments.text("chat_template", self.chat_template)
         if self.kv_overrides is not None:
@@ -115,8 +122,27 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
         report("load", 2, 2, path.name)
         engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
-    engine.intact = gguf.check
+        engine.intact = gguf.check
+        if options.cache_dir is not None:
+            try:
+                engine.scheduler.disk = _disk_cache(engine, gguf, Path(options.cache_dir), options.cache_nbytes)
+            except BaseException:
+                engine.close()
+                raise
     return Model(path, gguf, program, tokenizer, engine, n_threads, default_params, need, options.chat_template)
+
+
+def _disk_cache(engine: Engine, gguf: GGUFFile, folder: Path, limit: int) -> DiskCache:
+    """Keeps prefixes of this model in a folder. What computed them is in the key: the answers stay the same."""
+    from importlib.metadata import version
+
+    from edgellm.engine.cache_file import model_key
+    from edgellm.engine.disk_cache import DiskCache
+
+    executor = engine.executor
+    form = getattr(getattr(executor, "isa", None), "name", "")
+    key = model_key(gguf, executor, f"{executor.backend} {form} {version('edgellm')}")
+    return DiskCache.open(folder, key, engine.cache, limit)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,6 +57,10 @@ serve_options = option_group(
                  help="How long an idle model stays: 300, 5m, 1h; -1 until another needs its memory.  [default: -1]"),
     click.option("--memory", "memory_gib", type=click.FloatRange(0, min_open=True), default=None, metavar="GIB",
                  help="Memory of all models.  [default: what is free at the start]"),
+    click.option("--cache-dir", type=click.Path(), default=None, metavar="DIR",
+                 help="Keep what was read in this folder, for the next start too; this user alone can read it."),
+    click.option("--cache-size", "cache_gib", type=click.FloatRange(0, 1 << 20, min_open=True), default=8,
+                 show_default=True, metavar="GIB", help="What that folder may hold; the oldest are dropped."),
     click.option("--max-requests", type=click.IntRange(1, 100_000), default=128, show_default=True, metavar="N",
                  help="Requests under way or waiting; one more is told to come back."),
     click.option("--allowed-host", "names", multiple=True, metavar="NAME", help="A further name in the Host header."),
@@ -125,7 +130,13 @@ def _server(models: tuple[str, ...], values: dict[str, Any], progress: ProgressB
         force=values["force"],
         n_parallel=values["n_parallel"],
         speculate=values["speculate"],
+        cache_dir=values["cache_dir"],
+        cache_nbytes=max(1, int(values["cache_gib"] * GIB)),
     )
+    if options.cache_dir is not None:
+        from edgellm.engine.prefix_files import private_folder
+
+        private_folder(Path(options.cache_dir))
     entries: list[ModelEntry] | None = None
     if models:
         entries = named(models, lambda name: fetched(name, progress), values["aliases"])

@@ -284,6 +284,23 @@ class KVCache:
         if self._states:
             self._turn(sequence)
 
+    def take_over(self, sequence: Sequence, tokens: SequenceOf[int], fill: Callable[[int, int, int], None]) -> None:
+        """Commit tokens that were computed elsewhere, to blocks that are reserved; ``fill`` as in ``put_back``."""
+        start, end = sequence.length // BLOCK_TOKENS, n_blocks_of(sequence.length + len(tokens))
+        for group in self._groups:
+            for b in range(max(start, sequence.first[group.index]), end):
+                fill(group.index, b, int(sequence.tables[group.index][b]))
+        if self._states:
+            fill(self._states.index, 0, int(sequence.tables[self._states.index][1]))
+        self.commit(sequence, tokens)
+        sequence.n_reused = sequence.length
+
+    def snapshot_of(self, sequence: Sequence) -> int:
+        """The slot that is kept as a snapshot of what the sequence is now, -1 for none."""
+        if self._states is None or (node := sequence.path[-1] if sequence.path else sequence.root) is None:
+            return -1
+        return node.snapshots.get(tuple(sequence.tokens[len(sequence.path) * BLOCK_TOKENS :]), -1)
+
     def mark(self, sequence: Sequence) -> None:
         """Another sequence will likely part from this one here: what is in the windows now is kept longer."""
         sequence.checkpoint = sequence.length

@@ -4,8 +4,9 @@
     8     8 bytes   length of the header, little-endian
     16    header    JSON: "model" (the key below), "n_tokens", "first": of each group its first block, and "layout"
     ..    tokens    int32, little-endian
-    ..    blocks    group by group its blocks up to the last token, or its one state there; a block is the arrays of its
-                    layers as ``edgellm.kernels.kv`` lays them, one after the other
+    ..    blocks    group by group its blocks from the first up to the last token, or its one state there (none where
+                    "first" is 1); a block is the arrays of its layers as ``edgellm.kernels.kv`` lays them, one after
+                    the other
     end   32 bytes  SHA-256 of everything before
 
 A file is written under another name first, and believed only when length, checksum, model and shapes are right. The
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,27 +66,32 @@ def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str) -> int:
     try:
         if not sequence.length:
             return 0
-        blocks, first = cache.blocks(sequence), sequence.first
-        header = {"model": key, "n_tokens": sequence.length, "first": first, "layout": layout_of(cache.pool)}
-        with whole_file(path, private=True, sync=False) as file:
-            checksum = hashlib.sha256()
-            for piece in _pieces(header, sequence.tokens, cache.pool, blocks):
-                checksum.update(piece)
-                file.write(piece)
-            file.write(checksum.digest())
+        held = cache.blocks(sequence)
+        blocks = (cache.pool.read_block(group, block) for group, blocks in enumerate(held) for block in blocks)
+        write(path, key, sequence.tokens, sequence.first, layout_of(cache.pool), blocks)
         return sequence.length
     finally:
         cache.release(sequence)
 
 
-def _pieces(
-    header: Mapping[str, Any], tokens: Sequence[int], pool: CachePool, blocks: Sequence[Sequence[int]]
-) -> Iterator[bytes]:
+def write(
+    path: Path,
+    key: str,
+    tokens: Sequence[int],
+    first: Sequence[int],
+    layout: Mapping[str, Any],
+    blocks: Iterable[bytes],
+) -> None:
+    """Write a file of these blocks, group by group; of each group those from ``first`` on. OSError."""
+    header = {"model": key, "n_tokens": len(tokens), "first": list(first), "layout": layout}
     text = json.dumps(header).encode()
-    yield MAGIC + len(text).to_bytes(8, "little") + text + np.asarray(tokens, "<i4").tobytes()
-    for group, held in enumerate(blocks):
-        for block in held:
-            yield pool.read_block(group, block)
+    head = MAGIC + len(text).to_bytes(8, "little") + text + np.asarray(tokens, "<i4").tobytes()
+    with whole_file(path, private=True, sync=False) as file:
+        checksum = hashlib.sha256()
+        for piece in itertools.chain([head], blocks):
+            checksum.update(piece)
+            file.write(piece)
+        file.write(checksum.digest())
 
 
 def layout_of(pool: CachePool) -> dict[str, Any]:
@@ -113,6 +120,8 @@ def restore(cache: KVCache, state: SavedState) -> list[int]:
     """Put a state into the cache; the tokens that are known then. FormatError when the cache has other shapes."""
     if state.layout != layout_of(cache.pool):
         raise _wrong(state.path, "its layers have other shapes")
+    if not all(state.blocks):
+        raise _wrong(state.path, "it is a part of one")
     if len(state.tokens) > cache.n_ctx:
         raise _wrong(state.path, f"it has {len(state.tokens)} tokens, the context {cache.n_ctx}")
 
@@ -149,9 +158,9 @@ def _state(path: Path, header: dict[str, Any], data: memoryview) -> SavedState:
         raise ValueError("its counts disagree")
     tokens, at, blocks = np.frombuffer(data[: 4 * n_tokens], "<i4").tolist(), 4 * n_tokens, list[list[memoryview]]()
     for start, (kind, _, shapes) in zip(first, groups, strict=True):
-        end = start + 1 if kind == "state" else n_blocks_of(n_tokens)
+        end = 1 if kind == "state" else n_blocks_of(n_tokens)
         nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, *shape in shapes)
-        if start > end or not 0 < nbytes * (end - start) <= len(data) - at:
+        if start > end or nbytes <= 0 or nbytes * (end - start) > len(data) - at:
             raise ValueError("it is too short")
         blocks.append([data[at + i * nbytes : at + (i + 1) * nbytes] for i in range(end - start)])
         at += nbytes * (end - start)

@@ -74,6 +74,7 @@ class Engine:
         self._decoder = executor if isinstance(executor, DecodingExecutor) else None
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
+        self.scheduler.wake = partial(_notify, self._work)
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
         self._closing = threading.Lock()
@@ -170,6 +171,8 @@ class Engine:
         if thread is not None:
             thread.join()
         self._forgotten.detach()
+        if self.scheduler.disk is not None:
+            self.scheduler.disk.close()
         with self._closing:
             self.executor.close()
 
@@ -457,6 +460,7 @@ class Engine:
         self.cache.commit(part.sequence, tokens[:n], len(tokens))
         if part.sequence.length == request.n_prompt:
             self.cache.mark(part.sequence)
+        self.scheduler.keep(part)
         n_kept = part.sequence.length - before  # of a state none, where a step is accepted in part
         items = list(request.publish(seconds + perf_counter() - started))
         self._deliver(request, items, error)
@@ -486,6 +490,12 @@ class Engine:
 
 
 # -- the end of an engine that nobody closes: its last owner drops it, or the interpreter takes itself apart ---
+
+
+def _notify(condition: threading.Condition) -> None:
+    """Without the engine in it, which shall end when its last owner drops it."""
+    with condition:
+        condition.notify()
 
 
 def _ignore(done: int, total: int) -> None:

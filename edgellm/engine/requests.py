@@ -20,6 +20,7 @@ from edgellm.engine.speculation import Drafter
 from edgellm.kernels.program import Executor, Hook
 
 if TYPE_CHECKING:
+    from edgellm.engine.disk_cache import Trail
     from edgellm.sampling import Sampled, Sampler
     from edgellm.sampling.short_chain import ShortChain
 
@@ -119,6 +120,7 @@ class Request:
         self.idle_since = 0.0
         self.hook: Hook | None = None
         self.drafter: Drafter | None = None
+        self.trail: Trail | None = None  # what of it is on the disk
 
     @property
     def stopped(self) -> bool:

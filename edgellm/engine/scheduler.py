@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from edgellm.engine.speculation import MAX_DRAFT
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch
+
+if TYPE_CHECKING:
+    from edgellm.engine.disk_cache import DiskCache, Piece
 
 LEAD = 16  # items computed ahead of the caller: it may take its tokens a few at a time
 POLL_S = 0.05  # between two looks at what nobody announces: a cancel flag, a block that has become free
@@ -61,6 +65,8 @@ class Scheduler:
     def __init__(self, cache: KVCache, max_tokens: int) -> None:
         self.cache = cache
         self.max_tokens = max_tokens  # of one step
+        self.disk: DiskCache | None = None
+        self.wake: Callable[[], None] = lambda: None  # the engine's thread, from others
         self.interactive = False  # callers come and leave at any time: no step is to be long, even for one alone
         self.requests: list[Request] = []
         self.n_steps = self.n_parts = 0  # so far, and what requests had in them
@@ -77,10 +83,14 @@ class Scheduler:
     def remove(self, request: Request, *, keep: bool = True) -> None:
         """It is over; what it has computed stays findable unless not to be kept."""
         self.requests.remove(request)
+        if request.trail is not None and request.sequence is not None:
+            request.trail.end(request.sequence, keep)
         self.preempt(request, keep=keep)
 
     def preempt(self, request: Request, *, keep: bool = True) -> None:
         """Take its blocks; what is gone of them by its next step is computed again."""
+        if request.trail is not None:
+            request.trail.stop()
         if request.sequence is not None:
             self.cache.release(request.sequence, keep=keep)
             request.sequence = None
@@ -101,6 +111,10 @@ class Scheduler:
         for request in requests:
             if request.sequence is None:
                 request.sequence = self.cache.open(request.tokens, shared=request.shared)
+                if self.disk is not None and request.shared:
+                    self._look_up(self.disk, request, request.sequence)
+        if self.disk is not None:
+            requests = self._restored(requests)
         budgets = list(self._budgets(requests))
         for request in set(requests) - {request for request, _ in budgets}:
             if request.sequence is not None and request.n_computed == request.sequence.n_reused:
@@ -120,6 +134,60 @@ class Scheduler:
                 fail(request, error)
         scheduled = [part for part in scheduled if part.request.sequence is part.sequence]
         return self._with_drafts(scheduled) if scheduled else []
+
+    # -- what is on the disk ---------------------------------------------------------------------------------------
+
+    def _look_up(self, disk: DiskCache, request: Request, sequence: cache.Sequence) -> None:
+        if request.trail is None:
+            request.trail = disk.follow(request.tokens)
+
+        def wake() -> None:
+            request.not_before = 0.0
+            self.wake()
+
+        if not request.trail.look_up(sequence, wake):
+            self.preempt(request)
+            request.not_before = perf_counter() + POLL_S
+
+    def _restored(self, requests: list[Request]) -> list[Request]:
+        """Those for which nothing more is being read; a piece that has been read goes into the cache, one a step."""
+        room, there = 1, []
+        for request in requests:
+            if (trail := request.trail) is None or (reading := trail.reading) is None:
+                if request.sequence is not None:
+                    there.append(request)
+                continue
+            request.not_before = perf_counter() + POLL_S  # before the look: a wake that comes now counts
+            if (piece := trail.take()) is None:
+                if reading.over:
+                    trail.stop()
+                    request.not_before = 0.0
+                    there.append(request)
+            elif not room or self._take_over(request, piece):
+                request.not_before, room = 0.0, 0
+        return there
+
+    def _take_over(self, request: Request, piece: Piece) -> bool:
+        """Put a piece into the cache; False while older requests hold the blocks. Without any the rest is computed."""
+        sequence, trail = request.sequence, request.trail
+        assert sequence is not None and trail is not None, "a piece without a place for it"
+        try:
+            if not self._reserve(request, piece.end - sequence.length):
+                return False
+        except ContextFullError:
+            trail.stop()
+            return True
+        tokens = request.tokens[sequence.length : piece.end]
+        self.cache.take_over(sequence, tokens, partial(piece.fill, self.cache.pool))
+        trail.taken()
+        return True
+
+    def keep(self, part: Scheduled) -> None:
+        """A step of it was committed: what is new goes to the disk."""
+        if part.request.trail is not None:
+            part.request.trail.keep(part.sequence)
+
+    # -- how much of each ------------------------------------------------------------------------------------------
 
     def _budgets(self, requests: Iterable[Request]) -> Iterator[tuple[Request, int]]:
         """The requests that take part in the next step, and how many tokens each may have.
