@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgellm import arguments
 from edgellm.chat_template import Segment
 from edgellm.formats.errors import ParameterError, UnsupportedError
-from edgellm.messages.calls_grammar import CallsGrammar
+from edgellm.messages.call_masks import begun_calls, forced_calls
 from edgellm.messages.form import MessageForm
 from edgellm.messages.reasoning_mask import ReasoningMask
 from edgellm.messages.tools import as_tools
@@ -93,25 +92,35 @@ class Asking:
     ) -> tuple[TokenMask | None, Parse | None]:
         """What may be written behind ``prompt``, and what makes an object of it.
 
-        A call that is asked for, or a form, begins behind the reasoning.
+        A call that is asked for, or a form, begins behind the reasoning. A call that the model begins by itself goes on
+        as one.
         """
         wants_form = response_format is not None or regex is not None or grammar is not None
         if self.names and wants_form:
             raise ParameterError("A call is asked for, and a form of the answer as well. Ask for one of them.")
-        inner, parse = None, None
+        if self.tools and (regex is not None or grammar is not None):
+            name = "regex" if grammar is None else "grammar"
+            raise ParameterError(f"{name} is given, and tools, whose calls it would forbid. Give one of them.")
+        inner: TokenMask | None = None
+        parse: Parse | None = None
         if self.names:
-            inner = self._calls_mask(tokenizer, form)
+            wanted = [tool for tool in self.tools or () if tool["function"]["name"] in self.names]
+            several = self.parallel and not self.named
+            inner = forced_calls(tokenizer, form, wanted, parallel=several).constraint()
         elif wants_form:
             from edgellm.structured.answer_form import answer_form, schema_of
 
-            if (found := answer_form(tokenizer, response_format, regex, grammar)) is not None:
+            says = (form.channels.says if form.channels is not None else "") or None
+            if (found := answer_form(tokenizer, response_format, regex, grammar, says)) is not None:
                 source, parse = found
-                if self.tools and response_format is not None:
-                    source = self._calls_or(tokenizer, form, schema_of(response_format)[0])
+                if self.tools:
+                    schema = schema_of(response_format)[0]
+                    source = forced_calls(tokenizer, form, self.tools, parallel=self.parallel, answer=schema)
                 inner = source.constraint()
         if inner is None:
-            inner = self._lazy_mask(tokenizer, form)
-            if self.budget is None:
+            begun = begun_calls(tokenizer, form, self.tools, parallel=self.parallel) if self.tools else None
+            inner = begun.constraint() if begun is not None else None
+            if self.budget is None and (inner is None or form.call_begins):  # a call may begin within the reasoning
                 return inner, parse
         if form.reasoning is None or (not form.opened_by(prompt) and not self._may_think(form, prompt)):
             return inner, parse
@@ -122,34 +131,6 @@ class Asking:
         """Whether the model may open reasoning by itself: it is not switched off, and the prompt has not ended one."""
         assert form.reasoning is not None, "asked for models that reason"
         return self.thinks is not False and not prompt.rstrip().endswith(form.reasoning.close.strip())
-
-    def _calls_mask(self, tokenizer: Tokenizer, form: MessageForm) -> TokenMask:
-        from edgellm.structured import compile_grammar
-
-        wanted = [tool for tool in self.tools or () if tool["function"]["name"] in self.names]
-        several = self.parallel and not self.named
-        return compile_grammar(
-            tokenizer, lark=CallsGrammar(tokenizer, form, wanted, parallel=several).text
-        ).constraint()
-
-    def _calls_or(self, tokenizer: Tokenizer, form: MessageForm, schema: Mapping[str, Any] | bool | None) -> MaskSource:
-        """Calls, or an answer that keeps a schema."""
-        from edgellm.structured import compile_grammar
-
-        calls = CallsGrammar(tokenizer, form, self.tools or (), parallel=self.parallel).text
-        answer = json.dumps({"type": "object"} if schema is True else schema)
-        lark = f"start: calls | answer\nanswer: %json {answer}\n{calls.replace('start:', 'calls:', 1)}"
-        return compile_grammar(tokenizer, lark=lark)
-
-    def _lazy_mask(self, tokenizer: Tokenizer, form: MessageForm) -> TokenMask | None:
-        """Once a call begins it goes on as one: for tools that are "strict", or where only one may be called."""
-        strict = any(tool["function"].get("strict") for tool in self.tools or ())
-        if not self.tools or form.calls is None or not form.calls.begin or (self.parallel and not strict):
-            return None
-        from edgellm.structured import compile_grammar
-
-        text = CallsGrammar(tokenizer, form, self.tools, parallel=self.parallel, behind=True).text
-        return compile_grammar(tokenizer, lark=text, triggers=[form.calls.begin]).constraint()
 
 
 def chosen(tool_choice: ToolChoice, tools: Sequence[Mapping[str, Any]] | None) -> tuple[str, ...]:

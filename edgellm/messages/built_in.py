@@ -20,6 +20,7 @@ HARMONY = Channels(
     ),
     call=Pair("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>"),
     thinks="<|channel|>analysis<|message|>",
+    says="<|channel|>final<|message|>",
 )
 FUNCTIONARY = Channels(
     start=">>>",

@@ -113,7 +113,7 @@ class Channels(NamedTuple):
 
     The generation prompt may have written the beginning of the first one. ``headers`` say by the first that matches
     what a part is; the text of a call is its arguments as JSON. ``call`` is the header that a grammar makes for one,
-    ``thinks`` that of reasoning.
+    ``thinks`` that of reasoning, ``says`` that of the answer.
     """
 
     start: str
@@ -123,6 +123,7 @@ class Channels(NamedTuple):
     headers: tuple[Header, ...]
     call: Pair
     thinks: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,18 @@ class Shape:
         found = [*(self.reasoning or ()), *(self.content or ())]
         if self.channels is not None:
             found += [self.channels.start, *self.channels.heads, self.channels.open, *self.channels.ends]
-            found += [*self.channels.call, self.channels.call.close.strip()]
+            found += [*self.channels.call, self.channels.call.close.strip(), self.channels.thinks, self.channels.says]
         if (calls := self.calls) is not None:
             found += [*calls.section, *calls.each, *calls.argument, *calls.dialect.quotes]
             found += [*(field.close for field in calls.head), *(middle.text for middle in calls.middles)]
         return [text for text in found if text.strip()]
+
+    @property
+    def call_begins(self) -> str:
+        """What tells that a call begins; "" where nothing does."""
+        if self.channels is not None:
+            return self.channels.call.open
+        return self.calls.begin if self.calls is not None else ""
 
     @property
     def has_calls(self) -> bool:

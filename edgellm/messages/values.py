@@ -187,16 +187,20 @@ def kinds_of(schema: Any) -> tuple[str, ...]:
     if not isinstance(schema, dict):
         return ()
     kinds = schema.get("type")
-    found = [kinds] if isinstance(kinds, str) else [k for k in kinds if isinstance(k, str)] if kinds else []
+    found = [kind for kind in ([kinds] if isinstance(kinds, str) else _listed(kinds)) if isinstance(kind, str)]
     for union in ("anyOf", "oneOf", "allOf"):
-        for choice in schema.get(union) or ():
+        for choice in _listed(schema.get(union)):
             found.extend(kinds_of(choice))
-    for example in (*(schema.get("enum") or ()), *([schema["const"]] if "const" in schema else ())):
+    for example in (*_listed(schema.get("enum")), *([schema["const"]] if "const" in schema else ())):
         if not kinds and isinstance(example, str):
             found.append("string")
     if schema.get("nullable"):
         found.append("null")
     return tuple(dict.fromkeys(found))
+
+
+def _listed(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def argument_json(written: str, kinds: Sequence[str]) -> str:

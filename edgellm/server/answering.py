@@ -96,7 +96,8 @@ def _reply(llm: LLM, request: ChatRequest) -> EventStream:
         return _asked(llm, request)
     except EdgeLLMError as error:
         if error.code in ("GRAMMAR", "SCHEMA"):
-            raise invalid("tools" if request.response_format is None else request.format_field, str(error)) from error
+            field = "grammar" if request.grammar else request.format_field if request.response_format else "tools"
+            raise invalid(field, str(error)) from error
         raise
 
 
@@ -112,6 +113,7 @@ def _asked(llm: LLM, request: ChatRequest) -> EventStream:
         logprobs=request.logprobs,
         template_kwargs=request.template_kwargs,
         response_format=request.response_format,
+        grammar=request.grammar,
         **request.sampling,
     )
 

@@ -17,6 +17,7 @@ MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 512
+MAX_GRAMMAR_CHARS = 256 << 10
 MAX_SCHEMA_NBYTES = 256 << 10
 MAX_TOOLS_NBYTES = 4 << 20
 
@@ -37,6 +38,7 @@ class ChatRequest:
     tools               descriptions as the OpenAI protocol has them
     tool_choice         "auto", "none", "required" or {"name": ...}
     response_format     as ``LLM.stream`` takes it; ``format_field`` is where the protocol has it
+    grammar             of the answer, in GBNF or Lark
     reasoning           None as the model would, True, False, an effort ("low" ...), or tokens at most
     max_tokens          None goes on to the end of the context
     n                   answers to the same messages
@@ -52,6 +54,7 @@ class ChatRequest:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     response_format: Any = None
+    grammar: str | None = None
     reasoning: bool | int | str | None = None
     max_tokens: int | None = None
     stop: Sequence[str] = ()

@@ -40,24 +40,31 @@ class AnswerForm(NamedTuple):
 
 
 def answer_form(
-    tokenizer: Tokenizer, response_format: ResponseFormat, regex: str | None, grammar: str | MaskSource | None
+    tokenizer: Tokenizer,
+    response_format: ResponseFormat,
+    regex: str | None,
+    grammar: str | MaskSource | None,
+    begins: str | None = None,
 ) -> AnswerForm | None:
-    """The form that one of these asks for, None for plain text; see ``LLM.stream``. Errors as ``compile_grammar``'s."""
+    """The form that one of these asks for, None for plain text; see ``LLM.stream``. Errors as ``compile_grammar``'s.
+
+    begins   the text that the form stands behind, which must come; a compiled grammar has its own
+    """
     given = {"response_format": response_format, "regex": regex, "grammar": grammar}
     if sum(value is not None for value in given.values()) > 1:
         raise ParameterError(f"Only one of {', '.join(given)} can be kept. Give one.")
     if regex is not None:
-        return AnswerForm(compile_grammar(tokenizer, regex=arguments.text("regex", regex)))
+        return AnswerForm(compile_grammar(tokenizer, regex=arguments.text("regex", regex), begins=begins))
     if isinstance(grammar, str):
         is_gbnf = _GBNF_RULE.search(grammar) is not None
-        compiled = compile_grammar(tokenizer, gbnf=grammar) if is_gbnf else compile_grammar(tokenizer, lark=grammar)
-        return AnswerForm(compiled)
+        gbnf, lark = (grammar, None) if is_gbnf else (None, grammar)
+        return AnswerForm(compile_grammar(tokenizer, gbnf=gbnf, lark=lark, begins=begins))
     if grammar is not None:
         if not hasattr(grammar, "constraint"):
             raise arguments.wrong("grammar", grammar, "the text of a Lark or GBNF grammar, or a compiled one")
         return AnswerForm(grammar)
     schema, parse = schema_of(response_format)
-    return None if schema is None else AnswerForm(compile_grammar(tokenizer, json_schema=schema), parse)
+    return None if schema is None else AnswerForm(compile_grammar(tokenizer, json_schema=schema, begins=begins), parse)
 
 
 def schema_of(response_format: ResponseFormat) -> tuple[Mapping[str, Any] | bool | None, Parse]:

@@ -69,10 +69,12 @@ def gbnf_to_lark(text: str) -> str:
     """The grammar in llguidance's Lark. ParameterError for what is no GBNF, by its line."""
     rules = _Reader(text).rules()
     if "root" not in rules:
-        raise ParameterError("The GBNF grammar has no rule named root. Name the one that is the whole answer.")
+        raise ParameterError(
+            "The GBNF grammar has no rule named root. Name the one that is the whole answer.", code="GRAMMAR"
+        )
     missing = {ref for body in rules.values() for ref in _refs(body)} - rules.keys()
     if missing:
-        raise ParameterError(f"The GBNF grammar refers to {sorted(missing)[0]}, which has no rule.")
+        raise ParameterError(f"The GBNF grammar refers to {sorted(missing)[0]}, which has no rule.", code="GRAMMAR")
     return _Writer(rules).lark()
 
 

@@ -117,13 +117,16 @@ def compile_grammar(
     return grammar
 
 
-def lark_json(schema: Mapping[str, Any] | bool) -> str:
-    """``%json {...}`` to stand in a rule of a Lark grammar, for a schema that is kept as ``json_schema`` keeps it."""
-    return _embedded(_schema_text(schema))
+def lark_json(schema: Mapping[str, Any] | bool, options: Mapping[str, Any] | None = None) -> str:
+    """``%json {...}`` to stand in a rule of a Lark grammar, for a schema that is kept as ``json_schema`` keeps it.
+
+    options   of llguidance, in place of single ones of ``JSON_OPTIONS``
+    """
+    return _embedded(_schema_text(schema), options)
 
 
-def _embedded(source: str) -> str:
-    return "%json " + json.dumps({**json.loads(source), "x-guidance": _options(source)})
+def _embedded(source: str, options: Mapping[str, Any] | None = None) -> str:
+    return "%json " + json.dumps({**json.loads(source), "x-guidance": {**_options(source), **(options or {})}})
 
 
 def _options(source: str) -> dict[str, Any]:

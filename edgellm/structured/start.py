@@ -15,6 +15,8 @@ import numpy as np
 from edgellm.sampling.mask import AllowedTokens
 from edgellm.structured.token_trie import TokenTrie
 
+MAX_KEPT = 64  # lists of tokens of one vocabulary
+
 
 class Start:
     """The texts of one grammar; immutable.
@@ -28,7 +30,7 @@ class Start:
         self._trie = trie
         self._texts = [text.encode() for text in texts]
         first = AllowedTokens.of_bits(fresh.compute_bitmask(), trie.n_vocab).flags
-        crossing = [(token, piece) for token, piece in enumerate(trie.pieces) if self._may_cross(piece)]
+        crossing = self._crossing()
         ends = sorted(trie.eog_ids) if must_come else []
         tails = {text[:n] for text in self._texts for n in range(len(text))}
         self._allowed: dict[bytes, AllowedTokens | None] = {}  # by what has come of the texts
@@ -39,6 +41,18 @@ class Start:
                 flags[token] = not behind or (behind in trie.ids and first[trie.ids[behind]])
             flags[ends] = False
             self._allowed[tail] = None if flags.all() else AllowedTokens(None, flags)
+
+    def _crossing(self) -> list[tuple[int, bytes]]:
+        """The tokens that ``_may_cross``; one walk over the vocabulary for the same texts."""
+        known, texts = self._trie.crossings, tuple(self._texts)
+        if texts not in known:
+            lasts = {text[-1:] for text in texts}
+            several = [(token, piece) for token, piece in enumerate(self._trie.pieces) if len(piece) > 1]
+            some = [row for row in several if any(last in row[1][:-1] for last in lasts)]
+            if len(known) >= MAX_KEPT:
+                known.clear()
+            known[texts] = [row for row in some if self._may_cross(row[1])]
+        return known[texts]
 
     def _may_cross(self, piece: bytes) -> bool:
         """Whether a token may hold the end of a text and something behind it."""

@@ -30,6 +30,7 @@ class TokenTrie:
     ll        llguidance's tokenizer
     pieces    the bytes of each token
     threads   one thread: masks are worked out there while the executor computes
+    crossings what ``Start`` has found of the vocabulary, by its texts
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -41,6 +42,7 @@ class TokenTrie:
         self.ll = llguidance().LLTokenizer(
             self._splitter, eos_token=sorted(tokenizer.eog_ids) or None, slices=[blanks, WORDS, *strings]
         )
+        self.crossings: dict[tuple[bytes, ...], list[tuple[int, bytes]]] = {}
         self.threads = ThreadPoolExecutor(1, "edgellm-mask")
 
     @property

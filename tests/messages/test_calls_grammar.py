@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from typing import Any
@@ -13,6 +14,7 @@ from scripted_executor import scripted_llm
 from test_message_forms import CALLING, FAMILIES, HEAD, TAIL, TOKENS, written
 
 from edgellm.chat_template import ChatTemplate
+from edgellm.formats.errors import TemplateError, UnsupportedError
 from edgellm.messages.form import MessageForm
 from edgellm.messages.probes import tags
 from edgellm.messages.reader import MessageReader
@@ -86,31 +88,119 @@ def test_a_call_is_forced_in_the_form_of_the_template(name: str, special: bool) 
         assert found["function"] == {"name": "noop", "arguments": "{}"}
 
 
+STRICT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[A-Z]{2}(/|-)[0-9]$", "description": "d"},
+        "note": {"type": "string", "minLength": 2, "maxLength": 5},
+        "days": {"type": "integer", "minimum": 1, "maximum": 7},
+        "unit": {"type": "string", "enum": ["celsius", "it's"]},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+        "limit": {"anyOf": [{"type": "integer", "minimum": 30}, {"type": "null"}]},
+        "list": {"type": "array", "items": {"type": "integer", "maximum": 5}, "minItems": 1, "maxItems": 3},
+        "kind": {"$ref": "#/$defs/kind"},
+        "more": {
+            "type": "object",
+            "properties": {"a": {"type": "number", "maximum": 2}, "b": {"$ref": "#/$defs/kind"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["code", "days", "list", "more"],
+    "additionalProperties": False,
+    "$defs": {"kind": {"type": "string", "enum": ["x", "y"]}},
+}
+STRICT_TOOL = {"type": "function", "function": {"name": "keep", "strict": True, "parameters": STRICT_SCHEMA}}
+
+
+@pytest.mark.parametrize("tools", [TOOLS, [STRICT_TOOL]], ids=["plain", "strict"])
 @pytest.mark.parametrize("name", SOURCES)
-def test_whatever_a_grammar_lets_through_is_a_call_that_keeps_the_schema(name: str) -> None:
+def test_whatever_a_grammar_lets_through_is_a_call_that_keeps_the_schema(name: str, tools: list[Any]) -> None:
     """Tokens drawn at random, those that end something before others."""
     from edgellm.messages.calls_grammar import CallsGrammar
     from edgellm.structured import compile_grammar
 
     source = SOURCES[name] or source_of(name)
     form = MessageForm.of(ChatTemplate(source, **TOKENS))
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     with scripted_llm([], source, control=marks(form)) as llm:
         tokenizer = llm.tokenizer
-        grammar = compile_grammar(tokenizer, lark=CallsGrammar(tokenizer, form, TOOLS, parallel=False).text)
+        grammar = compile_grammar(tokenizer, lark=CallsGrammar(tokenizer, form, tools, parallel=False).text)
         ended = 0
         for seed in range(6):
             ids = walk(grammar.constraint(), tokenizer, seed)
             if ids is None:
                 continue
             ended += 1
-            reader = MessageReader(form, "<|start|>assistant" if form.channels else "", TOOLS)
+            reader = MessageReader(form, "<|start|>assistant" if form.channels else "", tools)
             reader.add(tokenizer.decode(ids, special=True))
             reader.finish()
             (found,) = reader.message.tool_calls
             assert not reader.message.content.strip()
-            if found.name == "get_weather":
-                jsonschema.validate(json.loads(found.arguments), SCHEMA)
+            jsonschema.validate(json.loads(found.arguments), schemas[found.name])
         assert ended
+
+
+# what only JSON can say -> the part that the error names
+NOT_KEPT: dict[str, dict[str, Any]] = {
+    "oneOf": {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]},
+    "maxLength": {"anyOf": [{"type": "string", "maxLength": 2}, {"type": "integer"}]},
+    "pattern": {"type": "string", "pattern": "^a|b$"},
+    "format": {"type": "string", "format": "date"},
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "glm4moe", "gemma4", "lfm2_v2"])
+def test_what_a_form_cannot_keep_of_a_strict_tool_is_refused_by_name(name: str) -> None:
+    from edgellm.messages.calls_grammar import CallsGrammar
+
+    form = MessageForm.of(ChatTemplate(source_of(name), **TOKENS))
+    with scripted_llm([], source_of(name), control=marks(form)) as llm:
+        for part, schema in NOT_KEPT.items():
+            if part == "maxLength" and name in ("gemma4", "lfm2_v2"):  # their strings have quotes
+                continue
+            for strict in (True, False):
+                function = {"name": "f", "strict": strict, "parameters": {"properties": {"x": schema}}}
+                tools = [{"type": "function", "function": function}]
+                if not strict:
+                    assert CallsGrammar(llm.tokenizer, form, tools).text
+                    continue
+                with pytest.raises(UnsupportedError, match=part):
+                    CallsGrammar(llm.tokenizer, form, tools)
+        function = {"name": "f", "strict": True, "parameters": {"minProperties": 1, "properties": {"x": {}}}}
+        with pytest.raises(UnsupportedError, match="minProperties"):
+            CallsGrammar(llm.tokenizer, form, [{"type": "function", "function": function}])
+
+
+CIRCLE = {"$ref": "#/$defs/a"}
+HOSTILE: list[Any] = [
+    {"properties": 7},
+    {"properties": {"x": {"enum": 3, "anyOf": 1, "type": 9}}},
+    {"properties": {"x": {"items": [], "minItems": "1", "type": "array"}}, "required": True},
+    {"properties": {"x": CIRCLE}, "$defs": {"a": CIRCLE}},
+    {"properties": {"x": CIRCLE}, "$defs": {"a": {"anyOf": [CIRCLE, CIRCLE]}}},
+    {"properties": {"x": CIRCLE}, "$defs": {"a": {"type": "object", "properties": {"a": CIRCLE, "b": CIRCLE}}}},
+    {"properties": {"x": {"type": "string", "pattern": "(" * 50}}},
+    {"properties": {"x": {"type": "string", "maxLength": 10**9}}},
+    {"properties": {f"x{n}": {"type": "string"} for n in range(600)}},
+]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "gemma4", "lfm2_v2", "devstral"])
+def test_no_description_of_a_tool_takes_the_answer_along(name: str) -> None:
+    source = SOURCES[name] or source_of(name)
+    form = MessageForm.of(ChatTemplate(source, **TOKENS))
+    n = 0
+    with scripted_llm(lambda prompt: "Yes.", source, control=marks(form)) as llm:
+        for schema in HOSTILE:
+            tool = {"name": "hostile", "parameters": schema}
+            with contextlib.suppress(TemplateError):  # some templates look into it, too
+                assert (
+                    llm.chat("x", tools=[tool, TOOLS[0]], reasoning=False, temperature=0, max_tokens=9).content
+                    == "Yes."
+                )
+                n += 1
+    assert n >= 4
 
 
 def walk(mask: Any, tokenizer: Any, seed: int) -> list[int] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from typing import Any
 
 import jsonschema
 import pytest
+from published_templates import source_of
 from scripted_executor import scripted_llm
 
 import edgellm
@@ -183,7 +185,9 @@ def test_a_described_tool_is_for_the_caller() -> None:
         assert reply.tool_calls and not reply.steps
 
 
-def test_what_a_tool_raises_is_for_the_model() -> None:
+def test_what_a_tool_raises_is_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.messages.asking.begun_calls", lambda *_, **__: None)  # as without llguidance
+
     def fails(a: int) -> None:
         """Fails."""
         raise ValueError(f"no {a}")
@@ -277,17 +281,51 @@ def test_a_call_is_forced() -> None:
         assert reply.reasoning_content == "Hm." and reply.tool_calls and reply.content == ""
 
 
-def test_a_strict_tool_gets_no_other_arguments() -> None:
+def test_a_call_that_the_model_begins_is_one_of_the_tools_with_valid_arguments() -> None:
     pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
     strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
     wrong = 'Hm. <tool_call>\n{"name": "add", "arguments": {"a": "two", "c": 1}}\n</tool_call>'
-    with model(wrong, wrong, "No call at all.") as llm:
-        (free,) = calls_of(llm, tools=[ADD])
-        assert free[1] == {"a": "two", "c": 1}
-        for name, arguments in calls_of(llm, tools=[strict]):
-            assert name == "add"
-            jsonschema.validate(arguments, SCHEMA)
-        assert calls_of(llm, tools=[strict]) == []
+    nobody = '<tool_call>{"name": "nobody", "arguments": 7}</tool_call>'
+    for tools in ([ADD], [strict]):
+        with model(wrong, nobody, "No call at all, no {json}.") as llm:
+            for _ in range(2):
+                ((name, arguments),) = calls_of(llm, tools=tools)
+                assert name == "add"
+                jsonschema.validate(arguments, SCHEMA)
+            assert calls_of(llm, tools=tools) == []
+
+
+def test_what_a_grammar_cannot_keep_of_a_tool_is_refused_where_it_is_strict_and_free_where_not() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    many = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
+    tool = {"name": "many", "parameters": many}
+    call = '<tool_call>\n{"name": "many", "arguments": {"a": [1, 1]}}\n</tool_call>'
+    with model(call, f"I would rather not. {call}") as llm:
+        assert calls_of(llm, tools=[tool, ADD]) == [("many", {"a": [1, 1]})]
+        assert calls_of(llm, tools=[tool], tool_choice="required", reasoning=False) == [("many", {"a": [1, 1]})]
+        with pytest.raises(UnsupportedError, match="uniqueItems"):
+            llm.chat("x", tools=[{**tool, "strict": True}, ADD])
+
+
+def test_without_a_grammar_calls_are_read_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with scripted_llm([CALL], TEMPLATE, control=(*MARKS, "<a tokenizer of its own>")) as llm:
+        assert calls_of(llm, tools=[ADD]) == [("add", {"a": 2, "b": 40})]
+        with pytest.raises(UnsupportedError, match="llguidance"):
+            llm.chat("x", tools=[ADD], tool_choice="required")
+
+
+def test_a_strict_tool_of_calls_without_markers() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    template = source_of("llama3_2")
+    answers = ['{"name": "add", "parameters": {"a": "two"}}', "It is {no} call.", '{"sum": 1}']
+    strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
+    with scripted_llm(answers, template) as llm:
+        ((_, arguments),) = calls_of(llm, tools=[strict])
+        jsonschema.validate(arguments, SCHEMA)
+        reply = llm.chat("x", tools=[strict], temperature=0)
+        assert not reply.tool_calls and reply.content == answers[1]
+        assert llm.chat("x", tools=[ADD], temperature=0).content == answers[2]
 
 
 def test_one_call_alone_where_several_are_not_wanted() -> None:
@@ -319,6 +357,38 @@ def test_an_answer_in_a_form_may_be_a_call() -> None:
         assert llm.chat("x", **options).content.parsed == {"sum": 42}
         with pytest.raises(ParameterError, match="Ask for one"):
             llm.chat("x", **options, tool_choice="required")
+
+
+@pytest.mark.parametrize(
+    "form", [{"grammar": 'root ::= "sum " [0-9]+'}, {"grammar": 'start: "sum " /[0-9]+/'}, {"regex": "sum [0-9]+"}]
+)
+def test_a_grammar_begins_behind_the_reasoning(form: dict[str, str]) -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    with model("So it is.\n</think>\n\nI say: sum 42", "Hm: sum 42", "Hm: sum 42", CALL) as llm:
+        reply = llm.chat("x", reasoning=True, temperature=0, max_tokens=60, **form)
+        assert (reply.reasoning_content, reply.content) == ("So it is.", "sum 42")
+        assert llm.chat("x", reasoning=False, temperature=0, max_tokens=60, **form).content == "sum 42"
+        events = [*llm.events("x", reasoning=False, temperature=0, max_tokens=60, **form)]
+        assert "".join(event.text for event in events if isinstance(event, ContentDelta)) == "sum 42"
+        with pytest.raises(ParameterError, match="forbid"):
+            llm.chat("x", tools=[ADD], **form)
+
+
+def test_a_form_stands_in_the_channel_of_the_answer() -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    template = source_of("gptoss")
+    control = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
+    thinks = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    said = f"{thinks}<|channel|>final<|message|>I say: "
+    answers = [said + '{"sum": 42}', said + "sum 42", said + '{"sum": 42}']
+    with scripted_llm(answers, template, control=control) as llm:
+        options: dict[str, Any] = {"temperature": 0, "max_tokens": 80}
+        reply = llm.chat("x", response_format=ANSWER, **options)
+        assert (reply.reasoning_content, reply.content.parsed) == ("Hm.", {"sum": 42})
+        reply = llm.chat("x", grammar='root ::= "sum " [0-9]+', **options)
+        assert (reply.reasoning_content, reply.content) == ("Hm.", "sum 42")
+        reply = llm.chat("x", response_format=ANSWER, tools=[ADD], **options)
+        assert (reply.reasoning_content, reply.content.parsed) == ("Hm.", {"sum": 42})
 
 
 @pytest.mark.parametrize("opens", [True, False])

@@ -125,6 +125,31 @@ def test_reasoning_stands_apart_and_is_counted() -> None:
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] > 3
 
 
+def test_a_grammar_and_a_schema_of_llama_server_begin_behind_the_reasoning() -> None:
+    pytest.importorskip("llguidance", reason="grammars need the extra: pip install edgellm[structured]")
+    think = "<think>\nHm, hm.\n</think>\n\n"
+    server = scripted_server(
+        scripted_llm(
+            [think + "I say: sum 42", think + 'So: {"ok": true}', "Hm"], TOOL_TEMPLATE, control=("<think>", "</think>")
+        )
+    )
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    with client_of(server) as client:
+        body = {"messages": HELLO, "temperature": 0, "max_tokens": 60}
+        message = client.post(PATH, json={**body, "grammar": 'root ::= "sum " [0-9]+'}).json()["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("sum 42", "Hm, hm.")
+        message = client.post(PATH, json={**body, "json_schema": schema}).json()["choices"][0]["message"]
+        assert json.loads(message["content"]) == {"ok": True} and message["reasoning_content"] == "Hm, hm."
+        for wrong in (
+            {"grammar": "root ::= nothing"},
+            {"grammar": 'root ::= "a"', "json_schema": schema},
+            {"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}},
+            {"grammar": 'root ::= "a"', "tools": [WEATHER]},
+        ):
+            reply = client.post(PATH, json={**body, **wrong})
+            assert reply.status_code == 400 and reply.json()["error"]["param"] == "grammar", wrong
+
+
 def test_tools_that_the_model_cannot_be_shown_are_refused_by_name() -> None:
     reply = ask(scripted_server(scripted_llm(["No."])), tools=[WEATHER])
     assert reply.status_code == 400 and reply.json()["error"]["param"] == "tools"

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.server.answering import side_by_side, texts
-from edgellm.server.chat_request import checked_schema, checked_stops
+from edgellm.server.chat_request import MAX_GRAMMAR_CHARS, checked_schema, checked_stops
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.llama_wire import error_body, settings
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from edgellm.llm import LLM
 
 MAX_PROBS = 1000
-MAX_GRAMMAR_CHARS = 256 << 10
 
 Penalty = Annotated[float, Meta(ge=-1000, le=1000)]
 

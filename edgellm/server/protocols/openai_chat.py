@@ -22,6 +22,7 @@ from edgellm.messages.events import (
 from edgellm.server.answering import choices
 from edgellm.server.chat_request import (
     MAX_CHOICES,
+    MAX_GRAMMAR_CHARS,
     MAX_TOP_LOGPROBS,
     ChatRequest,
     ToolChoice,
@@ -177,6 +178,8 @@ class ChatBody(SamplingBody, kw_only=True):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] | None = None
     reasoning_effort: Effort | None = None
     reasoning: ReasoningOptions | None = None
     reasoning_budget_tokens: CountOrAll | None = None
@@ -203,7 +206,8 @@ def to_request(body: ChatBody) -> ChatRequest:
         tools=checked_tools("tools", [plain_tool(tool) for tool in body.tools or ()]),
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        response_format=format_of(body.response_format),
+        response_format=_one_form(body),
+        grammar=body.grammar or None,
         reasoning=_reasoning(body),
         max_tokens=next((n for n in given if n is not None), None),
         stop=checked_stops("stop", body.stop),
@@ -265,6 +269,19 @@ def format_of(given: ResponseFormat | None) -> Any:
         schema = given.json_schema.schema
     schema = checked_schema("response_format.json_schema.schema", schema)
     return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def _one_form(body: ChatBody) -> Any:
+    """The schema of the answer, by OpenAI's field or llama-server's; a grammar stands for itself."""
+    given = {"response_format": format_of(body.response_format), "json_schema": body.json_schema}
+    named = [name for name, value in {**given, "grammar": body.grammar or None}.items() if value is not None]
+    if len(named) > 1:
+        raise invalid(named[-1], f"{named[0]} says already what the answer must be. Send one of them.")
+    if body.grammar and body.tools and body.tool_choice != "none":
+        raise invalid("grammar", "it would forbid the calls of the tools. Send one of them.")
+    if body.json_schema is not None:
+        return {"type": "json_schema", "json_schema": {"schema": checked_schema("json_schema", body.json_schema)}}
+    return given["response_format"]
 
 
 def _reasoning(body: ChatBody) -> bool | int | str | None:
