@@ -70,6 +70,18 @@ def _calls(calls: CallForm, reasoning: Pair | None = None) -> Shape:
     return Shape(reasoning=reasoning, calls=calls, source="built-in")
 
 
+KIMI_K3 = CallForm(
+    "tagged",
+    section=Pair("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
+    each=Pair('<|open|>call tool="', "<|close|>call<|sep|>"),
+    head=(Field("name", '" index="'), Field("", '"<|sep|>')),
+    argument=Pair('<|open|>argument key="', "<|close|>argument<|sep|>"),
+    middles=tuple(
+        Middle(f'" type="{kind}"<|sep|>', ("integer", "number") if kind == "number" else (kind,))
+        for kind in ("string", "number", "boolean", "null", "object", "array")
+    ),
+)
+APRIEL = CallForm("json", section=Pair("<tool_calls>", "</tool_calls>"), keys=("name", "arguments", "id"), listed=True)
 LFM2 = CallForm("python", section=Pair("<|tool_call_start|>", "<|tool_call_end|>"), listed=True, dialect=PYTHON)
 
 # before anything is derived: the template shows only part of what the model writes
@@ -93,6 +105,24 @@ CERTAIN = (
         Shape(
             content=Pair("<|python_start|>", "<|python_end|>"),
             calls=CallForm("python", listed=True, dialect=PYTHON),
+            source="built-in",
+        ),
+    ),
+    BuiltIn(
+        ("<|open|>", "<|sep|>", "<|close|>"),
+        Shape(
+            reasoning=Pair("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+            content=Pair("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+            calls=KIMI_K3,
+            source="built-in",
+        ),
+    ),
+    BuiltIn(
+        ("[BEGIN FINAL RESPONSE]", "<tool_calls>"),
+        Shape(
+            reasoning=Pair("Here are my reasoning steps:\n", "[BEGIN FINAL RESPONSE]"),
+            content=Pair("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
+            calls=APRIEL,
             source="built-in",
         ),
     ),

@@ -161,8 +161,15 @@ class Values:
     # -- in tags ----------------------------------------------------------------------------------------------------
 
     def tagged(self, schema: Any, place: str) -> str:
-        """What comes behind a key: a middle, a value and the closing marker."""
-        form, schema = self._form, self._resolved(schema, place)
+        """What comes behind a key: a middle, a value and the closing marker; a middle may name the type."""
+        schema = self._resolved(schema, place)
+        if not any(middle.kinds for middle in self._form.middles):
+            return self._tagged(schema, place)
+        parts = [self._resolved(part, place) for part in self._choices(schema, place)]
+        return f"({' | '.join(self._tagged(part, place) for part in parts)})"
+
+    def _tagged(self, schema: Mapping[str, Any], place: str) -> str:
+        form = self._form
         kinds = kinds_of(schema)
         middles = [m for m in form.middles if not m.kinds or set(m.kinds) & set(kinds or ("string",))]
         middle = self._lark.marker((middles or form.middles)[0].text)

@@ -204,6 +204,16 @@ FAMILIES = {
     "{% if loop.last %}]<|tools_suffix|>{% else %}, {% endif %}{% endfor %}",
     "minimax m1": "{% for c in m.tool_calls %}{% if loop.first %}<tool_calls>{% endif %}\n{{ c.function | tojson }}"
     "{% if loop.last %}\n</tool_calls>{% endif %}{% endfor %}",
+    "minicpm 5": "{% for t in m.tool_calls %}{% set c = t.function %}\n<function name=\"{{ c.name }}\">" + ITEMS
+    + '<param name="{{ k }}">' + SHOWN + "</param>{% endfor %}</function>{% endfor %}",
+    "kimi k3": "{% if m.tool_calls %}<|open|>tools<|sep|>{% for t in m.tool_calls %}{% set c = t.function %}"
+    '<|open|>call tool="{{ c.name }}" index="{{ loop.index }}"<|sep|>' + ITEMS + '<|open|>argument key="{{ k }}" type="'
+    "{{ 'boolean' if v is boolean else 'null' if v is none else 'number' if v is number else 'string' if v is string"
+    " else 'object' if v is mapping else 'array' }}\"<|sep|>" + SHOWN + "<|close|>argument<|sep|>{% endfor %}"
+    "<|close|>call<|sep|>{% endfor %}<|close|>tools<|sep|>{% endif %}",
+    "apriel": "{% if m.tool_calls %}\n<tool_calls>[{% for c in m.tool_calls %}"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, "id": "{{ c.id }}"}'
+    "{% if not loop.last %}, {% endif %}{% endfor %}]</tool_calls>{% endif %}",
     "solar": "{% for c in m.tool_calls %}{% if loop.first %}<|tool_calls|>{% endif %}<|tool_call:begin|>{{ c.id }}"
     "<|tool_call:name|>{{ c.function.name }}<|tool_call:args|>{{ c.function.arguments | tojson }}<|tool_call:end|>"
     "{% endfor %}",
@@ -257,6 +267,31 @@ def test_what_the_prompt_opens_is_reasoning() -> None:
         form = MessageForm.of(template)
         assert form.reasoning is not None and form.reasoning.close.strip() == "</think>"
         assert form.opened_by(template.render_text([USER])) == opens, name
+
+
+# what is in a template's source -> the end of its prompt and an answer of its model, read as (content, reasoning)
+THOUGHT = {
+    "<|open|><|sep|><|close|>": (
+        "<|open|>think<|sep|>",
+        "Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes.<|close|>response<|sep|>",
+    ),
+    "[BEGIN FINAL RESPONSE] <tool_calls>": (
+        "Here are my reasoning steps:\n",
+        "Hm.\n[BEGIN FINAL RESPONSE]\nYes.\n[END FINAL RESPONSE]",
+    ),
+    "<tool_calls> [BEGIN FINAL RESPONSE]": (
+        "<|assistant|>\n",
+        "Here are my reasoning steps:\nHm.\n[BEGIN FINAL RESPONSE]\nYes.",
+    ),
+}
+
+
+@pytest.mark.parametrize("mark", THOUGHT)
+def test_reasoning_that_a_template_does_not_show_is_built_in(mark: str) -> None:
+    prompt, answer = THOUGHT[mark]
+    form = MessageForm.of(ChatTemplate(mark + "{{ messages[-1].content }}{{ tools }}"))
+    for pieces in ([answer], answer):
+        assert result(read(form, prompt, pieces)) == ("Yes.", "Hm.", [])
 
 
 def test_kimis_ids_are_its_own() -> None:
