@@ -34,10 +34,14 @@ class GPUDraw(CPUDraw):
 
 
 class GPUTokenDraw:
-    """The ``TokenDraw`` of a GPU executor; ``k`` logits are reported of each token."""
+    """The ``TokenDraw`` of a GPU executor; ``k`` logits are reported of each token.
+
+    is_greedy   whether it takes the largest, always
+    """
 
     def __init__(self, draw: CPUDraw, spec: DrawSpec, rng: np.random.Generator) -> None:
         self.k = spec.k
+        self.is_greedy = any(link.name == "temperature" and link.amount == 0 for link in spec.links)
         self._draw = CPUDraw.open(draw, spec, rng)
         self._rows: list[Drawn] = []
 
@@ -46,7 +50,8 @@ class GPUTokenDraw:
         self._rows.clear()
 
     def take(self, found: Found) -> int:
-        """Draw a token from what the device has found."""
+        """Draw a token from what the device has found, k logits or more."""
+        found = found._replace(positions=found.positions[: self.k], values=found.values[: self.k])
         is_finite = self._draw.draw(found.values)
         assert is_finite, "the device says so"
         drawn, positions = self._draw.drawn(1)[0], found.positions.tolist()

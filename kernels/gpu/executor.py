@@ -27,7 +27,7 @@ from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
 from edgellm.kernels.gpu.layout import buffers_nbytes
 from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES, Counts, put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
-from edgellm.kernels.gpu.top_k import TopK
+from edgellm.kernels.gpu.top_k import AHEAD, Found, TopK
 from edgellm.kernels.gpu.walk import Recording
 from edgellm.kernels.gpu.weights import matrix_nbytes
 from edgellm.kernels.kv import CachePool
@@ -77,7 +77,9 @@ class GPUExecutor:
             self.close()
             raise
         self.draw = open_draw(on_compile)
-        self._top_k = TopK(self.device, self._there.places[program.output], program.n_vocab)
+        self._top_k = TopK(
+            self.device, self._there.places[program.output], program.n_vocab, self._there.rows["outputs"]
+        )
         selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
         self._first_output_op = selects[0] if selects else len(program.ops)
         embedding = embedding_of(program)
@@ -136,30 +138,79 @@ class GPUExecutor:
 
     def decode(self, batch: Batch, n_steps: int, draw: GPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
         """Several decode steps that read back a few logits each; see ``DecodingExecutor``."""
+        if len(batch) != 1:
+            raise ParameterError("decode() takes one token; decode_together() takes those of several sequences")
+        return self.decode_together(batch, n_steps, [draw], [stop_ids])[0]
+
+    def decode_together(
+        self, batch: Batch, n_steps: int, draws: Sequence[GPUTokenDraw], stop_ids: Sequence[Collection[int]]
+    ) -> list[int]:
+        """The same for the next tokens of several sequences; how many were drawn of each.
+
+        The run ends with the step in which one of them ends. Where all take the largest logit, the device goes from
+        step to step by itself; what it took is drawn again here, and where it was wrong its later steps do not count.
+        """
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
-            raise ParameterError("decode() takes one token that wants logits, and at least one step")
+        n = len(batch)
+        is_one_each = n == len(draws) == len(stop_ids) == len(np.unique(batch.sequences))
+        if not is_one_each or not batch.outputs.all() or n_steps < 1:
+            raise ParameterError(
+                "decode_together() takes one token of each sequence, which wants logits, a draw and stop ids for each, "
+                "and at least one step"
+            )
         if any(group.kind == "state" for group in self.program.groups) or batch.rope_positions is not None:
-            return 0  # each step has a slot of its own, or angles that do not follow from its position
-        if batch.embeddings is not None:
-            return 0
+            return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
+        if batch.embeddings is not None or n > self._there.rows["outputs"]:
+            return [0] * n
         n_steps = min(n_steps, MAX_STEPS)
         check_batch(batch, self.program, self.pool, self.max_tokens, n_steps)
-        draw.begin()
-        for n_drawn in range(n_steps):
-            if self._there.step.begin(batch, [0]):
-                self._shapes.clear()
-            recordings = [*self._recorded(batch, self.program.ops, (), 1), self._top_k.recording(draw.k)]
-            found = TopK.read(self.device.play(recordings, (self._top_k.found, 0, TopK.nbytes(draw.k))))
-            if isinstance(found, bool):
-                return n_drawn
-            token = draw.take(found) if found else draw.take_all(self._logits(1)[0])
-            if token in stop_ids:
-                return n_drawn + 1
-            positions = batch.positions + np.int32(1)
-            batch = dataclasses.replace(batch, tokens=np.array([token], np.int32), positions=positions, sees=None)
-        return n_steps
+        for draw in draws:
+            draw.begin()
+        ahead, counts = AHEAD if all(draw.is_greedy for draw in draws) else 1, [0] * n
+        while counts[0] < n_steps:
+            found = self._steps(batch, min(ahead, n_steps - counts[0]), max(draw.k for draw in draws))
+            for step, rows in enumerate(found):
+                if None in rows and step + 1 < len(found):  # all logits are needed, and another step's are there
+                    ahead = 1
+                    break
+                tokens = self._draw_all(draws, rows)
+                for row, token in enumerate(tokens):
+                    counts[row] += token >= 0
+                if any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True)):
+                    return counts
+                positions = batch.positions + np.int32(1)
+                batch = dataclasses.replace(batch, tokens=np.array(tokens, np.int32), positions=positions, sees=None)
+                if any(
+                    isinstance(one, Found) and one.positions[0] != token
+                    for one, token in zip(rows, tokens, strict=True)
+                ):
+                    break
+        return counts
+
+    def _steps(self, batch: Batch, n_steps: int, k: int) -> list[list[Found | bool | None]]:
+        """The k largest logits of each step and row; what follows the first step goes on with the largest."""
+        n, there, answer = len(batch), self._there, TopK.nbytes(k) // 4
+        if there.step.begin(batch, range(n), n_steps):
+            self._shapes.clear()
+        last = dataclasses.replace(batch, positions=batch.positions + np.int32(n_steps - 1), sees=None)
+        recordings = self._recorded(last, self.program.ops, (), n)
+        for step in range(n_steps - 1):
+            ahead = there.step.advance(n, self.program.n_vocab, self._top_k.found, step * n * answer, answer)
+            finding = self._top_k.recording(k, n, step)
+            self.device.play([*recordings, finding, self.device.recording([ahead])])
+        return self._top_k.read(k, n, n_steps, [*recordings, self._top_k.recording(k, n, n_steps - 1)])
+
+    def _draw_all(self, draws: Sequence[GPUTokenDraw], rows: Sequence[Found | bool | None]) -> list[int]:
+        """A token for each row of the last step; -1 where a logit was not finite."""
+        logits = self._logits(len(rows)) if None in rows else None
+        tokens = []
+        for row, (draw, found) in enumerate(zip(draws, rows, strict=True)):
+            if isinstance(found, Found):
+                tokens.append(draw.take(found))
+            else:
+                tokens.append(-1 if found is False or logits is None else draw.take_all(logits[row]))
+        return tokens
 
     def _embed(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Put these rows in place of what was embedded."""

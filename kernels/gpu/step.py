@@ -17,6 +17,8 @@ import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.gpu.sources import source
+from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.ops.step import segments
 from edgellm.kernels.program import Batch, Program
 
@@ -38,8 +40,11 @@ class StepBuffer:
         per_token = 6 + sum(rope.n_dims for rope in self._ropes)
         self.buffer: Any = device.buffer(4 * (HEADER + per_token * max_tokens + 4096))
 
-    def begin(self, batch: Batch, output_rows: Sequence[int]) -> bool:
-        """Send a batch; whether the buffer is another one than before."""
+    def begin(self, batch: Batch, output_rows: Sequence[int], n_steps: int = 1) -> bool:
+        """Send a batch; whether the buffer is another one than before.
+
+        n_steps   that the device takes by itself (shaders/advance.wgsl); the angles of each lie one after the other
+        """
         parts: list[np.ndarray] = [np.zeros(HEADER, np.uint32)]
         header, at = parts[0], HEADER
 
@@ -60,8 +65,16 @@ class StepBuffer:
             header[_TABLES + 2 * i : _TABLES + 2 * i + 2] = place(table.astype(np.int32)), table.shape[1]
         turning = batch.positions if batch.rope_positions is None else batch.rope_positions
         for i, rope in enumerate(self._ropes):
-            header[_ROPES + i] = place(np.concatenate(rope.table(turning), axis=1))
+            angles = [np.concatenate(rope.table(turning + np.int32(step)), axis=1) for step in range(n_steps)]
+            header[_ROPES + i] = place(np.concatenate(angles))
         return self._send(np.concatenate(parts))
+
+    def advance(self, n: int, n_vocab: int, found: Any, at: int, row: int) -> Dispatch:
+        """What makes the batch of n sequences that of the next step, by the ids in words 4 of rows of ``found``."""
+        angles = "\n    ".join(f"b[{_ROPES + i}u] += p.n * {rope.n_dims}u;" for i, rope in enumerate(self._ropes))
+        return self._device.dispatch(
+            source("advance", ANGLES=angles), [self.buffer, found], "wr", (1, 1, 1), n, n_vocab, at, row
+        )
 
     def outputs(self, output_rows: Sequence[int]) -> None:
         """Other rows of the same batch, as many as before or fewer."""

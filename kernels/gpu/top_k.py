@@ -6,6 +6,7 @@ and whoever asks reads all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgellm.kernels.gpu.sources import source, text
 from edgellm.kernels.gpu.walk import Recording
 
 MAX_K = 128
+AHEAD = 4  # steps whose answers are read together
 ROOM, SLICE, N_COUNTS = 1024, 2048, 4096  # candidates; logits of a workgroup; values of the upper 12 bits
 
 
@@ -31,41 +33,52 @@ class Found(NamedTuple):
 
 
 class TopK:
-    """The shaders that find the largest of the first row of ``logits``, and where they leave them."""
+    """The shaders that find the largest of the first rows of ``logits``, and where they leave them.
 
-    def __init__(self, device: Device, logits: Place, n_vocab: int) -> None:
+    rows   of logits, at most; answers for as many are kept of ``AHEAD`` steps
+    """
+
+    def __init__(self, device: Device, logits: Place, n_vocab: int, rows: int = 1) -> None:
         self._device, self._logits, self._n = device, logits, n_vocab
         self._slices = -(-n_vocab // SLICE)
-        self._state = device.buffer(4 * (4 + self._slices + N_COUNTS))
-        self._candidates = device.buffer(8 * ROOM)
-        self.found = device.buffer(16 + 8 * MAX_K)
-        self._recordings: dict[int, Recording] = {}
+        self._state = device.buffer(4 * rows * (4 + self._slices + N_COUNTS))
+        self._candidates = device.buffer(8 * rows * ROOM)
+        self.found = device.buffer(AHEAD * rows * TopK.nbytes(MAX_K))
+        self._recordings: dict[tuple[int, int, int], Recording] = {}
 
-    def recording(self, k: int) -> Recording:
-        """What finds the k largest."""
-        if k not in self._recordings:
+    def recording(self, k: int, n_rows: int = 1, step: int = 0) -> Recording:
+        """What finds the k largest of so many rows, as the answers of a step."""
+        key = k, n_rows, step
+        if key not in self._recordings:
             numbers: dict[str, str | int] = {"KEYS": text("keys"), "SLICE": SLICE, "ROOM": ROOM}
-            x, over_all = self._logits.buffer, (self._slices, 1, 1)
-            count = source("top_k_count", **numbers), [x, self._state], "rw", over_all, self._n, self._slices
-            threshold = source("top_k_threshold"), [self._state], "w", (1, 1, 1), k, self._slices
+            x, place, over_all, slices = self._logits.buffer, self._logits, (self._slices, n_rows, 1), self._slices
+            count = source("top_k_count", **numbers), [x, self._state], "rw", over_all, self._n, slices
+            threshold = source("top_k_threshold"), [self._state], "w", (1, n_rows, 1), k, slices
             gather = source("top_k_gather", **numbers), [x, self._state, self._candidates], "rww", over_all, self._n
-            sort = source("top_k_sort", **numbers), [self._state, self._candidates, self.found], "wrw", (1, 1, 1), k
+            sort = source("top_k_sort", **numbers), [self._state, self._candidates, self.found], "wrw", (1, n_rows, 1)
             rows = [
-                self._device.dispatch(*count, self._logits.at),
+                self._device.dispatch(*count, place.at, place.row),
                 self._device.dispatch(*threshold),
-                self._device.dispatch(*gather, self._slices, self._logits.at),
-                self._device.dispatch(*sort, self._slices),
+                self._device.dispatch(*gather, slices, place.at, place.row),
+                self._device.dispatch(*sort, k, slices, step * n_rows * TopK.nbytes(k) // 4),
             ]
-            self._recordings[k] = self._device.recording(rows)
-        return self._recordings[k]
+            self._recordings[key] = self._device.recording(rows)
+        return self._recordings[key]
 
     @staticmethod
     def nbytes(k: int) -> int:
-        """Bytes to read of ``found``."""
+        """Bytes of the answer for one row."""
         return 16 + 8 * k
 
+    def read(
+        self, k: int, n_rows: int, n_steps: int, recordings: Sequence[Recording]
+    ) -> list[list[Found | bool | None]]:
+        """Play recordings, then the answers for each step and row; see ``parse``."""
+        data = self._device.play(recordings, (self.found, 0, n_steps * n_rows * TopK.nbytes(k)))
+        return [[TopK.parse(row) for row in step] for step in data.reshape(n_steps, n_rows, -1)]
+
     @staticmethod
-    def read(data: np.ndarray) -> Found | bool | None:
+    def parse(data: np.ndarray) -> Found | bool | None:
         """What stands in these bytes; False where a logit is not finite, None where there was no room."""
         words = data.view(np.uint32)
         if words[0]:

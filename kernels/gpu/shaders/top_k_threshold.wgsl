@@ -4,8 +4,9 @@ struct P { k: u32, slices: u32 }
 var<immediate> p: P;
 var<workgroup> sums: array<u32, 256>;
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) t: u32) {
-  let counts = 4u + p.slices;
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let at = g.y * (4u + p.slices + 4096u);  // of this row's state
+  let counts = at + 4u + p.slices;
   var sum = 0u;
   for (var i = 0u; i < 16u; i++) { sum += state[counts + t * 16u + i]; }
   sums[t] = sum;
@@ -16,7 +17,7 @@ fn main(@builtin(local_invocation_index) t: u32) {
     while (i > 0u && sums[i] < left) { left -= sums[i]; i -= 1u; }
     var j = 15u;
     while (j > 0u && state[counts + i * 16u + j] < left) { left -= state[counts + i * 16u + j]; j -= 1u; }
-    state[2] = i * 16u + j;
+    state[at + 2u] = i * 16u + j;
   }
   storageBarrier();
   workgroupBarrier();

@@ -271,6 +271,72 @@ def test_runs_of_steps_draw_the_tokens_that_steps_with_all_logits_draw(
     executor.close()
 
 
+def next_tokens(program: Program, lengths: list[int], tokens: list[int]) -> Batch:
+    """A token of each sequence behind those that are in the cache."""
+    return replace(sequences(program, [1] * len(lengths), lengths), tokens=np.array(tokens, np.int32))
+
+
+@pytest.mark.parametrize(
+    "names", [["greedy"] * 3, ["sampled with logprobs", "greedy", "sampled"]], ids=["ahead", "mixed"]
+)
+def test_sequences_that_decode_together_draw_the_tokens_of_each_alone(
+    names: list[str], files: dict[str, Path], index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GGUFFile.open(files["gemma3 Q8_0"]) as gguf:
+        executor = opened(build_program(gguf), index)
+    program, lengths = executor.program, [31, 3, 17]
+    executor.run(sequences(program, lengths, [0, 0, 0]))
+
+    def opened_draws() -> list[Any]:
+        return [executor.draw.open(SPECS[name], np.random.default_rng(i)) for i, name in enumerate(names)]
+
+    judges, tokens = [], [9, 10, 11]
+    for i, draw in enumerate(opened_draws()):
+        token, drawn = tokens[i], []
+        for step in range(10):
+            batch = alone(next_tokens(program, [length + step for length in lengths], [token] * 3), i)
+            assert draw.draw(executor.run(batch)[0])
+            drawn += draw.drawn(1)
+            token = drawn[-1].token
+        judges.append(drawn)
+    batch = next_tokens(program, lengths, tokens)
+
+    def check(n_steps: int, stop_ids: list[list[int]], expected: int) -> None:
+        draws = opened_draws()
+        assert executor.decode_together(batch, n_steps, draws, stop_ids) == [expected] * 3
+        for draw, judge in zip(draws, judges, strict=True):
+            for mine, other in zip(draw.drawn(expected), judge, strict=False):
+                same = ("token", "place", "positions", "values", "left", "shaped")
+                assert all(getattr(mine, name) == getattr(other, name) for name in same)
+
+    check(10, [[], [], []], 10)
+    token, before = judges[1][5].token, [row.token for row in judges[1][:5]]
+    check(10, [[], [token], []], 6 if token not in before else before.index(token) + 1)
+    with monkeypatch.context() as patch:  # every distribution is a flat one: all logits come to the host
+        patch.setattr("edgellm.kernels.gpu.top_k.ROOM", -1)
+        check(6, [[], [], []], 6)
+    for name in ("tokens", "outputs", "positions", "sequences"):
+        with pytest.raises(ParameterError):
+            executor.decode_together(
+                replace(batch, **{name: getattr(batch, name)[:2] * 0}), 3, opened_draws(), [[]] * 3
+            )
+    executor.close()
+
+
+def test_a_step_that_gives_nan_to_one_sequence_gives_tokens_to_the_others(files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        executor = opened(build_program(gguf), index)
+    program, lengths = executor.program, [5, 3, 7]
+    executor.run(sequences(program, lengths, [0, 0, 0]))
+    block = int(sequences(program, [1] * 3, lengths).tables[0][1, 0])
+    executor.pool.write_block(0, block, b"\x00\x7e" * (executor.pool.block_nbytes(0) // 2))
+    draws = [executor.draw.open(SPECS["greedy"], np.random.default_rng(0)) for _ in range(3)]
+    assert executor.decode_together(next_tokens(program, lengths, [9, 10, 11]), 6, draws, [[]] * 3) == [1, 0, 1]
+    with pytest.raises(NumericError):
+        executor.run(next_tokens(program, lengths, [9, 10, 11]))
+    executor.close()
+
+
 @pytest.mark.parametrize("n", [1, 7, 257, 4099, 49152, 262144])
 def test_the_largest_logits_are_found_in_order(n: int, index: int) -> None:
     gpu, rng = Device(adapters.choose(index)), np.random.default_rng(n)
@@ -279,7 +345,7 @@ def test_the_largest_logits_are_found_in_order(n: int, index: int) -> None:
 
     def find(logits: np.ndarray, k: int) -> Any:
         gpu.write(place.buffer, 256, logits)
-        return TopK.read(gpu.play([finder.recording(k)], (finder.found, 0, TopK.nbytes(k))))
+        return finder.read(k, 1, 1, [finder.recording(k)])[0][0]
 
     peaked = rng.standard_normal(n).astype(np.float32) * 3 - 20
     peaked[rng.integers(0, n, 20)] += 30
