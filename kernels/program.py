@@ -246,3 +246,16 @@ class DecodingExecutor(Executor, Protocol):
         the first), and whoever asks for it with ``run`` gets the error.
         """
         ...
+
+
+class TogetherDecodingExecutor(DecodingExecutor, Protocol):
+    """An executor that can do so for several sequences: it has ``decode_together``."""
+
+    def decode_together(
+        self, batch: Batch, n_steps: int, draws: Sequence[TokenDraw], stop_ids: Sequence[Collection[int]]
+    ) -> list[int]:
+        """``decode`` for the next tokens of several sequences, each with a draw and stop ids; the tokens drawn of each.
+
+        The run ends with the step in which one of them ends, be it by NaN: then that one has a token less.
+        """
+        ...

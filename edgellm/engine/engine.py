@@ -402,7 +402,9 @@ class Engine:
             return
         started = perf_counter()
         scheduled = self.scheduler.schedule(requests, lambda request, error: self._deliver(request, [], error))
-        if scheduled and not (len(scheduled) == 1 and self._run_on(scheduled[0], started)):
+        if scheduled and not (
+            self._run_on(scheduled[0], started) if len(scheduled) == 1 else self._run_together(scheduled)
+        ):
             self._run(scheduled, started)
 
     def _run(self, scheduled: list[Scheduled], started: float) -> None:
@@ -447,6 +449,38 @@ class Engine:
         seconds = perf_counter() - started
         self._commit(part, tokens, partial(request.accept_drawn, tokens, n_drawn), seconds)
         self.scheduler.note([part], [1], seconds / n_drawn)
+        return True
+
+    def _run_together(self, scheduled: list[Scheduled]) -> bool:
+        """The same for several answers, where the executor draws for all of them."""
+        requests, started = [part.request for part in scheduled], perf_counter()
+        decode = getattr(self.executor, "decode_together", None)  # isinstance takes long with a protocol
+        if decode is None:
+            return False
+        draws = [chain.draw for request in requests if (chain := request.chain) is not None]
+        if len(draws) < len(scheduled):
+            return False
+        if not all(part.decodes and not part.n_drafted for part in scheduled):
+            return False
+        n = max(1, min(map(self.scheduler.run_length, scheduled)))  # one is a step as any other, but for the logits
+        stop_ids = [request.stop_ids for request in requests]
+        try:
+            drawn: list[int] = decode(make_batch(scheduled), n, draws, stop_ids)
+            self.intact()
+        except BaseException as error:
+            for request in requests:
+                self._deliver(request, [], error)
+            return True
+        if not any(drawn):
+            return False
+        seconds = perf_counter() - started
+        for part, draw, n_drawn in zip(scheduled, draws, drawn, strict=True):
+            if n_drawn:
+                tokens = [*part.tokens, *draw.tokens(n_drawn - 1)]
+                self._commit(part, tokens, partial(part.request.accept_drawn, tokens, n_drawn), seconds)
+        self.scheduler.note(scheduled, [1] * len(scheduled), seconds / max(drawn))
+        for part in (part for part, n_drawn in zip(scheduled, drawn, strict=True) if not n_drawn):
+            self._run([part], perf_counter())  # it says what is wrong
         return True
 
     def _commit(self, part: Scheduled, tokens: Sequence[int], accept: Callable[[], int], seconds: float) -> int:
