@@ -161,7 +161,7 @@ class GPUExecutor:
             )
         if any(group.kind == "state" for group in self.program.groups) or batch.rope_positions is not None:
             return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
-        if batch.embeddings is not None or n > self._there.rows["outputs"]:
+        if batch.embeddings is not None or n > self._top_k.rows:
             return [0] * n
         n_steps = min(n_steps, MAX_STEPS)
         check_batch(batch, self.program, self.pool, self.max_tokens, n_steps)

@@ -35,13 +35,16 @@ class Found(NamedTuple):
 class TopK:
     """The shaders that find the largest of the first rows of ``logits``, and where they leave them.
 
-    rows   of logits, at most; answers for as many are kept of ``AHEAD`` steps
+    rows   of logits, at most: as many as are asked for, or as small bindings take; answers for as many are kept of
+           ``AHEAD`` steps
     """
 
     def __init__(self, device: Device, logits: Place, n_vocab: int, rows: int = 1) -> None:
         self._device, self._logits, self._n = device, logits, n_vocab
         self._slices = -(-n_vocab // SLICE)
-        self._state = device.buffer(4 * rows * (4 + self._slices + N_COUNTS))
+        state_nbytes = 4 * (4 + self._slices + N_COUNTS)
+        self.rows = rows = max(1, min(rows, device.max_binding // state_nbytes))
+        self._state = device.buffer(rows * state_nbytes)
         self._candidates = device.buffer(8 * rows * ROOM)
         self.found = device.buffer(AHEAD * rows * TopK.nbytes(MAX_K))
         self._recordings: dict[tuple[int, int, int], Recording] = {}
