@@ -2,8 +2,8 @@
 
 A pair is a token and one of its experts. ``group_by_expert`` puts the pairs of a step in the order of their experts, so
 that an expert's weights are read once for all its pairs; quantized activations are made in that order. A group of one
-pair, as in decoding, is multiplied straight from the mapped file, a larger one through panels of 16 rows. The cores are
-those of any other product, so a token has the same bits in a group of any size.
+or a few pairs, as in decoding, is multiplied straight from the mapped file, a larger one through panels of 16 rows. The
+cores are those of any other product, so a token has the same bits in a group of any size.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from edgellm.kernels.cpu.weights import FLOAT
 
 CHUNK_ROWS = 128
 """Rows of an expert that a thread takes at a time, for all pairs of its group."""
-FEW_PAIRS = 1
-"""A group of so many is multiplied pair by pair, without a panel."""
 
 
 # ---- which experts ---------------------------------------------------------------------------------------------------
@@ -174,25 +172,28 @@ def _make_float(quant: str) -> Any:
 
 def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
     cores = quantized_matmul.make_cores(quant, has_dot_bytes)
-    prepare, eight_rows, sixteen_rows = cores.prepare, cores.eight_rows, cores.sixteen_rows
+    few, prepare, eight_rows, sixteen_rows = cores.few, cores.prepare, cores.eight_rows, cores.sixteen_rows
 
     @v.forceinline
-    def one_pair(args, x, pair, base, start, stop, behind, scratch):
-        """A chunk of rows times one pair."""
-        n_groups, w_row = args.n_in // 32, args.w_row
-        if prepare(x, 0, 1, n_groups, scratch + at.RECORDS) != 0:
-            x = scratch + at.RECORDS
+    def few_pairs(args, x, first, n, base, start, stop, behind, scratch):
+        """A chunk of rows times up to ``few`` pairs of a group, eight rows at a time."""
+        n_groups, w_row, x_row = args.n_in // 32, args.w_row, args.x_row
+        prepared_row = prepare(x, x_row, n, n_groups, scratch + at.RECORDS)
+        if prepared_row != 0:
+            x, x_row = scratch + at.RECORDS, prepared_row
         ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
         for at_row in range(start, stop, 8):
             row = min(at_row, base + args.n_out - 8)  # the last eight may overlap the ones before: same bits
             ahead = args.w + (at_row + ahead_rows) * w_row
             if at_row + ahead_rows >= stop:
                 ahead = behind + (at_row + ahead_rows - stop) * w_row
-            eight_rows(x, 0, 1, args.w, w_row, n_groups, row, ahead, scratch)
-            sums = v.load_f32x8(scratch + at.SUMS)
-            if args.bias != 0:
-                sums = sums + v.load_f32x8(args.bias + row * 4)
-            v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
+            eight_rows(x, x_row, n, args.w, w_row, n_groups, row, ahead, scratch)
+            for i in range(n):
+                sums = v.load_f32x8(scratch + at.SUMS + i * 32)
+                if args.bias != 0:
+                    sums = sums + v.load_f32x8(args.bias + row * 4)
+                pair = v.load_i32(args.pairs + (first + i) * 4)
+                v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
 
     @v.forceinline
     def many_pairs(args, x, first, n, base, start, stop, scratch):
@@ -214,12 +215,10 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
     def times_pairs(args, first, n, base, start, stop, behind, scratch):
         """``behind`` is what will be read after these rows."""
         x = args.x + first * args.x_row
-        if n > FEW_PAIRS:
+        if n > few:
             many_pairs(args, x, first, n, base, start, stop, scratch)
         else:
-            for i in range(n):
-                pair = v.load_i32(args.pairs + (first + i) * 4)
-                one_pair(args, x + i * args.x_row, pair, base, start, stop, behind, scratch)
+            few_pairs(args, x, first, n, base, start, stop, behind, scratch)
 
     return times_pairs
 
