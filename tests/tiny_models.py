@@ -22,7 +22,9 @@ CHATML = (
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 N_EXPERT = 5
-EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe")
+EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe", "qwen3next")
+HYBRIDS = ("qwen35", "qwen35moe", "qwen3next")
+"""Whose every other layer is a delta-net, here."""
 """Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
@@ -119,15 +121,15 @@ def write_tiny_model(
         keys["lfm2.shortconv.l_cache"] = 3
     if architecture in EXPERTS:
         keys |= {f"{architecture}.expert_count": N_EXPERT, f"{architecture}.expert_used_count": 2}
-    if architecture.startswith("qwen35"):  # every other layer is attention
+    if architecture in HYBRIDS:  # every other layer is attention
         sizes = delta_keys(2, 4, head_dim, 4) | {
             "full_attention_interval": 2,
             "rope.dimension_count": head_dim // 4 * 2,
         }
         keys |= {f"{architecture}.{key}": value for key, value in sizes.items()}
-    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss", "qwen35moe"):
+    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss", "qwen35moe", "qwen3next"):
         keys[f"{architecture}.expert_feed_forward_length"] = n_ff
-    if architecture in ("qwen2moe", "granitemoe", "qwen35moe"):
+    if architecture in ("qwen2moe", "granitemoe", "qwen35moe", "qwen3next"):
         keys[f"{architecture}.expert_shared_feed_forward_length"] = 2 * n_ff
     if architecture.startswith("granite"):
         scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
@@ -198,13 +200,13 @@ def tensor_shapes(
         layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd)}
         for name in ("gate", "up", "down"):
             layer[f"ffn_{name}_exps.weight"] = (N_EXPERT, *layer.pop(f"ffn_{name}.weight"))
-    if architecture in ("qwen2moe", "granitemoe", "qwen35moe"):
+    if architecture in ("qwen2moe", "granitemoe", "qwen35moe", "qwen3next"):
         for name in ("gate", "up", "down"):
             shape = (n_embd, 2 * n_ff) if name == "down" else (2 * n_ff, n_embd)
             layer[f"ffn_{name}_shexp.weight"] = shape
-    if architecture in ("qwen2moe", "qwen35moe"):
+    if architecture in ("qwen2moe", "qwen35moe", "qwen3next"):
         layer |= {"ffn_gate_inp_shexp.weight": (n_embd,)}
-    if architecture.startswith("qwen35"):
+    if architecture in HYBRIDS:
         layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
         layer |= {"attn_q.weight": (2 * n_q, n_embd), "attn_q_norm.weight": (head_dim,)}
         layer |= {"attn_k_norm.weight": (head_dim,)}
@@ -221,7 +223,7 @@ def tensor_shapes(
         "shortconv.conv.weight": (n_embd, 3),
         "shortconv.out_proj.weight": (n_embd, n_embd),
     }
-    if architecture.startswith("qwen35"):  # two key heads, four value heads
+    if architecture in HYBRIDS:  # two key heads, four value heads
         conv = {
             "attn_qkv.weight": (8 * head_dim, n_embd),
             "attn_gate.weight": (4 * head_dim, n_embd),
@@ -233,8 +235,11 @@ def tensor_shapes(
             "ssm_norm.weight": (head_dim,),
             "ssm_out.weight": (n_embd, 4 * head_dim),
         }
+        if architecture == "qwen3next":
+            del conv["ssm_alpha.weight"], conv["ssm_beta.weight"]
+            conv["ssm_ba.weight"] = (8, n_embd)
     for i in range(n_layer):
-        convolves = (architecture == "lfm2" and i % 3 != 1) or (architecture.startswith("qwen35") and i % 2 == 0)
+        convolves = (architecture == "lfm2" and i % 3 != 1) or (architecture in HYBRIDS and i % 2 == 0)
         rest = {
             name: shape for name, shape in layer.items() if not name.startswith("attn_") or name == "attn_norm.weight"
         }
@@ -282,6 +287,7 @@ ARCHITECTURE_OF = {
     "qwen3_moe": "qwen3moe",
     "granitemoeshared": "granitemoe",
     "gpt_oss": "gpt-oss",
+    "qwen3_next": "qwen3next",
     "qwen3_5_text": "qwen35",
     "qwen3_5_moe_text": "qwen35moe",
 }
@@ -319,12 +325,13 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = -np.exp(weight)
         if architecture.startswith("qwen35"):
             weight = with_tiled_heads(weight, name, config)
-        shifted = architecture.startswith(("gemma", "qwen35")) and not name.endswith("ssm_norm.weight")
+        shifted = architecture.startswith(("gemma", *HYBRIDS)) and not name.endswith("ssm_norm.weight")
         if shifted and name.endswith("norm.weight"):
             weight = weight + 1
         if name.endswith(("shortconv.conv.weight", "ssm_conv1d.weight")):
             weight = weight[:, 0]
-        writer.add_tensor(name, np.ascontiguousarray(weight))
+        for part, rows in qkv_and_z(weight, name, config).items():
+            writer.add_tensor(part, np.ascontiguousarray(rows))
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, _head_dim(config)))
@@ -377,6 +384,19 @@ def with_tiled_heads(weight: np.ndarray, name: str, config: Any) -> np.ndarray:
     return tiled(weight.T).T if kind == "ssm_out.weight" else weight
 
 
+def qkv_and_z(weight: np.ndarray, name: str, config: Any) -> dict[str, np.ndarray]:
+    """Of rows that are [q | k | v | z] by key head the two matrices that files have; any other as it is."""
+    if not name.endswith("ssm_in.weight"):
+        return {name: weight}
+    n_k, dim = config.linear_num_key_heads, config.linear_value_head_dim
+    n_values = config.linear_num_value_heads // n_k * dim
+    heads = weight.reshape(n_k, 2 * dim + 2 * n_values, -1)
+    *qkv, z = np.split(heads, np.cumsum([dim, dim, n_values]), axis=1)
+    flat = [part.reshape(-1, weight.shape[1]) for part in qkv]
+    blk = name.removesuffix("ssm_in.weight")
+    return {f"{blk}attn_qkv.weight": np.concatenate(flat), f"{blk}attn_gate.weight": z.reshape(-1, weight.shape[1])}
+
+
 def pair_neighbours(weight: np.ndarray, n_head: int) -> np.ndarray:
     """Reorder the rows of every head so that rotated pairs, half a head apart in transformers, are neighbours."""
     heads = weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
@@ -413,6 +433,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "gpt-oss",
         "qwen35",
         "qwen35moe",
+        "qwen3next",
         "gemma",
         "gemma2",
         "gemma3",
@@ -432,7 +453,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "final_logit_softcapping": "final_logit_softcapping",
     }
     keys |= {key: getattr(config, name) for name, key in named.items() if getattr(config, name, None) is not None}
-    if architecture.startswith("qwen35"):
+    if architecture in HYBRIDS:
         keys |= delta_keys(
             config.linear_num_key_heads, config.linear_num_value_heads, config.linear_value_head_dim,
             config.linear_conv_kernel_dim,

@@ -9,7 +9,7 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import feed_forward
 from edgellm.models.parts.checkpoint_form import CheckpointForm
-from edgellm.models.parts.delta_net import apart_gates, build_hybrid, read_delta_net
+from edgellm.models.parts.delta_net import apart_inputs, build_hybrid, read_delta_net
 from edgellm.models.parts.delta_net_checkpoint import (
     DELTA_LAYER,
     DELTA_NUMBERS,
@@ -23,7 +23,7 @@ from edgellm.models.parts.delta_net_checkpoint import (
 def build(gguf: ModelFile) -> Program:
     """See ``build_hybrid``."""
     net = read_delta_net(gguf, tiled=True)
-    return build_hybrid(gguf, net, gates=apart_gates(net), ffn=lambda m, blk: feed_forward(m, blk, "silu"))
+    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=lambda m, blk: feed_forward(m, blk, "silu"))
 
 
 CHECKPOINT = CheckpointForm(

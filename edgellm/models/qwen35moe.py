@@ -7,7 +7,7 @@ from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import ProgramBuilder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata
-from edgellm.models.parts.delta_net import apart_gates, build_hybrid, read_delta_net
+from edgellm.models.parts.delta_net import apart_inputs, build_hybrid, read_delta_net
 from edgellm.models.parts.delta_net_checkpoint import (
     DELTA_LAYER,
     DELTA_NUMBERS,
@@ -37,7 +37,7 @@ def build(gguf: ModelFile) -> Program:
         expert_feed_forward(m, blk, experts, "silu")
         shared_expert(m, blk, experts.shared, "silu", gated=True)
 
-    return build_hybrid(gguf, net, gates=apart_gates(net), ffn=ffn, n_ff=experts.n_ff)
+    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=ffn, n_ff=experts.n_ff)
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:

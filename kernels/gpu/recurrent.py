@@ -77,8 +77,8 @@ def split_heads(low: Lowering, op: SplitHeads) -> None:
     """Heads of one buffer to those of two."""
     x, y, z = low.place(op.x), low.place(op.first), low.place(op.second)
     bound = bindings(0, [("x", x.buffer, "r"), ("first", y.buffer, "w"), ("second", z.buffer, "w")])
-    n = low.n(y) * y.width
+    n = low.n(x) * x.width
     low.emit(
         source("split_heads", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
-        y.width, n, op.head_dim, x.at, x.row, y.at, y.row, z.at, z.row,
+        x.width, n, op.head_dim, x.width // (y.width // op.head_dim), x.at, x.row, y.at, y.row, z.at, z.row,
     )  # fmt: skip

@@ -136,25 +136,25 @@ class SigmoidGate(Op):
 
 @dataclass(frozen=True)
 class SplitHeads(Op):
-    """Heads of x, each [first | second] of equal width, to heads of two buffers."""
+    """Heads of x, each [first | second], to heads of two buffers."""
 
     name, reads, writes, by_row = "split_heads", ("x",), ("first", "second"), True
 
     x: str
     first: str
     second: str
-    head_dim: int  # of first and of second
+    head_dim: int  # of first
 
     def reference(self, step: Step) -> None:
-        n, width = step[self.x].shape
-        heads = step[self.x].reshape(n, width // (2 * self.head_dim), 2, self.head_dim)
-        step[self.first], step[self.second] = (heads[:, :, i].reshape(n, width // 2) for i in (0, 1))
+        n, dim = len(step[self.x]), self.head_dim
+        heads = step[self.x].reshape(n, step[self.first].shape[1] // dim, -1)
+        step[self.first], step[self.second] = heads[:, :, :dim].reshape(n, -1), heads[:, :, dim:].reshape(n, -1)
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
-        for heads, dim in ((1, 1), (3, 2), (2, 17), (4, 64)):
-            op = SplitHeads(s.input(2 * heads * dim), s.buffer(heads * dim), s.buffer(heads * dim), dim)
-            s.emit(f"heads={heads} head_dim={dim}", op)
+        for heads, dim, rest in ((1, 1, 1), (3, 2, 2), (2, 17, 40), (4, 64, 64), (3, 48, 5)):
+            op = SplitHeads(s.input(heads * (dim + rest)), s.buffer(heads * dim), s.buffer(heads * rest), dim)
+            s.emit(f"heads={heads} head_dim={dim}+{rest}", op)
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3_5Moe",
         DELTA | EXPERTS | {"shared_expert_intermediate_size": 40, "num_experts": 32, "num_experts_per_tok": 1},
     ),
+    "qwen3next": (
+        "Qwen3Next",
+        DELTA
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 40, "num_hidden_layers": 3}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "qwen3next tied, heads alike": (
+        "Qwen3Next",
+        DELTA
+        | EXPERTS
+        | {"linear_num_value_heads": 2, "shared_expert_intermediate_size": 80, "tie_word_embeddings": True},
+    ),
+    "qwen3next one key head, one of many": (
+        "Qwen3Next",
+        DELTA
+        | EXPERTS
+        | {"linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_conv_kernel_dim": 3, "num_experts": 32}
+        | {"num_experts_per_tok": 1, "shared_expert_intermediate_size": 40, "num_key_value_heads": 1}
+        | {"num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+    ),
     "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gemma all heads": ("Gemma", {"head_dim": 16, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     "gemma untied": ("Gemma", {"head_dim": 22, "intermediate_size": 77}),
@@ -305,7 +326,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 
 EXTREME = (
     *("llama mixtral", "qwen2moe", "qwen3moe", "olmoe", "granite", "granitemoe shared", "gemma", "gemma2"),
-    *("gpt-oss", "qwen35", "qwen35moe"),
+    *("gpt-oss", "qwen35", "qwen35moe", "qwen3next"),
 )
 
 

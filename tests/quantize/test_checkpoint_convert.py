@@ -86,6 +86,7 @@ def test_another_type_is_rounded_to_the_nearest(outtype: str, limit: float, tmp_
 
 JUDGED = (
     *("qwen35", "qwen35 tied, heads alike", "qwen35moe"),
+    *("qwen3next tied, heads alike", "qwen3next one key head, one of many"),
     *("llama 3 factors", "qwen2 tied", "qwen3", "qwen3moe one of many", "qwen3moe some of few", "gemma3", "lfm2"),
     *("llama mixtral", "llama mixtral tied", "qwen2moe", "qwen2moe one of many", "olmoe all heads"),
     *("granite", "granite tied", "granitemoe", "granitemoe shared", "gemma", "gemma2"),

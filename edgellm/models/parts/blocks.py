@@ -97,6 +97,11 @@ class ProgramBuilder:
         assert known == wanted, f"buffer {name} has two shapes"
         return name
 
+    def part(self, name: str, of: str, first: int, width: int) -> str:
+        """Declare columns of another buffer as one of their own."""
+        self.buffers[name] = Buffer(name, width, self.buffers[of].rows, of=of, first=first)
+        return name
+
     def like(self, x: str, out: str) -> str:
         """Declare ``out`` in the shape of ``x``."""
         return self.buffer(out, self.buffers[x].width, self.buffers[x].rows)

@@ -64,6 +64,10 @@ USED: dict[str, frozenset[str]] = {
     "qwen3_5_moe_text": _DECODER
     | _DELTA
     | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"},
+    "qwen3_next": _DECODER
+    | _DELTA
+    | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"}
+    | {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"},
     # the frame around the settings of a model that also sees
     **dict.fromkeys(("gemma3", "qwen3_5", "qwen3_5_moe"), _FRAME),
 }
@@ -122,6 +126,7 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
     "qwen3_5_text": _MTP,
     "qwen3_5_moe_text": _MTP | _ROUTING,
+    "qwen3_next": _MTP | _ROUTING,
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _SEES),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
@@ -236,6 +241,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": _DELTA_DEFAULTS | {"num_key_value_heads": 4},
     "qwen3_5_moe_text": _DELTA_DEFAULTS
     | {"num_key_value_heads": 2, "num_experts": 256, "num_experts_per_tok": 8}
+    | {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512},
+    "qwen3_next": _DELTA_DEFAULTS
+    | {"num_key_value_heads": 2, "num_experts": 512, "num_experts_per_tok": 10, "max_position_embeddings": 32768}
     | {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512},
     "qwen3_5": {"tie_word_embeddings": False},
     "qwen3_5_moe": {"tie_word_embeddings": False},

@@ -45,14 +45,13 @@ def read_delta_net(gguf: ModelFile, *, tiled: bool) -> DeltaNet:
     return DeltaNet(n_k, n_v, head_dim, integer(gguf, "ssm.conv_kernel", least=2), tiled)
 
 
-def delta_net(m: ProgramBuilder, blk: str, net: DeltaNet, gates: Callable[[ProgramBuilder, str], None]) -> None:
-    """proj = (RMSNorm(delta rule(conv(h Wqkv)^T)) * silu(h Wz^T)) Wout^T
+Inputs = Callable[[ProgramBuilder, str], None]
+"""Adds the ops from h to qkv, z, alpha and beta of a layer."""
 
-    gates   adds the ops from h to alpha and beta
-    """
-    m.linear("h", f"{blk}.attn_qkv", "qkv", net.n_qkv)
-    m.linear("h", f"{blk}.attn_gate", "z", net.n_v * net.head_dim)
-    gates(m, blk)
+
+def delta_net(m: ProgramBuilder, blk: str, net: DeltaNet, inputs: Inputs) -> None:
+    """proj = (RMSNorm(delta rule(conv(h Wqkv)^T)) * silu(h Wz^T)) Wout^T"""
+    inputs(m, blk)
     conv = m.weight(f"{blk}.ssm_conv1d.weight", net.n_qkv, net.n_taps)
     layer = m.cache_layer(StateLayer((net.n_taps - 1) * net.n_qkv))
     m.ops.append(CausalConv("qkv", conv, m.like("qkv", "conv"), layer))
@@ -65,21 +64,28 @@ def delta_net(m: ProgramBuilder, blk: str, net: DeltaNet, gates: Callable[[Progr
     m.linear("delta", f"{blk}.ssm_out", "proj", m.hp.n_embd)
 
 
-def apart_gates(net: DeltaNet) -> Callable[[ProgramBuilder, str], None]:
-    """alpha and beta of matrices of their own."""
+def qkv_and_z(m: ProgramBuilder, blk: str, net: DeltaNet) -> None:
+    """qkv = h Wqkv^T, z = h Wz^T"""
+    m.linear("h", f"{blk}.attn_qkv", "qkv", net.n_qkv)
+    m.linear("h", f"{blk}.attn_gate", "z", net.n_v * net.head_dim)
 
-    def gates(m: ProgramBuilder, blk: str) -> None:
+
+def apart_inputs(net: DeltaNet) -> Inputs:
+    """Each of a matrix of its own."""
+
+    def inputs(m: ProgramBuilder, blk: str) -> None:
+        qkv_and_z(m, blk, net)
         m.linear("h", f"{blk}.ssm_alpha", "alpha", net.n_v)
         m.linear("h", f"{blk}.ssm_beta", "beta", net.n_v)
 
-    return gates
+    return inputs
 
 
 def build_hybrid(
     gguf: ModelFile,
     net: DeltaNet,
     *,
-    gates: Callable[[ProgramBuilder, str], None],
+    inputs: Inputs,
     ffn: Callable[[ProgramBuilder, str], None],
     n_ff: int | None = None,
 ) -> Program:
@@ -104,7 +110,7 @@ def build_hybrid(
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         if recurrent:
-            delta_net(m, blk, net, gates)
+            delta_net(m, blk, net, inputs)
         else:
             self_attention(m, blk, qk_norms="heads", gated=True)
         m.add("x", "proj", "x")

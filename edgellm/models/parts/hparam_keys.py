@@ -48,6 +48,7 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen2": frozenset(("rope.scaling.attn_factor",)),
     "qwen3": frozenset(("rope.scaling.attn_factor",)),
     "lfm2": frozenset(("shortconv.l_cache", "rope.scaling.attn_factor")),
+    "qwen3next": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen35": _DELTA,
     "qwen35moe": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},

@@ -248,22 +248,24 @@ def sigmoid_gate(op, step, thread, n_threads):
                 v.store_f32(out + i * 4, v.load_f32(x + i * 4) * v.first_lane(gate))
 
 
+@v.forceinline
+def _copy(source, target, n):
+    whole = n // 16 * 16
+    for i in range(0, whole, 16):
+        v.store_f32x16(target + i * 4, v.load_f32x16(source + i * 4))
+    for i in range(whole, n):
+        v.store_f32(target + i * 4, v.load_f32(source + i * 4))
+
+
 def split_heads(op, step, thread, n_threads):
     """Heads [first | second] to heads of two buffers."""
     args = v.arguments(op, at.SPLIT_HEADS)
-    n, dim = v.load_i64(step + args.row_kind), args.head_dim
-    whole = dim // 16 * 16
+    n, first_dim, second_dim = v.load_i64(step + args.row_kind), args.first_dim, args.second_dim
     for item in range(thread, n * args.heads, n_threads):
         row, head = item // args.heads, item % args.heads
-        x = args.x + row * args.x_row + head * dim * 8
-        first = args.first + row * args.first_row + head * dim * 4
-        second = args.second + row * args.second_row + head * dim * 4
-        for i in range(0, whole, 16):
-            v.store_f32x16(first + i * 4, v.load_f32x16(x + i * 4))
-            v.store_f32x16(second + i * 4, v.load_f32x16(x + (dim + i) * 4))
-        for i in range(whole, dim):
-            v.store_f32(first + i * 4, v.load_f32(x + i * 4))
-            v.store_f32(second + i * 4, v.load_f32(x + (dim + i) * 4))
+        x = args.x + row * args.x_row + head * (first_dim + second_dim) * 4
+        _copy(x, args.first + row * args.first_row + head * first_dim * 4, first_dim)
+        _copy(x + first_dim * 4, args.second + row * args.second_row + head * second_dim * 4, second_dim)
 
 
 def softcap(op, step, thread, n_threads):

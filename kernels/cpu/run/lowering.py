@@ -428,10 +428,10 @@ def _sigmoid_gate(low: _Lowering, op: SigmoidGate) -> None:
 
 
 def _split_heads(low: _Lowering, op: SplitHeads) -> None:
-    width = low.width(op.x)
+    width, heads = low.width(op.x), low.width(op.first) // op.head_dim
     arguments = layout.SPLIT_HEADS(
-        **low.where(x=op.x, first=op.first, second=op.second), heads=width // (2 * op.head_dim), head_dim=op.head_dim,
-        row_kind=low.row_kind(op.x),
+        **low.where(x=op.x, first=op.first, second=op.second), heads=heads, first_dim=op.head_dim,
+        second_dim=low.width(op.second) // heads, row_kind=low.row_kind(op.x),
     )  # fmt: skip
     low.emit(op, "split_heads", arguments, alone=width <= ALONE_WIDTH)
 

@@ -1,5 +1,5 @@
 // Heads of x, each [first | second], to heads of two buffers.
-struct P { width: u32, n: u32, dim: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32 }
+struct P { width: u32, n: u32, dim: u32, whole: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32 }
 $BINDINGS
 var<immediate> p: P;
 @compute @workgroup_size(64)
@@ -8,7 +8,12 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u
   if (i >= p.n) { return; }
   let row = i / p.width;
   let column = i % p.width;
-  let source = p.x_at + row * p.x_row + column + column / p.dim * p.dim;
-  $first[p.y_at + row * p.y_row + column] = $x[source];
-  $second[p.z_at + row * p.z_row + column] = $x[source + p.dim];
+  let value = $x[p.x_at + row * p.x_row + column];
+  let head = column / p.whole;
+  let at = column % p.whole;
+  if (at < p.dim) {
+    $first[p.y_at + row * p.y_row + head * p.dim + at] = value;
+  } else {
+    $second[p.z_at + row * p.z_row + head * (p.whole - p.dim) + at - p.dim] = value;
+  }
 }

@@ -49,6 +49,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lfm2 Q5_1": ("lfm2", "Q5_1", {}),
     "qwen35 Q8_0": ("qwen35", "Q8_0", {}),
     "qwen35moe Q5_K": ("qwen35moe", "Q5_K", {}),
+    "qwen3next Q8_0": ("qwen3next", "Q8_0", {}),
 }
 
 
