@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -69,6 +69,10 @@ class QuantizedTensor:
     def dequantize(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
         """float32 (n_rows, n_in) of the chosen rows, of all by default."""
         return self.quant.dequantize(self.data if rows is None else self.data[rows])
+
+    def times(self, scale: float) -> QuantizedTensor:
+        """The tensor whose weights are all to be multiplied by ``scale``."""
+        return replace(self, quant=self.quant.times(scale))
 
 
 class GGUFFile:

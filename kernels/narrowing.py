@@ -1,5 +1,8 @@
 """The end of a program for few rows: what follows the last op that mixes rows, for the tokens that want logits alone.
 
+Where the last layers keep nothing of their own and read what earlier ones keep, the end for few rows is longer: it
+begins behind the last op that writes a cache (``last_write``).
+
 A prompt wants the logits of its last token, and nothing after the last attention mixes rows. The program itself
 selects its rows at the very end, so that a hook sees every token in every layer; this is for executors without a hook.
 """
@@ -19,6 +22,27 @@ class OutputTail:
     start: int
     ops: tuple[Op, ...]
     buffers: dict[str, Buffer]
+
+
+@dataclass(frozen=True)
+class LastWrite:
+    """``start`` is the op behind the last one that writes a cache; ``buffers`` have rows that are read from there."""
+
+    start: int
+    buffers: tuple[str, ...]
+
+
+def last_write(program: Program) -> LastWrite | None:
+    """Where the rows of tokens that want no logits can be dropped; None where ``output_tail`` drops them as well."""
+    start = max((i + 1 for i, op in enumerate(program.ops) if op.written_layers()), default=0)
+    chooses = any(isinstance(op, SelectOutputs) for op in program.ops[:start])
+    if chooses or sum(bool(op.read_layers()) for op in program.ops[start:]) < 2:
+        return None
+    read, written = dict[str, None](), set[str]()
+    for op in program.ops[start:]:
+        read |= dict.fromkeys(root for name in op.read_buffers() if (root := program.root(name)) not in written)
+        written |= {name for name in op.written_buffers() if not program.buffers[name].of}
+    return LastWrite(start, tuple(name for name in read if program.buffers[name].rows == "tokens"))
 
 
 def output_tail(program: Program) -> OutputTail | None:

@@ -62,11 +62,17 @@ class ReferenceExecutor:
             self._weights[name] = tensor.dequantize().reshape(tensor.shape)
         return self._weights[name]
 
+    def rows(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Rows of a matrix, dequantized one by one where it is not kept whole: a table may be too large for that."""
+        if name in self._weights:
+            return self._weights[name][numbers]
+        return self.program.tensors[name].dequantize(numbers)
+
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32 of the tokens that want them."""
         if len(batch):
             check_batch(batch, self.program, self.pool, self.max_tokens)
-        step = Step(self.program, self.pool, self.weight, batch)
+        step = Step(self.program, self.pool, self.weight, self.rows, batch)
         for index, op in enumerate(self.program.ops):
             op.reference(step)
             if hook is not None:

@@ -17,7 +17,6 @@ import numpy as np
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES, QuantType
-from edgellm.kernels.ops import Embed
 from edgellm.kernels.program import Program
 from edgellm.machine.cores import default_threads
 from edgellm.machine.progress import StageProgress
@@ -185,7 +184,7 @@ class _Calibration:
         """The mean squares of the inputs of every matrix, in the source model."""
         means: dict[str, np.ndarray] = {}
         found = hessian.groups(self.program)
-        walk = hessian.Walk(self.program, chunks, self.source, self.tensor(self._embedding).dequantize)
+        walk = hessian.Walk(self.program, chunks, self.source, self.source_rows)
         for done, group in enumerate(found):
             self.report("measuring the importance of inputs", done, len(found), "")
             walk.advance(group.start)
@@ -219,19 +218,18 @@ class _Calibration:
         rounded = QUANT_TYPES[self.types[name]].dequantize(self.result.encoded[name]).reshape(tensor.shape)
         return self.result.scaled.get(name, Scaling()).undo(rounded)
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Rows of the embedding as the file will have them."""
-        rows = self.tensor(self._embedding).dequantize(np.asarray(tokens))
-        quant = self.types.get(self._embedding)
-        return rows if quant is None else QUANT_TYPES[quant].dequantize(self.encode(quant, rows))
+    def source_rows(self, name: str, tokens: np.ndarray) -> np.ndarray:
+        """Rows of a table of the source."""
+        return self.tensor(name).dequantize(np.asarray(tokens))
 
-    @property
-    def _embedding(self) -> str:
-        return next(op.weight for op in self.program.ops if isinstance(op, Embed))
+    def rows(self, name: str, tokens: np.ndarray) -> np.ndarray:
+        """Rows of a table as the file will have them."""
+        rows, quant = self.source_rows(name, tokens), self.types.get(name)
+        return rows if quant is None else QUANT_TYPES[quant].dequantize(self.encode(quant, rows))
 
     def _round(self, chunks: Sequence[Chunk]) -> None:
         found = hessian.groups(self.program)
-        walk = hessian.Walk(self.program, chunks, self.weight, self.embed)
+        walk = hessian.Walk(self.program, chunks, self.weight, self.rows)
         for done, group in enumerate(found):
             self.report("rounding with error compensation", done, len(found), "")
             wanted = [name for name in group.weights if self.types.get(name) in GRIDS]

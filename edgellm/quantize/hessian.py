@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
-from edgellm.kernels.ops import Embed, Matmul
+from edgellm.kernels.ops import Matmul
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Program
 from edgellm.measure.perplexity import Chunk
 
 WeightOf = Callable[[str], np.ndarray]
 """A tensor of the program by name, float32 in its own shape."""
+RowsOf = Callable[[str, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,16 @@ class Walk:
     """All chunks on their way through a program, in float32.
 
     weight_of   a tensor by name, asked again after each ``advance``
-    embed       token ids (n,) -> float32 (n, n_embd): the rows of the embedding, which is never decoded whole
+    rows_of     the rows of a table by its name and token ids (n,), float32 (n, width): it is never decoded whole
     """
 
-    def __init__(
-        self, program: Program, chunks: Sequence[Chunk], weight_of: WeightOf, embed: Callable[[np.ndarray], np.ndarray]
-    ) -> None:
+    def __init__(self, program: Program, chunks: Sequence[Chunk], weight_of: WeightOf, rows_of: RowsOf) -> None:
         self.program = program
         self.batches = [Batch.single(program, chunk.ids, outputs="last") for chunk in chunks]
         n_blocks = [-(-max(len(batch) for batch in self.batches) // BLOCK_TOKENS)] * len(program.groups)
         self.pool = CachePool(program.cache_layers, n_blocks, "float32")
         self.weight = functools.cache(weight_of)
-        self.embed = embed
+        self.rows = rows_of
         self.at = 0
         self.kept: list[dict[str, np.ndarray]] = [{} for _ in chunks]
         self.caches: list[dict[int, list[np.ndarray]]] = [{} for _ in chunks]  # of layers that are read later
@@ -84,16 +83,13 @@ class Walk:
         ops = self.program.ops[self.at : stop]
         buffers, layers = needed(self.program, stop)
         for index, batch in enumerate(self.batches):
-            step = Step(self.program, self.pool, self.weight, batch)
+            step = Step(self.program, self.pool, self.weight, self.rows, batch)
             for name, array in self.kept[index].items():
                 step[name] = array
             for layer, arrays in self.caches[index].items():
                 self.pool.arrays[layer] = arrays
             for op in ops:
-                if isinstance(op, Embed):
-                    step[op.out] = self.embed(batch.tokens) * np.float32(op.scale)
-                else:
-                    op.reference(step)
+                op.reference(step)
             self.kept[index] = {name: step.buffers[name] for name in buffers}
             self.caches[index] = {layer: [a.copy() for a in self.pool.arrays[layer]] for layer in layers}
         self.weight.cache_clear()

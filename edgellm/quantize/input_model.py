@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +63,13 @@ class InputTensor:
         """float32 (stop - start, n_in) of the rows from ``start``, decoded now; all of them by default."""
         return self.decode(start, self.n_rows if stop is None else stop)
 
-    def dequantize(self) -> np.ndarray:
-        """All rows."""
-        return self.rows()
+    def dequantize(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """The rows of these numbers, all of them by default."""
+        return self.rows() if rows is None else np.concatenate([self.rows(row, row + 1) for row in rows.tolist()])
+
+    def times(self, scale: float) -> InputTensor:
+        """The tensor whose numbers are all multiplied by ``scale``."""
+        return replace(self, decode=lambda start, stop: self.decode(start, stop) * np.float32(scale))
 
     def data(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 (stop - start, row_nbytes) of the same rows as they are stored, fit to be copied into a file."""

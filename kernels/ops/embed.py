@@ -33,7 +33,7 @@ class Embed(Op):
     embeds: bool = True
 
     def reference(self, step: Step) -> None:
-        step[self.out] = step.weight(self.weight)[step.batch.tokens] * np.float32(self.scale)
+        step[self.out] = step.rows(self.weight, step.batch.tokens) * np.float32(self.scale)
         if self.embeds and step.batch.embeddings is not None:
             rows, values = step.batch.embeddings
             step[self.out][rows] = values

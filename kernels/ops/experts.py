@@ -26,14 +26,17 @@ class Route(Op):
 
     ``over`` says what that is taken over: the logits of the chosen experts, so that their probs sum to 1, or of all.
     ids int32 and probs, (rows, n_used).
+
+    scales   (n_expert,): what multiplies the prob of each expert
     """
 
-    name, reads, writes, by_row = "route", ("logits",), ("ids", "probs"), True
+    name, reads, writes, weights, by_row = "route", ("logits",), ("ids", "probs"), ("scales",), True
 
     logits: str
     ids: str
     probs: str
     over: Literal["chosen", "all"] = "chosen"
+    scales: str | None = None
 
     def reference(self, step: Step) -> None:
         logits = step[self.logits]
@@ -41,13 +44,16 @@ class Route(Op):
         chosen = np.take_along_axis(logits, ids, axis=1)
         powers, summed = (np.exp(x - chosen[:, :1]) for x in (chosen, logits if self.over == "all" else chosen))
         step[self.ids], step[self.probs] = ids, powers / summed.sum(axis=1, keepdims=True)
+        if self.scales is not None:
+            step[self.probs] = step[self.probs] * step.weight(self.scales)[ids]
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
         over: Literal["chosen", "all"]
         for n_expert, n_used, over in ((3, 3, "chosen"), (7, 2, "all"), (32, 4, "all"), (130, 17, "chosen")):
             logits, ids, probs = s.input(n_expert), s.buffer(n_used, "int32"), s.buffer(n_used)
-            s.emit(f"{n_used} of {n_expert} over={over}", Route(logits, ids, probs, over))
+            scales = s.tensor("F32", (n_expert,)) if n_expert % 2 else None
+            s.emit(f"{n_used} of {n_expert} over={over}", Route(logits, ids, probs, over, scales))
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,18 @@ class Step:
     """One run of a batch: its buffers by name, and what the ops look up.
 
     weight   a tensor of the program by name, float32 in its own shape
+    rows     some rows of a matrix by name and numbers, float32
     """
 
-    def __init__(self, program: Program, pool: CachePool, weight: Callable[[str], np.ndarray], batch: Batch) -> None:
-        self.program, self.pool, self.weight, self.batch = program, pool, weight, batch
+    def __init__(
+        self,
+        program: Program,
+        pool: CachePool,
+        weight: Callable[[str], np.ndarray],
+        rows: Callable[[str, np.ndarray], np.ndarray],
+        batch: Batch,
+    ) -> None:
+        self.program, self.pool, self.weight, self.rows, self.batch = program, pool, weight, rows, batch
         self.segments = segments(batch)
         n_rows = {"tokens": len(batch), "outputs": int(np.count_nonzero(batch.outputs))}
         self.buffers: dict[str, np.ndarray] = {}

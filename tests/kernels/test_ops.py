@@ -54,7 +54,7 @@ class World:
         self.batch: Batch = trials.random_batch(rng, program, N_TOKENS, 250)
         self.program, self.pool = program, CachePool(program.cache_layers, trials.N_BLOCKS)
         weights = {name: tensor.dequantize().reshape(tensor.shape) for name, tensor in program.tensors.items()}
-        self.step = Step(program, self.pool, weights.__getitem__, self.batch)
+        self.step = Step(program, self.pool, weights.__getitem__, lambda name, rows: weights[name][rows], self.batch)
         self.arrays: dict[Part, list[np.ndarray]] = {
             **{("buffer", name): [array] for name, array in self.step.buffers.items()},
             **{("weight", name): [array] for name, array in weights.items()},

@@ -217,8 +217,9 @@ class Weight:
         self.values = values.astype(np.float32)
         self.shape = values.shape
 
-    def dequantize(self) -> np.ndarray:
-        return self.values.reshape(-1, self.shape[-1])
+    def dequantize(self, rows: np.ndarray | None = None) -> np.ndarray:
+        values = self.values.reshape(-1, self.shape[-1])
+        return values if rows is None else values[rows]
 
 
 def run_ops(

@@ -57,7 +57,7 @@ def _sum_of_all(logits, n, largest):
 
 
 def route(op, step, thread, n_threads):
-    """ids = the experts with the largest logits, probs = the softmax of these logits, or that of all."""
+    """ids = the experts with the largest logits, probs = the softmax of these logits, or that of all, scaled."""
     args = v.arguments(op, at.ROUTE)
     for t in range(thread, v.load_i64(step + args.row_kind), n_threads):
         logits, ids, probs = args.logits + t * args.logits_row, args.ids + t * args.ids_row, args.probs
@@ -77,7 +77,10 @@ def route(op, step, thread, n_threads):
             for slot in range(args.n_used):
                 total = total + v.load_f32(probs + slot * 4)
         for slot in range(args.n_used):
-            v.store_f32(probs + slot * 4, v.load_f32(probs + slot * 4) / total)
+            prob = v.load_f32(probs + slot * 4) / total
+            if args.scales != 0:
+                prob = prob * v.load_f32(args.scales + v.load_i32(ids + slot * 4) * 4)
+            v.store_f32(probs + slot * 4, prob)
 
 
 def group_by_expert(op, step, thread, n_threads):

@@ -67,7 +67,8 @@ QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pai
 """``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
 ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
-ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all")
+ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all scales")
+"""``scales`` may be 0."""
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
 SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
 SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_row heads first_dim second_dim row_kind")

@@ -5,6 +5,7 @@ What the kernels take on trust of a batch is checked by ``kernels.batch_checks``
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Collection, Sequence
 
@@ -84,6 +85,14 @@ class CPUExecutor:
         self._step.begin(batch, starts)
         table, output_rows = self._table, [row for row, wanted in enumerate(batch.outputs.tolist()) if wanted]
         begin = 0 if batch.embeddings is None else self._embed(*batch.embeddings, hook)
+        if hook is None and table.last_write is not None and len(output_rows) < len(batch):
+            stop = table.first_row[table.last_write.start]
+            self._run_rows(begin, stop, None)
+            if not output_rows:
+                return np.empty((0, self.program.n_vocab), np.float32)
+            batch, starts = self._drop_rows(batch, output_rows, table.last_write.buffers)
+            self._step.begin(batch, starts)
+            begin, output_rows = stop, list(range(len(batch)))
         middle, first, last = table.n_token_rows, table.n_token_rows, table.first_row[-1]
         if hook is None and len(output_rows) <= MAX_OUTPUTS:
             if len(output_rows) < len(batch):
@@ -146,6 +155,21 @@ class CPUExecutor:
         if hook is not None:
             hook(i, op, self._read)
         return stop
+
+    def _drop_rows(self, batch: Batch, kept: list[int], buffers: Sequence[str]) -> tuple[Batch, list[int]]:
+        """A batch of these rows alone, moved to the front of the buffers, and the first row of each sequence in it."""
+        rows = np.array(kept)
+        for name in buffers:
+            array = self._table.buffers[name]
+            array[: len(rows)] = array[rows]
+        left = dataclasses.replace(
+            batch,
+            **{name: getattr(batch, name)[rows] for name in ("tokens", "positions", "sequences", "outputs")},
+            sees=None if batch.sees is None else batch.sees[rows],
+            rope_positions=None if batch.rope_positions is None else batch.rope_positions[:, rows],
+            embeddings=None,
+        )
+        return left, [0, *(np.flatnonzero(np.diff(left.sequences)) + 1).tolist(), len(rows)]
 
     def _run_rows(self, first: int, last: int, hook: Hook | None) -> None:
         rows = self._table.rows

@@ -25,7 +25,7 @@ from edgellm.kernels.cpu.run import attention_work
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
-from edgellm.kernels.narrowing import OutputTail, output_tail
+from edgellm.kernels.narrowing import LastWrite, OutputTail, last_write, output_tail
 from edgellm.kernels.ops import (
     Add,
     ApplyRope,
@@ -71,6 +71,7 @@ class OpTable:
     first_row: list[int]  # of each op of the program, and one past the last
     n_token_rows: int  # rows before the first that works on outputs
     n_rows_before_tail: int  # rows that run before the output tail
+    last_write: LastWrite | None  # where rows can be dropped in its place
     kernels: list[str]  # name of each row's kernel
     sources: list[int]  # for each row the one that made the int16 activations which it reads, -1 if it reads none
     buffers: dict[str, np.ndarray]  # (rows, padded width)
@@ -337,6 +338,13 @@ class _Lowering:
 
 
 def _embed(low: _Lowering, op: Embed) -> None:
+    kind = low.program.tensors[op.weight].quant.name
+    if not op.embeds and kind not in (*QUANTIZED, *FLOAT):  # unpacked it might not fit
+        raise UnsupportedError(
+            f"{op.weight} is {kind}; the CPU kernels look rows up in {', '.join((*QUANTIZED, *FLOAT))}. Take the model "
+            "in another type.",
+            code="TENSOR_TYPE",
+        )
     quant, w, w_row = low.matrix(op.weight)
     arguments = layout.EMBED(w=w, w_row=w_row, width=low.width(op.out), **low.where(out=op.out), scale=op.scale)
     low.emit(op, f"embed_{quant.lower()}", arguments, alone=True)
@@ -495,6 +503,7 @@ def _route(low: _Lowering, op: Route) -> None:
     arguments = layout.ROUTE(
         **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=low.width(op.logits),
         n_used=low.width(op.ids), row_kind=low.row_kind(op.logits), over_all=int(op.over == "all"),
+        scales=low.vector(op.scales) if op.scales else 0,
     )  # fmt: skip
     low.emit(op, "route", arguments, alone=True)
 
@@ -570,6 +579,7 @@ def lower(program: Program, pool: CachePool, max_tokens: int) -> OpTable:
         first_row=first_row[: n_ops + 1],
         n_token_rows=first_row[selects[0] if selects else n_ops],
         n_rows_before_tail=first_row[tail.start],
+        last_write=last_write(program),
         kernels=[row.kernel for row in low.rows],
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
@@ -595,12 +605,15 @@ def _all_rows(
     program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory
 ) -> tuple[_Lowering, OutputTail]:
     """Of a program and the tail behind it, which is empty where there is none."""
-    tail = output_tail(program) or OutputTail(len(program.ops), (), {})
+    last = last_write(program)
+    tail = (None if last else output_tail(program)) or OutputTail(len(program.ops), (), {})
     whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
     for name, buffer in sorted(whole.buffers.items(), key=lambda item: item[1].of != ""):
         low.allocate(name, buffer)
-    for op in whole.ops:
+    for i, op in enumerate(whole.ops):
+        if last and i == last.start:
+            low.derived = {}  # of rows that may be other ones from here on
         low.op(op)
     memory.nbytes += len(low.rows) * layout.OP_NBYTES
     return low, tail
