@@ -9,6 +9,7 @@ from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import MemoryWouldExceedError
 from edgellm.kernels.executors import executor_class
 from edgellm.kernels.kv import pool_nbytes
+from edgellm.kernels.ops import Embed
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory, system_memory
 
@@ -23,7 +24,8 @@ GIB = 1 << 30
 class MemoryNeed:
     """Bytes that a loaded model takes when its context is full.
 
-    weights   the mapped file; the system can drop these pages and read them again. On a GPU what it keeps of them
+    weights   the mapped file; the system can drop these pages and read them again. On a GPU what it keeps of them.
+              Tables of embeddings beside the first are left out: a token reads one row of such a table
     kv        keys and values of all contexts
     work      the buffers of one step, and weights that are unpacked to float32
     process   what the program itself takes
@@ -60,7 +62,8 @@ def estimate(
     max_tokens = min(max_tokens, n_ctx)
     make = executor_class(executor)
     work = make.work_nbytes(program, max_tokens, n_threads or default_threads())
-    weights = make.weights_nbytes(program) if hasattr(make, "weights_nbytes") else file_nbytes
+    looked_up = sum(program.tensors[op.weight].nbytes for op in program.ops if isinstance(op, Embed) and not op.embeds)
+    weights = make.weights_nbytes(program) if hasattr(make, "weights_nbytes") else file_nbytes - looked_up
     return MemoryNeed(weights, kv_nbytes(program, n_ctx, max_tokens, n_parallel, executor), work, PROCESS_NBYTES)
 
 

@@ -22,9 +22,11 @@ CHATML = (
 )
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 N_EXPERT = 5
-EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe", "qwen3next")
+OWN_INPUT = 256
+"""Columns that each layer of a Gemma 4 takes of a token's row in the second table."""
 HYBRIDS = ("qwen35", "qwen35moe", "qwen3next")
 """Whose every other layer is a delta-net, here."""
+EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe", "qwen3next", "gemma4")
 """Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
@@ -127,19 +129,26 @@ def write_tiny_model(
             "rope.dimension_count": head_dim // 4 * 2,
         }
         keys |= {f"{architecture}.{key}": value for key, value in sizes.items()}
-    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss", "qwen35moe", "qwen3next"):
+    if architecture in ("qwen2moe", "qwen3moe", "gpt-oss", "qwen35moe", "qwen3next", "gemma4"):
         keys[f"{architecture}.expert_feed_forward_length"] = n_ff
     if architecture in ("qwen2moe", "granitemoe", "qwen35moe", "qwen3next"):
         keys[f"{architecture}.expert_shared_feed_forward_length"] = 2 * n_ff
     if architecture.startswith("granite"):
         scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
         keys |= {f"{architecture}.{key}": value for key, value in scales.items()}
-    if architecture in ("gemma2", "gemma3", "gpt-oss"):
+    if architecture in ("gemma2", "gemma3", "gpt-oss", "gemma4"):
         keys[f"{architecture}.attention.sliding_window"] = sliding_window
     if architecture == "gemma3":
         keys["gemma3.attention.sliding_window_pattern"] = 2
     if architecture == "gemma2":
         keys |= {"gemma2.attn_logit_softcapping": 5.0, "gemma2.final_logit_softcapping": 3.0}
+    if architecture == "gemma4":  # every other layer slides, those after the second read what the first two keep
+        wide = dict.fromkeys(("attention.key_length", "attention.value_length"), 2 * head_dim)
+        near = dict.fromkeys(("attention.key_length_swa", "attention.value_length_swa"), head_dim)
+        sizes = wide | near | {"attention.sliding_window_pattern": [i % 2 == 0 for i in range(n_layer)]}
+        sizes |= {"attention.shared_kv_layers": max(n_layer - 2, 0), "embedding_length_per_layer_input": OWN_INPUT}
+        sizes |= {"feed_forward_length": [n_ff * (1 + (i >= 2)) for i in range(n_layer)]}
+        keys |= {f"gemma4.{key}": value for key, value in (sizes | {"final_logit_softcapping": 3.0}).items()}
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (keys | (metadata or {})).items():
         if key not in leave_out:
@@ -152,7 +161,9 @@ def write_tiny_model(
             continue
         if len(shape) == 1:
             centre = {"bias": 0.0, "ssm_a": -1.0}.get(name.rpartition(".")[2], 1.0)
-            writer.add_tensor(name, (centre + 0.1 * rng.standard_normal(shape)).astype(np.float32))
+            # scores of a Gemma 4 are not scaled: its norms are as small as is good for them
+            size = head_dim**-0.5 if architecture == "gemma4" and name.endswith("attn_q_norm.weight") else 1.0
+            writer.add_tensor(name, (size * (centre + 0.1 * rng.standard_normal(shape))).astype(np.float32))
             continue
         kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)
         kind = "F32" if name.endswith(("conv.weight", "conv1d.weight", ".bias")) else kind
@@ -196,7 +207,7 @@ def tensor_shapes(
         layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
     if architecture == "olmoe":
         layer |= {"attn_q_norm.weight": (n_q,), "attn_k_norm.weight": (n_kv,)}
-    if architecture in EXPERTS:
+    if architecture in EXPERTS and architecture != "gemma4":
         layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd)}
         for name in ("gate", "up", "down"):
             layer[f"ffn_{name}_exps.weight"] = (N_EXPERT, *layer.pop(f"ffn_{name}.weight"))
@@ -238,6 +249,8 @@ def tensor_shapes(
         if architecture == "qwen3next":
             del conv["ssm_alpha.weight"], conv["ssm_beta.weight"]
             conv["ssm_ba.weight"] = (8, n_embd)
+    if architecture == "gemma4":
+        return shapes | gemma4_shapes(n_vocab, n_layer, n_embd, n_ff, n_q, n_kv, head_dim, tied)
     for i in range(n_layer):
         convolves = (architecture == "lfm2" and i % 3 != 1) or (architecture in HYBRIDS and i % 2 == 0)
         rest = {
@@ -245,6 +258,40 @@ def tensor_shapes(
         }
         shapes |= {f"blk.{i}.{name}": shape for name, shape in (rest | conv if convolves else layer).items()}
     shapes["token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight"] = (n_embd,)
+    return shapes if tied else shapes | {"output.weight": (n_vocab, n_embd)}
+
+
+def gemma4_shapes(
+    n_vocab: int, n_layer: int, n_embd: int, n_ff: int, n_q: int, n_kv: int, head_dim: int, tied: bool
+) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a Gemma 4 but the embedding, with all that one of the family may have."""
+    whole = n_layer * OWN_INPUT
+    shapes: dict[str, tuple[int, ...]] = {
+        "output_norm.weight": (n_embd,),
+        "rope_freqs.weight": (head_dim,),
+        "per_layer_token_embd.weight": (n_vocab, whole),
+        "per_layer_model_proj.weight": (whole, n_embd),
+        "per_layer_proj_norm.weight": (OWN_INPUT,),
+    }
+    if n_layer == 1:  # it slides
+        del shapes["rope_freqs.weight"]
+    norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "post_norm")
+    norms += ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+    for i in range(n_layer):
+        wide, shared = 1 + i % 2, i >= 2
+        layer: dict[str, tuple[int, ...]] = {f"{name}.weight": (n_embd,) for name in norms}
+        layer |= {"attn_q.weight": (n_q * wide, n_embd), "attn_q_norm.weight": (head_dim * wide,)}
+        if not shared:
+            layer |= {"attn_k.weight": (n_kv * wide, n_embd), "attn_k_norm.weight": (head_dim * wide,)}
+            layer |= {"attn_v.weight": (n_kv, n_embd)} if wide == 1 else {}
+        layer |= {"attn_output.weight": (n_embd, n_q * wide), "layer_output_scale.weight": (1,)}
+        layer |= {f"ffn_{name}.weight": (n_ff * (1 + shared), n_embd) for name in ("gate", "up")}
+        layer |= {"ffn_down.weight": (n_embd, n_ff * (1 + shared))}
+        layer |= {"inp_gate.weight": (OWN_INPUT, n_embd), "proj.weight": (n_embd, OWN_INPUT)}
+        layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd), "ffn_gate_inp.scale": (n_embd,)}
+        layer |= {"ffn_gate_up_exps.weight": (N_EXPERT, 2 * n_ff, n_embd), "ffn_down_exps.scale": (N_EXPERT,)}
+        layer |= {"ffn_down_exps.weight": (N_EXPERT, n_embd, n_ff)}
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
     return shapes if tied else shapes | {"output.weight": (n_vocab, n_embd)}
 
 
@@ -283,6 +330,7 @@ ARCHITECTURE_OF = {
     "mistral": "llama",
     "mixtral": "llama",
     "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
     "granitemoeshared": "granitemoe",
@@ -299,6 +347,7 @@ PAIRED = ("llama", "granite", "granitemoe")
 def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | None = None) -> Path:
     """Write a transformers model as F32 GGUF: names, order of rows and shifts as llama.cpp's converter has them."""
     config = model.config
+    config.allow_global_per_layer_attribute_access = True  # where layers differ, gemma4_keys has them
     architecture = ARCHITECTURE_OF.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (_transformers_metadata(config, architecture) | (metadata or {})).items():
@@ -306,12 +355,14 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
     arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    for hf_name, tensor in expert_matrices_apart(model.state_dict(), architecture == "gpt-oss").items():
+    apart = gemma4_tensors if architecture == "gemma4" else expert_matrices_apart
+    for hf_name, tensor in apart(model.state_dict(), architecture == "gpt-oss").items():
         if tied and hf_name == "lm_head.weight":
             continue
         named = hf_name.replace("linear_attn.dt_bias", "linear_attn.dt_proj.bias")
         name = names.get_name(named, try_suffixes=(".weight", ".bias"))
         name = name or {"lm_head.weight": "output.weight"}.get(hf_name)  # of an architecture that has none as a rule
+        name = hf_name if hf_name.startswith("blk.") else name
         assert name is not None, hf_name
         name += ".weight" * name.endswith("attn_sinks")
         weight = tensor.float().numpy()
@@ -325,8 +376,8 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = -np.exp(weight)
         if architecture.startswith("qwen35"):
             weight = with_tiled_heads(weight, name, config)
-        shifted = architecture.startswith(("gemma", *HYBRIDS)) and not name.endswith("ssm_norm.weight")
-        if shifted and name.endswith("norm.weight"):
+        shifted = architecture.startswith(("gemma", *HYBRIDS)) and architecture != "gemma4"
+        if shifted and not name.endswith("ssm_norm.weight") and name.endswith("norm.weight"):
             weight = weight + 1
         if name.endswith(("shortconv.conv.weight", "ssm_conv1d.weight")):
             weight = weight[:, 0]
@@ -335,6 +386,10 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
     rope = config.rope_parameters
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, _head_dim(config)))
+    if architecture == "gemma4":
+        wide, head_dim = rope["full_attention"], config.per_layer_config["full_attention"].head_dim
+        turns = np.arange(head_dim // 2) < int(head_dim * wide.get("partial_rotary_factor", 1.0)) // 2
+        writer.add_tensor("rope_freqs.weight", np.where(turns, wide.get("factor", 1.0), 1e30).astype(np.float32))
     _write(writer)
     return Path(path)
 
@@ -366,6 +421,18 @@ def expert_matrices_apart(tensors: dict[str, Any], transposed: bool) -> dict[str
         else:
             apart[name + ".weight" * name.endswith("experts.down_proj")] = tensor
     return apart
+
+
+def gemma4_tensors(tensors: dict[str, Any], transposed: bool) -> dict[str, Any]:
+    """The tensors of a Gemma 4 named as modules are; what stands beside a matrix has its GGUF name."""
+    named = {}
+    for name, tensor in tensors.items():
+        blk = "blk." + name.removeprefix("model.layers.").partition(".")[0]
+        beside = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
+        kind = next((kind for kind in beside if name.endswith(kind)), None)
+        bare = name.endswith(("layer_scalar", "experts.gate_up_proj", "experts.down_proj"))
+        named[f"{blk}.{beside[kind]}" if kind else name + ".weight" * bare] = tensor
+    return named
 
 
 def with_tiled_heads(weight: np.ndarray, name: str, config: Any) -> np.ndarray:
@@ -440,7 +507,8 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
     ):
         keys |= {"attention.key_length": _head_dim(config), "attention.value_length": _head_dim(config)}
     if n_experts := getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
-        keys |= {"expert_count": n_experts, "expert_used_count": config.num_experts_per_tok}
+        n_used = getattr(config, "top_k_experts", None) or config.num_experts_per_tok
+        keys |= {"expert_count": n_experts, "expert_used_count": n_used}
     named = {
         "moe_intermediate_size": "expert_feed_forward_length",
         "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
@@ -469,7 +537,9 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         if config.block_auto_adjust_ff_dim:
             n_ff, multiple = int(2 * config.intermediate_size / 3), config.block_multiple_of
             keys["feed_forward_length"] = multiple * ((n_ff + multiple - 1) // multiple)
-    if architecture == "gemma3":
+    if architecture == "gemma4":
+        keys |= gemma4_keys(config)
+    if architecture in ("gemma3", "gemma4"):
         keys["attention.sliding_window"] = config.sliding_window
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
@@ -485,6 +555,22 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
             if rope.get(name):
                 keys[f"rope.scaling.yarn_{name}"] = float(rope[name])
     return keys
+
+
+def gemma4_keys(config: Any) -> dict[str, Any]:
+    """The sizes of the layers of a Gemma 4."""
+    head_dim = config.per_layer_config["full_attention"].head_dim
+    n_layer, shared = config.num_hidden_layers, config.num_kv_shared_layers
+    wider = [1 + (config.use_double_wide_mlp and i >= n_layer - shared) for i in range(n_layer)]
+    return {
+        **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), head_dim),
+        **{f"attention.{x}_length_swa": config.head_dim for x in ("key", "value")},
+        "rope.dimension_count_swa": config.head_dim,
+        "attention.head_count_kv": [config.per_layer_config[i].num_key_value_heads for i in range(n_layer)],
+        "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "feed_forward_length": [config.intermediate_size * n for n in wider],
+    }
 
 
 def delta_keys(n_k: int, n_v: int, head_dim: int, n_taps: int) -> dict[str, Any]:

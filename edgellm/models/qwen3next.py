@@ -47,8 +47,8 @@ def _inputs(net: DeltaNet) -> Inputs:
     def by_key_head(m: ProgramBuilder, blk: str) -> None:
         m.linear("h", f"{blk}.ssm_in", "qkvz", net.n_qkv + values)
         m.buffer("qkv", net.n_qkv)
-        q, k = m.part("q_part", "qkv", 0, n_qk), m.part("k_part", "qkv", n_qk, n_qk)
-        v = m.part("v_part", "qkv", 2 * n_qk, values)
+        q, k = m.part("qkv", 0, n_qk), m.part("qkv", n_qk, n_qk)
+        v = m.part("qkv", 2 * n_qk, values)
         m.ops.append(SplitHeads("qkvz", q, m.buffer("kvz", n_qk + 2 * values), dim))
         m.ops.append(SplitHeads("kvz", k, m.buffer("vz", 2 * values), dim))
         m.ops.append(SplitHeads("vz", v, m.buffer("z", values), values // net.n_k))

@@ -29,7 +29,7 @@ from edgellm.quantize.input_model import InputModel, InputTensor, Rows
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
-FRAMES = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+FRAMES = {kind: f"{kind}_text" for kind in ("gemma3", "gemma4", "qwen3_5", "qwen3_5_moe")}
 """model_type of settings around those of the text, and of the text's own."""
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
@@ -178,7 +178,7 @@ def _tensors(
         raise config.wrong("vocab_size", config.get("vocab_size"), f"{rows:,}, the rows of the embedding")
     for name, numbers in form.extra(config).items():
         found[name] = _computed(name, numbers)
-        if not form.pairs_heads:
+        if not (form.pairs_heads or form.extra_is_usual):
             notes.append(f"Programs other than edgellm may refuse the file: {name} is not usual in its architecture.")
     return {name: found[name] for name in sorted(found, key=_place)}
 

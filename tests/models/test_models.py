@@ -83,6 +83,25 @@ GRANITE = {
     "logits_scaling": 2.5,
 }
 
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 33,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+    "hidden_size_per_layer_input": 0,
+}
+GEMMA4_E = GEMMA4 | {
+    "num_hidden_layers": 7,
+    "num_kv_shared_layers": 4,
+    "hidden_size_per_layer_input": 16,
+    "use_double_wide_mlp": True,
+    "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL, LOCAL, GLOBAL],
+}
+GEMMA4_WIDE = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "layer_types": [LOCAL, LOCAL, GLOBAL] * 2}
+GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 48}
+
 # (transformers' class, what its configuration has besides SMALL)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -273,14 +292,50 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+MODELS |= {
+    "gemma4": ("Gemma4", GEMMA4_E),
+    "gemma4 shared without inputs": (
+        "Gemma4",  # which transformers runs only where it may not skip rows
+        GEMMA4_E
+        | {"hidden_size_per_layer_input": 0, "sliding_window": 5, "output_hidden_states": True}
+        | {"layer_types": [GLOBAL, LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL]},
+    ),
+    "gemma4 inputs without shared": (
+        "Gemma4",
+        GEMMA4 | {"hidden_size_per_layer_input": 32, "num_key_value_heads": 1, "layer_types": [LOCAL, LOCAL, GLOBAL]},
+    ),
+    "gemma4 untied, odd sizes": (
+        "Gemma4",
+        GEMMA4_E
+        | {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6, "head_dim": 22}
+        | {"tie_word_embeddings": False, "final_logit_softcapping": None, "use_double_wide_mlp": False},
+    ),
+    "gemma4 dense": ("Gemma4", GEMMA4 | GEMMA4_WIDE | {"num_hidden_layers": 6}),
+    "gemma4 dense, all turn": (
+        "Gemma4",
+        GEMMA4
+        | {"num_hidden_layers": 4, "layer_types": [GLOBAL, LOCAL, LOCAL, GLOBAL]}
+        | {"rope_parameters": {name: {"rope_type": "default", "rope_theta": 1e4} for name in (LOCAL, GLOBAL)}},
+    ),
+    "gemma4 experts": ("Gemma4", GEMMA4 | GEMMA4_WIDE | GEMMA4_EXPERTS | {"num_hidden_layers": 6}),
+    "gemma4 experts, one of many": (
+        "Gemma4",
+        GEMMA4 | GEMMA4_EXPERTS | {"num_experts": 32, "top_k_experts": 1, "layer_types": [LOCAL, LOCAL, GLOBAL]},
+    ),
+}
+
+
 def transformers_model(kind: str, options: dict[str, Any]) -> Any:
     """A random model whose logits depend on everything: weights of size 1/sqrt(n_in), norms about 1, biases not 0."""
     torch = pytest.importorskip("torch", reason="the judge of logits is transformers on torch")
     transformers = pytest.importorskip("transformers", reason="the judge of logits is transformers")
-    has_frame = kind.startswith(("Gemma3", "Qwen3_5"))
+    has_frame = kind.startswith(("Gemma3", "Gemma4", "Qwen3_5"))
     config_name = f"{kind.removesuffix('ForCausalLM')}{'Text' * has_frame}Config"
     class_name = kind if kind.startswith("Gemma3") else f"{kind}ForCausalLM"
-    config = getattr(transformers, config_name)(**(SMALL | options), attn_implementation="eager")
+    options = SMALL | options
+    if kind == "Gemma4":
+        options |= {"vocab_size_per_layer_input": options["vocab_size"]}
+    config = getattr(transformers, config_name)(**options, attn_implementation="eager")
     torch.manual_seed(1)
     model = getattr(transformers, class_name)(config).eval()
     with torch.no_grad():
@@ -292,8 +347,12 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
             elif weight.dim() > 1:
                 weight.normal_(0, weight.shape[-1] ** -0.5)
             else:
-                shifted = kind.startswith(("Gemma", "Qwen3_5")) and not name.endswith("linear_attn.norm.weight")
+                shifted = kind.startswith(("Gemma", "Qwen3_5")) and kind != "Gemma4"
+                shifted = shifted and not name.endswith("linear_attn.norm.weight")
                 weight.normal_(0.0 if name.endswith("bias") or shifted else 1.0, 0.2)
+        for name, number in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                number.normal_(0.9, 0.1)
     return model
 
 
@@ -326,7 +385,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 
 EXTREME = (
     *("llama mixtral", "qwen2moe", "qwen3moe", "olmoe", "granite", "granitemoe shared", "gemma", "gemma2"),
-    *("gpt-oss", "qwen35", "qwen35moe", "qwen3next"),
+    *("gpt-oss", "qwen35", "qwen35moe", "qwen3next", "gemma4", "gemma4 experts"),
 )
 
 
@@ -339,7 +398,7 @@ def test_outliers_and_skewed_routers_change_nothing(name: str, tmp_path: Path) -
         for key, weight in model.named_parameters():
             if key.endswith("embed_tokens.weight"):
                 weight[:, ::17] *= 50
-            elif key.endswith(("mlp.gate.weight", "router.weight")):
+            elif key.endswith(("mlp.gate.weight", "router.weight", "router.proj.weight")):
                 weight *= 4
                 weight[0] += 2 * weight.abs().mean()
             elif key.endswith("A_log"):

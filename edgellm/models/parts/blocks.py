@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
+from edgellm.formats.gguf import QuantizedTensor
+from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.kv import CacheLayer, KVLayer
 from edgellm.kernels.ops import (
     Add,
@@ -41,7 +43,6 @@ from edgellm.models.parts.hparam_keys import check_keys
 from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, read_hparams, read_rope, real
 
 if TYPE_CHECKING:
-    from edgellm.formats.gguf import QuantizedTensor
     from edgellm.formats.model_file import ModelFile, ModelTensor
 
 # a vision tower, stored rotation tables, and what inputs are divided by before they are rounded to four bits: a text
@@ -97,9 +98,10 @@ class ProgramBuilder:
         assert known == wanted, f"buffer {name} has two shapes"
         return name
 
-    def part(self, name: str, of: str, first: int, width: int) -> str:
-        """Declare columns of another buffer as one of their own."""
-        self.buffers[name] = Buffer(name, width, self.buffers[of].rows, of=of, first=first)
+    def part(self, of: str, first: int, width: int) -> str:
+        """Columns of a buffer, as a buffer of their own."""
+        name = f"{of}[{first}:{first + width}]"
+        self.buffers[name] = replace(self.buffers[of], name=name, width=width, of=of, first=first)
         return name
 
     def like(self, x: str, out: str) -> str:
@@ -133,15 +135,31 @@ class ProgramBuilder:
         self.tensors[name] = replace(tensor, shape=(1, width))
         return name
 
+    def ones(self, width: int) -> str:
+        """The weight of a norm that has none."""
+        name = f"ones.{width}"
+        data = np.ones((1, width), np.float32).view(np.uint8)
+        self.tensors[name] = QuantizedTensor(name, (width,), QUANT_TYPES["F32"], data)
+        return name
+
+    def scaled(self, name: str, scale: float, *shape: int) -> str:
+        """Take a tensor into the program whose numbers are all to be multiplied by ``scale``."""
+        self.tensors[name] = self.tensors[self.weight(name, *shape)].times(scale)
+        return name
+
+    def number(self, name: str) -> float:
+        """The one number of a tensor; FormatError where it is NaN or infinite."""
+        value = float(self.checked(name, 1).dequantize().item())
+        if not math.isfinite(value):
+            raise FormatError(
+                f"{file_name(self.gguf)}: {name} is {value}, expected a number. {BROKEN_FILE}", code="TENSOR_NAN"
+            )
+        return value
+
     def _scale(self, name: str) -> None:
         """Multiply a matrix by the one number that stands beside it, as NVFP4 files have it."""
-        scale = float(self.checked(f"{name}.scale", 1).dequantize().item())
-        if not math.isfinite(scale):
-            raise FormatError(
-                f"{file_name(self.gguf)}: {name}.scale is {scale}, expected a number. {BROKEN_FILE}", code="TENSOR_NAN"
-            )
-        tensor = self.tensors[f"{name}.weight"]
-        self.tensors[f"{name}.weight"] = replace(tensor, quant=tensor.quant.times(scale))
+        scale = self.number(f"{name}.scale")
+        self.tensors[f"{name}.weight"] = self.tensors[f"{name}.weight"].times(scale)
 
     def cache_layer(self, layer: CacheLayer) -> int:
         """Take a layer into the cache; its number."""
@@ -290,12 +308,16 @@ def self_attention(
     m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd, needs_bias="o" in needs_bias)
 
 
-def feed_forward(m: ProgramBuilder, blk: str, activation: Activation) -> None:
-    """proj = (activation(h Wgate^T) * h Wup^T) Wdown^T"""
-    m.linear("h", f"{blk}.ffn_gate", "gate", m.hp.n_ff)
-    m.linear("h", f"{blk}.ffn_up", "up", m.hp.n_ff)
-    m.gated_unit("gate", "up", "ffn", activation)
-    m.linear("ffn", f"{blk}.ffn_down", "proj", m.hp.n_embd)
+def feed_forward(m: ProgramBuilder, blk: str, activation: Activation, *, of: str = "") -> None:
+    """proj = (activation(h Wgate^T) * h Wup^T) Wdown^T
+
+    of   ends the names of its buffers, where layers have several widths
+    """
+    gate, up, ffn = f"gate{of}", f"up{of}", f"ffn{of}"
+    m.linear("h", f"{blk}.ffn_gate", gate, m.hp.n_ff)
+    m.linear("h", f"{blk}.ffn_up", up, m.hp.n_ff)
+    m.gated_unit(gate, up, ffn, activation)
+    m.linear(ffn, f"{blk}.ffn_down", "proj", m.hp.n_embd)
 
 
 def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0) -> None:
@@ -308,9 +330,9 @@ def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 
     m.linear("h_out", name, Program.output, m.hp.n_vocab)
 
 
-def rope_factors(m: ProgramBuilder) -> np.ndarray | None:
+def rope_factors(m: ProgramBuilder, *, required: bool = False) -> np.ndarray | None:
     """What every frequency is divided by (Llama 3.1 and later), (n_rot / 2,) float32, where the file has it."""
-    if "rope_freqs.weight" not in m.gguf.tensors:
+    if "rope_freqs.weight" not in m.gguf.tensors and not required:
         return None
     factors = m.checked("rope_freqs.weight", m.hp.n_rot // 2).dequantize().reshape(-1)
     if not (np.isfinite(factors) & (factors > 0)).all():

@@ -77,6 +77,7 @@ class CheckpointForm:
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
     extra         tensors that the checkpoint has only as numbers of its config, by GGUF name: the rotation's divisors
+    extra_is_usual  whether other programs know these tensors in the architecture
     space_prefix  whether a text starts with a space, where the tokenizer itself does not say
     """
 
@@ -95,6 +96,7 @@ class CheckpointForm:
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
+    extra_is_usual: bool = False
     space_prefix: bool = True
 
     @property

@@ -7,6 +7,7 @@ before those beside it. A kind of scaling that GGUF cannot say, and a number tha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,8 @@ def rotation(config: CheckpointConfig) -> Rotation:
     return _rotation(config, key, found, config.get("rope_theta"), 1e4)
 
 
-def rotations_by_layer(config: CheckpointConfig) -> tuple[Rotation, Rotation]:
-    """The rotations of layers that see everything, and of those that slide."""
+def rotations_by_layer(config: CheckpointConfig, kinds: Sequence[str] = KINDS) -> tuple[Rotation, Rotation]:
+    """The rotations of layers that see everything, which are of these kinds, and of those that slide."""
     both = config.object_of("rope_parameters", config.get("rope_parameters"))
     for name in both.keys() - {"full_attention", "sliding_attention"}:
         raise config.refuse(f"rope_parameters.{name}", "a rotation for each kind of layers", both[name])
@@ -79,19 +80,21 @@ def rotations_by_layer(config: CheckpointConfig) -> tuple[Rotation, Rotation]:
     key_near = "rope_parameters.sliding_attention"
     near = config.object_of(key_near, both.get("sliding_attention"))
     return (
-        _rotation(config, key, wide, config.get("rope_theta"), 1e6),
+        _rotation(config, key, wide, config.get("rope_theta"), 1e6, kinds),
         _rotation(config, key_near, near, config.get("rope_local_base_freq"), 1e4),
     )
 
 
-def _rotation(config: CheckpointConfig, key: str, found: dict[str, Any], base: Any, default: float) -> Rotation:
+def _rotation(
+    config: CheckpointConfig, key: str, found: dict[str, Any], base: Any, default: float, kinds: Sequence[str] = KINDS
+) -> Rotation:
+    kind = found.get("rope_type") or found.get("type") or "default"
     for name, value in found.items():
-        known = name in NUMBERS or (name == "partial_rotary_factor" and value == 1)
+        known = name in NUMBERS or (name == "partial_rotary_factor" and (value == 1 or kind == "proportional"))
         if value is not None and not known:
             raise config.refuse(f"{key}.{name}", "rotations without it", value)
-    kind = found.get("rope_type") or found.get("type") or "default"
-    if kind not in KINDS:
-        raise config.refuse(f"{key}.rope_type", f"rotations of the kinds {', '.join(KINDS)}", short(kind))
+    if kind not in kinds:
+        raise config.refuse(f"{key}.rope_type", f"rotations of the kinds {', '.join(kinds)}", short(kind))
     given = found.get("rope_theta")
     theta = config.real_of("rope_theta", base if given is None else given, default)
     return Rotation(config, key, kind, theta, found)

@@ -37,6 +37,7 @@ class Experts:
     over     what the weights of those that are used are the softmax over
     shared   width of the one that every token has besides, 0 where there is none
     needs_bias   whether the router and every expert's products have one
+    scaled   whether a factor of each expert multiplies its weight
     """
 
     n: int
@@ -45,6 +46,7 @@ class Experts:
     over: Literal["chosen", "all"] = "chosen"
     shared: int = 0
     needs_bias: bool = False
+    scaled: bool = False
 
 
 def read_experts(
@@ -54,6 +56,7 @@ def read_experts(
     over: Literal["chosen", "all"] = "chosen",
     shared: int = 0,
     needs_bias: bool = False,
+    scaled: bool = False,
 ) -> Experts:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for one that is off.
 
@@ -65,17 +68,26 @@ def read_experts(
         raise hparam_error(gguf, "expert_used_count", n_used, f"up to expert_count, which is {n}")
     if n_ff is None:
         n_ff = integer(gguf, "expert_feed_forward_length", least=1)
-    return Experts(n, n_used, n_ff, over, shared, needs_bias)
+    return Experts(n, n_used, n_ff, over, shared, needs_bias, scaled)
 
 
-def expert_feed_forward(m: ProgramBuilder, blk: str, experts: Experts, activation: Activation) -> None:
+def expert_feed_forward(
+    m: ProgramBuilder, blk: str, experts: Experts, activation: Activation, *, router_in: str = "h"
+) -> None:
     """proj = sum over the experts that h Wrouter^T is largest for: its softmax times (act(h Wg^T) * h Wu^T) Wd^T
 
     Plus the biases of any of these products where the file has them.
+
+    router_in   what the router reads in place of h
     """
     n_used, n_ff, n_embd = experts.n_used, experts.n_ff, m.hp.n_embd
-    m.linear("h", f"{blk}.ffn_gate_inp", "router", experts.n, needs_bias=experts.needs_bias)
-    m.ops.append(Route("router", m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used), experts.over))
+    weight = m.weight(f"{blk}.ffn_gate_inp.weight", experts.n, n_embd)
+    has_bias = experts.needs_bias or f"{blk}.ffn_gate_inp.bias" in m.gguf.tensors
+    bias = m.weight(f"{blk}.ffn_gate_inp.bias", experts.n) if has_bias else None
+    m.ops.append(Matmul(router_in, weight, m.buffer("router", experts.n), bias))
+    scales = m.weight(f"{blk}.ffn_down_exps.scale", experts.n) if experts.scaled else None
+    ids, probs = m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used)
+    m.ops.append(Route("router", ids, probs, experts.over, scales))
 
     def matmul(x: str, name: str, out: str, n_out: int, n_in: int) -> None:
         weight = m.weight(f"{blk}.{name}.weight", experts.n, n_out, n_in)

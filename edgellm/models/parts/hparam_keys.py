@@ -25,6 +25,7 @@ READ = frozenset(
         "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
     )
 )  # fmt: skip
+_SLIDING = frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"))
 _EXPERTS = frozenset(("expert_count", "expert_used_count"))
 _DELTA = frozenset(
     ("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
@@ -52,7 +53,12 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen35": _DELTA,
     "qwen35moe": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},
-    "gemma3": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa")),
+    "gemma3": _SLIDING,
+    "gemma4": _SLIDING
+    | _EXPERTS
+    | {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"}
+    | {"attention.shared_kv_layers", "embedding_length_per_layer_input", "final_logit_softcapping"}
+    | {"expert_feed_forward_length"},
 }
 WITHOUT_EFFECT = frozenset(
     ("attention.layer_norm_epsilon", "pooling_type", "rope.scaling.finetuned", "tensor_data_layout")

@@ -29,7 +29,7 @@ tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2"),
     *("qwen2moe", "olmoe", "granite", "granitemoe", "gemma", "gemma2", "gpt-oss", "qwen35", "qwen35moe"),
-    "qwen3next",
+    *("qwen3next", "gemma4"),
 )
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
 N_TOKENS = 150
