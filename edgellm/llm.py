@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgellm.messages.asking import Reasoning, ToolChoice
     from edgellm.messages.events import Event
     from edgellm.messages.stream import EventStream
+    from edgellm.messages.thought_marks import MarkedText
     from edgellm.messages.tool_loop import Reply
     from edgellm.sampling.mask import TokenMask
     from edgellm.structured.answer_form import AnswerForm, MaskSource, ResponseFormat
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     Prompt = str | Messages | Sequence[int]
 
 MAX_COUNT = (1 << 31) - 1
+PROMPT_END = 64  # tokens of a prompt, which say whether it has begun a thought
 RESERVED = ("self", "messages", "tools")  # names that a template gets from the prompt itself
 
 
@@ -124,6 +126,8 @@ class LLM:
         regex: str | None = None,
         grammar: str | MaskSource | None = None,
         hook: Hook | None = None,
+        thoughts: tuple[str, str] | None = None,
+        begun: int = 0,
         **sampling: Any,
     ) -> ChunkStream:
         """The answer as it grows: a chunk for each token and a last one with the finish reason and the timings.
@@ -145,18 +149,37 @@ class LLM:
         hook               sees, and may change, every buffer after each op; see ``edgellm.kernels.program.Hook``. The
                            prefix cache is left out then, so that it sees the whole prompt and changes no other answer
 
+        thoughts           marks to stand around what was thought, in place of the model's own
+        begun              tokens at the end of a prompt of ids that are of the answer already
+
         Closing the iterator, or dropping it, ends the work within a step, or 25 ms where several are taken at once.
         ContextFullError for a prompt that is longer than the context: nothing is ever cut off silently.
         """
         engine = self.engine
         params = self.params(params, logprobs=logprobs, **sampling)
-        text = TextStream(self.tokenizer, stop_strings(stop), special=arguments.flag("special", special))
+        stops, special = stop_strings(stop), arguments.flag("special", special)
         ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
         engine.check(ids, max_tokens)
+        if thoughts is None:
+            text = TextStream(self.tokenizer, stops, special=special)
+        else:
+            text = self._marked(thoughts, ids, begun, stops)
         form = self._answer_form(response_format, regex, grammar)
         sampler = self._sampler(params, ids, form.source.constraint() if form is not None else None)
         options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
         return ChunkStream(engine, ids, sampler, text, options, form.parse if form is not None else None)
+
+    def _marked(self, thoughts: tuple[str, str], ids: Sequence[int], begun: int, stops: Sequence[str]) -> MarkedText:
+        from edgellm.messages.thought_marks import MarkedText, ThoughtMarks
+
+        n_prompt = len(ids) - arguments.whole_number("begun", begun, 0, len(ids))
+        end = self.tokenizer.decode(ids[max(n_prompt - PROMPT_END, 0) : n_prompt], special=True)
+        marks = ThoughtMarks(*thoughts)
+        return MarkedText(self.tokenizer, self.model.message_form, marks, end, ids[n_prompt:], stops)
+
+    def answer_text(self, prompt: Sequence[int], begun: Sequence[int], thoughts: tuple[str, str]) -> str:
+        """The text of the first tokens of an answer to a prompt, as ``stream`` gives it with ``thoughts``."""
+        return self._marked(thoughts, [*prompt, *begun], len(begun), ()).begun_text
 
     def _sampler(self, params: SamplingParams, ids: Sequence[int], mask: TokenMask | None) -> Sampler:
         engine = self.engine

@@ -6,7 +6,6 @@ with it is the same everywhere.
 
 from __future__ import annotations
 
-import codecs
 import math
 import threading
 import time
@@ -86,20 +85,6 @@ class FakeTokenizer:
     def decode(self, ids: list[int], special: bool = False) -> str:
         return b"".join(self.words[i] for i in ids).decode("utf-8", "replace")
 
-    def stream_decoder(self) -> Any:
-        tokenizer = self
-
-        class Decoder:
-            utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-            def add(self, token: int) -> str:
-                return self.utf8.decode(tokenizer.words[token])
-
-            def flush(self) -> str:
-                return self.utf8.decode(b"", final=True)
-
-        return Decoder()
-
 
 class FakeChatLLM:
     """What the chat needs of an ``LLM``.
@@ -128,8 +113,12 @@ class FakeChatLLM:
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self.tokenizer.encode(text)
 
+    def answer_text(self, prompt: list[int], begun: list[int], thoughts: tuple[str, str]) -> str:
+        return self.tokenizer.decode(begun)
+
     def stream(self, prompt: Any, **options: Any) -> Any:
         cancel, progress = options.pop("cancel"), options.pop("progress")
+        assert options.pop("thoughts") == ("<think>", "</think>")
         self.requests.append((prompt, options))
         if self.fail is not None:
             failure, self.fail = self.fail, None

@@ -11,8 +11,10 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.sessions import MessageNode
 from edgellm.sessions.records import LEFT_OUT
+from edgellm.sessions.tree import END_THINK, THINK
 
 N_ALTERNATIVES = 8  # likeliest tokens kept beside each one, for the token view
+THOUGHTS = (THINK, END_THINK)
 GATHER_S = 0.03  # tokens are taken in so often: waking up for each would cost the model 5 % of its time
 WAITED_S = 0.0005  # a token that took longer was not there yet
 
@@ -63,7 +65,6 @@ class Answering(Worker):
     """Streams one answer into ``node``; the screen reads the message while it grows.
 
     compose   called on the thread before: what to send, which may take a while to find out
-    prefix    tokens of the answer that stand already; the prompt ends with them
     changed   called on the thread when chunks have come and at the end
     prepare   called on the thread before; what it has to say stands in ``note``
     """
@@ -75,7 +76,6 @@ class Answering(Worker):
         compose: Callable[[Answering], Sent],
         options: Mapping[str, Any],
         changed: Callable[[], None],
-        prefix: Sequence[TokenLogprob] = (),
         prepare: Callable[[], str] | None = None,
     ) -> None:
         super().__init__("edgellm-answer")
@@ -85,7 +85,6 @@ class Answering(Worker):
         self.left_out = 0  # messages that the prompt goes without
         self.options = dict(options)
         self.changed = changed
-        self.prefix = tuple(prefix)
         self.prepare = prepare
         self.note = ""
         self.cancel = threading.Event()
@@ -111,13 +110,15 @@ class Answering(Worker):
 
     def whole(self, prompt: Any, options: Mapping[str, Any]) -> str:
         """The whole answer to another prompt, before this one; "" when it is stopped."""
-        live = {"cancel": self.cancel, "progress": self._progress}
-        chunks = self.llm.stream(prompt, **live, **{**self.options, **options})
+        chunks = self.llm.stream(prompt, **self._live(), **{**self.options, **options})
         try:
             text = "".join(chunk.text for chunk in chunks)
         finally:
             chunks.close()
         return "" if self.cancel.is_set() else text
+
+    def _live(self) -> dict[str, Any]:
+        return {"cancel": self.cancel, "progress": self._progress, "thoughts": THOUGHTS}
 
     def _progress(self, done: int, total: int) -> None:
         self.read = (done, total)
@@ -127,19 +128,13 @@ class Answering(Worker):
             self.note = self.prepare()
         sent = self.compose(self)
         self.left_out, self.node.finish_reason = sent.left_out, None
-        # the decoder of a new stream would take the first new token for the first of the text
-        decoder: Any = self.llm.tokenizer.stream_decoder() if self.prefix and not is_remote(self.llm) else None
-        if decoder is None:
-            self.prefix = ()  # a server goes on with a text, and what it sends is text
-        for known in self.prefix:
-            decoder.add(known.token)
-        live = {"logprobs": N_ALTERNATIVES, "sampler_trace": True, "cancel": self.cancel, "progress": self._progress}
-        chunks = self.llm.stream(sent.prompt, **live, **{**self.options, **sent.options})
+        told = {"logprobs": N_ALTERNATIVES, "sampler_trace": True}
+        chunks = self.llm.stream(sent.prompt, **told, **self._live(), **{**self.options, **sent.options})
         try:
             before = monotonic()
             for chunk in chunks:
                 waited = monotonic() - before > WAITED_S
-                self._lay(chunk, decoder)
+                self._lay(chunk)
                 if waited or chunk.token is None:
                     self._show(chunk)
                 if waited:
@@ -148,18 +143,13 @@ class Answering(Worker):
         finally:
             chunks.close()
 
-    def _lay(self, chunk: GenerationChunk, decoder: Any) -> None:
+    def _lay(self, chunk: GenerationChunk) -> None:
         """Put a chunk into the message."""
-        node = self.node
-        if chunk.token is not None:
-            node.text += chunk.text if decoder is None else decoder.add(chunk.token)
-            if chunk.logprobs is not None:
-                node.tokens.append(chunk.logprobs)
-            return
-        node.text += chunk.text if decoder is None else decoder.flush()
-        node.finish_reason = chunk.finish_reason
-        if decoder is not None and isinstance(chunk.stop, str):
-            node.text = node.text.rpartition(chunk.stop)[0]
+        self.node.text += chunk.text
+        if chunk.token is None:
+            self.node.finish_reason = chunk.finish_reason
+        elif chunk.logprobs is not None:
+            self.node.tokens.append(chunk.logprobs)
 
     def _show(self, chunk: GenerationChunk) -> None:
         """Let the screen and the file have what has come."""

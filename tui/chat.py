@@ -301,7 +301,7 @@ class Chat:
                 node.tokens.clear()  # another model's
             if prefix and not node.text:  # branched while no model was there to spell it
                 node.text = spelled(self.llm, prefix)
-            self._begin(node, compose, tuple(prefix) if node.text else ())
+            self._begin(node, compose)
 
         if self.llm is None:
             self.waiting = (node, begin)
@@ -310,9 +310,7 @@ class Chat:
         else:
             begin()
 
-    def _begin(
-        self, node: MessageNode, compose: Callable[[Answering], Sent], known: tuple[TokenLogprob, ...] = ()
-    ) -> None:
+    def _begin(self, node: MessageNode, compose: Callable[[Answering], Sent]) -> None:
         session = self.session
 
         def changed() -> None:
@@ -324,7 +322,7 @@ class Chat:
 
         first = prepare if self._fresh and not is_remote(self.llm) else None
         self._fresh, self._read_more = False, True
-        self.answering = Answering(self.llm, node, compose, self.options(), changed, known, first).start()
+        self.answering = Answering(self.llm, node, compose, self.options(), changed, first).start()
 
     def options(self) -> dict[str, Any]:
         """What ``LLM.stream`` is given besides the prompt: the session's settings."""

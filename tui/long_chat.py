@@ -13,7 +13,7 @@ from edgellm.formats.errors import ParameterError
 from edgellm.generation import TokenLogprob
 from edgellm.sessions import MessageNode, Session
 from edgellm.sessions.tree import left_out_of, prompt_messages
-from edgellm.tui.answering import Answering, Sent, is_remote
+from edgellm.tui.answering import THOUGHTS, Answering, Sent, is_remote
 
 UNTOLD = 1 << 20  # tokens of context of a server that does not tell: it will say when that is too many
 
@@ -50,7 +50,10 @@ def _going_on(
     if not node.text:
         return Sent(messages, left_out)
     if not is_remote(llm):
-        return Sent([*llm.prompt_ids(messages, **names), *kept], left_out, {"template_kwargs": None})
+        prompt = llm.prompt_ids(messages, **names)
+        if node.tokens and not node.timings:  # a new branch: only its tokens are sure
+            node.text = llm.answer_text(prompt, kept, THOUGHTS)
+        return Sent([*prompt, *kept], left_out, {"template_kwargs": None, "begun": len(kept)})
     if not node.parts()[1]:
         raise ParameterError("A server cannot go on in the middle of a thought. Regenerate the answer.")
     options = {"template_kwargs": {**names.get("template_kwargs", {}), "continue_final_message": True}}

@@ -13,7 +13,7 @@ from edgellm.generation import GenerationChunk
 from edgellm.remote.answer import AnswerReader, as_object, is_count
 from edgellm.remote.connection import LOAD_S, Connection, parse_address
 from edgellm.sampling import SamplingParams
-from edgellm.sessions.tree import MessageNode
+from edgellm.sessions.tree import END_THINK, THINK, MessageNode
 
 if TYPE_CHECKING:
     from edgellm.conversation import Conversation
@@ -141,12 +141,16 @@ class RemoteLLM:
         progress: Callable[[int, int], None] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         sampler_trace: bool = False,
+        thoughts: tuple[str, str] = (THINK, END_THINK),
         **sampling: Any,
     ) -> Generator[GenerationChunk, None, None]:
         """The answer to messages as it grows; closing it, or ``cancel``, ends the server's work.
 
-        Takes what ``LLM.stream`` takes; ``sampler_trace`` is of this machine's samplers alone and changes nothing here.
+        Takes what ``LLM.stream`` takes. ``sampler_trace`` is of this machine's samplers alone and changes nothing here;
+        ``thoughts`` are the marks of sessions and no others.
         """
+        if thoughts != (THINK, END_THINK):
+            raise ParameterError(f"thoughts is {thoughts}; of a server's answer they are {THINK} and {END_THINK}.")
         body: dict[str, Any] = {"model": self.name, "messages": [self._wire(message) for message in prompt]}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         if max_tokens is not None and max_tokens >= 0:
