@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from scripted_executor import scripted_llm
-from server_client import Server, listening, real_server, scripted_server
+from served import served
+from server_client import Server, real_server, scripted_server
 from tool_template import TOOL_TEMPLATE
 
 from edgellm.cli import main
@@ -25,7 +26,7 @@ THOUGHTS = "<think>\nA river is asked for.\n</think>\n\nThe Danube."
 
 def test_an_answer_has_the_text_the_tokens_and_the_figures_of_the_library(real_server: Server) -> None:
     asked: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": 3}
-    with listening(real_server) as url:
+    with served(real_server) as url:
         remote = RemoteServer(url).open("smollm2")
         answer = Generation.of(remote.stream(QUESTION, **asked))
         ids = remote.prompt_ids(QUESTION)
@@ -45,7 +46,7 @@ def test_an_answer_has_the_text_the_tokens_and_the_figures_of_the_library(real_s
 
 def test_what_was_thought_comes_between_the_marks_that_sessions_know_and_goes_back_apart() -> None:
     llm = scripted_llm([THOUGHTS, "Yes."], TOOL_TEMPLATE)
-    with listening(scripted_server(llm)) as url, RemoteServer(url).open() as remote:
+    with served(scripted_server(llm)) as url, RemoteServer(url).open() as remote:
         talk = remote.conversation()
         answer = talk.send("Which river?", logprobs=2)
         assert answer.text == THOUGHTS
@@ -56,7 +57,7 @@ def test_what_was_thought_comes_between_the_marks_that_sessions_know_and_goes_ba
 
 def test_an_answer_is_gone_on_with_from_its_text(real_server: Server) -> None:
     begun = [*QUESTION, {"role": "assistant", "content": "The capital of France is"}]
-    with listening(real_server) as url:
+    with served(real_server) as url:
         remote = RemoteServer(url).open()
         kwargs = {"continue_final_message": True}
         answer = Generation.of(remote.stream(begun, max_tokens=4, temperature=0, template_kwargs=kwargs))
@@ -67,7 +68,7 @@ def test_stopping_and_closing_end_the_servers_work() -> None:
     llm = scripted_llm(lambda prompt: "on and " * 2000)
     llm.engine.executor.pause_s = 0.01  # type: ignore[attr-defined]
     server = scripted_server(llm)
-    with listening(server) as url:
+    with served(server) as url:
         remote = RemoteServer(url).open()
         cancel = threading.Event()
         chunks = remote.stream(QUESTION, cancel=cancel)
@@ -93,7 +94,7 @@ def test_errors_say_what_is_wrong_in_words() -> None:
     from edgellm.server.security import Access
 
     llm = scripted_llm(["never"], n_ctx=64)
-    with listening(scripted_server(llm, access=Access(keys=("right",)))) as url:
+    with served(scripted_server(llm, access=Access(keys=("right",)))) as url:
         with pytest.raises(RemoteError, match="key") as wrong:
             RemoteServer(url, "wrong").models()
         assert wrong.value.code == "REMOTE_KEY" and "wrong" not in str(wrong.value).replace("missing or wrong", "")
@@ -109,7 +110,7 @@ def test_errors_say_what_is_wrong_in_words() -> None:
 
 @pytest.fixture
 def url(real_server: Server) -> Iterator[str]:
-    with listening(real_server) as address:
+    with served(real_server) as address:
         yield address
 
 

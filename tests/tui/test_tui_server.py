@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from chat_talk import Talk
 from scripted_executor import scripted_llm, tokenizer_metadata
-from server_client import listening, scripted_server
+from served import served
+from server_client import scripted_server
 from tool_template import TOOL_TEMPLATE
 
 from edgellm.remote.model import RemoteServer
@@ -57,7 +58,7 @@ def test_a_chat_with_a_server_streams_thinks_branches_goes_on_and_is_saved(
         await talk.write("/set n_ctx 100")
         assert "is the server's" in talk.told()
 
-    with listening(scripted_server(llm)) as url:
+    with served(scripted_server(llm)) as url:
         remote_talk(monkeypatch, run, url, steps)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
@@ -99,5 +100,5 @@ def test_escape_stops_the_server(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
         assert node.finish_reason == "cancelled" and node.text.startswith("on and")
         await talk.until(lambda: not server.active)
 
-    with listening(server) as url:
+    with served(server) as url:
         remote_talk(monkeypatch, run, url, steps)
