@@ -11,7 +11,7 @@ import difflib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm import arguments, loading
 from edgellm.engine.engine import Engine
@@ -52,6 +52,8 @@ def load(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     executor: str = "cpu",
+    gpu_layers: int | Literal["auto"] = "auto",
+    cpu_moe: bool = False,
     chat_template: str | None = None,
     kv_overrides: Mapping[str, Any] | None = None,
     max_tokens_per_step: int = 512,
@@ -73,6 +75,9 @@ def load(
     n_threads       None takes the physical cores that this process may use
     executor        "cpu"; "gpu", or "gpu:1" for another one than the best (needs the extra ``gpu``); "auto": a GPU if
                     there is one; "reference": plain numpy, slow, the judge of the others
+    gpu_layers      of a GPU: so many of the last layers, and the head, are there and the CPU computes the rest. "auto"
+                    is as many as fit its free memory; what it has no kernel for the CPU computes in any case
+    cpu_moe         experts stay on the CPU: most of such a model's weights, and few of them are read for a token
     chat_template   Jinja text or a known name, in place of the file's template
     kv_overrides    metadata values in place of the file's
     max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower
@@ -89,7 +94,7 @@ def load(
     """
     options = loading.LoadOptions(
         *(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate),
-        *(cache_dir, cache_nbytes),
+        *(gpu_layers, cpu_moe, cache_dir, cache_nbytes),
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 

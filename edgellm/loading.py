@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class LoadOptions:
     force: bool = False
     n_parallel: int = 1
     speculate: str | None = None
+    gpu_layers: executors.GPULayers = "auto"
+    cpu_moe: bool = False
     cache_dir: str | Path | None = None
     cache_nbytes: int = CACHE_NBYTES
 
@@ -59,6 +61,7 @@ class LoadOptions:
                 arguments.whole_number(name, getattr(self, name), least, most)
         arguments.whole_number("max_tokens_per_step", self.max_tokens_per_step, 1, arguments.MAX_TOKENS_PER_STEP)
         arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
+        executors.check_split(self.executor, self.gpu_layers, self.cpu_moe)
         object.__setattr__(self, "executor", executors.resolved(self.executor))
         if self.speculate is not None and not (isinstance(self.speculate, str) and self.speculate in DRAFTERS):
             raise arguments.wrong("speculate", self.speculate, f"None or one of {', '.join(DRAFTERS)}")
@@ -116,11 +119,13 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         n_ctx = choose_context(program, options)
         need = memory_need(program, gguf, n_ctx, options)
         if not options.force:
-            check_fits(need, executors.own_memory(options.executor))
+            check_fits(need, device=executors.own_memory(options.executor))
         report("load", 1, 2, path.name)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, template=_given_template(options), proved=True)
         default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
         report("load", 2, 2, path.name)
+        if need.where is not None:  # the free memory may be another by now
+            options = replace(options, gpu_layers=need.where.layers)
         engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
         engine.intact = gguf.check
         if options.cache_dir is not None:
@@ -205,6 +210,8 @@ def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptio
         options.n_parallel,
         executor=options.executor,
         n_threads=options.n_threads,
+        gpu_layers=options.gpu_layers,
+        cpu_moe=options.cpu_moe,
     )
 
 
@@ -220,5 +227,7 @@ def start_engine(
         n_threads=n_threads,
         max_tokens=max_tokens,
         on_compile=functools.partial(report, "compile"),
+        gpu_layers=options.gpu_layers,
+        cpu_moe=options.cpu_moe,
     )
     return Engine(executor, KVCache(executor.pool, n_ctx), eog_ids, DRAFTERS.get(options.speculate or "")), n_threads

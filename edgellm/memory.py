@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellm.engine.cache import pool_blocks
-from edgellm.formats.errors import MemoryWouldExceedError
-from edgellm.kernels.executors import executor_class
+from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError
+from edgellm.kernels.executors import GPULayers, executor_class, needs, placed
 from edgellm.kernels.kv import pool_nbytes
 from edgellm.kernels.ops import Embed
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory, system_memory
 
 if TYPE_CHECKING:
+    from edgellm.kernels.placement import DeviceNeed, Placement
     from edgellm.kernels.program import Program
 
 PROCESS_NBYTES = 180 << 20  # the interpreter, numpy, numba and LLVM once the kernels are loaded
@@ -29,12 +30,16 @@ class MemoryNeed:
     kv        keys and values of all contexts
     work      the buffers of one step, and weights that are unpacked to float32
     process   what the program itself takes
+    device    what of the first three a GPU holds; None without one
+    where     which ops stand on it
     """
 
     weights: int
     kv: int
     work: int
     process: int
+    device: DeviceNeed | None = None
+    where: Placement | None = None
 
     @property
     def total(self) -> int:
@@ -57,22 +62,41 @@ def estimate(
     *,
     executor: str = "cpu",
     n_threads: int | None = None,
+    gpu_layers: GPULayers = "auto",
+    cpu_moe: bool = False,
 ) -> MemoryNeed:
     """What ``program`` needs for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
-    max_tokens = min(max_tokens, n_ctx)
-    make = executor_class(executor)
-    work = make.work_nbytes(program, max_tokens, n_threads or default_threads())
+    max_tokens, n_threads = min(max_tokens, n_ctx), n_threads or default_threads()
+    blocks = pool_blocks(program.cache_layers, n_ctx, max_tokens, n_parallel)
+    where = placed(executor, program, blocks, max_tokens, gpu_layers, cpu_moe, n_threads)
+    if where is not None and where.on_gpu:
+        host, device = needs(program, where, blocks, max_tokens, n_threads)
+        weights, kv, work = host.weights + device.weights, host.kv + device.kv, host.work + device.work
+        return MemoryNeed(weights, kv, work, PROCESS_NBYTES, device, where)
+    make = executor_class(executor if where is None else "cpu")
+    kv = pool_nbytes(program.cache_layers, blocks, make.kv_dtype)
     looked_up = sum(program.tensors[op.weight].nbytes for op in program.ops if isinstance(op, Embed) and not op.embeds)
-    weights = make.weights_nbytes(program) if hasattr(make, "weights_nbytes") else file_nbytes - looked_up
-    return MemoryNeed(weights, kv_nbytes(program, n_ctx, max_tokens, n_parallel, executor), work, PROCESS_NBYTES)
+    weights = file_nbytes - looked_up
+    return MemoryNeed(weights, kv, make.work_nbytes(program, max_tokens, n_threads), PROCESS_NBYTES, None, where)
 
 
-def check_fits(need: MemoryNeed, memory: SystemMemory | None = None) -> None:
-    """Raise MemoryWouldExceedError when the model does not fit what is free now of ``memory``, else of the system's."""
-    memory = memory or system_memory()
-    if need.total > memory.available:
-        gib = [f"{n / GIB:.2f} GiB" for n in (need.total, need.weights, need.kv, memory.available)]
-        raise MemoryWouldExceedError(
-            f"the model needs {gib[0]} (weights {gib[1]}, context {gib[2]}) and {gib[3]} are free. "
-            "Take a smaller context (-c), a smaller model, or close other programs."
-        )
+def check_fits(need: MemoryNeed, memory: SystemMemory | None = None, device: SystemMemory | None = None) -> None:
+    """Raise MemoryWouldExceedError when the model does not fit what is free now of ``memory``, None the system's.
+
+    device   what the GPU has of its own; without it its part is in the system's memory, too
+    """
+    memory, on_device = memory or system_memory(), 0
+    if device is not None and need.device is not None:
+        on_device = need.device.total
+        if on_device > device.available:
+            raise _too_large(need.device, on_device, device, " on the GPU", "fewer layers there (--gpu-layers), ")
+    if need.total - on_device > memory.available:
+        raise _too_large(need, need.total - on_device, memory, "", "")
+
+
+def _too_large(need: MemoryNeed | DeviceNeed, total: int, memory: SystemMemory, there: str, less: str) -> EdgeLLMError:
+    gib = [f"{n / GIB:.2f} GiB" for n in (total, need.weights, need.kv, memory.available)]
+    return MemoryWouldExceedError(
+        f"the model needs {gib[0]}{there} (weights {gib[1]}, context {gib[2]}) and {gib[3]} are free. Take {less}a "
+        "smaller context (-c), a smaller model, or close other programs."
+    )

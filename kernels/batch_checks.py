@@ -1,4 +1,4 @@
-"""What an executor takes on trust of a batch, proved before it runs: its numbers, and every block that it can reach."""
+"""What an executor takes on trust of a batch, proved before it runs, and that what comes of it are numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from edgellm.formats.errors import ParameterError
+from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.program import Batch, Program
@@ -41,6 +41,15 @@ def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int
             _check_sight(batch.sees[start:stop], batch.positions[start:stop])
         _check_blocks(batch, pool, int(batch.sequences[start]), first, last + n_steps - 1)
     return starts
+
+
+def check_logits(logits: np.ndarray) -> None:
+    """NumericError where one of them is no finite number."""
+    if logits.size and not (np.isfinite(logits.max()) and np.isfinite(logits.min())):
+        raise NumericError(
+            "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
+            "`edgellm verify FILE`, then pull it again."
+        )
 
 
 def _starts(sequences: np.ndarray) -> list[int]:

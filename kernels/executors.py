@@ -8,17 +8,23 @@ Light to import: an executor's own module comes when it is asked for.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edgellm import arguments
 
 if TYPE_CHECKING:
+    from edgellm.kernels.placement import DeviceNeed, Placement
     from edgellm.kernels.program import Executor, Program
     from edgellm.machine.memory import SystemMemory
     from edgellm.machine.progress import Progress
+
+GPULayers = int | Literal["auto"]
+MAX_LAYERS = 1 << 16
+RESERVED_NBYTES = 512 << 20  # of the device's free memory: what its driver takes, compiled shaders, the screen
 
 EXECUTORS = {
     "cpu": "edgellm.kernels.cpu.run.executor.CPUExecutor",
@@ -74,6 +80,79 @@ def _index(name: str) -> int | None:
     return int(numbered[1]) if numbered else None
 
 
+def is_gpu(name: str) -> bool:
+    """Whether it is a GPU's name."""
+    return resolved(name).partition(":")[0] == "gpu"
+
+
+def check_split(executor: str, gpu_layers: GPULayers, cpu_moe: bool) -> None:
+    """ParameterError for layers on a GPU that are no number, or of a device that is none."""
+    if gpu_layers != "auto":
+        arguments.whole_number("gpu_layers", gpu_layers, 0, MAX_LAYERS)
+        if gpu_layers and executor in ("cpu", "reference"):
+            raise arguments.wrong("gpu_layers", gpu_layers, f"0 with the device {executor}; layers go to gpu or gpu:N")
+    arguments.flag("cpu_moe", cpu_moe)
+
+
+def placed(
+    name: str,
+    program: Program,
+    n_blocks: Sequence[int] | int,
+    max_tokens: int,
+    gpu_layers: GPULayers = "auto",
+    cpu_moe: bool = False,
+    n_threads: int = 1,
+) -> Placement | None:
+    """Where the ops of a program go; None where there is but one device.
+
+    gpu_layers   of the last ones on the GPU; "auto": as many as fit the memory that is free there now
+    cpu_moe      experts stay on the CPU
+    """
+    if not is_gpu(name):
+        return None
+    from edgellm.kernels import placement
+    from edgellm.kernels.gpu.lowering import unknown
+    from edgellm.machine.memory import system_memory
+
+    has_kernel = functools.cache(lambda op: unknown(program, op) is None)
+
+    def at(layers: int) -> Placement:
+        return placement.place(program, layers, cpu_moe=cpu_moe, has_kernel=has_kernel)
+
+    if gpu_layers != "auto":
+        return at(gpu_layers)
+    blocks = [n_blocks] * len(program.groups) if isinstance(n_blocks, int) else list(n_blocks)
+    own = own_memory(name)
+
+    def fits(layers: int) -> bool:
+        host, device = needs(program, at(layers), blocks, max_tokens, n_threads)
+        if own is not None:
+            return device.total <= own.available - RESERVED_NBYTES
+        return device.total + host.kv + host.work <= system_memory().available - RESERVED_NBYTES
+
+    return at(placement.most_layers(at(0).n_layers, fits))
+
+
+def needs(
+    program: Program, where: Placement, n_blocks: Sequence[int], max_tokens: int, n_threads: int
+) -> tuple[DeviceNeed, DeviceNeed]:
+    """What the CPU and what the GPU hold of a program; of a file's weights the CPU holds pages of the file."""
+    from edgellm.kernels.kv import pool_nbytes
+    from edgellm.kernels.placement import DeviceNeed
+
+    parts, found = where.cut(program), list[DeviceNeed]()
+    for i, (part, kind) in enumerate(zip(parts.programs, ("cpu", "gpu"), strict=True)):
+        if part is None:
+            found.append(DeviceNeed(0, 0, 0))
+            continue
+        make = executor_class(kind)
+        own = program if not where.is_split else part
+        kept = make.weights_nbytes(own) if kind == "gpu" else sum(t.nbytes for t in own.tensors.values())
+        kv = pool_nbytes(part.cache_layers, parts.n_blocks(i, n_blocks), make.kv_dtype)
+        found.append(DeviceNeed(kept, kv, make.work_nbytes(own, max_tokens, n_threads)))
+    return found[0], found[1]
+
+
 def open_executor(
     name: str,
     program: Program,
@@ -82,12 +161,28 @@ def open_executor(
     n_threads: int = 1,
     max_tokens: int = 512,
     on_compile: Progress | None = None,
+    gpu_layers: GPULayers = "auto",
+    cpu_moe: bool = False,
 ) -> Executor:
     """An executor for steps of at most ``max_tokens`` tokens, with a cache of its own.
 
     n_blocks     of the cache, for each group of ``program.groups``, or as many for every group
     on_compile   told of the kernels that are compiled, on the first start
+    gpu_layers, cpu_moe   see ``placed``: what a GPU does not take the CPU computes
     """
-    make, index = executor_class(name), _index(name)
-    which = {} if index is None else {"index": index}
-    return make(program, n_blocks, n_threads=n_threads, max_tokens=max_tokens, on_compile=on_compile, **which)
+    options: dict[str, Any] = {"n_threads": n_threads, "max_tokens": max_tokens, "on_compile": on_compile}
+    where = placed(name, program, n_blocks, max_tokens, gpu_layers, cpu_moe, n_threads)
+    if where is None or not where.on_gpu:
+        return executor_class(name if where is None else "cpu")(program, n_blocks, **options)
+    which: dict[str, Any] = {} if (index := _index(name)) is None else {"index": index}
+    if not where.is_split:
+        return executor_class(name)(program, n_blocks, **options, **which)
+    from edgellm.kernels.cpu.run.executor import CPUExecutor
+    from edgellm.kernels.gpu.part import GPUPart
+    from edgellm.kernels.split import MakePart, SplitExecutor
+
+    makes: list[MakePart] = [
+        lambda part, blocks: CPUExecutor(part, blocks, is_part=True, **options),
+        lambda part, blocks: GPUPart(part, blocks, **options, **which),
+    ]
+    return cast("Executor", SplitExecutor(where.cut(program), n_blocks, makes, max_tokens))

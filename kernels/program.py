@@ -51,6 +51,7 @@ class Op(ABC):
     weights   tensors it multiplies with; None in such a field is "not there"
     by_row    whether row t of what it writes depends on row t of what it reads and on nothing else of the batch
     cache     what it does to the cache of its ``layer``: "update" is to read and to write
+    computes  False for one that says something of a program, and that no kernel runs
     """
 
     name: ClassVar[str]
@@ -59,6 +60,7 @@ class Op(ABC):
     weights: ClassVar[tuple[str, ...]] = ()
     by_row: ClassVar[bool] = False
     cache: ClassVar[Literal["read", "write", "update"] | None] = None
+    computes: ClassVar[bool] = True
 
     @abstractmethod
     def reference(self, step: Any) -> None:

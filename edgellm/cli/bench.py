@@ -13,7 +13,7 @@ import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.models import fetched
-from edgellm.cli.options import executor_option, override_option
+from edgellm.cli.options import device_options, device_values, override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -78,7 +78,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
     help="Step size.",
 )
 @click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
-@executor_option
+@device_options
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
 @override_option
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
@@ -99,6 +99,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     from edgellm.kernels import executors
     from edgellm.store import DEFAULT_MODEL
 
+    executors.check_split(**device_values(options))
     options["executor"] = executors.resolved(options["executor"])
     records: list[dict[str, Any]] = []
     if output == "md":
@@ -143,8 +144,9 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
         raise click.UsageError("-t is 0; a test needs at least one thread.")
     with ProgressBar() as progress:
         make = functools.partial(
-            open_executor, options["executor"], max_tokens=n_ubatch, on_compile=progress.of("compile")
-        )
+            open_executor, options["executor"], max_tokens=n_ubatch, on_compile=progress.of("compile"),
+            gpu_layers=options["gpu_layers"], cpu_moe=options["cpu_moe"],
+        )  # fmt: skip
         with GGUFFile.open(fetched(name, progress), options["overrides"]) as gguf:
             program, card = build_program(gguf), model_card(gguf)
             for n_threads in counts:

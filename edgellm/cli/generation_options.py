@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgellm.cli import standard_input
-from edgellm.cli.options import executor_option, option_group, override_option
+from edgellm.cli.options import device_options, option_group, override_option
 from edgellm.engine.speculation import DRAFTERS
 from edgellm.formats import text_file
 from edgellm.formats.errors import FormatError
@@ -22,7 +22,7 @@ generation_options = option_group(
                  help="Tokens of context; 0 takes all that the model was trained for."),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
                  help="Threads.  [default: physical cores]"),
-    executor_option,
+    device_options,
     click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message."),
     click.option("-sysf", "--system-prompt-file", "system_file", type=click.Path(), help="File with it."),
     click.option("-r", "--reverse-prompt", "stops", multiple=True, metavar="TEXT", help="Stop before TEXT."),

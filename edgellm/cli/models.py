@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.generation_options import template_source
+from edgellm.cli.options import device_values
 from edgellm.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "n_ctx": values["n_ctx"],
         "n_threads": values["n_threads"],
-        "executor": values["executor"],
+        **device_values(values),
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
         "speculate": values["speculate"],

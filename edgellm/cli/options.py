@@ -88,21 +88,37 @@ def _read_device(ctx: click.Context, param: click.Parameter, name: str) -> str:
         raise click.UsageError(str(error).replace("executor", "--device", 1)) from None
 
 
-executor_option = click.option(
-    *("--device", "--executor", "executor"),
-    default="cpu",
-    show_default=True,
-    callback=_read_device,
-    metavar="DEVICE",
-    help="What computes: auto, cpu, gpu, gpu:N or reference. `edgellm doctor` lists the GPUs.",
-)
+def _read_gpu_layers(ctx: click.Context, param: click.Parameter, text: str) -> executors.GPULayers:
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdecimal() or int(text) > executors.MAX_LAYERS:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of layers.")
+    return int(text)
+
+
+device_options = option_group(
+    click.option("--device", "--executor", "executor", default="cpu", show_default=True, callback=_read_device,
+                 metavar="DEVICE",
+                 help="What computes: auto, cpu, gpu, gpu:N or reference. `edgellm doctor` lists the GPUs."),
+    click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", default="auto", show_default=True,
+                 callback=_read_gpu_layers, metavar="N",
+                 help="Layers on the GPU, from the last on; auto is what fits its memory."),
+    click.option("-cmoe", "--cpu-moe", "cpu_moe", is_flag=True, help="Keep the experts of all layers on the CPU."),
+)  # fmt: skip
+"""What computes; ``device_values`` gives them as the library takes them."""
+
+
+def device_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What ``device_options`` say, by the names of ``edgellm.load``."""
+    return {name: values[name] for name in ("executor", "gpu_layers", "cpu_moe")}
+
 
 chunk_options = option_group(
     click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True,
                  help="Tokens of a chunk."),
     click.option("--chunks", "n_chunks", type=click.IntRange(1), help="Stop after so many.  [default: all]"),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), help="[default: physical cores]"),
-    executor_option,
+    device_options,
     override_option,
 )  # fmt: skip
 """Of a command that runs a text through a model in chunks."""
@@ -112,5 +128,5 @@ def chunk_model(path: Path, values: dict[str, Any], n_ctx: int | None = None) ->
     """The model as ``chunk_options`` say, open; ``n_ctx`` in place of theirs."""
     from edgellm.measure.perplexity import ChunkModel
 
-    names = {"executor": values["executor"], "n_threads": values["n_threads"], "kv_overrides": values["overrides"]}
+    names = {**device_values(values), "n_threads": values["n_threads"], "kv_overrides": values["overrides"]}
     return ChunkModel(path, n_ctx or values["n_ctx"], **names)

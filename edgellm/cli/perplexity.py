@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.cli.models import fetched
-from edgellm.cli.options import FILE, TypedPath, chunk_model, chunk_options
+from edgellm.cli.options import FILE, TypedPath, chunk_model, chunk_options, device_values
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.text_file import read_text
 from edgellm.machine.terminal import echo, fields, json_text
@@ -76,7 +76,7 @@ def command(model: str, text: Path | None, as_json: bool, **values: Any) -> None
                         result = _against_model(own, other, chunks)
                 else:
                     result = _alone(own, ids, chunks, written)
-    figures = {"model": path.name, "text": text.name if text else None, "executor": values["executor"], **result}
+    figures = {"model": path.name, "text": text.name if text else None, **device_values(values), **result}
     echo(json_text(figures, indent=None) if as_json else fields(figure_lines(result)))
 
 

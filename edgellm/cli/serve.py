@@ -11,7 +11,7 @@ import click
 
 from edgellm.arguments import MAX_TOKENS_PER_STEP
 from edgellm.cli.generation_options import template_source
-from edgellm.cli.options import executor_option, option_group, override_option
+from edgellm.cli.options import device_options, device_values, option_group, override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.engine.speculation import DRAFTERS
 from edgellm.formats.errors import UnsupportedError
@@ -70,7 +70,7 @@ serve_options = option_group(
     click.option("--speculate", type=click.Choice(tuple(DRAFTERS)), default=None,
                  help="Speculative decoding: the same answers, sooner where they repeat the prompt or themselves."),
     override_option,
-    executor_option,
+    device_options,
     click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
 )  # fmt: skip
 
@@ -123,7 +123,7 @@ def _server(models: tuple[str, ...], values: dict[str, Any], progress: ProgressB
     options = LoadOptions(
         n_ctx=values["n_ctx"],
         n_threads=values["n_threads"],
-        executor=values["executor"],
+        **device_values(values),
         chat_template=template_source(values),
         kv_overrides=values["overrides"] or None,
         max_tokens_per_step=values["max_tokens_per_step"],

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgellm import arguments
 from edgellm.formats.errors import ParameterError
-from edgellm.kernels.executors import open_executor
+from edgellm.kernels.executors import GPULayers, check_split, open_executor
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch, Hook
 from edgellm.loading import open_program
@@ -135,17 +135,23 @@ class ChunkModel:
         n_ctx: int = 512,
         *,
         executor: str = "cpu",
+        gpu_layers: GPULayers = "auto",
+        cpu_moe: bool = False,
         n_threads: int | None = None,
         kv_overrides: Mapping[str, Any] | None = None,
     ) -> None:
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
+        check_split(executor, gpu_layers, cpu_moe)
         with open_program(path, kv_overrides) as (self.gguf, self.program):
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata, proved=True)
             self.n_ctx = n_ctx
             n_blocks = -(-n_ctx // BLOCK_TOKENS)
             threads = n_threads or default_threads()
-            self.executor = open_executor(executor, self.program, n_blocks, n_threads=threads, max_tokens=n_ctx)
+            self.executor = open_executor(
+                executor, self.program, n_blocks, n_threads=threads, max_tokens=n_ctx, gpu_layers=gpu_layers,
+                cpu_moe=cpu_moe,
+            )  # fmt: skip
 
     @property
     def prefix(self) -> list[int]:

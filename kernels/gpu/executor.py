@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgellm.formats.errors import ClosedError, NumericError, ParameterError
-from edgellm.kernels.batch_checks import check_batch
+from edgellm.formats.errors import ClosedError, ParameterError
+from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
 from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
@@ -53,6 +53,7 @@ class GPUExecutor:
 
     backend: ClassVar[str] = "wgpu"
     kv_dtype: ClassVar[str] = "float16"
+    narrows: ClassVar[bool] = True  # whether a program's last ops are there for few rows, too
 
     def __init__(
         self,
@@ -71,15 +72,15 @@ class GPUExecutor:
         try:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
             self.pool: CachePool = pool
-            self._tail, whole = _with_tail(program)
+            self._tail, whole = _with_tail(program) if self.narrows else _without_tail(program)
             self._there = put_program(self.device, whole, pool, max_tokens)
         except BaseException:
             self.close()
             raise
         self.draw = open_draw(on_compile)
-        self._top_k = TopK(
-            self.device, self._there.places[program.output], program.n_vocab, self._there.rows["outputs"]
-        )
+        if program.output in program.buffers:
+            most = self._there.rows["outputs"]
+            self._top_k = TopK(self.device, self._there.places[program.output], program.n_vocab, most)
         selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
         self._first_output_op = selects[0] if selects else len(program.ops)
         embedding = embedding_of(program)
@@ -119,21 +120,21 @@ class GPUExecutor:
             before, after = ops, ()
         else:
             before, after = ops[: tail.start], tail.ops
-        n_outputs = min(len(rows), most)
+        counts = Counts(n, min(len(rows), most), parts_of(batch))
         if batch.embeddings is not None:
             looked_up, before = before[: self._embedding + 1], before[self._embedding + 1 :]
-            self._start(self._recorded(batch, looked_up, [*before, *after], n_outputs))
+            self._start(self._recorded(counts, looked_up, [*before, *after]))
             self._embed(*batch.embeddings)
-        self._start(self._recorded(batch, before, after, n_outputs))
+        self._start(self._recorded(counts, before, after))
         result = np.empty((len(rows), self.program.n_vocab), np.float32)
         for first in range(0, len(rows), most):
             chunk = rows[first : first + most]
             if first:
                 self._there.step.outputs(chunk)
             if after:
-                self._start(self._recorded(batch, after, (), len(chunk)))
+                self._start(self._recorded(dataclasses.replace(counts, outputs=len(chunk)), after, ()))
             result[first : first + len(chunk)] = self._logits(len(chunk))
-        _check_logits(result)
+        check_logits(result)
         return result
 
     def decode(self, batch: Batch, n_steps: int, draw: GPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
@@ -194,7 +195,7 @@ class GPUExecutor:
         if there.step.begin(batch, range(n), n_steps):
             self._shapes.clear()
         last = dataclasses.replace(batch, positions=batch.positions + np.int32(n_steps - 1), sees=None)
-        recordings = self._recorded(last, self.program.ops, (), n)
+        recordings = self._recorded(Counts(n, n, parts_of(last)), self.program.ops, ())
         for step in range(n_steps - 1):
             ahead = there.step.advance(n, self.program.n_vocab, self._top_k.found, step * n * answer, answer)
             finding = self._top_k.recording(k, n, step)
@@ -218,9 +219,8 @@ class GPUExecutor:
         for row, value in zip(rows.tolist(), values.astype(np.float32), strict=True):
             self.device.write(place.buffer, 4 * (row * place.row + place.at), value)
 
-    def _recorded(self, batch: Batch, ops: Sequence[Op], following: Sequence[Op], n_outputs: int) -> list[Recording]:
+    def _recorded(self, counts: Counts, ops: Sequence[Op], following: Sequence[Op]) -> list[Recording]:
         """The dispatches of some ops for a batch of this shape, cut where a submission would be long."""
-        counts = Counts(len(batch), n_outputs, _parts(batch))
         key = (len(ops), id(ops[0]) if ops else 0, *dataclasses.astuple(counts))
         if key not in self._shapes:
             recorded = self._record(ops, following, counts, fuse=True)
@@ -256,7 +256,7 @@ class GPUExecutor:
     def _run_hooked(self, batch: Batch, rows: list[int], hook: Hook) -> np.ndarray:
         """Op by op, and what the hook has looked at goes back to the device."""
         most, result = self._there.rows["outputs"], []
-        counts = Counts(len(batch), min(len(rows), most), _parts(batch))
+        counts = Counts(len(batch), min(len(rows), most), parts_of(batch))
         for first in range(0, max(1, len(rows)), most):
             chunk = rows[first : first + most]
             counts = dataclasses.replace(counts, outputs=len(chunk))
@@ -274,7 +274,7 @@ class GPUExecutor:
                     self.device.write(buffer, 0, data)
             result.append(self._logits(len(chunk)) if chunk else np.empty((0, self.program.n_vocab), np.float32))
         logits = np.concatenate(result)
-        _check_logits(logits)
+        check_logits(logits)
         return logits
 
     def _read(self, counts: Counts, taken: dict[int, tuple[Any, np.ndarray]], name: str) -> np.ndarray:
@@ -292,21 +292,17 @@ class GPUExecutor:
         self._end()
 
 
+def _without_tail(program: Program) -> tuple[OutputTail, Program]:
+    return OutputTail(len(program.ops), (), {}), program
+
+
 def _with_tail(program: Program) -> tuple[OutputTail, Program]:
     """The ops for the rows that want logits alone, and a program that has both."""
-    tail = output_tail(program) or OutputTail(len(program.ops), (), {})
+    tail = output_tail(program) or _without_tail(program)[0]
     buffers = {**program.buffers, **tail.buffers}
     return tail, dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers=buffers)
 
 
-def _parts(batch: Batch) -> int:
+def parts_of(batch: Batch) -> int:
     """Parts of 256 positions that its tokens see, rounded up to a power of two: few shapes for a long text."""
     return 1 << (int((batch.positions if batch.sees is None else batch.sees).max()) // PART).bit_length()
-
-
-def _check_logits(logits: np.ndarray) -> None:
-    if logits.size and not (np.isfinite(logits.max()) and np.isfinite(logits.min())):
-        raise NumericError(
-            "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
-            "`edgellm verify FILE`, then pull it again."
-        )

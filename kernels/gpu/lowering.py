@@ -94,15 +94,17 @@ def _kind(program: Program, op: Matmul) -> tuple[str, str, bool]:
 def check(program: Program) -> None:
     """UnsupportedError for what no shader here does, by name."""
     for op in program.ops:
-        if wrong := _unknown(program, op):
+        if wrong := unknown(program, op):
             raise UnsupportedError(
                 f"{program.architecture}: the gpu device has no shader for the op {wrong}. Take --device cpu.",
                 code="GPU_OP",
             )
 
 
-def _unknown(program: Program, op: Op) -> str | None:
+def unknown(program: Program, op: Op) -> str | None:
     """What of an op no rule knows."""
+    if not op.computes:
+        return None
     if type(op) not in RULES:
         return op.name
     for one in dataclasses.fields(op):
@@ -127,7 +129,8 @@ def record(
     at = 0
     while at < len(ops):
         low.at, low.end = at, len(ops)
-        RULES[type(ops[at])].lower(low, ops[at])
+        if ops[at].computes:
+            RULES[type(ops[at])].lower(low, ops[at])
         at += max(1, low.n_taken)
         low.n_taken = 1
     return low.rows

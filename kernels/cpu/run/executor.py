@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from edgellm.formats.errors import ClosedError, NumericError, ParameterError
-from edgellm.kernels.batch_checks import check_batch
+from edgellm.formats.errors import ClosedError, ParameterError
+from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
@@ -36,10 +37,12 @@ class CPUExecutor:
     on_compile   called while kernels are compiled, on the first start: done, total, name
     untested     run the kernels of this cache as they are: that is how they are tested. Without it those that have not
                  passed on this CPU are tested now, and another form is taken when one fails (verified_kernels.py)
+    is_part      the program is a part of one, with what it needs for few rows among its ops (kernels/split.py)
     """
 
-    backend = "CPU"
-    kv_dtype = "float16"
+    backend: ClassVar[str] = "CPU"
+    kv_dtype: ClassVar[str] = "float16"
+    max_outputs = MAX_OUTPUTS
     work_nbytes = staticmethod(work_nbytes)
 
     def __init__(
@@ -51,10 +54,11 @@ class CPUExecutor:
         on_compile: Progress | None = None,
         form: str | None = None,
         untested: KernelCache | None = None,
+        is_part: bool = False,
     ) -> None:
         self.program, self.max_tokens, self.n_threads = program, max_tokens, n_threads
         self.pool = pool = CachePool(program.cache_layers, n_blocks, self.kv_dtype)
-        self._table = lower(program, pool, max_tokens)
+        self._table = lower(program, pool, max_tokens, narrows=not is_part)
         names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.TOP_K]
         if untested is None:
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
@@ -110,11 +114,7 @@ class CPUExecutor:
             self._run_rows(first, last, hook)
             if result.base is not logits.base:
                 result[start : start + len(chunk)] = logits[: len(chunk)]
-        if output_rows and not (np.isfinite(result.max()) and np.isfinite(result.min())):
-            raise NumericError(
-                "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
-                "`edgellm verify FILE`, then pull it again."
-            )
+        check_logits(result)
         return result
 
     def decode(self, batch: Batch, n_steps: int, draw: CPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
@@ -142,6 +142,31 @@ class CPUExecutor:
             self._step.angle_nbytes,
             stops,
         )
+
+    # ---- as a part of a program that is split ------------------------------------------------------------------------
+
+    def begin(self, batch: Batch, outputs: Sequence[int]) -> None:
+        """See ``PartExecutor``, also for the next four."""
+        self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens))
+        self.outputs(outputs)
+
+    def outputs(self, rows: Sequence[int]) -> None:
+        self._step.outputs(rows)
+
+    def run_ops(self, first: int, last: int, *, alone: bool = False) -> None:
+        start, stop = self._table.first_row[first], self._table.first_row[last]
+        self._table.rows[start:stop, _COUNTER] = 0
+        if alone:
+            self._requantize(start, stop, self._rows_address, self._step.address)
+        self._team.run(self._rows_address, start, stop, self._step.address)
+
+    def read(self, name: str) -> np.ndarray:
+        return self._read(name)
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        self._read(name)[:] = values
+
+    # ---- the ops of a step -------------------------------------------------------------------------------------------
 
     def _embed(self, rows: np.ndarray, values: np.ndarray, hook: Hook | None) -> int:
         """Run what stands up to the embedding, with these rows of it, and give the row of the op table behind it."""

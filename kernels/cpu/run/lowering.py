@@ -177,7 +177,8 @@ class _Lowering:
     def op(self, op: Op) -> None:
         """Add the rows of an op."""
         self.first_row.append(len(self.rows))
-        _RULES[type(op)](self, op)
+        if op.computes:
+            _RULES[type(op)](self, op)
         written = set(map(self.root, op.written_buffers()))
         self.derived = {of: made for of, made in self.derived.items() if not written.intersection(map(self.root, of))}
 
@@ -564,9 +565,12 @@ _RULES: dict[type, Any] = {
 # ---- a whole program -------------------------------------------------------------------------------------------------
 
 
-def lower(program: Program, pool: CachePool, max_tokens: int) -> OpTable:
-    """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names)."""
-    low, tail = _all_rows(program, pool, max_tokens, _Memory(real=True))
+def lower(program: Program, pool: CachePool, max_tokens: int, *, narrows: bool = True) -> OpTable:
+    """The op table of a program, kernel addresses still zero (``OpTable.kernels`` has their names).
+
+    ``narrows`` adds the program's ops once more, from the last that mixes rows on, for those that want logits.
+    """
+    low, tail = _all_rows(program, pool, max_tokens, _Memory(real=True), narrows=narrows)
     n_ops, first_row = len(program.ops), [*low.first_row, len(low.rows)]
     table = aligned_zeros(len(low.rows) * layout.OP_NBYTES).view(np.int64).reshape(-1, layout.OP_FIELDS)
     _link_products(table, low.rows, first_row[n_ops])
@@ -579,7 +583,7 @@ def lower(program: Program, pool: CachePool, max_tokens: int) -> OpTable:
         first_row=first_row[: n_ops + 1],
         n_token_rows=first_row[selects[0] if selects else n_ops],
         n_rows_before_tail=first_row[tail.start],
-        last_write=last_write(program),
+        last_write=last_write(program) if narrows else None,
         kernels=[row.kernel for row in low.rows],
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
@@ -602,11 +606,11 @@ def scratch_nbytes(program: Program, max_tokens: int) -> int:
 
 
 def _all_rows(
-    program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory
+    program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory, *, narrows: bool = True
 ) -> tuple[_Lowering, OutputTail]:
     """Of a program and the tail behind it, which is empty where there is none."""
-    last = last_write(program)
-    tail = (None if last else output_tail(program)) or OutputTail(len(program.ops), (), {})
+    last = last_write(program) if narrows else None
+    tail = (output_tail(program) if narrows and not last else None) or OutputTail(len(program.ops), (), {})
     whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
     for name, buffer in sorted(whole.buffers.items(), key=lambda item: item[1].of != ""):

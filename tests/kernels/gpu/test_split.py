@@ -1,0 +1,310 @@
+"""A program in parts on CPU and GPU: cut anywhere it is the reference's, and a step keeps its promises in each cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_device import device
+
+import edgellm
+from edgellm.engine.cache import pool_blocks
+from edgellm.formats.errors import NumericError, ParameterError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels import executors, placement
+from edgellm.kernels.cpu.compile.trials import nmse
+from edgellm.kernels.cpu.run.executor import CPUExecutor
+from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.ops import ExpertMatmul, ExpertSum
+from edgellm.kernels.program import Batch, Op, Program
+from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.split import SplitExecutor
+from edgellm.machine.memory import SystemMemory
+from edgellm.models import build_program
+
+tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+
+N_BLOCKS, N_LAYERS = 24, 3
+LIMIT = 1e-6  # of NMSE: activations of 15 bits on the CPU's side give about 1e-7
+# name: (architecture, type of weights)
+MODELS = {
+    "llama": ("llama", "Q4_K"),
+    "gemma3": ("gemma3", "Q8_0"),
+    "qwen3moe": ("qwen3moe", "Q8_0"),
+    "lfm2": ("lfm2", "Q5_1"),
+    "qwen35": ("qwen35", "Q8_0"),
+}
+CUTS = [(layers, False) for layers in range(1, N_LAYERS + 2)] + [(N_LAYERS + 1, True), (2, True)]
+
+
+@pytest.fixture(scope="module")
+def name() -> str:
+    return device("gpu")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Program]]:
+    folder = tmp_path_factory.mktemp("models")
+    files = {
+        model: GGUFFile.open(
+            tiny_models.write_tiny_model(folder / f"{model}.gguf", architecture, quant, n_layer=N_LAYERS)
+        )
+        for model, (architecture, quant) in MODELS.items()
+    }
+    yield {model: build_program(file) for model, file in files.items()}
+    for file in files.values():
+        file.close()
+
+
+def opened(program: Program, name: str, layers: Any, cpu_moe: bool = False) -> Any:
+    return executors.open_executor(
+        name, program, N_BLOCKS, n_threads=2, max_tokens=64, gpu_layers=layers, cpu_moe=cpu_moe
+    )
+
+
+def steps(program: Program) -> list[Batch]:
+    """A prompt in two chunks with a token between them, then one with an answer's rows."""
+    shapes: tuple[tuple[int, int, Any], ...] = ((33, 0, "all"), (1, 33, "all"), (7, 34, "last"), (40, 41, "all"))
+    return [
+        Batch.single(program, np.random.default_rng(n).integers(3, program.n_vocab, n), start, outputs)
+        for n, start, outputs in shapes
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_cut_at_every_layer_it_is_the_reference(model: str, programs: dict[str, Program], name: str) -> None:
+    program = programs[model]
+    judge = ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    expected = [judge.run(batch).copy() for batch in steps(program)]
+    for layers, cpu_moe in CUTS:
+        executor = opened(program, name, layers, cpu_moe)
+        for batch, logits in zip(steps(program), expected, strict=True):
+            found = executor.run(batch)
+            assert nmse(found, logits) < LIMIT, f"{layers} layers, cpu_moe={cpu_moe}"
+            for row, judged in zip(found, logits, strict=True):  # another token only where two are as good
+                assert judged.max() - judged[row.argmax()] < 1e-2 * (judged.max() - judged.min())
+        executor.close()
+
+
+def test_what_stands_where(programs: dict[str, Program], name: str) -> None:
+    program = programs["llama"]
+    kinds = {0: CPUExecutor, 1: SplitExecutor, N_LAYERS: SplitExecutor, N_LAYERS + 1: GPUExecutor, 999: GPUExecutor}
+    for layers, kind in kinds.items():
+        executor = opened(program, name, layers)
+        assert type(executor) is kind
+        if isinstance(executor, SplitExecutor):
+            cpu, gpu = executor.cut.programs
+            assert cpu is not None and gpu is not None
+            assert executor.cut.n_crossings == 1 and len(gpu.cache_layers) == layers
+            assert "token_embd.weight" in cpu.tensors and "output_norm.weight" in gpu.tensors
+            assert not any(name.startswith("blk.") and name in gpu.tensors for name in cpu.tensors)
+            assert isinstance(executor.parts[0], CPUExecutor) and isinstance(executor.parts[1], GPUExecutor)
+        executor.close()
+
+
+def test_experts_stay_on_the_cpu_and_nothing_else_does(programs: dict[str, Program], name: str) -> None:
+    program = programs["qwen3moe"]
+    executor = opened(program, name, N_LAYERS + 1, cpu_moe=True)
+    assert isinstance(executor, SplitExecutor)
+    cpu, gpu = executor.cut.programs
+    assert cpu is not None and gpu is not None
+    kept = [op for op in cpu.ops if op.computes]
+    assert {op.name for op in kept} == {"expert_matmul", "gated", "expert_sum"} and not cpu.cache_layers
+    assert not any(isinstance(op, ExpertMatmul | ExpertSum) for op in gpu.ops)
+    assert executor.cut.n_crossings == 4 * N_LAYERS, "an input, who is chosen and by how much; a sum back"
+    executor.close()
+
+
+@pytest.mark.parametrize(("model", "layers", "cpu_moe"), [
+    ("llama", 2, False), ("gemma3", 1, False), ("qwen3moe", 2, True), ("lfm2", 2, False), ("qwen35", 4, False),
+])  # fmt: skip
+def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_in_any_chunks(
+    model: str, layers: int, cpu_moe: bool, programs: dict[str, Program], name: str
+) -> None:
+    program, lengths = programs[model], [31, 1, 7, 17]
+    batch, more = (sequences(program, *shape) for shape in ((lengths, [0] * 4), ([1] * 4, lengths)))
+    executor = opened(program, name, layers, cpu_moe)
+    together = [executor.run(batch).copy(), executor.run(more).copy()]
+    for which in range(4):
+        executor.close()
+        executor = opened(program, name, layers, cpu_moe)
+        one = alone(batch, which)
+        cuts = [slice(0, len(one))] if which % 2 else [slice(i, i + 5) for i in range(0, len(one), 5)]
+        for part in cuts:
+            tables = tuple(
+                np.array([[t[0, 1] if part.start else -1, t[0, 1]]], np.int32) if g.kind == "state" else t
+                for t, g in zip(one.tables, program.groups, strict=True)
+            )
+            fields = (getattr(one, field)[part] for field in ("tokens", "positions", "sequences", "outputs"))
+            logits = executor.run(Batch(*fields, tables))
+        assert np.array_equal(logits[-1], together[0][which])
+        assert np.array_equal(executor.run(alone(more, which))[0], together[1][which])
+    executor.close()
+
+
+def sequences(program: Program, lengths: list[int], starts: list[int]) -> Batch:
+    """Some tokens of several sequences, each in blocks of its own, the state of each in a slot of its own."""
+    rng, n = np.random.default_rng(sum(starts)), len(lengths)
+    blocks = np.arange(n * 4, dtype=np.int32).reshape(n, 4)
+    states = np.array([[i if start else -1, i] for i, start in enumerate(starts)], np.int32)
+    outputs = np.zeros(sum(lengths), bool)
+    outputs[np.cumsum(lengths) - 1] = True
+    return Batch(
+        rng.integers(3, program.n_vocab, sum(lengths)).astype(np.int32),
+        np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in zip(starts, lengths, strict=True)]),
+        np.repeat(np.arange(n, dtype=np.int32), lengths),
+        outputs,
+        tuple(states if group.kind == "state" else blocks for group in program.groups),
+    )
+
+
+def alone(batch: Batch, which: int) -> Batch:
+    """One sequence of a batch, with the row of the tables that it had."""
+    mine = batch.sequences == which
+    tables = tuple(table[which : which + 1] for table in batch.tables)
+    zeros = np.zeros(int(mine.sum()), np.int32)
+    return Batch(batch.tokens[mine], batch.positions[mine], zeros, batch.outputs[mine], tables)
+
+
+@pytest.mark.parametrize(("model", "layers", "cpu_moe"), [("llama", 2, False), ("qwen3moe", 4, True)])
+def test_a_hook_sees_every_op_and_what_it_changes_counts(
+    model: str, layers: int, cpu_moe: bool, programs: dict[str, Program], name: str
+) -> None:
+    program = programs[model]
+    executor, seen = opened(program, name, layers, cpu_moe), list[Op]()
+    batch = replace(Batch.single(program, np.arange(3, 43)), outputs=np.arange(40) > 30)
+    plain = executor.run(batch).copy()
+
+    def look(at: int, op: Op, read: Any) -> None:
+        seen.append(op)
+        for buffer in (*op.read_buffers(), *op.written_buffers()):
+            assert np.isfinite(read(buffer)).all()
+
+    assert np.array_equal(executor.run(batch, look), plain)
+    assert tuple(seen) == program.ops
+
+    judge = ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+
+    def change(at: int, op: Op, read: Any) -> None:
+        if "x" in op.written_buffers() and at % 3 == 0:
+            read("x")[..., :7] *= np.float32(0.5)
+
+    changed = executor.run(batch, change).copy()
+    assert nmse(changed, judge.run(batch, change)) < LIMIT and nmse(changed, plain) > 1e-3
+    assert np.array_equal(executor.run(batch), plain)
+
+    def spoil(at: int, op: Op, read: Any) -> None:
+        if at == 0:
+            read(op.written_buffers()[0])[0, 0] = np.nan
+
+    with pytest.raises(NumericError):
+        executor.run(Batch.single(program, [3]), spoil)
+    executor.close()
+
+
+def test_embeddings_stand_in_place_of_tokens(programs: dict[str, Program], name: str) -> None:
+    program = programs["llama"]
+    executor, judge = opened(program, name, 2), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    values = np.random.default_rng(1).standard_normal((2, program.n_embd)).astype(np.float32)
+    batch = replace(Batch.single(program, [3, 4, 5, 6]), embeddings=(np.array([1, 2]), values))
+    assert nmse(executor.run(batch), judge.run(batch)) < LIMIT
+    executor.close()
+
+
+def test_more_outputs_than_a_buffer_has_rows_are_computed_in_turns(programs: dict[str, Program], name: str) -> None:
+    program = programs["llama"]
+    executor = opened(program, name, 1)
+    batch = Batch.single(program, np.arange(3, 63), outputs="all")
+    assert executor.max_outputs < len(batch)
+    last = executor.run(replace(batch, outputs=np.arange(60) >= 55)).copy()
+    assert np.array_equal(executor.run(batch)[55:], last)
+    assert executor.run(replace(batch, outputs=np.zeros(60, bool))).shape == (0, program.n_vocab)
+    executor.close()
+
+
+def test_blocks_are_copied_and_move_between_every_kind_of_cache(programs: dict[str, Program], name: str) -> None:
+    for model in ("gemma3", "lfm2"):
+        program = programs[model]
+        made = [opened(program, name, layers) for layers in (0, 1, 2, N_LAYERS + 1)]
+        pools = [executor.pool for executor in made]
+        assert len({pool.nbytes for pool in pools}) == 1
+        for group in range(len(program.groups)):
+            rng = np.random.default_rng(group)
+            block = rng.integers(0, 256, len(pools[0].read_block(group, 0)), np.uint8).tobytes()
+            for pool in pools:
+                pool.write_block(group, 3, block)
+                pool.copy_block(group, 3, 1)
+                assert pool.read_block(group, 1) == pool.read_block(group, 3) == block
+                assert not any(pool.read_block(group, 2))
+        for executor in made:
+            executor.close()
+
+
+# ---- through the library ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    found: Path = tiny_models.write_tiny_model(folder / "tiny.gguf", "gemma3", "Q8_0", n_layer=N_LAYERS)
+    return found
+
+
+def test_a_session_goes_on_where_another_division_has_left_it(path: Path, name: str, tmp_path: Path) -> None:
+    divisions: list[dict[str, Any]] = [
+        {}, {"executor": name, "gpu_layers": 1}, {"executor": name, "gpu_layers": 3}, {"executor": name}
+    ]  # fmt: skip
+    prompt = list(range(3, 73))
+    for i, options in enumerate(divisions):
+        with edgellm.load(path, n_ctx=128, **options) as llm:
+            if i:
+                assert len(llm.load_state(tmp_path / "state")) >= 64
+            result = llm.generate(prompt, max_tokens=4, temperature=0)
+            assert (result.timings.reused_n >= 64) == bool(i)
+            assert len(result.tokens) == 4
+            llm.save_state(tmp_path / "state", prompt)
+
+
+def test_a_division_answers_as_its_steps_do_and_auto_takes_what_fits(
+    path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with edgellm.load(path, n_ctx=128, executor=name, gpu_layers=2) as llm:
+        assert isinstance(llm.executor, SplitExecutor)
+        once = llm.generate("Rivers flow", max_tokens=8, temperature=0).tokens
+        assert once == llm.generate("Rivers flow", max_tokens=8, temperature=0).tokens
+        need = llm.memory_estimate
+        assert need.device is not None and 0 < need.device.total < need.total
+    with edgellm.load(path, n_ctx=128, executor=name) as llm:
+        assert isinstance(llm.executor, GPUExecutor)
+        whole = llm.memory_estimate.device
+        assert whole is not None
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        blocks = pool_blocks(program.cache_layers, 128, 128, 1)
+        found = []
+        for spare in (whole.total, whole.total - 1, whole.total // 2, 0):
+            memory = SystemMemory(1 << 40, spare + executors.RESERVED_NBYTES)
+            monkeypatch.setattr(executors, "own_memory", lambda _, memory=memory: memory)
+            where = executors.placed(name, program, blocks, 128)
+            assert where is not None
+            found.append(where.layers)
+            assert executors.needs(program, where, blocks, 128, 1)[1].total <= spare
+        assert found[0] == N_LAYERS + 1 > found[1] >= found[2] >= found[3] == 0
+
+
+def test_wrong_divisions_are_refused(path: Path, name: str) -> None:
+    for options in ({"gpu_layers": 3}, {"executor": name, "gpu_layers": -1}, {"executor": name, "gpu_layers": "all"},
+                    {"executor": name, "cpu_moe": 1}):  # fmt: skip
+        with pytest.raises(ParameterError, match=r"gpu_layers|cpu_moe"):
+            edgellm.load(path, **options)  # type: ignore[arg-type]
+
+
+def test_layers_are_told_by_the_names_of_weights(programs: dict[str, Program]) -> None:
+    for program in programs.values():
+        layers, n = placement.layers_of(program)
+        assert n == N_LAYERS and layers == sorted(layers) and layers[0] == -1 and layers[-1] == n
+        assert set(layers) == set(range(-1, n + 1))
