@@ -503,6 +503,16 @@ class LLM:
         return self.model.engine
 
     @property
+    def runs_on(self) -> str:
+        """What computes, in words: "cpu", or a GPU by name and how many layers it has."""
+        return "cpu" if self.executor.backend == "CPU" else self.model.runs_on
+
+    def take_notices(self) -> list[str]:
+        """What has happened since the last call that a user should know, such as the loss of a GPU."""
+        notices, self.engine.notices = self.engine.notices, []
+        return notices
+
+    @property
     def executor(self) -> Executor:
         """What computes; run by the engine alone."""
         return self.model.engine.executor

@@ -21,7 +21,7 @@ from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.machine.cores import default_threads
 from edgellm.machine.paths import typed_file
 from edgellm.machine.progress import StageProgress
-from edgellm.memory import MemoryNeed, check_fits, estimate, kv_nbytes, system_memory
+from edgellm.memory import MemoryNeed, check_fits, estimate, kv_nbytes, placement_text, system_memory
 from edgellm.models import build_program
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from edgellm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
     from edgellm.engine.disk_cache import DiskCache
-    from edgellm.kernels.program import Program
+    from edgellm.kernels.program import Executor, Program
     from edgellm.messages.form import MessageForm
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
@@ -87,6 +87,7 @@ class Model:
     n_threads: int
     default_params: SamplingParams
     memory_need: MemoryNeed
+    runs_on: str = "cpu"
     template_source: str | None = None
 
     @functools.cached_property
@@ -119,7 +120,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         n_ctx = choose_context(program, options)
         need = memory_need(program, gguf, n_ctx, options)
         if not options.force:
-            check_fits(need, device=executors.own_memory(options.executor))
+            check_fits(need, device=executors.device_memory(options.executor))
         report("load", 1, 2, path.name)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, template=_given_template(options), proved=True)
         default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
@@ -134,7 +135,20 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             except BaseException:
                 engine.close()
                 raise
-    return Model(path, gguf, program, tokenizer, engine, n_threads, default_params, need, options.chat_template)
+    if need.device is not None:
+        engine.fallback = functools.partial(_on_cpu, program, gguf, n_ctx, options)
+    runs_on = placement_text(need, options.executor)
+    return Model(
+        path, gguf, program, tokenizer, engine, n_threads, default_params, need, runs_on, options.chat_template
+    )
+
+
+def _on_cpu(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> tuple[Executor, KVCache]:
+    """What goes on where a GPU is gone; MemoryWouldExceedError where there is no room for it."""
+    options = replace(options, executor="cpu", gpu_layers="auto")
+    if not options.force:
+        check_fits(memory_need(program, gguf, n_ctx, options))
+    return _executor(program, n_ctx, options, lambda *_: None)
 
 
 def _disk_cache(engine: Engine, gguf: GGUFFile, folder: Path, limit: int) -> DiskCache:
@@ -189,7 +203,7 @@ def choose_context(program: Program, options: LoadOptions) -> int:
     trained = max(1, program.context_length)
     if options.n_ctx is not None:
         return options.n_ctx or trained
-    budget = (executors.own_memory(options.executor) or system_memory()).available // KV_SHARE
+    budget = (executors.device_memory(options.executor) or system_memory()).available // KV_SHARE
     low, high = min(trained, LEAST_CONTEXT), trained
     while low < high:  # the most that fits
         middle = (low + high + 1) // 2
@@ -219,15 +233,24 @@ def start_engine(
     program: Program, n_ctx: int, eog_ids: Collection[int], options: LoadOptions, report: StageProgress
 ) -> tuple[Engine, int]:
     """The executor and the engine that owns it; the number of threads."""
-    max_tokens, n_threads = min(options.max_tokens_per_step, n_ctx), options.n_threads or default_threads()
+    executor, cache = _executor(program, n_ctx, options, report)
+    return Engine(executor, cache, eog_ids, DRAFTERS.get(options.speculate or "")), _n_threads(options)
+
+
+def _executor(program: Program, n_ctx: int, options: LoadOptions, report: StageProgress) -> tuple[Executor, KVCache]:
+    max_tokens = min(options.max_tokens_per_step, n_ctx)
     executor = executors.open_executor(
         options.executor,
         program,
         pool_blocks(program.cache_layers, n_ctx, max_tokens, options.n_parallel),
-        n_threads=n_threads,
+        n_threads=_n_threads(options),
         max_tokens=max_tokens,
         on_compile=functools.partial(report, "compile"),
         gpu_layers=options.gpu_layers,
         cpu_moe=options.cpu_moe,
     )
-    return Engine(executor, KVCache(executor.pool, n_ctx), eog_ids, DRAFTERS.get(options.speculate or "")), n_threads
+    return executor, KVCache(executor.pool, n_ctx)
+
+
+def _n_threads(options: LoadOptions) -> int:
+    return options.n_threads or default_threads()

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError
-from edgellm.kernels.executors import GPULayers, executor_class, needs, placed
+from edgellm.kernels.executors import GPULayers, describe, executor_class, needs, placed
 from edgellm.kernels.kv import pool_nbytes
 from edgellm.kernels.ops import Embed
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory, system_memory
 
 if TYPE_CHECKING:
+    from edgellm.kernels.gpu.memory import DeviceMemory
     from edgellm.kernels.placement import DeviceNeed, Placement
     from edgellm.kernels.program import Program
 
@@ -45,6 +46,14 @@ class MemoryNeed:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.kv + self.work + self.process
+
+    def of_system(self, device: DeviceMemory | None) -> int:
+        """What is in the system's memory: all, but for what a GPU keeps in its own."""
+        return self.total - (self.device.total if self.device and device and device.is_own else 0)
+
+    def of_device(self, device: DeviceMemory | None) -> int:
+        """What is in a GPU's own memory."""
+        return self.total - self.of_system(device)
 
 
 def kv_nbytes(program: Program, n_ctx: int, max_tokens: int, n_parallel: int, executor: str) -> int:
@@ -80,22 +89,36 @@ def estimate(
     return MemoryNeed(weights, kv, make.work_nbytes(program, max_tokens, n_threads), PROCESS_NBYTES, None, where)
 
 
-def check_fits(need: MemoryNeed, memory: SystemMemory | None = None, device: SystemMemory | None = None) -> None:
+def placement_text(need: MemoryNeed, executor: str) -> str:
+    """What computes, such as "gpu:0 NVIDIA L4 (Vulkan), 12 of 32 layers; the rest on the CPU"."""
+    where = need.where
+    if where is None:
+        return describe(executor)
+    if not where.on_gpu:
+        return "cpu"
+    if not where.is_split:
+        return describe(executor)
+    if where.layers > where.n_layers:
+        return f"{describe(executor)}; some of its ops on the CPU"
+    return f"{describe(executor)}, {where.layers} of {where.n_layers} layers; the rest on the CPU"
+
+
+def check_fits(need: MemoryNeed, memory: SystemMemory | None = None, device: DeviceMemory | None = None) -> None:
     """Raise MemoryWouldExceedError when the model does not fit what is free now of ``memory``, None the system's.
 
-    device   what the GPU has of its own; without it its part is in the system's memory, too
+    device   that of the GPU which has a part of it
     """
-    memory, on_device = memory or system_memory(), 0
-    if device is not None and need.device is not None:
-        on_device = need.device.total
-        if on_device > device.available:
-            raise _too_large(need.device, on_device, device, " on the GPU", "fewer layers there (--gpu-layers), ")
-    if need.total - on_device > memory.available:
-        raise _too_large(need, need.total - on_device, memory, "", "")
+    memory = memory or system_memory()
+    if device is not None and need.device is not None and need.device.total > device.available:
+        less = "fewer layers there (--gpu-layers), "
+        raise _too_large(need.device, need.device.total, device.available, " on the GPU", less)
+    in_system = need.of_system(device)
+    if in_system > memory.available:
+        raise _too_large(need, in_system, memory.available, "", "")
 
 
-def _too_large(need: MemoryNeed | DeviceNeed, total: int, memory: SystemMemory, there: str, less: str) -> EdgeLLMError:
-    gib = [f"{n / GIB:.2f} GiB" for n in (total, need.weights, need.kv, memory.available)]
+def _too_large(need: MemoryNeed | DeviceNeed, total: int, free: int, there: str, less: str) -> EdgeLLMError:
+    gib = [f"{n / GIB:.2f} GiB" for n in (total, need.weights, need.kv, free)]
     return MemoryWouldExceedError(
         f"the model needs {gib[0]}{there} (weights {gib[1]}, context {gib[2]}) and {gib[3]} are free. Take {less}a "
         "smaller context (-c), a smaller model, or close other programs."

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from edgellm import arguments
 
 if TYPE_CHECKING:
+    from edgellm.kernels.gpu.memory import DeviceMemory
     from edgellm.kernels.placement import DeviceNeed, Placement
     from edgellm.kernels.program import Executor, Program
-    from edgellm.machine.memory import SystemMemory
     from edgellm.machine.progress import Progress
 
 GPULayers = int | Literal["auto"]
@@ -65,13 +65,22 @@ def executor_class(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def own_memory(name: str) -> SystemMemory | None:
-    """The memory that a device has of its own; None where it computes in the system's, or nobody tells."""
-    if resolved(name).partition(":")[0] != "gpu":
+def device_memory(name: str) -> DeviceMemory | None:
+    """The memory that a GPU computes in; None for another device."""
+    if not is_gpu(name):
         return None
     from edgellm.kernels.gpu import adapters, memory
 
-    return memory.own_memory(adapters.choose(_index(name)))
+    return memory.device_memory(adapters.choose(_index(name)))
+
+
+def describe(name: str) -> str:
+    """A device by name, such as "gpu:0 NVIDIA L4 (Vulkan)"."""
+    if not is_gpu(name):
+        return resolved(name)
+    from edgellm.kernels.gpu import adapters
+
+    return str(adapters.choose(_index(name)))
 
 
 def _index(name: str) -> int | None:
@@ -122,13 +131,16 @@ def placed(
     if gpu_layers != "auto":
         return at(gpu_layers)
     blocks = [n_blocks] * len(program.groups) if isinstance(n_blocks, int) else list(n_blocks)
-    own = own_memory(name)
+    memory = device_memory(name)
+    assert memory is not None, "it is a GPU"
 
     def fits(layers: int) -> bool:
         host, device = needs(program, at(layers), blocks, max_tokens, n_threads)
-        if own is not None:
-            return device.total <= own.available - RESERVED_NBYTES
-        return device.total + host.kv + host.work <= system_memory().available - RESERVED_NBYTES
+        if device.total > memory.available - RESERVED_NBYTES:
+            return False
+        # what the CPU has of the weights are pages of the file, which the system may drop
+        rest = host.kv + host.work + (0 if memory.is_own else device.total)
+        return not layers or rest <= system_memory().available - RESERVED_NBYTES
 
     return at(placement.most_layers(at(0).n_layers, fits))
 

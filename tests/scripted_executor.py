@@ -188,4 +188,6 @@ def scripted_llm(
         tensors={},
         close=lambda: None,
     )
-    return LLM(Model(path, gguf, program, tokenizer, engine, 1, SamplingParams(), MemoryNeed(0, 0, 0, 0), template))
+    return LLM(
+        Model(path, gguf, program, tokenizer, engine, 1, SamplingParams(), MemoryNeed(0, 0, 0, 0), "cpu", template)
+    )

@@ -105,6 +105,7 @@ class Answering(Worker):
         finally:
             if self.node.finish_reason is None:
                 self.node.finish_reason = "cancelled"
+            self.note = "\n".join(filter(None, (self.note, *getattr(self.llm, "take_notices", list)())))
             self.finished.set()
             self.changed()
 

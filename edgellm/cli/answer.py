@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.interrupt import StopOnInterrupt
 from edgellm.cli.progress import ProgressBar
+from edgellm.machine.terminal import echo
 
 if TYPE_CHECKING:
     from edgellm.engine.requests import Timings
@@ -42,7 +43,13 @@ def stream_answer(start: Callable[..., Iterable[GenerationChunk]], write: Callab
     return Answer("".join(pieces), finish_reason, timings, interrupt.stopped)
 
 
-def timing_block(answer: Answer, n_ctx: int | None = None) -> str:
+def say_notices(llm: Any) -> None:
+    """Write on standard error what has happened to a model meanwhile."""
+    for notice in getattr(llm, "take_notices", list)():
+        echo(notice, err=True)
+
+
+def timing_block(answer: Answer, n_ctx: int | None = None, runs_on: str = "") -> str:
     """The counts and times of an answer in a few lines."""
     from edgellm.machine.memory import peak_rss
     from edgellm.machine.terminal import fields, human_bytes
@@ -59,6 +66,7 @@ def timing_block(answer: Answer, n_ctx: int | None = None) -> str:
             ("first token", f"after {t.time_to_first_token_ms / 1e3:.2f} s"),
             ("context", f"{used} of {n_ctx} tokens" if n_ctx else f"{used} tokens"),
             ("ended by", str(answer.finish_reason)),
+            *((("computed by", runs_on),) if runs_on else ()),
             ("peak memory", human_bytes(peak_rss())),
         )
     )

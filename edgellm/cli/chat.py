@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.answer import Answer, timing_block
+from edgellm.cli.answer import Answer, say_notices, timing_block
 from edgellm.cli.chat_commands import COMMANDS, AnswerAgain, LeaveChat
 from edgellm.cli.chat_session import ChatSession, overflow_mode
 from edgellm.cli.generation_options import (
@@ -266,6 +266,7 @@ class ChatLoop:
             echo("(stopped)", err=True)
         elif answer.finish_reason in CUT_OFF:
             echo(CUT_OFF[answer.finish_reason], err=True)
+        say_notices(self.session.conversation.llm)
         if self.timings:
             echo(timing_block(answer, self.session.conversation.llm.n_ctx), err=True)
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli import standard_input
-from edgellm.cli.answer import Answer, stream_answer, timing_block
+from edgellm.cli.answer import Answer, say_notices, stream_answer, timing_block
 from edgellm.cli.form_options import form_options, given_form
 from edgellm.cli.generation_options import (
     generation_options,
@@ -91,8 +91,9 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
             echo(json_text({**record, **more}, indent=None))
         elif answer.text and not answer.text.endswith("\n"):
             echo()
+        say_notices(llm)
         if values["timings"]:
-            echo(timing_block(answer, llm.n_ctx), err=True)
+            echo(timing_block(answer, llm.n_ctx, getattr(llm, "runs_on", "")), err=True)
     return EXIT_INTERRUPTED if answer.stopped else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,7 @@ def _server(models: tuple[str, ...], values: dict[str, Any], progress: ProgressB
             keep_alive=None if values["keep_alive"] < 0 else values["keep_alive"],
             budget=None if values["memory_gib"] is None else int(values["memory_gib"] * GIB),
             progress=progress.update,
+            tell=partial(echo, err=True),
         ),
         access,
         values["max_requests"],

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli.models import open_file
+from edgellm.cli.options import device_options, device_values
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.machine.terminal import echo, fields, hand_over, human_bytes, human_count, json_text
 
+if TYPE_CHECKING:
+    from edgellm.kernels.program import Program
+    from edgellm.loading import LoadOptions
+
 TEMPLATE_SHOWN = 400  # characters
+PARTS = ("weights", "kv", "work")
 
 
 @click.command("show")
 @click.argument("model", metavar="MODEL")
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=0, help="Context for the memory estimate.")
+@device_options
 @click.option("--template", "whole_template", is_flag=True, help="Print the chat template and nothing else.")
 @click.option("--metadata", is_flag=True, help="Print every metadata key of the file.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
-def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_json: bool) -> None:
+def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_json: bool, **on: Any) -> None:
     """Show what a model is and what it will need.
 
-    Architecture, size, types, context, tokenizer, chat template, recommended sampling, and memory.
+    Architecture, size, types, context, tokenizer, chat template, recommended sampling, and memory. With --device the
+    memory of each side, and which layers stand where.
 
     \b
     Examples:
       edgellm show smollm2
       edgellm show model.gguf -c 32768 --json
+      edgellm show model.gguf --device gpu --cpu-moe
     """
     with open_file(model) as gguf:
         if whole_template:
@@ -35,14 +44,16 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
         elif metadata:
             _print_metadata(gguf, as_json)
         else:
-            facts = model_facts(gguf, n_ctx)
+            facts = model_facts(gguf, n_ctx, **device_values(on))
             echo(json_text(facts) if as_json else _as_text(facts))
 
 
-def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
-    """Everything that ``show`` knows of an open file, fit for JSON; ``n_ctx`` 0 takes the default context."""
-    from edgellm.loading import LoadOptions, choose_context, memory_need
-    from edgellm.machine.memory import system_memory
+def model_facts(gguf: Any, n_ctx: int = 0, **device: Any) -> dict[str, Any]:
+    """Everything that ``show`` knows of an open file, fit for JSON; ``n_ctx`` 0 takes the default context.
+
+    device   executor, gpu_layers and cpu_moe of ``LoadOptions``
+    """
+    from edgellm.loading import LoadOptions
     from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
 
@@ -59,15 +70,30 @@ def model_facts(gguf: Any, n_ctx: int = 0) -> dict[str, Any]:
         "sampling": {key: _plain(value) for key, value in card.sampling.items()},
         "licence": card.licence,
     }
+    options = LoadOptions(**device)
     try:
         program = build_program(gguf)
     except EdgeLLMError as error:
         return {**facts, "runnable": False, "reason": str(error)}
-    n_ctx = n_ctx or choose_context(program, LoadOptions())
-    need = memory_need(program, gguf, n_ctx, LoadOptions())
-    parts = {name: getattr(need, name) for name in ("weights", "kv", "work", "process", "total")}
-    facts["memory"] = {"n_ctx": n_ctx, **parts, "available": system_memory().available}
-    return {**facts, "runnable": True, "reason": None}
+    return {**facts, "memory": _memory(program, gguf, n_ctx, options), "runnable": True, "reason": None}
+
+
+def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> dict[str, Any]:
+    """What the model will take, and of what; "device" is the part of it on a GPU."""
+    from edgellm.kernels.executors import device_memory
+    from edgellm.loading import choose_context, memory_need
+    from edgellm.machine.memory import system_memory
+    from edgellm.memory import placement_text
+
+    n_ctx = n_ctx or choose_context(program, options)
+    need, there = memory_need(program, gguf, n_ctx, options), device_memory(options.executor)
+    found: dict[str, Any] = {"n_ctx": n_ctx} | {name: getattr(need, name) for name in (*PARTS, "process", "total")}
+    found |= {"available": system_memory().available, "runs_on": placement_text(need, options.executor)}
+    if need.device is not None and need.where is not None and there is not None:
+        of_device = {name: getattr(need.device, name) for name in (*PARTS, "total")}
+        layers = {"layers": min(need.where.layers, need.where.n_layers), "n_layers": need.where.n_layers}
+        found["device"] = {**of_device, "available": there.available, "is_own": there.is_own, **layers}
+    return found
 
 
 def _as_text(facts: dict[str, Any]) -> str:
@@ -94,14 +120,32 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("chat template", template),
     ]
     if facts["runnable"]:
-        memory = facts["memory"]
-        parts = f"weights {human_bytes(memory['weights'])}, cache {human_bytes(memory['kv'])}, rest "
-        parts += human_bytes(memory["work"] + memory["process"])
-        rows.append(("memory", f"{human_bytes(memory['total'])} with {memory['n_ctx']} tokens ({parts})"))
-        rows.append(("free now", human_bytes(memory["available"])))
+        rows += _memory_rows(facts["memory"])
     else:
         rows.append(("cannot run", facts["reason"]))
     return fields(rows)
+
+
+def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, object]]:
+    def sizes(of: dict[str, int]) -> str:
+        rest = human_bytes(of["work"] + of.get("process", 0))
+        return f"weights {human_bytes(of['weights'])}, cache {human_bytes(of['kv'])}, rest {rest}"
+
+    total = f"{human_bytes(memory['total'])} with {memory['n_ctx']} tokens"
+    free: list[tuple[str, object]] = [("free now", human_bytes(memory["available"]))]
+    if "device" not in memory:
+        return [("memory", f"{total} ({sizes(memory)})"), *free]
+    there = memory["device"]
+    host = {name: memory[name] - there[name] for name in (*PARTS, "total")} | {"process": memory["process"]}
+    shared = "" if there["is_own"] else ", the system's"
+    return [
+        ("runs on", memory["runs_on"]),
+        ("memory", total),
+        ("on the GPU", f"{human_bytes(there['total'])} ({sizes(there)})"),
+        ("on the CPU", f"{human_bytes(host['total'])} ({sizes(host)})"),
+        ("free on the GPU", f"{human_bytes(there['available'])}{shared}"),
+        *free,
+    ]
 
 
 def _print_metadata(gguf: Any, as_json: bool) -> None:

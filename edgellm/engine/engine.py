@@ -37,13 +37,24 @@ from edgellm.engine.requests import (
 )
 from edgellm.engine.scheduler import LEAD, POLL_S, Scheduled, Scheduler, make_batch
 from edgellm.engine.speculation import Drafter
-from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
+from edgellm.formats.errors import (
+    ClosedError,
+    ContextFullError,
+    DeviceLostError,
+    EdgeLLMError,
+    MemoryWouldExceedError,
+    NumericError,
+    ParameterError,
+)
 from edgellm.kernels.program import DecodingExecutor, Executor, Hook
 
 if TYPE_CHECKING:
     from edgellm.sampling import Sampler
 
 DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
+
+DEVICE_GONE = (DeviceLostError, MemoryWouldExceedError)
+"""What an executor raises when it can go on no more, and another one can."""
 
 T = TypeVar("T")
 
@@ -71,6 +82,8 @@ class Engine:
         self.n_ctx = cache.n_ctx
         self.scheduler = Scheduler(cache, executor.max_tokens)
         self._drafter = drafter
+        self.fallback: Callable[[], tuple[Executor, KVCache]] | None = None  # what goes on when a device is gone
+        self.notices: list[str] = []  # what happened, for whoever shows it
         self._decoder = executor if isinstance(executor, DecodingExecutor) else None
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -78,8 +91,7 @@ class Engine:
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
         self._closing = threading.Lock()
-        self._forgotten = weakref.finalize(self, _close_elsewhere, executor)
-        self._forgotten.atexit = False
+        self._forgotten = self._closes_when_forgotten()
         _engines.add(self)
         # last in, first out: before the finalizer of the executor, which would take the threads from a running step
         atexit.unregister(_stop_all)
@@ -393,11 +405,55 @@ class Engine:
 
     def _advance(self, requests: list[Request]) -> None:
         """One step for all of these; each gets what comes of its own tokens."""
+        try:
+            self._step(requests)
+        except DEVICE_GONE as error:
+            if not self._fall_back(error):
+                for request in requests:
+                    if not request.finished:
+                        self._deliver(request, [], error)
+
+    def _fall_back(self, error: EdgeLLMError) -> bool:
+        """Take another executor in place of one whose device is gone; whether there is one.
+
+        Requests go on from their tokens: what they miss, which is all of it, is among the next ones.
+        """
+        if self.fallback is None:
+            return False
+        make, self.fallback = self.fallback, None
+        try:
+            executor, cache = make()
+        except EdgeLLMError:  # there is no memory for it, say; the first error tells more
+            return False
+        with self._lock:
+            gone, self.executor, self.cache, self.scheduler.cache = self.executor, executor, cache, cache
+            self._decoder = executor if isinstance(executor, DecodingExecutor) else None
+            self._forgotten.detach()
+            self._forgotten = self._closes_when_forgotten()
+            disk, self.scheduler.disk = self.scheduler.disk, None  # what it keeps is that executor's
+            for request in self.scheduler.requests:
+                if request.trail is not None:
+                    request.trail.stop()
+                request.sequence, request.trail, request.has_moved = None, None, True
+            self.notices.append(f"{str(error).partition('. ')[0]}. The {executor.backend} goes on with every answer.")
+        if disk is not None:
+            disk.close()
+        gone.close()
+        return True
+
+    def _closes_when_forgotten(self) -> weakref.finalize:
+        found = weakref.finalize(self, _close_elsewhere, self.executor)
+        found.atexit = False
+        return found
+
+    def _step(self, requests: list[Request]) -> None:
         first = requests[0]
         if isinstance(first, CallRequest):
             try:
                 self._deliver(first, [(first.function(self.cache, self.executor),), None])
             except BaseException as error:
+                if isinstance(error, DEVICE_GONE) and self.fallback is not None:
+                    raise
                 self._deliver(first, [], error)
             return
         started = perf_counter()
@@ -421,6 +477,8 @@ class Engine:
                 for part in scheduled:
                     self._run([part.without_draft()], perf_counter())
             return
+        except DEVICE_GONE:
+            raise
         except BaseException as error:
             for part in scheduled:
                 self._deliver(part.request, [], error)
@@ -435,11 +493,15 @@ class Engine:
     def _run_on(self, part: Scheduled, started: float) -> bool:
         """Several tokens of one answer without Python between them; False where there are none such."""
         request = part.request
-        if self._decoder is None or (chain := request.chain) is None or not (n := self.scheduler.run_length(part)):
+        if self._decoder is None or request.has_moved:  # its chain is of another executor
+            return False
+        if (chain := request.chain) is None or not (n := self.scheduler.run_length(part)):
             return False
         try:
             n_drawn = self._decoder.decode(make_batch([part]), n, chain.draw, request.stop_ids)
             self.intact()
+        except DEVICE_GONE:
+            raise
         except BaseException as error:
             self._deliver(request, [], error)
             return True
@@ -467,6 +529,8 @@ class Engine:
         try:
             drawn: list[int] = decode(make_batch(scheduled), n, draws, stop_ids)
             self.intact()
+        except DEVICE_GONE:
+            raise
         except BaseException as error:
             for request in requests:
                 self._deliver(request, [], error)

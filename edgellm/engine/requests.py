@@ -118,6 +118,7 @@ class Request:
         self.notify: Callable[[], None] | None = None  # called on the engine's thread; must not wait
         self.not_before = 0.0
         self.idle_since = 0.0
+        self.has_moved = False  # to another executor than it began on
         self.hook: Hook | None = None
         self.drafter: Drafter | None = None
         self.trail: Trail | None = None  # what of it is on the disk

@@ -114,12 +114,12 @@ def gpu_facts() -> list[dict[str, Any]]:
         return []
     facts = []
     for adapter in adapters.adapters():
-        own = memory.own_memory(adapter)
+        there = memory.device_memory(adapter)
         facts.append({
             "device": f"gpu:{adapter.index}", "name": adapter.name, "interface": adapter.interface,
             "kind": adapter.kind, "driver": adapter.driver, "software": adapter.is_software,
-            "missing": list(adapter.missing), "memory_total": own and own.total,
-            "memory_available": own and own.available,
+            "missing": list(adapter.missing), "memory_total": there.total,
+            "memory_available": there.available, "memory_is_own": there.is_own,
         })  # fmt: skip
     return facts
 

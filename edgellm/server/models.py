@@ -26,6 +26,7 @@ from edgellm.store import catalogue
 if TYPE_CHECKING:
     from edgellm.llm import LLM
     from edgellm.machine.progress import StageProgress
+    from edgellm.memory import MemoryNeed
 
 WAIT_S = 120.0  # for busy models to become idle, where one of them must make room
 
@@ -34,11 +35,16 @@ Load = Callable[["ModelEntry"], "LLM"]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a client may know of a model that need not be loaded for it; ``need_nbytes`` is the memory it will take."""
+    """What a client may know of a model that need not be loaded for it.
+
+    need_nbytes     the system's memory that it will take
+    device_nbytes   and of a GPU's own
+    """
 
     card: ModelCard
     n_ctx: int
     need_nbytes: int
+    device_nbytes: int = 0
 
 
 @dataclass(eq=False)
@@ -83,6 +89,7 @@ class Models:
     progress     of loading; called on a thread
     keep_alive   seconds that an idle one stays; None for ever, or until its memory is wanted
     budget       bytes that all loaded ones may take; None takes what is free now
+    tell         given a line for whoever runs the server, such as the loss of a GPU
     """
 
     def __init__(
@@ -94,12 +101,15 @@ class Models:
         budget: int | None = None,
         load: Load | None = None,
         progress: StageProgress | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.tell = tell
         self._given = None if entries is None else {name: entry for entry in entries for name in entry.names}
         self._stored: dict[str, ModelEntry] = {}
         self.options = loading.LoadOptions() if options is None else options
         self.keep_alive = keep_alive
         self.budget = loading.system_memory().available if budget is None else budget
+        self.device = loading.executors.device_memory(self.options.executor)  # as it is before anything is loaded
         self._load = self._open if load is None else load
         self.progress = progress
         self._room = asyncio.Condition()
@@ -157,13 +167,15 @@ class Models:
 
     def _read_facts(self, entry: ModelEntry) -> ModelFacts:
         if (llm := entry.llm) is not None:
-            return ModelFacts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate.total)
+            return self._facts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate)
         with loading.open_program(entry.path, self.options.kv_overrides) as (gguf, program):
             n_ctx = loading.choose_context(program, self.options)
-            need = loading.memory_need(program, gguf, n_ctx, self.options).total
-            facts = ModelFacts(model_card(gguf), n_ctx, need)
+            facts = self._facts(model_card(gguf), n_ctx, loading.memory_need(program, gguf, n_ctx, self.options))
         gguf.close()
         return facts
+
+    def _facts(self, card: ModelCard, n_ctx: int, need: MemoryNeed) -> ModelFacts:
+        return ModelFacts(card, n_ctx, need.of_system(self.device), need.of_device(self.device))
 
     # -- loaded on demand ------------------------------------------------------------------------------------------
 
@@ -177,6 +189,8 @@ class Models:
             yield entry
         finally:
             entry.leases -= 1
+            for notice in getattr(entry.llm, "take_notices", list)():
+                self.tell(f"{entry.name}: {notice}")
             entry.last_used = time.monotonic()
             kept = self.keep_alive if keep_alive is None else keep_alive
             entry.expires = None if kept is None or kept < 0 else entry.last_used + kept
@@ -193,12 +207,12 @@ class Models:
             if entry.llm is not None:
                 return
             facts = await self.facts(entry)
-            await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES)
+            await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES, facts.device_nbytes)
             started = time.monotonic()
             llm = await asyncio.to_thread(self._load, entry)
             llm.engine.scheduler.interactive = True
             entry.llm, entry.load_s = llm, time.monotonic() - started
-            entry.facts = ModelFacts(facts.card, llm.n_ctx, llm.memory_estimate.total)
+            entry.facts = self._facts(facts.card, llm.n_ctx, llm.memory_estimate)
             entry.last_used = time.monotonic()
 
     def _open(self, entry: ModelEntry) -> LLM:
@@ -206,10 +220,18 @@ class Models:
 
         return LLM(loading.open_model(entry.path, self.options, self.progress))
 
-    async def _make_room(self, entry: ModelEntry, need: int) -> None:
-        """Close idle models, the longest unused first, until ``need`` bytes fit beside the others."""
+    def _has_room(self, loaded: Sequence[ModelEntry], need: int, on_device: int) -> bool:
+        """Whether so many bytes fit beside those that are loaded."""
+        needs = [entry.llm.memory_estimate for entry in loaded if entry.llm is not None]
+        taken = sum(one.of_system(self.device) - PROCESS_NBYTES for one in needs)
+        there = sum(one.of_device(self.device) for one in needs)
+        free = self.device.available if self.device else 0
+        return taken + need <= self.budget and there + on_device <= free
+
+    async def _make_room(self, entry: ModelEntry, need: int, on_device: int) -> None:
+        """Close idle models, the longest unused first, until ``need`` bytes fit, and ``on_device`` on a GPU."""
         deadline = time.monotonic() + WAIT_S
-        while (loaded := self.loaded()) and self._taken(loaded) + need > self.budget:
+        while (loaded := self.loaded()) and not self._has_room(loaded, need, on_device):
             idle = [one for one in loaded if one.leases == 0]
             if idle:
                 await self.unload(min(idle, key=lambda one: one.last_used))
@@ -217,7 +239,7 @@ class Models:
             if time.monotonic() > deadline:
                 raise ServerError(
                     "overloaded",
-                    f"{entry.name} needs {need / GIB:.2f} GiB, and the models that have them are busy: "
+                    f"{entry.name} needs {(need + on_device) / GIB:.2f} GiB, and the models that have them are busy: "
                     f"{', '.join(one.name for one in loaded)}. Ask again, or start the server with more --memory.",
                 )
             async with self._room:
@@ -228,10 +250,6 @@ class Models:
         """Those that are in memory."""
         every = (self._given if self._given is not None else self._stored).values()
         return [entry for entry in dict.fromkeys(every) if entry.llm is not None]
-
-    @staticmethod
-    def _taken(loaded: Iterable[ModelEntry]) -> int:
-        return sum(entry.llm.memory_estimate.total - PROCESS_NBYTES for entry in loaded if entry.llm is not None)
 
     async def _notify(self) -> None:
         async with self._room:

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from gpu_device import device
 
-import edgellm
 from edgellm.formats.errors import (
     ClosedError,
-    DeviceLostError,
-    EdgeLLMError,
     MemoryWouldExceedError,
     NumericError,
     ParameterError,
@@ -435,21 +432,3 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "wgpu", None)
     with pytest.raises(UnsupportedError, match=r"edgellm\[gpu\]"):
         adapters.wgpu_module()
-
-
-def test_a_device_that_is_lost_ends_the_answer_and_keeps_the_conversation(
-    files: dict[str, Path], index: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with edgellm.load(files["llama Q4_K"], executor=f"gpu:{index}", n_ctx=64) as llm:
-        talk = llm.conversation()
-        answer = talk.stream("hi", max_tokens=8, temperature=0)
-        next(answer)
-        lost = llm.executor
-        assert isinstance(lost, GPUExecutor)
-        lost.device._device.destroy()
-        with pytest.raises(DeviceLostError) as raised:
-            list(answer)
-            talk.send("more", max_tokens=8)
-        assert isinstance(raised.value, EdgeLLMError) and "--device cpu" in str(raised.value)
-        assert talk.messages[0].content == "hi"
-    assert capfd.readouterr() == ("", ""), "drivers and wgpu write nothing to the screen"

@@ -19,11 +19,11 @@ from edgellm.kernels import executors, placement
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.gpu.memory import DeviceMemory
 from edgellm.kernels.ops import ExpertMatmul, ExpertSum
 from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.split import SplitExecutor
-from edgellm.machine.memory import SystemMemory
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
@@ -287,8 +287,8 @@ def test_a_division_answers_as_its_steps_do_and_auto_takes_what_fits(
         blocks = pool_blocks(program.cache_layers, 128, 128, 1)
         found = []
         for spare in (whole.total, whole.total - 1, whole.total // 2, 0):
-            memory = SystemMemory(1 << 40, spare + executors.RESERVED_NBYTES)
-            monkeypatch.setattr(executors, "own_memory", lambda _, memory=memory: memory)
+            memory = DeviceMemory(1 << 40, spare + executors.RESERVED_NBYTES, is_own=True)
+            monkeypatch.setattr(executors, "device_memory", lambda _, memory=memory: memory)
             where = executors.placed(name, program, blocks, 128)
             assert where is not None
             found.append(where.layers)
