@@ -103,8 +103,8 @@ def _as_text(facts: dict[str, Any]) -> str:
 
 
 def _gpu(gpu: dict[str, Any]) -> str:
-    memory = f", {human_bytes(gpu['memory_available'])} free of {human_bytes(gpu['memory_total'])}"
-    memory += "" if gpu["memory_is_own"] else ", the system's"
+    memory = f", {human_bytes(gpu['memory_total'])}{'' if gpu['memory_is_own'] else ' of the system'}"
+    memory += f", {human_bytes(gpu['memory_available'])} free"
     software = "; computes on the CPU, never chosen by auto" if gpu["software"] else ""
     missing = f"; NOT USABLE, it lacks {', '.join(gpu['missing'])}" if gpu["missing"] else ""
     return f"{gpu['name']} by {gpu['interface']}{memory}{software}{missing}"
