@@ -2,7 +2,8 @@
 
 wgpu-py carries the library and its header; what happens at every step goes straight to the C interface, because a step
 has hundreds of calls. Shaders are built without bounds checks: whatever they take on trust is checked before
-(``kernels/batch_checks.py``, and lowering for shapes). ``EDGELLM_GPU_CHECKED=1`` puts the checks back.
+(``kernels/batch_checks.py``, and lowering for shapes). ``EDGELLM_GPU_CHECKED=1`` puts the checks back, and
+``EDGELLM_GPU_LEAST=1`` takes no more of a device than WebGPU promises of every one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from edgellm.kernels.gpu.walk import Dispatch, Recording, Walk, native_walk, pyt
 
 ALIGN = 256  # of windows into a buffer, and of its size
 MAX_GROUPS = 32768  # of workgroups in one dimension: a power of two below the limit of every device
+LEAST = {
+    "max-storage-buffers-per-shader-stage": 8, "max-storage-buffer-binding-size": 128 << 20,
+    "max-buffer-size": 256 << 20, "max-compute-workgroup-storage-size": 16 << 10,
+    "max-compute-invocations-per-workgroup": 256, "max-compute-workgroup-size-x": 256,
+    "max-compute-workgroup-size-y": 256, "max-compute-workgroup-size-z": 64,
+    "max-compute-workgroups-per-dimension": 65535,
+}  # fmt: skip
 UPLOAD_NBYTES = 16 << 20  # sent at once: the staging copy lives until it has arrived
 
 
@@ -44,7 +52,8 @@ class Device:
         self._api, self._ffi, self._lib = _api, ffi, lib
         self.adapter = adapter
         with quiet_stderr(), self._translated():
-            self._device = adapter.handle.request_device_sync(required_features=list(NEEDED))
+            limits = LEAST if _is_set("EDGELLM_GPU_LEAST") else {}
+            self._device = adapter.handle.request_device_sync(required_features=list(NEEDED), required_limits=limits)
         limits = self._device.limits
         most = min(limits["max-storage-buffer-binding-size"], limits["max-buffer-size"])
         self.max_binding = min(most, max_binding or most) // ALIGN * ALIGN
@@ -55,7 +64,7 @@ class Device:
         self._buffers: list[Any] = []
         self._staging: Any = None
         self._mapped: list[int] = []
-        self._is_checked = os.environ.get("EDGELLM_GPU_CHECKED", "0") not in ("", "0")
+        self._is_checked = _is_set("EDGELLM_GPU_CHECKED")
         self._box = ffi.new("WGPUCommandBuffer[1]")
         self.walk: Walk = native_walk(lib, ffi) or python_walk(lib, ffi.NULL)
 
@@ -283,6 +292,10 @@ class Device:
                     "smaller context (-c), a smaller model, or --device cpu."
                 ) from error
             raise EdgeLLMError(f"{self.adapter} refused: {error}", code="GPU_ERROR") from error
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def _lost(adapter: Adapter) -> str:

@@ -45,8 +45,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def gpu_facts(*, software: bool) -> dict[str, Any]:
     return {
-        "memory_is_own": True, "device": "gpu:0", "name": "a card", "interface": "Vulkan", "kind": "DiscreteGPU", "driver": "", "missing": [],
+        "device": "gpu:0", "name": "a card", "interface": "Vulkan", "kind": "DiscreteGPU", "driver": "", "missing": [],
         "software": software, "memory_total": 8 << 30, "memory_available": 4 << 30,
+        "memory_is_own": True,
     }  # fmt: skip
 
 
