@@ -74,6 +74,19 @@ def device_memory(name: str) -> DeviceMemory | None:
     return memory.device_memory(adapters.choose(_index(name)))
 
 
+def bandwidth(name: str, n_threads: int) -> float | None:
+    """Bytes per second that a device reads from its memory, a GPU copies in its own; None for the reference."""
+    if is_gpu(name):
+        from edgellm.kernels.gpu.copy_bandwidth import copy_bandwidth
+
+        return copy_bandwidth(_index(name))
+    if resolved(name) != "cpu":
+        return None
+    from edgellm.kernels.cpu.run.read_bandwidth import read_bandwidth
+
+    return read_bandwidth(n_threads)
+
+
 def describe(name: str) -> str:
     """A device by name, such as "gpu:0 NVIDIA L4 (Vulkan)"."""
     if not is_gpu(name):

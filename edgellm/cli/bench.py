@@ -88,7 +88,8 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     pp512 reads a prompt of 512 tokens, tg128 makes 128 tokens, "@ d512" does it behind 512 tokens in the cache, "x 16"
     for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not
     counted. The last line of output is JSON under llama-bench's names. The column "bandwidth" is the share of this
-    machine's memory bandwidth that decoding reaches: the bytes a token must read, against the best order to read them.
+    machine's memory bandwidth that decoding reaches: the bytes a token must read, against the best order to read them,
+    on a GPU against a plain copy of its memory.
 
     \b
     Examples:
@@ -107,7 +108,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
         _print_row(["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"])
 
     def report(result: BenchResult, card: ModelCard) -> None:
-        records.append(result.record(card, options["n_ubatch"], options["executor"]))
+        records.append(result.record(card, options["n_ubatch"], options["executor"], options["gpu_layers"]))
         if output == "md":
             _print_row(_cells(result, card, records[-1]["backends"]))
         elif output == "jsonl":
@@ -123,7 +124,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
 
 def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResult, ModelCard], None]) -> None:
     from edgellm.formats.gguf import GGUFFile
-    from edgellm.kernels.cpu.run.read_bandwidth import read_bandwidth
+    from edgellm.kernels import executors
     from edgellm.kernels.executors import open_executor
     from edgellm.machine.cores import default_threads
     from edgellm.measure.bench import bench_tests, run_tests
@@ -151,9 +152,9 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
             program, card = build_program(gguf), model_card(gguf)
             for n_threads in counts:
                 bandwidth = None
-                if not options["no_bandwidth"] and options["executor"] == "cpu":
-                    progress.note("measuring how fast this machine reads memory")
-                    bandwidth = read_bandwidth(n_threads)
+                if not options["no_bandwidth"] and options["gpu_layers"] == "auto" and not options["cpu_moe"]:
+                    progress.note("measuring how fast the memory is read")
+                    bandwidth = executors.bandwidth(options["executor"], n_threads)
 
                 def started(test: BenchTest, n_threads: int = n_threads) -> None:
                     progress.note(f"measuring {test.name} with {n_threads} threads")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.formats.large_pages import large_page_share
-from edgellm.kernels.executors import executor_class
+from edgellm.kernels.executors import GPULayers, describe, executor_class, is_gpu
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
@@ -63,7 +63,8 @@ class BenchResult:
     """Seconds of every repetition of a test.
 
     bytes_per_token   bytes of weights and cache that one token of a decode test must read
-    read_bandwidth    bytes per second that as many threads read from memory at best, None where not measured
+    read_bandwidth    bytes per second that as many threads read from memory at best, or that a GPU copies; None where
+                      not measured
     large_page_share  the part of the file that is mapped by large pages (formats/large_pages.py), None where not known
     """
 
@@ -97,8 +98,10 @@ class BenchResult:
             return None
         return self.mean * self.bytes_per_token / self.read_bandwidth
 
-    def record(self, card: ModelCard, n_ubatch: int = N_UBATCH, executor: str = "cpu") -> dict[str, Any]:
-        """The result under llama-bench's JSON names, and our four about memory."""
+    def record(
+        self, card: ModelCard, n_ubatch: int = N_UBATCH, executor: str = "cpu", gpu_layers: GPULayers = "auto"
+    ) -> dict[str, Any]:
+        """The result under llama-bench's JSON names, and our four about memory. -1 layers are as many as fit."""
         from importlib.metadata import version
 
         kind = executor_class(executor)
@@ -108,7 +111,7 @@ class BenchResult:
             "build_commit": f"edgellm {version('edgellm')}",
             "build_number": 0,
             "cpu_info": cpu_name(),
-            "gpu_info": "",
+            "gpu_info": describe(executor) if is_gpu(executor) else "",
             "backends": kind.backend,
             "model_filename": str(card.path),
             "model_type": card.model_type,
@@ -119,7 +122,7 @@ class BenchResult:
             "n_threads": self.n_threads,
             "type_k": kv_type,
             "type_v": kv_type,
-            "n_gpu_layers": 0,
+            "n_gpu_layers": 0 if not is_gpu(executor) else -1 if gpu_layers == "auto" else gpu_layers,
             "use_mmap": True,
             "n_prompt": self.test.n_prompt,
             "n_gen": self.test.n_gen,

@@ -111,3 +111,9 @@ def test_a_server_counts_a_cards_memory_apart(name: str) -> None:
     assert models._has_room([entry], 2 * GIB, 3 * GIB)
     assert not models._has_room([entry], 2 * GIB, 4 * GIB), "on the card"
     assert not models._has_room([entry], 4 * GIB, 0), "in the system"
+
+
+def test_the_rate_of_a_plain_copy_is_measured(name: str) -> None:
+    from edgellm.kernels.gpu.copy_bandwidth import copy_bandwidth
+
+    assert copy_bandwidth(int(name.partition(":")[2]), 1 << 20) > 0

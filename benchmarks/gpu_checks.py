@@ -1,0 +1,119 @@
+"""All that is to be known of a real GPU, in one command that ends in time: what is right first, then what is fast.
+
+    python benchmarks/gpu_checks.py [--device gpu] [--minutes 12] [--models smollm2,gemma3-270m] [--out FOLDER]
+
+Each check is a process of its own with a share of the time; one that is too slow or wrong does not keep the others from
+running. In order: every shader against the reference and itself in other numbers of columns (doctor), the tests of
+kernels/gpu, the greedy text of each model against the CPU's, whole and with half of the layers, the rate of a copy and
+the cost of a dispatch that does nothing, then the rates of each model and, where it is installed, of llama.cpp's Vulkan
+build. The log of each check goes into the folder; the last line is JSON. The exit status is 1 when something was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = "The three largest rivers of Europe are"
+N_EMPTY = 400
+EMPTY = """
+@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(64) fn main() { y[0] = 1u; }
+"""
+
+
+def greedy(model: str, device: str) -> None:
+    """Print whether the text is the CPU's, with all layers there and with half of them."""
+    import edgellm
+
+    def text(**options: object) -> str:
+        with edgellm.load(model, n_ctx=256, **options) as llm:  # type: ignore[arg-type]
+            print(llm.runs_on)
+            return llm.generate(PROMPT, temperature=0, max_tokens=24).text
+
+    expected = text()
+    with edgellm.load(model, n_ctx=256, executor=device) as llm:
+        where = llm.memory_estimate.where
+        assert where is not None
+        half = where.n_layers // 2
+    for options in ({"executor": device}, {"executor": device, "gpu_layers": half}):
+        found = text(**options)
+        print(f"{options}: {'the same' if found == expected else f'ANOTHER TEXT: {found!r} for {expected!r}'}")
+        if found != expected:
+            sys.exit(1)
+
+
+def memory_and_dispatches(device: str) -> None:
+    """Print the rate of a copy, and what a dispatch costs that another one waits for."""
+    from edgellm.kernels import executors
+    from edgellm.kernels.gpu import adapters
+    from edgellm.kernels.gpu.device import Device
+
+    rate = executors.bandwidth(device, 1)
+    assert rate is not None
+    number = device.partition(":")[2]
+    gpu = Device(adapters.choose(int(number) if number else None))
+    rows = [gpu.dispatch(EMPTY, [gpu.buffer(256)], "w", (1, 1, 1))] * N_EMPTY
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        gpu.run(rows)
+        gpu.wait()
+        best = min(best, time.perf_counter() - started)
+    gpu.close()
+    print(json.dumps({"copy_gb_per_s": round(rate / 1e9, 1), "us_per_dispatch": round(1e6 * best / N_EMPTY, 2)}))
+
+
+def checks(device: str, models: list[str]) -> list[tuple[str, list[str], float]]:
+    """Names, commands, and most seconds of each."""
+    python, here = [sys.executable], [sys.executable, __file__, "--device", device]
+    edgellm = [*python, "-m", "edgellm"]
+    found = [
+        ("shaders", [*edgellm, "doctor", "--no-bandwidth", "--software-gpus"], 120.0),
+        ("tests", [*python, "-m", "pytest", "-q", "-x", str(ROOT / "tests/kernels/gpu")], 300.0),
+        *((f"greedy {model}", [*here, "--part", f"greedy {model}"], 60.0) for model in models),
+        ("memory", [*here, "--part", "memory"], 30.0),
+        *((f"bench {model}", [*edgellm, "bench", "-m", model, "--device", device, "-r", "3", "-np", "1,16"], 60.0)
+          for model in models),
+    ]  # fmt: skip
+    vulkan = [*python, str(ROOT / "benchmarks/vs_llama_cpp_vulkan.py"), "--device", device, *models]
+    return [*found, ("llama.cpp", vulkan, 240.0)]
+
+
+def main() -> None:
+    """Parse the command line, run the checks, say what came of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="gpu")
+    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--models", default="smollm2,gemma3-270m")
+    parser.add_argument("--out", type=Path, default=Path("gpu-checks"))
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part == "memory":
+        return memory_and_dispatches(given.device)
+    if given.part:
+        return greedy(given.part.partition(" ")[2], given.device)
+    given.out.mkdir(parents=True, exist_ok=True)
+    deadline, results = time.monotonic() + 60 * given.minutes, {}
+    for name, command, most in checks(given.device, given.models.split(",")):
+        left, started = deadline - time.monotonic(), time.monotonic()
+        with (given.out / f"{name.replace(' ', '-')}.log").open("w+") as log:
+            try:
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=max(0.1, min(most, left)))
+                results[name] = "right" if code.returncode == 0 else "WRONG"
+            except subprocess.TimeoutExpired:
+                results[name] = "too slow" if left > 1 else "no time left"
+            log.seek(0)
+            last = (log.read().strip().splitlines() or [""])[-1]
+        print(f"{name}: {results[name]}, {time.monotonic() - started:.0f} s  {last[:300]}", flush=True)
+    print(json.dumps(results))
+    sys.exit("WRONG" in results.values())
+
+
+if __name__ == "__main__":
+    main()
