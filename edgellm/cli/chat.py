@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from edgellm.remote.model import RemoteServer
 
 HERE_ALONE = {
-    "n_ctx": "-c", "n_threads": "-t", "executor": "--device", "chat_template": "--chat-template",
+    "n_ctx": "-c", "n_threads": "-t", "executor": "--device", "gpu_layers": "-ngl", "cpu_moe": "--cpu-moe",
+    "chat_template": "--chat-template",
     "template_file": "--chat-template-file", "overrides": "--override-kv", "speculate": "--speculate",
     "force": "--force",
 }  # fmt: skip
