@@ -258,6 +258,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "sliding_window": 512,
         "hidden_size_per_layer_input": 256,
+        "vocab_size_per_layer_input": 262144,
         "tie_word_embeddings": True,
         "rope_parameters": {
             "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},

@@ -30,6 +30,10 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     refuse_activation(config, "gelu_pytorch_tanh")
     if config.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise config.refuse("use_bidirectional_attention", "models whose text sees what is before it")
+    if _count(config, "hidden_size_per_layer_input") and config.get("vocab_size") is not None:
+        n_vocab = config.integer("vocab_size")
+        if config.integer("vocab_size_per_layer_input") != n_vocab:
+            raise config.refuse("vocab_size_per_layer_input", f"models with {n_vocab:,} of them, as of vocab_size")
     slides = _slides(config)
     n_shared, n_ff = _count(config, "num_kv_shared_layers"), config.integer("intermediate_size")
     wide, near = rotations_by_layer(config, KINDS)
