@@ -159,6 +159,7 @@ OTHER: dict[str, list[Any]] = {
     "partial_rotary_factor": [0.5, 1.0],
     "per_layer_config": [{"0": {"intermediate_size": 32}}],
     "problem_type": ["regression"],
+    "attention_k_eq_v": [],  # with it other tensors are there, and none for values
     "qkv_bias": [],  # without it other tensors are there: see test_models
     "router_jitter_noise": [0.5],
     "rope_parameters": [LINEAR_ROPE, {"rope_type": "dynamic", "factor": 2.0}, {"rope_theta": 500.0}],

@@ -65,8 +65,10 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
         sizes["expert_count"] = (config.integer("num_experts"), "UINT32")
         sizes["expert_used_count"] = (config.integer("top_k_experts"), "UINT32")
         sizes["expert_feed_forward_length"] = (config.integer("moe_intermediate_size"), "UINT32")
+    for key in ("num_experts", "top_k_experts", "moe_intermediate_size", "num_global_key_value_heads"):
+        config.integer(key, 1)  # whole numbers, where they have no effect as well
     cap = config.real("final_logit_softcapping", 0.0)
-    if cap < 0:
+    if cap < 0 or config.get("final_logit_softcapping") == 0:
         raise config.wrong("final_logit_softcapping", cap, "a number above 0")
     if cap:
         sizes["final_logit_softcapping"] = (cap, "FLOAT32")
