@@ -60,6 +60,8 @@ def is_well_formed(schema: Any, depth: int = 0) -> bool:
         return False
     if not all(isinstance(schema[key], kind) for key, kind in _KINDS.items() if key in schema):
         return False
+    if not all(isinstance(name, str) for name in schema.get("required", ())):
+        return False
     return all(is_well_formed(part, depth + 1) for part in _parts(schema))
 
 

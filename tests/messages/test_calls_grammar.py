@@ -14,7 +14,8 @@ from scripted_executor import scripted_llm
 from test_message_forms import CALLING, FAMILIES, HEAD, TAIL, TOKENS, written
 
 from edgellm.chat_template import ChatTemplate
-from edgellm.formats.errors import TemplateError, UnsupportedError
+from edgellm.formats.errors import ParameterError, TemplateError, UnsupportedError
+from edgellm.messages.call_masks import begun_calls
 from edgellm.messages.form import MessageForm
 from edgellm.messages.probes import tags
 from edgellm.messages.reader import MessageReader
@@ -179,6 +180,8 @@ HOSTILE: list[Any] = [
     {"properties": 7},
     {"properties": {"x": {"enum": 3, "anyOf": 1, "type": 9}}},
     {"properties": {"x": {"items": [], "minItems": "1", "type": "array"}}, "required": True},
+    {"properties": {"x": {"type": "string"}}, "required": [["x"], {}]},
+    {"properties": {"x": {"type": "object", "properties": {"y": {}}, "required": [{}]}}},
     {"properties": {"x": CIRCLE}, "$defs": {"a": CIRCLE}},
     {"properties": {"x": CIRCLE}, "$defs": {"a": {"anyOf": [CIRCLE, CIRCLE]}}},
     {"properties": {"x": CIRCLE}, "$defs": {"a": {"type": "object", "properties": {"a": CIRCLE, "b": CIRCLE}}}},
@@ -203,6 +206,16 @@ def test_no_description_of_a_tool_takes_the_answer_along(name: str) -> None:
                 )
                 n += 1
     assert n >= 4
+
+
+def test_a_strict_tool_whose_schema_is_none_is_refused_by_name() -> None:
+    form = MessageForm.of(ChatTemplate(source_of("qwen3"), **TOKENS))
+    tool = {"name": "hostile", "strict": True, "parameters": {"properties": {"x": {}}, "required": [["x"]]}}
+    with (
+        scripted_llm([], source_of("qwen3"), control=marks(form)) as llm,
+        pytest.raises(ParameterError, match="hostile"),
+    ):
+        begun_calls(llm.tokenizer, form, [{"type": "function", "function": tool}], parallel=True)
 
 
 def walk(mask: Any, tokenizer: Any, seed: int) -> list[int] | None:
