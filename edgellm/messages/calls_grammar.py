@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.messages.shapes import CallForm, Channels, Shape
-from edgellm.messages.tool_schemas import arguments_of, freed, name_of, parameters
-from edgellm.messages.values_grammar import DEFINITIONS, Values, quoted
+from edgellm.messages.tool_schemas import DEFINITIONS, arguments_of, freed, name_of, names_all, parameters
+from edgellm.messages.values_grammar import Values, quoted
 from edgellm.structured import lark_json
 
 if TYPE_CHECKING:
@@ -160,7 +160,11 @@ class CallsGrammar:
         values.checked()
         arguments = arguments_of(function)
         if form.sorts:
-            arguments.sort()
+            arguments.sort(key=lambda row: row[0])
+
+        def written(parts: Sequence[tuple[str, bool]], comma: str) -> str:
+            return self.in_order(parts, comma) if names_all(schema) else values.any_arguments(comma)
+
         if form.mode == "tagged":
             closed = form.each.close
             comma = quoted(closed[: len(closed) - len(closed.lstrip())].encode())
@@ -168,7 +172,7 @@ class CallsGrammar:
                 (f"{self.marker(form.argument.open)} {quoted(key.encode())} {values.tagged(one, f'#/{key}')}", required)
                 for key, one, required in arguments
             ]
-            return self.rule(f"{self._head(form, function['name'])} {self.in_order(parts, comma)}")
+            return self.rule(f"{self._head(form, function['name'])} {written(parts, comma)}")
         is_header = form.mode == "header"
         equals, comma, opened, closed = (":", ",", "{", "}") if is_header else ("=", ", ", "(", ")")
         parts = [
@@ -176,7 +180,7 @@ class CallsGrammar:
             for key, one, required in arguments
         ]
         head = self._head(form, function["name"]) if is_header else quoted(function["name"].encode())
-        return self.rule(f'{head} "{opened}" {self.in_order(parts, quoted(comma.encode()))} "{closed}"')
+        return self.rule(f'{head} "{opened}" {written(parts, quoted(comma.encode()))} "{closed}"')
 
     def _json_call(self, form: CallForm, function: Mapping[str, Any]) -> str:
         strict = bool(function.get("strict"))

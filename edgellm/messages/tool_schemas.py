@@ -6,6 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MAX_DEPTH = 32  # schemas within schemas
+ANNOTATIONS = frozenset((
+    "title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly", "example",
+    "$schema", "$id", "nullable",
+))  # fmt: skip
+DEFINITIONS = ("$defs", "definitions")
+# what may bring an object other properties than "properties" names
+NAMING = frozenset((
+    "$ref", "anyOf", "oneOf", "allOf", "if", "then", "else", "patternProperties", "dependentSchemas",
+    "unevaluatedProperties",
+))  # fmt: skip
 
 # keyword -> what its value is; all else about a schema is for llguidance to judge
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -34,8 +44,36 @@ def is_strict(tool: Mapping[str, Any]) -> bool:
 
 
 def parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a function's arguments: an object, without others than those it names unless it says so."""
-    return {"properties": {}, "additionalProperties": False, **(function.get("parameters") or {}), "type": "object"}
+    """The schema of a function's arguments: an object, without others than those it names unless it says so.
+
+    One that is nothing but a reference is what it refers to.
+    """
+    found = _referred(function.get("parameters") or {})
+    return {"properties": {}, "additionalProperties": False, **found, "type": "object"}
+
+
+def _referred(root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a root refers to, with its definitions; the root itself where it refers to nothing, or in a circle."""
+    known = {key: root[key] for key in DEFINITIONS if key in root}
+    schema = root
+    for _ in range(MAX_DEPTH):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or schema.keys() - ANNOTATIONS - {"$ref", "type", *DEFINITIONS}:
+            break
+        found: Any = root
+        for part in reference.removeprefix("#").split("/")[1:]:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is root or not isinstance(found, Mapping):
+            return root
+        schema = {**known, **found}
+    return root if "$ref" in schema else schema
+
+
+def names_all(schema: Mapping[str, Any]) -> bool:
+    """Whether an object can have no other properties than those it names, and names all that it must have."""
+    names = schema.get("properties") or {}
+    is_closed = schema.get("additionalProperties", False) is False and not schema.keys() & NAMING
+    return is_closed and set(schema.get("required") or ()) <= set(names)
 
 
 def arguments_of(function: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
@@ -46,10 +84,8 @@ def arguments_of(function: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
 
 
 def freed(function: Mapping[str, Any]) -> dict[str, Any]:
-    """A function whose arguments may be any; those that are described keep their names."""
-    properties = (function.get("parameters") or {}).get("properties")
-    names: dict[str, Any] = {key: {} for key in properties} if isinstance(properties, Mapping) else {}
-    return {"name": function["name"], "parameters": {"properties": names, "additionalProperties": True}}
+    """A function whose arguments may be any."""
+    return {"name": function["name"], "parameters": {"additionalProperties": True}}
 
 
 def is_well_formed(schema: Any, depth: int = 0) -> bool:

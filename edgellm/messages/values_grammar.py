@@ -13,24 +13,22 @@ from typing import Any, Protocol
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.messages.shapes import CallForm
+from edgellm.messages.tool_schemas import ANNOTATIONS, DEFINITIONS, names_all
 from edgellm.messages.values import kinds_of
 from edgellm.structured.ecma_regex import rust_regex
 from edgellm.structured.regex_cost import check_repeats
 
-ANNOTATIONS = frozenset((
-    "title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly", "example",
-    "$schema", "$id", "nullable",
-))  # fmt: skip
 TEXT_RULES = frozenset(("minLength", "maxLength", "pattern"))
 OBJECT_RULES = frozenset(("properties", "required", "additionalProperties", "$defs", "definitions"))
 LIST_RULES = frozenset(("items", "minItems", "maxItems"))
 BOOLEANS = '("true" | "false" | "True" | "False")'  # templates print either
 NUMBERS = ("integer", "number")
-DEFINITIONS = ("$defs", "definitions")
 MAX_DEPTH = 16  # schemas in one another
 MAX_SCHEMAS = 2000  # of one tool
 MAX_ITEMS = 64  # of a list in a dialect of its own, whose count is written out
 ANY = "(?s:.*)"
+BARE_KEY = r"""/[^\s,:{}\[\]()"'<>=]+/"""
+IDENTIFIER = r"/[\p{L}_]\w*/"
 _PART = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
 
@@ -80,6 +78,20 @@ class Values:
         self._only(self._root, OBJECT_RULES | {"type"}, "#")
         if missing := set(self._root.get("required") or ()) - set(self._root.get("properties") or ()):
             self._loses(f"the required property {sorted(map(str, missing))[0]}, which is not described", "#")
+        if self._root.get("additionalProperties", False) is not False:
+            self._loses("additionalProperties", "#")
+
+    def any_arguments(self, comma: str) -> str:
+        """Arguments of any names and values."""
+        form = self._form
+        if form.mode == "tagged":
+            ends = form.middles[0].text.strip()[:1]
+            pair = f"{self._lark.marker(form.argument.open)} /[^{re.escape(ends)}\\n]+/ {self.tagged({}, '#')}"
+        else:
+            name, equals = (BARE_KEY, ":") if form.dialect.bare_keys else (IDENTIFIER, "=")
+            pair = f'{name} "{equals}" {self._any()}'
+        one = self._lark.rule(pair)
+        return self._lark.rule(f"({one} ({comma} {one})*)?")
 
     def _loses(self, what: str, place: str) -> None:
         if self._exact:
@@ -255,12 +267,13 @@ class Values:
         """{key:value,...}"""
         self._only(schema, OBJECT_RULES | {"type"}, place)
         properties, required = schema.get("properties") or {}, schema.get("required") or ()
-        if not properties:
-            if required or isinstance(schema.get("additionalProperties"), Mapping):
-                self._loses("rules for properties that are not described", place)
-            return self._held()[0]
         if missing := [name for name in required if name not in properties]:
             self._loses(f"the required property {missing[0]}, which is not described", place)
+        others = schema.get("additionalProperties", False)
+        if others is not False and (properties or others is not True):
+            self._loses("additionalProperties", place)
+        if not properties or not names_all(schema):
+            return self._held()[0]
         names = sorted(properties) if self._form.sorts else list(properties)
         parts = [
             (f"{quoted(f'{name}:'.encode())} {self.value(properties[name], f'{place}/{name}')}", name in required)
@@ -296,7 +309,7 @@ class Values:
         objects = []
 
         def body(name: str) -> str:
-            pair = self._lark.rule(f'/[A-Za-z_][A-Za-z0-9_]*/ ":" {name}')
+            pair = self._lark.rule(f'{BARE_KEY} ":" {name}')
             objects.append(self._lark.rule(f'"{{" ({pair} ("," {pair})*)? "}}"'))
             return f'{self._string()} | {number} | {words} | {objects[0]} | "[" ({name} ("," {name})*)? "]"'
 

@@ -1,0 +1,101 @@
+"""A call that the model begins by itself: whatever its template writes of a valid one may be said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from published_templates import source_of
+from scripted_executor import scripted_llm
+from test_calls_grammar import SOURCES, call, marks
+from test_message_forms import TOKENS, written
+
+from edgellm.chat_template import ChatTemplate
+from edgellm.formats.errors import UnsupportedError
+from edgellm.messages.call_masks import begun_calls
+from edgellm.messages.form import MessageForm
+from edgellm.tokenizer import Tokenizer
+
+pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+
+
+def tool(schema: dict[str, Any], *, strict: bool = False, name: str = "f") -> dict[str, Any]:
+    """A tool."""
+    return {"type": "function", "function": {"name": name, "description": "d", "strict": strict, "parameters": schema}}
+
+
+def not_let_through(tokenizer: Tokenizer, mask: Any, text: str) -> str:
+    """What a mask forbids of a text, in whatever tokens it is said; "" where all of it may come."""
+    said, pieces = "", [tokenizer.token_bytes(token) for token in range(tokenizer.n_vocab)]
+    parts: list[int | bytes] = []
+    for token in tokenizer.encode(text, False, parse_special=True):
+        if token in tokenizer.mark_ids:
+            parts.append(token)
+        elif parts and isinstance(parts[-1], bytes):
+            parts[-1] += pieces[token]
+        else:
+            parts.append(pieces[token])
+    for part in parts:
+        while part != b"":
+            allowed = mask.allowed()
+            if isinstance(part, int):
+                fitting = [part]
+            else:
+                fitting = [token for token, piece in enumerate(pieces) if piece and part.startswith(piece)]
+            fitting = [token for token in fitting if allowed is None or allowed.flags[token]]
+            if not fitting:
+                return text[len(said) :] or repr(part)
+            token = max(fitting, key=lambda token: len(pieces[token]))
+            mask.accept(token)
+            said += tokenizer.token_bytes(token).decode("utf-8", "replace")
+            part = b"" if isinstance(part, int) else part[len(pieces[token]) :]
+    return ""
+
+
+A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+B = {"type": "object", "properties": {"b": {"type": "string"}}, "required": ["b"]}
+# kinds of schemas of all arguments -> arguments that they allow
+ROOTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a reference": ({"$ref": "#/$defs/A", "$defs": {"A": A}}, {"a": 1}),
+    "a reference to a reference": ({"$ref": "#/$defs/B", "$defs": {"A": A, "B": {"$ref": "#/$defs/A"}}}, {"a": 1}),
+    "a reference beside properties": ({"$ref": "#/$defs/A", "$defs": {"A": A}, "properties": {"c": {}}}, {"a": 1}),
+    "anyOf": ({"type": "object", "anyOf": [A, B]}, {"b": "x"}),
+    "oneOf": ({"type": "object", "oneOf": [A, B]}, {"a": 1}),
+    "allOf": ({"type": "object", "allOf": [A, B]}, {"a": 1, "b": "x"}),
+    "patternProperties": ({"type": "object", "patternProperties": {"^x": {"type": "integer"}}}, {"x1": 1}),
+    "additionalProperties": ({"type": "object", "additionalProperties": {"type": "string"}}, {"a": "1"}),
+    "additionalProperties true": ({**B, "additionalProperties": True}, {"b": "x", "c": {"d": 1}}),
+    "a required one that is not described": (
+        {"properties": {}, "required": ["a"], "additionalProperties": {}},
+        {"a": 1},
+    ),
+}
+FORMS = ("qwen3", "qwen3_5_think", "glm4moe", "gemma4", "lfm2_v2", "minicpm 5", "devstral")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_call_of_every_kind_of_schema_may_be_written(name: str) -> None:
+    source = SOURCES[name] or source_of(name)
+    template = ChatTemplate(source, **TOKENS)
+    form = MessageForm.of(template)
+    forbidden = {}
+    with scripted_llm([], source, control=marks(form)) as llm:
+        for kind, (schema, arguments) in ROOTS.items():
+            found = written(template, call("f", arguments))
+            assert found is not None
+            grammar = begun_calls(llm.tokenizer, form, [tool(schema)], parallel=True)
+            rest = grammar and not_let_through(llm.tokenizer, grammar.constraint(), found[1])
+            if rest:
+                forbidden[kind] = rest
+    assert not forbidden
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "gemma4", "lfm2_v2", "kimi k3"])
+def test_a_kind_of_schema_that_a_form_cannot_keep_of_a_strict_tool_is_refused_by_name(name: str) -> None:
+    source = SOURCES[name] or source_of(name)
+    form = MessageForm.of(ChatTemplate(source, **TOKENS))
+    with scripted_llm([], source, control=marks(form)) as llm:
+        for kind in ("anyOf", "oneOf", "allOf", "patternProperties", "additionalProperties"):
+            with pytest.raises(UnsupportedError, match=f"f is strict.*{kind}"):
+                begun_calls(llm.tokenizer, form, [tool(ROOTS[kind][0], strict=True)], parallel=True)
+        assert begun_calls(llm.tokenizer, form, [tool(ROOTS["a reference"][0], strict=True)], parallel=True)
