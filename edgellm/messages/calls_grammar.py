@@ -25,6 +25,7 @@ LOOSE = {**JSON_STYLE, "coerce_one_of": True}
 EMPTY = '""'
 ANY_TEXT = r"/(.|\n)*/"
 BLANKS = r"/[ \n]{1,4}/?"
+LIST_BLANKS = r"/[ \n]{1,12}/?"  # a line break, and what the items of a list are indented by
 NO_CALL = r"/[^\s\[{](.|\n)*/"  # an answer that does not begin as a call without markers does
 
 
@@ -129,21 +130,28 @@ class CallsGrammar:
         """All calls with their markers."""
         call = self.rule(" | ".join(self._call(form, function) for function in self._functions))
         if form.listed:
-            more = f' ("," " "? {call})*' if parallel else ""
-            return f'{self._opening(form.section.open)} "[" {call}{more} "]" {self.marker(form.section.close)}'
+            around, comma = (LIST_BLANKS, f'{LIST_BLANKS} "," {LIST_BLANKS}') if self._behind else ("", '"," " "?')
+            more = f" ({comma} {call})*" if parallel else ""
+            return f'{self._opening(form)} "[" {around} {call}{more} {around} "]" {self._ending(form)}'
         opened, closed = self.marker(form.each.open), self._closing(form)
-        between = " ".join(part for part in (closed, BLANKS, opened) if part) if closed or opened else ""
-        more = f" ({between} {call})*" if parallel and between else ""
-        begun = self._opening(form.section.open + form.each.open)
-        return f"{begun} {call}{more} {closed} {self.marker(form.section.close)}"
+        between = " ".join(part for part in (closed, BLANKS, opened) if part)
+        more = f" ({between} {call})*" if parallel and (closed or opened or form.section.open) else ""
+        return f"{self._opening(form)} {call}{more} {closed} {self._ending(form)}"
 
-    def _opening(self, marker: str) -> str:
+    def _opening(self, form: CallForm) -> str:
         """What begins all calls, or what is missing of it behind a trigger: blanks as the model likes."""
+        each = "" if form.listed else form.each.open
         if not self._behind:
-            return self.marker(marker)
-        assert self._shape.calls is not None, "channels have triggers of their own"
-        rest = marker.lstrip()[len(self._shape.calls.begin) :]
-        return f"{BLANKS} {self.marker(rest.lstrip())}" if rest[:1].isspace() else self.marker(rest)
+            return self.marker(form.section.open + each)
+        if form.section.open.strip():
+            return f"{BLANKS} {self.marker(each.lstrip())}"
+        rest = each.strip() and each.lstrip()[len(each.strip()) :]
+        return BLANKS if rest or (each and form.mode == "json") else ""
+
+    def _ending(self, form: CallForm) -> str:
+        """What ends all calls."""
+        close = form.section.close
+        return f"{BLANKS} {self.marker(close.lstrip())}" if self._behind and close else self.marker(close)
 
     def _closing(self, form: CallForm) -> str:
         """What ends a call; its blanks need not stand where arguments do not."""
@@ -186,10 +194,11 @@ class CallsGrammar:
         strict = bool(function.get("strict"))
         if form.mode == "header":
             return self.rule(f"{self._head(form, function['name'])} {self.json(parameters(function), strict)}")
-        name, arguments, _ = form.keys
+        name, arguments, call_id = form.keys
         named = {name: {"const": function["name"]}, arguments: parameters(function)}
         properties = named if name else {function["name"]: parameters(function)}
-        schema = {"type": "object", "properties": properties, "required": list(properties)}
+        written = {**_ids(form.number), **properties, **_ids(call_id)}
+        schema = {"type": "object", "properties": written, "required": list(properties)}
         definitions = {key: parameters(function)[key] for key in DEFINITIONS if key in parameters(function)}
         return self.json({**schema, "additionalProperties": False, **definitions}, strict)
 
@@ -214,3 +223,8 @@ class CallsGrammar:
             return " | ".join(calls)
         ends = self.marker(f"{channels.ends[0]}{channels.start}")
         return f"({self.marker(channels.thinks)} {self.rule(ANY_TEXT)} {ends})? ({' | '.join(calls)})"
+
+
+def _ids(key: str) -> dict[str, Any]:
+    """The property that tells calls apart, where there is such a key; it need not come."""
+    return {key: {"type": ["string", "integer"]}} if key else {}

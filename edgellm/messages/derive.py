@@ -159,8 +159,15 @@ def _json_call(text: str, number: int, name: int, after: int) -> Span | None:
         keys = next((keys for entry in calls if (keys := _keys(entry, number))), None)
         if keys is None:
             return None
-        return Span(start, start + size, CallForm("json", keys=keys, listed=isinstance(found, list)))
+        form = CallForm("json", keys=keys, number=_number(calls[0]), listed=isinstance(found, list))
+        return Span(start, start + size, form)
     return None
+
+
+def _number(entry: Any) -> str:
+    """The key that an object begins with, where a number stands under it."""
+    key, value = next(iter(entry.items())) if isinstance(entry, dict) and entry else ("", "")
+    return key if str(value).isdigit() else ""
 
 
 def _keys(entry: Any, number: int) -> tuple[str, str, str] | None:

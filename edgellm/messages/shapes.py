@@ -73,6 +73,7 @@ class CallForm:
                "tagged"   ``head``, then for each argument ``argument.open NAME middle VALUE argument.close``
                "python"   name(argument=value, ...); several are a list
     keys       JSON keys of name, arguments and id ("" where there is none)
+    number     JSON key before that of the name under which the template counts the calls; "" where there is none
     listed     whether the template writes calls as a list
     between    blanks between two calls, for those who write them
     one        the template takes no second call
@@ -84,6 +85,7 @@ class CallForm:
     section: Pair = NOTHING
     each: Pair = NOTHING
     keys: tuple[str, str, str] = ("name", "arguments", "")
+    number: str = ""
     listed: bool = False
     between: str = ""
     head: tuple[Field, ...] = ()

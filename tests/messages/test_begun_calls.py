@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from published_templates import source_of
 from scripted_executor import scripted_llm
-from test_calls_grammar import SOURCES, call, marks
+from test_calls_grammar import ALL, FEW, SOURCES, TOOLS, call, marks
 from test_message_forms import TOKENS, written
 
 from edgellm.chat_template import ChatTemplate
@@ -27,6 +27,7 @@ def tool(schema: dict[str, Any], *, strict: bool = False, name: str = "f") -> di
 def not_let_through(tokenizer: Tokenizer, mask: Any, text: str) -> str:
     """What a mask forbids of a text, in whatever tokens it is said; "" where all of it may come."""
     said, pieces = "", [tokenizer.token_bytes(token) for token in range(tokenizer.n_vocab)]
+    ids = {piece: token for token, piece in enumerate(pieces) if token not in tokenizer.mark_ids}
     parts: list[int | bytes] = []
     for token in tokenizer.encode(text, False, parse_special=True):
         if token in tokenizer.mark_ids:
@@ -41,7 +42,7 @@ def not_let_through(tokenizer: Tokenizer, mask: Any, text: str) -> str:
             if isinstance(part, int):
                 fitting = [part]
             else:
-                fitting = [token for token, piece in enumerate(pieces) if piece and part.startswith(piece)]
+                fitting = [ids[part[:n]] for n in range(1, min(len(part), 24) + 1) if part[:n] in ids]
             fitting = [token for token in fitting if allowed is None or allowed.flags[token]]
             if not fitting:
                 return text[len(said) :] or repr(part)
@@ -99,3 +100,35 @@ def test_a_kind_of_schema_that_a_form_cannot_keep_of_a_strict_tool_is_refused_by
             with pytest.raises(UnsupportedError, match=f"f is strict.*{kind}"):
                 begun_calls(llm.tokenizer, form, [tool(ROOTS[kind][0], strict=True)], parallel=True)
         assert begun_calls(llm.tokenizer, form, [tool(ROOTS["a reference"][0], strict=True)], parallel=True)
+
+
+def calls(*arguments: dict[str, Any]) -> dict[str, Any]:
+    """A message with several calls."""
+    several = [call("get_weather", one)["tool_calls"][0] for one in arguments]
+    return {**call("get_weather", {}), "tool_calls": [{**one, "id": f"call0000{n}"} for n, one in enumerate(several)]}
+
+
+# what is said behind a marker in other blanks than the template's
+RELAXED = {
+    "minimax m1": '<tool_calls>\n{"name": "noop", "arguments": {}}\n{"name": "noop", "arguments": {}}\n</tool_calls>',
+    "minimax m2": '<minimax:tool_call>\n<invoke name="noop">\n</invoke>\n</minimax:tool_call>',
+    "axolotl_jamba": '<tool_calls>[{"name": "noop", "arguments": {}},\n{"name": "noop", "arguments": {}}]</tool_calls>',
+    "axolotl_command_a_tool_use": '<|START_ACTION|>[{"tool_name": "noop", "parameters": {}}]<|END_ACTION|>',
+    "apriel": '<tool_calls>[{"name": "noop", "arguments": {}}]</tool_calls>',
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_a_template_writes_of_calls_may_be_said(name: str) -> None:
+    """One with all arguments, one without any, two at once; with ids where the template shows them."""
+    source = SOURCES[name] or source_of(name)
+    template = ChatTemplate(source, **TOKENS)
+    form = MessageForm.of(template)
+    messages = [call("get_weather", ALL), call("noop", {}), calls(FEW, {"city": "X", "days": 1, "metric": True})]
+    texts = [found[1] for message in messages if (found := written(template, message)) is not None]
+    assert len(texts) >= 2
+    with scripted_llm([], source, control=marks(form)) as llm:
+        if (grammar := begun_calls(llm.tokenizer, form, TOOLS, parallel=True)) is None:
+            return
+        for text in [*texts, *([RELAXED[name]] if name in RELAXED else [])]:
+            assert not not_let_through(llm.tokenizer, grammar.constraint(), text), text
