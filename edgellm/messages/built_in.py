@@ -29,6 +29,7 @@ FUNCTIONARY = Channels(
     ends=(">>>",),
     headers=(Header(r"^all$", "content"), Header(r"^(?P<name>\S+)$", "call")),
     call=Pair("", "\n"),
+    says="all\n",
 )
 MUSE = Channels(
     start="<|start|>assistant",

@@ -43,8 +43,11 @@ def begun_calls(
     """What a call must be once the model has begun one; None where all may come.
 
     Where nothing announces a call, only tools that are strict, or a limit to one call, make one of what looks like it.
+    In channels whose answer has no header that is known, nothing does.
     """
     must = not parallel or any(map(is_strict, tools))
+    if form.channels is not None and not (form.call_begins or form.channels.says):
+        return None
     if not must and not form.call_begins:
         return None
     try:

@@ -6,13 +6,14 @@ Markers that are tokens of their own stand as such; arguments keep the tool's JS
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.messages.shapes import CallForm, Channels, Shape
 from edgellm.messages.tool_schemas import DEFINITIONS, arguments_of, freed, name_of, names_all, parameters
-from edgellm.messages.values_grammar import Values, quoted
+from edgellm.messages.values_grammar import ANY, Values, quoted
 from edgellm.structured import lark_json
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class CallsGrammar:
         self._answer = "" if answer is None else self.rule(lark_json(answer))
         if shape.channels is not None:
             start = self._channel_calls(shape.channels)
+            if behind and not shape.call_begins:
+                start = self._channel_answers(shape.channels, start, parallel)
         elif shape.calls is not None:
             start = self._section(shape.calls, parallel and not shape.calls.one)
             start = f"({start}) | {self._answer}" if self._answer else start
@@ -223,6 +226,14 @@ class CallsGrammar:
             return " | ".join(calls)
         ends = self.marker(f"{channels.ends[0]}{channels.start}")
         return f"({self.marker(channels.thinks)} {self.rule(ANY_TEXT)} {ends})? ({' | '.join(calls)})"
+
+    def _channel_answers(self, channels: Channels, calls: str, parallel: bool) -> str:
+        """An answer of channels whose calls nothing announces: text, and calls behind it or in its place."""
+        one, again = self.rule(calls), self.marker(channels.start)
+        text = self._name("T")
+        self._rules.append(f"{text}: /{ANY}/ & ~/{ANY}{re.escape(channels.start)}{ANY}/")
+        several = f"{one} ({again} {one})*" if parallel else one
+        return f"({several}) | {self.marker(channels.says)} ({text} | {self.text_before(channels.start)} {several})"
 
 
 def _ids(key: str) -> dict[str, Any]:

@@ -132,3 +132,22 @@ def test_what_a_template_writes_of_calls_may_be_said(name: str) -> None:
             return
         for text in [*texts, *([RELAXED[name]] if name in RELAXED else [])]:
             assert not not_let_through(llm.tokenizer, grammar.constraint(), text), text
+
+
+FUNCTIONARY = (
+    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}>>>all\n<|start_header_id|>{{ messages[-1].content }}"
+)
+
+
+@pytest.mark.parametrize(("strict", "parallel"), [(True, True), (True, False), (False, False)])
+def test_a_model_that_no_marker_announces_calls_of_may_answer(strict: bool, parallel: bool) -> None:
+    form = MessageForm.of(ChatTemplate(FUNCTIONARY))
+    known = tool({**A, "additionalProperties": False}, strict=strict)
+    with scripted_llm([], FUNCTIONARY) as llm:
+        grammar = begun_calls(llm.tokenizer, form, [known], parallel=parallel)
+        assert grammar is not None
+        for text in ("all\nHello > there.", 'f\n{"a": 1}', 'all\nWait.\n>>>f\n{"a": 1}'):
+            assert not not_let_through(llm.tokenizer, grammar.constraint(), text), text
+        assert not_let_through(llm.tokenizer, grammar.constraint(), 'all\nWait.>>>f\n{"b": 1}')
+        both = 'f\n{"a": 1}>>>f\n{"a": 2}'
+        assert bool(not_let_through(llm.tokenizer, grammar.constraint(), both)) is not parallel
