@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.messages.shapes import CallForm
+from edgellm.messages.shapes import CallForm, Middle
 from edgellm.messages.tool_schemas import ANNOTATIONS, DEFINITIONS, names_all
-from edgellm.messages.values import kinds_of
+from edgellm.messages.values import kind_of, kinds_of
 from edgellm.structured.ecma_regex import rust_regex
 from edgellm.structured.regex_cost import check_repeats
 
 TEXT_RULES = frozenset(("minLength", "maxLength", "pattern"))
 OBJECT_RULES = frozenset(("properties", "required", "additionalProperties", "$defs", "definitions"))
 LIST_RULES = frozenset(("items", "minItems", "maxItems"))
-BOOLEANS = '("true" | "false" | "True" | "False")'  # templates print either
+WORDS: dict[tuple[str, ...], str] = {
+    ("boolean",): '("true" | "false" | "True" | "False")',
+    ("null",): '("null" | "None")',
+}
 NUMBERS = ("integer", "number")
 MAX_DEPTH = 16  # schemas in one another
 MAX_SCHEMAS = 2000  # of one tool
@@ -131,13 +134,23 @@ class Values:
 
     def _choices(self, schema: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
         """The schemas of a union, each of one type; the schema itself where it is none."""
+        if schema.get("nullable"):
+            rest = {key: rule for key, rule in schema.items() if key != "nullable"}
+            return [*self._choices(rest, place), {"type": "null"}]
+        every = schema.get("allOf")
+        if isinstance(every, list) and len(every) == 1:
+            inner = self._resolved(every[0], f"{place}/allOf")
+            rest = {key: rule for key, rule in schema.items() if key != "allOf"}
+            self._only({key: rule for key, rule in rest.items() if key in inner}, frozenset(), place)
+            return self._choices({**rest, **inner}, f"{place}/allOf")
         union = next((key for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)), None)
         if union is not None:
-            self._only(schema, frozenset((union,)), place)
+            self._only(schema, frozenset((union, "type")), place)
+            outer = {"type": schema["type"]} if "type" in schema else {}
             parts = [
                 one
                 for part in schema[union]
-                for one in self._choices(self._resolved(part, f"{place}/{union}"), f"{place}/{union}")
+                for one in self._choices({**outer, **self._resolved(part, f"{place}/{union}")}, f"{place}/{union}")
             ]
             kinds = [kind for part in parts for kind in kinds_of(part)]
             if union == "oneOf" and len(set(kinds)) < max(len(kinds), len(parts)):
@@ -176,15 +189,29 @@ class Values:
         """What comes behind a key: a middle, a value and the closing marker; a middle may name the type."""
         schema = self._resolved(schema, place)
         if not any(middle.kinds for middle in self._form.middles):
-            return self._tagged(schema, place)
+            return self._tagged(schema, place, self._form.middles[0].text)
         parts = [self._resolved(part, place) for part in self._choices(schema, place)]
-        return f"({' | '.join(self._tagged(part, place) for part in parts)})"
+        written = [
+            self._tagged(self._typed(part, fitting), place, middle.text)
+            for part in parts
+            for middle in self._form.middles
+            if (fitting := _fitting(middle, part))
+        ]
+        return f"({' | '.join(written)})"
 
-    def _tagged(self, schema: Mapping[str, Any], place: str) -> str:
+    def _typed(self, schema: Mapping[str, Any], kinds: list[str]) -> Mapping[str, Any]:
+        """A schema of values of these types."""
+        if isinstance(schema.get("enum"), list) and schema["enum"]:
+            return {
+                **schema,
+                "enum": [one for one in schema["enum"] if kind_of(json.dumps(one, default=str)) & set(kinds)],
+            }
+        return schema if "type" in schema or "const" in schema else {**schema, "type": kinds}
+
+    def _tagged(self, schema: Mapping[str, Any], place: str, before: str) -> str:
         form = self._form
         kinds = kinds_of(schema)
-        middles = [m for m in form.middles if not m.kinds or set(m.kinds) & set(kinds or ("string",))]
-        middle = self._lark.marker((middles or form.middles)[0].text)
+        middle = self._lark.marker(before)
         closed = form.argument.close
         if texts := texts_of(schema):
             self._text_kind(kinds, place)
@@ -197,8 +224,14 @@ class Values:
         if not kinds or "string" in kinds:
             self._plain(schema, place)
             return f"{middle} {self._lark.text_before(closed)}"
-        value = BOOLEANS if kinds == ("boolean",) and not self._ruled(schema) else self._whole(schema)
-        return f"{middle} {value} {self._lark.marker(closed)}"
+        several = schema.get("nullable") or isinstance(schema.get("type"), list)
+        parts = self._choices(schema, place) if several else [schema]
+        return f"{middle} ({' | '.join(map(self._printed, parts))}) {self._lark.marker(closed)}"
+
+    def _printed(self, schema: Mapping[str, Any]) -> str:
+        """A value that is no text; templates print words of JSON or of Python."""
+        word = None if self._ruled(schema) else WORDS.get(kinds_of(schema))
+        return word or self._whole(schema)
 
     def _text_kind(self, kinds: tuple[str, ...], place: str) -> None:
         if kinds != ("string",):
@@ -225,7 +258,7 @@ class Values:
             kinds = kinds_of(part)
             if texts := texts_of(part):
                 yield from (self._quoted(text) for text in texts)
-            elif len(kinds) == 1:
+            elif len(kinds) == 1 and ("type" in part or not part.keys() & {"enum", "const"}):
                 yield from self._of_kind(part, kinds[0], place)
             elif "enum" in part or "const" in part:
                 self._loses("values of several types", place)
@@ -315,6 +348,18 @@ class Values:
 
         whole = self._lark.recursive(body)
         return objects[0], whole
+
+
+def _fitting(middle: Middle, schema: Mapping[str, Any]) -> list[str]:
+    """The types that a middle says of a value and that a schema allows."""
+    if "type" in schema:
+        known = set(kinds_of({"type": schema["type"]}))
+        known |= {"integer"} if "number" in known else set()
+    elif values := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
+        known = set().union(*(kind_of(json.dumps(value, default=str)) for value in values))
+    else:
+        return list(middle.kinds)
+    return [kind for kind in middle.kinds if kind in known]
 
 
 def texts_of(schema: Any) -> list[str]:

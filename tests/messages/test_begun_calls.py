@@ -71,7 +71,7 @@ ROOTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"a": 1},
     ),
 }
-FORMS = ("qwen3", "qwen3_5_think", "glm4moe", "gemma4", "lfm2_v2", "minicpm 5", "devstral")
+FORMS = ("qwen3", "qwen3_5_think", "glm4moe", "gemma4", "lfm2_v2", "kimi k3", "deepseek 3.2", "minicpm 5", "devstral")
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -151,3 +151,38 @@ def test_a_model_that_no_marker_announces_calls_of_may_answer(strict: bool, para
         assert not_let_through(llm.tokenizer, grammar.constraint(), 'all\nWait.>>>f\n{"b": 1}')
         both = 'f\n{"a": 1}>>>f\n{"a": 2}'
         assert bool(not_let_through(llm.tokenizer, grammar.constraint(), both)) is not parallel
+
+
+# kinds of schemas of one argument -> values that they allow
+VALUES: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "nullable": ({"type": "object", "nullable": True, "properties": {"x": {"type": "integer"}}}, [{"x": 1}, None]),
+    "allOf": ({"allOf": [{"$ref": "#/$defs/A"}], "description": "d"}, [{"a": 1}]),
+    "no type": ({"description": "any"}, [{"a": 1}, [1], "x", 1.5, True, None]),
+    "enum without a type": ({"enum": [1, 2]}, [1, 2]),
+    "enum of several types": ({"enum": ["x", 1, None]}, ["x", 1, None]),
+    "const without a type": ({"const": 3}, [3]),
+    "a type beside a union": (
+        {"type": "object", "properties": {"x": {}}, "anyOf": [{"required": ["x"]}, {"required": ["y"]}]},
+        [{"x": 1}],
+    ),
+    "a union": ({"anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]}, [1, "x", None]),
+    "types": ({"type": ["array", "boolean"]}, [[1], True]),
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "glm4moe", "gemma4", "kimi k3", "deepseek 3.2"])
+def test_a_value_of_every_kind_of_schema_may_be_written(name: str) -> None:
+    source = SOURCES[name] or source_of(name)
+    template = ChatTemplate(source, **TOKENS)
+    form = MessageForm.of(template)
+    forbidden = {}
+    with scripted_llm([], source, control=marks(form)) as llm:
+        for kind, (schema, values) in VALUES.items():
+            root = {"type": "object", "properties": {"p": schema}, "$defs": {"A": A}}
+            grammar = begun_calls(llm.tokenizer, form, [tool(root)], parallel=True)
+            for value in values:
+                found = written(template, call("f", {"p": value}))
+                assert found is not None and grammar is not None
+                if rest := not_let_through(llm.tokenizer, grammar.constraint(), found[1]):
+                    forbidden[f"{kind}: {value}"] = rest
+    assert not forbidden
