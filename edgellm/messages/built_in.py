@@ -21,6 +21,7 @@ HARMONY = Channels(
     call=Pair("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>"),
     thinks="<|channel|>analysis<|message|>",
     says="<|channel|>final<|message|>",
+    begins="to=functions.",
 )
 FUNCTIONARY = Channels(
     start=">>>",

@@ -24,6 +24,7 @@ JSON_STYLE = {"item_separator": ", ", "key_separator": ": "}
 # as much of a schema as a grammar has, for tools that are not strict
 LOOSE = {**JSON_STYLE, "coerce_one_of": True}
 EMPTY = '""'
+KIND = "<|constrain|>"  # before what the arguments are written in, in the headers of Harmony
 ANY_TEXT = r"/(.|\n)*/"
 BLANKS = r"/[ \n]{1,4}/?"
 LIST_BLANKS = r"/[ \n]{1,12}/?"  # a line break, and what the items of a list are indented by
@@ -216,6 +217,8 @@ class CallsGrammar:
 
     def _channel_calls(self, channels: Channels) -> str:
         """Reasoning, where there is any, and one call, or the answer."""
+        if self._behind and channels.begins:
+            return self._begun_header(channels)
         calls = [f"{self.marker(channels.says)} {self._answer}"] if self._answer else []
         for function in self._functions:
             name = quoted(function["name"].encode())
@@ -226,6 +229,34 @@ class CallsGrammar:
             return " | ".join(calls)
         ends = self.marker(f"{channels.ends[0]}{channels.start}")
         return f"({self.marker(channels.thinks)} {self.rule(ANY_TEXT)} {ends})? ({' | '.join(calls)})"
+
+    def _begun_header(self, channels: Channels) -> str:
+        """What follows ``begins``: the rest of a call's header and the call, or of a text that only speaks of one.
+
+        Behind such a text other messages may come, whose headers are looked at in the same way.
+        """
+        opened, (channel, _) = self.marker(channels.open), channels.heads
+        mark, kind = self.marker(channel), self.marker(KIND)
+        prose, head = self._name("T"), self._name("T")
+        for name, of, without in ((prose, ANY, channels.open), (head, "[^<]+", channels.begins)):
+            self._rules.append(f"{name}: /{of}/ & ~/{ANY}{re.escape(without)}{ANY}/")
+        kinds = f"({mark} /[^<]+/?)? ({kind} /[^<]+/?)? {opened}"
+        calls = [
+            f"/{re.escape(function['name'])}(\\s[^<]*)?/ {kinds} "
+            + self.json(parameters(function), bool(function.get("strict")))
+            for function in self._functions
+        ]
+
+        call, texts = self.rule(" | ".join(calls)), list[str]()
+
+        def body(name: str) -> str:
+            others = f"{self.text_before(channels.ends[0])} {self.marker(channels.start)} {name}"
+            texts.append(self.rule(f"{prose}? | {others}"))
+            again = f"{mark}? {self.text_before(channels.begins, '/[^<]*/')} ({call} | {texts[0]})"
+            return f"{head}? ({mark} {head}?)? ({kind} {head}?)? {opened} {texts[0]} | {again}"
+
+        self.recursive(body)
+        return f"{call} | {texts[0]}"
 
     def _channel_answers(self, channels: Channels, calls: str, parallel: bool) -> str:
         """An answer of channels whose calls nothing announces: text, and calls behind it or in its place."""

@@ -115,7 +115,8 @@ class Channels(NamedTuple):
 
     The generation prompt may have written the beginning of the first one. ``headers`` say by the first that matches
     what a part is; the text of a call is its arguments as JSON. ``call`` is the header that a grammar makes for one,
-    ``thinks`` that of reasoning, ``says`` that of the answer.
+    ``thinks`` that of reasoning, ``says`` that of the answer. ``begins`` is what stands before the name in every header
+    of a call, wherever that is; text may have it as well.
     """
 
     start: str
@@ -126,6 +127,7 @@ class Channels(NamedTuple):
     call: Pair
     thinks: str = ""
     says: str = ""
+    begins: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Shape:
     def call_begins(self) -> str:
         """What tells that a call begins; "" where nothing does."""
         if self.channels is not None:
-            return self.channels.call.open
+            return self.channels.begins or self.channels.call.open
         return self.calls.begin if self.calls is not None else ""
 
     @property

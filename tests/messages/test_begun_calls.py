@@ -186,3 +186,38 @@ def test_a_value_of_every_kind_of_schema_may_be_written(name: str) -> None:
                 if rest := not_let_through(llm.tokenizer, grammar.constraint(), found[1]):
                     forbidden[f"{kind}: {value}"] = rest
     assert not forbidden
+
+
+# what gpt-oss may say and may not, where f is strict
+HARMONY = (
+    '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>',
+    ' to=functions.f<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>',
+    ' to=functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>',
+    '<|channel|>analysis to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>',
+    "<|channel|>analysis<|message|>Is to=functions.g right?<|end|><|start|>assistant"
+    '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>',
+    "<|channel|>analysis<|message|>Is to=functions.g right?<|end|><|start|>assistant to=functions.f"
+    '<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>',
+)
+HARMONY_TEXTS = (
+    "<|channel|>final<|message|>Write to=functions.f <b> and so on.<|return|>",
+    "<|channel|>analysis<|message|>Not to=functions.<|end|><|start|>assistant<|channel|>final<|message|>No.<|return|>",
+)
+
+
+def test_every_header_of_a_call_of_gpt_oss_is_kept_to_the_schema() -> None:
+    source = source_of("gptoss")
+    form = MessageForm.of(ChatTemplate(source, **TOKENS))
+    with scripted_llm([], source, control=[*marks(form), "<|constrain|>"]) as llm:
+        known = tool({**A, "additionalProperties": False}, strict=True)
+        grammar = begun_calls(llm.tokenizer, form, [known], parallel=True)
+        assert grammar is not None
+        for text in (*HARMONY, *HARMONY_TEXTS):
+            ends = ("<|call|>", "<|return|>")
+            said = text.removesuffix(ends[0]).removesuffix(ends[1])
+            assert not not_let_through(llm.tokenizer, grammar.constraint(), said), text
+        for text in HARMONY:
+            assert not_let_through(llm.tokenizer, grammar.constraint(), text.replace('"a"', '"b"')), text
+            assert not_let_through(llm.tokenizer, grammar.constraint(), text.replace("functions.f", "functions.fg")), (
+                text
+            )
