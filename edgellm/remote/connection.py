@@ -57,18 +57,19 @@ class Address(NamedTuple):
 def parse_address(url: str) -> Address:
     """The address that a user typed: ``http://127.0.0.1:8080``, with or without ``/v1``. ParameterError."""
     text = url.strip()
+    if "@" in text:  # first, and anywhere: no other error may repeat what stands before it
+        raise ParameterError("--server may not hold a password, nor an @. Give the key by EDGELLM_API_KEY.")
     text = text if "://" in text else f"http://{text}"
+    shown = one_line(text.partition("?")[0] + "?..." * ("?" in text))  # a query may hold a key
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ParameterError(f"--server {one_line(url)!r}: {error}. Write it as http://127.0.0.1:8080.") from None
+        raise ParameterError(f"--server {shown!r}: {error}. Write it as http://127.0.0.1:8080.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ParameterError(f"--server {one_line(url)!r} is no address. Write it as http://127.0.0.1:8080.")
-    if "@" in parts.netloc:
-        raise ParameterError("--server may not hold a password. Give the key by EDGELLM_API_KEY.")
+        raise ParameterError(f"--server {shown!r} is no address. Write it as http://127.0.0.1:8080.")
     if not text.isascii() or any(letter <= " " for letter in text):
-        raise ParameterError(f"--server {one_line(url)!r}: an address is ASCII without blanks.")
+        raise ParameterError(f"--server {shown!r}: an address is ASCII without blanks.")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     secure = parts.scheme == "https"
     return Address(secure, parts.hostname, port or (443 if secure else 80), path)

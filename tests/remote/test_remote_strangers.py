@@ -30,6 +30,16 @@ def test_addresses_are_read_as_users_write_them() -> None:
             parse_address(text)
 
 
+def test_no_error_about_an_address_repeats_a_secret_in_it() -> None:
+    for text in (
+        "http://u:secret@h/?x", "http://u:secret@h:99999", "ftp://u:secret@h", "u:secret@h x", "http://u:sec/secret@h",
+        "http://h/?key=secret", "http://h:x/?key=secret", "http://h y/?key=secret", "http://u:secret@[h",
+    ):  # fmt: skip
+        with pytest.raises(ParameterError, match="--server") as refused:
+            parse_address(text)
+        assert "secret" not in str(refused.value), text
+
+
 def test_a_server_of_openais_protocol_alone_is_asked_for_nothing_else() -> None:
     with stand_in() as server:
         usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
