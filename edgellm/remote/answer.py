@@ -20,8 +20,9 @@ from edgellm.sessions.tree import END_THINK, THINK
 
 MAX_TEXT = 16 << 20  # characters of an answer
 MAX_TOKENS = 1 << 20
-MAX_TOKEN_NBYTES = 4096
-MAX_TOP = 64
+MAX_KEPT_NBYTES = 256 << 20  # of memory, for tokens and what was likely in their place
+ROW_NBYTES = 176  # of a token in memory, besides its own bytes
+MAX_TOKEN_NBYTES = 256
 MOST = 1e15  # of a count or a time
 REASONS: Mapping[str, FinishReason] = {"length": "length"}  # any other one is an end like "stop"
 OPEN, CLOSE = f"{THINK}\n", f"\n{END_THINK}\n\n"
@@ -33,17 +34,23 @@ class AnswerReader:
     progress   called with (done, total) tokens of the prompt
     n_ctx      of the model, 0 where the server does not tell
     limited    whether the request had a limit of its own: else only a full context cuts an answer
+    n_top      alternatives that each token was asked for with; more are left
     """
 
     def __init__(
-        self, connection: Connection, progress: Callable[[int, int], None] | None, n_ctx: int, limited: bool
+        self,
+        connection: Connection,
+        progress: Callable[[int, int], None] | None,
+        n_ctx: int,
+        limited: bool,
+        n_top: int = 0,
     ) -> None:
         self._connection, self._progress = connection, progress
-        self._n_ctx, self._limited = n_ctx, limited
+        self._n_ctx, self._limited, self._n_top = n_ctx, limited, n_top
         self._began = perf_counter()
         self._first = self._last = 0.0
         self._thinks = False
-        self._length = self._n_tokens = 0
+        self._length = self._n_tokens = self._kept_nbytes = 0
         self._timings = Timings()
         self._told: Timings | None = None  # the server's own
         self._reason: FinishReason | None = None
@@ -60,7 +67,9 @@ class AnswerReader:
         delta = as_object(choice.get("delta"))
         thought = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
         said, rows = _text(delta.get("content")), as_object(choice.get("logprobs")).get("content")
-        tokens = [row for row in map(read_token, rows if isinstance(rows, list) else ()) if row is not None]
+        read = [read_token(row, self._n_top) for row in (rows if isinstance(rows, list) else ())]
+        tokens = [token for token in read if token is not None]
+        self._kept_nbytes += sum(ROW_NBYTES + len(one.bytes) for token in tokens for one in (token, *token.top))
         if thought or said:
             yield from self._marks(bool(thought), bool(said))
             yield from self._spread(thought or said, tokens)
@@ -99,7 +108,7 @@ class AnswerReader:
         self._first, self._last = self._first or now, now
         self._length += len(text)
         self._n_tokens += len(tokens) or 1
-        if self._length > MAX_TEXT or self._n_tokens > MAX_TOKENS:
+        if self._length > MAX_TEXT or self._n_tokens > MAX_TOKENS or self._kept_nbytes > MAX_KEPT_NBYTES:
             raise RemoteError(f"{self._connection.address} does not stop talking. The answer was broken off there.")
         self._timings = self._timings._replace(
             generation_n=self._n_tokens,
@@ -138,22 +147,22 @@ class AnswerReader:
 TIMES = ("cache_n", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms", "draft_n", "draft_n_accepted")
 
 
-def read_token(row: Any, *, with_top: bool = True) -> TokenLogprob | None:
-    """A row of ``logprobs.content``; None for what is none."""
+def read_token(row: Any, n_top: int = 0) -> TokenLogprob | None:
+    """A row of ``logprobs.content`` with at most ``n_top`` alternatives; None for what is none."""
     if not isinstance(row, Mapping):
         return None
     raw, text, value, told = row.get("bytes"), row.get("token"), row.get("logprob"), row.get("id")
     if isinstance(raw, list) and len(raw) <= MAX_TOKEN_NBYTES and all(_is_byte(byte) for byte in raw):
         spelled = bytes(raw)
     elif isinstance(text, str):
-        spelled = text.encode("utf-8", "replace")[:MAX_TOKEN_NBYTES]
+        spelled = text[:MAX_TOKEN_NBYTES].encode("utf-8", "replace")[:MAX_TOKEN_NBYTES]
     else:
         return None
     logprob = None
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         logprob = min(float(value), 0.0)
-    others = row.get("top_logprobs") if with_top else None
-    read = [read_token(other, with_top=False) for other in others[:MAX_TOP]] if isinstance(others, list) else []
+    others = row.get("top_logprobs")
+    read = [read_token(other) for other in others[:n_top]] if isinstance(others, list) else []
     top = tuple(one for one in read if one is not None)
     return TokenLogprob(told if is_count(told) else made_id(spelled), spelled, logprob, top)
 

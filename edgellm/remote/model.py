@@ -170,7 +170,8 @@ class RemoteLLM:
     ) -> Generator[GenerationChunk, None, None]:
         if self._no_logprobs:
             body = {name: value for name, value in body.items() if "logprobs" not in name}
-        reader = AnswerReader(self.connection, progress, self.n_ctx, "max_tokens" in body)
+        limited, n_top = "max_tokens" in body, body.get("top_logprobs", 0)
+        reader = AnswerReader(self.connection, progress, self.n_ctx, limited, n_top)
         said = False
         try:
             with contextlib.closing(self.connection.events("/v1/chat/completions", body, cancel)) as events:

@@ -172,3 +172,26 @@ def test_replies_that_are_refusals_have_their_names() -> None:
             assert nonsense.value.code == "REMOTE_REPLY"
         server.replies["/v1/models"] = (200, {"data": [{"id": 4}, {"id": "x" * 9999}, 7, {"id": "ok"}]})
         assert [model.name for model in RemoteServer(server.url).models()] == ["ok"]
+
+
+def with_rows(event: dict[str, Any], *rows: Any) -> dict[str, Any]:
+    """An event of a chat, with tokens."""
+    event["choices"][0]["logprobs"] = {"content": list(rows)}
+    return event
+
+
+def test_tokens_and_their_alternatives_are_bounded_in_number_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgellm.remote import answer
+
+    others = [{"token": f"{i} " + "x" * 5000, "logprob": -2} for i in range(50)]
+    row = {"token": "y" * 5000, "bytes": [121] * 5000, "logprob": -1, "top_logprobs": others}
+    with stand_in() as server:
+        server.streams(*(with_rows(delta("abc"), row) for _ in range(20)), delta(reason="stop"))
+        remote = RemoteServer(server.url).open()
+        told = Generation.of(remote.stream(QUESTION, logprobs=3)).logprobs
+        assert [len(token.top) for token in told] == [3] * 20
+        assert max(len(one.bytes) for token in told for one in (token, *token.top)) <= 256
+        assert not any(token.top for token in Generation.of(remote.stream(QUESTION)).logprobs)
+        monkeypatch.setattr(answer, "MAX_KEPT_NBYTES", 10 * 4 * 256)
+        with pytest.raises(RemoteError, match="stop talking"):
+            list(remote.stream(QUESTION, logprobs=3))
