@@ -50,6 +50,7 @@ class AnswerReader:
         self._began = perf_counter()
         self._first = self._last = 0.0
         self._thinks = False
+        self._held: list[TokenLogprob] = []  # they came without text: parts of a character, of a mark
         self._length = self._n_tokens = self._kept_nbytes = 0
         self._timings = Timings()
         self._told: Timings | None = None  # the server's own
@@ -69,13 +70,15 @@ class AnswerReader:
         said, rows = _text(delta.get("content")), as_object(choice.get("logprobs")).get("content")
         read = [read_token(row, self._n_top) for row in (rows if isinstance(rows, list) else ())]
         tokens = [token for token in read if token is not None]
-        self._kept_nbytes += sum(ROW_NBYTES + len(one.bytes) for token in tokens for one in (token, *token.top))
+        self._bound(len(thought) + len(said), tokens)
         if thought or said:
-            yield from self._marks(bool(thought), bool(said))
+            yield from self._marks(bool(thought), bool(said), tokens)
             yield from self._spread(thought or said, tokens)
             if thought and said:
-                yield from self._marks(False, True)
+                yield from self._marks(False, True, tokens)
                 yield from self._spread(said, [])
+        else:
+            self._held += tokens
         if isinstance(choice.get("finish_reason"), str):
             self._reason = REASONS.get(choice["finish_reason"], "stop")
 
@@ -90,26 +93,35 @@ class AnswerReader:
             reason = "context_full"
         return GenerationChunk("", None, None, reason, timings)
 
-    def _marks(self, thinks: bool, says: bool) -> Iterator[GenerationChunk]:
-        if thinks and not self._thinks:
-            self._thinks = True
-            yield self._mark(OPEN)
-        elif says and not thinks and self._thinks:
-            self._thinks = False
-            yield self._mark(CLOSE)
-
-    def _mark(self, text: str) -> GenerationChunk:
-        token = TokenLogprob(made_id(text.encode()), text.encode(), None)
-        return GenerationChunk(text, token.token, token, None, self._timings)
-
-    def _spread(self, text: str, tokens: list[TokenLogprob]) -> Iterator[GenerationChunk]:
-        """A piece of text over the tokens that came with it; without any it stands for one."""
-        now = perf_counter()
-        self._first, self._last = self._first or now, now
-        self._length += len(text)
-        self._n_tokens += len(tokens) or 1
+    def _bound(self, length: int, tokens: list[TokenLogprob]) -> None:
+        """Count what has come; RemoteError when it is more than any answer has."""
+        self._length += length
+        self._kept_nbytes += sum(ROW_NBYTES + len(one.bytes) for token in tokens for one in (token, *token.top))
         if self._length > MAX_TEXT or self._n_tokens > MAX_TOKENS or self._kept_nbytes > MAX_KEPT_NBYTES:
             raise RemoteError(f"{self._connection.address} does not stop talking. The answer was broken off there.")
+
+    def _marks(self, thinks: bool, says: bool, tokens: list[TokenLogprob]) -> Iterator[GenerationChunk]:
+        if thinks and not self._thinks:
+            self._thinks = True
+            yield self._mark(OPEN, tokens)
+        elif says and not thinks and self._thinks:
+            self._thinks = False
+            yield self._mark(CLOSE, tokens)
+
+    def _mark(self, text: str, tokens: list[TokenLogprob]) -> GenerationChunk:
+        """A mark is a token only in an answer that has tokens: they stand for all of its text."""
+        spelled = text.encode()
+        token = TokenLogprob(made_id(spelled), spelled, None) if self._held or tokens else None
+        if b"".join(held.bytes for held in self._held).strip() == spelled.strip():
+            self._held.clear()  # the server's own tokens of it
+        return GenerationChunk(text, made_id(spelled), token, None, self._timings)
+
+    def _spread(self, text: str, tokens: list[TokenLogprob]) -> Iterator[GenerationChunk]:
+        """A piece of text over the tokens that came with it and before it; without any it stands for one."""
+        now = perf_counter()
+        self._first, self._last = self._first or now, now
+        tokens, self._held = [*self._held, *tokens], []
+        self._n_tokens += len(tokens) or 1
         self._timings = self._timings._replace(
             generation_n=self._n_tokens,
             generation_ms=1e3 * (self._last - self._first),

@@ -195,3 +195,28 @@ def test_tokens_and_their_alternatives_are_bounded_in_number_and_length(monkeypa
         monkeypatch.setattr(answer, "MAX_KEPT_NBYTES", 10 * 4 * 256)
         with pytest.raises(RemoteError, match="stop talking"):
             list(remote.stream(QUESTION, logprobs=3))
+
+
+def test_an_answer_without_tokens_has_none_for_its_marks_either() -> None:
+    with stand_in() as server:
+        server.streams(delta(reasoning_content="Hm."), delta("Yes"), delta(reason="stop"))
+        answer = Generation.of(RemoteServer(server.url).open().stream(QUESTION, logprobs=2))
+    assert answer.text == "<think>\nHm.\n</think>\n\nYes" and answer.logprobs == ()
+
+
+def test_tokens_of_an_event_without_text_go_with_the_next_text() -> None:
+    def row(spelled: bytes) -> dict[str, Any]:
+        return {"token": spelled.decode("utf-8", "replace"), "bytes": list(spelled), "logprob": -1}
+
+    halves = "🙂".encode()
+    with stand_in() as server:
+        server.streams(
+            with_rows(delta(), row(b"<think>")), with_rows(delta(reasoning_content="Hm."), row(b"Hm.")),
+            with_rows(delta(), row(b"\n</")), with_rows(delta(), row(b"think>")), with_rows(delta(), row(b"\n\n")),
+            with_rows(delta("So "), row(b"So ")), with_rows(delta(), row(halves[:2])),
+            with_rows(delta("🙂"), row(halves[2:])), with_rows(delta(reason="stop"), row(b"<|im_end|>")),
+        )  # fmt: skip
+        answer = Generation.of(RemoteServer(server.url).open().stream(QUESTION, logprobs=2))
+    assert answer.text == "<think>\nHm.\n</think>\n\nSo 🙂"
+    assert b"".join(token.bytes for token in answer.logprobs).decode() == answer.text
+    assert [token.bytes for token in answer.logprobs][-3:] == [b"So ", halves[:2], halves[2:]]
