@@ -104,6 +104,8 @@ class Connection:
                     continue
                 if data.strip() == b"[DONE]":
                     return
+                if not line.endswith(b"\n"):
+                    raise self.lost("the answer ended in the middle")
                 yield self.parsed(data)
 
     def parsed(self, data: bytes) -> Any:
@@ -203,7 +205,9 @@ def error_of(told: Any, status: int, where: str) -> EdgeLLMError:
     error = told.get("error", told) if isinstance(told, dict) else {}
     fields = error if isinstance(error, dict) else {"message": error}
     said = fields.get("message") or fields.get("detail")
-    words = one_line(said)[:MAX_SAID] if isinstance(said, str) and said else f"status {status} without a word"
+    if said and not isinstance(said, str):  # a list of faults, as FastAPI's
+        said = json.dumps(said, ensure_ascii=False)
+    words = one_line(said)[:MAX_SAID] if said else f"status {status} without a word"
     kind = f"{fields.get('type')} {fields.get('code')}"
     if status in (401, 403):
         return RemoteError(f"{where} lets nobody in without its key: {words}", code="REMOTE_KEY")

@@ -179,15 +179,14 @@ class RemoteLLM:
                     for chunk in reader.chunks(event):
                         said = True
                         yield chunk
-        except ParameterError as error:
-            if said or "logprobs" not in body or "logprobs" not in str(error):
-                raise
-            self._no_logprobs = True  # a server that has none answers without them
-            yield from self._chunks(body, cancel, progress)
-            return
-        except RemoteError as error:
-            if error.code != "REMOTE_LOST" or cancel is None or not cancel.is_set():
-                raise
+        except EdgeLLMError as error:
+            if cancel is None or not cancel.is_set():  # else the line was cut anywhere, and what is left says nothing
+                refused = isinstance(error, ParameterError) and "logprobs" in body and "logprobs" in str(error)
+                if said or not refused:
+                    raise
+                self._no_logprobs = True  # a server that has none answers without them
+                yield from self._chunks(body, cancel, progress)
+                return
         yield reader.last(cancel is not None and cancel.is_set())
 
     def prompt_ids(self, messages: Sequence[Any], *, tools: Any = None, template_kwargs: Any = None) -> list[int]:

@@ -61,13 +61,19 @@ def test_a_server_of_openais_protocol_alone_is_asked_for_nothing_else() -> None:
     }
 
 
-def test_a_server_without_log_probabilities_answers_without_them() -> None:
-    with stand_in() as server:
-        refusal = {"error": {"message": "logprobs is not supported"}}
+NO_LOGPROBS = {
+    "OpenAI's form": (400, {"error": {"message": "logprobs is not supported"}}),
+    "FastAPI's form": (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "logprobs"], "msg": "Extra"}]}),
+    "an object": (400, {"error": {"message": {"logprobs": "unknown field"}}}),
+}
 
-        server.replies["/v1/chat/completions"] = (400, refusal)
+
+@pytest.mark.parametrize("form", NO_LOGPROBS)
+def test_a_server_without_log_probabilities_answers_without_them(form: str) -> None:
+    with stand_in() as server:
+        server.replies["/v1/chat/completions"] = NO_LOGPROBS[form]
         remote = RemoteServer(server.url).open()
-        with pytest.raises(ParameterError):
+        with pytest.raises(ParameterError, match="logprobs"):
             list(remote.stream(QUESTION, logprobs=4))
         assert "logprobs" in server.asked[-2][1] and "logprobs" not in server.asked[-1][1]
         server.streams(delta("yes"), delta(reason="stop"))
@@ -83,6 +89,26 @@ def test_a_connection_lost_in_mid_answer_keeps_the_text_and_is_told() -> None:
             talk.send("Which river?")
         assert lost.value.code == "REMOTE_LOST"
         assert [message.content for message in talk.messages] == ["Which river?", "The Danube"]
+
+
+def test_a_line_that_ends_within_is_a_lost_connection_or_the_end_that_was_asked_for() -> None:
+    with stand_in() as server:
+        server.streams(delta("The Danube"), b'data: {"choi')
+        remote = RemoteServer(server.url).open()
+        with pytest.raises(RemoteError) as lost:
+            list(remote.stream(QUESTION))
+        assert lost.value.code == "REMOTE_LOST"
+        cancel = threading.Event()
+
+        def write(say: Say) -> None:
+            say(b'data: {"choi')
+            cancel.set()
+            while True:
+                threading.Event().wait(0.02)
+                say(b" ")
+
+        server.replies["/v1/chat/completions"] = (200, write)
+        assert [chunk.finish_reason for chunk in remote.stream(QUESTION, cancel=cancel)] == ["cancelled"]
 
 
 def test_hanging_up_reaches_a_server_that_says_nothing() -> None:
