@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Self
 
-from edgellm.formats.errors import EdgeLLMError
+from edgellm.formats.errors import EdgeLLMError, RemoteError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.sessions import MessageNode
 from edgellm.sessions.records import LEFT_OUT
@@ -88,26 +88,38 @@ class Answering(Worker):
         self.prepare = prepare
         self.note = ""
         self.cancel = threading.Event()
+        self._left = False
+        self._laying = threading.Lock()  # around what is done to the message
         self.read: tuple[int, int] = (0, 0)  # tokens of the prompt that are done, and all of them
 
     def stop(self) -> None:
         """End the answer before its next step; what was said stays."""
         self.cancel.set()
 
+    def leave(self) -> None:
+        """End it now, whatever its thread waits for: the message is not touched any more."""
+        self.stop()
+        with self._laying:
+            self._left = True
+            self.node.finish_reason = self.node.finish_reason or "cancelled"
+            self.finished.set()
+
     def _run(self) -> None:
         try:
             self._stream()
         except (EdgeLLMError, OSError, MemoryError) as error:
-            self.error = error
+            if not (self.cancel.is_set() and isinstance(error, RemoteError)):  # else it was hung up on
+                self.error = error
         except BaseException as error:  # our own mistake: the screen must not wait for ever
             self.error = error
             raise
         finally:
-            if self.node.finish_reason is None:
-                self.node.finish_reason = "cancelled"
-            self.note = "\n".join(filter(None, (self.note, *getattr(self.llm, "take_notices", list)())))
-            self.finished.set()
-            self.changed()
+            with self._laying:
+                if not self._left:
+                    self.node.finish_reason = self.node.finish_reason or "cancelled"
+                    self.note = "\n".join(filter(None, (self.note, *getattr(self.llm, "take_notices", list)())))
+                    self.finished.set()
+                    self.changed()
 
     def whole(self, prompt: Any, options: Mapping[str, Any]) -> str:
         """The whole answer to another prompt, before this one; "" when it is stopped."""
@@ -128,16 +140,22 @@ class Answering(Worker):
         if self.prepare is not None:
             self.note = self.prepare()
         sent = self.compose(self)
-        self.left_out, self.node.finish_reason = sent.left_out, None
+        with self._laying:
+            if self._left:
+                return
+            self.left_out, self.node.finish_reason = sent.left_out, None
         told = {"logprobs": N_ALTERNATIVES, "sampler_trace": True}
         chunks = self.llm.stream(sent.prompt, **told, **self._live(), **{**self.options, **sent.options})
         try:
             before = monotonic()
             for chunk in chunks:
                 waited = monotonic() - before > WAITED_S
-                self._lay(chunk)
-                if waited or chunk.token is None:
-                    self._show(chunk)
+                with self._laying:
+                    if self._left:
+                        return
+                    self._lay(chunk)
+                    if waited or chunk.token is None:
+                        self._show(chunk)
                 if waited:
                     self.cancel.wait(GATHER_S)
                 before = monotonic()

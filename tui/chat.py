@@ -225,8 +225,11 @@ class Chat:
 
     def _halt_answer(self) -> None:
         if self.answering is not None:
-            self.answering.stop()
-            self.answering.wait(5)
+            if is_remote(self.answering.llm):
+                self.answering.leave()  # a server may be silent for long
+            else:
+                self.answering.stop()
+                self.answering.wait(5)
             self.poll()
 
     def _answer(self, asked: MessageNode, way: str | None = None) -> MessageNode:

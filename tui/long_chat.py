@@ -28,14 +28,15 @@ def compose_answer(
     def compose(answering: Answering) -> Sent:
         llm = answering.llm
         kept = [] if is_remote(llm) else [token.token for token in prefix]
+        watched = _watched(answering)
         if node.text and not kept:
-            kept = llm.tokenize(node.text, False)
+            kept = llm.tokenize(node.text, False, **watched)
         if not llm.n_ctx:  # a server that does not tell says itself what does not fit
             return _going_on(llm, node, messages, kept, 0, names)
         room = Room(llm.n_ctx, options.get("max_tokens") if way in ("ask", "drop_oldest") else 0)
 
         def count(part: list[Any]) -> int:
-            return len(llm.prompt_ids(part, **names)) + len(kept)
+            return len(llm.prompt_ids(part, **names, **watched)) + len(kept)
 
         fitted = fit(messages, count, room, left_out, drop=way == "drop_oldest", n_extra=len(kept))
         return _going_on(llm, node, fitted.messages, kept, fitted.left_out, names)
@@ -67,7 +68,12 @@ def compose_summary(messages: list[dict[str, Any]], options: Mapping[str, Any]) 
 
     def compose(answering: Answering) -> Sent:
         llm = answering.llm
-        prompts = summary_prompts(messages, lambda part: len(llm.prompt_ids(part, **names)), llm.n_ctx or UNTOLD)
+        watched = _watched(answering)
+
+        def count(part: list[Any]) -> int:
+            return len(llm.prompt_ids(part, **names, **watched))
+
+        prompts = summary_prompts(messages, count, llm.n_ctx or UNTOLD)
         prompt = next(prompts)
         while True:
             given = {**names, "max_tokens": prompt.max_tokens, "stop": None}
@@ -76,6 +82,11 @@ def compose_summary(messages: list[dict[str, Any]], options: Mapping[str, Any]) 
             prompt = prompts.send(MessageNode("assistant", answering.whole(prompt.messages, given)).parts()[1])
 
     return compose
+
+
+def _watched(answering: Answering) -> dict[str, Any]:
+    """What breaks counting off where that is waiting for a server."""
+    return {"cancel": answering.cancel} if is_remote(answering.llm) else {}
 
 
 def template_names(options: Mapping[str, Any]) -> dict[str, Any]:

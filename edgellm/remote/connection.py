@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -83,10 +84,14 @@ class Connection:
             raise ParameterError("The API key must be letters, digits and signs of ASCII, without blanks around it.")
         self.address, self._key = address, key
 
-    def ask(self, method: str, path: str, body: Any = None, silent_s: float = SILENT_S) -> Any:
+    def ask(
+        self, method: str, path: str, body: Any = None, silent_s: float = SILENT_S, cancel: CancelFlag | None = None
+    ) -> Any:
         """The JSON of a whole reply. EdgeLLMError as ``_refusal`` names it, RemoteError for what is no reply."""
-        with self._sent(method, path, body, silent_s, None) as response:
+        with self._sent(method, path, body, silent_s, cancel) as response:
             data = response.read(MAX_JSON_NBYTES + 1)
+            if cancel is not None and cancel.is_set():
+                raise self.lost("it was not waited for")
         if len(data) > MAX_JSON_NBYTES:
             raise self.nonsense(f"more than {MAX_JSON_NBYTES >> 20} MiB")
         return self.parsed(data)
@@ -136,7 +141,7 @@ class Connection:
         self, method: str, path: str, body: Any, silent_s: float, cancel: CancelFlag | None
     ) -> Iterator[http.client.HTTPResponse]:
         """The reply to a request; at the end, or once ``cancel`` is set, the line is cut."""
-        connection = self._open()
+        connection = self._open() if cancel is None else self._open_unless(cancel)
         sock, over = connection.sock, threading.Event()
         try:
             with _named_failures(self):
@@ -157,6 +162,23 @@ class Connection:
             over.set()
             _hang_up(sock)
             connection.close()
+
+    def _open_unless(self, cancel: CancelFlag) -> http.client.HTTPConnection:
+        """``_open`` on a thread that is left behind once ``cancel`` is set: nothing breaks off a look for a name."""
+        opened: Future[http.client.HTTPConnection] = Future()
+
+        def connect() -> None:
+            try:
+                opened.set_result(self._open())
+            except BaseException as error:
+                opened.set_exception(error)
+
+        threading.Thread(target=connect, name="edgellm-connect", daemon=True).start()
+        while not cancel.is_set():
+            with contextlib.suppress(TimeoutError):
+                return opened.result(LOOK_S)
+        opened.add_done_callback(_close_unused)
+        raise self.lost("it was not waited for")
 
     def _open(self) -> http.client.HTTPConnection:
         address = self.address
@@ -235,6 +257,11 @@ def _named_failures(connection: Connection) -> Iterator[None]:
         raise connection.lost("it has said nothing for too long") from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a chunk size that is none
         raise connection.lost(error) from None
+
+
+def _close_unused(opened: Future[http.client.HTTPConnection]) -> None:
+    if opened.exception() is None:
+        opened.result().close()
 
 
 def _watch(sock: socket.socket, cancel: CancelFlag, over: threading.Event) -> None:

@@ -189,29 +189,41 @@ class RemoteLLM:
                 return
         yield reader.last(cancel is not None and cancel.is_set())
 
-    def prompt_ids(self, messages: Sequence[Any], *, tools: Any = None, template_kwargs: Any = None) -> list[int]:
-        """The tokens that messages become, as the server counts them; none where it does not count."""
+    def prompt_ids(
+        self,
+        messages: Sequence[Any],
+        *,
+        tools: Any = None,
+        template_kwargs: Any = None,
+        cancel: CancelFlag | None = None,
+    ) -> list[int]:
+        """The tokens that messages become, as the server counts them; none where it does not count.
+
+        RemoteError REMOTE_LOST once ``cancel`` is set.
+        """
         body: dict[str, Any] = {"model": self.name, "messages": [self._wire(message) for message in messages]}
         if template_kwargs:
             body["chat_template_kwargs"] = dict(template_kwargs)
-        told = self._ask_if_there("/apply-template", body)
+        told = self._ask_if_there("/apply-template", body, cancel)
         text = told.get("prompt")
-        return self._ids(text, parse_special=True) if isinstance(text, str) else []
+        return self._ids(text, cancel, parse_special=True) if isinstance(text, str) else []
 
-    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
-        """The ids of a text, as the server has them; none where it does not tell."""
-        return self._ids(text, add_special=add_special)
+    def tokenize(self, text: str, add_special: bool = False, *, cancel: CancelFlag | None = None) -> list[int]:
+        """The ids of a text, as the server has them; none where it does not tell. ``cancel`` as of ``prompt_ids``."""
+        return self._ids(text, cancel, add_special=add_special)
 
-    def _ids(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    def _ids(
+        self, text: str, cancel: CancelFlag | None, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
         body = {"model": self.name, "content": text, "add_special": add_special, "parse_special": parse_special}
-        tokens = self._ask_if_there("/tokenize", body).get("tokens")
+        tokens = self._ask_if_there("/tokenize", body, cancel).get("tokens")
         return [token for token in tokens if is_count(token)] if isinstance(tokens, list) else []
 
-    def _ask_if_there(self, path: str, body: Any) -> Mapping[str, Any]:
+    def _ask_if_there(self, path: str, body: Any, cancel: CancelFlag | None) -> Mapping[str, Any]:
         if not self._is_llama:
             return {}
         try:
-            told = self.connection.ask("POST", path, body)
+            told = self.connection.ask("POST", path, body, cancel=cancel)
         except RemoteError as error:
             if error.code != "REMOTE_MISSING":
                 raise

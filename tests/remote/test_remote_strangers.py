@@ -10,7 +10,7 @@ from stand_in_server import Say, delta, stand_in
 
 from edgellm.formats.errors import ContextFullError, EdgeLLMError, ParameterError, RemoteError
 from edgellm.generation import Generation
-from edgellm.remote.connection import parse_address
+from edgellm.remote.connection import Connection, parse_address
 from edgellm.remote.model import RemoteServer
 
 HANG_S = 60
@@ -125,6 +125,52 @@ def test_hanging_up_reaches_a_server_that_says_nothing() -> None:
         threading.Timer(0.3, cancel.set).start()
         chunks = list(remote.stream(QUESTION, cancel=cancel))
         assert [chunk.finish_reason for chunk in chunks] == ["cancelled"] and server.left.wait(HANG_S)
+
+
+LLAMA = {"default_generation_settings": {"n_ctx": 64}}
+
+
+def test_counting_is_broken_off_while_the_server_is_silent() -> None:
+    with stand_in() as server:
+        silent = threading.Event()
+        server.replies["/props"] = (200, LLAMA)
+        remote = RemoteServer(server.url).open()
+        waiting = {"/apply-template": lambda cancel: remote.prompt_ids(QUESTION, cancel=cancel)}
+        waiting["/tokenize"] = lambda cancel: remote.tokenize("Hi", cancel=cancel)
+        for path, count in waiting.items():
+            cancel = threading.Event()
+
+            def wait(say: Say, cancel: threading.Event = cancel) -> None:
+                cancel.set()
+                silent.wait(HANG_S)
+
+            server.replies[path] = (200, wait)
+            with pytest.raises(RemoteError) as stopped:
+                count(cancel)
+            assert stopped.value.code == "REMOTE_LOST" and not silent.is_set()
+        silent.set()
+
+
+def test_an_answer_is_broken_off_while_no_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stand_in() as server:
+        remote = RemoteServer(server.url).open()
+        cancel, let, closed = threading.Event(), threading.Event(), threading.Event()
+
+        class Unused:
+            sock = None
+
+            def close(self) -> None:
+                closed.set()
+
+        def slow(self: Connection) -> Any:
+            cancel.set()
+            assert let.wait(HANG_S), "waited for"
+            return Unused()
+
+        monkeypatch.setattr(Connection, "_open", slow)
+        assert [chunk.finish_reason for chunk in remote.stream(QUESTION, cancel=cancel)] == ["cancelled"]
+        let.set()
+        assert closed.wait(HANG_S)  # what is made after all is not kept
 
 
 STRANGE: dict[str, tuple[Any, str]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from edgellm.remote.model import RemoteServer
 from edgellm.sessions import SessionStore
 from edgellm.tui.token_screen import TokenScreen
 
+HANG_S = 60
 KEY = "a-key-that-nobody-sees"
 
 
@@ -102,3 +105,72 @@ def test_escape_stops_the_server(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     with served(server) as url:
         remote_talk(monkeypatch, run, url, steps)
+
+
+def test_escape_stops_while_a_long_chat_is_counted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stand_in_server import Say, delta, stand_in
+
+    with stand_in() as server:
+        counted, silent = threading.Event(), threading.Event()
+
+        def wait(say: Say) -> None:
+            counted.set()
+            silent.wait(HANG_S)
+
+        server.replies |= {
+            "/props": (200, {"default_generation_settings": {"n_ctx": 64}}),
+            "/apply-template": (200, wait),
+        }
+
+        async def steps(talk: Talk) -> None:
+            await talk.write("Which river?")
+            await talk.until(counted.is_set)
+            await talk.pilot.press("escape")
+            await talk.settled()
+            assert not silent.is_set() and not talk.told() and talk.app.prompt.text == "Which river?"
+            silent.set()
+            server.replies["/apply-template"] = (200, {"prompt": "x"})
+            server.replies["/tokenize"] = (200, {"tokens": [1]})
+            server.streams(delta("The Danube.", "stop"))
+            await talk.pilot.press("enter")
+            await talk.settled()
+            assert talk.said == [("user", "Which river?"), ("assistant", "The Danube.")]
+
+        remote_talk(monkeypatch, run, server.url, steps)
+
+
+def test_an_answer_that_does_not_end_is_left_and_touches_its_message_no_more(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stand_in_server import delta, stand_in
+
+    with stand_in() as server:
+        server.streams(delta("The Danube", "stop"))
+        deaf = threading.Event()
+
+        async def steps(talk: Talk) -> None:
+            await talk.until(lambda: talk.chat.llm is not None)
+            stream = talk.chat.llm.stream
+
+            def endless(*arguments: Any, cancel: Any, **options: Any) -> Iterator[Any]:
+                for chunk in stream(*arguments, **options):
+                    yield chunk
+                    deaf.wait(HANG_S)
+
+            monkeypatch.setattr(talk.chat.llm, "stream", endless)
+            await talk.write("Which river?")
+            await talk.until(lambda: talk.chat.session.tree.path[-1].text)
+            answering = talk.chat.answering
+            assert answering is not None
+            talk.chat.halt()
+            node = talk.chat.session.tree.path[-1]
+            assert not talk.chat.busy and node.text == "The Danube" and node.finish_reason == "cancelled"
+            monkeypatch.setattr(talk.chat.llm, "stream", stream)
+            server.streams(delta(" flows.", "stop"))
+            await talk.write("/continue")
+            await talk.settled()
+            deaf.set()
+            answering.wait(HANG_S)
+            assert (node.text, node.finish_reason) == ("The Danube flows.", "stop")
+
+        remote_talk(monkeypatch, run, server.url, steps)
