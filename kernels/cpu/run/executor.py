@@ -99,10 +99,10 @@ class CPUExecutor:
             begin, output_rows = stop, list(range(len(batch)))
         middle, first, last = table.n_token_rows, table.n_token_rows, table.first_row[-1]
         if hook is None and len(output_rows) <= MAX_OUTPUTS:
-            if len(output_rows) < len(batch):
-                middle, first, last = table.n_rows_before_tail, table.first_row[-1], len(table.rows)
-            else:  # all in one walk: Python and a meeting are 20 us
+            if len(output_rows) == len(batch):  # all in one walk: Python and a meeting are 20 us
                 middle, first = begin, begin
+            elif len(table.rows) > table.first_row[-1]:  # there is a tail for few rows
+                middle, first, last = table.n_rows_before_tail, table.first_row[-1], len(table.rows)
         self._run_rows(begin, middle, hook)
         logits = table.buffers[self.program.output][:, : self.program.n_vocab]
         result = logits[: len(output_rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import threading
@@ -20,7 +21,7 @@ from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.lowering import lower, work_nbytes
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.ops import Embed, Op
-from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 
@@ -97,6 +98,25 @@ def test_chunks_and_threads_do_not_change_a_bit(
     expected = cpu_logits(program, batch, N_TOKENS, 1, form)
     for chunk, n_threads in ((1, 2), (7, 1), (7, 3), (64, 2), (N_TOKENS, 2)):
         assert np.array_equal(cpu_logits(program, batch, chunk, n_threads, form), expected), (chunk, n_threads)
+
+
+@pytest.mark.parametrize("of_parts", (False, True))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_row_has_the_same_logits_when_others_want_none(
+    architecture: str, of_parts: bool, open_model: Callable[..., Program]
+) -> None:
+    """Also where buffers are columns of others, so that no ops stand behind the program for few rows."""
+    program = open_model(architecture)
+    if of_parts:
+        part_of_one = Buffer("part", 16, "tokens", of=next(iter(program.buffers)))
+        program = dataclasses.replace(program, buffers={**program.buffers, "part": part_of_one})
+    batch = single_sequence(program, 40, seed=1)
+    with contextlib.closing(cpu_executor(program, N_BLOCKS, 2, 64)) as executor:
+        expected = executor.run(batch).copy()
+        for rows in ([39], [0], [3, 17, 38], []):
+            outputs = np.zeros(40, bool)
+            outputs[rows] = True
+            assert np.array_equal(executor.run(dataclasses.replace(batch, outputs=outputs)), expected[rows]), rows
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
