@@ -9,7 +9,7 @@ from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import EdgeLLMError, MemoryWouldExceedError
 from edgellm.kernels.executors import GPULayers, describe, executor_class, needs, placed
 from edgellm.kernels.kv import pool_nbytes
-from edgellm.kernels.ops import Embed
+from edgellm.kernels.ops.embed import looked_up
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory, system_memory
 
@@ -84,8 +84,7 @@ def estimate(
         return MemoryNeed(weights, kv, work, PROCESS_NBYTES, device, where)
     make = executor_class(executor if where is None else "cpu")
     kv = pool_nbytes(program.cache_layers, blocks, make.kv_dtype)
-    looked_up = sum(program.tensors[op.weight].nbytes for op in program.ops if isinstance(op, Embed) and not op.embeds)
-    weights = file_nbytes - looked_up
+    weights = file_nbytes - sum(program.tensors[name].nbytes for name in looked_up(program))
     return MemoryNeed(weights, kv, make.work_nbytes(program, max_tokens, n_threads), PROCESS_NBYTES, None, where)
 
 

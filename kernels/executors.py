@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edgellm import arguments
+from edgellm.formats.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from edgellm.kernels.gpu.memory import DeviceMemory
@@ -148,14 +149,18 @@ def placed(
     assert memory is not None, "it is a GPU"
 
     def fits(layers: int) -> bool:
-        host, device = needs(program, at(layers), blocks, max_tokens, n_threads)
+        try:
+            host, device = needs(program, at(layers), blocks, max_tokens, n_threads)
+        except UnsupportedError:  # the CPU has no kernel for what it would get
+            return False
         if device.total > memory.available - RESERVED_NBYTES:
             return False
         # what the CPU has of the weights are pages of the file, which the system may drop
         rest = host.kv + host.work + (0 if memory.is_own else device.total)
         return not layers or rest <= system_memory().available - RESERVED_NBYTES
 
-    return at(placement.most_layers(at(0).n_layers, fits))
+    n_layers = at(0).n_layers
+    return at(n_layers + 1 if fits(n_layers + 1) else placement.most_layers(n_layers, fits))
 
 
 def needs(
@@ -163,6 +168,7 @@ def needs(
 ) -> tuple[DeviceNeed, DeviceNeed]:
     """What the CPU and what the GPU hold of a program; of a file's weights the CPU holds pages of the file."""
     from edgellm.kernels.kv import pool_nbytes
+    from edgellm.kernels.ops.embed import looked_up
     from edgellm.kernels.placement import DeviceNeed
 
     parts, found = where.cut(program), list[DeviceNeed]()
@@ -172,7 +178,11 @@ def needs(
             continue
         make = executor_class(kind)
         own = program if not where.is_split else part
-        kept = make.weights_nbytes(own) if kind == "gpu" else sum(t.nbytes for t in own.tensors.values())
+        kept = (
+            make.weights_nbytes(own)
+            if kind == "gpu"
+            else sum(tensor.nbytes for name, tensor in own.tensors.items() if name not in looked_up(own))
+        )
         kv = pool_nbytes(part.cache_layers, parts.n_blocks(i, n_blocks), make.kv_dtype)
         found.append(DeviceNeed(kept, kv, make.work_nbytes(own, max_tokens, n_threads)))
     return found[0], found[1]

@@ -16,6 +16,7 @@ import numpy as np
 from edgellm.formats.errors import NumericError
 from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels.ops.embed import looked_up
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Hook, Program
 
@@ -50,10 +51,12 @@ class ReferenceExecutor:
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
-        """Every weight, and the buffers of a step that gives logits for one token."""
+        """Every weight but tables that are looked up, and the buffers of a step that gives logits for one token."""
         rows = {"tokens": max_tokens, "outputs": 1}
         buffers = sum(buffer.width * rows[buffer.rows] for buffer in program.buffers.values())
-        return 4 * (sum(math.prod(tensor.shape) for tensor in program.tensors.values()) + buffers)
+        rows_only = looked_up(program)
+        unpacked = (math.prod(tensor.shape) for name, tensor in program.tensors.items() if name not in rows_only)
+        return 4 * (sum(unpacked) + buffers)
 
     def weight(self, name: str) -> np.ndarray:
         """A tensor of the program as float32 in its own shape, dequantized when first asked for."""

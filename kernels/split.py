@@ -242,6 +242,10 @@ class SplitPool(CachePool):
         self.arrays = [where[i][0].arrays[where[i][1]] for i in range(len(self.layers))]
         self._pools, self._pool_of = tuple(pools), [where[i][0] for i in range(len(self.layers))]
 
+    def block_nbytes(self, group: int) -> int:
+        """Of one block, in all layers."""
+        return sum(nbytes for _, nbytes in self._sizes(group))
+
     def _having(self, group: int) -> Iterator[tuple[CachePool, int]]:
         """The pools with layers of a group, and what they call it."""
         for pool in self._pools:

@@ -37,7 +37,6 @@ from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.program import Batch, Hook, Op, Program
 from edgellm.machine.progress import Progress
 
-MAX_SHAPES = 64  # recordings that are kept
 MAX_STEPS = 16  # between two looks of the engine
 SUBMISSION_FLOPS = 10**11  # systems take a device away that works on one submission for seconds
 PART = 256
@@ -53,6 +52,7 @@ class GPUExecutor:
 
     backend: ClassVar[str] = "wgpu"
     kv_dtype: ClassVar[str] = "float16"
+    max_shapes: ClassVar[int] = 64  # recordings that are kept
     narrows: ClassVar[bool] = True  # whether a program's last ops are there for few rows, too
 
     def __init__(
@@ -225,7 +225,7 @@ class GPUExecutor:
         if key not in self._shapes:
             recorded = self._record(ops, following, counts, fuse=True)
             self._shapes[key] = recorded
-            while len(self._shapes) > MAX_SHAPES:
+            while len(self._shapes) > self.max_shapes:
                 self._shapes.popitem(last=False)
         self._shapes.move_to_end(key)
         return self._shapes[key]

@@ -91,7 +91,11 @@ def _vulkan_heaps() -> dict[str, list[DeviceMemory]]:
         vulkan.vkEnumeratePhysicalDevices(instance, c.byref(n), None)
         devices = (c.c_void_p * n.value)()
         vulkan.vkEnumeratePhysicalDevices(instance, c.byref(n), devices)
-        return dict(_heaps(vulkan, c.c_void_p(device)) for device in devices)
+        found: dict[str, list[DeviceMemory]] = {}
+        for name, heaps in (_heaps(vulkan, c.c_void_p(device)) for device in devices):
+            known = found.get(name, heaps)  # of two alike cards the one that has less left
+            found[name] = min(known, heaps, key=lambda them: sum(heap.available for heap in them))
+        return found
     finally:
         vulkan.vkDestroyInstance(instance, None)
 

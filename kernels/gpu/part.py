@@ -17,6 +17,7 @@ class GPUPart(GPUExecutor):
     """A ``PartExecutor``; see there."""
 
     narrows: ClassVar[bool] = False
+    max_shapes: ClassVar[int] = 4096  # a step has one for each stretch of its ops, and those come in turn
     _counts = Counts(0, 0, 0)
 
     @property

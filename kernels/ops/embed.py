@@ -50,6 +50,12 @@ class Embed(Op):
             s.emit(f"width={width}", Embed(s.tensor(quant, (N_VOCAB, width)), s.buffer(width), scale))
 
 
+def looked_up(program: Program) -> set[str]:
+    """Tables that are read by the row in the file, and by no other op: nothing holds the whole of them."""
+    rows = {op.weight for op in program.ops if isinstance(op, Embed) and not op.embeds}
+    return rows - {name for op in program.ops if not isinstance(op, Embed) or op.embeds for name in op.weight_names()}
+
+
 def embedding_of(program: Program) -> int | None:
     """The index of the op that ``Batch.embeddings`` stands in place of."""
     return next((i for i, op in enumerate(program.ops) if isinstance(op, Embed) and op.embeds), None)
