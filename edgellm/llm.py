@@ -486,6 +486,8 @@ class LLM:
         source = arguments.path("path", path)
         with _named_failures(source):
             state = read(source, model_key(self.gguf, self.executor))
+        if self.engine.scheduler.disk is not None:
+            self.engine.scheduler.disk.writes = False  # what is computed on top of it is not this executor's alone
         return self.engine.call(lambda cache, executor: restore(cache, state))
 
     # -- what it is made of ----------------------------------------------------------------------------------------

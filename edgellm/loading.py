@@ -131,7 +131,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         engine.intact = gguf.check
         if options.cache_dir is not None:
             try:
-                engine.scheduler.disk = _disk_cache(engine, gguf, Path(options.cache_dir), options.cache_nbytes)
+                engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))
             except BaseException:
                 engine.close()
                 raise
@@ -151,7 +151,7 @@ def _on_cpu(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) 
     return _executor(program, n_ctx, options, lambda *_: None)
 
 
-def _disk_cache(engine: Engine, gguf: GGUFFile, folder: Path, limit: int) -> DiskCache:
+def _disk_cache(engine: Engine, gguf: GGUFFile, need: MemoryNeed, options: LoadOptions, folder: Path) -> DiskCache:
     """Keeps prefixes of this model in a folder. What computed them is in the key: the answers stay the same."""
     from importlib.metadata import version
 
@@ -159,9 +159,11 @@ def _disk_cache(engine: Engine, gguf: GGUFFile, folder: Path, limit: int) -> Dis
     from edgellm.engine.disk_cache import DiskCache
 
     executor = engine.executor
-    form = getattr(getattr(executor, "isa", None), "name", "")
-    key = model_key(gguf, executor, f"{executor.backend} {form} {version('edgellm')}")
-    return DiskCache.open(folder, key, engine.cache, limit)
+    forms = (getattr(part, "isa", None) for part in getattr(executor, "parts", {0: executor}).values())
+    form = " ".join(isa.name for isa in forms if isa is not None)
+    where = "" if need.where is None else f"{placement_text(need, options.executor)} {need.where.sides}"
+    key = model_key(gguf, executor, f"{executor.backend} {form} {where} {version('edgellm')}")
+    return DiskCache.open(folder, key, engine.cache, options.cache_nbytes)
 
 
 @contextlib.contextmanager

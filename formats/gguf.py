@@ -89,6 +89,7 @@ class GGUFFile:
     def __init__(self, parts: list[Part], overrides: Mapping[str, Any] | None = None) -> None:
         header = parts[0].header
         self.path = parts[0].path
+        self.paths = [part.path for part in parts]
         self.version = header.version
         self.metadata = header.metadata
         self.value_types = header.types

@@ -194,8 +194,8 @@ def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
 
 def weights_hash(gguf: GGUFFile) -> str:
     """SHA-256 over all tensors, remembered for a file that has not changed since: a large one takes seconds."""
-    status = gguf.path.stat()
-    name = f"{gguf.path.absolute()}:{gguf.nbytes}:{status.st_size}:{status.st_mtime_ns}"
+    parts = [(path.absolute(), path.stat()) for path in gguf.paths]
+    name = "|".join(f"{path}:{status.st_size}:{status.st_mtime_ns}" for path, status in parts)
     notes = cache_dir() / "weights-sha256.json"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, FormatError, AttributeError):

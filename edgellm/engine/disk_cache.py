@@ -20,12 +20,15 @@ from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.cache_file import SavedState, layout_of
 from edgellm.engine.prefix_files import PrefixFiles, block_name, hash_behind, state_name
+from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 
 PIECE_NBYTES = 8 << 20  # copied in a step
 PIECE_TOKENS = 256  # at most: a window's group of blocks has room for a step
 WAITING_NBYTES = 128 << 20  # copied and not written yet
+HANGS_S = 5.0  # without a piece, a disk has stopped working
 AHEAD = 8  # pieces read ahead for all requests, and one for each
+HASH_NBYTES = 113  # of a hash that waits
 FLUSH_S = 10.0  # for what is still to be written at the end
 
 
@@ -54,6 +57,7 @@ class Reading:
         self.pieces, self.texts, self.wake = pieces, texts, wake
         self.ready: deque[Piece] = deque()
         self.over = False
+        self.moved = monotonic()  # when the last piece came, or the reading began
 
     def read_one(self) -> None:
         """On the disk's thread."""
@@ -62,11 +66,17 @@ class Reading:
         except BaseException:
             self.over = True
             raise
+        self.moved = monotonic()
         if piece is None:
             self.over = True
-        else:
+        elif not self.over:  # it is still wanted
             self.ready.append(piece)
         self.wake()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether nothing has come for so long that computing is faster."""
+        return not self.ready and monotonic() - self.moved > HANGS_S
 
 
 class DiskCache:
@@ -86,6 +96,7 @@ class DiskCache:
         self._waiting: set[str] = set()  # names
         self._nbytes = 0
         self._closed = False
+        self.writes = True
 
     @classmethod
     def open(cls, folder: Path, key: str, cache: KVCache, limit: int) -> DiskCache:
@@ -104,11 +115,14 @@ class DiskCache:
     @property
     def has_room(self) -> bool:
         """Whether more may be copied."""
-        return self._nbytes < WAITING_NBYTES
+        return self.writes and self._nbytes < WAITING_NBYTES
 
     def keep(self, name: str, before: str, tokens: Sequence[int], groups: dict[int, int]) -> None:
         """Copy the block, or slot, of each of these groups, and write them when there is time."""
-        copies = [self.pool.read_block(group, block) for group, block in sorted(groups.items())]
+        try:
+            copies = [self.pool.read_block(group, block) for group, block in sorted(groups.items())]
+        except (EdgeLLMError, MemoryError):
+            return  # a device that is gone, say: the next step tells, this one is done
         first = [0 if group in groups else 1 for group in range(len(self.pool.groups))]
         self.do(partial(self.files.write, name, before, list(tokens), first, copies), name, sum(map(len, copies)))
 
@@ -150,13 +164,25 @@ class DiskCache:
             while self._work and self._thread is not None and (left := deadline - monotonic()) > 0:
                 self._changed.wait(left)
             self._closed = True
-            self._work.clear()
+            self._drop_work()
 
     def _go_on(self) -> None:
         self._changed.notify_all()
         if self._thread is None and (self._work or self._readings):
-            self._thread = threading.Thread(target=self._run, name="edgellm-disk", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="edgellm-disk", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads may be made: nothing is read or kept
+                for reading in self._readings:
+                    reading.over = True
+                self._drop_work()
+            else:
+                self._thread = thread
+
+    def _drop_work(self) -> None:
+        self._work.clear()
+        self._waiting.clear()
+        self._nbytes = 0
 
     def _run(self) -> None:
         try:
@@ -170,10 +196,11 @@ class DiskCache:
     def _next(self) -> Callable[[], None] | None:
         """What to do next, reading before writing; None, and the thread ends, when there is nothing."""
         with self._changed:
-            self._readings = [reading for reading in self._readings if not reading.over]
+            self._readings = [reading for reading in self._readings if reading.ready or not reading.over]
             n_ready = sum(len(reading.ready) for reading in self._readings)
-            for reading in sorted(self._readings, key=lambda reading: len(reading.ready)):
-                if not reading.ready or n_ready < AHEAD:
+            unread = [reading for reading in self._readings if not reading.over]
+            for reading in sorted(unread, key=lambda reading: len(reading.ready)):
+                if n_ready < AHEAD or not (reading.ready or n_ready >= 2 * AHEAD):
                     return reading.read_one
             if self._work:
                 return self._write_one
@@ -186,9 +213,9 @@ class DiskCache:
             work()
         finally:
             with self._changed:
-                self._nbytes -= nbytes
-                self._waiting.discard(name)
-                if self._work:  # not cleared meanwhile
+                if self._work:  # not dropped meanwhile
+                    self._nbytes -= nbytes
+                    self._waiting.discard(name)
                     self._work.popleft()
                 self._changed.notify_all()
 
@@ -203,10 +230,14 @@ class Trail:
         self._n_kept = 0  # blocks that are written, or on their way
 
     def text(self, b: int) -> str:
-        """The hash of the first b blocks."""
+        """The hash of the first b blocks, the last of which need not be full yet."""
         while len(self._hashes) <= b:
             start = (len(self._hashes) - 1) * BLOCK_TOKENS
-            self._hashes.append(hash_behind(self._hashes[-1], self.tokens[start : start + BLOCK_TOKENS]))
+            block = self.tokens[start : start + BLOCK_TOKENS]
+            behind = hash_behind(self._hashes[-1], block)
+            if len(block) < BLOCK_TOKENS:
+                return behind  # not to be kept: there will be more in it
+            self._hashes.append(behind)
         return self._hashes[b]
 
     # -- from the disk ---------------------------------------------------------------------------------------------
@@ -230,7 +261,10 @@ class Trail:
     def stop(self) -> None:
         """Want no more of it."""
         if self.reading is not None:
-            self.reading.over, self.reading = True, None
+            self.reading.over = True
+            self.reading.ready.clear()
+            self.reading = None
+            self.disk.look()
 
     def take(self) -> Piece | None:
         """The next piece, once it is read; it stays until ``taken``."""
@@ -301,6 +335,8 @@ class Trail:
         """The request is over, its sequence not yet released. ``keep=False``: nothing of it is to be trusted."""
         self.stop()
         files, n = self.disk.files, len(sequence.path)
+        if keep and not self.disk.has_room:
+            return
         if keep and self.disk.has_states and sequence.length > sequence.n_reused:
             self._keep_state(sequence, int(sequence.tables[-1][0]))
         texts = [self.text(b) for b in range(n, -1, -1)]
@@ -310,7 +346,7 @@ class Trail:
                 yield from files.states_of(text)
                 yield block_name(text)
 
-        self.disk.do(lambda: files.touch(names()) if keep else files.remove(names()))
+        self.disk.do(lambda: files.touch(names()) if keep else files.remove(names()), nbytes=HASH_NBYTES * len(texts))
 
     def _keep_state(self, sequence: cache.Sequence, slot: int) -> None:
         b = (sequence.length - 1) // BLOCK_TOKENS

@@ -273,6 +273,9 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
+            draw = getattr(getattr(request, "sampler", None), "draw", None)
+            if draw is not None and draw is not getattr(self.executor, "draw", None):
+                request.has_moved = True  # its sampler is older than this executor
             self.scheduler.add(request)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="edgellm-engine", daemon=True)
@@ -384,7 +387,8 @@ class Engine:
             with self._lock:
                 self._thread = None
                 for request in list(self.scheduler.requests):
-                    self._end(request, error)
+                    with contextlib.suppress(Exception):  # what ended one may fail with the next
+                        self._end(request, error)
             raise
 
     def _next(self) -> list[Request]:
@@ -423,7 +427,7 @@ class Engine:
         make, self.fallback = self.fallback, None
         try:
             executor, cache = make()
-        except EdgeLLMError:  # there is no memory for it, say; the first error tells more
+        except Exception:  # there is no memory for it, say; the first error tells more
             return False
         with self._lock:
             gone, self.executor, self.cache, self.scheduler.cache = self.executor, executor, cache, cache
@@ -581,8 +585,12 @@ class Engine:
         """Take a request out of the line (the lock is held); its blocks stay findable unless they may hold NaN."""
         request.error = error
         request.finished = not request.stopped or error is not None
-        self.scheduler.remove(request, keep=not isinstance(error, NumericError))
-        request.ready.notify()
+        try:
+            self.scheduler.remove(request, keep=not isinstance(error, NumericError))
+        finally:  # nobody waits for ever
+            request.ready.notify()
+            if request.notify is not None:
+                request.notify()
         if DEBUG:
             print(request.summary(), file=sys.stderr, flush=True)
 

@@ -30,6 +30,7 @@ import numpy as np
 from edgellm.engine import cache_file
 from edgellm.engine.cache_file import SavedState
 from edgellm.formats.errors import EdgeLLMError, FormatError
+from edgellm.kernels.kv import BLOCK_TOKENS
 
 NAME = re.compile(r"([0-9a-f]{32})(?:-(\d\d)-([0-9a-f]{32}))?\.kv")
 PART = re.compile(r"\.[0-9a-f-]{32,68}\.kv\..*\.part")
@@ -66,6 +67,9 @@ def private_folder(folder: Path) -> None:
             raise PermissionError(0, "it is a link or another user's")
         if os.name == "posix" and status.st_mode & 0o077:
             os.chmod(place, 0o700)
+        around = folder.stat().st_mode
+        if os.name == "posix" and around & stat.S_IWOTH and not around & stat.S_ISVTX:
+            raise PermissionError(0, "everybody may put another folder in its place")
     except OSError as error:
         raise _refused(place, error) from error
 
@@ -120,7 +124,8 @@ class PrefixFiles:
             if (size := self._path(name).stat().st_size) > self._largest:
                 raise FormatError(f"{name}: it has {size} bytes.", code="KV_FILE")
             found = cache_file.read(self._path(name), before)
-            if found.tokens == list(tokens) and found.layout == self.layout:
+            is_this = found.tokens == list(tokens) and found.layout == self.layout
+            if is_this and list(found.first) == self._first(name, len(tokens)):
                 return found
             raise FormatError(f"{name}: it is of another text.", code="KV_FILE")
         except FileNotFoundError:
@@ -129,6 +134,12 @@ class PrefixFiles:
             self._forget(name)  # so that it is written anew
             self._warn(f"A file of the prefix cache is left alone: {error}")
         return None
+
+    def _first(self, name: str, n_tokens: int) -> list[int]:
+        """For each group 0 where a file of this name has its block, or its state, else 1."""
+        is_state = "-" in name
+        keys = 1 if is_state and n_tokens == BLOCK_TOKENS else 0  # they are in a file of their own
+        return [int(not is_state) if kind == "state" else keys for kind, *_ in self.layout["groups"]]
 
     def write(
         self, name: str, before: str, tokens: Sequence[int], first: Sequence[int], blocks: Iterable[bytes]

@@ -159,7 +159,7 @@ class Scheduler:
                 continue
             request.not_before = perf_counter() + POLL_S  # before the look: a wake that comes now counts
             if (piece := trail.take()) is None:
-                if reading.over:
+                if reading.over or reading.hangs:
                     trail.stop()
                     request.not_before = 0.0
                     there.append(request)

@@ -24,7 +24,7 @@ from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.disk_cache import DiskCache
 from edgellm.engine.engine import Engine
 from edgellm.engine.prefix_files import PrefixFiles
-from edgellm.formats.errors import EdgeLLMError, NumericError
+from edgellm.formats.errors import DeviceLostError, EdgeLLMError, NumericError
 from edgellm.kernels.kv import BLOCK_TOKENS
 
 WINDOWS = [(0,), (0, 40), (STATE, 0), (STATE,)]
@@ -344,3 +344,77 @@ def test_a_folder_that_cannot_be_is_told_and_the_model_is_closed(tmp_path: Path)
         edgellm.load(path, executor="reference", cache_dir=path)
     assert found.value.code == "CACHE_DIR"
     path.unlink()
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_short_prompt_does_not_hide_what_was_written_behind_it(start: Start, windows: tuple[int, ...]) -> None:
+    prompt = prompt_of(7, 25)
+    for n in (8, 200):
+        engine = start(windows)
+        reused(engine, prompt, n, windows)
+        engine.close()
+    longer = prompt + expected_tokens(prompt, 200, tuple(sorted(windows)))
+    assert reused(start(windows), longer, 8, windows) >= 192
+
+
+def test_answers_that_part_in_their_first_block_have_states_of_their_own(start: Start) -> None:
+    engine, prompt = start((STATE,)), prompt_of(7, 25)
+    trails = [engine.scheduler.disk.follow(prompt + more) for more in ([1, 2, 3], [4, 5, 6])]  # type: ignore[union-attr]
+    assert trails[0].text(1) != trails[1].text(1)
+    for trail in trails:
+        trail.tokens.extend(range(10))
+    whole = [engine.scheduler.disk.follow(list(trail.tokens)) for trail in trails]  # type: ignore[union-attr]
+    assert [trail.text(1) for trail in trails] == [trail.text(1) for trail in whole]
+
+
+def test_a_device_that_is_lost_while_it_is_copied_from_costs_nothing_that_is_done(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+
+    def lost(*_: Any) -> bytes:
+        raise DeviceLostError("the GPU is gone")
+
+    monkeypatch.setattr(engine.cache.pool, "read_block", lost)
+    assert reused(engine, prompt_of(7, 100)) == 0
+    engine.close()
+    assert not files(tmp_path)
+
+
+def test_no_thread_for_the_disk_costs_no_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = prompt_of(7, 300)
+    first = start()
+    reused(first, prompt)
+    first.close()
+    engine, begin = start(), threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "edgellm-disk":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    assert reused(engine, prompt) == 0
+
+
+def test_a_disk_that_hangs_is_waited_for_some_seconds_only(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = prompt_of(7, 300)
+    first = start()
+    reused(first, prompt)
+    first.close()
+    goes_on = threading.Event()
+    monkeypatch.setattr(disk_cache, "HANGS_S", 0.2)
+    monkeypatch.setattr(PrefixFiles, "read", lambda *_: goes_on.wait(60) and None)
+    try:
+        assert reused(start(), prompt) == 0
+    finally:
+        goes_on.set()
+
+
+def test_a_folder_in_one_that_everybody_writes_is_refused(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(EdgeLLMError, match="everybody"):
+        start()
+    (tmp_path / "cache").chmod(0o1777)
+    start()
