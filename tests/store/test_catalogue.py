@@ -15,9 +15,11 @@ from stand_in_store import add_rows, code_of, leftovers, server, store  # noqa: 
 
 import edgellm.store.catalogue as catalogue_module
 from edgellm.formats.errors import DownloadError, EdgeLLMError, ModelNotFoundError
+from edgellm.models import architectures
 from edgellm.store import DEFAULT_MODEL
 from edgellm.store.catalogue import catalogue, fetched, installed, installed_models, pull, remove
 from edgellm.store.sources import SOURCES
+from edgellm.store.sources.hub import parse
 from edgellm.store.sources.source import check_name, path_in
 
 # --- the catalogue itself ------------------------------------------------------------------------------------
@@ -28,8 +30,17 @@ def test_every_shipped_row_has_a_known_source_and_says_what_it_is() -> None:
     assert DEFAULT_MODEL in rows
     for row in rows.values():
         assert all(one.partition(":")[0] in SOURCES for one in row.source)
-        assert row.description and row.architecture and row.licence
+        assert row.description and row.architecture in architectures() and row.licence
         assert SOURCES[row.source[0].partition(":")[0]].installed(row.source, Path("store")) is None
+
+
+def test_shipped_rows_of_a_hub_name_one_file_or_one_quant() -> None:
+    hub = {name: row.source for name, row in catalogue().items() if row.source[0].startswith("hf:")}
+    assert hub
+    for name, (reference,) in hub.items():
+        _, file, tag = parse(reference.removeprefix("hf:"))
+        assert (file is None) != (tag is None), name
+    assert len(set(hub.values())) == len(hub)
 
 
 def test_shipped_rows_of_package_indexes_know_their_checksum() -> None:
