@@ -192,6 +192,7 @@ class LLM:
             params,
             engine.executor.program.n_vocab,
             self.tokenizer.eog_ids,
+            suppressed_ids=self.tokenizer.suppressed_ids,
             token_bytes=self.tokenizer.token_bytes,
             tokenize=lambda piece: self.tokenizer.encode(piece, False),
             history=ids,

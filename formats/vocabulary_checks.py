@@ -22,7 +22,8 @@ BYTE_TEXT = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TOKENS, _SCORES, _TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
 _MERGES = "tokenizer.ggml.merges"
 _ADD_BOS = "tokenizer.ggml.add_bos_token"
-_ENDS = "tokenizer.ggml.eos_token_ids"  # of Ollama's converter
+# more tokens that end an answer, of Ollama's converter; those that no answer holds, of llama.cpp's
+_ID_LISTS = ("tokenizer.ggml.eos_token_ids", "tokenizer.ggml.suppress_tokens")
 _WHOLE_NUMBERS = ("UINT32", "INT32", "UINT64", "INT64", "UINT16", "INT16", "UINT8", "INT8")
 _KNOWN_BY_RULE = ("llama", "bert")  # tokenizer models whose special ids have values by convention
 
@@ -34,7 +35,7 @@ KEY_TYPES: dict[str, tuple[str, ...]] = {
     _TYPES: ("ARRAY[INT32]", "ARRAY[UINT32]"),
     _MERGES: ("ARRAY[STRING]",),
     "tokenizer.ggml.precompiled_charsmap": ("ARRAY[UINT8]", "ARRAY[INT8]"),
-    _ENDS: (*_WHOLE_NUMBERS, *(f"ARRAY[{kind}]" for kind in _WHOLE_NUMBERS)),
+    **dict.fromkeys(_ID_LISTS, (*_WHOLE_NUMBERS, *(f"ARRAY[{kind}]" for kind in _WHOLE_NUMBERS))),
     _ADD_BOS: ("BOOL",),
     "tokenizer.ggml.add_eos_token": ("BOOL",),
     "tokenizer.ggml.add_space_prefix": ("BOOL",),
@@ -148,11 +149,10 @@ class _Checker:
             else:
                 message = f"{_no_id(value, n_vocab)}: it counts as missing"
                 self.found("VOCAB_SPECIAL_ID", message, key, "warning", f"{give} if answers do not end as they should.")
-        for value in np.atleast_1d(self.metadata.get(_ENDS, [])).tolist():
-            if not 0 <= value < n_vocab:
-                message = f"{_no_id(value, n_vocab)}: it is left out"
-                self.found("VOCAB_SPECIAL_ID", message, _ENDS, "warning")
-                break
+        for key in _ID_LISTS:
+            ids = np.atleast_1d(self.metadata.get(key, [])).tolist()
+            if wrong := [value for value in ids if not 0 <= value < n_vocab]:
+                self.found("VOCAB_SPECIAL_ID", f"{_no_id(wrong[0], n_vocab)}: it is left out", key, "warning")
         for name in ("bos", "eos"):
             key = f"tokenizer.ggml.add_{name}_token"
             implied = self.metadata.get("tokenizer.ggml.model") in _KNOWN_BY_RULE

@@ -47,3 +47,16 @@ def test_a_prompt_that_is_none_is_a_named_error(llm: edgellm.LLM, prompt: object
     for ask in (llm.stream, llm.generate, llm.chat):
         with pytest.raises(ParameterError, match=r"content|prompt|messages"):
             ask(prompt)  # type: ignore[operator]
+
+
+def test_no_answer_holds_a_token_that_the_file_suppresses(llm: edgellm.LLM, tmp_path: Path) -> None:
+    ids = [5, 6, 7]
+    likeliest = llm.generate(ids, **GREEDY).tokens[0]
+    listed = {"tokenizer.ggml.suppress_tokens": [likeliest]}
+    path = tiny_models.write_tiny_model(tmp_path / "llama.gguf", metadata=listed)
+    with edgellm.load(path, executor="reference") as suppressing:
+        for bias in ({}, {likeliest: 50.0}):
+            answer = suppressing.generate(ids, logit_bias=bias, **GREEDY)
+            assert answer.tokens and likeliest not in answer.tokens
+        banned = llm.generate(ids, logit_bias={likeliest: False}, **GREEDY)
+        assert suppressing.generate(ids, **GREEDY).tokens == banned.tokens

@@ -49,7 +49,6 @@ UNSAID: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
     "sequence_bias": ({},),
     "stop_strings": ([],),
-    "suppress_tokens": ([],),
     "top_h": (),
     "typical_p": (1,),
 }

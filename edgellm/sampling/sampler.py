@@ -25,7 +25,8 @@ class Sampler:
     """Chooses the tokens of one sequence; not shared between threads.
 
     ``accept`` every token of the sequence in order, the prompt's too: penalties and DRY look back at them.
-    ``seed`` is the seed in use, drawn when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans.
+    ``seed`` is the seed in use, drawn when the parameters ask for that. ``eog_ids`` are what ``ignore_eos`` bans,
+    ``suppressed_ids`` what the model's file does, whatever ``logit_bias`` says.
     ``draw`` is an executor's, for the largest logits and whole chains; without one numpy does all of it.
     ``token_bytes`` is asked for DRY's breakers, ``tokenize`` (text -> ids) for breakers and texts in ``logit_bias``.
     ``mask`` says before the chain which tokens may come; ``history`` is not its affair, tokens accepted later are.
@@ -37,6 +38,7 @@ class Sampler:
         n_vocab: int,
         eog_ids: Iterable[int] = (),
         *,
+        suppressed_ids: Iterable[int] = (),
         token_bytes: Callable[[int], bytes] | None = None,
         tokenize: Callable[[str], list[int]] | None = None,
         history: Iterable[int] = (),
@@ -50,7 +52,9 @@ class Sampler:
         self.seed: int = secrets.randbits(32) if drawn else int(params.seed or 0)
         self.rng = np.random.Generator(np.random.PCG64(self.seed))
         self.tokens: list[int] = []
-        self.bias_ids, self.bias = bias_arrays(params, n_vocab, eog_ids, tokenize)
+        self.bias_ids, self.bias = bias_arrays(
+            params, n_vocab, [*suppressed_ids, *(eog_ids if params.ignore_eos else ())], tokenize
+        )
         self.looking_back: list[Penalties | DRY] = []
         self.chain: list[tuple[str, Callable[[Candidates], None]]] = []  # by the names in ``params.samplers``
         self._build_chain(token_bytes, tokenize)
@@ -265,7 +269,7 @@ def punish(candidates: Candidates, sampler: Penalties | DRY) -> None:
 
 
 def bias_arrays(
-    params: SamplingParams, n_vocab: int, eog_ids: Iterable[int], tokenize: Callable[[str], list[int]] | None
+    params: SamplingParams, n_vocab: int, banned: Iterable[int], tokenize: Callable[[str], list[int]] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(token ids, what to add to their logits); a text counts for each of its tokens."""
     total: dict[int, float] = {}
@@ -276,8 +280,7 @@ def bias_arrays(
             if not (0 <= token < n_vocab):
                 raise ParameterError(f"logit_bias: token {token} is not in the vocabulary of {n_vocab}.")
             total[token] = total.get(token, 0.0) + value
-    if params.ignore_eos:
-        total.update({int(token): -np.inf for token in eog_ids})
+    total.update({int(token): -np.inf for token in banned})
     return np.fromiter(total, np.int64, len(total)), np.fromiter(total.values(), np.float32, len(total))
 
 

@@ -136,6 +136,7 @@ def _sampler(llm: LLM, ids: list[int], request: TextRequest) -> Sampler:
         llm.params(logprobs=request.logprobs, **request.sampling),
         llm.program.n_vocab,
         llm.tokenizer.eog_ids,
+        suppressed_ids=llm.tokenizer.suppressed_ids,
         token_bytes=llm.tokenizer.token_bytes,
         tokenize=lambda piece: llm.tokenizer.encode(piece, False),
         history=ids,

@@ -51,6 +51,9 @@ class Specials:
         for name in ("bos", "eos"):
             wanted = self._is_added(name) and f"tokenizer.ggml.{name}_token_id" in found
             found[f"tokenizer.ggml.add_{name}_token"] = (wanted, "BOOL")
+        suppressed = self._ids("generation_config.json", self.generation, "suppress_tokens") or []
+        if suppressed:
+            found["tokenizer.ggml.suppress_tokens"] = (suppressed, "ARRAY[INT32]")
         ends = self._end_ids()
         if set(ends) - {found.get("tokenizer.ggml.eos_token_id", (None,))[0]}:
             found["tokenizer.ggml.eos_token_ids"] = (ends, "ARRAY[INT32]")
@@ -82,18 +85,22 @@ class Specials:
         """The ids that end an answer, as generation_config.json says, else config.json."""
         settings = {"generation_config.json": self.generation, "config.json": self.checkpoint.config}
         for file, config in [*settings.items(), ("config.json", self.checkpoint.text_config)]:
-            value = config.get("eos_token_id")
-            if value is None:
-                continue
-            ids = value if isinstance(value, list) else [value]
-            if any(type(i) is not int for i in ids):
-                raise FormatError(
-                    f"{self.checkpoint.folder.name}/{file}: eos_token_id is {short(value)}, expected token ids. "
-                    f"{PULL_AGAIN}",
-                    code="CHECKPOINT_CONFIG",
-                )
-            return [i for i in ids if 0 <= i < self.n_vocab]  # no answer holds any other
+            if (ids := self._ids(file, config, "eos_token_id")) is not None:
+                return ids
         return []
+
+    def _ids(self, file: str, config: Mapping[str, Any], key: str) -> list[int] | None:
+        """The ids of one setting, without those that no answer holds; None where it is silent. FormatError."""
+        value = config.get(key)
+        if value is None:
+            return None
+        ids = value if isinstance(value, list) else [value]
+        if any(type(i) is not int for i in ids):
+            raise FormatError(
+                f"{self.checkpoint.folder.name}/{file}: {key} is {short(value)}, expected token ids. {PULL_AGAIN}",
+                code="CHECKPOINT_CONFIG",
+            )
+        return [i for i in ids if 0 <= i < self.n_vocab]
 
     def _is_added(self, name: str) -> bool:
         """Whether a text gets this token: as the config says, else as the template of tokenizer.json does it."""

@@ -40,6 +40,7 @@ class SpecialIds:
     """The ids with a meaning; None where the vocabulary has none.
 
     prefix, suffix   ids that stand before and after a text when specials are added
+    suppressed       ids that the model may compute and no answer holds, such as the ends of an image
     """
 
     bos: int | None
@@ -48,6 +49,7 @@ class SpecialIds:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     end_of_generation: frozenset[int]
+    suppressed: frozenset[int] = frozenset()
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary, *, add_bos: bool = False) -> "SpecialIds":
@@ -68,7 +70,8 @@ class SpecialIds:
         suffix = _wanted(vocabulary, "eos", eos, vocabulary.kind == "t5")
         if vocabulary.kind == "bert":
             suffix += _wanted(vocabulary, "sep", separator, True)
-        return cls(bos, eos, unknown, prefix, suffix, _end_of_generation(vocabulary, eos))
+        suppressed = frozenset(_listed(vocabulary, "suppress_tokens"))
+        return cls(bos, eos, unknown, prefix, suffix, _end_of_generation(vocabulary, eos), suppressed)
 
 
 def _wanted(vocabulary: Vocabulary, name: str, token_id: int | None, default: bool) -> tuple[int, ...]:
@@ -98,15 +101,16 @@ def _end_of_generation(vocabulary: Vocabulary, eos: int | None) -> frozenset[int
     ids = {eos, *found.values(), *(texts[text] for text in texts.keys() & FILL_IN_END)}
     ids.update(map(vocabulary.special_id, ENDING_KEYS))
     # a list that Ollama's converter writes
-    ids.update(_listed_ends(vocabulary))
-    found_ids = frozenset(i for i in ids if i is not None and 0 <= i < vocabulary.n_vocab)
+    ids.update(_listed(vocabulary, "eos_token_ids"))
+    found_ids = frozenset(i for i in ids if i is not None)
     if not found_ids and vocabulary.wrong_id("eos_token_id"):
         raise vocabulary.id_error("eos_token_id", "since no other token ends an answer")
     return found_ids
 
 
-def _listed_ends(vocabulary: Vocabulary) -> list[int]:
-    found = np.atleast_1d(vocabulary.metadata.get("tokenizer.ggml.eos_token_ids", []))
+def _listed(vocabulary: Vocabulary, name: str) -> list[int]:
+    """The ids of a list, without those that are none of this vocabulary."""
+    found = np.atleast_1d(vocabulary.metadata.get(f"tokenizer.ggml.{name}", []))
     if found.size and (found.ndim != 1 or found.dtype.kind not in "iu"):
-        raise invalid("tokenizer.ggml.eos_token_ids that is no list of whole numbers", "ids of tokens")
-    return [int(i) for i in found]
+        raise invalid(f"tokenizer.ggml.{name} that is no list of whole numbers", "ids of tokens")
+    return [int(i) for i in found if 0 <= i < vocabulary.n_vocab]

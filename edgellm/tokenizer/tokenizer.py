@@ -57,6 +57,7 @@ class Tokenizer:
 
     bos_id, eos_id   int, or None where the vocabulary has none
     eog_ids          frozenset of the ids that end a generation
+    suppressed_ids   frozenset of the ids that no answer holds
     mark_ids         frozenset of the ids that steer the model and are no text
     n_vocab          number of ids
     kind, pre        the file's ``tokenizer.ggml.model`` and ``.pre``, or what was given instead
@@ -68,6 +69,7 @@ class Tokenizer:
         self.kind, self.pre = vocabulary.kind, vocabulary.pre
         self.n_vocab = vocabulary.n_vocab
         self.bos_id, self.eos_id, self.eog_ids = special.bos, special.eos, special.end_of_generation
+        self.suppressed_ids = special.suppressed
         self.strip_first_space = backend.strips_first_space or vocabulary.kind == "bert"
         self._backend = backend
         self._control = marks.control_ids(vocabulary, special)

@@ -249,7 +249,7 @@ def test_a_config_of_wrong_types_is_refused_or_read(key: str, tmp_path: Path) ->
 
 
 SETTINGS = {
-    "generation_config.json": [*SAMPLING, *UNSAID, "bos_token_id", "eos_token_id", "do_sample"],
+    "generation_config.json": [*SAMPLING, *UNSAID, "bos_token_id", "eos_token_id", "suppress_tokens", "do_sample"],
     "tokenizer_config.json": ["eos_token", "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder",
                               "chat_template", "add_bos_token", "tokenizer_class", "add_prefix_space"],
     "special_tokens_map.json": ["bos_token", "additional_special_tokens"],

@@ -78,6 +78,7 @@ CASES: list[tuple[int, str, bytes, str]] = [
     ),
     (7, "end ids that are a string", vocabulary(raw.kv(T + "eos_token_ids", raw.STRING, "2")), "GGUF_KEY_TYPE"),
     (7, "end ids that are floats", vocabulary(raw.kv_array(T + "eos_token_ids", raw.F32, [2.0])), "GGUF_KEY_TYPE"),
+    (7, "suppressed texts", vocabulary(raw.kv(T + "suppress_tokens", raw.STRING, "2")), "GGUF_KEY_TYPE"),
     (18, "embedding with fewer rows", vocabulary(rows=8), "VOCAB_SPECIAL_ID"),
     (18, "embedding with more rows", vocabulary(rows=10), "VOCAB_SPECIAL_ID"),
     (
@@ -144,9 +145,10 @@ def test_an_id_beyond_that_nothing_depends_on_is_a_warning(name: str, value: int
         GGUFFile.open(tmp_path / "model.gguf").close()
 
 
-def test_an_end_id_beyond_is_a_warning(tmp_path: Path) -> None:
-    (found,) = found_by(tmp_path, vocabulary(raw.kv_array(T + "eos_token_ids", raw.I32, [2, 9, -1])))
-    assert (found.code, found.name, found.severity) == ("VOCAB_SPECIAL_ID", T + "eos_token_ids", "warning")
+@pytest.mark.parametrize("name", ["eos_token_ids", "suppress_tokens"])
+def test_an_id_beyond_in_a_list_is_a_warning(name: str, tmp_path: Path) -> None:
+    (found,) = found_by(tmp_path, vocabulary(raw.kv_array(T + name, raw.I32, [2, 9, -1])))
+    assert (found.code, found.name, found.severity) == ("VOCAB_SPECIAL_ID", T + name, "warning")
 
 
 OVERRIDDEN: list[tuple[str, bytes, dict[str, object]]] = [

@@ -42,6 +42,16 @@ def test_every_id_that_ends_an_answer_is_kept(name: str, tmp_path: Path) -> None
     assert Tokenizer.from_gguf(metadata).eog_ids == {9} | ends
 
 
+def test_tokens_that_no_answer_holds_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, generation_config__json={"suppress_tokens": [7, 5, 99]})
+    metadata = metadata_of(tmp_path)
+    assert metadata["tokenizer.ggml.suppress_tokens"] == [7, 5]
+    assert Tokenizer.from_gguf(metadata).suppressed_ids == {5, 7}
+    write(tmp_path, generation_config__json={"suppress_tokens": "7"})
+    with pytest.raises(FormatError, match="suppress_tokens is"):
+        open_input(tmp_path)
+
+
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 @pytest.mark.parametrize("value", ["7", 7.0, True, ["7"], {}, [[7]]])
 def test_an_end_that_is_no_id_is_named(file: str, value: Any, tmp_path: Path) -> None:

@@ -257,6 +257,8 @@ def test_bias_bans_and_end_of_generation() -> None:
     )
     sampler = Sampler(SamplingParams(temperature=0.0, ignore_eos=True), 4, eog_ids=(0, 1))
     assert sampler.sample(logits).token == 2
+    suppressing = Sampler(SamplingParams(temperature=0.0, logit_bias={0: 99.0}), 4, eog_ids=(1,), suppressed_ids=(0,))
+    assert suppressing.sample(logits).token == 1
     text = Sampler(SamplingParams(temperature=0.0, logit_bias={"ab": False}), 4, tokenize=lambda text: [0, 1])
     assert text.sample(logits).token == 2
 

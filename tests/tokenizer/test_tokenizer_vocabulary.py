@@ -30,6 +30,7 @@ WRONG_ARRAYS = {
     "model": [5],
     "merges": ["a b"],
     "eos_token_ids": [["x"], [1.5], [[1], [2]], {"a": 1}],
+    "suppress_tokens": [["x"], [1.5], [[1], [2]], {"a": 1}],
 }
 
 
@@ -223,6 +224,12 @@ def test_end_of_generation_ids_come_from_keys_and_known_texts_of_mark_type() -> 
     assert ends(["<|return|>", "<|call|>"], 3, eos_token_id=258) == {"<|return|>", "<|call|>"}  # gpt-oss
     assert ends(["</s>"], TokenType.USER_DEFINED) == {"<|end|>"}  # Gemma's tag of struck-out text
     assert ends(["</s>"], TokenType.CONTROL) == {"<|end|>", "</s>"}
+
+
+def test_tokens_that_no_answer_holds_are_those_of_the_list_that_exist() -> None:
+    assert Tokenizer.from_gguf(byte_pair_metadata()).suppressed_ids == frozenset()
+    metadata = byte_pair_metadata(suppress_tokens=np.array([5, 257, -1, 9999], np.int32))
+    assert Tokenizer.from_gguf(metadata).suppressed_ids == {5, 257}
 
 
 def bert_metadata(words: str, **changes: Any) -> dict[str, Any]:
