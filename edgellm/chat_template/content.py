@@ -62,12 +62,17 @@ class ContentForms:
         return call if fitted is given else {**call, "function": {**function, "arguments": fitted}}
 
     def arguments_taken(self) -> tuple[type, ...]:
-        """The types of arguments that give their text, and no error, nothing, or what Python or JSON makes of it."""
+        """The types of arguments that give their text, and no error, nothing, or what Python or JSON makes of it.
+
+        JSON text counts where it gives what the object gives: others put it between marks of their own as it stands.
+        """
         if self._arguments is None:
             given: dict[type, Any] = {dict: {"x": NEEDLE}, str: json.dumps({"x": NEEDLE})}
             shown = {kind: self._try(conversation("assistant", "", [with_arguments(v)])) for kind, v in given.items()}
             escaped = ("{'x'", '{\\"x')
             good = [k for k, out in shown.items() if out and NEEDLE in out and not any(text in out for text in escaped)]
+            if len({"".join(str(shown[kind]).split()) for kind in good}) > 1:
+                good = [dict]
             self._arguments = tuple(good) or (dict, str)
         return self._arguments
 

@@ -23,6 +23,8 @@ ORIGINS = {
     "deepseekv3": "deepseek-ai/DeepSeek-V3",
     "gemma": "google/gemma-2-2b-it",
     "gemma3": "google/gemma-3-4b-it",
+    "gemma4": "google/gemma-4-E2B-it, as it came out",
+    "gemma4_v4": "google/gemma-4-E4B-it",
     "gemma4_v5": "google/gemma-4-E2B-it",
     "glm4moe": "zai-org/GLM-4.5",
     "gptoss": "openai/gpt-oss-20b",
@@ -43,6 +45,8 @@ ORIGINS = {
     "axolotl_chatml": "ChatML",
     "axolotl_command_a": "CohereForAI/c4ai-command-a-03-2025",
     "axolotl_exaone4": "LGAI-EXAONE/EXAONE-4.0-1.2B",
+    "axolotl_gemma4": "google/gemma-4-31B-it, which closes a thought before an answer without one",
+    "axolotl_gemma4_unified": "google/gemma-4-12B-it",
     "axolotl_falcon_h1": "tiiuae/Falcon-H1-1.5B-Instruct",
     "axolotl_jamba": "ai21labs/AI21-Jamba-Mini-1.5",
     "axolotl_llama4": "meta-llama/Llama-4-Scout-17B-16E-Instruct",
@@ -139,6 +143,7 @@ CONTROL = (
     "<end_of_turn>", "<bos>", "<s>", "</s>", "[INST]", "[/INST]", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>",
     "<｜User｜>", "<｜Assistant｜>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|start|>", "<|message|>",
     "<|channel|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "<|python_tag|>", "<|turn>",
+    "<turn|>", "<|channel>", "<channel|>", "<|tool>", "<|tool_call>", "<|tool_response>", "<|think|>", '<|"|>',
 )  # fmt: skip
 
 
@@ -217,6 +222,19 @@ def test_text_is_that_of_transformers(name: str) -> None:
         assert rendered(source, messages, arguments) == expected, title
         refused += expected is None
     assert refused <= len(MESSAGE_LISTS) - 5, "a judge that refuses nearly all proves nothing"
+
+
+CALLING = ("gemma4", "gemma4_v5", "axolotl_gemma4_unified", "qwen2_5", "qwen3", "qwen3_5_think", "glm4moe", "gptoss",
+           "llama3_1", "axolotl_mistral_v3_tekken")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLING)
+def test_arguments_as_text_are_written_as_those_of_an_object(name: str) -> None:
+    messages, arguments = MESSAGE_LISTS["tool call"]
+    expected = rendered(source_of(name), messages, arguments)
+    assert expected is not None and "Köln" in expected
+    as_text_arguments = [with_text_arguments(message) for message in messages]
+    assert rendered(source_of(name), as_text_arguments, arguments) == expected
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
