@@ -37,9 +37,11 @@ class ReasoningMask:
         self._close = pair.close.strip().encode()
         self._close_ids = tokenizer.encode(pair.close, False, parse_special=True)
         opening = tokenizer.encode(pair.open.strip(), False, parse_special=True)
-        self._open_id = opening[0] if len(opening) == 1 and opening[0] in tokenizer.mark_ids else None
+        self._opening = opening if opening and opening[0] in tokenizer.mark_ids else []
+        self._n_opening = 0  # tokens of it that have come
+        self._must_open = False  # the first of them could begin nothing else
         self._blanks = {token for text in ("\n", "\n\n", " ") if (token := single(tokenizer, text)) is not None}
-        self._inside, self._may_open, self._begun = opened, not opened and self._open_id is not None, False
+        self._inside, self._may_open, self._begun = opened, not opened and bool(self._opening), False
         self._n = self._n_blanks = 0
         self._tail = b""
         self._ending: deque[int] = deque()  # tokens that end the reasoning, to be put in
@@ -64,12 +66,14 @@ class ReasoningMask:
             return AllowedTokens.only(self._ending[0], self._tokenizer.n_vocab)
         if self._inside:
             return self._allowed_inside()
+        if self._must_open and self._may_open:
+            return AllowedTokens.only(self._opening[self._n_opening], self._tokenizer.n_vocab)
         found = self._inner.allowed() if self._inner is not None else None
         if found is None or self._begun:
             return found
         flags = found.flags.copy()
-        if self._may_open and self._open_id is not None:
-            flags[self._open_id] = True
+        if self._may_open:
+            flags[self._opening[0]] = True
         elif self._n_blanks < MAX_BLANKS:
             flags[list(self._blanks)] = True
         return AllowedTokens(None, flags)
@@ -84,14 +88,29 @@ class ReasoningMask:
         """See ``TokenMask``."""
         if self._inside:
             self._accept_inside(token)
-        elif self._may_open and token == self._open_id:
-            self._inside, self._may_open = True, False
+        elif self._opens(token):
+            self._n_opening += 1
+            self._inside = self._n_opening == len(self._opening)
+            self._may_open = not self._inside
         elif not self._begun and self._is_blank(token):
             self._n_blanks += 1
         else:
-            self._begun, self._may_open = True, False
             if self._inner is not None:
+                for begun in self._opening[: self._n_opening] if self._may_open else ():  # of another mark
+                    self._inner.accept(begun)
                 self._inner.accept(token)
+            self._begun, self._may_open = True, False
+
+    def _opens(self, token: int) -> bool:
+        """Whether it is the next of the marker that opens the reasoning. An answer may begin as the marker does."""
+        if not self._may_open or token != self._opening[self._n_opening]:
+            return False
+        if self._n_opening == 0 and len(self._opening) > 1 and self._inner is not None:
+            found = self._inner.allowed()
+            if found is not None and found.flags[token]:
+                return False
+            self._must_open = found is not None
+        return True
 
     def _is_blank(self, token: int) -> bool:
         """Whether it stands between reasoning and answer and is no part of either."""

@@ -391,6 +391,53 @@ def test_a_form_stands_in_the_channel_of_the_answer() -> None:
         assert (reply.reasoning_content, reply.content.parsed) == ("Hm.", {"sum": 42})
 
 
+GEMMA = ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>", "<tool|>", "<|tool_call>",
+         "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')  # fmt: skip
+HM = "<|channel>thought\nHm.\n<channel|>"
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_v5", "axolotl_gemma4", "axolotl_gemma4_unified"])
+def test_gemma_4_thinks_calls_and_goes_on_in_the_same_turn(name: str) -> None:
+    call = "<|tool_call>call:add{a:2,b:40}<tool_call|><|tool_response>"
+    opened = "<|channel>thought\n"  # some write it behind what a tool gave
+
+    def answer(prompt: str) -> str:
+        said = f"{HM}It is 42.<turn|>" if "<tool_response|>" in prompt else HM + call
+        return said.removeprefix(opened) if prompt.endswith(opened) else said
+
+    with scripted_llm(answer, source_of(name), control=GEMMA) as llm:
+        assert {llm.tokenizer.token_id(text) for text in ("<turn|>", "<|tool_response>")} < llm.tokenizer.eog_ids
+        reply = llm.chat("2+40?", tools=[add], reasoning=True)
+        assert (reply.content, reply.reasoning_content) == ("It is 42.", "Hm.")
+        first, second = (llm.detokenize(ids, special=True) for ids in llm.executor.script.prompts)
+        assert "<|think|>" in first and "declaration:add{" in first and first.endswith("<|turn>model\n")
+        assert "call:add{a:2,b:40}<tool_call|><|tool_response>response:add{value:" in second
+        assert second.count("<|turn>model") == 1
+        assert second.removesuffix(opened).endswith("<tool_response|>")
+
+
+@pytest.mark.parametrize("name", ["gemma4_v5", "axolotl_gemma4"])
+def test_gemma_4_is_read_where_it_thinks_nothing(name: str) -> None:
+    answers = ["<|channel>thought\n<channel|>Yes.<turn|>", "Yes.<turn|>", f"{HM}Yes.<turn|>"]
+    with scripted_llm(answers, source_of(name), control=GEMMA) as llm:
+        replies = [llm.chat("x", reasoning=reasoning) for reasoning in (False, False, True)]
+        assert [(reply.content, reply.reasoning_content) for reply in replies] == [
+            ("Yes.", None), ("Yes.", None), ("Yes.", "Hm."),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gemma4_v5", "axolotl_gemma4"])
+def test_gemma_4_ends_a_thought_when_its_tokens_are_spent(name: str) -> None:
+    pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
+    said = "<|channel>thought\n" + "round it goes " * 20 + '\n<channel|>{"sum": 42}<turn|>'
+    options: dict[str, Any] = {"reasoning": 6, "temperature": 0, "max_tokens": 40}
+    with scripted_llm([said] * 3, source_of(name), control=GEMMA) as llm:
+        for more in ({}, {"tools": [ADD]}, {"response_format": ANSWER}):
+            reply = llm.chat("x", **options, **more)
+            assert reply.reasoning_content and len(reply.reasoning_content.split()) <= 6, more
+            assert reply.content == '{"sum": 42}', more
+
+
 @pytest.mark.parametrize("opens", [True, False])
 def test_reasoning_ends_when_its_tokens_are_spent(opens: bool) -> None:
     endless = "round and round it goes " * 20
