@@ -43,7 +43,7 @@ def command(model: str | None, text: Path | None, output: Path, in_files: tuple[
       edgellm imatrix --in-file a.gguf --in-file b.gguf -o both.gguf
       edgellm imatrix --in-file model.imatrix.gguf --show-statistics
     """
-    from edgellm.quantize.importance import Imatrix, read_imatrix, statistics, write_imatrix
+    from edgellm.quantize.importance import Imatrix, read_imatrix, statistics, unmet_text, write_imatrix
 
     if (model is None) != (text is None):
         raise click.UsageError("MODEL and -f FILE go together.")
@@ -59,6 +59,8 @@ def command(model: str | None, text: Path | None, output: Path, in_files: tuple[
     if model is not None or not values["show_statistics"] or len(in_files) > 1:
         write_imatrix(output, total, form)
         echo(f"{output}: {len(total.squares)} weights, {total.n_chunks} chunks of {total.chunk_size}")
+        if unmet := total.unmet:
+            echo(f"experts that the text never met: {unmet_text(unmet)}. A longer or more varied one may.", err=True)
     if values["show_statistics"]:
         headings = ("weight", "sum of x^2", "min", "max", "mean", "sigma", "active", "n", "entropy", "of max", "ZD")
         rows = [

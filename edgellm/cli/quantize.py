@@ -124,7 +124,8 @@ def _importance(values: dict[str, Any]) -> ImportanceMatrix | None:
         for name, column in read.means.items()
         if not any(part in name for part in excluded) and (not included or any(part in name for part in included))
     }
-    return ImportanceMatrix(columns, str(path), read.datasets[0] if read.datasets else "", read.n_chunks)
+    unmet = {name: experts for name, experts in read.unmet.items() if name in columns}
+    return ImportanceMatrix(columns, str(path), read.datasets[0] if read.datasets else "", read.n_chunks, unmet)
 
 
 def _target(given: Path | None, name: str, source: InputModel, recipe: Recipe, overwrite: bool) -> Path:
@@ -162,6 +163,7 @@ def _write(planned: QuantizationPlan, target: Path, values: dict[str, Any], prog
         _tell_errors(done)
     if done.without_importance:
         echo(f"not in the importance matrix: {', '.join(done.without_importance)}", err=True)
+    _tell_unmet(planned)
     for path in done.paths:
         echo(f"{path}: {human_bytes(path.stat().st_size)}, {_bits(planned):.2f} bits per weight")
     echo(f"{time.monotonic() - started:.1f} s", err=True)
@@ -190,6 +192,16 @@ def _calibrated(
         planned.importance.columns if planned.importance else None,
         progress.update,
     )
+
+
+def _tell_unmet(planned: QuantizationPlan) -> None:
+    """The experts that were rounded without knowing what they are asked."""
+    from edgellm.quantize.importance import unmet_text
+
+    known = planned.importance.unmet if planned.importance else {}
+    unmet = {t.name: known[t.name] for t in planned.tensors if t.changes and t.name in known}
+    if unmet:
+        echo(f"experts that the calibration text never met, rounded evenly: {unmet_text(unmet)}", err=True)
 
 
 # ---- what the user reads ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import functools
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from edgellm.measure.perplexity import Chunk, ChunkModel
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_NAME = 1024  # bytes of a tensor's name in a .dat file
 MAX_COUNT = (1 << 31) - 1  # a .dat file has 32 bits for it
+MAX_TOLD = 12  # layers with experts that were not met
 DAT_CHUNK = 512  # rows of a call, where a .dat file does not say
 
 
@@ -53,6 +54,11 @@ class InputSquares:
         """(n_matrices * n_in,) mean squares; 1 for an expert that no token reached."""
         counts = self.counts[:, None]
         return np.where(counts > 0, self.sums / np.maximum(counts, 1), 1).astype(np.float32).reshape(-1)
+
+    @property
+    def unmet(self) -> list[int]:
+        """The experts that no token reached, where there are several."""
+        return np.flatnonzero(self.counts == 0).tolist() if len(self.counts) > 1 else []
 
     def __add__(self, other: InputSquares) -> InputSquares:
         return InputSquares(self.sums + other.sums, self.counts + other.counts)
@@ -76,6 +82,11 @@ class Imatrix:
     def means(self) -> dict[str, np.ndarray]:
         """What a quantizer weighs columns with: tensor name -> float32 (n_matrices * n_in,)."""
         return {name: squares.mean for name, squares in self.squares.items()}
+
+    @property
+    def unmet(self) -> dict[str, list[int]]:
+        """Tensor name -> its experts that the text never met; a .dat file does not know them."""
+        return {name: squares.unmet for name, squares in self.squares.items() if squares.unmet}
 
     def merge(self, other: Imatrix) -> None:
         """Add the sums of another one of the same model."""
@@ -147,6 +158,17 @@ def collect(model: ChunkModel, chunks: Sequence[Chunk], dataset: str, outputs: b
     for chunk in chunks:
         model.watch(chunk, collector.hook, outputs)
         yield collector.result(dataset, model.n_ctx)
+
+
+def unmet_text(unmet: Mapping[str, Sequence[int]]) -> str:
+    """``blk.3: 5, 7; blk.4: 1``: by layer, whose matrices are asked together."""
+    layers: dict[str, set[int]] = {}
+    for name, experts in unmet.items():
+        layer = re.match(r"blk\.\d+", name)
+        layers.setdefault(layer[0] if layer else name, set()).update(experts)
+    told = [f"{layer}: {', '.join(map(str, sorted(layers[layer])))}" for layer in list(layers)[:MAX_TOLD]]
+    more = f"; and in {len(layers) - MAX_TOLD} more layers" if len(layers) > MAX_TOLD else ""
+    return "; ".join(told) + more
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from edgellm.formats.errors import NumericError, ParameterError, UnsupportedErro
 from edgellm.formats.file_types import QUANTIZATION_VERSION, WRITTEN
 from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import TensorPlan, file_nbytes, write_gguf
-from edgellm.formats.quant_types import QuantType
+from edgellm.formats.quant_types import QUANT_TYPES, QuantType
 from edgellm.kernels.cpu.encode import RowEncoder, compile_encoders
 from edgellm.machine.cores import default_threads
 from edgellm.machine.progress import Progress
@@ -30,6 +30,7 @@ from edgellm.quantize.input_model import InputModel, InputTensor
 from edgellm.quantize.mixes import COPY, PlannedTensor, Recipe, plan
 
 CHUNK_NBYTES = 4 << 20  # of float32 that a thread works on at a time
+WITHOUT_IMPORTANCE = "Q3_K"  # in place of a type that needs an importance which a text did not show
 SAFE_LARGEST = 60000.0  # nothing overflows in float16 below
 
 Encoder = Callable[[InputTensor, QuantType], np.ndarray | None]
@@ -38,12 +39,16 @@ Encoder = Callable[[InputTensor, QuantType], np.ndarray | None]
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """How much each column of a matrix matters: tensor name -> float32 (n_matrices * n_in,), and where it came from."""
+    """How much each column of a matrix matters: tensor name -> float32 (n_matrices * n_in,), and where it came from.
+
+    unmet   tensor name -> its experts of which the calibration text knows nothing: their columns weigh the same
+    """
 
     columns: Mapping[str, np.ndarray]
     file: str = ""
     dataset: str = ""
     n_chunks: int = 0
+    unmet: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def plan_quantization(
     ParameterError for an importance matrix of another model, or none where the type needs one.
     """
     tensors = plan(source, recipe, with_importance=importance is not None, keep_order=keep_split)
+    tensors = [_safe(tensor, importance) for tensor in tensors]
     for tensor in tensors:
         if tensor.changes and tensor.source.quantized and source.kind == "gguf" and not allow_requantize:
             raise UnsupportedError(
@@ -212,6 +218,14 @@ def _check_importance(tensor: PlannedTensor, importance: ImportanceMatrix | None
             "another model.",
             code="IMPORTANCE_SHAPE",
         )
+
+
+def _safe(tensor: PlannedTensor, importance: ImportanceMatrix | None) -> PlannedTensor:
+    """A type that needs no importance, for a tensor whose experts the text did not all meet."""
+    if importance is None or not tensor.needs_importance or not importance.unmet.get(tensor.name):
+        return tensor
+    note = f"{tensor.target.name} is of no use for experts that the calibration text never met"
+    return PlannedTensor(tensor.source, QUANT_TYPES[WITHOUT_IMPORTANCE], note)
 
 
 def _column(tensor: PlannedTensor, importance: ImportanceMatrix | None, matrix: int) -> np.ndarray | None:

@@ -23,6 +23,7 @@ from edgellm.quantize.importance import (
     dat_bytes,
     read_imatrix,
     statistics,
+    unmet_text,
     write_imatrix,
 )
 
@@ -87,6 +88,16 @@ def test_sums_of_experts_are_those_of_the_tokens_that_are_sent_to_them(tmp_path:
             own = [x.astype(np.float64) for number, x in rows if number == expert]
             assert result.squares[name].counts[expert] == len(own)
             assert np.allclose(result.squares[name].sums[expert], sum((x * x for x in own), np.zeros(256)), rtol=1e-5)
+
+
+def test_experts_that_the_text_never_met_are_told_by_layer() -> None:
+    met, ones = np.array([3, 0, 1, 0], np.float32), np.ones((4, 2), np.float32)
+    names = ("blk.3.ffn_up_exps.weight", "blk.3.ffn_down_exps.weight", "blk.10.ffn_up_exps.weight")
+    found = Imatrix({name: InputSquares(ones, met) for name in names})
+    found.squares |= {"dense.weight": InputSquares(ones[:1], met[1:2]), "all": InputSquares(ones, met + 1)}
+    assert found.unmet == {name: [1, 3] for name in names}
+    assert unmet_text(found.unmet) == "blk.3: 1, 3; blk.10: 1, 3"
+    assert unmet_text({f"blk.{i}.x": [0] for i in range(15)}).endswith("blk.11: 0; and in 3 more layers")
 
 
 def test_the_output_matrix_is_left_out_unless_asked_for(model_path: Path) -> None:

@@ -23,6 +23,7 @@ from edgellm.formats.errors import EdgeLLMError, NumericError, ParameterError, U
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.large_pages import LargePageWriter
 from edgellm.kernels.cpu.encode import encode
+from edgellm.quantize.importance import Imatrix, InputSquares, write_imatrix
 from edgellm.quantize.inputs import open_input
 from edgellm.quantize.mixes import Recipe
 from edgellm.quantize.pipeline import (
@@ -93,6 +94,37 @@ def test_importance_goes_to_its_tensor_and_to_each_expert(tmp_path: Path) -> Non
     for expert in range(3):
         expected = encode("Q4_K", experts[expert], columns[expert * 256 : (expert + 1) * 256])
         assert np.array_equal(written[expert], expected)
+
+
+def test_experts_that_the_text_never_met_are_named_and_get_a_type_that_can_do_without(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    kinds = ("gate", "up", "down")
+    names = [f"blk.{i}.ffn_{kind}_exps.weight" for i in range(2) for kind in kinds]
+    source = tiny_models.write_tiny_model(
+        tmp_path / "moe.gguf",
+        quant="F32",
+        extra_tensors={name: rng.standard_normal((3, 16, 256)).astype(np.float32) for name in names},
+        metadata={"llama.expert_count": 3, "llama.expert_used_count": 1},
+    )
+    met = {name: np.array([5, 0, 7] if name.startswith("blk.1") else [5, 6, 7], np.float32) for name in names}
+    squares = {name: InputSquares(rng.gamma(1, 1, (3, 256)).astype(np.float32), counts) for name, counts in met.items()}
+    with open_input(source) as opened:
+        dense = [name for name, tensor in opened.tensors.items() if len(tensor.shape) == 2]
+        for name in dense:
+            sums = rng.gamma(1, 1, (1, opened.tensors[name].n_in)).astype(np.float32)
+            squares[name] = InputSquares(sums, np.ones(1, np.float32))
+    write_imatrix(tmp_path / "i.gguf", Imatrix(squares, ["text"]))
+    out = tmp_path / "out.gguf"
+    for file_type, unmet_type in (("Q2_K_S", "Q3_K"), ("Q4_K_S", "Q4_K")):
+        words = ["quantize", str(source), str(out), file_type, "--imatrix", str(tmp_path / "i.gguf"), "-y"]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0 and "never met, rounded evenly: blk.1: 1\n" in done.stderr, done.output
+        written = GGUFFile.open(out).tensors
+        for name in names[3:5]:
+            assert written[name].quant.name == unmet_type
+        assert written[names[0]].quant.name == file_type.removesuffix("_S")
 
 
 def test_an_encoder_of_its_own_is_asked_first(model: Path, tmp_path: Path) -> None:
