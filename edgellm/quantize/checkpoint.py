@@ -223,7 +223,7 @@ def _check_biases(
     checkpoint: Checkpoint, config: CheckpointConfig, biases: frozenset[str], found: dict[str, InputTensor]
 ) -> None:
     wanted = [f"blk.{i}.{module}.bias" for i in range(config.n_layer) for module in sorted(biases)]
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in found and name.replace(".bias", ".weight") in found]
     if missing:
         raise FormatError(
             f"{checkpoint.folder.name}: {len(missing)} biases are missing, the first is {missing[0]}; its class, or "

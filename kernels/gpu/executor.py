@@ -24,7 +24,7 @@ from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
 from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
-from edgellm.kernels.gpu.layout import buffers_nbytes
+from edgellm.kernels.gpu.layout import MAX_OUTPUTS, buffers_nbytes
 from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES, Counts, put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.top_k import AHEAD, Found, TopK
@@ -90,7 +90,8 @@ class GPUExecutor:
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
         """Bytes on the device beside the weights and the cache."""
-        return buffers_nbytes(_with_tail(program)[1], max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES
+        found = TopK.held_nbytes(program.n_vocab, MAX_OUTPUTS) if program.output in program.buffers else 0
+        return buffers_nbytes(_with_tail(program)[1], max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES + found
 
     @staticmethod
     def weights_nbytes(program: Program) -> int:

@@ -460,8 +460,13 @@ def _select_outputs(low: Lowering, op: SelectOutputs) -> None:
 
 def _route(low: Lowering, op: Route) -> None:
     x, ids, y = low.place(op.logits), low.place(op.ids), low.place(op.probs)
+    words, scales = {"SCALES": "", "TIMES": ""}, []
+    if op.scales is not None:
+        words = {"SCALES": _vector(3, "scales"), "TIMES": " * scales[ids[p.ids_at + g.x * p.ids_row + k]]"}
+        scales = [low.vector(op.scales)]
     low.emit(
-        source("route", KEYS=sources.text("keys")), [x.buffer, ids.buffer, y.buffer], "rww", (low.n(x), 1, 1),
+        source("route", KEYS=sources.text("keys"), **words), [x.buffer, ids.buffer, y.buffer, *scales],
+        "rww" + "r" * len(scales), (low.n(x), 1, 1),
         x.width, ids.width, int(op.over == "all"), x.at, x.row, ids.at, ids.row, y.at, y.row,
     )  # fmt: skip
 
@@ -521,7 +526,7 @@ RULES: dict[type[Op], Rule] = {
     DeltaGates: Rule(recurrent.delta_gates, "alpha beta a dt_bias decay rate"),
     DeltaRule: Rule(recurrent.delta_rule, "qkv decay rate out layer n_k_heads n_v_heads tiled eps"),
     SplitHeads: Rule(recurrent.split_heads, "x first second head_dim"),
-    Route: Rule(_route, "logits ids probs over"),
+    Route: Rule(_route, "logits ids probs over scales"),
     ExpertMatmul: Rule(_expert_matmul, "x ids weight out n_used bias"),
     ExpertSum: Rule(_expert_sum, "x probs out"),
 }

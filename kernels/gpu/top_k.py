@@ -41,8 +41,7 @@ class TopK:
 
     def __init__(self, device: Device, logits: Place, n_vocab: int, rows: int = 1) -> None:
         self._device, self._logits, self._n = device, logits, n_vocab
-        self._slices = -(-n_vocab // SLICE)
-        state_nbytes = 4 * (4 + self._slices + N_COUNTS)
+        self._slices, state_nbytes = -(-n_vocab // SLICE), _state_nbytes(n_vocab)
         self.rows = rows = max(1, min(rows, device.max_binding // state_nbytes))
         self._state = device.buffer(rows * state_nbytes)
         self._candidates = device.buffer(8 * rows * ROOM)
@@ -69,6 +68,11 @@ class TopK:
         return self._recordings[key]
 
     @staticmethod
+    def held_nbytes(n_vocab: int, rows: int) -> int:
+        """Bytes on the device."""
+        return rows * (_state_nbytes(n_vocab) + 8 * ROOM + AHEAD * TopK.nbytes(MAX_K))
+
+    @staticmethod
     def nbytes(k: int) -> int:
         """Bytes of the answer for one row."""
         return 16 + 8 * k
@@ -90,3 +94,8 @@ class TopK:
             return None
         values = words.view(np.float32)
         return Found(words[4::2].astype(np.int64), values[5::2].copy(), float(values[2]))
+
+
+def _state_nbytes(n_vocab: int) -> int:
+    """Of what the shaders tell each other about a row."""
+    return 4 * (4 + -(-n_vocab // SLICE) + N_COUNTS)

@@ -147,8 +147,10 @@ class SplitHeads(Op):
 
     def reference(self, step: Step) -> None:
         n, dim = len(step[self.x]), self.head_dim
-        heads = step[self.x].reshape(n, step[self.first].shape[1] // dim, -1)
-        step[self.first], step[self.second] = heads[:, :, :dim].reshape(n, -1), heads[:, :, dim:].reshape(n, -1)
+        n_heads = step[self.first].shape[1] // dim
+        heads = step[self.x].reshape(n, n_heads, step[self.x].shape[1] // n_heads)
+        first, second = heads[:, :, :dim], heads[:, :, dim:]
+        step[self.first], step[self.second] = (part.reshape(n, n_heads * part.shape[2]) for part in (first, second))
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:

@@ -3,6 +3,7 @@ struct P { n: u32, n_used: u32, over_all: u32, x_at: u32, x_row: u32, ids_at: u3
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+$SCALES
 var<immediate> p: P;
 var<workgroup> keys: array<vec2<u32>, 64>;
 var<workgroup> part: array<f32, 64>;
@@ -47,5 +48,8 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     }
     sum = part[0];
   }
-  for (var k = 0u; k < p.n_used && t == 0u; k++) { y[p.y_at + g.x * p.y_row + k] /= sum; }
+  for (var k = 0u; k < p.n_used && t == 0u; k++) {
+    let at = p.y_at + g.x * p.y_row + k;
+    y[at] = y[at] / sum$TIMES;
+  }
 }
