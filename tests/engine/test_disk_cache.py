@@ -105,6 +105,8 @@ def test_what_the_tree_has_lost_comes_back_from_the_disk(start: Start, windows: 
     for _ in range(2):
         for prompt in prompts:
             reused(engine, prompt, windows=windows)
+            disk = engine.scheduler.disk
+            until(lambda disk=disk: not disk._work)  # a busy machine may be slow to write
     assert reused(engine, prompts[0], windows=windows) > 1300
     assert sum(engine.executor.batches) < 4 * 1400 + 9 * (BLOCK_TOKENS + 8)
 
