@@ -125,6 +125,26 @@ def _make_few_tokens(eight_rows: Any, prepare: Any) -> Any:
     return few_tokens
 
 
+def _but_for_one(prepare: Any, times_few: Any, times_one: Any) -> tuple[Any, Any]:
+    """The same, but one token as it is times rows where they lie."""
+
+    @v.forceinline
+    def prepare_some(x, x_row, n, n_groups, records):
+        row = 0
+        if n > 1:
+            row = prepare(x, x_row, n, n_groups, records)
+        return row
+
+    @v.forceinline
+    def times_some(p, stride, n_groups, x, x_row, n, scratch, ahead):
+        if n == 1:
+            times_one(p, stride, n_groups, x, x_row, 1, scratch, ahead)
+        else:
+            times_few(p, stride, n_groups, x, x_row, n, scratch, ahead)
+
+    return prepare_some, times_some
+
+
 class Cores(NamedTuple):
     """What multiplies the rows of a quantized type: up to ``few`` tokens with ``prepare`` and ``eight_rows``."""
 
@@ -140,6 +160,8 @@ def make_cores(quant: str, has_dot_bytes: bool, has_tiles: bool = False) -> Core
     if has_dot_bytes:
         transposed = transposed_superblocks if quant in SUPERBLOCKS else transposed_blocks
         few, prepare, times_few = at.MAX_FEW, transposed.prepare, transposed.make_few_tokens(quant, weights)
+        if quant in transposed_blocks.NOT_FOR_ONE:
+            prepare, times_few = _but_for_one(prepare, times_few, family.make_few_tokens(weights))
     else:
         few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
     finish = family.make_finish(weights)

@@ -111,6 +111,10 @@ TYPES = {  # the layouts are drawn in formats/block_quants.py and formats/small_
 }
 
 
+NOT_FOR_ONE = ("Q4_0", "Q4_1")
+"""Types of plain nibbles: one token multiplies them as fast where they lie (SmolLM2 in Q4_1 lost 4 % of its decode)."""
+
+
 # ---- activations, and the path itself --------------------------------------------------------------------------------
 
 _pair = v.Vec(types.uint64, 2)
