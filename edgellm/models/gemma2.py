@@ -10,7 +10,6 @@ import math
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.ops import Softcap
 from edgellm.kernels.program import Program
-from edgellm.models.gemma3 import GEMMA_LAYER
 from edgellm.models.parts.blocks import (
     ProgramBuilder,
     feed_forward,
@@ -20,6 +19,7 @@ from edgellm.models.parts.blocks import (
 )
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
+    GEMMA_LAYER,
     CheckpointForm,
     TypedMetadata,
     decoder_metadata,

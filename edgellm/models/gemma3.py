@@ -20,7 +20,7 @@ from edgellm.models.parts.blocks import (
 )
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
-    DECODER_LAYER,
+    GEMMA_LAYER,
     QK_NORMS,
     CheckpointForm,
     TypedMetadata,
@@ -107,12 +107,6 @@ def wide_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:
     """The divisors of the layers that see everything; sliding layers have none."""
     return frequency_factors(rotations_by_layer(config)[0])
 
-
-GEMMA_LAYER = DECODER_LAYER | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 
 CHECKPOINT = CheckpointForm(
     classes={"Gemma3ForCausalLM": "gemma3_text", "Gemma3ForConditionalGeneration": "gemma3"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder, build_decoder
+from edgellm.models.parts.blocks import build_decoder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     DECODER_LAYER,
@@ -22,11 +22,11 @@ from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
     SHARED_EXPERT,
     STACKED_EXPERTS,
-    expert_feed_forward,
     expert_metadata,
+    experts_and_shared,
     read_experts,
     refuse_dense_layers,
-    shared_expert,
+    shared_expert_metadata,
 )
 from edgellm.models.parts.hparams import integer
 
@@ -43,11 +43,7 @@ def build(gguf: ModelFile) -> Program:
         gguf, width, over="all", shared=integer(gguf, "expert_shared_feed_forward_length", 0) or n_ff
     )
 
-    def ffn(m: ProgramBuilder, blk: str) -> None:
-        expert_feed_forward(m, blk, experts, "silu")
-        shared_expert(m, blk, experts.shared, "silu", gated=True)
-
-    return build_decoder(gguf, adjacent=False, ffn=ffn)
+    return build_decoder(gguf, adjacent=False, ffn=experts_and_shared(experts))
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
@@ -57,12 +53,10 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     if config.flag("norm_topk_prob", False):
         raise config.refuse("norm_topk_prob", "models whose chosen experts' weights do not sum to 1 (false)")
     refuse_dense_layers(config)
-    widths = {"expert_feed_forward_length": "moe_intermediate_size"}
-    widths["expert_shared_feed_forward_length"] = "shared_expert_intermediate_size"
     return (
         decoder_metadata(config, "qwen2moe")
         | expert_metadata(config, "qwen2moe")
-        | {f"qwen2moe.{key}": (config.integer(name), "UINT32") for key, name in widths.items()}
+        | shared_expert_metadata(config, "qwen2moe")
     )
 
 

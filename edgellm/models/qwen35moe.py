@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata
 from edgellm.models.parts.delta_net import apart_inputs, build_hybrid, read_delta_net
@@ -20,10 +19,10 @@ from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
     SHARED_EXPERT,
     STACKED_EXPERTS,
-    expert_feed_forward,
     expert_metadata,
+    experts_and_shared,
     read_experts,
-    shared_expert,
+    shared_expert_metadata,
 )
 from edgellm.models.parts.hparams import integer
 
@@ -33,24 +32,16 @@ def build(gguf: ModelFile) -> Program:
     net = read_delta_net(gguf, tiled=True)
     experts = read_experts(gguf, shared=integer(gguf, "expert_shared_feed_forward_length", least=1))
 
-    def ffn(m: ProgramBuilder, blk: str) -> None:
-        expert_feed_forward(m, blk, experts, "silu")
-        shared_expert(m, blk, experts.shared, "silu", gated=True)
-
-    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=ffn, n_ff=experts.n_ff)
+    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=experts_and_shared(experts), n_ff=experts.n_ff)
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     n_ff = config.integer("moe_intermediate_size")
-    shared = config.integer("shared_expert_intermediate_size")
     return (
         delta_metadata(config, "qwen35moe", n_ff=n_ff)
         | expert_metadata(config, "qwen35moe")
-        | {
-            "qwen35moe.expert_feed_forward_length": (n_ff, "UINT32"),
-            "qwen35moe.expert_shared_feed_forward_length": (shared, "UINT32"),
-        }
+        | shared_expert_metadata(config, "qwen35moe")
     )
 
 

@@ -18,11 +18,11 @@ from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
     SHARED_EXPERT,
     STACKED_EXPERTS,
-    expert_feed_forward,
     expert_metadata,
+    experts_and_shared,
     read_experts,
     refuse_dense_layers,
-    shared_expert,
+    shared_expert_metadata,
 )
 from edgellm.models.parts.hparams import integer
 
@@ -32,11 +32,7 @@ def build(gguf: ModelFile) -> Program:
     net = read_delta_net(gguf, tiled=False)
     experts = read_experts(gguf, shared=integer(gguf, "expert_shared_feed_forward_length", least=1))
 
-    def ffn(m: ProgramBuilder, blk: str) -> None:
-        expert_feed_forward(m, blk, experts, "silu")
-        shared_expert(m, blk, experts.shared, "silu", gated=True)
-
-    return build_hybrid(gguf, net, inputs=_inputs(net), ffn=ffn, n_ff=experts.n_ff)
+    return build_hybrid(gguf, net, inputs=_inputs(net), ffn=experts_and_shared(experts), n_ff=experts.n_ff)
 
 
 def _inputs(net: DeltaNet) -> Inputs:
@@ -71,12 +67,9 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
         raise config.refuse("norm_topk_prob", "models whose chosen experts' weights sum to 1 (true)", value=False)
     refuse_dense_layers(config)
     n_ff = config.integer("moe_intermediate_size")
-    shared = config.integer("shared_expert_intermediate_size")
     found = delta_metadata(config, "qwen3next", n_ff=n_ff) | expert_metadata(config, "qwen3next")
     del found["qwen3next.rope.dimension_sections"]  # its positions have one part
-    found["qwen3next.expert_feed_forward_length"] = n_ff, "UINT32"
-    found["qwen3next.expert_shared_feed_forward_length"] = shared, "UINT32"
-    return found
+    return found | shared_expert_metadata(config, "qwen3next")
 
 
 CHECKPOINT = CheckpointForm(

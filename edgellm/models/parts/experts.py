@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,12 +121,33 @@ def shared_expert(m: ProgramBuilder, blk: str, n_ff: int, activation: Activation
     m.add("proj", "shared", "proj")
 
 
+def experts_and_shared(experts: Experts) -> Callable[[ProgramBuilder, str], None]:
+    """A feed-forward of SiLU experts and one that all tokens share: proj = experts(h) + sigmoid(h w) shared(h)"""
+
+    def ffn(m: ProgramBuilder, blk: str) -> None:
+        expert_feed_forward(m, blk, experts, "silu")
+        shared_expert(m, blk, experts.shared, "silu", gated=True)
+
+    return ffn
+
+
 def expert_metadata(config: CheckpointConfig, architecture: str) -> TypedMetadata:
     """How many experts there are and how many a token is sent to, from config.json."""
     key = "num_experts" if config.get("num_local_experts") is None else "num_local_experts"
     return {
         f"{architecture}.expert_count": (config.integer(key), "UINT32"),
         f"{architecture}.expert_used_count": (config.integer("num_experts_per_tok"), "UINT32"),
+    }
+
+
+def shared_expert_metadata(config: CheckpointConfig, architecture: str) -> TypedMetadata:
+    """The widths of an expert and of the shared one, from config.json."""
+    return {
+        f"{architecture}.expert_feed_forward_length": (config.integer("moe_intermediate_size"), "UINT32"),
+        f"{architecture}.expert_shared_feed_forward_length": (
+            config.integer("shared_expert_intermediate_size"),
+            "UINT32",
+        ),
     }
 
 

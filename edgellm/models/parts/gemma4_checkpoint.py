@@ -9,7 +9,7 @@ import numpy as np
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     DECODER,
-    DECODER_LAYER,
+    GEMMA_LAYER,
     QK_NORMS,
     CheckpointForm,
     TypedMetadata,
@@ -123,12 +123,9 @@ def wide_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:
 
 
 GEMMA4_LAYER = (
-    DECODER_LAYER
+    GEMMA_LAYER
     | QK_NORMS
     | {
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
         "per_layer_input_gate": "inp_gate",
         "per_layer_projection": "proj",
         "post_per_layer_input_norm": "post_norm",
