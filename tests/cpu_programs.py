@@ -18,6 +18,7 @@ from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.ops.sketch import random_tensor
 from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.reference import ReferenceExecutor
 
 FORMS = isa.available_forms()
 READABLE_TYPES = [name for name, kind in QUANT_TYPES.items() if kind.unpack is not None]
@@ -93,6 +94,47 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     rows = slice(start, stop)
     tables = tuple(np.where(t < 0, t[:, 1:], t) if start and t.shape == (1, 2) else t for t in batch.tables)
     return Batch(batch.tokens[rows], batch.positions[rows], batch.sequences[rows], batch.outputs[rows], tables)
+
+
+def sequences(program: Program, lengths: list[int], starts: list[int], n_blocks: int, seed: int = 1) -> Batch:
+    """Some tokens of several sequences, each in blocks of its own, the state of each in a slot of its own."""
+    rng, n = np.random.default_rng(seed), len(lengths)
+    per = n_blocks // n
+    blocks = np.arange(n * per, dtype=np.int32).reshape(n, per)
+    states = np.array([[i if start else -1, i] for i, start in enumerate(starts)], np.int32)
+    outputs = np.zeros(sum(lengths), bool)
+    outputs[np.cumsum(lengths) - 1] = True
+    return Batch(
+        rng.integers(3, program.n_vocab, sum(lengths)).astype(np.int32),
+        np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in zip(starts, lengths, strict=True)]),
+        np.repeat(np.arange(n, dtype=np.int32), lengths),
+        outputs,
+        tuple(states if group.kind == "state" else blocks for group in program.groups),
+    )
+
+
+def alone(batch: Batch, which: int) -> Batch:
+    """One sequence of a batch, with the row of the tables that it had."""
+    mine = batch.sequences == which
+    tables = tuple(table[which : which + 1] for table in batch.tables)
+    zeros = np.zeros(int(mine.sum()), np.int32)
+    return Batch(batch.tokens[mine], batch.positions[mine], zeros, batch.outputs[mine], tables)
+
+
+def assert_chunks_change_no_bit(program: Program, tokens: np.ndarray, form: str, rtol: float) -> None:
+    """The reference agrees with the CPU, and a sequence in pieces has the bits of the whole."""
+    fast = cpu_executor(program, 4, form=form)
+    whole = fast.run(Batch.single(program, tokens)).copy()
+    judge = ReferenceExecutor(program, 4)
+    expected = judge.run(Batch.single(program, tokens))[:, : program.n_vocab]
+    np.testing.assert_allclose(whole, expected, rtol=rtol, atol=1e-5)
+    for sizes in ([1] * 40, [1, 2, 3, 34], [39, 1]):
+        at, found = 0, []
+        for n in sizes:
+            found.append(fast.run(Batch.single(program, tokens[at : at + n], at)).copy())
+            at += n
+        np.testing.assert_array_equal(np.concatenate(found), whole)
+    fast.close()
 
 
 def load_kernel(name: str, function: Any, target: isa.Isa) -> tuple[jit.CodeMemory, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu_programs import alone, sequences
 from gpu_device import device
 
 from edgellm.formats.errors import (
@@ -74,33 +75,6 @@ def opened(program: Program, index: int, **options: Any) -> GPUExecutor:
     return GPUExecutor(program, N_BLOCKS, max_tokens=64, index=index, **options)
 
 
-def sequences(
-    program: Program, lengths: list[int], starts: list[int], seed: int = 1, n_blocks: int = N_BLOCKS
-) -> Batch:
-    """Some tokens of several sequences, each in blocks of its own, the state of each in a slot of its own."""
-    rng, n = np.random.default_rng(seed), len(lengths)
-    per = n_blocks // n
-    blocks = np.arange(n * per, dtype=np.int32).reshape(n, per)
-    states = np.array([[i if start else -1, i] for i, start in enumerate(starts)], np.int32)
-    outputs = np.zeros(sum(lengths), bool)
-    outputs[np.cumsum(lengths) - 1] = True
-    return Batch(
-        rng.integers(3, program.n_vocab, sum(lengths)).astype(np.int32),
-        np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in zip(starts, lengths, strict=True)]),
-        np.repeat(np.arange(n, dtype=np.int32), lengths),
-        outputs,
-        tuple(states if group.kind == "state" else blocks for group in program.groups),
-    )
-
-
-def alone(batch: Batch, which: int) -> Batch:
-    """One sequence of a batch, with the row of the tables that it had."""
-    mine = batch.sequences == which
-    tables = tuple(table[which : which + 1] for table in batch.tables)
-    zeros = np.zeros(int(mine.sum()), np.int32)
-    return Batch(batch.tokens[mine], batch.positions[mine], zeros, batch.outputs[mine], tables)
-
-
 def test_logits_are_the_references(program: Program, index: int) -> None:
     fast, judge = opened(program, index), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
     for n, start, outputs in ((33, 0, "all"), (1, 33, "all"), (7, 34, "last"), (40, 41, "all")):
@@ -111,7 +85,7 @@ def test_logits_are_the_references(program: Program, index: int) -> None:
 
 def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_in_any_chunks(program: Program, index: int) -> None:
     lengths, executor = [31, 1, 7, 17], opened(program, index)
-    batch, more = sequences(program, lengths, [0] * 4), sequences(program, [1] * 4, lengths, seed=2)
+    batch, more = sequences(program, lengths, [0] * 4, N_BLOCKS), sequences(program, [1] * 4, lengths, N_BLOCKS, seed=2)
     together = [executor.run(batch).copy(), executor.run(more).copy()]
     for which in range(4):
         executor.close()
@@ -136,7 +110,7 @@ def test_decoding_many_sequences_gives_each_the_bits_of_one_alone(n: int, files:
         program = build_program(gguf)
     executor = opened(program, index)
     for start, length in ((0, 3), (3, 1)):
-        batch = sequences(program, [length] * n, [start] * n)
+        batch = sequences(program, [length] * n, [start] * n, N_BLOCKS)
         together = executor.run(batch).copy()
         for which in {0, n // 2, n - 1}:
             assert np.array_equal(executor.run(alone(batch, which)), together[which : which + 1])
@@ -156,7 +130,7 @@ def test_small_bindings_change_no_bit(program: Program, index: int) -> None:
 
 def test_a_hook_sees_every_op_and_what_it_changes_counts(program: Program, index: int) -> None:
     executor = opened(program, index)
-    batch, seen = sequences(program, [5, 40], [0, 0]), list[Op]()
+    batch, seen = sequences(program, [5, 40], [0, 0], N_BLOCKS), list[Op]()
     plain = executor.run(batch).copy()
 
     def look(at: int, op: Op, read: Any) -> None:
@@ -271,7 +245,7 @@ def test_runs_of_steps_draw_the_tokens_that_steps_with_all_logits_draw(
 
 def next_tokens(program: Program, lengths: list[int], tokens: list[int]) -> Batch:
     """A token of each sequence behind those that are in the cache."""
-    return replace(sequences(program, [1] * len(lengths), lengths), tokens=np.array(tokens, np.int32))
+    return replace(sequences(program, [1] * len(lengths), lengths, N_BLOCKS), tokens=np.array(tokens, np.int32))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +257,7 @@ def test_sequences_that_decode_together_draw_the_tokens_of_each_alone(
     with GGUFFile.open(files["gemma3 Q8_0"]) as gguf:
         executor = opened(build_program(gguf), index)
     program, lengths = executor.program, [31, 3, 17]
-    executor.run(sequences(program, lengths, [0, 0, 0]))
+    executor.run(sequences(program, lengths, [0, 0, 0], N_BLOCKS))
 
     def opened_draws() -> list[Any]:
         return [executor.draw.open(SPECS[name], np.random.default_rng(i)) for i, name in enumerate(names)]
@@ -325,8 +299,8 @@ def test_a_step_that_gives_nan_to_one_sequence_gives_tokens_to_the_others(files:
     with GGUFFile.open(files["llama Q4_K"]) as gguf:
         executor = opened(build_program(gguf), index)
     program, lengths = executor.program, [5, 3, 7]
-    executor.run(sequences(program, lengths, [0, 0, 0]))
-    block = int(sequences(program, [1] * 3, lengths).tables[0][1, 0])
+    executor.run(sequences(program, lengths, [0, 0, 0], N_BLOCKS))
+    block = int(sequences(program, [1] * 3, lengths, N_BLOCKS).tables[0][1, 0])
     executor.pool.write_block(0, block, b"\x00\x7e" * (executor.pool.block_nbytes(0) // 2))
     draws = [executor.draw.open(SPECS["greedy"], np.random.default_rng(0)) for _ in range(3)]
     assert executor.decode_together(next_tokens(program, lengths, [9, 10, 11]), 6, draws, [[]] * 3) == [1, 0, 1]

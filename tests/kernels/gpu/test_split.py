@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cpu_programs import alone, sequences
 from gpu_device import device
 
 import edgellm
@@ -144,7 +145,8 @@ def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_in_any_chunks(
     model: str, layers: int, cpu_moe: bool, programs: dict[str, Program], name: str
 ) -> None:
     program, lengths = programs[model], [31, 1, 7, 17]
-    batch, more = (sequences(program, *shape) for shape in ((lengths, [0] * 4), ([1] * 4, lengths)))
+    batch = sequences(program, lengths, [0] * 4, 16, seed=0)
+    more = sequences(program, [1] * 4, lengths, 16, seed=sum(lengths))
     executor = opened(program, name, layers, cpu_moe)
     together = [executor.run(batch).copy(), executor.run(more).copy()]
     for which in range(4):
@@ -162,30 +164,6 @@ def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_in_any_chunks(
         assert np.array_equal(logits[-1], together[0][which])
         assert np.array_equal(executor.run(alone(more, which))[0], together[1][which])
     executor.close()
-
-
-def sequences(program: Program, lengths: list[int], starts: list[int]) -> Batch:
-    """Some tokens of several sequences, each in blocks of its own, the state of each in a slot of its own."""
-    rng, n = np.random.default_rng(sum(starts)), len(lengths)
-    blocks = np.arange(n * 4, dtype=np.int32).reshape(n, 4)
-    states = np.array([[i if start else -1, i] for i, start in enumerate(starts)], np.int32)
-    outputs = np.zeros(sum(lengths), bool)
-    outputs[np.cumsum(lengths) - 1] = True
-    return Batch(
-        rng.integers(3, program.n_vocab, sum(lengths)).astype(np.int32),
-        np.concatenate([np.arange(s, s + n, dtype=np.int32) for s, n in zip(starts, lengths, strict=True)]),
-        np.repeat(np.arange(n, dtype=np.int32), lengths),
-        outputs,
-        tuple(states if group.kind == "state" else blocks for group in program.groups),
-    )
-
-
-def alone(batch: Batch, which: int) -> Batch:
-    """One sequence of a batch, with the row of the tables that it had."""
-    mine = batch.sequences == which
-    tables = tuple(table[which : which + 1] for table in batch.tables)
-    zeros = np.zeros(int(mine.sum()), np.int32)
-    return Batch(batch.tokens[mine], batch.positions[mine], zeros, batch.outputs[mine], tables)
 
 
 @pytest.mark.parametrize(("model", "layers", "cpu_moe"), [("llama", 2, False), ("qwen3moe", 4, True)])
