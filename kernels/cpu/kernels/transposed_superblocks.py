@@ -115,7 +115,7 @@ def _k_scales(p, stride):
 
 @v.forceinline
 def _no_bits(p, stride):
-    return 0
+    return 0, 0, 0, 0
 
 
 def _make_k_block(block_nbytes: int, quants: int, fifth_bits: Any, make_pair: Any) -> Any:
@@ -247,10 +247,7 @@ def _make_q2_q3_k(n: int, block_nbytes: int, quants: int, third_bits: Any, read_
 
         @v.forceinline
         def group(totals, z, bits, x, x_row, scales):
-            if has_third_bit:
-                q = (weights(z[0], bits[0]), weights(z[1], bits[1]), weights(z[2], bits[2]), weights(z[3], bits[3]))
-            else:
-                q = (weights(z[0], 0), weights(z[1], 0), weights(z[2], 0), weights(z[3], 0))
+            q = (weights(z[0], bits[0]), weights(z[1], bits[1]), weights(z[2], bits[2]), weights(z[3], bits[3]))
             return add(totals, q, x + at, x_row, (first(scales), second(scales)))
 
         return group
