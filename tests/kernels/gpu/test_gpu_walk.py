@@ -29,9 +29,10 @@ def test_a_device_takes_the_native_loop(gpu: Device) -> None:
 
 
 def test_the_native_loop_gives_the_bits_that_pythons_gives(tmp_path: Path) -> None:
+    index = int(device("gpu").partition(":")[2])
     path = tiny_models.write_tiny_model(tmp_path / "m.gguf", "gemma3", "Q8_0")
     with GGUFFile.open(path) as gguf:
-        executor = GPUExecutor(build_program(gguf), 8, max_tokens=64, index=0)
+        executor = GPUExecutor(build_program(gguf), 8, max_tokens=64, index=index)
         batch = Batch.single(executor.program, range(3, 40))
         native = executor.run(batch).copy()
         executor.device.walk = walk.python_walk(executor.device._lib, executor.device._ffi.NULL)
