@@ -36,9 +36,10 @@ def test_an_answer_has_the_text_the_tokens_and_the_figures_of_the_library(real_s
         assert remote.n_ctx == llm.n_ctx and ids == llm.prompt_ids(QUESTION)
         assert remote.default_params.top_k == llm.default_params.top_k
     assert answer.text == own.text and answer.finish_reason == own.finish_reason == "length"
+    assert answer.tokens == own.tokens
     assert [row.bytes for row in answer.logprobs] == [row.bytes for row in own.logprobs]
-    assert [[other.bytes for other in row.top] for row in answer.logprobs] == [
-        [other.bytes for other in row.top] for row in own.logprobs
+    assert [[(other.token, other.bytes) for other in row.top] for row in answer.logprobs] == [
+        [(other.token, other.bytes) for other in row.top] for row in own.logprobs
     ]
     assert (answer.timings.prompt_n, answer.timings.generation_n) == (own.timings.prompt_n, own.timings.generation_n)
     assert answer.timings.generation_tps > 0 and answer.timings.time_to_first_token_ms > 0

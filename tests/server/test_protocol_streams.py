@@ -163,3 +163,13 @@ def test_a_format_that_cannot_be_kept_is_refused_by_its_field(path: str) -> None
     error = reply.json()["error"]
     said = error if isinstance(error, str) else error["message"]
     assert reply.status_code == 400 and said.startswith(tuple(key.split(".")[0] for key in FORMATS[path])), said
+
+
+def test_log_probabilities_of_a_chat_keep_the_official_schema_with_their_ids() -> None:
+    body = {"messages": [TURN], "logprobs": True, "top_logprobs": 2}
+    with client_of(scripted_server(scripted_llm(["A \N{SNOWFLAKE}."]))) as client:
+        reply = client.post("/v1/chat/completions", json=body).json()
+    check(spec("openai_chat"), reply, "CreateChatCompletionResponse")
+    for row in reply["choices"][0]["logprobs"]["content"]:
+        check(spec("openai_chat"), row, "ChatCompletionTokenLogprob")
+        assert isinstance(row["id"], int) and all(isinstance(one["id"], int) for one in row["top_logprobs"])

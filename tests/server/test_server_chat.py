@@ -73,6 +73,17 @@ def test_logprobs_of_a_stream_are_those_of_the_whole_answer(real_server: Server)
     assert "".join(one["token"] for one in streamed) == whole["message"]["content"]
 
 
+def test_tokens_that_are_parts_of_a_character_come_with_their_own_ids_and_bytes() -> None:
+    text = "Snow: \N{SNOWFLAKE}\N{LEFTWARDS ARROW WITH HOOK}!"
+    llm = scripted_llm([text])
+    body = {"logprobs": True, "top_logprobs": 1, "temperature": 0}
+    rows = ask(scripted_server(llm), **body).json()["choices"][0]["logprobs"]["content"]
+    assert [row["id"] for row in rows] == llm.tokenize(text)
+    assert [row["top_logprobs"][0]["id"] for row in rows] == llm.tokenize(text)
+    assert b"".join(bytes(row["bytes"]) for row in rows).decode() == text
+    assert any(row["token"] == "\N{REPLACEMENT CHARACTER}" for row in rows)
+
+
 def test_the_second_request_takes_the_prompt_from_the_cache(real_server: Server) -> None:
     body = {"messages": [{"role": "user", "content": "river " * 200}], "max_tokens": 1}
     with client_of(real_server) as client:

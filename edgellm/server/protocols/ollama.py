@@ -42,7 +42,7 @@ from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.models import ModelEntry
 from edgellm.server.protocols.openai_responses import arguments_of
-from edgellm.server.protocols.openai_wire import chat_logprob
+from edgellm.server.protocols.openai_wire import plain_logprob
 from edgellm.server.server import Server
 from edgellm.server.sse import line
 from edgellm.server.text_request import PromptRead, TextRequest
@@ -317,7 +317,7 @@ class LineWriter:
     def add(self, one: Event) -> Iterator[dict[str, Any]]:
         """The lines that an event adds."""
         if isinstance(one, ContentDelta | ReasoningDelta):
-            logprobs = [chat_logprob(token) for token in one.logprobs]
+            logprobs = [plain_logprob(token) for token in one.logprobs]
             self.logprobs += logprobs
             thinking = isinstance(one, ReasoningDelta)
             (self.thinking if thinking else self.text).append(one.text)

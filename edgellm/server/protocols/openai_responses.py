@@ -41,9 +41,9 @@ from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_wire import (
     SamplingBody,
-    chat_logprob,
     error_body,
     new_id,
+    plain_logprob,
     sampling_fields,
 )
 from edgellm.server.response_store import ResponseStore
@@ -459,7 +459,7 @@ class ResponseWriter:
     def _add_text(self, one: ContentDelta | ReasoningDelta) -> Iterator[bytes]:
         kind = "message" if isinstance(one, ContentDelta) else "reasoning"
         if kind == "message":
-            self._logprobs += map(chat_logprob, one.logprobs)
+            self._logprobs += map(plain_logprob, one.logprobs)
         if not one.text:
             return
         if self._item is None or self._item["type"] != kind:

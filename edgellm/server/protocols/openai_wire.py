@@ -138,11 +138,18 @@ def llama_timings(timings: Timings) -> dict[str, float]:
 
 
 def chat_logprob(one: TokenLogprob) -> dict[str, Any]:
-    """A token of ``logprobs.content``, with the likeliest in its place."""
+    """A token of ``logprobs.content`` and the likeliest in its place: OpenAI's fields and llama-server's ``id``."""
+    told = [{"id": token.token, **_logprob(token)} for token in (one, *one.top)]
+    return {**told[0], "top_logprobs": told[1:]}
+
+
+def plain_logprob(one: TokenLogprob) -> dict[str, Any]:
+    """The same where the protocol knows no ids of tokens: Responses and Ollama."""
     return {**_logprob(one), "top_logprobs": [_logprob(other) for other in one.top]}
 
 
 def _logprob(one: TokenLogprob) -> dict[str, Any]:
+    """``bytes`` are the token's own, also where it is only part of a character and its text is U+FFFD."""
     return {"token": one.text, "logprob": finite(one.logprob), "bytes": list(one.bytes)}
 
 
