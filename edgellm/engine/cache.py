@@ -317,21 +317,7 @@ class KVCache:
             self._cut(sequence.path[0])
         elif keep and sequence.root is not None and sequence.length:
             self._leave(sequence)
-        for group in self._groups:
-            table = sequence.tables[group.index]
-            # the deepest first: a block is of no use without those before it
-            for b in range(sequence.end[group.index] - 1, sequence.first[group.index] - 1, -1):
-                group.drop(int(table[b]))
-        if self._states:
-            for slot in sequence.tables[self._states.index].tolist():
-                if slot >= 0:
-                    self._states.drop(slot)
-        for table in sequence.tables:
-            table[:] = -1
-        for node in reversed(sequence.path):
-            node.users -= 1
-            self._prune(node)
-        sequence.path.clear()
+        self._let_go(sequence)
 
     def put_back(self, tokens: SequenceOf[int], first: SequenceOf[int], fill: Callable[[int, int, int], None]) -> int:
         """Make blocks findable that were computed elsewhere; how many of ``tokens`` are known then.
@@ -342,37 +328,41 @@ class KVCache:
         """
         held: list[tuple[_Group, int]] = []  # in use until the end: none may take the place of another
         node, n_known = self._roots.setdefault("", Node(None, (), len(self._groups))), 0
-        parent = node
-        for b in range(n_blocks_of(len(tokens))):
-            part = tuple(tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
-            child = node.children.get(part)
-            there = [group for group in self._groups if b >= first[group.index]]
-            if not all(group.n_available or (child and child.blocks[group.index] >= 0) for group in there):
-                break
-            child = child or self._insert(node, part)
-            for group in there:
-                block = child.blocks[group.index]
-                if block >= 0:
-                    group.share(block)
-                else:
-                    block = child.blocks[group.index] = self._take(group)
-                    group.owner[block] = child
-                    fill(group.index, b, block)
-                held.append((group, block))
-            parent, node, n_known = node, child, n_known + len(part)
-        if self._states:
-            rest = () if len(node.tokens) == BLOCK_TOKENS else node.tokens
-            owner = parent if rest else node
-            if n_known < len(tokens) or not self._states.n_available:
-                n_known = 0
-            elif rest not in owner.snapshots:
-                slot = self._take(self._states)
-                fill(self._states.index, 0, slot)
-                self._keep_snapshot(owner, rest, slot)
-                self._states.drop(slot)
-        for group, block in reversed(held):  # the deepest goes first, as in release()
-            group.drop(block)
-        self._prune(node)
+        parent = deepest = node
+
+        def take(group: _Group, block: int) -> int:
+            target = self._take(group)
+            held.append((group, target))
+            fill(group.index, block, target)  # findable only once it is whole
+            return target
+
+        try:
+            for b in range(n_blocks_of(len(tokens))):
+                part = tuple(tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
+                child = node.children.get(part)
+                there = [group for group in self._groups if b >= first[group.index]]
+                if not all(group.n_available or (child and child.blocks[group.index] >= 0) for group in there):
+                    break
+                child = deepest = child or self._insert(node, part)
+                for group in there:
+                    if (block := child.blocks[group.index]) >= 0:
+                        group.share(block)
+                        held.append((group, block))
+                    else:
+                        block = child.blocks[group.index] = take(group, b)
+                        group.owner[block] = child
+                parent, node, n_known = node, child, n_known + len(part)
+            if self._states:
+                rest = () if len(node.tokens) == BLOCK_TOKENS else node.tokens
+                owner = parent if rest else node
+                if n_known < len(tokens) or not self._states.n_available:
+                    n_known = 0
+                elif rest not in owner.snapshots:
+                    self._keep_snapshot(owner, rest, take(self._states, 0))
+        finally:
+            for group, block in reversed(held):  # the deepest goes first, as in release()
+                group.drop(block)
+            self._prune(deepest)
         return n_known
 
     def blocks(self, sequence: Sequence) -> list[list[int]]:
@@ -480,12 +470,17 @@ class KVCache:
         return path[-1].blocks[group.index] >= 0 and reach[len(path) - 1] <= first
 
     def _adopt(self, sequence: Sequence, match: _Match) -> bool:
-        """Share the blocks of the path and the state, copy the source. False when there is no block to copy to."""
+        """Share the blocks of the path and the state, copy the source. False when there is no block to copy to.
+
+        Whatever a copy raises, nothing is held then.
+        """
         path, source = match.path, match.source
+        sequence.path = list(path)
         for node in path:
             node.users += 1
         if self._states:
             self._states.share(match.slot)
+            sequence.tables[self._states.index][0] = match.slot
         for group in self._groups:
             i = group.index
             sequence.first[i] = group.first_needed(match.length)
@@ -493,32 +488,47 @@ class KVCache:
             for b in range(sequence.first[i], len(path)):
                 sequence.tables[i][b] = path[b].blocks[i]
                 group.share(path[b].blocks[i])
-            if source is not None:
-                group.share(source.blocks[i])  # must not be given away as the target of its own copy
-        possible = source is None or all(group.n_available for group in self._groups)
+        return source is None or self._copy_end(sequence, source)
+
+    def _copy_end(self, sequence: Sequence, source: Node) -> bool:
+        """A copy of the source behind what the sequence shares, which is let go of when there is none."""
+        sources = [(group, source.blocks[group.index]) for group in self._groups]
+        for group, block in sources:
+            group.share(block)  # must not be given away as the target of its own copy
+        copied = False
+        try:
+            if all(group.n_available for group in self._groups):
+                for group, block in sources:
+                    i = group.index
+                    sequence.tables[i][len(sequence.path)] = target = self._take(group)
+                    sequence.end[i] += 1
+                    self.pool.copy_block(i, block, target)
+                copied = True
+        finally:
+            for group, block in sources:
+                group.drop(block)
+            if not copied:
+                self._let_go(sequence)
+        return copied
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Hold nothing more: neither blocks nor states nor a path."""
         for group in self._groups:
             i = group.index
-            if source is not None:
-                if possible:
-                    sequence.tables[i][len(path)] = target = self._take(group)
-                    self.pool.copy_block(i, source.blocks[i], target)
-                    sequence.end[i] += 1
-                group.drop(source.blocks[i])
-            if not possible:
-                for b in range(sequence.first[i], sequence.end[i]):
-                    group.drop(int(sequence.tables[i][b]))
-                sequence.tables[i][:] = -1
-                sequence.first[i] = sequence.end[i] = 0
-        if possible:
-            sequence.path = list(path)
-            if self._states:
-                sequence.tables[self._states.index][0] = match.slot
-            return True
-        for node in path:
-            node.users -= 1
+            # the deepest first: a block is of no use without those before it
+            for b in range(sequence.end[i] - 1, sequence.first[i] - 1, -1):
+                group.drop(int(sequence.tables[i][b]))
+            sequence.first[i] = sequence.end[i] = 0
         if self._states:
-            self._states.drop(match.slot)
-        return False
+            for slot in sequence.tables[self._states.index].tolist():
+                if slot >= 0:
+                    self._states.drop(slot)
+        for table in sequence.tables:
+            table[:] = -1
+        for node in reversed(sequence.path):
+            node.users -= 1
+            self._prune(node)
+        sequence.path.clear()
 
     # -- states ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -213,6 +214,49 @@ def test_two_that_go_on_from_one_snapshot_do_not_disturb_each_other_when_the_tre
     runner.cache.release(runner.cache.open([*prompt, 3]), keep=False)
     runner.feed(one, [*prompt, 1, 5, 6])
     runner.feed(other, [*prompt, 2, 5, 6])
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (STATE, 0, 40)])
+def test_a_copy_that_fails_midway_holds_nothing(windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tokens_of(1, 50)
+    for n_good in range(len(set(windows) - {STATE})):
+        runner = Runner(windows)
+        sequence = runner.cache.open(text)
+        runner.feed(sequence, text)
+        runner.cache.release(sequence)
+        copies = iter([runner.pool.copy_block] * n_good)
+        with monkeypatch.context() as patch:
+            patch.setattr(runner.pool, "copy_block", lambda *place, copies=copies: next(copies)(*place))
+            with pytest.raises(StopIteration):
+                runner.cache.open([*text, 1])
+        runner.cache.check([])
+        assert not any(runner.cache.n_used())
+        sequence = runner.cache.open([*text, 1])
+        assert sequence.n_reused == 50
+        runner.feed(sequence, [*text, 1])
+
+
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (STATE,)])
+def test_what_is_put_back_in_part_is_found_as_far_as_it_is_whole(windows: tuple[int, ...]) -> None:
+    text, source = tokens_of(1, 100), Runner(windows)
+    sequence = source.cache.open(text)
+    source.feed(sequence, text)
+    first, tables = list(sequence.first), [table.tolist() for table in sequence.tables]
+    n_calls = sum(len(blocks) for blocks in source.cache.blocks(sequence))
+    for n_good in range(n_calls):
+        runner, good = Runner(windows), iter(range(n_good))
+
+        def fill(group: int, block: int, target: int, runner: Runner = runner, good: Iterator[int] = good) -> None:
+            next(good)
+            runner.pool.write_block(group, target, source.pool.read_block(group, tables[group][block]))
+
+        with pytest.raises(StopIteration):
+            runner.cache.put_back(text, first, fill)
+        runner.cache.check([])
+        assert not any(runner.cache.n_used())
+        again = runner.cache.open([*text, 1])
+        assert again.n_reused <= n_good * BLOCK_TOKENS
+        runner.feed(again, [*text, 1])
 
 
 def test_what_one_variant_has_computed_another_does_not_find() -> None:
