@@ -393,19 +393,29 @@ class Engine:
 
     def _next(self) -> list[Request]:
         """The requests that share the next step; none when there is nothing left to do."""
-        with self._lock:
-            while True:
-                for request in [r for r in self.scheduler.requests if r.stopped]:
-                    self._end(request)
-                if self._closed:
-                    for request in list(self.scheduler.requests):
-                        self._end(request, ClosedError("The model was closed while it answered. Load it again."))
-                if turn := self.scheduler.next_in_line():
-                    return turn
-                if not self.scheduler.requests:
-                    self._thread = None
-                    return []
-                self._work.wait(POLL_S)
+        while True:
+            with self._lock:
+                if not (over := self._over()):
+                    if turn := self.scheduler.next_in_line():
+                        return turn
+                    if not self.scheduler.requests:
+                        self._thread = None
+                        return []
+                    self._work.wait(POLL_S)
+            for request, error in over:
+                self._settle(request, error)
+            with self._lock:
+                for request, error in over:
+                    self._end(request, error)
+
+    def _over(self) -> list[tuple[Request, BaseException | None]]:
+        """The requests whose callers have left, or all of them once the engine is closed, and why."""
+        requests = self.scheduler.requests
+        over: list[tuple[Request, BaseException | None]] = [(request, None) for request in requests if request.stopped]
+        if self._closed:
+            error = ClosedError("The model was closed while it answered. Load it again.")
+            over += [(request, error) for request in requests if not request.stopped]
+        return over
 
     def _advance(self, requests: list[Request]) -> None:
         """One step for all of these; each gets what comes of its own tokens."""
@@ -461,11 +471,17 @@ class Engine:
                 self._deliver(first, [], error)
             return
         started = perf_counter()
-        scheduled = self.scheduler.schedule(requests, lambda request, error: self._deliver(request, [], error))
+        scheduled = self.scheduler.schedule(requests, self._fail)
         if scheduled and not (
             self._run_on(scheduled[0], started) if len(scheduled) == 1 else self._run_together(scheduled)
         ):
             self._run(scheduled, started)
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """It cannot have a step; a device that is gone is everybody's affair."""
+        if isinstance(error, DEVICE_GONE):
+            raise error
+        self._deliver(request, [], error)
 
     def _run(self, scheduled: list[Scheduled], started: float) -> None:
         """A step. Up to the commit it leaves no trace: what fails is tried again in parts."""
@@ -570,16 +586,28 @@ class Engine:
 
     def _deliver(self, request: Request, items: list[Any], error: BaseException | None = None) -> None:
         """Put items into the caller's mailbox; the request ends with its last one or with an error."""
+        last = items[-1] if items else Progress(0, 0)
+        ends = (
+            error is not None or last is None or (isinstance(last, GeneratedToken) and last.finish_reason is not None)
+        )
+        if ends:
+            self._settle(request, error)
         with self._lock:
             request.mailbox.extend(items)
             if len(request.mailbox) >= LEAD:
                 request.idle_since = perf_counter()
-            last = items[-1] if items else Progress(0, 0)
-            if error is not None or last is None or (isinstance(last, GeneratedToken) and last.finish_reason):
+            if ends:
                 self._end(request, error)
             request.ready.notify()
         if request.notify is not None:
             request.notify()
+
+    def _settle(self, request: Request, error: BaseException | None) -> None:
+        """Before a request ends, and without the lock: other callers need not wait for what is copied of it.
+
+        Only this thread makes steps, so nobody finds anything of the request before it is whole.
+        """
+        self.scheduler.settle(request, keep=not isinstance(error, NumericError))
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """Take a request out of the line (the lock is held); its blocks stay findable unless they may hold NaN."""

@@ -39,6 +39,10 @@ STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks 
 LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
 
+Fail = Callable[[Request, BaseException], None]
+"""Ends a request with an error; raises what is not that request's alone, such as a device that is gone."""
+
+
 class Scheduled(NamedTuple):
     """What one request has in a step: its next tokens, the last of them drafts; for how many it wants logits."""
 
@@ -80,11 +84,15 @@ class Scheduler:
         request.order = next(self._orders)
         self.requests.append(request)
 
+    def settle(self, request: Request, *, keep: bool = True) -> None:
+        """It will have no more steps: what the disk is to have of it is copied, which may take a while."""
+        if request.trail is not None and request.sequence is not None:
+            trail, request.trail = request.trail, None
+            trail.end(request.sequence, keep)
+
     def remove(self, request: Request, *, keep: bool = True) -> None:
         """It is over; what it has computed stays findable unless not to be kept."""
         self.requests.remove(request)
-        if request.trail is not None and request.sequence is not None:
-            request.trail.end(request.sequence, keep)
         self.preempt(request, keep=keep)
 
     def preempt(self, request: Request, *, keep: bool = True) -> None:
@@ -106,15 +114,14 @@ class Scheduler:
             self.requests = [r for r in self.requests if r not in turn] + turn
         return turn
 
-    def schedule(self, requests: list[Request], fail: Callable[[Request, BaseException], None]) -> list[Scheduled]:
+    def schedule(self, requests: list[Request], fail: Fail) -> list[Scheduled]:
         """What each of the requests has in the next step, with blocks reserved; ``fail`` gets those that cannot be."""
-        for request in requests:
-            if request.sequence is None:
-                request.sequence = self.cache.open(request.tokens, shared=request.shared)
-                if self.disk is not None and request.shared:
-                    self._look_up(self.disk, request, request.sequence)
+        for request in [request for request in requests if request.sequence is None]:
+            with _alone(request, fail):
+                self._open(request)
         if self.disk is not None:
-            requests = self._restored(requests)
+            requests = self._restored(requests, fail)
+        requests = [request for request in requests if request.sequence is not None]
         budgets = list(self._budgets(requests))
         for request in set(requests) - {request for request, _ in budgets}:
             if request.sequence is not None and request.n_computed == request.sequence.n_reused:
@@ -124,16 +131,19 @@ class Scheduler:
             sequence = request.sequence
             if sequence is None:  # an older one has just taken its blocks
                 continue
-            tokens, n_outputs = request.next_tokens(min(budget, self.cache.room(sequence)))
-            try:
+            with _alone(request, fail):
+                tokens, n_outputs = request.next_tokens(min(budget, self.cache.room(sequence)))
                 if self._reserve(request, len(tokens)):
                     scheduled.append(Scheduled(request, sequence, tokens, n_outputs))
                 else:
                     request.not_before = perf_counter() + POLL_S
-            except BaseException as error:
-                fail(request, error)
-        scheduled = [part for part in scheduled if part.request.sequence is part.sequence]
-        return self._with_drafts(scheduled) if scheduled else []
+        scheduled = _still(scheduled)
+        return _still(self._with_drafts(scheduled, fail)) if scheduled else []
+
+    def _open(self, request: Request) -> None:
+        request.sequence = self.cache.open(request.tokens, shared=request.shared)
+        if self.disk is not None and request.shared:
+            self._look_up(self.disk, request, request.sequence)
 
     # -- what is on the disk ---------------------------------------------------------------------------------------
 
@@ -149,7 +159,7 @@ class Scheduler:
             self.preempt(request)
             request.not_before = perf_counter() + POLL_S
 
-    def _restored(self, requests: list[Request]) -> list[Request]:
+    def _restored(self, requests: list[Request], fail: Fail) -> list[Request]:
         """Those for which nothing more is being read; a piece that has been read goes into the cache, one a step."""
         room, there = 1, []
         for request in requests:
@@ -163,8 +173,12 @@ class Scheduler:
                     trail.stop()
                     request.not_before = 0.0
                     there.append(request)
-            elif not room or self._take_over(request, piece):
-                request.not_before, room = 0.0, 0
+            elif not room:
+                request.not_before = 0.0
+            else:
+                with _alone(request, fail):
+                    if self._take_over(request, piece):
+                        request.not_before, room = 0.0, 0
         return there
 
     def _take_over(self, request: Request, piece: Piece) -> bool:
@@ -246,13 +260,17 @@ class Scheduler:
 
     # -- several tokens of an answer at once -----------------------------------------------------------------------
 
-    def _with_drafts(self, scheduled: list[Scheduled]) -> list[Scheduled]:
+    def _with_drafts(self, scheduled: list[Scheduled], fail: Fail) -> list[Scheduled]:
         """The same with drafts, where all are answers and it is known what they cost without."""
         n_plain = len(scheduled)
         if n_plain not in self._decode_s or not all(part.decodes for part in scheduled):
             return scheduled
         most = min(MAX_DRAFT, self.max_tokens // n_plain - 1)
-        drafts = [part.request.draft(min(most, self._room(part) - 1)) for part in scheduled]
+        drafts: list[Sequence[int]] = []
+        for part in scheduled:
+            drafts.append(())
+            with _alone(part.request, fail):
+                drafts[-1] = part.request.draft(min(most, self._room(part) - 1))
         if not any(drafts):
             return scheduled
         # as long as gives the most tokens a second if all are right
@@ -310,6 +328,20 @@ class Scheduler:
             if part.request.drafter is not None and part.n_drafted:
                 cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
                 part.request.drafter.settle(n_kept - 1 - cost)
+
+
+@contextlib.contextmanager
+def _alone(request: Request, fail: Fail) -> Iterator[None]:
+    """What goes wrong in it is the affair of this request, and no other's."""
+    try:
+        yield
+    except BaseException as error:
+        fail(request, error)
+
+
+def _still(scheduled: Sequence[Scheduled]) -> list[Scheduled]:
+    """Those whose blocks nobody has taken meanwhile."""
+    return [part for part in scheduled if part.request.sequence is part.sequence]
 
 
 def _follows(request: Request, leader: Request) -> bool:

@@ -383,6 +383,38 @@ def test_a_device_that_is_lost_while_it_is_copied_from_costs_nothing_that_is_don
     assert not files(tmp_path)
 
 
+def test_nobody_waits_while_what_an_answer_leaves_is_copied_and_nobody_finds_it_half(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = (STATE, 0)
+    engine, prompt = start(windows), prompt_of(7, 50)
+    copying, may_go_on, pool = threading.Event(), threading.Event(), engine.cache.pool
+    read = pool.read_block
+
+    def slow(group: int, block: int) -> bytes:
+        if any(request.n_computed > len(prompt) for request in engine.scheduler.requests):  # the end of an answer
+            copying.set()
+            assert may_go_on.wait(60)
+        return read(group, block)
+
+    monkeypatch.setattr(pool, "read_block", slow)
+    answers: list[list[Any]] = [[], []]
+
+    def ask(i: int) -> None:
+        answers[i] = [one.token for one in engine.generate(prompt, Greedy(), max_tokens=4)]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(2)]
+    threads[0].start()
+    assert copying.wait(60)
+    threads[1].start()
+    until(lambda: len(engine.scheduler.requests) == 2)  # it comes in, and what there is is taken
+    may_go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [expected_tokens(prompt, 4, tuple(sorted(windows)))] * 2
+    wait_until_idle(engine)
+
+
 def test_no_thread_for_the_disk_costs_no_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_of(7, 300)
     first = start()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -421,6 +422,46 @@ def test_an_executor_error_reaches_the_caller_and_leaves_the_engine_usable(engin
     assert run(engine, prompt_of(1, 40), 3) == expected_tokens(prompt_of(1, 40), 3)
     wait_until_idle(engine)
     engine.cache.check([])
+
+
+@pytest.mark.parametrize("windows", [(0,), (STATE, 0)])
+@pytest.mark.parametrize("place", ["open", "copy", "next_tokens", "draft"])
+def test_what_goes_wrong_before_a_step_is_that_requests_affair_alone(
+    place: str, windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, bad, good = make_engine(windows), prompt_of(1, 40), prompt_of(2, 60)
+    answer = run(engine, bad, 3)
+    answers: list[list[int]] = []
+
+    def broken(*_: object, **__: object) -> list[int]:
+        raise ArithmeticError("broken")
+
+    other = threading.Thread(target=lambda: answers.append(run(engine, good, 40)))
+    engine.executor.pause_s = 0.002
+    other.start()
+    until(lambda: engine.cache.n_used()[0] > 1)
+    with monkeypatch.context() as patch:
+        if place == "open":
+            patch.setattr(engine.cache, "open", broken)
+        elif place == "copy":
+            patch.setattr(engine.cache.pool, "copy_block", broken)
+        else:
+            made = type(engine)._generation
+
+            def generation(*args: Any, **options: Any) -> Any:
+                request = made(engine, *args, **options)
+                setattr(request, place, broken)
+                return request
+
+            patch.setattr(engine, "_generation", generation)
+        with pytest.raises(ArithmeticError):
+            run(engine, [*bad, *answer, 5], 9)
+    other.join(HANG_S)
+    assert answers == [expected_tokens(good, 40, tuple(sorted(windows)))]
+    assert run(engine, bad, 3) == answer
+    wait_until_idle(engine)
+    engine.cache.check([])
+    engine.close()
 
 
 def test_a_sampler_error_reaches_the_caller_and_leaves_the_engine_usable(engine: Engine) -> None:
