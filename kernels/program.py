@@ -250,8 +250,9 @@ class DecodingExecutor(Executor, Protocol):
         ...
 
 
+@runtime_checkable
 class TogetherDecodingExecutor(DecodingExecutor, Protocol):
-    """An executor that can do so for several sequences: it has ``decode_together``."""
+    """An executor that can do so for several sequences, and ends early when it is told that somebody waits."""
 
     def decode_together(
         self, batch: Batch, n_steps: int, draws: Sequence[TokenDraw], stop_ids: Sequence[Collection[int]]
@@ -260,4 +261,8 @@ class TogetherDecodingExecutor(DecodingExecutor, Protocol):
 
         The run ends with the step in which one of them ends, be it by NaN: then that one has a token less.
         """
+        ...
+
+    def hurry(self, wanted: bool) -> None:
+        """Whether a run shall end with the step that it is at; called on any thread, also between two runs."""
         ...

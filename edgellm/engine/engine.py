@@ -46,7 +46,7 @@ from edgellm.formats.errors import (
     NumericError,
     ParameterError,
 )
-from edgellm.kernels.program import DecodingExecutor, Executor, Hook
+from edgellm.kernels.program import DecodingExecutor, Executor, Hook, TogetherDecodingExecutor
 
 if TYPE_CHECKING:
     from edgellm.sampling import Sampler
@@ -84,7 +84,7 @@ class Engine:
         self._drafter = drafter
         self.fallback: Callable[[], tuple[Executor, KVCache]] | None = None  # what goes on when a device is gone
         self.notices: list[str] = []  # what happened, for whoever shows it
-        self._decoder = executor if isinstance(executor, DecodingExecutor) else None
+        self._use(executor)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self.scheduler.wake = partial(_notify, self._work)
@@ -179,6 +179,7 @@ class Engine:
             if thread is threading.current_thread():
                 raise ParameterError("A hook closed its own model. Close it after the answer that has the hook.")
             self._closed = True
+            self._hurry()
             self._work.notify_all()
         if thread is not None:
             thread.join()
@@ -277,6 +278,7 @@ class Engine:
             if draw is not None and draw is not getattr(self.executor, "draw", None):
                 request.has_moved = True  # its sampler is older than this executor
             self.scheduler.add(request)
+            self._hurry()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="edgellm-engine", daemon=True)
                 self._thread.start()
@@ -358,6 +360,7 @@ class Engine:
     def _look(self, request: Request) -> tuple[bool, Any]:
         if request.stopped and not request.finished:
             request.cancelled = True
+            self._hurry()
             self._work.notify()
             return True, request.cancelled_item()
         if request.mailbox:
@@ -372,6 +375,7 @@ class Engine:
     def _drop(self, request: Request) -> None:
         """The caller is gone; the engine lets go of the request before its next step."""
         request.cancelled = True
+        self._hurry()
         # never wait here: the garbage collector may close an iterator on a thread that holds the lock
         if self._lock.acquire(blocking=False):
             self._work.notify()
@@ -395,6 +399,7 @@ class Engine:
         """The requests that share the next step; none when there is nothing left to do."""
         while True:
             with self._lock:
+                self._hurry(False)  # before the looks: whoever comes or leaves after them, ends the run that follows
                 if not (over := self._over()):
                     if turn := self.scheduler.next_in_line():
                         return turn
@@ -441,7 +446,7 @@ class Engine:
             return False
         with self._lock:
             gone, self.executor, self.cache, self.scheduler.cache = self.executor, executor, cache, cache
-            self._decoder = executor if isinstance(executor, DecodingExecutor) else None
+            self._use(executor)
             self._forgotten.detach()
             self._forgotten = self._closes_when_forgotten()
             disk, self.scheduler.disk = self.scheduler.disk, None  # what it keeps is that executor's
@@ -454,6 +459,16 @@ class Engine:
             disk.close()
         gone.close()
         return True
+
+    def _use(self, executor: Executor) -> None:
+        """Find out what it can, once: isinstance takes long with a protocol."""
+        self._decoder = executor if isinstance(executor, DecodingExecutor) else None
+        self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
+
+    def _hurry(self, wanted: bool = True) -> None:
+        """Let a run end with the step that it is at: there is something to look at. Needs no lock."""
+        if (together := self._together) is not None:
+            together.hurry(wanted)
 
     def _closes_when_forgotten(self) -> weakref.finalize:
         found = weakref.finalize(self, _close_elsewhere, self.executor)
@@ -536,8 +551,7 @@ class Engine:
     def _run_together(self, scheduled: list[Scheduled]) -> bool:
         """The same for several answers, where the executor draws for all of them."""
         requests, started = [part.request for part in scheduled], perf_counter()
-        decode = getattr(self.executor, "decode_together", None)  # isinstance takes long with a protocol
-        if decode is None:
+        if self._together is None:
             return False
         draws = [chain.draw for request in requests if (chain := request.chain) is not None]
         if len(draws) < len(scheduled):
@@ -547,7 +561,7 @@ class Engine:
         n = max(1, min(map(self.scheduler.run_length, scheduled)))  # one is a step as any other, but for the logits
         stop_ids = [request.stop_ids for request in requests]
         try:
-            drawn: list[int] = decode(make_batch(scheduled), n, draws, stop_ids)
+            drawn = self._together.decode_together(make_batch(scheduled), n, draws, stop_ids)
             self.intact()
         except DEVICE_GONE:
             raise

@@ -68,7 +68,7 @@ class GPUExecutor:
         self.program, self.max_tokens = program, max_tokens
         self.device = Device(adapters.choose(index), max_binding)
         self._end = weakref.finalize(self, self.device.close)
-        self._closed = False
+        self._closed = self._is_waited_for = False
         try:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
             self.pool: CachePool = pool
@@ -170,7 +170,7 @@ class GPUExecutor:
         for draw in draws:
             draw.begin()
         ahead, counts = AHEAD if all(draw.is_greedy for draw in draws) else 1, [0] * n
-        while counts[0] < n_steps:
+        while counts[0] < n_steps and not (counts[0] and self._is_waited_for):
             found = self._steps(batch, min(ahead, n_steps - counts[0]), max(draw.k for draw in draws))
             for step, rows in enumerate(found):
                 if None in rows and step + 1 < len(found):  # all logits are needed, and another step's are there
@@ -189,6 +189,10 @@ class GPUExecutor:
                 ):
                     break
         return counts
+
+    def hurry(self, wanted: bool) -> None:
+        """See ``TogetherDecodingExecutor``."""
+        self._is_waited_for = wanted
 
     def _steps(self, batch: Batch, n_steps: int, k: int) -> list[list[Found | bool | None]]:
         """The k largest logits of each step and row; what follows the first step goes on with the largest."""

@@ -5,12 +5,12 @@ All meet at a spinning barrier (about 0.3 us for two threads) before an op that 
 op's flags say; with one token, small ops are left to thread 0. Between two steps a worker spins for a
 while, since the next token usually follows at once, and then goes back to Python to sleep.
 
-``team_decode`` goes from token to token by itself: it draws from the logits, and what was drawn is the next step's
-token. All else that a step says stays as it is, so Python ends such a run where it would not.
+``team_decode`` goes from token to token by itself: the threads draw from the logits, a row each, and what was drawn is
+the next step's tokens. All else that a step says stays as it is, so Python ends such a run where it would not.
 
 The team's record (int64, one cache line each, so that spinning threads do not disturb each other):
 
-    arrivals | phase | generation | n_threads | job (ops, first, last, step) | yield function | one line per worker
+    arrivals | phase | generation | n_threads | job (ops, first, last, step, draws) | yield function | a line a worker
 
 Written in numba like the kernels, but the last four functions are kernels only by their signature: ``op`` is the team's
 record, and the other arguments are named in each.
@@ -21,7 +21,7 @@ from __future__ import annotations
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib import team_layout as at
-from edgellm.kernels.cpu.lib.draw_layout import ROW, TOKEN
+from edgellm.kernels.cpu.lib.draw_layout import ROW, ROW_NBYTES, TOKEN
 
 SPINS_BEFORE_YIELD = 3_000  # about 0.1 ms: when a core is taken by others, let them finish
 SPINS_BEFORE_PARKING = 60_000  # about 3 ms without a new step
@@ -66,6 +66,12 @@ def _walk(team, thread):
                 v.call_kernel(v.load_i64(op), op, step, 0, 1)
         else:
             v.call_kernel(v.load_i64(op), op, step, thread, n_threads)
+    decode = v.load_i64(team + at.JOB_DRAWS)
+    if decode != 0:
+        _barrier(team, n_threads)
+        for row in range(thread, v.load_i64(decode + at.N_ROWS), n_threads):
+            record = v.load_i64(v.load_i64(decode + at.RECORDS) + row * 8)
+            v.call_kernel(v.load_i64(decode + at.TOP_K), record, 0, 0, 1)
     _barrier(team, n_threads)
 
 
@@ -82,12 +88,20 @@ def _publish(team, parked):
 
 
 @v.forceinline
-def _go_on(team, decode, token):
-    """Make the step record and the op table ready for the token that follows."""
+def _drawn(decode, row):
+    """The token that was drawn last for a row, -1 where a logit was not finite."""
+    record = v.load_i64(v.load_i64(decode + at.RECORDS) + row * 8)
+    return v.load_i64(v.load_i64(record + ROW) - ROW_NBYTES + TOKEN)
+
+
+@v.forceinline
+def _go_on(team, decode):
+    """Make the step record and the op table ready for the tokens that follow."""
     step, ops = v.load_i64(team + at.JOB_STEP), v.load_i64(team + at.JOB_OPS)
-    v.store_i32(v.load_i64(step + layout.TOKENS), v.i32_of(token))
-    positions = v.load_i64(step + layout.POSITIONS)
-    v.store_i32(positions, v.i32_of(v.load_i32(positions) + 1))
+    tokens, positions = v.load_i64(step + layout.TOKENS), v.load_i64(step + layout.POSITIONS)
+    for row in range(v.load_i64(decode + at.N_ROWS)):
+        v.store_i32(tokens + row * 4, v.i32_of(_drawn(decode, row)))
+        v.store_i32(positions + row * 4, v.i32_of(v.load_i32(positions + row * 4) + 1))
     angles, nbytes = v.load_i64(step + layout.ROPES), v.load_i64(decode + at.ANGLES)
     for i in range(v.load_i64(decode + at.N_ROPES)):
         for pair in (angles + i * 16, angles + i * 16 + 8):
@@ -97,11 +111,12 @@ def _go_on(team, decode, token):
 
 
 @v.forceinline
-def _ends(decode, token):
-    """Whether it is one of the ids that end a run."""
-    stops, found = v.load_i64(decode + at.STOPS), False
-    for i in range(v.load_i64(decode + at.N_STOPS)):
-        found = found or v.load_i64(stops + i * 8) == token
+def _ends(decode, row):
+    """Whether nothing or one of the ids that end it was drawn for a row."""
+    token, stops = _drawn(decode, row), v.load_i64(decode + at.STOPS) + row * 16
+    found = token < 0
+    for i in range(v.load_i64(stops + 8)):
+        found = found or v.load_i64(v.load_i64(stops) + i * 8) == token
     return found
 
 
@@ -117,19 +132,17 @@ def team_lead(team, _unused, _unused2, _unused3):
 
 def team_decode(team, decode, _unused, _unused2):
     """Thread 0's part of the published job, a decode step, and of those that follow; see the record in team_layout."""
-    record, done = v.load_i64(decode + at.RECORD), v.load_i64(decode + at.N_DONE)
+    done = v.load_i64(decode + at.N_DONE)
     v.store_i64(decode + at.WAKE, 0)
     more = True
     while more:
         _walk(team, 0)
-        row = v.load_i64(record + ROW)
-        v.call_kernel(v.load_i64(decode + at.TOP_K), record, 0, 0, 1)
-        token = v.load_i64(row + TOKEN)
-        if token >= 0:
-            done += 1
-        more = token >= 0 and done < v.load_i64(decode + at.N_STEPS) and not _ends(decode, token)
+        done += 1
+        more = done < v.load_i64(decode + at.N_STEPS) and v.atomic_load(decode + at.WAITED_FOR) == 0
+        for row in range(v.load_i64(decode + at.N_ROWS)):
+            more = more and not _ends(decode, row)
         if more:
-            _go_on(team, decode, token)
+            _go_on(team, decode)
             if _publish(team, v.load_i64(decode + at.PARKED_OF)) > 0:
                 v.store_i64(decode + at.WAKE, 1)
                 more = False

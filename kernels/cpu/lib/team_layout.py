@@ -2,12 +2,15 @@
 
 LINE = 64
 ARRIVALS, PHASE, GENERATION, N_THREADS, JOB, YIELD, WORKERS = (LINE * i for i in range(7))
-JOB_OPS, JOB_FIRST, JOB_LAST, JOB_STEP = (JOB + 8 * i for i in range(4))
+JOB_OPS, JOB_FIRST, JOB_LAST, JOB_STEP, JOB_DRAWS = (JOB + 8 * i for i in range(5))
 
 RUNNING, PARKED = 0, 1
 
-# ---- the record of a run of decode steps, int64: addresses of the array that team_publish fills, of the top-k
-#      kernel and its record; steps at most, and done; token ids that end it; bytes from one position's angles to the
-#      next's, for each rope; 1 when workers of the step that was published must be woken first
-DECODE_FIELDS = 10
-PARKED_OF, TOP_K, RECORD, N_STEPS, N_DONE, STOPS, N_STOPS, ANGLES, N_ROPES, WAKE = (8 * i for i in range(DECODE_FIELDS))
+# ---- the record of a run of decode steps, int64: addresses of the array that team_publish fills, of the top-k kernel
+#      and of the addresses of its records, one for each row of logits; rows; steps at most, and done; for each row the
+#      address of the token ids that end it, and how many; bytes from one step's angles to the next's, for each rope; 1
+#      when workers of the step that was published must be woken first; 1 when somebody waits for the end of the run
+DECODE_FIELDS = 11
+PARKED_OF, TOP_K, RECORDS, N_ROWS, N_STEPS, N_DONE, STOPS, ANGLES, N_ROPES, WAKE, WAITED_FOR = (
+    8 * i for i in range(DECODE_FIELDS)
+)

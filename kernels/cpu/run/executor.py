@@ -73,6 +73,7 @@ class CPUExecutor:
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)
         self._step = StepRecord(program, max_tokens, n_threads)
+        self._has_state = any(group.kind == "state" for group in program.groups)
         per_thread = scratch_nbytes(program, max_tokens)
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self.nbytes = self._table.nbytes + len(self._scratch)
@@ -123,25 +124,54 @@ class CPUExecutor:
             raise ClosedError("this executor was closed; load the model again")
         if len(batch) != 1 or not batch.outputs[0] or n_steps < 1:
             raise ParameterError("decode() takes one token that wants logits, and at least one step")
-        if any(group.kind == "state" for group in self.program.groups) or batch.rope_positions is not None:
-            return 0  # each step has a slot of its own, or angles that do not follow from its position
-        position = int(batch.positions[0])
-        n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(position))
-        self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens, n_steps))
-        self._step.outputs([0])
-        table, n_vocab = self._table, self.program.n_vocab
-        stops = np.array([i for i in stop_ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
+        return self._decode(batch, n_steps, [draw], [stop_ids])[0]
+
+    def decode_together(
+        self, batch: Batch, n_steps: int, draws: Sequence[CPUTokenDraw], stop_ids: Sequence[Collection[int]]
+    ) -> list[int]:
+        """The same for the next tokens of several sequences; see ``TogetherDecodingExecutor``."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        n = len(batch)
+        is_one_each = n == len(set(draws)) == len(draws) == len(stop_ids) == len(set(batch.sequences.tolist()))
+        if not is_one_each or not batch.outputs.all() or n_steps < 1:
+            raise ParameterError(
+                "decode_together() takes one token of each sequence, which wants logits, a draw and stop ids for each, "
+                "and at least one step"
+            )
+        return self._decode(batch, n_steps, draws, stop_ids)
+
+    def hurry(self, wanted: bool) -> None:
+        """See ``TogetherDecodingExecutor``."""
+        self._team.hurry(wanted)
+
+    def _decode(
+        self, batch: Batch, n_steps: int, draws: Sequence[CPUTokenDraw], stop_ids: Sequence[Collection[int]]
+    ) -> list[int]:
+        n, n_vocab, table = len(batch), self.program.n_vocab, self._table
+        if self._has_state or batch.rope_positions is not None or batch.embeddings is not None or n > MAX_OUTPUTS:
+            return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
+        n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(batch.positions.tolist()))
+        self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens, n_steps), n_steps)
+        self._step.outputs(range(n))
+        stops = [
+            np.array([i for i in ids if isinstance(i, int | np.integer) and 0 <= i < n_vocab], np.int64)
+            for ids in stop_ids
+        ]
         table.rows[:, _COUNTER] = 0
-        record = draw.begin(table.buffers[self.program.output].ctypes.data, n_vocab)
-        return self._team.decode(
+        logits = table.buffers[self.program.output]
+        first, nbytes = logits.ctypes.data, logits.strides[0]
+        n_made = self._team.decode(
             self._rows_address,
             table.first_row[-1],
             self._step.address,
             n_steps,
-            (self.draw.address, record),
+            self.draw.address,
+            [draw.begin(first + i * nbytes, n_vocab) for i, draw in enumerate(draws)],
             self._step.angle_nbytes,
             stops,
         )
+        return [n_made - (draw.tokens(n_made)[-1] < 0) for draw in draws]
 
     # ---- as a part of a program that is split ------------------------------------------------------------------------
 

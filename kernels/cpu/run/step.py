@@ -42,8 +42,11 @@ class StepRecord:
         """A field by name."""
         return int(self._fields[getattr(layout, name) // 8])
 
-    def begin(self, batch: Batch, starts: Sequence[int]) -> None:
-        """All that a batch says but its outputs; ``starts`` are as in ``AttentionWork.plan``."""
+    def begin(self, batch: Batch, starts: Sequence[int], n_steps: int = 1) -> None:
+        """All that a batch says but its outputs; ``starts`` are as in ``AttentionWork.plan``.
+
+        n_steps   so many may be made of it, each a position further: their angles are there for all
+        """
         n = len(batch)
         tokens, positions, sequences, _, sees = self._arrays
         tokens[:n], positions[:n], sequences[:n] = batch.tokens, batch.positions, batch.sequences
@@ -56,17 +59,18 @@ class StepRecord:
         else:
             sees[:n] = batch.sees
         self._fields[layout.SEES // 8] = self._fields[(layout.POSITIONS if sees is positions else layout.OWN_SEES) // 8]
-        self._angles.turn(positions[:n] if batch.rope_positions is None else batch.rope_positions)
+        self._angles.turn(positions[:n] if batch.rope_positions is None else batch.rope_positions, n_steps)
         if changed := self.work.plan(positions[:n], sees[:n], starts, sequences[:n]):
             self.set(**changed)
 
-    def steps_alike(self, position: int) -> int:
-        """Decode steps from this position on that differ from the first in nothing but token, position and angles."""
-        return min(ROPE_RUN - position % ROPE_RUN, self.work.steps_alike(position))
+    def steps_alike(self, positions: Sequence[int]) -> int:
+        """Decode steps from these positions on that differ from the first in nothing but token, position and angles."""
+        n = min(map(self.work.steps_alike, positions))
+        return n if len(positions) > 1 else min(n, ROPE_RUN - positions[0] % ROPE_RUN)
 
     @property
     def angle_nbytes(self) -> np.ndarray:
-        """For each rope, bytes from the angles of one position to those of the next; int64."""
+        """For each rope, bytes from the angles of one step to those of the next; int64."""
         return self._angles.nbytes
 
     def outputs(self, rows: Sequence[int]) -> None:
@@ -80,30 +84,33 @@ class _Angles:
 
     def __init__(self, ropes: Sequence[Rope]) -> None:
         self.pairs = np.zeros((len(ropes), 2), np.int64)
-        self.nbytes = np.zeros(len(ropes), np.int64)  # of a row
+        self.nbytes = np.zeros(len(ropes), np.int64)  # of a step
         self._ropes = ropes
         self._first = -1  # position of the first row of a run
         self._runs: list[tuple[int, int, int]] = []  # addresses of cos and sin, bytes of a row
         self._alive: list[np.ndarray] = []
 
-    def turn(self, positions: np.ndarray) -> None:
-        """Angles of these positions, (n,) or (n_parts, n)."""
+    def turn(self, positions: np.ndarray, n_steps: int = 1) -> None:
+        """Angles of these positions, (n,) or (n_parts, n), and behind them of the next ones of (n,)."""
         if positions.ndim > 1 or len(positions) > 1:
-            self._compute(positions)
+            if n_steps > 1:
+                positions = (np.arange(n_steps, dtype=np.int32)[:, None] + positions).reshape(-1)
+            self._compute(positions, positions.shape[-1] // n_steps)
             self._first = -1
             return
         position = int(positions[0])
         first = position // ROPE_RUN * ROPE_RUN
         if first != self._first:
-            self._compute(np.arange(first, first + ROPE_RUN, dtype=np.int32))
+            self._compute(np.arange(first, first + ROPE_RUN, dtype=np.int32), 1)
             self._first = first
         for i, (cos, sin, nbytes) in enumerate(self._runs):
             offset = (position - first) * nbytes
             self.pairs[i, 0], self.pairs[i, 1] = cos + offset, sin + offset
 
-    def _compute(self, positions: np.ndarray) -> None:
+    def _compute(self, positions: np.ndarray, n: int) -> None:
+        """``n`` of them are a step's."""
         tables = [rope.table(positions) for rope in self._ropes]
         self._alive = [array for pair in tables for array in pair]
         self._runs = [(cos.ctypes.data, sin.ctypes.data, cos.strides[0]) for cos, sin in tables]
         for i, (cos, sin, nbytes) in enumerate(self._runs):
-            self.pairs[i], self.nbytes[i] = (cos, sin), nbytes
+            self.pairs[i], self.nbytes[i] = (cos, sin), n * nbytes

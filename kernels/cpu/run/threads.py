@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class ThreadTeam:
         self._parked_view = self._parked[1:]
         self._record_address, self._parked_address = self._record.ctypes.data, self._parked.ctypes.data
         self._run_fields = np.zeros(at.DECODE_FIELDS, np.int64)
+        self._run_fields_address = self._run_fields.ctypes.data
         self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
         self._stopping = False
         self._threads = [
@@ -49,7 +51,7 @@ class ThreadTeam:
         """Run rows [first, last) of the op table at ``ops`` for the step record at ``step``."""
         if last <= first:
             return
-        self._announce(ops, first, last, step)
+        self._announce(ops, first, last, step, 0)
         self._lead(self._record_address, 0, 0, 0)
 
     def decode(
@@ -58,27 +60,38 @@ class ThreadTeam:
         n_rows: int,
         step: int,
         n_steps: int,
-        top_k: tuple[int, int],
+        top_k: int,
+        records: Sequence[int],
         angles: np.ndarray,
-        stop_ids: np.ndarray,
+        stop_ids: Sequence[np.ndarray],
     ) -> int:
-        """Up to ``n_steps`` decode steps in a row, the first n_rows rows each; how many gave a token.
+        """Up to ``n_steps`` decode steps in a row, the first n_rows rows each; how many were made.
 
-        top_k        addresses of the kernel and of a record with room for so many draws
-        angles       int64, for each rope the bytes from one position's angles to the next's
-        stop_ids     int64
+        The step with the first end of a row is the last: by one of its stop ids, or because nothing could be drawn.
+
+        top_k        address of the kernel
+        records      addresses of its records, one for each token of the step, with room for so many draws
+        angles       int64, for each rope the bytes from one step's angles to the next's
+        stop_ids     int64, of each token
         """
-        arrays = (stop_ids.ctypes.data, len(stop_ids), angles.ctypes.data, len(angles))
-        self._run_fields[:] = self._parked_address, *top_k, n_steps, 0, *arrays, 0
-        self._announce(ops, 0, n_rows, step)
+        given = np.array(records, np.int64)
+        stops = np.array([(ids.ctypes.data, len(ids)) for ids in stop_ids], np.int64)
+        arrays = (stops.ctypes.data, angles.ctypes.data, len(angles))
+        fields = (self._parked_address, top_k, given.ctypes.data, len(given), n_steps, 0, *arrays, 0)
+        self._run_fields[: len(fields)] = fields
+        self._announce(ops, 0, n_rows, step, self._run_fields_address)
         while True:
-            self._decode(self._record_address, self._run_fields.ctypes.data, 0, 0)
+            self._decode(self._record_address, self._run_fields_address, 0, 0)
             if not self._run_fields[at.WAKE // 8]:
                 return int(self._run_fields[at.N_DONE // 8])
             self._wake_parked()
 
-    def _announce(self, ops: int, first: int, last: int, step: int) -> None:
-        self._fields[at.JOB // 8 : at.JOB // 8 + 4] = ops, first, last, step
+    def hurry(self, wanted: bool) -> None:
+        """Whether runs shall end with the step that they are at; from any thread, also before one begins."""
+        self._run_fields[at.WAITED_FOR // 8] = wanted
+
+    def _announce(self, ops: int, first: int, last: int, step: int, draws: int) -> None:
+        self._fields[at.JOB // 8 : at.JOB // 8 + 5] = ops, first, last, step, draws
         self._publish(self._record_address, self._parked_address, 0, 0)
         self._wake_parked()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_programs import FORMS, cpu_draw, cpu_executor, kernel_cache, part, single_sequence
+from cpu_programs import FORMS, cpu_draw, cpu_executor, kernel_cache, part, sequences, single_sequence
 
 from edgellm.engine import scheduler
 from edgellm.engine.cache import KVCache, pool_blocks
@@ -18,11 +19,12 @@ from edgellm.engine.engine import Engine
 from edgellm.engine.requests import GeneratedToken
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu.lib import draw_layout
 from edgellm.kernels.cpu.run.attention_work import AttentionWork, _visible_cuts_of
-from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw
+from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.step import ROPE_RUN
-from edgellm.kernels.draw import DrawSpec, Link, TokenDraw
+from edgellm.kernels.draw import Drawn, DrawSpec, Link, TokenDraw
 from edgellm.kernels.program import Batch, Program
 from edgellm.models import build_program
 from edgellm.sampling.params import SamplingParams
@@ -82,6 +84,123 @@ def test_a_run_gives_the_tokens_and_the_cache_of_single_steps(program: Program, 
         np.testing.assert_array_equal(mine, theirs)
     for executor in (alone, together):
         executor.close()
+
+
+LENGTHS = [70, 3, 200]  # on their way to the end of a block, of a window, of a cut
+N_TOGETHER = 80  # tokens of each
+SPECS = [
+    DrawSpec((Link("temperature", 0.0),), 1, 1),
+    DrawSpec((Link("top_k", 20), Link("top_p", 0.95), Link("temperature", 1.3)), 20, 20),
+    DrawSpec((Link("top_k", 8), Link("temperature", 0.9)), 8, 10, wants_sum=True),
+]
+
+
+def next_tokens(program: Program, tokens: list[int], n_made: int = 0) -> Batch:
+    """The next token of each of three sequences, behind ``LENGTHS`` and so many tokens."""
+    batch = sequences(program, [1, 1, 1], [length + n_made for length in LENGTHS], 3 * N_CTX // 32)
+    return dataclasses.replace(batch, tokens=np.array(tokens, np.int32))
+
+
+def three(program: Program, n_threads: int = 2, form: str = FORMS[0]) -> CPUExecutor:
+    """An executor that has read the beginnings of three sequences."""
+    executor = cpu_executor(program, 3 * N_CTX // 32, n_threads, sum(LENGTHS), form)
+    executor.run(sequences(program, LENGTHS, [0, 0, 0], 3 * N_CTX // 32))
+    return executor
+
+
+def told(draw: CPUTokenDraw, n: int) -> list[Drawn]:
+    """What was drawn; the sum is not there where it was not wanted."""
+    wants_sum = draw._record[draw_layout.WANTS_SUM // 8]
+    return [row if wants_sum else row._replace(sum=0.0) for row in draw.drawn(n)]
+
+
+def draws(executor: CPUExecutor) -> list[CPUTokenDraw]:
+    return [executor.draw.open(spec, np.random.default_rng(i)) for i, spec in enumerate(SPECS)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_sequences_that_decode_together_draw_the_tokens_of_single_steps(
+    program: Program, n_threads: int, form: str
+) -> None:
+    singles, together = three(program, n_threads, form), three(program, n_threads, form)
+    judges: list[list[Drawn]] = [[], [], []]
+    tokens, one_by_one = [9, 10, 11], draws(singles)
+    for n in range(N_TOGETHER):
+        logits = singles.run(next_tokens(program, tokens, n))
+        for draw, row, drawn in zip(one_by_one, logits, judges, strict=True):
+            assert draw.draw(row)
+            drawn += told(draw, 1)
+        tokens = [drawn[-1].token for drawn in judges]
+    runs, n, sizes = draws(together), 0, set()
+    while n < N_TOGETHER:
+        tokens = [drawn[n - 1].token if n else 9 + which for which, drawn in enumerate(judges)]
+        made = together.decode_together(next_tokens(program, tokens, n), min(7, N_TOGETHER - n), runs, [[]] * 3)
+        assert made == made[:1] * 3
+        for draw, judge in zip(runs, judges, strict=True):
+            assert told(draw, made[0]) == judge[n : n + made[0]]
+        n += made[0]
+        sizes.add(made[0])
+    assert 7 in sizes, "runs, and not single steps"
+    for mine, theirs in zip(chain(*together.pool.arrays), chain(*singles.pool.arrays), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for executor in (singles, together):
+        executor.close()
+
+
+def test_the_stop_id_of_one_ends_the_run_of_all(program: Program) -> None:
+    executor, first = three(program), next_tokens(program, [9, 10, 11])
+    expected = draws(executor)
+    assert executor.decode_together(first, 9, expected, [[]] * 3) == [9] * 3
+    tokens = [draw.tokens(9) for draw in expected]
+    for which in range(3):
+        stop, found = tokens[which][4], draws(executor)
+        n = tokens[which].index(stop) + 1
+        stop_ids: list[list[int]] = [[], [], []]
+        stop_ids[which] = [stop, -5]
+        assert executor.decode_together(first, 9, found, stop_ids) == [n] * 3
+        assert [draw.tokens(n) for draw in found] == [row[:n] for row in tokens]
+    executor.close()
+
+
+def test_nan_in_one_sequence_gives_tokens_to_the_others(program: Program) -> None:
+    executor = three(program)
+    first = next_tokens(program, [9, 10, 11])
+    for _, values in executor.pool.arrays:
+        values[first.tables[0][1, 0]] = np.nan
+    assert executor.decode_together(first, 6, draws(executor), [[]] * 3) == [1, 0, 1]
+    with pytest.raises(NumericError):
+        executor.run(first)
+    executor.close()
+
+
+def test_a_run_of_several_takes_one_token_of_each(program: Program) -> None:
+    executor, good = three(program), next_tokens(program, [9, 10, 11])
+    silent = dataclasses.replace(good, outputs=np.array([True, False, True]))
+    twice = dataclasses.replace(good, sequences=np.zeros(3, np.int32))
+    same = draws(executor)
+    cases = (
+        (silent, 2, draws(executor)),
+        (twice, 2, draws(executor)),
+        (good, 0, draws(executor)),
+        (good, 2, draws(executor)[:2]),
+        (good, 2, [*same[:2], same[0]]),
+    )
+    for batch, n_steps, given in cases:
+        with pytest.raises(ParameterError, match="decode_together"):
+            executor.decode_together(batch, n_steps, given, [[]] * 3)
+    missing = dataclasses.replace(good, tables=tuple(np.where(t == t[1], -1, t) for t in good.tables))
+    with pytest.raises(ParameterError, match="block"):
+        executor.decode_together(missing, 2, draws(executor), [[]] * 3)
+    executor.close()
+
+
+def test_a_run_ends_with_the_step_it_is_at_when_somebody_waits(program: Program) -> None:
+    executor = three(program)
+    for wanted, n in ((True, 1), (False, 5)):
+        executor.hurry(wanted)
+        assert executor.decode_together(next_tokens(program, [9, 10, 11]), 5, draws(executor), [[]] * 3) == [n] * 3
+    executor.close()
 
 
 def test_a_stop_id_is_the_last_token_of_a_run(program: Program) -> None:
@@ -160,13 +279,19 @@ class Asked:
         n_blocks = pool_blocks(program.cache_layers, N_CTX, 64, 2)
         self.executor = CPUExecutor(program, n_blocks, 2, 64, untested=kernel_cache(FORMS[0]))
         self.sizes: list[int] = []
-        decode = self.executor.decode
+        self.together: list[list[int]] = []
+        decode, decode_together = self.executor.decode, self.executor.decode_together
 
         def noted(batch: Batch, n_steps: int, *rest: Any) -> int:
             self.sizes.append(decode(batch, n_steps, *rest))
             return self.sizes[-1]
 
+        def noted_together(*arguments: Any) -> list[int]:
+            self.together.append(decode_together(*arguments))
+            return self.together[-1]
+
         self.executor.decode = noted  # type: ignore[method-assign]
+        self.executor.decode_together = noted_together  # type: ignore[method-assign]
         self.cache = KVCache(self.executor.pool, N_CTX)
         self.engine = Engine(self.executor, self.cache, **options)
         self.n_vocab = program.n_vocab
@@ -284,19 +409,51 @@ def test_an_answer_ends_with_its_stop_token_inside_a_run(ask: Callable[..., Aske
     assert steps[-1].finish_reason == "stop"
 
 
-def test_answers_beside_each_other_are_those_they_give_alone(ask: Callable[..., Asked]) -> None:
-    alone = ask(0.0)
-    expected = {n: [s.token for s in alone.steps([n, 2, 3], 100)] for n in (1, 4)}
-    asked, got = ask(0.01), dict[int, list[int | None]]()
-    threads = [
-        threading.Thread(target=lambda n=n: got.update({n: [s.token for s in asked.steps([n, 2, 3], 100)]}))
-        for n in expected
-    ]
+def at_once(functions: list[Callable[[], Any]]) -> None:
+    threads = [threading.Thread(target=function) for function in functions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(HANG_S)
-    assert got == expected
+
+
+def test_answers_beside_each_other_are_those_they_give_alone(ask: Callable[..., Asked]) -> None:
+    single, asked = ask(0.0), ask(0.01)
+    many: list[dict[str, Any]] = [*OPTIONS, {"repeat_penalty": 1.2}]
+
+    def answers(asked: Asked, n: int, options: dict[str, Any]) -> list[Any]:
+        return [(s.token, s.choice, s.finish_reason) for s in asked.steps([n, 2, 3], 60 + 9 * n, **options)]
+
+    for chosen in (many[:2], many[:5], many):  # the last of all draws in Python
+        expected = {n: answers(single, n, options) for n, options in enumerate(chosen)}
+        got: dict[int, list[Any]] = {}
+
+        def answer(n: int, options: dict[str, Any], got: dict[int, list[Any]] = got) -> None:
+            got[n] = answers(asked, n, options)
+
+        at_once([functools.partial(answer, n, options) for n, options in enumerate(chosen)])
+        assert got == expected
+    assert max(map(len, asked.together)) > 2
+    assert max(map(max, asked.together)) > 1, "runs, and not single steps"
+
+
+def test_who_comes_or_leaves_ends_a_run_with_its_step(ask: Callable[..., Asked]) -> None:
+    asked = ask()
+    steps = asked.engine.generate([1, 2, 3], asked.sampler(), max_tokens=200)
+    next(steps)
+    wanted: list[bool] = []
+    hurry = asked.executor.hurry
+
+    def noted(now: bool) -> None:
+        wanted.append(now)
+        hurry(now)
+
+    asked.executor.hurry = noted  # type: ignore[method-assign]
+    assert len(asked.steps([4, 5], 5)) == 5
+    assert wanted.count(True) >= 2, "when it came, and when it left"
+    steps.close()
+    assert wanted[-1] or wanted[-2]
+    assert len(asked.steps([6, 7], 30)) == 30
 
 
 def test_a_caller_that_leaves_inside_a_run_leaves_nothing_behind(ask: Callable[..., Asked]) -> None:

@@ -69,11 +69,11 @@ def linger(op, step, thread, n_threads):  # type: ignore[no-untyped-def]
 
 
 def draw_next(record, step, thread, n_threads):  # type: ignore[no-untyped-def]
-    """In place of the vocabulary kernel: after so many turns, one more than the last token."""
+    """In place of the vocabulary kernel: one more than the last token, in the next row."""
     row = load_i64(record + draw_layout.ROW)
-    for _ in range(load_i64(record)):
-        atomic_load(row)
-    store_i64(row + draw_layout.TOKEN, load_i64(row + draw_layout.TOKEN) + 1)
+    token = load_i64(row - draw_layout.ROW_NBYTES + draw_layout.TOKEN) + 1
+    store_i64(row + draw_layout.TOKEN, token)
+    store_i64(record + draw_layout.ROW, row + draw_layout.ROW_NBYTES)
 
 
 @functools.cache
@@ -174,18 +174,20 @@ def test_a_team_wakes_from_sleep_every_time(n_threads: int) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 4])
-@pytest.mark.parametrize("turns", [0, 20_000_000], ids=["awake", "asleep"])
-def test_a_run_of_decode_steps_wakes_workers_that_fell_asleep_within_it(n_threads: int, turns: int) -> None:
-    """The draw between two steps takes no time, or so long that every worker sleeps."""
+@pytest.mark.parametrize("n_stops", [1, 8_000_000], ids=["awake", "asleep"])
+def test_a_run_of_decode_steps_wakes_workers_that_fell_asleep_within_it(n_threads: int, n_stops: int) -> None:
+    """What lies between two steps takes no time, or so long that every worker sleeps."""
     team, table = make_team(n_threads), Table([("count", 3), ("fold", 1), ("share", 9)], n_threads)
-    table.step[layout.N_TOKENS // 8] = 1
-    tokens, positions, stops = np.zeros(1, np.int32), np.full(1, 40, np.int32), np.array([-7, 15])
+    n_rows = 3
+    table.step[layout.N_TOKENS // 8] = n_rows
+    tokens, positions = np.zeros(n_rows, np.int32), np.array([40, 2, 7], np.int32)
+    stops = [np.full(n_stops, -7), np.array([-7, 1015]), np.array([], np.int64)]
     table.step[[layout.TOKENS // 8, layout.POSITIONS // 8]] = tokens.ctypes.data, positions.ctypes.data
     pairs, nbytes = np.array([[1000, 2000]]), np.array([64])
     table.step[layout.ROPES // 8] = pairs.ctypes.data
-    row = np.zeros(8, np.int64)
-    record = np.zeros(13, np.int64)
-    record[[draw_layout.LOGITS // 8, draw_layout.ROW // 8]] = turns, row.ctypes.data
+    rows = np.zeros((n_rows, 60, draw_layout.ROW_FIELDS), np.int64)
+    records = np.zeros((n_rows, draw_layout.FIELDS), np.int64)
+    token = draw_layout.TOKEN // 8
     n_returns, wake = 0, team._wake_parked
 
     def counted() -> None:
@@ -195,18 +197,36 @@ def test_a_run_of_decode_steps_wakes_workers_that_fell_asleep_within_it(n_thread
 
     team._wake_parked = counted  # type: ignore[method-assign]
     for stop, n in ((8, 8), (40, 15)):  # the steps that were asked for; the stop id
-        row[:], positions[:], pairs[:] = 0, 40, [[1000, 2000]]
+        rows[:, 0, token], positions[:], pairs[:] = (0, 1000, 2000), (40, 2, 7), [[1000, 2000]]
+        records[:, draw_layout.ROW // 8] = rows[:, 1].ctypes.data + np.arange(n_rows) * rows.strides[0]
         table.cells[:] = 0
         table.rows[:, layout.COUNTER // 8] = 0
-        vocabulary = (kernels()[1]["draw_next"], record.ctypes.data)
-        assert team.decode(table.rows.ctypes.data, 3, table.step.ctypes.data, stop, vocabulary, nbytes, stops) == n
-        assert row[draw_layout.TOKEN // 8] == n
-        assert (int(tokens[0]), int(positions[0])) == (n - 1, 40 + n - 1)
+        draw, addresses = kernels()[1]["draw_next"], [record.ctypes.data for record in records]
+        made = team.decode(table.rows.ctypes.data, 3, table.step.ctypes.data, stop, draw, addresses, nbytes, stops)
+        assert made == n
+        assert rows[:, 1 : n + 1, token].tolist() == [[base + i for i in range(1, n + 1)] for base in (0, 1000, 2000)]
+        assert tokens.tolist() == [n - 1, 1000 + n - 1, 2000 + n - 1]
+        assert positions.tolist() == [40 + n - 1, 2 + n - 1, 7 + n - 1]
         assert pairs.tolist() == [[1000 + 64 * (n - 1), 2000 + 64 * (n - 1)]]
         assert table.cells[:n_threads].tolist() == [3 * n] * n_threads
         assert table.cells[9] == 36 * n, "every step begins with fresh counters"
-    if turns and n_threads > 1:
+    if n_stops > 1 and n_threads > 1:
         assert n_returns, "nobody slept, so nothing was tried"
+    team.close()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_run_ends_with_its_step_when_somebody_waits(n_threads: int) -> None:
+    team, table = make_team(n_threads), Table([("count", 1)], n_threads)
+    tokens, positions, row = np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros((40, 8), np.int64)
+    table.step[layout.N_TOKENS // 8] = 1
+    table.step[[layout.TOKENS // 8, layout.POSITIONS // 8]] = tokens.ctypes.data, positions.ctypes.data
+    record, nothing = np.zeros(draw_layout.FIELDS, np.int64), np.zeros(0, np.int64)
+    for wanted, n in ((False, 5), (True, 1), (False, 5)):
+        record[draw_layout.ROW // 8] = row.ctypes.data + row.strides[0]
+        team.hurry(wanted)
+        arguments = 5, kernels()[1]["draw_next"], [record.ctypes.data], nothing, [nothing]
+        assert team.decode(table.rows.ctypes.data, 1, table.step.ctypes.data, *arguments) == n
     team.close()
 
 
