@@ -271,6 +271,8 @@ def vocabulary(model: Model, rng: random.Random) -> str:
     """Tokens, types, scores, merges, ids and the kind of the tokenizer."""
     way = rng.randrange(8)
     tokens = model.get("tokenizer.ggml.tokens")[2]
+    if not isinstance(tokens, list) or not isinstance(tokens[0] if tokens else None, bytes):
+        return "none to change"  # it has the value of another key
     if way == 0:
         tokens[rng.randrange(len(tokens))] = rng.choice([*TEXTS, rng.choice(tokens)])
     elif way == 1:

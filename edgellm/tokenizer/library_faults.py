@@ -19,6 +19,7 @@ def library_faults() -> Iterator[None]:
         yield
     except BaseException as error:
         panic = type(error).__module__ == "pyo3_runtime"  # its PanicException cannot be imported
-        if not panic and type(error) is not Exception and not isinstance(error, UnicodeError):
+        # a text with surrogates, from a file that is no UTF-8, is a UnicodeError or the TypeError that came of it
+        if not panic and type(error) is not Exception and not isinstance(error, UnicodeError | TypeError):
             raise
         raise LibraryFault(" ".join(str(error).split()) or type(error).__name__) from None

@@ -102,7 +102,9 @@ def test_a_wanted_bos_that_does_not_exist_is_named() -> None:
     assert broken(byte_pair_metadata(), add_bos_token=True).code == "VOCAB_SPECIAL_ID"
 
 
-@pytest.mark.parametrize("merge", ["zz y", "h zz", "h y", "hy", "", " ", "hello" * 2 + " hello", "hello hello"])
+@pytest.mark.parametrize(
+    "merge", ["zz y", "h zz", "h y", "hy", "", " ", "hello" * 2 + " hello", "hello hello", "\udcff a"]
+)
 def test_merges_of_unknown_tokens_are_vocab_merges(merge: str) -> None:
     assert broken(byte_pair_metadata("hello"), merges=[merge]).code == "VOCAB_MERGES"
 
