@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -66,6 +67,15 @@ class QuantizedTensor:
         """Bytes in the file."""
         return self.data.nbytes
 
+    @property
+    def pieces(self) -> tuple[QuantizedTensor, ...]:
+        """What lies in one piece in a file: the tensor itself, or those of a stack."""
+        return (self,)
+
+    def stored(self, start: int, stop: int) -> np.ndarray:
+        """The bytes of some rows, (stop - start, row_nbytes)."""
+        return self.data[start:stop]
+
     def dequantize(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
         """float32 (n_rows, n_in) of the chosen rows, of all by default."""
         return self.quant.dequantize(self.data if rows is None else self.data[rows])
@@ -73,6 +83,87 @@ class QuantizedTensor:
     def times(self, scale: float) -> QuantizedTensor:
         """The tensor whose weights are all to be multiplied by ``scale``."""
         return replace(self, quant=self.quant.times(scale))
+
+    def times_each(self, scales: Sequence[float]) -> TensorStack:
+        """The tensor whose weights at index i of the first dimension are all to be multiplied by ``scales[i]``."""
+        each, parts = len(self.data) // self.shape[0], self.pieces
+        if len(parts) == 1:
+            runs = [self.data[i * each : (i + 1) * each] for i in range(self.shape[0])]
+            parts = tuple(QuantizedTensor(self.name, self.shape[1:], self.quant, data) for data in runs)
+        return TensorStack.of(self.name, [part.times(scale) for part, scale in zip(parts, scales, strict=True)])
+
+
+@dataclass(frozen=True)
+class TensorStack(QuantizedTensor):
+    """Tensors of one shape as one, each an index of its first dimension. They may lie anywhere: ``data`` is empty.
+
+    quant   that of the first; another one may be the same times a factor
+    """
+
+    parts: tuple[QuantizedTensor, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, parts: Sequence[QuantizedTensor]) -> TensorStack:
+        """Tensors of the same shape and blocks."""
+        shape, first = parts[0].shape, parts[0]
+        return cls(name, (len(parts), *shape), first.quant, first.data[:0], tuple(parts))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def pieces(self) -> tuple[QuantizedTensor, ...]:
+        return self.parts
+
+    def stored(self, start: int, stop: int) -> np.ndarray:
+        return self._of_parts(start, stop, lambda part, rows: part.data[rows])
+
+    def dequantize(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        each = len(self.parts[0].data)
+        if isinstance(rows, np.ndarray):
+            found = [self.parts[i // each].dequantize(slice(i % each, i % each + 1)) for i in rows.tolist()]
+            return np.concatenate(found)
+        start, stop, _ = (rows or slice(None)).indices(each * len(self.parts))
+        return self._of_parts(start, stop, lambda part, rows: part.dequantize(rows))
+
+    def times(self, scale: float) -> TensorStack:
+        return TensorStack.of(self.name, [part.times(scale) for part in self.parts])
+
+    def _of_parts(self, start: int, stop: int, take: Callable[[QuantizedTensor, slice], np.ndarray]) -> np.ndarray:
+        """What ``take`` gives of the rows from ``start`` on; a view where they are of one part."""
+        each = len(self.parts[0].data)
+        found = [
+            take(part, slice(max(start - first, 0), min(stop - first, each)))
+            for first, part in zip(range(0, each * len(self.parts), each), self.parts, strict=True)
+            if first < stop and start < first + each
+        ]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+_ONE_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,9})\.weight")
+
+
+def stacked_experts(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors in which those of a layer's experts stand as one, as files have had them since 2024.
+
+    Older ones have ``blk.N.ffn_gate.E.weight`` for each expert E. A stack stands where its first expert stood; experts
+    that do not go together are left as they are.
+    """
+    experts: dict[str, dict[int, QuantizedTensor]] = {}
+    for name, tensor in tensors.items():
+        if found := _ONE_EXPERT.fullmatch(name):
+            experts.setdefault(f"{found[1]}_exps.weight", {})[int(found[2])] = tensor
+    stacks: dict[str, TensorStack] = {}
+    for name, by_number in experts.items():
+        parts = [by_number[i] for i in sorted(by_number)]
+        alike = {(part.shape, part.quant.name) for part in parts}
+        if sorted(by_number) == list(range(len(parts))) and len(alike) == 1 and name not in tensors:
+            stacks[name] = TensorStack.of(name, parts)
+    stack_of = {part.name: stack for stack in stacks.values() for part in stack.parts}
+    return {
+        (stack or tensor).name: stack or tensor for tensor in tensors.values() for stack in [stack_of.get(tensor.name)]
+    }
 
 
 class GGUFFile:
@@ -166,10 +257,13 @@ class GGUFFile:
         for mapped in self._maps:
             mapped.check()
 
-    def release(self, data: np.ndarray) -> None:
-        """Give back the memory that reading a tensor's ``data`` took, where the system can; it stays readable."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
+    def release(self, tensor: QuantizedTensor) -> None:
+        """Give back the memory that reading a tensor took, where the system can; it stays readable."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for piece in tensor.pieces:
+                self._release(piece.data)
+
+    def _release(self, data: np.ndarray) -> None:
         for mapped in self._maps:
             start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
             if 0 <= start < len(mapped):

@@ -218,7 +218,7 @@ def _run_test(
         tuple(seconds),
         bytes_per_token(program, middle, executor.pool.dtype.name),
         read_bandwidth,
-        large_page_share(largest.data),
+        large_page_share(largest.pieces[0].data),
     )
 
 

@@ -6,9 +6,10 @@ Nothing is decoded before it is asked for, so the memory needed is that of the r
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from edgellm.formats.gguf import GGUFFile, QuantizedTensor
+from edgellm.formats.gguf import GGUFFile, QuantizedTensor, stacked_experts
 from edgellm.machine.paths import models_dir, path_if_there
 from edgellm.machine.progress import ByteProgress
 from edgellm.quantize.checkpoint import open_checkpoint
@@ -56,18 +57,29 @@ def open_gguf(path: str | os.PathLike[str]) -> InputModel:
     gguf = GGUFFile.open(Path(path))
     try:
         _ = gguf.architecture
+        tensors = stacked_experts(gguf.tensors)
         return InputModel(
             Path(path),
             "gguf",
             {key: (value, gguf.value_types[key]) for key, value in gguf.metadata.items()},
-            {name: _stored_tensor(tensor, gguf) for name, tensor in gguf.tensors.items()},
+            {name: _stored_tensor(tensor, gguf) for name, tensor in tensors.items()},
             n_parts=gguf.get("split.count", int, 1) or 1,
-            part_sizes=gguf.part_sizes,
+            part_sizes=_part_sizes(gguf, tensors),
             gguf=gguf,
         )
     except BaseException:
         gguf.close()
         raise
+
+
+def _part_sizes(gguf: GGUFFile, tensors: Mapping[str, QuantizedTensor]) -> list[int]:
+    """Tensors of each part of a split model; a stack counts where its first expert is."""
+    firsts = {tensor.pieces[0].name for tensor in tensors.values()}
+    kept, sizes, start = [name in firsts for name in gguf.tensors], [], 0
+    for size in gguf.part_sizes:
+        sizes.append(sum(kept[start : start + size]))
+        start += size
+    return sizes
 
 
 def _stored_tensor(tensor: QuantizedTensor, gguf: GGUFFile) -> InputTensor:
@@ -77,9 +89,9 @@ def _stored_tensor(tensor: QuantizedTensor, gguf: GGUFFile) -> InputTensor:
         tensor.shape,
         tensor.quant,
         decode=lambda start, stop: tensor.dequantize(slice(start, stop)),
-        stored=lambda start, stop: tensor.data[start:stop],
+        stored=tensor.stored,
         quantized=tensor.quant.name not in FLOAT_TYPES,
-        release=lambda: gguf.release(tensor.data),
+        release=lambda: gguf.release(tensor),
     )
 
 

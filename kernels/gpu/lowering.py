@@ -11,6 +11,7 @@ numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int
         matrix, first = put_matrix(device, [program.tensors[name] for name in names]), 0
         for name in names:
             there.matrices[name] = matrix, first
-            first += len(program.tensors[name].data)
+            first += math.prod(program.tensors[name].shape[:-1])
     return there
 
 

@@ -90,7 +90,7 @@ def put_matrix(device: Device, tensors: list[QuantizedTensor]) -> Matrix:
 
 def _rows(tensors: list[QuantizedTensor], quant: str, first: int, n: int) -> Iterable[np.ndarray]:
     """The bytes of n rows from ``first`` on."""
-    for tensor in tensors:
+    for tensor in (piece for one in tensors for piece in one.pieces):
         n_rows = len(tensor.data)
         wanted = tensor.data[min(first, n_rows) : min(max(first + n, 0), n_rows)]
         if len(wanted):

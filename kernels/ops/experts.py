@@ -95,7 +95,7 @@ class ExpertMatmul(Op):
         block = QUANT_TYPES[quant].block_size
         for n_expert, n_used, n_out, per_slot in ((2, 1, 8, 0), (3, 3, 33, 1), (9, 2, 16, 0), (5, 4, 100, 1)):
             n_in = {1: (37, 40), 32: (96, 544), 256: (768, 256)}[block][per_slot]
-            weight = s.tensor(quant, (n_expert, n_out, n_in))
+            weight = (s.stack if n_expert % 2 else s.tensor)(quant, (n_expert, n_out, n_in))
             x = s.input(n_in * n_used if per_slot else n_in)
             bias = s.tensor("F32", (n_expert, n_out)) if n_expert % 3 == 0 else None
             op = ExpertMatmul(x, s.choices(n_expert, n_used), weight, s.buffer(n_used * n_out), n_used, bias)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgellm.formats.gguf import QuantizedTensor
+from edgellm.formats.gguf import QuantizedTensor, TensorStack
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.stored_numbers import FLOATS
 from edgellm.kernels.kv import CacheLayer
@@ -91,6 +91,13 @@ class Sketch:
         """A new random weight."""
         name = f"w{len(self.tensors)}"
         self.tensors[name] = random_tensor(self.rng, name, quant, shape)
+        return name
+
+    def stack(self, quant: str, shape: tuple[int, ...]) -> str:
+        """A new random weight whose parts lie anywhere."""
+        name = f"w{len(self.tensors)}"
+        parts = [random_tensor(self.rng, f"{name}.{i}", quant, shape[1:]) for i in range(shape[0])]
+        self.tensors[name] = TensorStack.of(name, parts)
         return name
 
     def layer(self, layer: CacheLayer) -> int:

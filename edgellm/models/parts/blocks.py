@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from edgellm.formats.errors import FormatError, UnsupportedError
-from edgellm.formats.gguf import QuantizedTensor
+from edgellm.formats.gguf import QuantizedTensor, stacked_experts
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.kv import CacheLayer, KVLayer
 from edgellm.kernels.ops import (
@@ -58,6 +58,7 @@ class ProgramBuilder:
         """UnsupportedError for a hyperparameter that no program would hold."""
         check_keys(gguf)
         self.gguf = gguf
+        self.found: dict[str, ModelTensor] = stacked_experts(gguf.tensors)
         self.hp = hp
         self.ops: list[Op] = []
         self.buffers: dict[str, Buffer] = {}
@@ -73,13 +74,15 @@ class ProgramBuilder:
 
     def checked(self, name: str, *shape: int) -> ModelTensor:
         """The tensor; FormatError when it is missing or not of exactly this shape."""
-        if name not in self.gguf.tensors:
+        if name not in self.found:
+            apart = name.removesuffix("_exps.weight") + ".0.weight"
+            reason = f" as one or, like {apart}, of one shape and type for each expert" if apart in self.found else ""
             raise FormatError(
                 f"{file_name(self.gguf)}: the tensor {name} is missing; a {self.gguf.architecture} model with "
-                f"{self.hp.n_layer} layers must have it. {BROKEN_FILE}",
+                f"{self.hp.n_layer} layers must have it{reason}. {BROKEN_FILE}",
                 code="MODEL_TENSOR_MISSING",
             )
-        tensor = self.gguf.tensors[name]
+        tensor = self.found[name]
         if tuple(tensor.shape) != shape:
             raise FormatError(
                 f"{file_name(self.gguf)}: {name} has the shape {tuple(tensor.shape)}, the metadata demand {shape}. "
@@ -118,14 +121,17 @@ class ProgramBuilder:
         weight = self.weight(f"{name}.weight", width or self.buffers[x].width)
         self.ops.append(RMSNorm(x, weight, self.like(x, out), self.hp.eps))
 
-    def linear(self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False) -> None:
-        """out = x W^T, times the scale and plus the bias where the file has them."""
+    def linear(
+        self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False, bias_of: str | None = None
+    ) -> None:
+        """out = x W^T, times the scale and plus the bias where the file has them, that of ``bias_of`` or its own."""
         rows = self.buffers[x].rows
         weight = self.weight(f"{name}.weight", n_out, self.buffers[x].width)
         if name != "token_embd" and f"{name}.scale" in self.gguf.tensors:
             self._scale(name)
-        has_bias = needs_bias or f"{name}.bias" in self.gguf.tensors
-        bias = self.weight(f"{name}.bias", n_out) if has_bias else None
+        bias_name = f"{bias_of or name}.bias"
+        has_bias = needs_bias or bias_name in self.gguf.tensors
+        bias = self.weight(bias_name, n_out) if has_bias else None
         self.ops.append(Matmul(x, weight, self.buffer(out, n_out, rows), bias))
 
     def row_weight(self, name: str, width: int) -> str:
@@ -149,12 +155,17 @@ class ProgramBuilder:
 
     def number(self, name: str) -> float:
         """The one number of a tensor; FormatError where it is NaN or infinite."""
-        value = float(self.checked(name, 1).dequantize().item())
-        if not math.isfinite(value):
-            raise FormatError(
-                f"{file_name(self.gguf)}: {name} is {value}, expected a number. {BROKEN_FILE}", code="TENSOR_NAN"
-            )
-        return value
+        return self.numbers(name, 1)[0]
+
+    def numbers(self, name: str, n: int) -> list[float]:
+        """The n numbers of a tensor; FormatError where one is NaN or infinite."""
+        values: list[float] = self.checked(name, n).dequantize().reshape(-1).tolist()
+        for value in values:
+            if not math.isfinite(value):
+                raise FormatError(
+                    f"{file_name(self.gguf)}: {name} has {value}, expected a number. {BROKEN_FILE}", code="TENSOR_NAN"
+                )
+        return values
 
     def _scale(self, name: str) -> None:
         """Multiply a matrix by the one number that stands beside it, as NVFP4 files have it."""
@@ -193,7 +204,7 @@ class ProgramBuilder:
         """The program. UnsupportedError if the file has weights that the program would leave out."""
         unused = [
             name
-            for name in self.gguf.tensors
+            for name in self.found
             if name not in self.used and not name.startswith(IGNORED_PREFIXES) and not name.endswith(IGNORED_SUFFIXES)
         ]
         if unused:
@@ -327,7 +338,7 @@ def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 
     if scale != 1.0:
         m.ops.append(Scale("h_out", "h_out", scale))
     name = "output" if "output.weight" in m.gguf.tensors else "token_embd"
-    m.linear("h_out", name, Program.output, m.hp.n_vocab)
+    m.linear("h_out", name, Program.output, m.hp.n_vocab, bias_of="output")
 
 
 def rope_factors(m: ProgramBuilder, *, required: bool = False) -> np.ndarray | None:

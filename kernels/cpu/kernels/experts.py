@@ -127,11 +127,13 @@ def _out_of_pair(args, pair):
 
 @v.forceinline
 def _unit(args, unit):
-    """Of a unit of work, a chunk of an expert's rows: the group, the expert's first row of the weight, the chunk's."""
+    """Of a unit of work, a chunk of an expert's rows: the group, where row 0 of the weight would be if all its rows lay
+    as this expert's do, the expert's first row, the chunk's."""
     chunks = (args.n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
     group = args.groups + at.GROUPS + unit // chunks * at.EXPERTS_GROUP_NBYTES
-    base = v.load_i32(group + at.GROUP_EXPERT) * args.n_out
-    return group, base, base + unit % chunks * CHUNK_ROWS
+    expert = v.load_i32(group + at.GROUP_EXPERT)
+    base = expert * args.n_out
+    return group, v.load_i64(args.experts + expert * 8), base, base + unit % chunks * CHUNK_ROWS
 
 
 @v.forceinline
@@ -149,11 +151,11 @@ def make_expert_matmul(quant: str, has_dot_bytes: bool = False) -> Any:
         n_units = _n_units(args)
         unit = v.atomic_add(op + at.COUNTER, 1)
         while unit < n_units:
-            group, base, start = _unit(args, unit)
+            group, w, base, start = _unit(args, unit)
             stop, first = min(start + CHUNK_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
-            _, _, following = _unit(args, min(v.atomic_load(op + at.COUNTER), n_units - 1))
-            behind = args.w + following * args.w_row
-            times_pairs(args, first, v.load_i32(group + at.GROUP_SIZE), base, start, stop, behind, scratch)
+            _, next_w, _, following = _unit(args, min(v.atomic_load(op + at.COUNTER), n_units - 1))
+            behind = next_w + following * args.w_row
+            times_pairs(args, w, first, v.load_i32(group + at.GROUP_SIZE), base, start, stop, behind, scratch)
             unit = v.atomic_add(op + at.COUNTER, 1)
 
     return expert_matmul
@@ -163,12 +165,12 @@ def _make_float(quant: str) -> Any:
     times = float_matmul.make_times(quant)
 
     @v.forceinline
-    def times_pairs(args, first, n, base, start, stop, behind, scratch):
+    def times_pairs(args, w, first, n, base, start, stop, behind, scratch):
         for i in range(first, first + n):
             pair = v.load_i32(args.pairs + i * 4)
             x = args.x + pair // args.n_used * args.x_row + pair % args.n_used * args.x_slot
             out = _out_of_pair(args, pair) - base * 4
-            times(x, 0, 1, args.w, args.w_row, args.n_in, start, stop, out, 0, args.bias)
+            times(x, 0, 1, w, args.w_row, args.n_in, start, stop, out, 0, args.bias)
 
     return times_pairs
 
@@ -178,7 +180,7 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
     few, prepare, eight_rows, sixteen_rows = cores.few, cores.prepare, cores.eight_rows, cores.sixteen_rows
 
     @v.forceinline
-    def few_pairs(args, x, first, n, base, start, stop, behind, scratch):
+    def few_pairs(args, x, w, first, n, base, start, stop, behind, scratch):
         """A chunk of rows times up to ``few`` pairs of a group, eight rows at a time."""
         n_groups, w_row, x_row = args.n_in // 32, args.w_row, args.x_row
         prepared_row = prepare(x, x_row, n, n_groups, scratch + at.RECORDS)
@@ -187,10 +189,10 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
         ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
         for at_row in range(start, stop, 8):
             row = min(at_row, base + args.n_out - 8)  # the last eight may overlap the ones before: same bits
-            ahead = args.w + (at_row + ahead_rows) * w_row
+            ahead = w + (at_row + ahead_rows) * w_row
             if at_row + ahead_rows >= stop:
                 ahead = behind + (at_row + ahead_rows - stop) * w_row
-            eight_rows(x, x_row, n, args.w, w_row, n_groups, row, ahead, scratch)
+            eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch)
             for i in range(n):
                 sums = v.load_f32x8(scratch + at.SUMS + i * 32)
                 if args.bias != 0:
@@ -199,13 +201,13 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
                 v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
 
     @v.forceinline
-    def many_pairs(args, x, first, n, base, start, stop, scratch):
+    def many_pairs(args, x, w, first, n, base, start, stop, scratch):
         """A chunk of rows times the pairs of a group: summed aside, 16 rows at a time, then dealt out."""
         end, aside = base + args.n_out, scratch + at.EDGE
         for row in range(start, stop, at.PANEL_ROWS):
             n_rows = min(at.PANEL_ROWS, end - row)
             out, out_row, bias = aside - row * 4, at.PANEL_ROWS * 4, args.bias
-            sixteen_rows(x, args.x_row, n, args.w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch)
+            sixteen_rows(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch)
             for i in range(n):
                 c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
                 if n_rows == at.PANEL_ROWS:
@@ -215,13 +217,13 @@ def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
                         v.store_f32(c + j * 4, v.load_f32(aside + i * out_row + j * 4))
 
     @v.forceinline
-    def times_pairs(args, first, n, base, start, stop, behind, scratch):
+    def times_pairs(args, w, first, n, base, start, stop, behind, scratch):
         """``behind`` is what will be read after these rows."""
         x = args.x + first * args.x_row
         if n > few:
-            many_pairs(args, x, first, n, base, start, stop, scratch)
+            many_pairs(args, x, w, first, n, base, start, stop, scratch)
         else:
-            few_pairs(args, x, first, n, base, start, stop, behind, scratch)
+            few_pairs(args, x, w, first, n, base, start, stop, behind, scratch)
 
     return times_pairs
 

@@ -55,9 +55,12 @@ ATTENTION = namedtuple(
 )
 """``sinks`` may be 0."""
 EMBED = namedtuple("EMBED", "w w_row width out out_row scale")
-EXPERT_MATMUL = namedtuple("EXPERT_MATMUL", "x x_row w w_row n_out n_in out out_row groups pairs n_used x_slot bias")
+EXPERT_MATMUL = namedtuple(
+    "EXPERT_MATMUL", "x x_row experts w_row n_out n_in out out_row groups pairs n_used x_slot bias"
+)
 """x of float weights has slots ``x_slot`` bytes apart, 0 where a token has one; of others, a row for each pair.
-``bias`` is that of all experts, or 0."""
+``experts`` has for each expert, int64, where its weights are less ``n_out`` rows for each one before it: their rows are
+counted through. ``bias`` is that of all experts, or 0."""
 EXPERT_SUM = namedtuple("EXPERT_SUM", "x x_row probs probs_row out out_row width n_used row_kind")
 GROUP_BY_EXPERT = namedtuple("GROUP_BY_EXPERT", "ids ids_row groups pairs n_expert n_used row_kind")
 GATED_UNIT = namedtuple("GATED_UNIT", "gate gate_row up up_row out out_row width row_kind")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run import attention_work
 from edgellm.kernels.cpu.run.threads import aligned_zeros
@@ -261,17 +262,36 @@ class _Lowering:
         """Kernel suffix, address and row bytes of a weight. A type without kernels is dequantized to F32 here."""
         if name not in self.matrices:
             tensor = self.program.tensors[name]
-            quant, data, row_nbytes = tensor.quant.name, tensor.data, tensor.data.strides[0]
-            missing = layout.PANEL_ROWS - len(data)  # the matmul reads 16 rows at once
-            if quant not in QUANTIZED and quant not in FLOAT:
+            quant, data, n_rows = tensor.quant.name, tensor.data, math.prod(tensor.shape[:-1])
+            row_nbytes = tensor.quant.row_nbytes(tensor.shape[-1])
+            missing = layout.PANEL_ROWS - n_rows  # the matmul reads 16 rows at once
+            if not _has_kernels(tensor):
                 quant, row_nbytes = "F32", tensor.shape[-1] * 4
-                data = self.memory.take(len(data) * row_nbytes, lambda: np.ascontiguousarray(tensor.dequantize()))
+                data = self.memory.take(n_rows * row_nbytes, lambda: np.ascontiguousarray(tensor.dequantize()))
+            elif len(tensor.pieces) > 1:
+                data = self.memory.take(n_rows * row_nbytes, lambda: np.ascontiguousarray(tensor.stored(0, n_rows)))
             if missing > 0:
                 few, nbytes = data, layout.PANEL_ROWS * row_nbytes
                 data = self.memory.take(nbytes, lambda: np.concatenate([few, np.repeat(few[-1:], missing, axis=0)]))
             self.memory.keep.append(data)
             self.matrices[name] = (quant, data.ctypes.data, row_nbytes)
         return self.matrices[name]
+
+    def experts(self, name: str) -> tuple[str, int, int]:
+        """Kernel suffix, address of the table of where each expert's rows are (layout.EXPERT_MATMUL), row bytes."""
+        tensor = self.program.tensors[name]
+        n_expert, n_out, n_in = tensor.shape
+        table = self.memory.zeros(1, n_expert, "int64")
+        if len(tensor.pieces) == 1 or n_out < layout.PANEL_ROWS or not _has_kernels(tensor):
+            quant, first, row_nbytes = self.matrix(name)
+            places = [first] * n_expert
+        else:
+            quant, row_nbytes = tensor.quant.name, tensor.quant.row_nbytes(n_in)
+            places = [piece.data.ctypes.data - i * n_out * row_nbytes for i, piece in enumerate(tensor.pieces)]
+            self.memory.keep += [piece.data for piece in tensor.pieces]
+        if self.memory.real:
+            table[:] = places
+        return quant, table.ctypes.data, row_nbytes
 
     def run(self, name: str) -> int:
         """Groups of a buffer that share a scale: 8 when an op weighs it with 256-weight blocks before it changes."""
@@ -333,6 +353,10 @@ class _Lowering:
             reads, writes = frozenset({self.root(ids)}), frozenset({form})
             self.rows.append(_Row("group_by_expert", arguments, reads, writes, alone=True, source=-1))
         return self.derived[ids,]
+
+
+def _has_kernels(tensor: QuantizedTensor) -> bool:
+    return all(piece.quant.name in QUANTIZED or piece.quant.name in FLOAT for piece in tensor.pieces)
 
 
 # ---- one rule for each kind of op ------------------------------------------------------------------------------------
@@ -510,13 +534,13 @@ def _route(low: _Lowering, op: Route) -> None:
 
 
 def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
-    quant, w, w_row = low.matrix(op.weight)
     n_expert, n_out, n_in = low.program.tensors[op.weight].shape
     if n_out < 8:
         raise UnsupportedError(
             f"{op.weight}: its experts have {n_out} rows; the CPU kernels take 8 at once, and more.",
             code="MODEL_SHAPE",
         )
+    quant, experts, w_row = low.experts(op.weight)
     groups = low.grouped(op.ids, n_expert)
     forms: dict[str, _Int16 | _Groups] = {op.ids: groups}
     x = low.slots(op.x, n_in)
@@ -524,7 +548,7 @@ def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
         form = forms[op.x] = low.quantized_pairs(op.x, op, n_in, groups)
         x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
     arguments = layout.EXPERT_MATMUL(
-        **x, w=w, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
+        **x, experts=experts, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
         pairs=groups.pairs, n_used=op.n_used, bias=low.vector(op.bias, layout.PANEL_ROWS) if op.bias else 0,
     )  # fmt: skip
     low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
