@@ -53,7 +53,7 @@ def build(gguf: ModelFile) -> Program:
     layers = read_layers(gguf, hp)
     own = integer(gguf, "embedding_length_per_layer_input", 0)
     routed = integer(gguf, "expert_count", 0) > 0 or "blk.0.ffn_gate_inp.weight" in gguf.tensors
-    experts = read_experts(gguf, scaled=True) if routed else None
+    experts = read_experts(gguf) if routed else None
     _rotations(m, layers)
     m.embed("x", math.sqrt(hp.n_embd))
     if own:

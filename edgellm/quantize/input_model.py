@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,6 +70,11 @@ class InputTensor:
     def times(self, scale: float) -> InputTensor:
         """The tensor whose numbers are all multiplied by ``scale``."""
         return replace(self, decode=lambda start, stop: self.decode(start, stop) * np.float32(scale))
+
+    def times_each(self, scales: Sequence[float]) -> InputTensor:
+        """The tensor whose numbers at index i of the first dimension are all multiplied by ``scales[i]``."""
+        factors = np.repeat(np.array(scales, np.float32), self.n_rows // self.shape[0])[:, None]
+        return replace(self, decode=lambda start, stop: self.decode(start, stop) * factors[start:stop])
 
     def data(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """uint8 (stop - start, row_nbytes) of the same rows as they are stored, fit to be copied into a file."""

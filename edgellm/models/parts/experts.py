@@ -38,7 +38,6 @@ class Experts:
     over     what the weights of those that are used are the softmax over
     shared   width of the one that every token has besides, 0 where there is none
     needs_bias   whether the router and every expert's products have one
-    scaled   whether a factor of each expert multiplies its weight
     """
 
     n: int
@@ -47,7 +46,6 @@ class Experts:
     over: Literal["chosen", "all"] = "chosen"
     shared: int = 0
     needs_bias: bool = False
-    scaled: bool = False
 
 
 def read_experts(
@@ -57,7 +55,6 @@ def read_experts(
     over: Literal["chosen", "all"] = "chosen",
     shared: int = 0,
     needs_bias: bool = False,
-    scaled: bool = False,
 ) -> Experts:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for one that is off.
 
@@ -69,7 +66,7 @@ def read_experts(
         raise hparam_error(gguf, "expert_used_count", n_used, f"up to expert_count, which is {n}")
     if n_ff is None:
         n_ff = integer(gguf, "expert_feed_forward_length", least=1)
-    return Experts(n, n_used, n_ff, over, shared, needs_bias, scaled)
+    return Experts(n, n_used, n_ff, over, shared, needs_bias)
 
 
 def expert_feed_forward(
@@ -77,7 +74,7 @@ def expert_feed_forward(
 ) -> None:
     """proj = sum over the experts that h Wrouter^T is largest for: its softmax times (act(h Wg^T) * h Wu^T) Wd^T
 
-    Plus the biases of any of these products where the file has them.
+    Plus the biases of any of these products where the file has them, and times the number beside each expert's matrix.
 
     router_in   what the router reads in place of h
     """
@@ -86,14 +83,21 @@ def expert_feed_forward(
     has_bias = experts.needs_bias or f"{blk}.ffn_gate_inp.bias" in m.gguf.tensors
     bias = m.weight(f"{blk}.ffn_gate_inp.bias", experts.n) if has_bias else None
     m.ops.append(Matmul(router_in, weight, m.buffer("router", experts.n), bias))
-    scales = m.weight(f"{blk}.ffn_down_exps.scale", experts.n) if experts.scaled else None
+    biased = {
+        name: experts.needs_bias or f"{blk}.{name}.bias" in m.gguf.tensors
+        for name in ("ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    }
+    scales = None  # the last product's numbers multiply as well what its result is multiplied with
+    if f"{blk}.ffn_down_exps.scale" in m.gguf.tensors and not biased["ffn_down_exps"]:
+        scales = m.weight(f"{blk}.ffn_down_exps.scale", experts.n)
     ids, probs = m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used)
     m.ops.append(Route("router", ids, probs, experts.over, scales))
 
     def matmul(x: str, name: str, out: str, n_out: int, n_in: int) -> None:
         weight = m.weight(f"{blk}.{name}.weight", experts.n, n_out, n_in)
-        has_bias = experts.needs_bias or f"{blk}.{name}.bias" in m.gguf.tensors
-        bias = m.weight(f"{blk}.{name}.bias", experts.n, n_out) if has_bias else None
+        if f"{blk}.{name}.scale" in m.gguf.tensors and scales != f"{blk}.{name}.scale":
+            m.tensors[weight] = m.tensors[weight].times_each(m.numbers(f"{blk}.{name}.scale", experts.n))
+        bias = m.weight(f"{blk}.{name}.bias", experts.n, n_out) if biased[name] else None
         m.ops.append(ExpertMatmul(x, "ids", weight, m.buffer(out, n_used * n_out), n_used, bias))
 
     if f"{blk}.ffn_gate_up_exps.weight" in m.gguf.tensors:  # both in one
