@@ -117,3 +117,54 @@ def test_a_layer_scale_that_is_no_number_is_named(value: float, tmp_path: Path) 
     with pytest.raises(EdgeLLMError, match=name) as caught:
         program_of(bad)
     assert caught.value.code == "TENSOR_NAN"
+
+
+@pytest.mark.parametrize("width", [16, 24, 5])
+def test_a_table_of_any_width_is_right_or_named(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels take columns of a row 16 at a time; the reference any."""
+    monkeypatch.setattr("tiny_models.OWN_INPUT", width)
+    path = write_tiny_model(tmp_path / "model.gguf", "gemma4", "F32", n_layer=4)
+    program = program_of(path)
+    batch = single_sequence(program, 9)
+    expected = ReferenceExecutor(program).run(batch)
+    if width % 16:
+        with pytest.raises(UnsupportedError, match="buffer own") as caught:
+            cpu_executor(program, 16, 2, N_TOKENS, FORMS[0])
+        assert caught.value.code == "BUFFER_COLUMNS"
+        return
+    executor = cpu_executor(program, 16, 2, N_TOKENS, FORMS[0])
+    assert np.allclose(executor.run(batch), expected, atol=1e-2)
+    executor.close()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "added"),
+    [
+        (("blk.2.attn_v.weight",), {}),  # of a layer that slides
+        ((), {"blk.1.attn_v.weight": np.full((256, 256), 0.01, np.float32)}),  # of one of two that see everything
+        (("blk.0.attn_k.weight",), {}),
+        (("blk.1.attn_k_norm.weight",), {}),
+    ],
+)
+def test_a_matrix_that_one_layer_lost_is_named(
+    left_out: tuple[str, ...], added: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    metadata = {"gemma4.attention.shared_kv_layers": 0}
+    own = {f"blk.{i}.{name}": np.ones(size, np.float32) for i in (2, 3) for name, size in own_keys(i).items()}
+    whole = {name: array for name, array in own.items() if name not in left_out}
+    sound = write_tiny_model(tmp_path / "all.gguf", "gemma4", n_layer=4, metadata=metadata, extra_tensors=own)
+    assert len(program_of(sound).cache_layers) == 4
+    tensors = whole | added
+    bad = write_tiny_model(
+        tmp_path / "bad.gguf", "gemma4", n_layer=4, metadata=metadata, leave_out=left_out, extra_tensors=tensors
+    )
+    with pytest.raises(EdgeLLMError, match=r"blk\.\d\.attn_[vk].* is missing") as caught:
+        program_of(bad)
+    assert caught.value.code == "MODEL_TENSOR_MISSING"
+
+
+def own_keys(layer: int) -> dict[str, tuple[int, ...]]:
+    """What a layer behind the second lacks in a tiny model, as it shares keys."""
+    wide = 1 + layer % 2
+    found: dict[str, tuple[int, ...]] = {"attn_k.weight": (128 * wide, 256), "attn_k_norm.weight": (64 * wide,)}
+    return found if wide == 2 else found | {"attn_v.weight": (128, 256)}
