@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ import llvmlite.binding as llvm
 from edgellm.kernels.cpu.compile import isa, jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_table import KERNELS, TEAM
 
+FORMS = {"neon": "+neon", "neon_dotprod": "+neon,+dotprod", "neon_i8mm": "+neon,+dotprod,+i8mm"}
+"""The forms for Arm, with the features that they need."""
 LINUX, MACOS = "aarch64-unknown-linux-gnu", "arm64-apple-darwin"
 CPUS = {"cortex-a76": LINUX, "apple-m1": MACOS, "generic": LINUX}  # generic: any 64-bit Arm, armv8-a
-FEATURES = "+neon"
 
 # kernels by the beginning of their name -> vector instructions that their innermost loops must have, one of each group
 LOOPS: dict[str, tuple[str, ...]] = {
     "matmul_f16": ("fmla", "fcvtl"),
     "matmul_f32": ("fmla",),
     "matmul_bf16": ("fmla", "shll|ushll"),
-    "matmul_": ("smlal|sdot", "smlal2|sdot", "fmla"),
+    "matmul_": ("smlal", "smlal2", "fmla"),
     "embed_q": ("fmul|fmla", "scvtf|ucvtf"),
     "attention": ("fmla",),
     "gated_": ("fmla", "fdiv"),
@@ -51,9 +53,9 @@ class Instruction:
 
 
 @functools.cache
-def portable_ir(kernel: str) -> str:
+def portable_ir(kernel: str, multiplies_bytes: bool = False) -> str:
     """LLVM IR before any CPU is chosen: the slow part, done once."""
-    return jit.portable_ir(kernel, kernel_table.function(kernel))
+    return jit.portable_ir(kernel, kernel_table.function(kernel, "neon_dotprod" if multiplies_bytes else None))
 
 
 @functools.cache
@@ -64,14 +66,14 @@ def target(cpu: str, form: str = "neon") -> isa.Isa:
     triple = CPUS[cpu]
     llvm.Target.from_triple(triple)
     return isa.Isa(
-        form, triple, "" if cpu == "generic" else cpu, FEATURES, isa.primitives(form, {"neon": True}, triple)
+        form, triple, "" if cpu == "generic" else cpu, FORMS[form], isa.primitives(form, {"neon": True}, triple)
     )
 
 
 @functools.cache
-def assembly(kernel: str, cpu: str) -> str:
+def assembly(kernel: str, cpu: str, form: str = "neon") -> str:
     """What ``jit.compile_ir`` makes of a kernel for an Arm CPU, as text."""
-    return jit.assembly(kernel, portable_ir(kernel), target(cpu))
+    return jit.assembly(kernel, portable_ir(kernel, form != "neon"), target(cpu, form))
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -110,23 +112,29 @@ def faults(kernel: str, text: str) -> list[str]:
     loops = list(innermost_loops(text))
     vector_names = {i.name for loop in loops for i in loop if i.is_vector}
     wanted = next((names for prefix, names in LOOPS.items() if kernel.startswith(prefix)), ())
+    if "smlal" in wanted and vector_names & set(_PRODUCTS_OF_BYTES):
+        wanted = ("mla|fmla",)
     found += [f"no vector {name} in a loop" for name in wanted if not vector_names & set(name.split("|"))]
     for loop in loops:
         products = sum(i.is_vector and i.name in _PRODUCTS for i in loop)
         apart = sum(i.takes_apart for i in loop)
         if products and apart > products:
             found.append(f"{apart} lanes moved one by one in a loop of {products} vector products")
+        on_stack, of_bytes = sum("[sp" in i.operands for i in loop), sum(i.name in _PRODUCTS_OF_BYTES for i in loop)
+        if of_bytes and on_stack > of_bytes // 8:
+            found.append(f"{on_stack} accesses to the stack in a loop of {of_bytes} products of bytes")
     return found
 
 
-_PRODUCTS = ("fmla", "smlal", "smlal2", "smull", "smull2", "sdot", "fmul")
+_PRODUCTS_OF_BYTES = ("sdot", "smmla")
+_PRODUCTS = ("fmla", "smlal", "smlal2", "smull", "smull2", "fmul", *_PRODUCTS_OF_BYTES)
 
 
 def main() -> None:
     """Print every fault of every kernel for every CPU."""
-    for cpu in CPUS:
-        for kernel in KERNELS:
-            print(f"{cpu:10}  {kernel:20}  {'; '.join(faults(kernel, assembly(kernel, cpu))) or 'ok'}", flush=True)
+    for form, cpu, kernel in itertools.product(FORMS, CPUS, KERNELS):
+        found = "; ".join(faults(kernel, assembly(kernel, cpu, form))) or "ok"
+        print(f"{form:12}  {cpu:10}  {kernel:20}  {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import llvmlite.binding as llvm
 
 from edgellm.formats.errors import ParameterError
+from edgellm.kernels.cpu.compile.arm_features import arm_features
 from edgellm.kernels.cpu.lib import amx, neon, table_lookup
 
 
@@ -28,8 +29,9 @@ class Isa:
     primitives: str  # LLVM IR
 
 
-FORMS = ("amx", "avx512_vnni", "avx2", "neon", "portable")
-"""Best first. ``neon`` is for every 64-bit Arm, ``portable`` for all other CPUs and SSE2 on old x86."""
+FORMS = ("amx", "avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable")
+"""Best first. ``neon`` is for every 64-bit Arm, those before it for one that multiplies bytes, ``portable`` for all
+other CPUs and SSE2 on old x86."""
 
 FORM_VARIABLE = "EDGELLM_CPU_FORM"
 """Environment variable: the best form to use, to try or to measure what older CPUs run."""
@@ -39,6 +41,8 @@ _NEEDS = {
     "amx": ("amx-tile", "amx-int8", *_AVX512),
     "avx512_vnni": _AVX512,
     "avx2": ("avx2", "fma", "f16c"),
+    "neon_i8mm": ("neon", "dotprod", "i8mm"),
+    "neon_dotprod": ("neon", "dotprod"),
     "neon": ("neon",),
     "portable": (),
 }
@@ -49,7 +53,7 @@ _WIDER = ("avx512", "avx10", "amx", "avxvnni", "evex512", "sve", "sme")
 @functools.cache
 def host_features() -> dict[str, bool]:
     """What LLVM says this CPU has; on 64-bit Arm at least NEON, which it does not find on every system."""
-    always = {"neon": True} if _is_arm(llvm.get_process_triple()) else {}
+    always = {"neon": True} | arm_features() if _is_arm(llvm.get_process_triple()) else {}
     try:
         return dict(llvm.get_host_cpu_features()) | always
     except RuntimeError:
@@ -107,8 +111,9 @@ def primitives(form: str, features: dict[str, bool], triple: str) -> str:
     """LLVM IR that defines every ``edgellm.*`` function that simd.py declares."""
     is_arm = _is_arm(triple)
     is_x86 = triple.startswith(("x86_64", "i686", "amd64"))
-    parts = [_MADD["avx512_vnni" if form == "amx" else form], _COMPARE, amx.primitives(form == "amx")]
-    parts.append(table_lookup.primitive(form))
+    family = "avx512_vnni" if form == "amx" else "neon" if form in neon.BYTE_PRODUCTS else form
+    parts = [_MADD[family], _COMPARE, amx.primitives(form == "amx"), neon.byte_products(form)]
+    parts.append(table_lookup.primitive(family))
     parts.append(_FMA if is_arm or features.get("fma") else _MUL_ADD)
     parts.append(_HALF if is_arm or features.get("f16c") else _HALF_BITS)
     pause = "call void @llvm.x86.sse2.pause()" if is_x86 else "call void @llvm.aarch64.hint(i32 1)" if is_arm else ""
@@ -217,7 +222,7 @@ def _fma(suffix: str, vector: str, fused: bool) -> str:
     return f"{declare}{head}\n{body}\n  ret {vector} %r\n}}"
 
 
-_WIDTHS = (("1", "float"), ("8", "<8 x float>"), ("16", "<16 x float>"))
+_WIDTHS = (("1", "float"), ("4", "<4 x float>"), ("8", "<8 x float>"), ("16", "<16 x float>"))
 _FMA = "\n".join(_fma(suffix, vector, True) for suffix, vector in _WIDTHS)
 _MUL_ADD = "\n".join(_fma(suffix, vector, False) for suffix, vector in _WIDTHS)
 

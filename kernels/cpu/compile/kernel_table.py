@@ -50,12 +50,7 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
-    has_dot_bytes = form in ("amx", "avx512_vnni")
-    if attribute == "make_matmul":
-        return made(argument, has_dot_bytes, has_tiles=form == "amx")
-    if attribute == "make_expert_matmul":
-        return made(argument, has_dot_bytes)
-    return made(argument)
+    return made(argument, form) if attribute in ("make_matmul", "make_expert_matmul") else made(argument)
 
 
 def module(name: str) -> str:

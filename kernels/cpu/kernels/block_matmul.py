@@ -12,7 +12,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.kernels.panel import store_pairs
+from edgellm.kernels.cpu.kernels.panel import SIXTEEN_ROWS, RowVectors, store_pairs
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, SUMS
 
@@ -63,50 +63,60 @@ def make_few_tokens(weights: Any) -> Any:
     return few_tokens
 
 
-def make_pack(weights: Any) -> Any:
-    """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes."""
-    block_nbytes, has_min = weights.block_nbytes, weights.has_min
-    unpack, factors = weights.unpack, weights.factors
+def make_store_pairs(weights: Any) -> Any:
+    """store(p, stride, half, scratch, block, ahead): blocks of eight rows become int16 pairs of the panel."""
+    unpack = weights.unpack
 
     @v.forceinline
     def pairs(block):
         return v.i16x32_as_i32x16(unpack(block))
 
     @v.forceinline
-    def pack(p, stride, n_groups, half, scratch):
-        panel, scales = scratch + PANEL + half * 32, scratch + PANEL_SCALES + half * 32
-        low, high = v.low_i32x16, v.high_i32x16
-        for _ in range(n_groups):
+    def store(p, stride, half, scratch, block, ahead):
+        panel, low, high = scratch + PANEL + half * 32 + block * GROUP_NBYTES, v.low_i32x16, v.high_i32x16
+        p4 = p + 4 * stride
+        a, b, c, d = pairs(p), pairs(p + stride), pairs(p + 2 * stride), pairs(p + 3 * stride)
+        e, f, g, h = pairs(p4), pairs(p4 + stride), pairs(p4 + 2 * stride), pairs(p4 + 3 * stride)
+        store_pairs(low(a, a), low(b, b), low(c, c), low(d, d), low(e, e), low(f, f), low(g, g), low(h, h), panel)
+        store_pairs(
+            high(a, a), high(b, b), high(c, c), high(d, d), high(e, e), high(f, f), high(g, g), high(h, h), panel + 512
+        )
+
+    return store
+
+
+def make_pack(weights: Any, store: Any) -> Any:
+    """pack(p, stride, n_groups, half, scratch, ahead): eight rows from p become half of the panel's lanes."""
+    block_nbytes, has_min, factors = weights.block_nbytes, weights.has_min, weights.factors
+
+    @v.forceinline
+    def pack(p, stride, n_groups, half, scratch, ahead):
+        scales = scratch + PANEL_SCALES + half * 32
+        for block in range(n_groups):
             scale, minimum = factors(p, stride)
-            p4 = p + 4 * stride
-            a, b, c, d = pairs(p), pairs(p + stride), pairs(p + 2 * stride), pairs(p + 3 * stride)
-            e, f, g, h = pairs(p4), pairs(p4 + stride), pairs(p4 + 2 * stride), pairs(p4 + 3 * stride)
-            store_pairs(low(a, a), low(b, b), low(c, c), low(d, d), low(e, e), low(f, f), low(g, g), low(h, h), panel)
-            store_pairs(
-                high(a, a), high(b, b), high(c, c), high(d, d), high(e, e), high(f, f), high(g, g), high(h, h),
-                panel + 512,
-            )  # fmt: skip
+            store(p, stride, half, scratch, block, ahead)
+            ahead += block_nbytes * 8
             v.store_f32x8(scales, scale)
             if has_min:
                 v.store_f32x8(scales + PANEL_MINIMA - PANEL_SCALES, minimum)
-            panel += GROUP_NBYTES
             scales += 64
             p += block_nbytes
 
     return pack
 
 
-def make_finish(weights: Any) -> Any:
-    """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of 16 rows over a block."""
+def make_finish(weights: Any, of_rows: RowVectors = SIXTEEN_ROWS) -> Any:
+    """finish(acc, total, scratch, block, at, per_group): go on with the float32 sums of rows over a block."""
     has_min = weights.has_min
+    load, splat, fma, to_floats = of_rows.load, of_rows.splat, of_rows.fma, of_rows.to_floats
 
     @v.forceinline
     def finish(acc, total, scratch, block, at, per_group):
-        scale = v.load_f32x16(scratch + PANEL_SCALES + block * 64)
-        acc = v.fma_f32x16(v.to_f32x16(total), scale * v.splat_f32x16(v.load_f32(at)), acc)
+        scale = load(scratch + PANEL_SCALES + block * 64)
+        acc = fma(to_floats(total), scale * splat(v.load_f32(at)), acc)
         if has_min:
-            minimum = v.load_f32x16(scratch + PANEL_MINIMA + block * 64)
-            acc = v.fma_f32x16(minimum, v.splat_f32x16(v.load_f32(at + per_group)), acc)
+            minimum = load(scratch + PANEL_MINIMA + block * 64)
+            acc = fma(minimum, splat(v.load_f32(at + per_group)), acc)
         return acc
 
     return finish

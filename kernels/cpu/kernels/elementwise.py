@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgellm.kernels.cpu.kernels import byte_strips
 from edgellm.kernels.cpu.kernels.amx_matmul import has_tiles, split_activations
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
@@ -105,8 +106,8 @@ def quantize(op, step, thread, n_threads):
     """Rows of float32 to int16 with one scale for a run of groups of 32: q = round(x / scale).
 
     A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
-    float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q. For tiles the int16 are split into bytes at last.
-    With ``pairs`` the rows are made in that order, and are not for tiles.
+    float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q. For tiles, and where Arm multiplies bytes, the
+    int16 are split into bytes at last. With ``pairs`` the rows are made in that order, and are not for tiles.
     """
     args = v.arguments(op, at.QUANTIZE)
     n, groups, run = v.load_i64(step + args.row_kind) * args.slots, args.n_groups, args.run
@@ -130,6 +131,8 @@ def quantize(op, step, thread, n_threads):
                 _quantize_group(x + group * 128, scale, factor, out + group * 64, at_group, groups * 4)
         if has_tiles() != 0 and n >= at.TILE_TOKENS and args.pairs == 0:
             split_activations(out, first * run, min(first + share, runs) * run, groups)
+        if byte_strips.splits_activations() != 0:
+            byte_strips.split_activations(out, first * run, min(first + share, runs) * run)
 
 
 # ---- rotary embedding ------------------------------------------------------------------------------------------------

@@ -141,9 +141,9 @@ def _n_units(args):
     return v.load_i32(args.groups) * ((args.n_out + CHUNK_ROWS - 1) // CHUNK_ROWS)
 
 
-def make_expert_matmul(quant: str, has_dot_bytes: bool = False) -> Any:
+def make_expert_matmul(quant: str, form: str | None = None) -> Any:
     """The kernel out[slot] = x @ weight[ids[slot]].T; a unit of work is some rows of an expert times all its pairs."""
-    times_pairs = _make_float(quant) if quant in FLOAT else _make_quantized(quant, has_dot_bytes)
+    times_pairs = _make_float(quant) if quant in FLOAT else _make_quantized(quant, form)
 
     def expert_matmul(op, step, thread, n_threads):
         args = v.arguments(op, at.EXPERT_MATMUL)
@@ -175,8 +175,8 @@ def _make_float(quant: str) -> Any:
     return times_pairs
 
 
-def _make_quantized(quant: str, has_dot_bytes: bool) -> Any:
-    cores = quantized_matmul.make_cores(quant, has_dot_bytes)
+def _make_quantized(quant: str, form: str | None) -> Any:
+    cores = quantized_matmul.make_cores(quant, form)
     few, prepare, eight_rows, sixteen_rows = cores.few, cores.prepare, cores.eight_rows, cores.sixteen_rows
 
     @v.forceinline

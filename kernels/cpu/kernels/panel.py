@@ -2,18 +2,36 @@
 
 What a family of types brings (superblock_matmul.py, block_matmul.py):
 
-    pack(p, stride, n_groups, half, scratch)      eight rows from p become half of the panel's lanes
+    pack(p, stride, n_groups, half, scratch, ahead)      eight rows from p become half of the panel's lanes
     finish(acc, total, scratch, block, scale_at, per_group)   float32 sums of 16 rows go on over a block
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.kernels.cpu.kernels.amx_matmul import no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.lanes import transpose_i32x8
+
+
+class RowVectors(NamedTuple):
+    """The vectors, lane = row, that ``finish`` works with."""
+
+    load: Any
+    splat: Any
+    fma: Any
+    to_floats: Any
+    load_integers: Any
+    splat_integers: Any
+    zero_integers: Any
+
+
+SIXTEEN_ROWS = RowVectors(
+    v.load_f32x16, v.splat_f32x16, v.fma_f32x16, v.to_f32x16, v.load_i32x16, v.splat_i32x16, v.zero_i32x16
+)
+FOUR_ROWS = RowVectors(v.load_f32x4, v.splat_f32x4, v.fma_f32x4, v.to_f32x4, v.load_i32x4, v.splat_i32x4, v.zero_i32x4)
 
 
 @v.forceinline
@@ -105,8 +123,8 @@ def _make_times(run: int, finish: Any) -> Any:
     return times_four, times_one
 
 
-def make_sixteen_rows(run: int, block_nbytes: int, pack: Any, finish: Any, tile_times: Any) -> Any:
-    """sixteen_rows: those from ``row`` on, at most n_out, times n tokens; ``run`` groups of 32 columns are a block."""
+def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_times: Any) -> Any:
+    """multiply: 16 rows times n tokens; ``run`` groups of 32 columns are a block."""
     times_four, times_one = _make_times(run, finish)
     has_tiles = tile_times is not no_tiles
 
@@ -119,7 +137,7 @@ def make_sixteen_rows(run: int, block_nbytes: int, pack: Any, finish: Any, tile_
         for g in range(0, n_groups, width):
             here = min(width, n_groups - g)
             for half in range(2):
-                pack(w + half * 8 * w_row + g // run * block_nbytes, w_row, here, half, scratch)
+                pack(w + half * 8 * w_row + g // run * block_nbytes, w_row, here, half, scratch, 0)
             scale_at = x + n_groups * 64 + g * 4
             t = 0
             if has_tiles and n >= at.TILE_TOKENS:
@@ -133,6 +151,12 @@ def make_sixteen_rows(run: int, block_nbytes: int, pack: Any, finish: Any, tile_
                 x_t, scale_t = x + t * x_row + g * 64, scale_at + t * x_row
                 times_one(scratch, here, x_t, scale_t, n_groups * 4, c + t * c_row, g == 0)
                 t += 1
+
+    return multiply
+
+
+def make_sixteen_rows(multiply: Any) -> Any:
+    """sixteen_rows: those from ``row`` on, at most n_out, times n tokens."""
 
     @v.forceinline
     def sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, out, out_row, bias, scratch):

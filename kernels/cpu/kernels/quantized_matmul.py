@@ -10,6 +10,7 @@ multiply-add.
                    with AVX-512 VNNI transposed in registers (transposed_rows.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
+    any number     strips of four rows as bytes, on Arm with dot products (byte_strips.py)
 
 What multiplies (``eight_rows`` here, ``sixteen_rows`` in panel.py) is told where activations, weights and results lie;
 a kernel only deals out the rows.
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from edgellm.kernels.cpu.kernels import (
     block_matmul,
+    byte_strips,
     panel,
     superblock_matmul,
     transposed_blocks,
@@ -29,7 +31,11 @@ from edgellm.kernels.cpu.kernels import (
 from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
+from edgellm.kernels.cpu.lib.neon import BYTE_PRODUCTS
 from edgellm.kernels.cpu.weights import SUPERBLOCKS, blocks, superblocks
+
+DOT_BYTES, BYTE_STRIPS = ("amx", "avx512_vnni"), tuple(BYTE_PRODUCTS)
+"""Forms that multiply bytes: unsigned by signed ones, and signed ones."""
 
 CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
@@ -154,10 +160,24 @@ class Cores(NamedTuple):
     sixteen_rows: Any
 
 
-def make_cores(quant: str, has_dot_bytes: bool, has_tiles: bool = False) -> Cores:
-    """Those of a type; ``has_tiles`` for activations that were split for tiles."""
+def _make_strips(quant: str) -> Cores:
+    """Those of the forms whose activations are split into bytes."""
     family, weights = family_of(quant)
-    if has_dot_bytes:
+    if quant in SUPERBLOCKS:
+        store, n_scales = byte_strips.make_store_superblock(weights), weights.n_scales
+    else:
+        store, n_scales = byte_strips.make_store_block(weights), 0
+    pack, finish = family.make_pack(weights, store), family.make_finish(weights, panel.FOUR_ROWS)
+    strips = byte_strips.make_strips(family.GROUPS, weights, n_scales, pack, finish)
+    return Cores(at.MAX_FEW, _as_they_are, make_eight_rows(strips.few_tokens), panel.make_sixteen_rows(strips.multiply))
+
+
+def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
+    """Those of a type; ``has_tiles`` for activations that were split for tiles."""
+    if form in BYTE_STRIPS:
+        return _make_strips(quant)
+    family, weights = family_of(quant)
+    if form in DOT_BYTES:
         transposed = transposed_superblocks if quant in SUPERBLOCKS else transposed_blocks
         few, prepare, times_few = at.MAX_FEW, transposed.prepare, transposed.make_few_tokens(quant, weights)
         if quant in transposed_blocks.NOT_FOR_ONE:
@@ -166,14 +186,14 @@ def make_cores(quant: str, has_dot_bytes: bool, has_tiles: bool = False) -> Core
         few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
-    pack = family.make_pack(weights)
-    sixteen_rows = panel.make_sixteen_rows(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
-    return Cores(few, prepare, make_eight_rows(times_few), sixteen_rows)
+    pack = family.make_pack(weights, family.make_store_pairs(weights))
+    multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
+    return Cores(few, prepare, make_eight_rows(times_few), panel.make_sixteen_rows(multiply))
 
 
-def make_matmul(quant: str, has_dot_bytes: bool = False, has_tiles: bool = False) -> Any:
-    """The kernel out = x @ weight.T (+ bias) for a quantized type; ``has_tiles`` in the AMX form."""
-    cores = make_cores(quant, has_dot_bytes, has_tiles)
+def make_matmul(quant: str, form: str | None = None) -> Any:
+    """The kernel out = x @ weight.T (+ bias) for a quantized type, with what a form has; None has what all have."""
+    cores = make_cores(quant, form, has_tiles=form == "amx")
     few, sixteen_rows = cores.few, cores.sixteen_rows
     few_tokens = _make_few_tokens(cores.eight_rows, cores.prepare)
 

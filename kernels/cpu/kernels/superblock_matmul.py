@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.kernels.panel import store_pairs
+from edgellm.kernels.cpu.kernels.panel import SIXTEEN_ROWS, RowVectors, store_pairs
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS, make_dot, make_unpack
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
@@ -139,15 +139,9 @@ def make_few_tokens(weights: Any) -> Any:
     return few_tokens
 
 
-def make_pack(weights: Any) -> Any:
-    """pack(p, stride, n_groups, half, scratch): eight rows from p become half of the panel's lanes.
-
-    Of every super-block the panel holds its int16 pairs, its factors (d, then -dmin, of 16 rows), and its minima (int32
-    of 16 rows: ``whole`` of its groups, then ``half``).
-    """
-    unpack = make_unpack(weights)
-    decode, row_scales, factors = weights.decode, weights.row_scales, weights.factors
-    block_nbytes, has_min, has_halves = weights.block_nbytes, weights.n_minima > 0, weights.n_minima > GROUPS
+def make_store_pairs(weights: Any) -> Any:
+    """store(p, stride, half, scratch, block, ahead): super-blocks of eight rows become int16 pairs of the panel."""
+    unpack, row_scales = make_unpack(weights), weights.row_scales
 
     @v.forceinline
     def transpose(rows, step, out):
@@ -156,6 +150,27 @@ def make_pack(weights: Any) -> Any:
             v.load_i32x8(rows + 4 * step), v.load_i32x8(rows + 5 * step), v.load_i32x8(rows + 6 * step),
             v.load_i32x8(rows + 7 * step), out,
         )  # fmt: skip
+
+    @v.forceinline
+    def store(p, stride, half, scratch, block, ahead):
+        panel = scratch + at.PANEL + half * 32 + block * GROUPS * at.GROUP_NBYTES
+        for r in range(8):
+            unpack(p + r * stride, scratch + at.SCALES + row_scales(r), scratch + at.UNPACKED + r * GROUPS * 64)
+        for k in range(0, GROUPS * 64, 32):
+            transpose(scratch + at.UNPACKED + k, GROUPS * 64, panel)
+            panel += at.GROUP_NBYTES // 2
+
+    return store
+
+
+def make_pack(weights: Any, store: Any) -> Any:
+    """pack(p, stride, n_groups, half, scratch, ahead): eight rows from p become half of the panel's lanes.
+
+    Of every super-block the panel holds what ``store`` makes, its factors (d, then -dmin, of 16 rows), and its minima
+    (int32 of 16 rows: ``whole`` of its groups, then ``half``).
+    """
+    decode, factors = weights.decode, weights.factors
+    block_nbytes, has_min, has_halves = weights.block_nbytes, weights.n_minima > 0, weights.n_minima > GROUPS
 
     @v.forceinline
     def store_four_groups(minima, out):
@@ -168,16 +183,12 @@ def make_pack(weights: Any) -> Any:
         v.store_i32x8(out + 192, columns[3])
 
     @v.forceinline
-    def pack(p, stride, n_groups, half, scratch):
-        panel, factors_at = scratch + at.PANEL + half * 32, scratch + at.PANEL_SCALES + half * 32
-        minima_at = scratch + at.PANEL_MINIMA + half * 32
-        for _ in range(n_groups // GROUPS):
+    def pack(p, stride, n_groups, half, scratch, ahead):
+        factors_at, minima_at = scratch + at.PANEL_SCALES + half * 32, scratch + at.PANEL_MINIMA + half * 32
+        for block in range(n_groups // GROUPS):
             decode(p, stride, scratch + at.SCALES, scratch + at.MINIMA)
-            for r in range(8):
-                unpack(p + r * stride, scratch + at.SCALES + row_scales(r), scratch + at.UNPACKED + r * GROUPS * 64)
-            for k in range(0, GROUPS * 64, 32):
-                transpose(scratch + at.UNPACKED + k, GROUPS * 64, panel)
-                panel += at.GROUP_NBYTES // 2
+            store(p, stride, half, scratch, block, ahead)
+            ahead += block_nbytes * 8
             d, minus_dmin = factors(p, stride)
             v.store_f32x8(factors_at, d)
             if has_min:
@@ -191,29 +202,31 @@ def make_pack(weights: Any) -> Any:
     return pack
 
 
-def make_finish(weights: Any) -> Any:
-    """finish(acc, total, scratch, block, scale_at, per_group): the float32 sums of 16 rows go on over a super-block."""
+def make_finish(weights: Any, of_rows: RowVectors = SIXTEEN_ROWS) -> Any:
+    """finish(acc, total, scratch, block, scale_at, per_group): the float32 sums of rows go on over a super-block."""
     has_min, has_halves = weights.n_minima > 0, weights.n_minima > GROUPS
+    zero, load, splat = of_rows.zero_integers, of_rows.load_integers, of_rows.splat_integers
+    load_floats, splat_floats, fma, to_floats = of_rows.load, of_rows.splat, of_rows.fma, of_rows.to_floats
 
     @v.forceinline
     def minimum_sums(minima, scale_at, per_group):
-        """Sum of m_i x_i over a super-block, 16 rows times one token."""
-        total = v.zero_i32x16()
+        """Sum of m_i x_i over a super-block, the rows times one token."""
+        total = zero()
         for g in range(GROUPS):
             of_group = v.load_i32(scale_at + 2 * per_group + g * 4)
             of_first16 = v.load_i32(scale_at + 3 * per_group + g * 4)
-            total = total + v.load_i32x16(minima + g * 64) * v.splat_i32x16(of_group)
+            total = total + load(minima + g * 64) * splat(of_group)
             if has_halves:
-                total = total + v.load_i32x16(minima + GROUPS * 64 + g * 64) * v.splat_i32x16(of_first16)
+                total = total + load(minima + GROUPS * 64 + g * 64) * splat(of_first16)
         return total
 
     @v.forceinline
     def finish(acc, total, scratch, block, scale_at, per_group):
-        factors, x_scale = scratch + at.PANEL_SCALES + block * 128, v.splat_f32x16(v.load_f32(scale_at))
-        acc = v.fma_f32x16(v.to_f32x16(total), v.load_f32x16(factors) * x_scale, acc)
+        factors, x_scale = scratch + at.PANEL_SCALES + block * 128, splat_floats(v.load_f32(scale_at))
+        acc = fma(to_floats(total), load_floats(factors) * x_scale, acc)
         if has_min:
             total = minimum_sums(scratch + at.PANEL_MINIMA + block * GROUPS * 128, scale_at, per_group)
-            acc = v.fma_f32x16(v.to_f32x16(total), v.load_f32x16(factors + 64) * x_scale, acc)
+            acc = fma(to_floats(total), load_floats(factors + 64) * x_scale, acc)
         return acc
 
     return finish

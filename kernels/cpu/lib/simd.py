@@ -77,6 +77,7 @@ i16x8, i16x16, i16x32 = Vec(types.int16, 8), Vec(types.int16, 16), Vec(types.int
 i32x8, i32x16, u32x8 = Vec(types.int32, 8), Vec(types.int32, 16), Vec(types.uint32, 8)
 u32x16, u64x8 = Vec(types.uint32, 16), Vec(types.uint64, 8)
 f32x8, f32x16 = Vec(types.float32, 8), Vec(types.float32, 16)
+i32x4, f32x4 = Vec(types.int32, 4), Vec(types.float32, 4)
 
 
 # ---- operators ------------------------------------------------------------------------------------------------------
@@ -153,6 +154,12 @@ def make_store(value: types.Type) -> Any:
 load_u8x16, load_u8x32 = make_load(u8x16), make_load(u8x32)
 load_i16x32, load_i16x16, load_i16x8, load_u16x16 = (make_load(v) for v in (i16x32, i16x16, i16x8, u16x16))
 load_f32x8, load_f32x16, load_i32x8, load_i32x16 = (make_load(v) for v in (f32x8, f32x16, i32x8, i32x16))
+load_f32x4, load_i32x4, store_f32x4, store_i32x4 = (
+    make_load(f32x4),
+    make_load(i32x4),
+    make_store(f32x4),
+    make_store(i32x4),
+)
 load_f32, load_f64, load_i32, load_i64 = (
     make_load(t) for t in (types.float32, types.float64, types.int32, types.int64)
 )
@@ -207,8 +214,10 @@ def make_splat(vec: Vec) -> Any:
 
 splat_f32x8, splat_f32x16, splat_i32x16 = make_splat(f32x8), make_splat(f32x16), make_splat(i32x16)
 splat_u16x8, splat_i32x8 = make_splat(u16x8), make_splat(i32x8)
+splat_f32x4, splat_i32x4 = make_splat(f32x4), make_splat(i32x4)
 zero_f32x8, zero_f32x16 = make_const(f32x8, 0.0), make_const(f32x16, 0.0)
 zero_i32x8, zero_i32x16 = make_const(i32x8, 0), make_const(i32x16, 0)
+zero_f32x4, zero_i32x4 = make_const(f32x4, 0.0), make_const(i32x4, 0)
 
 
 # ---- conversions and shuffles ---------------------------------------------------------------------------------------
@@ -229,6 +238,7 @@ def make_convert(source: Vec, target: Vec, instruction: str) -> Any:
 
 u8x32_as_u16x16 = make_convert(u8x32, u16x16, "bitcast")
 u16x16_as_i16x16 = make_convert(u16x16, i16x16, "bitcast")
+to_f32x4 = make_convert(i32x4, f32x4, "sitofp")
 to_f32x8, to_f32x16 = make_convert(i32x8, f32x8, "sitofp"), make_convert(i32x16, f32x16, "sitofp")
 truncate_f32x16 = make_convert(f32x16, i32x16, "fptosi")
 narrow_i32x16 = make_convert(i32x16, i16x16, "trunc")
@@ -336,6 +346,7 @@ fma_f32x8, fma_f32x16 = (
     declared("fma8", f32x8, f32x8, f32x8, f32x8),
     declared("fma16", f32x16, f32x16, f32x16, f32x16),
 )
+fma_f32x4 = declared("fma4", f32x4, f32x4, f32x4, f32x4)
 fma_f32 = declared("fma1", types.float32, types.float32, types.float32, types.float32)
 half_f32x8, half_f32x16 = declared("half8", f32x8, u16x8), declared("half16", f32x16, u16x16)
 round_half_f32x16 = declared("tohalf16", u16x16, f32x16)

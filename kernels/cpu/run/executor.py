@@ -33,7 +33,7 @@ _COUNTER = layout.COUNTER // 8
 class CPUExecutor:
     """The ``Executor`` for this machine's CPU.
 
-    form         "amx", "avx512_vnni", "avx2", "neon", "portable", or None for the best that the CPU has
+    form         one of FORMS (compile/isa.py), or None for the best that the CPU has
     on_compile   called while kernels are compiled, on the first start: done, total, name
     untested     run the kernels of this cache as they are: that is how they are tested. Without it those that have not
                  passed on this CPU are tested now, and another form is taken when one fails (verified_kernels.py)

@@ -7,6 +7,7 @@ Types of 32 weights, a block one group with a float scale (``blocks.py``, multip
     unpack(block) -> i16x32          the integer weights of the block at an address, even ones first
     sums(p, stride, x) -> i32x8      for eight rows, ``stride`` bytes apart: the product with the activations at x
     factors(p, stride) -> two f32x8  the scales and the minima of the blocks of eight rows
+    read(block) -> u8x32             weight + offset as bytes, in their own order
 
 Types of 256 weights, a super-block of eight groups with integer sub-scales (``superblocks.py``, multiplied by
 ``superblock_matmul.py``):
@@ -14,6 +15,7 @@ Types of 256 weights, a super-block of eight groups with integer sub-scales (``s
     centre         subtracted from what ``group`` gives
     n_minima       in a block: 0, 8 or 16
     make_group(g)(block) -> i16x32   the integers of group g, even ones first, the centre still in them
+    make_bytes(g)(block) -> u8x32    the same as bytes, in their own order
     decode(p, stride, scales, minima)  for the blocks of eight rows: writes the sub-scales of row r at scales +
     row_scales(r)                    row_scales(r) as make_scale reads them, and minima (superblock_matmul.py)
     make_scale(g)(scales) -> i32x8   the sub-scale of group g, in the lanes of the weights it belongs to

@@ -20,6 +20,7 @@ class Block:
     """A type as block_matmul.py wants it; the functions are described in the package's docstring."""
 
     block_nbytes: int
+    read: Any
     unpack: Any
     sums: Any
     factors: Any = _half
@@ -27,42 +28,47 @@ class Block:
     offset: int = 0
 
 
-_eight, _sixteen = v.make_const(v.i16x32, 8), v.make_const(v.i16x32, 16)
+def _make_nibbles(quants: int) -> Any:
+    @v.forceinline
+    def read(block):
+        return nibbles(v.load_u8x16(block + quants))
+
+    return read
+
+
+def _make_five_bits(quants: int) -> Any:
+    @v.forceinline
+    def read(block):
+        return nibbles(v.load_u8x16(block + quants)) | common.sixteen_where(v.load_u32(block + quants - 4))
+
+    return read
+
+
+def _make_levels(quants: int, levels_of_nibbles: Any) -> Any:
+    @v.forceinline
+    def read(block):
+        return v.lookup_u8x32(levels_of_nibbles(), nibbles(v.load_u8x16(block + quants)))
+
+    return read
 
 
 @v.forceinline
-def _q4_0(block):
-    return even_odd_u8(nibbles(v.load_u8x16(block + 2))) - _eight()
+def _signed_bytes(block):
+    return v.load_u8x32(block + 2)
 
 
-@v.forceinline
-def _q4_1(block):
-    return even_odd_u8(nibbles(v.load_u8x16(block + 4)))
+def _make_unpack(read: Any, widen: Any, offset: int = 0) -> Any:
+    less = v.make_const(v.i16x32, offset)
 
+    @v.forceinline
+    def unpack(block):
+        return widen(read(block))
 
-@v.forceinline
-def _q5_0_plus_16(block):
-    return even_odd_u8(nibbles(v.load_u8x16(block + 6)) | common.sixteen_where(v.load_u32(block + 2)))
+    @v.forceinline
+    def unpack_less(block):
+        return widen(read(block)) - less()
 
-
-@v.forceinline
-def _q5_0(block):
-    return _q5_0_plus_16(block) - _sixteen()
-
-
-@v.forceinline
-def _q5_1(block):
-    return even_odd_u8(nibbles(v.load_u8x16(block + 8)) | common.sixteen_where(v.load_u32(block + 4)))
-
-
-@v.forceinline
-def _q8_0(block):
-    return even_odd_i8(v.load_u8x32(block + 2))
-
-
-@v.forceinline
-def _iq4_nl(block):
-    return even_odd_i8(v.lookup_u8x32(common.iq4_levels(), nibbles(v.load_u8x16(block + 2))))
+    return unpack_less if offset else unpack
 
 
 # ---- MXFP4: the scale is a power of two ------------------------------------------------------------------------------
@@ -70,11 +76,6 @@ def _iq4_nl(block):
 _mxfp4_levels = v.make_constants(v.u8x16, [n % 256 for n in levels.E2M1_DOUBLED])
 _one, _bias, _exponent = (v.make_const(v.u32x8, n) for n in (1, 63, 23))
 _as_float = v.make_convert(v.u32x8, v.f32x8, "bitcast")
-
-
-@v.forceinline
-def _mxfp4(block):
-    return even_odd_i8(v.lookup_u8x32(_mxfp4_levels(), nibbles(v.load_u8x16(block + 1))))
 
 
 @v.forceinline
@@ -100,12 +101,19 @@ def _mxfp4_factors(p, stride):
     return power_of_two(e), v.zero_f32x8()
 
 
+def _block(nbytes: int, read: Any, widen: Any, offset: int = 0, sums: Any = None, **rest: Any) -> Block:
+    sums = sums or make_sums(_make_unpack(read, widen))
+    return Block(nbytes, read, _make_unpack(read, widen, offset), sums, offset=offset, **rest)
+
+
+_with_minimum = {"factors": common.half_pairs_at, "has_min": True}
+
 TYPES = {  # the layouts are drawn in formats/block_quants.py and formats/small_quants.py
-    "Q4_0": Block(18, _q4_0, common.make_nibble_sums(2), offset=8),
-    "Q4_1": Block(20, _q4_1, common.make_nibble_sums(4), common.half_pairs_at, has_min=True),
-    "Q5_0": Block(22, _q5_0, make_sums(_q5_0_plus_16), offset=16),
-    "Q5_1": Block(24, _q5_1, make_sums(_q5_1), common.half_pairs_at, has_min=True),
-    "Q8_0": Block(34, _q8_0, make_sums(_q8_0)),
-    "IQ4_NL": Block(18, _iq4_nl, make_sums(_iq4_nl)),
-    "MXFP4": Block(17, _mxfp4, make_sums(_mxfp4), _mxfp4_factors),
+    "Q4_0": _block(18, _make_nibbles(2), even_odd_u8, 8, common.make_nibble_sums(2)),
+    "Q4_1": _block(20, _make_nibbles(4), even_odd_u8, 0, common.make_nibble_sums(4), **_with_minimum),
+    "Q5_0": _block(22, _make_five_bits(6), even_odd_u8, 16),
+    "Q5_1": _block(24, _make_five_bits(8), even_odd_u8, **_with_minimum),
+    "Q8_0": _block(34, _signed_bytes, even_odd_i8),
+    "IQ4_NL": _block(18, _make_levels(2, common.iq4_levels), even_odd_i8),
+    "MXFP4": _block(17, _make_levels(1, _mxfp4_levels), even_odd_i8, factors=_mxfp4_factors),
 }

@@ -299,6 +299,22 @@ def _group(low: tuple[int, int, int], high: tuple[int, int, int] | None = None) 
     return two_fields if high else one_field
 
 
+def _bytes(low: tuple[int, int, int], high: tuple[int, int, int] | None = None) -> Any:
+    """bytes(block): the same 32 integers in their own order."""
+    low_field, low_at = make_field(*low[:2]), low[2]
+    high_field, high_at = make_field(*high[:2]) if high else None, high[2] if high else 0
+
+    @v.forceinline
+    def one_field(block):
+        return v.u16x16_as_u8x32(low_field(words_at(block + low_at)))
+
+    @v.forceinline
+    def two_fields(block):
+        return v.u16x16_as_u8x32(low_field(words_at(block + low_at)) | high_field(words_at(block + high_at)))
+
+    return two_fields if high else one_field
+
+
 def _group_of_levels(at: int) -> Any:
     """group(block): the levels of 16 low nibbles, then of the high ones."""
 
@@ -309,6 +325,14 @@ def _group_of_levels(at: int) -> Any:
     return group
 
 
+def _bytes_of_levels(at: int) -> Any:
+    @v.forceinline
+    def read(block):
+        return v.lookup_u8x32(common.iq4_levels(), common.nibbles(v.load_u8x16(block + at)))
+
+    return read
+
+
 @dataclass(frozen=True, eq=False)
 class SuperBlock:
     """A type as superblock_matmul.py wants it; the functions are described in the package's docstring."""
@@ -316,10 +340,20 @@ class SuperBlock:
     block_nbytes: int
     decode: Any
     factors: Any
-    make_group: Callable[[int], Any]
+    facts: Callable[[int], tuple[Any, ...]]
+    """Where group g stands: arguments of the two functions of ``reads``."""
     n_scales: int = 16
     n_minima: int = 0
     centre: int = 0
+    reads: tuple[Any, Any] = (_group, _bytes)
+
+    def make_group(self, g: int) -> Any:
+        """What reads group g as int16."""
+        return self.reads[0](*self.facts(g))
+
+    def make_bytes(self, g: int) -> Any:
+        """What reads it as bytes."""
+        return self.reads[1](*self.facts(g))
 
     @property
     def row_scales(self) -> Any:
@@ -331,28 +365,29 @@ class SuperBlock:
         return make_scale_of_eight(g) if self.n_scales == 8 else make_scale_of_sixteen(g)
 
 
-def _q6_k_group(g: int) -> Any:
+def _q6_k_facts(g: int) -> tuple[Any, ...]:
     half, k = g // 4, g % 4
-    return _group((k // 2 * 4, 15, half * 64 + k % 2 * 32), (2 * k - 4, 48, 128 + half * 32))
+    return (k // 2 * 4, 15, half * 64 + k % 2 * 32), (2 * k - 4, 48, 128 + half * 32)
 
 
 TYPES = {  # the layouts are drawn in formats/k_quants.py and formats/i_quants.py
     "Q2_K": SuperBlock(
-        84, _decode_q2_k, _q2_k_factors, lambda g: _group((g % 4 * 2, 3, 16 + g // 4 * 32)), n_minima=16
+        84, _decode_q2_k, _q2_k_factors, lambda g: ((g % 4 * 2, 3, 16 + g // 4 * 32),), n_minima=16
     ),
     "Q3_K": SuperBlock(
         110, _decode_q3_k, common.make_single_factor(108),
-        lambda g: _group((g % 4 * 2, 3, 32 + g // 4 * 32), (g - 2, 4, 0)), centre=4,
+        lambda g: ((g % 4 * 2, 3, 32 + g // 4 * 32), (g - 2, 4, 0)), centre=4,
     ),
     "Q4_K": SuperBlock(
-        144, decode_k, k_factors, lambda g: _group((g % 2 * 4, 15, 16 + g // 2 * 32)), n_scales=8, n_minima=8
+        144, decode_k, k_factors, lambda g: ((g % 2 * 4, 15, 16 + g // 2 * 32),), n_scales=8, n_minima=8
     ),
     "Q5_K": SuperBlock(
         176, decode_k, k_factors,
-        lambda g: _group((g % 2 * 4, 15, 48 + g // 2 * 32), (g - 4, 16, 16)), n_scales=8, n_minima=8,
+        lambda g: ((g % 2 * 4, 15, 48 + g // 2 * 32), (g - 4, 16, 16)), n_scales=8, n_minima=8,
     ),
-    "Q6_K": SuperBlock(210, _decode_q6_k, common.make_single_factor(208), _q6_k_group, centre=32),
+    "Q6_K": SuperBlock(210, _decode_q6_k, common.make_single_factor(208), _q6_k_facts, centre=32),
     "IQ4_XS": SuperBlock(
-        136, _decode_iq4_xs, common.make_single_factor(0), lambda g: _group_of_levels(8 + g * 16), n_scales=8
+        136, _decode_iq4_xs, common.make_single_factor(0), lambda g: (8 + g * 16,), n_scales=8,
+        reads=(_group_of_levels, _bytes_of_levels),
     ),
 }  # fmt: skip

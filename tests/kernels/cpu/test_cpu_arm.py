@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import arm_assembly
 import llvmlite.binding as llvm
@@ -10,7 +13,7 @@ import pytest
 from arm_assembly import Instruction, faults
 
 from edgellm.formats.errors import ParameterError
-from edgellm.kernels.cpu.compile import isa, jit
+from edgellm.kernels.cpu.compile import arm_features, isa, jit
 
 # one of each kind; `python tests/arm_assembly.py` looks at all of them
 KERNELS = (
@@ -36,6 +39,16 @@ def test_inner_loops_work_on_vectors(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", ["matmul_q4_1", "attention"])
 def test_other_arm_cpus_get_vectors_too(kernel: str, cpu: str) -> None:
     assert faults(kernel, arm_assembly.assembly(kernel, cpu)) == []
+
+
+@pytest.mark.parametrize("form", ["neon_dotprod", "neon_i8mm"])
+@pytest.mark.parametrize("kernel", ["quantize", "matmul_q4_1", "matmul_q6_k"])
+def test_products_of_bytes_keep_their_sums_in_registers(kernel: str, form: str) -> None:
+    text = arm_assembly.assembly(kernel, "generic", form)
+    assert faults(kernel, text) == []
+    if kernel != "quantize":
+        product = r"\tsdot\tv\d+.4s, v\d+.16b, v\d+.4b\[" if form == "neon_dotprod" else r"\tsmmla\t"
+        assert re.search(product, text) and not re.search(r"\tsmlal2?\t", text)
 
 
 def test_a_product_is_added_by_the_instruction_that_makes_it() -> None:
@@ -92,7 +105,7 @@ def on_arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setattr(llvm, "get_process_triple", lambda: arm_assembly.LINUX)
     monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: "neoverse-v1")
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"neon": True, "dotprod": True, "sve": True})
-    caches = (isa.host_features, isa.detect)
+    caches = (isa.host_features, isa.detect, arm_features.arm_features)
     for function in caches:
         function.cache_clear()
     yield monkeypatch
@@ -101,11 +114,13 @@ def on_arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def test_an_arm_cpu_gets_neon_for_its_own_name_and_never_sve(on_arm: pytest.MonkeyPatch) -> None:
-    assert isa.available_forms() == ["neon", "portable"]
-    found = isa.detect()
-    assert (found.name, found.cpu) == ("neon", "neoverse-v1")
-    assert set(found.features.split(",")) == {"+neon", "+dotprod", "-sve"}
-    with pytest.raises(ParameterError, match="neon, portable"):
+    assert isa.available_forms() == ["neon_dotprod", "neon", "portable"]
+    for form in ("neon_dotprod", "neon"):
+        found = isa.detect(form)
+        assert (found.name, found.cpu) == (form, "neoverse-v1")
+        assert set(found.features.split(",")) == {"+neon", "+dotprod", "-sve"}
+    assert isa.detect().name == "neon_dotprod"
+    with pytest.raises(ParameterError, match="neon_dotprod, neon, portable"):
         isa.detect("avx2")
 
 
@@ -118,6 +133,53 @@ def test_an_arm_cpu_that_llvm_knows_nothing_of_has_neon(on_arm: pytest.MonkeyPat
     on_arm.setattr(llvm, "get_host_cpu_features", unknown)
     assert isa.available_forms() == ["neon", "portable"]
     assert isa.detect().features == "+neon"
+
+
+@pytest.mark.parametrize(
+    ("hwcap", "hwcap2", "form"),
+    [(1 << 1, 1 << 13, "neon"), (1 << 20, 0, "neon_dotprod"), (1 << 20 | 1, 1 << 13 | 1, "neon_i8mm")],
+)
+def test_linux_says_what_an_arm_cpu_multiplies(on_arm: pytest.MonkeyPatch, hwcap: int, hwcap2: int, form: str) -> None:
+    entries = {16: hwcap, 26: hwcap2}
+    _ask_this(on_arm, "linux", getauxval=lambda entry: entries[entry])
+    assert isa.detect().name == form
+
+
+@pytest.mark.parametrize(
+    ("known", "form"),
+    [
+        ((), "neon"),
+        ((b"hw.optional.arm.FEAT_DotProd",), "neon_dotprod"),
+        ((b"hw.optional.arm.FEAT_DotProd", b"hw.optional.arm.FEAT_I8MM"), "neon_i8mm"),
+    ],
+)
+def test_macos_says_what_an_arm_cpu_multiplies(on_arm: pytest.MonkeyPatch, known: tuple[bytes, ...], form: str) -> None:
+    def sysctlbyname(name: bytes, value: Any, nbytes: Any, new: Any, new_nbytes: int) -> int:
+        value._obj.value = name in known
+        return 0 if name in known else -1
+
+    _ask_this(on_arm, "darwin", sysctlbyname=sysctlbyname)
+    assert isa.detect().name == form
+
+
+def _ask_this(patch: pytest.MonkeyPatch, system: str, **functions: Callable[..., int]) -> None:
+    """A libc of an Arm machine in place of this one's; LLVM finds nothing."""
+
+    class Function:
+        def __init__(self, answer: Callable[..., int]) -> None:
+            self.answer = answer
+
+        def __call__(self, *arguments: Any) -> int:
+            return self.answer(*arguments)
+
+    libc = SimpleNamespace(**{name: Function(answer) for name, answer in functions.items()})
+    patch.setattr(llvm, "get_host_cpu_features", lambda: {"neon": True})
+    patch.setattr(arm_features.platform, "machine", lambda: "arm64")
+    patch.setattr(arm_features.sys, "platform", system)
+    patch.setattr(arm_features.ctypes, "CDLL", lambda name: libc)
+    arm_features.arm_features.cache_clear()
+    isa.host_features.cache_clear()
+    isa.detect.cache_clear()
 
 
 CALLS_MEMSET = """
