@@ -59,6 +59,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "residual_scale": (0.0, 1e3),
     "logit_scale": (0.0, 1e6),
     "vocab_size": (1, 1 << 24),
+    "pooling_type": (0, 4),
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops.embed import embedding_of
+from edgellm.kernels.ops.encoder import AddRows
 from edgellm.kernels.program import Batch, Program
 
 
@@ -32,6 +33,9 @@ def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int
         _check_embeddings(*batch.embeddings, n, program)
     if batch.rope_positions is not None:
         _check_rope_positions(batch.rope_positions, n, program)
+    if batch.types is not None and batch.types.shape != (n,):
+        raise ParameterError(f"types of shape {batch.types.shape}; ({n},) is expected")
+    _check_rows(batch, program)
     starts = _starts(batch.sequences)
     if 1 < n == len(starts) - 1 and batch.sees is None and _are_blocks_there(batch, pool, n_steps):
         return starts  # many answers decode: each by itself would take 4 us
@@ -72,6 +76,12 @@ def check_logits(logits: np.ndarray) -> None:
         )
 
 
+def checked(rows: np.ndarray) -> np.ndarray:
+    """The same, where all of it are finite numbers."""
+    check_logits(rows)
+    return rows
+
+
 def _starts(sequences: np.ndarray) -> list[int]:
     if len(sequences) == 1:  # decode: numpy would take 10 us
         return [0, 1]
@@ -91,6 +101,17 @@ def _check_embeddings(rows: np.ndarray, values: np.ndarray, n: int, program: Pro
         raise ParameterError(f"embeddings of shape {values.shape}; ({len(rows)}, {program.n_embd}) is expected")
     if len(rows) and not 0 <= min(rows) <= max(rows) < n:
         raise ParameterError(f"embeddings for the rows {min(rows)} to {max(rows)} of a batch of {n} tokens")
+
+
+def _check_rows(batch: Batch, program: Program) -> None:
+    """Tables by position or type have a row for every token."""
+    for op in program.ops if program.is_encoder else ():
+        if isinstance(op, AddRows):
+            numbers = batch.positions if op.of == "positions" else batch.types
+            low, high = (0, 0) if numbers is None else (int(numbers.min()), int(numbers.max()))
+            n_rows = program.tensors[op.weight].shape[0]
+            if low < 0 or high >= n_rows:
+                raise ParameterError(f"{op.of} {low} to {high}; {op.weight} has {n_rows} rows")
 
 
 def _check_rope_positions(parts: np.ndarray, n: int, program: Program) -> None:

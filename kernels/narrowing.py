@@ -9,19 +9,24 @@ selects its rows at the very end, so that a hook sees every token in every layer
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.ops import Op, SelectOutputs
 from edgellm.kernels.program import Buffer, Program
 
 
 @dataclass(frozen=True)
 class OutputTail:
-    """``ops`` do for the rows that want logits what the program's ops from ``start`` on do; ``buffers`` are theirs."""
+    """``ops`` do for the rows that want logits what the program's ops from ``start`` on do; ``buffers`` are theirs.
+
+    names   of the program's buffers whose chosen rows are in one of these
+    """
 
     start: int
     ops: tuple[Op, ...]
     buffers: dict[str, Buffer]
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,17 @@ class LastWrite:
 
     start: int
     buffers: tuple[str, ...]
+
+
+def hidden_end(program: Program) -> int:
+    """One past the op that makes the rows which logits are made of. UnsupportedError where there are none."""
+    made = [i + 1 for i, op in enumerate(program.ops) if program.hidden in op.written_buffers()]
+    if not made:
+        raise UnsupportedError(
+            f"{program.architecture}: this program has no hidden states to give. Take another model for embeddings.",
+            code="EMBEDDINGS",
+        )
+    return made[0]
 
 
 def last_write(program: Program) -> LastWrite | None:
@@ -72,4 +88,4 @@ def output_tail(program: Program) -> OutputTail | None:
         if any(list(names.values()).count(changed[field]) > 1 for field in op.writes):
             return None
         ops.append(replace(op, **changed))
-    return OutputTail(start, tuple(ops), buffers)
+    return OutputTail(start, tuple(ops), buffers, names)

@@ -4,8 +4,8 @@ An architecture file writes the program; an executor (``reference``, ``cpu``) ru
 between the two. It knows no model, no kind of op, and computes nothing.
 
 Buffers are (rows, width), float32 for the most part. A buffer of kind ``tokens`` has one row per token of the batch,
-one of kind ``outputs`` one row per token whose logits are wanted. Heads lie side by side in a row: (n_heads, head_dim)
-flattened.
+one of kind ``outputs`` one row per token whose logits, or hidden states, are wanted. Heads lie side by side in a row:
+(n_heads, head_dim) flattened.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
     from edgellm.kernels.draw import Draw, TokenDraw
     from edgellm.kernels.kv import CacheGroup, CacheLayer, CachePool
+    from edgellm.kernels.pooling import Pooling
     from edgellm.kernels.rope import Rope
 
 
@@ -104,7 +105,13 @@ class Op(ABC):
 
 @dataclass(frozen=True)
 class Program:
-    """What an executor needs to know of a model. ``output`` names the buffer of the result, (n_outputs, n_vocab)."""
+    """What an executor needs to know of a model.
+
+    output       the buffer of the result, (n_outputs, n_vocab); of an encoder it is ``hidden``
+    hidden       the buffer of the rows that logits are made of, (n_outputs, n_embd); "" where a program has none
+    is_encoder   a token sees those after it, too: all of a text is in one step, and there are no logits
+    pooling      how its hidden states become the vector of a text, where the file says so
+    """
 
     architecture: str
     ops: tuple[Op, ...]
@@ -116,6 +123,9 @@ class Program:
     context_length: int  # tokens the model was trained for
     n_embd: int
     output: str = "logits"
+    hidden: str = ""
+    is_encoder: bool = False
+    pooling: Pooling | None = None
 
     def root(self, name: str) -> str:
         """The buffer that has the columns of ``name``: itself, or the one that it is part of."""
@@ -154,6 +164,8 @@ class Batch:
     embeddings       rows of this batch, (k,) int, and what stands there in place of their tokens' embeddings,
                      (k, n_embd) float32, as it is behind the scale of the embedding
     rope_positions   (n_parts, n) int32, what ``Rope.part_of`` chooses from; None: ``positions`` in every part
+    types            (n,) int32, which of an encoder's texts a token is of; None: all of the first
+    hidden           ``Program.hidden`` is wanted in place of logits
     """
 
     tokens: np.ndarray
@@ -164,6 +176,8 @@ class Batch:
     sees: np.ndarray | None = None
     embeddings: tuple[np.ndarray, np.ndarray] | None = None
     rope_positions: np.ndarray | None = None
+    types: np.ndarray | None = None
+    hidden: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -223,6 +237,8 @@ class Executor(Protocol):
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32 for the tokens that want them, valid until the next call.
+
+        With ``Batch.hidden`` their hidden states, (n_outputs, n_embd). UnsupportedError from a device without them.
 
         NumericError when one of them is NaN or infinite: whoever calls need not look again.
         """

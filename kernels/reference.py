@@ -16,6 +16,7 @@ import numpy as np
 from edgellm.formats.errors import NumericError
 from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels.narrowing import hidden_end
 from edgellm.kernels.ops.embed import looked_up
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Batch, Hook, Program
@@ -72,15 +73,16 @@ class ReferenceExecutor:
         return self.program.tensors[name].dequantize(numbers)
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
-        """Logits (n_outputs, n_vocab) float32 of the tokens that want them."""
+        """Logits (n_outputs, n_vocab) float32 of the tokens that want them, or their hidden states."""
         if len(batch):
             check_batch(batch, self.program, self.pool, self.max_tokens)
         step = Step(self.program, self.pool, self.weight, self.rows, batch)
-        for index, op in enumerate(self.program.ops):
+        end = hidden_end(self.program) if batch.hidden else len(self.program.ops)
+        for index, op in enumerate(self.program.ops[:end]):
             op.reference(step)
             if hook is not None:
                 hook(index, op, step.__getitem__)
-        logits = step[self.program.output]
+        logits = step[self.program.hidden if batch.hidden else self.program.output]
         if not np.isfinite(logits).all():
             row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
             raise NumericError(

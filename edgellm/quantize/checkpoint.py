@@ -26,6 +26,7 @@ from edgellm.models.parts.checkpoint_form import CheckpointForm
 from edgellm.models.parts.checkpoint_keys import DEFAULTS, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.input_model import InputModel, InputTensor, Rows
+from edgellm.quantize.pooling_metadata import pooling_metadata
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
@@ -66,6 +67,7 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
         "general.type": ("model", "STRING"),
         **general_metadata(checkpoint, n_params),
         **metadata,
+        **pooling_metadata(checkpoint, architecture),
         "general.quantization_version": (QUANTIZATION_VERSION, "UINT32"),
         **tokenizer,
     }
@@ -138,7 +140,10 @@ def _tensors(
     experts: dict[str, dict[int, InputTensor]] = {}
     biases = form.biases(config)
     unknown = []
+    left_out = form.leaves_out(config)
     for stored_name, weight in open_weights(checkpoint).items():
+        if left_out and re.fullmatch(left_out, stored_name):
+            continue
         places = form.places(plain_name(stored_name), config.n_layer, biases)
         if not places and not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
             unknown.append(stored_name)

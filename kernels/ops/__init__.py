@@ -15,11 +15,12 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 
 from edgellm.kernels.ops.attention import Attention, StoreKV
 from edgellm.kernels.ops.delta_net import DeltaGates, DeltaRule
-from edgellm.kernels.ops.elementwise import Add, GatedUnit, Scale, SigmoidGate, Softcap, SplitHeads
+from edgellm.kernels.ops.elementwise import Activate, Add, GatedUnit, Scale, SigmoidGate, Softcap, SplitHeads
 from edgellm.kernels.ops.embed import Embed
+from edgellm.kernels.ops.encoder import AddRows, SelfAttention
 from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
 from edgellm.kernels.ops.matmul import Matmul
-from edgellm.kernels.ops.norms import RMSNorm
+from edgellm.kernels.ops.norms import LayerNorm, RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.ops.rope import ApplyRope
 from edgellm.kernels.ops.short_conv import CausalConv, ShortConv
@@ -27,7 +28,9 @@ from edgellm.kernels.program import Op
 
 __all__ = [
     "OPS",
+    "Activate",
     "Add",
+    "AddRows",
     "ApplyRope",
     "Attention",
     "CausalConv",
@@ -37,12 +40,14 @@ __all__ = [
     "ExpertMatmul",
     "ExpertSum",
     "GatedUnit",
+    "LayerNorm",
     "Matmul",
     "Op",
     "RMSNorm",
     "Route",
     "Scale",
     "SelectOutputs",
+    "SelfAttention",
     "ShortConv",
     "SigmoidGate",
     "Softcap",
@@ -53,4 +58,5 @@ __all__ = [
 OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
+    LayerNorm, Activate, AddRows, SelfAttention,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -26,6 +27,12 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return half + half * np.tanh(c * (x + np.float32(0.044715) * x * x * x))
 
 
+def gelu_erf(x: np.ndarray) -> np.ndarray:
+    """GELU itself: x times the share of a normal distribution below x."""
+    share = np.vectorize(math.erf, otypes=[np.float64])(x * np.sqrt(0.5))
+    return (x * (0.5 + 0.5 * share)).astype(np.float32)
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + e^-x), by tanh."""
     return np.float32(0.5) + np.float32(0.5) * np.tanh(x * np.float32(0.5))
@@ -39,17 +46,18 @@ def clamped_swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 WIDTHS = (1, 17, 100, 256)  # of trials
 
-Activation = Literal["silu", "gelu", "clamped_swiglu"]
+Activation = Literal["silu", "gelu", "gelu_erf", "clamped_swiglu"]
 UNITS: dict[Activation, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "silu": lambda gate, up: silu(gate) * up,
     "gelu": lambda gate, up: gelu(gate) * up,
+    "gelu_erf": lambda gate, up: gelu_erf(gate) * up,
     "clamped_swiglu": clamped_swiglu,
 }
 
 
 @dataclass(frozen=True)
 class GatedUnit(Op):
-    """out = activation(gate) * up; ``gelu`` is the tanh form, as gemma uses it.
+    """out = activation(gate) * up; ``gelu`` is the tanh form, as gemma uses it, ``gelu_erf`` the exact one.
 
     With ``clamped_swiglu`` out = g sigmoid(1.702 g) * (u + 1) of g = min(gate, 7) and u = up between -7 and 7.
     """
@@ -69,6 +77,29 @@ class GatedUnit(Op):
         for width in WIDTHS:
             op = GatedUnit(s.input(width), s.input(width), s.buffer(width), cast(Activation, variant))
             s.emit(f"width={width}", op)
+
+
+Curve = Literal["gelu", "gelu_erf"]
+CURVES: dict[Curve, Callable[[np.ndarray], np.ndarray]] = {"gelu": gelu, "gelu_erf": gelu_erf}
+
+
+@dataclass(frozen=True)
+class Activate(Op):
+    """out = activation(x)"""
+
+    name, reads, writes, by_row = "activate", ("x",), ("out",), True
+
+    x: str
+    out: str
+    activation: Curve
+
+    def reference(self, step: Step) -> None:
+        step[self.out] = CURVES[self.activation](step[self.x])
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "gelu_erf") -> None:
+        for width in WIDTHS:
+            s.emit(f"width={width}", Activate(s.input(width), s.buffer(width), cast(Curve, variant)))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class Step:
         """What rotations go by: (n,), or (n_parts, n)."""
         return self.batch.positions if self.batch.rope_positions is None else self.batch.rope_positions
 
+    @property
+    def types(self) -> np.ndarray:
+        """The type of every token, (n,)."""
+        return np.zeros(len(self.batch), np.int32) if self.batch.types is None else self.batch.types
+
     def table(self, layer: int) -> np.ndarray:
         """The block tables (n_sequences, max_blocks) of the layer's group."""
         return self.batch.tables[self.program.table_of(layer)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_encoders import DECODERS
 from tiny_models import write_tiny_model
 
 from edgellm.formats.errors import NumericError, ParameterError
@@ -31,7 +32,7 @@ from edgellm.kernels.ops import (
 from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.rope import Rope, frequencies, linear_scaling, yarn_magnitude, yarn_scaling
-from edgellm.models import architectures, build_program
+from edgellm.models import build_program
 
 SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 96, "n_head": 4, "n_head_kv": 2, "head_dim": 32}
 Reader = Callable[[str], np.ndarray]
@@ -44,7 +45,7 @@ def nmse(x: np.ndarray, judge: np.ndarray) -> float:
     return float((difference**2).sum() / (judge.astype(np.float64) ** 2).sum())
 
 
-@pytest.fixture(params=architectures())
+@pytest.fixture(params=DECODERS)
 def program(request: pytest.FixtureRequest, tmp_path: Path) -> Program:
     """A tiny random model of each architecture; gemma3's window is shorter than the tests' sequences."""
     gguf = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", request.param, sliding_window=40, **SIZES))

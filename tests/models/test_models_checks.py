@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import raw_gguf
 from gguf_files import write_gguf
+from tiny_encoders import DECODERS
 from tiny_models import EXPERTS, tensor_shapes, write_tiny_model
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
@@ -17,7 +18,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.hparam_checks import RANGES
 from edgellm.formats.validate import findings
 from edgellm.kernels.program import Program
-from edgellm.models import architectures, build_program
+from edgellm.models import build_program
 from edgellm.models.parts.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
 from edgellm.models.parts.hparams import hparam_error, integers, read_hparams
 
@@ -76,7 +77,7 @@ def test_missing_hyperparameter_is_named(key: str, tmp_path: Path) -> None:
     assert caught.value.code == "MODEL_HPARAMS"
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_every_tensor_is_demanded_and_its_shape_compared(architecture: str, tmp_path: Path) -> None:
     program = program_of(write_tiny_model(tmp_path / "good.gguf", architecture, "F32", tied=False, n_layer=1, **SIZES))
     optional = {"output.weight"}  # without it the embedding is used
@@ -239,7 +240,7 @@ def test_rope_factors_divide_the_frequencies_and_are_no_weights(tmp_path: Path) 
     assert "rope_freqs.weight" not in program.tensors
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architecture: str, tmp_path: Path) -> None:
     """Whatever the gguf package can write beside what the program reads: neutral values pass, others are named."""
     sections = (gguf_package.Keys.LLM, gguf_package.Keys.Attention, gguf_package.Keys.Rope)
@@ -260,7 +261,7 @@ def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architectur
                                         metadata={f"{architecture}.{key}": value}, **SIZES))  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_every_architecture_applies_rope_factors_and_scaling(architecture: str, tmp_path: Path) -> None:
     scaling = {f"{architecture}.rope.scaling.type": "linear", f"{architecture}.rope.scaling.factor": 2.0}
     name = "rope_freqs.weight"
@@ -356,7 +357,7 @@ def test_gemma3_with_capped_logits_is_refused(tmp_path: Path) -> None:
         program_of(path)
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_programs_are_complete(architecture: str, tmp_path: Path) -> None:
     program = program_of(write_tiny_model(tmp_path / "model.gguf", architecture, **SIZES))
     assert program.architecture == architecture

@@ -22,25 +22,32 @@ from edgellm.formats.gguf import QuantizedTensor, stacked_experts
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.kv import CacheLayer, KVLayer
 from edgellm.kernels.ops import (
+    Activate,
     Add,
+    AddRows,
     ApplyRope,
     Attention,
     Embed,
     GatedUnit,
+    LayerNorm,
     Matmul,
     Op,
     RMSNorm,
     Scale,
     SelectOutputs,
+    SelfAttention,
     SigmoidGate,
     SplitHeads,
     StoreKV,
 )
-from edgellm.kernels.ops.elementwise import Activation
+from edgellm.kernels.ops.elementwise import Activation, Curve
+from edgellm.kernels.ops.encoder import Index
+from edgellm.kernels.pooling import Pooling
 from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
 from edgellm.models.parts.hparam_keys import check_keys
 from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, read_hparams, read_rope, real
+from edgellm.models.parts.pooling import read_pooling
 
 if TYPE_CHECKING:
     from edgellm.formats.model_file import ModelFile, ModelTensor
@@ -66,6 +73,8 @@ class ProgramBuilder:
         self.used: set[str] = set()  # tensors that the program holds, or that were read while building it
         self.cache_layers: list[CacheLayer] = []
         self.ropes: dict[str, Rope] = {}
+        self.hidden = ""
+        self.pooling: Pooling | None = None
 
     def weight(self, name: str, *shape: int) -> str:
         """Take a tensor of exactly this shape into the program."""
@@ -120,6 +129,14 @@ class ProgramBuilder:
         """out = RMSNorm(x), over whole rows or over heads of ``width``."""
         weight = self.weight(f"{name}.weight", width or self.buffers[x].width)
         self.ops.append(RMSNorm(x, weight, self.like(x, out), self.hp.eps))
+
+    def layer_norm(self, x: str, name: str, out: str, *, needs_bias: bool = False) -> None:
+        """out = LayerNorm(x), with the bias where the file has one."""
+        width = self.buffers[x].width
+        weight = self.weight(f"{name}.weight", width)
+        has_bias = needs_bias or f"{name}.bias" in self.gguf.tensors
+        bias = self.weight(f"{name}.bias", width) if has_bias else None
+        self.ops.append(LayerNorm(x, weight, self.like(x, out), self.hp.eps, bias))
 
     def linear(
         self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False, bias_of: str | None = None
@@ -188,6 +205,27 @@ class ProgramBuilder:
         buffer = self.buffer(out, hp.n_head * hp.head_dim_v)
         self.ops.append(Attention(q, buffer, layer, hp.n_head, scale, softcap, sinks))
 
+    def self_attention(
+        self, q: str, k: str, v: str, out: str, *, scale: float | None = None, reach: int = 0
+    ) -> None:  # fmt: skip
+        """out = softmax(scale q k^T) v within each text, both ways; ``scale`` is else 1/sqrt(head size).
+
+        reach   tokens further away are not seen; 0: all are
+        """
+        hp = self.hp
+        buffer = self.buffer(out, hp.n_head * hp.head_dim_v)
+        scale = scale or 1 / math.sqrt(hp.head_dim_k)
+        self.ops.append(SelfAttention(q, k, v, buffer, hp.n_head, hp.n_head_kv, scale, reach))
+
+    def activate(self, x: str, out: str, activation: Curve) -> None:
+        """out = activation(x)"""
+        self.ops.append(Activate(x, self.like(x, out), activation))
+
+    def add_rows(self, x: str, name: str, out: str, *, of: Index, n_rows: int) -> None:
+        """out[t] = x[t] + the row of a table for the position, or the type, of t; the table has ``n_rows``."""
+        weight = self.weight(f"{name}.weight", n_rows, self.buffers[x].width)
+        self.ops.append(AddRows(x, weight, self.like(x, out), of))
+
     def gated_unit(self, gate: str, up: str, out: str, activation: Activation) -> None:
         """out = activation(gate) * up"""
         self.ops.append(GatedUnit(gate, up, self.like(gate, out), activation))
@@ -200,7 +238,7 @@ class ProgramBuilder:
         """out = the rows of x that want logits"""
         self.ops.append(SelectOutputs(x, self.buffer(out, self.buffers[x].width, "outputs")))
 
-    def finish(self) -> Program:
+    def finish(self, *, is_encoder: bool = False) -> Program:
         """The program. UnsupportedError if the file has weights that the program would leave out."""
         unused = [
             name
@@ -224,6 +262,10 @@ class ProgramBuilder:
             n_vocab=self.hp.n_vocab,
             context_length=self.hp.context_length,
             n_embd=self.hp.n_embd,
+            output=self.hidden if is_encoder else Program.output,
+            hidden=self.hidden,
+            is_encoder=is_encoder,
+            pooling=self.pooling,
         )
 
 
@@ -335,6 +377,7 @@ def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 
     """logits = scale * RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
     m.select_outputs("x", "x_out")
     m.rms_norm("x_out", norm, "h_out")
+    m.hidden, m.pooling = "h_out", read_pooling(m)
     if scale != 1.0:
         m.ops.append(Scale("h_out", "h_out", scale))
     name = "output" if "output.weight" in m.gguf.tensors else "token_embd"

@@ -81,6 +81,9 @@ class CheckpointForm:
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
+    around_biases   those of them that have a bias, by their GGUF names
+    renames       (pattern, replacement) in turn on a tensor's name, which makes it ``model.layers.N.`` or one around
+    leaves_out    a pattern of the names of tensors that a model of these settings has no use for
     extra         tensors that the checkpoint has only as numbers of its config, by GGUF name: the rotation's divisors
     extra_is_usual  whether other programs know these tensors in the architecture
     space_prefix  whether a text starts with a space, where the tokenizer itself does not say
@@ -91,6 +94,9 @@ class CheckpointForm:
     biases: Callable[[CheckpointConfig], frozenset[str]] = attention_biases
     layer: Mapping[str, str] = field(default_factory=lambda: DECODER_LAYER)
     around: Mapping[str, str] = field(default_factory=lambda: DECODER)
+    around_biases: frozenset[str] = frozenset()
+    renames: Sequence[tuple[str, str]] = ()
+    leaves_out: Callable[[CheckpointConfig], str] = lambda _: ""
     experts: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bare: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -111,9 +117,13 @@ class CheckpointForm:
 
     def places(self, name: str, n_layer: int, biases: frozenset[str]) -> tuple[Place, ...]:
         """Where a checkpoint's tensor goes (``model.layers.3.mlp.up_proj.weight``); nowhere when it is unknown."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
         module, _, parameter = name.rpartition(".")
-        if parameter == "weight" and module in self.around:
-            return (Place(f"{self.around[module]}.weight"),)
+        if (known := self.around.get(module)) and (
+            parameter == "weight" or (parameter == "bias" and known in self.around_biases)
+        ):
+            return (Place(f"{known}.{parameter}"),)
         found = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+?)(?:\.(weight|bias))?", name, re.ASCII)
         if found is None or int(found[1]) >= n_layer:
             return ()

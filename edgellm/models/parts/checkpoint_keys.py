@@ -34,7 +34,9 @@ _DELTA = frozenset(
     ("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads")
 ) | frozenset(("linear_num_value_heads", "full_attention_interval", "partial_rotary_factor"))
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
+_ENCODER = _DECODER - {"rms_norm_eps", "num_key_value_heads"} | {"id2label", "is_decoder"}
 USED: dict[str, frozenset[str]] = {
+    "bert": _ENCODER | {"layer_norm_eps", "type_vocab_size"},
     "llama": _DECODER | {"attention_bias", "mlp_bias"},
     "mistral": _DECODER | {"sliding_window"},
     "qwen2": _DECODER | _SLIDING,
@@ -109,7 +111,11 @@ _SEES = frozenset(("vision_config", "image_token_id", "video_token_id", "vision_
     ("vision_end_token_id", "language_model_only")
 )
 _ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
+_DROPOUT = frozenset(("attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout_prob"))
 HARMLESS_IN: dict[str, frozenset[str]] = {
+    "bert": _DROPOUT
+    | {"gradient_checkpointing", "summary_type", "pooler_fc_size", "pooler_num_attention_heads"}
+    | {"pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "directionality", "model_max_length"},
     "llama": frozenset(),
     "mistral": frozenset(("max_window_layers", "use_sliding_window")),  # its window counts without them
     "qwen2": frozenset(("attention_bias",)),  # q, k and v have one, o has none
@@ -158,6 +164,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "num_experts": (0,),
     "num_local_experts": (0,),
     "partial_rotary_factor": (1,),
+    "position_embedding_type": ("absolute",),
     "pruned_heads": ({},),
     "rope_interleaved": (False,),
     "sliding_window": (),
@@ -180,6 +187,17 @@ _DELTA_DEFAULTS = {
     "linear_num_value_heads": 32,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "tie_word_embeddings": True,
+    },
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},

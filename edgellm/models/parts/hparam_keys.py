@@ -22,7 +22,7 @@ READ = frozenset(
         "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
         "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
         "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
-        "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "pooling_type",
     )
 )  # fmt: skip
 _SLIDING = frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"))
@@ -35,7 +35,9 @@ _DELTA = frozenset(
 _GRANITE = frozenset(
     ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")
 ) | {"rope.scaling.finetuned"}
+_ENCODER = frozenset(("attention.layer_norm_epsilon", "attention.causal"))
 READ_IN: dict[str, frozenset[str]] = {
+    "bert": _ENCODER,
     "llama": _EXPERTS | {"attention.sliding_window", "rope.scaling.attn_factor"},
     "gemma": frozenset(("rope.scaling.attn_factor",)),
     "gemma2": frozenset(("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
@@ -61,7 +63,7 @@ READ_IN: dict[str, frozenset[str]] = {
     | {"expert_feed_forward_length"},
 }
 WITHOUT_EFFECT = frozenset(
-    ("attention.layer_norm_epsilon", "pooling_type", "rope.scaling.finetuned", "tensor_data_layout")
+    ("attention.layer_norm_epsilon", "classifier.output_labels", "rope.scaling.finetuned", "tensor_data_layout")
 )
 OTHER_PARTS = ("vision.", "mm.", "audio.")  # of a model that sees or hears
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -53,12 +53,19 @@ BY_LAYER = {"n_head": "attention.head_count", "n_head_kv": "attention.head_count
 """Fields that may differ from layer to layer in some architectures."""
 
 
-def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = (), *, n_ff: int | None = None) -> HParams:
+def read_hparams(
+    gguf: ModelFile,
+    by_layer: Sequence[str] = (),
+    *,
+    n_ff: int | None = None,
+    eps_key: str = "attention.layer_norm_rms_epsilon",
+) -> HParams:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for a missing key, a range or a ratio that is off.
 
     by_layer   names of BY_LAYER that the architecture reads layer by layer, 0 for a layer without; all others must be
                alike in all layers
     n_ff       for architectures whose files need not say it
+    eps_key    what the norms add, under the name that the architecture has for it
     """
     n_layer, n_embd = integer(gguf, "block_count"), integer(gguf, "embedding_length")
 
@@ -92,7 +99,7 @@ def read_hparams(gguf: ModelFile, by_layer: Sequence[str] = (), *, n_ff: int | N
         head_dim_k=head_dim_k,
         head_dim_v=integer(gguf, "attention.value_length", n_embd // n_head),
         n_rot=n_rot,
-        eps=real(gguf, "attention.layer_norm_rms_epsilon"),
+        eps=real(gguf, eps_key),
         by_layer=found,
     )
 

@@ -27,8 +27,14 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         for name in ("rms_norm", "quantize", "rope", "add", "add_scaled", "select_outputs", "store_kv")
     },
     **{name: ("elementwise", name, None) for name in ("scale", "sigmoid_gate", "softcap", "split_heads")},
-    **{f"gated_{kind}": ("elementwise", "make_gated_unit", kind) for kind in ("silu", "gelu", "clamped_swiglu")},
+    **{name: ("elementwise", name, None) for name in ("layer_norm", "add_rows")},
+    **{
+        f"gated_{kind}": ("elementwise", "make_gated_unit", kind)
+        for kind in ("silu", "gelu", "gelu_erf", "clamped_swiglu")
+    },
+    **{f"activate_{kind}": ("elementwise", "make_activate", kind) for kind in ("gelu", "gelu_erf")},
     "attention": ("attention", "attention", None),
+    "self_attention": ("self_attention", "self_attention", None),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
     TOP_K: ("top_k", "top_k", None),

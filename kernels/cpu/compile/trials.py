@@ -96,7 +96,7 @@ SHOWN_BY = {"quantize": "matmul_q8_0", "group_by_expert": "expert_matmul_q8_0"}
 """Kernels that no op has, and one that needs them."""
 
 LIMITS: dict[str, float] = {
-    **dict.fromkeys((*TEAM, "add", "select_outputs", "split_heads", "store_kv"), 0.0),
+    **dict.fromkeys((*TEAM, "add", "add_rows", "select_outputs", "split_heads", "store_kv"), 0.0),
     **{f"{op}_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS for op in ("matmul", "expert_matmul")},
     **{f"{op}_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS for op in ("matmul", "expert_matmul")},
     **dict.fromkeys(SHOWN_BY, MATMUL_LIMIT),
@@ -267,4 +267,5 @@ def random_batch(rng: np.random.Generator, program: Program, n: int, start: int)
         rng.random(n) < 0.7,
         tuple(tables),
         sees=np.repeat(positions[[1, -1]], [2, n - 2]).astype(np.int32) if n == LOOKS_AHEAD else None,
+        types=rng.integers(0, 2, n).astype(np.int32),
     )

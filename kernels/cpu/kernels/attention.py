@@ -27,12 +27,14 @@ BLOCK = 32
 CUT_ROW = at.CUT_BLOCKS * BLOCK * 4
 """Bytes of one row's scores, later weights, in a cut."""
 
-_minus_infinity = v.make_const(v.f32x16, float("-inf"))
+minus_infinity = v.make_const(v.f32x16, float("-inf"))
 _NEG_INF = float("-inf")
 
 
 @v.intrinsic
-def _lane_numbers(typing_context):
+def lane_numbers(typing_context):
+    """0 to 15."""
+
     def codegen(context, builder, sig, args):
         return v.ir.Constant(v.f32x16.ir, [float(i) for i in range(16)])
 
@@ -134,10 +136,10 @@ def _softmax_row(weights, first, n, lowest, highest, state):
     if lowest > first or highest < first + n - 1:
         low, high = v.splat_f32x16(v.f32_of(float(lowest - first))), v.splat_f32x16(v.f32_of(float(highest - first)))
         for i in range(0, n, 16):
-            index = _lane_numbers() + v.splat_f32x16(v.f32_of(float(i)))
-            s = v.where_less(index, low, _minus_infinity(), v.load_f32x16(weights + i * 4))
-            v.store_f32x16(weights + i * 4, v.where_less(high, index, _minus_infinity(), s))
-    largest = _minus_infinity()
+            index = lane_numbers() + v.splat_f32x16(v.f32_of(float(i)))
+            s = v.where_less(index, low, minus_infinity(), v.load_f32x16(weights + i * 4))
+            v.store_f32x16(weights + i * 4, v.where_less(high, index, minus_infinity(), s))
+    largest = minus_infinity()
     for i in range(0, n * 4, 64):
         largest = v.max_f32x16(v.load_f32x16(weights + i), largest)
     m = v.maximum_f32x16(largest)

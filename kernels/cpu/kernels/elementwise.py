@@ -14,6 +14,7 @@ from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.vector_math import (
     clamped_swiglu_f32x16,
+    gelu_erf_f32x16,
     gelu_f32x16,
     sigmoid_f32x16,
     silu_f32x16,
@@ -53,6 +54,55 @@ def rms_norm(op, step, thread, n_threads):
             v.store_f32x16(out + i * 4, v.load_f32x16(x + i * 4) * factors * v.load_f32x16(w + i * 4))
         for i in range(whole, width):
             v.store_f32(out + i * 4, v.load_f32(x + i * 4) * factor * v.load_f32(w + i * 4))
+
+
+# ---- layer norm ------------------------------------------------------------------------------------------------------
+
+
+@v.forceinline
+def _sum(x, n):
+    acc, whole = v.zero_f32x16(), n // 16 * 16
+    for i in range(0, whole, 16):
+        acc = acc + v.load_f32x16(x + i * 4)
+    total = v.sum_f32x16(acc)
+    for i in range(whole, n):
+        total = total + v.load_f32(x + i * 4)
+    return total
+
+
+@v.forceinline
+def _sum_of_squared_distances(x, n, centre):
+    acc, whole, centres = v.zero_f32x16(), n // 16 * 16, v.splat_f32x16(centre)
+    for i in range(0, whole, 16):
+        value = v.load_f32x16(x + i * 4) - centres
+        acc = v.fma_f32x16(value, value, acc)
+    total = v.sum_f32x16(acc)
+    for i in range(whole, n):
+        v1 = v.load_f32(x + i * 4) - centre
+        total = total + v1 * v1
+    return total
+
+
+def layer_norm(op, step, thread, n_threads):
+    """out = (x - mean(x)) / sqrt(var(x) + eps) * w + bias for each row."""
+    args = v.arguments(op, at.LAYER_NORM)
+    n, width, eps = v.load_i64(step + args.row_kind), args.width, v.f64_from_bits(args.eps)
+    w, bias, whole = args.w, args.bias, args.width // 16 * 16
+    for row in range(thread, n, n_threads):
+        x, out = args.x + row * args.x_row, args.out + row * args.out_row
+        mean = v.f32_of(_sum(x, width) / width)
+        factor = v.f32_of(1.0 / (_sum_of_squared_distances(x, width, mean) / width + eps) ** 0.5)
+        means, factors = v.splat_f32x16(mean), v.splat_f32x16(factor)
+        for i in range(0, whole, 16):
+            y = (v.load_f32x16(x + i * 4) - means) * factors * v.load_f32x16(w + i * 4)
+            if bias != 0:
+                y = y + v.load_f32x16(bias + i * 4)
+            v.store_f32x16(out + i * 4, y)
+        for i in range(whole, width):
+            y1 = (v.load_f32(x + i * 4) - mean) * factor * v.load_f32(w + i * 4)
+            if bias != 0:
+                y1 = y1 + v.load_f32(bias + i * 4)
+            v.store_f32(out + i * 4, y1)
 
 
 # ---- quantize activations --------------------------------------------------------------------------------------------
@@ -169,6 +219,7 @@ def _make_unit(function: Any) -> Any:
 _UNITS = {
     "silu": _make_unit(silu_f32x16),
     "gelu": _make_unit(gelu_f32x16),
+    "gelu_erf": _make_unit(gelu_erf_f32x16),
     "clamped_swiglu": clamped_swiglu_f32x16,
 }
 
@@ -187,6 +238,23 @@ def make_gated_unit(activation: str) -> Any:
             v.store_f32x16(args.out + row * args.out_row + i, unit(gate, up))
 
     return gated_unit
+
+
+_CURVES = {"gelu": gelu_f32x16, "gelu_erf": gelu_erf_f32x16}
+
+
+def make_activate(activation: str) -> Any:
+    """The kernel out = activation(x)."""
+    curve = _CURVES[activation]
+
+    def activate(op, step, thread, n_threads):
+        args = v.arguments(op, at.ACTIVATE)
+        n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
+        for item in range(thread, n * lanes, n_threads):
+            row, i = item // lanes, item % lanes * 64
+            v.store_f32x16(args.out + row * args.out_row + i, curve(v.load_f32x16(args.x + row * args.x_row + i)))
+
+    return activate
 
 
 # ---- add -------------------------------------------------------------------------------------------------------------
@@ -213,6 +281,17 @@ def add_scaled(op, step, thread, n_threads):
         x = v.load_f32x16(args.x + row * args.x_row + i)
         y = v.load_f32x16(args.y + row * args.y_row + i)
         v.store_f32x16(args.out + row * args.out_row + i, v.fma_f32x16(scale, y, x))
+
+
+def add_rows(op, step, thread, n_threads):
+    """out[t] = x[t] + w[number of t]"""
+    args = v.arguments(op, at.ADD_ROWS)
+    lanes, numbers = (args.width + 15) // 16, v.load_i64(step + args.numbers)
+    for t in range(thread, v.load_i64(step + at.N_TOKENS), n_threads):
+        w = args.w + v.load_i32(numbers + t * 4) * args.w_row
+        for i in range(0, lanes * 64, 64):
+            x = v.load_f32x16(args.x + t * args.x_row + i)
+            v.store_f32x16(args.out + t * args.out_row + i, x + v.load_f32x16(w + i))
 
 
 def scale(op, step, thread, n_threads):

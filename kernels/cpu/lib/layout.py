@@ -35,7 +35,10 @@ PARTIALS = 96  # states of the cuts of divided tiles: (token, cut) x (head, row)
 PARTIAL_NBYTES = 104  # of one (token, cut)
 SEES = 112  # int32, the last position that a token attends to: POSITIONS, or
 OWN_SEES = 120
-STEP_FIELDS = 16
+TYPES = 128  # int32, which text of a pair a token is of; like the next two for encoders alone
+TEXT_TILES = 136  # tiles of a text's tokens (below)
+N_TEXT_TILES = 144
+STEP_FIELDS = 19
 
 ROW_ALIGN = 16  # floats
 
@@ -49,7 +52,10 @@ def padded(width: int) -> int:
 #      lowering.py fills in one of these by name, a kernel reads it with ``simd.arguments``; row_kind is where the step
 #      says how many rows there are
 
+ACTIVATE = namedtuple("ACTIVATE", "x x_row out out_row width row_kind")
 ADD = namedtuple("ADD", "x x_row y y_row out out_row width row_kind scale")
+ADD_ROWS = namedtuple("ADD_ROWS", "x x_row w w_row out out_row width numbers")
+"""``numbers`` is where the step has the number of a token's row."""
 ATTENTION = namedtuple(
     "ATTENTION", "q q_row out out_row k_pool v_pool n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks"
 )
@@ -68,11 +74,16 @@ MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_k
 """``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
 QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs slots x_slot")
 """``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
+LAYER_NORM = namedtuple("LAYER_NORM", "x x_row w bias out out_row width eps row_kind")
+"""``bias`` may be 0."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
 ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
 ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all scales")
 """``scales`` may be 0."""
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
+SELF_ATTENTION = namedtuple(
+    "SELF_ATTENTION", "q q_row k k_row v v_row out out_row n_heads n_kv_heads head_dim scale reach"
+)
 SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
 SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_row heads first_dim second_dim row_kind")
 SIGMOID_GATE = namedtuple("SIGMOID_GATE", "x x_row gate gate_row out out_row width span row_kind")
@@ -182,6 +193,23 @@ def attention_state_nbytes(head_dim: int) -> int:
 def attention_scratch_nbytes(rows: int, head_dim: int) -> int:
     """Scratch of one thread: the weights of a cut and two states for each row."""
     return rows * (CUT_BLOCKS * 32 * 4 + 2 * attention_state_nbytes(head_dim))
+
+
+# ---- attention within a text (self_attention.py): a tile is int32 first token of its text, tokens of the text, first
+#      token of the tile, tokens of the tile
+
+TEXT_TILE_NBYTES = 16
+TEXT_TILE = 192  # tokens of a tile: a multiple of SELF_ROWS, so that the same rows go together in any tiling
+SELF_ROWS = 6  # rows at once: with 16 lanes of float32 each they fill 12 AVX2 registers
+SELF_CUT = 512  # keys that are packed together
+SELF_HEAD_DIM = 512  # at most
+SELF_SUMS = 64 + SELF_HEAD_DIM * 4  # bytes of what a cut adds to a row: m, l, 14 unused, weighted sums
+
+
+def self_attention_scratch_nbytes(head_dim: int, group: int) -> int:
+    """Scratch of one thread: keys and values of a cut, six rows of scores and sums, the states of a tile's rows."""
+    packed = SELF_CUT * (head_dim + padded(head_dim)) * 4
+    return packed + SELF_ROWS * (SELF_CUT * 4 + SELF_SUMS) + TEXT_TILE * group * attention_state_nbytes(head_dim)
 
 
 # ---- the rows that the kernel ``stream`` reads side by side

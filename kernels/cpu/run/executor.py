@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, ParameterError
-from edgellm.kernels.batch_checks import check_batch, check_logits
+from edgellm.kernels.batch_checks import check_batch, checked
 from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
@@ -23,11 +23,27 @@ from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes,
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import CachePool
+from edgellm.kernels.narrowing import hidden_end
 from edgellm.kernels.ops.embed import embedding_of
+from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.program import Batch, Hook, Program
 from edgellm.machine.progress import Progress
 
 _COUNTER = layout.COUNTER // 8
+
+
+class _Wanted(NamedTuple):
+    """The buffers that a step's result is in, and one past the last row of the op table that makes it.
+
+    rows       of a walk through the program; of one that ends with the tail, ``tail_rows``
+    all_rows   where it is as soon as all tokens are through, when none has to be chosen
+    """
+
+    rows: np.ndarray
+    tail_rows: np.ndarray
+    all_rows: np.ndarray | None
+    end: int
+    tail_end: int
 
 
 class CPUExecutor:
@@ -78,14 +94,16 @@ class CPUExecutor:
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self.nbytes = self._table.nbytes + len(self._scratch)
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
+        self._results: dict[bool, _Wanted] = {}
         self._closed = False
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
-        """Logits (n_outputs, n_vocab) float32, valid until the next call; see ``Executor``."""
+        """Logits (n_outputs, n_vocab) float32, or hidden states, valid until the next call; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
+        wanted = self._wanted(hidden=batch.hidden)
         starts = check_batch(batch, self.program, self.pool, self.max_tokens)
         self._step.begin(batch, starts)
         table, output_rows = self._table, [row for row, wanted in enumerate(batch.outputs.tolist()) if wanted]
@@ -94,29 +112,51 @@ class CPUExecutor:
             stop = table.first_row[table.last_write.start]
             self._run_rows(begin, stop, None)
             if not output_rows:
-                return np.empty((0, self.program.n_vocab), np.float32)
+                return np.empty((0, wanted.rows.shape[1]), np.float32)
             batch, starts = self._drop_rows(batch, output_rows, table.last_write.buffers)
             self._step.begin(batch, starts)
             begin, output_rows = stop, list(range(len(batch)))
-        middle, first, last = table.n_token_rows, table.n_token_rows, table.first_row[-1]
+        middle, first, last, rows = table.n_token_rows, table.n_token_rows, wanted.end, wanted.rows
         if hook is None and len(output_rows) <= MAX_OUTPUTS:
             if len(output_rows) == len(batch):  # all in one walk: Python and a meeting are 20 us
                 middle, first = begin, begin
             elif len(table.rows) > table.first_row[-1]:  # there is a tail for few rows
-                middle, first, last = table.n_rows_before_tail, table.first_row[-1], len(table.rows)
+                middle, first, last = table.n_rows_before_tail, table.first_row[-1], wanted.tail_end
+                rows = wanted.tail_rows
         self._run_rows(begin, middle, hook)
-        logits = table.buffers[self.program.output][:, : self.program.n_vocab]
-        result = logits[: len(output_rows)]
+        if hook is None and wanted.all_rows is not None and len(output_rows) == len(batch) and middle > begin:
+            return checked(wanted.all_rows[: len(batch)])
+        result = rows[: len(output_rows)]
         if len(output_rows) > MAX_OUTPUTS:
-            result = np.empty((len(output_rows), self.program.n_vocab), np.float32)
+            result = np.empty((len(output_rows), rows.shape[1]), np.float32)
         for start in range(0, len(output_rows), MAX_OUTPUTS):
             chunk = output_rows[start : start + MAX_OUTPUTS]
             self._step.outputs(chunk)
             self._run_rows(first, last, hook)
-            if result.base is not logits.base:
-                result[start : start + len(chunk)] = logits[: len(chunk)]
-        check_logits(result)
-        return result
+            if result.base is not rows.base:
+                result[start : start + len(chunk)] = rows[: len(chunk)]
+        return checked(result)
+
+    def _wanted(self, *, hidden: bool) -> _Wanted:
+        """Where a step's result will be."""
+        if hidden not in self._results:
+            table, program = self._table, self.program
+            n_after, name = 0, program.output
+            if hidden:
+                n_after, name = len(program.ops) - hidden_end(program), program.hidden
+
+            def rows(name: str) -> np.ndarray:
+                width = table.widths[name]
+                return table.buffers[name][:, :width]
+
+            last = program.ops[-1 - n_after]
+            self._results[hidden] = _Wanted(
+                rows(name),
+                rows(table.tail_names.get(name, name)),
+                rows(last.x) if isinstance(last, SelectOutputs) else None,
+                *(each[len(each) - 1 - n_after] for each in (table.first_row, table.tail_first_row)),
+            )
+        return self._results[hidden]
 
     def decode(self, batch: Batch, n_steps: int, draw: CPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
         """Several decode steps in one call; see ``DecodingExecutor``."""
@@ -259,4 +299,5 @@ class CPUExecutor:
         if not self._closed:
             self._closed = True
             self._end_threads()
+            self._results.clear()
             del self._table, self.pool

@@ -28,7 +28,9 @@ from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import LastWrite, OutputTail, last_write, output_tail
 from edgellm.kernels.ops import (
+    Activate,
     Add,
+    AddRows,
     ApplyRope,
     Attention,
     CausalConv,
@@ -38,11 +40,13 @@ from edgellm.kernels.ops import (
     ExpertMatmul,
     ExpertSum,
     GatedUnit,
+    LayerNorm,
     Matmul,
     RMSNorm,
     Route,
     Scale,
     SelectOutputs,
+    SelfAttention,
     ShortConv,
     SigmoidGate,
     Softcap,
@@ -72,10 +76,13 @@ class OpTable:
     first_row: list[int]  # of each op of the program, and one past the last
     n_token_rows: int  # rows before the first that works on outputs
     n_rows_before_tail: int  # rows that run before the output tail
+    tail_first_row: list[int]  # of each op of the output tail, and one past the last
+    tail_names: dict[str, str]  # as in OutputTail
     last_write: LastWrite | None  # where rows can be dropped in its place
     kernels: list[str]  # name of each row's kernel
     sources: list[int]  # for each row the one that made the int16 activations which it reads, -1 if it reads none
     buffers: dict[str, np.ndarray]  # (rows, padded width)
+    widths: dict[str, int]
     nbytes: int  # of the rows, the buffers and their int16 forms, and the weights that were unpacked
     keep: list[np.ndarray]  # all whose addresses are in the rows
 
@@ -384,6 +391,46 @@ def _rms_norm(low: _Lowering, op: RMSNorm) -> None:
     low.emit(op, "rms_norm", arguments, alone=of_row <= ALONE_WIDTH)
 
 
+def _layer_norm(low: _Lowering, op: LayerNorm) -> None:
+    width = low.width(op.x)
+    arguments = layout.LAYER_NORM(
+        **low.where(x=op.x, out=op.out), w=low.vector(op.weight), bias=low.vector(op.bias) if op.bias else 0,
+        width=width, eps=op.eps, row_kind=low.row_kind(op.x),
+    )  # fmt: skip
+    low.emit(op, "layer_norm", arguments, alone=width <= ALONE_WIDTH)
+
+
+def _activate(low: _Lowering, op: Activate) -> None:
+    width, row_kind = low.width(op.out), low.row_kind(op.out)
+    arguments = layout.ACTIVATE(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind)
+    low.emit(op, f"activate_{op.activation}", arguments, alone=width <= ALONE_WIDTH)
+
+
+def _add_rows(low: _Lowering, op: AddRows) -> None:
+    tensor, width = low.program.tensors[op.weight], low.width(op.x)
+    table = low.memory.zeros(tensor.shape[0], layout.padded(width), "float32")
+    if low.memory.real:
+        table[:, :width] = tensor.dequantize()
+    arguments = layout.ADD_ROWS(
+        **low.where(x=op.x, out=op.out), w=table.ctypes.data, w_row=layout.padded(width) * 4, width=width,
+        numbers=layout.POSITIONS if op.of == "positions" else layout.TYPES,
+    )  # fmt: skip
+    low.emit(op, "add_rows", arguments, alone=True)
+
+
+def _self_attention(low: _Lowering, op: SelfAttention) -> None:
+    head_dim = low.width(op.q) // op.n_heads
+    if head_dim > layout.SELF_HEAD_DIM:
+        raise UnsupportedError(
+            f"{op.q} has heads of {head_dim}; the CPU kernel takes up to {layout.SELF_HEAD_DIM}.", code="MODEL_SHAPE"
+        )
+    arguments = layout.SELF_ATTENTION(
+        **low.where(q=op.q, k=op.k, v=op.v, out=op.out), n_heads=op.n_heads, n_kv_heads=op.n_kv_heads,
+        head_dim=head_dim, scale=op.scale, reach=op.reach,
+    )  # fmt: skip
+    low.emit(op, "self_attention", arguments, alone=False)
+
+
 def _matmul(low: _Lowering, op: Matmul) -> None:
     quant, w, w_row = low.matrix(op.weight)
     n_out, n_in = low.program.tensors[op.weight].shape
@@ -583,6 +630,10 @@ _RULES: dict[type, Any] = {
     CausalConv: _causal_conv,
     DeltaGates: _delta_gates,
     DeltaRule: _delta_rule,
+    LayerNorm: _layer_norm,
+    Activate: _activate,
+    AddRows: _add_rows,
+    SelfAttention: _self_attention,
 }
 
 
@@ -607,10 +658,13 @@ def lower(program: Program, pool: CachePool, max_tokens: int, *, narrows: bool =
         first_row=first_row[: n_ops + 1],
         n_token_rows=first_row[selects[0] if selects else n_ops],
         n_rows_before_tail=first_row[tail.start],
+        tail_first_row=first_row[n_ops:],
+        tail_names=tail.names,
         last_write=last_write(program) if narrows else None,
         kernels=[row.kernel for row in low.rows],
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
+        widths={name: buffer.width for name, buffer in low.program.buffers.items()},
         nbytes=low.memory.nbytes,
         keep=low.memory.keep,
     )
@@ -626,6 +680,10 @@ def scratch_nbytes(program: Program, max_tokens: int) -> int:
     """Scratch of one thread, whole pages."""
     widest = max(buffer.width for buffer in program.buffers.values())
     nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), attention_work.scratch_nbytes(program))
+    for op in program.ops:
+        if isinstance(op, SelfAttention):
+            head_dim = program.buffers[op.q].width // op.n_heads
+            nbytes = max(nbytes, layout.self_attention_scratch_nbytes(head_dim, op.n_heads // op.n_kv_heads))
     return -(-nbytes // 4096) * 4096
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.attention_work import AttentionWork
+from edgellm.kernels.ops import AddRows, SelfAttention
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.rope import Rope
 
@@ -25,11 +26,13 @@ class StepRecord:
         self.work = AttentionWork(program, n_threads)
         self._fields = np.zeros(layout.STEP_FIELDS, np.int64)
         self.address = self._fields.ctypes.data
-        self._arrays = np.zeros((5, max_tokens), np.int32)
+        self._arrays = np.zeros((6, max_tokens), np.int32)
+        self._is_encoder = any(isinstance(op, AddRows | SelfAttention) for op in program.ops)
+        self._tiles = np.zeros((0, 4), np.int32)
         self._tables = np.zeros((len(program.groups), 2), np.int64)
         self._angles = _Angles(list(program.ropes.values()))
         self._alive: Sequence[np.ndarray] = ()
-        names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS", "OWN_SEES")
+        names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS", "OWN_SEES", "TYPES")
         self.set(**{name: row.ctypes.data for name, row in zip(names, self._arrays, strict=True)})
         self.set(TABLES=self._tables.ctypes.data, ROPES=self._angles.pairs.ctypes.data)
 
@@ -48,7 +51,7 @@ class StepRecord:
         n_steps   so many may be made of it, each a position further: their angles are there for all
         """
         n = len(batch)
-        tokens, positions, sequences, _, sees = self._arrays
+        tokens, positions, sequences, _, sees, types = self._arrays
         tokens[:n], positions[:n], sequences[:n] = batch.tokens, batch.positions, batch.sequences
         self._fields[layout.N_TOKENS // 8], self._fields[layout.N_OUTPUTS // 8] = n, 0
         tables = self._alive = [np.ascontiguousarray(table, np.int32) for table in batch.tables]
@@ -60,6 +63,11 @@ class StepRecord:
             sees[:n] = batch.sees
         self._fields[layout.SEES // 8] = self._fields[(layout.POSITIONS if sees is positions else layout.OWN_SEES) // 8]
         self._angles.turn(positions[:n] if batch.rope_positions is None else batch.rope_positions, n_steps)
+        if self._is_encoder:
+            types[:n] = 0 if batch.types is None else batch.types
+            self._tiles = text_tiles(starts)
+            self.set(TEXT_TILES=self._tiles.ctypes.data, N_TEXT_TILES=len(self._tiles))
+            return
         if changed := self.work.plan(positions[:n], sees[:n], starts, sequences[:n]):
             self.set(**changed)
 
@@ -77,6 +85,21 @@ class StepRecord:
         """The tokens whose logits the next kernels compute."""
         self._arrays[3, : len(rows)] = rows
         self._fields[layout.N_OUTPUTS // 8] = len(rows)
+
+
+def text_tiles(starts: Sequence[int]) -> np.ndarray:
+    """The tiles of texts that begin at these tokens (and one past the last), int32 (n, 4) as in layout.py.
+
+    Those with most to do come first, so that threads end together.
+    """
+    bounds = np.asarray(starts, np.int64)
+    n = np.diff(bounds)
+    tiles = -(-n // layout.TEXT_TILE)
+    text = np.repeat(np.arange(len(n)), tiles)
+    first = (np.arange(len(text)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * layout.TEXT_TILE
+    size = np.minimum(n[text] - first, layout.TEXT_TILE)
+    found = np.stack((bounds[text], n[text], bounds[text] + first, size), axis=1).astype(np.int32)
+    return np.ascontiguousarray(found[np.argsort(-n[text] * size, kind="stable")])
 
 
 class _Angles:
