@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgellm import arguments, loading
 from edgellm.engine.engine import Engine
 from edgellm.engine.requests import CancelFlag
-from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError
+from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError, UnsupportedError
 from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
@@ -24,6 +24,7 @@ from edgellm.stop import stop_strings
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate, Message, Segment
     from edgellm.conversation import Conversation
+    from edgellm.embedding import Embedder, Kind, Poolings, RankedDocument, Text
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Executor, Hook, Program
     from edgellm.machine.progress import StageProgress
@@ -110,6 +111,92 @@ class LLM:
         self.n_threads = model.n_threads
         self.default_params: SamplingParams = model.default_params
         self.memory_estimate: MemoryNeed = model.memory_need
+        self._embeds: Embedder | None = None
+
+    # -- vectors and scores ----------------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> Kind:
+        """What the model is for: "chat", "embedding" or "rerank"."""
+        from edgellm.embedding import kind_of
+
+        return kind_of(self.model)
+
+    def check_answers(self) -> None:
+        """UnsupportedError where the model is for embeddings or scores and answers nothing."""
+        if self.model.program.pooling is not None and self.kind != "chat":
+            use = "scores of documents: use rerank" if self.kind == "rerank" else "vectors of texts: use embed"
+            raise UnsupportedError(
+                f"{self.path.name} answers nothing, it makes {use}, or take a model for chats.", code="EMBEDDINGS"
+            )
+
+    def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        normalize: bool = True,
+        truncate: bool = False,
+        dimensions: int | None = None,
+        pooling: Poolings | None = None,
+        prompt: str | None = None,
+        cancel: CancelFlag | None = None,
+        counted: Callable[[int], None] = lambda _: None,
+    ) -> Any:
+        """The vectors of texts in their order, (n, dim) float32: a text's is the same alone and among others.
+
+        texts        texts, or lists of token ids, which are taken as they are
+        normalize    make each of length 1
+        truncate     leave out the end of a text that is too long; else it is a ContextFullError with figures
+        dimensions   only so many numbers of each, for models whose first ones mean most; normalised afterwards
+        pooling      "mean", "cls" or "last" in place of the file's (a model for chats has "mean"); "none": a list with
+                     the rows of every text, (n_tokens, dim)
+        prompt       stands before each text, such as "query: " where a model was trained so
+        cancel       an object with ``is_set()``; set, what is there by then is all
+        counted      called with the number of tokens of each text
+
+        UnsupportedError for a model that gives scores, or a device without embeddings.
+        """
+        return self._embedder.embed(
+            texts, normalize=normalize, truncate=truncate, dimensions=dimensions, pooling=pooling, prompt=prompt,
+            cancel=cancel, counted=counted,
+        )  # fmt: skip
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        *,
+        truncate: bool = False,
+        cancel: CancelFlag | None = None,
+        counted: Callable[[int], None] = lambda _: None,
+    ) -> list[RankedDocument]:
+        """The documents as (index, score), those that answer the query best first, the first ``top_n`` of them.
+
+        A score is what the model's classifier gives, of any size; of a model that says yes or no, the share of yes.
+
+        truncate   leave out the end of a document that is too long beside the query
+
+        UnsupportedError RERANK for a model without a classifier.
+        """
+        return self._embedder.rerank(query, documents, top_n, truncate=truncate, cancel=cancel, counted=counted)
+
+    async def aembed(self, texts: str | Sequence[Text], **options: Any) -> Any:
+        """``embed`` to be awaited; cancelling the task ends the work within a step."""
+        return await _in_thread(self.embed, texts, **options)
+
+    async def arerank(self, query: str, documents: Sequence[str], *args: Any, **options: Any) -> list[RankedDocument]:
+        """``rerank`` to be awaited."""
+        ranked: list[RankedDocument] = await _in_thread(self.rerank, query, documents, *args, **options)
+        return ranked
+
+    @property
+    def _embedder(self) -> Embedder:
+        from edgellm.embedding import Embedder
+
+        if self._embeds is None or self._embeds.model is not self.model:
+            self._embeds = Embedder(self.model)
+        return self._embeds
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -160,6 +247,7 @@ class LLM:
         Closing the iterator, or dropping it, ends the work within a step, or 25 ms where several are taken at once.
         ContextFullError for a prompt that is longer than the context: nothing is ever cut off silently.
         """
+        self.check_answers()
         engine = self.engine
         params = self.params(params, logprobs=logprobs, **sampling)
         stops, special = stop_strings(stop), arguments.flag("special", special)
@@ -249,6 +337,7 @@ class LLM:
         from edgellm.messages.reader import MessageReader
         from edgellm.messages.stream import EventStream, ReadTokens
 
+        self.check_answers()
         engine, form = self.engine, self.model.message_form
         params = self.params(params, logprobs=logprobs, **sampling)
         asking = Asking.of(form, tools, tool_choice, parallel_tool_calls, reasoning, template_kwargs)
@@ -539,7 +628,7 @@ class LLM:
         """End all answers, stop the threads, free weights and cache, close the file. May be called twice."""
         if self._model is not None:
             self._model.close()
-            self._model = None
+            self._model = self._embeds = None
 
     def __enter__(self) -> LLM:
         return self
@@ -564,6 +653,20 @@ def _named_failures(path: Path) -> Iterator[None]:
         raise EdgeLLMError(
             f"{path}: {error.strerror or error}. Check the path, its rights, and the room on the disk.", code="KV_FILE"
         ) from error
+
+
+async def _in_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What it returns on a thread of its own, which a flag tells that nobody waits any more."""
+    import asyncio
+    import threading
+
+    options.setdefault("cancel", threading.Event())
+    try:
+        return await asyncio.to_thread(function, *args, **options)
+    except asyncio.CancelledError:
+        with contextlib.suppress(AttributeError):  # a flag of the caller's that only says
+            options["cancel"].set()
+        raise
 
 
 def _as_messages(messages: str | Messages) -> Messages:

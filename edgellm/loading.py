@@ -21,7 +21,7 @@ from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.machine.cores import default_threads
 from edgellm.machine.paths import typed_file
 from edgellm.machine.progress import StageProgress
-from edgellm.memory import MemoryNeed, check_fits, estimate, kv_nbytes, placement_text, system_memory
+from edgellm.memory import MemoryNeed, check_fits, estimate, kv_nbytes, placement_text, step_tokens, system_memory
 from edgellm.models import build_program
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
@@ -117,6 +117,8 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     path = fetched(name_or_path, report)
     report("load", 0, 2, path.name)
     with open_program(path, options.kv_overrides) as (gguf, program):
+        if program.is_encoder and executors.is_gpu(options.executor):
+            options = replace(options, executor="cpu", gpu_layers="auto")  # which has the kernels
         n_ctx = choose_context(program, options)
         need = memory_need(program, gguf, n_ctx, options)
         if not options.force:
@@ -203,6 +205,8 @@ def fetched(name: str | Path, report: StageProgress) -> Path:
 def choose_context(program: Program, options: LoadOptions) -> int:
     """Tokens of context: as asked for, else as trained and as far as the memory goes."""
     trained = max(1, program.context_length)
+    if program.is_encoder:  # it has no cache, and knows no positions past those
+        return min(options.n_ctx or trained, trained)
     if options.n_ctx is not None:
         return options.n_ctx or trained
     budget = (executors.device_memory(options.executor) or system_memory()).available // KV_SHARE
@@ -240,7 +244,7 @@ def start_engine(
 
 
 def _executor(program: Program, n_ctx: int, options: LoadOptions, report: StageProgress) -> tuple[Executor, KVCache]:
-    max_tokens = min(options.max_tokens_per_step, n_ctx)
+    max_tokens = step_tokens(program, n_ctx, options.max_tokens_per_step)
     executor = executors.open_executor(
         options.executor,
         program,

@@ -56,9 +56,14 @@ class MemoryNeed:
         return self.total - self.of_system(device)
 
 
+def step_tokens(program: Program, n_ctx: int, max_tokens: int) -> int:
+    """Tokens that a step has at most; a text of an encoder is in one."""
+    return max(max_tokens, n_ctx) if program.is_encoder else min(max_tokens, n_ctx)
+
+
 def kv_nbytes(program: Program, n_ctx: int, max_tokens: int, n_parallel: int, executor: str) -> int:
     """Bytes of the executor's cache for ``n_parallel`` contexts."""
-    blocks = pool_blocks(program.cache_layers, n_ctx, min(max_tokens, n_ctx), n_parallel)
+    blocks = pool_blocks(program.cache_layers, n_ctx, step_tokens(program, n_ctx, max_tokens), n_parallel)
     return pool_nbytes(program.cache_layers, blocks, executor_class(executor).kv_dtype)
 
 
@@ -75,7 +80,7 @@ def estimate(
     cpu_moe: bool = False,
 ) -> MemoryNeed:
     """What ``program`` needs for ``n_parallel`` contexts of ``n_ctx`` tokens and steps of at most ``max_tokens``."""
-    max_tokens, n_threads = min(max_tokens, n_ctx), n_threads or default_threads()
+    max_tokens, n_threads = step_tokens(program, n_ctx, max_tokens), n_threads or default_threads()
     blocks = pool_blocks(program.cache_layers, n_ctx, max_tokens, n_parallel)
     where = placed(executor, program, blocks, max_tokens, gpu_layers, cpu_moe, n_threads)
     if where is not None and where.on_gpu:

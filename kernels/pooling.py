@@ -53,15 +53,11 @@ class Pooling:
         """Which rows of a text are wanted."""
         return self.of if self.kind == "rank" else self.kind
 
-    def apply(self, rows: np.ndarray, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The vector of a text, (n,) float32, or all its rows where the kind is none.
+    def through_head(self, x: np.ndarray, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What the head makes of pooled rows (n_embd,) float32; rows of a text that is not pooled stay as they are.
 
-        rows      (n_rows, n_embd) float32: of all its tokens for none and mean, one otherwise
         tensors   those of ``head``, float32
         """
-        if self.kind == "none":
-            return rows.copy()
-        x = rows.mean(axis=0, dtype=np.float64).astype(np.float32) if len(rows) > 1 else rows[0].copy()
         for layer in self.head:
             x = _dense(x, layer, tensors)
         return _softmax(x) if self.softmax else x

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from edgellm.formats.errors import ClosedError
-from edgellm.kernels.batch_checks import check_logits
+from edgellm.kernels.batch_checks import check_logits, refuse_hidden
 from edgellm.kernels.draw import Draw
 from edgellm.kernels.kv import CachePool, groups_of
 from edgellm.kernels.narrowing import OutputTail, output_tail
@@ -330,6 +330,7 @@ class SplitExecutor:
         """Logits (n_outputs, n_vocab) float32; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
+        refuse_hidden(batch, "gpu device")
         rows, most = np.flatnonzero(batch.outputs).tolist(), self.max_outputs
         for i, part in self.parts.items():
             own = replace(batch, tables=tuple(batch.tables[table] for table in self._tables[i]))

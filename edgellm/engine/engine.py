@@ -18,7 +18,8 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgellm.engine.cache import KVCache
+from edgellm.engine.embedding import EmbeddingRequest
 from edgellm.engine.requests import (
     CallRequest,
     CancelFlag,
@@ -45,13 +47,18 @@ from edgellm.formats.errors import (
     MemoryWouldExceedError,
     NumericError,
     ParameterError,
+    UnsupportedError,
 )
+from edgellm.kernels.pooling import PoolingKind
 from edgellm.kernels.program import DecodingExecutor, Executor, Hook, TogetherDecodingExecutor
 
 if TYPE_CHECKING:
     from edgellm.sampling import Sampler
 
 DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
+
+ENCODE_AHEAD = 3
+"""Steps' worth of tokens of one caller's texts in line: one is computed, one is next while the caller makes another."""
 
 DEVICE_GONE = (DeviceLostError, MemoryWouldExceedError)
 """What an executor raises when it can go on no more, and another one can."""
@@ -148,6 +155,7 @@ class Engine:
         logits is float32 (n, n_vocab), what follows each position; it is valid only inside ``reduce``, which runs on
         the engine's thread. Nothing is taken from the prefix cache or left in it.
         """
+        self._check_logits()
         self.check(tokens)
         request = ScoringRequest(self._lock, tokens, cancel, reduce, self.executor.program.n_vocab)
         self._submit(request)
@@ -156,6 +164,38 @@ class Engine:
                 yield item
         finally:
             self._drop(request)
+
+    def encode(
+        self,
+        texts: Iterable[tuple[Sequence[int], Sequence[int] | None]],
+        rows: PoolingKind,
+        cancel: CancelFlag | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The hidden states of texts in their order, pooled: (n_embd,) float32, or (n_tokens, n_embd) for "none".
+
+        texts   the tokens of each, and their types or None; they are taken from it as there is room for them
+        rows    "mean", "cls" (the first row), "last" or "none"
+        cancel  set, it ends the iteration before the next step
+
+        ContextFullError for a text that is longer than the context, NumericError when a step gives NaN.
+        """
+        waiting, ahead, n_ahead = deque[EmbeddingRequest](), iter(texts), 0
+        try:
+            while True:
+                while n_ahead < ENCODE_AHEAD * self.scheduler.max_tokens and (text := next(ahead, None)) is not None:
+                    self.check(text[0])
+                    whole = self.executor.program.is_encoder
+                    request = EmbeddingRequest(self._lock, text[0], cancel, rows, text[1], whole=whole)
+                    self._submit(request)
+                    waiting.append(request)
+                    n_ahead += len(request.tokens)
+                if not waiting or (vector := self._take(waiting[0])) is None:
+                    return
+                n_ahead -= len(waiting.popleft().tokens)
+                yield vector
+        finally:
+            for request in waiting:
+                self._drop(request)
 
     def call(self, function: Callable[[KVCache, Executor], T]) -> T:
         """The result of ``function(cache, executor)``, run on the engine's thread between two steps.
@@ -239,6 +279,14 @@ class Engine:
                 f"max_tokens is {max_tokens!r}. It must be a whole number from 0 on, or -1 for no limit."
             )
 
+    def _check_logits(self) -> None:
+        if self.executor.program.is_encoder:
+            raise UnsupportedError(
+                f"A {self.executor.program.architecture} model gives vectors of texts and no next token. Use embed, or "
+                "take a model for chats.",
+                code="EMBEDDINGS",
+            )
+
     def _generation(
         self,
         prompt: Sequence[int],
@@ -249,6 +297,7 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
     ) -> GenerationRequest:
+        self._check_logits()
         self.check(prompt, max_tokens)
         for name, given in (("cancel", getattr(cancel, "is_set", None)), ("progress", progress), ("hook", hook)):
             if not callable(given) and (given is not None or (name == "cancel" and cancel is not None)):

@@ -102,6 +102,9 @@ class Request:
     """
 
     shared = True  # takes from the prefix cache and leaves in it
+    hidden = False  # wants hidden states in place of logits
+    whole = False  # has all its tokens in one step
+    types: Sequence[int] | None = None  # which text of a pair each of them is of
     stop_ids: frozenset[int] = frozenset()
 
     def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:

@@ -11,7 +11,7 @@ whoever they share a step with, so nobody's answer depends on any of this.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from time import perf_counter
@@ -55,7 +55,7 @@ class Scheduled(NamedTuple):
     @property
     def decodes(self) -> bool:
         """Whether it is the next token of an answer, and drafts."""
-        return self.n_outputs == 1 + self.n_drafted == len(self.tokens)
+        return self.n_outputs == 1 + self.n_drafted == len(self.tokens) and not self.request.hidden
 
     def without_draft(self) -> Scheduled:
         """Only what is known to be needed."""
@@ -109,25 +109,29 @@ class Scheduler:
             self._decode_s.clear()  # the next ones may have other lengths, and the machine other things to do
         now = perf_counter()
         ready = [r for r in self.requests if len(r.mailbox) < LEAD and r.not_before <= now]
-        turn = ready[:1] if ready and ready[0].alone else [r for r in ready if not r.alone]
+        turn = ready[:1]
+        if ready and not ready[0].alone:
+            turn = [r for r in ready if not r.alone and r.hidden == ready[0].hidden]
         if turn:
             self.requests = [r for r in self.requests if r not in turn] + turn
         return turn
 
     def schedule(self, requests: list[Request], fail: Fail) -> list[Scheduled]:
         """What each of the requests has in the next step, with blocks reserved; ``fail`` gets those that cannot be."""
-        for request in [request for request in requests if request.sequence is None]:
+        for request in [request for request in requests if request.sequence is None and not request.whole]:
             with _alone(request, fail):
                 self._open(request)
         if self.disk is not None:
             requests = self._restored(requests, fail)
-        requests = [request for request in requests if request.sequence is not None]
+        requests = [request for request in requests if request.whole or request.sequence is not None]
         budgets = list(self._budgets(requests))
         for request in set(requests) - {request for request, _ in budgets}:
             if request.sequence is not None and request.n_computed == request.sequence.n_reused:
                 self.preempt(request)  # look again next time: there may be more to find
         scheduled = []
         for request, budget in budgets:
+            if request.whole:  # nothing of it is kept
+                request.sequence = self.cache.open(request.tokens, shared=False)
             sequence = request.sequence
             if sequence is None:  # an older one has just taken its blocks
                 continue
@@ -164,7 +168,7 @@ class Scheduler:
         room, there = 1, []
         for request in requests:
             if (trail := request.trail) is None or (reading := trail.reading) is None:
-                if request.sequence is not None:
+                if request.whole or request.sequence is not None:
                     there.append(request)
                 continue
             request.not_before = perf_counter() + POLL_S  # before the look: a wake that comes now counts
@@ -203,7 +207,7 @@ class Scheduler:
 
     # -- how much of each ------------------------------------------------------------------------------------------
 
-    def _budgets(self, requests: Iterable[Request]) -> Iterator[tuple[Request, int]]:
+    def _budgets(self, requests: Sequence[Request]) -> Iterator[tuple[Request, int]]:
         """The requests that take part in the next step, and how many tokens each may have.
 
         Those that miss few tokens come first: an answer's next one, or what a draft has cost. Then prompts in turn; one
@@ -211,6 +215,9 @@ class Scheduler:
         as another one in this step does, as far or further on, waits: soon it finds the other's blocks.
         """
         room = self.max_tokens
+        if requests and requests[0].whole:
+            yield from self._whole_texts(requests)
+            return
         prompts = []
         for request in requests:
             if request.n_missing > 1 + MAX_DRAFT:
@@ -233,6 +240,15 @@ class Scheduler:
                 leaders.append(request)
                 yield request, share
                 room -= min(share, request.n_missing)
+
+    def _whole_texts(self, requests: Sequence[Request]) -> Iterator[tuple[Request, int]]:
+        """The oldest, and of the others those that fit beside it, the older first."""
+        # those of one caller are many: without others they need not be quick
+        room = max(LEAST_PROMPT_TOKENS, self._timely_tokens()) if self.interactive else self.max_tokens
+        for i, request in enumerate(sorted(requests, key=lambda request: request.order)):
+            if i == 0 or request.n_missing <= room:
+                yield request, request.n_missing
+                room -= request.n_missing
 
     def _timely_tokens(self) -> int:
         """How many tokens a step may have that reads prompts."""
@@ -376,7 +392,17 @@ def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
         sequences=np.repeat(np.arange(len(scheduled), dtype=np.int32), counts),
         outputs=outputs,
         tables=tuple(np.stack(tables) for tables in zip(*(part.sequence.tables for part in scheduled), strict=True)),
+        types=_types(scheduled),
+        hidden=scheduled[0].request.hidden,
     )
+
+
+def _types(scheduled: Sequence[Scheduled]) -> np.ndarray | None:
+    """Of every token, where one of the texts is a pair."""
+    if all(part.request.types is None for part in scheduled):
+        return None
+    types = [np.zeros(len(part.tokens)) if part.request.types is None else part.request.types for part in scheduled]
+    return np.concatenate(types).astype(np.int32)
 
 
 def _batch_of_one(part: Scheduled) -> Batch:
@@ -385,4 +411,7 @@ def _batch_of_one(part: Scheduled) -> Batch:
     outputs[n - part.n_outputs :] = True
     positions = np.arange(start, start + n, dtype=np.int32)
     tables = tuple(table[None] for table in part.sequence.tables)
-    return Batch(np.array(part.tokens, np.int32), positions, np.zeros(n, np.int32), outputs, tables)
+    tokens, sequences = np.array(part.tokens, np.int32), np.zeros(n, np.int32)
+    if not part.request.hidden:
+        return Batch(tokens, positions, sequences, outputs, tables)
+    return Batch(tokens, positions, sequences, outputs, tables, types=_types([part]), hidden=True)

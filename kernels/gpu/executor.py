@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, ParameterError
-from edgellm.kernels.batch_checks import check_batch, check_logits
+from edgellm.kernels.batch_checks import check_batch, check_logits, refuse_hidden
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
 from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
@@ -106,6 +106,7 @@ class GPUExecutor:
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
         check_batch(batch, self.program, self.pool, self.max_tokens)
+        refuse_hidden(batch, "gpu device")
         rows = np.flatnonzero(batch.outputs).tolist()
         most = self._there.rows["outputs"]
         if self._there.step.begin(batch, rows[:most]):

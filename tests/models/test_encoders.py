@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from test_models import SMALL, transformers_model
 from tiny_encoders import random_bert, write_bert
+from tiny_models import write_transformers_model
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
@@ -109,10 +112,6 @@ def test_the_pooling_of_the_file_is_that_of_the_program(key: int, value: int, ki
     with GGUFFile.open(write_bert(tmp_path / "bert.gguf", random_bert(), value)) as gguf:
         program = build_program(gguf)
     assert program.is_encoder and program.pooling is not None and program.pooling.kind == kind
-    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
-    wanted = {"mean": rows.mean(axis=0), "none": rows}.get(kind)
-    if wanted is not None:
-        assert np.array_equal(program.pooling.apply(rows, {}), wanted)
 
 
 def test_scores_of_a_classifier_equal_transformers(tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_scores_of_a_classifier_equal_transformers(tmp_path: Path) -> None:
         executor = ReferenceExecutor(program, 0)
         text = texts(program.n_vocab)[2]
         states = executor.run(batch_of([text]))
-        scores = pooling.apply(states[:1], head_tensors(pooling, program.tensors))
+        scores = pooling.through_head(states[0], head_tensors(pooling, program.tensors))
     with torch.no_grad():
         judge = model(torch.tensor(text[None], dtype=torch.long)).logits[0].numpy()
     assert nmse(scores, judge) <= 1e-10
@@ -145,3 +144,22 @@ def test_an_encoder_that_contradicts_itself_is_refused_by_name(tmp_path: Path) -
             GGUFFile.open(write_bert(tmp_path / f"{i}.gguf", random_bert(), pooling, metadata)) as gguf,
         ):
             build_program(gguf)
+
+
+def test_a_decoder_gives_the_rows_behind_its_output_norm_whole_and_in_chunks(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the judge of hidden states is transformers on torch")
+    model = transformers_model("Qwen3", SMALL | {"head_dim": 16})
+    tokens = np.random.default_rng(1).integers(0, 131, 100)
+    with torch.no_grad():
+        judge = model.model(torch.tensor(tokens[None])).last_hidden_state[0].numpy()
+    with GGUFFile.open(write_transformers_model(tmp_path / "qwen3.gguf", model, {"pooling_type": 3})) as gguf:
+        program = build_program(gguf)
+        assert program.pooling is not None and program.pooling.kind == "last" and not program.is_encoder
+        for executor, limit in ((ReferenceExecutor(program, 8), 1e-10), (CPUExecutor(program, 8), 1e-5)):
+            whole = executor.run(replace(Batch.single(program, tokens), hidden=True)).copy()
+            assert nmse(whole, judge) <= limit
+            executor.run(Batch.single(program, tokens[:60]))  # its logits, between two others
+            last = executor.run(replace(Batch.single(program, tokens[60:], 60, "last"), hidden=True))
+            assert last.shape == (1, 64) and np.array_equal(last[0], whole[-1])
+            assert executor.run(Batch.single(program, tokens)).shape == (100, 131)
+            executor.close()

@@ -1,0 +1,242 @@
+"""Texts to vectors, and documents to scores: which ids a text becomes, what is done with its pooled hidden states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from edgellm import arguments
+from edgellm.formats.errors import ContextFullError, ParameterError, UnsupportedError
+from edgellm.kernels.pooling import Pooling, head_tensors
+
+if TYPE_CHECKING:
+    from edgellm.engine.requests import CancelFlag
+    from edgellm.loading import Model
+
+Text = str | Sequence[int]
+Poolings = Literal["mean", "cls", "last", "none"]
+Kind = Literal["chat", "embedding", "rerank"]
+Ids = tuple[list[int], list[int] | None]
+"""The tokens of a text, and which text of a pair each is of."""
+
+RERANK_TEMPLATE = "tokenizer.chat_template.rerank"
+MAX_TEXTS = 1 << 24
+_PLACES = re.compile(r"\{(query|document)\}")
+
+
+class RankedDocument(NamedTuple):
+    """A document by its place in the list that was given, and how well it answers; the greater the better."""
+
+    index: int
+    score: float
+
+
+def kind_of(model: Model) -> Kind:
+    """What a model is for, as its file says."""
+    pooling = model.program.pooling
+    if model.program.is_encoder or pooling is not None:
+        return "rerank" if pooling is not None and pooling.kind == "rank" else "embedding"
+    return "chat"
+
+
+class Embedder:
+    """The way from texts to vectors of one model. May be used from any number of threads."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.n_ctx, self.n_embd = model.engine.n_ctx, model.program.n_embd
+        self._pooling = model.program.pooling
+
+    @cached_property
+    def head(self) -> dict[str, np.ndarray]:
+        """The weights of the pooling's head, float32."""
+        return {} if self._pooling is None else head_tensors(self._pooling, self.model.program.tensors)
+
+    # -- vectors ---------------------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        texts: str | Sequence[Text],
+        *,
+        normalize: bool,
+        truncate: bool,
+        dimensions: int | None,
+        pooling: Poolings | None,
+        prompt: str | None,
+        cancel: CancelFlag | None,
+        counted: Callable[[int], None],
+    ) -> np.ndarray | list[np.ndarray]:
+        """See ``LLM.embed``; ``counted`` is told how many tokens each text has."""
+        given = [texts] if isinstance(texts, str) else arguments.items("texts", texts, "a list of texts")
+        chosen = self.pooling(pooling)
+        normalize, truncate = arguments.flag("normalize", normalize), arguments.flag("truncate", truncate)
+        before = "" if prompt is None else arguments.text("prompt", prompt)
+        width = self.width(chosen)
+        if dimensions is not None:
+            width = arguments.whole_number("dimensions", dimensions, 1, width)
+            if chosen.kind == "none":
+                raise ParameterError("dimensions cut the vector of a text, and pooling is none. Leave one of them out.")
+        checked = [_checked(text) for text in given]
+
+        def ids() -> Iterator[Ids]:
+            for i, text in enumerate(checked):
+                tokens = self.text_ids(before + text if isinstance(text, str) else text, truncate=truncate, number=i)
+                counted(len(tokens))
+                yield tokens, None
+
+        engine = self.model.engine
+        rows = engine.encode(ids(), chosen.rows, cancel)
+        vectors = [self._finish(chosen, row, width, normalize=normalize) for row in rows]
+        if chosen.kind == "none":
+            return vectors
+        return np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
+
+    def pooling(self, asked: Poolings | None) -> Pooling:
+        """The file's, or the one asked for; a model for chats embeds by the mean of its rows."""
+        if asked is not None:
+            if asked not in get_args(Poolings):
+                raise arguments.wrong("pooling", asked, f"None or one of {', '.join(get_args(Poolings))}")
+            projects = self._pooling is not None and self._pooling.kind != "rank" and asked != "none"
+            return Pooling(asked, head=self._pooling.head if projects and self._pooling is not None else ())
+        if self._pooling is None:
+            return Pooling("mean")
+        if self._pooling.kind == "rank":
+            raise UnsupportedError(
+                f"{self.model.path.name} gives scores to pairs of texts and no vectors. Use rerank, or a model for "
+                "embeddings.",
+                code="EMBEDDINGS",
+            )
+        return self._pooling
+
+    def width(self, pooling: Pooling) -> int:
+        """Numbers in a vector."""
+        return len(self.head[pooling.head[-1].weight]) if pooling.head else self.n_embd
+
+    def _finish(self, pooling: Pooling, rows: np.ndarray, width: int, *, normalize: bool) -> np.ndarray:
+        vector = pooling.through_head(rows, self.head)[..., :width]
+        return _normalized(vector) if normalize else vector
+
+    # -- ids -------------------------------------------------------------------------------------------------------
+
+    def text_ids(self, text: Text, *, truncate: bool, number: int | None = None) -> list[int]:
+        """The ids of a text with what the vocabulary puts around it; ids that are given stay as they are.
+
+        truncate   leave out the end of a text that is too long; else ContextFullError says how long it is
+        """
+        if not isinstance(text, str):
+            return text[: self.n_ctx] if truncate else self._fitting(list(text), number)
+        ids = self.tokenizer.encode(text, True)
+        if len(ids) > self.n_ctx and truncate:
+            n_around = len(self.tokenizer.special.suffix)
+            return [*ids[: max(0, self.n_ctx - n_around)], *self.tokenizer.special.suffix][: self.n_ctx]
+        return self._fitting(ids, number)
+
+    def _fitting(self, ids: list[int], number: int | None) -> list[int]:
+        which = "The text" if number is None else f"Text {number}"
+        if not ids:
+            raise ParameterError(f"{which} has 0 tokens. Give one that has some.")
+        if len(ids) > self.n_ctx:
+            raise ContextFullError(
+                f"{which} has {len(ids)} tokens, the model has room for {self.n_ctx}. Shorten it, cut it in parts, or "
+                "ask for it to be cut off (truncate).",
+                n_tokens=len(ids),
+                n_ctx=self.n_ctx,
+            )
+        return ids
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None,
+        *,
+        truncate: bool,
+        cancel: CancelFlag | None,
+        counted: Callable[[int], None],
+    ) -> list[RankedDocument]:
+        """See ``LLM.rerank``."""
+        arguments.text("query", query)
+        given = [arguments.text("documents", one) for one in arguments.items("documents", documents, "a list of texts")]
+        if top_n is not None:
+            arguments.whole_number("top_n", top_n, 0, MAX_TEXTS)
+        arguments.flag("truncate", truncate)
+        pooling = self._pooling
+        if pooling is None or pooling.kind != "rank":
+            raise UnsupportedError(
+                f"{self.model.path.name} has no classifier that gives scores to pairs of texts. Take a model for "
+                "reranking, or compare vectors of embed.",
+                code="RERANK",
+            )
+
+        def ids() -> Iterator[Ids]:
+            pair = partial(self._in_template, self._template) if self._template else self._pair
+            for i, document in enumerate(given):
+                tokens, types = pair(query, document)
+                over = len(tokens) - self.n_ctx
+                if over > 0 and truncate:
+                    tokens, types = self._cut(pair, query, document, over)
+                counted(len(tokens))
+                yield self._fitting(tokens, i), types
+
+        rows = self.model.engine.encode(ids(), pooling.rows, cancel)
+        scores = [float(pooling.through_head(row, self.head)[0]) for row in rows]
+        ranked = [RankedDocument(i, score) for i, score in enumerate(scores)]
+        return sorted(ranked, key=lambda one: -one.score)[: len(ranked) if top_n is None else top_n]
+
+    @cached_property
+    def _template(self) -> str:
+        found = self.model.gguf.metadata.get(RERANK_TEMPLATE, "")
+        return found if isinstance(found, str) else ""
+
+    @cached_property
+    def _has_types(self) -> bool:
+        types = self.model.program.tensors.get("token_types.weight")
+        return types is not None and types.shape[0] > 1
+
+    def _pair(self, query: str, document: str) -> Ids:
+        """[CLS] query [SEP] document [SEP]; <s> query </s></s> document </s> where vocabularies are not WordPiece."""
+        special = self.tokenizer.special
+        first = self.tokenizer.encode(query, True)
+        between = [] if self.tokenizer.kind == "bert" else [*special.suffix]
+        second = [*self.tokenizer.encode(document, False), *special.suffix]
+        types = [0] * (len(first) + len(between)) + [1] * len(second)
+        return [*first, *between, *second], types if self._has_types else None
+
+    def _in_template(self, template: str, query: str, document: str) -> Ids:
+        """The pair in the places that the file's template has for them; marks count in the template alone."""
+        from edgellm.chat_template.user_text import Segment
+
+        texts, segments, end = {"query": query, "document": document}, list[Segment](), 0
+        for place in _PLACES.finditer(template):
+            segments += [Segment(template[end : place.start()], True), Segment(texts[place[1]], False)]
+            end = place.end()
+        segments.append(Segment(template[end:], True))
+        return self.tokenizer.encode_segments(segments, False), None
+
+    def _cut(self, pair: Callable[[str, str], Ids], query: str, document: str, over: int) -> Ids:
+        """The pair with as much less of the document's end as is too long."""
+        ids = self.tokenizer.encode(document, False)
+        while True:
+            ids = ids[: max(0, len(ids) - over)]
+            found = pair(query, self.tokenizer.decode(ids))
+            over = len(found[0]) - self.n_ctx
+            if over <= 0 or not ids:
+                return found
+
+
+def _checked(text: Any) -> str | list[int]:
+    return text if isinstance(text, str) else arguments.token_ids("texts", text)
+
+
+def _normalized(vectors: np.ndarray) -> np.ndarray:
+    """Of length 1; a vector of zeros stays."""
+    length = np.sqrt(np.sum(np.square(vectors, dtype=np.float64), axis=-1, keepdims=True))
+    normed: np.ndarray = (vectors / np.where(length == 0.0, 1.0, length)).astype(np.float32)
+    return normed
