@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Text = str | Sequence[int]
 Poolings = Literal["mean", "cls", "last", "none"]
-Kind = Literal["chat", "embedding", "rerank"]
 Ids = tuple[list[int], list[int] | None]
 """The tokens of a text, and which text of a pair each is of."""
 
@@ -33,14 +32,6 @@ class RankedDocument(NamedTuple):
 
     index: int
     score: float
-
-
-def kind_of(model: Model) -> Kind:
-    """What a model is for, as its file says."""
-    pooling = model.program.pooling
-    if model.program.is_encoder or pooling is not None:
-        return "rerank" if pooling is not None and pooling.kind == "rank" else "embedding"
-    return "chat"
 
 
 class Embedder:
@@ -72,6 +63,11 @@ class Embedder:
         counted: Callable[[int], None],
     ) -> np.ndarray | list[np.ndarray]:
         """See ``LLM.embed``; ``counted`` is told how many tokens each text has."""
+        if not self.model.program.hidden:
+            raise UnsupportedError(
+                f"{self.model.path.name} has no hidden states to make vectors of. Take a model for embeddings.",
+                code="EMBEDDINGS",
+            )
         given = [texts] if isinstance(texts, str) else arguments.items("texts", texts, "a list of texts")
         chosen = self.pooling(pooling)
         normalize, truncate = arguments.flag("normalize", normalize), arguments.flag("truncate", truncate)

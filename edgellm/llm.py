@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgellm import arguments, loading
 from edgellm.engine.engine import Engine
 from edgellm.engine.requests import CancelFlag
-from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError, UnsupportedError
+from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError
 from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
@@ -24,7 +24,7 @@ from edgellm.stop import stop_strings
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate, Message, Segment
     from edgellm.conversation import Conversation
-    from edgellm.embedding import Embedder, Kind, Poolings, RankedDocument, Text
+    from edgellm.embedding import Embedder, Poolings, RankedDocument, Text
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Executor, Hook, Program
     from edgellm.machine.progress import StageProgress
@@ -116,19 +116,13 @@ class LLM:
     # -- vectors and scores ----------------------------------------------------------------------------------------
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> loading.Kind:
         """What the model is for: "chat", "embedding" or "rerank"."""
-        from edgellm.embedding import kind_of
-
-        return kind_of(self.model)
+        return loading.kind_of(self.model.program)
 
     def check_answers(self) -> None:
         """UnsupportedError where the model is for embeddings or scores and answers nothing."""
-        if self.model.program.pooling is not None and self.kind != "chat":
-            use = "scores of documents: use rerank" if self.kind == "rerank" else "vectors of texts: use embed"
-            raise UnsupportedError(
-                f"{self.path.name} answers nothing, it makes {use}, or take a model for chats.", code="EMBEDDINGS"
-            )
+        self.model.check_answers()
 
     def embed(
         self,
@@ -253,9 +247,8 @@ class LLM:
         stops, special = stop_strings(stop), arguments.flag("special", special)
         ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
         engine.check(ids, max_tokens)
-        if thoughts is None:
-            text = TextStream(self.tokenizer, stops, special=special)
-        else:
+        text = TextStream(self.tokenizer, stops, special=special)
+        if thoughts is not None:
             text = self._marked(thoughts, ids, begun, stops)
         form = self._answer_form(response_format, regex, grammar)
         sampler = self._sampler(params, ids, form.source.constraint() if form is not None else None)

@@ -7,14 +7,14 @@ import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm import arguments
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
 from edgellm.engine.speculation import DRAFTERS
 from edgellm.formats import bus_error
-from edgellm.formats.errors import ParameterError
+from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
 from edgellm.kernels.kv import BLOCK_TOKENS
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edgellm.engine.disk_cache import DiskCache
     from edgellm.kernels.program import Executor, Program
     from edgellm.messages.form import MessageForm
+
+Kind = Literal["chat", "embedding", "rerank"]
 
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
 CACHE_NBYTES = 8 << 30  # of the prefixes that are kept on the disk
@@ -90,9 +92,18 @@ class Model:
     runs_on: str = "cpu"
     template_source: str | None = None
 
+    def check_answers(self) -> None:
+        """UnsupportedError where the model is for embeddings or scores and answers nothing."""
+        if (kind := kind_of(self.program)) != "chat":
+            use = "scores of documents: use rerank" if kind == "rerank" else "vectors of texts: use embed"
+            raise UnsupportedError(
+                f"{self.path.name} answers nothing, it makes {use}, or take a model for chats.", code="EMBEDDINGS"
+            )
+
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:
         """Compiled when first used; a model without one can still go on with plain text."""
+        self.check_answers()
         from edgellm.chat_template import ChatTemplate  # jinja2: 50 ms
 
         return ChatTemplate.from_metadata(self.gguf.metadata, override=self.template_source)
@@ -108,6 +119,14 @@ class Model:
         """Stop the engine, then let go of the file."""
         self.engine.close()
         self.gguf.close()
+
+
+def kind_of(program: Program) -> Kind:
+    """What a model is for, as its file says."""
+    pooling = program.pooling
+    if program.is_encoder or pooling is not None:
+        return "rerank" if pooling is not None and pooling.kind == "rank" else "embedding"
+    return "chat"
 
 
 def open_model(name_or_path: str | Path, options: LoadOptions, progress: StageProgress | None = None) -> Model:

@@ -38,6 +38,8 @@ PROTOCOLS = (
     "openai_responses",
     "anthropic",
     "ollama",
+    "ollama_embed",
+    "embeddings",
     "page",
 )
 """Modules of ``edgellm.server.protocols``; the first one's ``error_body`` is that of a path that nobody has."""

@@ -93,6 +93,8 @@ class ServerError(EdgeLLMError):
             kind: Kind = next((kind for known, kind in _KINDS if isinstance(error, known)), "server_error")
             if error.code == "EXTRA_MISSING":
                 kind = "not_supported"
+            if error.code in ("EMBEDDINGS", "RERANK"):
+                return cls(kind, f"model: {error}", "model")
             details = {}
             if isinstance(error, ContextFullError) and error.n_ctx:
                 details = {"n_prompt_tokens": error.n_tokens, "n_ctx": error.n_ctx}

@@ -39,12 +39,14 @@ class ModelFacts:
 
     need_nbytes     the system's memory that it will take
     device_nbytes   and of a GPU's own
+    kind            what the model is for
     """
 
     card: ModelCard
     n_ctx: int
     need_nbytes: int
     device_nbytes: int = 0
+    kind: loading.Kind = "chat"
 
 
 @dataclass(eq=False)
@@ -167,15 +169,16 @@ class Models:
 
     def _read_facts(self, entry: ModelEntry) -> ModelFacts:
         if (llm := entry.llm) is not None:
-            return self._facts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate)
+            return self._facts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate, llm.kind)
         with loading.open_program(entry.path, self.options.kv_overrides) as (gguf, program):
             n_ctx = loading.choose_context(program, self.options)
-            facts = self._facts(model_card(gguf), n_ctx, loading.memory_need(program, gguf, n_ctx, self.options))
+            need = loading.memory_need(program, gguf, n_ctx, self.options)
+            facts = self._facts(model_card(gguf), n_ctx, need, loading.kind_of(program))
         gguf.close()
         return facts
 
-    def _facts(self, card: ModelCard, n_ctx: int, need: MemoryNeed) -> ModelFacts:
-        return ModelFacts(card, n_ctx, need.of_system(self.device), need.of_device(self.device))
+    def _facts(self, card: ModelCard, n_ctx: int, need: MemoryNeed, kind: loading.Kind) -> ModelFacts:
+        return ModelFacts(card, n_ctx, need.of_system(self.device), need.of_device(self.device), kind)
 
     # -- loaded on demand ------------------------------------------------------------------------------------------
 
@@ -212,7 +215,7 @@ class Models:
             llm = await asyncio.to_thread(self._load, entry)
             llm.engine.scheduler.interactive = True
             entry.llm, entry.load_s = llm, time.monotonic() - started
-            entry.facts = self._facts(facts.card, llm.n_ctx, llm.memory_estimate)
+            entry.facts = self._facts(facts.card, llm.n_ctx, llm.memory_estimate, facts.kind)
             entry.last_used = time.monotonic()
 
     def _open(self, entry: ModelEntry) -> LLM:

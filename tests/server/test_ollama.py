@@ -193,7 +193,7 @@ def test_errors_have_ollamas_shape() -> None:
         pulled = client.post("/api/pull", json={"model": "nobody"})
         here = client.post("/api/pull", json={"model": "scripted", "stream": False})
     assert missing.status_code == 404 and list(missing.json()) == ["error"]
-    assert embed.status_code == 501 and made.status_code == 501 and pulled.status_code == 404
+    assert embed.status_code == 400 and made.status_code == 501 and pulled.status_code == 404
     assert here.json() == {"status": "success"}
     assert ollama.error_body(ServerError("overloaded", "Come back.")) == (503, {"error": "Come back."})
 

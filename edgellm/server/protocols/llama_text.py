@@ -1,7 +1,4 @@
-"""llama-server's helpers for text: tokens of a text and back (also in vLLM's shape), and a chat as the model reads it.
-
-Embeddings and reranking are refused by name: no architecture here gives them.
-"""
+"""llama-server's helpers for text: its tokens and back (also in vLLM's shape), and a chat as the model reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from msgspec import Meta
 
 from edgellm.server.bodies import Body
 from edgellm.server.chat_request import checked_template_kwargs, checked_tools
-from edgellm.server.errors import ServerError, invalid
+from edgellm.server.errors import invalid
 from edgellm.server.http import Call, Json, Reply, Route
 from edgellm.server.protocols.llama_wire import error_body
 from edgellm.server.protocols.openai_chat import ChatMessage, Tool, plain_tool, to_message
@@ -121,21 +118,9 @@ async def apply_template(call: Call) -> Reply:
         return Json({"prompt": await asyncio.to_thread(entry.llm.apply_template, messages, **kwargs)})
 
 
-async def no_embeddings(call: Call) -> Reply:
-    """Refused."""
-    raise ServerError("not_supported", "edgellm has no model that gives embeddings yet.")
-
-
-async def no_reranking(call: Call) -> Reply:
-    """Refused."""
-    raise ServerError("not_supported", "edgellm has no model that ranks documents yet.")
-
-
 ROUTES = (
     Route("POST", "/tokenize", tokenize, TokenizeBody, summary="The tokens of a text"),
     Route("POST", "/detokenize", detokenize, DetokenizeBody, summary="The text of tokens"),
     Route("GET", "/tokenizer_info", tokenizer_info, summary="Special tokens and the chat template"),
     Route("POST", "/apply-template", apply_template, ApplyTemplateBody, summary="A chat as the model reads it"),
-    *(Route("POST", path, no_embeddings) for path in ("/v1/embeddings", "/embeddings", "/embedding")),
-    *(Route("POST", path, no_reranking) for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")),
 )

@@ -152,16 +152,6 @@ class NamedBody(Body, kw_only=True):
     name: str | None = None
 
 
-class EmbedBody(Body, kw_only=True):
-    """The body of /api/embed, and of the older /api/embeddings."""
-
-    ignored: ClassVar[frozenset[str]] = frozenset(("truncate", "keep_alive", "options", "dimensions"))
-
-    model: Annotated[str, Meta(min_length=1)]
-    input: str | list[str] | None = None
-    prompt: str | None = None
-
-
 # -- from the body to the request -------------------------------------------------------------------------------------
 
 
@@ -540,7 +530,7 @@ async def _summary(call: Call, entry: ModelEntry) -> dict[str, Any]:
         "size": card.nbytes,
         "digest": hashlib.sha256(known.encode()).hexdigest(),
         "details": details,
-        "capabilities": capabilities(card.chat_template),
+        "capabilities": ["embedding"] if facts.kind != "chat" else capabilities(card.chat_template),
     }
 
 
@@ -555,17 +545,6 @@ def capabilities(template: str | None) -> list[str]:
 async def version(call: Call) -> Reply:
     """The version of Ollama whose interface this is."""
     return Json({"version": SPOKEN})
-
-
-async def embed(call: Call) -> Reply:
-    """Refused until a model can."""
-    body: EmbedBody = call.body
-    await call.server.models.find(bare_name(body.model))
-    if body.input is None and body.prompt is None:
-        raise invalid("input", "it is missing.")
-    raise ServerError(
-        "not_supported", f"{body.model[:100]} makes no embeddings: no model of this version does.", "model"
-    )
 
 
 async def pull(call: Call) -> Reply:
@@ -594,8 +573,6 @@ ROUTES = (
     Route("GET", "/api/ps", running, summary="The models in memory"),
     Route("POST", "/api/show", show, NamedBody, summary="One model"),
     Route("GET", "/api/version", version, summary="The version of the interface"),
-    Route("POST", "/api/embed", embed, EmbedBody, summary="Embeddings; no model has any"),
-    Route("POST", "/api/embeddings", embed, EmbedBody, summary="Embeddings; no model has any"),
     Route("POST", "/api/pull", pull, NamedBody, summary="Success for a model that is here"),
     *(Route("POST", f"/api/{name}", refused, summary="Refused") for name in ("create", "copy", "push")),
     Route("DELETE", "/api/delete", refused, summary="Refused"),

@@ -1,0 +1,82 @@
+"""Ollama's /api/embed, and its older /api/embeddings for one text."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta
+
+from edgellm.server.bodies import Body
+from edgellm.server.errors import invalid
+from edgellm.server.http import Call, Json, Reply, Route
+from edgellm.server.protocols.ollama import bare_name, error_body, seconds
+
+__all__ = ["ROUTES", "error_body"]
+
+MAX_TEXTS = 1 << 16
+
+
+class EmbedBody(Body, kw_only=True):
+    """The body of /api/embed. A text that is too long loses its end unless ``truncate`` is false."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset(("options",))
+
+    model: Annotated[str, Meta(min_length=1)]
+    input: str | Annotated[list[str], Meta(max_length=MAX_TEXTS)] | None = None
+    truncate: bool | None = None
+    dimensions: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
+    keep_alive: float | str | None = None
+
+
+class EmbeddingsBody(Body, kw_only=True):
+    """The body of /api/embeddings."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset(("options",))
+
+    model: Annotated[str, Meta(min_length=1)]
+    prompt: str | None = None
+    keep_alive: float | str | None = None
+
+
+async def embed(call: Call) -> Reply:
+    """Vectors of length 1; without a text the model is loaded, or let go of."""
+    body: EmbedBody = call.body
+    if body.input is None:
+        raise invalid("input", "it is missing.")
+    texts = ([body.input] if body.input else []) if isinstance(body.input, str) else body.input
+    return await _embedded(call, texts, truncate=body.truncate is not False, dimensions=body.dimensions or None)
+
+
+async def embeddings(call: Call) -> Reply:
+    """The vector of one text as the model gives it; of none without a text."""
+    body: EmbeddingsBody = call.body
+    reply = await _embedded(call, [body.prompt] if body.prompt else [], truncate=True, normalize=False)
+    vectors = reply.content["embeddings"]
+    return Json({"embedding": vectors[0] if vectors else []})
+
+
+async def _embedded(call: Call, texts: list[str], **options: Any) -> Json:
+    body, counts, started = call.body, list[int](), time.perf_counter()
+    keep_alive = seconds("keep_alive", body.keep_alive)
+    with call.server.admitted():
+        async with call.server.models.lease(bare_name(body.model), keep_alive) as entry:
+            assert entry.llm is not None, "a lease is of a loaded model"
+            load_s = time.perf_counter() - started
+            vectors = await entry.llm.aembed(texts, **options, counted=counts.append)
+    call.server.metrics.prompt_tokens += sum(counts)
+    return Json(
+        {
+            "model": body.model,
+            "embeddings": vectors.tolist(),
+            "total_duration": int(1e9 * (time.perf_counter() - started)),
+            "load_duration": int(1e9 * load_s),
+            "prompt_eval_count": sum(counts),
+        }
+    )
+
+
+ROUTES = (
+    Route("POST", "/api/embed", embed, EmbedBody, summary="Vectors of texts"),
+    Route("POST", "/api/embeddings", embeddings, EmbeddingsBody, summary="The vector of a text"),
+)
