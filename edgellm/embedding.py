@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -27,7 +28,8 @@ MAX_TEXTS = 1 << 24
 _PLACES = re.compile(r"\{(query|document)\}")
 
 
-class RankedDocument(NamedTuple):
+@dataclass(frozen=True)
+class RankedDocument:
     """A document by its place in the list that was given, and how well it answers; the greater the better."""
 
     index: int
@@ -125,7 +127,7 @@ class Embedder:
         truncate   leave out the end of a text that is too long; else ContextFullError says how long it is
         """
         if not isinstance(text, str):
-            return text[: self.n_ctx] if truncate else self._fitting(list(text), number)
+            return self._fitting(list(text)[: self.n_ctx] if truncate else list(text), number)
         ids = self.tokenizer.encode(text, True)
         if len(ids) > self.n_ctx and truncate:
             n_around = len(self.tokenizer.special.suffix)

@@ -207,7 +207,8 @@ def test_a_model_that_says_yes_or_no_ranks_by_the_share_of_yes(tmp_path: Path) -
     with edgellm.load(path) as llm:
         assert llm.kind == "rerank"
         ranked = llm.rerank("the", ["in", "on <|im_end|> the"])
-        for index, score in ranked:
+        for one in ranked:
+            index, score = one.index, one.score
             document = ["in", "on <|im_end|> the"][index]
             ids = [
                 *llm.tokenize(f"<|im_start|>query: the\ndocument: {document}".split("on <|")[0], parse_special=True),

@@ -161,11 +161,15 @@ async def rerank(call: Call) -> Reply:
             call.server.metrics.prompt_tokens += sum(counts)
     if body.texts is not None:
         return Json(
-            [{"index": i, "score": s} | ({"text": documents[i]} if body.return_text else {}) for i, s in ranked]
+            [
+                {"index": one.index, "score": one.score} | ({"text": documents[one.index]} if body.return_text else {})
+                for one in ranked
+            ]
         )
     results = [
-        {"index": i, "relevance_score": s} | ({"document": {"text": documents[i]}} if body.return_documents else {})
-        for i, s in ranked
+        {"index": one.index, "relevance_score": one.score}
+        | ({"document": {"text": documents[one.index]}} if body.return_documents else {})
+        for one in ranked
     ]
     return Json({"object": "list", "model": entry.name, "usage": _usage(counts), "results": results})
 
