@@ -24,6 +24,10 @@ SPECIAL_KEYS = {
 }
 
 
+PAIR_PROCESSORS = ("BertProcessing", "RobertaProcessing")  # both put marks around every text
+STANDS_FOR = {"bos": "cls", "eos": "sep"}
+
+
 class Specials:
     """Reads tokenizer_config.json, and where it is silent special_tokens_map.json, config.json, tokenizer.json.
 
@@ -51,6 +55,8 @@ class Specials:
         for name in ("bos", "eos"):
             wanted = self._is_added(name) and f"tokenizer.ggml.{name}_token_id" in found
             found[f"tokenizer.ggml.add_{name}_token"] = (wanted, "BOOL")
+        if (doubled := self._separates()) is not None:
+            found["tokenizer.ggml.add_sep_token"] = (doubled, "BOOL")
         suppressed = self._ids("generation_config.json", self.generation, "suppress_tokens") or []
         if suppressed:
             found["tokenizer.ggml.suppress_tokens"] = (suppressed, "ARRAY[INT32]")
@@ -69,7 +75,11 @@ class Specials:
         return [text for text in found if text is not None]
 
     def _text(self, name: str) -> str | None:
-        return _content(self.config.get(f"{name}_token"))
+        """The token of this part. An encoder's text begins with [CLS] and ends with [SEP], where nothing else does."""
+        text = _content(self.config.get(f"{name}_token"))
+        if text is None and self.description is not None and name in STANDS_FOR:
+            text = _content(self.config.get(f"{STANDS_FOR[name]}_token"))
+        return text
 
     def _id(self, name: str) -> int | None:
         text = self._text(name)
@@ -109,7 +119,9 @@ class Specials:
             return given
         if self.description is None:
             return self.kind == "llama" and name == "bos"
-        for single in self._post_templates():
+        if self._processors(*PAIR_PROCESSORS):
+            return True
+        for single in self._post_templates("single"):
             marks = [piece.get("SpecialToken") for piece in single if isinstance(piece, dict)]
             mark = (marks or [None])[0 if name == "bos" else -1]
             if len(marks) > 1 and isinstance(mark, dict) and mark.get("id") in (self._text(name), self._spelled(name)):
@@ -121,15 +133,36 @@ class Specials:
         token_id = self._id(name)
         return next((text for text, i in self.ids.items() if i == token_id), None) if token_id is not None else None
 
-    def _post_templates(self) -> Iterator[list[Any]]:
+    def _separates(self) -> bool | None:
+        """Whether two texts of one input have a second mark between them, besides the one that ends a text; None where
+        that is not said."""
+        if self._processors("RobertaProcessing"):
+            return True
+        if self._processors("BertProcessing"):
+            return False
+        for pair in self._post_templates("pair"):
+            texts = [i for i, piece in enumerate(pair) if isinstance(piece, dict) and "Sequence" in piece]
+            if len(texts) == 2 and texts[1] > texts[0] + 1 and self.config.get("sep_token") is not None:
+                return texts[1] - texts[0] == 3
+        return None
+
+    def _post_templates(self, name: str) -> Iterator[list[Any]]:
+        """The pieces of "single" or "pair" in the templates of tokenizer.json."""
+        for one in self._processors("TemplateProcessing"):
+            if isinstance(pieces := one.get(name), list):
+                yield pieces
+
+    def _processors(self, *kinds: str) -> list[dict[str, Any]]:
+        """The parts of these kinds of what tokenizer.json does to ids."""
         processor = (self.description or {}).get("post_processor")
         if not isinstance(processor, dict):
-            return
+            return []
         several = processor.get("processors", [processor])
-        for one in several if isinstance(several, list) else ():
-            single = one.get("single") if isinstance(one, dict) and one.get("type") == "TemplateProcessing" else None
-            if isinstance(single, list):
-                yield single
+        return (
+            [one for one in several if isinstance(one, dict) and one.get("type") in kinds]
+            if isinstance(several, list)
+            else []
+        )
 
     def _templates(self) -> TypedMetadata:
         """The chat template, and further ones by name."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,44 +20,21 @@ from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.findings import short
 from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.vocabulary_checks import BYTE_TEXT
+from edgellm.tokenizer import checkpoint_encoders as encoders
 from edgellm.tokenizer import hugging_face, tokenizer
 from edgellm.tokenizer.charsmap import checked_charsmap, stored_charsmaps
 from edgellm.tokenizer.checkpoint_specials import Specials
+from edgellm.tokenizer.checkpoint_tokens import ADDED_SCORE, MAX_TOKENIZER_NBYTES, Tokens, below, invalid, vocab_of
 from edgellm.tokenizer.json_parts import check_parts, merge_pairs
 from edgellm.tokenizer.json_patterns import Slow, Unfit
 from edgellm.tokenizer.library_faults import LibraryFault, library_faults
 from edgellm.tokenizer.pre_detection import find_pre
 from edgellm.tokenizer.vocabulary import TokenType
 
-MAX_TOKENIZER_NBYTES = 1 << 28
 ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
 CLASS_PRE = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}  # of checkpoints without tokenizer.json
 # tokens that some checkpoints forget to mark as special
 _LOOKS_SPECIAL = re.compile("<\\|.*\\|>|<\uff5c.*\uff5c>|<unused.*>|<pad>|<mask>|<2mass>|\\[@BOS@\\]", re.DOTALL)
-
-
-@dataclass
-class Tokens:
-    """All ids of a vocabulary. ``scores`` are None for byte-level pairs, ``merges`` empty for SentencePiece."""
-
-    kind: str
-    texts: list[str]
-    types: list[int]
-    scores: list[float] | None = None
-    merges: list[str] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls, kind: str, n: int) -> Tokens:
-        """n unused ids."""
-        scores = [PAD_SCORE] * n if kind == "llama" else None
-        return cls(kind, [f"[PAD{i}]" for i in range(n)], [int(TokenType.UNUSED)] * n, scores)
-
-    def put(self, token_id: int, text: str, kind: TokenType, score: float = 0.0) -> None:
-        """Say what an id is."""
-        self.texts[token_id], self.types[token_id] = text, int(kind)
-        if self.scores is not None:
-            self.scores[token_id] = score
 
 
 def tokenizer_metadata(
@@ -73,31 +49,15 @@ def tokenizer_metadata(
 
     FormatError ``VOCAB_INVALID`` for files that do not fit together, UnsupportedError for other kinds of tokenizers.
     """
-    description = _description(checkpoint)
+    description = _description(checkpoint) or _encoder_description(checkpoint)
     slow = _slowness(description)
     notes: list[str] = []
-    found: TypedMetadata = {}
     added = _added(checkpoint, description)
     beyond = {text: token_id for token_id, (text, _) in added.items() if token_id >= n_vocab}
     if beyond:
         notes.append(_dropped_note(beyond, n_vocab))
         description = description and _without(description, beyond)
-    if description is None and checkpoint.files.has("tokenizer.model"):
-        tokens = _from_sentence_piece(checkpoint, n_vocab)
-        found["tokenizer.ggml.add_space_prefix"] = (_model_adds_space(checkpoint, space_prefix), "BOOL")
-        pre = "default"
-    elif description is None:
-        tokens, pre = _from_vocab_and_merges(checkpoint, n_vocab, pre)
-    elif _is_sentence_piece(description):
-        tokens = _from_sentence_piece(checkpoint, n_vocab, description)
-        found["tokenizer.ggml.add_space_prefix"] = (_adds_space(description), "BOOL")
-        pre = "default"
-    else:
-        model = description["model"]
-        # a space inside a part, which the file's form cannot hold, is spelled in the byte alphabet
-        merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in merge_pairs(model)]
-        tokens = _byte_pairs(model.get("vocab"), merges, n_vocab)
-        pre = pre or _found_pre(description, slow, notes)
+    tokens, found, pre = _tokens(checkpoint, description, n_vocab, space_prefix, pre, slow, notes)
     _add_tokens(tokens, added)
     ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
     specials = Specials(checkpoint, ids, description, tokens.kind)
@@ -123,16 +83,45 @@ def tokenizer_metadata(
     return found, notes
 
 
-def _below(n_vocab: int) -> str:
-    return f"ids below {n_vocab:,}, the rows of the embedding"
-
-
-def invalid(found: str, expected: str) -> FormatError:
-    """The error of tokenizer files that do not fit."""
-    return FormatError(
-        f"The tokenizer of the checkpoint is not sound: found {found}; expected {expected}. Download its files again.",
-        code="VOCAB_INVALID",
-    )
+def _tokens(
+    checkpoint: Checkpoint,
+    description: dict[str, Any] | None,
+    n_vocab: int,
+    space_prefix: bool,
+    pre: str | None,
+    slow: str,
+    notes: list[str],
+) -> tuple[Tokens, TypedMetadata, str]:
+    """The tokens by the kind of vocabulary, what else is said of that kind, and the name of its pre-tokenizer."""
+    found: TypedMetadata = {}
+    if description is None and checkpoint.files.has("tokenizer.model"):
+        tokens = _from_sentence_piece(checkpoint, n_vocab)
+        found["tokenizer.ggml.add_space_prefix"] = (_model_adds_space(checkpoint, space_prefix), "BOOL")
+        pre = "default"
+    elif description is None:
+        tokens, pre = _from_vocab_and_merges(checkpoint, n_vocab, pre)
+    elif (kind := _kind(description)) in _ENCODER_KINDS:
+        pieces, more = _ENCODER_KINDS[kind]
+        tokens = pieces(description, n_vocab)
+        found |= more(description)
+        if tokens.kind == "t5":
+            found["tokenizer.ggml.add_space_prefix"] = (_adds_space(description), "BOOL")
+        elif not encoders.normalizes_as_bert(description):
+            notes.append("The tokenizer keeps Chinese characters or control characters in words, which GGUF has no key "
+                         "for. edgellm reads the original, which is in the file; other programs will cut some texts "
+                         "differently.")  # fmt: skip
+        pre = "default"
+    elif kind == "SentencePiece":
+        tokens = _from_sentence_piece(checkpoint, n_vocab, description)
+        found["tokenizer.ggml.add_space_prefix"] = (_adds_space(description), "BOOL")
+        pre = "default"
+    else:
+        model = description["model"]
+        # a space inside a part, which the file's form cannot hold, is spelled in the byte alphabet
+        merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in merge_pairs(model)]
+        tokens = _byte_pairs(model.get("vocab"), merges, n_vocab)
+        pre = pre or _found_pre(description, slow, notes)
+    return tokens, found, pre
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -179,35 +168,46 @@ def _disagreement(metadata: TypedMetadata) -> str:
 # -- kinds -----------------------------------------------------------------------------------------------------------
 
 
-def _is_sentence_piece(description: Mapping[str, Any]) -> bool:
-    """True for SentencePiece's byte pairs, False for GPT-2's; UnsupportedError for any other kind."""
+_ENCODER_KINDS: dict[str, tuple[Callable[..., Tokens], Callable[..., TypedMetadata]]] = {
+    "WordPiece": (encoders.word_pieces, encoders.word_piece_metadata),
+    "Unigram": (encoders.unigram_pieces, encoders.unigram_metadata),
+}
+
+
+def _kind(description: Mapping[str, Any]) -> str:
+    """One of _ENCODER_KINDS, "BPE" for GPT-2's byte pairs, or "SentencePiece" for those over characters.
+
+    UnsupportedError for any other kind.
+    """
     model = description["model"]
     kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind in _ENCODER_KINDS:
+        return str(kind)
     if kind == "BPE" and '"ByteLevel"' in json.dumps(description.get("pre_tokenizer")):
-        return False
+        return "BPE"
     if kind == "BPE" and model.get("byte_fallback"):
-        return True
+        return "SentencePiece"
     raise UnsupportedError(
-        f"tokenizer.json is of the kind {short(kind)}; edgellm converts byte pairs over bytes (GPT-2's) and "
-        "SentencePiece's with byte fallback. Take another model of this family.",
+        f"tokenizer.json is of the kind {short(kind)}; edgellm converts byte pairs over bytes (GPT-2's), "
+        "SentencePiece's with byte fallback, WordPiece and Unigram. Take another model of this family.",
         code="TOKENIZER_MODEL",
     )
 
 
-def _vocab(found: Any, n_vocab: int) -> dict[str, int]:
-    """text -> id, every id in range and there once."""
-    if not isinstance(found, dict) or not all(type(i) is int for i in found.values()):
-        raise invalid("a vocabulary that is no object of ids", "a whole number for each token")
-    if found and not 0 <= min(found.values()) <= max(found.values()) < n_vocab:
-        raise invalid(f"the token id {max(found.values()):,}", _below(n_vocab))
-    if len(set(found.values())) != len(found):
-        raise invalid("two tokens with one id", "an id for each token")
-    return found
+def _encoder_description(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The tokenizer.json that an encoder's older file stands for, None without one."""
+    if checkpoint.files.has("tokenizer.model"):
+        return None
+    if checkpoint.files.has(encoders.UNIGRAM_FILE):
+        return encoders.unigram_description(checkpoint)
+    if checkpoint.files.has(encoders.WORD_PIECE_FILE):
+        return encoders.word_piece_description(checkpoint)
+    return None
 
 
 def _byte_pairs(vocab: Any, merges: list[str], n_vocab: int) -> Tokens:
     tokens = Tokens.empty("gpt2", n_vocab)
-    for text, token_id in _vocab(vocab, n_vocab).items():
+    for text, token_id in vocab_of(vocab, n_vocab).items():
         tokens.put(token_id, text, TokenType.NORMAL)
     tokens.merges = merges
     return tokens
@@ -270,7 +270,7 @@ def _from_sentence_piece(checkpoint: Checkpoint, n_vocab: int, description: Mapp
     Where the two have other tokens, tokenizer.json counts, as in transformers.
     """
     tokens = Tokens.empty("llama", n_vocab)
-    vocab = _vocab(description["model"].get("vocab"), n_vocab) if description is not None else {}
+    vocab = vocab_of(description["model"].get("vocab"), n_vocab) if description is not None else {}
     n_pieces = 0
     if checkpoint.files.has("tokenizer.model"):
         n_pieces = _read_sentence_piece(checkpoint, tokens)
@@ -319,7 +319,7 @@ def _read_sentence_piece(checkpoint: Checkpoint, tokens: Tokens) -> int:
             raise invalid(f"the score {score} of the piece {short(processor.IdToPiece(i))}", "a number")
         if i >= len(tokens.texts):
             if kind in (TokenType.NORMAL, TokenType.BYTE):
-                raise invalid(f"the piece {short(processor.IdToPiece(i))} with id {i:,}", _below(len(tokens.texts)))
+                raise invalid(f"the piece {short(processor.IdToPiece(i))} with id {i:,}", below(len(tokens.texts)))
             continue
         if kind == TokenType.NORMAL and score != int(score):
             raise UnsupportedError(
@@ -357,11 +357,15 @@ def _add_tokens(tokens: Tokens, added: Mapping[int, tuple[str, bool]]) -> None:
             continue
         if tokens.types[token_id] == TokenType.UNKNOWN and tokens.texts[token_id] == text:
             continue
+        # an encoder's pieces keep the score that they have
+        score = tokens.scores[token_id] if tokens.scores is not None and tokens.kind == "t5" else ADDED_SCORE
         if special or _LOOKS_SPECIAL.fullmatch(text):
-            tokens.put(token_id, text, TokenType.CONTROL, ADDED_SCORE)
+            tokens.put(token_id, text, TokenType.CONTROL, score)
+        elif tokens.kind == "bert":
+            tokens.put(token_id, encoders.spelled(text), TokenType.USER_DEFINED)
         else:
             # texts are stored as people write them, with real spaces
-            tokens.put(token_id, text.replace("\u2581", " "), TokenType.USER_DEFINED, ADDED_SCORE)
+            tokens.put(token_id, text.replace("\u2581", " "), TokenType.USER_DEFINED, score)
 
 
 def _mark_specials(tokens: Tokens, texts: list[str], ids: Mapping[str, int]) -> None:

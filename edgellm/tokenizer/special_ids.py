@@ -68,8 +68,8 @@ class SpecialIds:
         separator = vocabulary.special_id("seperator_token_id", default_sep)
         prefix = _wanted(vocabulary, "bos", bos, add_bos)
         suffix = _wanted(vocabulary, "eos", eos, vocabulary.kind == "t5")
-        if vocabulary.kind == "bert":
-            suffix += _wanted(vocabulary, "sep", separator, True)
+        if vocabulary.kind == "bert" and not suffix:  # newer files say that [SEP] is the end of a text
+            suffix = _wanted(vocabulary, "sep", separator, True)
         suppressed = frozenset(_listed(vocabulary, "suppress_tokens"))
         return cls(bos, eos, unknown, prefix, suffix, _end_of_generation(vocabulary, eos), suppressed)
 

@@ -317,7 +317,8 @@ def test_a_tensor_that_has_no_place_is_named(tmp_path: Path) -> None:
     ("change", "code"),
     [
         ({"model": None}, "VOCAB_INVALID"),
-        ({"model": {"type": "WordPiece", "vocab": {}}}, "TOKENIZER_MODEL"),
+        ({"model": {"type": "WordLevel", "vocab": {}}}, "TOKENIZER_MODEL"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "VOCAB_INVALID"),
         ({"model": TOKENIZER["model"] | {"vocab": []}}, "VOCAB_INVALID"),
         ({"model": TOKENIZER["model"] | {"vocab": {"a": "0"}}}, "VOCAB_INVALID"),
         ({"model": TOKENIZER["model"] | {"vocab": {"a": 10}}}, "VOCAB_INVALID"),
