@@ -60,6 +60,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "logit_scale": (0.0, 1e6),
     "vocab_size": (1, 1 << 24),
     "pooling_type": (0, 4),
+    "classifier.pooling_type": (1, 3),
+    "dense_2_feat_in": (1, 1 << 20),
+    "dense_2_feat_out": (1, 1 << 20),
+    "dense_3_feat_in": (1, 1 << 20),
+    "dense_3_feat_out": (1, 1 << 20),
 }
 
 

@@ -1,50 +1,29 @@
-"""BERT and its kin: learned positions, two types of text, a norm behind every block; tokens see their whole text."""
+"""BERT and its kin: learned positions, two types of text, a norm behind every block; tokens see their whole text.
+
+RoBERTa, XLM-RoBERTa and DistilBERT are BERT with other names, and other rows of the table of positions.
+"""
 
 from __future__ import annotations
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import QKV, CheckpointForm, TypedMetadata, refuse_activation
 from edgellm.models.parts.encoder import (
-    check_sees_both_ways,
     classifier_metadata,
     encoder_metadata,
-    finish_encoder,
     is_classifier,
 )
-from edgellm.models.parts.hparams import read_hparams
+from edgellm.models.parts.post_norm import build_post_norm, curved
 
 
 def build(gguf: ModelFile) -> Program:
     """x = norm(x + Wo attention(q, k, v));  x = norm(x + Wdown gelu(Wup x)), of x = norm(token + type + position)."""
-    check_sees_both_ways(gguf)
-    hp = read_hparams(gguf, eps_key="attention.layer_norm_epsilon")
-    m = ProgramBuilder(gguf, hp)
-    m.embed("x")
-    if "token_types.weight" in gguf.tensors:
-        m.add_rows("x", "token_types", "x", of="types", n_rows=gguf.tensors["token_types.weight"].shape[0])
-    m.add_rows("x", "position_embd", "x", of="positions", n_rows=hp.context_length)
-    m.layer_norm("x", "token_embd_norm", "x", needs_bias=True)
-    for i in range(hp.n_layer):
-        blk = f"blk.{i}"
-        for name, n_heads, head_dim in (
-            ("q", hp.n_head, hp.head_dim_k),
-            ("k", hp.n_head_kv, hp.head_dim_k),
-            ("v", hp.n_head_kv, hp.head_dim_v),
-        ):
-            m.linear("x", f"{blk}.attn_{name}", name, n_heads * head_dim)
-        m.self_attention("q", "k", "v", "attn")
-        m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd)
-        m.add("x", "proj", "x")
-        m.layer_norm("x", f"{blk}.attn_output_norm", "x", needs_bias=True)
-        m.linear("x", f"{blk}.ffn_up", "up", hp.n_ff)
-        m.activate("up", "up", "gelu_erf")
-        m.linear("up", f"{blk}.ffn_down", "proj", hp.n_embd)
-        m.add("x", "proj", "x")
-        m.layer_norm("x", f"{blk}.layer_output_norm", "x", needs_bias=True)
-    return finish_encoder(m)
+    return build_post_norm(gguf, curved("gelu_erf"), rotates=False)
+
+
+ROBERTA = ("roberta", "xlm-roberta")
+_CLASSES = {"Bert": "bert", "Roberta": "roberta", "XLMRoberta": "xlm-roberta"}
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
@@ -53,26 +32,49 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     if config.flag("is_decoder", False):
         raise config.refuse("is_decoder", "encoders, whose tokens see their whole text")
     found = encoder_metadata(config, "bert")
+    n_rows = config.integer("max_position_embeddings") - first_position(config).get("position_embd.weight", 0)
+    if n_rows < 1:
+        raise config.wrong(
+            "max_position_embeddings", config.get("max_position_embeddings"), "more than pad_token_id + 1"
+        )
+    found["bert.context_length"] = (n_rows, "UINT32")
     found["tokenizer.ggml.token_type_count"] = (config.integer("type_vocab_size"), "UINT32")
     return found | classifier_metadata(config, "bert")
 
 
+def first_position(config: CheckpointConfig) -> dict[str, int]:
+    """RoBERTa's first position is the row behind that of padding; those before it are never read."""
+    if config.model_type not in ROBERTA:
+        return {}
+    padding = config.get("pad_token_id")
+    if type(padding) is not int or not 0 <= padding < 1 << 31:
+        raise config.wrong("pad_token_id", padding, "the id of padding, behind whose row positions begin")
+    return {"position_embd.weight": padding + 1}
+
+
 def left_out(config: CheckpointConfig) -> str:
     """Heads of training, and the layer behind the first token where no classifier reads it."""
-    heads = r"cls\.(predictions|seq_relationship)\..*|(bert\.)?embeddings\.position_ids"
-    return heads if is_classifier(config) else rf"{heads}|(bert\.)?pooler\..*"
+    heads = r"cls\.(predictions|seq_relationship)\..*|(bert\.|roberta\.)?embeddings\.position_ids|lm_head\..*|vocab_.*"
+    reads = is_classifier(config) and config.model_type == "bert"
+    return heads if reads else rf"{heads}|(bert\.|roberta\.)?pooler\..*"
 
 
 CHECKPOINT = CheckpointForm(
     classes={
-        "BertModel": "bert",
-        "BertForMaskedLM": "bert",
-        "BertForPreTraining": "bert",
-        "BertForSequenceClassification": "bert",
-    },
+        f"{name}{task}": kind
+        for name, kind in _CLASSES.items()
+        for task in ("Model", "ForMaskedLM", "ForSequenceClassification")
+    }
+    # its classifier has a curve that GGUF has no name for
+    | {"BertForPreTraining": "bert", "DistilBertModel": "distilbert", "DistilBertForMaskedLM": "distilbert"},
     metadata=checkpoint_metadata,
     biases=lambda _: QKV | {"attn_output", "attn_output_norm", "ffn_up", "ffn_down", "layer_output_norm"},
-    renames=((r"^bert\.", ""), (r"^encoder\.layer\.", "model.layers.")),
+    renames=(
+        (r"^(bert|roberta|distilbert)\.", ""),
+        (r"^(encoder|transformer)\.layer\.", "model.layers."),
+        (r"^classifier\.dense\.", "pooler.dense."),
+        (r"^classifier\.out_proj\.", "classifier."),
+    ),
     layer={
         "attention.self.query": "attn_q",
         "attention.self.key": "attn_k",
@@ -82,6 +84,15 @@ CHECKPOINT = CheckpointForm(
         "intermediate.dense": "ffn_up",
         "output.dense": "ffn_down",
         "output.LayerNorm": "layer_output_norm",
+        # DistilBERT's
+        "attention.q_lin": "attn_q",
+        "attention.k_lin": "attn_k",
+        "attention.v_lin": "attn_v",
+        "attention.out_lin": "attn_output",
+        "sa_layer_norm": "attn_output_norm",
+        "ffn.lin1": "ffn_up",
+        "ffn.lin2": "ffn_down",
+        "output_layer_norm": "layer_output_norm",
     },
     around={
         "embeddings.word_embeddings": "token_embd",
@@ -92,6 +103,7 @@ CHECKPOINT = CheckpointForm(
         "classifier": "cls.output",
     },
     around_biases=frozenset(("token_embd_norm", "cls", "cls.output")),
+    first_rows=first_position,
     leaves_out=left_out,
     extra=lambda _: {},
 )

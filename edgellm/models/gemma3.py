@@ -29,8 +29,10 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
 )
 from edgellm.models.parts.checkpoint_rope import frequency_factors, rotations_by_layer
-from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
+from edgellm.models.parts.local_layers import local_layers, pattern_metadata, sliding_by
 
+PERIOD = 6
 N_LAYER_27B = 62  # the only size whose attention scale is not 1/sqrt(head size), https://arxiv.org/abs/2503.19786
 
 
@@ -44,7 +46,7 @@ def build(gguf: ModelFile) -> Program:
     window = integer(gguf, "attention.sliding_window")
     scale = 1 / math.sqrt(hp.n_embd / hp.n_head if hp.n_layer == N_LAYER_27B else hp.head_dim_k)
     m.embed("x", scale=math.sqrt(hp.n_embd))
-    for i, local in enumerate(local_layers(gguf, hp)):
+    for i, local in enumerate(local_layers(gguf, hp, PERIOD)):
         blk = f"blk.{i}"
         rope, seen = ("local", window) if local else ("global", 0)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
@@ -59,20 +61,15 @@ def build(gguf: ModelFile) -> Program:
     return m.finish()
 
 
-def local_layers(gguf: ModelFile, hp: HParams) -> list[bool]:
-    """Which layers slide: five of six, every n-th not, or as the array ``attention.sliding_window_pattern`` says."""
-    key = "attention.sliding_window_pattern"
-    pattern = gguf.metadata.get(key_of(gguf, key))
-    if isinstance(pattern, np.ndarray):
-        if pattern.shape != (hp.n_layer,):
-            raise hparam_error(gguf, key, f"an array of {pattern.size}", f"one value for each of {hp.n_layer} layers")
-        return [bool(local) for local in pattern]
-    period = integer(gguf, key, 6, least=1)
-    return [(i + 1) % period != 0 for i in range(hp.n_layer)]
-
-
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json. UnsupportedError for a scale that GGUF has no key for."""
+    if config.flag("use_bidirectional_attention", False):
+        raise config.refuse("use_bidirectional_attention", "models of this class whose tokens see what is behind them")
+    return shared_metadata(config)
+
+
+def shared_metadata(config: CheckpointConfig) -> TypedMetadata:
+    """Those that say nothing of which way a token sees."""
     refuse_activation(config, "gelu_pytorch_tanh")
     n_embd, n_head, n_layer = (
         config.integer(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
@@ -94,13 +91,11 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
 
 def _sliding_layers(config: CheckpointConfig) -> TypedMetadata:
     """Nothing where five of six layers slide; a period, or a flag for every layer, where it is otherwise."""
-    period = config.integer("sliding_window_pattern", 6)
+    period = config.integer("sliding_window_pattern", PERIOD)
     sliding = layer_kinds(config, lambda i: (i + 1) % period != 0)
-    key = "gemma3.attention.sliding_window_pattern"
-    for period in (6, *range(1, config.n_layer + 2)):
-        if sliding == [(i + 1) % period != 0 for i in range(config.n_layer)]:
-            return {} if period == 6 else {key: (period, "UINT32")}
-    return {key: (np.array(sliding), "ARRAY[BOOL]")}
+    if sliding == sliding_by(PERIOD, config.n_layer, global_first=False):
+        return {}
+    return {"gemma3.attention.sliding_window_pattern": pattern_metadata(sliding, global_first=False)}
 
 
 def wide_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:

@@ -19,11 +19,12 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, RMSNorm, Scale, Softcap, StoreKV
 from edgellm.kernels.program import Program
-from edgellm.models.gemma3 import local_layers
+from edgellm.models.gemma3 import PERIOD
 from edgellm.models.parts.blocks import ProgramBuilder, feed_forward, project_logits, rope_factors
 from edgellm.models.parts.experts import Experts, expert_feed_forward, read_experts
 from edgellm.models.parts.gemma4_checkpoint import GEMMA4_FORM
 from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
+from edgellm.models.parts.local_layers import local_layers
 
 CHECKPOINT = GEMMA4_FORM
 
@@ -93,7 +94,7 @@ def read_layers(gguf: ModelFile, hp: HParams) -> list[Layer]:
             key = f"attention.value_length{suffix}"
             raise hparam_error(gguf, key, kind.hp.head_dim_v, f"the size of keys, which is {kind.hp.head_dim_k}")
     n_shared = integer(gguf, "attention.shared_kv_layers", 0)
-    kinds = [near if slides else wide for slides in local_layers(gguf, hp)]
+    kinds = [near if slides else wide for slides in local_layers(gguf, hp, PERIOD)]
     last = {kind.name: i for i, kind in enumerate(kinds[: max(hp.n_layer - n_shared, 0)])}
     layers = []
     for i, kind in enumerate(kinds):

@@ -23,10 +23,11 @@ from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.models import architectures, build_program, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm
-from edgellm.models.parts.checkpoint_keys import DEFAULTS, check_keys
+from edgellm.models.parts.checkpoint_keys import ALIASES, DEFAULTS, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.input_model import InputModel, InputTensor, Rows
-from edgellm.quantize.pooling_metadata import pooling_metadata
+from edgellm.quantize.pooling_metadata import module_paths, pooling_metadata
+from edgellm.quantize.projections import PROJECTION, projections
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
@@ -56,6 +57,11 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     metadata = form.metadata(config)
     n_experts = metadata.get(f"{architecture}.expert_count", (0, ""))[0]
     tensors = _tensors(checkpoint, config, form, n_experts, bool(scheme), notes)
+    if form.has_projections:
+        sizes, matrices = projections(checkpoint, architecture, module_paths(checkpoint, PROJECTION))
+        metadata |= sizes
+        for name, (stored_name, weight) in matrices.items():
+            tensors[name] = input_tensor(name, stored_name, weight, config, form, False)
     n_vocab = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0
     tokenizer, more = tokenizer_metadata(
         checkpoint, n_vocab, space_prefix=form.space_prefix, pre=pre, with_json=with_json
@@ -67,7 +73,7 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
         "general.type": ("model", "STRING"),
         **general_metadata(checkpoint, n_params),
         **metadata,
-        **pooling_metadata(checkpoint, architecture),
+        **pooling_metadata(checkpoint, architecture, (PROJECTION,) * form.has_projections),
         "general.quantization_version": (QUANTIZATION_VERSION, "UINT32"),
         **tokenizer,
     }
@@ -88,7 +94,7 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
         form = module_of(architecture).CHECKPOINT
         known += [next(iter(form.classes))]
         kind = form.classes.get(named) if isinstance(named, str) else None
-        if named is None and model_type in form.classes.values():
+        if named is None and model_type in form.classes.values() and not form.needs_class:
             kind = model_type
         if kind is None:
             continue
@@ -121,6 +127,8 @@ def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConf
         values, model_type = dict(checkpoint.text_config), FRAMES[model_type]
         notes += check_keys(folder, values, model_type)
         values["tie_word_embeddings"] = tied  # that of the text alone has no effect
+    named = ALIASES.get(model_type, {})
+    values = {named.get(key, key): value for key, value in values.items()}
     return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type), notes
 
 
@@ -140,7 +148,7 @@ def _tensors(
     experts: dict[str, dict[int, InputTensor]] = {}
     biases = form.biases(config)
     unknown = []
-    left_out = form.leaves_out(config)
+    left_out, first_rows = form.leaves_out(config), form.first_rows(config)
     for stored_name, weight in open_weights(checkpoint).items():
         if left_out and re.fullmatch(left_out, stored_name):
             continue
@@ -156,6 +164,8 @@ def _tensors(
             if form.transposed_experts and weight.stored is not None and place.name.endswith("_exps.weight"):
                 tensor = _transposed(tensor)
             tensor = _rearranged(tensor, form, config)
+            if place.name in first_rows:
+                tensor = _from_row(tensor, first_rows[place.name], stored_name)
             cut = every_nth if form.transposed_experts else part_of_rows
             tensor = cut(tensor, *place.part, stored_name)
             if place.expert is None:
@@ -330,6 +340,21 @@ def part_of_rows(tensor: InputTensor, i: int, n_parts: int, stored_name: str) ->
     return replace(
         tensor, shape=(*tensor.shape[:-2], n, tensor.n_in), decode=cut(tensor.decode), stored=cut(tensor.stored)
     )
+
+
+def _from_row(tensor: InputTensor, first: int, stored_name: str) -> InputTensor:
+    """A matrix without the rows before ``first``."""
+    if len(tensor.shape) != 2 or tensor.shape[0] <= first:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected more than {first:,} rows. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+
+    def behind(read: Rows) -> Rows:
+        return lambda start, stop: read(start + first, stop + first)
+
+    shape = (tensor.shape[0] - first, tensor.n_in)
+    return replace(tensor, shape=shape, decode=behind(tensor.decode), stored=behind(tensor.stored))
 
 
 def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointConfig) -> InputTensor:

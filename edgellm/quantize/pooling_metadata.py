@@ -31,15 +31,9 @@ def pooling_metadata(checkpoint: Checkpoint, architecture: str, known: tuple[str
 
     UnsupportedError for a pooling that GGUF has no number for, or a module that nothing computes.
     """
-    raw = checkpoint.files.read(MODULES, MAX_CONFIG_NBYTES)
-    if raw is None:
-        return {}
-    modules = parse_json(raw, MODULES, "CHECKPOINT_CONFIG")
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise FormatError(f"{MODULES}: a list of modules was expected. {PULL_AGAIN}", code="CHECKPOINT_CONFIG")
     found: TypedMetadata = {}
-    for module in modules:
-        kind = str(module.get("type", "")).rpartition(".")[2]
+    for module in _modules(checkpoint):
+        kind = _kind_of(module)
         if kind not in (*HARMLESS, *known):
             raise UnsupportedError(
                 f"{MODULES}: has the module {short(module.get('type'))}; edgellm converts {', '.join(HARMLESS)}. "
@@ -48,12 +42,32 @@ def pooling_metadata(checkpoint: Checkpoint, architecture: str, known: tuple[str
             )
         if kind == "Pooling":
             name = f"{module.get('path')}/config.json"
-            pooling = _kind(name, checkpoint.json(name) or {})
+            pooling = _pooling(name, checkpoint.json(name) or {})
             found[f"{architecture}.pooling_type"] = (KINDS.index(pooling), "UINT32")
     return found
 
 
-def _kind(name: str, config: dict[str, Any]) -> PoolingKind:
+def module_paths(checkpoint: Checkpoint, kind: str) -> list[str]:
+    """The folders of the modules of this kind, in their order."""
+    return [str(module.get("path")) for module in _modules(checkpoint) if _kind_of(module) == kind]
+
+
+def _modules(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """What a text goes through, one after another; empty without a list of it."""
+    raw = checkpoint.files.read(MODULES, MAX_CONFIG_NBYTES)
+    if raw is None:
+        return []
+    modules = parse_json(raw, MODULES, "CHECKPOINT_CONFIG")
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise FormatError(f"{MODULES}: a list of modules was expected. {PULL_AGAIN}", code="CHECKPOINT_CONFIG")
+    return modules
+
+
+def _kind_of(module: dict[str, Any]) -> str:
+    return str(module.get("type", "")).rpartition(".")[2]
+
+
+def _pooling(name: str, config: dict[str, Any]) -> PoolingKind:
     modes = {kind for flag, kind in FLAGS.items() if config.get(flag) is True}
     modes |= {WORDS[mode] for mode in [config.get("pooling_mode")] if isinstance(mode, str) and mode in WORDS}
     others = [flag for flag in OTHER_FLAGS if config.get(flag) is True]

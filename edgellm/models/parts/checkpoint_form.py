@@ -83,6 +83,9 @@ class CheckpointForm:
     around        the modules outside of layers, likewise
     around_biases   those of them that have a bias, by their GGUF names
     renames       (pattern, replacement) in turn on a tensor's name, which makes it ``model.layers.N.`` or one around
+    first_rows    how many rows at the start of some tensors no model reads, by their GGUF names
+    needs_class   config.json has to name the class: its ``model_type`` is another architecture's too
+    has_projections   sentence-transformers keeps matrices behind the pooling beside it
     leaves_out    a pattern of the names of tensors that a model of these settings has no use for
     extra         tensors that the checkpoint has only as numbers of its config, by GGUF name: the rotation's divisors
     extra_is_usual  whether other programs know these tensors in the architecture
@@ -97,6 +100,9 @@ class CheckpointForm:
     around_biases: frozenset[str] = frozenset()
     renames: Sequence[tuple[str, str]] = ()
     leaves_out: Callable[[CheckpointConfig], str] = lambda _: ""
+    first_rows: Callable[[CheckpointConfig], Mapping[str, int]] = lambda _: {}
+    needs_class: bool = False
+    has_projections: bool = False
     experts: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bare: Mapping[str, Sequence[str]] = field(default_factory=dict)

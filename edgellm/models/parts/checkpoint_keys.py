@@ -35,8 +35,36 @@ _DELTA = frozenset(
 ) | frozenset(("linear_num_value_heads", "full_attention_interval", "partial_rotary_factor"))
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
 _ENCODER = _DECODER - {"rms_norm_eps", "num_key_value_heads"} | {"id2label", "is_decoder"}
+# what some call their sizes -> what most do
+ALIASES: dict[str, dict[str, str]] = {
+    "distilbert": {
+        "dim": "hidden_size",
+        "hidden_dim": "intermediate_size",
+        "n_heads": "num_attention_heads",
+        "n_layers": "num_hidden_layers",
+        "activation": "hidden_act",
+    },
+    "nomic_bert": {
+        "n_embd": "hidden_size",
+        "n_inner": "intermediate_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_positions": "max_position_embeddings",
+        "activation_function": "hidden_act",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "rotary_emb_base": "rope_theta",
+    },
+}
 USED: dict[str, frozenset[str]] = {
-    "bert": _ENCODER | {"layer_norm_eps", "type_vocab_size"},
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), _ENCODER | {"layer_norm_eps", "type_vocab_size"}),
+    "distilbert": _ENCODER | frozenset(ALIASES["distilbert"]),
+    "jina_embeddings_v3": _ENCODER | {"layer_norm_eps", "type_vocab_size"},
+    "modernbert": _ENCODER
+    | {"norm_eps", "local_attention", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta"}
+    | {"classifier_pooling", "classifier_activation"},
+    "nomic_bert": _ENCODER
+    | frozenset(ALIASES["nomic_bert"])
+    | {"layer_norm_eps", "type_vocab_size", "max_trained_positions", "moe_every_n_layers"},
     "llama": _DECODER | {"attention_bias", "mlp_bias"},
     "mistral": _DECODER | {"sliding_window"},
     "qwen2": _DECODER | _SLIDING,
@@ -58,7 +86,14 @@ USED: dict[str, frozenset[str]] = {
     "gemma2": _DECODER
     | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "sliding_window"},
     "gemma3_text": _DECODER
-    | {"attention_bias", "query_pre_attn_scalar", "rope_local_base_freq", "sliding_window", "sliding_window_pattern"},
+    | {
+        "use_bidirectional_attention",
+        "attention_bias",
+        "query_pre_attn_scalar",
+        "rope_local_base_freq",
+        "sliding_window",
+        "sliding_window_pattern",
+    },
     "gemma4_text": _DECODER
     | {"attention_bias", "sliding_window", "final_logit_softcapping", "num_kv_shared_layers", "per_layer_config"}
     | {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp"}
@@ -113,6 +148,17 @@ _SEES = frozenset(("vision_config", "image_token_id", "video_token_id", "vision_
 _ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
 _DROPOUT = frozenset(("attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout_prob"))
 HARMLESS_IN: dict[str, frozenset[str]] = {
+    "distilbert": frozenset(("dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds", "tie_weights_")),
+    "jina_embeddings_v3": _DROPOUT,
+    "modernbert": frozenset(("embedding_dropout", "mlp_dropout", "classifier_dropout", "initializer_cutoff_factor"))
+    | {"decoder_bias", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile"}
+    | {"repad_logits_with_grad", "layer_norm_eps", "position_embedding_type", "gradient_checkpointing"},
+    "nomic_bert": _DROPOUT
+    | {"attn_pdrop", "embd_pdrop", "resid_pdrop", "dense_seq_output", "fused_bias_fc", "fused_dropout_add_ln"}
+    | {"pad_vocab_size_multiple", "use_flash_attn", "use_xentropy", "last_layer_subset", "reorder_and_upcast_attn"}
+    | {"summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"}
+    | {"scale_attn_by_inverse_layer_idx", "num_labels"},
+    **dict.fromkeys(("roberta", "xlm-roberta"), _DROPOUT | {"gradient_checkpointing", "output_past"}),
     "bert": _DROPOUT
     | {"gradient_checkpointing", "summary_type", "pooler_fc_size", "pooler_num_attention_heads"}
     | {"pooler_num_fc_layers", "pooler_size_per_head", "pooler_type", "directionality", "model_max_length"},
@@ -154,25 +200,40 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "attn_output_gate": (True,),
     "attn_logit_softcapping": (),
     "block_use_swiglu": (True,),
+    "causal": (False,),
+    "classifier_bias": (False,),
     "clip_qkv": (),
     "conv_bias": (False,),
     "final_logit_softcapping": (),
     "is_encoder_decoder": (False,),
     "mlp_bias": (False,),
+    "mlp_fc1_bias": (False,),
+    "mlp_fc2_bias": (False,),
     "mlp_only_layers": ([],),
+    "norm_bias": (False,),
     "norm_topk_prob": (True,),
     "num_experts": (0,),
     "num_local_experts": (0,),
+    "parallel_block": (False,),
+    "parallel_block_tied_norm": (False,),
     "partial_rotary_factor": (1,),
     "position_embedding_type": ("absolute",),
+    "prenorm": (False,),
     "pruned_heads": ({},),
+    "qkv_proj_bias": (False,),
     "rope_interleaved": (False,),
+    "rotary_emb_fraction": (1,),
+    "rotary_emb_interleaved": (False,),
+    "rotary_emb_scale_base": (),
+    "rotary_scaling_factor": (),
+    "scale_attn_weights": (True,),
     "sliding_window": (),
     "tie_embedding": (True,),
     "tie_encoder_decoder": (False,),
     "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
     "use_pos_enc": (True,),
+    "use_rms_norm": (False,),
     "use_sliding_window": (False,),
 }
 
@@ -186,7 +247,37 @@ _DELTA_DEFAULTS = {
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
 }
+_ROBERTA_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+    "pad_token_id": 1,
+    "tie_word_embeddings": True,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("roberta", "xlm-roberta"), _ROBERTA_DEFAULTS),
+    "distilbert": _ROBERTA_DEFAULTS | {"num_hidden_layers": 6, "type_vocab_size": 1},
+    "jina_embeddings_v3": _ROBERTA_DEFAULTS
+    | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    | {"max_position_embeddings": 8194, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "rope_theta": 20000.0},
+    "modernbert": {
+        "hidden_size": 768,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 8192,
+        "hidden_activation": "gelu",
+        "norm_eps": 1e-5,
+        "local_attention": 128,
+        "classifier_pooling": "cls",
+        "tie_word_embeddings": True,
+    },
+    "nomic_bert": _ROBERTA_DEFAULTS | {"max_position_embeddings": 2048, "hidden_act": "silu", "rope_theta": 1000.0},
     "bert": {
         "hidden_size": 768,
         "intermediate_size": 3072,

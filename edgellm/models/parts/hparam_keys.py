@@ -38,6 +38,11 @@ _GRANITE = frozenset(
 _ENCODER = frozenset(("attention.layer_norm_epsilon", "attention.causal"))
 READ_IN: dict[str, frozenset[str]] = {
     "bert": _ENCODER,
+    "gemma-embedding": _SLIDING
+    | {"attention.causal", "dense_2_feat_in", "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out"},
+    "jina-bert-v3": _ENCODER | {"rope.scaling.attn_factor"},
+    "modern-bert": _ENCODER | _SLIDING | {"hidden_activation", "classifier.pooling_type", "rope.scaling.attn_factor"},
+    "nomic-bert": _ENCODER | {"rope.scaling.attn_factor"},
     "llama": _EXPERTS | {"attention.sliding_window", "rope.scaling.attn_factor"},
     "gemma": frozenset(("rope.scaling.attn_factor",)),
     "gemma2": frozenset(("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))

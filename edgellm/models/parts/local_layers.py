@@ -1,0 +1,40 @@
+"""Which layers of a model see a window: the key ``attention.sliding_window_pattern``, a period or a flag for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.model_file import ModelFile
+from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of
+
+KEY = "attention.sliding_window_pattern"
+
+
+def local_layers(gguf: ModelFile, hp: HParams, period: int, *, global_first: bool = False) -> list[bool]:
+    """Which layers slide: all but one of ``period`` where the file does not say another one, or its own array.
+
+    global_first   the first of them is the one that does not, else the last
+    """
+    pattern = gguf.metadata.get(key_of(gguf, KEY))
+    if isinstance(pattern, np.ndarray):
+        if pattern.shape != (hp.n_layer,):
+            raise hparam_error(gguf, KEY, f"an array of {pattern.size}", f"one value for each of {hp.n_layer} layers")
+        return [bool(local) for local in pattern]
+    period = integer(gguf, KEY, period, least=1)
+    return sliding_by(period, hp.n_layer, global_first=global_first)
+
+
+def sliding_by(period: int, n_layer: int, *, global_first: bool) -> list[bool]:
+    """One of so many layers does not slide."""
+    return [(i + (not global_first)) % period != 0 for i in range(n_layer)]
+
+
+def pattern_metadata(sliding: Sequence[bool], *, global_first: bool) -> tuple[Any, str]:
+    """The key's value: the period, where there is one, else a flag for every layer."""
+    for period in range(1, len(sliding) + 2):
+        if list(sliding) == sliding_by(period, len(sliding), global_first=global_first):
+            return period, "UINT32"
+    return np.array(sliding), "ARRAY[BOOL]"
