@@ -250,6 +250,15 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class InterruptibleExecutor(Executor, Protocol):
+    """An executor that can be stopped in the midst of a step, of which nothing is left then."""
+
+    def run_while(self, batch: Batch, wanted: Callable[[], bool]) -> np.ndarray | None:
+        """``run`` without a hook, asking now and then whether the step is still wanted; None once it is not."""
+        ...
+
+
+@runtime_checkable
 class DecodingExecutor(Executor, Protocol):
     """An executor that can go from token to token by itself: what was drawn is the next step's token."""
 

@@ -50,7 +50,7 @@ from edgellm.formats.errors import (
     UnsupportedError,
 )
 from edgellm.kernels.pooling import PoolingKind
-from edgellm.kernels.program import DecodingExecutor, Executor, Hook, TogetherDecodingExecutor
+from edgellm.kernels.program import DecodingExecutor, Executor, Hook, InterruptibleExecutor, TogetherDecodingExecutor
 
 if TYPE_CHECKING:
     from edgellm.sampling import Sampler
@@ -510,9 +510,11 @@ class Engine:
         return True
 
     def _use(self, executor: Executor) -> None:
-        """Find out what it can, once: isinstance takes long with a protocol."""
+        """Find out what it can beside a step, once: isinstance takes long with a protocol."""
         self._decoder = executor if isinstance(executor, DecodingExecutor) else None
         self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
+        self._interruptible = executor if isinstance(executor, InterruptibleExecutor) else None
+        self.scheduler.interruptible = self._interruptible is not None
 
     def _hurry(self, wanted: bool = True) -> None:
         """Let a run end with the step that it is at: there is something to look at. Needs no lock."""
@@ -551,9 +553,11 @@ class Engine:
         """A step. Up to the commit it leaves no trace: what fails is tried again in parts."""
         try:
             try:
-                logits = self.executor.run(make_batch(scheduled), scheduled[0].request.hook)
+                logits = self._logits(scheduled)
             finally:  # also in the place of a NaN, which would be its consequence
                 self.intact()
+            if logits is None:
+                return
         except NumericError as error:
             if len(scheduled) == 1 and not scheduled[0].n_drafted:
                 self._deliver(scheduled[0].request, [], error)
@@ -573,6 +577,19 @@ class Engine:
             accept = partial(part.request.accept, part.tokens, mine)
             kept.append(self._commit(part, part.tokens, accept, seconds))
         self.scheduler.note(scheduled, kept, seconds)
+
+    def _logits(self, scheduled: list[Scheduled]) -> np.ndarray | None:
+        """Those of a step; None when a long one of a prompt was broken off, as another came in or its caller left."""
+        request, batch = scheduled[0].request, make_batch(scheduled)
+        if self._interruptible is None or request is not self.scheduler.long or request.hook is not None:
+            return self.executor.run(batch, request.hook)
+
+        def wanted() -> bool:
+            return not (len(self.scheduler.requests) > 1 or request.stopped or self._closed)
+
+        logits = self._interruptible.run_while(batch, wanted)
+        request.gave_way = logits is None
+        return logits
 
     def _run_on(self, part: Scheduled, started: float) -> bool:
         """Several tokens of one answer without Python between them; False where there are none such."""

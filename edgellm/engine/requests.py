@@ -122,6 +122,7 @@ class Request:
         self.not_before = 0.0
         self.idle_since = 0.0
         self.has_moved = False  # to another executor than it began on
+        self.gave_way = False  # a long step of it was broken off for others; so much is lost once
         self.hook: Hook | None = None
         self.drafter: Drafter | None = None
         self.trail: Trail | None = None  # what of it is on the disk

@@ -3,7 +3,8 @@
 The weights are read once for all tokens of a step, so sixteen answers together cost little more than one. All answers
 that wait for their next token come first, then as much of the prompts as there is room; a prompt that comes in while
 others answer is taken in small pieces, for each piece delays all of them. Where others wait, or callers may leave, a
-step takes no more of a prompt than fits a bounded time, as the last ones measured it. Where blocks are short, the
+step takes no more of a prompt than fits a bounded time, as the last ones measured it; a prompt that is alone has longer
+ones, which are broken off, once, when somebody comes in. Where blocks are short, the
 youngest request or one whose caller is idle is preempted: it computes again what it has lost. Tokens get the same bits
 whoever they share a step with, so nobody's answer depends on any of this.
 """
@@ -35,6 +36,7 @@ POLL_S = 0.05  # between two looks at what nobody announces: a cancel flag, a bl
 IDLE_S = 0.25  # a caller that took no item for so long may lose its blocks to a younger request
 RUN_S = 0.025  # of decoding without Python: so long a newcomer waits, or a caller who gives up
 PROMPT_TOKENS_BESIDE = 128  # of a prompt in a step, while others wait for their next token
+LONE_STEP_S = 2.0  # of a step of a prompt that is alone and may be broken off: so much of its work is lost then
 STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks of a caller who has left
 LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
@@ -71,7 +73,9 @@ class Scheduler:
         self.max_tokens = max_tokens  # of one step
         self.disk: DiskCache | None = None
         self.wake: Callable[[], None] = lambda: None  # the engine's thread, from others
-        self.interactive = False  # callers come and leave at any time: no step is to be long, even for one alone
+        self.interactive = False  # callers come and leave at any time: a step is short, or can be broken off
+        self.interruptible = False  # the executor can do so
+        self.long: Request | None = None  # whose next step is to be broken off when another comes in, or it is left
         self.requests: list[Request] = []
         self.n_steps = self.n_parts = 0  # so far, and what requests had in them
         self._orders = count()
@@ -118,6 +122,7 @@ class Scheduler:
 
     def schedule(self, requests: list[Request], fail: Fail) -> list[Scheduled]:
         """What each of the requests has in the next step, with blocks reserved; ``fail`` gets those that cannot be."""
+        self.long = None
         for request in [request for request in requests if request.sequence is None and not request.whole]:
             with _alone(request, fail):
                 self._open(request)
@@ -252,9 +257,12 @@ class Scheduler:
 
     def _timely_tokens(self) -> int:
         """How many tokens a step may have that reads prompts."""
-        if not self.interactive and len(self.requests) < 2:
+        seconds, lone = STEP_S, self.requests[0] if len(self.requests) == 1 else None
+        if lone is not None and not self.interactive:
             return self.max_tokens
-        n = int(STEP_S / self._token_s) if self._token_s else PROMPT_TOKENS_BESIDE
+        if lone is not None and self.interruptible and not lone.gave_way:
+            seconds, self.long = LONE_STEP_S, lone
+        n = int(seconds / self._token_s) if self._token_s else PROMPT_TOKENS_BESIDE
         return min(self.max_tokens, n // BLOCK_TOKENS * BLOCK_TOKENS)
 
     def _reserve(self, request: Request, n: int) -> bool:

@@ -31,6 +31,7 @@ from edgellm.engine.engine import Engine
 from edgellm.engine.scheduler import PROMPT_TOKENS_BESIDE
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.program import Batch
 
 HANG_S = 60.0
 
@@ -662,3 +663,77 @@ def test_a_step_that_somebody_may_wait_for_is_no_longer_than_its_time() -> None:
         assert set(slow[1:-1]) == {scheduler.LEAST_PROMPT_TOKENS}
     slower = prompt_steps(lambda at: 3e-4 + at * 1e-6, interactive=True)  # as attention makes it
     assert slower[1] > 2 * slower[-2]
+    line = {"interactive": True, "interruptible": True}  # it is alone, and may be broken off
+    assert set(prompt_steps(lambda at: 1e-3, **line)[1:-1]) == {512}
+    assert all(size * 0.01 <= scheduler.LONE_STEP_S for size in prompt_steps(lambda at: 0.01, **line))
+    assert max(prompt_steps(lambda at: 1e-3, 2, **line)[1:]) * 1e-3 <= scheduler.STEP_S
+
+
+class InterruptibleExecutor(FakeExecutor):
+    """A step has ten parts; ``between`` is called with the number of each before a look."""
+
+    backend, kv_dtype = "fake", "float32"
+    work_nbytes = staticmethod(lambda *sizes: 0)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.between: Callable[[int], None] = lambda part: None
+        self.broken_off: list[int] = []
+
+    def run_while(self, batch: Batch, wanted: Callable[[], bool]) -> np.ndarray | None:
+        for part in range(10):
+            self.between(part)
+            if not wanted():
+                self.broken_off.append(part)
+                return None
+        return self.run(batch)
+
+
+@pytest.fixture(params=[(0,), (STATE, 0)])
+def serving(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """As a server has it, at the beginning of the second step of a prompt."""
+    program = fake_program(request.param)
+    pool = fake_pool(program, pool_blocks(fake_layers(request.param), 4096, 512, 4))
+    made = Engine(InterruptibleExecutor(program, pool, 512), KVCache(pool, 4096))
+    made.scheduler.interactive = True
+    yield made
+    wait_until_idle(made)
+    made.cache.check([])
+    assert made.cache.n_used()[0] == 0
+    made.close()
+
+
+def test_a_lone_prompt_gives_way_at_the_next_look_and_once(serving: Engine) -> None:
+    windows = tuple(STATE if group.kind == "state" else 0 for group in serving.cache.pool.groups)
+    prompt, answers, executor = prompt_of(1, 3000), {}, serving.executor
+    assert isinstance(executor, InterruptibleExecutor)
+    newcomers: list[threading.Thread] = []
+
+    def ask(name: str, tokens: list[int]) -> None:
+        answers[name] = run(serving, tokens, 2)
+
+    def come_in(part: int) -> None:
+        if part == 4 and len(executor.batches) == 1:
+            newcomers.append(threading.Thread(target=ask, args=("newcomer", prompt_of(7, 40))))
+            newcomers[-1].start()
+            until(lambda: len(serving.scheduler.requests) == 2)
+
+    executor.between = come_in
+    ask("prompt", prompt)
+    newcomers[0].join(HANG_S)
+    assert executor.broken_off == [4] and list(answers) == ["newcomer", "prompt"]
+    for name, tokens in (("newcomer", prompt_of(7, 40)), ("prompt", prompt)):
+        assert answers[name] == expected_tokens(tokens, 2, windows)
+
+
+def test_a_caller_that_leaves_a_lone_prompt_ends_its_step_at_the_next_look(serving: Engine) -> None:
+    executor, cancel = serving.executor, threading.Event()
+    assert isinstance(executor, InterruptibleExecutor)
+    executor.between = lambda part: cancel.set() if part == 6 and len(executor.batches) == 2 else None
+    prompt = prompt_of(1, 3000)
+    *_, last = serving.generate(prompt, Greedy(), max_tokens=2, cancel=cancel)
+    wait_until_idle(serving)
+    assert last.finish_reason == "cancelled" and executor.broken_off == [6]
+    read = sum(executor.batches)
+    *_, last = serving.generate(prompt, Greedy(), max_tokens=1)
+    assert last.timings.reused_n == read > 0  # and what was read stays known

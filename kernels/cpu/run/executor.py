@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from time import perf_counter
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ from edgellm.kernels.program import Batch, Hook, Program
 from edgellm.machine.progress import Progress
 
 _COUNTER = layout.COUNTER // 8
+PIECE_S = 0.02  # of a step between two looks whether it is still wanted; Python and a meeting of the threads are 20 us
+
+
+class _NotWantedError(Exception):
+    """Nobody wants the rest of the step."""
 
 
 class _Wanted(NamedTuple):
@@ -96,6 +102,7 @@ class CPUExecutor:
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._results: dict[bool, _Wanted] = {}
         self._closed = False
+        self._still_wanted: Callable[[], bool] | None = None
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -157,6 +164,16 @@ class CPUExecutor:
                 *(each[len(each) - 1 - n_after] for each in (table.first_row, table.tail_first_row)),
             )
         return self._results[hidden]
+
+    def run_while(self, batch: Batch, wanted: Callable[[], bool]) -> np.ndarray | None:
+        """The same in pieces of about ``PIECE_S``, at least one op; see ``InterruptibleExecutor``."""
+        self._still_wanted = wanted
+        try:
+            return self.run(batch)
+        except _NotWantedError:
+            return None
+        finally:
+            self._still_wanted = None
 
     def decode(self, batch: Batch, n_steps: int, draw: CPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
         """Several decode steps in one call; see ``DecodingExecutor``."""
@@ -271,7 +288,10 @@ class CPUExecutor:
         rows[first:last, _COUNTER] = 0
         address, step = self._rows_address, self._step.address
         if hook is None:
-            self._team.run(address, first, last, step)
+            if self._still_wanted is None:
+                self._team.run(address, first, last, step)
+            else:
+                self._run_pieces(first, last, self._still_wanted)
             return
         for i, op in enumerate(self.program.ops):
             start, stop = self._table.first_row[i : i + 2]
@@ -281,6 +301,17 @@ class CPUExecutor:
                 self._requantize(start, stop, address, step)
                 self._team.run(address, start, stop, step)
                 hook(i, op, self._read)
+
+    def _run_pieces(self, first: int, last: int, wanted: Callable[[], bool]) -> None:
+        """Rows [first, last) with looks between ops, of which as many are run as will likely take ``PIECE_S``."""
+        stops, n = [*sorted({row for row in self._table.first_row if first < row < last}), last], 1
+        while first < last:
+            if not wanted():
+                raise _NotWantedError
+            started, stop = perf_counter(), stops[min(n, len(stops)) - 1]
+            self._team.run(self._rows_address, first, stop, self._step.address)
+            first, stops = stop, stops[n:]
+            n = max(1, min(2 * n, int(n * PIECE_S / (perf_counter() - started))))
 
     def _requantize(self, start: int, stop: int, address: int, step: int) -> None:
         """Run again the rows that made the int16 activations which the rows [start, stop) read."""

@@ -17,6 +17,7 @@ from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.run import executor as executor_module
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.lowering import lower, work_nbytes
 from edgellm.kernels.kv import CachePool
@@ -179,6 +180,34 @@ def test_a_hook_that_looks_changes_nothing_and_sees_every_op(
     some = dataclasses.replace(batch, outputs=np.arange(40) % 5 == 0)
     assert np.array_equal(executor.run(some, look).copy(), executor.run(some))
     assert seen == list(range(len(program.ops)))
+    executor.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen35"])
+@pytest.mark.parametrize("last_only", [False, True])
+def test_a_step_in_pieces_has_the_same_bits_and_one_that_is_broken_off_leaves_nothing(
+    architecture: str, last_only: bool, open_model: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "PIECE_S", 0)  # an op at a time
+    program, looks = open_model(architecture), 0
+    batch = single_sequence(program, 40, seed=4)
+    batch = dataclasses.replace(batch, outputs=np.arange(40) == 39 if last_only else np.arange(40) % 5 == 0)
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
+
+    def wanted() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks != stop
+
+    expected, stop = executor.run(batch).copy(), -1
+    logits = executor.run_while(batch, wanted)
+    assert logits is not None and np.array_equal(logits, expected)
+    n_looks = looks
+    assert n_looks > len(program.ops) / 2
+    for stop in (1, n_looks // 2, n_looks):
+        looks = 0
+        assert executor.run_while(batch, wanted) is None and looks == stop
+        assert np.array_equal(executor.run(batch), expected)
     executor.close()
 
 
