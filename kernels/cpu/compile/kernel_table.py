@@ -33,7 +33,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         for kind in ("silu", "gelu", "gelu_erf", "clamped_swiglu")
     },
     **{f"activate_{kind}": ("elementwise", "make_activate", kind) for kind in ("gelu", "gelu_erf")},
-    "attention": ("attention", "attention", None),
+    "attention": ("attention", "make_attention", ""),
     "self_attention": ("self_attention", "self_attention", None),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
@@ -50,12 +50,15 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
 def function(name: str, form: str | None = None) -> Callable[..., None]:
     """The Python function of a kernel or an encoder, ready for ``jit.compile_object``. Imports numba (0.4 s).
 
-    One function serves all forms, but a product has what only some can do: to multiply bytes, and tiles.
+    One function serves all forms, but a product has what only some can do, to multiply bytes, and tiles, and attention
+    as many rows at once as there are registers for.
     """
     _, attribute, argument = _row(name)
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
+    if attribute == "make_attention":
+        return made(4 if form in ("amx", "avx512_vnni") else 3)
     return made(argument, form) if attribute in ("make_matmul", "make_expert_matmul") else made(argument)
 
 

@@ -10,9 +10,10 @@ the cache. A work item is a part of a tile's cuts for some heads of the cache (a
 with all of its tile's cuts is merged as it goes. Otherwise the cuts are kept, and the thread that ends the last part
 merges them. Both do the same operations in the same order, so the result does not depend on the batch.
 
-Up to three rows take a block of 32 positions at once, so that a float16 key or value is widened once for all three.
+A few rows take a block of 32 positions at once, so that a float16 key or value is widened once for all of them.
 Keys lie transposed in a block: a register holds one dimension of neighbouring positions, and scores need no horizontal
-sums. While the keys of a block are read, its values are fetched, and then the keys of the next cut.
+sums. While the keys of a block are read, its values are fetched, and then the keys of the next cut: into the second
+level, for a cut is more than the first holds.
 """
 
 from __future__ import annotations
@@ -83,17 +84,17 @@ def _finish(merged, out, dim_v, sink):
 
 
 def _make_sums(n: int) -> Any:
-    """Weighted sums of lines of 16 float16 for up to three rows of weights.
+    """Weighted sums of lines of 16 float16 for n rows of weights, four at most.
 
     Two sums for each row, of the even and of the odd lines: with three rows that is what fills 16 AVX2 registers.
     """
 
     @v.forceinline
-    def sums(line, step, n_lines, x0, x1, x2, fetch):
+    def sums(line, step, n_lines, x0, x1, x2, x3, fetch):
         """sum_i x[row][i] * line[i] for ``n`` rows; lines are ``step`` bytes apart. Fetches half a line for each."""
-        a0 = a1 = b0 = b1 = c0 = c1 = v.zero_f32x16()
+        a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = v.zero_f32x16()
         for i in range(0, n_lines // 2 * 8, 8):
-            v.prefetch(fetch + i * 8)
+            v.prefetch_l2(fetch + i * 8)
             v0, v1 = v.half_f32x16(v.load_u16x16(line)), v.half_f32x16(v.load_u16x16(line + step))
             a0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i)), v0, a0)
             a1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i + 4)), v1, a1)
@@ -103,6 +104,9 @@ def _make_sums(n: int) -> Any:
             if n > 2:
                 c0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x2 + i)), v0, c0)
                 c1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x2 + i + 4)), v1, c1)
+            if n > 3:
+                d0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x3 + i)), v0, d0)
+                d1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x3 + i + 4)), v1, d1)
             line += 2 * step
         if n_lines % 2:
             i, v0 = (n_lines - 1) * 4, v.half_f32x16(v.load_u16x16(line))
@@ -111,23 +115,39 @@ def _make_sums(n: int) -> Any:
                 b0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x1 + i)), v0, b0)
             if n > 2:
                 c0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x2 + i)), v0, c0)
-        return a0 + a1, b0 + b1, c0 + c1
+            if n > 3:
+                d0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x3 + i)), v0, d0)
+        return a0 + a1, b0 + b1, c0 + c1, d0 + d1
 
     return sums
 
 
-_sums_of_one, _sums_of_two, _sums_of_three = _make_sums(1), _make_sums(2), _make_sums(3)
+_sums_of_one, _sums_of_two, _sums_of_three, _sums_of_four = (_make_sums(n) for n in (1, 2, 3, 4))
 
 
-@v.forceinline
-def _sums(n, line, step, n_lines, x0, x1, x2, fetch):
-    if n == 3:
-        a, b, c = _sums_of_three(line, step, n_lines, x0, x1, x2, fetch)
-    elif n == 2:
-        a, b, c = _sums_of_two(line, step, n_lines, x0, x1, x1, fetch)
-    else:
-        a, b, c = _sums_of_one(line, step, n_lines, x0, x0, x0, fetch)
-    return a, b, c
+def _make_rows(most: int) -> tuple[Any, Any]:
+    """(how many rows are taken at once of so many that are left, their sums); ``most`` is three or four."""
+
+    @v.forceinline
+    def rows_at_once(n_left):
+        n = min(most, n_left)
+        if most < n_left and n_left < 2 * most:  # two and two instead of three and one
+            n = (n_left + 1) // 2
+        return n
+
+    @v.forceinline
+    def sums(n, line, step, n_lines, x0, x1, x2, x3, fetch):
+        if most > 3 and n == 4:
+            a, b, c, d = _sums_of_four(line, step, n_lines, x0, x1, x2, x3, fetch)
+        elif n == 3:
+            a, b, c, d = _sums_of_three(line, step, n_lines, x0, x1, x2, x2, fetch)
+        elif n == 2:
+            a, b, c, d = _sums_of_two(line, step, n_lines, x0, x1, x1, x1, fetch)
+        else:
+            a, b, c, d = _sums_of_one(line, step, n_lines, x0, x0, x0, x0, fetch)
+        return a, b, c, d
+
+    return rows_at_once, sums
 
 
 @v.forceinline
@@ -167,15 +187,6 @@ def _q_at(args, first, head, row, group):
 
 
 @v.forceinline
-def _rows_at_once(n_left):
-    """Three, but two and two instead of three and one."""
-    n = min(3, n_left)
-    if n_left == 4:
-        n = 2
-    return n
-
-
-@v.forceinline
 def _block(args, step, part, block):
     """Index of a part's block in the pool."""
     table = v.load_i64(step + at.TABLES) + v.load_i32(part + at.PART_TABLE) * 16
@@ -199,30 +210,35 @@ def _rows_of_head(args, part):
     return v.load_i32(part + at.PART_TOKENS) * (args.n_heads // args.n_kv_heads)
 
 
-@v.forceinline
-def _score_cut(args, step, part, first_block, last_block, weights):
-    """Scores of all rows of a part in the blocks of one cut; fetches the cut's values."""
-    dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
-    first, group = v.load_i32(part), args.n_heads // args.n_kv_heads
-    scale = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
-    for block in range(first_block, last_block + 1):
-        where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
-        first_head = v.load_i32(part + at.PART_HEAD)
-        for head in range(first_head, first_head + v.load_i32(part + at.PART_HEADS)):
-            k = args.k_pool + (where + head) * dim_k * 64
-            ahead, row = args.v_pool + (where + head) * dim_v * 64, 0
-            while row < n_rows:
-                n = _rows_at_once(n_rows - row)
-                q0, q1 = _q_at(args, first, head, row, group), _q_at(args, first, head, row + 1, group)
-                q2 = _q_at(args, first, head, row + 2, group)
-                for half in range(2):
-                    a, b, c = _sums(n, k + half * 32, 64, dim_k, q0, q1, q2, ahead + half * dim_k * 32)
-                    v.store_f32x16(out + half * 64, a * scale)
-                    if n > 1:
-                        v.store_f32x16(out + CUT_ROW + half * 64, b * scale)
-                    if n > 2:
-                        v.store_f32x16(out + 2 * CUT_ROW + half * 64, c * scale)
-                row, out = row + n, out + n * CUT_ROW
+def _make_score_cut(rows_at_once: Any, sums: Any) -> Any:
+    @v.forceinline
+    def score_cut(args, step, part, first_block, last_block, weights):
+        """Scores of all rows of a part in the blocks of one cut; fetches the cut's values."""
+        dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
+        first, group = v.load_i32(part), args.n_heads // args.n_kv_heads
+        scale = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
+        for block in range(first_block, last_block + 1):
+            where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
+            first_head = v.load_i32(part + at.PART_HEAD)
+            for head in range(first_head, first_head + v.load_i32(part + at.PART_HEADS)):
+                k = args.k_pool + (where + head) * dim_k * 64
+                ahead, row = args.v_pool + (where + head) * dim_v * 64, 0
+                while row < n_rows:
+                    n = rows_at_once(n_rows - row)
+                    q0, q1 = _q_at(args, first, head, row, group), _q_at(args, first, head, row + 1, group)
+                    q2, q3 = _q_at(args, first, head, row + 2, group), _q_at(args, first, head, row + 3, group)
+                    for half in range(2):
+                        a, b, c, d = sums(n, k + half * 32, 64, dim_k, q0, q1, q2, q3, ahead + half * dim_k * 32)
+                        v.store_f32x16(out + half * 64, a * scale)
+                        if n > 1:
+                            v.store_f32x16(out + CUT_ROW + half * 64, b * scale)
+                        if n > 2:
+                            v.store_f32x16(out + 2 * CUT_ROW + half * 64, c * scale)
+                        if n > 3:
+                            v.store_f32x16(out + 3 * CUT_ROW + half * 64, d * scale)
+                    row, out = row + n, out + n * CUT_ROW
+
+    return score_cut
 
 
 @v.forceinline
@@ -254,30 +270,35 @@ def _add_to(place, value):
     v.store_f32x16(place, v.load_f32x16(place) + value)
 
 
-@v.forceinline
-def _weigh_cut(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
-    """Weighted sums of a cut's values; fetches the keys of the blocks from ``then_block`` on of the part ``then``."""
-    dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
-    state_nbytes = _state_nbytes(args)
-    for block in range(first_block, last_block + 1):
-        where, n_positions = _block(args, step, part, block), min(BLOCK, last - block * BLOCK + 1)
-        next_where = _block(args, step, then, min(then_block + block - first_block, then_last))
-        w, state = weights + (block - first_block) * BLOCK * 4, states
-        for head in range(v.load_i32(part + at.PART_HEADS)):
-            values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * dim_v * 64
-            ahead = args.k_pool + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
-            row = 0
-            while row < n_rows:
-                n = _rows_at_once(n_rows - row)
-                for i in range(0, dim_v * 2, 32):
-                    w1, w2 = w + CUT_ROW, w + 2 * CUT_ROW
-                    a, b, c = _sums(n, values + i, dim_v * 2, n_positions, w, w1, w2, ahead + i * 32)
-                    _add_to(state + 64 + i * 2, a)
-                    if n > 1:
-                        _add_to(state + state_nbytes + 64 + i * 2, b)
-                    if n > 2:
-                        _add_to(state + 2 * state_nbytes + 64 + i * 2, c)
-                row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
+def _make_weigh_cut(rows_at_once: Any, sums: Any) -> Any:
+    @v.forceinline
+    def weigh_cut(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
+        """Weighted sums of a cut's values; fetches the keys of the part ``then`` from the block ``then_block`` on."""
+        dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
+        state_nbytes = _state_nbytes(args)
+        for block in range(first_block, last_block + 1):
+            where, n_positions = _block(args, step, part, block), min(BLOCK, last - block * BLOCK + 1)
+            next_where = _block(args, step, then, min(then_block + block - first_block, then_last))
+            w, state = weights + (block - first_block) * BLOCK * 4, states
+            for head in range(v.load_i32(part + at.PART_HEADS)):
+                values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * dim_v * 64
+                ahead = args.k_pool + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
+                row = 0
+                while row < n_rows:
+                    n = rows_at_once(n_rows - row)
+                    for i in range(0, dim_v * 2, 32):
+                        w1, w2, w3 = w + CUT_ROW, w + 2 * CUT_ROW, w + 3 * CUT_ROW
+                        a, b, c, d = sums(n, values + i, dim_v * 2, n_positions, w, w1, w2, w3, ahead + i * 32)
+                        _add_to(state + 64 + i * 2, a)
+                        if n > 1:
+                            _add_to(state + state_nbytes + 64 + i * 2, b)
+                        if n > 2:
+                            _add_to(state + 2 * state_nbytes + 64 + i * 2, c)
+                        if n > 3:
+                            _add_to(state + 3 * state_nbytes + 64 + i * 2, d)
+                    row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
+
+    return weigh_cut
 
 
 @v.forceinline
@@ -307,60 +328,70 @@ def _clear_rows(merged, nbytes, state_nbytes):
         _clear(merged + i, state_nbytes)
 
 
-@v.forceinline
-def _do_part(args, step, part, then, scratch):
-    """A part's cuts, merged if they are all that the tile has, else kept until all are there."""
-    n_tokens, n_rows, state_nbytes = v.load_i32(part + at.PART_TOKENS), _rows_of_head(args, part), _state_nbytes(args)
-    head, all_rows = v.load_i32(part + at.PART_HEAD), n_rows * v.load_i32(part + at.PART_HEADS)
-    lowest, highest, last = _visible(args, step, part)
-    then_lowest, then_highest, _ = _visible(args, step, then)
-    states, nbytes = scratch + all_rows * CUT_ROW, all_rows * state_nbytes
-    merged = states + nbytes
-    n_parts, unit = v.load_i32(part + at.PART_OF), v.load_i64(step + at.PARTIAL_NBYTES) * n_tokens
-    kept = v.load_i64(step + at.PARTIALS) + v.load_i32(part + at.PART_PARTIAL) * v.load_i64(step + at.PARTIAL_NBYTES)
-    kept += head * n_rows * state_nbytes
-    _clear_rows(merged, nbytes, state_nbytes)
-    end, size = v.load_i32(part + at.PART_CUT) + v.load_i32(part + at.PART_CUTS), at.CUT_BLOCKS
-    if args.window > 0:
-        size = at.CUT_BLOCKS // 2
-    for cut in range(v.load_i32(part + at.PART_CUT), end):
-        first_block, last_block = max(cut * size, lowest), min((cut + 1) * size - 1, highest)
-        after, after_block, after_last = part, (cut + 1) * size, highest
-        if cut + 1 == end:
-            after, after_block = then, max(v.load_i32(then + at.PART_CUT) * size, then_lowest)
-            after_last = then_highest
-        _score_cut(args, step, part, first_block, last_block, scratch)
-        _soften_cut(args, step, part, first_block, last_block, scratch, states)
-        _weigh_cut(args, step, part, first_block, last_block, last, scratch, states, after, after_block, after_last)
-        if n_parts == 1:
-            _merge_cut(merged, states, nbytes, state_nbytes)
-        else:
-            place = kept + (cut - v.load_i32(part + at.PART_TILE_CUT)) * unit
-            for i in range(0, nbytes, 64):
-                v.store_f32x16(place + i, v.load_f32x16(states + i))
-    finished = n_parts == 1
-    if not finished:
-        done = v.load_i64(step + at.PARTS_DONE) + v.load_i32(part + at.PART_DONE) * 8
-        if v.atomic_add(done, 1) == n_parts - 1:
-            v.store_i64(done, 0)
-            finished = True
-            for _ in range(v.load_i32(part + at.PART_TILE_CUTS)):
+def _make_do_part(score_cut: Any, weigh_cut: Any) -> Any:
+    @v.forceinline
+    def do_part(args, step, part, then, scratch):
+        """A part's cuts, merged if they are all that the tile has, else kept until all are there."""
+        n_rows, state_nbytes, head = _rows_of_head(args, part), _state_nbytes(args), v.load_i32(part + at.PART_HEAD)
+        all_rows, unit = n_rows * v.load_i32(part + at.PART_HEADS), v.load_i64(step + at.PARTIAL_NBYTES)
+        lowest, highest, last = _visible(args, step, part)
+        then_lowest, then_highest, _ = _visible(args, step, then)
+        states, nbytes = scratch + all_rows * CUT_ROW, all_rows * state_nbytes
+        merged = states + nbytes
+        kept = v.load_i64(step + at.PARTIALS) + v.load_i32(part + at.PART_PARTIAL) * unit + head * n_rows * state_nbytes
+        n_parts, unit = v.load_i32(part + at.PART_OF), unit * v.load_i32(part + at.PART_TOKENS)
+        _clear_rows(merged, nbytes, state_nbytes)
+        end, size = v.load_i32(part + at.PART_CUT) + v.load_i32(part + at.PART_CUTS), at.CUT_BLOCKS
+        if args.window > 0:
+            size = at.CUT_BLOCKS // 2
+        for cut in range(v.load_i32(part + at.PART_CUT), end):
+            first_block, last_block = max(cut * size, lowest), min((cut + 1) * size - 1, highest)
+            after, after_block, after_last = part, (cut + 1) * size, highest
+            if cut + 1 == end:
+                after, after_block = then, max(v.load_i32(then + at.PART_CUT) * size, then_lowest)
+                after_last = then_highest
+            score_cut(args, step, part, first_block, last_block, scratch)
+            _soften_cut(args, step, part, first_block, last_block, scratch, states)
+            weigh_cut(args, step, part, first_block, last_block, last, scratch, states, after, after_block, after_last)
+            if n_parts == 1:
+                _merge_cut(merged, states, nbytes, state_nbytes)
+            else:
+                place = kept + (cut - v.load_i32(part + at.PART_TILE_CUT)) * unit
                 for i in range(0, nbytes, 64):
-                    v.prefetch(kept + 2 * unit + i)
-                _merge_cut(merged, kept, nbytes, state_nbytes)
-                kept += unit
-    if finished:
-        _finish_rows(args, part, merged)
+                    v.store_f32x16(place + i, v.load_f32x16(states + i))
+        finished = n_parts == 1
+        if not finished:
+            done = v.load_i64(step + at.PARTS_DONE) + v.load_i32(part + at.PART_DONE) * 8
+            if v.atomic_add(done, 1) == n_parts - 1:
+                v.store_i64(done, 0)
+                finished = True
+                for _ in range(v.load_i32(part + at.PART_TILE_CUTS)):
+                    for i in range(0, nbytes, 64):
+                        v.prefetch(kept + 2 * unit + i)
+                    _merge_cut(merged, kept, nbytes, state_nbytes)
+                    kept += unit
+        if finished:
+            _finish_rows(args, part, merged)
+
+    return do_part
 
 
-def attention(op, step, thread, n_threads):
-    """out = softmax(scale * q k^T, masked) v"""
-    args = v.arguments(op, at.ATTENTION)
-    scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
-    table = v.load_i64(step + at.PARTS) + args.shape * 16
-    parts, n_parts = v.load_i64(table), v.load_i64(table + 8)
-    item = v.atomic_add(op + at.COUNTER, 1)
-    while item < n_parts:
-        after = v.atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
-        _do_part(args, step, parts + item * at.PART_NBYTES, parts + min(after, n_parts - 1) * at.PART_NBYTES, scratch)
-        item = after
+def make_attention(most: int) -> Any:
+    """The kernel of attention, of up to ``most`` rows at once: three, or four where there are 32 wide registers."""
+    rows = _make_rows(most)
+    do_part = _make_do_part(_make_score_cut(*rows), _make_weigh_cut(*rows))
+
+    def attention(op, step, thread, n_threads):
+        """out = softmax(scale * q k^T, masked) v"""
+        args = v.arguments(op, at.ATTENTION)
+        scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
+        table = v.load_i64(step + at.PARTS) + args.shape * 16
+        parts, n_parts = v.load_i64(table), v.load_i64(table + 8)
+        item = v.atomic_add(op + at.COUNTER, 1)
+        while item < n_parts:
+            after = v.atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
+            then = parts + min(after, n_parts - 1) * at.PART_NBYTES
+            do_part(args, step, parts + item * at.PART_NBYTES, then, scratch)
+            item = after
+
+    return attention
