@@ -177,7 +177,7 @@ async def rerank(call: Call) -> Reply:
 def _written(vector: np.ndarray, form: str | None) -> str | list[float]:
     if form == "base64":
         return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
-    return vector.tolist()  # type: ignore[no-any-return]
+    return vector.tolist()
 
 
 def _scaled(rows: np.ndarray, normalize: int) -> np.ndarray:
