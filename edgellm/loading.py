@@ -139,6 +139,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         if program.is_encoder and executors.is_gpu(options.executor):
             options = replace(options, executor="cpu", gpu_layers="auto")  # which has the kernels
         n_ctx = choose_context(program, options)
+        program = program.for_context(n_ctx)
         need = memory_need(program, gguf, n_ctx, options)
         if not options.force:
             check_fits(need, device=executors.device_memory(options.executor))

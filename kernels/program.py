@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -136,6 +136,10 @@ class Program:
         found = self.cache_layers[layer]
         assert isinstance(found, KVLayer), f"layer {layer} has no keys and values"
         return found
+
+    def for_context(self, n_ctx: int) -> Program:
+        """The program of a run with a context of so many tokens, which some rotations depend on."""
+        return replace(self, ropes={name: rope.for_context(n_ctx) for name, rope in self.ropes.items()})
 
     def table_of(self, layer: int) -> int:
         """Which of a batch's tables is that of a layer of the cache."""

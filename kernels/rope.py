@@ -7,7 +7,7 @@ a model sees the numbers it was trained with; sine and cosine are taken in float
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,12 +20,16 @@ class Rope:
     inv_freq   (n_dims / 2,) float32, radians per position, scaling applied
     magnitude  multiplies sine and cosine (YaRN's attention factor)
     part_of    (n_dims / 2,) int, which part of a position of several (time, height, width) turns the dimension
+    beyond     (length, inv_freq), where a context of more than so many tokens has other frequencies (LongRoPE)
+    warmth     (rate, length): 1 + rate log(1 + floor(position / length)) multiplies, too, as Llama 4 scales queries
     """
 
     adjacent: bool
     inv_freq: np.ndarray
     magnitude: float = 1.0
     part_of: np.ndarray | None = None
+    beyond: tuple[int, np.ndarray] | None = None
+    warmth: tuple[float, int] | None = None
 
     @property
     def n_dims(self) -> int:
@@ -40,10 +44,17 @@ class Rope:
             part_of = np.zeros(len(self.inv_freq), int) if self.part_of is None else self.part_of
             turning = np.ascontiguousarray(positions[part_of].T)
         angles = (turning.astype(np.float32) * self.inv_freq[None, :]).astype(np.float64)
-        return (
-            (np.cos(angles) * self.magnitude).astype(np.float32),
-            (np.sin(angles) * self.magnitude).astype(np.float32),
-        )
+        magnitude: float | np.ndarray = self.magnitude
+        if self.warmth is not None:
+            rate, length = self.warmth
+            magnitude = magnitude * (1 + rate * np.log1p(positions.reshape(-1, angles.shape[0])[0] // length))[:, None]
+        return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
+
+    def for_context(self, n_ctx: int) -> Rope:
+        """The rotation of a context of so many tokens."""
+        if self.beyond is None or n_ctx <= self.beyond[0]:
+            return self
+        return replace(self, inv_freq=self.beyond[1], beyond=None)
 
 
 def frequencies(n_dims: int, base: float) -> np.ndarray:
@@ -87,6 +98,6 @@ def yarn_scaling(
     return linear_scaling(inv_freq, factor) * (1 - stays) + inv_freq * stays
 
 
-def yarn_magnitude(factor: float) -> float:
-    """What YaRN multiplies queries and keys with: 0.1 ln(factor) + 1."""
-    return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
+    """What YaRN multiplies queries and keys with: 0.1 ln(factor) + 1, or with a multiplier of the first term."""
+    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1.0 else 1.0

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import decoder_models
 import numpy as np
 import raw_gguf as raw
 import tiny_models
@@ -27,6 +28,7 @@ ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2"),
     *("qwen2moe", "olmoe", "granite", "granitemoe", "gemma", "gemma2", "gpt-oss", "qwen35", "qwen35moe"),
     *("qwen3next", "gemma4"),
+    *decoder_models.TINY,
 )
 QUANTS = ("Q8_0", "Q4_K", "Q4_1", "F16", "Q6_K", "IQ4_XS")
 WHOLE = [0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 65, 100, 255, 257, 512, 513, 4095, 4096, 65_535, 1 << 20, 1 << 24]
@@ -40,6 +42,10 @@ OPTIONAL = {
     "rope.scaling.yarn_beta_fast": raw.F32,
     "rope.scaling.yarn_ext_factor": raw.F32,
     "rope.freq_base_swa": raw.F32,
+    "rope.scaling.yarn_log_multiplier": raw.F32,
+    "rope.dimension_sections": raw.U32,
+    "attention.temperature_scale": raw.F32,
+    "nextn_predict_layers": raw.U32,
     "rope.scale_linear": raw.F32,
     "attention.sliding_window": raw.U32,
     "attention.sliding_window_pattern": raw.U32,

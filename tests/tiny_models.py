@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import decoder_models
 import gguf
 import numpy as np
 
@@ -27,6 +28,7 @@ OWN_INPUT = 256
 HYBRIDS = ("qwen35", "qwen35moe", "qwen3next")
 """Whose every other layer is a delta-net, here."""
 EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe", "qwen3next", "gemma4")
+EXPERTS += decoder_models.WITH_EXPERTS
 """Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
 
@@ -149,6 +151,7 @@ def write_tiny_model(
         sizes |= {"attention.shared_kv_layers": max(n_layer - 2, 0), "embedding_length_per_layer_input": OWN_INPUT}
         sizes |= {"feed_forward_length": [n_ff * (1 + (i >= 2)) for i in range(n_layer)]}
         keys |= {f"gemma4.{key}": value for key, value in (sizes | {"final_logit_softcapping": 3.0}).items()}
+    keys |= decoder_models.tiny_keys(architecture, n_layer, head_dim, n_ff, sliding_window)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (keys | (metadata or {})).items():
         if key not in leave_out:
@@ -228,6 +231,7 @@ def tensor_shapes(
         layer |= {f"ffn_{name}_exps.bias": (N_EXPERT, n_ff) for name in ("gate", "up")}
     if architecture in ("gemma2", "gemma3"):
         layer |= {"post_attention_norm.weight": (n_embd,), "post_ffw_norm.weight": (n_embd,)}
+    layer = decoder_models.tiny_layer(architecture, layer, n_embd, n_ff, head_dim)
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, n_embd)}
     conv = {
         "shortconv.in_proj.weight": (3 * n_embd, n_embd),
@@ -338,15 +342,16 @@ ARCHITECTURE_OF = {
     "qwen3_next": "qwen3next",
     "qwen3_5_text": "qwen35",
     "qwen3_5_moe_text": "qwen35moe",
+    **decoder_models.ARCHITECTURE_OF,
 }
 """Kinds of transformers' settings that GGUF calls otherwise."""
-PAIRED = ("llama", "granite", "granitemoe")
+PAIRED = ("llama", "granite", "granitemoe", *decoder_models.PAIRED)
 """Architectures whose rotated pairs are neighbours."""
 
 
 def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | None = None) -> Path:
     """Write a transformers model as F32 GGUF: names, order of rows and shifts as llama.cpp's converter has them."""
-    config = model.config
+    config, tied = getattr(model.config, "text_config", model.config), model.config.tie_word_embeddings
     config.allow_global_per_layer_attribute_access = True  # where layers differ, gemma4_keys has them
     architecture = ARCHITECTURE_OF.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
@@ -354,11 +359,11 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
         add_value(writer, f"{architecture}.{key}", value)
     arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    tied = config.tie_word_embeddings
     apart = gemma4_tensors if architecture == "gemma4" else expert_matrices_apart
     for hf_name, tensor in apart(model.state_dict(), architecture == "gpt-oss").items():
-        if tied and hf_name == "lm_head.weight":
+        if (tied and hf_name == "lm_head.weight") or hf_name.startswith("model.visual."):
             continue
+        hf_name = hf_name.replace("model.language_model.", "model.")
         named = hf_name.replace("linear_attn.dt_bias", "linear_attn.dt_proj.bias")
         name = names.get_name(named, try_suffixes=(".weight", ".bias"))
         name = name or {"lm_head.weight": "output.weight"}.get(hf_name)  # of an architecture that has none as a rule
@@ -370,6 +375,7 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = pair_neighbours(weight, config.num_attention_heads)
         if architecture in PAIRED and "attn_k." in name:
             weight = pair_neighbours(weight, config.num_key_value_heads)
+        weight = decoder_models.own_rows(weight, name, config)
         if name.endswith("ffn_gate_inp_shexp.weight"):
             weight = weight[0]
         if name.endswith("ssm_a"):
@@ -384,6 +390,8 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
         for part, rows in qkv_and_z(weight, name, config).items():
             writer.add_tensor(part, np.ascontiguousarray(rows))
     rope = config.rope_parameters
+    for name, numbers in decoder_models.own_tensors(config).items():
+        writer.add_tensor(name, numbers)
     if rope.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, _head_dim(config)))
     if architecture == "gemma4":
@@ -543,9 +551,9 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         keys["attention.sliding_window"] = config.sliding_window
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         keys["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
-        rope = rope["full_attention"]
     elif config.model_type in ("mistral", "mixtral", "gemma2", "gpt_oss") and config.sliding_window:
         keys["attention.sliding_window"] = config.sliding_window
+    rope = rope.get("full_attention", rope)
     keys["rope.freq_base"] = float(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
         keys |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
@@ -554,7 +562,7 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         for name in ("beta_fast", "beta_slow"):
             if rope.get(name):
                 keys[f"rope.scaling.yarn_{name}"] = float(rope[name])
-    return keys
+    return keys | decoder_models.own_keys(config, architecture)
 
 
 def gemma4_keys(config: Any) -> dict[str, Any]:

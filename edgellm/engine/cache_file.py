@@ -185,6 +185,8 @@ def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
     ``variant`` is that of ``KVCache.open``: what else makes the numbers.
     """
     key = hashlib.sha256(f"{executor.kv_dtype}\n{variant}\n{weights_hash(gguf)}\n".encode())
+    if any(rope.beyond is not None for rope in executor.program.ropes.values()):
+        key.update(b"short context\n")
     for name in sorted(gguf.metadata):
         if not name.startswith(("tokenizer.", "general.")) or name == "general.architecture":
             value = gguf.metadata[name]

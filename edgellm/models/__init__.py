@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     from edgellm.kernels.program import Program
 
 
+WITH_UNDERSCORES = ("ernie4_5", "ernie4_5-moe", "seed_oss")
+"""Architectures whose names have some: in all others _ of a file's name is - ."""
+
+
 def architectures() -> list[str]:
     """The names of the architectures that can be run."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    own = {name.replace("-", "_"): name for name in WITH_UNDERSCORES}
+    files = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return sorted(own.get(name, name.replace("_", "-")) for name in files)
 
 
 def module_of(architecture: str) -> ModuleType:

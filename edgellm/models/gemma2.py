@@ -11,6 +11,7 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.ops import Softcap
 from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import (
+    LayerKind,
     ProgramBuilder,
     feed_forward,
     project_logits,
@@ -44,7 +45,7 @@ def build(gguf: ModelFile) -> Program:
     for i in range(hp.n_layer):
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, scale=scale, window=0 if i % 2 else window, softcap=softcap)
+        self_attention(m, blk, LayerKind(window=0 if i % 2 else window), scale=scale, softcap=softcap)
         m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")

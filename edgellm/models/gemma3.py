@@ -12,6 +12,7 @@ import numpy as np
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import (
+    LayerKind,
     ProgramBuilder,
     feed_forward,
     project_logits,
@@ -46,11 +47,11 @@ def build(gguf: ModelFile) -> Program:
     window = integer(gguf, "attention.sliding_window")
     scale = 1 / math.sqrt(hp.n_embd / hp.n_head if hp.n_layer == N_LAYER_27B else hp.head_dim_k)
     m.embed("x", scale=math.sqrt(hp.n_embd))
-    for i, local in enumerate(local_layers(gguf, hp, PERIOD)):
+    for i, local in enumerate(local_layers(gguf, hp.n_layer, PERIOD)):
         blk = f"blk.{i}"
-        rope, seen = ("local", window) if local else ("global", 0)
+        kind = LayerKind("local", window) if local else LayerKind("global")
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, rope=rope, scale=scale, window=seen, qk_norms="heads")
+        self_attention(m, blk, kind, scale=scale, qk_norms="heads")
         m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")

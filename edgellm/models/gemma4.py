@@ -94,7 +94,7 @@ def read_layers(gguf: ModelFile, hp: HParams) -> list[Layer]:
             key = f"attention.value_length{suffix}"
             raise hparam_error(gguf, key, kind.hp.head_dim_v, f"the size of keys, which is {kind.hp.head_dim_k}")
     n_shared = integer(gguf, "attention.shared_kv_layers", 0)
-    kinds = [near if slides else wide for slides in local_layers(gguf, hp, PERIOD)]
+    kinds = [near if slides else wide for slides in local_layers(gguf, hp.n_layer, PERIOD)]
     last = {kind.name: i for i, kind in enumerate(kinds[: max(hp.n_layer - n_shared, 0)])}
     layers = []
     for i, kind in enumerate(kinds):

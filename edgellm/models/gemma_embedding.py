@@ -29,7 +29,7 @@ def build(gguf: ModelFile) -> Program:
     m.ropes["local"] = read_rope(gguf, hp, real(gguf, "rope.freq_base_swa", 1e4), adjacent=False, scaled=False)
     window = integer(gguf, "attention.sliding_window", least=2)
     m.embed("x", scale=math.sqrt(hp.n_embd))
-    for i, local in enumerate(local_layers(gguf, hp, gemma3.PERIOD)):
+    for i, local in enumerate(local_layers(gguf, hp.n_layer, gemma3.PERIOD)):
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         q, k, v = project_qkv(m, "h", blk)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder, project_logits, rope_factors, self_attention
+from edgellm.models.parts.blocks import LayerKind, ProgramBuilder, project_logits, rope_factors, self_attention
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     DECODER_LAYER,
@@ -36,7 +36,7 @@ def build(gguf: ModelFile) -> Program:
     for i in range(hp.n_layer):
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, window=0 if i % 2 else window, needs_bias="qkvo", has_sinks=True)
+        self_attention(m, blk, LayerKind(window=0 if i % 2 else window), needs_bias="qkvo", has_sinks=True)
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.post_attention_norm", "h")
         expert_feed_forward(m, blk, experts, "clamped_swiglu")

@@ -41,7 +41,7 @@ def build(gguf: ModelFile) -> Program:
     activation = _activation(gguf)
     m.embed("x")
     m.layer_norm("x", "token_embd_norm", "x")
-    for i, local in enumerate(local_layers(gguf, hp, PERIOD, global_first=True)):
+    for i, local in enumerate(local_layers(gguf, hp.n_layer, PERIOD, global_first=True)):
         blk, h = f"blk.{i}", "x"
         if i or f"{blk}.attn_norm.weight" in gguf.tensors:
             h = "h"

@@ -31,8 +31,12 @@ from edgellm.quantize.projections import PROJECTION, projections
 from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
-FRAMES = {kind: f"{kind}_text" for kind in ("gemma3", "gemma4", "qwen3_5", "qwen3_5_moe")}
-"""model_type of settings around those of the text, and of the text's own."""
+_SEEING = (
+    *("gemma3", "gemma4", "glm_ocr", "qwen2_vl", "qwen2_5_vl"),
+    *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+)
+FRAMES = {kind: (f"{kind}_text",) for kind in _SEEING} | {"mistral3": ("ministral3", "mistral")}
+"""model_type of settings around those of the text, and those that the text's own may have, the usual one first."""
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|masked_bias|(input|output|activation|[kvq])_(global_)?(scale|zero_point))"
@@ -123,10 +127,13 @@ def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConf
     folder, values = checkpoint.folder, checkpoint.config
     notes = check_keys(folder, values, model_type)
     if model_type in FRAMES:
-        tied = values.get("tie_word_embeddings", DEFAULTS[model_type]["tie_word_embeddings"])
-        values, model_type = dict(checkpoint.text_config), FRAMES[model_type]
+        frame, kinds = values, FRAMES[model_type]
+        tied = frame.get("tie_word_embeddings", DEFAULTS[model_type]["tie_word_embeddings"])
+        values = dict(checkpoint.text_config)
+        model_type = values["model_type"] if values.get("model_type") in kinds else kinds[0]
         notes += check_keys(folder, values, model_type)
         values["tie_word_embeddings"] = tied  # that of the text alone has no effect
+        values["vision_config"] = frame.get("vision_config")
     named = ALIASES.get(model_type, {})
     values = {named.get(key, key): value for key, value in values.items()}
     return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type), notes
@@ -149,11 +156,13 @@ def _tensors(
     biases = form.biases(config)
     unknown = []
     left_out, first_rows = form.leaves_out(config), form.first_rows(config)
+    drafts = _draft_layers(config)
     for stored_name, weight in open_weights(checkpoint).items():
         if left_out and re.fullmatch(left_out, stored_name):
             continue
         places = form.places(plain_name(stored_name), config.n_layer, biases)
-        if not places and not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
+        known = places or IGNORED.fullmatch(stored_name) or drafts.match(stored_name)
+        if not known and not _is_no_bias(stored_name, weight):
             unknown.append(stored_name)
         for place in places:
             if place.name in found or place.expert in experts.get(place.name, ()):
@@ -161,7 +170,7 @@ def _tensors(
                     f"{short(stored_name)}: two tensors are {place.name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
                 )
             tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
-            if form.transposed_experts and weight.stored is not None and place.name.endswith("_exps.weight"):
+            if place.name.endswith("_exps.weight") and _is_transposed(weight, place.name, config, form):
                 tensor = _transposed(tensor)
             tensor = _rearranged(tensor, form, config)
             if place.name in first_rows:
@@ -196,6 +205,13 @@ def _tensors(
         if not (form.pairs_heads or form.extra_is_usual):
             notes.append(f"Programs other than edgellm may refuse the file: {name} is not usual in its architecture.")
     return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _draft_layers(config: CheckpointConfig) -> re.Pattern[str]:
+    """The names of tensors of layers behind the last one, which draft the tokens that follow the next."""
+    n_drafts = config.integer("num_nextn_predict_layers") if config.get("num_nextn_predict_layers") else 0
+    layers = "|".join(str(config.n_layer + i) for i in range(min(n_drafts, 64)))
+    return re.compile(rf"model\.(?:language_model\.)?layers\.(?:{layers})\." if layers else r"(?!)")
 
 
 def _is_no_bias(name: str, weight: Weight) -> bool:
@@ -259,7 +275,7 @@ def _place(name: str) -> tuple[int, int, str]:
     if name.startswith("blk."):
         _, layer, rest = name.split(".", 2)
         return 1, int(layer), rest
-    return (0 if name.startswith(("token_embd", "rope_freqs")) else 2), 0, name
+    return (0 if name.startswith(("token_embd", "rope_f")) else 2), 0, name
 
 
 def input_tensor(
@@ -390,6 +406,13 @@ def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointCon
 
 def _in_order(order: np.ndarray) -> bool:
     return bool((np.diff(order) == 1).all())
+
+
+def _is_transposed(weight: Weight, name: str, config: CheckpointConfig, form: CheckpointForm) -> bool:
+    """Whether matrices of experts are (n_in, n_out); equal sides count as the usual way round, as in transformers."""
+    if form.turned_experts and len(weight.shape) == 3:
+        return weight.shape[-1] != config.integer("moe_intermediate_size" if "ffn_down" in name else "hidden_size")
+    return form.transposed_experts and weight.stored is not None
 
 
 def _transposed(tensor: InputTensor) -> InputTensor:

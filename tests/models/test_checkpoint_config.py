@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import decoder_models
 import numpy as np
 import pytest
 from checkpoint_folders import save_byte_level
@@ -61,6 +62,7 @@ CONFIGS = {
     "gemma3": "Gemma3Config",
     "gemma4_text": "Gemma4TextConfig",
     "gemma4": "Gemma4Config",
+    **decoder_models.CONFIGS,
 }
 # model_type -> (transformers' class, what its configuration has besides the small sizes of all)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,7 +117,7 @@ def model_folder(folder: Path, model_type: str, **options: Any) -> dict[str, Any
 def converted_logits(folder: Path) -> np.ndarray:
     """Logits of the program that the conversion proves, from the tensors as they would be written in F32."""
     with open_input(folder) as source:
-        program = build_program(_Unwritten(source))
+        program = build_program(_Unwritten(source)).for_context(len(TOKENS))
         return ReferenceExecutor(program).run(Batch.single(program, TOKENS))
 
 

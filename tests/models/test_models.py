@@ -8,6 +8,7 @@ from typing import Any
 import gguf as gguf_package
 import numpy as np
 import pytest
+from decoder_models import DECODERS, SEES, seeing_config
 from test_gguf_writer import llama_cpp_text
 from tiny_encoders import ENCODERS
 from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
@@ -326,6 +327,9 @@ MODELS |= {
 }
 
 
+MODELS |= DECODERS
+
+
 def transformers_model(kind: str, options: dict[str, Any]) -> Any:
     """A random model whose logits depend on everything: weights of size 1/sqrt(n_in), norms about 1, biases not 0."""
     torch = pytest.importorskip("torch", reason="the judge of logits is transformers on torch")
@@ -336,7 +340,11 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
     options = SMALL | options
     if kind == "Gemma4":
         options |= {"vocab_size_per_layer_input": options["vocab_size"]}
-    config = getattr(transformers, config_name)(**options, attn_implementation="eager")
+    if kind in SEES:
+        config, class_name = seeing_config(transformers, kind, options), f"{kind}ForConditionalGeneration"
+    else:
+        config = getattr(transformers, config_name)(**options)
+    config._attn_implementation = "eager"
     torch.manual_seed(1)
     model = getattr(transformers, class_name)(config).eval()
     with torch.no_grad():
@@ -374,13 +382,14 @@ def nmse(x: np.ndarray, judge: np.ndarray) -> float:
 def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     kind, options = MODELS[name]
     model = transformers_model(kind, options)
-    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, N_TOKENS).tolist()
+    n_vocab = model.get_input_embeddings().num_embeddings
+    tokens = np.random.default_rng(0).integers(0, n_vocab, N_TOKENS).tolist()
     # the period of six is what files say by saying nothing
     metadata = {"attention.sliding_window_pattern": 6} if name == "gemma3" else {}
     with GGUFFile.open(write_transformers_model(tmp_path / "model.gguf", model, metadata)) as gguf:
-        program = build_program(gguf)
+        program = build_program(gguf).for_context(N_TOKENS)
         logits = ReferenceExecutor(program).run(Batch.single(program, tokens))
-        assert logits.shape == (N_TOKENS, model.config.vocab_size)
+        assert logits.shape == (N_TOKENS, n_vocab)
         assert nmse(logits, transformers_logits(model, tokens)) <= 1e-10
 
 

@@ -36,7 +36,7 @@ TOKENS = np.random.default_rng(0).integers(0, 270, 60).tolist()
 def reference_logits(path: Path) -> np.ndarray:
     """Logits of every token of TOKENS, by the reference executor."""
     with GGUFFile.open(path) as gguf:
-        program = build_program(gguf)
+        program = build_program(gguf).for_context(len(TOKENS))
         return ReferenceExecutor(program).run(Batch.single(program, TOKENS))
 
 

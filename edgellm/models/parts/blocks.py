@@ -46,7 +46,16 @@ from edgellm.kernels.pooling import Pooling
 from edgellm.kernels.program import Buffer, Program
 from edgellm.kernels.rope import Rope
 from edgellm.models.parts.hparam_keys import check_keys
-from edgellm.models.parts.hparams import BROKEN_FILE, HParams, file_name, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import (
+    BROKEN_FILE,
+    HParams,
+    file_name,
+    hparam_error,
+    integer,
+    read_hparams,
+    read_rope,
+    real,
+)
 from edgellm.models.parts.pooling import read_pooling
 
 if TYPE_CHECKING:
@@ -269,8 +278,8 @@ class ProgramBuilder:
         )
 
 
-QKNorms = Literal["none", "heads", "rows"]
-"""What is normed of q and k before they are rotated: each head by itself, or a row as a whole."""
+QKNorms = Literal["none", "heads", "rows", "turned heads"]
+"""What is normed of q and k: each head by itself or a row as a whole, before they are rotated; or heads behind that."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +292,35 @@ class Scales:
     logits: float = 1.0
 
 
+@dataclass(frozen=True)
+class BlockNorms:
+    """Names of a layer's norms, "" where there is none: of what attention reads and makes, and the feed-forward.
+
+    A feed-forward without a norm reads what attention read; without any norm both read x.
+    """
+
+    attention: str = "attn_norm"
+    behind_attention: str = ""
+    ffn: str = "ffn_norm"
+    behind_ffn: str = ""
+
+
+AFTER = BlockNorms("", "post_attention_norm", "", "post_ffw_norm")
+AROUND = BlockNorms("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What a layer sees: the name of its rotation, None for none, and its window, 0 for all positions.
+
+    q_rope   the rotation of queries, where it is another than that of keys
+    """
+
+    rope: str | None = "rope"
+    window: int = 0
+    q_rope: str | None = None
+
+
 def build_decoder(
     gguf: ModelFile,
     *,
@@ -293,6 +331,9 @@ def build_decoder(
     qk_norms: QKNorms = "none",
     scales: Scales = Scales(),
     ffn: Callable[[ProgramBuilder, str], None] | None = None,
+    norms: BlockNorms = BlockNorms(),
+    ropes: Callable[[ProgramBuilder], dict[str, Rope]] | None = None,
+    kinds: Callable[[int], LayerKind] | None = None,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
@@ -301,74 +342,145 @@ def build_decoder(
     rotates      False for a model that knows no positions
     needs_bias   letters of those of q, k, v and o that have one
     ffn          adds the ops from h to proj in place of the last product's
+    ropes        makes the rotations, by name, in place of the only one
+    kinds        what layer i sees, where layers differ
+
+    Blocks behind the last one are drafts of the tokens that follow the next, and are left out.
     """
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
-    base = real(gguf, "rope.freq_base", 10000.0)
-    rope = read_rope(gguf, hp, base, adjacent=adjacent, factors=rope_factors(m))
+    turned = ropes(m) if ropes else {"rope": the_rope(m, adjacent=adjacent)}
     if rotates:
-        m.ropes["rope"] = rope
+        m.ropes = turned
     m.embed("x", scales.embeddings)
-    for i in range(hp.n_layer):
+    for i in range(hp.n_layer - leave_out_drafts(m)):
         blk = f"blk.{i}"
-        m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(
-            m, blk, rope="rope" if rotates else None, scale=scales.scores, window=window, needs_bias=needs_bias,
-            qk_norms=qk_norms,
-        )  # fmt: skip
+        kind = kinds(i) if kinds else LayerKind("rope" if rotates else None, window)
+        x = norm_before(m, "x", blk, norms.attention)
+        self_attention(m, blk, kind, x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
+        norm_behind(m, blk, norms.behind_attention)
         m.add("x", "proj", "x", scales.residual)
-        m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        ffn(m, blk) if ffn else feed_forward(m, blk, "silu")
+        x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
+        ffn(m, blk) if ffn else feed_forward(m, blk, "silu", x=x)
+        norm_behind(m, blk, norms.behind_ffn)
         m.add("x", "proj", "x", scales.residual)
     project_logits(m, scale=scales.logits)
     return m.finish()
 
 
+def norm_before(m: ProgramBuilder, x: str, blk: str, name: str) -> str:
+    """What a block reads: x, or h = norm(x) where there is a norm of this name."""
+    if not name:
+        return x
+    m.rms_norm(x, f"{blk}.{name}", "h")
+    return "h"
+
+
+def norm_behind(m: ProgramBuilder, blk: str, name: str) -> None:
+    """proj = norm(proj), where there is a norm of this name."""
+    if name:
+        m.rms_norm("proj", f"{blk}.{name}", "proj")
+
+
+def the_rope(m: ProgramBuilder, *, adjacent: bool, base: float = 10000.0) -> Rope:
+    """The rotation of all layers, of this base where the file has none."""
+    base = real(m.gguf, "rope.freq_base", base)
+    return read_rope(m.gguf, m.hp, base, adjacent=adjacent, factors=rope_factors(m))
+
+
+def long_rope(m: ProgramBuilder, *, adjacent: bool) -> Rope:
+    """The rotation of a model with frequencies for the context it was first trained with, and others for longer ones.
+
+    The run's context decides, as in llama.cpp; transformers goes over to the others once a text is that long.
+    """
+    names = [f"rope_factors_{kind}.weight" for kind in ("short", "long")]
+    if not any(name in m.gguf.tensors for name in names):
+        return the_rope(m, adjacent=adjacent)
+    base = real(m.gguf, "rope.freq_base", 10000.0)
+    short, long = (
+        read_rope(m.gguf, m.hp, base, adjacent=adjacent, factors=rope_factors(m, required=True, name=name), long=True)
+        for name in names
+    )
+    length = integer(m.gguf, "rope.scaling.original_context_length", m.hp.context_length)
+    return replace(short, beyond=(length, long.inv_freq))
+
+
+def leave_out_drafts(m: ProgramBuilder) -> int:
+    """How many blocks at the end draft the tokens that follow the next: a program does without their tensors."""
+    n_drafts, n_layer = integer(m.gguf, "nextn_predict_layers", 0), m.hp.n_layer
+    if n_drafts >= n_layer:
+        raise hparam_error(m.gguf, "nextn_predict_layers", n_drafts, f"fewer than block_count, which is {n_layer}")
+    drafts = tuple(f"blk.{i}." for i in range(n_layer - n_drafts, n_layer))
+    m.used |= {name for name in m.gguf.tensors if name.startswith(drafts)}
+    return n_drafts
+
+
 def self_attention(
     m: ProgramBuilder,
     blk: str,
+    kind: LayerKind = LayerKind(),
     *,
-    rope: str | None = "rope",
+    x: str = "h",
     scale: float | None = None,
-    window: int = 0,
     softcap: float = 0.0,
     needs_bias: str = "",
     qk_norms: QKNorms = "none",
     has_sinks: bool = False,
     gated: bool = False,
 ) -> None:
-    """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = h Wq^T, h Wk^T, h Wv^T; ``scale`` is else 1/sqrt(head)
+    """proj = attention(rope(q), rope(k), v) Wo^T of q, k, v = x Wq^T, x Wk^T, x Wv^T; ``scale`` is else 1/sqrt(head)
 
     softcap, has_sinks   what the softmax of scores has, see ``Attention``
     gated                heads of Wq are [q | gate], and attention is multiplied by sigmoid(gate)
     """
     hp = m.hp
-    n_q = hp.n_head * hp.head_dim_k
-    m.linear("h", f"{blk}.attn_q", "q_gate" if gated else "q", n_q * (1 + gated), needs_bias="q" in needs_bias)
-    if gated:
-        m.ops.append(SplitHeads("q_gate", m.buffer("q", n_q), m.buffer("attn_gate", n_q), hp.head_dim_k))
-    m.linear("h", f"{blk}.attn_k", "k", hp.n_head_kv * hp.head_dim_k, needs_bias="k" in needs_bias)
-    m.linear("h", f"{blk}.attn_v", "v", hp.n_head_kv * hp.head_dim_v, needs_bias="v" in needs_bias)
-    for x in ("q", "k") if qk_norms != "none" else ():
-        m.rms_norm(x, f"{blk}.attn_{x}_norm", x, hp.head_dim_k if qk_norms == "heads" else None)
-    if rope is not None:
-        m.ops += [ApplyRope(x, hp.head_dim_k, rope) for x in ("q", "k")]
+    project_heads(m, blk, x, needs_bias=needs_bias, gated=gated)
+    width = hp.head_dim_k if qk_norms != "rows" else None
+    if qk_norms in ("heads", "rows"):
+        m.rms_norm("q", f"{blk}.attn_q_norm", "q", width)
+        m.rms_norm("k", f"{blk}.attn_k_norm", "k", width)
+    if kind.rope is not None:
+        m.ops += [ApplyRope("q", hp.head_dim_k, kind.q_rope or kind.rope), ApplyRope("k", hp.head_dim_k, kind.rope)]
+    if qk_norms == "turned heads":
+        m.rms_norm("q", f"{blk}.attn_q_norm", "q", width)
+        m.rms_norm("k", f"{blk}.attn_k_norm", "k", width)
     sinks = m.weight(f"{blk}.attn_sinks.weight", hp.n_head) if has_sinks else None
     scale = scale or 1 / math.sqrt(hp.head_dim_k)
-    m.attention("q", "k", "v", "attn", scale=scale, window=window, softcap=softcap, sinks=sinks)
+    m.attention("q", "k", "v", "attn", scale=scale, window=kind.window, softcap=softcap, sinks=sinks)
     if gated:
         m.ops.append(SigmoidGate("attn", "attn_gate", "attn"))
     m.linear("attn", f"{blk}.attn_output", "proj", hp.n_embd, needs_bias="o" in needs_bias)
 
 
-def feed_forward(m: ProgramBuilder, blk: str, activation: Activation, *, of: str = "") -> None:
-    """proj = (activation(h Wgate^T) * h Wup^T) Wdown^T
+def project_heads(m: ProgramBuilder, blk: str, x: str, *, needs_bias: str = "", gated: bool = False) -> None:
+    """q, k, v = x Wq^T, x Wk^T, x Wv^T, by three matrices or by one that has the rows of all; see ``self_attention``"""
+    hp = m.hp
+    n_q, n_k, n_v = hp.n_head * hp.head_dim_k, hp.n_head_kv * hp.head_dim_k, hp.n_head_kv * hp.head_dim_v
+    if f"{blk}.attn_qkv.weight" in m.gguf.tensors and not gated:
+        m.linear(x, f"{blk}.attn_qkv", "qkv", n_q + n_k + n_v, needs_bias=any(letter in needs_bias for letter in "qkv"))
+        m.ops.append(SplitHeads("qkv", m.buffer("q", n_q), m.buffer("kv", n_k + n_v), n_q))
+        m.ops.append(SplitHeads("kv", m.buffer("k", n_k), m.buffer("v", n_v), n_k))
+        return
+    m.linear(x, f"{blk}.attn_q", "q_gate" if gated else "q", n_q * (1 + gated), needs_bias="q" in needs_bias)
+    if gated:
+        m.ops.append(SplitHeads("q_gate", m.buffer("q", n_q), m.buffer("attn_gate", n_q), hp.head_dim_k))
+    m.linear(x, f"{blk}.attn_k", "k", n_k, needs_bias="k" in needs_bias)
+    m.linear(x, f"{blk}.attn_v", "v", n_v, needs_bias="v" in needs_bias)
+
+
+def feed_forward(m: ProgramBuilder, blk: str, activation: Activation, *, x: str = "h", of: str = "") -> None:
+    """proj = (activation(x Wgate^T) * x Wup^T) Wdown^T; without Wgate its rows stand before those of Wup
 
     of   ends the names of its buffers, where layers have several widths
     """
-    gate, up, ffn = f"gate{of}", f"up{of}", f"ffn{of}"
-    m.linear("h", f"{blk}.ffn_gate", gate, m.hp.n_ff)
-    m.linear("h", f"{blk}.ffn_up", up, m.hp.n_ff)
+    gate, up, ffn, n_ff = f"gate{of}", f"up{of}", f"ffn{of}", m.hp.n_ff
+    whole = m.gguf.tensors.get(f"{blk}.ffn_up.weight")
+    if f"{blk}.ffn_gate.weight" not in m.gguf.tensors and (whole is None or whole.shape[0] == 2 * n_ff):
+        m.linear(x, f"{blk}.ffn_up", f"gate_up{of}", 2 * n_ff)
+        m.ops.append(SplitHeads(f"gate_up{of}", m.buffer(gate, n_ff), m.buffer(up, n_ff), n_ff))
+    else:
+        m.linear(x, f"{blk}.ffn_gate", gate, n_ff)
+        m.linear(x, f"{blk}.ffn_up", up, n_ff)
     m.gated_unit(gate, up, ffn, activation)
     m.linear(ffn, f"{blk}.ffn_down", "proj", m.hp.n_embd)
 
@@ -384,14 +496,14 @@ def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 
     m.linear("h_out", name, Program.output, m.hp.n_vocab, bias_of="output")
 
 
-def rope_factors(m: ProgramBuilder, *, required: bool = False) -> np.ndarray | None:
+def rope_factors(m: ProgramBuilder, *, required: bool = False, name: str = "rope_freqs.weight") -> np.ndarray | None:
     """What every frequency is divided by (Llama 3.1 and later), (n_rot / 2,) float32, where the file has it."""
-    if "rope_freqs.weight" not in m.gguf.tensors and not required:
+    if name not in m.gguf.tensors and not required:
         return None
-    factors = m.checked("rope_freqs.weight", m.hp.n_rot // 2).dequantize().reshape(-1)
+    factors = m.checked(name, m.hp.n_rot // 2).dequantize().reshape(-1)
     if not (np.isfinite(factors) & (factors > 0)).all():
         raise FormatError(
-            f"{file_name(m.gguf)}: rope_freqs.weight has values that are not positive numbers, expected divisors of "
+            f"{file_name(m.gguf)}: {name} has values that are not positive numbers, expected divisors of "
             f"frequencies. {BROKEN_FILE}",
             code="MODEL_HPARAMS",
         )

@@ -40,6 +40,11 @@ QKV = frozenset(("attn_q", "attn_k", "attn_v"))
 FEED_FORWARD = frozenset(("ffn_gate", "ffn_up", "ffn_down"))
 
 
+def factors_of(rotate: Callable[[CheckpointConfig], Rotation]) -> Callable[[CheckpointConfig], dict[str, np.ndarray]]:
+    """What makes the divisors of frequencies, of a rotation that the architecture reads in a way of its own."""
+    return lambda config: frequency_factors(rotate(config))
+
+
 def _llama3_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:
     return frequency_factors(rotation(config))
 
@@ -78,6 +83,7 @@ class CheckpointForm:
     row_orders, column_orders   of some tensors of a layer, by the rest of their GGUF names: which row of the
                   checkpoint's is the first, the second ...; a vector's elements are its rows
     transposed_experts   matrices of experts are (n_in, n_out) where they are plain, and gate and up alternate in them
+    turned_experts       matrices of all experts of a layer are (n_in, n_out) where their shape says so
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
@@ -110,6 +116,7 @@ class CheckpointForm:
     row_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     column_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     transposed_experts: bool = False
+    turned_experts: bool = False
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors

@@ -387,6 +387,78 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+_SEEING = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _SEES),
+    "glm_ocr": frozenset(
+        ("vision_config", "image_token_id", "video_token_id", "image_start_token_id", "image_end_token_id")
+    )
+    | {"video_start_token_id", "video_end_token_id"},
+    "mistral3": frozenset(("vision_config", "image_token_index", "image_token_id", "multimodal_projector_bias"))
+    | {"projector_hidden_act", "spatial_merge_size", "vision_feature_layer"},
+}
+USED |= {
+    **dict.fromkeys(_SEEING, _FRAME),
+    "phi3": _DECODER | {"sliding_window", "partial_rotary_factor"},
+    "ministral3": _DECODER | {"sliding_window"},
+    "glm4": _DECODER | {"attention_bias", "partial_rotary_factor", "num_nextn_predict_layers"},
+    "glm_ocr_text": _DECODER | {"attention_bias", "partial_rotary_factor", "num_nextn_predict_layers"},
+    "smollm3": _DECODER | {"attention_bias", "mlp_bias", "no_rope_layers", "no_rope_layer_interval"},
+    "olmo2": _DECODER | {"attention_bias"},
+    "olmo3": _DECODER | {"attention_bias", "sliding_window"},
+    "exaone4": _DECODER | {"sliding_window", "sliding_window_pattern", "num_nextn_predict_layers"},
+    "seed_oss": _DECODER | {"attention_bias", "attention_out_bias", "mlp_bias"},
+    "ernie4_5": _DECODER | {"use_bias"},
+    "hunyuan_v1_dense": _DECODER | {"attention_bias"},
+    "qwen2_vl_text": _DECODER | _SLIDING,
+    "qwen2_5_vl_text": _DECODER | _SLIDING,
+    "qwen3_vl_text": _DECODER | {"attention_bias"},
+    "qwen3_vl_moe_text": _DECODER
+    | _EXPERTS
+    | {"attention_bias", "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers"},
+}
+HARMLESS_IN |= {
+    **dict.fromkeys(USED.keys() - HARMLESS_IN.keys(), frozenset()),
+    **_SEEING,
+    "phi3": frozenset(("resid_pdrop", "embd_pdrop")),
+    "smollm3": frozenset(("sliding_window", "max_window_layers")),  # it counts with use_sliding_window alone
+    "seed_oss": frozenset(("residual_dropout",)),
+    "hunyuan_v1_dense": frozenset(("eod_token_id",)),
+    "qwen3_vl_moe_text": _ROUTING | {"sliding_window"},
+}
+DEFAULTS |= {
+    **{kind: {"tie_word_embeddings": kind == "mistral3"} for kind in _SEEING},
+    "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
+    "ministral3": {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 262144,
+    },
+    "glm4": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-7}
+    | {"max_position_embeddings": 131072, "attention_bias": True},
+    "glm_ocr_text": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072},
+    "smollm3": {"num_key_value_heads": 4, "rope_theta": 2000000.0, "tie_word_embeddings": True}
+    | {"max_position_embeddings": 32768},
+    "olmo2": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    "olmo3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 500000.0, "sliding_window": 4096},
+    "exaone4": {"num_key_value_heads": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+    | {"sliding_window": 4096},
+    "seed_oss": {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 524288},
+    "ernie4_5": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+    | {"max_position_embeddings": 131072, "tie_word_embeddings": True},
+    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    **{
+        kind: {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 32768}
+        | {"sliding_window": 4096, "max_window_layers": 80}
+        for kind in ("qwen2_vl_text", "qwen2_5_vl_text")
+    },
+    "qwen3_vl_text": {"num_key_value_heads": 32, "head_dim": 128, "rope_theta": 500000.0}
+    | {"max_position_embeddings": 128000},
+    "qwen3_vl_moe_text": {"num_key_value_heads": 16, "rope_theta": 500000.0, "max_position_embeddings": 128000}
+    | {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408},
+}
+
+
 def check_keys(folder: Path, values: Mapping[str, Any], model_type: str) -> list[str]:
     """What the user should know of these settings. UnsupportedError for one that edgellm does not know."""
     used, harmless = USED[model_type], HARMLESS | HARMLESS_IN[model_type]

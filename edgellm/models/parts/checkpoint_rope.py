@@ -58,17 +58,42 @@ class Rotation:
         return self.config.integer_of(f"{self.key}.original_max_position_embeddings", value)
 
 
-def rotation(config: CheckpointConfig) -> Rotation:
-    """The rotation of all layers."""
+def rotation(config: CheckpointConfig, kinds: Sequence[str] = KINDS, own: Sequence[str] = ()) -> Rotation:
+    """The rotation of all layers, of one of these kinds; ``own`` are numbers that only the architecture has."""
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     found = dict(config.object_of(key, config.get(key)))
     if config.get("original_max_position_embeddings") is not None:
         found["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
-    return _rotation(config, key, found, config.get("rope_theta"), 1e4)
+    return _rotation(config, key, found, config.get("rope_theta"), 1e4, kinds, own)
 
 
-def rotations_by_layer(config: CheckpointConfig, kinds: Sequence[str] = KINDS) -> tuple[Rotation, Rotation]:
-    """The rotations of layers that see everything, which are of these kinds, and of those that slide."""
+def rotated_dims(config: CheckpointConfig, default: float = 1.0) -> int:
+    """How many dimensions of a head are rotated."""
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    own = config.object_of(key, config.get(key)).get("partial_rotary_factor")
+    factor = config.real_of(f"{key}.partial_rotary_factor", own, config.real("partial_rotary_factor", default))
+    n = int(config.head_dim * factor)
+    if not 2 <= n <= config.head_dim or n % 2:
+        raise config.wrong(f"{key}.partial_rotary_factor", factor, "one that rotates an even part of a head")
+    return n
+
+
+def rope_sections(config: CheckpointConfig, default: Sequence[int]) -> list[int]:
+    """Which pairs turn by which of three positions; those of a text are equal, so it only has to be there."""
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    sections = config.object_of(key, config.get(key)).get("mrope_section") or list(default)
+    if not isinstance(sections, list) or len(sections) > 4 or any(type(n) is not int for n in sections):
+        raise config.wrong(f"{key}.mrope_section", sections, "up to four whole numbers")
+    return [*sections, *[0] * (4 - len(sections))]
+
+
+def rotations_by_layer(
+    config: CheckpointConfig, kinds: Sequence[str] = KINDS, bases: tuple[float, float] = (1e6, 1e4)
+) -> tuple[Rotation, Rotation]:
+    """The rotations of layers that see everything, which are of these kinds, and of those that slide.
+
+    bases   of both, where the settings have none
+    """
     both = config.object_of("rope_parameters", config.get("rope_parameters"))
     for name in both.keys() - {"full_attention", "sliding_attention"}:
         raise config.refuse(f"rope_parameters.{name}", "a rotation for each kind of layers", both[name])
@@ -80,17 +105,19 @@ def rotations_by_layer(config: CheckpointConfig, kinds: Sequence[str] = KINDS) -
     key_near = "rope_parameters.sliding_attention"
     near = config.object_of(key_near, both.get("sliding_attention"))
     return (
-        _rotation(config, key, wide, config.get("rope_theta"), 1e6, kinds),
-        _rotation(config, key_near, near, config.get("rope_local_base_freq"), 1e4),
+        _rotation(config, key, wide, config.get("rope_theta"), bases[0], kinds),
+        _rotation(config, key_near, near, config.get("rope_local_base_freq"), bases[1]),
     )
 
 
 def _rotation(
-    config: CheckpointConfig, key: str, found: dict[str, Any], base: Any, default: float, kinds: Sequence[str] = KINDS
-) -> Rotation:
+    config: CheckpointConfig, key: str, found: dict[str, Any], base: Any, default: float, kinds: Sequence[str] = KINDS,
+    own: Sequence[str] = (),
+) -> Rotation:  # fmt: skip
     kind = found.get("rope_type") or found.get("type") or "default"
     for name, value in found.items():
-        known = name in NUMBERS or (name == "partial_rotary_factor" and (value == 1 or kind == "proportional"))
+        known = name in NUMBERS or name in own
+        known = known or (name == "partial_rotary_factor" and (value == 1 or kind == "proportional"))
         if value is not None and not known:
             raise config.refuse(f"{key}.{name}", "rotations without it", value)
     if kind not in kinds:

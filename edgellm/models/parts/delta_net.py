@@ -11,7 +11,7 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder, project_logits, rope_factors, self_attention
+from edgellm.models.parts.blocks import ProgramBuilder, leave_out_drafts, project_logits, rope_factors, self_attention
 from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
 
 
@@ -96,9 +96,6 @@ def build_hybrid(
     n_ff   the feed-forward's width, where the file need not say it
     """
     hp = read_hparams(gguf, n_ff=n_ff)
-    n_drafts = integer(gguf, "nextn_predict_layers", 0)
-    if n_drafts >= hp.n_layer:
-        raise hparam_error(gguf, "nextn_predict_layers", n_drafts, f"fewer than block_count, which is {hp.n_layer}")
     if hp.head_dim_k != hp.head_dim_v:
         expected = f"attention.key_length, which is {hp.head_dim_k}"
         raise hparam_error(gguf, "attention.value_length", hp.head_dim_v, expected)
@@ -106,7 +103,7 @@ def build_hybrid(
     base = real(gguf, "rope.freq_base", 10000.0)
     m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
     m.embed("x")
-    for i, recurrent in enumerate(recurrent_layers(gguf, hp)[: hp.n_layer - n_drafts]):
+    for i, recurrent in enumerate(recurrent_layers(gguf, hp)[: hp.n_layer - leave_out_drafts(m)]):
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         if recurrent:
@@ -118,8 +115,6 @@ def build_hybrid(
         ffn(m, blk)
         m.add("x", "proj", "x")
     project_logits(m)
-    drafts = tuple(f"blk.{i}." for i in range(hp.n_layer - n_drafts, hp.n_layer))
-    m.used |= {name for name in gguf.tensors if name.startswith(drafts)}
     return m.finish()
 
 

@@ -14,7 +14,7 @@ from edgellm.models.parts.checkpoint_form import (
     decoder_metadata,
     refuse_activation,
 )
-from edgellm.models.parts.checkpoint_rope import Rotation, rotation
+from edgellm.models.parts.checkpoint_rope import Rotation, rope_sections, rotated_dims, rotation
 
 LINEAR, FULL = "linear_attention", "full_attention"
 DELTA_LAYER = (
@@ -49,8 +49,8 @@ def delta_metadata(config: CheckpointConfig, architecture: str, *, n_ff: int | N
         "ssm.group_count": (n_k, "UINT32"),
         "ssm.time_step_rank": (n_v, "UINT32"),
         "ssm.inner_size": (n_v * head_dim, "UINT32"),
-        "rope.dimension_count": (_rotated(config), "UINT32"),
-        "rope.dimension_sections": (_sections(config), "ARRAY[INT32]"),
+        "rope.dimension_count": (rotated_dims(config, 0.25), "UINT32"),
+        "rope.dimension_sections": (rope_sections(config, (11, 11, 10)), "ARRAY[INT32]"),
     }
     recurrent = _recurrent_layers(config)
     interval = recurrent.index(False) + 1 if False in recurrent else config.n_layer + 1
@@ -103,34 +103,5 @@ _OWN = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 """Numbers of a rotation that only these architectures have."""
 
 
-def _rope_numbers(config: CheckpointConfig) -> tuple[str, dict]:
-    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    return key, config.object_of(key, config.get(key))
-
-
 def _rotation(config: CheckpointConfig) -> Rotation:
-    key, numbers = _rope_numbers(config)
-    rest = {name: value for name, value in numbers.items() if name not in _OWN}
-    found = rotation(CheckpointConfig(config.folder, {**config.values, key: rest}, config.model_type))
-    if found.kind == "llama3":
-        raise config.refuse(f"{key}.rope_type", "rotations of the kinds default, linear, yarn", found.kind)
-    return found
-
-
-def _rotated(config: CheckpointConfig) -> int:
-    key, numbers = _rope_numbers(config)
-    own = numbers.get("partial_rotary_factor")
-    factor = config.real_of(f"{key}.partial_rotary_factor", own, config.real("partial_rotary_factor", 0.25))
-    n = int(config.head_dim * factor)
-    if not 2 <= n <= config.head_dim or n % 2:
-        raise config.wrong(f"{key}.partial_rotary_factor", factor, "one that rotates an even part of a head")
-    return n
-
-
-def _sections(config: CheckpointConfig) -> list[int]:
-    """Which pairs turn by which of three positions; those of a text are equal, so it only has to be there."""
-    key, numbers = _rope_numbers(config)
-    sections = numbers.get("mrope_section") or [11, 11, 10]
-    if not isinstance(sections, list) or len(sections) > 4 or any(type(n) is not int for n in sections):
-        raise config.wrong(f"{key}.mrope_section", sections, "up to four whole numbers")
-    return [*sections, *[0] * (4 - len(sections))]
+    return rotation(config, ("default", "linear", "yarn"), _OWN)

@@ -60,6 +60,18 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen35": _DELTA,
     "qwen35moe": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},
+    "phi3": frozenset(("attention.sliding_window", "rope.scaling.attn_factor")),
+    "mistral3": frozenset(("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"))
+    | {"rope.scaling.attn_factor"},
+    "glm4": frozenset(("rope.dimension_sections", "nextn_predict_layers", "rope.scaling.attn_factor")),
+    "olmo2": _SLIDING | {"rope.scaling.attn_factor"},
+    "exaone4": frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "nextn_predict_layers"))
+    | {"rope.scaling.attn_factor"},
+    **dict.fromkeys(("smollm3", "seed_oss", "ernie4_5", "hunyuan-dense"), frozenset(("rope.scaling.attn_factor",))),
+    "qwen2vl": frozenset(("rope.dimension_sections", "rope.scaling.attn_factor")),
+    "qwen3vl": frozenset(("rope.dimension_sections", "n_deepstack_layers", "rope.scaling.attn_factor")),
+    "qwen3vlmoe": _EXPERTS
+    | {"rope.dimension_sections", "n_deepstack_layers", "rope.scaling.attn_factor", "expert_feed_forward_length"},
     "gemma3": _SLIDING,
     "gemma4": _SLIDING
     | _EXPERTS

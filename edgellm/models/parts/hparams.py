@@ -113,10 +113,12 @@ def read_rope(
     factors: np.ndarray | None = None,
     scaled: bool = True,
     truncate: bool = True,
+    long: bool = False,
 ) -> Rope:
     """The rotation of the file: ``base``, divided by ``factors``, then scaled as the ``rope.scaling.*`` keys say.
 
     truncate   whether YaRN's ramp begins and ends at whole dimensions
+    long       ``factors`` are those of LongRoPE
     """
     inv_freq = frequencies(hp.n_rot, base)
     if factors is not None:
@@ -128,7 +130,7 @@ def read_rope(
     magnitude = real(gguf, "rope.scaling.attn_factor", 1.0)
     if not scaled:
         return Rope(adjacent, inv_freq)
-    if scaling == "none":
+    if scaling == "none" or (scaling == "longrope" and long):
         return Rope(adjacent, inv_freq, magnitude)
     if scaling == "linear":
         return Rope(adjacent, linear_scaling(inv_freq, factor), magnitude)
@@ -144,7 +146,8 @@ def read_rope(
             extrapolation=1.0 if extrapolation < 0 else extrapolation,  # below 0 means: not set
             truncate=truncate,
         )
-        return Rope(adjacent, inv_freq, magnitude * yarn_magnitude(factor))
+        every = real(gguf, "rope.scaling.yarn_log_multiplier", 0.0)
+        return Rope(adjacent, inv_freq, magnitude * yarn_magnitude(factor) / yarn_magnitude(factor, every))
     raise UnsupportedError(
         f"{file_name(gguf)}: rope.scaling.type is {scaling!r}; edgellm knows none, linear and yarn. "
         "Take a conversion of the model with its original context length."

@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.model_file import ModelFile
-from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of
+from edgellm.models.parts.hparams import hparam_error, integer, key_of
 
 KEY = "attention.sliding_window_pattern"
 
 
-def local_layers(gguf: ModelFile, hp: HParams, period: int, *, global_first: bool = False) -> list[bool]:
+def local_layers(gguf: ModelFile, n_layer: int, period: int, *, global_first: bool = False) -> list[bool]:
     """Which layers slide: all but one of ``period`` where the file does not say another one, or its own array.
 
     global_first   the first of them is the one that does not, else the last
     """
     pattern = gguf.metadata.get(key_of(gguf, KEY))
     if isinstance(pattern, np.ndarray):
-        if pattern.shape != (hp.n_layer,):
-            raise hparam_error(gguf, KEY, f"an array of {pattern.size}", f"one value for each of {hp.n_layer} layers")
+        if pattern.shape != (n_layer,):
+            raise hparam_error(gguf, KEY, f"an array of {pattern.size}", f"one value for each of {n_layer} layers")
         return [bool(local) for local in pattern]
     period = integer(gguf, KEY, period, least=1)
-    return sliding_by(period, hp.n_layer, global_first=global_first)
+    return sliding_by(period, n_layer, global_first=global_first)
 
 
 def sliding_by(period: int, n_layer: int, *, global_first: bool) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +28,14 @@ from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+decoder_models = pytest.importorskip("decoder_models", reason="the gguf package writes the test models")
 
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2"),
     *("qwen2moe", "olmoe", "granite", "granitemoe", "gemma", "gemma2", "gpt-oss", "qwen35", "qwen35moe"),
     *("qwen3next", "gemma4"),
 )
+LONG_TAIL = tuple(decoder_models.TINY)
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
 N_TOKENS = 150
 N_BLOCKS = 12
@@ -76,8 +79,10 @@ def cpu_logits(program: Program, batch: Batch, chunk: int, n_threads: int = 2, f
 # ---- right -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quant", QUANTS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "quant"),
+    [*itertools.product(ARCHITECTURES, QUANTS), *((name, "Q4_K") for name in LONG_TAIL)],
+)
 def test_logits_are_those_of_the_reference(architecture: str, quant: str, open_model: Callable[..., Program]) -> None:
     program = open_model(architecture, quant)
     batch = single_sequence(program, N_TOKENS, n_blocks=12, seed=1)
@@ -89,8 +94,9 @@ def test_logits_are_those_of_the_reference(architecture: str, quant: str, open_m
 # ---- the same bits ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "form"), [*itertools.product(ARCHITECTURES, FORMS), *((name, FORMS[0]) for name in LONG_TAIL)]
+)
 def test_chunks_and_threads_do_not_change_a_bit(
     architecture: str, form: str, open_model: Callable[..., Program]
 ) -> None:

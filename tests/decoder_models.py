@@ -1,0 +1,283 @@
+"""The long tail of decoders for tests: tiny configurations of transformers, and what sets their GGUF files apart.
+
+A row of DECODERS is a name that begins with the architecture, the class in transformers, and its settings besides
+test_models.SMALL. ``own_keys`` and ``own_tensors`` write what llama.cpp's converter writes for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+TIED = {"tie_word_embeddings": True}
+ONE_KEY_HEAD = {"num_key_value_heads": 1}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+
+
+def long_rope(n: int, **more: Any) -> dict[str, Any]:
+    """A rotation with other frequencies behind the first 64 positions."""
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0 + 0.1 * i for i in range(n)],
+        "long_factor": [1.0 + 0.7 * i for i in range(n)],
+        "original_max_position_embeddings": 64,
+        **more,
+    }
+
+
+PHI3 = {"pad_token_id": 0, "original_max_position_embeddings": 64}
+MINISTRAL = {
+    "head_dim": 16,
+    "pad_token_id": 0,
+    "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
+    | {"original_max_position_embeddings": 16},
+}  # fmt: skip
+GLM4 = {"head_dim": 16, "pad_token_id": 0, "attention_bias": False}
+OLMO3 = {"sliding_window": 33, "num_hidden_layers": 4}
+EXAONE = {"num_hidden_layers": 4, "sliding_window": None, "layer_types": [GLOBAL] * 4}
+EXAONE_SLIDES = {"sliding_window": 33, "num_hidden_layers": 5, "sliding_window_pattern": 4}
+EXAONE_SLIDES |= {"layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL]}
+SEED = {"head_dim": 24, "pad_token_id": 0}
+ERNIE = {"head_dim": 24}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+
+# (transformers' class, what its configuration has besides SMALL)
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3": ("Phi3", PHI3 | {"sliding_window": 33}),
+    "phi3 long": (
+        "Phi3",
+        PHI3 | ONE_KEY_HEAD | {"rope_parameters": long_rope(8), "original_max_position_embeddings": 128},
+    ),
+    "phi3 longer than first": (
+        "Phi3",
+        PHI3 | TIED | {"rope_parameters": long_rope(6, partial_rotary_factor=0.75), "num_key_value_heads": 4},
+    ),
+    "phi3 odd sizes": ("Phi3", PHI3 | {"hidden_size": 60, "intermediate_size": 77, "num_attention_heads": 6}),
+    "mistral3": ("Ministral3", MINISTRAL),
+    "mistral3 tied": ("Ministral3", MINISTRAL | TIED | {"head_dim": 32, "num_key_value_heads": 4}),
+    "mistral3 one key head": (
+        "Ministral3",
+        MINISTRAL | ONE_KEY_HEAD | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}},
+    ),
+    "glm4": ("Glm4", GLM4),
+    "glm4 biases, tied": ("Glm4", GLM4 | TIED | ONE_KEY_HEAD | {"attention_bias": True, "head_dim": 24}),
+    "glm4 yarn, all turn": ("Glm4", GLM4 | {"rope_parameters": YARN | {"partial_rotary_factor": 1.0}}),
+    "glm4 that sees": ("GlmOcr", {"head_dim": 16, "pad_token_id": 0, "rope_parameters": SECTIONS}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3 tied": (
+        "SmolLM3",
+        TIED | ONE_KEY_HEAD | {"num_hidden_layers": 4, "pad_token_id": 0, "rope_parameters": YARN},
+    ),
+    "smollm3 biases": (
+        "SmolLM3",
+        {"num_hidden_layers": 4, "pad_token_id": 0, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+    ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2 tied": ("Olmo2", TIED | ONE_KEY_HEAD | {"rope_parameters": LINEAR}),
+    "olmo2 biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    "olmo2 slides": ("Olmo3", OLMO3),
+    "olmo2 slides, yarn": (
+        "Olmo3",
+        OLMO3
+        | ONE_KEY_HEAD
+        | {"sliding_window": 7, "layer_types": [GLOBAL, LOCAL, LOCAL, GLOBAL]}
+        | {"rope_parameters": {GLOBAL: YARN, LOCAL: {"rope_type": "default", "rope_theta": 10000.0}}},
+    ),
+    "exaone4": ("Exaone4", EXAONE),
+    "exaone4 tied, llama3": ("Exaone4", EXAONE | TIED | ONE_KEY_HEAD | {"rope_parameters": LLAMA3}),
+    "exaone4 slides": ("Exaone4", EXAONE_SLIDES),
+    "seed_oss": ("SeedOss", SEED),
+    "seed_oss tied": ("SeedOss", SEED | TIED | ONE_KEY_HEAD | {"attention_bias": False}),
+    "seed_oss biases": ("SeedOss", SEED | {"attention_out_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+    "ernie4_5": ("Ernie4_5", ERNIE),
+    "ernie4_5 tied": ("Ernie4_5", ERNIE | TIED | ONE_KEY_HEAD | {"rope_parameters": LINEAR}),
+    "ernie4_5 biases": ("Ernie4_5", ERNIE | {"use_bias": True, "num_key_value_heads": 4}),
+    "hunyuan-dense": ("HunYuanDenseV1", {"head_dim": 16, "rope_parameters": ALPHA}),
+    "hunyuan-dense tied": ("HunYuanDenseV1", TIED | ONE_KEY_HEAD | {"head_dim": 24}),
+    "hunyuan-dense biases": ("HunYuanDenseV1", {"head_dim": 16, "attention_bias": True, "num_key_value_heads": 4}),
+    "qwen2vl": ("Qwen2VL", {"rope_parameters": SECTIONS}),
+    "qwen2vl tied": ("Qwen2VL", TIED | ONE_KEY_HEAD | {"rope_parameters": SECTIONS}),
+    "qwen2vl 2.5": ("Qwen2_5_VL", {"rope_parameters": SECTIONS, "num_key_value_heads": 4}),
+    "qwen3vl": ("Qwen3VL", {"head_dim": 16, "rope_parameters": SECTIONS}),
+    "qwen3vl tied": ("Qwen3VL", TIED | ONE_KEY_HEAD | {"head_dim": 16, "rope_parameters": SECTIONS}),
+    "qwen3vl biases": (
+        "Qwen3VL",
+        {"head_dim": 16, "rope_parameters": SECTIONS, "attention_bias": True, "num_key_value_heads": 4},
+    ),
+    "qwen3vlmoe": ("Qwen3VLMoe", EXPERTS | {"head_dim": 16, "rope_parameters": SECTIONS}),
+    "qwen3vlmoe tied": ("Qwen3VLMoe", EXPERTS | TIED | ONE_KEY_HEAD | {"head_dim": 16, "rope_parameters": SECTIONS}),
+    "qwen3vlmoe one of many": (
+        "Qwen3VLMoe",
+        EXPERTS | {"head_dim": 16, "rope_parameters": SECTIONS, "num_experts": 32, "num_experts_per_tok": 1},
+    ),
+}  # fmt: skip
+
+_TWO_LAYERS = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
+SEES: dict[str, dict[str, Any]] = {
+    "GlmOcr": _TWO_LAYERS,
+    "Qwen2VL": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+    "Qwen2_5_VL": _TWO_LAYERS | {"fullatt_block_indexes": [0]},
+    "Qwen3VL": _TWO_LAYERS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+    "Qwen3VLMoe": _TWO_LAYERS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+}
+"""The settings of the part that sees."""
+
+ARCHITECTURE_OF = {
+    "ministral3": "mistral3",
+    "olmo3": "olmo2",
+    "glm_ocr_text": "glm4",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "qwen2_vl_text": "qwen2vl",
+    "qwen2_5_vl_text": "qwen2vl",
+    "qwen3_vl_text": "qwen3vl",
+    "qwen3_vl_moe_text": "qwen3vlmoe",
+}
+"""Kinds of transformers' settings that GGUF calls otherwise."""
+CONFIGS = {
+    "phi3": "Phi3Config",
+    "ministral3": "Ministral3Config",
+    "mistral3": "Mistral3Config",
+    "glm4": "Glm4Config",
+    "glm_ocr": "GlmOcrConfig",
+    "glm_ocr_text": "GlmOcrTextConfig",
+    "smollm3": "SmolLM3Config",
+    "olmo2": "Olmo2Config",
+    "olmo3": "Olmo3Config",
+    "exaone4": "Exaone4Config",
+    "seed_oss": "SeedOssConfig",
+    "ernie4_5": "Ernie4_5Config",
+    "hunyuan_v1_dense": "HunYuanDenseV1Config",
+    "qwen2_vl": "Qwen2VLConfig",
+    "qwen2_vl_text": "Qwen2VLTextConfig",
+    "qwen2_5_vl": "Qwen2_5_VLConfig",
+    "qwen2_5_vl_text": "Qwen2_5_VLTextConfig",
+    "qwen3_vl": "Qwen3VLConfig",
+    "qwen3_vl_text": "Qwen3VLTextConfig",
+    "qwen3_vl_moe": "Qwen3VLMoeConfig",
+    "qwen3_vl_moe_text": "Qwen3VLMoeTextConfig",
+}
+"""Kinds of settings -> their class in transformers."""
+PAIRED = ("mistral3", "smollm3")
+"""Architectures whose rows of q and k are reordered, so that rotated pairs are neighbours."""
+
+
+def seeing_config(transformers: Any, kind: str, options: dict[str, Any]) -> Any:
+    """The settings of a model that also sees."""
+    tied = options.get("tie_word_embeddings", False)
+    vision = {"vision_config": SEES[kind], "tie_word_embeddings": tied}
+    return getattr(transformers, f"{kind}Config")(text_config=options, **vision)
+
+
+def own_keys(config: Any, architecture: str) -> dict[str, Any]:
+    """The keys of these architectures besides those that all have."""
+    keys: dict[str, Any] = {}
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if architecture in ("phi3", "glm4"):
+        keys["rope.dimension_count"] = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    if architecture == "phi3":
+        keys["attention.sliding_window"] = config.sliding_window or 0
+        first = rope.get("original_max_position_embeddings", config.original_max_position_embeddings)
+        keys["rope.scaling.original_context_length"] = first
+        if rope["rope_type"] == "longrope":
+            factor = config.max_position_embeddings / first
+            keys["rope.scaling.attn_factor"] = float(np.sqrt(1 + np.log(factor) / np.log(first)))
+    if architecture == "mistral3":
+        keys["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
+        if "mscale" in rope:
+            keys["rope.scaling.yarn_log_multiplier"] = rope["mscale_all_dim"]
+    if config.model_type in ("olmo3", "exaone4") and config.sliding_window:
+        keys["attention.sliding_window"] = config.sliding_window
+        keys["attention.sliding_window_pattern"] = [kind == LOCAL for kind in config.layer_types]
+    if "mrope_section" in rope:
+        keys["rope.dimension_sections"] = [*rope["mrope_section"], 0]
+    if architecture.startswith("qwen3vl"):
+        keys["n_deepstack_layers"] = 1
+    if rope.get("alpha"):
+        keys["rope.freq_base"] = float(rope["rope_theta"] * rope["alpha"] ** (head_dim / (head_dim - 2)))
+    return keys
+
+
+def own_rows(weight: np.ndarray, name: str, config: Any) -> np.ndarray:
+    """A tensor's rows as files have them: pairs that are neighbours in GLM-OCR are half a head apart there."""
+    if config.model_type == "glm_ocr_text" and name.rpartition(".")[0].endswith(("attn_q", "attn_k")):
+        heads = weight.reshape(-1, config.head_dim // 2, 2, *weight.shape[1:])
+        return heads.swapaxes(1, 2).reshape(weight.shape)
+    return weight
+
+
+def own_tensors(config: Any) -> dict[str, np.ndarray]:
+    """The tensors that a model has only as numbers of its settings."""
+    rope = config.rope_parameters
+    return {
+        f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32)
+        for kind in ("long", "short")
+        if rope.get("rope_type") == "longrope"
+    }
+
+
+# ---- complete random files -------------------------------------------------------------------------------------------
+
+TINY = tuple(dict.fromkeys(name.split()[0] for name in DECODERS))
+WITH_EXPERTS = ("qwen3vlmoe",)
+"""Of these architectures, those whose layers have experts."""
+Shapes = dict[str, tuple[int, ...]]
+
+
+def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding_window: int) -> dict[str, Any]:
+    """What ``write_tiny_model`` says of one of these architectures besides what it says of all."""
+    keys: dict[str, Any] = {}
+    if architecture in ("phi3", "olmo2", "exaone4"):
+        keys["attention.sliding_window"] = sliding_window
+    if architecture in ("olmo2", "exaone4"):
+        keys["attention.sliding_window_pattern"] = [i % 2 == 0 for i in range(n_layer)]
+    if architecture == "mistral3":
+        keys |= {"rope.scaling.original_context_length": 16, "attention.temperature_scale": 0.1}
+    if architecture == "glm4":
+        keys["rope.dimension_count"] = head_dim // 2
+    if architecture in ("qwen2vl", "qwen3vl", "qwen3vlmoe"):
+        keys["rope.dimension_sections"] = [head_dim // 8, head_dim // 8, head_dim // 4, 0]
+    if architecture in ("qwen3vl", "qwen3vlmoe"):
+        keys["n_deepstack_layers"] = 1
+    if architecture in WITH_EXPERTS:
+        keys["expert_feed_forward_length"] = n_ff
+    return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_dim: int) -> Shapes:
+    """The tensors of a layer, of what a llama has there."""
+    n_q, n_kv = layer["attn_q.weight"][0], layer["attn_k.weight"][0]
+    norms = {f"{name}.weight": (n_embd,) for name in ("post_attention_norm", "post_ffw_norm")}
+    if architecture in ("phi3", "glm4"):
+        del layer["ffn_gate.weight"]
+        layer["ffn_up.weight"] = (2 * n_ff, n_embd)
+    if architecture == "phi3":
+        del layer["attn_q.weight"], layer["attn_k.weight"], layer["attn_v.weight"]
+        layer["attn_qkv.weight"] = (n_q + 2 * n_kv, n_embd)
+    if architecture in ("olmo2", "exaone4"):
+        del layer["attn_norm.weight"], layer["ffn_norm.weight"]
+    if architecture in ("olmo2", "exaone4", "glm4"):
+        layer |= norms
+    if architecture == "olmo2":
+        layer |= {"attn_q_norm.weight": (n_q,), "attn_k_norm.weight": (n_kv,)}
+    if architecture in ("exaone4", "hunyuan-dense", "qwen3vl", "qwen3vlmoe"):
+        layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture == "seed_oss":
+        layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
+    if architecture == "qwen2vl":
+        layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
+    return layer
