@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgellm.formats.quant_types import QUANT_TYPES
+from edgellm.kernels.ops.elementwise import sigmoid
 from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
@@ -20,40 +21,96 @@ if TYPE_CHECKING:
     from edgellm.formats.gguf import QuantizedTensor
 
 
+Over = Literal["chosen", "all"]
+Scores = Literal["softmax", "sigmoid"]
+_CHOICES: tuple[tuple[int, int, Over, Scores, bool, tuple[int, int]], ...] = (
+    (7, 2, "chosen", "sigmoid", True, (1, 1)),
+    (33, 4, "all", "sigmoid", False, (1, 1)),
+    (18, 3, "chosen", "softmax", True, (1, 1)),
+    (30, 5, "all", "softmax", True, (6, 2)),
+    (128, 8, "chosen", "sigmoid", True, (8, 4)),
+)
+"""Experts, those that are used, and how they are chosen, in trials."""
+
+
 @dataclass(frozen=True)
 class Route(Op):
-    """ids = the experts with the largest logits, the best first, of equals the first; probs = their softmax.
+    """ids = the experts with the largest scores, the best first, of equals the first; probs = their weights.
 
-    ``over`` says what that is taken over: the logits of the chosen experts, so that their probs sum to 1, or of all.
-    ids int32 and probs, (rows, n_used).
+    Scores are the softmax of the logits, or the sigmoid of each. Weights are the scores of the chosen experts: divided
+    by their sum, or as they are. ids int32 and probs, (rows, n_used).
 
-    scales   (n_expert,): what multiplies the prob of each expert
+    over     "chosen": weights sum to 1 ("all" leaves them)
+    scales   (n_expert,): what multiplies the weight of each expert
+    scores   what the scores are
+    bias     (n_expert,): added to the scores for the choice alone
+    factor   multiplies all weights
+    groups   (n, n_used): experts stand in n groups; those of the n_used whose two best sum highest can be chosen
     """
 
-    name, reads, writes, weights, by_row = "route", ("logits",), ("ids", "probs"), ("scales",), True
+    name, reads, writes, weights, by_row = "route", ("logits",), ("ids", "probs"), ("scales", "bias"), True
 
     logits: str
     ids: str
     probs: str
-    over: Literal["chosen", "all"] = "chosen"
+    over: Over = "chosen"
     scales: str | None = None
+    scores: Scores = "softmax"
+    bias: str | None = None
+    factor: float = 1.0
+    groups: tuple[int, int] = (1, 1)
 
     def reference(self, step: Step) -> None:
         logits = step[self.logits]
-        ids = np.argsort(-logits, axis=1, kind="stable")[:, : step[self.ids].shape[1]]
+        by = self._choice(logits, step.weight(self.bias) if self.bias is not None else None)
+        ids = np.argsort(-by, axis=1, kind="stable")[:, : step[self.ids].shape[1]]
         chosen = np.take_along_axis(logits, ids, axis=1)
-        powers, summed = (np.exp(x - chosen[:, :1]) for x in (chosen, logits if self.over == "all" else chosen))
-        step[self.ids], step[self.probs] = ids, powers / summed.sum(axis=1, keepdims=True)
+        if self.scores == "sigmoid":
+            weights = sigmoid(chosen)
+            summed = weights.sum(axis=1, keepdims=True) + np.float32(1e-20) if self.over == "chosen" else np.float32(1)
+        else:
+            largest = logits.max(axis=1, keepdims=True)
+            weights = np.exp(chosen - largest)
+            summed = np.exp((logits if self.over == "all" else chosen) - largest).sum(axis=1, keepdims=True)
+        step[self.ids], step[self.probs] = ids, weights / summed
+        if self.factor != 1.0:
+            step[self.probs] = step[self.probs] * np.float32(self.factor)
         if self.scales is not None:
             step[self.probs] = step[self.probs] * step.weight(self.scales)[ids]
 
+    @property
+    def by_logits(self) -> bool:
+        """Whether the experts with the largest logits are chosen."""
+        return self.scores == "softmax" and self.bias is None and self.groups == (1, 1)
+
+    def _choice(self, logits: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """What experts are chosen by, (rows, n_expert)."""
+        if self.by_logits:
+            return logits
+        if self.scores == "sigmoid":
+            scores = sigmoid(logits)
+        else:
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores = powers / powers.sum(axis=1, keepdims=True)
+        scores = scores if bias is None else scores + bias
+        n, n_used = self.groups
+        groups = scores.reshape(len(scores), n, -1)
+        best = np.sort(groups, axis=2)[:, :, -2:].sum(axis=2)
+        rank = np.argsort(np.argsort(-best, axis=1, kind="stable"), axis=1, kind="stable")
+        return np.where((rank < n_used)[:, :, None], groups, -np.inf).reshape(scores.shape)
+
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
-        over: Literal["chosen", "all"]
+        over: Over
         for n_expert, n_used, over in ((3, 3, "chosen"), (7, 2, "all"), (32, 4, "all"), (130, 17, "chosen")):
             logits, ids, probs = s.input(n_expert), s.buffer(n_used, "int32"), s.buffer(n_used)
             scales = s.tensor("F32", (n_expert,)) if n_expert % 2 else None
             s.emit(f"{n_used} of {n_expert} over={over}", Route(logits, ids, probs, over, scales))
+        for n_expert, n_used, over, kind, biased, groups in _CHOICES:
+            logits, ids, probs = s.input(n_expert), s.buffer(n_used, "int32"), s.buffer(n_used)
+            bias = s.tensor("F32", (n_expert,)) if biased else None
+            op = Route(logits, ids, probs, over, None, kind, bias, 2.5 if biased else 1.0, groups)
+            s.emit(f"{n_used} of {n_expert} over={over} {kind} biased={biased} groups={groups}", op)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from edgellm.kernels.cpu.kernels import float_matmul, quantized_matmul
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.vector_math import exp_f32x16
+from edgellm.kernels.cpu.lib.vector_math import exp_f32x16, sigmoid_f32x16
 from edgellm.kernels.cpu.weights import FLOAT
 
 CHUNK_ROWS = 128
@@ -56,28 +56,102 @@ def _sum_of_all(logits, n, largest):
     return v.sum_f32x16(total)
 
 
+@v.forceinline
+def _largest_of_all(logits, n):
+    """The largest of n logits."""
+    largest = v.load_f32(logits)
+    for i in range(1, n):
+        largest = max(largest, v.load_f32(logits + i * 4))
+    return v.splat_f32x16(largest)
+
+
+@v.forceinline
+def _score_all(args, logits, scores):
+    """What experts are chosen by, where that is not their logits: scores, plus the bias."""
+    n = args.n_expert
+    largest = _largest_of_all(logits, n)
+    total = v.splat_f32x16(_sum_of_all(logits, n, largest))
+    for i in range(0, n, 16):
+        x = v.load_f32x16(logits + i * 4)
+        score = exp_f32x16(x - largest) / total
+        if args.sigmoid != 0:
+            score = sigmoid_f32x16(x)
+        if args.bias != 0:
+            score = score + v.load_f32x16(args.bias + i * 4)
+        v.store_f32x16(scores + i * 4, score)
+
+
+@v.forceinline
+def _leave_out_groups(args, scores):
+    """Of all groups but those whose two best scores sum highest, of equals the first, scores are below all others."""
+    size, sums = args.n_expert // args.n_groups, scores + args.n_expert * 4
+    for group in range(args.n_groups):
+        first = second = v.f32_of(-1e30)
+        for i in range(group * size, group * size + size):
+            score = v.load_f32(scores + i * 4)
+            second = max(second, min(first, score))
+            first = max(first, score)
+        total = first
+        if size > 1:
+            total = first + second
+        v.store_f32(sums + group * 4, total)
+    for group in range(args.n_groups):
+        own, before = v.load_f32(sums + group * 4), 0
+        for other in range(args.n_groups):
+            total = v.load_f32(sums + other * 4)
+            if total > own or (total == own and other < group):
+                before += 1
+        if before >= args.groups_used:
+            for i in range(group * size, group * size + size):
+                v.store_f32(scores + i * 4, v.f32_of(-1e38))
+
+
+@v.forceinline
+def _weights(args, logits, probs):
+    """The scores of the chosen experts whose logits stand there, of which the first is the largest if they are chosen
+    by them; what they are to be divided by."""
+    total = v.f32_of(0.0)
+    if args.sigmoid != 0:
+        for i in range(0, args.n_used, 16):
+            v.store_f32x16(probs + i * 4, sigmoid_f32x16(v.load_f32x16(probs + i * 4)))
+        total = v.f32_of(1e-20)
+    else:
+        largest = v.splat_f32x16(v.load_f32(probs))
+        if args.by_logits == 0:
+            largest = _largest_of_all(logits, args.n_expert)
+        for i in range(0, args.n_used, 16):
+            v.store_f32x16(probs + i * 4, exp_f32x16(v.load_f32x16(probs + i * 4) - largest))
+        if args.over_all != 0:
+            return _sum_of_all(logits, args.n_expert, largest)
+    if args.over_all != 0:
+        return v.f32_of(1.0)
+    for slot in range(args.n_used):
+        total = total + v.load_f32(probs + slot * 4)
+    return total
+
+
 def route(op, step, thread, n_threads):
-    """ids = the experts with the largest logits, probs = the softmax of these logits, or that of all, scaled."""
+    """ids = the experts with the largest scores, probs = their weights: see ops/experts.py."""
     args = v.arguments(op, at.ROUTE)
+    scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
+    factor = v.f32_of(v.f64_from_bits(args.factor))
     for t in range(thread, v.load_i64(step + args.row_kind), n_threads):
         logits, ids, probs = args.logits + t * args.logits_row, args.ids + t * args.ids_row, args.probs
         probs += t * args.probs_row
+        scores = logits
+        if args.by_logits == 0:
+            scores = scratch
+            _score_all(args, logits, scores)
+            if args.n_groups > 1:
+                _leave_out_groups(args, scores)
         expert, key = -1, 1 << 40
         for slot in range(args.n_used):
-            expert, key = _next_best(logits, args.n_expert, key, expert)
+            expert, key = _next_best(scores, args.n_expert, key, expert)
             v.store_i32(ids + slot * 4, expert)
             v.store_f32(probs + slot * 4, v.load_f32(logits + expert * 4))
-        largest = v.splat_f32x16(v.load_f32(probs))
-        for i in range(0, args.n_used, 16):
-            v.store_f32x16(probs + i * 4, exp_f32x16(v.load_f32x16(probs + i * 4) - largest))
-        total = v.f32_of(0.0)
-        if args.over_all != 0:
-            total = _sum_of_all(logits, args.n_expert, largest)
-        else:
-            for slot in range(args.n_used):
-                total = total + v.load_f32(probs + slot * 4)
+        total = _weights(args, logits, probs)
         for slot in range(args.n_used):
-            prob = v.load_f32(probs + slot * 4) / total
+            prob = v.load_f32(probs + slot * 4) / total * factor
             if args.scales != 0:
                 prob = prob * v.load_f32(args.scales + v.load_i32(ids + slot * 4) * 4)
             v.store_f32(probs + slot * 4, prob)

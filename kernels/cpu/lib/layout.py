@@ -78,8 +78,12 @@ LAYER_NORM = namedtuple("LAYER_NORM", "x x_row w bias out out_row width eps row_
 """``bias`` may be 0."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
 ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
-ROUTE = namedtuple("ROUTE", "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all scales")
-"""``scales`` may be 0."""
+ROUTE = namedtuple(
+    "ROUTE",
+    "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all scales by_logits sigmoid bias "
+    "factor n_groups groups_used",
+)
+"""``scales`` and ``bias`` may be 0."""
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
 SELF_ATTENTION = namedtuple(
     "SELF_ATTENTION", "q q_row k k_row v v_row out out_row n_heads n_kv_heads head_dim scale reach"

@@ -572,10 +572,18 @@ def _delta_rule(low: _Lowering, op: DeltaRule) -> None:
 
 
 def _route(low: _Lowering, op: Route) -> None:
+    n_expert, n_groups = low.width(op.logits), op.groups[0]
+    if not op.by_logits and (n_expert + n_groups) * 4 > layout.EDGE:
+        raise UnsupportedError(
+            f"{n_expert:,} experts that are chosen by their scores; the CPU kernels take up to {layout.EDGE // 4:,}.",
+            code="MODEL_SHAPE",
+        )
     arguments = layout.ROUTE(
-        **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=low.width(op.logits),
+        **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=n_expert,
         n_used=low.width(op.ids), row_kind=low.row_kind(op.logits), over_all=int(op.over == "all"),
-        scales=low.vector(op.scales) if op.scales else 0,
+        scales=low.vector(op.scales) if op.scales else 0, by_logits=int(op.by_logits),
+        sigmoid=int(op.scores == "sigmoid"), bias=low.vector(op.bias) if op.bias else 0, factor=float(op.factor),
+        n_groups=n_groups, groups_used=op.groups[1],
     )  # fmt: skip
     low.emit(op, "route", arguments, alone=True)
 
