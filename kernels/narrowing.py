@@ -65,7 +65,8 @@ def output_tail(program: Program) -> OutputTail | None:
     """The tail of a program; None where rows are mixed after they were chosen, or a value has two names."""
     mixing = [i for i, op in enumerate(program.ops) if not (op.by_row or isinstance(op, SelectOutputs))]
     start = mixing[-1] + 1 if mixing else 0
-    in_parts = any(buffer.of for buffer in program.buffers.values())
+    parts = {name for buffer in program.buffers.values() if buffer.of for name in (buffer.name, buffer.of)}
+    in_parts = any(parts.intersection(op.written_buffers()) for op in program.ops[start:])
     if in_parts or any(isinstance(op, SelectOutputs) for op in program.ops[:start]):
         return None
     ops, buffers, names = list[Op](), dict[str, Buffer](), dict[str, str]()
@@ -74,7 +75,7 @@ def output_tail(program: Program) -> OutputTail | None:
         """The buffer with the chosen rows of ``name``, made with a selection where the tail did not write it."""
         if name not in names and program.buffers[name].rows == "tokens":
             names[name] = f"{name} of outputs"
-            buffers[names[name]] = replace(program.buffers[name], name=names[name], rows="outputs")
+            buffers[names[name]] = replace(program.buffers[name], name=names[name], rows="outputs", of="", first=0)
             if not written:
                 ops.append(SelectOutputs(name, names[name]))
         return names.get(name, name)

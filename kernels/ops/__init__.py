@@ -24,6 +24,7 @@ from edgellm.kernels.ops.norms import LayerNorm, RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.ops.rope import ApplyRope
 from edgellm.kernels.ops.short_conv import CausalConv, ShortConv
+from edgellm.kernels.ops.state_space import GatedNorm, SSMGates, SSMScan
 from edgellm.kernels.program import Op
 
 __all__ = [
@@ -39,12 +40,15 @@ __all__ = [
     "Embed",
     "ExpertMatmul",
     "ExpertSum",
+    "GatedNorm",
     "GatedUnit",
     "LayerNorm",
     "Matmul",
     "Op",
     "RMSNorm",
     "Route",
+    "SSMGates",
+    "SSMScan",
     "Scale",
     "SelectOutputs",
     "SelfAttention",
@@ -58,5 +62,5 @@ __all__ = [
 OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
-    LayerNorm, Activate, AddRows, SelfAttention,
+    LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm,
 )  # fmt: skip

@@ -79,8 +79,17 @@ class GatedUnit(Op):
             s.emit(f"width={width}", op)
 
 
-Curve = Literal["gelu", "gelu_erf"]
-CURVES: dict[Curve, Callable[[np.ndarray], np.ndarray]] = {"gelu": gelu, "gelu_erf": gelu_erf}
+def relu_squared(x: np.ndarray) -> np.ndarray:
+    """x^2 above 0, else 0."""
+    return np.square(np.maximum(x, np.float32(0.0)))
+
+
+Curve = Literal["gelu", "gelu_erf", "relu_squared"]
+CURVES: dict[Curve, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu": gelu,
+    "gelu_erf": gelu_erf,
+    "relu_squared": relu_squared,
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Short convolutions along the tokens of a sequence: gated on both sides in LFM2, before a delta rule in Qwen 3.5."""
+"""Short convolutions along the tokens of a sequence: gated on both sides in LFM2, before a delta rule in Qwen 3.5 and a
+state space in Mamba-2.
+"""
 
 from __future__ import annotations
 
@@ -41,23 +43,26 @@ class ShortConv(Op):
 
 @dataclass(frozen=True)
 class CausalConv(Op):
-    """out = silu(conv(x)), conv as in ``ShortConv``; the state of ``layer`` holds the last n_taps - 1 rows of x."""
+    """out = silu(conv(x) + bias), conv as in ``ShortConv``; ``layer`` has the last n_taps - 1 rows of x."""
 
-    name, reads, writes, weights, cache = "causal_conv", ("x",), ("out",), ("weight",), "update"
+    name, reads, writes, weights, cache = "causal_conv", ("x",), ("out",), ("weight", "bias"), "update"
 
     x: str
     weight: str
     out: str
     layer: int
+    bias: str | None = None
 
     def reference(self, step: Step) -> None:
-        step[self.out] = silu(_convolve(step, step[self.x], self.weight, self.layer))
+        conv = _convolve(step, step[self.x], self.weight, self.layer)
+        step[self.out] = silu(conv if self.bias is None else conv + step.weight(self.bias))
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
         for width, n_taps in ((64, 4), (40, 3), (7, 2)):
             layer, weight = s.layer(StateLayer((n_taps - 1) * width)), s.tensor("F32", (width, n_taps))
-            s.emit(f"width={width} taps={n_taps}", CausalConv(s.input(width), weight, s.buffer(width), layer))
+            bias = None if width == 40 else s.tensor("F32", (width,))
+            s.emit(f"width={width} taps={n_taps}", CausalConv(s.input(width), weight, s.buffer(width), layer, bias))
 
 
 def _convolve(step: Step, x: np.ndarray, name: str, layer: int) -> np.ndarray:

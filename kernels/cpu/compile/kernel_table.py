@@ -32,11 +32,12 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         f"gated_{kind}": ("elementwise", "make_gated_unit", kind)
         for kind in ("silu", "gelu", "gelu_erf", "clamped_swiglu")
     },
-    **{f"activate_{kind}": ("elementwise", "make_activate", kind) for kind in ("gelu", "gelu_erf")},
+    **{f"activate_{kind}": ("elementwise", "make_activate", kind) for kind in ("gelu", "gelu_erf", "relu_squared")},
     "attention": ("attention", "make_attention", ""),
     "self_attention": ("self_attention", "self_attention", None),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
+    **{name: ("state_space", name, None) for name in ("ssm_gates", "ssm_scan", "gated_norm")},
     TOP_K: ("top_k", "top_k", None),
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},

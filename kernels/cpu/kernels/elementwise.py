@@ -240,7 +240,13 @@ def make_gated_unit(activation: str) -> Any:
     return gated_unit
 
 
-_CURVES = {"gelu": gelu_f32x16, "gelu_erf": gelu_erf_f32x16}
+@v.forceinline
+def _relu_squared(x):
+    positive = v.max_f32x16(v.zero_f32x16(), x)
+    return positive * positive
+
+
+_CURVES = {"gelu": gelu_f32x16, "gelu_erf": gelu_erf_f32x16, "relu_squared": _relu_squared}
 
 
 def make_activate(activation: str) -> Any:

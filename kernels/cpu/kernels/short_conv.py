@@ -98,7 +98,7 @@ def _make_gated(load: Any) -> Any:
 
 
 def _make_plain(load: Any, silu: Any) -> Any:
-    """x itself, and the silu of the sum."""
+    """x itself, and the silu of the sum and the bias."""
 
     @v.forceinline
     def value(args, row, i):
@@ -106,7 +106,7 @@ def _make_plain(load: Any, silu: Any) -> Any:
 
     @v.forceinline
     def finish(args, row, i, acc):
-        return silu(acc)
+        return silu(acc + load(args.bias + i))
 
     return value, finish
 
@@ -138,4 +138,4 @@ def _make_kernel(sixteen: Any, one: Any) -> Any:
 short_conv = _make_kernel(_sixteen_gated, _one_gated)
 """out = c * conv(b * x)"""
 causal_conv = _make_kernel(_sixteen_plain, _one_plain)
-"""out = silu(conv(x))"""
+"""out = silu(conv(x) + bias)"""

@@ -42,6 +42,9 @@ STEP_FIELDS = 19
 
 ROW_ALIGN = 16  # floats
 
+ALONE_WIDTH = 8192
+"""Rows of up to so many values are left to one thread: a few microseconds, about what a meeting costs."""
+
 
 def padded(width: int) -> int:
     """Floats from one row of a buffer to the next."""
@@ -93,7 +96,7 @@ SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_r
 SIGMOID_GATE = namedtuple("SIGMOID_GATE", "x x_row gate gate_row out out_row width span row_kind")
 """A value of ``gate`` is for ``span`` neighbours."""
 SOFTCAP = namedtuple("SOFTCAP", "x x_row out out_row width row_kind cap")
-SHORT_CONV = namedtuple("SHORT_CONV", "x x_row w w_row out out_row width n_taps states table")
+SHORT_CONV = namedtuple("SHORT_CONV", "x x_row w w_row bias out out_row width n_taps states table")
 DELTA_GATES = namedtuple(
     "DELTA_GATES", "alpha alpha_row beta beta_row a dt_bias decay decay_row rate rate_row heads row_kind"
 )
@@ -101,6 +104,12 @@ DELTA_RULE = namedtuple(
     "DELTA_RULE",
     "qkv qkv_row decay decay_row rate rate_row out out_row n_k_heads n_v_heads head_dim tiled eps states table",
 )
+SSM_GATES = namedtuple("SSM_GATES", "dt dt_row a dt_bias decay decay_row rate rate_row heads row_kind")
+SSM_SCAN = namedtuple(
+    "SSM_SCAN",
+    "xbc xbc_row decay decay_row rate rate_row d out out_row n_heads n_groups head_dim n_state states table",
+)
+GATED_NORM = namedtuple("GATED_NORM", "x x_row gate gate_row w out out_row width groups eps row_kind")
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
 
 
@@ -177,6 +186,7 @@ PART_NBYTES = 52
 
 
 DELTA_HEAD_DIM = 256  # at most: 16 columns of a delta rule's state are kept in a thread's scratch, 16 KiB
+SSM_STATE = 512  # at most, likewise: 32 KiB
 
 
 def tile_tokens(group: int) -> int:

@@ -22,7 +22,8 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
-from edgellm.kernels.cpu.run import attention_work
+from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
+from edgellm.kernels.cpu.run import attention_work, recurrent
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
@@ -33,9 +34,6 @@ from edgellm.kernels.ops import (
     AddRows,
     ApplyRope,
     Attention,
-    CausalConv,
-    DeltaGates,
-    DeltaRule,
     Embed,
     ExpertMatmul,
     ExpertSum,
@@ -47,7 +45,6 @@ from edgellm.kernels.ops import (
     Scale,
     SelectOutputs,
     SelfAttention,
-    ShortConv,
     SigmoidGate,
     Softcap,
     SplitHeads,
@@ -57,9 +54,6 @@ from edgellm.kernels.program import Buffer, Op, Program
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
-
-ALONE_WIDTH = 8192
-"""Rows of up to so many values are left to one thread: a few microseconds, about what a meeting costs."""
 
 ROW_KINDS: dict[str, tuple[int, Callable[[int], int]]] = {
     "tokens": (layout.N_TOKENS, lambda max_tokens: max_tokens),
@@ -527,50 +521,6 @@ def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
     low.emit(op, "select_outputs", arguments, alone=True)
 
 
-def _conv(low: _Lowering, op: ShortConv | CausalConv, kernel: str, x: str) -> None:
-    width, n_taps = low.program.tensors[op.weight].shape
-    weight = low.memory.zeros(n_taps, layout.padded(width), "float32")  # (n_taps, width): neighbours are channels
-    if low.memory.real:
-        weight[:, :width] = low.program.tensors[op.weight].dequantize().reshape(width, n_taps).T
-    arguments = layout.SHORT_CONV(
-        **low.where(x=x, out=op.out), w=weight.ctypes.data, w_row=weight.strides[0], width=width, n_taps=n_taps,
-        states=low.states(op.layer), table=low.program.table_of(op.layer),
-    )  # fmt: skip
-    low.emit(op, kernel, arguments, alone=width <= ALONE_WIDTH)
-
-
-def _short_conv(low: _Lowering, op: ShortConv) -> None:
-    _conv(low, op, "short_conv", op.bcx)
-
-
-def _causal_conv(low: _Lowering, op: CausalConv) -> None:
-    _conv(low, op, "causal_conv", op.x)
-
-
-def _delta_gates(low: _Lowering, op: DeltaGates) -> None:
-    arguments = layout.DELTA_GATES(
-        **low.where(alpha=op.alpha, beta=op.beta, decay=op.decay, rate=op.rate), a=low.vector(op.a),
-        dt_bias=low.vector(op.dt_bias), heads=low.width(op.alpha), row_kind=low.row_kind(op.alpha),
-    )  # fmt: skip
-    low.emit(op, "delta_gates", arguments, alone=True)
-
-
-def _delta_rule(low: _Lowering, op: DeltaRule) -> None:
-    head_dim = low.width(op.out) // op.n_v_heads
-    if head_dim % layout.ROW_ALIGN or head_dim > layout.DELTA_HEAD_DIM:
-        raise UnsupportedError(
-            f"a delta rule with heads of {head_dim}; the CPU kernels take multiples of {layout.ROW_ALIGN} up to "
-            f"{layout.DELTA_HEAD_DIM}.",
-            code="MODEL_SHAPE",
-        )
-    arguments = layout.DELTA_RULE(
-        **low.where(qkv=op.qkv, decay=op.decay, rate=op.rate, out=op.out), n_k_heads=op.n_k_heads,
-        n_v_heads=op.n_v_heads, head_dim=head_dim, tiled=int(op.tiled), eps=op.eps, states=low.states(op.layer),
-        table=low.program.table_of(op.layer),
-    )  # fmt: skip
-    low.emit(op, "delta_rule", arguments, alone=False)
-
-
 def _route(low: _Lowering, op: Route) -> None:
     n_expert, n_groups = low.width(op.logits), op.groups[0]
     if not op.by_logits and (n_expert + n_groups) * 4 > layout.EDGE:
@@ -627,7 +577,6 @@ _RULES: dict[type, Any] = {
     GatedUnit: _gated_unit,
     Add: _add,
     SelectOutputs: _select_outputs,
-    ShortConv: _short_conv,
     Route: _route,
     ExpertMatmul: _expert_matmul,
     ExpertSum: _expert_sum,
@@ -635,13 +584,11 @@ _RULES: dict[type, Any] = {
     SigmoidGate: _sigmoid_gate,
     Softcap: _softcap,
     SplitHeads: _split_heads,
-    CausalConv: _causal_conv,
-    DeltaGates: _delta_gates,
-    DeltaRule: _delta_rule,
     LayerNorm: _layer_norm,
     Activate: _activate,
     AddRows: _add_rows,
     SelfAttention: _self_attention,
+    **recurrent.RULES,
 }
 
 
