@@ -121,7 +121,7 @@ def read_json(files: CheckpointFolder, name: str, limit: int) -> dict[str, Any] 
     raw = files.read(name, limit)
     if raw is None:
         return None
-    value = parse_json(raw, name, "CHECKPOINT_CONFIG")
+    value = parse_json(raw, name, "CHECKPOINT_CONFIG", infinities=name == "config.json")  # of a limit that is none
     if not isinstance(value, dict):
         raise FormatError(f"{name}: a JSON object was expected. {PULL_AGAIN}", code="CHECKPOINT_CONFIG")
     return value

@@ -29,6 +29,7 @@ ARCHITECTURES = (
     *("qwen2moe", "olmoe", "granite", "granitemoe", "gemma", "gemma2", "gpt-oss", "qwen35", "qwen35moe"),
     *("qwen3next", "gemma4"),
     *decoder_models.TINY,
+    *("mamba2", "granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe"),
 )
 QUANTS = ("Q8_0", "Q4_K", "Q4_1", "F16", "Q6_K", "IQ4_XS")
 WHOLE = [0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 65, 100, 255, 257, 512, 513, 4095, 4096, 65_535, 1 << 20, 1 << 24]

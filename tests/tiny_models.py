@@ -15,6 +15,7 @@ from typing import Any
 import decoder_models
 import gguf
 import numpy as np
+import state_space_models as spaces
 
 CHATML = (
     "{% for message in messages %}"
@@ -27,7 +28,17 @@ OWN_INPUT = 256
 """Columns that each layer of a Gemma 4 takes of a token's row in the second table."""
 HYBRIDS = ("qwen35", "qwen35moe", "qwen3next")
 """Whose every other layer is a delta-net, here."""
-EXPERTS = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35moe", "qwen3next", "gemma4")
+EXPERTS = (
+    "qwen2moe",
+    "qwen3moe",
+    "olmoe",
+    "granitemoe",
+    "granitehybrid",
+    "gpt-oss",
+    "qwen35moe",
+    "qwen3next",
+    "gemma4",
+)
 EXPERTS += decoder_models.WITH_EXPERTS
 """Architectures whose layers have experts."""
 MERGES = "Ġ t|h e|Ġt he|i n|e r|a n|Ġ a|o n|r e|Ġ w|o r|l l|Ġ Ġ|in g|an d|Ġ and"
@@ -123,6 +134,9 @@ def write_tiny_model(
     if architecture == "lfm2":  # every layer but each third is a convolution
         keys["lfm2.attention.head_count_kv"] = [n_head_kv if i % 3 == 1 else 0 for i in range(n_layer)]
         keys["lfm2.shortconv.l_cache"] = 3
+    if architecture in spaces.STATE_SPACES:
+        sizes = spaces.state_keys(architecture, 2 * n_embd, n_layer, n_head_kv, n_ff)
+        keys |= {f"{architecture}.{key}": value for key, value in sizes.items()}
     if architecture in EXPERTS:
         keys |= {f"{architecture}.expert_count": N_EXPERT, f"{architecture}.expert_used_count": 2}
     if architecture in HYBRIDS:  # every other layer is attention
@@ -133,7 +147,7 @@ def write_tiny_model(
         keys |= {f"{architecture}.{key}": value for key, value in sizes.items()}
     if architecture in ("qwen2moe", "qwen3moe", "gpt-oss", "qwen35moe", "qwen3next", "gemma4"):
         keys[f"{architecture}.expert_feed_forward_length"] = n_ff
-    if architecture in ("qwen2moe", "granitemoe", "qwen35moe", "qwen3next"):
+    if architecture in ("qwen2moe", "granitemoe", "granitehybrid", "qwen35moe", "qwen3next"):
         keys[f"{architecture}.expert_shared_feed_forward_length"] = 2 * n_ff
     if architecture.startswith("granite"):
         scales = {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 2.5}
@@ -161,6 +175,9 @@ def write_tiny_model(
     )
     for name, shape in shapes.items():
         if name in leave_out:
+            continue
+        if (numbers := spaces.fill(name, shape, rng)) is not None:
+            writer.add_tensor(name, numbers)
             continue
         if len(shape) == 1:
             centre = {"bias": 0.0, "ssm_a": -1.0}.get(name.rpartition(".")[2], 1.0)
@@ -214,7 +231,7 @@ def tensor_shapes(
         layer |= {"ffn_gate_inp.weight": (N_EXPERT, n_embd)}
         for name in ("gate", "up", "down"):
             layer[f"ffn_{name}_exps.weight"] = (N_EXPERT, *layer.pop(f"ffn_{name}.weight"))
-    if architecture in ("qwen2moe", "granitemoe", "qwen35moe", "qwen3next"):
+    if architecture in ("qwen2moe", "granitemoe", "granitehybrid", "qwen35moe", "qwen3next"):
         for name in ("gate", "up", "down"):
             shape = (n_embd, 2 * n_ff) if name == "down" else (2 * n_ff, n_embd)
             layer[f"ffn_{name}_shexp.weight"] = shape
@@ -256,6 +273,10 @@ def tensor_shapes(
     if architecture == "gemma4":
         return shapes | gemma4_shapes(n_vocab, n_layer, n_embd, n_ff, n_q, n_kv, head_dim, tied)
     for i in range(n_layer):
+        if architecture in spaces.STATE_SPACES:
+            own = spaces.layer_shapes(architecture, i, layer, n_embd)
+            shapes |= {f"blk.{i}.{name}": shape for name, shape in own.items()}
+            continue
         convolves = (architecture == "lfm2" and i % 3 != 1) or (architecture in HYBRIDS and i % 2 == 0)
         rest = {
             name: shape for name, shape in layer.items() if not name.startswith("attn_") or name == "attn_norm.weight"
@@ -342,10 +363,11 @@ ARCHITECTURE_OF = {
     "qwen3_next": "qwen3next",
     "qwen3_5_text": "qwen35",
     "qwen3_5_moe_text": "qwen35moe",
+    **spaces.ARCHITECTURE_OF,
     **decoder_models.ARCHITECTURE_OF,
 }
 """Kinds of transformers' settings that GGUF calls otherwise."""
-PAIRED = ("llama", "granite", "granitemoe", *decoder_models.PAIRED)
+PAIRED = ("llama", "granite", "granitemoe", "granitehybrid", *decoder_models.PAIRED)
 """Architectures whose rotated pairs are neighbours."""
 
 
@@ -354,13 +376,19 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
     config, tied = getattr(model.config, "text_config", model.config), model.config.tie_word_embeddings
     config.allow_global_per_layer_attribute_access = True  # where layers differ, gemma4_keys has them
     architecture = ARCHITECTURE_OF.get(config.model_type, config.model_type)
+    if architecture == "nemotron_h" and "moe" in config.layers_block_type:
+        architecture = "nemotron_h_moe"
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (_transformers_metadata(config, architecture) | (metadata or {})).items():
         add_value(writer, f"{architecture}.{key}", value)
     arch = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     apart = gemma4_tensors if architecture == "gemma4" else expert_matrices_apart
-    for hf_name, tensor in apart(model.state_dict(), architecture == "gpt-oss").items():
+    tensors = dict(model.state_dict())
+    if architecture in spaces.STATE_SPACES:
+        for name, numbers in spaces.transformers_tensors(tensors, config, architecture).items():
+            writer.add_tensor(name, numbers)
+    for hf_name, tensor in apart(tensors, architecture == "gpt-oss").items():
         if (tied and hf_name == "lm_head.weight") or hf_name.startswith("model.visual."):
             continue
         hf_name = hf_name.replace("model.language_model.", "model.")
@@ -389,7 +417,7 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = weight[:, 0]
         for part, rows in qkv_and_z(weight, name, config).items():
             writer.add_tensor(part, np.ascontiguousarray(rows))
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     for name, numbers in decoder_models.own_tensors(config).items():
         writer.add_tensor(name, numbers)
     if rope.get("rope_type") == "llama3":
@@ -492,6 +520,8 @@ def _head_dim(config: Any) -> int:
 
 
 def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
+    if architecture in ("mamba2", *spaces.NEMOTRONS):
+        return spaces.transformers_keys(config, architecture)
     keys: dict[str, Any] = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -536,6 +566,9 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         )  # fmt: skip
         keys["attention.recurrent_layers"] = [kind == "linear_attention" for kind in config.layer_types]
         keys["rope.dimension_count"] = int(config.head_dim * config.rope_parameters["partial_rotary_factor"])
+    if architecture in spaces.STATE_SPACES:
+        keys |= spaces.transformers_keys(config, architecture)
+        keys.pop("embedding_scale" if architecture == "falcon-h1" else "", None)  # which is in its weights
     if architecture == "gpt-oss":
         keys["expert_feed_forward_length"] = config.intermediate_size
     rope = config.rope_parameters

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgellm.kernels.program import Program
 
 
-WITH_UNDERSCORES = ("ernie4_5", "ernie4_5-moe", "seed_oss")
+WITH_UNDERSCORES = ("ernie4_5", "ernie4_5-moe", "nemotron_h", "nemotron_h_moe", "seed_oss")
 """Architectures whose names have some: in all others _ of a file's name is - ."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.granite import granite_metadata, read_scales, rotates
@@ -14,6 +16,12 @@ from edgellm.models.parts.hparams import integer
 
 def build(gguf: ModelFile) -> Program:
     """As Granite, but x += s (experts(h) + shared(h))."""
+    ffn = read_feed_forward(gguf)
+    return build_decoder(gguf, adjacent=True, rotates=rotates(gguf), scales=read_scales(gguf), ffn=ffn)
+
+
+def read_feed_forward(gguf: ModelFile) -> Callable[[ProgramBuilder, str], None]:
+    """What adds proj = experts(h) + shared(h), the latter where the file has one."""
     shared = integer(gguf, "expert_shared_feed_forward_length", 0)
     experts = read_experts(gguf, integer(gguf, "feed_forward_length", least=1), shared=shared)
 
@@ -22,17 +30,17 @@ def build(gguf: ModelFile) -> Program:
         if experts.shared:
             shared_expert(m, blk, experts.shared, "silu")
 
-    return build_decoder(gguf, adjacent=True, rotates=rotates(gguf), scales=read_scales(gguf), ffn=ffn)
+    return ffn
 
 
-def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
-    """The keys of this architecture, from config.json."""
-    found = granite_metadata(config, "granitemoe") | expert_metadata(config, "granitemoe")
-    if config.model_type == "granitemoeshared":
+def checkpoint_metadata(config: CheckpointConfig, architecture: str = "granitemoe") -> TypedMetadata:
+    """The keys of this architecture, and of one that has these too, from config.json."""
+    found = granite_metadata(config, architecture) | expert_metadata(config, architecture)
+    if config.model_type in ("granitemoeshared", "granitemoehybrid"):
         if not config.get("shared_intermediate_size"):
             raise config.refuse("shared_intermediate_size", "models of this class that have a shared expert")
         shared = config.integer("shared_intermediate_size")
-        found["granitemoe.expert_shared_feed_forward_length"] = (shared, "UINT32")
+        found[f"{architecture}.expert_shared_feed_forward_length"] = (shared, "UINT32")
     return found
 
 

@@ -57,6 +57,8 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     checkpoint = Checkpoint.open(folder)
     architecture, form, model_type = find_form(checkpoint)
     config, notes = read_config(checkpoint, model_type)
+    if form.variant:
+        architecture, form = form.variant(config)
     scheme = scheme_of(checkpoint)
     metadata = form.metadata(config)
     n_experts = metadata.get(f"{architecture}.expert_count", (0, ""))[0]
@@ -266,6 +268,7 @@ def _check_biases(
 def plain_name(name: str) -> str:
     """The name as the class for text alone has it: a model that also sees, or has no head, spells it otherwise."""
     name = re.sub(r"^(?:model\.)?language_model\.(?:model\.)?", "model.", name)
+    name = re.sub(r"^(?:model\.)?backbone\.", "model.", name)
     name = name.replace("model.lm_head.", "lm_head.")
     return re.sub(r"^(?=layers\.|embed_tokens\.|norm\.)", "model.", name)
 
@@ -374,10 +377,13 @@ def _from_row(tensor: InputTensor, first: int, stored_name: str) -> InputTensor:
 
 
 def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointConfig) -> InputTensor:
-    """A tensor of a layer with its rows, or columns, in GGUF's order, and its numbers as GGUF has them."""
-    rest = tensor.name.split(".", 2)[-1]
+    """A tensor with its rows, or columns, in GGUF's order, and its numbers and shape as GGUF has them."""
+    rest = re.sub(r"^blk\.\d+\.", "", tensor.name)
     is_vector = len(tensor.shape) == 1
     change = form.numbers.get(rest)
+    factor, shape = form.factors(config).get(rest, 1.0), form.shapes(config).get(rest)
+    if np.ndim(factor) or factor != 1.0:
+        tensor = _multiplied(tensor, factor)
     rows, columns = (orders(config).get(rest) for orders in (form.row_orders, form.column_orders))
     for order, axis in ((rows, 0), (columns, -1)):
         if order is not None and tensor.shape[axis] != len(order):
@@ -385,7 +391,9 @@ def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointCon
                 f"{tensor.name} has the shape {tensor.shape}, expected {len(order)} as config.json says. {PULL_AGAIN}",
                 code="MODEL_SHAPE",
             )
-    if is_vector:
+    if shape is not None:
+        tensor = _as_matrix(tensor, shape)
+    elif is_vector:
         rows, columns = None, rows
     if change is None and (rows is None or _in_order(rows)) and (columns is None or _in_order(columns)):
         return tensor
@@ -402,6 +410,33 @@ def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointCon
         return found if change is None else change(found)
 
     return _of_rows(tensor, tensor.shape, decode)
+
+
+def _multiplied(tensor: InputTensor, factor: float | np.ndarray) -> InputTensor:
+    """All numbers times one, or each row times its own; of a vector an element is a row."""
+    by_row = np.asarray(factor, np.float32)
+    if by_row.ndim and len(by_row) != tensor.shape[0]:
+        raise FormatError(
+            f"{tensor.name} has the shape {tensor.shape}, expected {len(by_row)} rows by config.json. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        of_rows = by_row if by_row.ndim == 0 or len(tensor.shape) == 1 else by_row[start:stop, None]
+        return tensor.decode(start, stop) * of_rows
+
+    return _of_rows(tensor, tensor.shape, rows)
+
+
+def _as_matrix(tensor: InputTensor, shape: tuple[int, int]) -> InputTensor:
+    """A vector in rows."""
+    if tensor.shape != (shape[0] * shape[1],):
+        raise FormatError(
+            f"{tensor.name} has the shape {tensor.shape}, expected {shape[0] * shape[1]} numbers as config.json says. "
+            f"{PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    return _of_rows(tensor, shape, lambda start, stop: tensor.decode(0, 1).reshape(shape)[start:stop])
 
 
 def _in_order(order: np.ndarray) -> bool:

@@ -326,6 +326,134 @@ MODELS |= {
     ),
 }
 
+MAMBA2 = {
+    **dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps")),
+    "max_position_embeddings": None,
+    "num_heads": 8,
+    "head_dim": 16,
+    "state_size": 24,
+    "n_groups": 2,
+    "chunk_size": 16,
+}
+MODELS |= {
+    "mamba2": ("Mamba2", MAMBA2),
+    "mamba2 tied, one group": (
+        "Mamba2",
+        MAMBA2 | {"n_groups": 1, "tie_word_embeddings": True, "conv_kernel": 3},
+    ),
+    "mamba2 a group for each head, biases": (
+        "Mamba2",
+        MAMBA2
+        | {"n_groups": 4, "num_heads": 4, "head_dim": 48, "expand": 3, "state_size": 5, "use_bias": True}
+        | {"use_conv_bias": False},
+    ),
+}
+STATE, ATTENDS = "linear_attention", "full_attention"
+HYBRID = (
+    GRANITE
+    | MIXTRAL
+    | {"mamba_n_heads": 8, "mamba_d_state": 24, "mamba_n_groups": 2, "mamba_chunk_size": 16}
+    | {"shared_intermediate_size": 40, "layer_types": [STATE, ATTENDS, STATE]}
+)
+MODELS |= {
+    "granitehybrid": ("GraniteMoeHybrid", HYBRID),
+    "granitehybrid dense, rotated, tied": (
+        "GraniteMoeHybrid",
+        HYBRID
+        | {"num_local_experts": 0, "position_embedding_type": "rope", "tie_word_embeddings": True}
+        | {"mamba_n_groups": 1, "rope_parameters": YARN_ROPE},
+    ),
+    "granitehybrid biases, one of many": (
+        "GraniteMoeHybrid",
+        HYBRID
+        | {"attention_bias": True, "mamba_proj_bias": True, "num_local_experts": 32, "num_experts_per_tok": 1}
+        | {"num_key_value_heads": 1, "mamba_d_conv": 3, "layer_types": [STATE, STATE, ATTENDS]}
+        | {"mamba_conv_bias": False},
+    ),
+}
+FALCON_H1 = {
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 6,
+    "mamba_d_state": 24,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 16,
+    "embedding_multiplier": 3.5,
+    "lm_head_multiplier": 0.4,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.8,
+    "key_multiplier": 0.6,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.7,
+    "mlp_multipliers": [0.9, 0.6],
+    "ssm_multipliers": [0.8, 1.1, 0.7, 0.9, 1.4],
+}
+MODELS |= {
+    "falcon-h1": ("FalconH1", FALCON_H1),
+    "falcon-h1 normed, biases": (
+        "FalconH1",
+        FALCON_H1
+        | {"mamba_rms_norm": True, "mamba_norm_before_gate": False, "attention_bias": True, "mlp_bias": True}
+        | {"mamba_proj_bias": True, "projectors_bias": True, "num_key_value_heads": 1},
+    ),
+    "falcon-h1 tied, one group": (
+        "FalconH1",
+        FALCON_H1
+        | {"tie_word_embeddings": True, "lm_head_multiplier": 3.5, "mamba_n_groups": 1, "mamba_conv_bias": False}
+        | {"mamba_d_ssm": None, "mamba_n_heads": 8, "mamba_d_conv": 3, "rope_parameters": LINEAR_ROPE},
+    ),
+}
+NEMOTRON = {
+    **dict.fromkeys(("num_hidden_layers", "rms_norm_eps")),
+    "head_dim": 16,
+    "layers_block_type": [STATE, "mlp", ATTENDS, "mlp", STATE],
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 24,
+    "n_groups": 2,
+    "chunk_size": 16,
+    "time_step_min": 1e-30,  # which transformers cuts off in prompts alone
+}
+NEMOTRON_MOE = NEMOTRON | {
+    "layers_block_type": [STATE, "moe", ATTENDS, "moe", STATE],
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 80,
+    "routed_scaling_factor": 2.5,
+}
+MODELS |= {
+    "nemotron_h": ("NemotronH", NEMOTRON),
+    "nemotron_h one group": (
+        "NemotronH",
+        NEMOTRON | {"n_groups": 1, "use_conv_bias": False, "num_key_value_heads": 1},
+    ),
+    "nemotron_h biases, a group for each head": (
+        "NemotronH",
+        NEMOTRON
+        | {"n_groups": 6, "use_bias": True, "mlp_bias": True, "conv_kernel": 3}
+        | {"layers_block_type": [ATTENDS, STATE, "mlp"]},
+    ),
+    "nemotron_h_moe": ("NemotronH", NEMOTRON_MOE),
+    "nemotron_h_moe latent": (
+        "NemotronH",
+        NEMOTRON_MOE | {"moe_latent_size": 32, "norm_topk_prob": False},
+    ),
+    "nemotron_h_moe one of many": (
+        "NemotronH",
+        NEMOTRON_MOE | {"n_routed_experts": 32, "num_experts_per_tok": 1, "n_groups": 1, "num_key_value_heads": 4},
+    ),
+}
+WITHOUT_STATES = {
+    "granite of a hybrid's class": (
+        "GraniteMoeHybrid",
+        HYBRID | {"num_local_experts": 0, "layer_types": [ATTENDS] * 3},
+    ),
+    "granitemoe of a hybrid's class": (
+        "GraniteMoeHybrid",
+        HYBRID | {"layer_types": [ATTENDS] * 3, "position_embedding_type": "rope"},
+    ),
+}
+
 
 MODELS |= DECODERS
 
@@ -337,7 +465,7 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
     has_frame = kind.startswith(("Gemma3", "Gemma4", "Qwen3_5"))
     config_name = f"{kind.removesuffix('ForCausalLM')}{'Text' * has_frame}Config"
     class_name = kind if kind.startswith("Gemma3") else f"{kind}ForCausalLM"
-    options = SMALL | options
+    options = {key: value for key, value in (SMALL | options).items() if value is not None or key not in SMALL}
     if kind == "Gemma4":
         options |= {"vocab_size_per_layer_input": options["vocab_size"]}
     if kind in SEES:
@@ -362,6 +490,8 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
         for name, number in model.named_buffers():
             if name.endswith("layer_scalar"):
                 number.normal_(0.9, 0.1)
+            elif name.endswith("e_score_correction_bias"):
+                number.normal_(0.0, 0.2)
     return model
 
 
@@ -396,6 +526,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 EXTREME = (
     *("llama mixtral", "qwen2moe", "qwen3moe", "olmoe", "granite", "granitemoe shared", "gemma", "gemma2"),
     *("gpt-oss", "qwen35", "qwen35moe", "qwen3next", "gemma4", "gemma4 experts"),
+    *("mamba2", "granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe latent"),
 )
 
 

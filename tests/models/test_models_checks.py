@@ -173,7 +173,40 @@ def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
         program_of(path)
 
 
-@pytest.mark.parametrize("architecture", EXPERTS)
+BAD_STATES: dict[str, list[Any]] = {
+    "ssm.conv_kernel": [0, 1, 3, 65, "4"],
+    "ssm.state_size": [0, 8, 25, 1 << 31],
+    "ssm.group_count": [0, 1, 3, 4, 16],
+    "ssm.time_step_rank": [0, 3, 7, 16],
+    "ssm.inner_size": [0, 63, 100, 1 << 31],
+    "attention.head_count_kv": [[2, 2], [0], [0, 3], [0, 0, 0], 2],
+    "feed_forward_length": [[0, 0], [64], [64, 0]],
+    "expert_count": [0, 7],
+    "expert_used_count": [0, 6],
+    "expert_feed_forward_length": [32, [64, 32], 1 << 31],
+    "expert_shared_feed_forward_length": [0, 64],
+    "expert_weights_scale": [-1.0, float("nan"), float("inf")],
+    "expert_weights_norm": [1, "true"],
+    "expert_group_count": [2],
+    "moe_latent_size": [0, 64, 1 << 31],
+    "nextn_predict_layers": [1, 2, 65],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD_STATES.items() for value in values])
+def test_a_state_space_of_wrong_sizes_is_a_named_error(key: str, value: Any, tmp_path: Path) -> None:
+    """A state, then experts: of a Nemotron-H."""
+    metadata = {f"nemotron_h_moe.{key}": value}
+    path = write_tiny_model(tmp_path / "bad.gguf", "nemotron_h_moe", metadata=metadata, **SIZES)
+    if (key, value) == ("nextn_predict_layers", 1):  # a layer that is not run
+        assert all(not name.startswith("blk.1.") for name in program_of(path).tensors)
+        return
+    with pytest.raises(EdgeLLMError, match=r"bad\.gguf") as caught:
+        program_of(path)
+    assert caught.value.code in CODES | {"MODEL_KEY_UNKNOWN", "UNSUPPORTED"}
+
+
+@pytest.mark.parametrize("architecture", [name for name in EXPERTS if name != "granitehybrid"])  # which need none
 def test_an_expert_that_is_not_there_is_named(architecture: str, tmp_path: Path) -> None:
     for key, value, named in (
         ("expert_used_count", 6, "up to expert_count, which is 5"),
@@ -266,7 +299,10 @@ def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architectur
                                         metadata={f"{architecture}.{key}": value}, **SIZES))  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", DECODERS)
+WITHOUT_ROTATION = ("mamba2", "nemotron_h", "nemotron_h_moe")
+
+
+@pytest.mark.parametrize("architecture", [name for name in DECODERS if name not in WITHOUT_ROTATION])
 def test_every_architecture_applies_rope_factors_and_scaling(architecture: str, tmp_path: Path) -> None:
     scaling = {f"{architecture}.rope.scaling.type": "linear", f"{architecture}.rope.scaling.factor": 2.0}
     name = "rope_freqs.weight"

@@ -18,7 +18,7 @@ SEEDED = {"max_tokens": 24, "temperature": 0.9, "seed": 5, "ignore_eos": True}
 Load = Callable[..., edgellm.LLM]
 
 
-@pytest.fixture(scope="module", params=["lfm2", "qwen35"])
+@pytest.fixture(scope="module", params=["lfm2", "qwen35", "mamba2", "nemotron_h_moe"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "model.gguf", request.param, n_layer=4)
 

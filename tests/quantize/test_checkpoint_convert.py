@@ -92,6 +92,8 @@ JUDGED = (
     *("llama mixtral", "llama mixtral tied", "qwen2moe", "qwen2moe one of many", "olmoe all heads"),
     *("granite", "granite tied", "granitemoe", "granitemoe shared", "gemma", "gemma2"),
     *("gemma4", "gemma4 inputs without shared", "gemma4 dense", "gemma4 experts", "gemma4 experts, one of many"),
+    *("mamba2", "mamba2 tied, one group", "granitehybrid", "granitehybrid dense, rotated, tied", "falcon-h1"),
+    *("nemotron_h", "nemotron_h_moe", "nemotron_h_moe latent"),
     *("gpt-oss unscaled", "gpt-oss one of many"),  # YaRN as the model has it is not known to llama.cpp
 )
 

@@ -92,7 +92,8 @@ class CheckpointConfig:
     @property
     def n_layer(self) -> int:
         """Number of decoder layers."""
-        n_layer = self.integer("num_hidden_layers")
+        kinds = self.get("layers_block_type")  # one for each, where nothing else says how many there are
+        n_layer = self.integer("num_hidden_layers", len(kinds) if isinstance(kinds, list) and kinds else None)
         if n_layer > 512:
             raise wrong_config(self.folder, "num_hidden_layers", n_layer, "up to 512")
         return n_layer

@@ -78,8 +78,11 @@ class CheckpointForm:
     layer         modules of a layer: name in the checkpoint -> name in GGUF
     experts       modules of one expert -> the GGUF tensor that holds those of a layer
     stacked       modules of a layer whose rows, or those of every expert, are several GGUF tensors one after another
-    bare          parameters of a layer that have no module's name, likewise, with the whole rest of the GGUF names
+    bare          parameters of a layer by their whole names, likewise, with the whole rest of the GGUF names
     numbers       what becomes of the numbers of some tensors of a layer
+    factors       of some tensors, by the rest of their names in a layer: what their numbers are multiplied by, one for
+                  all or one for each row
+    shapes        of some tensors, likewise, that are vectors in the checkpoint
     row_orders, column_orders   of some tensors of a layer, by the rest of their GGUF names: which row of the
                   checkpoint's is the first, the second ...; a vector's elements are its rows
     transposed_experts   matrices of experts are (n_in, n_out) where they are plain, and gate and up alternate in them
@@ -96,6 +99,7 @@ class CheckpointForm:
     extra         tensors that the checkpoint has only as numbers of its config, by GGUF name: the rotation's divisors
     extra_is_usual  whether other programs know these tensors in the architecture
     space_prefix  whether a text starts with a space, where the tokenizer itself does not say
+    variant       the architecture, and the form of it, that some settings stand for
     """
 
     classes: Mapping[str, str]
@@ -113,6 +117,8 @@ class CheckpointForm:
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     numbers: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    factors: Callable[[CheckpointConfig], Mapping[str, float | np.ndarray]] = lambda _: {}
+    shapes: Callable[[CheckpointConfig], Mapping[str, tuple[int, int]]] = lambda _: {}
     row_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     column_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     transposed_experts: bool = False
@@ -122,6 +128,7 @@ class CheckpointForm:
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
     extra_is_usual: bool = False
     space_prefix: bool = True
+    variant: Callable[[CheckpointConfig], tuple[str, CheckpointForm]] | None = None
 
     @property
     def has_experts(self) -> bool:
@@ -141,13 +148,13 @@ class CheckpointForm:
         if found is None or int(found[1]) >= n_layer:
             return ()
         blk, rest, parameter = f"blk.{int(found[1])}", found[2], found[3]
-        if parameter is None and rest in self.bare:
-            names = self.bare[rest]
+        if (whole := f"{rest}.{parameter}" if parameter else rest) in self.bare:
+            names = self.bare[whole]
             return tuple(Place(f"{blk}.{one}", part=(i, len(names))) for i, one in enumerate(names))
         if rest in self.stacked and parameter in ("weight", None):
             names = self.stacked[rest]
             return tuple(Place(f"{blk}.{one}.weight", part=(i, len(names))) for i, one in enumerate(names))
-        one = re.fullmatch(r"(?:mlp|block_sparse_moe)\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
+        one = re.fullmatch(r"(?:mlp|block_sparse_moe|mixer)\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
         known = self.experts.get(one[2]) if one else self.layer.get(rest)
         if known is None or not (parameter == "weight" or (parameter == "bias" and known in biases)):
             return ()

@@ -55,6 +55,13 @@ ALIASES: dict[str, dict[str, str]] = {
         "rotary_emb_base": "rope_theta",
     },
 }
+_STATES = frozenset(
+    (
+        "architectures", "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act",
+        "time_step_limit", "tie_word_embeddings", "quantization_config", "compression_config", "quantization",
+        "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id",
+    )
+)  # fmt: skip
 USED: dict[str, frozenset[str]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), _ENCODER | {"layer_norm_eps", "type_vocab_size"}),
     "distilbert": _ENCODER | frozenset(ALIASES["distilbert"]),
@@ -82,6 +89,24 @@ USED: dict[str, frozenset[str]] = {
     "granite": _DECODER | _GRANITE | {"attention_bias", "mlp_bias"},
     "granitemoe": _DECODER | _GRANITE | _EXPERTS | {"attention_bias"},
     "granitemoeshared": _DECODER | _GRANITE | _EXPERTS | {"attention_bias", "shared_intermediate_size"},
+    "granitemoehybrid": _DECODER
+    | _GRANITE
+    | _EXPERTS
+    | {"attention_bias", "shared_intermediate_size", "position_embedding_type", "time_step_limit", "mamba_n_heads"}
+    | {"mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_conv_bias"}
+    | {"mamba_proj_bias"},
+    "falcon_h1": _DECODER
+    | {"attention_bias", "mlp_bias", "time_step_limit", "mamba_n_heads", "mamba_d_head", "mamba_d_ssm"}
+    | {"mamba_n_groups", "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_conv_bias", "mamba_proj_bias"}
+    | {"projectors_bias", "mamba_rms_norm", "mamba_norm_before_gate", "attention_in_multiplier", "key_multiplier"}
+    | {"attention_out_multiplier", "ssm_in_multiplier", "ssm_out_multiplier", "ssm_multipliers", "mlp_multipliers"}
+    | {"embedding_multiplier", "lm_head_multiplier"},
+    "nemotron_h": _DECODER
+    | {"layers_block_type", "hybrid_override_pattern", "mlp_hidden_act", "mamba_hidden_act", "attention_head_dim"}
+    | {"mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "time_step_limit"}
+    | {"use_bias", "use_conv_bias", "mlp_bias", "layer_norm_epsilon", "n_routed_experts", "num_experts_per_tok"}
+    | {"moe_intermediate_size", "moe_shared_expert_intermediate_size", "n_shared_experts", "moe_latent_size"}
+    | {"norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group"},
     "gemma": _DECODER,
     "gemma2": _DECODER
     | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "sliding_window"},
@@ -110,6 +135,9 @@ USED: dict[str, frozenset[str]] = {
     | _DELTA
     | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"}
     | {"norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"},
+    "mamba2": _STATES
+    | {"num_heads", "head_dim", "state_size", "n_groups", "conv_kernel", "expand", "use_bias", "use_conv_bias"}
+    | {"layer_norm_epsilon"},
     # the frame around the settings of a model that also sees
     **dict.fromkeys(("gemma3", "gemma4", "qwen3_5", "qwen3_5_moe"), _FRAME),
 }
@@ -147,6 +175,13 @@ _SEES = frozenset(("vision_config", "image_token_id", "video_token_id", "vision_
 )
 _ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
 _DROPOUT = frozenset(("attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout_prob"))
+# how a state space is set up before it is trained, and how prompts are cut
+_BEFORE_TRAINING = frozenset(
+    (
+        "chunk_size", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor", "time_step_max",
+        "time_step_min", "time_step_rank", "time_step_scale", "time_step_init_scheme",
+    )
+)  # fmt: skip
 HARMLESS_IN: dict[str, frozenset[str]] = {
     "distilbert": frozenset(("dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds", "tie_weights_")),
     "jina_embeddings_v3": _DROPOUT,
@@ -178,12 +213,21 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     "granite": frozenset(),
     "granitemoe": _ROUTING,
     "granitemoeshared": _ROUTING,
+    "granitemoehybrid": _ROUTING | _BEFORE_TRAINING | {"mamba_chunk_size", "init_method"},
+    "falcon_h1": _BEFORE_TRAINING | {"mamba_chunk_size", "mlp_expansion_factor", "num_logits_to_keep"},
+    # its attention knows no positions; a limit of time steps that transformers has in prompts alone, llama.cpp never
+    "nemotron_h": _BEFORE_TRAINING
+    | {"output_router_logits", "use_mamba_kernels", "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "expand"}
+    | {"num_logits_to_keep", "num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern"}
+    | {"partial_rotary_factor", "norm_eps"},
     "gemma": frozenset(),
     "gemma2": frozenset(("cache_implementation",)),
     "gemma3_text": frozenset(("_sliding_window_pattern",)),
     "qwen3_5_text": _MTP,
     "qwen3_5_moe_text": _MTP | _ROUTING,
     "qwen3_next": _MTP | _ROUTING,
+    # what the width must be, and two keys that transformers' class does not have: it is so, and not so
+    "mamba2": _BEFORE_TRAINING | {"intermediate_size", "rms_norm", "norm_before_gate"},
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _SEES),
     "gemma4_text": _ROUTING,
     "gemma4": frozenset(("vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id"))
@@ -197,6 +241,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "activation": ("swiglu",),
     "add_cross_attention": (False,),
     "attention_bias": (False,),
+    "attn_layer_indices": (),
     "attn_output_gate": (True,),
     "attn_logit_softcapping": (),
     "block_use_swiglu": (True,),
@@ -206,12 +251,15 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "conv_bias": (False,),
     "final_logit_softcapping": (),
     "is_encoder_decoder": (False,),
+    "mamba_use_mlp": (True,),
+    "mamba_proj_bias": (False,),
     "mlp_bias": (False,),
     "mlp_fc1_bias": (False,),
     "mlp_fc2_bias": (False,),
     "mlp_only_layers": ([],),
     "norm_bias": (False,),
     "norm_topk_prob": (True,),
+    "normalization_function": ("rmsnorm",),
     "num_experts": (0,),
     "num_local_experts": (0,),
     "parallel_block": (False,),
@@ -327,8 +375,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         },
     },
     "granite": {},
+    "mamba2": {"hidden_size": 4096, "num_hidden_layers": 64, "vocab_size": 32768, "num_heads": 128, "head_dim": 64}
+    | {"state_size": 128, "n_groups": 8, "conv_kernel": 4, "expand": 2, "layer_norm_epsilon": 1e-5},
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "granitemoeshared": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "granitemoehybrid": {"num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 1024}
+    | {"mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4, "mamba_expand": 2},
+    "falcon_h1": {"num_key_value_heads": 8, "mamba_d_ssm": 1024, "mamba_n_heads": 128, "mamba_n_groups": 1}
+    | {"mamba_d_state": 256, "mamba_d_conv": 4, "mamba_expand": 2, "rms_norm_eps": 1e-5}
+    | {"max_position_embeddings": 8192},
+    "nemotron_h": {"num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 21504, "layer_norm_epsilon": 1e-5}
+    | {"mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "ssm_state_size": 128, "conv_kernel": 4}
+    | {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7688, "mlp_hidden_act": "relu2"}
+    | {"moe_shared_expert_intermediate_size": 7688, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
     "gemma": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
     | {"max_position_embeddings": 8192},
     "gemma2": {

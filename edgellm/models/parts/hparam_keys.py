@@ -27,9 +27,8 @@ READ = frozenset(
 )  # fmt: skip
 _SLIDING = frozenset(("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"))
 _EXPERTS = frozenset(("expert_count", "expert_used_count"))
-_DELTA = frozenset(
-    ("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
-) | frozenset(
+_SSM = frozenset(("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size"))
+_DELTA = _SSM | frozenset(
     ("full_attention_interval", "attention.recurrent_layers", "nextn_predict_layers", "rope.scaling.attn_factor")
 ) | {"rope.dimension_sections"}  # fmt: skip
 _GRANITE = frozenset(
@@ -48,8 +47,17 @@ READ_IN: dict[str, frozenset[str]] = {
     "gemma2": frozenset(("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
     | {"rope.scaling.attn_factor"},
     "gpt-oss": _EXPERTS | {"attention.sliding_window", "expert_feed_forward_length", "rope.scaling.attn_factor"},
-    "granite": _GRANITE,
-    "granitemoe": _GRANITE | _EXPERTS | {"expert_shared_feed_forward_length"},
+    "falcon-h1": _SSM | {"rope.scaling.attn_factor"},
+    # the sizes of states are said of those without, too, where the model's class may have them
+    "granite": _GRANITE | _SSM | {"expert_shared_feed_forward_length"},
+    "granitemoe": _GRANITE | _EXPERTS | _SSM | {"expert_shared_feed_forward_length"},
+    "granitehybrid": _GRANITE | _EXPERTS | _SSM | {"expert_shared_feed_forward_length"},
+    "mamba2": _SSM,
+    "nemotron_h": _SSM | {"nextn_predict_layers"},
+    "nemotron_h_moe": _SSM
+    | _EXPERTS
+    | {"nextn_predict_layers", "expert_feed_forward_length", "expert_shared_feed_forward_length", "moe_latent_size"}
+    | {"expert_shared_count", "expert_weights_norm", "expert_weights_scale"},
     "olmoe": _EXPERTS | {"rope.scaling.attn_factor"},
     "qwen2moe": _EXPERTS
     | {"rope.scaling.attn_factor", "expert_feed_forward_length", "expert_shared_feed_forward_length"},
@@ -97,6 +105,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "embedding_scale": (0, 1),
     "expert_count": (0,),
     "expert_feed_forward_length": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "expert_shared_count": (0,),
     "expert_shared_feed_forward_length": (0,),
     "expert_used_count": (0,),

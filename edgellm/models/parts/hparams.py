@@ -58,13 +58,14 @@ def read_hparams(
     by_layer: Sequence[str] = (),
     *,
     n_ff: int | None = None,
+    eps: float | None = None,
     eps_key: str = "attention.layer_norm_rms_epsilon",
 ) -> HParams:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for a missing key, a range or a ratio that is off.
 
     by_layer   names of BY_LAYER that the architecture reads layer by layer, 0 for a layer without; all others must be
                alike in all layers
-    n_ff       for architectures whose files need not say it
+    n_ff, eps  for architectures whose files need not say it
     eps_key    what the norms add, under the name that the architecture has for it
     """
     n_layer, n_embd = integer(gguf, "block_count"), integer(gguf, "embedding_length")
@@ -99,8 +100,25 @@ def read_hparams(
         head_dim_k=head_dim_k,
         head_dim_v=integer(gguf, "attention.value_length", n_embd // n_head),
         n_rot=n_rot,
-        eps=real(gguf, eps_key),
+        eps=real(gguf, eps_key, eps),
         by_layer=found,
+    )
+
+
+def read_recurrent_hparams(gguf: ModelFile) -> HParams:
+    """The sizes of a model that has neither attention nor feed-forwards: those of them are 0."""
+    return HParams(
+        n_vocab=_vocab_size(gguf),
+        context_length=integer(gguf, "context_length"),
+        n_layer=integer(gguf, "block_count"),
+        n_embd=integer(gguf, "embedding_length"),
+        n_ff=0,
+        n_head=0,
+        n_head_kv=0,
+        head_dim_k=0,
+        head_dim_v=0,
+        n_rot=0,
+        eps=real(gguf, "attention.layer_norm_rms_epsilon"),
     )
 
 

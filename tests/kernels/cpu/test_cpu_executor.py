@@ -34,6 +34,7 @@ ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "lfm2"),
     *("qwen2moe", "olmoe", "granite", "granitemoe", "gemma", "gemma2", "gpt-oss", "qwen35", "qwen35moe"),
     *("qwen3next", "gemma4"),
+    *("mamba2", "granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe"),
 )
 LONG_TAIL = tuple(decoder_models.TINY)
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
