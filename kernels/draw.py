@@ -24,14 +24,16 @@ class Link(NamedTuple):
 class DrawSpec(NamedTuple):
     """A chain in numbers: ``links`` cut the ``n_candidates`` largest logits down, one of what is left is drawn.
 
-    k           so many of the largest logits are reported, ``n_candidates`` or more
+    k           so many of the largest logits are reported, ``n_candidates`` and those banned, or more
     wants_sum   whether the sum of exp over the whole vocabulary is
+    banned      ids that are no candidates; what is reported has them, but for ``shaped`` and ``left``
     """
 
     links: tuple[Link, ...]
     n_candidates: int
     k: int
     wants_sum: bool = False
+    banned: tuple[int, ...] = ()
 
 
 class TopLogits(NamedTuple):
@@ -86,9 +88,14 @@ class TokenDraw(Protocol):
 
 
 class Draw(Protocol):
-    """What an executor does with logits for any number of samplers and threads; ``max_k`` is the most it finds."""
+    """What an executor does with logits for any number of samplers and threads.
+
+    max_k   the most it finds
+    bans    whether it draws with banned ids
+    """
 
     max_k: int
+    bans: bool
 
     def top_k(self, logits: np.ndarray, k: int, with_sum: bool = False) -> TopLogits | None:
         """The k largest of logits (n,); None where they are not float32, none is the largest, or k is too large."""

@@ -60,10 +60,11 @@ class Sampler:
         self._build_chain(token_bytes, tokenize)
         self.greedy = self._is_greedy()
         plain = isinstance(self.choice, Distribution) and not params.post_sampling_probs
-        plain = plain and not params.processors and not len(self.bias_ids) and mask is None
+        plain = plain and not params.processors and bool(np.isneginf(self.bias).all()) and mask is None
         self.draw = draw
         names = [name for name, _ in self.chain] if plain else []
-        self.short = short_chain(names, params, n_vocab, self.greedy, self.rng, draw)
+        banned = tuple(self.bias_ids.tolist()) if plain else ()
+        self.short = short_chain(names, params, n_vocab, self.greedy, self.rng, draw, banned)
         self._remember(history)
 
     def _build_chain(self, token_bytes: Any, tokenize: Any) -> None:

@@ -56,8 +56,12 @@ def short_chain(
     greedy: bool,
     rng: np.random.Generator,
     draw: Draw | None,
+    banned: tuple[int, ...] = (),
 ) -> ShortChain | None:
-    """The chain of these samplers for an executor; None when one of them needs arrays or all of the vocabulary."""
+    """The chain of these samplers for an executor, which draws no banned id.
+
+    None when one of them needs arrays or all of the vocabulary.
+    """
     makers = [SAMPLERS[name].link for name in names if name in SAMPLERS]
     if draw is None or not names or len(makers) < len(names) or None in makers:
         return None
@@ -67,8 +71,8 @@ def short_chain(
     if greedy:
         links = [link for link in links if link.name == "temperature"]
     n = 1 if greedy else min(params.top_k, n_vocab) if links[0].name == "top_k" else 0
-    k = max(n, min(params.n_probs, n_vocab))
-    if not 0 < n <= k <= draw.max_k:
+    k = max(n + len(banned), min(params.n_probs, n_vocab))
+    if not 0 < n <= k <= min(draw.max_k, n_vocab) or (banned and (params.sampler_trace or not draw.bans)):
         return None
-    spec = DrawSpec(tuple(links), n, k, wants_sum=bool(params.n_probs or params.logprobs))
+    spec = DrawSpec(tuple(links), n, k, bool(params.n_probs or params.logprobs), banned)
     return ShortChain(params, [link.name for link in links], draw.open(spec, rng))

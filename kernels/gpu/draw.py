@@ -27,6 +27,7 @@ class GPUDraw(CPUDraw):
     """The CPU's, but for the tokens that ``GPUExecutor.decode`` draws."""
 
     max_k = MAX_K
+    bans = False  # its kernel sees values without their ids
 
     def open(self, spec: DrawSpec, rng: np.random.Generator) -> GPUTokenDraw:  # type: ignore[override]
         """See ``Draw``."""

@@ -185,17 +185,35 @@ def test_the_kernel_changes_nothing_of_what_a_sampler_says(options: dict[str, An
 
 
 @pytest.mark.parametrize("options", OPTIONS[:-2], ids=str)
-def test_the_kernel_draws_the_same_tokens_one_after_the_other(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("n_banned", [0, 1, 30])
+def test_the_kernel_draws_the_same_tokens_one_after_the_other(options: dict[str, Any], n_banned: int) -> None:
     rng = np.random.default_rng(5)
-    params = SamplingParams(seed=9, **options)
+    banned = rng.permutation(3000)[:n_banned]
+    params = SamplingParams(seed=9, logit_bias=dict.fromkeys(banned.tolist(), False), **options)
     plain, fast = Sampler(params, 3000), Sampler(params, 3000, draw=cpu_draw())
+    if not options:
+        assert fast.short is not None, "bans need no numpy"
     for _ in range(200):  # more than random numbers are drawn together
         logits = rng.normal(0, 3, 3000).astype(np.float32)
+        logits[banned] += 6  # they would be taken
         tokens = []
         for sampler in (plain, fast):
             tokens.append(sampler.sample(logits).token)
             sampler.accept(tokens[-1])
         assert tokens[0] == tokens[1]
+        assert tokens[0] not in banned
+
+
+def test_what_is_reported_beside_bans_is_the_raw_distribution() -> None:
+    logits = np.array([5, 9, 8, 1, 7, 9], np.float32)
+    params = SamplingParams(temperature=0, n_probs=3, logprobs=True, logit_bias={1: False, 5: False, 2: False})
+    plain, fast = (Sampler(params, 6, draw=draw).sample(logits) for draw in (None, cpu_draw()))
+    assert fast.token == plain.token == 4
+    assert fast.logprob == pytest.approx(plain.logprob, abs=2e-6)
+    assert [token for token, _ in fast.top] == [token for token, _ in plain.top] == [1, 5, 2]
+    everything = SamplingParams(temperature=0, logit_bias=dict.fromkeys(range(6), False))
+    with pytest.raises(NumericError, match="banned"):
+        Sampler(everything, 6, draw=cpu_draw()).sample(logits)
 
 
 def test_the_kernels_exponential_is_exact_to_the_last_places() -> None:

@@ -1,6 +1,7 @@
 """The usual chain of samplers on the few largest logits, and the draw, in float64 as Python does it.
 
-The candidates are sorted, so a link only says how many of the first ones stay; a temperature scales them.
+The candidates are sorted, so a link only says how many of the first ones stay; a temperature scales them. Banned ids
+are left out before.
 """
 
 from __future__ import annotations
@@ -70,12 +71,35 @@ def _shorten(values, n, kind, amount, least):
 
 
 @v.forceinline
+def _is_banned(record, i):
+    """Whether the i-th of the largest is."""
+    token, banned = v.load_i64(v.load_i64(record + at.POSITIONS) + i * 8), v.load_i64(record + at.BANNED)
+    found = False
+    for j in range(v.load_i64(record + at.N_BANNED)):
+        found = found or v.load_i64(banned + j * 8) == token
+    return found
+
+
+@v.forceinline
+def _place_of(record, candidate):
+    """Where a candidate stands among the largest."""
+    place = 0
+    while candidate > 0 or _is_banned(record, place):
+        if not _is_banned(record, place):
+            candidate -= 1
+        place += 1
+    return place
+
+
+@v.forceinline
 def draw(record, k):
     """(place of the chosen one, the sum of exp of what is left), of the k values that ``record`` points to."""
     values, shaped, left = v.load_i64(record + at.VALUES), v.load_i64(record + at.SHAPED), v.load_i64(record + at.LEFT)
-    n = min(k, v.load_i64(record + at.N_CANDIDATES))
-    for i in range(n):
-        v.store_f64(shaped + i * 8, v.load_f32(values + i * 4))
+    n, wanted = 0, v.load_i64(record + at.N_CANDIDATES)
+    for i in range(k):
+        if n < wanted and not _is_banned(record, i):
+            v.store_f64(shaped + n * 8, v.load_f32(values + i * 4))
+            n += 1
     links = v.load_i64(record + at.LINKS)
     for i in range(v.load_i64(record + at.N_LINKS)):
         link = links + i * at.LINK_NBYTES
@@ -89,4 +113,4 @@ def draw(record, k):
         while place < n - 1 and reached <= share:
             place += 1
             reached += exp_f64(v.load_f64(shaped + place * 8) - first)
-    return place, total
+    return _place_of(record, place), total

@@ -16,6 +16,8 @@ import numpy as np
 from edgellm.kernels.cpu.lib import draw_layout as at
 from edgellm.kernels.draw import Drawn, DrawSpec, TopLogits
 
+_RESULTS = slice(at.ROW // 8, at.LEFT // 8 + 1)
+
 MAX_STEPS = 16
 N_UNIFORMS = 64  # random numbers drawn together
 
@@ -24,6 +26,7 @@ class CPUDraw:
     """The ``Draw`` of a CPU executor. ``address`` is the kernel's, in memory that ``keep_alive`` holds."""
 
     max_k = 128  # each insertion moves up to so many
+    bans = True
 
     def __init__(self, address: int, keep_alive: object) -> None:
         self.address = address
@@ -40,7 +43,7 @@ class CPUDraw:
             return None
         given, logits = self._arguments, np.ascontiguousarray(logits)
         given.record[:4] = _address(logits), len(logits), k, with_sum
-        given.record[at.ROW // 8 :] = given.results
+        given.record[_RESULTS] = given.results
         self._function(given.address, 0, 0, 1)
         plain_sum, sum_of_exp = given.row.tolist()
         values = given.values[:k].copy()
@@ -69,8 +72,8 @@ class CPUTokenDraw:
     """The ``TokenDraw`` of a CPU executor: a spec as a record, and room for the rows of some tokens."""
 
     def __init__(self, spec: DrawSpec, rng: np.random.Generator, function: Callable[..., None]) -> None:
-        links, n_candidates, k, wants_sum = spec
-        assert 0 < n_candidates <= k <= CPUDraw.max_k, "a spec beyond what Draw promises"
+        links, n_candidates, k, wants_sum, banned = spec
+        assert 0 < n_candidates <= k - len(banned) <= k <= CPUDraw.max_k, "a spec beyond what Draw promises"
         self._links = np.array([(at.LINKS_BY_NAME[name], *amounts) for name, *amounts in links], np.float64)
         self._positions = np.empty((MAX_STEPS, k), np.int64)
         self._values = np.empty((MAX_STEPS, k), np.float32)
@@ -82,6 +85,8 @@ class CPUTokenDraw:
         results = (self._rows, self._positions, self._values, self._shaped, self._left)
         self._record = np.zeros(at.FIELDS, np.int64)
         self._record[at.K // 8 : at.UNIFORMS // 8] = k, wants_sum, self._links.ctypes.data, len(links), n_candidates
+        self._banned = np.array(banned, np.int64)
+        self._record[at.BANNED // 8 :] = self._banned.ctypes.data, len(banned)
         self._first_uniform = self._uniforms.ctypes.data
         self._record[at.UNIFORMS // 8] = self._first_uniform + self._uniforms.nbytes  # none yet
         self._results = np.array([array.ctypes.data for array in results])
@@ -96,7 +101,7 @@ class CPUTokenDraw:
             self._uniforms[-used:] = self._rng.random(used)
             self._record[at.UNIFORMS // 8] = self._first_uniform
         self._record[:2] = logits, n_logits
-        self._record[at.ROW // 8 :] = self._results
+        self._record[_RESULTS] = self._results
         return self._address
 
     def draw(self, logits: np.ndarray) -> bool:
