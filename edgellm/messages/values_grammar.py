@@ -281,16 +281,22 @@ class Values:
             yield self._bare_object(schema, place) if kind == "object" else self._bare_list(schema, place)
 
     def _quoted(self, text: str) -> str:
-        quote, dialect = self._form.dialect.quotes[0], self._form.dialect
-        if dialect.escapes:
-            inner = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace(quote, "\\" + quote)
-            return quoted(f"{quote}{inner}{quote}".encode())
-        return " ".join((self._lark.marker(quote), quoted(text.encode()), self._lark.marker(quote)))
+        """A text in any of the quotes that there are; models have habits of their own."""
+        dialect = self._form.dialect
+        if not dialect.escapes:
+            quote = self._lark.marker(dialect.quotes[0])
+            return f"{quote} {quoted(text.encode())} {quote}"
+        inner = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"')
+        written = (inner.replace(quote, "\\" + quote) for quote in dialect.quotes)
+        return _either([quoted(f"{q}{w}{q}".encode()) for q, w in zip(dialect.quotes, written, strict=True)])
 
     def _string(self, regex: str = "") -> str:
-        quote = self._form.dialect.quotes[0]
-        if not self._form.dialect.escapes:
-            return f"{self._lark.marker(quote)} {self._lark.text_before(quote, regex)}"
+        dialect = self._form.dialect
+        if not dialect.escapes:
+            return f"{self._lark.marker(dialect.quotes[0])} {self._lark.text_before(dialect.quotes[0], regex)}"
+        return _either([self._string_in(quote, regex) for quote in dialect.quotes])
+
+    def _string_in(self, quote: str, regex: str) -> str:
         if not regex:
             return self._lark.rule(rf"/{quote}([^{quote}\\\n]|\\.)*{quote}/")
         inner = self._lark.text_before("", rf"{regex} & /[^{quote}\\\n]*/")
@@ -373,6 +379,10 @@ def texts_of(schema: Any) -> list[str]:
 def quoted(text: bytes) -> str:
     """A text in Lark; "" for none."""
     return json.dumps(text.decode("utf-8", "replace"), ensure_ascii=False) if text else ""
+
+
+def _either(written: Sequence[str]) -> str:
+    return written[0] if len(written) == 1 else f"({' | '.join(written)})"
 
 
 def _branches(pattern: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from test_message_forms import TOKENS, written
 
 from edgellm.chat_template import ChatTemplate
 from edgellm.formats.errors import UnsupportedError
-from edgellm.messages.call_masks import begun_calls
+from edgellm.messages.call_masks import begun_calls, forced_calls
 from edgellm.messages.form import MessageForm
+from edgellm.messages.reader import MessageReader
 from edgellm.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance", reason="llguidance keeps the grammar")
@@ -100,6 +102,30 @@ def test_a_kind_of_schema_that_a_form_cannot_keep_of_a_strict_tool_is_refused_by
             with pytest.raises(UnsupportedError, match=f"f is strict.*{kind}"):
                 begun_calls(llm.tokenizer, form, [tool(ROOTS[kind][0], strict=True)], parallel=True)
         assert begun_calls(llm.tokenizer, form, [tool(ROOTS["a reference"][0], strict=True)], parallel=True)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_texts_of_python_calls_may_stand_in_either_quotes(strict: bool) -> None:
+    form = MessageForm.of(ChatTemplate(source_of("lfm2_v2"), **TOKENS))
+    code = {"type": "string", "pattern": "^[A-Z]{3}$"}
+    properties = {"a": {"type": "string"}, "b": {"enum": ["it's", "x"]}, "c": code}
+    schema = {"properties": properties, "required": list(properties), "additionalProperties": False}
+    tools = [tool(schema, strict=strict)]
+    with scripted_llm([], source_of("lfm2_v2"), control=marks(form)) as llm:
+        begun, forced = (make(llm.tokenizer, form, tools, parallel=True) for make in (begun_calls, forced_calls))
+        assert begun is not None
+        for a, b in (("'q\\'q\"'", "'it\\'s'"), ('"q\'q\\""', '"it\'s"')):
+            for c in ("'ABC'", '"ABC"'):
+                text = f"<|tool_call_start|>[f(a={a}, b={b}, c={c})]<|tool_call_end|>"
+                reader = MessageReader(form, "", tools)
+                reader.add(text)
+                reader.finish()
+                (read,) = reader.message.tool_calls
+                assert json.loads(read.arguments) == {"a": "q'q\"", "b": "it's", "c": "ABC"}
+                for grammar in (begun, forced):
+                    assert not not_let_through(llm.tokenizer, grammar.constraint(), text), text
+        wrong = "<|tool_call_start|>[f(a='x\")]<|tool_call_end|>"
+        assert not_let_through(llm.tokenizer, forced.constraint(), wrong)
 
 
 def calls(*arguments: dict[str, Any]) -> dict[str, Any]:
