@@ -324,14 +324,15 @@ class LLM:
                               None as the model's template has it
 
         The rest is as in ``stream``; a form that is asked for begins behind the reasoning. ``.message`` is the whole
-        reply, once the events are over. UnsupportedError TOOLS for a model whose chat template knows no tools.
+        reply, once the events are over. Where the model's template knows no tools they are described in plain text.
         """
         from edgellm.messages.asking import Asking
+        from edgellm.messages.plain_tools import form_with
         from edgellm.messages.reader import MessageReader
         from edgellm.messages.stream import EventStream, ReadTokens
 
         self.check_answers()
-        engine, form = self.engine, self.model.message_form
+        engine, form = self.engine, form_with(self.model.message_form, tools)
         params = self.params(params, logprobs=logprobs, **sampling)
         asking = Asking.of(form, tools, tool_choice, parallel_tool_calls, reasoning, template_kwargs)
         messages = arguments.items("messages", _as_messages(messages), "text, or a list of messages")
@@ -466,6 +467,7 @@ class LLM:
 
     def apply_template(self, messages: Messages, **kwargs: Any) -> str:
         """The text that the model is given for these messages."""
+        messages, kwargs["tools"] = self._shown(messages, kwargs.get("tools"))
         return self.chat_template.render_text(messages, **kwargs)
 
     def prompt_ids(
@@ -492,7 +494,19 @@ class LLM:
         more = {} if template_kwargs is None else arguments.mapping("template_kwargs", template_kwargs)
         if taken := [name for name in RESERVED if name in more]:
             raise ParameterError(f"template_kwargs has {taken[0]!r}, which the prompt gives. Take another name.")
+        messages, tools = self._shown(messages, tools)
         return self.chat_template.render(messages, tools=tools, **more)
+
+    def _shown(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[Messages, Sequence[Mapping[str, Any]] | None]:
+        """Messages and tools for the template; in plain text where it knows no tools."""
+        if tools or any(map(_is_about_tools, messages)):
+            from edgellm.messages.plain_tools import is_plain, told
+
+            if is_plain(self.model.message_form):
+                return told(self.chat_template, messages, tools), None
+        return messages, tools
 
     def _with_prefix(self, ids: list[int]) -> list[int]:
         prefix = list(self.tokenizer.special.prefix)
@@ -660,6 +674,12 @@ async def _in_thread(function: Callable[..., Any], *args: Any, **options: Any) -
         with contextlib.suppress(AttributeError):  # a flag of the caller's that only says
             options["cancel"].set()
         raise
+
+
+def _is_about_tools(message: Any) -> bool:
+    """Whether a message has calls, or the result of one."""
+    fields = message if isinstance(message, Mapping) else vars(message) if hasattr(message, "role") else {}
+    return fields.get("role") in ("tool", "function") or bool(fields.get("tool_calls"))
 
 
 def _as_messages(messages: str | Messages) -> Messages:

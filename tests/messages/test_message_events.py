@@ -223,8 +223,9 @@ def test_the_same_to_be_awaited() -> None:
         asyncio.run(steps())
 
 
-def test_without_the_tools_of_a_template_they_are_refused_by_name() -> None:
-    with scripted_llm(["x"]) as llm, pytest.raises(UnsupportedError, match="chat template") as caught:
+def test_where_all_stands_in_channels_that_have_no_calls_tools_are_refused_by_name() -> None:
+    channels = "to=self<|message|><|eom|>{{ messages[-1].content }}"
+    with scripted_llm(["x"], channels) as llm, pytest.raises(UnsupportedError, match="chat template") as caught:
         llm.events("x", tools=[add])
     assert caught.value.code == "TOOLS"
 

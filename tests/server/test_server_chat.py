@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from scripted_executor import scripted_llm
+from scripted_executor import ScriptedExecutor, scripted_llm
 from served import served
 from server_client import client_of, events, real_server, scripted_server
 from tool_template import TOOL_TEMPLATE, call_text
@@ -162,8 +162,25 @@ def test_a_grammar_and_a_schema_of_llama_server_begin_behind_the_reasoning() -> 
 
 
 def test_tools_that_the_model_cannot_be_shown_are_refused_by_name() -> None:
-    reply = ask(scripted_server(scripted_llm(["No."])), tools=[WEATHER])
+    channels = "to=self<|message|><|eom|>{{ messages[-1].content }}"
+    reply = ask(scripted_server(scripted_llm(["No."], channels)), tools=[WEATHER])
     assert reply.status_code == 400 and reply.json()["error"]["param"] == "tools"
+
+
+def test_a_model_whose_template_knows_no_tools_is_told_of_them_in_plain_text() -> None:
+    llm = scripted_llm([CALLS[0], "Sunny."])
+    executor, tokenizer = llm.executor, llm.tokenizer
+    with client_of(scripted_server(llm)) as client:
+        choice = client.post(PATH, json={"messages": HELLO, "tools": [WEATHER]}).json()["choices"][0]
+        assert choice["finish_reason"] == "tool_calls" and not choice["message"]["content"]
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"city": "Rome"}
+        talk = [*HELLO, choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "sun"}]
+        reply = client.post(PATH, json={"messages": talk, "tools": [WEATHER]}).json()
+        assert reply["choices"][0]["message"]["content"] == "Sunny."
+        shown = client.post("/apply-template", json={"messages": talk, "tools": [WEATHER]}).json()["prompt"]
+    assert isinstance(executor, ScriptedExecutor)
+    assert shown == tokenizer.decode(executor.script.prompts[-1], special=True)
 
 
 def test_llm_comply_finds_nothing_to_complain_of() -> None:
