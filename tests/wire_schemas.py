@@ -1,10 +1,11 @@
-"""Official schemas of the protocols, as judges: those that ship with llm-comply, and Ollama's OpenAPI document."""
+"""Official schemas of the protocols, as judges: those that ship with llm-comply, and the types of Ollama's client."""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,42 @@ def spec(name: str) -> Any:
     return schema.SpecLoader(str(Path(llm_comply.__file__).parent / "specs" / f"{name}.json"))
 
 
+# Ollama's schemas, and the official client's types of the same bodies
+OLLAMA_TYPES = {
+    **{name: name for name in ("ChatResponse", "GenerateResponse", "ListResponse", "ShowResponse")},
+    "ChatStreamEvent": "ChatResponse",
+    "GenerateStreamEvent": "GenerateResponse",
+    "PsResponse": "ProcessResponse",
+}
+
+
 @lru_cache
 def ollama_spec() -> Any:
-    """Ollama's docs/openapi.yaml, where OLLAMA_OPENAPI names a copy of it."""
+    """Ollama's docs/openapi.yaml, of which OLLAMA_OPENAPI names a copy; no package registry has it."""
     yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
-    path = os.environ.get("OLLAMA_OPENAPI")
-    if not path:
-        pytest.skip("OLLAMA_OPENAPI names no copy of Ollama's docs/openapi.yaml")
     loader = schema.SpecLoader()
-    loader._spec = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    loader._spec = yaml.safe_load(Path(os.environ["OLLAMA_OPENAPI"]).read_text(encoding="utf-8"))
     loader._schemas = loader._spec["components"]["schemas"]
     return loader
+
+
+def check_ollama(data: Any, name: str) -> None:
+    """By the types of Ollama's own client, strictly; and by the document where there is a copy of it."""
+    if os.environ.get("OLLAMA_OPENAPI"):
+        check(ollama_spec(), data, name)
+    types = pytest.importorskip("ollama._types", reason="pip install ollama")
+    read = getattr(types, OLLAMA_TYPES[name]).model_validate_json(json.dumps(data), strict=True)
+    told = read.model_dump(by_alias=True, exclude_none=True)
+    assert told.keys() & data.keys() and _stands_in(told, data), f"{name}: the client read {told}\nof {data}"
+
+
+def _stands_in(read: Any, data: Any) -> bool:
+    """Whether what a client read is what it was told; it may have been told more, and make a time of a text."""
+    if isinstance(read, dict):
+        return all(key in data and _stands_in(value, data[key]) for key, value in read.items())
+    if isinstance(read, list | tuple):
+        return len(read) == len(data) and all(map(_stands_in, read, data))
+    return read == data or isinstance(read, datetime)
 
 
 def check(loader: Any, data: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scripted_executor import scripted_llm
 from server_client import client_of, real_server, scripted_server
-from wire_schemas import check, ollama_spec
+from wire_schemas import check_ollama
 
 from edgellm.engine.requests import Timings
 from edgellm.messages.events import (
@@ -78,8 +78,8 @@ def test_lines_and_whole_answers_keep_ollamas_schema() -> None:
         told = [part for one in CALLS for part in writer.add(one)]
         name = "Chat" if writer.chat else "Generate"
         for part in [*told, writer.nothing()]:
-            check(ollama_spec(), part, f"{name}StreamEvent")
-        check(ollama_spec(), writer.whole(), f"{name}Response")
+            check_ollama(part, f"{name}StreamEvent")
+        check_ollama(writer.whole(), f"{name}Response")
 
 
 def test_a_call_that_was_cut_off_is_not_told() -> None:
@@ -210,10 +210,10 @@ def test_models_are_listed_and_shown(real_server: Server) -> None:
 
 def test_listings_keep_ollamas_schema(real_server: Server) -> None:
     with client_of(real_server) as client:
-        check(ollama_spec(), client.get("/api/tags").json(), "ListResponse")
+        check_ollama(client.get("/api/tags").json(), "ListResponse")
         client.post("/api/generate", json={"model": "smollm2"})
-        check(ollama_spec(), client.get("/api/ps").json(), "PsResponse")
-        check(ollama_spec(), client.post("/api/show", json={"model": "smollm2"}).json(), "ShowResponse")
+        check_ollama(client.get("/api/ps").json(), "PsResponse")
+        check_ollama(client.post("/api/show", json={"model": "smollm2"}).json(), "ShowResponse")
 
 
 def test_log_probabilities_are_a_flat_list(real_server: Server) -> None:

@@ -10,7 +10,7 @@ import pytest
 from scripted_executor import ScriptedExecutor, scripted_llm
 from server_client import client_of, scripted_server
 from tool_template import TOOL_TEMPLATE, call_text
-from wire_schemas import check, check_response_event, ollama_spec, spec, sse
+from wire_schemas import check, check_ollama, check_response_event, spec, sse
 
 from edgellm.server import sse as streams
 
@@ -45,7 +45,7 @@ def valid_message(part: dict[str, Any]) -> None:
 
 
 def valid_line(part: dict[str, Any]) -> None:
-    check(ollama_spec(), part, "ChatStreamEvent")
+    check_ollama(part, "ChatStreamEvent")
 
 
 # path, body, a tool, how a stream is read, what judges a part of it
