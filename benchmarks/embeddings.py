@@ -1,12 +1,12 @@
-"""Texts to vectors on the CPU: edgellm, llama.cpp and sentence-transformers on one model, with the same threads, in turn.
+"""Texts to vectors on the CPU: edgellm, llama.cpp and sentence-transformers, the same model and threads, in turn.
 
     python benchmarks/embeddings.py CHECKPOINT FILE.gguf... [--short 1000] [--long 50] [--threads 2] [--rounds 3]
 
 CHECKPOINT is a folder that sentence-transformers reads, such as all-MiniLM-L6-v2, and the files are conversions of it
-(``edgellm convert``, ``edgellm quantize``); llama.cpp (the package ``xllamacpp``) runs the same files. Each side gets all texts in one call, after a warm-up: short ones of 2 to
-24 words, and long ones that fill the context. Medians of the rounds, texts and tokens per second, and ratios; the least
-cosine to sentence-transformers' vectors says that all computed the same. One line of JSON ends it. sentence-transformers
-is measured in float32, its usual form on a CPU, and stands beside every file.
+(``edgellm convert``, ``edgellm quantize``); llama.cpp (the package ``xllamacpp``) runs the same files. Each side gets
+all texts in one call, after a warm-up: short ones of 2 to 24 words, and long ones that nearly fill the context. Medians
+of the rounds and ratios; the least cosine to sentence-transformers' vectors says that all computed the same. One line
+of JSON ends it. sentence-transformers is measured in float32, its usual form on a CPU, and stands beside every file.
 """
 
 from __future__ import annotations
@@ -24,63 +24,22 @@ from typing import Any
 
 import numpy as np
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "was",
-    "for",
-    "that",
-    "on",
-    "as",
-    "with",
-    "by",
-    "at",
-    "from",
-    "his",
-    "it",
-    "an",
-    "be",
-    "are",
-    "which",
-    "this",
-    "had",
-    "not",
-    "but",
-    "have",
-    "one",
-    "their",
-    "were",
-    "river",
-    "capital",
-    "country",
-    "language",
-    "machine",
-    "vector",
-    "question",
-    "answer",
-    "history",
-    "water",
-    "music",
-    "science",
-    "weather",
-    "market",
-    "engine",
-]
+WORDS = (
+    "the of and to in is was for that on as with by at from his it an be are which this had not but have one their "
+    "were river capital country language machine vector question answer history water music science weather market"
+)
 Embed = Callable[[list[str]], np.ndarray]
 
 
 def texts_of(n: int, least: int, most: int, seed: int) -> list[str]:
     """Random words."""
     chance = random.Random(seed)
-    return [" ".join(chance.choices(WORDS, k=chance.randint(least, most))) for _ in range(n)]
+    return [" ".join(chance.choices(WORDS.split(), k=chance.randint(least, most))) for _ in range(n)]
 
 
 @contextlib.contextmanager
 def edgellm_side(file: Path, threads: int) -> Iterator[Embed]:
+    """This program."""
     import edgellm
 
     with edgellm.load(file, n_threads=threads) as llm:
@@ -89,6 +48,7 @@ def edgellm_side(file: Path, threads: int) -> Iterator[Embed]:
 
 @contextlib.contextmanager
 def llama_side(file: Path, threads: int) -> Iterator[Embed]:
+    """llama-server in this process, sixteen texts at once."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -97,19 +57,20 @@ def llama_side(file: Path, threads: int) -> Iterator[Embed]:
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 16 * 512, 2048, 2048, 16
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.warmup = True
-    server = xllamacpp.Server(params)
+    servers = [xllamacpp.Server(params)]
 
     def embed(texts: list[str]) -> np.ndarray:
-        told = server.handle_embeddings({"input": texts, "model": "x"})
+        told = servers[0].handle_embeddings({"input": texts, "model": "x"})
         rows = sorted(told["data"], key=lambda one: one["index"])
         return np.array([one["embedding"] for one in rows], np.float32)
 
     yield embed
-    del server
+    servers.clear()  # it ends with its last owner
 
 
 @contextlib.contextmanager
 def transformers_side(folder: Path, threads: int) -> Iterator[Embed]:
+    """Batches of 32 by length, as its users have them."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -146,6 +107,7 @@ def report(kind: str, texts: list[str], seconds: dict[str, float], vectors: dict
 
 
 def main() -> None:
+    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("files", type=Path, nargs="+")

@@ -151,7 +151,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             options = replace(options, gpu_layers=need.where.layers)
         engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
         engine.intact = gguf.check
-        if options.cache_dir is not None:
+        if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
             try:
                 engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))
             except BaseException:
