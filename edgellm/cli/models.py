@@ -53,7 +53,6 @@ def load_model(model: str, values: dict[str, Any], needs_template: bool) -> LLM:
         llm = edgellm.load(model, progress=progress.update, **load_options(values))
         if needs_template:
             try:
-                llm.check_answers()
                 _ = llm.chat_template
             except BaseException:
                 llm.close()
