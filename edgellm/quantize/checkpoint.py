@@ -22,7 +22,7 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.models import architectures, build_program, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
-from edgellm.models.parts.checkpoint_form import CheckpointForm
+from edgellm.models.parts.checkpoint_form import CheckpointForm, Place
 from edgellm.models.parts.checkpoint_keys import ALIASES, DEFAULTS, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.input_model import InputModel, InputTensor, Rows
@@ -171,14 +171,8 @@ def _tensors(
                 raise FormatError(
                     f"{short(stored_name)}: two tensors are {place.name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
                 )
-            tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
-            if place.name.endswith("_exps.weight") and _is_transposed(weight, place.name, config, form):
-                tensor = _transposed(tensor)
-            tensor = _rearranged(tensor, form, config)
-            if place.name in first_rows:
-                tensor = _from_row(tensor, first_rows[place.name], stored_name)
-            cut = every_nth if form.transposed_experts else part_of_rows
-            tensor = cut(tensor, *place.part, stored_name)
+            tensor = _placed(place, stored_name, weight, config, form, quantized)
+            tensor = _from_row(tensor, first_rows.get(place.name, 0), stored_name)
             if place.expert is None:
                 found[place.name] = tensor
             else:
@@ -197,7 +191,8 @@ def _tensors(
             "without them the answers would be wrong. Take another checkpoint of the model.",
             code="MODEL_TENSOR_UNKNOWN",
         )
-    _tie_output(checkpoint, config, found, notes)
+    if "output" in form.around.values():
+        _tie_output(checkpoint, config, found, notes)
     _check_biases(checkpoint, config, biases, found)
     rows = found["token_embd.weight"].shape[0] if "token_embd.weight" in found else config.get("vocab_size")
     if rows != config.integer("vocab_size", rows):
@@ -214,6 +209,17 @@ def _draft_layers(config: CheckpointConfig) -> re.Pattern[str]:
     n_drafts = config.integer("num_nextn_predict_layers") if config.get("num_nextn_predict_layers") else 0
     layers = "|".join(str(config.n_layer + i) for i in range(min(n_drafts, 64)))
     return re.compile(rf"model\.(?:language_model\.)?layers\.(?:{layers})\." if layers else r"(?!)")
+
+
+def _placed(
+    place: Place, stored_name: str, weight: Weight, config: CheckpointConfig, form: CheckpointForm, quantized: bool
+) -> InputTensor:
+    """What goes to one place of a weight, in GGUF's order."""
+    tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
+    if place.name.endswith("_exps.weight") and _is_transposed(weight, place.name, config, form):
+        tensor = _transposed(tensor)
+    cut = every_nth if form.transposed_experts else part_of_rows
+    return cut(_rearranged(tensor, form, config), *place.part, stored_name)
 
 
 def _is_no_bias(name: str, weight: Weight) -> bool:
@@ -363,6 +369,8 @@ def part_of_rows(tensor: InputTensor, i: int, n_parts: int, stored_name: str) ->
 
 def _from_row(tensor: InputTensor, first: int, stored_name: str) -> InputTensor:
     """A matrix without the rows before ``first``."""
+    if not first:
+        return tensor
     if len(tensor.shape) != 2 or tensor.shape[0] <= first:
         raise FormatError(
             f"{short(stored_name)}: has the shape {tensor.shape}, expected more than {first:,} rows. {PULL_AGAIN}",
