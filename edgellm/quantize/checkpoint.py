@@ -137,8 +137,9 @@ def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConf
         values["tie_word_embeddings"] = tied  # that of the text alone has no effect
         values["vision_config"] = frame.get("vision_config")
     named = ALIASES.get(model_type, {})
+    own = {usual: key for key, usual in named.items() if key in values}
     values = {named.get(key, key): value for key, value in values.items()}
-    return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type), notes
+    return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type, own), notes
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------

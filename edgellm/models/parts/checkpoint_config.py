@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ class CheckpointConfig:
 
     values      config.json, with transformers' defaults for keys that it leaves out
     model_type  the row of ``checkpoint_keys`` that they are held to
+    names       what config.json calls a setting, where that is another word
     """
 
     folder: Path
     values: Mapping[str, Any]
     model_type: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, key: str) -> Any:
         """The value as it stands there, None when it is missing."""
@@ -72,14 +74,14 @@ class CheckpointConfig:
         """The error of a setting that edgellm's form of the architecture does not have."""
         found = self.values.get(key) if value is None else value
         return UnsupportedError(
-            f"{self.folder.name}/config.json: {key} is {short(found)}; edgellm converts {expected}. "
-            "Take another model of this family.",
+            f"{self.folder.name}/config.json: {self.names.get(key, key)} is {short(found)}; edgellm converts "
+            f"{expected}. Take another model of this family.",
             code="CHECKPOINT_CONFIG",
         )
 
     def wrong(self, key: str, found: object, expected: str) -> FormatError:
         """The error of a setting that no model of the architecture can have."""
-        return wrong_config(self.folder, key, found, expected)
+        return wrong_config(self.folder, self.names.get(key, key), found, expected)
 
     @property
     def head_dim(self) -> int:
