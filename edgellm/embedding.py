@@ -195,8 +195,8 @@ class Embedder:
 
     @cached_property
     def _has_types(self) -> bool:
-        types = self.model.program.tensors.get("token_types.weight")
-        return types is not None and types.shape[0] > 1
+        types = self.model.program.tensors.get("token_types.weight")  # RoBERTa's kin use the first row alone
+        return types is not None and types.shape[0] > 1 and self.tokenizer.kind == "bert"
 
     def _pair(self, query: str, document: str) -> Ids:
         """[CLS] query [SEP] document [SEP]; <s> query </s></s> document </s> where vocabularies are not WordPiece."""

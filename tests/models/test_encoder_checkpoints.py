@@ -12,6 +12,7 @@ from checkpoint_folders import edit_json, save_tensors
 from test_encoder_families import save
 from test_encoders import batch_of, nmse
 
+import edgellm
 from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.pooling import head_tensors
@@ -52,6 +53,20 @@ def test_nomic_bert_in_its_authors_words_is_the_same_model(tmp_path: Path) -> No
         with pytest.raises(UnsupportedError, match=key):
             metadata_of(tmp_path)
         edit_json(tmp_path / "config.json", **{key: NOMIC.get(key)})
+
+
+def test_a_pair_has_one_type_where_the_pieces_are_not_berts(tmp_path: Path) -> None:
+    import torch
+
+    model = save(tmp_path, "xlm-roberta that ranks")
+    assert model.config.type_vocab_size == 2
+    with open_checkpoint(tmp_path) as source:
+        convert(source, tmp_path / "model.gguf", "f32")
+    with edgellm.load(tmp_path / "model.gguf") as llm:
+        query, document = (llm.tokenize(text) for text in ("the work", "a license of any work"))
+        ids = torch.tensor([[*query, query[-1], *document[1:]]])  # <s> query </s></s> document </s>
+        judge = float(model(ids).logits)
+        assert abs(llm.rerank("the work", ["a license of any work"])[0].score - judge) < 1e-3 * abs(judge)
 
 
 def write_projections(folder: Path) -> list[np.ndarray]:
