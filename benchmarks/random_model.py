@@ -3,10 +3,11 @@
     python benchmarks/random_model.py 1b Q4_K_M random-1b-q4_k_m.gguf
 
 1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
-and delta-4b are Qwen3.5's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and
-gpt-oss. Blocks are random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay
-in their range and no two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that
-name does, MXFP4 is that of experts alone: the rest is Q8_0.
+and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; experts-30b, experts-7b
+and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss. Blocks are random bytes whose scales give the
+weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no two lines of the file are alike.
+Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is that of experts alone: the rest is
+Q8_0.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Shape:
 
     experts   how many there are and how many a token is sent to, each n_ff wide
     delta     key heads, value heads and their size in the layers that are delta-nets: all but each fourth
+    states    heads, their size, groups and state size of Mamba-2 in layers that have it: in all beside attention
+              (falcon-h1), or in all but four in place of it (granitehybrid)
+    shared    width of the expert that all tokens share
     """
 
     architecture: str
@@ -45,6 +49,14 @@ class Shape:
     delta: tuple[int, int, int] | None = None
     is_tied: bool = True
     n_rot: int | None = None
+    states: tuple[int, int, int, int] | None = None
+    shared: int = 0
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        if self.architecture == "granitehybrid":
+            return layer in (5, 15, 25, 35)
+        return not self.delta or (layer + 1) % 4 == 0
 
 
 SHAPES = {
@@ -52,6 +64,10 @@ SHAPES = {
     "4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 1000000.0),
     "delta-0.8b": Shape("qwen35", 24, 1024, 3584, 8, 2, 256, 248320, 1e7, delta=(16, 16, 128), n_rot=64),
     "delta-4b": Shape("qwen35", 32, 2560, 9216, 16, 4, 256, 248320, 1e7, delta=(16, 32, 128), n_rot=64),
+    "states-1.5b": Shape("falcon-h1", 24, 2048, 4096, 8, 2, 128, 65537, 1e11, states=(48, 64, 1, 256), is_tied=False),
+    "states-7b": Shape(
+        "granitehybrid", 40, 1536, 512, 12, 4, 128, 100352, 1e4, experts=(64, 6), states=(48, 64, 1, 128), shared=1024
+    ),
     "experts-30b": Shape("qwen3moe", 8, 2048, 768, 32, 4, 128, 151936, 1e6, experts=(128, 8), is_tied=False),
     "experts-7b": Shape("olmoe", 8, 2048, 1024, 16, 16, 128, 50304, 1e4, experts=(64, 8), is_tied=False),
     "experts-20b": Shape("gpt-oss", 6, 2880, 2880, 64, 8, 64, 201088, 150000.0, experts=(32, 4), is_tied=False),
@@ -108,9 +124,10 @@ def random_floats(name: str, shape: tuple[int, int], seed: int) -> TensorPlan:
     return TensorPlan(name, shape, QUANT_TYPES["F32"], lambda: [values])
 
 
-def layer_matrices(s: Shape, is_delta: bool) -> dict[str, tuple[int, ...]]:
+def layer_matrices(s: Shape, attends: bool) -> dict[str, tuple[int, ...]]:
     """Shapes of the matrices of a layer that are quantized."""
-    if s.delta and is_delta:
+    found: dict[str, tuple[int, ...]] = {}
+    if s.delta and not attends:
         n_k, n_v, dim = s.delta
         found = {
             "attn_qkv": ((2 * n_k + n_v) * dim, s.n_embd),
@@ -119,25 +136,43 @@ def layer_matrices(s: Shape, is_delta: bool) -> dict[str, tuple[int, ...]]:
             "ssm_beta": (n_v, s.n_embd),
             "ssm_out": (s.n_embd, n_v * dim),
         }
-    else:
+    elif attends:
         found = {
             "attn_q": (s.n_head * s.head_dim * (2 if s.delta else 1), s.n_embd),
             "attn_k": (s.n_head_kv * s.head_dim, s.n_embd),
             "attn_v": (s.n_head_kv * s.head_dim, s.n_embd),
             "attn_output": (s.n_embd, s.n_head * s.head_dim),
         }
+    if has_states(s, attends):
+        heads, dim, groups, size = s.states or (0, 0, 0, 0)
+        found["ssm_in"] = (2 * heads * dim + 2 * groups * size + heads, s.n_embd)
+        found["ssm_out"] = (s.n_embd, heads * dim)
+    if s.shared:
+        found |= {f"ffn_{name}_shexp": (s.shared, s.n_embd) for name in ("gate", "up")}
+        found["ffn_down_shexp"] = s.n_embd, s.shared
     of_experts, suffix = ((s.experts[0],), "_exps") if s.experts else ((), "")
     for name, size in (("gate", (s.n_ff, s.n_embd)), ("up", (s.n_ff, s.n_embd)), ("down", (s.n_embd, s.n_ff))):
         found[f"ffn_{name}{suffix}"] = (*of_experts, *size)
     return found
 
 
-def layer_numbers(s: Shape, is_delta: bool) -> dict[str, tuple[tuple[int, ...], float]]:
+def has_states(s: Shape, attends: bool) -> bool:
+    """Whether a layer has Mamba-2."""
+    return bool(s.states) and (s.architecture == "falcon-h1" or not attends)
+
+
+def layer_numbers(s: Shape, attends: bool) -> dict[str, tuple[tuple[int, ...], float]]:
     """Shapes of the other tensors of a layer, by their whole names, and what they are filled with."""
     found = {"attn_norm.weight": ((s.n_embd,), 1.0)}
     second = "post_attention_norm" if s.architecture in ("qwen35", "gpt-oss") else "ffn_norm"
-    found[f"{second}.weight"] = (s.n_embd,), 1.0
-    if s.delta and is_delta:
+    found[second if s.architecture == "falcon-h1" else f"{second}.weight"] = (s.n_embd,), 1.0
+    if has_states(s, attends):
+        heads, dim, groups, size = s.states or (0, 0, 0, 0)
+        found |= {"ssm_a": ((heads, 1), -0.1), "ssm_d": ((heads, 1), 1.0), "ssm_dt.bias": ((heads,), 0.0)}
+        found["ssm_conv1d.bias"] = (heads * dim + 2 * groups * size,), 0.1
+        if s.architecture != "falcon-h1":
+            found["ssm_norm.weight"] = (groups, heads * dim // groups), 1.0
+    if s.delta and not attends:
         _, n_v, dim = s.delta
         return found | {"ssm_norm.weight": ((dim,), 1.0), "ssm_a": ((n_v,), -0.1), "ssm_dt.bias": ((n_v,), 0.0)}
     if s.architecture in ("qwen3", "qwen3moe", "qwen35"):
@@ -146,7 +181,7 @@ def layer_numbers(s: Shape, is_delta: bool) -> dict[str, tuple[tuple[int, ...], 
         found |= {f"attn_{x}_norm.weight": ((n * s.head_dim,), 1.0) for x, n in (("q", s.n_head), ("k", s.n_head_kv))}
     if s.architecture == "gpt-oss" and s.experts:
         found["attn_sinks.weight"] = (s.n_head,), 0.0
-        sizes = {name: size[:-1] for name, size in layer_matrices(s, is_delta).items()}
+        sizes = {name: size[:-1] for name, size in layer_matrices(s, attends).items()}
         found |= {f"{name}.bias": (size, 0.01) for name, size in (sizes | {"ffn_gate_inp": s.experts[:1]}).items()}
     return found
 
@@ -162,15 +197,19 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
     if not s.is_tied:
         plans.append(random_matrix("output.weight", (s.n_vocab, s.n_embd), tensor_type(mix, "output", 0, 1), 1 << 20))
     for layer in range(s.n_layer):
-        is_delta, seed = (layer + 1) % 4 != 0, 1 + layer * 16
-        for name, (size, value) in layer_numbers(s, is_delta).items():
+        attends, seed = s.attends(layer), 1 + layer * 16
+        for name, (size, value) in layer_numbers(s, attends).items():
             plans.append(numbers(f"blk.{layer}.{name}", size, value))
-        if s.delta and is_delta:
+        if has_states(s, attends) and s.states:
+            heads, dim, groups, size = s.states
+            n_conv = heads * dim + 2 * groups * size
+            plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_conv, 4), seed + 14))
+        if s.delta and not attends:
             n_qkv = (2 * s.delta[0] + s.delta[1]) * s.delta[2]
             plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_qkv, 4), seed + 14))
         if s.experts:
             plans.append(random_floats(f"blk.{layer}.ffn_gate_inp.weight", (s.experts[0], s.n_embd), seed + 15))
-        for i, (name, size) in enumerate(layer_matrices(s, is_delta).items()):
+        for i, (name, size) in enumerate(layer_matrices(s, attends).items()):
             quant = tensor_type(mix, name, layer, s.n_layer)
             plans.append(random_matrix(f"blk.{layer}.{name}.weight", size, quant, seed + i))
     return plans
@@ -183,7 +222,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[Any, str]]:
     letters = [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
     words = [f"{letters[64 + i % 26]}{i}" for i in range(s.n_vocab - 259)]
     tokens = [*letters, "he", "in", *words, "<|end|>"]
-    return own_metadata(s) | {
+    return {
         "general.architecture": (a, "STRING"),
         "general.name": (name, "STRING"),
         f"{a}.context_length": (32768, "UINT32"),
@@ -204,7 +243,7 @@ def metadata(shape: Shape, name: str) -> dict[str, tuple[Any, str]]:
         "tokenizer.ggml.merges": (["h e", "i n"], "ARRAY[STRING]"),
         "tokenizer.ggml.eos_token_id": (len(tokens) - 1, "UINT32"),
         "tokenizer.ggml.add_bos_token": (False, "BOOL"),
-    }
+    } | own_metadata(s)
 
 
 def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
@@ -212,10 +251,23 @@ def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     if shape.experts:
         found["expert_count"], found["expert_used_count"] = ((n, "UINT32") for n in shape.experts)
-        if shape.architecture != "olmoe":
+        if shape.architecture not in ("olmoe", "granitehybrid"):
             found["expert_feed_forward_length"] = shape.n_ff, "UINT32"
     if shape.architecture == "gpt-oss":
         found["attention.sliding_window"] = 128, "UINT32"
+    if shape.states:
+        heads, dim, groups, size = shape.states
+        sizes = {"conv_kernel": 4, "state_size": size, "group_count": groups, "time_step_rank": heads}
+        found |= {f"ssm.{key}": (value, "UINT32") for key, value in (sizes | {"inner_size": heads * dim}).items()}
+    if shape.architecture == "granitehybrid":
+        found["attention.head_count_kv"] = (
+            [shape.n_head_kv * shape.attends(i) for i in range(shape.n_layer)],
+            "ARRAY[INT32]",
+        )
+        found["expert_shared_feed_forward_length"] = shape.shared, "UINT32"
+        found["rope.scaling.finetuned"] = False, "BOOL"
+        scales = {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 6.0}
+        found |= {key: (value, "FLOAT32") for key, value in scales.items()}
     if shape.delta:
         n_k, n_v, dim = shape.delta
         counts = {
