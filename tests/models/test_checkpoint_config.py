@@ -14,13 +14,17 @@ from test_checkpoint_convert import TOKENS, VOCAB
 from test_models import (
     DELTA,
     EXPERTS,
+    FALCON_H1,
     GEMMA2,
     GEMMA4_E,
     GPT_OSS,
     GRANITE,
+    HYBRID,
     LINEAR_ROPE,
     LLAMA3_ROPE,
+    MAMBA2,
     MIXTRAL,
+    NEMOTRON_MOE,
     OLMOE,
     SHARED,
     YARN_ROPE,
@@ -63,6 +67,10 @@ CONFIGS = {
     "gemma4_text": "Gemma4TextConfig",
     "gemma4": "Gemma4Config",
     **decoder_models.CONFIGS,
+    "mamba2": "Mamba2Config",
+    "granitemoehybrid": "GraniteMoeHybridConfig",
+    "falcon_h1": "FalconH1Config",
+    "nemotron_h": "NemotronHConfig",
 }
 # model_type -> (transformers' class, what its configuration has besides the small sizes of all)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,6 +96,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
          "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
     "gemma4_text": ("Gemma4", GEMMA4_E | {"num_kv_shared_layers": 2}),
+    "mamba2": ("Mamba2", MAMBA2),
+    "granitemoehybrid": ("GraniteMoeHybrid", HYBRID),
+    "falcon_h1": ("FalconH1", FALCON_H1),
+    "nemotron_h": ("NemotronH", NEMOTRON_MOE),
 }  # fmt: skip
 
 

@@ -387,7 +387,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "nemotron_h": {"num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 21504, "layer_norm_epsilon": 1e-5}
     | {"mamba_num_heads": 128, "mamba_head_dim": 64, "n_groups": 8, "ssm_state_size": 128, "conv_kernel": 4}
     | {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7688, "mlp_hidden_act": "relu2"}
-    | {"moe_shared_expert_intermediate_size": 7688, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    | {"moe_shared_expert_intermediate_size": 7688, "max_position_embeddings": 4096},
     "gemma": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True}
     | {"max_position_embeddings": 8192},
     "gemma2": {
