@@ -14,17 +14,13 @@ from test_checkpoint_convert import TOKENS, VOCAB
 from test_models import (
     DELTA,
     EXPERTS,
-    FALCON_H1,
     GEMMA2,
     GEMMA4_E,
     GPT_OSS,
     GRANITE,
-    HYBRID,
     LINEAR_ROPE,
     LLAMA3_ROPE,
-    MAMBA2,
     MIXTRAL,
-    NEMOTRON_MOE,
     OLMOE,
     SHARED,
     YARN_ROPE,
@@ -96,10 +92,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
          "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
     "gemma4_text": ("Gemma4", GEMMA4_E | {"num_kv_shared_layers": 2}),
-    "mamba2": ("Mamba2", MAMBA2),
-    "granitemoehybrid": ("GraniteMoeHybrid", HYBRID),
-    "falcon_h1": ("FalconH1", FALCON_H1),
-    "nemotron_h": ("NemotronH", NEMOTRON_MOE),
 }  # fmt: skip
 
 
