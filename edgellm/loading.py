@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,21 @@ from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
 from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.program import LargerThanMemory
 from edgellm.machine.cores import default_threads
 from edgellm.machine.paths import typed_file
 from edgellm.machine.progress import StageProgress
-from edgellm.memory import MemoryNeed, check_fits, estimate, kv_nbytes, placement_text, step_tokens, system_memory
+from edgellm.memory import (
+    GIB,
+    MemoryNeed,
+    check_fits,
+    estimate,
+    experts_stay_in_file,
+    kv_nbytes,
+    placement_text,
+    step_tokens,
+    system_memory,
+)
 from edgellm.models import build_program
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
@@ -151,6 +163,9 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             options = replace(options, gpu_layers=need.where.layers)
         engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
         engine.intact = gguf.check
+        if experts_stay_in_file(need) and isinstance(engine.executor, LargerThanMemory):
+            engine.executor.leave_experts_in_file()
+            warnings.warn(_from_disk(path, need), RuntimeWarning, stacklevel=2)
         if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
             try:
                 engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))
@@ -162,6 +177,15 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     runs_on = placement_text(need, options.executor)
     return Model(
         path, gguf, program, tokenizer, engine, n_threads, default_params, need, runs_on, options.chat_template
+    )
+
+
+def _from_disk(path: Path, need: MemoryNeed) -> str:
+    total, free = need.total / GIB, system_memory().available / GIB
+    return (
+        f"{path.name} needs {total:.1f} GiB and {free:.1f} GiB are free: up to {need.in_file / GIB:.1f} GiB of its "
+        "experts stay on the disk, read when tokens are sent to them, which takes as long as the disk does. Take a "
+        "smaller context (-c), a smaller model, or close other programs to keep more of them in memory."
     )
 
 

@@ -31,6 +31,7 @@ class MemoryNeed:
     kv        keys and values of all contexts
     work      the buffers of one step, and weights that are unpacked to float32
     process   what the program itself takes
+    in_file   of the weights those of experts that may stay in the file: a token reads others of them than the last
     device    what of the first three a GPU holds; None without one
     where     which ops stand on it
     """
@@ -41,6 +42,7 @@ class MemoryNeed:
     process: int
     device: DeviceNeed | None = None
     where: Placement | None = None
+    in_file: int = 0
 
     @property
     def total(self) -> int:
@@ -90,7 +92,9 @@ def estimate(
     make = executor_class(executor if where is None else "cpu")
     kv = pool_nbytes(program.cache_layers, blocks, make.kv_dtype)
     weights = file_nbytes - sum(program.tensors[name].nbytes for name in looked_up(program))
-    return MemoryNeed(weights, kv, make.work_nbytes(program, max_tokens, n_threads), PROCESS_NBYTES, None, where)
+    work = make.work_nbytes(program, max_tokens, n_threads)
+    in_file = make.in_file_nbytes(program) if hasattr(make, "in_file_nbytes") else 0
+    return MemoryNeed(weights, kv, work, PROCESS_NBYTES, None, where, in_file)
 
 
 def placement_text(need: MemoryNeed, executor: str) -> str:
@@ -117,13 +121,20 @@ def check_fits(need: MemoryNeed, memory: SystemMemory | None = None, device: Dev
         less = "fewer layers there (--gpu-layers), "
         raise _too_large(need.device, need.device.total, device.available, " on the GPU", less)
     in_system = need.of_system(device)
-    if in_system > memory.available:
+    if in_system - need.in_file > memory.available:
         raise _too_large(need, in_system, memory.available, "", "")
+
+
+def experts_stay_in_file(need: MemoryNeed, memory: SystemMemory | None = None) -> bool:
+    """Whether a model that fits does so because its experts are read from the file as tokens are sent to them."""
+    return need.in_file > 0 and need.total > (memory or system_memory()).available
 
 
 def _too_large(need: MemoryNeed | DeviceNeed, total: int, free: int, there: str, less: str) -> EdgeLLMError:
     gib = [f"{n / GIB:.2f} GiB" for n in (total, need.weights, need.kv, free)]
+    in_file = getattr(need, "in_file", 0)
+    rest = f", of which {in_file / GIB:.2f} GiB of experts may stay on the disk" if in_file else ""
     return MemoryWouldExceedError(
-        f"the model needs {gib[0]}{there} (weights {gib[1]}, context {gib[2]}) and {gib[3]} are free. Take {less}a "
-        "smaller context (-c), a smaller model, or close other programs."
+        f"the model needs {gib[0]}{there} (weights {gib[1]}, context {gib[2]}){rest} and {gib[3]} are free. Take {less}"
+        "a smaller context (-c), a smaller model, or close other programs."
     )

@@ -263,6 +263,15 @@ class InterruptibleExecutor(Executor, Protocol):
 
 
 @runtime_checkable
+class LargerThanMemory(Protocol):
+    """An executor that can run a program whose experts do not all fit memory."""
+
+    def leave_experts_in_file(self) -> None:
+        """Read the experts that a step is sent to from the file, and nothing around them; slower where all fit."""
+        ...
+
+
+@runtime_checkable
 class DecodingExecutor(Executor, Protocol):
     """An executor that can go from token to token by itself: what was drawn is the next step's token."""
 

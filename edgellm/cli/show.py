@@ -88,6 +88,8 @@ def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> di
     n_ctx = n_ctx or choose_context(program, options)
     need, there = memory_need(program, gguf, n_ctx, options), device_memory(options.executor)
     found: dict[str, Any] = {"n_ctx": n_ctx} | {name: getattr(need, name) for name in (*PARTS, "process", "total")}
+    if need.in_file:
+        found["in_file"] = need.in_file
     found |= {"available": system_memory().available, "runs_on": placement_text(need, options.executor)}
     if need.device is not None and need.where is not None and there is not None:
         of_device = {name: getattr(need.device, name) for name in (*PARTS, "total")}
@@ -134,7 +136,11 @@ def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, object]]:
     total = f"{human_bytes(memory['total'])} with {memory['n_ctx']} tokens"
     free: list[tuple[str, object]] = [("free now", human_bytes(memory["available"]))]
     if "device" not in memory:
-        return [("memory", f"{total} ({sizes(memory)})"), *free]
+        rows: list[tuple[str, object]] = [("memory", f"{total} ({sizes(memory)})")]
+        if in_file := memory.get("in_file", 0):
+            least = human_bytes(memory["total"] - in_file)
+            rows.append(("at least", f"{least}; {human_bytes(in_file)} of experts may stay on the disk"))
+        return [*rows, *free]
     there = memory["device"]
     host = {name: memory[name] - there[name] for name in (*PARTS, "total")} | {"process": memory["process"]}
     shared = "" if there["is_own"] else ", the system's"

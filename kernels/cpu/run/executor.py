@@ -20,11 +20,13 @@ from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
-from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, lower, scratch_nbytes, work_nbytes
+from edgellm.kernels.cpu.run.experts_ahead import Routed, keep_in_file
+from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, in_file_nbytes, lower, scratch_nbytes, work_nbytes
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import CachePool
 from edgellm.kernels.narrowing import hidden_end
+from edgellm.kernels.ops import ExpertMatmul
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.program import Batch, Hook, Program
@@ -66,6 +68,7 @@ class CPUExecutor:
     kv_dtype: ClassVar[str] = "float16"
     max_outputs = MAX_OUTPUTS
     work_nbytes = staticmethod(work_nbytes)
+    in_file_nbytes = staticmethod(in_file_nbytes)
 
     def __init__(
         self,
@@ -101,8 +104,15 @@ class CPUExecutor:
         self.nbytes = self._table.nbytes + len(self._scratch)
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._results: dict[bool, _Wanted] = {}
+        self._ahead: list[Routed] = []
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
+
+    def leave_experts_in_file(self) -> None:
+        """For a model that is larger than memory: a step fetches the experts that it is sent to (experts_ahead.py)."""
+        self._ahead = self._table.routed
+        experts = {op.weight for op in self.program.ops if isinstance(op, ExpertMatmul)}
+        keep_in_file(self.program.tensors[name] for name in experts)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -208,6 +218,8 @@ class CPUExecutor:
         n, n_vocab, table = len(batch), self.program.n_vocab, self._table
         if self._has_state or batch.rope_positions is not None or batch.embeddings is not None or n > MAX_OUTPUTS:
             return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
+        if self._ahead:
+            return [0] * n  # each layer's experts are fetched between two rows
         n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(batch.positions.tolist()))
         self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens, n_steps), n_steps)
         self._step.outputs(range(n))
@@ -288,10 +300,12 @@ class CPUExecutor:
         rows[first:last, _COUNTER] = 0
         address, step = self._rows_address, self._step.address
         if hook is None:
-            if self._still_wanted is None:
-                self._team.run(address, first, last, step)
-            else:
-                self._run_pieces(first, last, self._still_wanted)
+            for routed in self._ahead:
+                if first <= routed.row < last:
+                    self._walk(first, routed.row + 1)
+                    routed.fetch()
+                    first = routed.row + 1
+            self._walk(first, last)
             return
         for i, op in enumerate(self.program.ops):
             start, stop = self._table.first_row[i : i + 2]
@@ -301,6 +315,13 @@ class CPUExecutor:
                 self._requantize(start, stop, address, step)
                 self._team.run(address, start, stop, step)
                 hook(i, op, self._read)
+
+    def _walk(self, first: int, last: int) -> None:
+        """Rows [first, last), with looks whether they are still wanted where the caller would know."""
+        if self._still_wanted is None:
+            self._team.run(self._rows_address, first, last, self._step.address)
+        else:
+            self._run_pieces(first, last, self._still_wanted)
 
     def _run_pieces(self, first: int, last: int, wanted: Callable[[], bool]) -> None:
         """Rows [first, last) with looks between ops, of which as many are run as will likely take ``PIECE_S``."""

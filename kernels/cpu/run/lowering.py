@@ -24,6 +24,7 @@ from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
 from edgellm.kernels.cpu.run import attention_work, recurrent
+from edgellm.kernels.cpu.run.experts_ahead import Routed, pieces_of
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
@@ -77,6 +78,7 @@ class OpTable:
     sources: list[int]  # for each row the one that made the int16 activations which it reads, -1 if it reads none
     buffers: dict[str, np.ndarray]  # (rows, padded width)
     widths: dict[str, int]
+    routed: list[Routed]  # what is multiplied with experts, by the row that puts pairs in their order
     nbytes: int  # of the rows, the buffers and their int16 forms, and the weights that were unpacked
     keep: list[np.ndarray]  # all whose addresses are in the rows
 
@@ -175,6 +177,7 @@ class _Lowering:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # that derived things are in
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
+    of_experts: dict[int, str] = field(default_factory=dict)  # rows of products with experts -> their weight
 
     def op(self, op: Op) -> None:
         """Add the rows of an op."""
@@ -556,6 +559,7 @@ def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
         **x, experts=experts, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
         pairs=groups.pairs, n_used=op.n_used, bias=low.vector(op.bias, layout.PANEL_ROWS) if op.bias else 0,
     )  # fmt: skip
+    low.of_experts[len(low.rows)] = op.weight
     low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
 
 
@@ -620,9 +624,31 @@ def lower(program: Program, pool: CachePool, max_tokens: int, *, narrows: bool =
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
         widths={name: buffer.width for name, buffer in low.program.buffers.items()},
+        routed=_routed(low),
         nbytes=low.memory.nbytes,
         keep=low.memory.keep,
     )
+
+
+def _routed(low: _Lowering) -> list[Routed]:
+    """The products with experts whose weights lie in the file, behind the row that says which they are."""
+    found: list[Routed] = []
+    for i, row in enumerate(low.rows):
+        if row.kernel == "group_by_expert":
+            groups = next(low.arrays[name] for name in row.writes)
+            found.append(Routed(i, groups.reshape(-1), []))
+        elif found and (weight := low.of_experts.get(i)) and _has_kernels(low.program.tensors[weight]):
+            found[-1].pieces.append(pieces_of(low.program.tensors[weight]))
+    return found
+
+
+def in_file_nbytes(program: Program) -> int:
+    """Bytes of experts that may stay in the file: all but those that one token is sent to."""
+    found = 0
+    for op in program.ops:
+        if isinstance(op, ExpertMatmul) and _has_kernels(tensor := program.tensors[op.weight]):
+            found += tensor.nbytes - tensor.nbytes * op.n_used // tensor.shape[0]
+    return found
 
 
 def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
