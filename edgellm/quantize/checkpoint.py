@@ -32,7 +32,7 @@ from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
 _SEEING = (
-    *("gemma3", "gemma4", "glm_ocr", "qwen2_vl", "qwen2_5_vl"),
+    *("gemma3", "gemma4", "gemma4_unified", "glm_ocr", "qwen2_vl", "qwen2_5_vl"),
     *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
 )
 FRAMES = {kind: (f"{kind}_text",) for kind in _SEEING} | {"mistral3": ("ministral3", "mistral")}
@@ -40,7 +40,7 @@ FRAMES = {kind: (f"{kind}_text",) for kind in _SEEING} | {"mistral3": ("ministra
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|masked_bias|(input|output|activation|[kvq])_(global_)?(scale|zero_point))"
-    r"|.*\b(vision_tower|vision_model|multi_modal_projector|audio_tower|visual)\b.*"
+    r"|.*\b(vision_tower|vision_model|multi_modal_projector|audio_tower|visual|embed_vision|embed_audio)\b.*"
     r"|(model\.)?mtp\..*"  # drafts of the tokens that follow the next
 )
 

@@ -67,6 +67,8 @@ CONFIGS = {
     "granitemoehybrid": "GraniteMoeHybridConfig",
     "falcon_h1": "FalconH1Config",
     "nemotron_h": "NemotronHConfig",
+    "gemma4_unified_text": "Gemma4UnifiedTextConfig",
+    "gemma4_unified": "Gemma4UnifiedConfig",
 }
 # model_type -> (transformers' class, what its configuration has besides the small sizes of all)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

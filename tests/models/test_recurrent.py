@@ -65,6 +65,26 @@ def test_branches_share_what_is_before_them(load: Load) -> None:
     assert [list(answer.tokens) for answer in answers] == [cold(load, prompt, GREEDY) for prompt in prompts]
 
 
+def test_a_talk_reads_what_is_new_and_no_more(load: Load, tmp_path: Path) -> None:
+    """Tokens that are computed, of prompts: turns that are added, one that is edited, branches, and after a restart."""
+    llm, talk, end = load(n_ctx=512), list[int](PROMPT), 0
+    for turn in ([], [30, 31, 32], [40], [50, 51]):
+        talk += turn
+        answer = llm.generate(talk, **GREEDY)
+        new = len(talk) - answer.timings.reused_n
+        assert new == (len(talk) if not end else len(turn) + 1)  # and the answer's last token, which nothing read yet
+        before, talk, end = talk, [*talk, *answer.tokens], len(talk)
+    edited = [*before[:-2], 60, 61, 62]  # the last turn, asked in other words
+    assert len(edited) - llm.generate(edited, **GREEDY).timings.reused_n == 4  # from the end of the answer before it
+    assert len(edited) - llm.generate(edited, **GREEDY).timings.reused_n == 1
+    other = [*edited[:-3], 70, 71]  # now it is known where talks part
+    assert len(other) - llm.generate(other, **GREEDY).timings.reused_n == 2
+    llm.save_state(tmp_path / "state", other)
+    again = load(n_ctx=512)
+    again.load_state(tmp_path / "state")
+    assert len(other) - again.generate(other, **GREEDY).timings.reused_n <= 2
+
+
 def test_a_saved_state_goes_on_in_another_program(load: Load, tmp_path: Path) -> None:
     llm = load()
     first = llm.generate(PROMPT, **GREEDY)

@@ -119,11 +119,14 @@ USED: dict[str, frozenset[str]] = {
         "sliding_window",
         "sliding_window_pattern",
     },
-    "gemma4_text": _DECODER
-    | {"attention_bias", "sliding_window", "final_logit_softcapping", "num_kv_shared_layers", "per_layer_config"}
-    | {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp"}
-    | {"global_head_dim", "num_global_key_value_heads", "enable_moe_block", "num_experts", "top_k_experts"}
-    | {"moe_intermediate_size", "use_bidirectional_attention"},
+    **dict.fromkeys(
+        ("gemma4_text", "gemma4_unified_text"),
+        _DECODER
+        | {"attention_bias", "sliding_window", "final_logit_softcapping", "num_kv_shared_layers", "per_layer_config"}
+        | {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "attention_k_eq_v", "use_double_wide_mlp"}
+        | {"global_head_dim", "num_global_key_value_heads", "enable_moe_block", "num_experts", "top_k_experts"}
+        | {"moe_intermediate_size", "use_bidirectional_attention"},
+    ),
     "lfm2": _DECODER
     | {"block_auto_adjust_ff_dim", "block_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "conv_L_cache"}
     | {"full_attn_idxs", "norm_eps"},
@@ -139,7 +142,7 @@ USED: dict[str, frozenset[str]] = {
     | {"num_heads", "head_dim", "state_size", "n_groups", "conv_kernel", "expand", "use_bias", "use_conv_bias"}
     | {"layer_norm_epsilon"},
     # the frame around the settings of a model that also sees
-    **dict.fromkeys(("gemma3", "gemma4", "qwen3_5", "qwen3_5_moe"), _FRAME),
+    **dict.fromkeys(("gemma3", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"), _FRAME),
 }
 
 HARMLESS = frozenset(
@@ -229,10 +232,13 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     # what the width must be, and two keys that transformers' class does not have: it is so, and not so
     "mamba2": _BEFORE_TRAINING | {"intermediate_size", "rms_norm", "norm_before_gate"},
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _SEES),
-    "gemma4_text": _ROUTING,
-    "gemma4": frozenset(("vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id"))
-    | frozenset(("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"))
-    | frozenset(("vision_soft_tokens_per_image",)),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _ROUTING),
+    **dict.fromkeys(
+        ("gemma4", "gemma4_unified"),
+        frozenset(("vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id"))
+        | frozenset(("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"))
+        | frozenset(("vision_soft_tokens_per_image",)),
+    ),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
 }
@@ -307,6 +313,23 @@ _ROBERTA_DEFAULTS = {
     "pad_token_id": 1,
     "tie_word_embeddings": True,
 }
+_GEMMA4_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262144,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("roberta", "xlm-roberta"), _ROBERTA_DEFAULTS),
     "distilbert": _ROBERTA_DEFAULTS | {"num_hidden_layers": 6, "type_vocab_size": 1},
@@ -415,25 +438,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "gemma3": {"tie_word_embeddings": True},
-    "gemma4_text": {
-        "vocab_size": 262144,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131072,
-        "sliding_window": 512,
-        "hidden_size_per_layer_input": 256,
-        "vocab_size_per_layer_input": 262144,
-        "tie_word_embeddings": True,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-    },
+    "gemma4_text": _GEMMA4_DEFAULTS | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144},
+    "gemma4_unified_text": _GEMMA4_DEFAULTS | {"max_position_embeddings": 262144, "sliding_window": 1024},
     "gemma4": {"tie_word_embeddings": True},
+    "gemma4_unified": {"tie_word_embeddings": True},
     "qwen3_5_text": _DELTA_DEFAULTS | {"num_key_value_heads": 4},
     "qwen3_5_moe_text": _DELTA_DEFAULTS
     | {"num_key_value_heads": 2, "num_experts": 256, "num_experts_per_tok": 8}

@@ -137,7 +137,12 @@ GEMMA4_LAYER = (
 )
 
 GEMMA4_FORM = CheckpointForm(
-    classes={"Gemma4ForCausalLM": "gemma4_text", "Gemma4ForConditionalGeneration": "gemma4"},
+    classes={
+        "Gemma4ForCausalLM": "gemma4_text",
+        "Gemma4ForConditionalGeneration": "gemma4",
+        "Gemma4UnifiedForCausalLM": "gemma4_unified_text",
+        "Gemma4UnifiedForConditionalGeneration": "gemma4_unified",
+    },
     metadata=checkpoint_metadata,
     layer=GEMMA4_LAYER,
     around=DECODER
