@@ -125,6 +125,39 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         EXPERTS | {"head_dim": 16, "rope_parameters": SECTIONS, "num_experts": 32, "num_experts_per_tok": 1},
     ),
 }  # fmt: skip
+COHERE = {"layer_norm_eps": 1e-5, "logit_scale": 0.25, **TIED}
+COHERE2 = COHERE | {"sliding_window": 33, "num_hidden_layers": 5}
+SIGMOIDS = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "head_dim": 16}
+MINIMAX = {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16}
+LFM2 = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_eps": 1e-5, "pad_token_id": 0}
+LFM2 |= {"num_dense_layers": 1, "layer_types": ["conv", GLOBAL, "conv"], "intermediate_size": 90}
+DECODERS |= {
+    "command-r": ("Cohere", COHERE),
+    "command-r untied": ("Cohere", COHERE | ONE_KEY_HEAD | {"tie_word_embeddings": False, "rope_parameters": LINEAR}),
+    "command-r biases": ("Cohere", COHERE | {"attention_bias": True, "num_key_value_heads": 4}),
+    "cohere2": ("Cohere2", COHERE2),
+    "cohere2 untied": ("Cohere2", COHERE2 | ONE_KEY_HEAD | {"tie_word_embeddings": False}),
+    "cohere2 pattern": ("Cohere2", COHERE2 | {"num_hidden_layers": 3, "layer_types": [GLOBAL, LOCAL, GLOBAL]}),
+    "starcoder2": ("Starcoder2", {"norm_epsilon": 1e-5}),
+    "starcoder2 tied": ("Starcoder2", TIED | ONE_KEY_HEAD | {"norm_epsilon": 1e-3, "rope_parameters": YARN}),
+    "starcoder2 window": ("Starcoder2", {"sliding_window": 33, "num_key_value_heads": 4}),
+    "lfm2moe": ("Lfm2Moe", LFM2),
+    "lfm2moe tied": ("Lfm2Moe", LFM2 | TIED | ONE_KEY_HEAD | {"num_dense_layers": 0, "conv_L_cache": 4}),
+    "lfm2moe one of many": ("Lfm2Moe", LFM2 | {"num_experts": 32, "num_experts_per_tok": 1, "num_dense_layers": 2}),
+    "minimax-m2": ("MiniMaxM2", MINIMAX),
+    "minimax-m2 part of heads": ("MiniMaxM2", MINIMAX | ONE_KEY_HEAD | {"rotary_dim": 8}),
+    "minimax-m2 one of many": (
+        "MiniMaxM2",
+        MINIMAX | TIED | {"num_local_experts": 32, "num_experts_per_tok": 1, "num_key_value_heads": 4},
+    ),
+    "glm4moe": ("Glm4Moe", SIGMOIDS | {"use_qk_norm": True, "attention_bias": True, "routed_scaling_factor": 2.5}),
+    "glm4moe tied": ("Glm4Moe", SIGMOIDS | TIED | ONE_KEY_HEAD | {"n_shared_experts": 2, "first_k_dense_replace": 2}),
+    "glm4moe one of many": (
+        "Glm4Moe",
+        SIGMOIDS
+        | {"n_routed_experts": 32, "num_experts_per_tok": 1, "norm_topk_prob": False, "num_key_value_heads": 4},
+    ),
+}
 
 _TWO_LAYERS = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
 SEES: dict[str, dict[str, Any]] = {
@@ -137,6 +170,10 @@ SEES: dict[str, dict[str, Any]] = {
 """The settings of the part that sees."""
 
 ARCHITECTURE_OF = {
+    "cohere": "command-r",
+    "lfm2_moe": "lfm2moe",
+    "minimax_m2": "minimax-m2",
+    "glm4_moe": "glm4moe",
     "ministral3": "mistral3",
     "olmo3": "olmo2",
     "glm_ocr_text": "glm4",
@@ -148,6 +185,12 @@ ARCHITECTURE_OF = {
 }
 """Kinds of transformers' settings that GGUF calls otherwise."""
 CONFIGS = {
+    "cohere": "CohereConfig",
+    "cohere2": "Cohere2Config",
+    "starcoder2": "Starcoder2Config",
+    "lfm2_moe": "Lfm2MoeConfig",
+    "minimax_m2": "MiniMaxM2Config",
+    "glm4_moe": "Glm4MoeConfig",
     "phi3": "Phi3Config",
     "ministral3": "Ministral3Config",
     "mistral3": "Mistral3Config",
@@ -187,7 +230,7 @@ def own_keys(config: Any, architecture: str) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if architecture in ("phi3", "glm4"):
+    if architecture in ("phi3", "glm4", "glm4moe", "minimax-m2"):
         keys["rope.dimension_count"] = int(head_dim * rope.get("partial_rotary_factor", 1.0))
     if architecture == "phi3":
         keys["attention.sliding_window"] = config.sliding_window or 0
@@ -203,6 +246,26 @@ def own_keys(config: Any, architecture: str) -> dict[str, Any]:
     if config.model_type in ("olmo3", "exaone4") and config.sliding_window:
         keys["attention.sliding_window"] = config.sliding_window
         keys["attention.sliding_window_pattern"] = [kind == LOCAL for kind in config.layer_types]
+    if architecture in ("command-r", "cohere2", "starcoder2"):
+        eps = config.norm_epsilon if architecture == "starcoder2" else config.layer_norm_eps
+        keys["attention.layer_norm_epsilon"] = eps
+    if architecture in ("command-r", "cohere2"):
+        keys["logit_scale"] = config.logit_scale
+    if architecture == "cohere2":
+        keys["attention.sliding_window_pattern"] = [kind == LOCAL for kind in config.layer_types]
+    if architecture in ("cohere2", "starcoder2") and config.sliding_window:
+        keys["attention.sliding_window"] = config.sliding_window
+    if architecture in SIGMOID:
+        keys["expert_gating_func"] = 2
+    if architecture == "lfm2moe":
+        n_kv = config.num_key_value_heads
+        keys["attention.head_count_kv"] = [n_kv * (kind != "conv") for kind in config.layer_types]
+        keys |= {"shortconv.l_cache": config.conv_L_cache, "leading_dense_block_count": config.num_dense_layers}
+    if architecture == "glm4moe":
+        keys |= {"expert_count": config.n_routed_experts, "expert_used_count": config.num_experts_per_tok}
+        keys |= {"expert_shared_count": config.n_shared_experts, "expert_weights_norm": config.norm_topk_prob}
+        keys["expert_weights_scale"] = float(config.routed_scaling_factor)
+        keys["leading_dense_block_count"] = config.first_k_dense_replace
     if "mrope_section" in rope:
         keys["rope.dimension_sections"] = [*rope["mrope_section"], 0]
     if architecture.startswith("qwen3vl"):
@@ -210,6 +273,12 @@ def own_keys(config: Any, architecture: str) -> dict[str, Any]:
     if rope.get("alpha"):
         keys["rope.freq_base"] = float(rope["rope_theta"] * rope["alpha"] ** (head_dim / (head_dim - 2)))
     return keys
+
+
+def own_name(name: str) -> str:
+    """The name of a tensor with its kind behind a point, as the table of names has it."""
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace("expert_bias", "expert_bias.bias")
+    return name.replace("mlp.e_score", "block_sparse_moe.e_score")
 
 
 def own_rows(weight: np.ndarray, name: str, config: Any) -> np.ndarray:
@@ -233,7 +302,8 @@ def own_tensors(config: Any) -> dict[str, np.ndarray]:
 # ---- complete random files -------------------------------------------------------------------------------------------
 
 TINY = tuple(dict.fromkeys(name.split()[0] for name in DECODERS))
-WITH_EXPERTS = ("qwen3vlmoe",)
+SIGMOID = ("lfm2moe", "minimax-m2", "glm4moe")
+WITH_EXPERTS = ("qwen3vlmoe", *SIGMOID)
 """Of these architectures, those whose layers have experts."""
 Shapes = dict[str, tuple[int, ...]]
 
@@ -253,9 +323,25 @@ def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding
         keys["rope.dimension_sections"] = [head_dim // 8, head_dim // 8, head_dim // 4, 0]
     if architecture in ("qwen3vl", "qwen3vlmoe"):
         keys["n_deepstack_layers"] = 1
+    if architecture in ("command-r", "cohere2", "starcoder2"):
+        keys["attention.layer_norm_epsilon"] = 1e-5
+    if architecture in ("command-r", "cohere2"):
+        keys["logit_scale"] = 0.25
+    if architecture == "cohere2":
+        keys |= {"attention.sliding_window": sliding_window, "attention.sliding_window_pattern": 2}
+    if architecture in SIGMOID:
+        keys["expert_gating_func"] = 2
+    if architecture == "glm4moe":
+        keys |= {"expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 1.5}
+        keys["rope.dimension_count"] = head_dim // 2
+    if architecture == "lfm2moe":
+        keys["shortconv.l_cache"] = 3
     if architecture in WITH_EXPERTS:
         keys["expert_feed_forward_length"] = n_ff
     return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+BIASED = ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
 
 
 def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_dim: int) -> Shapes:
@@ -276,7 +362,21 @@ def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_di
         layer |= {"attn_q_norm.weight": (n_q,), "attn_k_norm.weight": (n_kv,)}
     if architecture in ("exaone4", "hunyuan-dense", "qwen3vl", "qwen3vlmoe"):
         layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
-    if architecture == "seed_oss":
+    if architecture in ("command-r", "cohere2"):
+        del layer["ffn_norm.weight"]
+    if architecture == "starcoder2":
+        del layer["ffn_gate.weight"]
+        layer |= {f"{name}.bias": layer[f"{name}.weight"][:1] for name in BIASED}
+    if architecture in ("lfm2moe", "glm4moe"):
+        layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture == "minimax-m2":
+        layer |= {"attn_q_norm.weight": (n_q,), "attn_k_norm.weight": (n_kv,)}
+    if architecture in SIGMOID:
+        layer["exp_probs_b.bias"] = layer["ffn_gate_inp.weight"][:1]
+    if architecture == "glm4moe":
+        layer |= {f"ffn_{name}_shexp.weight": (n_ff, n_embd) for name in ("gate", "up")}
+        layer |= {"ffn_down_shexp.weight": (n_embd, n_ff)}
+    if architecture in ("seed_oss", "glm4moe"):
         layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
     if architecture == "qwen2vl":
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}

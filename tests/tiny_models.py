@@ -131,8 +131,8 @@ def write_tiny_model(
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": CHATML,
     }
-    if architecture == "lfm2":  # every layer but each third is a convolution
-        keys["lfm2.attention.head_count_kv"] = [n_head_kv if i % 3 == 1 else 0 for i in range(n_layer)]
+    if architecture in ("lfm2", "lfm2moe"):  # every layer but each third is a convolution
+        keys[f"{architecture}.attention.head_count_kv"] = [n_head_kv if i % 3 == 1 else 0 for i in range(n_layer)]
         keys["lfm2.shortconv.l_cache"] = 3
     if architecture in spaces.STATE_SPACES:
         sizes = spaces.state_keys(architecture, 2 * n_embd, n_layer, n_head_kv, n_ff)
@@ -277,12 +277,14 @@ def tensor_shapes(
             own = spaces.layer_shapes(architecture, i, layer, n_embd)
             shapes |= {f"blk.{i}.{name}": shape for name, shape in own.items()}
             continue
-        convolves = (architecture == "lfm2" and i % 3 != 1) or (architecture in HYBRIDS and i % 2 == 0)
+        convolves = (architecture in ("lfm2", "lfm2moe") and i % 3 != 1) or (architecture in HYBRIDS and i % 2 == 0)
         rest = {
             name: shape for name, shape in layer.items() if not name.startswith("attn_") or name == "attn_norm.weight"
         }
         shapes |= {f"blk.{i}.{name}": shape for name, shape in (rest | conv if convolves else layer).items()}
-    shapes["token_embd_norm.weight" if architecture == "lfm2" else "output_norm.weight"] = (n_embd,)
+    shapes["token_embd_norm.weight" if architecture in ("lfm2", "lfm2moe") else "output_norm.weight"] = (n_embd,)
+    if architecture == "starcoder2":
+        shapes["output_norm.bias"] = (n_embd,)
     return shapes if tied else shapes | {"output.weight": (n_vocab, n_embd)}
 
 
@@ -392,6 +394,7 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
         if (tied and hf_name == "lm_head.weight") or hf_name.startswith("model.visual."):
             continue
         hf_name = hf_name.replace("model.language_model.", "model.")
+        hf_name = decoder_models.own_name(hf_name)
         named = hf_name.replace("linear_attn.dt_bias", "linear_attn.dt_proj.bias")
         name = names.get_name(named, try_suffixes=(".weight", ".bias"))
         name = name or {"lm_head.weight": "output.weight"}.get(hf_name)  # of an architecture that has none as a rule
@@ -529,7 +532,9 @@ def _transformers_metadata(config: Any, architecture: str) -> dict[str, Any]:
         "feed_forward_length": getattr(config, "intermediate_size", None) or config.moe_intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": float(getattr(config, "norm_eps", 0) or config.rms_norm_eps),
+        "attention.layer_norm_rms_epsilon": float(
+            getattr(config, "norm_eps", 0) or getattr(config, "rms_norm_eps", 1e-5)
+        ),
         "vocab_size": config.vocab_size,
     }
     if _head_dim(config) * config.num_attention_heads != config.hidden_size or architecture in (

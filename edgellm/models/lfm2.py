@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import ShortConv
@@ -21,6 +23,11 @@ CONV, ATTENTION = "conv", "full_attention"
 
 
 def build(gguf: ModelFile) -> Program:
+    """See ``build_lfm2``."""
+    return build_lfm2(gguf, lambda m, blk: feed_forward(m, blk, "silu"))
+
+
+def build_lfm2(gguf: ModelFile, ffn: Callable[[ProgramBuilder, str], None]) -> Program:
     """x += op(RMSNorm(x)), x += FFN(RMSNorm(x)); op is Wout (c * conv(b * x)) of [b|c|x] = Win h, or attention.
 
     A layer without key heads is a convolution.
@@ -45,14 +52,14 @@ def build(gguf: ModelFile) -> Program:
             m.linear("conv", f"{blk}.shortconv.out_proj", "proj", hp.n_embd)
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        feed_forward(m, blk, "silu")
+        ffn(m, blk)
         m.add("x", "proj", "x")
     project_logits(m, norm="token_embd_norm")
     return m.finish()
 
 
-def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
-    """The keys of this architecture, from config.json."""
+def lfm2_metadata(config: CheckpointConfig, architecture: str, n_ff: int) -> TypedMetadata:
+    """The keys of the family, from config.json."""
     kinds = config.get("layer_types")
     if kinds is None:
         attends = config.get("full_attn_idxs")
@@ -60,11 +67,14 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     if not isinstance(kinds, list) or len(kinds) != config.n_layer or any(k not in (CONV, ATTENTION) for k in kinds):
         raise config.refuse("layer_types", f"{CONV} or {ATTENTION} for each of {config.n_layer} layers")
     n_head_kv = config.integer("num_key_value_heads", config.integer("num_attention_heads"))
-    found = decoder_metadata(config, "lfm2", n_ff=_feed_forward_length(config), eps_key="norm_eps")
+    found = decoder_metadata(config, architecture, n_ff=n_ff, eps_key="norm_eps")
     return found | {
-        "lfm2.attention.head_count_kv": ([n_head_kv * (kind == ATTENTION) for kind in kinds], "ARRAY[INT32]"),
-        "lfm2.shortconv.l_cache": (config.integer("conv_L_cache", 3), "UINT32"),
-        "lfm2.vocab_size": (config.integer("vocab_size"), "UINT32"),
+        f"{architecture}.attention.head_count_kv": (
+            [n_head_kv * (kind == ATTENTION) for kind in kinds],
+            "ARRAY[INT32]",
+        ),
+        f"{architecture}.shortconv.l_cache": (config.integer("conv_L_cache", 3), "UINT32"),
+        f"{architecture}.vocab_size": (config.integer("vocab_size"), "UINT32"),
     }
 
 
@@ -78,25 +88,27 @@ def _feed_forward_length(config: CheckpointConfig) -> int:
     return -(-n_ff // multiple) * multiple
 
 
+LFM2_LAYER = {
+    "operator_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "conv.conv": "shortconv.conv",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+}
+LFM2_AROUND = {"model.embed_tokens": "token_embd", "model.embedding_norm": "token_embd_norm", "lm_head": "output"}
 CHECKPOINT = CheckpointForm(
     classes={"Lfm2ForCausalLM": "lfm2", "Lfm2Model": "lfm2"},
-    metadata=checkpoint_metadata,
+    metadata=lambda config: lfm2_metadata(config, "lfm2", _feed_forward_length(config)),
     biases=lambda config: frozenset(),
-    layer={
-        "operator_norm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.out_proj": "attn_output",
-        "self_attn.q_layernorm": "attn_q_norm",
-        "self_attn.k_layernorm": "attn_k_norm",
-        "conv.conv": "shortconv.conv",
-        "conv.in_proj": "shortconv.in_proj",
-        "conv.out_proj": "shortconv.out_proj",
-        "ffn_norm": "ffn_norm",
-        "feed_forward.w1": "ffn_gate",
-        "feed_forward.w3": "ffn_up",
-        "feed_forward.w2": "ffn_down",
-    },
-    around={"model.embed_tokens": "token_embd", "model.embedding_norm": "token_embd_norm", "lm_head": "output"},
+    layer=LFM2_LAYER,
+    around=LFM2_AROUND,
 )

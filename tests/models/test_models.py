@@ -490,7 +490,7 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
         for name, number in model.named_buffers():
             if name.endswith("layer_scalar"):
                 number.normal_(0.9, 0.1)
-            elif name.endswith("e_score_correction_bias"):
+            elif name.endswith(("e_score_correction_bias", "expert_bias")):
                 number.normal_(0.0, 0.2)
     return model
 

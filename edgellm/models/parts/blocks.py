@@ -82,6 +82,8 @@ class ProgramBuilder:
         self.used: set[str] = set()  # tensors that the program holds, or that were read while building it
         self.cache_layers: list[CacheLayer] = []
         self.ropes: dict[str, Rope] = {}
+        self.layer_norms = False  # what ``norm`` makes
+        self.norms_need_bias = False
         self.hidden = ""
         self.pooling: Pooling | None = None
 
@@ -138,6 +140,13 @@ class ProgramBuilder:
         """out = RMSNorm(x), over whole rows or over heads of ``width``."""
         weight = self.weight(f"{name}.weight", width or self.buffers[x].width)
         self.ops.append(RMSNorm(x, weight, self.like(x, out), self.hp.eps))
+
+    def norm(self, x: str, name: str, out: str) -> None:
+        """out = norm(x), of the kind that the architecture has around its blocks."""
+        if self.layer_norms:
+            self.layer_norm(x, name, out, needs_bias=self.norms_need_bias)
+        else:
+            self.rms_norm(x, name, out)
 
     def layer_norm(self, x: str, name: str, out: str, *, needs_bias: bool = False) -> None:
         """out = LayerNorm(x), with the bias where the file has one."""
@@ -334,21 +343,24 @@ def build_decoder(
     norms: BlockNorms = BlockNorms(),
     ropes: Callable[[ProgramBuilder], dict[str, Rope]] | None = None,
     kinds: Callable[[int], LayerKind] | None = None,
+    layer_norms: bool = False,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
     adjacent     rotated pairs are neighbours, else half a head apart
     window       positions that a token sees, 0 for all
     rotates      False for a model that knows no positions
-    needs_bias   letters of those of q, k, v and o that have one
+    needs_bias   letters of those of q, k, v, o and norms (n) that have one
     ffn          adds the ops from h to proj in place of the last product's
     ropes        makes the rotations, by name, in place of the only one
     kinds        what layer i sees, where layers differ
+    layer_norms  norms take the mean away, too, and may have a bias
 
     Blocks behind the last one are drafts of the tokens that follow the next, and are left out.
     """
-    hp = read_hparams(gguf)
+    hp = read_hparams(gguf, eps_key=f"attention.layer_norm_{'' if layer_norms else 'rms_'}epsilon")
     m = ProgramBuilder(gguf, hp)
+    m.layer_norms, m.norms_need_bias = layer_norms, "n" in needs_bias
     turned = ropes(m) if ropes else {"rope": the_rope(m, adjacent=adjacent)}
     if rotates:
         m.ropes = turned
@@ -372,14 +384,14 @@ def norm_before(m: ProgramBuilder, x: str, blk: str, name: str) -> str:
     """What a block reads: x, or h = norm(x) where there is a norm of this name."""
     if not name:
         return x
-    m.rms_norm(x, f"{blk}.{name}", "h")
+    m.norm(x, f"{blk}.{name}", "h")
     return "h"
 
 
 def norm_behind(m: ProgramBuilder, blk: str, name: str) -> None:
     """proj = norm(proj), where there is a norm of this name."""
     if name:
-        m.rms_norm("proj", f"{blk}.{name}", "proj")
+        m.norm("proj", f"{blk}.{name}", "proj")
 
 
 def the_rope(m: ProgramBuilder, *, adjacent: bool, base: float = 10000.0) -> Rope:
@@ -485,10 +497,17 @@ def feed_forward(m: ProgramBuilder, blk: str, activation: Activation, *, x: str 
     m.linear(ffn, f"{blk}.ffn_down", "proj", m.hp.n_embd)
 
 
+def plain_feed_forward(m: ProgramBuilder, blk: str, curve: Curve, *, x: str = "h", needs_bias: bool = False) -> None:
+    """proj = curve(x Wup^T) Wdown^T"""
+    m.linear(x, f"{blk}.ffn_up", "up", m.hp.n_ff, needs_bias=needs_bias)
+    m.activate("up", "ffn", curve)
+    m.linear("ffn", f"{blk}.ffn_down", "proj", m.hp.n_embd, needs_bias=needs_bias)
+
+
 def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0) -> None:
     """logits = scale * RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
     m.select_outputs("x", "x_out")
-    m.rms_norm("x_out", norm, "h_out")
+    m.norm("x_out", norm, "h_out")
     m.hidden, m.pooling = "h_out", read_pooling(m)
     if scale != 1.0:
         m.ops.append(Scale("h_out", "h_out", scale))

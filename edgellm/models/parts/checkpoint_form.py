@@ -154,7 +154,8 @@ class CheckpointForm:
         if rest in self.stacked and parameter in ("weight", None):
             names = self.stacked[rest]
             return tuple(Place(f"{blk}.{one}.weight", part=(i, len(names))) for i, one in enumerate(names))
-        one = re.fullmatch(r"(?:mlp|block_sparse_moe|mixer)\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
+        blocks = r"(?:mlp|block_sparse_moe|feed_forward|mixer)"
+        one = re.fullmatch(blocks + r"\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
         known = self.experts.get(one[2]) if one else self.layer.get(rest)
         if known is None or not (parameter == "weight" or (parameter == "bias" and known in biases)):
             return ()
@@ -184,6 +185,14 @@ def decoder_metadata(
     if config.get("head_dim") is not None:
         found["attention.key_length"] = found["attention.value_length"] = (config.head_dim, "UINT32")
     return {f"{architecture}.{key}": value for key, value in found.items()}
+
+
+def with_layer_norms(found: TypedMetadata, architecture: str) -> TypedMetadata:
+    """The same keys of an architecture whose norms take the mean away."""
+    found[f"{architecture}.attention.layer_norm_epsilon"] = found.pop(
+        f"{architecture}.attention.layer_norm_rms_epsilon"
+    )
+    return found
 
 
 def plain_metadata(config: CheckpointConfig) -> TypedMetadata:

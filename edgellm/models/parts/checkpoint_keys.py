@@ -285,7 +285,13 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "tie_embedding": (True,),
     "tie_encoder_decoder": (False,),
     "use_bidirectional_attention": (False,),
+    "use_embedding_sharing": (True,),
+    "use_gated_activation": (True,),
     "use_mrope": (False,),
+    "use_parallel_block": (True,),
+    "use_parallel_embedding": (False,),
+    "order_of_interleaved_layers": ("local_attn_first",),
+    "rotary_pct": (1,),
     "use_pos_enc": (True,),
     "use_rms_norm": (False,),
     "use_sliding_window": (False,),
@@ -465,6 +471,19 @@ _SEEING = {
 }
 USED |= {
     **dict.fromkeys(_SEEING, _FRAME),
+    "cohere": _DECODER | {"attention_bias", "layer_norm_eps", "logit_scale", "use_qk_norm"},
+    "cohere2": _DECODER
+    | {"attention_bias", "layer_norm_eps", "logit_scale", "sliding_window", "sliding_window_pattern"},
+    "starcoder2": _DECODER | {"norm_epsilon", "sliding_window", "use_bias"},
+    "lfm2_moe": _DECODER
+    | _EXPERTS
+    | {"conv_L_cache", "norm_eps", "moe_intermediate_size", "num_dense_layers", "norm_topk_prob", "use_expert_bias"}
+    | {"routed_scaling_factor", "full_attn_idxs"},
+    "minimax_m2": _DECODER | _EXPERTS | {"rotary_dim", "partial_rotary_factor"},
+    "glm4_moe": _DECODER
+    | {"attention_bias", "moe_intermediate_size", "num_experts_per_tok", "n_routed_experts", "n_shared_experts"}
+    | {"n_group", "topk_group", "first_k_dense_replace", "norm_topk_prob", "routed_scaling_factor"}
+    | {"partial_rotary_factor", "num_nextn_predict_layers", "use_qk_norm", "num_local_experts"},
     "phi3": _DECODER | {"sliding_window", "partial_rotary_factor"},
     "ministral3": _DECODER | {"sliding_window"},
     "glm4": _DECODER | {"attention_bias", "partial_rotary_factor", "num_nextn_predict_layers"},
@@ -486,6 +505,13 @@ USED |= {
 HARMLESS_IN |= {
     **dict.fromkeys(USED.keys() - HARMLESS_IN.keys(), frozenset()),
     **_SEEING,
+    "cohere2": frozenset(
+        ("cache_implementation", "_sliding_window_pattern", "layer_switch", "position_embedding_type")
+    ),
+    "starcoder2": frozenset(("residual_dropout", "embedding_dropout")),
+    "lfm2_moe": _ROUTING,
+    "minimax_m2": _ROUTING | {"router_jitter_noise"},
+    "glm4_moe": _ROUTING | {"num_mtp_layers"},
     "phi3": frozenset(("resid_pdrop", "embd_pdrop")),
     "smollm3": frozenset(("sliding_window", "max_window_layers")),  # it counts with use_sliding_window alone
     "seed_oss": frozenset(("residual_dropout",)),
@@ -494,6 +520,20 @@ HARMLESS_IN |= {
 }
 DEFAULTS |= {
     **{kind: {"tie_word_embeddings": kind == "mistral3"} for kind in _SEEING},
+    "cohere": {"layer_norm_eps": 1e-5, "rope_theta": 500000.0, "logit_scale": 0.0625, "tie_word_embeddings": True}
+    | {"max_position_embeddings": 8192},
+    "cohere2": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "tie_word_embeddings": True}
+    | {"max_position_embeddings": 8192, "sliding_window": 4096},
+    "starcoder2": {"num_key_value_heads": 2, "norm_epsilon": 1e-5, "max_position_embeddings": 4096}
+    | {"tie_word_embeddings": True},
+    "lfm2_moe": {"num_key_value_heads": 8, "norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": True}
+    | {"max_position_embeddings": 128000, "num_experts": 32, "num_experts_per_tok": 4, "num_dense_layers": 2}
+    | {"intermediate_size": 7168, "moe_intermediate_size": 1792},
+    "minimax_m2": {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 5000000.0}
+    | {"max_position_embeddings": 196608, "num_local_experts": 256, "num_experts_per_tok": 8},
+    "glm4_moe": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
+    | {"moe_intermediate_size": 1408, "num_experts_per_tok": 8, "n_routed_experts": 128, "n_shared_experts": 1}
+    | {"first_k_dense_replace": 1},
     "phi3": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
     "ministral3": {
         "num_key_value_heads": 8,

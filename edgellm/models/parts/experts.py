@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.ops import ExpertMatmul, ExpertSum, Matmul, Route, SigmoidGate, SplitHeads
 from edgellm.kernels.ops.elementwise import Activation
-from edgellm.models.parts.blocks import ProgramBuilder
+from edgellm.models.parts.blocks import ProgramBuilder, feed_forward
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import TypedMetadata
-from edgellm.models.parts.hparams import hparam_error, integer
+from edgellm.models.parts.hparams import file_name, flag, hparam_error, integer, key_of, real
 
 EXPERT_MATRICES = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 """Modules of one expert, where a checkpoint has them one by one -> the tensor that holds those of a layer."""
@@ -23,6 +24,8 @@ STACKED_EXPERTS = {
 """Parameters of all experts of a layer, where a checkpoint has them as one -> the tensors its rows are cut into."""
 
 
+SIGMOID = 2
+"""The number in GGUF of a router by sigmoids."""
 SHARED_EXPERT = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
@@ -38,6 +41,8 @@ class Experts:
     over     what the weights of those that are used are the softmax over
     shared   width of the one that every token has besides, 0 where there is none
     needs_bias   whether the router and every expert's products have one
+    scores   what a token's experts are chosen by, and with ``biased`` that plus a bias
+    factor   of all weights
     """
 
     n: int
@@ -46,19 +51,16 @@ class Experts:
     over: Literal["chosen", "all"] = "chosen"
     shared: int = 0
     needs_bias: bool = False
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    biased: bool = False
+    factor: float = 1.0
 
 
-def read_experts(
-    gguf: ModelFile,
-    n_ff: int | None = None,
-    *,
-    over: Literal["chosen", "all"] = "chosen",
-    shared: int = 0,
-    needs_bias: bool = False,
-) -> Experts:
+def read_experts(gguf: ModelFile, n_ff: int | None = None, **more: Any) -> Experts:
     """The sizes from the metadata. FormatError ``MODEL_HPARAMS`` for one that is off.
 
     n_ff   the width, for architectures that have no key of its own for it
+    more   fields of ``Experts``
     """
     n = integer(gguf, "expert_count", least=1)
     n_used = integer(gguf, "expert_used_count", least=1)
@@ -66,7 +68,25 @@ def read_experts(
         raise hparam_error(gguf, "expert_used_count", n_used, f"up to expert_count, which is {n}")
     if n_ff is None:
         n_ff = integer(gguf, "expert_feed_forward_length", least=1)
-    return Experts(n, n_used, n_ff, over, shared, needs_bias)
+    return Experts(n, n_used, n_ff, **more)
+
+
+def read_sigmoid_experts(gguf: ModelFile, n_ff: int | None = None, *, normed: bool | None = None) -> Experts:
+    """Those that sigmoids and a bias choose, as in DeepSeek 3. UnsupportedError for another router.
+
+    normed   whether weights sum to 1, for architectures that have no key for it
+    """
+    gating = integer(gguf, "expert_gating_func", SIGMOID)
+    if gating != SIGMOID:
+        raise UnsupportedError(
+            f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it "
+            f"whose experts are chosen by sigmoids ({SIGMOID}). Take another model of the architecture.",
+            code="MODEL_KEY_UNKNOWN",
+        )
+    if normed is None:
+        normed = flag(gguf, "expert_weights_norm", False)
+    factor = real(gguf, "expert_weights_scale", 1.0) or 1.0
+    return read_experts(gguf, n_ff, over="chosen" if normed else "all", scores="sigmoid", biased=True, factor=factor)
 
 
 def expert_feed_forward(
@@ -91,7 +111,8 @@ def expert_feed_forward(
     if f"{blk}.ffn_down_exps.scale" in m.gguf.tensors and not biased["ffn_down_exps"]:
         scales = m.weight(f"{blk}.ffn_down_exps.scale", experts.n)
     ids, probs = m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used)
-    m.ops.append(Route("router", ids, probs, experts.over, scales))
+    choice = m.weight(f"{blk}.exp_probs_b.bias", experts.n) if experts.biased else None
+    m.ops.append(Route("router", ids, probs, experts.over, scales, experts.scores, choice, experts.factor))
 
     def matmul(x: str, name: str, out: str, n_out: int, n_in: int) -> None:
         weight = m.weight(f"{blk}.{name}.weight", experts.n, n_out, n_in)
@@ -123,6 +144,23 @@ def shared_expert(m: ProgramBuilder, blk: str, n_ff: int, activation: Activation
         m.ops.append(Matmul("h", weight, m.buffer("shared_share", 1)))
         m.ops.append(SigmoidGate("shared", "shared_share", "shared"))
     m.add("proj", "shared", "proj")
+
+
+def dense_then_experts(experts: Experts, n_dense: int, n_shared: int = 0) -> Callable[[ProgramBuilder, str], None]:
+    """A feed-forward in the first ``n_dense`` layers, in the others SiLU experts and one for all tokens.
+
+    n_shared   the width of that one, 0 where there is none
+    """
+
+    def ffn(m: ProgramBuilder, blk: str) -> None:
+        if int(blk.removeprefix("blk.")) < n_dense:
+            feed_forward(m, blk, "silu", of="_dense")
+            return
+        expert_feed_forward(m, blk, experts, "silu")
+        if n_shared:
+            shared_expert(m, blk, n_shared, "silu")
+
+    return ffn
 
 
 def experts_and_shared(experts: Experts) -> Callable[[ProgramBuilder, str], None]:

@@ -68,6 +68,17 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen35": _DELTA,
     "qwen35moe": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},
+    "command-r": frozenset(("attention.layer_norm_epsilon", "logit_scale", "rope.scaling.attn_factor")),
+    "cohere2": _SLIDING | {"attention.layer_norm_epsilon", "logit_scale", "rope.scaling.attn_factor"},
+    "starcoder2": frozenset(("attention.layer_norm_epsilon", "attention.sliding_window", "rope.scaling.attn_factor")),
+    "lfm2moe": _EXPERTS
+    | {"shortconv.l_cache", "leading_dense_block_count", "expert_feed_forward_length", "expert_gating_func"}
+    | {"rope.scaling.attn_factor"},
+    "minimax-m2": _EXPERTS | {"expert_gating_func", "expert_feed_forward_length", "rope.scaling.attn_factor"},
+    "glm4moe": _EXPERTS
+    | {"expert_gating_func", "expert_feed_forward_length", "expert_shared_count", "leading_dense_block_count"}
+    | {"expert_weights_norm", "expert_weights_scale", "nextn_predict_layers", "rope.scaling.attn_factor"}
+    | {"rope.dimension_sections"},
     "phi3": frozenset(("attention.sliding_window", "rope.scaling.attn_factor")),
     "mistral3": frozenset(("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"))
     | {"rope.scaling.attn_factor"},
@@ -104,6 +115,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (0,),
     "embedding_scale": (0, 1),
     "expert_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "expert_feed_forward_length": (0,),
     "expert_group_count": (0, 1),
     "expert_group_used_count": (0, 1),
