@@ -94,6 +94,7 @@ JUDGED = (
     *("gemma4", "gemma4 inputs without shared", "gemma4 dense", "gemma4 experts", "gemma4 experts, one of many"),
     *("mamba2", "mamba2 tied, one group", "granitehybrid", "granitehybrid dense, rotated, tied", "falcon-h1"),
     *("nemotron_h", "nemotron_h_moe", "nemotron_h_moe latent"),
+    *("phi3 long", "mistral3", "cohere2", "glm4moe"),  # of the long tail, those with parts of their own
     *("gpt-oss unscaled", "gpt-oss one of many"),  # YaRN as the model has it is not known to llama.cpp
 )
 

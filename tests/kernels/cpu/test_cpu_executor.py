@@ -40,7 +40,13 @@ LONG_TAIL = tuple(decoder_models.TINY)
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
 N_TOKENS = 150
 N_BLOCKS = 12
-SEEDS = {"qwen2moe": 1, "olmoe": 4, "granitemoe": 1, "gpt-oss": 4}  # of models whose routers are nowhere near a tie
+SEEDS = {
+    "qwen2moe": 1,
+    "olmoe": 4,
+    "granitemoe": 1,
+    "gpt-oss": 4,
+    "minimax-m2": 1,
+}  # of models whose routers are nowhere near a tie
 LIMIT = 1e-6  # of the logits: 15-bit activations through every layer
 
 
