@@ -52,8 +52,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.temperature_scale": (0.0, 100.0),
     "leading_dense_block_count": (0, 512),
     "expert_gating_func": (0, 4),
-    "expert_shared_count": (0, 4096),
-    "expert_weights_scale": (0.0, 1e6),
     "n_deepstack_layers": (0, 512),
     "shortconv.l_cache": (2, 64),
     "ssm.conv_kernel": (2, 64),

@@ -10,7 +10,8 @@ from edgellm.models.command_r import COHERE_LAYER, SIDE_BY_SIDE, cohere_metadata
 from edgellm.models.parts.blocks import LayerKind, build_decoder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata, layer_kinds
-from edgellm.models.parts.hparams import integer, sliding_layers
+from edgellm.models.parts.hparams import integer
+from edgellm.models.parts.local_layers import local_layers
 
 PERIOD = 4
 
@@ -18,7 +19,7 @@ PERIOD = 4
 def build(gguf: ModelFile) -> Program:
     """x += attention(h) + ffn(h), h = norm(x): see ``build_decoder``."""
     window = integer(gguf, "attention.sliding_window", least=1)
-    slides = sliding_layers(gguf, integer(gguf, "block_count"), PERIOD)
+    slides = local_layers(gguf, integer(gguf, "block_count"), PERIOD)
     return build_decoder(
         gguf,
         adjacent=True,

@@ -158,14 +158,13 @@ def _tensors(
     experts: dict[str, dict[int, InputTensor]] = {}
     biases = form.biases(config)
     unknown = []
-    left_out, first_rows = form.leaves_out(config), form.first_rows(config)
-    drafts = _draft_layers(config)
+    left_out = form.leaves_out(config) or _draft_layers(config)
+    first_rows = form.first_rows(config)
     for stored_name, weight in open_weights(checkpoint).items():
         if left_out and re.fullmatch(left_out, stored_name):
             continue
         places = form.places(plain_name(stored_name), config.n_layer, biases)
-        known = places or IGNORED.fullmatch(stored_name) or drafts.match(stored_name)
-        if not known and not _is_no_bias(stored_name, weight):
+        if not places and not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
             unknown.append(stored_name)
         for place in places:
             if place.name in found or place.expert in experts.get(place.name, ()):
@@ -205,11 +204,11 @@ def _tensors(
     return {name: found[name] for name in sorted(found, key=_place)}
 
 
-def _draft_layers(config: CheckpointConfig) -> re.Pattern[str]:
-    """The names of tensors of layers behind the last one, which draft the tokens that follow the next."""
+def _draft_layers(config: CheckpointConfig) -> str:
+    """A pattern of the names of tensors behind the last layer, which draft the tokens that follow the next."""
     n_drafts = config.integer("num_nextn_predict_layers") if config.get("num_nextn_predict_layers") else 0
     layers = "|".join(str(config.n_layer + i) for i in range(min(n_drafts, 64)))
-    return re.compile(rf"model\.(?:language_model\.)?layers\.(?:{layers})\." if layers else r"(?!)")
+    return rf"model\.(?:language_model\.)?layers\.(?:{layers})\..*" if layers else ""
 
 
 def _placed(

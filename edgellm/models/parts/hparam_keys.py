@@ -118,8 +118,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_group_count": (0, 1),
     "expert_group_used_count": (0, 1),
     "expert_feed_forward_length": (0,),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
     "expert_shared_count": (0,),
     "expert_shared_feed_forward_length": (0,),
     "expert_used_count": (0,),

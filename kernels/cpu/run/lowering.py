@@ -23,7 +23,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
-from edgellm.kernels.cpu.run import attention_work, recurrent
+from edgellm.kernels.cpu.run import attention_work, experts, recurrent
 from edgellm.kernels.cpu.run.experts_ahead import Routed, pieces_of
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
@@ -524,45 +524,6 @@ def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
     low.emit(op, "select_outputs", arguments, alone=True)
 
 
-def _route(low: _Lowering, op: Route) -> None:
-    n_expert, n_groups = low.width(op.logits), op.groups[0]
-    if not op.by_logits and (n_expert + n_groups) * 4 > layout.EDGE:
-        raise UnsupportedError(
-            f"{n_expert:,} experts that are chosen by their scores; the CPU kernels take up to {layout.EDGE // 4:,}.",
-            code="MODEL_SHAPE",
-        )
-    arguments = layout.ROUTE(
-        **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=n_expert,
-        n_used=low.width(op.ids), row_kind=low.row_kind(op.logits), over_all=int(op.over == "all"),
-        scales=low.vector(op.scales) if op.scales else 0, by_logits=int(op.by_logits),
-        sigmoid=int(op.scores == "sigmoid"), bias=low.vector(op.bias) if op.bias else 0, factor=float(op.factor),
-        n_groups=n_groups, groups_used=op.groups[1],
-    )  # fmt: skip
-    low.emit(op, "route", arguments, alone=True)
-
-
-def _expert_matmul(low: _Lowering, op: ExpertMatmul) -> None:
-    n_expert, n_out, n_in = low.program.tensors[op.weight].shape
-    if n_out < 8:
-        raise UnsupportedError(
-            f"{op.weight}: its experts have {n_out} rows; the CPU kernels take 8 at once, and more.",
-            code="MODEL_SHAPE",
-        )
-    quant, experts, w_row = low.experts(op.weight)
-    groups = low.grouped(op.ids, n_expert)
-    forms: dict[str, _Int16 | _Groups] = {op.ids: groups}
-    x = low.slots(op.x, n_in)
-    if quant in QUANTIZED:
-        form = forms[op.x] = low.quantized_pairs(op.x, op, n_in, groups)
-        x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
-    arguments = layout.EXPERT_MATMUL(
-        **x, experts=experts, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
-        pairs=groups.pairs, n_used=op.n_used, bias=low.vector(op.bias, layout.PANEL_ROWS) if op.bias else 0,
-    )  # fmt: skip
-    low.of_experts[len(low.rows)] = op.weight
-    low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
-
-
 def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
     n_used, width = low.width(op.probs), low.width(op.out)
     arguments = layout.EXPERT_SUM(
@@ -581,8 +542,8 @@ _RULES: dict[type, Any] = {
     GatedUnit: _gated_unit,
     Add: _add,
     SelectOutputs: _select_outputs,
-    Route: _route,
-    ExpertMatmul: _expert_matmul,
+    Route: experts.route,
+    ExpertMatmul: experts.expert_matmul,
     ExpertSum: _expert_sum,
     Scale: _scale,
     SigmoidGate: _sigmoid_gate,

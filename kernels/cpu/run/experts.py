@@ -1,0 +1,51 @@
+"""Rules for the ops of experts. ``low`` is the lowering of a program, see lowering.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.weights import QUANTIZED
+from edgellm.kernels.ops import ExpertMatmul, Route
+
+
+def route(low: Any, op: Route) -> None:
+    """The experts of a token."""
+    n_expert, n_groups = low.width(op.logits), op.groups[0]
+    if not op.by_logits and (n_expert + n_groups) * 4 > layout.EDGE:
+        raise UnsupportedError(
+            f"{n_expert:,} experts that are chosen by their scores; the CPU kernels take up to {layout.EDGE // 4:,}.",
+            code="MODEL_SHAPE",
+        )
+    arguments = layout.ROUTE(
+        **low.where(logits=op.logits, ids=op.ids, probs=op.probs), n_expert=n_expert,
+        n_used=low.width(op.ids), row_kind=low.row_kind(op.logits), over_all=int(op.over == "all"),
+        scales=low.vector(op.scales) if op.scales else 0, by_logits=int(op.by_logits),
+        sigmoid=int(op.scores == "sigmoid"), bias=low.vector(op.bias) if op.bias else 0, factor=float(op.factor),
+        n_groups=n_groups, groups_used=op.groups[1],
+    )  # fmt: skip
+    low.emit(op, "route", arguments, alone=True)
+
+
+def expert_matmul(low: Any, op: ExpertMatmul) -> None:
+    """A product of pairs, in the order of their experts."""
+    n_expert, n_out, n_in = low.program.tensors[op.weight].shape
+    if n_out < 8:
+        raise UnsupportedError(
+            f"{op.weight}: its experts have {n_out} rows; the CPU kernels take 8 at once, and more.",
+            code="MODEL_SHAPE",
+        )
+    quant, experts, w_row = low.experts(op.weight)
+    groups = low.grouped(op.ids, n_expert)
+    forms: dict[str, Any] = {op.ids: groups}
+    x = low.slots(op.x, n_in)
+    if quant in QUANTIZED:
+        form = forms[op.x] = low.quantized_pairs(op.x, op, n_in, groups)
+        x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
+    arguments = layout.EXPERT_MATMUL(
+        **x, experts=experts, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
+        pairs=groups.pairs, n_used=op.n_used, bias=low.vector(op.bias, layout.PANEL_ROWS) if op.bias else 0,
+    )  # fmt: skip
+    low.of_experts[len(low.rows)] = op.weight
+    low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
