@@ -71,13 +71,14 @@ def _run_self_test(progress: ProgressBar, gpus: list[int]) -> list[dict[str, Any
 def _as_text(facts: dict[str, Any]) -> str:
     machine, kernels, cache = facts["machine"], facts["kernels"], facts["kernel_cache"]
     setting = f"; EDGELLM_CPU_FORM={kernels['form_setting']}" if kernels["form_setting"] else ""
+    known = "tried in an emulator only; " if kernels["form_emulated"] else ""
     rows: list[tuple[str, object]] = [
         ("system", machine["system"]),
         ("python", machine["python"]),
         ("cpu", f"{machine['cpu']}, {machine['cores']} cores for us"),
         ("features", " ".join(kernels["features"]) or "unknown"),
         ("executors", ", ".join(kernels["executors"])),
-        ("kernels", f"{kernels['form']} (this CPU runs {', '.join(kernels['forms'])}{setting})"),
+        ("kernels", f"{kernels['form']} ({known}this CPU runs {', '.join(kernels['forms'])}{setting})"),
         ("fast types", ", ".join(kernels["fast_types"])),
         ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),
         *((gpu["device"], _gpu(gpu)) for gpu in facts["gpus"]),

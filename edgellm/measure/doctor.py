@@ -98,6 +98,7 @@ def kernel_facts() -> dict[str, Any]:
     return {
         "executors": list(EXECUTORS),
         "form": isa.detect().name,
+        "form_emulated": isa.detect().name in isa.EMULATED,
         "forms": isa.cpu_forms(),
         "form_setting": os.environ.get(isa.FORM_VARIABLE) or None,
         "features": [name for name in FEATURES if features.get(name)],

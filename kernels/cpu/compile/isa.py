@@ -33,6 +33,9 @@ FORMS = ("amx", "avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "por
 """Best first. ``neon`` is for every 64-bit Arm, those before it for one that multiplies bytes, ``portable`` for all
 other CPUs and SSE2 on old x86."""
 
+EMULATED = ("amx", "neon_i8mm", "neon_dotprod", "neon")
+"""Forms that ran in emulators only: their bits are tested there, their speed was never measured."""
+
 FORM_VARIABLE = "EDGELLM_CPU_FORM"
 """Environment variable: the best form to use, to try or to measure what older CPUs run."""
 
@@ -187,6 +190,11 @@ define <8 x i32> @"edgellm.madd8"(<8 x i32> %acc, <16 x i16> %a, <16 x i16> %b) 
   %p = call <8 x i32> @llvm.x86.avx2.pmadd.wd(<16 x i16> %a, <16 x i16> %b)
   %r = add <8 x i32> %acc, %p
   ret <8 x i32> %r
+}}
+declare <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8>, <32 x i8>)
+define <16 x i16> @"edgellm.dot_pairs"(<32 x i8> %u, <32 x i8> %s) alwaysinline {{
+  %r = call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> %u, <32 x i8> %s)
+  ret <16 x i16> %r
 }}""",
     "neon": neon.MADD,
     # LLVM knows this pattern: pmaddwd on SSE2

@@ -7,7 +7,7 @@ multiply-add.
 
     one token      8 rows at a time, read where they lie                                bound by memory
     a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
-                   with AVX-512 VNNI transposed in registers (transposed_rows.py)
+                   with AVX-512 VNNI transposed in registers (transposed_rows.py), on AVX2 some types (byte_columns.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
     any number     strips of four rows as bytes, on Arm with dot products (byte_strips.py)
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from edgellm.kernels.cpu.kernels import (
     block_matmul,
+    byte_columns,
     byte_strips,
     panel,
     superblock_matmul,
@@ -74,7 +75,7 @@ def _as_they_are(x, x_row, n, n_groups, records):
     return 0
 
 
-def make_eight_rows(times_few: Any) -> Any:
+def make_eight_rows(times_few: Any, has_copy_for_one: bool = False) -> Any:
     """eight_rows: those from ``row`` on times a few tokens, (n, 8) sums to scratch + SUMS.
 
     As many bytes as it reads are fetched from ``ahead`` on.
@@ -82,7 +83,7 @@ def make_eight_rows(times_few: Any) -> Any:
 
     @v.forceinline
     def eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch):
-        if n == 1:  # a copy in which the compiler knows it
+        if has_copy_for_one and n == 1:
             times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
         else:
             times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
@@ -131,26 +132,6 @@ def _make_few_tokens(eight_rows: Any, prepare: Any) -> Any:
     return few_tokens
 
 
-def _but_for_one(prepare: Any, times_few: Any, times_one: Any) -> tuple[Any, Any]:
-    """The same, but one token as it is times rows where they lie."""
-
-    @v.forceinline
-    def prepare_some(x, x_row, n, n_groups, records):
-        row = 0
-        if n > 1:
-            row = prepare(x, x_row, n, n_groups, records)
-        return row
-
-    @v.forceinline
-    def times_some(p, stride, n_groups, x, x_row, n, scratch, ahead):
-        if n == 1:
-            times_one(p, stride, n_groups, x, x_row, 1, scratch, ahead)
-        else:
-            times_few(p, stride, n_groups, x, x_row, n, scratch, ahead)
-
-    return prepare_some, times_some
-
-
 class Cores(NamedTuple):
     """What multiplies the rows of a quantized type: up to ``few`` tokens with ``prepare`` and ``eight_rows``."""
 
@@ -177,18 +158,19 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
     if form in BYTE_STRIPS:
         return _make_strips(quant)
     family, weights = family_of(quant)
+    few, prepare, has_copy_for_one = family.few(weights), _as_they_are, quant in SUPERBLOCKS
     if form in DOT_BYTES:
         transposed = transposed_superblocks if quant in SUPERBLOCKS else transposed_blocks
         few, prepare, times_few = at.MAX_FEW, transposed.prepare, transposed.make_few_tokens(quant, weights)
-        if quant in transposed_blocks.NOT_FOR_ONE:
-            prepare, times_few = _but_for_one(prepare, times_few, family.make_few_tokens(weights))
+    elif form == "avx2" and quant in byte_columns.TYPES:
+        prepare, times_few = transposed_blocks.prepare, byte_columns.make_few_tokens(quant, weights)
     else:
-        few, times_few, prepare = family.few(weights), family.make_few_tokens(weights), _as_they_are
+        times_few, has_copy_for_one = family.make_few_tokens(weights), True
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     pack = family.make_pack(weights, family.make_store_pairs(weights))
     multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
-    return Cores(few, prepare, make_eight_rows(times_few), panel.make_sixteen_rows(multiply))
+    return Cores(few, prepare, make_eight_rows(times_few, has_copy_for_one), panel.make_sixteen_rows(multiply))
 
 
 def make_matmul(quant: str, form: str | None = None) -> Any:

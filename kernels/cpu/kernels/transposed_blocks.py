@@ -111,10 +111,6 @@ TYPES = {  # the layouts are drawn in formats/block_quants.py and formats/small_
 }
 
 
-NOT_FOR_ONE = ("Q4_0", "Q4_1")
-"""Types of plain nibbles: one token multiplies them as fast where they lie (SmolLM2 in Q4_1 lost 4 % of its decode)."""
-
-
 # ---- activations, and the path itself --------------------------------------------------------------------------------
 
 _pair = v.Vec(types.uint64, 2)
@@ -135,15 +131,33 @@ def prepare(x, x_row, n, n_groups, records):
     return row
 
 
-def _make_run(kind: Transposed, weights: Any, n: int) -> Any:
-    """run(p, stride, n_groups, x, x_row, sums, ahead): eight whole rows times n = 1, 2 or 4 tokens, to sums."""
-    factors, read, centre = kind
+class Reads(NamedTuple):
+    """How a type is multiplied: in steps, of which the first is a block ahead.
+
+    begin(p, stride) -> weights as they come, scales, minima     of eight rows
+    ready(weights) -> as ``dot`` wants them                      once for all tokens
+    dot(weights, x) -> i32x8                                     with the record of a group at x
+    """
+
+    begin: Any
+    ready: Any
+    dot: Any
+    centre: int
+
+
+def make_run(reads: Reads, weights: Any, n: int) -> Any:
+    """run(p, stride, n_groups, x, x_row, sums, ahead): eight whole rows times n = 1, 2 or 4 tokens, to sums.
+
+    A block is a long chain of short instructions. So the next one is begun before this one is multiplied: the CPU's
+    window holds hardly two of them, and one chain alone leaves it waiting.
+    """
+    begin, ready, dot, centre = reads
     block_nbytes, has_min = weights.block_nbytes, weights.has_min
     fetch = rows.make_fetch(block_nbytes, 0, 1)
 
     @v.forceinline
     def one(acc, z, d, minimum, x, scale_at, per_group):
-        total = rows.of_rows(rows.dot_32_apart(z, x, LO))
+        total = dot(z, x)
         if centre != 0:
             total = total - v.splat_i32x8(v.load_i32(scale_at + 2 * per_group) * types.int32(centre))
         acc = v.fma_f32x8(v.to_f32x8(total), d * v.splat_f32x8(v.load_f32(scale_at)), acc)
@@ -152,37 +166,45 @@ def _make_run(kind: Transposed, weights: Any, n: int) -> Any:
         return acc
 
     @v.forceinline
+    def all_tokens(sums, begun, d, minimum, x, x_row, scale_at, per_group):
+        z, (acc0, acc1, acc2, acc3) = ready(begun), sums
+        acc0 = one(acc0, z, d, minimum, x, scale_at, per_group)
+        if n > 1:
+            acc1 = one(acc1, z, d, minimum, x + x_row, scale_at + x_row, per_group)
+        if n > 2:
+            acc2 = one(acc2, z, d, minimum, x + 2 * x_row, scale_at + 2 * x_row, per_group)
+            acc3 = one(acc3, z, d, minimum, x + 3 * x_row, scale_at + 3 * x_row, per_group)
+        return acc0, acc1, acc2, acc3
+
+    @v.forceinline
     def run(p, stride, n_groups, x, x_row, sums, ahead):
         per_group, scale_at = n_groups * 4, x + n_groups * 64
-        acc0 = acc1 = acc2 = acc3 = v.zero_f32x8()
-        for _ in range(n_groups):
+        acc = (v.zero_f32x8(), v.zero_f32x8(), v.zero_f32x8(), v.zero_f32x8())
+        z, d, minimum = begin(p, stride)
+        for _ in range(n_groups - 1):
             fetch(ahead)
-            header = rows.first_eight_bytes(p, stride)
-            d, minimum = factors(header)
-            z = read(p, stride, header)
-            acc0 = one(acc0, z, d, minimum, x, scale_at, per_group)
-            if n > 1:
-                acc1 = one(acc1, z, d, minimum, x + x_row, scale_at + x_row, per_group)
-            if n > 2:
-                acc2 = one(acc2, z, d, minimum, x + 2 * x_row, scale_at + 2 * x_row, per_group)
-                acc3 = one(acc3, z, d, minimum, x + 3 * x_row, scale_at + 3 * x_row, per_group)
-            ahead += block_nbytes * 8
             p += block_nbytes
+            next_z, next_d, next_minimum = begin(p, stride)
+            acc = all_tokens(acc, z, d, minimum, x, x_row, scale_at, per_group)
+            z, d, minimum = next_z, next_d, next_minimum
+            ahead += block_nbytes * 8
             x += 64
             scale_at += 4
-        v.store_f32x8(sums, acc0)
+        fetch(ahead)
+        acc = all_tokens(acc, z, d, minimum, x, x_row, scale_at, per_group)
+        v.store_f32x8(sums, acc[0])
         if n > 1:
-            v.store_f32x8(sums + 32, acc1)
+            v.store_f32x8(sums + 32, acc[1])
         if n > 2:
-            v.store_f32x8(sums + 64, acc2)
-            v.store_f32x8(sums + 96, acc3)
+            v.store_f32x8(sums + 64, acc[2])
+            v.store_f32x8(sums + 96, acc[3])
 
     return run
 
 
-def make_few_tokens(quant: str, weights: Any) -> Any:
+def make_times_few(reads: Reads, weights: Any) -> Any:
     """few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead): as in block_matmul.py, but x are records."""
-    run_one, run_two, run_four = (_make_run(TYPES[quant], weights, n) for n in (1, 2, 4))
+    run_one, run_two, run_four = (make_run(reads, weights, n) for n in (1, 2, 4))
 
     @v.forceinline
     def few_tokens(p, stride, n_groups, x, x_row, n, scratch, ahead):
@@ -200,3 +222,27 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
                 t += 1
 
     return few_tokens
+
+
+@v.forceinline
+def as_they_are(z):
+    """Weights that need nothing more."""
+    return z
+
+
+@v.forceinline
+def _dot(z, x):
+    return rows.of_rows(rows.dot_32_apart(z, x, LO))
+
+
+def make_few_tokens(quant: str, weights: Any) -> Any:
+    """The same for a type, by its row of the table."""
+    factors, read, centre = TYPES[quant]
+
+    @v.forceinline
+    def begin(p, stride):
+        header = rows.first_eight_bytes(p, stride)
+        d, minimum = factors(header)
+        return read(p, stride, header), d, minimum
+
+    return make_times_few(Reads(begin, as_they_are, _dot, centre), weights)

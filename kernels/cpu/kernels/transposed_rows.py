@@ -86,14 +86,16 @@ def first_eight_bytes(p, stride):
     return _join4(_join2(a, b), _join2(c, d))
 
 
-_even_lanes = v.make_shuffle(v.i32x16, list(range(0, 32, 2))[:8])
-_odd_lanes = v.make_shuffle(v.i32x16, list(range(1, 32, 2))[:8])
+_i64x8 = v.Vec(types.int64, 8)
+_as_pairs, _first_of_pairs = v.make_convert(v.i32x16, _i64x8, "bitcast"), v.make_convert(_i64x8, v.i32x8, "trunc")
+_thirty_two_bits = v.make_const(_i64x8, 32)
 
 
 @v.forceinline
 def of_rows(value):
-    """The two lanes of every row added."""
-    return _even_lanes(value, value) + _odd_lanes(value, value)
+    """The two lanes of every row added. Not by shuffles: LLVM would make slow vphaddd of those."""
+    pairs = _as_pairs(value)
+    return _first_of_pairs(pairs + (pairs >> _thirty_two_bits()))
 
 
 # ---- bits and bytes of rows ------------------------------------------------------------------------------------------

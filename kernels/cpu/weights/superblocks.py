@@ -49,6 +49,22 @@ def make_field(shift: int, mask: int) -> Any:
     return right if shift >= 0 else left
 
 
+@functools.cache
+def _make_byte_field(shift: int, mask: int) -> Any:
+    """The same for a CPU that shifts bytes."""
+    count, both = v.make_const(v.u8x32, abs(shift)), v.make_const(v.u8x32, mask)
+
+    @v.forceinline
+    def right(values):
+        return (values >> count()) & both()
+
+    @v.forceinline
+    def left(values):
+        return (values << count()) & both()
+
+    return right if shift >= 0 else left
+
+
 # ---- sub-scales and minima of eight rows -----------------------------------------------------------------------------
 #
 # Rows r and r + 4 share vectors, a half each: a vector holds four numbers of each row, so sums and columns come out in
@@ -301,16 +317,16 @@ def _group(low: tuple[int, int, int], high: tuple[int, int, int] | None = None) 
 
 def _bytes(low: tuple[int, int, int], high: tuple[int, int, int] | None = None) -> Any:
     """bytes(block): the same 32 integers in their own order."""
-    low_field, low_at = make_field(*low[:2]), low[2]
-    high_field, high_at = make_field(*high[:2]) if high else None, high[2] if high else 0
+    low_field, low_at = _make_byte_field(*low[:2]), low[2]
+    high_field, high_at = _make_byte_field(*high[:2]) if high else None, high[2] if high else 0
 
     @v.forceinline
     def one_field(block):
-        return v.u16x16_as_u8x32(low_field(words_at(block + low_at)))
+        return low_field(v.load_u8x32(block + low_at))
 
     @v.forceinline
     def two_fields(block):
-        return v.u16x16_as_u8x32(low_field(words_at(block + low_at)) | high_field(words_at(block + high_at)))
+        return low_field(v.load_u8x32(block + low_at)) | high_field(v.load_u8x32(block + high_at))
 
     return two_fields if high else one_field
 

@@ -104,10 +104,12 @@ def test_heavy_tailed_activations_stay_within_the_limit(quant: str, form: str) -
 @pytest.mark.parametrize("quant", QUANTIZED)
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 def test_largest_integers_do_not_overflow(quant: str, byte: int, form: str) -> None:
-    """Equal activations are all quantized to 16383; with the largest weights a sum comes near 2^31."""
+    """Activations of 16383 with the largest weights: a sum comes near 2^31. So do those with the largest low bytes."""
     s = sketch(4)
     x = s.input(1024)
-    s.inputs[x][:] = 3.0
+    for row, integer in enumerate((16256, 16383, 16255)):  # 64 * 256 - 128, 64 * 256 - 1, 63 * 256 + 127
+        s.inputs[x][row::3] = 3.0 * integer / 16383
+    s.inputs[x][:, ::32] = 3.0
     weight = s.tensor(quant, (20, 1024))
     blocks = s.tensors[weight].data.reshape(-1).view(s.tensors[weight].quant.layout)
     for name in ("qs", "qh", "ql", "hmask", "scales", "scales_l", "scales_h"):
