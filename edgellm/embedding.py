@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from edgellm import arguments
+from edgellm.engine.embedding import encode
 from edgellm.formats.errors import ContextFullError, ParameterError, UnsupportedError
 from edgellm.kernels.pooling import Pooling, head_tensors
 
@@ -87,8 +88,7 @@ class Embedder:
                 counted(len(tokens))
                 yield tokens, None
 
-        engine = self.model.engine
-        rows = engine.encode(ids(), chosen.rows, cancel)
+        rows = encode(self.model.engine, ids(), chosen.rows, cancel)
         vectors = [self._finish(chosen, row, width, normalize=normalize) for row in rows]
         if chosen.kind == "none":
             return vectors
@@ -183,7 +183,7 @@ class Embedder:
                 counted(len(tokens))
                 yield self._fitting(tokens, i), types
 
-        rows = self.model.engine.encode(ids(), pooling.rows, cancel)
+        rows = encode(self.model.engine, ids(), pooling.rows, cancel)
         scores = [float(pooling.through_head(row, self.head)[0]) for row in rows]
         ranked = [RankedDocument(i, score) for i, score in enumerate(scores)]
         return sorted(ranked, key=lambda one: -one.score)[: len(ranked) if top_n is None else top_n]

@@ -7,12 +7,20 @@ steps with others, and is pooled by itself: its vector does not depend on any of
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.engine.requests import CancelFlag, Request
 from edgellm.kernels.pooling import PoolingKind
+
+if TYPE_CHECKING:
+    from edgellm.engine.engine import Engine
+
+AHEAD = 3
+"""Steps' worth of tokens of one caller's texts in line: one is computed, one is next while the caller makes another."""
 
 
 class EmbeddingRequest(Request):
@@ -76,3 +84,36 @@ class EmbeddingRequest(Request):
 
     def _work(self) -> str:
         return f"{len(self.tokens)} tokens embedded"
+
+
+def encode(
+    engine: Engine,
+    texts: Iterable[tuple[Sequence[int], Sequence[int] | None]],
+    rows: PoolingKind,
+    cancel: CancelFlag | None = None,
+) -> Iterator[np.ndarray]:
+    """The hidden states of texts in their order, pooled: (n_embd,) float32, or (n_tokens, n_embd) for "none".
+
+    texts   the tokens of each, and their types or None; they are taken from it as there is room for them
+    rows    "mean", "cls" (the first row), "last" or "none"
+    cancel  set, it ends the iteration before the next step
+
+    ContextFullError for a text that is longer than the context, NumericError when a step gives NaN.
+    """
+    waiting, ahead, n_ahead = deque[EmbeddingRequest](), iter(texts), 0
+    whole = engine.executor.program.is_encoder
+    try:
+        while True:
+            while n_ahead < AHEAD * engine.scheduler.max_tokens and (text := next(ahead, None)) is not None:
+                engine.check(text[0])
+                request = EmbeddingRequest(engine.lock, text[0], cancel, rows, text[1], whole=whole)
+                engine.submit(request)
+                waiting.append(request)
+                n_ahead += len(request.tokens)
+            if not waiting or (vector := engine.take(waiting[0])) is None:
+                return
+            n_ahead -= len(waiting.popleft().tokens)
+            yield vector
+    finally:
+        for request in waiting:
+            engine.drop(request)

@@ -18,8 +18,7 @@ import os
 import sys
 import threading
 import weakref
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +26,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgellm.engine.cache import KVCache
-from edgellm.engine.embedding import EmbeddingRequest
 from edgellm.engine.requests import (
     CallRequest,
     CancelFlag,
@@ -49,16 +47,12 @@ from edgellm.formats.errors import (
     ParameterError,
     UnsupportedError,
 )
-from edgellm.kernels.pooling import PoolingKind
 from edgellm.kernels.program import DecodingExecutor, Executor, Hook, InterruptibleExecutor, TogetherDecodingExecutor
 
 if TYPE_CHECKING:
     from edgellm.sampling import Sampler
 
 DEBUG = os.environ.get("EDGELLM_DEBUG", "0") not in ("", "0")  # a line on standard error for each request
-
-ENCODE_AHEAD = 3
-"""Steps' worth of tokens of one caller's texts in line: one is computed, one is next while the caller makes another."""
 
 DEVICE_GONE = (DeviceLostError, MemoryWouldExceedError)
 """What an executor raises when it can go on no more, and another one can."""
@@ -92,8 +86,8 @@ class Engine:
         self.fallback: Callable[[], tuple[Executor, KVCache]] | None = None  # what goes on when a device is gone
         self.notices: list[str] = []  # what happened, for whoever shows it
         self._use(executor)
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
+        self.lock = threading.Lock()
+        self._work = threading.Condition(self.lock)
         self.scheduler.wake = partial(_notify, self._work)
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
@@ -157,64 +151,32 @@ class Engine:
         """
         self._check_logits()
         self.check(tokens)
-        request = ScoringRequest(self._lock, tokens, cancel, reduce, self.executor.program.n_vocab)
-        self._submit(request)
+        request = ScoringRequest(self.lock, tokens, cancel, reduce, self.executor.program.n_vocab)
+        self.submit(request)
         try:
-            while (item := self._take(request)) is not None:
+            while (item := self.take(request)) is not None:
                 yield item
         finally:
-            self._drop(request)
-
-    def encode(
-        self,
-        texts: Iterable[tuple[Sequence[int], Sequence[int] | None]],
-        rows: PoolingKind,
-        cancel: CancelFlag | None = None,
-    ) -> Iterator[np.ndarray]:
-        """The hidden states of texts in their order, pooled: (n_embd,) float32, or (n_tokens, n_embd) for "none".
-
-        texts   the tokens of each, and their types or None; they are taken from it as there is room for them
-        rows    "mean", "cls" (the first row), "last" or "none"
-        cancel  set, it ends the iteration before the next step
-
-        ContextFullError for a text that is longer than the context, NumericError when a step gives NaN.
-        """
-        waiting, ahead, n_ahead = deque[EmbeddingRequest](), iter(texts), 0
-        try:
-            while True:
-                while n_ahead < ENCODE_AHEAD * self.scheduler.max_tokens and (text := next(ahead, None)) is not None:
-                    self.check(text[0])
-                    whole = self.executor.program.is_encoder
-                    request = EmbeddingRequest(self._lock, text[0], cancel, rows, text[1], whole=whole)
-                    self._submit(request)
-                    waiting.append(request)
-                    n_ahead += len(request.tokens)
-                if not waiting or (vector := self._take(waiting[0])) is None:
-                    return
-                n_ahead -= len(waiting.popleft().tokens)
-                yield vector
-        finally:
-            for request in waiting:
-                self._drop(request)
+            self.drop(request)
 
     def call(self, function: Callable[[KVCache, Executor], T]) -> T:
         """The result of ``function(cache, executor)``, run on the engine's thread between two steps.
 
         Nothing else touches either while it runs. ParameterError on the engine's own thread, ClosedError after close.
         """
-        request = CallRequest(self._lock, function)
-        self._submit(request)
+        request = CallRequest(self.lock, function)
+        self.submit(request)
         try:
-            return self._take(request)[0]
+            return self.take(request)[0]
         finally:
-            self._drop(request)
+            self.drop(request)
 
     def close(self) -> None:
         """End all requests, stop the thread and close the executor. May be called twice.
 
         ParameterError on the engine's own thread: a hook, a sampler or ``call`` cannot end the step it is part of.
         """
-        with self._lock:
+        with self.lock:
             thread = self._thread
             if thread is threading.current_thread():
                 raise ParameterError("A hook closed its own model. Close it after the answer that has the hook.")
@@ -232,7 +194,7 @@ class Engine:
     def abandon(self, error: BaseException) -> None:
         """Give all callers this error now and take no more, while the engine's thread hangs in a step that may end."""
         _engines.discard(self)  # whoever closes it waits for that thread
-        with self._lock:
+        with self.lock:
             self._closed = True
             requests = list(self.scheduler.requests)
             for request in requests:
@@ -306,21 +268,21 @@ class Engine:
         room = self.n_ctx - len(prompt) + 1
         limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
-        request = GenerationRequest(self._lock, prompt, cancel, sampler, limit, stops, progress is not None)
+        request = GenerationRequest(self.lock, prompt, cancel, sampler, limit, stops, progress is not None)
         request.hook, request.shared = hook, hook is None
         if self._drafter is not None and hook is None:  # a hook shall see no token that was only guessed
             request.drafter = self._drafter()
         request.ending = "length" if limit == max_tokens else "context_full"
         return request
 
-    def _submit(self, request: Request) -> None:
+    def submit(self, request: Request) -> None:
         if not self.is_ours():
             raise ClosedError(
                 "The model was loaded before a fork, which takes no threads along. Load it in this process."
             )
         if threading.current_thread() is self._thread:
             raise ParameterError("A hook asked its own model for an answer. Do it after the answer that has the hook.")
-        with self._lock:
+        with self.lock:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
             draw = getattr(getattr(request, "sampler", None), "draw", None)
@@ -355,15 +317,15 @@ class Engine:
                     progress(item.done, item.total)
 
     def _items(self, request: GenerationRequest) -> Generator[Progress | GeneratedToken, None, None]:
-        self._submit(request)
+        self.submit(request)
         try:
             while True:
-                item = self._take(request)
+                item = self.take(request)
                 yield item
                 if isinstance(item, GeneratedToken) and item.finish_reason:
                     return
         finally:
-            self._drop(request)
+            self.drop(request)
 
     async def _aitems(self, request: GenerationRequest) -> AsyncGenerator[Progress | GeneratedToken, None]:
         import asyncio  # 40 ms, and most programs do not need it
@@ -376,7 +338,7 @@ class Engine:
                 loop.call_soon_threadsafe(ready.set)
 
         request.notify = notify
-        self._submit(request)
+        self.submit(request)
         try:
             while True:
                 ready.clear()
@@ -389,11 +351,11 @@ class Engine:
                     if isinstance(item, GeneratedToken) and item.finish_reason:
                         return
         finally:
-            self._drop(request)
+            self.drop(request)
 
-    def _take(self, request: Request) -> Any:
+    def take(self, request: Request) -> Any:
         """The next item for the caller, waiting for it."""
-        with self._lock:
+        with self.lock:
             while True:
                 found, item = self._look(request)
                 if found:
@@ -403,7 +365,7 @@ class Engine:
 
     def _take_now(self, request: Request) -> Any:
         """The next item, or None when there is none yet."""
-        with self._lock:
+        with self.lock:
             return self._look(request)[1]
 
     def _look(self, request: Request) -> tuple[bool, Any]:
@@ -421,14 +383,14 @@ class Engine:
             raise request.error
         return False, None
 
-    def _drop(self, request: Request) -> None:
+    def drop(self, request: Request) -> None:
         """The caller is gone; the engine lets go of the request before its next step."""
         request.cancelled = True
         self._hurry()
         # never wait here: the garbage collector may close an iterator on a thread that holds the lock
-        if self._lock.acquire(blocking=False):
+        if self.lock.acquire(blocking=False):
             self._work.notify()
-            self._lock.release()
+            self.lock.release()
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 
@@ -437,7 +399,7 @@ class Engine:
             while requests := self._next():
                 self._advance(requests)
         except BaseException as error:  # our own mistake; nobody may wait for ever because of it
-            with self._lock:
+            with self.lock:
                 self._thread = None
                 for request in list(self.scheduler.requests):
                     with contextlib.suppress(Exception):  # what ended one may fail with the next
@@ -447,7 +409,7 @@ class Engine:
     def _next(self) -> list[Request]:
         """The requests that share the next step; none when there is nothing left to do."""
         while True:
-            with self._lock:
+            with self.lock:
                 self._hurry(False)  # before the looks: whoever comes or leaves after them, ends the run that follows
                 if not (over := self._over()):
                     if turn := self.scheduler.next_in_line():
@@ -458,7 +420,7 @@ class Engine:
                     self._work.wait(POLL_S)
             for request, error in over:
                 self._settle(request, error)
-            with self._lock:
+            with self.lock:
                 for request, error in over:
                     self._end(request, error)
 
@@ -493,7 +455,7 @@ class Engine:
             executor, cache = make()
         except Exception:  # there is no memory for it, say; the first error tells more
             return False
-        with self._lock:
+        with self.lock:
             gone, self.executor, self.cache, self.scheduler.cache = self.executor, executor, cache, cache
             self._use(executor)
             self._forgotten.detach()
@@ -672,7 +634,7 @@ class Engine:
         )
         if ends:
             self._settle(request, error)
-        with self._lock:
+        with self.lock:
             request.mailbox.extend(items)
             if len(request.mailbox) >= LEAD:
                 request.idle_since = perf_counter()
