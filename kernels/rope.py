@@ -47,7 +47,8 @@ class Rope:
         magnitude: float | np.ndarray = self.magnitude
         if self.warmth is not None:
             rate, length = self.warmth
-            magnitude = magnitude * (1 + rate * np.log1p(positions.reshape(-1, angles.shape[0])[0] // length))[:, None]
+            first = positions if positions.ndim == 1 else positions[0]
+            magnitude = magnitude * (1 + rate * np.log1p(first // length))[:, None]
         return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
 
     def for_context(self, n_ctx: int) -> Rope:

@@ -63,9 +63,9 @@ class SelfAttention(Op):
 
     def reference(self, step: Step) -> None:
         q, k, v, out = step[self.q], step[self.k], step[self.v], step[self.out]
-        n, group = len(q), self.n_heads // self.n_kv_heads
-        queries, result = q.reshape(n, self.n_heads, -1), out.reshape(n, self.n_heads, -1)
-        keys, values = k.reshape(n, self.n_kv_heads, -1), v.reshape(n, self.n_kv_heads, -1)
+        group = self.n_heads // self.n_kv_heads
+        queries, result = (_heads(rows, self.n_heads) for rows in (q, out))
+        keys, values = (_heads(rows, self.n_kv_heads) for rows in (k, v))
         for segment in step.segments:
             rows, number = segment.rows, np.arange(segment.stop - segment.start)
             distance = np.abs(number[:, None] - number[None, :])
@@ -85,3 +85,8 @@ class SelfAttention(Op):
             q, k, v = (s.input(n * dim) for n in (n_heads, heads, heads))
             op = SelfAttention(q, k, v, s.buffer(n_heads * dim), n_heads, heads, dim**-0.5, reach)
             s.emit(f"heads={n_heads}/{heads} head_dim={dim} reach={reach}", op)
+
+
+def _heads(rows: np.ndarray, n: int) -> np.ndarray:
+    """(n_tokens, n heads, head size)"""
+    return rows.reshape(len(rows), n, rows.shape[1] // n)

@@ -94,7 +94,7 @@ class Route(Op):
             scores = powers / powers.sum(axis=1, keepdims=True)
         scores = scores if bias is None else scores + bias
         n, n_used = self.groups
-        groups = scores.reshape(len(scores), n, -1)
+        groups = scores.reshape(len(scores), n, scores.shape[1] // n)
         best = np.sort(groups, axis=2)[:, :, -2:].sum(axis=2)
         rank = np.argsort(np.argsort(-best, axis=1, kind="stable"), axis=1, kind="stable")
         return np.where((rank < n_used)[:, :, None], groups, -np.inf).reshape(scores.shape)

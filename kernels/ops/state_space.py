@@ -71,8 +71,9 @@ class SSMScan(Op):
         xbc, (states,), n = step[self.xbc], step.pool.arrays[self.layer], len(step[self.xbc])
         inner, of = step[self.out].shape[1], np.arange(self.n_heads) // (self.n_heads // self.n_groups)
         size = (xbc.shape[1] - inner) // 2
-        x = xbc[:, :inner].reshape(n, self.n_heads, -1)
-        b, c = (xbc[:, at : at + size].reshape(n, self.n_groups, -1)[:, of] for at in (inner, inner + size))
+        x = xbc[:, :inner].reshape(n, self.n_heads, inner // self.n_heads)
+        in_groups = (n, self.n_groups, size // self.n_groups)
+        b, c = (xbc[:, at : at + size].reshape(in_groups)[:, of] for at in (inner, inner + size))
         decay, rate, d = step[self.decay], step[self.rate], step.weight(self.d).reshape(-1, 1)
         out = step[self.out].reshape(x.shape)
         for segment in step.segments:
