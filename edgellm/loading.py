@@ -21,6 +21,7 @@ from edgellm.kernels import executors
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import LargerThanMemory
 from edgellm.machine.cores import default_threads
+from edgellm.machine.memory import SystemMemory
 from edgellm.machine.paths import typed_file
 from edgellm.machine.progress import StageProgress
 from edgellm.memory import (
@@ -148,13 +149,13 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     path = fetched(name_or_path, report)
     report("load", 0, 2, path.name)
     with open_program(path, options.kv_overrides) as (gguf, program):
-        if program.is_encoder and executors.is_gpu(options.executor):
-            options = replace(options, executor="cpu", gpu_layers="auto")  # which has the kernels
+        options = options_for(program, options)
         n_ctx = choose_context(program, options)
         program = program.for_context(n_ctx)
         need = memory_need(program, gguf, n_ctx, options)
+        memory = system_memory()  # before the model takes its own
         if not options.force:
-            check_fits(need, device=executors.device_memory(options.executor))
+            check_fits(need, memory, executors.device_memory(options.executor))
         report("load", 1, 2, path.name)
         tokenizer = Tokenizer.from_gguf(gguf.metadata, template=_given_template(options), proved=True)
         default_params = SamplingParams.from_metadata(gguf.metadata, gguf.overrides)
@@ -163,15 +164,14 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             options = replace(options, gpu_layers=need.where.layers)
         engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
         engine.intact = gguf.check
-        if experts_stay_in_file(need) and isinstance(engine.executor, LargerThanMemory):
-            engine.executor.leave_experts_in_file()
-            warnings.warn(_from_disk(path, need), RuntimeWarning, stacklevel=2)
-        if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
-            try:
+        try:
+            if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
                 engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))
-            except BaseException:
-                engine.close()
-                raise
+            if _leave_in_file(engine.executor, need, memory):  # behind what reads the whole file
+                warnings.warn(_from_disk(path, need, memory), RuntimeWarning, stacklevel=2)
+        except BaseException:
+            engine.close()
+            raise
     if need.device is not None:
         engine.fallback = functools.partial(_on_cpu, program, gguf, n_ctx, options)
     runs_on = placement_text(need, options.executor)
@@ -180,8 +180,23 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     )
 
 
-def _from_disk(path: Path, need: MemoryNeed) -> str:
-    total, free = need.total / GIB, system_memory().available / GIB
+def options_for(program: Program, options: LoadOptions) -> LoadOptions:
+    """The same on the CPU where a model makes vectors or scores: no GPU gives hidden states."""
+    if kind_of(program) == "chat" or not executors.is_gpu(options.executor):
+        return options
+    return replace(options, executor="cpu", gpu_layers="auto")
+
+
+def _leave_in_file(executor: Executor, need: MemoryNeed, memory: SystemMemory) -> bool:
+    """Let the experts stay in the file where they do not fit ``memory``, which is what was free before loading."""
+    if not experts_stay_in_file(need, memory) or not isinstance(executor, LargerThanMemory):
+        return False
+    executor.leave_experts_in_file()
+    return True
+
+
+def _from_disk(path: Path, need: MemoryNeed, memory: SystemMemory) -> str:
+    total, free = need.total / GIB, memory.available / GIB
     return (
         f"{path.name} needs {total:.1f} GiB and {free:.1f} GiB are free: up to {need.in_file / GIB:.1f} GiB of its "
         "experts stay on the disk, read when tokens are sent to them, which takes as long as the disk does. Take a "
@@ -192,9 +207,12 @@ def _from_disk(path: Path, need: MemoryNeed) -> str:
 def _on_cpu(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> tuple[Executor, KVCache]:
     """What goes on where a GPU is gone; MemoryWouldExceedError where there is no room for it."""
     options = replace(options, executor="cpu", gpu_layers="auto")
+    need, memory = memory_need(program, gguf, n_ctx, options), system_memory()
     if not options.force:
-        check_fits(memory_need(program, gguf, n_ctx, options))
-    return _executor(program, n_ctx, options, lambda *_: None)
+        check_fits(need, memory)
+    executor, cache = _executor(program, n_ctx, options, lambda *_: None)
+    _leave_in_file(executor, need, memory)
+    return executor, cache
 
 
 def _disk_cache(engine: Engine, gguf: GGUFFile, need: MemoryNeed, options: LoadOptions, folder: Path) -> DiskCache:

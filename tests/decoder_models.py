@@ -291,7 +291,7 @@ def own_rows(weight: np.ndarray, name: str, config: Any) -> np.ndarray:
 
 def own_tensors(config: Any) -> dict[str, np.ndarray]:
     """The tensors that a model has only as numbers of its settings."""
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     return {
         f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32)
         for kind in ("long", "short")

@@ -81,10 +81,11 @@ def model_facts(gguf: Any, n_ctx: int = 0, **device: Any) -> dict[str, Any]:
 def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> dict[str, Any]:
     """What the model will take, and of what; "device" is the part of it on a GPU."""
     from edgellm.kernels.executors import device_memory
-    from edgellm.loading import choose_context, memory_need
+    from edgellm.loading import choose_context, memory_need, options_for
     from edgellm.machine.memory import system_memory
     from edgellm.memory import placement_text
 
+    options = options_for(program, options)
     n_ctx = n_ctx or choose_context(program, options)
     need, there = memory_need(program, gguf, n_ctx, options), device_memory(options.executor)
     found: dict[str, Any] = {"n_ctx": n_ctx} | {name: getattr(need, name) for name in (*PARTS, "process", "total")}

@@ -579,7 +579,7 @@ class Engine:
     def _run_together(self, scheduled: list[Scheduled]) -> bool:
         """The same for several answers, where the executor draws for all of them."""
         requests, started = [part.request for part in scheduled], perf_counter()
-        if self._together is None:
+        if self._together is None or any(request.has_moved for request in requests):  # whose chain is another device's
             return False
         draws = [chain.draw for request in requests if (chain := request.chain) is not None]
         if len(draws) < len(scheduled):

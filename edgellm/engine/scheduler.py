@@ -260,7 +260,7 @@ class Scheduler:
         seconds, lone = STEP_S, self.requests[0] if len(self.requests) == 1 else None
         if lone is not None and not self.interactive:
             return self.max_tokens
-        if lone is not None and self.interruptible and not lone.gave_way:
+        if lone is not None and self.interruptible and not lone.gave_way and lone.n_missing > 1 and lone.hook is None:
             seconds, self.long = LONE_STEP_S, lone
         n = int(seconds / self._token_s) if self._token_s else PROMPT_TOKENS_BESIDE
         return min(self.max_tokens, n // BLOCK_TOKENS * BLOCK_TOKENS)

@@ -171,8 +171,9 @@ class Models:
         if (llm := entry.llm) is not None:
             return self._facts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate, llm.kind)
         with loading.open_program(entry.path, self.options.kv_overrides) as (gguf, program):
-            n_ctx = loading.choose_context(program, self.options)
-            need = loading.memory_need(program, gguf, n_ctx, self.options)
+            options = loading.options_for(program, self.options)
+            n_ctx = loading.choose_context(program, options)
+            need = loading.memory_need(program, gguf, n_ctx, options)
             facts = self._facts(model_card(gguf), n_ctx, need, loading.kind_of(program))
         gguf.close()
         return facts

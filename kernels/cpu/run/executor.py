@@ -171,7 +171,8 @@ class CPUExecutor:
                 rows(name),
                 rows(table.tail_names.get(name, name)),
                 rows(last.x) if isinstance(last, SelectOutputs) else None,
-                *(each[len(each) - 1 - n_after] for each in (table.first_row, table.tail_first_row)),
+                # without a tail there is one row of it, which is not used
+                *(each[max(0, len(each) - 1 - n_after)] for each in (table.first_row, table.tail_first_row)),
             )
         return self._results[hidden]
 
