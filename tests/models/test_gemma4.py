@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def test_layers_that_share_keys_have_none(path: Path) -> None:
     assert len(program.cache_layers) == 2
     read = [layer for op in program.ops for layer in op.read_layers()]
     assert read == [0, 1, 0, 1, 0]
+
+
+def test_hidden_states_are_those_of_the_reference(path: Path) -> None:
+    program = program_of(path)
+    batch = replace(single_sequence(program, 40), hidden=True)
+    judged = ReferenceExecutor(program, 2).run(batch)
+    with closing(cpu_executor(program, 2)) as executor:
+        rows = executor.run(batch)
+    assert rows.shape == (40, program.n_embd)
+    np.testing.assert_allclose(rows, judged, atol=1e-2 * float(np.abs(judged).max()))
 
 
 @pytest.mark.parametrize("kept", [[149], [3, 70, 149], [], [0], [*range(0, N_TOKENS, 2)], [*range(149)]], ids=len)
