@@ -176,7 +176,7 @@ def write_tiny_model(
     for name, shape in shapes.items():
         if name in leave_out:
             continue
-        if (numbers := spaces.fill(name, shape, rng)) is not None:
+        if (numbers := spaces.fill(architecture, name, shape, rng)) is not None:
             writer.add_tensor(name, numbers)
             continue
         if len(shape) == 1:
