@@ -501,7 +501,8 @@ class LLM:
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[Messages, Sequence[Mapping[str, Any]] | None]:
         """Messages and tools for the template; in plain text where it knows no tools."""
-        if tools or any(map(_is_about_tools, messages)):
+        sound = isinstance(messages, Sequence) and isinstance(tools, Sequence | None)  # else render says what is wrong
+        if sound and (tools or any(map(_is_about_tools, messages))):
             from edgellm.messages.plain_tools import is_plain, told
 
             if is_plain(self.model.message_form):
@@ -678,8 +679,8 @@ async def _in_thread(function: Callable[..., Any], *args: Any, **options: Any) -
 
 def _is_about_tools(message: Any) -> bool:
     """Whether a message has calls, or the result of one."""
-    fields = message if isinstance(message, Mapping) else vars(message) if hasattr(message, "role") else {}
-    return fields.get("role") in ("tool", "function") or bool(fields.get("tool_calls"))
+    named = message.get if isinstance(message, Mapping) else lambda name: getattr(message, name, None)
+    return named("role") in ("tool", "function") or bool(named("tool_calls"))
 
 
 def _as_messages(messages: str | Messages) -> Messages:

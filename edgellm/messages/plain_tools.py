@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from edgellm.chat_template import Message
-from edgellm.formats.errors import TemplateError
+from edgellm.chat_template.content import check_parts, joined
+from edgellm.formats.errors import ParameterError, TemplateError
 from edgellm.messages.form import MessageForm
 from edgellm.messages.probes import CONTENT, USER, Template
 from edgellm.messages.shapes import CallForm, Pair
@@ -56,24 +57,26 @@ def is_plain(form: MessageForm) -> bool:
 
 
 def told(template: _Template, messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] | None) -> list[Any]:
-    """The messages with calls, results and tools as text, for a template that knows none of them."""
+    """The messages with calls, results and tools as text, for a template that knows none of them.
+
+    ParameterError for calls and for content that are none; of content that is left as it is, whoever renders says so.
+    """
     turns: list[Any] = []
-    for message in messages:
-        turn = _fields(message)
+    for number, message in enumerate(messages):
+        turn, where = _fields(message), f"messages[{number}]"
         if turn is None:
             turns.append(message)  # whoever renders says what is wrong
-        elif turn.get("role") in RESULT_ROLES:
-            result = f"{RESULT.open}{_text(turn.get('content'))}{RESULT.close}"
-            if turns and isinstance(turns[-1], _Results):
-                turns[-1]["content"] += f"\n{result}"
-            else:
-                turns.append(_Results(role="user", content=result))
-        elif calls := turn.get("tool_calls"):
-            written = CALLS.between.join(map(_call_text, calls))
-            said = {key: value for key, value in turn.items() if key != "tool_calls"}
-            turns.append({**said, "content": _joined(turn.get("content"), written, "\n")})
+            continue
+        results = turns.pop() if turns and isinstance(turns[-1], _Results) else None
+        if turn.get("role") in RESULT_ROLES:
+            result = f"{RESULT.open}{_result_text(turn.get('content'), where)}{RESULT.close}"
+            before = results and results["content"]
+            turns.append(_Results(role="user", content=_joined(before, result, where, "\n")))
+        elif results and turn.get("role") == "user":  # one turn: many templates want the roles to alternate
+            turns.append({**turn, "content": _joined(results["content"], turn.get("content"), where)})
         else:
-            turns.append(turn)
+            turns += [results] if results else []
+            turns.append(_with_calls_as_text(turn, where))
     if tools:
         lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in as_tools(tools) or ())
         _instruct(turns, INSTRUCTIONS.format(tools=lines), "system" if _takes_system(template) else "user")
@@ -81,15 +84,16 @@ def told(template: _Template, messages: Sequence[Any], tools: Sequence[Mapping[s
 
 
 class _Results(dict[str, Any]):
-    """A turn of results, to which those behind it belong."""
+    """A turn of results, to which those behind it belong, and what the user says then."""
 
 
 def _instruct(turns: list[Any], text: str, role: str) -> None:
     """Behind what the system says first, or before what the user does."""
     for number, turn in enumerate(turns):
         if isinstance(turn, Mapping) and turn.get("role") == role and (role == "user" or not number):
-            parts = (turn.get("content"), text) if role == "system" else (text, turn.get("content"))
-            turns[number] = {**turn, "content": _joined(*parts)}
+            given, where = turn.get("content"), f"messages[{number}]"
+            one, other = (given, text) if role == "system" else (text, given)
+            turns[number] = {**turn, "content": _joined(one, other, where)}
             return
     turns.insert(0, {"role": role, "content": text})
 
@@ -110,26 +114,51 @@ def _fields(message: Any) -> dict[str, Any] | None:
     return dict(message) if isinstance(message, Mapping) else None
 
 
-def _call_text(call: Any) -> str:
+def _with_calls_as_text(turn: dict[str, Any], where: str) -> dict[str, Any]:
+    calls = turn.get("tool_calls")
+    if not calls:
+        return turn
+    if not isinstance(calls, list | tuple):
+        raise ParameterError(f"{where}: tool_calls is a {type(calls).__name__}. Expected a list of calls.")
+    written = CALLS.between.join(_call_text(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(calls))
+    said = {key: value for key, value in turn.items() if key != "tool_calls"}
+    return {**said, "content": _joined(turn.get("content"), written, where, "\n")}
+
+
+def _call_text(call: Any, where: str) -> str:
     """A call as the model writes it; arguments may come as text, as the OpenAI protocol has them."""
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ParameterError(
+            f'{where} is no call. Expected {{"type": "function", "function": {{"name": ..., "arguments": ...}}}}.'
+        )
     arguments = function.get("arguments") or {}
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    name = json.dumps(function.get("name"), ensure_ascii=False)
+    if not isinstance(arguments, str | Mapping):
+        raise ParameterError(f"{where}: its arguments are a {type(arguments).__name__}. Expected an object, or JSON.")
+    written = arguments if isinstance(arguments, str) else _json(arguments, where)
+    name = json.dumps(function["name"], ensure_ascii=False)
     return f'{CALLS.each.open}{{"name": {name}, "arguments": {written}}}{CALLS.each.close}'
 
 
-def _joined(one: Any, other: Any, between: str = "\n\n") -> Any:
-    if isinstance(one, list) or isinstance(other, list):
-        return [*_parts(one), *_parts(other)]
-    return between.join(text for text in (one, other) if text)
+def _joined(one: Any, other: Any, where: str, between: str = "\n\n") -> str:
+    """Two contents as one text: a template may show the first part of a list alone."""
+    return between.join(text for text in (_text(one, where), _text(other, where)) if text)
 
 
-def _parts(content: Any) -> list[Any]:
-    return content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+def _text(content: Any, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    check_parts(content, where)
+    return joined(content, where)
 
 
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    return "" if content is None else str(content)
+def _result_text(content: Any, where: str) -> str:
+    """A result may be an object too."""
+    return _json(content, where) if isinstance(content, Mapping) else _text(content, where)
+
+
+def _json(value: Any, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ParameterError(f"{where}: cannot be written as JSON ({error}). Give plain JSON types.") from None
