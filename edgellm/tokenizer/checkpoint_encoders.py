@@ -38,7 +38,7 @@ def word_pieces(description: Mapping[str, Any], n_vocab: int) -> Tokens:
     tokens = Tokens.empty("bert", n_vocab)
     unknown = model.get("unk_token", "[UNK]")
     vocab = vocab_of(model.get("vocab"), n_vocab)
-    if unknown not in vocab:
+    if not isinstance(unknown, str) or unknown not in vocab:
         raise invalid(f"no token {short(unknown)} in a WordPiece vocabulary", "one for unknown words")
     for text, token_id in vocab.items():
         tokens.put(token_id, *((text, TokenType.CONTROL) if text == unknown else (spelled(text), TokenType.NORMAL)))
@@ -124,7 +124,7 @@ def unigram_metadata(description: Mapping[str, Any]) -> TypedMetadata:
     )
     found: TypedMetadata = {"tokenizer.ggml.remove_extra_whitespaces": (joined, "BOOL")}
     tables = [part["precompiled_charsmap"] for part in normalizers if part.get("type") == "Precompiled"]
-    if tables and (table := base64.b64decode(tables[0] or "")):  # proved with the other parts of the description
+    if tables and (table := base64.b64decode(tables[0])):  # proved with the other parts of the description
         found["tokenizer.ggml.precompiled_charsmap"] = (np.frombuffer(table, np.uint8), "ARRAY[UINT8]")
     return found
 

@@ -130,7 +130,7 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any] | None:
     listed = (description or {}).get("added_tokens")
     if description is None or not isinstance(listed, list) or not all(isinstance(token, dict) for token in listed):
         return description
-    known = {token.get("content") for token in listed}
+    known = {text for token in listed if isinstance(text := token.get("content"), str)}
     decoder = (checkpoint.json("tokenizer_config.json") or {}).get("added_tokens_decoder")
     given = decoder if isinstance(decoder, dict) else {}
     late = []

@@ -134,9 +134,11 @@ def _check_charsmap(found: Any) -> None:
     def unfit() -> Unfit:
         return Unfit(f"a precompiled_charsmap that is not sound, or replaces by over {MAX_REPLACEMENT_NBYTES} bytes")
 
+    if not isinstance(found, str):
+        raise unfit()
     try:
-        blob = base64.b64decode(found or "", validate=True)
-    except (binascii.Error, TypeError, ValueError):
+        blob = base64.b64decode(found, validate=True)
+    except (binascii.Error, ValueError):
         raise unfit() from None
     checked_charsmap(blob, unfit)
 

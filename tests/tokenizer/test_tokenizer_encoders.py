@@ -120,13 +120,17 @@ def test_a_long_text_takes_linear_time(tmp_path: Path) -> None:
 
 
 HOSTILE: dict[str, Any] = {
-    "a score that is no number": lambda model: model["vocab"][9].__setitem__(1, float("nan")),
-    "an endless score": lambda model: model["vocab"][9].__setitem__(1, float("-inf")),
-    "a score that is a text": lambda model: model["vocab"][9].__setitem__(1, "-1"),
-    "no unknown piece": lambda model: model.pop("unk_id"),
-    "an unknown piece beyond": lambda model: model.update(unk_id=1 << 40),
-    "more pieces than rows": lambda model: model["vocab"].extend([f"piece {i}", -1.0] for i in range(4)),
-    "a piece without a score": lambda model: model["vocab"].append(["x"]),
+    "a score that is no number": lambda whole: whole["model"]["vocab"][9].__setitem__(1, float("nan")),
+    "an endless score": lambda whole: whole["model"]["vocab"][9].__setitem__(1, float("-inf")),
+    "a score that is a text": lambda whole: whole["model"]["vocab"][9].__setitem__(1, "-1"),
+    "no unknown piece": lambda whole: whole["model"].pop("unk_id"),
+    "an unknown piece beyond": lambda whole: whole["model"].update(unk_id=1 << 40),
+    "more pieces than rows": lambda whole: whole["model"]["vocab"].extend([f"piece {i}", -1.0] for i in range(4)),
+    "a piece without a score": lambda whole: whole["model"]["vocab"].append(["x"]),
+    "no table of replacements": lambda whole: whole["normalizer"].pop("precompiled_charsmap"),
+    "a table of replacements that is null": lambda whole: whole["normalizer"].update(precompiled_charsmap=None),
+    "an added token that is a list": lambda whole: whole["added_tokens"][0].update(content=[]),
+    "a table of replacements that is a list": lambda whole: whole["normalizer"].update(precompiled_charsmap=[]),
 }
 
 
@@ -134,7 +138,7 @@ HOSTILE: dict[str, Any] = {
 def test_unsound_pieces_end_in_a_named_error(damage: str, tmp_path: Path) -> None:
     n_vocab = save_unigram(tmp_path)
     description = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
-    HOSTILE[damage](description["model"])
+    HOSTILE[damage](description)
     (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
     with pytest.raises(FormatError) as error:
         tokenizer_of(tmp_path, n_vocab)
@@ -152,3 +156,14 @@ def test_unsound_word_pieces_end_in_a_named_error(tmp_path: Path) -> None:
     edit_json(tmp_path / "tokenizer_config.json", do_lower_case=True)
     with pytest.raises(FormatError, match="unknown words"):
         tokenizer_of(tmp_path, 2)
+
+
+@pytest.mark.parametrize("unknown", [[], {}, None, 0, "[NONE]"], ids=repr)
+def test_an_unknown_word_that_is_no_token_is_a_named_error(unknown: Any, tmp_path: Path) -> None:
+    save_word_piece(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    description = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    description["model"]["unk_token"] = unknown
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), "utf-8")
+    with pytest.raises(FormatError, match="unknown words") as error:
+        tokenizer_of(tmp_path, len(BERT_VOCAB))
+    assert error.value.code == "VOCAB_INVALID"
