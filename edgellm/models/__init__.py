@@ -46,7 +46,7 @@ def build_program(gguf: ModelFile) -> Program:
     check_is_model(gguf)
     if gguf.architecture not in architectures():  # a name from an untrusted file is looked up, never imported as it is
         raise UnsupportedError(
-            f"{Path(gguf.path).name}: the architecture is {short(gguf.architecture)!r}. edgellm runs "
+            f"{Path(gguf.path).name}: the architecture is {short(gguf.architecture, 40)!r}. edgellm runs "
             f"{', '.join(architectures())}. Take a GGUF file of one of these."
         )
     return module_of(gguf.architecture).build(gguf)
