@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -113,7 +115,7 @@ class Embedder:
 
     def width(self, pooling: Pooling) -> int:
         """Numbers in a vector."""
-        return len(self.head[pooling.head[-1].weight]) if pooling.head else self.n_embd
+        return int(self.model.program.tensors[pooling.head[-1].weight].shape[0]) if pooling.head else self.n_embd
 
     def _finish(self, pooling: Pooling, rows: np.ndarray, width: int, *, normalize: bool) -> np.ndarray:
         vector = pooling.through_head(rows, self.head)[..., :width]
@@ -179,7 +181,7 @@ class Embedder:
                 tokens, types = pair(query, document)
                 over = len(tokens) - self.n_ctx
                 if over > 0 and truncate:
-                    tokens, types = self._cut(pair, query, document, over)
+                    tokens, types = self._cut(partial(pair, query, document), document, over)
                 counted(len(tokens))
                 yield self._fitting(tokens, i), types
 
@@ -198,19 +200,25 @@ class Embedder:
         types = self.model.program.tensors.get("token_types.weight")  # RoBERTa's kin use the first row alone
         return types is not None and types.shape[0] > 1 and self.tokenizer.kind == "bert"
 
-    def _pair(self, query: str, document: str) -> Ids:
-        """[CLS] query [SEP] document [SEP]; <s> query </s></s> document </s> where vocabularies are not WordPiece."""
-        special = self.tokenizer.special
+    def _pair(self, query: str, document: str, n_less: int = 0) -> Ids:
+        """[CLS] query [SEP] document [SEP]; <s> query </s></s> document </s> where the file does not say otherwise.
+
+        n_less   tokens that the document's end has less
+        """
+        special, own = self.tokenizer.special, self.tokenizer.encode(document, False)
         first = self.tokenizer.encode(query, True)
-        between = [] if self.tokenizer.kind == "bert" else [*special.suffix]
-        second = [*self.tokenizer.encode(document, False), *special.suffix]
+        doubled = self.tokenizer.kind != "bert" and self.tokenizer.vocabulary.flag("add_sep_token", True)
+        between = [*special.suffix] if doubled else []
+        second = [*own[: len(own) - n_less], *special.suffix]
         types = [0] * (len(first) + len(between)) + [1] * len(second)
         return [*first, *between, *second], types if self._has_types else None
 
-    def _in_template(self, template: str, query: str, document: str) -> Ids:
+    def _in_template(self, template: str, query: str, document: str, n_less: int = 0) -> Ids:
         """The pair in the places that the file's template has for them; marks count in the template alone."""
         from edgellm.chat_template.user_text import Segment
 
+        if n_less:  # words may reach from the document into the template, so it is the text that is cut
+            document = self.tokenizer.decode(self.tokenizer.encode(document, False)[:-n_less])
         texts, segments, end = {"query": query, "document": document}, list[Segment](), 0
         for place in _PLACES.finditer(template):
             segments += [Segment(template[end : place.start()], True), Segment(texts[place[1]], False)]
@@ -218,15 +226,37 @@ class Embedder:
         segments.append(Segment(template[end:], True))
         return self.tokenizer.encode_segments(segments, False), None
 
-    def _cut(self, pair: Callable[[str, str], Ids], query: str, document: str, over: int) -> Ids:
+    def _cut(self, pair: Callable[[int], Ids], document: str, over: int) -> Ids:
         """The pair with as much less of the document's end as is too long."""
-        ids = self.tokenizer.encode(document, False)
+        n, n_less = len(self.tokenizer.encode(document, False)), 0
         while True:
-            ids = ids[: max(0, len(ids) - over)]
-            found = pair(query, self.tokenizer.decode(ids))
+            n_less = min(n, n_less + over)
+            found = pair(n_less)
             over = len(found[0]) - self.n_ctx
-            if over <= 0 or not ids:
+            if over <= 0 or n_less == n:
                 return found
+
+
+async def in_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What it returns on a thread of its own, which a flag tells that nobody waits any more.
+
+    Those of the event loop are few, and a thread waits here for long.
+    """
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
+
+    options.setdefault("cancel", threading.Event())
+    work = partial(copy_context().run, function, *args, **options)
+    thread = ThreadPoolExecutor(1, "edgellm-embed")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+    except asyncio.CancelledError:
+        with contextlib.suppress(AttributeError):  # a flag of the caller's that only says
+            options["cancel"].set()
+        raise
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _checked(text: Any) -> str | list[int]:

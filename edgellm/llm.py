@@ -177,12 +177,26 @@ class LLM:
 
     async def aembed(self, texts: str | Sequence[Text], **options: Any) -> Any:
         """``embed`` to be awaited; cancelling the task ends the work within a step."""
-        return await _in_thread(self.embed, texts, **options)
+        from edgellm.embedding import in_thread
+
+        return await in_thread(self.embed, texts, **options)
 
     async def arerank(self, query: str, documents: Sequence[str], *args: Any, **options: Any) -> list[RankedDocument]:
         """``rerank`` to be awaited."""
-        ranked: list[RankedDocument] = await _in_thread(self.rerank, query, documents, *args, **options)
+        from edgellm.embedding import in_thread
+
+        ranked: list[RankedDocument] = await in_thread(self.rerank, query, documents, *args, **options)
         return ranked
+
+    @property
+    def pooling(self) -> str:
+        """What makes a vector of a text's rows in ``embed``: "mean", "cls", "last", or "none" where all are given."""
+        return self._embedder.pooling(None).kind
+
+    @property
+    def vector_size(self) -> int:
+        """Numbers in such a vector, or row."""
+        return self._embedder.width(self._embedder.pooling(None))
 
     @property
     def _embedder(self) -> Embedder:
@@ -661,20 +675,6 @@ def _named_failures(path: Path) -> Iterator[None]:
         raise EdgeLLMError(
             f"{path}: {error.strerror or error}. Check the path, its rights, and the room on the disk.", code="KV_FILE"
         ) from error
-
-
-async def _in_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What it returns on a thread of its own, which a flag tells that nobody waits any more."""
-    import asyncio
-    import threading
-
-    options.setdefault("cancel", threading.Event())
-    try:
-        return await asyncio.to_thread(function, *args, **options)
-    except asyncio.CancelledError:
-        with contextlib.suppress(AttributeError):  # a flag of the caller's that only says
-            options["cancel"].set()
-        raise
 
 
 def _is_about_tools(message: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from tiny_encoders import random_bert, write_bert
 from tiny_models import write_tiny_model
 
 import edgellm
+from edgellm.engine import embedding, engine
+from edgellm.engine.requests import Request
 from edgellm.formats.errors import ClosedError, ContextFullError, EdgeLLMError, UnsupportedError
 
 SHORT = ["the quick brown fox", "a lazy dog", "", "what is the capital of france?", "rivers run to the sea"] * 9
@@ -194,6 +197,17 @@ def test_a_document_too_long_beside_the_query_is_cut_when_asked(ranker: edgellm.
     assert len(ranker.rerank("the fox", ["a dog", LONG], truncate=True)) == 2
 
 
+def test_a_document_is_cut_between_its_tokens(ranker: edgellm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    check = ranker.engine.check
+    monkeypatch.setattr(ranker.engine, "check", lambda tokens: (seen.append(tokens), check(tokens)))
+    document = "a \u4e2d dog " * 40  # the second word is [UNK], which has no text
+    ranker.rerank("the fox", [document], truncate=True)
+    own = ranker.tokenize(document, add_special=False)
+    first = ranker.tokenize("the fox")
+    assert seen == [[*first, *own[: 64 - len(first) - 1], 3]]
+
+
 def test_a_model_that_says_yes_or_no_ranks_by_the_share_of_yes(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     template = "<|im_start|>query: {query}\ndocument: {document}<|im_end|>"
@@ -232,6 +246,59 @@ def test_a_caller_that_leaves_ends_the_work(bert: edgellm.LLM) -> None:
     asyncio.run(leave())
     assert bert.embed(["the fox"]).shape == (1, 48)
     assert asyncio.run(bert.aembed(["the fox"])).shape == (1, 48)
+
+
+def test_callers_that_wait_leave_the_event_loops_threads_to_others(
+    bert: edgellm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    embed = bert.embed
+    monkeypatch.setattr(bert, "embed", lambda *args, **options: go.wait(60) and embed(*args, **options))
+
+    async def all_of_them() -> list[Any]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        waiting = [asyncio.create_task(bert.aembed(["the fox"])) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(go.set)
+        return await asyncio.wait_for(asyncio.gather(*waiting), 60)
+
+    assert all(len(one) == 1 for one in asyncio.run(all_of_them()))
+
+
+def test_a_long_step_that_several_texts_share_ends_when_their_caller_leaves(
+    bert: edgellm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, broken_off = threading.Event(), list[bool]()
+    run_while = bert.executor.run_while  # type: ignore[attr-defined]
+
+    def leave(batch: Any, wanted: Callable[[], bool]) -> Any:
+        cancel.set()
+        broken_off.append((found := run_while(batch, wanted)) is None)
+        return found
+
+    monkeypatch.setattr(bert.executor, "run_while", leave)
+    monkeypatch.setattr(engine, "LONG_TOKENS", 100)
+    looks = bert.engine.scheduler.n_looks
+    assert len(bert.embed([LONG[:400]] * 8, cancel=cancel)) == 0
+    assert broken_off == [True] and bert.engine.scheduler.n_looks > looks
+    assert bert.embed(["the fox"]).shape == (1, 48)
+
+
+def test_a_caller_of_a_server_has_few_texts_in_line(bert: edgellm.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, in_line = bert.engine.scheduler, list[int]()
+    add = scheduler.add
+
+    def count(request: Request) -> None:
+        add(request)
+        in_line.append(len(scheduler.requests))
+
+    monkeypatch.setattr(scheduler, "add", count)
+    monkeypatch.setattr(embedding, "STEP_BESIDE", 48)
+    for interactive in (False, True):
+        monkeypatch.setattr(scheduler, "interactive", interactive)
+        in_line.clear()
+        bert.embed([[2, 7, 3]] * 400)
+        assert (max(in_line) <= embedding.AHEAD * 16 + 1) == interactive
 
 
 def test_a_closed_model_says_so(bert_model: Any, tmp_path: Path) -> None:

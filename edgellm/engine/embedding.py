@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AHEAD = 3
 """Steps' worth of tokens of one caller's texts in line: one is computed, one is next while the caller makes another."""
+STEP_BESIDE = 512
+"""Tokens of such a step at most where other callers may come: for each step all that are in line are looked at."""
 
 
 class EmbeddingRequest(Request):
@@ -101,10 +103,11 @@ def encode(
     ContextFullError for a text that is longer than the context, NumericError when a step gives NaN.
     """
     waiting, ahead, n_ahead = deque[EmbeddingRequest](), iter(texts), 0
-    whole = engine.executor.program.is_encoder
+    whole, scheduler = engine.executor.program.is_encoder, engine.scheduler
+    most = AHEAD * (min(STEP_BESIDE, scheduler.max_tokens) if scheduler.interactive else scheduler.max_tokens)
     try:
         while True:
-            while n_ahead < AHEAD * engine.scheduler.max_tokens and (text := next(ahead, None)) is not None:
+            while n_ahead < most and (text := next(ahead, None)) is not None:
                 engine.check(text[0])
                 request = EmbeddingRequest(engine.lock, text[0], cancel, rows, text[1], whole=whole)
                 engine.submit(request)

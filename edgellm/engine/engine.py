@@ -35,7 +35,7 @@ from edgellm.engine.requests import (
     Request,
     ScoringRequest,
 )
-from edgellm.engine.scheduler import LEAD, POLL_S, Scheduled, Scheduler, make_batch
+from edgellm.engine.scheduler import LEAD, LONG_TOKENS, POLL_S, Scheduled, Scheduler, make_batch
 from edgellm.engine.speculation import Drafter
 from edgellm.formats.errors import (
     ClosedError,
@@ -541,13 +541,17 @@ class Engine:
         self.scheduler.note(scheduled, kept, seconds)
 
     def _logits(self, scheduled: list[Scheduled]) -> np.ndarray | None:
-        """Those of a step; None when a long one of a prompt was broken off, as another came in or its caller left."""
-        request, batch = scheduled[0].request, make_batch(scheduled)
-        if self._interruptible is None or request is not self.scheduler.long or request.hook is not None:
+        """Those of a step; None when a long one was broken off, as all its callers left, or another came to a lone."""
+        request, batch, scheduler = scheduled[0].request, make_batch(scheduled), self.scheduler
+        alone = request is scheduler.long
+        is_long = alone or (request.whole and len(batch) > LONG_TOKENS)
+        if self._interruptible is None or not is_long or request.hook is not None:
             return self.executor.run(batch, request.hook)
 
         def wanted() -> bool:
-            return not (len(self.scheduler.requests) > 1 or request.stopped or self._closed)
+            scheduler.n_looks += 1
+            left = self._closed or all(part.request.stopped for part in scheduled)
+            return not (left or (alone and len(scheduler.requests) > 1))
 
         logits = self._interruptible.run_while(batch, wanted)
         request.gave_way = logits is None

@@ -38,6 +38,7 @@ RUN_S = 0.025  # of decoding without Python: so long a newcomer waits, or a call
 PROMPT_TOKENS_BESIDE = 128  # of a prompt in a step, while others wait for their next token
 LONE_STEP_S = 2.0  # of a step of a prompt that is alone and may be broken off: so much of its work is lost then
 STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks of a caller who has left
+LONG_TOKENS = 512  # of whole texts in a step: with more it can be broken off, whose looks cost 0.2 ms
 LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
 
@@ -78,6 +79,7 @@ class Scheduler:
         self.long: Request | None = None  # whose next step is to be broken off when another comes in, or it is left
         self.requests: list[Request] = []
         self.n_steps = self.n_parts = 0  # so far, and what requests had in them
+        self.n_looks = 0  # within long steps, whether they are still wanted
         self._orders = count()
         self._step_s = float("inf")  # what the last step took
         self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes
@@ -117,7 +119,8 @@ class Scheduler:
         if ready and not ready[0].alone:
             turn = [r for r in ready if not r.alone and r.hidden == ready[0].hidden]
         if turn:
-            self.requests = [r for r in self.requests if r not in turn] + turn
+            sharing = set(turn)
+            self.requests = [r for r in self.requests if r not in sharing] + turn
         return turn
 
     def schedule(self, requests: list[Request], fail: Fail) -> list[Scheduled]:

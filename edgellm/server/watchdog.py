@@ -28,7 +28,7 @@ class Watchdog:
     def __init__(self, models: Models, stuck_s: float = STUCK_S) -> None:
         self.models = models
         self.stuck_s = stuck_s
-        self._seen: dict[str, tuple[int, int, float]] = {}  # name -> engine, its steps, since when
+        self._seen: dict[str, tuple[int, int, float]] = {}  # name -> engine, steps and pieces, since when
         self._given_up: dict[str, LLM] = {}
 
     def stuck(self) -> list[str]:
@@ -44,8 +44,9 @@ class Watchdog:
             engine = entry.llm.engine
             now = time.monotonic()
             before = self._seen.get(entry.name)
-            if before is None or before[:2] != (id(engine), engine.scheduler.n_steps) or not engine.is_wanted():
-                self._seen[entry.name] = id(engine), engine.scheduler.n_steps, now
+            done = engine.scheduler.n_steps + engine.scheduler.n_looks
+            if before is None or before[:2] != (id(engine), done) or not engine.is_wanted():
+                self._seen[entry.name] = id(engine), done, now
             elif now - before[2] > self.stuck_s:
                 self._give_up(entry)
 

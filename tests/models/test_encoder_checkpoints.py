@@ -69,6 +69,34 @@ def test_a_pair_has_one_type_where_the_pieces_are_not_berts(tmp_path: Path) -> N
         assert abs(llm.rerank("the work", ["a license of any work"])[0].score - judge) < 1e-3 * abs(judge)
 
 
+def test_a_pair_of_modern_bert_is_that_of_its_own_tokenizer(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    model = save(tmp_path, "modern-bert that ranks")
+    file = tmp_path / "tokenizer.json"
+    ids = {one["content"]: one["id"] for one in json.loads(file.read_text("utf-8"))["added_tokens"]}
+    first, last = "<|im_start|>", "<|im_end|>"  # which stand for [CLS] and [SEP]
+    around = [{"SpecialToken": {"id": text, "type_id": 0}} for text in (first, last)]
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    single, pair = [around[0], texts[0], around[1]], [around[0], texts[0], around[1], texts[1], around[1]]
+    marks = {text: {"id": text, "ids": [ids[text]], "tokens": [text]} for text in (first, last)}
+    edit_json(
+        file, post_processor={"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": marks}
+    )
+    edit_json(
+        tmp_path / "tokenizer_config.json", cls_token=first, sep_token=last, bos_token=None, eos_token=None,
+        chat_template=None,
+    )  # fmt: skip
+    with open_checkpoint(tmp_path) as source:
+        convert(source, tmp_path / "model.gguf", "f32")
+    pair_ids = AutoTokenizer.from_pretrained(tmp_path)("the work", "a license of any work")["input_ids"]
+    assert pair_ids.count(ids[last]) == 2
+    judge = float(model(torch.tensor([pair_ids])).logits)
+    with edgellm.load(tmp_path / "model.gguf") as llm:
+        assert abs(llm.rerank("the work", ["a license of any work"])[0].score - judge) < 1e-3 * abs(judge)
+
+
 def write_projections(folder: Path) -> list[np.ndarray]:
     """sentence-transformers' files of EmbeddingGemma; the two matrices."""
     rng = np.random.default_rng(2)
