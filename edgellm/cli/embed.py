@@ -11,6 +11,7 @@ from edgellm.cli import standard_input
 from edgellm.cli.generation_options import read_text
 from edgellm.cli.models import load_model
 from edgellm.cli.options import device_options, override_option
+from edgellm.formats.errors import ParameterError
 from edgellm.machine.terminal import echo, json_text, note
 
 _NO_CHAT = dict.fromkeys(("chat_template", "template_file", "speculate"))
@@ -37,13 +38,13 @@ STEP = 1024  # texts whose vectors are written together
 def command(texts: tuple[str, ...], **values: Any) -> None:
     """Turn texts into vectors.
 
-    Every TEXT is one; without any, every line of standard input or of a file is. A line for each vector goes to
-    standard output, its numbers with blanks between them, or JSON.
+    Every TEXT is one; without any, every line of standard input or of a file is, those left out that are blank. A line
+    for each vector goes to standard output, its numbers with blanks between them, or JSON.
 
     \b
     Examples:
-      edgellm embed -m all-minilm-l6-v2 "Name three rivers."
-      edgellm embed -m all-minilm-l6-v2 --jsonl < lines.txt > vectors.jsonl
+      edgellm embed -m model.gguf "Name three rivers."
+      edgellm embed -m model.gguf --jsonl < lines.txt > vectors.jsonl
     """
     given = list(texts) or _lines(values["text_file"])
     if texts and values["text_file"] is not None:
@@ -51,9 +52,13 @@ def command(texts: tuple[str, ...], **values: Any) -> None:
     if not given:
         raise click.UsageError("there is no text. Give it as an argument, with -f, or through a pipe.")
     if values["model_option"] is None:
-        raise click.UsageError("there is no model. Name one with -m, such as -m all-minilm-l6-v2.")
+        raise click.UsageError("there is no model. Name one with -m, such as -m model.gguf.")
     options = {name: values[name] for name in ("pooling", "dimensions", "truncate", "prompt")}
     with load_model(values["model_option"], values | _NO_CHAT, needs_template=False) as llm:
+        if values["pooling"] is None and llm.pooling == "none":
+            raise ParameterError(
+                f"{llm.path.name} does not say how the rows of a text become one vector. Say it with --pooling."
+            )
         form, vectors = values["form"], _vectors(llm, given, options | {"normalize": not values["no_normalize"]})
         if form == "jsonl":
             for i, vector in enumerate(vectors):
@@ -78,4 +83,5 @@ def _lines(file: str | None) -> list[str]:
     if file is None and standard_input.is_terminal():
         return []
     text = standard_input.read_all() if file in (None, "-") else read_text(str(file))
-    return [line for line in text.splitlines() if line.strip()]
+    lines = (line.rstrip("\r") for line in text.split("\n"))  # splitlines would cut at U+2028 and others, too
+    return [line for line in lines if line.strip()]

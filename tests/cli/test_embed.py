@@ -12,6 +12,7 @@ import pytest
 from tiny_encoders import random_bert, write_bert
 
 import edgellm
+from edgellm.cli import embed
 from edgellm.cli.app import main
 
 TEXTS = ["the quick brown fox", "a lazy dog"]
@@ -53,6 +54,7 @@ def test_lines_of_standard_input_and_of_a_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert standard_lines("a\u2028b\x0cc\r\n \nd", monkeypatch) == ["a\u2028b\x0cc", "d"]
     lines = f"{TEXTS[0]}\n\n{TEXTS[1]}\r\n"
     file = tmp_path / "lines.txt"
     file.write_text(lines)
@@ -60,6 +62,17 @@ def test_lines_of_standard_input_and_of_a_file(
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
         assert main(["embed", "-m", str(model), "--array", *options]) == 0
         assert np.array_equal(np.float32(json.loads(capsys.readouterr().out)), vectors), options
+
+
+def standard_lines(text: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    return embed._lines("-")
+
+
+def test_a_file_that_pools_nothing_needs_a_pooling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = str(write_bert(tmp_path / "rows.gguf", random_bert(max_position_embeddings=64), 0))
+    assert main(["embed", "-m", rows, "a"]) == 1 and "--pooling" in capsys.readouterr().err
+    assert main(["embed", "-m", rows, "--pooling", "mean", "a"]) == 0
 
 
 def test_what_is_wrong_is_said_without_a_traceback(
