@@ -35,6 +35,8 @@ OLLAMA_TYPES = {
     "ChatStreamEvent": "ChatResponse",
     "GenerateStreamEvent": "GenerateResponse",
     "PsResponse": "ProcessResponse",
+    "EmbedResponse": "EmbedResponse",
+    "EmbeddingsResponse": "EmbeddingsResponse",
 }
 
 

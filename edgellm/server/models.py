@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 WAIT_S = 120.0  # for busy models to become idle, where one of them must make room
 
+CHATS: Sequence[loading.Kind] = ("chat",)
+VECTOR_MODELS: Sequence[loading.Kind] = ("embedding", "chat")
+RERANKERS: Sequence[loading.Kind] = ("rerank",)
+"""The kinds of models that a request may mean which names none, the likeliest first."""
+
 Load = Callable[["ModelEntry"], "LLM"]
 
 
@@ -145,13 +150,13 @@ class Models:
             raise wrong[0]
         return [entry for entry, facts in zip(entries, found, strict=True) if isinstance(facts, ModelFacts)]
 
-    async def find(self, name: str | None) -> ModelEntry:
-        """The entry of a name; without one the first that is usable. ServerError not_found."""
+    async def find(self, name: str | None, kinds: Sequence[loading.Kind] = CHATS) -> ModelEntry:
+        """The entry of a name; without one the first of these kinds, or else of all. ServerError not_found."""
         known = (self._given if self._given is not None else self._stored).get(name or "")
         if known is not None:
             return known
         if not name and (usable := await self.usable()):
-            return usable[0]
+            return min(usable, key=lambda entry: _rank(entry, kinds))
         entries = await self.entries()
         for entry in entries:
             if name in entry.names:
@@ -184,9 +189,11 @@ class Models:
     # -- loaded on demand ------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str | None, keep_alive: float | None = None) -> AsyncIterator[ModelEntry]:
+    async def lease(
+        self, name: str | None, keep_alive: float | None = None, kinds: Sequence[loading.Kind] = CHATS
+    ) -> AsyncIterator[ModelEntry]:
         """A loaded model for as long as the block takes; nobody closes it meanwhile. Raises what loading raises."""
-        entry = await self.find(name)
+        entry = await self.find(name, kinds)
         entry.leases += 1
         try:
             await self._loaded(entry)
@@ -283,6 +290,11 @@ class Models:
         """Free all of them."""
         for entry in self.loaded():
             await self.unload(entry)
+
+
+def _rank(entry: ModelEntry, kinds: Sequence[loading.Kind]) -> int:
+    """The place of its kind; its facts are known."""
+    return [*kinds, entry.facts.kind].index(entry.facts.kind) if entry.facts is not None else len(kinds)
 
 
 def named(given: Iterable[str], fetch: Callable[[str], Path], aliases: Sequence[str] = ()) -> list[ModelEntry]:

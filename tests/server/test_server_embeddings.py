@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import random
@@ -16,10 +17,12 @@ from starlette.testclient import TestClient
 from test_malformed_requests import FIELD, NO_JSON, N, broken
 from tiny_encoders import random_bert, write_bert
 from tiny_models import write_tiny_model
+from wire_schemas import check_ollama
 
 import edgellm
 from edgellm.server.app import App
-from edgellm.server.models import ModelEntry, Models
+from edgellm.server.models import CHATS, RERANKERS, VECTOR_MODELS, ModelEntry, Models
+from edgellm.server.protocols import embeddings as protocol
 from edgellm.server.server import Server
 
 TEXTS = ["the quick brown fox", "a lazy dog"]
@@ -27,13 +30,14 @@ TEXTS = ["the quick brown fox", "a lazy dog"]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """Three tiny models: one for embeddings, one for scores, one for chats."""
+    """Tiny models: one for embeddings, one for scores, one for chats, one that pools nothing."""
     folder = tmp_path_factory.mktemp("models")
     ranker = random_bert("BertForSequenceClassification", num_labels=1, max_position_embeddings=64)
     paths = {
         "bert": write_bert(folder / "bert.gguf", random_bert(max_position_embeddings=64)),
         "ranker": write_bert(folder / "ranker.gguf", ranker, 4),
         "chat": write_tiny_model(folder / "chat.gguf", "qwen3"),
+        "rows": write_bert(folder / "rows.gguf", random_bert(max_position_embeddings=64), 0),
     }
     return Server(Models([ModelEntry((name,), path) for name, path in paths.items()]))
 
@@ -97,6 +101,44 @@ def test_what_cannot_be_embedded_is_refused_by_name(client: TestClient) -> None:
     assert client.post("/v1/embeddings", json={"model": "bert", "input": long, "truncate": True}).status_code == 200
 
 
+def test_a_reply_has_so_many_texts_and_numbers_at_most(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = (("/v1/embeddings", "input"), ("/embedding", "content"), ("/api/embed", "input"))
+    for path, field in places:
+        reply = client.post(path, json={"model": "bert", field: ["a"] * (protocol.MAX_TEXTS + 1)})
+        assert reply.status_code == 400 and field in reply.text, reply.text
+    monkeypatch.setattr(protocol, "MAX_NUMBERS", 3 * 48)
+    for path, field in places:
+        assert client.post(path, json={"model": "bert", field: ["a"] * 3}).status_code == 200
+        reply = client.post(path, json={"model": "bert", field: ["a"] * 4})
+        assert reply.status_code == 400 and "192 numbers" in reply.text, reply.text
+    cut = {"model": "bert", "input": ["a"] * 4, "dimensions": 8}
+    assert client.post("/v1/embeddings", json=cut).status_code == client.post("/api/embed", json=cut).status_code == 200
+    for texts, status in (("a", 200), (["a", "a"], 400)):  # three tokens each
+        assert client.post("/embedding", json={"model": "rows", "content": texts}).status_code == status
+    ids = client.post("/v1/embeddings", json={"model": "bert", "input": [7] * (protocol.MAX_TEXTS + 1)})
+    assert ids.json()["error"]["code"] == "context_length_exceeded", "tokens are counted as texts"
+
+
+def test_a_file_that_pools_nothing_gives_rows_and_no_vectors(client: TestClient, vectors: np.ndarray) -> None:
+    for path, field in (("/v1/embeddings", "input"), ("/api/embed", "input"), ("/api/embeddings", "prompt")):
+        reply = client.post(path, json={"model": "rows", field: TEXTS[0]})
+        assert reply.status_code == 400 and "model: its file" in reply.text, reply.text
+    told = client.post("/embedding", json={"model": "rows", "content": TEXTS, "embd_normalize": -1}).json()
+    means = np.array([np.mean(one["embedding"], axis=0) for one in told])
+    assert np.allclose(means / np.linalg.norm(means, axis=1, keepdims=True), vectors, atol=1e-5)
+
+
+def test_who_names_no_model_gets_one_of_the_right_kind(client: TestClient, server: Server) -> None:
+    for kinds, name in ((CHATS, "chat"), (VECTOR_MODELS, "bert"), (RERANKERS, "ranker")):
+        assert asyncio.run(server.models.find(None, kinds)).name == name
+    assert client.post("/v1/embeddings", json={"input": "a"}).json()["model"] == "bert"
+    assert client.post("/rerank", json={"query": "a", "documents": ["b"]}).json()["model"] == "ranker"
+    told = {one["name"]: one["capabilities"] for one in client.get("/v1/models").json()["models"]}
+    assert told == {"bert": ["embedding"], "ranker": ["rerank"], "chat": ["completion"], "rows": ["embedding"]}
+    only = Models([ModelEntry(("bert",), server.models._given["bert"].path)])  # type: ignore[index]
+    assert asyncio.run(only.find(None)).name == "bert"
+
+
 def test_llama_servers_own_form(client: TestClient, vectors: np.ndarray) -> None:
     for path in ("/embedding", "/embeddings"):
         for field in ("content", "input"):
@@ -128,7 +170,14 @@ def test_rerank_in_the_forms_of_jina_and_of_text_embeddings_inference(client: Te
         ({"documents": documents}, "documents"),
         ({"texts": []}, "texts"),
         ({"model": "bert"}, "classifier"),
-    ):
+        *(
+            ({field: value}, field)
+            for field, value in {
+                "truncation_direction": "left", "max_tokens_per_doc": 9, "max_chunks_per_doc": 1,
+                "rank_fields": ["title"], "raw_scores": False,
+            }.items()
+        ),
+    ):  # fmt: skip
         reply = client.post("/rerank", json=body | more)
         assert reply.status_code == 400 and word in reply.json()["error"]["message"]
 
@@ -142,7 +191,14 @@ def test_ollamas_forms(client: TestClient, vectors: np.ndarray) -> None:
     assert client.post("/api/embed", json={"model": "bert", "input": long}).status_code == 200
     refused = client.post("/api/embed", json={"model": "bert", "input": long, "truncate": False})
     assert refused.status_code == 400 and "64" in refused.json()["error"]
-    one = client.post("/api/embeddings", json={"model": "bert", "prompt": TEXTS[0]}).json()["embedding"]
+    check_ollama(told, "EmbedResponse")
+    nothing = client.post("/api/embed", json={"model": "bert"})
+    assert (nothing.status_code, nothing.json()["embeddings"]) == (200, [])
+    whole = client.post("/api/embed", json={"model": "bert", "input": TEXTS, "dimensions": 9999}).json()["embeddings"]
+    assert np.array_equal(np.float32(whole), vectors)
+    told = client.post("/api/embeddings", json={"model": "bert", "prompt": TEXTS[0]}).json()
+    check_ollama(told, "EmbeddingsResponse")
+    one = told["embedding"]
     assert np.allclose(one / np.linalg.norm(one), vectors[0], atol=1e-6)
     shown = client.post("/api/show", json={"model": "bert"}).json()
     assert shown["capabilities"] == ["embedding"]

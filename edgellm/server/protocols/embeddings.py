@@ -5,8 +5,11 @@ A text that is longer than the model's context is an error: nothing is cut off w
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -15,11 +18,17 @@ from msgspec import Meta
 from edgellm.server.bodies import Body
 from edgellm.server.errors import invalid
 from edgellm.server.http import Call, Json, Reply, Route
+from edgellm.server.models import RERANKERS, VECTOR_MODELS
 from edgellm.server.protocols.openai_wire import error_body
+
+if TYPE_CHECKING:
+    from edgellm.llm import LLM
 
 __all__ = ["ROUTES", "error_body"]
 
-MAX_TEXTS = 1 << 16
+MAX_TEXTS = 2048  # OpenAI's own limit
+MAX_NUMBERS = 1 << 22  # in the vectors of a reply: 80 MB of JSON
+MAX_DOCUMENTS = 1 << 16  # each has but one score
 _TEXTS = {
     "oneOf": [
         {"type": "string"},
@@ -63,20 +72,26 @@ class Document(msgspec.Struct):
 
 
 class RerankBody(Body, kw_only=True):
-    """The body of /rerank: ``documents`` as Jina and Cohere have them, ``texts`` as text-embeddings-inference does."""
+    """The body of /rerank: ``documents`` as Jina and Cohere have them, ``texts`` as text-embeddings-inference does.
 
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        ("user", "max_chunks_per_doc", "max_tokens_per_doc", "rank_fields", "raw_scores", "truncation_direction")
-    )
+    Of the last five fields only what is done in any case is taken.
+    """
+
+    ignored: ClassVar[frozenset[str]] = frozenset(("user",))
 
     query: str
-    documents: Annotated[list[str | Document], Meta(max_length=MAX_TEXTS)] | None = None
-    texts: Annotated[list[str], Meta(max_length=MAX_TEXTS)] | None = None
+    documents: Annotated[list[str | Document], Meta(max_length=MAX_DOCUMENTS)] | None = None
+    texts: Annotated[list[str], Meta(max_length=MAX_DOCUMENTS)] | None = None
     model: str | None = None
     top_n: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     return_documents: bool = False
     return_text: bool = False
     truncate: bool = False
+    truncation_direction: Literal["right", "Right"] | None = None
+    max_chunks_per_doc: None = None
+    max_tokens_per_doc: None = None
+    rank_fields: list[Literal["text"]] | None = None
+    raw_scores: bool | None = None
 
 
 def read_texts(field: str, given: Any) -> list[str | list[int]]:
@@ -85,10 +100,10 @@ def read_texts(field: str, given: Any) -> list[str | list[int]]:
         return [given]
     if not isinstance(given, list):
         raise invalid(field, "it must be a text, a list of texts, a list of tokens, or a list of such lists.")
+    if given and all(type(one) is int for one in given):
+        return [_ids(field, given)]
     if not given or len(given) > MAX_TEXTS:
         raise invalid(field, f"it has {len(given)} texts; 1 to {MAX_TEXTS} can be embedded at once.")
-    if all(type(one) is int for one in given):
-        return [_ids(field, given)]
     texts: list[str | list[int]] = []
     for i, one in enumerate(given):
         if not isinstance(one, str) and not (isinstance(one, list) and all(type(token) is int for token in one)):
@@ -105,20 +120,45 @@ def _ids(field: str, ids: list[int]) -> list[int]:
     return ids
 
 
+def check_vectors(llm: LLM, field: str, n_texts: int, dimensions: int | None = None) -> None:
+    """ServerError for a model whose file makes no vectors of texts, and for more of them than a reply may have."""
+    if llm.pooling == "none":
+        raise invalid(
+            "model",
+            "its file does not say how the rows of a text become one vector. Take another model, or /embedding, which "
+            "gives all rows.",
+        )
+    check_size(field, n_texts, min(dimensions or llm.vector_size, llm.vector_size))
+
+
+def check_size(field: str, n_rows: int, width: int) -> None:
+    """ServerError for so many rows of so many numbers, where a reply may not have them."""
+    if (n := n_rows * width) > MAX_NUMBERS:
+        raise invalid(
+            field, f"its vectors have {n:,} numbers, a reply has room for {MAX_NUMBERS:,}. Send the texts in parts."
+        )
+
+
+async def written(vectors: Iterable[np.ndarray], form: str | None = None) -> list[str | msgspec.Raw]:
+    """Vectors as a reply has them; made on a thread, one by one, so that others have their turn between."""
+    return await asyncio.to_thread(lambda: [_written(vector, form) for vector in vectors])
+
+
 async def embeddings(call: Call) -> Reply:
     """OpenAI's."""
     body: EmbeddingsBody = call.body
     texts, counts = read_texts("input", body.input), list[int]()
     with call.server.admitted():
-        async with call.server.models.lease(body.model) as entry:
+        async with call.server.models.lease(body.model, kinds=VECTOR_MODELS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
+            check_vectors(entry.llm, "input", len(texts), body.dimensions)
             vectors = await entry.llm.aembed(
                 texts, dimensions=body.dimensions, truncate=bool(body.truncate), counted=counts.append
             )
             call.server.metrics.prompt_tokens += sum(counts)
             data = [
-                {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
-                for i, vector in enumerate(vectors)
+                {"object": "embedding", "index": i, "embedding": vector}
+                for i, vector in enumerate(await written(vectors, body.encoding_format))
             ]
             return Json({"object": "list", "data": data, "model": entry.name, "usage": _usage(counts)})
 
@@ -129,17 +169,21 @@ async def embedding(call: Call) -> Reply:
     field = "content" if body.content is not None else "input"
     texts, counts = read_texts(field, getattr(body, field)), list[int]()
     with call.server.admitted():
-        async with call.server.models.lease(body.model) as entry:
+        async with call.server.models.lease(body.model, kinds=VECTOR_MODELS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
-            vectors = await entry.llm.aembed(texts, normalize=body.embd_normalize == 2, counted=counts.append)
+            pools, width = entry.llm.pooling != "none", entry.llm.vector_size
+            check_size(field, len(texts), width)
+
+            def counted(n: int) -> None:
+                counts.append(n)
+                if not pools:
+                    check_size(field, sum(counts), width)
+
+            vectors = await entry.llm.aembed(texts, normalize=body.embd_normalize == 2, counted=counted)
             call.server.metrics.prompt_tokens += sum(counts)
-            rows = (_scaled(np.atleast_2d(vector), body.embd_normalize) for vector in vectors)
-            return Json(
-                [
-                    {"index": i, "embedding": [_written(row, body.encoding_format) for row in of_text]}
-                    for i, of_text in enumerate(rows)
-                ]
-            )
+            rows = [_scaled(np.atleast_2d(vector), body.embd_normalize) for vector in vectors]
+            told = iter(await written((row for of_text in rows for row in of_text), body.encoding_format))
+            return Json([{"index": i, "embedding": list(islice(told, len(of_text)))} for i, of_text in enumerate(rows)])
 
 
 async def rerank(call: Call) -> Reply:
@@ -147,13 +191,15 @@ async def rerank(call: Call) -> Reply:
     body: RerankBody = call.body
     if (body.documents is None) == (body.texts is None):
         raise invalid("documents", "give the documents here, or as texts, and not both.")
+    if body.raw_scores is False:
+        raise invalid("raw_scores", "it must be true: scores are as the classifier gives them.")
     given = body.texts if body.documents is None else body.documents
     documents = [one if isinstance(one, str) else one.text for one in given or ()]
     if not documents:
         raise invalid("documents" if body.texts is None else "texts", "it is empty.")
     counts = list[int]()
     with call.server.admitted():
-        async with call.server.models.lease(body.model) as entry:
+        async with call.server.models.lease(body.model, kinds=RERANKERS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             ranked = await entry.llm.arerank(
                 body.query, documents, body.top_n, truncate=body.truncate, counted=counts.append
@@ -174,10 +220,10 @@ async def rerank(call: Call) -> Reply:
     return Json({"object": "list", "model": entry.name, "usage": _usage(counts), "results": results})
 
 
-def _written(vector: np.ndarray, form: str | None) -> str | list[float]:
+def _written(vector: np.ndarray, form: str | None) -> str | msgspec.Raw:
     if form == "base64":
         return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
-    return vector.tolist()
+    return msgspec.Raw(msgspec.json.encode(vector.tolist()))
 
 
 def _scaled(rows: np.ndarray, normalize: int) -> np.ndarray:

@@ -8,13 +8,12 @@ from typing import Annotated, Any, ClassVar
 from msgspec import Meta
 
 from edgellm.server.bodies import Body
-from edgellm.server.errors import invalid
 from edgellm.server.http import Call, Json, Reply, Route
+from edgellm.server.models import VECTOR_MODELS
+from edgellm.server.protocols.embeddings import MAX_TEXTS, check_vectors, written
 from edgellm.server.protocols.ollama import bare_name, error_body, seconds
 
 __all__ = ["ROUTES", "error_body"]
-
-MAX_TEXTS = 1 << 16
 
 
 class EmbedBody(Body, kw_only=True):
@@ -42,10 +41,8 @@ class EmbeddingsBody(Body, kw_only=True):
 async def embed(call: Call) -> Reply:
     """Vectors of length 1; without a text the model is loaded, or let go of."""
     body: EmbedBody = call.body
-    if body.input is None:
-        raise invalid("input", "it is missing.")
-    texts = ([body.input] if body.input else []) if isinstance(body.input, str) else body.input
-    return await _embedded(call, texts, truncate=body.truncate is not False, dimensions=body.dimensions or None)
+    texts = [body.input] if body.input and isinstance(body.input, str) else list(body.input or ())
+    return await _embedded(call, texts, truncate=body.truncate is not False)
 
 
 async def embeddings(call: Call) -> Reply:
@@ -57,18 +54,21 @@ async def embeddings(call: Call) -> Reply:
 
 
 async def _embedded(call: Call, texts: list[str], **options: Any) -> Json:
+    """As /api/embed tells them; more dimensions than there are leave a vector whole."""
     body, counts, started = call.body, list[int](), time.perf_counter()
     keep_alive = seconds("keep_alive", body.keep_alive)
     with call.server.admitted():
-        async with call.server.models.lease(bare_name(body.model), keep_alive) as entry:
+        async with call.server.models.lease(bare_name(body.model), keep_alive, kinds=VECTOR_MODELS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             load_s = time.perf_counter() - started
-            vectors = await entry.llm.aembed(texts, **options, counted=counts.append)
+            size = min(getattr(body, "dimensions", None) or entry.llm.vector_size, entry.llm.vector_size)
+            check_vectors(entry.llm, "input", len(texts), size)
+            vectors = await entry.llm.aembed(texts, **options, dimensions=size, counted=counts.append)
     call.server.metrics.prompt_tokens += sum(counts)
     return Json(
         {
             "model": body.model,
-            "embeddings": vectors.tolist(),
+            "embeddings": await written(vectors),
             "total_duration": int(1e9 * (time.perf_counter() - started)),
             "load_duration": int(1e9 * load_s),
             "prompt_eval_count": sum(counts),

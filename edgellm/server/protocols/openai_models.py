@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from edgellm.loading import Kind
 from edgellm.server.errors import ServerError
 from edgellm.server.http import Call, Json, Reply, Route
 from edgellm.server.models import ModelEntry
@@ -60,10 +61,10 @@ async def _told(server: Server, entry: ModelEntry) -> tuple[dict[str, Any], dict
         "max_model_len": facts.n_ctx,
         "status": {"value": "loaded" if entry.llm is not None else "unloaded"},
     }
-    return openai, {**_for_llama(entry, created, meta), **_for_codex(entry, facts.n_ctx, card.name)}
+    return openai, {**_for_llama(entry, created, meta, facts.kind), **_for_codex(entry, facts.n_ctx, card.name)}
 
 
-def _for_llama(entry: ModelEntry, created: int, meta: dict[str, Any]) -> dict[str, Any]:
+def _for_llama(entry: ModelEntry, created: int, meta: dict[str, Any], kind: Kind) -> dict[str, Any]:
     changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created))
     details = {"format": "gguf", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
     return {
@@ -75,7 +76,7 @@ def _for_llama(entry: ModelEntry, created: int, meta: dict[str, Any]) -> dict[st
         "type": "model",
         "description": "",
         "tags": [],
-        "capabilities": ["completion"],
+        "capabilities": ["completion" if kind == "chat" else kind],
         "parameters": "",
         "details": details,
     }
