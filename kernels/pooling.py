@@ -69,7 +69,7 @@ class Pooling:
 
 
 def head_tensors(pooling: Pooling, tensors: Mapping[str, QuantizedTensor]) -> dict[str, np.ndarray]:
-    """What ``Pooling.apply`` needs of a program's tensors, as float32."""
+    """What ``Pooling.through_head`` needs of a program's tensors, as float32."""
     return {name: tensors[name].dequantize().reshape(tensors[name].shape) for name in pooling.tensor_names()}
 
 

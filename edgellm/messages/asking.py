@@ -57,7 +57,7 @@ class Asking:
         reasoning: Reasoning = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Asking:
-        """ParameterError for what cannot be asked, UnsupportedError where the model's template shows it no tools."""
+        """ParameterError for what cannot be asked, UnsupportedError where the form shows no tools or has no calls."""
         described = as_tools(tools) or None
         names = chosen(tool_choice, described)
         if tool_choice == "none":

@@ -75,7 +75,7 @@ def serve(server: Server, listener: socket.socket, ready: Ready, *, preload: boo
 async def _serve(server: Server, listener: socket.socket, ready: Ready, preload: bool) -> None:
     try:
         if preload:
-            async with server.models.lease(None):
+            async with server.models.lease(None, kinds=()):
                 pass
         config = uvicorn.Config(
             App(server),

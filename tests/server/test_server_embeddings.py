@@ -129,7 +129,7 @@ def test_a_file_that_pools_nothing_gives_rows_and_no_vectors(client: TestClient,
 
 
 def test_who_names_no_model_gets_one_of_the_right_kind(client: TestClient, server: Server) -> None:
-    for kinds, name in ((CHATS, "chat"), (VECTOR_MODELS, "bert"), (RERANKERS, "ranker")):
+    for kinds, name in ((CHATS, "chat"), (VECTOR_MODELS, "bert"), (RERANKERS, "ranker"), ((), "bert")):
         assert asyncio.run(server.models.find(None, kinds)).name == name
     assert client.post("/v1/embeddings", json={"input": "a"}).json()["model"] == "bert"
     assert client.post("/rerank", json={"query": "a", "documents": ["b"]}).json()["model"] == "ranker"
