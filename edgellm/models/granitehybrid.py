@@ -26,7 +26,7 @@ from edgellm.models.parts.mamba2 import mamba2, read_mamba2
 from edgellm.models.parts.mamba2_checkpoint import (
     CONTEXT_LENGTH,
     MAMBA2_NUMBERS,
-    layer_kinds,
+    kinds_by_name,
     mamba2_biases,
     mamba2_layer,
     mamba2_metadata,
@@ -78,7 +78,7 @@ KINDS = {"state": ("mamba", "linear_attention"), "attention": ("attention", "ful
 
 
 def _kinds(config: CheckpointConfig) -> list[str]:
-    return layer_kinds(config, KINDS, ["state"] * config.n_layer)
+    return kinds_by_name(config, KINDS, ["state"] * config.n_layer)
 
 
 def _with_sizes(config: CheckpointConfig) -> CheckpointConfig:

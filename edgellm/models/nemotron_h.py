@@ -8,15 +8,15 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.ops import Activate
 from edgellm.kernels.program import Program
 from edgellm.models import module_of
-from edgellm.models.parts.blocks import LayerKind, ProgramBuilder, project_logits, self_attention
+from edgellm.models.parts.blocks import LayerKind, ProgramBuilder, leave_out_drafts, project_logits, self_attention
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata, decoder_metadata, refuse_activation
-from edgellm.models.parts.hparams import hparam_error, integer, read_hparams, real
+from edgellm.models.parts.hparams import read_hparams, real
 from edgellm.models.parts.mamba2 import mamba2, read_mamba2
 from edgellm.models.parts.mamba2_checkpoint import (
     CONTEXT_LENGTH,
     MAMBA2_NUMBERS,
-    layer_kinds,
+    kinds_by_name,
     mamba2_biases,
     mamba2_layer,
     mamba2_metadata,
@@ -39,12 +39,9 @@ def build_layers(gguf: ModelFile, ffn: FeedForward) -> Program:
     """
     net, eps = read_mamba2(gguf), real(gguf, "attention.layer_norm_epsilon", 1e-5)
     hp = read_hparams(gguf, by_layer=("n_head_kv", "n_ff"), eps=max(eps, 1e-12))
-    n_drafts = integer(gguf, "nextn_predict_layers", 0)
-    if n_drafts >= hp.n_layer:
-        raise hparam_error(gguf, "nextn_predict_layers", n_drafts, f"fewer than block_count, which is {hp.n_layer}")
     m = ProgramBuilder(gguf, hp)
     m.embed("x")
-    for i in range(hp.n_layer - n_drafts):
+    for i in range(hp.n_layer - leave_out_drafts(m)):
         blk = f"blk.{i}"
         m.hp = hp.layer(i)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
@@ -56,8 +53,6 @@ def build_layers(gguf: ModelFile, ffn: FeedForward) -> Program:
             mamba2(m, blk, net)
         m.add("x", "proj", "x")
     project_logits(m)
-    drafts = tuple(f"blk.{i}." for i in range(hp.n_layer - n_drafts, hp.n_layer))
-    m.used |= {name for name in gguf.tensors if name.startswith(drafts)}
     return m.finish()
 
 
@@ -100,7 +95,7 @@ def kinds_of(config: CheckpointConfig) -> list[str]:
             )
         kinds = [LETTERS[letter] for letter in pattern]
     else:
-        kinds = layer_kinds(config, KINDS, [STATE, EXPERTS, ATTENTION, DENSE], "layers_block_type")
+        kinds = kinds_by_name(config, KINDS, [STATE, EXPERTS, ATTENTION, DENSE], "layers_block_type")
     if DENSE in kinds and EXPERTS in kinds:
         raise config.refuse("layers_block_type", "models whose feed-forwards all have experts, or none")
     return kinds

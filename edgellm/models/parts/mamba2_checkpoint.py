@@ -82,7 +82,7 @@ def _limit(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def layer_kinds(
+def kinds_by_name(
     config: CheckpointConfig, names: Mapping[str, Sequence[str]], default: Sequence[str], key: str = "layer_types"
 ) -> list[str]:
     """The kind of each layer, as ``layer_types`` says.
