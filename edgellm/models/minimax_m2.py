@@ -39,6 +39,9 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish")
     refuse_windows(config)
+    kinds = config.get("attn_type_list")
+    if kinds is not None and kinds != [1] * config.n_layer:
+        raise config.refuse("attn_type_list", f"models with softmax attention (1) in all {config.n_layer} layers")
     n_ff, n_rot = config.integer("intermediate_size"), config.get("rotary_dim")
     if n_rot is not None and (type(n_rot) is not int or n_rot % 2 or not 2 <= n_rot <= config.head_dim):
         raise config.wrong("rotary_dim", n_rot, f"an even number up to {config.head_dim}")

@@ -23,7 +23,7 @@ from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.models import architectures, build_program, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, Place
-from edgellm.models.parts.checkpoint_keys import ALIASES, DEFAULTS, check_keys
+from edgellm.models.parts.checkpoint_keys import ALIASES, DEFAULTS, HARMLESS_IN, USED, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.input_model import InputModel, InputTensor, Rows
 from edgellm.quantize.pooling_metadata import module_paths, pooling_metadata
@@ -37,6 +37,10 @@ _SEEING = (
 )
 FRAMES = {kind: (f"{kind}_text",) for kind in _SEEING} | {"mistral3": ("ministral3", "mistral")}
 """model_type of settings around those of the text, and those that the text's own may have, the usual one first."""
+FLAT = ("qwen2_vl", "qwen2_5_vl")
+"""Of these, those whose first checkpoints have the settings of the text beside their own, and no ``text_config``."""
+TIES = ("qwen2_vl", "qwen2_5_vl", "glm_ocr")
+"""Of these, those whose embedding is the output's matrix where the settings of the text say so, too."""
 # kept by some writers, without a meaning for the weights; parts of a model that sees or hears
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|masked_bias|(input|output|activation|[kvq])_(global_)?(scale|zero_point))"
@@ -127,19 +131,32 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
 def read_config(checkpoint: Checkpoint, model_type: str) -> tuple[CheckpointConfig, list[str]]:
     """The settings of the language model, every key known, and what the user should know of them."""
     folder, values = checkpoint.folder, checkpoint.config
-    notes = check_keys(folder, values, model_type)
     if model_type in FRAMES:
-        frame, kinds = values, FRAMES[model_type]
+        frame, values = _frame_and_text(checkpoint, model_type)
+        notes = check_keys(folder, frame, model_type)
         tied = frame.get("tie_word_embeddings", DEFAULTS[model_type]["tie_word_embeddings"])
-        values = dict(checkpoint.text_config)
+        tied = tied or (model_type in TIES and values.get("tie_word_embeddings"))
+        kinds = FRAMES[model_type]
         model_type = values["model_type"] if values.get("model_type") in kinds else kinds[0]
         notes += check_keys(folder, values, model_type)
         values["tie_word_embeddings"] = tied  # that of the text alone has no effect
         values["vision_config"] = frame.get("vision_config")
+    else:
+        notes = check_keys(folder, values, model_type)
     named = ALIASES.get(model_type, {})
     own = {usual: key for key, usual in named.items() if key in values}
     values = {named.get(key, key): value for key, value in values.items()}
     return CheckpointConfig(folder, DEFAULTS[model_type] | values, model_type, own), notes
+
+
+def _frame_and_text(checkpoint: Checkpoint, model_type: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings around those of the text, and these."""
+    values = checkpoint.config
+    if model_type not in FLAT or values.get("text_config") is not None:
+        return values, dict(checkpoint.text_config)
+    around = HARMLESS_IN[model_type] | {"text_config"}
+    frame = {key: value for key, value in values.items() if key in around | USED[model_type]}
+    return frame, {key: value for key, value in values.items() if key not in around}
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
-from edgellm.models.parts.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED
-from edgellm.quantize.checkpoint import _Unwritten
+from edgellm.models.parts.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED, check_keys
+from edgellm.quantize.checkpoint import FLAT, TIES, _Unwritten
 from edgellm.quantize.inputs import open_input
 
 transformers = pytest.importorskip("transformers", reason="the judge of checkpoints is transformers")
@@ -95,6 +95,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma4_text": ("Gemma4", GEMMA4_E | {"num_kv_shared_layers": 2}),
 }  # fmt: skip
+SEEING = {"qwen2_vl": "qwen2vl", "qwen2_5_vl": "qwen2vl 2.5", "glm_ocr": "glm4 that sees"}
+# model_type -> (a row of DECODERS, what its published config.json has besides what transformers writes)
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "minimax_m2": (
+        "minimax-m2",
+        {"attn_type_list": [1, 1, 1], "scoring_func": "sigmoid", "use_routing_bias": True, "use_qk_norm": True}
+        | {"qk_norm_type": "per_layer", "shared_intermediate_size": 0, "use_mtp": True, "num_mtp_modules": 3}
+        | {"mtp_transformer_layers": 1},
+    ),
+    "starcoder2": ("starcoder2", {"mlp_type": "default", "norm_type": "layer_norm"}),
+    "phi3": ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}),
+    "hunyuan_v1_dense": ("hunyuan-dense", {"use_qk_norm": True}),
+}
+ROWS = {model_type: row for model_type, (row, _) in PUBLISHED.items()}
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
@@ -114,7 +128,7 @@ def test_every_key_that_transformers_writes_has_its_row(model_type: str) -> None
 
 def model_folder(folder: Path, model_type: str, **options: Any) -> dict[str, Any]:
     """A checkpoint with weights at random; its config.json."""
-    kind, own = MODELS[model_type]
+    kind, own = MODELS.get(model_type) or decoder_models.DECODERS[(SEEING | ROWS)[model_type]]
     save_byte_level(folder)
     transformers_model(kind, {"tie_word_embeddings": False} | own | VOCAB | options).save_pretrained(folder)
     return json.loads((folder / "config.json").read_text("utf-8"))
@@ -129,8 +143,18 @@ def converted_logits(folder: Path) -> np.ndarray:
 
 def loaded_logits(folder: Path) -> np.ndarray:
     """What transformers computes with the folder."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="eager")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    sees = "vision_config" in config and config["model_type"] in TIES
+    kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype="float32", attn_implementation="eager")
     return transformers_logits(model.eval(), TOKENS)
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model that sees as its first checkpoints have them, those of the text beside its own."""
+    text = {key: value for key, value in config["text_config"].items() if key != "model_type"}
+    around = {key: value for key, value in config.items() if key != "text_config"}
+    return text | around | {"vision_token_id": 151654}
 
 
 def check(folder: Path, *names: str) -> str:
@@ -223,6 +247,47 @@ def test_a_key_left_out_is_what_transformers_takes_it_for(model_type: str, tmp_p
     for key in config.keys() - {"model_type", "vocab_size"}:  # which the class, and the embedding, tell as well
         (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != key}), "utf-8")
         check(tmp_path, key)
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_what_published_settings_say_besides_is_the_usual_or_refused_by_name(model_type: str, tmp_path: Path) -> None:
+    config, more = model_folder(tmp_path, model_type), PUBLISHED[model_type][1]
+    (tmp_path / "config.json").write_text(json.dumps(config | more), "utf-8")
+    assert check(tmp_path, "as published") == "equal"
+    for key in more.keys() - HARMLESS_IN[model_type]:
+        value = [0, 1, 1] if key == "attn_type_list" else others(key, more[key])[0]
+        (tmp_path / "config.json").write_text(json.dumps(config | more | {key: value}), "utf-8")
+        with pytest.raises(EdgeLLMError, match=f"json: {key} is"):
+            converted_logits(tmp_path)
+    with pytest.raises(EdgeLLMError, match=r"is .*, and the answers may depend on it"):  # elsewhere they are unknown
+        check_keys(tmp_path, {key: value for key, value in more.items() if key not in ONLY}, "llama")
+
+
+@pytest.mark.parametrize("model_type", SEEING)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_that_sees_may_say_in_its_text_that_its_matrices_are_one(
+    model_type: str, tied: bool, tmp_path: Path
+) -> None:
+    config = model_folder(tmp_path, model_type, tie_word_embeddings=tied)
+    for around in ({}, {"tie_word_embeddings": False}):
+        frame = {key: value for key, value in config.items() if key != "tie_word_embeddings"} | around
+        frame["text_config"] = config["text_config"] | {"tie_word_embeddings": tied}
+        (tmp_path / "config.json").write_text(json.dumps(frame), "utf-8")
+        assert check(tmp_path, "tied by the text") == "equal"
+
+
+@pytest.mark.parametrize("model_type", FLAT)
+def test_the_settings_of_a_model_that_sees_may_be_flat(model_type: str, tmp_path: Path) -> None:
+    config = flat(model_folder(tmp_path, model_type))
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    assert check(tmp_path, "flat") == "equal"
+    rope = {"rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    first = {key: value for key, value in config.items() if key != "rope_parameters"} | rope
+    (tmp_path / "config.json").write_text(json.dumps(first), "utf-8")
+    assert check(tmp_path, "rotations as they were") == "equal"
+    for key, value in (("rms_norm_eps", 0.05), ("attention_bias", True), ("vision_tokens", 1)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: value}), "utf-8")
+        assert check(tmp_path, key) == ("equal" if key == "rms_norm_eps" else "refused")
 
 
 def without(rope: dict[str, Any], *names: str) -> dict[str, Any]:

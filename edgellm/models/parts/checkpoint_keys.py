@@ -2,7 +2,7 @@
 
 USED       read: by the architecture's form, or for the tokenizer, the packing of the weights, the sampling
 HARMLESS   changes nothing that a trained model computes, whatever it says
-ONLY       would change it, unless it is null or one of these values
+ONLY       would change it, unless it is null or one of these values; ONLY_IN has those of one kind of model
 DEFAULTS   what transformers computes with where the key is left out
 """
 
@@ -174,7 +174,7 @@ HARMLESS = frozenset(
 # how tokens behind the next are drafted, and the other name of a state's type
 _MTP = frozenset(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype"))
 _SEES = frozenset(("vision_config", "image_token_id", "video_token_id", "vision_start_token_id")) | frozenset(
-    ("vision_end_token_id", "language_model_only")
+    ("vision_end_token_id", "vision_token_id", "language_model_only")
 )
 _ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
 _DROPOUT = frozenset(("attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout_prob"))
@@ -295,6 +295,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "use_pos_enc": (True,),
     "use_rms_norm": (False,),
     "use_sliding_window": (False,),
+}
+
+ONLY_IN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "minimax_m2": {"scoring_func": ("sigmoid",), "use_routing_bias": (True,), "use_qk_norm": (True,)}
+    | {"qk_norm_type": ("per_layer",), "shared_intermediate_size": (0,)},
+    "starcoder2": {"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+    "phi3": {"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
+    "hunyuan_v1_dense": {"use_qk_norm": (True,)},
 }
 
 NOTED = {"auto_map": "names a program of its author's own; the architecture's usual one was converted, as it says"}
@@ -479,7 +487,7 @@ USED |= {
     | _EXPERTS
     | {"conv_L_cache", "norm_eps", "moe_intermediate_size", "num_dense_layers", "norm_topk_prob", "use_expert_bias"}
     | {"routed_scaling_factor", "full_attn_idxs"},
-    "minimax_m2": _DECODER | _EXPERTS | {"rotary_dim", "partial_rotary_factor"},
+    "minimax_m2": _DECODER | _EXPERTS | {"rotary_dim", "partial_rotary_factor", "attn_type_list"},
     "glm4_moe": _DECODER
     | {"attention_bias", "moe_intermediate_size", "num_experts_per_tok", "n_routed_experts", "n_shared_experts"}
     | {"n_group", "topk_group", "first_k_dense_replace", "norm_topk_prob", "routed_scaling_factor"}
@@ -510,7 +518,7 @@ HARMLESS_IN |= {
     ),
     "starcoder2": frozenset(("residual_dropout", "embedding_dropout")),
     "lfm2_moe": _ROUTING,
-    "minimax_m2": _ROUTING | {"router_jitter_noise"},
+    "minimax_m2": _ROUTING | {"router_jitter_noise", "use_mtp", "num_mtp_modules", "mtp_transformer_layers"},
     "glm4_moe": _ROUTING | {"num_mtp_layers"},
     "phi3": frozenset(("resid_pdrop", "embd_pdrop")),
     "smollm3": frozenset(("sliding_window", "max_window_layers")),  # it counts with use_sliding_window alone
@@ -569,14 +577,15 @@ DEFAULTS |= {
 def check_keys(folder: Path, values: Mapping[str, Any], model_type: str) -> list[str]:
     """What the user should know of these settings. UnsupportedError for one that edgellm does not know."""
     used, harmless = USED[model_type], HARMLESS | HARMLESS_IN[model_type]
+    only = ONLY | ONLY_IN.get(model_type, {})
     notes = []
     for key, value in values.items():
-        if value is None or key in used or key in harmless or _is_one_of(value, ONLY.get(key, ())):
+        if value is None or key in used or key in harmless or _is_one_of(value, only.get(key, ())):
             continue
         if key in NOTED:
             notes.append(f"config.json: {key} {NOTED[key]}.")
             continue
-        known = " or ".join(["null", *(repr(one).lower() for one in ONLY[key])]) if key in ONLY else "models without it"
+        known = " or ".join(["null", *(repr(one).lower() for one in only[key])]) if key in only else "models without it"
         raise UnsupportedError(
             f"{folder.name}/config.json: {short(key)} is {short(value)}, and the answers may depend on it; edgellm "
             f"converts {known} for a {model_type} model. Take another model of this family.",
