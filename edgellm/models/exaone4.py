@@ -32,10 +32,10 @@ WINDOW_32B = 4096
 
 def build(gguf: ModelFile) -> Program:
     """x += norm(attention of x);  x += norm(ffn of x): see ``build_decoder``."""
-    n_layer = integer(gguf, "block_count")
-    n_main = n_layer - integer(gguf, "nextn_predict_layers", 0)
+    n_drafts = integer(gguf, "nextn_predict_layers", 0)
+    n_main = integer(gguf, "block_count") - n_drafts
     window = integer(gguf, "attention.sliding_window", WINDOW_32B if n_main == N_LAYER_32B else 0)
-    slides = local_layers(gguf, n_layer, PERIOD) if window else []
+    slides = local_layers(gguf, n_main, PERIOD, n_drafts=n_drafts) if window else []
 
     def kinds(i: int) -> LayerKind:
         if not window:

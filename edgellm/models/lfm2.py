@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import StateLayer
@@ -33,6 +34,11 @@ def build_lfm2(gguf: ModelFile, ffn: Callable[[ProgramBuilder, str], None]) -> P
     A layer without key heads is a convolution.
     """
     hp = read_hparams(gguf, by_layer=("n_head_kv",))
+    # older files of Ollama's name the last norm by its place, and some say a width of feed-forwards that is not theirs
+    by_place = "output_norm.weight" in gguf.tensors and "token_embd_norm.weight" not in gguf.tensors
+    gate = gguf.tensors.get("blk.0.ffn_gate.weight")
+    if by_place and gate is not None:
+        hp = replace(hp, n_ff=gate.shape[0])
     m = ProgramBuilder(gguf, hp)
     n_taps = integer(gguf, "shortconv.l_cache")
     base = real(gguf, "rope.freq_base", 1e6)
@@ -54,7 +60,7 @@ def build_lfm2(gguf: ModelFile, ffn: Callable[[ProgramBuilder, str], None]) -> P
         m.rms_norm("x", f"{blk}.ffn_norm", "h")
         ffn(m, blk)
         m.add("x", "proj", "x")
-    project_logits(m, norm="token_embd_norm")
+    project_logits(m, norm="output_norm" if by_place else "token_embd_norm")
     return m.finish()
 
 

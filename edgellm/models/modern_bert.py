@@ -36,7 +36,7 @@ def build(gguf: ModelFile) -> Program:
     m = ProgramBuilder(gguf, hp)
     base = real(gguf, "rope.freq_base", 10000.0)
     m.ropes["global"] = read_rope(gguf, hp, base, adjacent=False)
-    m.ropes["local"] = read_rope(gguf, hp, real(gguf, "rope.freq_base_swa", base), adjacent=False)
+    m.ropes["local"] = read_rope(gguf, hp, real(gguf, "rope.freq_base_swa", 10000.0), adjacent=False)
     window = integer(gguf, "attention.sliding_window", 0)
     activation = _activation(gguf)
     m.embed("x")

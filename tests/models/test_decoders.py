@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tiny_models import write_tiny_model, write_transformers_model
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.ops import Route
 from edgellm.kernels.program import Program
 from edgellm.models import build_program
 
@@ -76,6 +79,75 @@ def test_what_contradicts_itself_is_named(what: str, tmp_path: Path) -> None:
     with pytest.raises(EdgeLLMError, match=named) as caught:
         program_of(with_keys(tmp_path / "bad.gguf", architecture, keys, extra_tensors=tensors))
     assert "bad.gguf" in str(caught.value)
+
+
+YARN: dict[str, Any] = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}
+YARN |= {"rope.scaling.original_context_length": 64}
+ONE_EXPERT = {"expert_count": 1, "expert_used_count": 1}
+SAYS_THE_USUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "the magnitude of YaRN": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.2079441541679836}),
+    "no magnitude besides it": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.0}),
+    "one expert": ("hunyuan-dense", ONE_EXPERT),
+    "experts that sum to 1": ("minimax-m2", {"expert_weights_norm": True, "expert_weights_scale": 1.0}),
+    "experts of LFM2 that do": ("lfm2moe", {"expert_weights_norm": True, "expert_weights_scale": 1.0}),
+    "no kind of router": ("glm4moe", {"expert_gating_func": 0}),
+    "a token of images": ("mistral3", {"image_token_index": 10, "spatial_merge_size": 2}),
+    "a length again": ("command-r", {"max_position_embeddings": 8192}),
+    "one base": ("cohere2", {"rope.freq_base_swa": 10000.0}),
+}
+SAYS_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "another magnitude": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.3}),
+    "a magnitude of no scaling": ("olmo2", {"rope.scaling.yarn_attn_factor": 1.2079441541679836}),
+    "two experts": ("hunyuan-dense", dict.fromkeys(ONE_EXPERT, 2)),
+    "one expert elsewhere": ("qwen3", ONE_EXPERT),
+    "experts that do not sum to 1": ("minimax-m2", {"expert_weights_norm": False}),
+    "experts that would": ("olmoe", {"expert_weights_norm": True}),
+    "another base": ("cohere2", {"rope.freq_base_swa": 500.0}),
+    "a base and none": ("exaone4", {"rope.freq_base_swa": 500.0}),
+}
+
+
+@pytest.mark.parametrize("what", SAYS_THE_USUAL)
+def test_a_key_that_says_what_is_computed_anyway_changes_nothing(what: str, tmp_path: Path) -> None:
+    architecture, keys = SAYS_THE_USUAL[what]
+    usual = {key: value for key, value in keys.items() if key in YARN}
+    program, plain = (program_of(with_keys(tmp_path / "keys.gguf", architecture, of)) for of in (keys, usual))
+    assert program.ops == plain.ops
+    assert [rope.magnitude for rope in program.ropes.values()] == [rope.magnitude for rope in plain.ropes.values()]
+
+
+@pytest.mark.parametrize("what", SAYS_ANOTHER)
+def test_a_key_that_says_another_thing_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    architecture, keys = SAYS_ANOTHER[what]
+    with pytest.raises(EdgeLLMError, match=rf"{architecture}\.({'|'.join(keys)}) is"):
+        program_of(with_keys(tmp_path / "keys.gguf", architecture, keys))
+
+
+def test_experts_are_scaled_where_a_file_says_it(tmp_path: Path) -> None:
+    for architecture in ROUTED:
+        program = program_of(with_keys(tmp_path / "keys.gguf", architecture, {"expert_weights_scale": 2.5}))
+        assert {op.factor for op in program.ops if isinstance(op, Route)} == {2.5}
+
+
+def test_a_pattern_of_layers_may_leave_out_blocks_that_draft(tmp_path: Path) -> None:
+    for pattern in ([True, False], [True, False, False]):
+        keys = {"nextn_predict_layers": 1, "attention.sliding_window_pattern": pattern}
+        program = program_of(with_keys(tmp_path / "drafts.gguf", "exaone4", keys, n_layer=3))
+        assert [layer.window for layer in program.cache_layers if isinstance(layer, KVLayer)] == [32, 0]
+    keys["attention.sliding_window_pattern"] = [True]
+    with pytest.raises(EdgeLLMError, match="one value for each of 2 layers"):
+        program_of(with_keys(tmp_path / "drafts.gguf", "exaone4", keys, n_layer=3))
+
+
+def test_the_last_norm_of_lfm2_may_be_named_by_its_place(tmp_path: Path) -> None:
+    plain = program_of(with_keys(tmp_path / "plain.gguf", "lfm2", {}))
+    norm = {"output_norm.weight": plain.tensors["token_embd_norm.weight"].dequantize().reshape(-1)}
+    keys = {"feed_forward_length": 96}  # of such files: three halves of what it is
+    named = program_of(
+        with_keys(tmp_path / "named.gguf", "lfm2", keys, extra_tensors=norm, leave_out=("token_embd_norm.weight",))
+    )
+    renamed = [replace(op, weight="output_norm.weight") if "token_embd_norm" in str(op) else op for op in plain.ops]
+    assert list(named.ops) == renamed and named.buffers == plain.buffers
 
 
 def test_blocks_that_draft_are_left_out(tmp_path: Path) -> None:

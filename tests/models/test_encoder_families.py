@@ -16,7 +16,7 @@ from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.pooling import head_tensors
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
-from edgellm.quantize.checkpoint import open_checkpoint
+from edgellm.quantize.checkpoint import _Unwritten, open_checkpoint
 from edgellm.quantize.convert import convert
 
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -171,3 +171,13 @@ def test_states_and_scores_equal_transformers(converted: tuple[str, Any, Path]) 
                 found = pooling.through_head(pooled, head_tensors(pooling, program.tensors))
                 assert nmse(found, scores) <= 1e-8, len(text)
         fast.close()
+
+
+def test_layers_of_modern_bert_that_see_their_vicinity_have_a_base_of_their_own_without_a_key(tmp_path: Path) -> None:
+    save(tmp_path, "modern-bert")
+    with open_checkpoint(tmp_path) as source:
+        said = build_program(_Unwritten(source)).ropes
+        assert source.metadata.pop("modern-bert.rope.freq_base_swa") == (10000.0, "FLOAT32")
+        silent = build_program(_Unwritten(source)).ropes
+    assert np.array_equal(silent["local"].inv_freq, said["local"].inv_freq)
+    assert not np.array_equal(silent["local"].inv_freq, silent["global"].inv_freq)

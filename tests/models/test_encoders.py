@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_models import SMALL, transformers_model
 from tiny_encoders import random_bert, write_bert
-from tiny_models import write_transformers_model
+from tiny_models import write_tiny_model, write_transformers_model
 
 from edgellm.formats.errors import EdgeLLMError, FormatError, ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
@@ -129,6 +129,26 @@ def test_scores_of_a_classifier_equal_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         judge = model(torch.tensor(text[None], dtype=torch.long)).logits[0].numpy()
     assert nmse(scores, judge) <= 1e-10
+
+
+def test_whether_vectors_are_to_be_normalized_is_no_matter_of_the_program(tmp_path: Path) -> None:
+    with GGUFFile.open(write_bert(tmp_path / "b.gguf", random_bert(), 1, {"bert.normalize_embeddings": True})) as gguf:
+        assert build_program(gguf).is_encoder
+
+
+def test_scores_of_a_decoder_are_shares_for_the_rerankers_of_qwen_alone(tmp_path: Path) -> None:
+    for architecture, n_scores, shares in (
+        ("qwen3", 2, True),
+        ("qwen3vl", 2, True),
+        ("qwen3", 1, False),
+        ("llama", 2, False),
+        ("qwen3moe", 3, False),
+    ):
+        classifier = {"cls.output.weight": np.ones((n_scores, 256), np.float32)}
+        path = write_tiny_model(tmp_path / "ranks.gguf", architecture, extra_tensors=classifier)
+        with GGUFFile.open(path) as gguf:
+            pooling = build_program(gguf).pooling
+        assert pooling is not None and pooling.kind == "rank" and pooling.softmax is shares, (architecture, n_scores)
 
 
 def test_an_encoder_that_contradicts_itself_is_refused_by_name(tmp_path: Path) -> None:

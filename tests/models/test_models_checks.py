@@ -22,7 +22,7 @@ from edgellm.formats.hparam_checks import RANGES
 from edgellm.formats.validate import findings
 from edgellm.kernels.program import Program
 from edgellm.models import build_program
-from edgellm.models.parts.hparam_keys import NEUTRAL, READ, READ_IN, WITHOUT_EFFECT
+from edgellm.models.parts.hparam_keys import NEUTRAL, NEUTRAL_IN, READ, READ_IN, WITHOUT_EFFECT
 from edgellm.models.parts.hparams import hparam_error, integers, read_hparams
 
 SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
@@ -300,8 +300,9 @@ def test_a_hyperparameter_that_gguf_knows_is_read_or_refused_by_name(architectur
         with pytest.raises(UnsupportedError, match=rf"{architecture}\.{key} is {value}") as caught:
             program_of(path)
         assert caught.value.code == "MODEL_KEY_UNKNOWN"
-    for key in sorted(unread & NEUTRAL.keys()):
-        for value in NEUTRAL[key]:
+    neutral = NEUTRAL | NEUTRAL_IN.get(architecture, {})
+    for key in sorted(unread & neutral.keys()):
+        for value in neutral[key]:
             program_of(write_tiny_model(tmp_path / "key.gguf", architecture,
                                         metadata={f"{architecture}.{key}": value}, **SIZES))  # fmt: skip
 

@@ -76,7 +76,7 @@ def read_sigmoid_experts(gguf: ModelFile, n_ff: int | None = None, *, normed: bo
 
     normed   whether weights sum to 1, for architectures that have no key for it
     """
-    gating = integer(gguf, "expert_gating_func", SIGMOID)
+    gating = integer(gguf, "expert_gating_func", 0) or SIGMOID  # 0: none is said
     if gating != SIGMOID:
         raise UnsupportedError(
             f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it "

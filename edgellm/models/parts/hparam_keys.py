@@ -2,11 +2,12 @@
 
 READ            used while the program is built; the keys of one architecture alone are in READ_IN
 WITHOUT_EFFECT  says nothing about what the model computes
-NEUTRAL         would change it, unless it has one of these values
+NEUTRAL         would change it, unless it has one of these values; the rows of one architecture are in NEUTRAL_IN
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import override_error, short
 from edgellm.formats.model_file import ModelFile
-from edgellm.models.parts.hparams import file_name
+from edgellm.kernels.rope import yarn_magnitude
+from edgellm.models.parts.hparams import file_name, key_of, real
 
 READ = frozenset(
     (
@@ -69,12 +71,14 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen35moe": _DELTA | _EXPERTS | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     "qwen3moe": _EXPERTS | {"rope.scaling.attn_factor", "expert_feed_forward_length"},
     "command-r": frozenset(("attention.layer_norm_epsilon", "logit_scale", "rope.scaling.attn_factor")),
-    "cohere2": _SLIDING | {"attention.layer_norm_epsilon", "logit_scale", "rope.scaling.attn_factor"},
+    "cohere2": frozenset(("attention.sliding_window", "attention.sliding_window_pattern"))
+    | {"attention.layer_norm_epsilon", "logit_scale", "rope.scaling.attn_factor"},
     "starcoder2": frozenset(("attention.layer_norm_epsilon", "attention.sliding_window", "rope.scaling.attn_factor")),
     "lfm2moe": _EXPERTS
     | {"shortconv.l_cache", "leading_dense_block_count", "expert_feed_forward_length", "expert_gating_func"}
-    | {"rope.scaling.attn_factor"},
-    "minimax-m2": _EXPERTS | {"expert_gating_func", "expert_feed_forward_length", "rope.scaling.attn_factor"},
+    | {"expert_weights_scale", "rope.scaling.attn_factor"},
+    "minimax-m2": _EXPERTS
+    | {"expert_gating_func", "expert_feed_forward_length", "expert_weights_scale", "rope.scaling.attn_factor"},
     "glm4moe": _EXPERTS
     | {"expert_gating_func", "expert_feed_forward_length", "expert_shared_count", "leading_dense_block_count"}
     | {"expert_weights_norm", "expert_weights_scale", "nextn_predict_layers", "rope.scaling.attn_factor"}
@@ -100,6 +104,8 @@ READ_IN: dict[str, frozenset[str]] = {
 }
 WITHOUT_EFFECT = frozenset(
     ("attention.layer_norm_epsilon", "classifier.output_labels", "rope.scaling.finetuned", "tensor_data_layout")
+) | frozenset(  # what Ollama's converter adds
+    ("image_token_index", "max_position_embeddings", "normalize_embeddings", "spatial_merge_size")
 )
 OTHER_PARTS = ("vision.", "mm.", "audio.")  # of a model that sees or hears
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -121,6 +127,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_shared_count": (0,),
     "expert_shared_feed_forward_length": (0,),
     "expert_used_count": (0,),
+    "expert_weights_norm": (True,),
     "final_logit_softcapping": (0,),
     "leading_dense_block_count": (0,),
     "logit_scale": (0, 1),
@@ -133,10 +140,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_log_multiplier": (0,),
     "use_parallel_residual": (False,),
 }
+NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in place of the row above
+    # experts whose weights do not sum to 1
+    **{architecture: {"expert_weights_norm": (False,)} for architecture in ("olmoe", "qwen2moe")},
+    "hunyuan-dense": dict.fromkeys(("expert_count", "expert_used_count"), (0, 1)),  # the only one is the feed-forward
+}
 SAME_AS = {  # of sliding layers, and those of all
     "attention.key_length_swa": "attention.key_length",
     "attention.value_length_swa": "attention.value_length",
     "rope.dimension_count_swa": "rope.dimension_count",
+    "rope.freq_base_swa": "rope.freq_base",
 }
 
 
@@ -144,13 +157,16 @@ def check_keys(gguf: ModelFile) -> None:
     """UnsupportedError ``MODEL_KEY_UNKNOWN`` for a hyperparameter that the program would leave out."""
     prefix = gguf.architecture + "."
     read = READ | READ_IN.get(gguf.architecture, frozenset())
+    neutral = NEUTRAL | NEUTRAL_IN.get(gguf.architecture, {})
     for whole, value in gguf.metadata.items():
         key = whole.removeprefix(prefix)
         if key == whole or key in read or key in WITHOUT_EFFECT or key.startswith(OTHER_PARTS):
             continue
-        allowed = NEUTRAL.get(key, ())
+        allowed = neutral.get(key, ())
         if key in SAME_AS:
-            allowed = (gguf.metadata.get(prefix + SAME_AS[key]),)
+            allowed = tuple(gguf.metadata[one] for one in (prefix + SAME_AS[key],) if one in gguf.metadata)
+        if key == "rope.scaling.yarn_attn_factor" and _is_usual_magnitude(gguf, value):
+            continue
         if not isinstance(value, np.ndarray) and any(value == one for one in allowed):
             continue
         if whole in gguf.overrides:
@@ -161,3 +177,10 @@ def check_keys(gguf: ModelFile) -> None:
             f"{wanted}. Take another conversion of the model.",
             code="MODEL_KEY_UNKNOWN",
         )
+
+
+def _is_usual_magnitude(gguf: ModelFile, value: Any) -> bool:
+    """Whether a number is the whole magnitude that YaRN gives by itself, as converters write it down."""
+    if gguf.metadata.get(key_of(gguf, "rope.scaling.type")) != "yarn" or not isinstance(value, float):
+        return False
+    return math.isclose(value, yarn_magnitude(real(gguf, "rope.scaling.factor", 1.0) or 1.0), rel_tol=1e-5)

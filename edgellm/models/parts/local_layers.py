@@ -13,16 +13,19 @@ from edgellm.models.parts.hparams import hparam_error, integer, key_of
 KEY = "attention.sliding_window_pattern"
 
 
-def local_layers(gguf: ModelFile, n_layer: int, period: int, *, global_first: bool = False) -> list[bool]:
+def local_layers(
+    gguf: ModelFile, n_layer: int, period: int, *, global_first: bool = False, n_drafts: int = 0
+) -> list[bool]:
     """Which layers slide: all but one of ``period`` where the file does not say another one, or its own array.
 
     global_first   the first of them is the one that does not, else the last
+    n_drafts       blocks behind the layers, which the array may leave out
     """
     pattern = gguf.metadata.get(key_of(gguf, KEY))
     if isinstance(pattern, np.ndarray):
-        if pattern.shape != (n_layer,):
+        if pattern.shape not in ((n_layer,), (n_layer + n_drafts,)):
             raise hparam_error(gguf, KEY, f"an array of {pattern.size}", f"one value for each of {n_layer} layers")
-        return [bool(local) for local in pattern]
+        return [bool(local) for local in pattern[:n_layer]]
     period = integer(gguf, KEY, period, least=1)
     return sliding_by(period, n_layer, global_first=global_first)
 

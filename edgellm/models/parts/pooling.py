@@ -10,6 +10,9 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.pooling import KINDS, Dense, Pooling, PoolingKind
 from edgellm.models.parts.hparams import HParams, file_name, integer, key_of
 
+SHARES = ("qwen3", "qwen3vl")
+"""Decoders whose classifiers give shares of 1, as in llama.cpp."""
+
 
 class TakesWeights(Protocol):
     """A program in the making, as far as a head needs it."""
@@ -60,7 +63,9 @@ def read_pooling(
         return None
     if kind != "rank":
         return Pooling(kind, head=tuple(head))
-    return Pooling(kind, of, classifier, _labels(m, classifier[-1]), softmax=default is None)
+    n_scores = _n_scores(m, classifier[-1])
+    shares = m.gguf.architecture in SHARES and n_scores > 1  # of one score it would be 1 whatever that is
+    return Pooling(kind, of, classifier, _labels(m, n_scores), softmax=shares)
 
 
 def _classifier(m: TakesWeights, activation: Literal["", "tanh", "gelu_erf"]) -> tuple[Dense, ...]:
@@ -78,8 +83,12 @@ def _classifier(m: TakesWeights, activation: Literal["", "tanh", "gelu_erf"]) ->
     return tuple(layers)
 
 
-def _labels(m: TakesWeights, last: Dense) -> tuple[str, ...]:
+def _n_scores(m: TakesWeights, last: Dense) -> int:
+    shape = m.gguf.tensors[last.weight].shape
+    return shape[0] if len(shape) > 1 else 1
+
+
+def _labels(m: TakesWeights, n_scores: int) -> tuple[str, ...]:
     labels = m.gguf.metadata.get(key_of(m.gguf, "classifier.output_labels"), ())
     sound = isinstance(labels, Sequence) and not isinstance(labels, str) and all(isinstance(one, str) for one in labels)
-    shape = m.gguf.tensors[last.weight].shape
-    return tuple(labels) if sound and len(labels) == (shape[0] if len(shape) > 1 else 1) else ()
+    return tuple(labels) if sound and len(labels) == n_scores else ()
