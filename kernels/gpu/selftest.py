@@ -17,9 +17,10 @@ from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import SelfTestResult, nmse
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.gpu.lowering import RULES, UNITS
+from edgellm.kernels.gpu.lowering import RULES, UNITS, unknown
 from edgellm.kernels.gpu.pool import DeviceArray
 from edgellm.kernels.ops import Add, Embed, ExpertMatmul, GatedUnit, Matmul, Op
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 
@@ -49,6 +50,7 @@ def try_shader(name: str, index: int, n_tokens: tuple[int, ...] = trials.N_TOKEN
     """The worst NMSE of a shader over the shapes that its op is tried in."""
     s = trials.sketch()
     trials.add_trial(s, name)
+    _leave_out_unknown(s)
     program = s.program()
     reference = ReferenceExecutor(program, trials.N_BLOCKS, trials.MAX_TOKENS, "float16")
     executor = GPUExecutor(program, trials.N_BLOCKS, max_tokens=trials.MAX_TOKENS, index=index)
@@ -87,6 +89,14 @@ def try_order(quant: str, index: int, columns: tuple[int, ...] = COLUMNS) -> Sel
     return SelfTestResult(
         f"order_{quant.lower()}", f"gpu:{index}", len(wrong) / len(columns), 0.0, not wrong, ", ".join(wrong)
     )
+
+
+def _leave_out_unknown(s: Sketch) -> None:
+    """The cases of an op that have no shader: a program with one is refused by name, or has it on the CPU."""
+    program = s.program()
+    known = [unknown(program, op) is None for op in s.ops]
+    s.ops = [op for op, kept in zip(s.ops, known, strict=True) if kept]
+    s.shapes = [shape for shape, kept in zip(s.shapes, known, strict=True) if kept]
 
 
 def _same(few: np.ndarray, many: np.ndarray) -> bool:

@@ -65,6 +65,8 @@ COMMANDS = {
     "convert": ["convert", "{model}", "--dry-run"],
     "convert of a bad file": ["convert", "{bad}"],
     "doctor": ["doctor", "--no-selftest", "--no-bandwidth"],
+    "embed what is not there": ["embed", "-m", "{model}", "-f", "{word}"],
+    "embed without a model": ["embed", "{word}"],
     "serve what is not there": ["serve", "{word}"],
     "serve a bad file": ["serve", "{bad}", "--port", "0"],
     "no command": ["{word}"],
