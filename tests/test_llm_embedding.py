@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_callers_that_wait_leave_the_event_loops_threads_to_others(
 def test_a_long_step_that_several_texts_share_ends_when_their_caller_leaves(
     bert: edgellm.LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cancel, broken_off = threading.Event(), list[bool]()
+    cancel, holds, broken_off = threading.Event(), threading.Event(), list[bool]()
     run_while = bert.executor.run_while  # type: ignore[attr-defined]
 
     def leave(batch: Any, wanted: Callable[[], bool]) -> Any:
@@ -276,11 +277,22 @@ def test_a_long_step_that_several_texts_share_ends_when_their_caller_leaves(
         broken_off.append((found := run_while(batch, wanted)) is None)
         return found
 
+    def until_all_are_in_line(cache: Any, executor: Any) -> None:
+        holds.set()
+        end = time.monotonic() + 60
+        while len(scheduler.requests) < 5 and time.monotonic() < end:
+            time.sleep(0.001)
+
     monkeypatch.setattr(bert.executor, "run_while", leave)
     monkeypatch.setattr(engine, "LONG_TOKENS", 100)
-    looks = bert.engine.scheduler.n_looks
-    assert len(bert.embed([LONG[:400]] * 8, cancel=cancel)) == 0
-    assert broken_off == [True] and bert.engine.scheduler.n_looks > looks
+    scheduler = bert.engine.scheduler
+    looks = scheduler.n_looks
+    with ThreadPoolExecutor(1) as other:
+        held = other.submit(bert.engine.call, until_all_are_in_line)
+        assert holds.wait(60)
+        assert len(bert.embed([LONG[:400]] * 4, cancel=cancel)) == 0
+        held.result()
+    assert broken_off == [True] and scheduler.n_looks > looks
     assert bert.embed(["the fox"]).shape == (1, 48)
 
 
