@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from edgellm.loading import LoadOptions
 from edgellm.server.app import App
 from edgellm.server.models import ModelEntry, Models
 from edgellm.server.server import Server
+from edgellm.server.watchdog import Watchdog
 
 CHAT = "/v1/chat/completions"
 
@@ -298,3 +300,18 @@ def test_a_step_that_never_ends_is_noticed_and_the_model_is_loaded_anew(capfd: p
         wait_until(lambda: not llms[0].engine.is_running())
         assert client.get("/health").status_code == 200
     assert "the stacks:" in capfd.readouterr().err
+
+
+def test_the_pieces_of_a_long_step_are_no_hang() -> None:
+    given_up: list[Any] = []
+    scheduler = SimpleNamespace(n_steps=3, n_looks=0)
+    engine = SimpleNamespace(scheduler=scheduler, is_wanted=lambda: True, abandon=given_up.append)
+    one = SimpleNamespace(name="m", llm=SimpleNamespace(engine=engine))
+    watchdog = Watchdog(SimpleNamespace(loaded=lambda: [one], forget=lambda entry: entry.llm), stuck_s=-1.0)  # type: ignore[arg-type]
+    for _ in range(3):
+        watchdog.look()
+        scheduler.n_looks += 1
+    assert not given_up
+    watchdog.look()
+    watchdog.look()
+    assert len(given_up) == 1
