@@ -26,7 +26,7 @@ ARCHITECTURES = (
     "qwen35",
 )
 """Those of ``write_tiny_model``."""
-MATRIX_ALONE = ("ffn_gate_inp_shexp.weight", "token_embd.weight", "conv.weight", "conv1d.weight")
+MATRIX_ALONE = ("ffn_gate_inp_shexp.weight", "token_embd.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight")
 """What is multiplied by and has nothing beside it."""
 
 
