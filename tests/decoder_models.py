@@ -228,7 +228,8 @@ def seeing_config(transformers: Any, kind: str, options: dict[str, Any]) -> Any:
 def own_keys(config: Any, architecture: str) -> dict[str, Any]:
     """The keys of these architectures besides those that all have."""
     keys: dict[str, Any] = {}
-    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    rope = getattr(config, "rope_parameters", None) or {}  # of a model that knows no positions
+    rope = rope.get("full_attention", rope)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if architecture in ("phi3", "glm4", "glm4moe", "minimax-m2"):
         keys["rope.dimension_count"] = int(head_dim * rope.get("partial_rotary_factor", 1.0))
