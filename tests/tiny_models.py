@@ -186,7 +186,8 @@ def write_tiny_model(
             writer.add_tensor(name, (size * (centre + 0.1 * rng.standard_normal(shape))).astype(np.float32))
             continue
         kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)
-        kind = "F32" if name.endswith(("conv.weight", "conv1d.weight", ".bias")) else kind
+        block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
+        kind = "F32" if name.endswith(("conv.weight", "conv1d.weight", ".bias")) or shape[-1] % block else kind
         writer.add_tensor(
             name,
             random_weight(rng, shape, kind),

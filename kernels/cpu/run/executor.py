@@ -164,7 +164,7 @@ class CPUExecutor:
 
             def rows(name: str) -> np.ndarray:
                 width = table.widths[name]
-                return table.buffers[name][:, :width]
+                return table.buffers[name][:, : width if hidden else min(width, program.n_vocab)]
 
             last = program.ops[-1 - n_after]
             self._results[hidden] = _Wanted(
