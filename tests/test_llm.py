@@ -21,7 +21,7 @@ import pytest
 import tiny_models
 
 import edgellm
-from edgellm import loading, memory
+from edgellm import loading
 from edgellm.engine.scheduler import Scheduler
 from edgellm.engine.speculation import NgramDrafter
 from edgellm.kernels.ops import Embed, Op
@@ -519,7 +519,7 @@ def test_the_default_context_is_bounded_by_the_memory(
 def test_a_model_that_does_not_fit_is_refused_unless_forced(
     paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "system_memory", lambda: SystemMemory(1 << 20, 1 << 20))
+    monkeypatch.setattr(loading, "system_memory", lambda: SystemMemory(1 << 20, 1 << 20))
     with pytest.raises(edgellm.MemoryWouldExceedError):
         edgellm.load(paths["llama"], executor="reference")
     edgellm.load(paths["llama"], executor="reference", force=True).close()
