@@ -44,6 +44,12 @@ def cpu_executor(
     return CPUExecutor(program, n_blocks, n_threads, max_tokens, untested=kernel_cache(form))
 
 
+def float_tensor(name: str, values: np.ndarray) -> QuantizedTensor:
+    """These numbers as F32."""
+    values = np.ascontiguousarray(values, np.float32)
+    return QuantizedTensor(name, values.shape, QUANT_TYPES["F32"], values.view(np.uint8).reshape(len(values), -1))
+
+
 def any_tensor(rng: np.random.Generator, name: str, quant: str, shape: tuple[int, ...]) -> QuantizedTensor:
     """Random weights of any readable type."""
     kind = QUANT_TYPES[quant]
@@ -134,6 +140,33 @@ def assert_chunks_change_no_bit(program: Program, tokens: np.ndarray, form: str,
             found.append(fast.run(Batch.single(program, tokens[at : at + n], at)).copy())
             at += n
         np.testing.assert_array_equal(np.concatenate(found), whole)
+    fast.close()
+
+
+def assert_sequences_keep_to_their_slots(program: Program, n_ids: int) -> None:
+    """Sequences that share steps have the bits that they have alone, in slots of their own; steps can be run again."""
+    rng = np.random.default_rng(3)
+    texts = [rng.integers(0, n_ids, n) for n in (20, 9, 14)]
+    fast = cpu_executor(program, 8)
+    alone = [fast.run(Batch.single(program, text)).copy() for text in texts]
+
+    def step(table: list[list[int]], parts: dict[int, tuple[int, int]]) -> None:
+        """Of each sequence the tokens from one position to another."""
+        spans = [np.arange(*span) for span in parts.values()]
+        batch = Batch(
+            tokens=np.concatenate([texts[i][span] for i, span in zip(parts, spans, strict=True)]).astype(np.int32),
+            positions=np.concatenate(spans).astype(np.int32),
+            sequences=np.repeat([*parts], [len(span) for span in spans]).astype(np.int32),
+            outputs=np.ones(sum(map(len, spans)), bool),
+            tables=(np.array(table, np.int32),),
+        )
+        expected = np.concatenate([alone[i][span] for i, span in zip(parts, spans, strict=True)])
+        np.testing.assert_array_equal(fast.run(batch), expected)
+
+    step([[-1, 1], [-1, 4], [-1, 6]], {0: (0, 12), 1: (0, 5), 2: (0, 1)})
+    for _ in range(3):
+        step([[1, 2], [4, 5], [6, 7]], {0: (12, 20), 2: (1, 14)})
+    step([[2, 0], [4, 4], [7, 7]], {1: (5, 9)})  # into the slot that it is read from
     fast.close()
 
 

@@ -32,6 +32,7 @@ from edgellm.models.parts.hparams import read_hparams, read_rope, real
 from edgellm.models.parts.mamba2 import mamba2, read_mamba2
 from edgellm.models.parts.mamba2_checkpoint import (
     MAMBA2_NUMBERS,
+    SIZES_OF_MAMBA,
     mamba2_biases,
     mamba2_layer,
     mamba2_metadata,
@@ -64,14 +65,6 @@ def build(gguf: ModelFile) -> Program:
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
-SIZES = {
-    "heads": "mamba_n_heads",
-    "head_dim": "mamba_d_head",
-    "groups": "mamba_n_groups",
-    "state": "mamba_d_state",
-    "taps": "mamba_d_conv",
-}
-
 
 def _with_sizes(config: CheckpointConfig) -> CheckpointConfig:
     """The settings with the widths that others leave: of the state's inputs, and of a head of them."""
@@ -93,7 +86,7 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
         one, other = config.real("embedding_multiplier", 1.0), config.real("lm_head_multiplier", 1.0)
         if one != other:
             raise config.refuse("tie_word_embeddings", "tied models whose two multipliers are the same")
-    found = decoder_metadata(config, "falcon-h1") | mamba2_metadata(config, "falcon-h1", SIZES)
+    found = decoder_metadata(config, "falcon-h1") | mamba2_metadata(config, "falcon-h1", SIZES_OF_MAMBA)
     return found | {"falcon-h1.vocab_size": (config.integer("vocab_size"), "UINT32")}
 
 
@@ -150,6 +143,6 @@ CHECKPOINT = CheckpointForm(
     bare={**mamba2_vectors("mamba"), "pre_ff_layernorm.weight": ("ffn_norm",)},
     numbers=MAMBA2_NUMBERS,
     factors=multipliers,
-    shapes=lambda config: mamba2_shapes(_with_sizes(config), SIZES),
+    shapes=lambda config: mamba2_shapes(_with_sizes(config), SIZES_OF_MAMBA),
     extra=lambda _: {},
 )

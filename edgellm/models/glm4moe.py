@@ -19,7 +19,7 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
     refuse_windows,
 )
-from edgellm.models.parts.checkpoint_rope import Rotation, rotated_dims, rotation
+from edgellm.models.parts.checkpoint_rope import rotated_dims, rotation_of_a_part
 from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
     SIGMOID,
@@ -52,7 +52,7 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     for key in ("n_group", "topk_group"):
         if config.integer(key, 1) != 1:
             raise config.refuse(key, "models of this architecture whose experts are one group (1)")
-    found = decoder_metadata(config, "glm4moe", _rotation)
+    found = decoder_metadata(config, "glm4moe", rotation_of_a_part)
     whole = {
         "rope.dimension_count": rotated_dims(config, 0.5),
         "expert_count": config.integer("n_routed_experts"),
@@ -70,10 +70,6 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
 
 def _count(config: CheckpointConfig, key: str) -> int:
     return 0 if config.get(key) == 0 else config.integer(key)
-
-
-def _rotation(config: CheckpointConfig) -> Rotation:
-    return rotation(config, ("default", "linear", "yarn"), ("partial_rotary_factor",))
 
 
 def checkpoint_layer() -> dict[str, str]:

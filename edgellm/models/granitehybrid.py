@@ -26,6 +26,7 @@ from edgellm.models.parts.mamba2 import mamba2, read_mamba2
 from edgellm.models.parts.mamba2_checkpoint import (
     CONTEXT_LENGTH,
     MAMBA2_NUMBERS,
+    SIZES_OF_MAMBA,
     kinds_by_name,
     mamba2_biases,
     mamba2_layer,
@@ -67,13 +68,6 @@ def _dense(m: ProgramBuilder, blk: str) -> None:
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
-SIZES = {
-    "heads": "mamba_n_heads",
-    "head_dim": "mamba_d_head",
-    "groups": "mamba_n_groups",
-    "state": "mamba_d_state",
-    "taps": "mamba_d_conv",
-}
 KINDS = {"state": ("mamba", "linear_attention"), "attention": ("attention", "full_attention")}
 
 
@@ -113,7 +107,7 @@ def checkpoint_metadata(config: CheckpointConfig, architecture: str = "granitehy
     inner = config.integer("mamba_n_heads") * config.integer("mamba_d_head")
     if inner != config.integer("mamba_expand") * config.integer("hidden_size"):
         raise config.wrong("mamba_d_head", config.get("mamba_d_head"), "mamba_expand * hidden_size over mamba_n_heads")
-    return found | mamba2_metadata(config, architecture, SIZES)
+    return found | mamba2_metadata(config, architecture, SIZES_OF_MAMBA)
 
 
 def _biases(config: CheckpointConfig) -> frozenset[str]:
@@ -126,7 +120,7 @@ WITH_EXPERTS = replace(
     biases=_biases,
     bare=mamba2_vectors("mamba"),
     numbers=MAMBA2_NUMBERS,
-    shapes=lambda config: mamba2_shapes(_with_sizes(config), SIZES),
+    shapes=lambda config: mamba2_shapes(_with_sizes(config), SIZES_OF_MAMBA),
 )
 DENSE = replace(
     WITH_EXPERTS,

@@ -15,7 +15,7 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
     refuse_windows,
 )
-from edgellm.models.parts.checkpoint_rope import Rotation, rotated_dims, rotation
+from edgellm.models.parts.checkpoint_rope import rotated_dims, rotation_of_a_part
 from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
     SIGMOID,
@@ -46,7 +46,7 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     if n_rot is not None and (type(n_rot) is not int or n_rot % 2 or not 2 <= n_rot <= config.head_dim):
         raise config.wrong("rotary_dim", n_rot, f"an even number up to {config.head_dim}")
     return (
-        decoder_metadata(config, "minimax-m2", _rotation)
+        decoder_metadata(config, "minimax-m2", rotation_of_a_part)
         | expert_metadata(config, "minimax-m2")
         | {
             "minimax-m2.rope.dimension_count": (n_rot or rotated_dims(config), "UINT32"),
@@ -54,10 +54,6 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
             "minimax-m2.expert_gating_func": (SIGMOID, "UINT32"),
         }
     )
-
-
-def _rotation(config: CheckpointConfig) -> Rotation:
-    return rotation(config, ("default", "linear", "yarn"), ("partial_rotary_factor",))
 
 
 CHECKPOINT = CheckpointForm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import build_decoder
+from edgellm.models import qwen3moe
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     DECODER_LAYER,
@@ -16,9 +16,7 @@ from edgellm.models.parts.checkpoint_form import (
 from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
     STACKED_EXPERTS,
-    expert_feed_forward,
     expert_metadata,
-    read_experts,
     refuse_dense_layers,
 )
 from edgellm.models.qwen2vl import rotation_by_sections
@@ -26,11 +24,8 @@ from edgellm.models.qwen3vl import seeing_metadata
 
 
 def build(gguf: ModelFile) -> Program:
-    """See ``build_decoder`` and ``expert_feed_forward``."""
-    experts = read_experts(gguf)
-    return build_decoder(
-        gguf, adjacent=False, qk_norms="heads", ffn=lambda m, blk: expert_feed_forward(m, blk, experts, "silu")
-    )
+    """The text is that of Qwen 3 with experts."""
+    return qwen3moe.build(gguf)
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:

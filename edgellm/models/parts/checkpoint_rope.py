@@ -67,6 +67,11 @@ def rotation(config: CheckpointConfig, kinds: Sequence[str] = KINDS, own: Sequen
     return _rotation(config, key, found, config.get("rope_theta"), 1e4, kinds, own)
 
 
+def rotation_of_a_part(config: CheckpointConfig) -> Rotation:
+    """That of architectures whose settings may say which part of a head is rotated (``rotated_dims``)."""
+    return rotation(config, ("default", "linear", "yarn"), ("partial_rotary_factor",))
+
+
 def rotated_dims(config: CheckpointConfig, default: float = 1.0) -> int:
     """How many dimensions of a head are rotated."""
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"

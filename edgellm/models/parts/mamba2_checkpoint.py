@@ -15,6 +15,14 @@ MAMBA2_NUMBERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"ssm_a": lambda
 """What becomes of the numbers of a tensor: A is kept as its logarithm."""
 CONTEXT_LENGTH = 1 << 20
 """What files say of models whose positions have no end."""
+SIZES_OF_MAMBA = {
+    "heads": "mamba_n_heads",
+    "head_dim": "mamba_d_head",
+    "groups": "mamba_n_groups",
+    "state": "mamba_d_state",
+    "taps": "mamba_d_conv",
+}
+"""Where settings that have attention as well keep the sizes of ``mamba2_metadata``."""
 
 
 def mamba2_layer(module: str) -> dict[str, str]:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
-from cpu_programs import FORMS, assert_chunks_change_no_bit, cpu_executor
+from cpu_programs import FORMS, assert_chunks_change_no_bit, assert_sequences_keep_to_their_slots, float_tensor
 
-from edgellm.formats.gguf import QuantizedTensor
-from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import Add, SelectOutputs, ShortConv
 from edgellm.kernels.ops.embed import Embed
-from edgellm.kernels.program import Batch, Buffer, Program
+from edgellm.kernels.program import Buffer, Program
 
 N_VOCAB = 61
-
-
-def float_tensor(name: str, values: np.ndarray) -> QuantizedTensor:
-    values = np.ascontiguousarray(values, np.float32)
-    return QuantizedTensor(name, values.shape, QUANT_TYPES["F32"], values.view(np.uint8).reshape(len(values), -1))
 
 
 def program(width: int, n_taps: int) -> Program:
@@ -55,30 +46,4 @@ def test_the_reference_agrees_and_chunks_change_no_bit(width: int, n_taps: int, 
 
 
 def test_sequences_in_one_step_keep_to_their_own_slots_and_a_step_can_be_run_again() -> None:
-    made = program(48, 3)
-    rng = np.random.default_rng(3)
-    texts = [rng.integers(0, 48, n) for n in (20, 9, 14)]
-    fast = cpu_executor(made, 8)
-    alone = [fast.run(Batch.single(made, text)).copy() for text in texts]
-    positions = np.concatenate([np.arange(n) for n in (12, 5, 1)]).astype(np.int32)
-    first = Batch(
-        tokens=np.concatenate([text[:n] for text, n in zip(texts, (12, 5, 1), strict=True)]).astype(np.int32),
-        positions=positions,
-        sequences=np.repeat(np.arange(3), (12, 5, 1)).astype(np.int32),
-        outputs=np.ones(18, bool),
-        tables=(np.array([[-1, 1], [-1, 4], [-1, 6]], np.int32),),
-    )
-    np.testing.assert_array_equal(
-        fast.run(first), np.concatenate([a[:n] for a, n in zip(alone, (12, 5, 1), strict=True)])
-    )
-    second = dataclasses.replace(
-        first,
-        tokens=np.concatenate([texts[0][12:20], texts[2][1:14]]).astype(np.int32),
-        positions=np.concatenate([np.arange(12, 20), np.arange(1, 14)]).astype(np.int32),
-        sequences=np.repeat([0, 2], (8, 13)).astype(np.int32),
-        outputs=np.ones(21, bool),
-        tables=(np.array([[1, 2], [4, 5], [6, 7]], np.int32),),
-    )
-    for _ in range(3):
-        np.testing.assert_array_equal(fast.run(second), np.concatenate([alone[0][12:], alone[2][1:]]))
-    fast.close()
+    assert_sequences_keep_to_their_slots(program(48, 3), 48)

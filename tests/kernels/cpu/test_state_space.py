@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cpu_programs import FORMS, assert_chunks_change_no_bit, cpu_executor
-from test_delta_net import N_VOCAB, float_tensor
+from cpu_programs import FORMS, assert_chunks_change_no_bit, assert_sequences_keep_to_their_slots, float_tensor
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.run.lowering import work_nbytes
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import GatedNorm, SelectOutputs, SSMGates, SSMScan
 from edgellm.kernels.ops.embed import Embed
-from edgellm.kernels.program import Batch, Buffer, Program
+from edgellm.kernels.program import Buffer, Program
+
+N_VOCAB = 61
 
 
 def program(heads: int, groups: int, dim: int, size: int) -> Program:
@@ -49,29 +50,7 @@ def test_the_reference_agrees_and_chunks_change_no_bit(heads: int, groups: int, 
 
 
 def test_sequences_in_one_step_keep_to_their_own_slots_and_a_step_can_be_run_again() -> None:
-    made, rng = program(4, 2, 80, 24), np.random.default_rng(3)
-    texts = [rng.integers(0, N_VOCAB, n) for n in (20, 9, 14)]
-    fast = cpu_executor(made, 8)
-    alone = [fast.run(Batch.single(made, text)).copy() for text in texts]
-
-    def step(table: list[list[int]], parts: dict[int, tuple[int, int]]) -> None:
-        """Of each sequence the tokens from one position to another."""
-        spans = [np.arange(*span) for span in parts.values()]
-        batch = Batch(
-            tokens=np.concatenate([texts[i][span] for i, span in zip(parts, spans, strict=True)]).astype(np.int32),
-            positions=np.concatenate(spans).astype(np.int32),
-            sequences=np.repeat([*parts], [len(span) for span in spans]).astype(np.int32),
-            outputs=np.ones(sum(map(len, spans)), bool),
-            tables=(np.array(table, np.int32),),
-        )
-        expected = np.concatenate([alone[i][span] for i, span in zip(parts, spans, strict=True)])
-        np.testing.assert_array_equal(fast.run(batch), expected)
-
-    step([[-1, 1], [-1, 4], [-1, 6]], {0: (0, 12), 1: (0, 5), 2: (0, 1)})
-    for _ in range(3):
-        step([[1, 2], [4, 5], [6, 7]], {0: (12, 20), 2: (1, 14)})
-    step([[2, 0], [4, 4], [7, 7]], {1: (5, 9)})  # into the slot that it is read from
-    fast.close()
+    assert_sequences_keep_to_their_slots(program(4, 2, 80, 24), N_VOCAB)
 
 
 @pytest.mark.parametrize(("dim", "size", "named"), [(24, 8, "heads of 24"), (16, 513, "a state of 513")])
