@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from checkpoint_folders import edit_json
 
 from edgellm.formats.checkpoint import Checkpoint
@@ -24,14 +25,13 @@ LICENSE = Path(__file__).parent.parent / "LICENSE"
 
 def save_word_piece(folder: Path, **settings: Any) -> Any:
     """Write BERT's vocab.txt and its settings; the transformers tokenizer of the folder."""
-    from transformers import BertTokenizer
-
+    transformers = pytest.importorskip("transformers", reason="transformers writes the vocabularies of word pieces")
     folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(BERT_VOCAB) + "\n", "utf-8")
     edit_json(folder / "config.json", model_type="bert")
     named = {"tokenizer_class": "BertTokenizer", "mask_token": "[MASK]"}
     edit_json(folder / "tokenizer_config.json", **BERT_MARKS, **named, **settings)
-    return BertTokenizer.from_pretrained(folder)
+    return transformers.BertTokenizer.from_pretrained(folder)
 
 
 def save_unigram(folder: Path) -> int:
