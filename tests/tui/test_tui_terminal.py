@@ -29,6 +29,8 @@ class Terminal:
         self.n_started = 0
         kernels = os.environ.get("EDGELLM_KERNEL_CACHE")
         self.environment = {**os.environ, "EDGELLM_HOME": str(folder / "home"), "TMUX_TMPDIR": str(folder)}
+        for name in ("COLUMNS", "LINES"):  # of the terminal of the tests, which several processes pass on
+            self.environment.pop(name, None)
         if kernels is None:  # those of the user are compiled already
             from edgellm.machine.paths import cache_dir
 
