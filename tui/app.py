@@ -15,6 +15,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.css.query import NoMatches
 from textual.driver import Driver
 from textual.theme import Theme
 from textual.timer import Timer
@@ -93,6 +94,7 @@ class ChatApp(ChatActions):
         self._drawn: tuple[int, int] = (0, 0)
         self._interrupted = -AGAIN_S
         self.bringing = ""  # a message whose files are being read
+        self.ending = False
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's own driver, with our reader where it is Textual's for a terminal of Linux or macOS."""
@@ -103,6 +105,16 @@ class ChatApp(ChatActions):
 
                 return TerminalDriver
         return usual
+
+    def exit(self, *arguments: Any, **options: Any) -> None:
+        """End the application; a screen that opens in this moment gets no parts any more."""
+        self.ending = True
+        super().exit(*arguments, **options)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Show it and end, but for a part that is missing because the application ends."""
+        if not (self.ending and isinstance(error, NoMatches)):
+            super()._handle_exception(error)
 
     def compose(self) -> ComposeResult:
         yield Static("", id="head", markup=False)

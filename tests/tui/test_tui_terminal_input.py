@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from chat_talk import HANG_S, Talk
 from textual import events
 from textual._xterm_parser import XTermParser
+from textual.binding import Binding
 from textual.widgets import Input
 
 from edgellm.tui.completions import Completions
@@ -234,6 +236,20 @@ def test_a_terminal_that_is_gone_ends_the_chat(tmp_path: Path, keys: bytes) -> N
     finally:
         chat.kill()
         chat.wait()
+
+
+@pytest.mark.parametrize("key", ["ctrl+o", "ctrl+g", "ctrl+l", "ctrl+t", "f1"])
+def test_a_screen_that_opens_while_the_chat_ends_is_no_fault(run: Any, key: str) -> None:
+    """It gets no parts any more: Textual composes nothing once the application ends."""
+
+    async def steps(talk: Talk) -> None:
+        action = {binding.key: binding.action for binding in talk.app.BINDINGS if isinstance(binding, Binding)}[key]
+        talk.app.exit(3, return_code=3)
+        await talk.app.run_action(action)
+        await asyncio.sleep(0.1)  # it is mounted meanwhile
+        assert talk.app.return_code == 3
+
+    run(steps)
 
 
 # --- completion -------------------------------------------------------------------------------------------------------
