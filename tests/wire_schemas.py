@@ -52,7 +52,7 @@ def ollama_spec() -> Any:
 
 def check_ollama(data: Any, name: str) -> None:
     """By the types of Ollama's own client, strictly; and by the document where there is a copy of it."""
-    if os.environ.get("OLLAMA_OPENAPI"):
+    if os.environ.get("OLLAMA_OPENAPI") and name != "EmbeddingsResponse":  # superseded, and not in the document
         check(ollama_spec(), data, name)
     types = pytest.importorskip("ollama._types", reason="pip install ollama")
     read = getattr(types, OLLAMA_TYPES[name]).model_validate_json(json.dumps(data), strict=True)
