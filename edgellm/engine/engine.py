@@ -12,12 +12,10 @@ request says how many of its tokens it accepts, the cache keeps those, and the c
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import sys
 import threading
-import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
 from functools import partial
 from time import perf_counter
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from edgellm.engine.cache import KVCache
+from edgellm.engine.endings import close_at_exit, closes_when_dropped, leave_at_exit
 from edgellm.engine.requests import (
     CallRequest,
     CancelFlag,
@@ -92,11 +91,8 @@ class Engine:
         self._thread: threading.Thread | None = None  # alive while there are requests
         self._closed = False
         self._closing = threading.Lock()
-        self._forgotten = self._closes_when_forgotten()
-        _engines.add(self)
-        # last in, first out: before the finalizer of the executor, which would take the threads from a running step
-        atexit.unregister(_stop_all)
-        atexit.register(_stop_all)
+        self._forgotten = closes_when_dropped(self, executor)
+        close_at_exit(self)
         self._pid = os.getpid()
 
     def generate(
@@ -193,7 +189,7 @@ class Engine:
 
     def abandon(self, error: BaseException) -> None:
         """Give all callers this error now and take no more, while the engine's thread hangs in a step that may end."""
-        _engines.discard(self)  # whoever closes it waits for that thread
+        leave_at_exit(self)
         with self.lock:
             self._closed = True
             requests = list(self.scheduler.requests)
@@ -459,7 +455,7 @@ class Engine:
             gone, self.executor, self.cache, self.scheduler.cache = self.executor, executor, cache, cache
             self._use(executor)
             self._forgotten.detach()
-            self._forgotten = self._closes_when_forgotten()
+            self._forgotten = closes_when_dropped(self, executor)
             disk, self.scheduler.disk = self.scheduler.disk, None  # what it keeps is that executor's
             for request in self.scheduler.requests:
                 if request.trail is not None:
@@ -482,11 +478,6 @@ class Engine:
         """Let a run end with the step that it is at: there is something to look at. Needs no lock."""
         if (together := self._together) is not None:
             together.hurry(wanted)
-
-    def _closes_when_forgotten(self) -> weakref.finalize:
-        found = weakref.finalize(self, _close_elsewhere, self.executor)
-        found.atexit = False
-        return found
 
     def _step(self, requests: list[Request]) -> None:
         first = requests[0]
@@ -669,9 +660,6 @@ class Engine:
             print(request.summary(), file=sys.stderr, flush=True)
 
 
-# -- the end of an engine that nobody closes: its last owner drops it, or the interpreter takes itself apart ---
-
-
 def _notify(condition: threading.Condition) -> None:
     """Without the engine in it, which shall end when its last owner drops it."""
     with condition:
@@ -680,19 +668,3 @@ def _notify(condition: threading.Condition) -> None:
 
 def _ignore(done: int, total: int) -> None:
     """The progress of who takes it from among the tokens."""
-
-
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def _close_elsewhere(executor: Executor) -> None:
-    """The collector may run on any thread, also on one of the executor's own, which cannot wait for itself."""
-    with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
-        threading.Thread(target=executor.close, name="edgellm-close").start()
-
-
-def _stop_all() -> None:
-    """Let no kernel run while the interpreter takes itself apart."""
-    for engine in list(_engines):
-        if engine.is_ours():
-            engine.close()
