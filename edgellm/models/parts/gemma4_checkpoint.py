@@ -70,8 +70,7 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     cap = config.real("final_logit_softcapping", 0.0)
     if cap < 0 or config.get("final_logit_softcapping") == 0:
         raise config.wrong("final_logit_softcapping", cap, "a number above 0")
-    if cap:
-        sizes["final_logit_softcapping"] = (cap, "FLOAT32")
+    sizes["final_logit_softcapping"] = (cap, "FLOAT32")  # 0, too: without the key llama.cpp takes 30
     return found | {f"gemma4.{key}": value for key, value in sizes.items()}
 
 
