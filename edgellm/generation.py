@@ -205,6 +205,10 @@ class ChunkStream:
         """The same chunks as an asynchronous generator."""
         return _arun(*self._arguments)
 
+    def begin_with(self, tokens: Sequence[int]) -> None:
+        """The answer begins with these, of an earlier run: read, and not drawn. To be said before its first chunk."""
+        self._arguments[2].begins = tuple(tokens)
+
     def close(self) -> None:
         """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
         self._chunks.close()

@@ -18,10 +18,11 @@ from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Drafter
 from edgellm.kernels.program import Executor, Hook
+from edgellm.sampling.choice import Sampled
 
 if TYPE_CHECKING:
     from edgellm.engine.disk_cache import Trail
-    from edgellm.sampling import Sampled, Sampler
+    from edgellm.sampling import Sampler
     from edgellm.sampling.short_chain import ShortChain
 
 SCORE_NBYTES = 64 << 20  # logits of one scoring step
@@ -234,7 +235,7 @@ class GenerationRequest(Request):
     def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
         missing = self.tokens[self.n_computed : self.n_computed + n]
         wanted = len(missing) == self.n_missing and self.limit
-        if wanted and self.mask is not None:
+        if wanted and self.mask is not None and (self.generated or not self.sampler.begins):
             self.mask.prepare()
         return missing, 1 if wanted else 0
 
@@ -246,6 +247,9 @@ class GenerationRequest(Request):
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         n_known = min(self.n_missing, len(tokens))
+        if len(logits) and self.sampler.begins and not self.generated:
+            self._begin()
+            return n_known
         n = self._append(tokens, n_known, map(self.sampler.sample, logits))
         self.drafted += len(tokens) - n_known
         self.accepted += n - n_known
@@ -263,6 +267,14 @@ class GenerationRequest(Request):
             if n == len(tokens) or tokens[n] != self.tokens[-1] or self._reason():
                 return n
         return n_known
+
+    def _begin(self) -> None:
+        """Take what the answer is known to begin with: the next step computes all of it at once."""
+        for token in self.sampler.begins:
+            self._take(Sampled(token))
+            if self._reason():
+                return
+        self._append_forced()
 
     def _append_forced(self) -> None:
         """Take what the mask leaves no choice about: the next step computes all of it at once."""

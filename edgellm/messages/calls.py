@@ -75,7 +75,7 @@ class CallReader:
         emit: Callable[[Event], None],
         new_id: Callable[[], str],
     ) -> None:
-        self.text, self.form, self.emit, self._new_id = text, form, emit, new_id
+        self.text, self.form, self.emit, self.new_id = text, form, emit, new_id
         self.schemas = tool_schemas(tools)
         self.done: list[ToolCall] = []
         self.resume = 0
@@ -113,7 +113,7 @@ class CallReader:
         """A call begins."""
         if not NAME.fullmatch(name) or (self._bare and name not in self.schemas):
             raise NotACall
-        self._running = Running(self._n, call_id or self._new_id(), name)
+        self._running = Running(self._n, call_id or self.new_id(), name)
         self._n += 1
         self.emit(ToolCallBegin(self._running.index, self._running.id, name))
 

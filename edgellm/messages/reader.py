@@ -70,6 +70,11 @@ class MessageReader:
         calls = list(self._calls.done) if self._calls is not None else []
         return ReadMessage(self.content_text, self.reasoning_text, calls)
 
+    def name_calls(self, new_id: Callable[[], str]) -> None:
+        """Take the ids of calls that have none from here."""
+        if self._calls is not None:
+            self._calls.new_id = new_id
+
     def add(self, text: str) -> list[Event]:
         """What is certain after this piece."""
         self._text.text += text

@@ -121,6 +121,19 @@ class EventStream:
         """The same events as an asynchronous generator."""
         return _arun(*self._arguments)
 
+    def begin_with(self, tokens: Sequence[int]) -> None:
+        """The answer begins with these, of an earlier run: read, and not drawn. To be said before its first event."""
+        self._arguments[2].begins = tuple(tokens)
+
+    def name_calls(self, new_id: Callable[[], str]) -> None:
+        """Ids of calls that have none come from here. Before its first event."""
+        self._read.reader.name_calls(new_id)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of the answer so far; the list grows."""
+        return self._read.tokens
+
     def close(self) -> None:
         """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
         self._events.close()

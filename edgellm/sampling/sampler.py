@@ -30,6 +30,7 @@ class Sampler:
     ``draw`` is an executor's, for the largest logits and whole chains; without one numpy does all of it.
     ``token_bytes`` is asked for DRY's breakers, ``tokenize`` (text -> ids) for breakers and texts in ``logit_bias``.
     ``mask`` says before the chain which tokens may come; ``history`` is not its affair, tokens accepted later are.
+    ``begins`` are tokens that an answer is known to begin with: they are taken and nothing is drawn for them.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Sampler:
     ) -> None:
         self.params = params
         self.mask = mask
+        self.begins: tuple[int, ...] = ()
         self.n_vocab = n_vocab
         drawn = params.seed is None or params.seed in RANDOM_SEEDS
         self.seed: int = secrets.randbits(32) if drawn else int(params.seed or 0)

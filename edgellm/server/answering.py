@@ -19,6 +19,7 @@ from edgellm.generation import GenerationChunk
 from edgellm.messages.events import Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import ServerError, invalid
+from edgellm.server.relay import RELAY
 from edgellm.server.server import Server
 from edgellm.server.text_request import TextItem, TextRequest, text_items
 from edgellm.server.turns import fitting
@@ -44,10 +45,16 @@ async def events(server: Server, request: ChatRequest) -> AsyncGenerator[Event, 
 
 async def texts(server: Server, request: TextRequest) -> AsyncGenerator[TextItem, None]:
     """The items of one text: a PromptRead, then chunks. Raises ServerError."""
+    relay = RELAY.get()
+    if relay is not None:
+        request = relay.prepared(request)
     async with aclosing(_answered(server, request, text_items)) as source:
         async for item in source:
-            if isinstance(item, GenerationChunk) and item.finish_reason:
-                server.metrics.count(item.timings, item.finish_reason)
+            if isinstance(item, GenerationChunk):
+                if item.finish_reason:
+                    server.metrics.count(item.timings, item.finish_reason)
+                if relay is not None and not relay.several and item.token is not None:
+                    relay.tokens.append(item.token)
             yield item
 
 
@@ -62,6 +69,8 @@ async def choices(server: Server, request: ChatRequest) -> AsyncGenerator[tuple[
 def seeded(sampling: Any, number: int) -> dict[str, Any]:
     """The same sampling with the seed of the choice ``number``: several answers shall differ."""
     seed = sampling.get("seed", -1)
+    if seed in (None, -1) and number and (relay := RELAY.get()) is not None:
+        seed = relay.seed  # so that they can be given again
     return dict(sampling) if seed in (None, -1) else {**sampling, "seed": (seed + number) % SEEDS}
 
 
@@ -83,11 +92,20 @@ async def _answered(
 
 
 async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    relay = RELAY.get()
+    if relay is not None:
+        request = relay.prepared(request)
     reply = await asyncio.to_thread(_reply, llm, request)
+    reply.begin_with(request.begins)
+    if relay is not None:
+        reply.name_calls(lambda: relay.new_id()[:9])
+        if not relay.several:
+            relay.tokens = reply.tokens
     yield PromptProgress(0, len(reply.prompt), 0)  # at once: the client knows that it is understood
     async with aclosing(reply.asynchronous()) as source:
         async for event in source:
-            yield event
+            if relay is None or not isinstance(event, PromptProgress):  # how many there are is chance
+                yield event
 
 
 def _reply(llm: LLM, request: ChatRequest) -> EventStream:
@@ -138,6 +156,8 @@ async def side_by_side(makers: Sequence[Callable[[], AsyncGenerator[T, None]]]) 
             async for item in source:
                 yield 0, item
         return
+    if (relay := RELAY.get()) is not None:
+        relay.several = True
     coming: Iterator[tuple[int, Callable[[], AsyncGenerator[T, None]]]] = iter(enumerate(makers))
     sources: dict[int, AsyncGenerator[T, None]] = {}
     waiting: dict[asyncio.Task[T | None], int] = {}
@@ -150,7 +170,9 @@ async def side_by_side(makers: Sequence[Callable[[], AsyncGenerator[T, None]]]) 
     try:
         begin(SIDE_BY_SIDE)
         while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            # each in its turn where they may have to be given again, so that the chunks have one order
+            looked_at = waiting if relay is None else [next(iter(waiting))]
+            done, _ = await asyncio.wait(looked_at, return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=waiting.__getitem__):
                 number, found = waiting.pop(task), task.result()
                 if found is None:

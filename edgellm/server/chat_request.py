@@ -46,6 +46,7 @@ class ChatRequest:
     logprobs            None, or how many of the likeliest tokens are told beside each one
     template_kwargs     for the template
     keep_alive          seconds that the model stays afterwards; None as the server has it
+    begins              tokens that the answer is known to begin with, where another server has begun it
     """
 
     model: str
@@ -64,6 +65,7 @@ class ChatRequest:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     keep_alive: float | None = None
     format_field: str = "response_format"
+    begins: Sequence[int] = ()
 
 
 def checked_stops(field: str, stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ Kind = Literal[
     "context_exceeded",
     "not_supported",
     "overloaded",
+    "rate_limited",
     "server_error",
 ]
 
@@ -37,6 +38,7 @@ STATUS: dict[Kind, int] = {
     "context_exceeded": 400,
     "not_supported": 501,
     "overloaded": 503,
+    "rate_limited": 429,
     "server_error": 500,
 }
 

@@ -18,6 +18,7 @@ ERRORS = {
     "404": "There is no such model.",
     "413": "The body is too large.",
     "415": "The body is not application/json.",
+    "429": "This client sent more than it may; the header Retry-After says when to come back.",
     "501": "edgellm cannot do this yet.",
     "503": "The server is busy; the header Retry-After says when to come back.",
 }

@@ -45,6 +45,7 @@ class TextRequest:
     grammar: Any = None
     special: bool = False
     keep_alive: float | None = None
+    begins: Sequence[int] = ()
 
 
 class PromptRead(NamedTuple):
@@ -80,6 +81,7 @@ async def text_items(llm: LLM, request: TextRequest) -> AsyncGenerator[TextItem,
         **request.sampling,
         **{name: value for name, value in more.items() if value is not None},
     )
+    chunks.begin_with(request.begins)
     async with aclosing(chunks.asynchronous()) as source:
         async for chunk in source:
             yield chunk

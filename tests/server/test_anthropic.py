@@ -229,6 +229,7 @@ def test_every_kind_of_error_has_its_status_and_name() -> None:
     assert {(status, body["error"]["type"]) for status, body in told.values()} == {
         *((400, "invalid_request_error"), (401, "authentication_error"), (403, "permission_error")),
         *((404, "not_found_error"), (413, "request_too_large"), (529, "overloaded_error"), (500, "api_error")),
+        (429, "rate_limit_error"),
     }
 
 

@@ -48,6 +48,7 @@ ERRORS: dict[Kind, tuple[int, str]] = {
     "context_exceeded": (400, "invalid_request_error"),
     "not_supported": (400, "invalid_request_error"),
     "overloaded": (529, "overloaded_error"),
+    "rate_limited": (429, "rate_limit_error"),
     "server_error": (500, "api_error"),
 }
 STOP_REASONS = {

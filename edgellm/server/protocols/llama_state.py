@@ -103,13 +103,14 @@ async def metrics(call: Call) -> Reply:
     return Plain("".join(_metric_lines(call.server)).encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
-def _metric_lines(server: Server) -> Iterator[str]:
+def metric_rows(server: Server) -> tuple[tuple[str, str, str, float], ...]:
+    """What there is to count and to measure: the kind, the name, what it is, and its value."""
     did = server.metrics
     engines = [entry.llm.engine for entry in server.models.loaded() if entry.llm is not None]
     waiting = sum(one.sequence is None for engine in engines for one in list(engine.scheduler.requests))
     steps = sum(engine.scheduler.n_steps for engine in engines)
     parts = sum(engine.scheduler.n_parts for engine in engines)
-    rows: tuple[tuple[str, str, str, float], ...] = (
+    return (
         ("counter", "prompt_tokens_total", "Tokens of prompts computed.", did.prompt_tokens),
         ("counter", "prompt_tokens_cached_total", "Tokens of prompts found in the cache.", did.prompt_tokens_cached),
         ("counter", "prompt_seconds_total", "Time of that.", did.prompt_s),
@@ -125,7 +126,10 @@ def _metric_lines(server: Server) -> Iterator[str]:
         ("gauge", "requests_deferred", "Requests that wait.", waiting),
         ("gauge", "n_busy_slots_per_decode", "Requests that share a step.", parts / steps if steps else 0.0),
     )
-    for kind, name, text, value in rows:
+
+
+def _metric_lines(server: Server) -> Iterator[str]:
+    for kind, name, text, value in metric_rows(server):
         yield f"# HELP llamacpp:{name} {text}\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {value:g}\n"
 
 

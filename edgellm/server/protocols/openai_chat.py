@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -44,6 +43,7 @@ from edgellm.server.protocols.openai_wire import (
     sampling_fields,
     usage,
 )
+from edgellm.server.relay import now
 from edgellm.server.sse import event
 
 FINISH = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "context_full": "length", "cancelled": "stop"}
@@ -299,7 +299,7 @@ async def chat_completions(call: Call) -> Reply:
     body: ChatBody = call.body
     request = to_request(body)
     name = body.model or (await call.server.models.find(None)).name
-    head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": name}
+    head = {"id": new_id("chatcmpl-"), "created": int(now()), "model": name}
     if body.stream:
         return Stream(_chunks(call, body, request, head), failed=_failed)
     return Json(await _whole(call, request, head))

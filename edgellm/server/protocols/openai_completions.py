@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -28,6 +27,7 @@ from edgellm.server.protocols.openai_wire import (
     sampling_fields,
     usage,
 )
+from edgellm.server.relay import now
 from edgellm.server.sse import event
 from edgellm.server.text_request import PromptRead, TextItem, TextRequest
 
@@ -111,7 +111,7 @@ async def completions(call: Call) -> Reply:
     body: CompletionBody = call.body
     requests = to_requests(body)
     name = body.model or (await call.server.models.find(None)).name
-    head = {"id": new_id("cmpl-"), "object": "text_completion", "created": int(time.time()), "model": name}
+    head = {"id": new_id("cmpl-"), "object": "text_completion", "created": int(now()), "model": name}
     if body.stream:
         return Stream(_chunks(call, body, requests, head), failed=_failed)
     return Json(await _whole(call, requests, head))

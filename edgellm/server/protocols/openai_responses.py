@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -46,6 +45,7 @@ from edgellm.server.protocols.openai_wire import (
     plain_logprob,
     sampling_fields,
 )
+from edgellm.server.relay import now
 from edgellm.server.response_store import ResponseStore
 from edgellm.server.sse import event
 
@@ -377,7 +377,7 @@ class ResponseWriter:
 
     def __init__(self, body: ResponseBody, request: ChatRequest, params: SamplingParams) -> None:
         self.body, self.request, self.params = body, request, params
-        self.id, self.created_at = new_id("resp_"), int(time.time())
+        self.id, self.created_at = new_id("resp_"), int(now())
         self.output: list[dict[str, Any]] = []
         self.end: dict[str, Any] = {"status": "in_progress"}
         self.n_events = 0
@@ -527,7 +527,7 @@ class ResponseWriter:
         timings = one.timings
         self.end = {
             "status": "completed" if whole else "incomplete",
-            "completed_at": int(time.time()) if whole else None,
+            "completed_at": int(now()) if whole else None,
             "incomplete_details": None if whole else {"reason": "max_output_tokens"},
             "usage": {
                 "input_tokens": timings.prompt_n,

@@ -11,6 +11,7 @@ from msgspec import Meta
 from edgellm.server.bodies import Body
 from edgellm.server.chat_request import checked_bias
 from edgellm.server.errors import Kind, ServerError
+from edgellm.server.relay import RELAY
 
 if TYPE_CHECKING:
     from edgellm.engine.requests import Timings
@@ -25,6 +26,7 @@ ERROR_TYPES: dict[Kind, str] = {
     "context_exceeded": "exceed_context_size_error",
     "not_supported": "not_supported_error",
     "overloaded": "unavailable_error",
+    "rate_limited": "rate_limit_error",
     "server_error": "server_error",
 }
 """llama-server's names, of which OpenAI's are a part."""
@@ -34,6 +36,7 @@ ERROR_CODES: dict[Kind, str] = {
     "not_found": "model_not_found",
     "context_exceeded": "context_length_exceeded",
     "overloaded": "server_overloaded",
+    "rate_limited": "rate_limit_exceeded",
 }
 
 FINGERPRINT = f"edgellm-{version('edgellm')}"  # one version gives the same answer to the same seed, to the last bit
@@ -52,8 +55,9 @@ def error_body(error: ServerError) -> tuple[int, dict[str, Any]]:
 
 
 def new_id(prefix: str) -> str:
-    """An id that no other reply has."""
-    return prefix + secrets.token_hex(12)
+    """An id that no other reply has; a call that is made again has the same."""
+    relay = RELAY.get()
+    return prefix + (secrets.token_hex(12) if relay is None else relay.new_id())
 
 
 class SamplingBody(Body, kw_only=True):

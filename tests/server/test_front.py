@@ -1,0 +1,288 @@
+"""Several servers behind one address: an answer survives the server that makes it, and the client sees one of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("msgspec", reason="the server needs its extra: pip install edgellm[server]")
+pytest.importorskip("httpx2", reason="starlette's client needs it: pip install httpx2")
+pytest.importorskip("gguf", reason="the judge of files: pip install gguf")
+
+from starlette.testclient import TestClient
+from tiny_models import write_tiny_model
+
+from edgellm.loading import LoadOptions
+from edgellm.server.app import App
+from edgellm.server.errors import ServerError
+from edgellm.server.front import Front
+from edgellm.server.models import ModelEntry, Models
+from edgellm.server.prefix_keys import PrefixMemory, prefix_keys
+from edgellm.server.rate_limit import RateLimit
+from edgellm.server.relay import Chunk, Made, Part, RelayedCall, parts
+from edgellm.server.response_cache import ResponseCache, cache_key
+from edgellm.server.routes import all_routes
+from edgellm.server.server import Server
+
+OPTIONS = LoadOptions(n_ctx=128, n_threads=1, n_parallel=4)
+ROUTES = {(row.route.method, row.route.path): row.route for row in all_routes()}
+
+
+class Gone(Exception):
+    """A server is no more."""
+
+
+class Servers:
+    """Sends to one server or another; ``deaths`` says after how many parts each of the next ones is gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.server = Server(Models([ModelEntry(("tiny",), path)], OPTIONS))
+        self.deaths: list[int] = []
+        self.calls: list[RelayedCall] = []
+        self.prefixes: list[Sequence[int]] = []
+
+    async def send(self, model: str, call: RelayedCall, prefix: Sequence[int]) -> AsyncGenerator[Part, None]:
+        assert model == "tiny"
+        self.calls.append(call)
+        self.prefixes.append(prefix)
+        left = self.deaths.pop(0) if self.deaths else -1
+        source = parts(self.server, ROUTES[call.method, call.path], call)
+        try:
+            async for part in source:
+                if left == 0:
+                    raise Gone
+                left -= 1
+                yield part
+        finally:
+            await source.aclose()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("front") / "tiny.gguf", n_embd=64, n_ff=64, n_head=1, n_head_kv=1)
+
+
+@pytest.fixture(scope="module")
+def servers(model: Path) -> Servers:
+    return Servers(model)
+
+
+@pytest.fixture(scope="module")
+def front(servers: Servers, model: Path) -> Iterator[TestClient]:
+    app = Front(Server(Models([ModelEntry(("tiny",), model)], OPTIONS)), servers.send, (Gone,))
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path) -> Iterator[TestClient]:
+    server = Server(Models([ModelEntry(("tiny",), model)], OPTIONS))
+    with TestClient(App(server), base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+CHAT = [{"role": "user", "content": "the rain in the"}]
+STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": CHAT, "max_tokens": 12},
+    "/v1/completions": {"prompt": "the rain", "max_tokens": 12},
+    "/v1/responses": {"input": "the rain", "max_output_tokens": 12},
+    "/v1/messages": {"messages": CHAT, "max_tokens": 12},
+    "/api/chat": {"messages": CHAT, "options": {"num_predict": 12, "temperature": 0}},
+    "/completion": {"prompt": "the rain", "n_predict": 12},
+}
+
+
+def ask(client: TestClient, path: str, stream: bool = True, **more: Any) -> str:
+    body = {"model": "tiny", "stream": stream, **STREAMS[path], **more}
+    if path != "/api/chat":
+        body.setdefault("temperature", 0)
+    response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.text
+
+
+def plain(text: str) -> list[Any]:
+    """The events without ids, times and counts of what was in the cache."""
+    unlike = ("id", "created", "created_at", "completed_at", "timings", "request_id", "item_id", "usage")
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                name: cut(one)
+                for name, one in value.items()
+                if name not in unlike and not name.endswith("duration") and not name.startswith("prompt_eval")
+            }
+        return [cut(one) for one in value] if isinstance(value, list) else value
+
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line and not line.startswith((":", "event"))]
+    return [line if line == "[DONE]" else cut(json.loads(line)) for line in lines]
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_stream_goes_on_when_its_server_is_gone(
+    front: TestClient, alone: TestClient, servers: Servers, path: str
+) -> None:
+    whole = plain(ask(alone, path))
+    rng = random.Random(path)
+    for deaths in ([0], [1], [2], [5, 3], [rng.randrange(12) for _ in range(4)]):
+        servers.deaths, servers.calls = list(deaths), []
+        text = ask(front, path)
+        assert plain(text) == whole, deaths
+        assert len(servers.calls) == len(deaths) + 1 - len(servers.deaths)
+        ids = {json.loads(line[6:]).get("id") for line in text.splitlines() if line.startswith('data: {"id"')}
+        assert len(ids) <= 1, "one answer has one id"
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_whole_answer_is_made_again_when_its_server_is_gone(
+    front: TestClient, alone: TestClient, servers: Servers, path: str
+) -> None:
+    servers.deaths = [0]
+    assert plain(ask(front, path, False)) == plain(ask(alone, path, False))
+
+
+def test_an_answer_goes_on_from_its_tokens(front: TestClient, alone: TestClient, servers: Servers) -> None:
+    servers.deaths, servers.calls = [8], []
+    assert plain(ask(front, "/v1/completions")) == plain(ask(alone, "/v1/completions"))
+    first, second = servers.calls
+    assert not first.known and len(second.known) >= 6 and first.key == second.key
+    # the second server read them in one step: what it counts as generated is all the same the whole answer
+    servers.deaths, servers.calls = [8], []
+    drawn = ask(front, "/v1/completions", temperature=1.5)
+    texts = "".join(event["choices"][0]["text"] for event in plain(drawn) if event != "[DONE]")
+    assert len(servers.calls) == 2 and texts
+
+
+def test_the_seed_of_a_client_and_several_answers_are_drawn_again_alike(
+    front: TestClient, alone: TestClient, servers: Servers
+) -> None:
+    for more in ({"seed": 7, "temperature": 1.5}, {"seed": 7, "temperature": 1.5, "n": 3}, {"n": 2, "logprobs": 2}):
+        servers.deaths = [9]
+        text = ask(front, "/v1/completions", **more)
+        assert servers.deaths == [] and told(text) == told(ask(alone, "/v1/completions", **more)), more
+
+
+def told(text: str) -> dict[int, list[Any]]:
+    """The chunks of each choice; which comes first is chance."""
+    found: dict[int, list[Any]] = {}
+    for event in plain(text):
+        for choice in event["choices"] if event != "[DONE]" else ():
+            found.setdefault(choice["index"], []).append(choice)
+    return found
+
+
+def test_answers_without_a_seed_differ_and_those_of_one_request_too(front: TestClient) -> None:
+    body = {"model": "tiny", "prompt": "the rain", "max_tokens": 24, "temperature": 2, "n": 3}
+    texts = [choice["text"] for _ in range(2) for choice in front.post("/v1/completions", json=body).json()["choices"]]
+    assert len(set(texts)) == 6
+
+
+def test_a_request_that_ends_every_server_is_given_up(front: TestClient, servers: Servers) -> None:
+    servers.deaths = [0] * 9
+    response = front.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 4})
+    assert response.status_code == 503 and "in a row" in response.json()["error"]["message"]
+    assert len(servers.deaths) == 4
+    servers.deaths = [3] * 9
+    text = ask(front, "/v1/completions")
+    assert "in a row" in text and text.startswith("data: ")
+    servers.deaths = []
+
+
+def test_what_is_wrong_is_said_as_by_one_server(front: TestClient, alone: TestClient, servers: Servers) -> None:
+    servers.calls = []
+    wrong: list[tuple[str, dict[str, Any], int]] = [
+        ("/v1/completions", {"model": "tiny", "prompt": "a", "flavour": 1}, 0),
+        ("/v1/completions", {"model": "none", "prompt": "a"}, 0),
+        ("/v1/completions", {"model": "tiny", "prompt": "a " * 400}, 1),
+        ("/v1/chat/completions", {"model": "tiny", "messages": CHAT, "tool_choice": "required"}, 1),
+    ]
+    for path, body, n_calls in wrong:
+        servers.calls = []
+        one, other = front.post(path, json=body), alone.post(path, json=body)
+        assert one.status_code == other.status_code >= 400 and one.json() == other.json()
+        assert len(servers.calls) == n_calls, "what can be refused here does not travel"
+    for path in ("/slots", "/metrics", "/v1/responses/resp_1"):
+        assert front.get(path).status_code == 501
+    for path in ("/v1/models", "/api/tags", "/health", "/openapi.json", "/v1/models/tiny"):
+        assert front.get(path).status_code == 200
+    refused = front.post("/v1/responses", json={"model": "tiny", "input": "a", "previous_response_id": "resp_1"})
+    assert refused.status_code == 400 and "several servers" in refused.json()["error"]["message"]
+
+
+def test_every_route_of_a_model_is_sent_on() -> None:
+    from edgellm.server.front import NOT_HERE, SENT_ON
+
+    here = {"/api/show", "/api/pull", "/api/create", "/api/copy", "/api/push", "/v1/responses/compact"}
+    posts = {route.path for (method, _), route in ROUTES.items() if method == "POST"}
+    assert posts - here == SENT_ON - {"/tokenizer_info", "/props"}
+    assert NOT_HERE.keys() <= {route.path for route in ROUTES.values()}
+
+
+def test_the_prefix_of_a_turn_is_that_of_the_next() -> None:
+    system, question = (
+        {"role": "system", "content": "be kind " * 60},
+        {"role": "user", "content": "what is rain? " * 20},
+    )
+    first = prefix_keys(json.dumps({"messages": [system, question], "model": "a"}).encode())
+    answer, more = {"role": "assistant", "content": "water"}, {"role": "user", "content": "and snow? " * 30}
+    second = prefix_keys(json.dumps({"model": "a", "messages": [system, question, answer, more]}).encode())
+    assert len(first) > 4 and second[: len(first)] == first
+    other = prefix_keys(json.dumps({"messages": [system, more]}).encode())
+    memory = PrefixMemory(len(first) + 2)
+    memory.note(first)
+    assert memory.n_known(second) == len(first) and memory.n_known(other) == 0
+    memory.note(other)
+    assert memory.n_known(other) == len(other) and memory.n_known(first) == 2
+    assert prefix_keys(b"[") == prefix_keys(b"[]") == prefix_keys(b'{"prompt": 3}') == []
+
+
+def test_a_client_that_asks_too_often_waits() -> None:
+    clock = [0.0]
+    limit = RateLimit(60, 3, clock=lambda: clock[0])
+    for _ in range(3):
+        limit.check("a")
+    with pytest.raises(ServerError) as caught:
+        limit.check("a")
+    assert caught.value.status == 429 and caught.value.headers["retry-after"] == "1"
+    limit.check("b")
+    clock[0] = 1.0
+    limit.check("a")
+    with pytest.raises(ServerError):
+        limit.check("a")
+
+
+def test_what_is_the_same_again_is_answered_from_the_cache(model: Path) -> None:
+    servers, server = Servers(model), Server(Models([ModelEntry(("tiny",), model)], OPTIONS))
+    app = Front(server, servers.send, (Gone,), RateLimit(6, 6), ResponseCache(1 << 20))
+    with TestClient(app, base_url="http://localhost") as client:
+        for stream in (False, True):
+            servers.calls = []
+            bodies = [
+                {"model": "tiny", "prompt": "the sun", "max_tokens": 4, "temperature": 0, "stream": stream},
+                {"stream": stream, "temperature": 0, "prompt": "the sun", "max_tokens": 4, "model": "tiny"},
+            ]
+            first, second = (client.post("/v1/completions", json=body) for body in bodies)
+            assert first.text == second.text and len(servers.calls) == 1
+            assert "x-edgellm-cache" not in first.headers and second.headers["x-edgellm-cache"] == "hit"
+        for _ in range(2):
+            client.post("/v1/completions", json={"model": "tiny", "prompt": "the sun", "max_tokens": 1})
+        assert len(servers.calls) == 3, "what is drawn is drawn again"
+        limited = client.post("/v1/completions", json={"model": "tiny", "prompt": "the sun"})
+        assert limited.status_code == 429 and limited.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_the_cache_is_bounded() -> None:
+    cache = ResponseCache(10_000)
+    for number in range(100):
+        cache.keep(b"%d" % number, [Chunk(bytes(200))])
+    assert cache.used <= 10_000 and cache.get(b"0") is None and cache.get(b"99") is not None
+    cache.keep(b"large", [Chunk(bytes(5000)), Made(())])
+    assert cache.get(b"large") is None
+    assert cache_key("/v1/completions", b'{"temperature": 0.5}') is None
+    assert cache_key("/v1/responses", b'{"temperature": 0}') is None
+    assert cache_key("/v1/embeddings", b'{"input": "a"}') is not None
