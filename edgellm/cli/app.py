@@ -23,7 +23,7 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.machine.terminal import EXIT_INTERRUPTED, echo, error_block, use_utf8
 
 COMMANDS = (
-    *("run", "chat", "embed", "serve", "sessions", "pull", "list", "show", "rm", "verify", "doctor", "bench"),
+    *("run", "chat", "embed", "serve", "batch", "sessions", "pull", "list", "show", "rm", "verify", "doctor", "bench"),
     *("perplexity", "quantize", "imatrix", "compare", "convert"),
 )
 """Each is ``command`` in the file of the same name, in the order in which ``--help`` shows them."""

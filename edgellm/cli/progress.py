@@ -122,7 +122,7 @@ def _bars(stage: str) -> RichProgress:
     columns: list[ProgressColumn] = [SpinnerColumn("line"), TextColumn("{task.description}", markup=False)]
     if stage in ("pull", "write", "quantize"):
         columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-    elif stage in ("compile", "prefill"):
-        columns += [MofNCompleteColumn(), BarColumn()]
+    elif stage in ("compile", "prefill", "batch"):
+        columns += [MofNCompleteColumn(), BarColumn(), *([TimeRemainingColumn()] if stage == "batch" else [])]
     columns.append(TextColumn("{task.fields[detail]}", markup=False))
     return RichProgress(*columns, console=Console(stderr=True), transient=True)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.arguments import MAX_TOKENS_PER_STEP
-from edgellm.cli.generation_options import template_source
-from edgellm.cli.options import device_options, device_values, option_group, override_option
+from edgellm.cli.options import option_group
 from edgellm.cli.progress import ProgressBar
-from edgellm.engine.speculation import DRAFTERS
-from edgellm.formats.errors import UnsupportedError
+from edgellm.cli.serving_options import model_options, models_of, needs_extra
 from edgellm.machine.terminal import echo
 
 if TYPE_CHECKING:
-    from edgellm.server.models import ModelEntry
     from edgellm.server.server import Server
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -45,34 +39,13 @@ serve_options = option_group(
     click.option("--api-key", "keys", multiple=True, envvar="EDGELLM_API_KEY", metavar="KEY",
                  help="What clients must send; may be given more than once."),
     click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="A further name of the first model."),
-    click.option("-c", "--ctx-size", "--n-ctx", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
-                 help="Tokens of context of each model; 0 takes all that it was trained for."),
-    click.option("-np", "--parallel", "n_parallel", type=click.IntRange(1, 4096), default=4, show_default=True,
-                 metavar="N", help="Whole contexts kept at once; more requests may run."),
-    click.option("-b", "--batch-size", "max_tokens_per_step", type=click.IntRange(1, MAX_TOKENS_PER_STEP), default=512,
-                 show_default=True, metavar="N",
-                 help="Prompt tokens of a step; fewer let others in, and what a client left be freed, sooner."),
-    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
-                 help="Threads.  [default: physical cores]"),
+    model_options,
     click.option("--keep-alive", type=Duration(), default=-1, metavar="TIME",
                  help="How long an idle model stays: 300, 5m, 1h; -1 until another needs its memory.  [default: -1]"),
-    click.option("--memory", "memory_gib", type=click.FloatRange(0, min_open=True), default=None, metavar="GIB",
-                 help="Memory of all models.  [default: what is free at the start]"),
-    click.option("--cache-dir", type=click.Path(), default=None, metavar="DIR",
-                 help="Keep what was read in this folder, for the next start too; this user alone can read it."),
-    click.option("--cache-size", "cache_gib", type=click.FloatRange(0, 1 << 20, min_open=True), default=8,
-                 show_default=True, metavar="GIB", help="What that folder may hold; the oldest are dropped."),
     click.option("--max-requests", type=click.IntRange(1, 100_000), default=128, show_default=True, metavar="N",
                  help="Requests under way or waiting; one more is told to come back."),
     click.option("--allowed-host", "names", multiple=True, metavar="NAME", help="A further name in the Host header."),
     click.option("--allowed-origin", "origins", multiple=True, metavar="ORIGIN", help="A web page that may call."),
-    click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the models' own."),
-    click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
-    click.option("--speculate", type=click.Choice(tuple(DRAFTERS)), default=None,
-                 help="Speculative decoding: the same answers, sooner where they repeat the prompt or themselves."),
-    override_option,
-    device_options,
-    click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
 )  # fmt: skip
 
 
@@ -94,10 +67,7 @@ def command(models: tuple[str, ...], **values: Any) -> int:
     try:
         from edgellm.server import listen
     except ImportError as error:
-        raise UnsupportedError(
-            f"serve needs {error.name}, which is not installed. It comes with: pip install 'edgellm[server]'",
-            code="EXTRA_MISSING",
-        ) from error
+        raise needs_extra("serve", error) from error
     with ProgressBar() as progress:
         server = _server(models, values, progress)
         listener = listen.open_socket(values["host"], values["port"])
@@ -113,48 +83,14 @@ def command(models: tuple[str, ...], **values: Any) -> int:
 
 
 def _server(models: tuple[str, ...], values: dict[str, Any], progress: ProgressBar) -> Server:
-    from edgellm.cli.models import fetched
-    from edgellm.loading import LoadOptions
-    from edgellm.memory import GIB
-    from edgellm.server.models import Models, named
     from edgellm.server.security import Access
     from edgellm.server.server import Server
 
     access = Access(values["host"], values["keys"], frozenset(values["names"]), frozenset(values["origins"]))
-    options = LoadOptions(
-        n_ctx=values["n_ctx"],
-        n_threads=values["n_threads"],
-        **device_values(values),
-        chat_template=template_source(values),
-        kv_overrides=values["overrides"] or None,
-        max_tokens_per_step=values["max_tokens_per_step"],
-        force=values["force"],
-        n_parallel=values["n_parallel"],
-        speculate=values["speculate"],
-        cache_dir=values["cache_dir"],
-        cache_nbytes=max(1, int(values["cache_gib"] * GIB)),
-    )
-    if options.cache_dir is not None:
-        from edgellm.engine.prefix_files import private_folder
-
-        private_folder(Path(options.cache_dir))
-    entries: list[ModelEntry] | None = None
-    if models:
-        entries = named(models, lambda name: fetched(name, progress), values["aliases"])
-    elif values["aliases"]:
+    if values["aliases"] and not models:
         raise click.UsageError("--alias names the first MODEL, and none is given.")
-    return Server(
-        Models(
-            entries,
-            options,
-            keep_alive=None if values["keep_alive"] < 0 else values["keep_alive"],
-            budget=None if values["memory_gib"] is None else int(values["memory_gib"] * GIB),
-            progress=progress.update,
-            tell=partial(echo, err=True),
-        ),
-        access,
-        values["max_requests"],
-    )
+    keep_alive = None if values["keep_alive"] < 0 else values["keep_alive"]
+    return Server(models_of(models, values, progress, values["aliases"], keep_alive), access, values["max_requests"])
 
 
 def _names(server: Server) -> str:

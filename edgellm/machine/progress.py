@@ -21,5 +21,6 @@ STAGES = {
     "selftest": "testing kernels",
     "quantize": "quantizing",
     "write": "writing",
+    "batch": "answering",
 }
 """The stages that have a name of their own, in the words of the screens."""

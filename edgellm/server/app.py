@@ -7,13 +7,12 @@ that never reached a handler, has the shape of the protocol whose path was asked
 from __future__ import annotations
 
 import asyncio
-import importlib
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -24,25 +23,10 @@ from edgellm.server import bodies
 from edgellm.server.errors import ServerError
 from edgellm.server.http import Call, Json, Plain, Reply, Route, Stream
 from edgellm.server.openapi import document
+from edgellm.server.routes import ProtocolRoute, all_routes
 from edgellm.server.security import PREFLIGHT_HEADERS, check_json, cors_headers
 from edgellm.server.server import Server
 from edgellm.server.sse import Send, send_stream
-
-PROTOCOLS = (
-    "openai_models",
-    "openai_chat",
-    "openai_completions",
-    "llama_completion",
-    "llama_text",
-    "llama_state",
-    "openai_responses",
-    "anthropic",
-    "ollama",
-    "ollama_embed",
-    "embeddings",
-    "page",
-)
-"""Modules of ``edgellm.server.protocols``; the first one's ``error_body`` is that of a path that nobody has."""
 
 BODY_S = 60.0  # for a client to send its whole body
 
@@ -57,6 +41,18 @@ class _Served:
     protocol: ModuleType
 
 
+class Asked(NamedTuple):
+    """A request: header names in lower case, the body as it came, ``client`` the address that sent it."""
+
+    route: Route
+    protocol: ModuleType
+    raw: bytes
+    headers: dict[str, str]
+    path_params: dict[str, Any]
+    query: dict[str, str]
+    client: str
+
+
 class ClientLeft(Exception):
     """The client closed the connection; nobody is there to be told anything."""
 
@@ -66,12 +62,12 @@ class App:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._protocols = [importlib.import_module(f"edgellm.server.protocols.{name}") for name in PROTOCOLS]
-        own = (Route("GET", "/openapi.json", self._document, summary="This document"),)
+        rows = all_routes()
+        self._protocol = rows[0].protocol  # whose errors a path has that nobody has
+        own = ProtocolRoute(Route("GET", "/openapi.json", self._document, summary="This document"), self._protocol)
         self._served = [
             _Served(route, PathPattern(route.path, _never, methods=[route.method]), protocol)
-            for protocol in self._protocols
-            for route in (*protocol.ROUTES, *(own if protocol is self._protocols[0] else ()))
+            for route, protocol in (*rows, own)
         ]
         self._tending: asyncio.Task[None] | None = None
 
@@ -119,10 +115,10 @@ class App:
             self.server.access.check(headers, public=served is not None and served.route.public)
             if served is None:
                 raise self._no_such_route(scope)
-            body = await self._body(served.route, headers, receive)
+            raw = await self._raw(served.route, headers, receive)
             query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
-            call = Call(self.server, body, headers, params, query)
-            work = asyncio.ensure_future(_answer(served.route, call, began, cors_headers(origin)))
+            asked = Asked(served.route, protocol, raw, headers, params, query, (scope.get("client") or ("",))[0])
+            work = asyncio.ensure_future(self._answer(asked, began, cors_headers(origin)))
             await _until_gone(work, receive)
         except (ClientLeft, ConnectionError, asyncio.CancelledError):  # the last: the server stops
             return
@@ -137,7 +133,7 @@ class App:
 
     def _find(self, scope: Scope) -> tuple[_Served | None, dict[str, Any], ModuleType]:
         """The row of a path and method, and the protocol whose path it is; ``scope["path"]`` alone decides."""
-        protocol = self._protocols[0]
+        protocol = self._protocol
         for served in self._served:
             match, child = served.pattern.matches(scope)
             if match is Match.FULL:
@@ -155,18 +151,30 @@ class App:
             return ServerError("invalid_request", message, status=405, headers={"allow": allow})
         return ServerError("not_found", f"There is nothing at {path}. /openapi.json lists what there is.")
 
-    async def _body(self, route: Route, headers: dict[str, str], receive: Receive) -> Any:
+    async def _raw(self, route: Route, headers: dict[str, str], receive: Receive) -> bytes:
         if route.body is None:
-            return None
+            return b""
         check_json(headers)
         try:
             async with asyncio.timeout(BODY_S):
-                raw = await _read(headers, receive)
+                return await _read(headers, receive)
         except TimeoutError:
             raise ServerError("invalid_request", f"The body did not come within {BODY_S:.0f} s.", status=408) from None
-        if len(raw) > 1 << 16:
-            return await asyncio.to_thread(bodies.decode, raw, route.body)
-        return bodies.decode(raw, route.body)
+
+    async def _answer(self, asked: Asked, send: Send, headers: dict[str, str]) -> None:
+        await _reply(await self.respond(asked, await _decoded(asked)), send, headers)
+
+    async def respond(self, asked: Asked, body: Any) -> Reply:
+        """The reply to a request that was let in, its body of the route's type."""
+        return await asked.route.handler(Call(self.server, body, asked.headers, asked.path_params, asked.query))
+
+
+async def _decoded(asked: Asked) -> Any:
+    if asked.route.body is None:
+        return None
+    if len(asked.raw) > 1 << 16:
+        return await asyncio.to_thread(bodies.decode, asked.raw, asked.route.body)
+    return bodies.decode(asked.raw, asked.route.body)
 
 
 class _Began:
@@ -225,10 +233,6 @@ async def _until_gone(work: asyncio.Future[None], receive: Receive) -> None:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _answer(route: Route, call: Call, send: Send, headers: dict[str, str]) -> None:
-    await _reply(await route.handler(call), send, headers)
 
 
 async def _reply(reply: Reply, send: Send, headers: dict[str, str]) -> None:

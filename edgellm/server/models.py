@@ -97,6 +97,7 @@ class Models:
     keep_alive   seconds that an idle one stays; None for ever, or until its memory is wanted
     budget       bytes that all loaded ones may take; None takes what is free now
     tell         given a line for whoever runs the server, such as the loss of a GPU
+    interactive  somebody waits for each answer: steps are kept short
     """
 
     def __init__(
@@ -109,8 +110,10 @@ class Models:
         load: Load | None = None,
         progress: StageProgress | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        interactive: bool = True,
     ) -> None:
         self.tell = tell
+        self.interactive = interactive
         self._given = None if entries is None else {name: entry for entry in entries for name in entry.names}
         self._stored: dict[str, ModelEntry] = {}
         self.options = loading.LoadOptions() if options is None else options
@@ -221,7 +224,7 @@ class Models:
             await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES, facts.device_nbytes)
             started = time.monotonic()
             llm = await asyncio.to_thread(self._load, entry)
-            llm.engine.scheduler.interactive = True
+            llm.engine.scheduler.interactive = self.interactive
             entry.llm, entry.load_s = llm, time.monotonic() - started
             entry.facts = self._facts(facts.card, llm.n_ctx, llm.memory_estimate, facts.kind)
             entry.last_used = time.monotonic()

@@ -1,0 +1,108 @@
+"""What ``serve`` and ``batch`` share: which models, how they are loaded, and what they may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.arguments import MAX_TOKENS_PER_STEP
+from edgellm.cli.generation_options import template_source
+from edgellm.cli.options import device_options, device_values, option_group, override_option
+from edgellm.cli.progress import ProgressBar
+from edgellm.engine.speculation import DRAFTERS
+from edgellm.formats.errors import UnsupportedError
+from edgellm.machine.terminal import echo
+
+if TYPE_CHECKING:
+    from edgellm.loading import LoadOptions
+    from edgellm.server.models import ModelEntry, Models
+
+model_options = option_group(
+    click.option("-c", "--ctx-size", "--n-ctx", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
+                 help="Tokens of context of each model; 0 takes all that it was trained for."),
+    click.option("-np", "--parallel", "n_parallel", type=click.IntRange(1, 4096), default=4, show_default=True,
+                 metavar="N", help="Whole contexts kept at once; more requests may run."),
+    click.option("-b", "--batch-size", "max_tokens_per_step", type=click.IntRange(1, MAX_TOKENS_PER_STEP), default=512,
+                 show_default=True, metavar="N",
+                 help="Prompt tokens of a step; fewer let others in, and what a client left be freed, sooner."),
+    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
+                 help="Threads.  [default: physical cores]"),
+    click.option("--memory", "memory_gib", type=click.FloatRange(0, min_open=True), default=None, metavar="GIB",
+                 help="Memory of all models.  [default: what is free at the start]"),
+    click.option("--cache-dir", type=click.Path(), default=None, metavar="DIR",
+                 help="Keep what was read in this folder, for the next start too; this user alone can read it."),
+    click.option("--cache-size", "cache_gib", type=click.FloatRange(0, 1 << 20, min_open=True), default=8,
+                 show_default=True, metavar="GIB", help="What that folder may hold; the oldest are dropped."),
+    click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the models' own."),
+    click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
+    click.option("--speculate", type=click.Choice(tuple(DRAFTERS)), default=None,
+                 help="Speculative decoding: the same answers, sooner where they repeat the prompt or themselves."),
+    override_option,
+    device_options,
+    click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
+)  # fmt: skip
+
+
+def needs_extra(command: str, error: ImportError, extra: str = "server") -> UnsupportedError:
+    """What a command says that lacks a package."""
+    return UnsupportedError(
+        f"{command} needs {error.name}, which is not installed. It comes with: pip install 'edgellm[{extra}]'",
+        code="EXTRA_MISSING",
+    )
+
+
+def load_options(values: dict[str, Any]) -> LoadOptions:
+    """How models are loaded, as ``model_options`` say; the folder of the cache is made private."""
+    from edgellm.loading import LoadOptions
+    from edgellm.memory import GIB
+
+    options = LoadOptions(
+        n_ctx=values["n_ctx"],
+        n_threads=values["n_threads"],
+        **device_values(values),
+        chat_template=template_source(values),
+        kv_overrides=values["overrides"] or None,
+        max_tokens_per_step=values["max_tokens_per_step"],
+        force=values["force"],
+        n_parallel=values["n_parallel"],
+        speculate=values["speculate"],
+        cache_dir=values["cache_dir"],
+        cache_nbytes=max(1, int(values["cache_gib"] * GIB)),
+    )
+    if options.cache_dir is not None:
+        from edgellm.engine.prefix_files import private_folder
+
+        private_folder(Path(options.cache_dir))
+    return options
+
+
+def models_of(
+    names: Sequence[str],
+    values: dict[str, Any],
+    progress: ProgressBar,
+    aliases: Sequence[str] = (),
+    keep_alive: float | None = None,
+    interactive: bool = True,
+) -> Models:
+    """The models of a server: those of these names, else all that are here."""
+    from edgellm.cli.models import fetched
+    from edgellm.memory import GIB
+    from edgellm.server.models import Models, named
+
+    options = load_options(values)
+    entries: list[ModelEntry] | None = None
+    if names:
+        entries = named(names, lambda name: fetched(name, progress), aliases)
+    return Models(
+        entries,
+        options,
+        keep_alive=keep_alive,
+        budget=None if values["memory_gib"] is None else int(values["memory_gib"] * GIB),
+        progress=progress.update,
+        tell=partial(echo, err=True),
+        interactive=interactive,
+    )

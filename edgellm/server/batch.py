@@ -1,0 +1,113 @@
+"""A batch on this machine: every line of a file of requests answered once, without HTTP, by the server's own protocols.
+
+Lines run side by side and share the steps of the engine. Those of one model run before those of the next, so models
+that do not fit into the memory together take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edgellm.server.batch_file import Answers, Place, Requests, read_line
+from edgellm.server.errors import ServerError, invalid
+from edgellm.server.http import Json
+from edgellm.server.protocols.openai_wire import new_id
+from edgellm.server.routes import ProtocolRoute, all_routes, call_route
+from edgellm.server.server import Server
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+AT_ONCE = 64  # lines under way: enough to fill the steps of an engine, few enough to lose little
+
+Progress = Callable[[int, int], None]
+
+
+class Outcome(NamedTuple):
+    """What came of a run: lines of the batch, those that were answered before, and those of this run with an error."""
+
+    n_lines: int
+    n_before: int
+    n_wrong: int
+
+
+async def answer_batch(
+    server: Server, requests: Requests, answers: Answers, progress: Progress, at_once: int = AT_ONCE
+) -> Outcome:
+    """Answer what is not answered yet. What stops it, such as a model that cannot be loaded, is raised: run it again.
+
+    progress   called with the lines that are answered, and all of them
+    """
+    served = {row.route.path: row for row in all_routes() if row.route.path in ENDPOINTS}
+    left = [place for place in requests.places if place.id not in answers.done]
+    order = {place.model: number for number, place in reversed(list(enumerate(left)))}
+    left.sort(key=lambda place: order[place.model])  # stable: the first model of the file first
+    n_before, n_wrong = len(answers.done), 0
+    progress(n_before, len(requests.places))
+
+    async def work(places: Iterator[Place]) -> None:
+        nonlocal n_wrong
+        for place in places:
+            line, is_wrong = await _answer(server, served, place, requests.read(place))
+            await answers.add(line)
+            answers.done.add(place.id)
+            n_wrong += is_wrong
+            progress(len(answers.done), len(requests.places))
+
+    for model, places in groupby(left, key=lambda place: place.model):
+        await _load(server, model)
+        await _together(work, places, at_once)
+    return Outcome(len(requests.places), n_before, n_wrong)
+
+
+async def _load(server: Server, model: str) -> None:
+    """Load a model before its lines run: a name that nobody has is their error, anything else is the batch's."""
+    if not model:
+        return
+    try:
+        async with server.models.lease(model):
+            pass
+    except ServerError as error:
+        if error.kind != "not_found":
+            raise
+
+
+async def _together(work: Callable[[Iterator[Place]], Any], places: Iterable[Place], n: int) -> None:
+    """Several workers on the same places; the first error ends all of them."""
+    shared = iter(places)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(n):
+                group.create_task(work(shared))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _answer(server: Server, served: dict[str, ProtocolRoute], place: Place, raw: bytes) -> tuple[bytes, bool]:
+    """The line of answers to a line of requests, and whether it tells of an error."""
+    custom_id, line, wrong = read_line(raw)
+    if line is not None and line.url not in served:
+        wrong = f"url is {line.url[:80]!r}. A batch takes {', '.join(ENDPOINTS)}."
+    told: dict[str, Any] = {"id": place.id, "custom_id": custom_id, "response": None, "error": None}
+    if line is None or wrong:
+        told["error"] = {"code": "invalid_line", "message": f"Line {place.number}: {wrong}", "line": place.number}
+        return msgspec.json.encode(told), True
+    status, body = await _respond(server, served[line.url], bytes(line.body))
+    told["response"] = {"status_code": status, "request_id": new_id("req_"), "body": body}
+    return msgspec.json.encode(told), status >= 400
+
+
+async def _respond(server: Server, row: ProtocolRoute, raw: bytes) -> tuple[int, Any]:
+    """Status and body, as they would come over HTTP."""
+    try:
+        reply = await call_route(server, row.route, raw)
+        if not isinstance(reply, Json):
+            await reply.source.aclose()  # type: ignore[union-attr]
+            raise invalid("stream", "a batch gives whole answers. Leave it out.")
+        return reply.status, reply.content
+    except Exception as error:
+        status, body = row.protocol.error_body(ServerError.of(error))
+        return status, body
