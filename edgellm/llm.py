@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgellm import arguments, loading
 from edgellm.engine.engine import Engine
 from edgellm.engine.requests import CancelFlag
-from edgellm.formats.errors import ClosedError, EdgeLLMError, ParameterError
+from edgellm.formats.errors import ClosedError, ParameterError
 from edgellm.generation import ChunkStream, Generation, GenerationChunk, TextStream, TokenLogprob
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
@@ -574,33 +574,18 @@ class LLM:
         ``load_state`` brings them back in another program, so that a prompt that begins with them is not read again.
         ParameterError KV_EMPTY when the cache has none of them, EdgeLLMError KV_FILE when the file cannot be written.
         """
-        from edgellm.engine.cache_file import model_key, save
+        from edgellm.saved_state import save_state
 
-        target, ids = arguments.path("path", path, new=True), arguments.token_ids("tokens", tokens)
-        key = model_key(self.gguf, self.executor)
-        with _named_failures(target):
-            n_saved = self.engine.call(lambda cache, executor: save(target, cache, ids, key))
-        if not n_saved:
-            raise ParameterError(
-                f"None of these {len(ids)} tokens is in the cache, so there is nothing to save. Let the model read "
-                "them first: generate(tokens, max_tokens=0).",
-                code="KV_EMPTY",
-            )
-        return n_saved
+        return save_state(self.model, path, tokens)
 
     def load_state(self, path: str | Path) -> list[int]:
         """Take keys and values from a file that ``save_state`` wrote; the tokens that are known now.
 
         FormatError KV_FILE for a damaged file or one of another model; nothing is taken from it then.
         """
-        from edgellm.engine.cache_file import model_key, read, restore
+        from edgellm.saved_state import load_state
 
-        source = arguments.path("path", path)
-        with _named_failures(source):
-            state = read(source, model_key(self.gguf, self.executor))
-        if self.engine.scheduler.disk is not None:
-            self.engine.scheduler.disk.writes = False  # what is computed on top of it is not this executor's alone
-        return self.engine.call(lambda cache, executor: restore(cache, state))
+        return load_state(self.model, path)
 
     # -- what it is made of ----------------------------------------------------------------------------------------
 
@@ -664,17 +649,6 @@ class LLM:
     def __repr__(self) -> str:
         state = "closed" if self._model is None else f"{self.n_ctx} tokens of context, {self.n_threads} threads"
         return f"<LLM {self.path.name}: {state}>"
-
-
-@contextlib.contextmanager
-def _named_failures(path: Path) -> Iterator[None]:
-    """What the system says of a file, as an error of ours."""
-    try:
-        yield
-    except OSError as error:
-        raise EdgeLLMError(
-            f"{path}: {error.strerror or error}. Check the path, its rights, and the room on the disk.", code="KV_FILE"
-        ) from error
 
 
 def _is_about_tools(message: Any) -> bool:
