@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_models
 
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.quantize.input_model import InputModel, InputTensor
@@ -52,6 +53,20 @@ def _keys(
     return keys | {f"{architecture}.{epsilon}": (1e-5, "FLOAT32"), "tokenizer.ggml.model": ("no_vocab", "STRING")}
 
 
+FLOATS = ("ffn_gate_inp.weight", "ssm_conv1d.weight", ".bias")
+"""Ends of names of what is float32 though it is no vector."""
+FAMILIES = ("qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "qwen35", "qwen35moe", "qwen3next", "gemma4")
+"""Architectures whose tensors are those of tests/tiny_models.py."""
+N_LAYER, N_EMBD, HEAD_DIM = 11, 256, 64
+
+
+def _family(architecture: str) -> tuple[dict[str, Any], Shapes]:
+    experts = {"expert_count": tiny_models.N_EXPERT, "expert_used_count": 2} if architecture != "qwen35" else {}
+    keys = _keys(architecture, N_LAYER, N_EMBD, (4, 2), N_EMBD, **experts)
+    sizes = N_EMBD, N_EMBD, 4 * HEAD_DIM, 2 * HEAD_DIM, HEAD_DIM
+    return keys, tiny_models.tensor_shapes(architecture, 64, N_LAYER, *sizes, tied=architecture == "gemma4")
+
+
 CASES: dict[str, tuple[dict[str, Any], Shapes]] = {
     "llama 11": (_keys("llama", 11, 256, (8, 2), 256), shapes(11, 256, 64, 256, tied=False)),
     "llama narrow": (_keys("llama", 5, 288, (9, 3), 320), shapes(5, 288, 96, 320, tied=True)),
@@ -69,6 +84,7 @@ CASES: dict[str, tuple[dict[str, Any], Shapes]] = {
     "qwen3": (_keys("qwen3", 3, 256, (8, 2), 768), shapes(3, 256, 64, 768, tied=False)),
     "gemma3": (_keys("gemma3", 26, 256, (4, 1), 512), shapes(26, 256, 64, 512, tied=True)),
     "falcon": (_keys("falcon", 32, 256, (8, 1), 256), shapes(32, 256, 32, 256, tied=False, fused=True)),
+    **{name: _family(name) for name in FAMILIES},
 }
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -88,7 +104,7 @@ def source(case: str) -> InputModel:
     f16 = QUANT_TYPES["F16"]
 
     def tensor(name: str, shape: tuple[int, ...]) -> InputTensor:
-        quant = QUANT_TYPES["F32"] if len(shape) == 1 or "ffn_gate_inp" in name else f16
+        quant = QUANT_TYPES["F32"] if len(shape) == 1 or name.endswith(FLOATS) else f16
         n_in = shape[-1]
         return InputTensor(
             name,
@@ -157,6 +173,33 @@ gemma3 / plain
 falcon / plain
     ac024ff8 303b8ddc 1ce4c1e1 6536669f 355d001f a070b4a4 1d7351c6 cddd8026 dd95114c af713d7 fa31edfb d5c7b091
     c58f21fb 4d8ccd6d dad7c4c6 6536669f f533919f adbc0ec9 4d2ff274 a2521af1 0 4186732b 5c65293d
+qwen2moe / plain
+    2b260dce 3109f44b 2b09ce72 207df490 1077b391 ed188261 9bd4b78 410c9083 d9993ddf b9c26d31 1326bca8 ff65c51b
+    67f06847 82871c7d f774b948 ceb49f71 8cb23f1 7fef1b28 3a28baaa d7f92a49 0 c4c0ec86 78196d5b
+qwen3moe / plain
+    22a05a62 88376a5c 3f2be24b f351ec7 978394dc b354ab2d bb7e2cb 5a3aad9f 3ddc5cbc 19c943bd dbd93a50 2e297f92
+    49cf8eb1 10de6294 1b8756ec 1af76684 3db1f553 85387172 e8ae08a4 577ff3df 0 72f8498 a463cdf0
+olmoe / plain
+    22a05a62 88376a5c 3f2be24b f351ec7 978394dc b354ab2d bb7e2cb 5a3aad9f 3ddc5cbc 19c943bd dbd93a50 2e297f92
+    49cf8eb1 10de6294 1b8756ec 1af76684 3db1f553 85387172 e8ae08a4 577ff3df 0 72f8498 a463cdf0
+granitemoe / plain
+    a36775d5 46f28d2e e3e939d5 db0cec2b cb7e6cf8 6115f0d5 3cb1e9be 2100ffc5 fb5eb3dc b1e386f1 862b4672 c56a8138
+    1f34cd21 394ee3c4 ead1bb2d d329cf62 d1982797 cdf65a78 85fe573 7ebbc69f 0 d54943d9 f6b71fe
+gpt-oss / plain
+    31e69947 6766e3a9 c48f783c c8a4cf6 e140792b f567b3fd 8b78d8ab ccc38ea6 b42423ee 4faa0870 98297fec 5c04ec19
+    24e34151 67f76ce8 b399f66a 8c3127fa 762c14e4 ff2f98b9 5f099bab 2e07c756 0 91f829b1 c442664e
+qwen35 / plain
+    aee7bd0a b5abb0a9 bb3c51e1 1b8e2d90 cea15c f61efc92 2dafde01 c7d2ac80 b5b94e8b 1281ca17 6782be08 6a228474
+    1849667f a6ac5f6e 673715b2 1b8e2d90 faee104a dd2ac135 776d20bb a9afcb8 0 15e7dd5e a44a8fe7
+qwen35moe / plain
+    94079ad1 97f68251 2b7cc47b 9cf5c0a8 64f148e 46d3d0b9 62cb0338 5c201cf5 ccd2f00b cf88916b 6e282bf 7fa3ee67
+    ef510299 96fb56ff 233d5b68 d9a63b7 5374c1db 67c93725 abc32c54 4e310fa4 0 abd71389 af9bb3f3
+qwen3next / plain
+    d21181c9 e1fb9037 f1dd20 f97760da 9c512cbf 26568411 290edf7f a14a3844 20bffbcf 4fabe38b 93678f2a 7b506b3b
+    faa5a8b0 996e66f1 52357b23 8e8e1d91 5638cd26 8532dee2 98c03ebe d6deb8ba 0 46d8559c 402d00b7
+gemma4 / plain
+    58849212 5904929a d14c8bd7 2587e2c1 359ebe2e cc4ac96a 1711ce91 3659fa6b 13a0c49e 9b06e456 f3cb77a5 9ef3d7c1
+    bb0ae934 862f9f02 fa10dd5 693a8466 613731bf 9c9b764e 520f2fef 44fe0562 0 e8c3fa68 c475b74
 """
 
 
