@@ -3,11 +3,11 @@
     python benchmarks/random_model.py 1b Q4_K_M random-1b-q4_k_m.gguf
 
 1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
-and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; experts-30b, experts-7b
-and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss. Blocks are random bytes whose scales give the
-weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no two lines of the file are alike.
-Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is that of experts alone: the rest is
-Q8_0.
+and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; inputs-4b is Gemma 4
+E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss. Blocks are
+random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no
+two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is
+that of experts alone: the rest is Q8_0.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Shape:
     states    heads, their size, groups and state size of Mamba-2 in layers that have it: in all beside attention
               (falcon-h1), or in all but four in place of it (granitehybrid)
     shared    width of the expert that all tokens share
+    inputs    of a Gemma 4: columns of a layer's own input, layers without keys, the head size of each sixth layer,
+              which sees everything, and the window of the others
     """
 
     architecture: str
@@ -51,6 +53,11 @@ class Shape:
     n_rot: int | None = None
     states: tuple[int, int, int, int] | None = None
     shared: int = 0
+    inputs: tuple[int, int, int, int] | None = None
+
+    def wide(self, layer: int) -> bool:
+        """Whether a layer of a Gemma 4 sees everything."""
+        return layer % 6 == 5
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention."""
@@ -71,6 +78,7 @@ SHAPES = {
     "experts-30b": Shape("qwen3moe", 8, 2048, 768, 32, 4, 128, 151936, 1e6, experts=(128, 8), is_tied=False),
     "experts-7b": Shape("olmoe", 8, 2048, 1024, 16, 16, 128, 50304, 1e4, experts=(64, 8), is_tied=False),
     "experts-20b": Shape("gpt-oss", 6, 2880, 2880, 64, 8, 64, 201088, 150000.0, experts=(32, 4), is_tied=False),
+    "inputs-4b": Shape("gemma4", 42, 2560, 10240, 8, 2, 256, 262144, 1e6, inputs=(256, 18, 512, 512)),
 }
 MIXES = ("Q4_K_M", "Q8_0", "MXFP4")
 
@@ -85,7 +93,8 @@ def tensor_type(mix: str, name: str, layer: int, n_layer: int) -> str:
     if mix != "Q4_K_M":
         return mix
     more = layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
-    six = name in ("token_embd", "output") or (name in ("attn_v", "ffn_down", "ffn_down_exps") and more)
+    six = name in ("token_embd", "per_layer_token_embd", "output")
+    six = six or (name in ("attn_v", "ffn_down", "ffn_down_exps") and more)
     return "Q6_K" if six else "Q4_K"
 
 
@@ -124,9 +133,18 @@ def random_floats(name: str, shape: tuple[int, int], seed: int) -> TensorPlan:
     return TensorPlan(name, shape, QUANT_TYPES["F32"], lambda: [values])
 
 
-def layer_matrices(s: Shape, attends: bool) -> dict[str, tuple[int, ...]]:
+def layer_matrices(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[int, ...]]:
     """Shapes of the matrices of a layer that are quantized."""
     found: dict[str, tuple[int, ...]] = {}
+    if s.inputs:
+        width, n_shared, head_dim, _ = s.inputs
+        size = head_dim if s.wide(layer) else s.head_dim
+        found = {"attn_q": (s.n_head * size, s.n_embd), "attn_output": (s.n_embd, s.n_head * size)}
+        if layer < s.n_layer - n_shared:
+            found |= {f"attn_{x}": (s.n_head_kv * size, s.n_embd) for x in "kv"}
+        found |= {"inp_gate": (width, s.n_embd), "proj": (s.n_embd, width)}
+        found |= {f"ffn_{x}": (s.n_ff, s.n_embd) for x in ("gate", "up")}
+        return found | {"ffn_down": (s.n_embd, s.n_ff)}
     if s.delta and not attends:
         n_k, n_v, dim = s.delta
         found = {
@@ -161,8 +179,15 @@ def has_states(s: Shape, attends: bool) -> bool:
     return bool(s.states) and (s.architecture == "falcon-h1" or not attends)
 
 
-def layer_numbers(s: Shape, attends: bool) -> dict[str, tuple[tuple[int, ...], float]]:
+def layer_numbers(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[tuple[int, ...], float]]:
     """Shapes of the other tensors of a layer, by their whole names, and what they are filled with."""
+    if s.inputs:
+        _, n_shared, head_dim, _ = s.inputs
+        size = head_dim if s.wide(layer) else s.head_dim
+        norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "post_norm")
+        of_gemma: dict[str, tuple[tuple[int, ...], float]] = {f"{x}.weight": ((s.n_embd,), 1.0) for x in norms}
+        of_gemma |= {"attn_q_norm.weight": ((size,), size**-0.5), "layer_output_scale.weight": ((1,), 1.0)}
+        return of_gemma | ({"attn_k_norm.weight": ((size,), 1.0)} if layer < s.n_layer - n_shared else {})
     found = {"attn_norm.weight": ((s.n_embd,), 1.0)}
     second = "post_attention_norm" if s.architecture in ("qwen35", "gpt-oss") else "ffn_norm"
     found[second if s.architecture == "falcon-h1" else f"{second}.weight"] = (s.n_embd,), 1.0
@@ -196,9 +221,17 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
     ]
     if not s.is_tied:
         plans.append(random_matrix("output.weight", (s.n_vocab, s.n_embd), tensor_type(mix, "output", 0, 1), 1 << 20))
+    if s.inputs:
+        whole = s.n_layer * s.inputs[0]
+        plans += [
+            numbers("rope_freqs.weight", (s.inputs[2] // 2,), 1.0),
+            random_matrix("per_layer_token_embd.weight", (s.n_vocab, whole), embedding, 1 << 21),
+            random_floats("per_layer_model_proj.weight", (whole, s.n_embd), 1 << 22),
+            numbers("per_layer_proj_norm.weight", s.inputs[:1], 1.0),
+        ]
     for layer in range(s.n_layer):
         attends, seed = s.attends(layer), 1 + layer * 16
-        for name, (size, value) in layer_numbers(s, attends).items():
+        for name, (size, value) in layer_numbers(s, attends, layer).items():
             plans.append(numbers(f"blk.{layer}.{name}", size, value))
         if has_states(s, attends) and s.states:
             heads, dim, groups, size = s.states
@@ -209,7 +242,7 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
             plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_qkv, 4), seed + 14))
         if s.experts:
             plans.append(random_floats(f"blk.{layer}.ffn_gate_inp.weight", (s.experts[0], s.n_embd), seed + 15))
-        for i, (name, size) in enumerate(layer_matrices(s, attends).items()):
+        for i, (name, size) in enumerate(layer_matrices(s, attends, layer).items()):
             quant = tensor_type(mix, name, layer, s.n_layer)
             plans.append(random_matrix(f"blk.{layer}.{name}.weight", size, quant, seed + i))
     return plans
@@ -255,6 +288,17 @@ def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
             found["expert_feed_forward_length"] = shape.n_ff, "UINT32"
     if shape.architecture == "gpt-oss":
         found["attention.sliding_window"] = 128, "UINT32"
+    if shape.inputs:
+        width, n_shared, head_dim, window = shape.inputs
+        found |= dict.fromkeys(
+            ("attention.key_length", "attention.value_length", "rope.dimension_count"), (head_dim, "UINT32")
+        )
+        near = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
+        found |= dict.fromkeys(near, (shape.head_dim, "UINT32"))
+        found["attention.sliding_window"] = window, "UINT32"
+        found["attention.sliding_window_pattern"] = [not shape.wide(i) for i in range(shape.n_layer)], "ARRAY[BOOL]"
+        found |= {"attention.shared_kv_layers": (n_shared, "UINT32"), "rope.freq_base_swa": (1e4, "FLOAT32")}
+        found |= {"embedding_length_per_layer_input": (width, "UINT32"), "final_logit_softcapping": (30.0, "FLOAT32")}
     if shape.states:
         heads, dim, groups, size = shape.states
         sizes = {"conv_kernel": 4, "state_size": size, "group_count": groups, "time_step_rank": heads}
