@@ -1,10 +1,12 @@
 """Decode with experts that are on the disk: tokens per second, and what of the disk's own rate that is.
 
     python benchmarks/random_model.py experts-30b Q4_K_M model.gguf
-    python benchmarks/experts_on_disk.py model.gguf [--steps 8] [--threads 2]
+    python benchmarks/experts_on_disk.py model.gguf [--steps 8] [--threads 2] [--memory 6]
 
 Before each step every page of every expert is taken out of memory (MADV_PAGEOUT), which is a memory that holds none:
-the step must read all that its token is sent to. "fetched" asks for these pages as soon as the router has chosen,
+the step must read all that its token is sent to. With --memory GIB all but so much of the machine's memory is locked
+away by another process instead, for a file that is larger than what is left, and an answer is written as any other is:
+then what stays in memory counts for it. "fetched" asks for these pages as soon as the router has chosen,
 "mapped" leaves them to come as they are read. What the disk gave is counted by the system (/proc/self/io); its own rate
 is that of large reads of the same file past the page cache. Linux, and a file that is yours.
 """
@@ -17,8 +19,12 @@ import json
 import mmap
 import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +92,50 @@ def measure(path: Path, fetched: bool, n_steps: int, n_threads: int, seed: int) 
     return {"seconds": statistics.median(seconds[2:]), "read": statistics.median(nbytes[2:]), "active": float(experts)}
 
 
+_HOLD = """
+import ctypes, mmap, sys
+open("/proc/self/oom_score_adj", "w").write("1000")  # the first to go, should memory end
+libc, held, keep = ctypes.CDLL(None, use_errno=True), [], int(sys.argv[1])
+def available():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+while available() > keep:
+    held.append(mmap.mmap(-1, min(256 << 20, available() - keep + mmap.PAGESIZE)))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(held[-1]))
+    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(held[-1]))):
+        sys.exit("mlock: error %d; it needs root, or a high limit of locked memory" % ctypes.get_errno())
+print(sum(map(len, held)), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def little_memory(nbytes: int) -> Iterator[int]:
+    """All but so much of what memory is available is locked by a process of its own; how much that is."""
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(nbytes)], stdin=-1, stdout=-1, text=True) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        line = holder.stdout.readline()
+        if not line:
+            raise SystemExit("no memory was locked")
+        yield int(line)
+        holder.stdin.close()
+
+
+def answer(path: Path, n: int, n_threads: int, rate: float) -> dict[str, float]:
+    """An answer of n tokens behind as many that warm up, as ``edgellm.load`` does it in what memory there is."""
+    import edgellm
+
+    with edgellm.load(path, n_threads=n_threads, n_ctx=4 * n) as llm:
+        program = llm.program
+        active = sum(op.nbytes_per_token(program.tensors) for op in program.ops if isinstance(op, ExpertMatmul))
+        before, times = read_nbytes(), []
+        for _ in llm.stream([1000, 2000, 3000], max_tokens=2 * n, temperature=1.0, seed=1, ignore_eos=True):
+            times.append(time.perf_counter())
+            before = read_nbytes() if len(times) == n else before
+    seconds = (times[-1] - times[n - 1]) / n
+    read = (read_nbytes() - before) / n
+    return {"seconds": seconds, "read": read, "active": float(active), "share": active / seconds / rate}
+
+
 def main() -> None:
     """Measure both ways in turn and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,8 +143,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2, help="of both, in turn")
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--memory", type=float, metavar="GIB", help="lock all but so much, and write --steps tokens")
     options = parser.parse_args()
     rate = disk_rate(options.model)
+    if options.memory:
+        with little_memory(int(options.memory * 2**30)) as locked:
+            print(f"file {options.model.stat().st_size / 1e9:.1f} GB, disk {rate / 1e9:.2f} GB/s", end=", ")
+            print(f"{locked / 2**30:.1f} GiB locked away, {options.memory:g} GiB left")
+            found = answer(options.model, options.steps, options.threads, rate)
+        print(
+            f"{1 / found['seconds']:.2f} tokens/s  {found['active'] / 1e6:.0f} MB of experts a token, "
+            f"{found['read'] / 1e6:.0f} MB read, {found['share']:.2f} of the disk's rate"
+        )
+        print(json.dumps(found | {"disk": rate}))
+        return
     results: dict[str, list[dict[str, float]]] = {}
     print(f"disk {rate / 1e9:.2f} GB/s")
     for turn, fetched in enumerate((True, False) * options.rounds):
