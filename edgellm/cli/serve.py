@@ -10,7 +10,7 @@ import click
 
 from edgellm.cli.options import option_group
 from edgellm.cli.progress import ProgressBar
-from edgellm.cli.serving_options import model_options, models_of, needs_extra
+from edgellm.cli.serving_options import load_options, model_options, models_of, needs_extra
 from edgellm.machine.terminal import echo
 
 if TYPE_CHECKING:
@@ -49,9 +49,35 @@ serve_options = option_group(
 )  # fmt: skip
 
 
+class Replicas(click.ParamType):
+    """A number, or the least and the most of them."""
+
+    name = "replicas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        found = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", str(value), re.ASCII)
+        if found is None or (found[2] and int(found[2]) < int(found[1])):
+            self.fail(f"{value!r} is neither a number such as 2 nor the least and the most such as 1-4.", param, ctx)
+        return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+ray_options = option_group(
+    click.option("--ray", is_flag=True, help="Serve by Ray: replicas of each model behind this address."),
+    click.option("--ray-address", metavar="ADDRESS",
+                 help="A cluster that runs; auto is this machine's.  [default: start one here]"),
+    click.option("--replicas", type=Replicas(), default="1", show_default=True, metavar="N|MIN-MAX",
+                 help="With --ray: processes of each model; of a range as many as its requests need."),
+    click.option("--rate-limit", type=click.FloatRange(0, min_open=True), default=None, metavar="N",
+                 help="With --ray: requests a minute of one client."),
+    click.option("--response-cache", "response_cache_mib", type=click.IntRange(0), default=0, metavar="MIB",
+                 help="With --ray: memory for replies that would be the same again.  [default: none]"),
+)  # fmt: skip
+
+
 @click.command("serve")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @serve_options
+@ray_options
 def command(models: tuple[str, ...], **values: Any) -> int:
     """Serve models over HTTP on this machine.
 
@@ -63,7 +89,12 @@ def command(models: tuple[str, ...], **values: Any) -> int:
       edgellm serve smollm2
       edgellm serve model.gguf --port 9000 -c 16384 --parallel 8
       edgellm serve --host 0.0.0.0 --api-key "$KEY"
+      edgellm serve smollm2 --ray --replicas 1-4 -t 4
     """
+    if values["ray"] or values["ray_address"]:
+        return _serve_by_ray(models, values)
+    if values["rate_limit"] or values["response_cache_mib"] or values["replicas"] != 1:
+        raise click.UsageError("--replicas, --rate-limit and --response-cache go with --ray.")
     try:
         from edgellm.server import listen
     except ImportError as error:
@@ -79,6 +110,34 @@ def command(models: tuple[str, ...], **values: Any) -> int:
             echo(f"edgellm serves {_names(server)} at {url}/v1, a page to chat at {url}/  (Ctrl-C stops)")
 
         listen.serve(server, listener, ready, preload=bool(models))
+    return 0
+
+
+def _serve_by_ray(models: tuple[str, ...], values: dict[str, Any]) -> int:
+    try:
+        from edgellm.ray.running import run
+        from edgellm.server.security import Access
+    except ImportError as error:
+        raise needs_extra("serve --ray", error, "ray") from error
+    if not models:
+        raise click.UsageError("--ray needs the MODELs by name: each has replicas of its own.")
+    for name, flag in (("aliases", "--alias"), ("memory_gib", "--memory"), ("cache_dir", "--cache-dir")):
+        if values[name]:
+            raise click.UsageError(f"{flag} is of one server and does not go with --ray.")
+    limit = values["rate_limit"]
+    run(
+        models,
+        values["host"],
+        values["port"],
+        values["ray_address"],
+        lambda url: echo(f"edgellm serves {', '.join(models)} by Ray at {url}/v1  (Ctrl-C stops)"),
+        options=load_options(values),
+        replicas=values["replicas"],
+        access=Access(values["host"], values["keys"], frozenset(values["names"]), frozenset(values["origins"])),
+        max_requests=values["max_requests"],
+        rate_limit=None if limit is None else (limit, max(1, int(limit))),
+        response_cache_nbytes=values["response_cache_mib"] << 20,
+    )
     return 0
 
 

@@ -1,0 +1,172 @@
+"""The server on Ray: answers survive their replicas, and a prompt goes where its beginning has been read."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray.serve", reason="Ray is an extra: pip install edgellm[ray]")
+pytest.importorskip("gguf", reason="the judge of files: pip install gguf")
+
+from ray_cluster import cluster as cluster
+from tiny_models import write_tiny_model
+
+import edgellm
+import edgellm.ray
+from edgellm.cli import main
+from edgellm.formats.errors import ParameterError
+from edgellm.loading import LoadOptions
+
+PORT = 18766
+URL = f"http://127.0.0.1:{PORT}"
+N_TOKENS = 600
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(
+        tmp_path_factory.mktemp("ray") / "tiny.gguf", n_embd=64, n_ff=64, n_head=1, n_head_kv=1, context_length=1024
+    )
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Any, model: Path) -> Iterator[None]:
+    """Two replicas behind one address."""
+    from ray import serve
+
+    how = LoadOptions(n_ctx=1024, n_parallel=4, n_threads=1)
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"log_level": "ERROR"})
+    serve.run(edgellm.ray.app(str(model), options=how, replicas=2), name="edgellm")
+    yield
+    serve.shutdown()
+
+
+def opened(path: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(URL + path, data, {"content-type": "application/json"})
+    return urllib.request.urlopen(request, timeout=120)
+
+
+def replicas() -> list[str]:
+    import ray
+
+    return [one["name"] for one in ray.util.list_named_actors(all_namespaces=True) if "#model-0#" in one["name"]]
+
+
+def test_a_stream_survives_all_its_replicas(served: None, model: Path) -> None:
+    import ray
+
+    body = {"model": "tiny", "prompt": "the rain", "max_tokens": N_TOKENS, "temperature": 0, "ignore_eos": True}
+    with edgellm.load(model, n_ctx=1024, n_threads=1) as llm:
+        options = {"max_tokens": N_TOKENS, "temperature": 0, "ignore_eos": True}
+        expected = str(llm.generate(llm.tokenize("the rain", True, True), **options))
+    events: list[Any] = []
+    with opened("/v1/completions", {**body, "stream": True}) as reply:
+        for raw in reply:
+            if not raw.startswith(b"data: "):
+                continue
+            events.append(raw[6:].decode().strip())
+            if len(events) == 5:
+                before = replicas()
+                for name in before:
+                    ray.kill(ray.get_actor(name, namespace="serve"))
+    assert events.pop() == "[DONE]" and len(before) == 2
+    told = [json.loads(event) for event in events]
+    assert "".join(event["choices"][0]["text"] for event in told) == expected
+    assert len({event["id"] for event in told}) == 1
+    assert [event["choices"][0]["finish_reason"] for event in told if event["choices"][0]["finish_reason"]] == [
+        "length"
+    ]
+    with opened("/v1/completions", body) as reply:
+        assert json.load(reply)["choices"][0]["text"] == expected
+    assert not set(before) & set(replicas())
+
+
+def test_a_prompt_goes_where_its_beginning_has_been_read(served: None) -> None:
+    rng = random.Random(2)
+    texts = [" ".join(rng.choices(["rain", "wind", "sea", "house", "in", "the", "and"], k=60)) for _ in range(6)]
+    shares = []
+    for _ in range(3):
+        rng.shuffle(texts)
+        for number, text in enumerate(texts):
+            with opened("/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 1}) as reply:
+                usage = json.load(reply)["usage"]
+            shares.append(usage["prompt_tokens_details"]["cached_tokens"] / usage["prompt_tokens"])
+            texts[number] = f"{text} and more of it"
+    assert min(shares[6:]) > 0.7, "every later turn finds the earlier one"
+
+
+def test_every_protocol_is_there(served: None) -> None:
+    question = [{"role": "user", "content": "rain?"}]
+    for path, body in (
+        ("/v1/chat/completions", {"model": "tiny", "messages": question, "max_tokens": 4}),
+        ("/v1/messages", {"model": "tiny", "messages": question, "max_tokens": 4}),
+        ("/api/chat", {"model": "tiny:latest", "messages": question, "options": {"num_predict": 4}}),
+        ("/v1/responses", {"model": "tiny", "input": "rain?", "max_output_tokens": 4}),
+        ("/v1/embeddings", {"model": "tiny", "input": "rain"}),
+        ("/tokenize", {"content": "rain"}),
+    ):
+        with opened(path, body) as reply:
+            assert reply.status == 200 and json.loads(reply.read().splitlines()[-1])
+    for path in ("/v1/models", "/health", "/openapi.json", "/api/tags"):
+        with opened(path) as reply:
+            assert reply.status == 200
+
+
+def test_the_router_prefers_the_longest_prefix_that_is_not_too_busy() -> None:
+    import asyncio
+
+    from edgellm.ray.prefix_router import PrefixRouter
+
+    router = PrefixRouter.__new__(PrefixRouter)
+    router.initialize_state(n_keys=100, slack=2)
+    loads: dict[str, int] = {}
+    router._replica_queue_len_cache = loads
+    some = [SimpleNamespace(replica_id=name, routing_stats={}) for name in "abc"]
+    some[1].routing_stats = {"prefixes": [1, 2, 3]}
+
+    def chosen(keys: list[int]) -> list[list[str]]:
+        request: Any = SimpleNamespace(kwargs={"prefix": keys})
+        ranks = asyncio.run(router.choose_replicas(some, request))
+        return [[one.replica_id for one in rank] for rank in ranks]
+
+    assert chosen([1, 2, 9])[0] == ["b"] and len(chosen([1, 2, 9])) == 2
+    assert len(chosen([9])) == 1 and len(chosen([9])[0]) == 2
+    router.on_request_routed(SimpleNamespace(kwargs={"prefix": [1, 2, 9]}), "c", None)
+    assert chosen([1, 2, 9])[0] == ["c"] and chosen([1, 2, 3])[0] == ["b"]
+    loads["c"] = 3
+    assert len(chosen([1, 2, 9])) == 1, "it has more to do than the idlest and two"
+    loads.update(a=1, b=1)
+    assert chosen([1, 2, 9])[0] == ["c"]
+
+
+def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ({"replicas": 0}, {"replicas": (2, 1)}):
+        with pytest.raises(ParameterError):
+            edgellm.ray.app("tiny", **wrong)
+    with pytest.raises(ParameterError):
+        edgellm.ray.app()
+    for arguments, told in (
+        (["--ray"], "--ray needs the MODELs"),
+        (["smollm2", "--rate-limit", "3"], "go with --ray"),
+        (["smollm2", "--ray", "--cache-dir", "x"], "--cache-dir is of one server"),
+        (["smollm2", "--ray", "--replicas", "3-1"], "the least and the most"),
+    ):
+        assert main(["serve", *arguments]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_ray_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['ray'] = None; from edgellm.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "serve", "smollm2", "--ray"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and "pip install 'edgellm[ray]'" in run.stderr
