@@ -26,8 +26,8 @@ from tool_template import TOOL_TEMPLATE, call_text
 import edgellm
 from edgellm.llm import LLM
 from edgellm.loading import LoadOptions
-from edgellm.server.app import PROTOCOLS
 from edgellm.server.models import ModelEntry, Models
+from edgellm.server.routes import PROTOCOLS
 from edgellm.server.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
