@@ -6,6 +6,7 @@ that one vector register holds the same dimension of neighbouring positions and 
 
     keys     (n_blocks, n_kv_heads, head_dim_k, 32)
     values   (n_blocks, n_kv_heads, 32, head_dim_v)
+    latent   (n_blocks, n_kv_heads, 32, head_dim_k): keys that begin with their values, row by row
     states   (n_slots, width) float32: all that a recurrent layer remembers of a sequence at one position
 
 Memory is anonymous and zero; the system commits a page when it is first written, so a large context costs nothing
@@ -69,11 +70,9 @@ class KVLayer:
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Of one block: keys, then values."""
-        keys, values = (
-            (self.n_kv_heads, self.head_dim_k, BLOCK_TOKENS),
-            (self.n_kv_heads, BLOCK_TOKENS, self.head_dim_v),
-        )
-        return [keys] if self.latent else [keys, values]
+        if self.latent:
+            return [(self.n_kv_heads, BLOCK_TOKENS, self.head_dim_k)]
+        return [(self.n_kv_heads, self.head_dim_k, BLOCK_TOKENS), (self.n_kv_heads, BLOCK_TOKENS, self.head_dim_v)]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class CachePool:
     """The blocks of all layers: ``n_blocks[g]`` of them for the layers of group g (slots, where its kind is state),
     or as many for every group.
 
-    arrays   for each layer its keys and values, or keys alone, or states; see the module
+    arrays   for each layer its keys and values, or both in one, or states; see the module
     """
 
     def __init__(self, layers: Sequence[CacheLayer], n_blocks: Sequence[int] | int, dtype: str = "float16") -> None:

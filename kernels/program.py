@@ -47,6 +47,7 @@ class Op(ABC):
     A kind of op says by the names of its fields what it touches, so that nothing else needs to know:
 
     name      what kernels call it
+    kernel    the op whose kernels run it, where it has none of its own
     reads     buffers it reads
     writes    buffers it writes; one that it changes in place stands in both
     weights   tensors it multiplies with; None in such a field is "not there"
@@ -56,6 +57,7 @@ class Op(ABC):
     """
 
     name: ClassVar[str]
+    kernel: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[tuple[str, ...]] = ()

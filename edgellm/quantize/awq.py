@@ -84,7 +84,9 @@ def _fold(program: Program, group: Group) -> Fold | None:
     if isinstance(op, Attention):
         of_layer = [i for i, o in enumerate(ops) if op.layer in (*o.read_layers(), *o.written_layers())]
         store = ops[of_layer[0]]
-        v = _plain_matmul(program, store.v, of_layer[0]) if isinstance(store, StoreKV) and len(of_layer) == 2 else None
+        if not isinstance(store, StoreKV) or store.v is None or len(of_layer) != 2:
+            return None
+        v = _plain_matmul(program, store.v, of_layer[0])
         layer = program.kv_layer(op.layer)
         copies = op.n_heads // layer.n_kv_heads
         return Fold(group, v, into_rows=True, head_dim=layer.head_dim_v, copies=copies) if v else None

@@ -27,7 +27,7 @@ from edgellm.formats.gguf_header import TypedMetadata
 from edgellm.formats.gguf_writer import TensorPlan, write_gguf
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.regular_file import open_regular
-from edgellm.kernels.ops import ExpertMatmul, Matmul, Op
+from edgellm.kernels.ops import ExpertMatmul, HeadMatmul, Matmul, Op
 from edgellm.kernels.program import Program
 from edgellm.machine.atomic import whole_file
 from edgellm.measure.perplexity import Chunk, ChunkModel
@@ -132,6 +132,9 @@ class Collector:
                 rows = x[token, slot % x.shape[1]]
                 sums[expert] = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
             self._add(op.weight, sums, np.bincount(ids.reshape(-1), minlength=n_expert))
+        elif isinstance(op, HeadMatmul) and op.rows is None:
+            x = read(op.x).reshape(len(read(op.x)), op.n_heads, -1)
+            self._add(op.weight, np.einsum("ijk,ijk->jk", x, x, dtype=np.float64), np.full(op.n_heads, len(x)))
         written = set(map(self.program.root, op.written_buffers()))
         self._shared = {name: x for name, x in self._shared.items() if self.program.root(name) not in written}
 

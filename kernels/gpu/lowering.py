@@ -289,6 +289,7 @@ def _heads_to_cache(low: Lowering) -> bool:
     if not isinstance(store[0], StoreKV) or not _are_heads_of(low, norms, first, second, store[0]):
         return False
     op, program = store[0], low.there.program
+    assert op.v is not None, "checked"
     q, k, v, layer = low.place(first.x), low.place(op.k), low.place(op.v), program.kv_layer(op.layer)
     rope, (keys, values) = program.ropes[first.rope], low.there.pool.arrays[op.layer]
     bound, heads = bindings(3, [("q", q.buffer, "w"), ("v", v.buffer, "r")]), q.width // first.head_dim
@@ -326,6 +327,7 @@ def _are_heads_of(low: Lowering, norms: list[RMSNorm], first: ApplyRope, second:
 
 
 def _store_kv(low: Lowering, op: StoreKV) -> None:
+    assert op.v is not None, "checked"
     k, v, layer = low.place(op.k), low.place(op.v), low.there.program.kv_layer(op.layer)
     keys, values = low.there.pool.arrays[op.layer]
     bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])

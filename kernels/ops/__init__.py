@@ -15,11 +15,20 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 
 from edgellm.kernels.ops.attention import Attention, StoreKV
 from edgellm.kernels.ops.delta_net import DeltaGates, DeltaRule
-from edgellm.kernels.ops.elementwise import Activate, Add, GatedUnit, Scale, SigmoidGate, Softcap, SplitHeads
+from edgellm.kernels.ops.elementwise import (
+    Activate,
+    Add,
+    GatedUnit,
+    JoinHeads,
+    Scale,
+    SigmoidGate,
+    Softcap,
+    SplitHeads,
+)
 from edgellm.kernels.ops.embed import Embed
 from edgellm.kernels.ops.encoder import AddRows, SelfAttention
 from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
-from edgellm.kernels.ops.matmul import Matmul
+from edgellm.kernels.ops.matmul import HeadMatmul, Matmul
 from edgellm.kernels.ops.norms import LayerNorm, RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.ops.rope import ApplyRope
@@ -42,6 +51,8 @@ __all__ = [
     "ExpertSum",
     "GatedNorm",
     "GatedUnit",
+    "HeadMatmul",
+    "JoinHeads",
     "LayerNorm",
     "Matmul",
     "Op",
@@ -63,4 +74,5 @@ OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
     LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm,
+    HeadMatmul, JoinHeads,
 )  # fmt: skip

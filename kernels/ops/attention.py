@@ -14,12 +14,15 @@ from edgellm.kernels.program import Op
 
 @dataclass(frozen=True)
 class StoreKV(Op):
-    """Write k and v of every token of the batch to the cache of ``layer``, at the token's position."""
+    """Write k and v of every token of the batch to the cache of ``layer``, at the token's position.
+
+    v   None where the layer is latent: keys have their values in them
+    """
 
     name, reads, cache = "store_kv", ("k", "v"), "write"
 
     k: str
-    v: str
+    v: str | None
     layer: int
 
     def reference(self, step: Step) -> None:
@@ -28,8 +31,11 @@ class StoreKV(Op):
         blocks = step.table(self.layer)[step.batch.sequences, positions // BLOCK_TOKENS]
         assert (blocks >= 0).all(), f"layer {self.layer}: a token has no block to be stored in"
         k = step[self.k].reshape(len(positions), layer.n_kv_heads, layer.head_dim_k)
-        v = step[self.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
         # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
+        if self.v is None:
+            step.pool.arrays[self.layer][0][blocks, :, positions % BLOCK_TOKENS, :] = k
+            return
+        v = step[self.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
         step.pool.arrays[self.layer][0][blocks, :, :, positions % BLOCK_TOKENS] = k
         step.pool.arrays[self.layer][1][blocks, :, positions % BLOCK_TOKENS, :] = v
 
@@ -39,6 +45,8 @@ class StoreKV(Op):
             layer = s.layer(KVLayer(heads, dim_k, dim_v, window))
             shape = f"heads={heads} head_dim={dim_k}/{dim_v}"
             s.emit(shape, StoreKV(s.input(heads * dim_k), s.input(heads * dim_v), layer))
+        latent = s.layer(KVLayer(1, 48, 32, latent=True))
+        s.emit("latent head_dim=48/32", StoreKV(s.input(48), None, latent))
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,12 @@ class Attention(Op):
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
         shapes = ((1, 2, 64, 64, 0), (3, 3, 40, 24, 0), (4, 1, 17, 33, 100), (8, 1, 64, 64, 33))
+        if variant == "latent":
+            shapes = ((1, 2, 64, 64, 0), (5, 3, 48, 32, 0), (20, 1, 576, 512, 0), (35, 1, 32, 16, 33))
         forms = ((0.0, False), (20.0, True), (0.0, True), (50.0, False))
         for (group, heads, dim_k, dim_v, window), (softcap, has_sinks) in zip(shapes, forms, strict=True):
-            layer, n_heads = s.layer(KVLayer(heads, dim_k, dim_v, window)), group * heads
+            layer = s.layer(KVLayer(heads, dim_k, dim_v, window, latent=variant == "latent"))
+            n_heads = group * heads
             q, out = s.input(n_heads * dim_k), s.buffer(n_heads * dim_v)
             shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window} softcap={softcap}"
             sinks = s.tensor("F32", (n_heads,)) if has_sinks else None
@@ -104,8 +115,12 @@ def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray,
     assert (blocks >= 0).all(), f"layer {index}: a position that must be seen has no block"
     offset = first_block * BLOCK_TOKENS
     seen = slice(first - offset, segment.end_position - offset)
-    k = step.pool.arrays[index][0][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, head_dim, 32)
-    v = step.pool.arrays[index][1][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, 32, head_dim)
+    if layer.latent:
+        v = step.pool.arrays[index][0][blocks].astype(np.float32)
+        k, v = v.swapaxes(2, 3), v[..., : layer.head_dim_v]
+    else:
+        k = step.pool.arrays[index][0][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, head_dim, 32)
+        v = step.pool.arrays[index][1][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, 32, head_dim)
     keys = k.transpose(1, 2, 0, 3).reshape(layer.n_kv_heads, layer.head_dim_k, -1)[:, :, seen]
     values = v.transpose(1, 0, 2, 3).reshape(layer.n_kv_heads, -1, layer.head_dim_v)[:, seen]
     return first, keys, values

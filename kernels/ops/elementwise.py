@@ -200,6 +200,29 @@ class SplitHeads(Op):
 
 
 @dataclass(frozen=True)
+class JoinHeads(Op):
+    """Heads of two buffers to heads of one, each [first | second]."""
+
+    name, reads, writes, by_row = "join_heads", ("first", "second"), ("out",), True
+
+    first: str
+    second: str
+    out: str
+    head_dim: int  # of first
+
+    def reference(self, step: Step) -> None:
+        n, n_heads = len(step[self.out]), step[self.first].shape[1] // self.head_dim
+        parts = (step[name].reshape(n, n_heads, step[name].shape[1] // n_heads) for name in (self.first, self.second))
+        step[self.out] = np.concatenate(list(parts), axis=2).reshape(n, step[self.out].shape[1])
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for heads, dim, rest in ((1, 1, 1), (3, 2, 2), (2, 17, 40), (4, 64, 64), (3, 48, 5)):
+            op = JoinHeads(s.input(heads * dim), s.input(heads * rest), s.buffer(heads * (dim + rest)), dim)
+            s.emit(f"heads={heads} head_dim={dim}+{rest}", op)
+
+
+@dataclass(frozen=True)
 class Softcap(Op):
     """out = cap * tanh(x / cap): values of any size are brought between -cap and cap."""
 

@@ -46,6 +46,7 @@ class Route(Op):
     bias     (n_expert,): added to the scores for the choice alone
     factor   multiplies all weights
     groups   (n, n_used): experts stand in n groups; those of the n_used whose two best sum highest can be chosen
+    best     1 where the best expert of a group alone counts for it
     """
 
     name, reads, writes, weights, by_row = "route", ("logits",), ("ids", "probs"), ("scales", "bias"), True
@@ -59,6 +60,7 @@ class Route(Op):
     bias: str | None = None
     factor: float = 1.0
     groups: tuple[int, int] = (1, 1)
+    best: int = 2
 
     def reference(self, step: Step) -> None:
         logits = step[self.logits]
@@ -95,7 +97,7 @@ class Route(Op):
         scores = scores if bias is None else scores + bias
         n, n_used = self.groups
         groups = scores.reshape(len(scores), n, scores.shape[1] // n)
-        best = np.sort(groups, axis=2)[:, :, -2:].sum(axis=2)
+        best = np.sort(groups, axis=2)[:, :, -self.best :].sum(axis=2)
         rank = np.argsort(np.argsort(-best, axis=1, kind="stable"), axis=1, kind="stable")
         return np.where((rank < n_used)[:, :, None], groups, -np.inf).reshape(scores.shape)
 
@@ -109,8 +111,9 @@ class Route(Op):
         for n_expert, n_used, over, kind, biased, groups in _CHOICES:
             logits, ids, probs = s.input(n_expert), s.buffer(n_used, "int32"), s.buffer(n_used)
             bias = s.tensor("F32", (n_expert,)) if biased else None
-            op = Route(logits, ids, probs, over, None, kind, bias, 2.5 if biased else 1.0, groups)
-            s.emit(f"{n_used} of {n_expert} over={over} {kind} biased={biased} groups={groups}", op)
+            for best in (1, 2) if groups != (1, 1) else (2,):
+                op = Route(logits, ids, probs, over, None, kind, bias, 2.5 if biased else 1.0, groups, best)
+                s.emit(f"{n_used} of {n_expert} over={over} {kind} biased={biased} groups={groups} by {best}", op)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_an_op_is_complete(op: type[Op]) -> None:
     assert op.writes or op.cache in ("write", "update"), "an op that changes nothing"
     assert not op.by_row or op.cache is None, "a cache is read across rows"
     assert op in lowering._RULES
-    assert any(f"{kernel}_".startswith(f"{op.name}_") for kernel in KERNELS)
+    assert any(f"{kernel}_".startswith(f"{op.kernel or op.name}_") for kernel in KERNELS)
     assert {type(one) for one, _ in tried(op)} == {op}
 
 

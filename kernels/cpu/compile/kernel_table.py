@@ -26,7 +26,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         name: ("elementwise", name, None)
         for name in ("rms_norm", "quantize", "rope", "add", "add_scaled", "select_outputs", "store_kv")
     },
-    **{name: ("elementwise", name, None) for name in ("scale", "sigmoid_gate", "softcap", "split_heads")},
+    **{name: ("elementwise", name, None) for name in ("scale", "sigmoid_gate", "softcap", "split_heads", "join_heads")},
     **{name: ("elementwise", name, None) for name in ("layer_norm", "add_rows")},
     **{
         f"gated_{kind}": ("elementwise", "make_gated_unit", kind)
@@ -34,6 +34,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     },
     **{f"activate_{kind}": ("elementwise", "make_activate", kind) for kind in ("gelu", "gelu_erf", "relu_squared")},
     "attention": ("attention", "make_attention", ""),
+    "attention_latent": ("attention", "make_latent_attention", ""),
     "self_attention": ("self_attention", "self_attention", None),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
@@ -58,7 +59,7 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
-    if attribute == "make_attention":
+    if attribute in ("make_attention", "make_latent_attention"):
         return made(4 if form in ("amx", "avx512_vnni") else 3)
     return made(argument, form) if attribute in ("make_matmul", "make_expert_matmul") else made(argument)
 

@@ -96,7 +96,7 @@ SHOWN_BY = {"quantize": "matmul_q8_0", "group_by_expert": "expert_matmul_q8_0"}
 """Kernels that no op has, and one that needs them."""
 
 LIMITS: dict[str, float] = {
-    **dict.fromkeys((*TEAM, "add", "add_rows", "select_outputs", "split_heads", "store_kv"), 0.0),
+    **dict.fromkeys((*TEAM, "add", "add_rows", "select_outputs", "split_heads", "join_heads", "store_kv"), 0.0),
     **{f"{op}_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS for op in ("matmul", "expert_matmul")},
     **{f"{op}_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS for op in ("matmul", "expert_matmul")},
     **dict.fromkeys(SHOWN_BY, MATMUL_LIMIT),

@@ -13,7 +13,8 @@ merges them. Both do the same operations in the same order, so the result does n
 A few rows take a block of 32 positions at once, so that a float16 key or value is widened once for all of them.
 Keys lie transposed in a block: a register holds one dimension of neighbouring positions, and scores need no horizontal
 sums. While the keys of a block are read, its values are fetched, and then the keys of the next cut: into the second
-level, for a cut is more than the first holds.
+level, for a cut is more than the first holds. Keys that have their values in them lie row by row, and with many query
+heads to each they are read from the second level: four positions have their sums folded at once.
 """
 
 from __future__ import annotations
@@ -241,6 +242,96 @@ def _make_score_cut(rows_at_once: Any, sums: Any) -> Any:
     return score_cut
 
 
+_interleave = tuple(
+    v.make_shuffle(v.f32x16, [lane + i for lane in range(0, 16, 4) for i in order])
+    for order in ((0, 16, 1, 17), (2, 18, 3, 19), (0, 1, 16, 17), (2, 3, 18, 19))
+)
+_low_first, _high_first, _low_pairs, _high_pairs = _interleave
+_low_f32x16, _high_f32x16 = (v.make_shuffle(v.f32x16, list(range(i, i + 8))) for i in (0, 8))
+_low_f32x8, _high_f32x8 = (v.make_shuffle(v.f32x8, list(range(i, i + 4))) for i in (0, 4))
+
+
+@v.forceinline
+def _four_sums(a, b, c, d):
+    """The sums of 16 lanes of each, as four lanes."""
+    ab = _low_first(a, b) + _high_first(a, b)
+    cd = _low_first(c, d) + _high_first(c, d)
+    each = _low_pairs(ab, cd) + _high_pairs(ab, cd)
+    half = _low_f32x16(each, each) + _high_f32x16(each, each)
+    return _low_f32x8(half, half) + _high_f32x8(half, half)
+
+
+def _make_products(n: int) -> Any:
+    @v.forceinline
+    def products(k, k_row, n_dims, q0, q1, q2, q3):
+        """q[row] * k[position], in 16 lanes, of ``n`` rows of float32 and two neighbouring rows of float16."""
+        a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = v.zero_f32x16()
+        for i in range(0, n_dims * 4, 64):
+            k0, k1 = v.half_f32x16(v.load_u16x16(k)), v.half_f32x16(v.load_u16x16(k + k_row))
+            x = v.load_f32x16(q0 + i)
+            a0, a1 = v.fma_f32x16(x, k0, a0), v.fma_f32x16(x, k1, a1)
+            if n > 1:
+                x = v.load_f32x16(q1 + i)
+                b0, b1 = v.fma_f32x16(x, k0, b0), v.fma_f32x16(x, k1, b1)
+            if n > 2:
+                x = v.load_f32x16(q2 + i)
+                c0, c1 = v.fma_f32x16(x, k0, c0), v.fma_f32x16(x, k1, c1)
+            if n > 3:
+                x = v.load_f32x16(q3 + i)
+                d0, d1 = v.fma_f32x16(x, k0, d0), v.fma_f32x16(x, k1, d1)
+            k += 32
+        return a0, a1, b0, b1, c0, c1, d0, d1
+
+    @v.forceinline
+    def score_four(k, k_row, n_dims, q0, q1, q2, q3, out, scale):
+        """Scores of ``n`` rows at four neighbouring positions."""
+        a0, a1, b0, b1, c0, c1, d0, d1 = products(k, k_row, n_dims, q0, q1, q2, q3)
+        a2, a3, b2, b3, c2, c3, d2, d3 = products(k + 2 * k_row, k_row, n_dims, q0, q1, q2, q3)
+        v.store_f32x4(out, _four_sums(a0, a1, a2, a3) * scale)
+        if n > 1:
+            v.store_f32x4(out + CUT_ROW, _four_sums(b0, b1, b2, b3) * scale)
+        if n > 2:
+            v.store_f32x4(out + 2 * CUT_ROW, _four_sums(c0, c1, c2, c3) * scale)
+        if n > 3:
+            v.store_f32x4(out + 3 * CUT_ROW, _four_sums(d0, d1, d2, d3) * scale)
+
+    return score_four
+
+
+_score_one, _score_two, _score_three, _score_four = (_make_products(n) for n in (1, 2, 3, 4))
+
+
+def _make_score_latent_cut(most: int, rows_at_once: Any) -> Any:
+    @v.forceinline
+    def score_cut(args, step, part, first_block, last_block, weights):
+        """Scores of all rows of a part in the blocks of one cut, whose keys lie row by row."""
+        dim_k, n_rows = args.dim_k, _rows_of_head(args, part)
+        first, group, k_row = v.load_i32(part), args.n_heads // args.n_kv_heads, dim_k * 2
+        scale = v.splat_f32x4(v.f32_of(v.f64_from_bits(args.scale)))
+        for block in range(first_block, last_block + 1):
+            where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
+            first_head = v.load_i32(part + at.PART_HEAD)
+            for head in range(first_head, first_head + v.load_i32(part + at.PART_HEADS)):
+                keys, row = args.k_pool + (where + head) * dim_k * 64, 0
+                while row < n_rows:
+                    n = rows_at_once(n_rows - row)
+                    q0, q1 = _q_at(args, first, head, row, group), _q_at(args, first, head, row + 1, group)
+                    q2, q3 = _q_at(args, first, head, row + 2, group), _q_at(args, first, head, row + 3, group)
+                    for i in range(0, BLOCK, 4):
+                        k, place = keys + i * k_row, out + i * 4
+                        if most > 3 and n == 4:
+                            _score_four(k, k_row, dim_k, q0, q1, q2, q3, place, scale)
+                        elif n == 3:
+                            _score_three(k, k_row, dim_k, q0, q1, q2, q2, place, scale)
+                        elif n == 2:
+                            _score_two(k, k_row, dim_k, q0, q1, q1, q1, place, scale)
+                        else:
+                            _score_one(k, k_row, dim_k, q0, q0, q0, q0, place, scale)
+                    row, out = row + n, out + n * CUT_ROW
+
+    return score_cut
+
+
 @v.forceinline
 def _cap_row(scores, n, cap):
     for i in range(0, n * 4, 64):
@@ -270,25 +361,27 @@ def _add_to(place, value):
     v.store_f32x16(place, v.load_f32x16(place) + value)
 
 
-def _make_weigh_cut(rows_at_once: Any, sums: Any) -> Any:
+def _make_weigh_cut(rows_at_once: Any, sums: Any, *, latent: bool = False) -> Any:
     @v.forceinline
     def weigh_cut(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
         """Weighted sums of a cut's values; fetches the keys of the part ``then`` from the block ``then_block`` on."""
         dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
-        state_nbytes = _state_nbytes(args)
+        state_nbytes, row_dims = _state_nbytes(args), dim_v
+        if latent:
+            row_dims = dim_k
         for block in range(first_block, last_block + 1):
             where, n_positions = _block(args, step, part, block), min(BLOCK, last - block * BLOCK + 1)
             next_where = _block(args, step, then, min(then_block + block - first_block, then_last))
             w, state = weights + (block - first_block) * BLOCK * 4, states
             for head in range(v.load_i32(part + at.PART_HEADS)):
-                values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * dim_v * 64
+                values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * row_dims * 64
                 ahead = args.k_pool + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
                 row = 0
                 while row < n_rows:
                     n = rows_at_once(n_rows - row)
                     for i in range(0, dim_v * 2, 32):
                         w1, w2, w3 = w + CUT_ROW, w + 2 * CUT_ROW, w + 3 * CUT_ROW
-                        a, b, c, d = sums(n, values + i, dim_v * 2, n_positions, w, w1, w2, w3, ahead + i * 32)
+                        a, b, c, d = sums(n, values + i, row_dims * 2, n_positions, w, w1, w2, w3, ahead + i * 32)
                         _add_to(state + 64 + i * 2, a)
                         if n > 1:
                             _add_to(state + state_nbytes + 64 + i * 2, b)
@@ -379,8 +472,17 @@ def _make_do_part(score_cut: Any, weigh_cut: Any) -> Any:
 def make_attention(most: int) -> Any:
     """The kernel of attention, of up to ``most`` rows at once: three, or four where there are 32 wide registers."""
     rows = _make_rows(most)
-    do_part = _make_do_part(_make_score_cut(*rows), _make_weigh_cut(*rows))
+    return _make_kernel(_make_do_part(_make_score_cut(*rows), _make_weigh_cut(*rows)))
 
+
+def make_latent_attention(most: int) -> Any:
+    """The same over keys that have their values in them; sizes of heads are multiples of 16."""
+    rows_at_once, sums = _make_rows(most)
+    score_cut = _make_score_latent_cut(most, rows_at_once)
+    return _make_kernel(_make_do_part(score_cut, _make_weigh_cut(rows_at_once, sums, latent=True)))
+
+
+def _make_kernel(do_part: Any) -> Any:
     def attention(op, step, thread, n_threads):
         """out = softmax(scale * q k^T, masked) v"""
         args = v.arguments(op, at.ATTENTION)

@@ -356,6 +356,17 @@ def split_heads(op, step, thread, n_threads):
         _copy(x + first_dim * 4, args.second + row * args.second_row + head * second_dim * 4, second_dim)
 
 
+def join_heads(op, step, thread, n_threads):
+    """Heads of two buffers to heads [first | second]."""
+    args = v.arguments(op, at.JOIN_HEADS)
+    n, first_dim, second_dim = v.load_i64(step + args.row_kind), args.first_dim, args.second_dim
+    for item in range(thread, n * args.heads, n_threads):
+        row, head = item // args.heads, item % args.heads
+        out = args.out + row * args.out_row + head * (first_dim + second_dim) * 4
+        _copy(args.first + row * args.first_row + head * first_dim * 4, out, first_dim)
+        _copy(args.second + row * args.second_row + head * second_dim * 4, out + first_dim * 4, second_dim)
+
+
 def softcap(op, step, thread, n_threads):
     """out = cap * tanh(x / cap)"""
     args = v.arguments(op, at.SOFTCAP)

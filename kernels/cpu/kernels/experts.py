@@ -83,7 +83,8 @@ def _score_all(args, logits, scores):
 
 @v.forceinline
 def _leave_out_groups(args, scores):
-    """Of all groups but those whose two best scores sum highest, of equals the first, scores are below all others."""
+    """Of all groups but those whose two best scores sum highest (or whose best is), of equals the first, scores are
+    below all others."""
     size, sums = args.n_expert // args.n_groups, scores + args.n_expert * 4
     for group in range(args.n_groups):
         first = second = v.f32_of(-1e30)
@@ -92,7 +93,7 @@ def _leave_out_groups(args, scores):
             second = max(second, min(first, score))
             first = max(first, score)
         total = first
-        if size > 1:
+        if size > 1 and args.best > 1:
             total = first + second
         v.store_f32(sums + group * 4, total)
     for group in range(args.n_groups):

@@ -84,7 +84,7 @@ ROPE = namedtuple("ROPE", "x x_row heads head_dim half index adjacent")
 ROUTE = namedtuple(
     "ROUTE",
     "logits logits_row ids ids_row probs probs_row n_expert n_used row_kind over_all scales by_logits sigmoid bias "
-    "factor n_groups groups_used",
+    "factor n_groups groups_used best",
 )
 """``scales`` and ``bias`` may be 0."""
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
@@ -93,6 +93,9 @@ SELF_ATTENTION = namedtuple(
 )
 SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
 SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_row heads first_dim second_dim row_kind")
+JOIN_HEADS = namedtuple(
+    "JOIN_HEADS", "first first_row second second_row out out_row heads first_dim second_dim row_kind"
+)
 SIGMOID_GATE = namedtuple("SIGMOID_GATE", "x x_row gate gate_row out out_row width span row_kind")
 """A value of ``gate`` is for ``span`` neighbours."""
 SOFTCAP = namedtuple("SOFTCAP", "x x_row out out_row width row_kind cap")

@@ -1,13 +1,15 @@
-"""Rules for the ops of experts. ``low`` is the lowering of a program, see lowering.py."""
+"""Rules for the ops of experts, and of heads. ``low`` is the lowering of a program, see lowering.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.weights import QUANTIZED
-from edgellm.kernels.ops import ExpertMatmul, Route
+from edgellm.kernels.ops import ExpertMatmul, HeadMatmul, Route
 
 
 def route(low: Any, op: Route) -> None:
@@ -23,7 +25,7 @@ def route(low: Any, op: Route) -> None:
         n_used=low.width(op.ids), row_kind=low.row_kind(op.logits), over_all=int(op.over == "all"),
         scales=low.vector(op.scales) if op.scales else 0, by_logits=int(op.by_logits),
         sigmoid=int(op.scores == "sigmoid"), bias=low.vector(op.bias) if op.bias else 0, factor=float(op.factor),
-        n_groups=n_groups, groups_used=op.groups[1],
+        n_groups=n_groups, groups_used=op.groups[1], best=op.best,
     )  # fmt: skip
     low.emit(op, "route", arguments, alone=True)
 
@@ -41,7 +43,7 @@ def expert_matmul(low: Any, op: ExpertMatmul) -> None:
     forms: dict[str, Any] = {op.ids: groups}
     x = low.slots(op.x, n_in)
     if quant in QUANTIZED:
-        form = forms[op.x] = low.quantized_pairs(op.x, op, n_in, groups)
+        form = forms[op.x] = low.quantized_pairs(op.x, op.ids, n_in, op.n_used, groups)
         x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
     arguments = layout.EXPERT_MATMUL(
         **x, experts=experts, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out), groups=groups.groups,
@@ -49,3 +51,37 @@ def expert_matmul(low: Any, op: ExpertMatmul) -> None:
     )  # fmt: skip
     low.of_experts[len(low.rows)] = op.weight
     low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
+
+
+def head_matmul(low: Any, op: HeadMatmul) -> None:
+    """A product of heads: each is an expert that every token is sent to."""
+    tensor = low.program.tensors[op.weight]
+    n_out, n_in = low.width(op.out) // op.n_heads, low.width(op.x) // op.n_heads
+    if n_out < 8:
+        raise UnsupportedError(
+            f"{op.weight}: its heads have {n_out} rows; the CPU kernels take 8 at once, and more.", code="MODEL_SHAPE"
+        )
+    if op.turned:  # blocks of rows do not turn: unpacked
+        quant, w_row, nbytes = "F32", n_in * 4, op.n_heads * n_out * n_in * 4
+        data = low.memory.take(
+            nbytes,
+            lambda: np.ascontiguousarray(op.matrices(tensor.dequantize().reshape(tensor.shape))).view(np.uint8),
+        )
+        each, first, address = n_out, 0, data.ctypes.data
+    else:
+        quant, address, w_row = low.matrix(op.weight)
+        each, first = (n_out, 0) if op.rows is None else (tensor.shape[0] // op.n_heads, op.rows[0])
+    table = low.memory.zeros(1, op.n_heads, "int64")
+    if low.memory.real:
+        table[:] = [address + (i * each + first - i * n_out) * w_row for i in range(op.n_heads)]
+    groups = low.by_heads(op.x, op.n_heads)
+    forms: dict[str, Any] = {}
+    x = low.slots(op.x, n_in)
+    if quant in QUANTIZED:
+        form = forms[op.x] = low.quantized_pairs(op.x, op.x, n_in, op.n_heads, groups)
+        x = {"x": form.address, "x_row": form.row_nbytes, "x_slot": 0}
+    arguments = layout.EXPERT_MATMUL(
+        **x, experts=table.ctypes.data, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out),
+        groups=groups.groups, pairs=groups.pairs, n_used=op.n_heads, bias=0,
+    )  # fmt: skip
+    low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms, also_reads=[groups.name])

@@ -39,6 +39,8 @@ from edgellm.kernels.ops import (
     ExpertMatmul,
     ExpertSum,
     GatedUnit,
+    HeadMatmul,
+    JoinHeads,
     LayerNorm,
     Matmul,
     RMSNorm,
@@ -174,6 +176,7 @@ class _Lowering:
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each buffer: address, bytes of a row
     derived: dict[tuple[str, ...], Any] = field(default_factory=dict)  # buffers -> what was made of them, while current
+    by_head: dict[tuple[str, int], _Groups] = field(default_factory=dict)  # kind of rows, heads -> their pairs
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # that derived things are in
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
@@ -217,12 +220,13 @@ class _Lowering:
         *,
         alone: bool,
         forms: Mapping[str, _Int16 | _Groups] | None = None,
+        also_reads: Iterable[str] = (),
         also_writes: Iterable[str] = (),
     ) -> None:
         """Add a row for an op, which in place of some buffers reads ``forms`` of them."""
         forms = forms or {}
         reads = [forms[name].name if name in forms else self.root(name) for name in op.read_buffers()]
-        reads += [f"cache {layer}" for layer in op.read_layers()]
+        reads += [*(f"cache {layer}" for layer in op.read_layers()), *also_reads]
         writes = [
             *map(self.root, op.written_buffers()),
             *(f"cache {layer}" for layer in op.written_layers()),
@@ -319,11 +323,11 @@ class _Lowering:
             self._quantize((name,), self.slots(name, self.width(name)), self.width(name))
         return self.derived[name,]
 
-    def quantized_pairs(self, name: str, op: ExpertMatmul, n_in: int, groups: _Groups) -> _Int16:
-        """The int16 form of a token's row, or of its slots, in the order of ``groups``."""
-        if (name, op.ids) not in self.derived:
-            self._quantize((name, op.ids), self.slots(name, n_in), n_in, op.n_used, groups)
-        return self.derived[name, op.ids]
+    def quantized_pairs(self, name: str, of: str, n_in: int, n_used: int, groups: _Groups) -> _Int16:
+        """The int16 form of a token's row, or of its slots, in the order of ``groups``, which is that of ``of``."""
+        if (name, of) not in self.derived:
+            self._quantize((name, of), self.slots(name, n_in), n_in, n_used, groups)
+        return self.derived[name, of]
 
     def slots(self, name: str, n_in: int) -> dict[str, int]:
         """Where the experts of a token find their input: in one row for all of them, or each its own."""
@@ -346,17 +350,35 @@ class _Lowering:
     def grouped(self, ids: str, n_expert: int) -> _Groups:
         """The pairs by expert; emits the row that orders them unless it is current."""
         if (ids,) not in self.derived:
-            n_used, form = self.width(ids), f"groups {ids}"
-            groups = self.array(form, 1, (layout.GROUPS + n_expert * layout.EXPERTS_GROUP_NBYTES) // 4, "int32")
-            pairs = self.array(f"pairs {ids}", 1, self.n_rows(ids) * n_used, "int32")
-            self.derived[ids,] = _Groups(form, groups, pairs)
-            arguments = layout.GROUP_BY_EXPERT(
-                **self.where(ids=ids), groups=groups, pairs=pairs, n_expert=n_expert, n_used=n_used,
-                row_kind=self.row_kind(ids),
-            )  # fmt: skip
-            reads, writes = frozenset({self.root(ids)}), frozenset({form})
-            self.rows.append(_Row("group_by_expert", arguments, reads, writes, alone=True, source=-1))
+            reads = frozenset({self.root(ids)})
+            self.derived[ids,] = self._order(ids, ids, self.where(ids=ids), n_expert, self.width(ids), reads)
         return self.derived[ids,]
+
+    def by_heads(self, x: str, n_heads: int) -> _Groups:
+        """The pairs of a token and each of its heads, by head; emits the row that orders them, once for all layers."""
+        kind = self.program.buffers[x].rows
+        if (kind, n_heads) not in self.by_head:
+            numbers = self.array(f"heads {n_heads}", 1, n_heads, "int32")
+            if self.memory.real:
+                self.arrays[f"heads {n_heads}"][:] = np.arange(n_heads)
+            ids = {"ids": numbers, "ids_row": 0}  # of every token the same
+            self.by_head[kind, n_heads] = self._order(
+                f"heads {n_heads} {kind}", x, ids, n_heads, n_heads, frozenset[str]()
+            )
+        return self.by_head[kind, n_heads]
+
+    def _order(
+        self, of: str, rows: str, ids: dict[str, int], n_expert: int, n_used: int, reads: frozenset[str]
+    ) -> _Groups:
+        """Emit the row that puts pairs in the order of experts; there are as many tokens as a buffer has ``rows``."""
+        form = f"groups {of}"
+        groups = self.array(form, 1, (layout.GROUPS + n_expert * layout.EXPERTS_GROUP_NBYTES) // 4, "int32")
+        pairs = self.array(f"pairs {of}", 1, self.n_rows(rows) * n_used, "int32")
+        arguments = layout.GROUP_BY_EXPERT(
+            **ids, groups=groups, pairs=pairs, n_expert=n_expert, n_used=n_used, row_kind=self.row_kind(rows)
+        )
+        self.rows.append(_Row("group_by_expert", arguments, reads, frozenset({form}), alone=True, source=-1))
+        return _Groups(form, groups, pairs)
 
 
 def _has_kernels(tensor: QuantizedTensor) -> bool:
@@ -453,28 +475,38 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
 
 def _cache(low: _Lowering, layer: int) -> dict[str, int]:
     """Addresses of a layer's keys and values."""
-    keys, values = (0, 0) if low.pool is None else (array.ctypes.data for array in low.pool.arrays[layer])
-    return {"k_pool": keys, "v_pool": values}
+    arrays = [0] if low.pool is None else [array.ctypes.data for array in low.pool.arrays[layer]]
+    return {"k_pool": arrays[0], "v_pool": arrays[-1]}
 
 
 def _store_kv(low: _Lowering, op: StoreKV) -> None:
     layer = low.program.kv_layer(op.layer)
+    dim_k, dim_v = layer.head_dim_k, layer.head_dim_v
+    if op.v is None:  # keys with their values in them lie as values do
+        dim_k, dim_v = 0, dim_k
     arguments = layout.STORE_KV(
-        **low.where(k=op.k, v=op.v), **_cache(low, op.layer), heads=layer.n_kv_heads, dim_k=layer.head_dim_k,
-        dim_v=layer.head_dim_v, table=low.program.table_of(op.layer),
+        **low.where(k=op.k, v=op.v or op.k), **_cache(low, op.layer), heads=layer.n_kv_heads, dim_k=dim_k, dim_v=dim_v,
+        table=low.program.table_of(op.layer),
     )  # fmt: skip
     low.emit(op, "store_kv", arguments, alone=True)
 
 
 def _attention(low: _Lowering, op: Attention) -> None:
     layer = low.program.kv_layer(op.layer)
+    if layer.latent and (layer.head_dim_k % layout.ROW_ALIGN or layer.head_dim_v % layout.ROW_ALIGN):
+        raise UnsupportedError(
+            f"keys of {layer.head_dim_k} with values of {layer.head_dim_v} in them; the CPU kernel takes multiples of "
+            f"{layout.ROW_ALIGN}.",
+            code="MODEL_SHAPE",
+        )
     arguments = layout.ATTENTION(
         **low.where(q=op.q, out=op.out), **_cache(low, op.layer), n_heads=op.n_heads, n_kv_heads=layer.n_kv_heads,
         dim_k=layer.head_dim_k, dim_v=layer.head_dim_v, window=layer.window,
         shape=low.shapes.index(attention_work.attention_shape(op, layer)), scale=op.scale,
         softcap=op.softcap, sinks=low.vector(op.sinks) if op.sinks else 0,
     )  # fmt: skip
-    low.emit(op, "attention", arguments, alone=False, also_writes=["partials"])
+    kernel = "attention_latent" if layer.latent else "attention"
+    low.emit(op, kernel, arguments, alone=False, also_writes=["partials"])
 
 
 def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
@@ -513,6 +545,15 @@ def _split_heads(low: _Lowering, op: SplitHeads) -> None:
     low.emit(op, "split_heads", arguments, alone=width <= ALONE_WIDTH)
 
 
+def _join_heads(low: _Lowering, op: JoinHeads) -> None:
+    width, heads = low.width(op.out), low.width(op.first) // op.head_dim
+    arguments = layout.JOIN_HEADS(
+        **low.where(first=op.first, second=op.second, out=op.out), heads=heads, first_dim=op.head_dim,
+        second_dim=low.width(op.second) // heads, row_kind=low.row_kind(op.out),
+    )  # fmt: skip
+    low.emit(op, "join_heads", arguments, alone=width <= ALONE_WIDTH)
+
+
 def _softcap(low: _Lowering, op: Softcap) -> None:
     width, row_kind = low.width(op.x), low.row_kind(op.out)
     arguments = layout.SOFTCAP(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind, cap=op.cap)
@@ -549,6 +590,8 @@ _RULES: dict[type, Any] = {
     SigmoidGate: _sigmoid_gate,
     Softcap: _softcap,
     SplitHeads: _split_heads,
+    JoinHeads: _join_heads,
+    HeadMatmul: experts.head_matmul,
     LayerNorm: _layer_norm,
     Activate: _activate,
     AddRows: _add_rows,
@@ -595,7 +638,7 @@ def _routed(low: _Lowering) -> list[Routed]:
     """The products with experts whose weights lie in the file, behind the row that says which they are."""
     found: list[Routed] = []
     for i, row in enumerate(low.rows):
-        if row.kernel == "group_by_expert":
+        if row.kernel == "group_by_expert" and row.reads:
             groups = next(low.arrays[name] for name in row.writes)
             found.append(Routed(i, groups.reshape(-1), []))
         elif found and (weight := low.of_experts.get(i)) and _has_kernels(low.program.tensors[weight]):
@@ -641,7 +684,7 @@ def _all_rows(
         low.allocate(name, buffer)
     for i, op in enumerate(whole.ops):
         if last and i == last.start:
-            low.derived = {}  # of rows that may be other ones from here on
+            low.derived, low.by_head = {}, {}  # of rows that may be other ones from here on
         low.op(op)
     memory.nbytes += len(low.rows) * layout.OP_NBYTES
     return low, tail
