@@ -159,6 +159,26 @@ DECODERS |= {
     ),
 }
 
+LATENT_YARN = YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
+LATENT = {"q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 20}
+LATENT |= {"num_key_value_heads": 4, "rms_norm_eps": 1e-6, "first_k_dense_replace": 1, "moe_intermediate_size": 48}
+LATENT |= {"n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 3, "routed_scaling_factor": 1.5}
+GROUPS = {"n_routed_experts": 12, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "pad_token_id": 0}
+DECODERS |= {
+    "deepseek2 lite": ("DeepseekV2", LATENT | {"rope_parameters": LATENT_YARN}),
+    "deepseek2 groups by one": ("DeepseekV2", LATENT | GROUPS | {"topk_method": "group_limited_greedy"}),
+    "deepseek2 groups": (
+        "DeepseekV3",
+        LATENT | GROUPS | {"q_lora_rank": 40, "rope_parameters": LATENT_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "deepseek2 flash": (
+        "Glm4MoeLite",
+        LATENT
+        | {"q_lora_rank": 40, "n_shared_experts": 1, "pad_token_id": 0, "first_k_dense_replace": None}
+        | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
+}
+
 _TWO_LAYERS = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
 SEES: dict[str, dict[str, Any]] = {
     "GlmOcr": _TWO_LAYERS,
@@ -174,6 +194,7 @@ ARCHITECTURE_OF = {
     "lfm2_moe": "lfm2moe",
     "minimax_m2": "minimax-m2",
     "glm4_moe": "glm4moe",
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), "deepseek2"),
     "ministral3": "mistral3",
     "olmo3": "olmo2",
     "glm_ocr_text": "glm4",
@@ -191,6 +212,9 @@ CONFIGS = {
     "lfm2_moe": "Lfm2MoeConfig",
     "minimax_m2": "MiniMaxM2Config",
     "glm4_moe": "Glm4MoeConfig",
+    "deepseek_v2": "DeepseekV2Config",
+    "deepseek_v3": "DeepseekV3Config",
+    "glm4_moe_lite": "Glm4MoeLiteConfig",
     "phi3": "Phi3Config",
     "ministral3": "Ministral3Config",
     "mistral3": "Mistral3Config",
@@ -262,6 +286,8 @@ def own_keys(config: Any, architecture: str) -> dict[str, Any]:
         n_kv = config.num_key_value_heads
         keys["attention.head_count_kv"] = [n_kv * (kind != "conv") for kind in config.layer_types]
         keys |= {"shortconv.l_cache": config.conv_L_cache, "leading_dense_block_count": config.num_dense_layers}
+    if architecture == "deepseek2":
+        keys |= latent_keys(config, rope)
     if architecture == "glm4moe":
         keys |= {"expert_count": config.n_routed_experts, "expert_used_count": config.num_experts_per_tok}
         keys |= {"expert_shared_count": config.n_shared_experts, "expert_weights_norm": config.norm_topk_prob}
@@ -274,6 +300,46 @@ def own_keys(config: Any, architecture: str) -> dict[str, Any]:
     if rope.get("alpha"):
         keys["rope.freq_base"] = float(rope["rope_theta"] * rope["alpha"] ** (head_dim / (head_dim - 2)))
     return keys
+
+
+def latent_keys(config: Any, rope: dict[str, Any]) -> dict[str, Any]:
+    """The keys of latent attention, and of its kind of experts."""
+    rank, n_rot, by_softmax = config.kv_lora_rank, config.qk_rope_head_dim, config.model_type == "deepseek_v2"
+    kinds = getattr(config, "mlp_layer_types", None)
+    keys = {
+        "attention.head_count_kv": 1,
+        "attention.kv_lora_rank": rank,
+        "attention.key_length": rank + n_rot,
+        "attention.value_length": rank,
+        "attention.key_length_mla": config.qk_nope_head_dim + n_rot,
+        "attention.value_length_mla": config.v_head_dim,
+        "rope.dimension_count": n_rot,
+        "expert_count": config.n_routed_experts,
+        "expert_used_count": config.num_experts_per_tok,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": float(config.routed_scaling_factor),
+        "expert_gating_func": 1 if by_softmax else 2,
+        "leading_dense_block_count": kinds.index("sparse") if kinds else config.first_k_dense_replace,
+    }
+    if config.q_lora_rank is not None:
+        keys["attention.q_lora_rank"] = config.q_lora_rank
+    if config.n_group is not None:
+        keys |= {"expert_group_count": config.n_group, "expert_group_used_count": config.topk_group}
+    if not by_softmax:
+        keys["expert_weights_norm"] = config.norm_topk_prob
+    if rope.get("mscale_all_dim"):
+        keys["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    return keys
+
+
+def own_parts(name: str, weight: np.ndarray, config: Any) -> dict[str, np.ndarray]:
+    """Of what makes keys and values of a latent the two tensors that files have; nothing of any other."""
+    if not name.endswith("attn_kv_b.weight"):
+        return {}
+    heads = weight.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+    keys, values = np.split(heads, [config.qk_nope_head_dim], axis=1)
+    blk = name.removesuffix("attn_kv_b.weight")
+    return {f"{blk}attn_k_b.weight": keys.swapaxes(1, 2), f"{blk}attn_v_b.weight": values}
 
 
 def own_name(name: str) -> str:
@@ -303,7 +369,7 @@ def own_tensors(config: Any) -> dict[str, np.ndarray]:
 # ---- complete random files -------------------------------------------------------------------------------------------
 
 TINY = tuple(dict.fromkeys(name.split()[0] for name in DECODERS))
-SIGMOID = ("lfm2moe", "minimax-m2", "glm4moe")
+SIGMOID = ("lfm2moe", "minimax-m2", "glm4moe", "deepseek2")
 WITH_EXPERTS = ("qwen3vlmoe", *SIGMOID)
 """Of these architectures, those whose layers have experts."""
 Shapes = dict[str, tuple[int, ...]]
@@ -335,11 +401,30 @@ def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding
     if architecture == "glm4moe":
         keys |= {"expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 1.5}
         keys["rope.dimension_count"] = head_dim // 2
+    if architecture == "deepseek2":
+        keys |= {"attention.head_count_kv": 1, "attention.kv_lora_rank": 4 * head_dim, "rope.dimension_count": head_dim}
+        keys |= {"attention.key_length": 5 * head_dim, "attention.value_length": 4 * head_dim}
+        keys |= {"attention.key_length_mla": 3 * head_dim, "attention.value_length_mla": head_dim}
+        keys |= {"attention.q_lora_rank": 2 * head_dim, "expert_shared_count": 1, "expert_weights_scale": 1.5}
     if architecture == "lfm2moe":
         keys["shortconv.l_cache"] = 3
     if architecture in WITH_EXPERTS:
         keys["expert_feed_forward_length"] = n_ff
     return {f"{architecture}.{key}": value for key, value in keys.items()}
+
+
+def latent_layer(n_head: int, n_embd: int, head_dim: int) -> Shapes:
+    """The tensors of latent attention: two parts of a head are not rotated, one is, and the latent is four wide."""
+    q_rank, rank = 2 * head_dim, 4 * head_dim
+    return {
+        "attn_q_a.weight": (q_rank, n_embd),
+        "attn_q_a_norm.weight": (q_rank,),
+        "attn_q_b.weight": (n_head * 3 * head_dim, q_rank),
+        "attn_kv_a_mqa.weight": (rank + head_dim, n_embd),
+        "attn_kv_a_norm.weight": (rank,),
+        "attn_k_b.weight": (n_head, rank, 2 * head_dim),
+        "attn_v_b.weight": (n_head, head_dim, rank),
+    }
 
 
 BIASED = ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
@@ -377,6 +462,10 @@ def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_di
     if architecture == "glm4moe":
         layer |= {f"ffn_{name}_shexp.weight": (n_ff, n_embd) for name in ("gate", "up")}
         layer |= {"ffn_down_shexp.weight": (n_embd, n_ff)}
+    if architecture == "deepseek2":
+        layer = {name: shape for name, shape in layer.items() if not name.startswith(("attn_q", "attn_k", "attn_v"))}
+        layer |= {f"ffn_{name}_shexp.weight": (n_ff, n_embd) for name in ("gate", "up")}
+        layer |= {"ffn_down_shexp.weight": (n_embd, n_ff)} | latent_layer(n_q // head_dim, n_embd, head_dim)
     if architecture in ("seed_oss", "glm4moe"):
         layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
     if architecture == "qwen2vl":

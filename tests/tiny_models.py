@@ -419,7 +419,8 @@ def write_transformers_model(path: Path, model: Any, metadata: dict[str, Any] | 
             weight = weight + 1
         if name.endswith(("shortconv.conv.weight", "ssm_conv1d.weight")):
             weight = weight[:, 0]
-        for part, rows in qkv_and_z(weight, name, config).items():
+        named_rows = decoder_models.own_parts(name, weight, config) or qkv_and_z(weight, name, config)
+        for part, rows in named_rows.items():
             writer.add_tensor(part, np.ascontiguousarray(rows))
     rope = getattr(config, "rope_parameters", None) or {}
     for name, numbers in decoder_models.own_tensors(config).items():

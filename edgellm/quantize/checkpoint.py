@@ -22,7 +22,7 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.models import architectures, build_program, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
-from edgellm.models.parts.checkpoint_form import CheckpointForm, Place
+from edgellm.models.parts.checkpoint_form import CheckpointForm, HeadRows, Place
 from edgellm.models.parts.checkpoint_keys import ALIASES, DEFAULTS, HARMLESS_IN, USED, check_keys
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.input_model import InputModel, InputTensor, Rows
@@ -235,6 +235,8 @@ def _placed(
     tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
     if place.name.endswith("_exps.weight") and _is_transposed(weight, place.name, config, form):
         tensor = _transposed(tensor)
+    if (of := form.head_rows(config).get(re.sub(r"^blk\.\d+\.", "", place.name))) is not None:
+        return rows_of_heads(tensor, of, stored_name)
     cut = every_nth if form.transposed_experts else part_of_rows
     return cut(_rearranged(tensor, form, config), *place.part, stored_name)
 
@@ -491,6 +493,31 @@ def _transposed(tensor: InputTensor) -> InputTensor:
         return np.concatenate([matrix(e)[max(start - e * n_out, 0) : stop - e * n_out] for e in experts])
 
     return _of_rows(tensor, (n_experts, n_out, n_in), rows)
+
+
+def rows_of_heads(tensor: InputTensor, of: HeadRows, stored_name: str) -> InputTensor:
+    """Some rows of every head as a tensor (n_heads, n_out, n_in); the last head is kept, for the rows that follow."""
+    if len(tensor.shape) != 2 or tensor.shape[0] != of.n_heads * of.each:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected {of.each} rows for each of {of.n_heads} "
+            f"heads as config.json says. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    n_out, n_in = (tensor.n_in, of.n) if of.turned else (of.n, tensor.n_in)
+    kept: dict[int, np.ndarray] = {}
+
+    def matrix(head: int) -> np.ndarray:
+        if head not in kept:
+            kept.clear()
+            rows = tensor.decode(head * of.each + of.first, head * of.each + of.first + of.n)
+            kept[head] = np.ascontiguousarray(rows.T) if of.turned else rows
+        return kept[head]
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        heads = range(start // n_out, -(-stop // n_out))
+        return np.concatenate([matrix(h)[max(start - h * n_out, 0) : stop - h * n_out] for h in heads])
+
+    return _of_rows(tensor, (of.n_heads, n_out, n_in), rows)
 
 
 def every_nth(tensor: InputTensor, i: int, n_parts: int, stored_name: str) -> InputTensor:

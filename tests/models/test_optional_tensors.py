@@ -27,6 +27,7 @@ ARCHITECTURES = (
 )
 """Those of ``write_tiny_model``."""
 MATRIX_ALONE = ("ffn_gate_inp_shexp.weight", "token_embd.weight", "conv.weight", "conv1d.weight", "ssm_norm.weight")
+MATRIX_ALONE += ("attn_k_b.weight", "attn_v_b.weight")
 """What is multiplied by and has nothing beside it."""
 
 

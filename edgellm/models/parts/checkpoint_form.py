@@ -69,6 +69,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """Rows of every head of a checkpoint's matrix as a tensor with a matrix for each head.
+
+    each     rows that a head has there, from ``first`` on the ``n`` that are taken
+    turned   whether the matrices are the other way round
+    """
+
+    n_heads: int
+    each: int
+    first: int
+    n: int
+    turned: bool = False
+
+
+@dataclass(frozen=True)
 class CheckpointForm:
     """How one architecture is kept in a checkpoint.
 
@@ -85,6 +100,7 @@ class CheckpointForm:
     shapes        of some tensors, likewise, that are vectors in the checkpoint
     row_orders, column_orders   of some tensors of a layer, by the rest of their GGUF names: which row of the
                   checkpoint's is the first, the second ...; a vector's elements are its rows
+    head_rows   of some tensors of a layer, likewise, that are rows of every head
     transposed_experts   matrices of experts are (n_in, n_out) where they are plain, and gate and up alternate in them
     turned_experts       matrices of all experts of a layer are (n_in, n_out) where their shape says so
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
@@ -121,6 +137,7 @@ class CheckpointForm:
     shapes: Callable[[CheckpointConfig], Mapping[str, tuple[int, int]]] = lambda _: {}
     row_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     column_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
+    head_rows: Callable[[CheckpointConfig], Mapping[str, HeadRows]] = lambda _: {}
     transposed_experts: bool = False
     turned_experts: bool = False
     pairs_heads: bool = False

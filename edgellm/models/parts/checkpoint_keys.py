@@ -574,6 +574,45 @@ DEFAULTS |= {
 }
 
 
+# latent attention, and experts in groups
+_LATENT = _DECODER | {
+    *("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts"),
+    *("n_shared_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "routed_scaling_factor"),
+    *("first_k_dense_replace", "n_group", "topk_group", "topk_method"),
+}
+USED |= {
+    "deepseek_v2": _LATENT | {"num_experts"},
+    "deepseek_v3": _LATENT | {"rope_interleave", "num_nextn_predict_layers", "num_local_experts"},
+    "glm4_moe_lite": _LATENT - {"first_k_dense_replace"}
+    | {"rope_interleave", "num_nextn_predict_layers", "num_local_experts", "mlp_layer_types", "partial_rotary_factor"},
+}
+_BALANCE = _ROUTING | {"aux_loss_alpha", "seq_aux", "ep_size", "qk_head_dim"}  # for training, or computed from others
+HARMLESS_IN |= dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _BALANCE | {"num_mtp_layers"})
+ONLY_IN |= {
+    "deepseek_v2": {"scoring_func": ("softmax",), "moe_layer_freq": (1,)},
+    "deepseek_v3": {"scoring_func": ("sigmoid",), "moe_layer_freq": (1,)},
+    "glm4_moe_lite": {"scoring_func": ("sigmoid",), "moe_layer_freq": (1,), "first_k_dense_replace": (1,)},
+}
+DEFAULTS |= {
+    "deepseek_v2": {"vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    | {"num_attention_heads": 32, "max_position_embeddings": 2048, "first_k_dense_replace": 0, "kv_lora_rank": 512}
+    | {"q_lora_rank": 1536, "n_routed_experts": 64, "n_shared_experts": 2, "qk_nope_head_dim": 128}
+    | {"qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 1407, "topk_method": "greedy"},
+    "deepseek_v3": {"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61}
+    | {"num_attention_heads": 128, "num_key_value_heads": 128, "max_position_embeddings": 4096}
+    | {"first_k_dense_replace": 3, "kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 256}
+    | {"n_shared_experts": 1, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_group": 8}
+    | {"topk_group": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5}
+    | {"norm_topk_prob": True, "rope_interleave": True},
+    "glm4_moe_lite": {"vocab_size": 154880, "hidden_size": 2048, "intermediate_size": 10240, "num_hidden_layers": 47}
+    | {"num_attention_heads": 20, "num_key_value_heads": 20, "max_position_embeddings": 202752, "kv_lora_rank": 512}
+    | {"q_lora_rank": 768, "n_routed_experts": 64, "n_shared_experts": 1, "qk_nope_head_dim": 192}
+    | {"qk_rope_head_dim": 64, "v_head_dim": 256, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 4}
+    | {"moe_intermediate_size": 1536, "routed_scaling_factor": 1.8, "norm_topk_prob": True, "rms_norm_eps": 1e-5}
+    | {"rope_interleave": True},
+}
+
+
 def check_keys(folder: Path, values: Mapping[str, Any], model_type: str) -> list[str]:
     """What the user should know of these settings. UnsupportedError for one that edgellm does not know."""
     used, harmless = USED[model_type], HARMLESS | HARMLESS_IN[model_type]

@@ -24,8 +24,8 @@ STACKED_EXPERTS = {
 """Parameters of all experts of a layer, where a checkpoint has them as one -> the tensors its rows are cut into."""
 
 
-SIGMOID = 2
-"""The number in GGUF of a router by sigmoids."""
+SOFTMAX, SIGMOID = 1, 2
+"""The numbers in GGUF of routers by a softmax and by sigmoids."""
 SHARED_EXPERT = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
@@ -43,6 +43,8 @@ class Experts:
     needs_bias   whether the router and every expert's products have one
     scores   what a token's experts are chosen by, and with ``biased`` that plus a bias
     factor   of all weights
+    groups   how many groups they stand in, and from how many of these a token's are chosen
+    best     whether a group counts by its best two experts or by one
     """
 
     n: int
@@ -54,6 +56,8 @@ class Experts:
     scores: Literal["softmax", "sigmoid"] = "softmax"
     biased: bool = False
     factor: float = 1.0
+    groups: tuple[int, int] = (1, 1)
+    best: int = 2
 
 
 def read_experts(gguf: ModelFile, n_ff: int | None = None, **more: Any) -> Experts:
@@ -112,7 +116,8 @@ def expert_feed_forward(
         scales = m.weight(f"{blk}.ffn_down_exps.scale", experts.n)
     ids, probs = m.buffer("ids", n_used, dtype="int32"), m.buffer("probs", n_used)
     choice = m.weight(f"{blk}.exp_probs_b.bias", experts.n) if experts.biased else None
-    m.ops.append(Route("router", ids, probs, experts.over, scales, experts.scores, choice, experts.factor))
+    groups = experts.groups, experts.best
+    m.ops.append(Route("router", ids, probs, experts.over, scales, experts.scores, choice, experts.factor, *groups))
 
     def matmul(x: str, name: str, out: str, n_out: int, n_in: int) -> None:
         weight = m.weight(f"{blk}.{name}.weight", experts.n, n_out, n_in)

@@ -83,6 +83,11 @@ READ_IN: dict[str, frozenset[str]] = {
     | {"expert_gating_func", "expert_feed_forward_length", "expert_shared_count", "leading_dense_block_count"}
     | {"expert_weights_norm", "expert_weights_scale", "nextn_predict_layers", "rope.scaling.attn_factor"}
     | {"rope.dimension_sections"},
+    "deepseek2": _EXPERTS
+    | {"attention.q_lora_rank", "attention.kv_lora_rank", "attention.key_length_mla", "attention.value_length_mla"}
+    | {"expert_gating_func", "expert_feed_forward_length", "expert_shared_count", "leading_dense_block_count"}
+    | {"expert_weights_norm", "expert_weights_scale", "expert_group_count", "expert_group_used_count"}
+    | {"nextn_predict_layers", "rope.scaling.yarn_log_multiplier"},
     "phi3": frozenset(("attention.sliding_window", "rope.scaling.attn_factor")),
     "mistral3": frozenset(("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"))
     | {"rope.scaling.attn_factor"},
