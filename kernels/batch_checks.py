@@ -35,7 +35,7 @@ def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int
         _check_rope_positions(batch.rope_positions, n, program)
     if batch.types is not None and batch.types.shape != (n,):
         raise ParameterError(f"types of shape {batch.types.shape}; ({n},) is expected")
-    _check_rows(batch, program)
+    _check_rows(batch, program, n_steps)
     starts = _starts(batch.sequences)
     if 1 < n == len(starts) - 1 and batch.sees is None and _are_blocks_there(batch, pool, n_steps):
         return starts  # many answers decode: each by itself would take 4 us
@@ -111,12 +111,13 @@ def _check_embeddings(rows: np.ndarray, values: np.ndarray, n: int, program: Pro
         raise ParameterError(f"embeddings for the rows {min(rows)} to {max(rows)} of a batch of {n} tokens")
 
 
-def _check_rows(batch: Batch, program: Program) -> None:
-    """Tables by position or type have a row for every token."""
-    for op in program.ops if program.is_encoder else ():
-        if isinstance(op, AddRows):
+def _check_rows(batch: Batch, program: Program, n_steps: int) -> None:
+    """Tables by position or type have a row for every token, of all steps that are made."""
+    for op in program.row_tables:
+        if isinstance(op, AddRows) and op.of != "none":
             numbers = batch.positions if op.of == "positions" else batch.types
             low, high = (0, 0) if numbers is None else (int(numbers.min()), int(numbers.max()))
+            high += (n_steps - 1) * (op.of == "positions")
             n_rows = program.tensors[op.weight].shape[0]
             if low < 0 or high >= n_rows:
                 raise ParameterError(f"{op.of} {low} to {high}; {op.weight} has {n_rows} rows")

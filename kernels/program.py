@@ -152,6 +152,11 @@ class Program:
         """The kinds of cache that the layers have: one block table of a sequence for each."""
         return groups_of(self.cache_layers)
 
+    @cached_property
+    def row_tables(self) -> tuple[Op, ...]:
+        """The ops that add a row of a table by position or type, which a batch has to stay within."""
+        return tuple(op for op in self.ops if op.name == "add_rows")
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -45,6 +45,7 @@ from edgellm.kernels.ops import (
     ShortConv,
     SigmoidGate,
     Softcap,
+    SoftplusGate,
     SplitHeads,
     StoreKV,
 )
@@ -453,6 +454,11 @@ def _sigmoid_gate(low: Lowering, op: SigmoidGate) -> None:
     _pointwise(low, "u * sigmoid(v)", op.x, op.gate, op.out, per=per)
 
 
+def _softplus_gate(low: Lowering, op: SoftplusGate) -> None:
+    per = low.place(op.x).width // low.place(op.gate).width
+    _pointwise(low, "u * softplus(v)", op.x, op.gate, op.out, per=per)
+
+
 def _select_outputs(low: Lowering, op: SelectOutputs) -> None:
     x, y = low.place(op.x), low.place(op.out)
     low.emit(
@@ -522,6 +528,7 @@ RULES: dict[type[Op], Rule] = {
     Add: Rule(_add, "x y out scale"),
     Scale: Rule(_scale, "x out factor"),
     SigmoidGate: Rule(_sigmoid_gate, "x gate out"),
+    SoftplusGate: Rule(_softplus_gate, "x gate out"),
     Softcap: Rule(_softcap, "x out cap"),
     SelectOutputs: Rule(_select_outputs, "x out"),
     ShortConv: Rule(recurrent.short_conv, "bcx weight out layer"),

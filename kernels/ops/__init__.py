@@ -23,6 +23,7 @@ from edgellm.kernels.ops.elementwise import (
     Scale,
     SigmoidGate,
     Softcap,
+    SoftplusGate,
     SplitHeads,
 )
 from edgellm.kernels.ops.embed import Embed
@@ -66,6 +67,7 @@ __all__ = [
     "ShortConv",
     "SigmoidGate",
     "Softcap",
+    "SoftplusGate",
     "SplitHeads",
     "StoreKV",
 ]
@@ -73,6 +75,6 @@ __all__ = [
 OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
-    LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm,
+    LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm, SoftplusGate,
     HeadMatmul, JoinHeads,
 )  # fmt: skip

@@ -152,6 +152,20 @@ class Scale(Op):
             s.emit(f"width={width}", Scale(s.input(width), s.buffer(width), 0.37))
 
 
+def softplus(x: np.ndarray) -> np.ndarray:
+    """log(1 + e^x)"""
+    return np.logaddexp(x, np.float32(0.0))
+
+
+GATE_SHAPES = ((1, 1), (17, 17), (100, 1), (256, 256), (96, 2), (60, 3))
+"""Widths of x and of the gate, in trials."""
+
+
+def _gated(x: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    """One value of the gate times as many neighbours of x as there are for it."""
+    return (x.reshape(*gate.shape, x.shape[1] // gate.shape[1]) * gate[:, :, None]).reshape(x.shape)
+
+
 @dataclass(frozen=True)
 class SigmoidGate(Op):
     """out = x * sigmoid(gate), where one value of ``gate`` is for width(x) / width(gate) neighbours of x: for a single
@@ -164,14 +178,31 @@ class SigmoidGate(Op):
     out: str
 
     def reference(self, step: Step) -> None:
-        x, gate = step[self.x], sigmoid(step[self.gate])
-        groups = x.reshape(*gate.shape, x.shape[1] // gate.shape[1]) * gate[:, :, None]
-        step[self.out] = groups.reshape(x.shape)
+        step[self.out] = _gated(step[self.x], sigmoid(step[self.gate]))
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
-        for width, n_gates in ((1, 1), (17, 17), (100, 1), (256, 256), (96, 2), (60, 3)):
+        for width, n_gates in GATE_SHAPES:
             s.emit(f"width={width} gates={n_gates}", SigmoidGate(s.input(width), s.input(n_gates), s.buffer(width)))
+
+
+@dataclass(frozen=True)
+class SoftplusGate(Op):
+    """out = x * softplus(gate), a value of ``gate`` for neighbours of x as in ``SigmoidGate``."""
+
+    name, reads, writes, by_row = "softplus_gate", ("x", "gate"), ("out",), True
+
+    x: str
+    gate: str
+    out: str
+
+    def reference(self, step: Step) -> None:
+        step[self.out] = _gated(step[self.x], softplus(step[self.gate]))
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width, n_gates in GATE_SHAPES:
+            s.emit(f"width={width} gates={n_gates}", SoftplusGate(s.input(width), s.input(n_gates), s.buffer(width)))
 
 
 @dataclass(frozen=True)

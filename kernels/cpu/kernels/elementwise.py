@@ -19,6 +19,7 @@ from edgellm.kernels.cpu.lib.vector_math import (
     sigmoid_f32x16,
     silu_f32x16,
     softcap_f32x16,
+    softplus_f32x16,
 )
 
 # ---- RMS norm --------------------------------------------------------------------------------------------------------
@@ -290,11 +291,13 @@ def add_scaled(op, step, thread, n_threads):
 
 
 def add_rows(op, step, thread, n_threads):
-    """out[t] = x[t] + w[number of t]"""
+    """out[t] = x[t] + w[number of t], of the first row where ``numbers`` is below 0"""
     args = v.arguments(op, at.ADD_ROWS)
-    lanes, numbers = (args.width + 15) // 16, v.load_i64(step + args.numbers)
+    lanes, numbers = (args.width + 15) // 16, v.load_i64(step + max(args.numbers, 0))
     for t in range(thread, v.load_i64(step + at.N_TOKENS), n_threads):
-        w = args.w + v.load_i32(numbers + t * 4) * args.w_row
+        w = args.w
+        if args.numbers >= 0:
+            w += v.load_i32(numbers + t * 4) * args.w_row
         for i in range(0, lanes * 64, 64):
             x = v.load_f32x16(args.x + t * args.x_row + i)
             v.store_f32x16(args.out + t * args.out_row + i, x + v.load_f32x16(w + i))
@@ -313,27 +316,35 @@ def scale(op, step, thread, n_threads):
 # ---- gates and caps --------------------------------------------------------------------------------------------------
 
 
-def sigmoid_gate(op, step, thread, n_threads):
-    """out = x * sigmoid(gate), a value of the gate for ``span`` neighbours of x."""
-    args = v.arguments(op, at.SIGMOID_GATE)
-    n, span = v.load_i64(step + args.row_kind), args.span
-    if span == 1:
-        lanes = (args.width + 15) // 16
-        for item in range(thread, n * lanes, n_threads):
-            row, i = item // lanes, item % lanes * 64
-            gate = sigmoid_f32x16(v.load_f32x16(args.gate + row * args.gate_row + i))
-            v.store_f32x16(args.out + row * args.out_row + i, v.load_f32x16(args.x + row * args.x_row + i) * gate)
-    else:
-        n_gates, whole = args.width // span, span // 16 * 16
-        for item in range(thread, n * n_gates, n_threads):
-            row, number = item // n_gates, item % n_gates
-            gate = sigmoid_f32x16(v.splat_f32x16(v.load_f32(args.gate + row * args.gate_row + number * 4)))
-            x = args.x + row * args.x_row + number * span * 4
-            out = args.out + row * args.out_row + number * span * 4
-            for i in range(0, whole, 16):
-                v.store_f32x16(out + i * 4, v.load_f32x16(x + i * 4) * gate)
-            for i in range(whole, span):
-                v.store_f32(out + i * 4, v.load_f32(x + i * 4) * v.first_lane(gate))
+_GATES = {"sigmoid": sigmoid_f32x16, "softplus": softplus_f32x16}
+
+
+def make_gate(kind: str) -> Any:
+    """The kernel out = x * curve(gate), a value of the gate for ``span`` neighbours of x."""
+    curve = _GATES[kind]
+
+    def gate(op, step, thread, n_threads):
+        args = v.arguments(op, at.GATE)
+        n, span = v.load_i64(step + args.row_kind), args.span
+        if span == 1:
+            lanes = (args.width + 15) // 16
+            for item in range(thread, n * lanes, n_threads):
+                row, i = item // lanes, item % lanes * 64
+                factor = curve(v.load_f32x16(args.gate + row * args.gate_row + i))
+                v.store_f32x16(args.out + row * args.out_row + i, v.load_f32x16(args.x + row * args.x_row + i) * factor)
+        else:
+            n_gates, whole = args.width // span, span // 16 * 16
+            for item in range(thread, n * n_gates, n_threads):
+                row, number = item // n_gates, item % n_gates
+                factor = curve(v.splat_f32x16(v.load_f32(args.gate + row * args.gate_row + number * 4)))
+                x = args.x + row * args.x_row + number * span * 4
+                out = args.out + row * args.out_row + number * span * 4
+                for i in range(0, whole, 16):
+                    v.store_f32x16(out + i * 4, v.load_f32x16(x + i * 4) * factor)
+                for i in range(whole, span):
+                    v.store_f32(out + i * 4, v.load_f32(x + i * 4) * v.first_lane(factor))
+
+    return gate
 
 
 @v.forceinline

@@ -77,6 +77,15 @@ def _query(args, first, head, group, row, n_rows):
 
 
 @v.forceinline
+def _fade(scores, first, n, scale, slope, position):
+    """Scores of n positions from ``first`` on lose ``slope`` for each token of the distance to ``position``."""
+    cost = v.splat_f32x16(slope)
+    for i in range(0, n, 16):
+        distance = v.abs_f32x16(lane_numbers() + v.splat_f32x16(v.f32_of(float(first + i - position))))
+        v.store_f32x16(scores + i * 4, v.load_f32x16(scores + i * 4) * scale - cost * distance)
+
+
+@v.forceinline
 def _soften(scores, first, n, low, high, scale, state):
     """Scores of n positions from ``first`` on become e^(scale s - m), 0 outside [low, high]; stores m and l."""
     lowest, highest = v.splat_f32x16(v.f32_of(float(low - first))), v.splat_f32x16(v.f32_of(float(high - first)))
@@ -141,7 +150,13 @@ def _do_rows(args, tile, head, row, n_rows, begin, n, where):
             if reach > 0:
                 near, far = max(near, position - reach), min(far, position + reach)
             far = min(far, begin + n - 1)
-            _soften(scores + low * 4 + r * SCORES_ROW, begin + low, seen, near, far, scale, sums + r * at.SELF_SUMS)
+            of_row = scores + low * 4 + r * SCORES_ROW
+            times = scale
+            if args.slopes != 0:
+                slope = v.load_f32(args.slopes + (head * group + (row + r) % group) * 4)
+                _fade(of_row, begin + low, seen, scale, slope, position)
+                times = v.splat_f32x16(v.f32_of(1.0))
+            _soften(of_row, begin + low, seen, near, far, times, sums + r * at.SELF_SUMS)
         w = scores + low * 4
         for i in range(0, line, 64):
             _block_of_rows(

@@ -89,14 +89,14 @@ ROUTE = namedtuple(
 """``scales`` and ``bias`` may be 0."""
 SELECT_OUTPUTS = namedtuple("SELECT_OUTPUTS", "x x_row out out_row width")
 SELF_ATTENTION = namedtuple(
-    "SELF_ATTENTION", "q q_row k k_row v v_row out out_row n_heads n_kv_heads head_dim scale reach"
+    "SELF_ATTENTION", "q q_row k k_row v v_row out out_row n_heads n_kv_heads head_dim scale reach slopes"
 )
 SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
 SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_row heads first_dim second_dim row_kind")
 JOIN_HEADS = namedtuple(
     "JOIN_HEADS", "first first_row second second_row out out_row heads first_dim second_dim row_kind"
 )
-SIGMOID_GATE = namedtuple("SIGMOID_GATE", "x x_row gate gate_row out out_row width span row_kind")
+GATE = namedtuple("GATE", "x x_row gate gate_row out out_row width span row_kind")
 """A value of ``gate`` is for ``span`` neighbours."""
 SOFTCAP = namedtuple("SOFTCAP", "x x_row out out_row width row_kind cap")
 SHORT_CONV = namedtuple("SHORT_CONV", "x x_row w w_row bias out out_row width n_taps states table")

@@ -50,9 +50,11 @@ from edgellm.kernels.ops import (
     SelfAttention,
     SigmoidGate,
     Softcap,
+    SoftplusGate,
     SplitHeads,
     StoreKV,
 )
+from edgellm.kernels.ops.encoder import alibi_slopes
 from edgellm.kernels.program import Buffer, Op, Program
 
 MAX_OUTPUTS = 32
@@ -432,7 +434,7 @@ def _add_rows(low: _Lowering, op: AddRows) -> None:
         table[:, :width] = tensor.dequantize()
     arguments = layout.ADD_ROWS(
         **low.where(x=op.x, out=op.out), w=table.ctypes.data, w_row=layout.padded(width) * 4, width=width,
-        numbers=layout.POSITIONS if op.of == "positions" else layout.TYPES,
+        numbers={"positions": layout.POSITIONS, "types": layout.TYPES, "none": -1}[op.of],
     )  # fmt: skip
     low.emit(op, "add_rows", arguments, alone=True)
 
@@ -443,9 +445,12 @@ def _self_attention(low: _Lowering, op: SelfAttention) -> None:
         raise UnsupportedError(
             f"{op.q} has heads of {head_dim}; the CPU kernel takes up to {layout.SELF_HEAD_DIM}.", code="MODEL_SHAPE"
         )
+    slopes = low.memory.zeros(1, layout.padded(op.n_heads), "float32") if op.fades else None
+    if slopes is not None and low.memory.real:
+        slopes[0, : op.n_heads] = alibi_slopes(op.n_heads)
     arguments = layout.SELF_ATTENTION(
         **low.where(q=op.q, k=op.k, v=op.v, out=op.out), n_heads=op.n_heads, n_kv_heads=op.n_kv_heads,
-        head_dim=head_dim, scale=op.scale, reach=op.reach,
+        head_dim=head_dim, scale=op.scale, reach=op.reach, slopes=0 if slopes is None else slopes.ctypes.data,
     )  # fmt: skip
     low.emit(op, "self_attention", arguments, alone=False)
 
@@ -527,13 +532,13 @@ def _scale(low: _Lowering, op: Scale) -> None:
     low.emit(op, "scale", arguments, alone=width <= ALONE_WIDTH)
 
 
-def _sigmoid_gate(low: _Lowering, op: SigmoidGate) -> None:
+def _gate(low: _Lowering, op: SigmoidGate | SoftplusGate) -> None:
     width = low.width(op.x)
-    arguments = layout.SIGMOID_GATE(
+    arguments = layout.GATE(
         **low.where(x=op.x, gate=op.gate, out=op.out), width=width, span=width // low.width(op.gate),
         row_kind=low.row_kind(op.out),
     )  # fmt: skip
-    low.emit(op, "sigmoid_gate", arguments, alone=width <= ALONE_WIDTH)
+    low.emit(op, op.name, arguments, alone=width <= ALONE_WIDTH)
 
 
 def _split_heads(low: _Lowering, op: SplitHeads) -> None:
@@ -587,7 +592,8 @@ _RULES: dict[type, Any] = {
     ExpertMatmul: experts.expert_matmul,
     ExpertSum: _expert_sum,
     Scale: _scale,
-    SigmoidGate: _sigmoid_gate,
+    SigmoidGate: _gate,
+    SoftplusGate: _gate,
     Softcap: _softcap,
     SplitHeads: _split_heads,
     JoinHeads: _join_heads,

@@ -27,7 +27,8 @@ class StepRecord:
         self._fields = np.zeros(layout.STEP_FIELDS, np.int64)
         self.address = self._fields.ctypes.data
         self._arrays = np.zeros((6, max_tokens), np.int32)
-        self._is_encoder = any(isinstance(op, AddRows | SelfAttention) for op in program.ops)
+        self._is_encoder = any(isinstance(op, SelfAttention) for op in program.ops)
+        self._has_types = any(isinstance(op, AddRows) and op.of == "types" for op in program.ops)
         self._tiles = np.zeros((0, 4), np.int32)
         self._tables = np.zeros((len(program.groups), 2), np.int64)
         self._angles = _Angles(list(program.ropes.values()))
@@ -63,8 +64,9 @@ class StepRecord:
             sees[:n] = batch.sees
         self._fields[layout.SEES // 8] = self._fields[(layout.POSITIONS if sees is positions else layout.OWN_SEES) // 8]
         self._angles.turn(positions[:n] if batch.rope_positions is None else batch.rope_positions, n_steps)
-        if self._is_encoder:
+        if self._has_types:
             types[:n] = 0 if batch.types is None else batch.types
+        if self._is_encoder:
             self._tiles = text_tiles(starts)
             self.set(TEXT_TILES=self._tiles.ctypes.data, N_TEXT_TILES=len(self._tiles))
             return

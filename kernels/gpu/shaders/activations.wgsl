@@ -15,3 +15,4 @@ fn clamped_swiglu(gate: f32, up: f32) -> f32 {
   let cut = min(gate, 7.0);
   return cut * sigmoid(1.702 * cut) * (clamp(up, -7.0, 7.0) + 1.0);
 }
+fn softplus(v: f32) -> f32 { return max(v, 0.0) + log(1.0 + exp(-abs(v))); }
