@@ -24,8 +24,9 @@ def command(
 ) -> None:
     """Examine this machine and test every kernel on it.
 
-    Shows the CPU and the GPUs, the kernels chosen for them, memory and versions. Every kernel is compared with a plain
-    numpy computation on this CPU, every shader on each GPU. Exit status 1 when one of them is wrong.
+    Shows the CPU and the GPUs, the kernels chosen for them, the architectures of models that run, memory and versions.
+    Every kernel is compared with a plain numpy computation on this CPU, every shader on each GPU. Exit status 1 when
+    one of them is wrong.
 
     \b
     Examples:
@@ -38,6 +39,7 @@ def command(
         echo(f"{doctor.clear_kernel_cache()} compiled kernels deleted", err=True)
         return
     facts: dict[str, Any] = {"machine": doctor.machine_facts(), "versions": doctor.package_versions()}
+    facts["models"] = doctor.model_facts()
     facts["kernels"] = doctor.kernel_facts()
     facts["gpus"] = doctor.gpu_facts()
     with ProgressBar() as progress:
@@ -80,6 +82,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("executors", ", ".join(kernels["executors"])),
         ("kernels", f"{kernels['form']} ({known}this CPU runs {', '.join(kernels['forms'])}{setting})"),
         ("fast types", ", ".join(kernels["fast_types"])),
+        ("architectures", ", ".join(facts["models"]["architectures"])),
         ("other types", f"{len(kernels['dequantized_types'])} more run through dequantization"),
         *((gpu["device"], _gpu(gpu)) for gpu in facts["gpus"]),
         ("memory", f"{human_bytes(machine['memory_available'])} free of {human_bytes(machine['memory_total'])}"),

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 TEMPLATE_SHOWN = 400  # characters
 PARTS = ("weights", "kv", "work")
+POOLINGS = {
+    "none": "none: a vector for each token",
+    "mean": "mean of all tokens",
+    "cls": "the first token",
+    "last": "the last token",
+    "rank": "rank: scores of a text, or of a question and a text",
+}
 
 
 @click.command("show")
@@ -75,7 +82,36 @@ def model_facts(gguf: Any, n_ctx: int = 0, **device: Any) -> dict[str, Any]:
         program = build_program(gguf)
     except EdgeLLMError as error:
         return {**facts, "runnable": False, "reason": str(error)}
+    facts["vectors"] = _vectors(program)
     return {**facts, "memory": _memory(program, gguf, n_ctx, options), "runnable": True, "reason": None}
+
+
+def _vectors(program: Program) -> dict[str, Any]:
+    """How the model makes a text into a vector: which rows it pools, and which tokens and types of text it knows."""
+    from edgellm.kernels.ops import AddRows
+
+    tables = [op.weight for op in program.ops if isinstance(op, AddRows) and op.of == "types"]
+    pooling = program.pooling
+    return {
+        "is_encoder": program.is_encoder,
+        "causal": not program.is_encoder,
+        "pooling": pooling.kind if pooling else None,
+        "labels": list(pooling.labels) if pooling else [],
+        "token_types": program.tensors[tables[0]].shape[0] if tables else None,
+    }
+
+
+def _vector_rows(vectors: dict[str, Any]) -> list[tuple[str, object]]:
+    """For a model for embeddings or ranking, and for any other whose file says what it pools."""
+    rows: list[tuple[str, object]] = []
+    if vectors["is_encoder"]:
+        types = vectors["token_types"]
+        known = f", {types} type{'s' if types != 1 else ''} of text" if types else ""
+        rows.append(("attention", f"both ways: an encoder, whose tokens see their whole text{known}"))
+    if vectors["pooling"]:
+        labels = f" ({', '.join(vectors['labels'])})" if vectors["labels"] else ""
+        rows.append(("pooling", POOLINGS[vectors["pooling"]] + labels))
+    return rows
 
 
 def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> dict[str, Any]:
@@ -123,6 +159,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         ("chat template", template),
     ]
     if facts["runnable"]:
+        rows += _vector_rows(facts["vectors"])
         rows += _memory_rows(facts["memory"])
     else:
         rows.append(("cannot run", facts["reason"]))

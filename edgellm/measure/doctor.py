@@ -76,6 +76,13 @@ def _place(folder: Callable[[], Path]) -> str:
         return f"NONE: {error}"
 
 
+def model_facts() -> dict[str, Any]:
+    """What kinds of model can be run, fit for JSON."""
+    from edgellm.models import architectures
+
+    return {"architectures": architectures()}
+
+
 def package_versions() -> dict[str, str]:
     """The versions of what edgellm stands on; a package that is missing says so."""
     versions = {}

@@ -6,8 +6,10 @@ To add an architecture, add its file: a module here with ``build(gguf) -> Progra
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -37,6 +39,12 @@ def module_of(architecture: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{architecture.replace('-', '_')}")
 
 
+def alike(name: str, known: Sequence[str]) -> str:
+    """Words about the known names that are closest to one, for a message; none where none is close."""
+    found = difflib.get_close_matches(name[:64], known, 3)
+    return f" (most like it: {', '.join(found)})" if found else ""
+
+
 def build_program(gguf: ModelFile) -> Program:
     """The program of the file's model, every hyperparameter in range and every shape compared.
 
@@ -45,8 +53,10 @@ def build_program(gguf: ModelFile) -> Program:
     """
     check_is_model(gguf)
     if gguf.architecture not in architectures():  # a name from an untrusted file is looked up, never imported as it is
+        known = architectures()
         raise UnsupportedError(
-            f"{Path(gguf.path).name}: the architecture is {short(gguf.architecture, 40)!r}. edgellm runs "
-            f"{', '.join(architectures())}. Take a GGUF file of one of these."
+            f"{Path(gguf.path).name}: the architecture is {short(gguf.architecture, 40)!r}, which is none of the "
+            f"{len(known)} that edgellm runs{alike(gguf.architecture, known)}; `edgellm doctor` lists them. "
+            "Take a GGUF file of one of these."
         )
     return module_of(gguf.architecture).build(gguf)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_encoders import random_bert, write_bert
 
 from edgellm.cli import main
 from edgellm.formats.errors import DownloadError, ModelNotFoundError
@@ -110,6 +111,18 @@ def test_show_json_is_whole(model_path: Path, capsys: pytest.CaptureFixture[str]
     assert memory["n_ctx"] == 128
     assert memory["total"] == sum(memory[part] for part in ("weights", "kv", "work", "process"))
     assert "{%" in facts["chat_template"] and facts["sampling"] == {"temp": 0.25}
+
+
+def test_show_of_an_encoder_says_what_it_pools_and_which_types_it_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bert(tmp_path / "bert.gguf", random_bert(), 2)
+    assert main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "both ways" in shown and "2 types of text" in shown and "the first token" in shown
+    assert main(["show", str(path), "--json"]) == 0
+    vectors = json.loads(capsys.readouterr().out)["vectors"]
+    assert vectors == {"is_encoder": True, "causal": False, "pooling": "cls", "labels": [], "token_types": 2}
 
 
 def test_show_template_and_metadata_alone(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
