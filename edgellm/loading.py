@@ -267,7 +267,7 @@ def fetched(name: str | Path, report: StageProgress) -> Path:
 def choose_context(program: Program, options: LoadOptions) -> int:
     """Tokens of context: as asked for, else as trained and as far as the memory goes."""
     trained = max(1, program.context_length)
-    if program.is_encoder:  # it has no cache, and knows no positions past those
+    if program.is_encoder or program.row_tables:  # it knows no positions past those
         return min(options.n_ctx or trained, trained)
     if options.n_ctx is not None:
         return options.n_ctx or trained

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import long_tail_models as more
 import numpy as np
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -205,7 +206,7 @@ ARCHITECTURE_OF = {
     "qwen3_vl_moe_text": "qwen3vlmoe",
 }
 """Kinds of transformers' settings that GGUF calls otherwise."""
-CONFIGS = {
+CONFIGS = more.CONFIGS | {
     "cohere": "CohereConfig",
     "cohere2": "Cohere2Config",
     "starcoder2": "Starcoder2Config",
@@ -368,9 +369,9 @@ def own_tensors(config: Any) -> dict[str, np.ndarray]:
 
 # ---- complete random files -------------------------------------------------------------------------------------------
 
-TINY = tuple(dict.fromkeys(name.split()[0] for name in DECODERS))
+TINY = (*dict.fromkeys(name.split()[0] for name in DECODERS), *more.TINY)
 SIGMOID = ("lfm2moe", "minimax-m2", "glm4moe", "deepseek2")
-WITH_EXPERTS = ("qwen3vlmoe", *SIGMOID)
+WITH_EXPERTS = ("qwen3vlmoe", *SIGMOID, *more.WITH_EXPERTS)
 """Of these architectures, those whose layers have experts."""
 Shapes = dict[str, tuple[int, ...]]
 
@@ -410,7 +411,8 @@ def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding
         keys["shortconv.l_cache"] = 3
     if architecture in WITH_EXPERTS:
         keys["expert_feed_forward_length"] = n_ff
-    return {f"{architecture}.{key}": value for key, value in keys.items()}
+    own = {f"{architecture}.{key}": value for key, value in keys.items()}
+    return own | more.tiny_keys(architecture, n_layer, head_dim, n_ff, sliding_window)
 
 
 def latent_layer(n_head: int, n_embd: int, head_dim: int) -> Shapes:
@@ -470,4 +472,4 @@ def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_di
         layer["post_attention_norm.weight"] = layer.pop("ffn_norm.weight")
     if architecture == "qwen2vl":
         layer |= {"attn_q.bias": (n_q,), "attn_k.bias": (n_kv,), "attn_v.bias": (n_kv,)}
-    return layer
+    return more.tiny_layer(architecture, layer, n_embd, n_ff, head_dim)

@@ -168,7 +168,7 @@ def write_tiny_model(
     keys |= decoder_models.tiny_keys(architecture, n_layer, head_dim, n_ff, sliding_window)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (keys | (metadata or {})).items():
-        if key not in leave_out:
+        if key not in leave_out and value is not None:
             add_value(writer, key, value)
     shapes = tensor_shapes(
         architecture, len(tokens), n_layer, n_embd, n_ff, n_head * head_dim, n_head_kv * head_dim, head_dim, tied
@@ -286,6 +286,7 @@ def tensor_shapes(
     shapes["token_embd_norm.weight" if architecture in ("lfm2", "lfm2moe") else "output_norm.weight"] = (n_embd,)
     if architecture == "starcoder2":
         shapes["output_norm.bias"] = (n_embd,)
+    shapes = decoder_models.more.tiny_around(architecture, shapes, n_vocab, n_embd, 256)
     return shapes if tied else shapes | {"output.weight": (n_vocab, n_embd)}
 
 

@@ -19,7 +19,7 @@ from edgellm.models.parts.post_norm import build_post_norm, curved
 
 def build(gguf: ModelFile) -> Program:
     """x = norm(x + Wo attention(q, k, v));  x = norm(x + Wdown gelu(Wup x)), of x = norm(token + type + position)."""
-    return build_post_norm(gguf, curved("gelu_erf"), rotates=False)
+    return build_post_norm(gguf, curved("gelu_erf"), "rows")
 
 
 ROBERTA = ("roberta", "xlm-roberta")

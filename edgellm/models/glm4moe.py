@@ -15,6 +15,7 @@ from edgellm.models.parts.checkpoint_form import (
     QKV,
     CheckpointForm,
     TypedMetadata,
+    count_of,
     decoder_metadata,
     refuse_activation,
     refuse_windows,
@@ -22,6 +23,7 @@ from edgellm.models.parts.checkpoint_form import (
 from edgellm.models.parts.checkpoint_rope import rotated_dims, rotation_of_a_part
 from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
+    SHARED_EXPERTS,
     SIGMOID,
     STACKED_EXPERTS,
     dense_then_experts,
@@ -58,8 +60,8 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
         "expert_count": config.integer("n_routed_experts"),
         "expert_used_count": config.integer("num_experts_per_tok"),
         "expert_feed_forward_length": config.integer("moe_intermediate_size"),
-        "expert_shared_count": _count(config, "n_shared_experts"),
-        "leading_dense_block_count": _count(config, "first_k_dense_replace"),
+        "expert_shared_count": count_of(config, "n_shared_experts"),
+        "leading_dense_block_count": count_of(config, "first_k_dense_replace"),
         "expert_gating_func": SIGMOID,
     }
     found |= {f"glm4moe.{key}": (value, "UINT32") for key, value in whole.items()}
@@ -68,15 +70,10 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     return found
 
 
-def _count(config: CheckpointConfig, key: str) -> int:
-    return 0 if config.get(key) == 0 else config.integer(key)
-
-
 def checkpoint_layer() -> dict[str, str]:
     """The modules of a layer."""
-    shared = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
     others = {"post_attention_layernorm": "post_attention_norm", "mlp.gate": "ffn_gate_inp"}
-    return DECODER_LAYER | QK_NORMS | shared | others
+    return DECODER_LAYER | QK_NORMS | SHARED_EXPERTS | others
 
 
 CHECKPOINT = CheckpointForm(

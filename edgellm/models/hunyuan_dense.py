@@ -58,9 +58,13 @@ def rotation_with_alpha(config: CheckpointConfig) -> Rotation:
     return replace(rope, base=rope.base * rope.positive("alpha") ** (dim / (dim - 2)))
 
 
+HUNYUAN_LAYER = DECODER_LAYER | {
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+}
 CHECKPOINT = CheckpointForm(
     classes={"HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense", "HunYuanDenseV1Model": "hunyuan_v1_dense"},
     metadata=lambda config: hunyuan_metadata(config, "hunyuan-dense"),
-    layer=DECODER_LAYER | {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
+    layer=HUNYUAN_LAYER,
     extra=factors_of(rotation_with_alpha),
 )

@@ -13,7 +13,7 @@ from edgellm.models.parts.post_norm import build_post_norm, curved
 
 def build(gguf: ModelFile) -> Program:
     """x = norm(x + Wo attention(rope(q), rope(k), v));  x = norm(x + Wdown gelu(Wup x))"""
-    return build_post_norm(gguf, curved("gelu_erf"), rotates=True)
+    return build_post_norm(gguf, curved("gelu_erf"), "rotated")
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:

@@ -17,7 +17,7 @@ HEADS = r"(cls\.|lm_head\.|(nomic_bert\.)?pooler\.).*|.*\.(position_ids|inv_freq
 
 def build(gguf: ModelFile) -> Program:
     """x = norm(x + Wo attention(rope(q), rope(k), v));  x = norm(x + Wdown (silu(Wgate x) * Wup x))"""
-    return build_post_norm(gguf, _feed_forward, rotates=True)
+    return build_post_norm(gguf, _feed_forward, "rotated")
 
 
 def _feed_forward(m: ProgramBuilder, blk: str) -> None:
@@ -30,18 +30,29 @@ def _feed_forward(m: ProgramBuilder, blk: str) -> None:
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish", "swiglu")
-    if config.get("moe_every_n_layers"):
-        raise config.refuse("moe_every_n_layers", "models of this architecture without experts")
+    for key in ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"):
+        if config.flag(key, False):
+            raise config.refuse(key, "models of this architecture without biases (false)")
+    return nomic_metadata(config, "nomic-bert")
+
+
+def nomic_metadata(config: CheckpointConfig, architecture: str) -> TypedMetadata:
+    """The keys of the family, from config.json."""
     if config.get("head_dim") not in (None, config.integer("hidden_size") // config.integer("num_attention_heads")):
         raise config.refuse("head_dim", "heads that fill the hidden size")
-    found = encoder_metadata(config, "nomic-bert")
+    found = encoder_metadata(config, architecture)
     trained = config.get("max_trained_positions")
     if trained is not None:
         length = min(config.integer("max_position_embeddings"), config.integer("max_trained_positions"))
-        found["nomic-bert.context_length"] = (length, "UINT32")
-    found |= {f"nomic-bert.{key}": value for key, value in rope_metadata(rotation(config)).items()}
+        found[f"{architecture}.context_length"] = (length, "UINT32")
+    found |= {f"{architecture}.{key}": value for key, value in rope_metadata(rotation(config)).items()}
     found["tokenizer.ggml.token_type_count"] = (config.integer("type_vocab_size"), "UINT32")
     return found
+
+
+def _variant(config: CheckpointConfig) -> tuple[str, CheckpointForm | None]:
+    """With experts it is an architecture of its own."""
+    return ("nomic-bert-moe", None) if config.get("moe_every_n_layers") else ("nomic-bert", CHECKPOINT)
 
 
 CHECKPOINT = CheckpointForm(
@@ -80,4 +91,5 @@ CHECKPOINT = CheckpointForm(
     around_biases=frozenset(("token_embd_norm",)),
     leaves_out=lambda _: HEADS,
     extra=lambda _: {},
+    variant=_variant,
 )

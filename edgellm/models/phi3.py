@@ -34,22 +34,24 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish")
     refuse_windows(config)
-    rope = _rotation(config)
-    found = decoder_metadata(config, "phi3", _rotation)
+    rope = rotation_or_long(config)
+    found = decoder_metadata(config, "phi3", rotation_or_long)
     window = 0 if config.get("sliding_window") is None else config.integer("sliding_window")
     found["phi3.attention.sliding_window"] = (window, "UINT32")
     found["phi3.rope.dimension_count"] = (rotated_dims(config), "UINT32")
     found["phi3.rope.scaling.original_context_length"] = (rope.original_length, "UINT32")
     if rope.kind in LONG:
-        found["phi3.rope.scaling.attn_factor"] = (_magnitude(rope), "FLOAT32")
+        found["phi3.rope.scaling.attn_factor"] = (long_magnitude(rope), "FLOAT32")
     return found
 
 
-def _rotation(config: CheckpointConfig) -> Rotation:
+def rotation_or_long(config: CheckpointConfig) -> Rotation:
+    """A plain one, or one with other frequencies for long contexts."""
     return rotation(config, ("default", *LONG), ("partial_rotary_factor",))
 
 
-def _magnitude(rope: Rotation) -> float:
+def long_magnitude(rope: Rotation) -> float:
+    """What rotated heads are multiplied by."""
     if rope.numbers.get("attention_factor") is not None:
         return rope.positive("attention_factor")
     factor = rope.positive("factor", rope.config.integer("max_position_embeddings") / rope.original_length)
@@ -58,7 +60,7 @@ def _magnitude(rope: Rotation) -> float:
 
 def long_and_short_factors(config: CheckpointConfig) -> dict[str, np.ndarray]:
     """What frequencies are divided by, in a context of the first training's length and in a longer one."""
-    rope = _rotation(config)
+    rope = rotation_or_long(config)
     if rope.kind not in LONG:
         return {}
     found, n = {}, rotated_dims(config) // 2

@@ -20,7 +20,7 @@ from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.gguf_writer import rows_in_chunks
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.stored_numbers import FLOATS, encode_plain
-from edgellm.models import architectures, build_program, module_of
+from edgellm.models import alike, architectures, build_program, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, HeadRows, Place
 from edgellm.models.parts.checkpoint_keys import ALIASES, DEFAULTS, HARMLESS_IN, USED, check_keys
@@ -49,6 +49,9 @@ IGNORED = re.compile(
 )
 
 
+UNUSUAL = "Programs other than edgellm may refuse the file: {} is not usual in its architecture."
+
+
 def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bool = True) -> InputModel:
     """Open the checkpoint and prove that it is a whole model of an architecture that edgellm runs.
 
@@ -62,7 +65,8 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     architecture, form, model_type = find_form(checkpoint)
     config, notes = read_config(checkpoint, model_type)
     if form.variant:
-        architecture, form = form.variant(config)
+        architecture, own = form.variant(config)
+        form = own or module_of(architecture).CHECKPOINT
     scheme = scheme_of(checkpoint)
     metadata = form.metadata(config)
     n_experts = metadata.get(f"{architecture}.expert_count", (0, ""))[0]
@@ -99,31 +103,36 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
     classes = checkpoint.config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
     model_type = checkpoint.config.get("model_type")
-    known = []
+    known: list[str] = []
     for architecture in architectures():
         form = module_of(architecture).CHECKPOINT
-        known += [next(iter(form.classes))]
+        known += form.classes
         kind = form.classes.get(named) if isinstance(named, str) else None
         if named is None and model_type in form.classes.values() and not form.needs_class:
             kind = model_type
         if kind is None:
             continue
-        if model_type not in (None, kind):  # transformers goes by model_type, GGUF converters by the class
+        if model_type not in (
+            None,
+            kind,
+            form.settings or kind,
+        ):  # transformers goes by model_type, GGUF converters by the class
             raise UnsupportedError(
                 f"{checkpoint.folder.name}/config.json: model_type is {short(model_type)}, and a {named} is a {kind}. "
                 "Correct the one that is wrong.",
                 code="CHECKPOINT_ARCHITECTURE",
             )
-        for key in ("num_local_experts", "num_experts") if not form.has_experts else ():
+        for key in ("num_local_experts", "num_experts") if not (form.has_experts or form.variant) else ():
             if checkpoint.text_config.get(key):
                 raise UnsupportedError(
                     f"{checkpoint.folder.name}: is a mixture of experts ({key}); edgellm runs dense models of its "
                     "architecture. Take a model without experts."
                 )
-        return architecture, form, kind
+        return architecture, form, form.settings or kind
     raise UnsupportedError(
-        f"{checkpoint.folder.name}/config.json: the model is a {short(named or model_type)}; edgellm converts "
-        f"{', '.join(known)}. Take a model of one of these.",
+        f"{checkpoint.folder.name}/config.json: the model is a {short(named or model_type)}, which is none of the "
+        f"classes that edgellm converts{alike(str(named or model_type), known)}; `edgellm doctor` lists their "
+        "architectures. Take a model of one of these.",
         code="CHECKPOINT_ARCHITECTURE",
     )
 
@@ -174,13 +183,12 @@ def _tensors(
     found: dict[str, InputTensor] = {}
     experts: dict[str, dict[int, InputTensor]] = {}
     biases = form.biases(config)
-    unknown = []
-    left_out = form.leaves_out(config) or _draft_layers(config)
-    first_rows = form.first_rows(config)
+    unknown, left_out = [], form.leaves_out(config) or _draft_layers(config)
+    first_rows, pieces = form.first_rows(config), form.pieces(config)
     for stored_name, weight in open_weights(checkpoint).items():
         if left_out and re.fullmatch(left_out, stored_name):
             continue
-        places = form.places(plain_name(stored_name), config.n_layer, biases)
+        places = form.places(plain_name(stored_name), config.n_layer, biases, pieces)
         if not places and not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
             unknown.append(stored_name)
         for place in places:
@@ -189,6 +197,10 @@ def _tensors(
                     f"{short(stored_name)}: two tensors are {place.name}. {PULL_AGAIN}", code="CHECKPOINT_TENSOR"
                 )
             tensor = _placed(place, stored_name, weight, config, form, quantized)
+            if form.leaves_out_zeros and re.fullmatch(form.leaves_out_zeros, stored_name):
+                if not tensor.decode(0, 1).any():
+                    continue
+                notes.append(UNUSUAL.format(place.name))
             tensor = _from_row(tensor, first_rows.get(place.name, 0), stored_name)
             if place.expert is None:
                 found[place.name] = tensor
@@ -217,7 +229,7 @@ def _tensors(
     for name, numbers in form.extra(config).items():
         found[name] = _computed(name, numbers)
         if not (form.pairs_heads or form.extra_is_usual):
-            notes.append(f"Programs other than edgellm may refuse the file: {name} is not usual in its architecture.")
+            notes.append(UNUSUAL.format(name))
     return {name: found[name] for name in sorted(found, key=_place)}
 
 
@@ -233,6 +245,13 @@ def _placed(
 ) -> InputTensor:
     """What goes to one place of a weight, in GGUF's order."""
     tensor = input_tensor(place.name, stored_name, weight, config, form, quantized)
+    if place.rows is not None:
+        return of_these_rows(tensor, place.rows, place.of, stored_name)
+    if re.sub(r"^blk\.\d+\.", "", place.name) in form.transposed:
+        tensor = _transposed_matrix(tensor, stored_name)
+    if form.joined_experts and place.name.endswith("_exps.weight"):
+        tensor = _experts_apart(tensor, config.integer("num_experts"), stored_name)
+        return _transposed(tensor) if "ffn_down" in place.name else tensor
     if place.name.endswith("_exps.weight") and _is_transposed(weight, place.name, config, form):
         tensor = _transposed(tensor)
     if (of := form.head_rows(config).get(re.sub(r"^blk\.\d+\.", "", place.name))) is not None:
@@ -312,7 +331,7 @@ def input_tensor(
     """A weight with the changes that its architecture's GGUF form asks for; its numbers are proved finite when read."""
     if len(weight.shape) == 3 and weight.shape[1] == 1:  # one filter for each channel
         weight = replace(weight, shape=(weight.shape[0], weight.shape[2]))
-    if name.endswith("_shexp.weight") and weight.shape[:1] == (1,):  # how much of it, a vector
+    if name.endswith(("_shexp.weight", "exp_probs_b.bias")) and weight.shape[:1] == (1,):  # how much of it, a vector
         weight = replace(weight, shape=weight.shape[1:])
     most = 3 if name.endswith("_exps.weight") else 2
     if not weight.shape or not all(weight.shape) or len(weight.shape) > most:
@@ -426,17 +445,37 @@ def _rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointCon
         return tensor
 
     def decode(start: int, stop: int) -> np.ndarray:
-        if rows is None:
-            found = tensor.decode(start, stop)
-        else:
-            wanted = rows[start:stop]
-            ends = [*(np.flatnonzero(np.diff(wanted) != 1) + 1), len(wanted)]
-            pieces = zip([0, *ends[:-1]], ends, strict=True)
-            found = np.concatenate([tensor.decode(int(wanted[a]), int(wanted[b - 1]) + 1) for a, b in pieces])
+        found = tensor.decode(start, stop) if rows is None else _in_runs(tensor.decode, rows[start:stop])
         found = found if columns is None else found[:, columns]
         return found if change is None else change(found)
 
     return _of_rows(tensor, tensor.shape, decode)
+
+
+def _in_runs(read: Rows, wanted: np.ndarray) -> np.ndarray:
+    """Some rows in this order, read in as few pieces as there are runs of them."""
+    ends = [*(np.flatnonzero(np.diff(wanted) != 1) + 1), len(wanted)]
+    runs = zip([0, *ends[:-1]], ends, strict=True)
+    return np.concatenate([read(int(wanted[a]), int(wanted[b - 1]) + 1) for a, b in runs])
+
+
+def of_these_rows(tensor: InputTensor, rows: np.ndarray, n_rows: int, stored_name: str) -> InputTensor:
+    """Some rows of a matrix of ``n_rows``, or some numbers of a vector, in this order."""
+    if tensor.shape[0] != n_rows or len(tensor.shape) > 2:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected {n_rows:,} rows as config.json says. "
+            f"{PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    if len(tensor.shape) == 1:
+        return _of_rows(tensor, (len(rows),), lambda start, stop: tensor.decode(start, stop)[:, rows])
+    shape = (len(rows), tensor.shape[1])
+    return replace(
+        tensor,
+        shape=shape,
+        decode=lambda start, stop: _in_runs(tensor.decode, rows[start:stop]),
+        stored=lambda start, stop: _in_runs(tensor.stored, rows[start:stop]),
+    )
 
 
 def _multiplied(tensor: InputTensor, factor: float | np.ndarray) -> InputTensor:
@@ -475,6 +514,26 @@ def _is_transposed(weight: Weight, name: str, config: CheckpointConfig, form: Ch
     if form.turned_experts and len(weight.shape) == 3:
         return weight.shape[-1] != config.integer("moe_intermediate_size" if "ffn_down" in name else "hidden_size")
     return form.transposed_experts and weight.stored is not None
+
+
+def _transposed_matrix(tensor: InputTensor, stored_name: str) -> InputTensor:
+    """A matrix the other way round."""
+    if len(tensor.shape) != 2:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected a matrix. {PULL_AGAIN}", code="MODEL_SHAPE"
+        )
+    turned = _transposed(replace(tensor, shape=(1, *tensor.shape)))
+    return replace(turned, shape=turned.shape[1:])
+
+
+def _experts_apart(tensor: InputTensor, n_experts: int, stored_name: str) -> InputTensor:
+    """The rows of all experts, one after the other, as a matrix for each."""
+    if len(tensor.shape) != 2 or tensor.shape[0] % n_experts:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected rows of {n_experts} experts. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    return replace(tensor, shape=(n_experts, tensor.shape[0] // n_experts, tensor.n_in))
 
 
 def _transposed(tensor: InputTensor) -> InputTensor:

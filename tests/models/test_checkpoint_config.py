@@ -33,7 +33,17 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
-from edgellm.models.parts.checkpoint_keys import DEFAULTS, HARMLESS, HARMLESS_IN, NOTED, ONLY, USED, check_keys
+from edgellm.models.parts.checkpoint_keys import (
+    ALIASES,
+    DEFAULTS,
+    HARMLESS,
+    HARMLESS_IN,
+    NOTED,
+    ONLY,
+    ONLY_IN,
+    USED,
+    check_keys,
+)
 from edgellm.quantize.checkpoint import FLAT, TIES, _Unwritten
 from edgellm.quantize.inputs import open_input
 
@@ -115,7 +125,8 @@ ROWS = {model_type: row for model_type, (row, _) in PUBLISHED.items()}
 def test_every_key_that_transformers_writes_has_its_row(model_type: str) -> None:
     config = getattr(transformers, CONFIGS[model_type])()
     generation = transformers.GenerationConfig()._get_default_generation_params()
-    known = USED[model_type] | HARMLESS | HARMLESS_IN[model_type] | ONLY.keys() | NOTED.keys()
+    only = ONLY.keys() | ONLY_IN.get(model_type, {}).keys()
+    known = USED[model_type] | HARMLESS | HARMLESS_IN[model_type] | only | NOTED.keys()
     assert set(config.to_dict()) | set(generation) <= known
     assert not USED[model_type] & (HARMLESS | HARMLESS_IN[model_type])
     config.allow_global_per_layer_attribute_access = True
@@ -123,7 +134,9 @@ def test_every_key_that_transformers_writes_has_its_row(model_type: str) -> None
         if key == "rope_theta":
             assert config.default_theta == value
         else:
-            assert getattr(config, key) == value or key in ("sliding_window", "num_key_value_heads"), key
+            own = next((own for own, usual in ALIASES.get(model_type, {}).items() if usual == key), key)
+            value_there = getattr(config, own if hasattr(config, own) else key)
+            assert value_there == value or key in ("sliding_window", "num_key_value_heads"), key
 
 
 def model_folder(folder: Path, model_type: str, **options: Any) -> dict[str, Any]:

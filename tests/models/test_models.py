@@ -9,6 +9,7 @@ import gguf as gguf_package
 import numpy as np
 import pytest
 from decoder_models import DECODERS, SEES, seeing_config
+from long_tail_models import CONVERTED
 from test_gguf_writer import llama_cpp_text
 from tiny_encoders import ENCODERS
 from tiny_models import SCALE_FIELDS, write_tiny_model, write_transformers_model
@@ -464,7 +465,7 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
     transformers = pytest.importorskip("transformers", reason="the judge of logits is transformers")
     has_frame = kind.startswith(("Gemma3", "Gemma4", "Qwen3_5"))
     config_name = f"{kind.removesuffix('ForCausalLM')}{'Text' * has_frame}Config"
-    class_name = kind if kind.startswith("Gemma3") else f"{kind}ForCausalLM"
+    class_name = {"GPT2": "GPT2LMHeadModel"}.get(kind, kind if kind.startswith("Gemma3") else f"{kind}ForCausalLM")
     options = {key: value for key, value in (SMALL | options).items() if value is not None or key not in SMALL}
     if kind == "Gemma4":
         options |= {"vocab_size_per_layer_input": options["vocab_size"]}
@@ -552,7 +553,7 @@ def test_outliers_and_skewed_routers_change_nothing(name: str, tmp_path: Path) -
 
 
 def test_every_architecture_has_a_judge() -> None:
-    judged = {name.split()[0] for name in MODELS}
+    judged = {name.split()[0] for name in (*MODELS, *CONVERTED)}  # those are in test_long_tail.py
     assert set(architectures()) <= judged | set(ENCODERS)  # theirs are in test_encoders.py
 
 

@@ -84,6 +84,7 @@ class ProgramBuilder:
         self.ropes: dict[str, Rope] = {}
         self.layer_norms = False  # what ``norm`` makes
         self.norms_need_bias = False
+        self.bare_norms = False  # that have neither weight nor bias
         self.hidden = ""
         self.pooling: Pooling | None = None
 
@@ -143,7 +144,9 @@ class ProgramBuilder:
 
     def norm(self, x: str, name: str, out: str) -> None:
         """out = norm(x), of the kind that the architecture has around its blocks."""
-        if self.layer_norms:
+        if self.bare_norms:
+            self.ops.append(LayerNorm(x, self.ones(self.buffers[x].width), self.like(x, out), self.hp.eps))
+        elif self.layer_norms:
             self.layer_norm(x, name, out, needs_bias=self.norms_need_bias)
         else:
             self.rms_norm(x, name, out)
@@ -224,16 +227,17 @@ class ProgramBuilder:
         self.ops.append(Attention(q, buffer, layer, hp.n_head, scale, softcap, sinks))
 
     def self_attention(
-        self, q: str, k: str, v: str, out: str, *, scale: float | None = None, reach: int = 0
-    ) -> None:  # fmt: skip
+        self, q: str, k: str, v: str, out: str, *, scale: float | None = None, reach: int = 0, fades: bool = False
+    ) -> None:
         """out = softmax(scale q k^T) v within each text, both ways; ``scale`` is else 1/sqrt(head size).
 
         reach   tokens further away are not seen; 0: all are
+        fades   scores lose by the distance, see ``SelfAttention``
         """
         hp = self.hp
         buffer = self.buffer(out, hp.n_head * hp.head_dim_v)
         scale = scale or 1 / math.sqrt(hp.head_dim_k)
-        self.ops.append(SelfAttention(q, k, v, buffer, hp.n_head, hp.n_head_kv, scale, reach))
+        self.ops.append(SelfAttention(q, k, v, buffer, hp.n_head, hp.n_head_kv, scale, reach, fades))
 
     def activate(self, x: str, out: str, activation: Curve) -> None:
         """out = activation(x)"""
@@ -243,6 +247,10 @@ class ProgramBuilder:
         """out[t] = x[t] + the row of a table for the position, or the type, of t; the table has ``n_rows``."""
         weight = self.weight(f"{name}.weight", n_rows, self.buffers[x].width)
         self.ops.append(AddRows(x, weight, self.like(x, out), of))
+
+    def add_row(self, x: str, name: str, out: str) -> None:
+        """out = x + a vector, for every token"""
+        self.ops.append(AddRows(x, self.row_weight(name, self.buffers[x].width), self.like(x, out), "none"))
 
     def gated_unit(self, gate: str, up: str, out: str, activation: Activation) -> None:
         """out = activation(gate) * up"""
@@ -344,39 +352,50 @@ def build_decoder(
     ropes: Callable[[ProgramBuilder], dict[str, Rope]] | None = None,
     kinds: Callable[[int], LayerKind] | None = None,
     layer_norms: bool = False,
+    bare_norms: bool = False,
+    side_by_side: bool = False,
+    adds_positions: bool = False,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
     adjacent     rotated pairs are neighbours, else half a head apart
     window       positions that a token sees, 0 for all
     rotates      False for a model that knows no positions
-    needs_bias   letters of those of q, k, v, o and norms (n) that have one
+    needs_bias   letters of those of q, k, v, o, norms (n) and logits (l) that have one
     ffn          adds the ops from h to proj in place of the last product's
     ropes        makes the rotations, by name, in place of the only one
     kinds        what layer i sees, where layers differ
     layer_norms  norms take the mean away, too, and may have a bias
+    bare_norms   they have neither weight nor bias
+    side_by_side    the feed-forward reads x as it is before attention, not behind it
+    adds_positions  a row for each position is added to the embeddings
 
     Blocks behind the last one are drafts of the tokens that follow the next, and are left out.
     """
     hp = read_hparams(gguf, eps_key=f"attention.layer_norm_{'' if layer_norms else 'rms_'}epsilon")
     m = ProgramBuilder(gguf, hp)
-    m.layer_norms, m.norms_need_bias = layer_norms, "n" in needs_bias
+    m.layer_norms, m.norms_need_bias, m.bare_norms = layer_norms, "n" in needs_bias, bare_norms
     turned = ropes(m) if ropes else {"rope": the_rope(m, adjacent=adjacent)}
     if rotates:
         m.ropes = turned
     m.embed("x", scales.embeddings)
+    if adds_positions:
+        m.add_rows("x", "position_embd", "x", of="positions", n_rows=hp.context_length)
     for i in range(hp.n_layer - leave_out_drafts(m)):
         blk = f"blk.{i}"
         kind = kinds(i) if kinds else LayerKind("rope" if rotates else None, window)
         x = norm_before(m, "x", blk, norms.attention)
         self_attention(m, blk, kind, x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
         norm_behind(m, blk, norms.behind_attention)
+        if side_by_side:
+            x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
         m.add("x", "proj", "x", scales.residual)
-        x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
+        if not side_by_side:
+            x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
         ffn(m, blk) if ffn else feed_forward(m, blk, "silu", x=x)
         norm_behind(m, blk, norms.behind_ffn)
         m.add("x", "proj", "x", scales.residual)
-    project_logits(m, scale=scales.logits)
+    project_logits(m, scale=scales.logits, needs_bias="l" in needs_bias)
     return m.finish()
 
 
@@ -504,7 +523,9 @@ def plain_feed_forward(m: ProgramBuilder, blk: str, curve: Curve, *, x: str = "h
     m.linear("ffn", f"{blk}.ffn_down", "proj", m.hp.n_embd, needs_bias=needs_bias)
 
 
-def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0) -> None:
+def project_logits(
+    m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0, *, needs_bias: bool = False
+) -> None:
     """logits = scale * RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
     m.select_outputs("x", "x_out")
     m.norm("x_out", norm, "h_out")
@@ -512,7 +533,7 @@ def project_logits(m: ProgramBuilder, norm: str = "output_norm", scale: float = 
     if scale != 1.0:
         m.ops.append(Scale("h_out", "h_out", scale))
     name = "output" if "output.weight" in m.gguf.tensors else "token_embd"
-    m.linear("h_out", name, Program.output, m.hp.n_vocab, bias_of="output")
+    m.linear("h_out", name, Program.output, m.hp.n_vocab, needs_bias=needs_bias, bias_of="output")
 
 
 def rope_factors(m: ProgramBuilder, *, required: bool = False, name: str = "rope_freqs.weight") -> np.ndarray | None:

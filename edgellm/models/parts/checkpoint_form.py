@@ -61,11 +61,14 @@ class Place:
     name    of the GGUF tensor
     expert  which of its matrices it is, None for a whole tensor
     part    (i, n): the i-th of n equal parts of the rows, or of each expert's rows
+    rows    these of its rows, of as many as ``of`` says, in this order; None for what the other fields say
     """
 
     name: str
     expert: int | None = None
     part: tuple[int, int] = (0, 1)
+    rows: np.ndarray | None = None
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class CheckpointForm:
     layer         modules of a layer: name in the checkpoint -> name in GGUF
     experts       modules of one expert -> the GGUF tensor that holds those of a layer
     stacked       modules of a layer whose rows, or those of every expert, are several GGUF tensors one after another
+    pieces        modules of a layer whose rows are those of several GGUF modules: which of them each has, in its order
     bare          parameters of a layer by their whole names, likewise, with the whole rest of the GGUF names
     numbers       what becomes of the numbers of some tensors of a layer
     factors       of some tensors, by the rest of their names in a layer: what their numbers are multiplied by, one for
@@ -101,7 +105,9 @@ class CheckpointForm:
     row_orders, column_orders   of some tensors of a layer, by the rest of their GGUF names: which row of the
                   checkpoint's is the first, the second ...; a vector's elements are its rows
     head_rows   of some tensors of a layer, likewise, that are rows of every head
+    transposed    matrices, by the rest of their names in a layer, that are (n_in, n_out) in the checkpoint
     transposed_experts   matrices of experts are (n_in, n_out) where they are plain, and gate and up alternate in them
+    joined_experts       matrices of all experts of a layer are one (n_experts * n_ff, n_embd), the last ones too
     turned_experts       matrices of all experts of a layer are (n_in, n_out) where their shape says so
     pairs_heads   rows of q and k are reordered, so that rotated pairs are neighbours
     norm_shift    added to every norm weight
@@ -110,12 +116,14 @@ class CheckpointForm:
     renames       (pattern, replacement) in turn on a tensor's name, which makes it ``model.layers.N.`` or one around
     first_rows    how many rows at the start of some tensors no model reads, by their GGUF names
     needs_class   config.json has to name the class: its ``model_type`` is another architecture's too
+    settings      the row of ``checkpoint_keys`` that its settings are held to, where that is not their ``model_type``
     has_projections   sentence-transformers keeps matrices behind the pooling beside it
+    leaves_out_zeros   a pattern of the names of tensors that other programs know nothing of: left out where they are 0
     leaves_out    a pattern of the names of tensors that a model of these settings has no use for
     extra         tensors that the checkpoint has only as numbers of its config, by GGUF name: the rotation's divisors
     extra_is_usual  whether other programs know these tensors in the architecture
     space_prefix  whether a text starts with a space, where the tokenizer itself does not say
-    variant       the architecture, and the form of it, that some settings stand for
+    variant       the architecture, and the form of it, that some settings stand for; None for the architecture's own
     """
 
     classes: Mapping[str, str]
@@ -125,12 +133,15 @@ class CheckpointForm:
     around: Mapping[str, str] = field(default_factory=lambda: DECODER)
     around_biases: frozenset[str] = frozenset()
     renames: Sequence[tuple[str, str]] = ()
+    leaves_out_zeros: str = ""
     leaves_out: Callable[[CheckpointConfig], str] = lambda _: ""
     first_rows: Callable[[CheckpointConfig], Mapping[str, int]] = lambda _: {}
     needs_class: bool = False
+    settings: str = ""
     has_projections: bool = False
     experts: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pieces: Callable[[CheckpointConfig], Mapping[str, Mapping[str, np.ndarray]]] = lambda _: {}
     bare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     numbers: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     factors: Callable[[CheckpointConfig], Mapping[str, float | np.ndarray]] = lambda _: {}
@@ -138,21 +149,25 @@ class CheckpointForm:
     row_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     column_orders: Callable[[CheckpointConfig], Mapping[str, np.ndarray]] = lambda _: {}
     head_rows: Callable[[CheckpointConfig], Mapping[str, HeadRows]] = lambda _: {}
+    transposed: frozenset[str] = frozenset()
     transposed_experts: bool = False
+    joined_experts: bool = False
     turned_experts: bool = False
     pairs_heads: bool = False
     norm_shift: float = 0.0
     extra: Callable[[CheckpointConfig], dict[str, np.ndarray]] = _llama3_factors
     extra_is_usual: bool = False
     space_prefix: bool = True
-    variant: Callable[[CheckpointConfig], tuple[str, CheckpointForm]] | None = None
+    variant: Callable[[CheckpointConfig], tuple[str, CheckpointForm | None]] | None = None
 
     @property
     def has_experts(self) -> bool:
         """Whether models of the architecture may have any."""
         return bool(self.experts or self.stacked or self.transposed_experts)
 
-    def places(self, name: str, n_layer: int, biases: frozenset[str]) -> tuple[Place, ...]:
+    def places(
+        self, name: str, n_layer: int, biases: frozenset[str], pieces: Mapping[str, Mapping[str, np.ndarray]] = {}
+    ) -> tuple[Place, ...]:
         """Where a checkpoint's tensor goes (``model.layers.3.mlp.up_proj.weight``); nowhere when it is unknown."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
@@ -171,6 +186,9 @@ class CheckpointForm:
         if rest in self.stacked and parameter in ("weight", None):
             names = self.stacked[rest]
             return tuple(Place(f"{blk}.{one}.weight", part=(i, len(names))) for i, one in enumerate(names))
+        if (parts := pieces.get(rest)) and (parameter == "weight" or (parameter == "bias" and biases >= parts.keys())):
+            n = sum(map(len, parts.values()))
+            return tuple(Place(f"{blk}.{one}.{parameter}", rows=rows, of=n) for one, rows in parts.items())
         blocks = r"(?:mlp|block_sparse_moe|feed_forward|mixer)"
         one = re.fullmatch(blocks + r"\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
         known = self.experts.get(one[2]) if one else self.layer.get(rest)
@@ -202,6 +220,29 @@ def decoder_metadata(
     if config.get("head_dim") is not None:
         found["attention.key_length"] = found["attention.value_length"] = (config.head_dim, "UINT32")
     return {f"{architecture}.{key}": value for key, value in found.items()}
+
+
+def typed_metadata(architecture: str, values: Mapping[str, float]) -> TypedMetadata:
+    """Keys of the architecture, each of the type that its value has."""
+    kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32"}
+    return {f"{architecture}.{key}": (value, kinds[type(value)]) for key, value in values.items()}
+
+
+def count_of(config: CheckpointConfig, key: str, default: int | None = None) -> int:
+    """A whole number that may be 0."""
+    value = default if config.get(key) is None else config.get(key)
+    return 0 if type(value) is int and value == 0 else config.integer(key, default)
+
+
+def leading_dense_layers(config: CheckpointConfig, default: int) -> int:
+    """How many layers have no experts by ``mlp_layer_types``: the first ones. UnsupportedError for others."""
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return default
+    n = kinds.count("dense") if isinstance(kinds, list) else -1
+    if kinds != ["dense"] * n + ["sparse"] * (config.n_layer - n):
+        raise config.refuse("mlp_layer_types", f"dense layers first, then sparse ones, {config.n_layer} in all")
+    return n
 
 
 def with_layer_norms(found: TypedMetadata, architecture: str) -> TypedMetadata:

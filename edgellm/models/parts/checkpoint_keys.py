@@ -14,18 +14,14 @@ from typing import Any
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import short
+from edgellm.models.parts import long_tail_keys
+from edgellm.models.parts.checkpoint_key_sets import DECODER as _DECODER
+from edgellm.models.parts.checkpoint_key_sets import DROPOUT as _DROPOUT
+from edgellm.models.parts.checkpoint_key_sets import ENCODER as _ENCODER
+from edgellm.models.parts.checkpoint_key_sets import EXPERTS as _EXPERTS
+from edgellm.models.parts.checkpoint_key_sets import ROBERTA_DEFAULTS as _ROBERTA_DEFAULTS
+from edgellm.models.parts.checkpoint_key_sets import ROUTING as _ROUTING
 
-_DECODER = frozenset(
-    (
-        "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps",
-        "max_position_embeddings", "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta",
-        "layer_types", "tie_word_embeddings", "quantization_config", "compression_config",
-        "quantization", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "pad_token_id", "cls_token_id",
-        "mask_token_id",
-    )
-)  # fmt: skip
-_EXPERTS = frozenset(("num_experts", "num_local_experts", "num_experts_per_tok"))
 _GRANITE = frozenset(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"))
 _FRAME = frozenset(
     ("architectures", "model_type", "text_config", "tie_word_embeddings", "quantization_config", "quantization")
@@ -34,7 +30,6 @@ _DELTA = frozenset(
     ("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads")
 ) | frozenset(("linear_num_value_heads", "full_attention_interval", "partial_rotary_factor"))
 _SLIDING = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"))
-_ENCODER = _DECODER - {"rms_norm_eps", "num_key_value_heads"} | {"id2label", "is_decoder"}
 # what some call their sizes -> what most do
 ALIASES: dict[str, dict[str, str]] = {
     "distilbert": {
@@ -71,7 +66,8 @@ USED: dict[str, frozenset[str]] = {
     | {"classifier_pooling", "classifier_activation"},
     "nomic_bert": _ENCODER
     | frozenset(ALIASES["nomic_bert"])
-    | {"layer_norm_eps", "type_vocab_size", "max_trained_positions", "moe_every_n_layers"},
+    | {"layer_norm_eps", "type_vocab_size", "max_trained_positions", "moe_every_n_layers", "moe_top_k", "num_experts"}
+    | {"qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"},
     "llama": _DECODER | {"attention_bias", "mlp_bias"},
     "mistral": _DECODER | {"sliding_window"},
     "qwen2": _DECODER | _SLIDING,
@@ -176,8 +172,6 @@ _MTP = frozenset(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamb
 _SEES = frozenset(("vision_config", "image_token_id", "video_token_id", "vision_start_token_id")) | frozenset(
     ("vision_end_token_id", "vision_token_id", "language_model_only")
 )
-_ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
-_DROPOUT = frozenset(("attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout_prob"))
 # how a state space is set up before it is trained, and how prompts are cut
 _BEFORE_TRAINING = frozenset(
     (
@@ -195,7 +189,8 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
     | {"attn_pdrop", "embd_pdrop", "resid_pdrop", "dense_seq_output", "fused_bias_fc", "fused_dropout_add_ln"}
     | {"pad_vocab_size_multiple", "use_flash_attn", "use_xentropy", "last_layer_subset", "reorder_and_upcast_attn"}
     | {"summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"}
-    | {"scale_attn_by_inverse_layer_idx", "num_labels"},
+    | {"scale_attn_by_inverse_layer_idx", "num_labels", "moe_impl", "moe_resid_pdrop", "router_aux_loss_coef"}
+    | {"pad_vocab_to_multiple_of", "ffn_div"},
     **dict.fromkeys(("roberta", "xlm-roberta"), _DROPOUT | {"gradient_checkpointing", "output_past"}),
     "bert": _DROPOUT
     | {"gradient_checkpointing", "summary_type", "pooler_fc_size", "pooler_num_attention_heads"}
@@ -301,6 +296,8 @@ ONLY_IN: dict[str, dict[str, tuple[Any, ...]]] = {
     "minimax_m2": {"scoring_func": ("sigmoid",), "use_routing_bias": (True,), "use_qk_norm": (True,)}
     | {"qk_norm_type": ("per_layer",), "shared_intermediate_size": (0,)},
     "starcoder2": {"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+    "nomic_bert": {"num_shared_experts": (0,), "expert_choice_router": (False,), "add_pooling_layer": (False,)}
+    | {"moe_normalize_expert_weights": (False,)},
     "phi3": {"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
     "hunyuan_v1_dense": {"use_qk_norm": (True,)},
 }
@@ -314,18 +311,6 @@ _DELTA_DEFAULTS = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
-}
-_ROBERTA_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "hidden_act": "gelu",
-    "pad_token_id": 1,
-    "tie_word_embeddings": True,
 }
 _GEMMA4_DEFAULTS: dict[str, Any] = {
     "vocab_size": 262144,
@@ -572,6 +557,12 @@ DEFAULTS |= {
     "qwen3_vl_moe_text": {"num_key_value_heads": 16, "rope_theta": 500000.0, "max_position_embeddings": 128000}
     | {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408},
 }
+
+USED |= long_tail_keys.USED
+HARMLESS_IN |= long_tail_keys.HARMLESS_IN
+ONLY_IN |= long_tail_keys.ONLY_IN
+DEFAULTS |= long_tail_keys.DEFAULTS
+ALIASES |= long_tail_keys.ALIASES
 
 
 # latent attention, and experts in groups

@@ -83,6 +83,15 @@ def rotated_dims(config: CheckpointConfig, default: float = 1.0) -> int:
     return n
 
 
+def rotated_part(rope: Rotation, default: float) -> int:
+    """How many dimensions of a head one of the rotations turns."""
+    factor = rope.real("partial_rotary_factor", default)
+    n = int(rope.config.head_dim * factor)
+    if not 2 <= n <= rope.config.head_dim or n % 2:
+        raise rope.config.wrong(f"{rope.key}.partial_rotary_factor", factor, "one that rotates an even part of a head")
+    return n
+
+
 def rope_sections(config: CheckpointConfig, default: Sequence[int]) -> list[int]:
     """Which pairs turn by which of three positions; those of a text are equal, so it only has to be there."""
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
@@ -93,11 +102,15 @@ def rope_sections(config: CheckpointConfig, default: Sequence[int]) -> list[int]
 
 
 def rotations_by_layer(
-    config: CheckpointConfig, kinds: Sequence[str] = KINDS, bases: tuple[float, float] = (1e6, 1e4)
+    config: CheckpointConfig,
+    kinds: Sequence[str] = KINDS,
+    bases: tuple[float, float] = (1e6, 1e4),
+    own: Sequence[str] = (),
 ) -> tuple[Rotation, Rotation]:
     """The rotations of layers that see everything, which are of these kinds, and of those that slide.
 
     bases   of both, where the settings have none
+    own     numbers that only the architecture has
     """
     both = config.object_of("rope_parameters", config.get("rope_parameters"))
     for name in both.keys() - {"full_attention", "sliding_attention"}:
@@ -110,8 +123,8 @@ def rotations_by_layer(
     key_near = "rope_parameters.sliding_attention"
     near = config.object_of(key_near, both.get("sliding_attention"))
     return (
-        _rotation(config, key, wide, config.get("rope_theta"), bases[0], kinds),
-        _rotation(config, key_near, near, config.get("rope_local_base_freq"), bases[1]),
+        _rotation(config, key, wide, config.get("rope_theta"), bases[0], kinds, own),
+        _rotation(config, key_near, near, config.get("rope_local_base_freq"), bases[1], own=own),
     )
 
 

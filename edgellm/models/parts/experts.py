@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.ops import ExpertMatmul, ExpertSum, Matmul, Route, SigmoidGate, SplitHeads
-from edgellm.kernels.ops.elementwise import Activation
+from edgellm.kernels.ops.elementwise import Activation, Curve
+from edgellm.kernels.ops.experts import Over, Scores
 from edgellm.models.parts.blocks import ProgramBuilder, feed_forward
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import TypedMetadata
@@ -34,6 +35,9 @@ SHARED_EXPERT = {
 }
 
 
+SHARED_EXPERTS = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
+
+
 @dataclass(frozen=True)
 class Experts:
     """``n`` experts in each layer, ``n_used`` of them for a token, ``n_ff`` wide.
@@ -43,17 +47,17 @@ class Experts:
     needs_bias   whether the router and every expert's products have one
     scores   what a token's experts are chosen by, and with ``biased`` that plus a bias
     factor   of all weights
-    groups   how many groups they stand in, and from how many of these a token's are chosen
+    groups   (n, n_used): they stand in n groups, of which a token has n_used; see ``Route``
     best     whether a group counts by its best two experts or by one
     """
 
     n: int
     n_used: int
     n_ff: int
-    over: Literal["chosen", "all"] = "chosen"
+    over: Over = "chosen"
     shared: int = 0
     needs_bias: bool = False
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scores: Scores = "softmax"
     biased: bool = False
     factor: float = 1.0
     groups: tuple[int, int] = (1, 1)
@@ -75,6 +79,19 @@ def read_experts(gguf: ModelFile, n_ff: int | None = None, **more: Any) -> Exper
     return Experts(n, n_used, n_ff, **more)
 
 
+def read_gating(gguf: ModelFile) -> Scores:
+    """What experts are chosen by, sigmoids where the file says nothing. UnsupportedError for what is neither."""
+    gating = integer(gguf, "expert_gating_func", 0) or SIGMOID
+    if gating not in (SOFTMAX, SIGMOID):
+        raise UnsupportedError(
+            f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it "
+            f"whose experts are chosen by softmax ({SOFTMAX}) or sigmoids ({SIGMOID}). Take another model of the "
+            "architecture.",
+            code="MODEL_KEY_UNKNOWN",
+        )
+    return "sigmoid" if gating == SIGMOID else "softmax"
+
+
 def read_sigmoid_experts(gguf: ModelFile, n_ff: int | None = None, *, normed: bool | None = None) -> Experts:
     """Those that sigmoids and a bias choose, as in DeepSeek 3. UnsupportedError for another router.
 
@@ -93,20 +110,40 @@ def read_sigmoid_experts(gguf: ModelFile, n_ff: int | None = None, *, normed: bo
     return read_experts(gguf, n_ff, over="chosen" if normed else "all", scores="sigmoid", biased=True, factor=factor)
 
 
+def with_groups(gguf: ModelFile, experts: Experts) -> Experts:
+    """The same in the groups that the file says. FormatError for groups that they do not fit into."""
+    n = integer(gguf, "expert_group_count", 0) or 1
+    n_used = integer(gguf, "expert_group_used_count", 0) or n
+    if experts.n % n:
+        raise hparam_error(gguf, "expert_group_count", n, f"a divisor of expert_count, which is {experts.n}")
+    if not experts.n_used <= n_used * (experts.n // n) <= experts.n:
+        expected = f"up to {n}, and enough for expert_used_count, which is {experts.n_used}"
+        raise hparam_error(gguf, "expert_group_used_count", n_used, expected)
+    return replace(experts, groups=(n, n_used)) if n > 1 else experts
+
+
 def expert_feed_forward(
-    m: ProgramBuilder, blk: str, experts: Experts, activation: Activation, *, router_in: str = "h"
+    m: ProgramBuilder,
+    blk: str,
+    experts: Experts,
+    activation: Activation,
+    *,
+    x: str = "h",
+    router_in: str | None = None,
+    curve: Curve | None = None,
 ) -> None:
-    """proj = sum over the experts that h Wrouter^T is largest for: its softmax times (act(h Wg^T) * h Wu^T) Wd^T
+    """proj = sum over the experts that x Wrouter^T is largest for: its softmax times (act(x Wg^T) * x Wu^T) Wd^T
 
     Plus the biases of any of these products where the file has them, and times the number beside each expert's matrix.
 
-    router_in   what the router reads in place of h
+    router_in   what the router reads in place of x
+    curve       curve(x Wu^T) stands in place of the gated unit
     """
     n_used, n_ff, n_embd = experts.n_used, experts.n_ff, m.hp.n_embd
     weight = m.weight(f"{blk}.ffn_gate_inp.weight", experts.n, n_embd)
     has_bias = experts.needs_bias or f"{blk}.ffn_gate_inp.bias" in m.gguf.tensors
     bias = m.weight(f"{blk}.ffn_gate_inp.bias", experts.n) if has_bias else None
-    m.ops.append(Matmul(router_in, weight, m.buffer("router", experts.n), bias))
+    m.ops.append(Matmul(router_in or x, weight, m.buffer("router", experts.n), bias))
     biased = {
         name: experts.needs_bias or f"{blk}.{name}.bias" in m.gguf.tensors
         for name in ("ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -126,15 +163,19 @@ def expert_feed_forward(
         bias = m.weight(f"{blk}.{name}.bias", experts.n, n_out) if biased[name] else None
         m.ops.append(ExpertMatmul(x, "ids", weight, m.buffer(out, n_used * n_out), n_used, bias))
 
-    if f"{blk}.ffn_gate_up_exps.weight" in m.gguf.tensors:  # both in one
-        matmul("h", "ffn_gate_up_exps", "gate_up", 2 * n_ff, n_embd)
+    if curve is not None:
+        matmul(x, "ffn_up_exps", "experts_up", n_ff, n_embd)
+        m.activate("experts_up", "experts_ffn", curve)
+    elif f"{blk}.ffn_gate_up_exps.weight" in m.gguf.tensors:  # both in one
+        matmul(x, "ffn_gate_up_exps", "gate_up", 2 * n_ff, n_embd)
         gate, up = (m.buffer(name, n_used * n_ff) for name in ("gate", "up"))
         m.ops.append(SplitHeads("gate_up", gate, up, n_ff))
     else:
-        matmul("h", "ffn_gate_exps", "gate", n_ff, n_embd)
-        matmul("h", "ffn_up_exps", "up", n_ff, n_embd)
-    m.gated_unit("gate", "up", "ffn", activation)
-    matmul("ffn", "ffn_down_exps", "experts", n_embd, n_ff)
+        matmul(x, "ffn_gate_exps", "gate", n_ff, n_embd)
+        matmul(x, "ffn_up_exps", "up", n_ff, n_embd)
+    if curve is None:
+        m.gated_unit("gate", "up", "ffn", activation)
+    matmul("ffn" if curve is None else "experts_ffn", "ffn_down_exps", "experts", n_embd, n_ff)
     m.ops.append(ExpertSum("experts", "probs", m.buffer("proj", n_embd)))
 
 
@@ -151,14 +192,18 @@ def shared_expert(m: ProgramBuilder, blk: str, n_ff: int, activation: Activation
     m.add("proj", "shared", "proj")
 
 
-def dense_then_experts(experts: Experts, n_dense: int, n_shared: int = 0) -> Callable[[ProgramBuilder, str], None]:
+def dense_then_experts(
+    experts: Experts, n_dense: int, n_shared: int = 0, *, step: int = 1
+) -> Callable[[ProgramBuilder, str], None]:
     """A feed-forward in the first ``n_dense`` layers, in the others SiLU experts and one for all tokens.
 
     n_shared   the width of that one, 0 where there is none
+    step       of so many layers the last one alone has experts
     """
 
     def ffn(m: ProgramBuilder, blk: str) -> None:
-        if int(blk.removeprefix("blk.")) < n_dense:
+        i = int(blk.removeprefix("blk."))
+        if i < n_dense or (i + 1) % step:
             feed_forward(m, blk, "silu", of="_dense")
             return
         expert_feed_forward(m, blk, experts, "silu")

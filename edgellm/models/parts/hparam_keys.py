@@ -37,11 +37,32 @@ _GRANITE = frozenset(
     ("attention.scale", "embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")
 ) | {"rope.scaling.finetuned"}
 _ENCODER = frozenset(("attention.layer_norm_epsilon", "attention.causal"))
+_MIXTURES = _EXPERTS | {"expert_feed_forward_length", "rope.scaling.attn_factor"}
+_GROUPS = frozenset(("expert_group_count", "expert_group_used_count"))
+_ROUTER = frozenset(("expert_gating_func", "expert_weights_norm", "expert_weights_scale", "expert_shared_count")) | {
+    "leading_dense_block_count"
+}
+_OF_MIXTURES: dict[str, frozenset[str]] = {
+    "dots1": _ROUTER | _GROUPS,
+    "ernie4_5-moe": frozenset(("leading_dense_block_count", "interleave_moe_layer_step", "expert_shared_count"))
+    | {"expert_shared_feed_forward_length"},
+    "hunyuan-moe": frozenset(("expert_shared_feed_forward_length",)),
+    "bailingmoe": frozenset(("expert_weights_norm", "expert_weights_scale", "expert_shared_count")),
+    "bailingmoe2": _ROUTER | _GROUPS | {"expert_shared_feed_forward_length", "nextn_predict_layers"},
+    "cohere2moe": _ROUTER
+    | _SLIDING - {"rope.freq_base_swa"}
+    | {"attention.layer_norm_epsilon", "logit_scale", "expert_shared_feed_forward_length", "nextn_predict_layers"},
+    "laguna": _SLIDING
+    | {"rope.dimension_count_swa", "expert_shared_feed_forward_length", "expert_gating_func"}
+    | {"leading_dense_block_count", "expert_weights_scale"},
+}
 READ_IN: dict[str, frozenset[str]] = {
     "bert": _ENCODER,
     "gemma-embedding": _SLIDING
     | {"attention.causal", "dense_2_feat_in", "dense_2_feat_out", "dense_3_feat_in", "dense_3_feat_out"},
     "jina-bert-v3": _ENCODER | {"rope.scaling.attn_factor"},
+    "jina-bert-v2": _ENCODER,
+    "nomic-bert-moe": _ENCODER | _EXPERTS | {"moe_every_n_layers", "rope.scaling.attn_factor"},
     "modern-bert": _ENCODER | _SLIDING | {"hidden_activation", "classifier.pooling_type", "rope.scaling.attn_factor"},
     "nomic-bert": _ENCODER | {"rope.scaling.attn_factor"},
     "llama": _EXPERTS | {"attention.sliding_window", "rope.scaling.attn_factor"},
@@ -88,7 +109,18 @@ READ_IN: dict[str, frozenset[str]] = {
     | {"expert_gating_func", "expert_feed_forward_length", "expert_shared_count", "leading_dense_block_count"}
     | {"expert_weights_norm", "expert_weights_scale", "expert_group_count", "expert_group_used_count"}
     | {"nextn_predict_layers", "rope.scaling.yarn_log_multiplier"},
+    **{name: _MIXTURES | own for name, own in _OF_MIXTURES.items()},
     "phi3": frozenset(("attention.sliding_window", "rope.scaling.attn_factor")),
+    **dict.fromkeys(("exaone", "internlm2"), frozenset(("rope.scaling.attn_factor",))),
+    "minicpm": frozenset(("embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")),
+    **dict.fromkeys(
+        ("stablelm", "gptneox"),
+        frozenset(("attention.layer_norm_epsilon", "use_parallel_residual", "rope.scaling.attn_factor")),
+    ),
+    **dict.fromkeys(
+        ("phi2", "falcon", "olmo"), frozenset(("attention.layer_norm_epsilon", "rope.scaling.attn_factor"))
+    ),
+    **dict.fromkeys(("gpt2", "starcoder"), frozenset(("attention.layer_norm_epsilon",))),
     "mistral3": frozenset(("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"))
     | {"rope.scaling.attn_factor"},
     "glm4": frozenset(("rope.dimension_sections", "nextn_predict_layers", "rope.scaling.attn_factor")),
@@ -149,6 +181,9 @@ NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in
     # experts whose weights do not sum to 1
     **{architecture: {"expert_weights_norm": (False,)} for architecture in ("olmoe", "qwen2moe")},
     "hunyuan-dense": dict.fromkeys(("expert_count", "expert_used_count"), (0, 1)),  # the only one is the feed-forward
+    "hunyuan-moe": {"expert_shared_count": (0, 1)},
+    "laguna": {"expert_shared_count": (0, 1)},
+    "jina-bert-v2": {"attention.max_alibi_bias": (0, 8)},
 }
 SAME_AS = {  # of sliding layers, and those of all
     "attention.key_length_swa": "attention.key_length",
