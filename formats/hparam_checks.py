@@ -58,8 +58,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.temperature_scale": (0.0, 100.0),
     "leading_dense_block_count": (0, 512),
     "expert_gating_func": (0, 4),
-    "expert_group_count": (0, 1 << 16),
-    "expert_group_used_count": (0, 1 << 16),
     "interleave_moe_layer_step": (1, 512),
     "moe_every_n_layers": (0, 512),
     "n_deepstack_layers": (0, 512),
