@@ -33,6 +33,8 @@ def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int
         _check_embeddings(*batch.embeddings, n, program)
     if batch.rope_positions is not None:
         _check_rope_positions(batch.rope_positions, n, program)
+    if batch.adapters is not None:
+        _check_adapters(batch, program)
     if batch.types is not None and batch.types.shape != (n,):
         raise ParameterError(f"types of shape {batch.types.shape}; ({n},) is expected")
     _check_rows(batch, program, n_steps)
@@ -109,6 +111,16 @@ def _check_embeddings(rows: np.ndarray, values: np.ndarray, n: int, program: Pro
         raise ParameterError(f"embeddings of shape {values.shape}; ({len(rows)}, {program.n_embd}) is expected")
     if len(rows) and not 0 <= min(rows) <= max(rows) < n:
         raise ParameterError(f"embeddings for the rows {min(rows)} to {max(rows)} of a batch of {n} tokens")
+
+
+def _check_adapters(batch: Batch, program: Program) -> None:
+    n_adapters = program.adapted.n_adapters if program.adapted is not None else program.n_adapters
+    scales, expected = batch.adapters, (len(batch), n_adapters)
+    if scales is None or not n_adapters or scales.shape != expected or not np.isfinite(scales).all():
+        shape = None if scales is None else scales.shape
+        raise ParameterError(f"scales of adapters of shape {shape}; numbers of the shape {expected} are expected")
+    if batch.embeddings is not None:
+        raise ParameterError("embeddings in place of tokens, in a batch with adapters")
 
 
 def _check_rows(batch: Batch, program: Program, n_steps: int) -> None:

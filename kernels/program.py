@@ -113,6 +113,8 @@ class Program:
     hidden       the buffer of the rows that logits are made of, (n_outputs, n_embd); "" where a program has none
     is_encoder   a token sees those after it, too: all of a text is in one step, and there are no logits
     pooling      how its hidden states become the vector of a text, where the file says so
+    n_adapters   how many adapters its ops have branches for: the columns of ``Batch.adapters``
+    adapted      what runs in its place for a batch with adapters: the same ops and buffers, and more
     """
 
     architecture: str
@@ -128,6 +130,8 @@ class Program:
     hidden: str = ""
     is_encoder: bool = False
     pooling: Pooling | None = None
+    n_adapters: int = 0
+    adapted: Program | None = None
 
     def root(self, name: str) -> str:
         """The buffer that has the columns of ``name``: itself, or the one that it is part of."""
@@ -141,7 +145,12 @@ class Program:
 
     def for_context(self, n_ctx: int) -> Program:
         """The program of a run with a context of so many tokens, which some rotations depend on."""
-        return replace(self, ropes={name: rope.for_context(n_ctx) for name, rope in self.ropes.items()})
+        ropes = {name: rope.for_context(n_ctx) for name, rope in self.ropes.items()}
+        return replace(self, ropes=ropes, adapted=None if self.adapted is None else self.adapted.for_context(n_ctx))
+
+    def of(self, batch: Batch) -> Program:
+        """What runs for a batch: the program itself, or the one with adapters."""
+        return self if batch.adapters is None or self.adapted is None else self.adapted
 
     def table_of(self, layer: int) -> int:
         """Which of a batch's tables is that of a layer of the cache."""
@@ -177,6 +186,7 @@ class Batch:
     rope_positions   (n_parts, n) int32, what ``Rope.part_of`` chooses from; None: ``positions`` in every part
     types            (n,) int32, which of an encoder's texts a token is of; None: all of the first
     hidden           ``Program.hidden`` is wanted in place of logits
+    adapters         (n, n_adapters) float32, the scale of each adapter for each token; None: no token has any
     """
 
     tokens: np.ndarray
@@ -189,6 +199,7 @@ class Batch:
     rope_positions: np.ndarray | None = None
     types: np.ndarray | None = None
     hidden: bool = False
+    adapters: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

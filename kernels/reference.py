@@ -48,12 +48,13 @@ class ReferenceExecutor:
         if n_blocks is None:
             n_blocks = -(-min(program.context_length, DEFAULT_POOL_TOKENS) // BLOCK_TOKENS)
         self.pool = CachePool(program.cache_layers, n_blocks, kv_dtype)
+        self._tensors = (program.adapted or program).tensors
         self._weights: dict[str, np.ndarray] = {}
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
         """Every weight but tables that are looked up, and the buffers of a step that gives logits for one token."""
-        rows = {"tokens": max_tokens, "outputs": 1}
+        program, rows = program.adapted or program, {"tokens": max_tokens, "outputs": 1}
         buffers = sum(buffer.width * rows[buffer.rows] for buffer in program.buffers.values())
         rows_only = looked_up(program)
         unpacked = (math.prod(tensor.shape) for name, tensor in program.tensors.items() if name not in rows_only)
@@ -62,7 +63,7 @@ class ReferenceExecutor:
     def weight(self, name: str) -> np.ndarray:
         """A tensor of the program as float32 in its own shape, dequantized when first asked for."""
         if name not in self._weights:
-            tensor = self.program.tensors[name]
+            tensor = self._tensors[name]
             self._weights[name] = tensor.dequantize().reshape(tensor.shape)
         return self._weights[name]
 
@@ -70,15 +71,16 @@ class ReferenceExecutor:
         """Rows of a matrix, dequantized one by one where it is not kept whole: a table may be too large for that."""
         if name in self._weights:
             return self._weights[name][numbers]
-        return self.program.tensors[name].dequantize(numbers)
+        return self._tensors[name].dequantize(numbers)
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32 of the tokens that want them, or their hidden states."""
         if len(batch):
             check_batch(batch, self.program, self.pool, self.max_tokens)
-        step = Step(self.program, self.pool, self.weight, self.rows, batch)
-        end = hidden_end(self.program) if batch.hidden else len(self.program.ops)
-        for index, op in enumerate(self.program.ops[:end]):
+        program = self.program.of(batch)
+        step = Step(program, self.pool, self.weight, self.rows, batch)
+        end = hidden_end(program) if batch.hidden else len(program.ops)
+        for index, op in enumerate(program.ops[:end]):
             op.reference(step)
             if hook is not None:
                 hook(index, op, step.__getitem__)

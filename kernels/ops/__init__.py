@@ -13,6 +13,7 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 ``kernels/cpu/kernels/`` with a row in ``kernel_table.py``, and a rule in ``lowering.py``.
 """
 
+from edgellm.kernels.ops.adapters import AdapterDown, AdapterUp, AddDirection
 from edgellm.kernels.ops.attention import Attention, StoreKV
 from edgellm.kernels.ops.delta_net import DeltaGates, DeltaRule
 from edgellm.kernels.ops.elementwise import (
@@ -40,7 +41,10 @@ from edgellm.kernels.program import Op
 __all__ = [
     "OPS",
     "Activate",
+    "AdapterDown",
+    "AdapterUp",
     "Add",
+    "AddDirection",
     "AddRows",
     "ApplyRope",
     "Attention",
@@ -76,5 +80,5 @@ OPS: tuple[type[Op], ...] = (
     Embed, RMSNorm, Matmul, ApplyRope, StoreKV, Attention, ShortConv, GatedUnit, Add, SelectOutputs,
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
     LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm, SoftplusGate,
-    HeadMatmul, JoinHeads,
+    HeadMatmul, JoinHeads, AdapterDown, AdapterUp, AddDirection,
 )  # fmt: skip

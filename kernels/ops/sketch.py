@@ -114,4 +114,9 @@ class Sketch:
     def program(self) -> Program:
         """The program so far."""
         caches = tuple(self.cache_layers)
-        return Program("selftest", tuple(self.ops), self.buffers, self.tensors, caches, self.ropes, N_VOCAB, 4096, 0)
+        of_adapters = (part.adapter + 1 for op in self.ops for part in getattr(op, "parts", ()))
+        n_adapters = max(of_adapters, default=0)
+        return Program(
+            "selftest", tuple(self.ops), self.buffers, self.tensors, caches, self.ropes, N_VOCAB, 4096, 0,
+            n_adapters=n_adapters,
+        )  # fmt: skip

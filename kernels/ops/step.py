@@ -85,6 +85,13 @@ class Step:
         """The type of every token, (n,)."""
         return np.zeros(len(self.batch), np.int32) if self.batch.types is None else self.batch.types
 
+    def adapters(self, name: str) -> np.ndarray:
+        """The scale of every adapter for the rows of a buffer, (n_rows, n_adapters)."""
+        scales = self.batch.adapters
+        if scales is None:
+            return np.zeros((len(self.buffers[name]), self.program.n_adapters), np.float32)
+        return scales if self.program.buffers[name].rows == "tokens" else scales[self.batch.outputs]
+
     def table(self, layer: int) -> np.ndarray:
         """The block tables (n_sequences, max_blocks) of the layer's group."""
         return self.batch.tables[self.program.table_of(layer)]

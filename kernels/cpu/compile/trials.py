@@ -268,4 +268,13 @@ def random_batch(rng: np.random.Generator, program: Program, n: int, start: int)
         tuple(tables),
         sees=np.repeat(positions[[1, -1]], [2, n - 2]).astype(np.int32) if n == LOOKS_AHEAD else None,
         types=rng.integers(0, 2, n).astype(np.int32),
+        adapters=random_scales(n, program.n_adapters) if program.n_adapters else None,
     )
+
+
+def random_scales(n: int, n_adapters: int) -> np.ndarray:
+    """The scales of adapters for n tokens, (n, n_adapters) float32: a third of them 0."""
+    token, adapter = np.ogrid[:n, :n_adapters]
+    scales = np.random.default_rng(3).uniform(-2, 2, (n, n_adapters))
+    scales[(token + 2 * adapter) % 3 == 0] = 0
+    return scales.astype(np.float32)

@@ -50,6 +50,11 @@ def _bf16_at(p, i):
 _TYPES = {"F32": (_f32_at, _f32x16_at, 4), "F16": (_f16_at, _f16x16_at, 2), "BF16": (_bf16_at, _bf16x16_at, 2)}
 
 
+def vector_loads(quant: str) -> tuple[Any, int]:
+    """vector_at(p, i): 16 float32 from number i of a row of this type on; bytes of a number."""
+    return _TYPES[quant][1:]
+
+
 def make_times(quant: str) -> Any:
     """times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias): the rows [first, stop) times n tokens."""
     value_at, vector_at, nbytes = _TYPES[quant]

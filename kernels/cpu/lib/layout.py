@@ -38,7 +38,9 @@ OWN_SEES = 120
 TYPES = 128  # int32, which text of a pair a token is of; like the next two for encoders alone
 TEXT_TILES = 136  # tiles of a text's tokens (below)
 N_TEXT_TILES = 144
-STEP_FIELDS = 19
+ADAPTERS = 152  # float32, the scale of each adapter for a token, 0 where it has it not; and bytes of a token
+ADAPTERS_ROW = 160
+STEP_FIELDS = 21
 
 ROW_ALIGN = 16  # floats
 
@@ -57,6 +59,14 @@ def padded(width: int) -> int:
 
 ACTIVATE = namedtuple("ACTIVATE", "x x_row out out_row width row_kind")
 ADD = namedtuple("ADD", "x x_row y y_row out out_row width row_kind scale")
+ADAPTER_DOWN = namedtuple(
+    "ADAPTER_DOWN", "x x_row x_slot ids ids_row out out_row out_slot n_used n_in chunks n_chunks row_kind"
+)
+"""``ids`` is 0 where there are no experts; ``chunks`` has a record (below) for every 16 rows."""
+ADAPTER_UP = namedtuple(
+    "ADAPTER_UP", "h h_row h_slot ids ids_row out out_row out_slot n_used n_out parts n_parts row_kind"
+)
+ADD_DIRECTION = namedtuple("ADD_DIRECTION", "x x_row width parts n_parts row_kind")
 ADD_ROWS = namedtuple("ADD_ROWS", "x x_row w w_row out out_row width numbers")
 """``numbers`` is where the step has the number of a token's row."""
 ATTENTION = namedtuple(
@@ -132,6 +142,18 @@ GROUPS = 16
 GROUP_EXPERT, GROUP_FIRST, GROUP_SIZE = 0, 4, 8
 GROUP_NEXT = 12  # of the expert with the number of the group: where its next pair goes, while they are ordered
 EXPERTS_GROUP_NBYTES = 16
+
+
+# ---- a part of an adapter's op, byte offsets in its record, of int64 (kernels/adapters.py)
+
+ADAPTER = 0  # which one it is of
+ADAPTER_WEIGHTS = 8
+ADAPTER_EXPERT = 16  # bytes of the matrix of one expert
+ADAPTER_FIRST = 24  # bytes in a row, or slot, of h
+ADAPTER_RANK = 32
+ADAPTER_FACTOR = 40  # float64
+ADAPTER_NBYTES = 48
+STRIP = 64  # rows of B that are packed together
 
 
 # ---- a thread's scratch while it multiplies, byte offsets

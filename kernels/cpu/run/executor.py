@@ -21,7 +21,7 @@ from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
 from edgellm.kernels.cpu.run.experts_ahead import Routed, keep_in_file
-from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, in_file_nbytes, lower, scratch_nbytes, work_nbytes
+from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, OpTable, in_file_nbytes, lower, scratch_nbytes, work_nbytes
 from edgellm.kernels.cpu.run.step import StepRecord
 from edgellm.kernels.cpu.run.threads import ThreadTeam, aligned_zeros
 from edgellm.kernels.kv import CachePool
@@ -83,8 +83,10 @@ class CPUExecutor:
     ) -> None:
         self.program, self.max_tokens, self.n_threads = program, max_tokens, n_threads
         self.pool = pool = CachePool(program.cache_layers, n_blocks, self.kv_dtype)
-        self._table = lower(program, pool, max_tokens, narrows=not is_part)
-        names = [*kernel_table.TEAM, *dict.fromkeys(self._table.kernels), kernel_table.TOP_K]
+        self._plain = lower(program, pool, max_tokens, narrows=not is_part)
+        tables = [table for table in (self._plain, self._plain.adapted) if table is not None]
+        used = dict.fromkeys(kernel for table in tables for kernel in table.kernels)
+        names = [*kernel_table.TEAM, *used, kernel_table.TOP_K]
         if untested is None:
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
         else:
@@ -93,26 +95,41 @@ class CPUExecutor:
         self._code = jit.CodeMemory()
         addresses = {name: self._code.load(name, objects[name]) for name in names}
         self.draw = CPUDraw(addresses[kernel_table.TOP_K], self._code)
-        self._table.rows[:, layout.KERNEL // 8] = [addresses[name] for name in self._table.kernels]
-        self._rows_address = self._table.rows.ctypes.data
+        for table in tables:
+            table.rows[:, layout.KERNEL // 8] = [addresses[name] for name in table.kernels]
+        self._use(self._plain)
         self._team = ThreadTeam(addresses, n_threads, self._code)
         self._end_threads = weakref.finalize(self, self._team.close)
         self._step = StepRecord(program, max_tokens, n_threads)
         self._has_state = any(group.kind == "state" for group in program.groups)
         per_thread = scratch_nbytes(program, max_tokens)
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
-        self.nbytes = self._table.nbytes + len(self._scratch)
+        self.nbytes = self._plain.nbytes + len(self._scratch)
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
-        self._results: dict[bool, _Wanted] = {}
-        self._ahead: list[Routed] = []
+        self._results: dict[tuple[bool, bool], _Wanted] = {}
+        self._in_file = False
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
 
     def leave_experts_in_file(self) -> None:
         """For a model that is larger than memory: a step fetches the experts that it is sent to (experts_ahead.py)."""
-        self._ahead = self._table.routed
+        self._in_file = True
         experts = {op.weight for op in self.program.ops if isinstance(op, ExpertMatmul)}
         keep_in_file(self.program.tensors[name] for name in experts)
+
+    @property
+    def _ahead(self) -> list[Routed]:
+        return self._table.routed if self._in_file else []
+
+    def _use(self, table: OpTable) -> None:
+        """Run the rows of this table from now on."""
+        self._table, self._rows_address = table, table.rows.ctypes.data
+
+    def _use_for(self, batch: Batch) -> None:
+        """The table for a batch: a batch without adapters has that of the program without them."""
+        table = self._plain if batch.adapters is None or self._plain.adapted is None else self._plain.adapted
+        if table is not self._table:
+            self._use(table)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -120,6 +137,7 @@ class CPUExecutor:
         """Logits (n_outputs, n_vocab) float32, or hidden states, valid until the next call; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
+        self._use_for(batch)
         wanted = self._wanted(hidden=batch.hidden)
         starts = check_batch(batch, self.program, self.pool, self.max_tokens)
         self._step.begin(batch, starts)
@@ -156,8 +174,9 @@ class CPUExecutor:
 
     def _wanted(self, *, hidden: bool) -> _Wanted:
         """Where a step's result will be."""
-        if hidden not in self._results:
-            table, program = self._table, self.program
+        key = hidden, self._table is self._plain
+        if key not in self._results:
+            table, program = self._table, self._table.program
             n_after, name = 0, program.output
             if hidden:
                 n_after, name = len(program.ops) - hidden_end(program), program.hidden
@@ -167,14 +186,14 @@ class CPUExecutor:
                 return table.buffers[name][:, : width if hidden else min(width, program.n_vocab)]
 
             last = program.ops[-1 - n_after]
-            self._results[hidden] = _Wanted(
+            self._results[key] = _Wanted(
                 rows(name),
                 rows(table.tail_names.get(name, name)),
                 rows(last.x) if isinstance(last, SelectOutputs) else None,
                 # without a tail there is one row of it, which is not used
                 *(each[max(0, len(each) - 1 - n_after)] for each in (table.first_row, table.tail_first_row)),
             )
-        return self._results[hidden]
+        return self._results[key]
 
     def run_while(self, batch: Batch, wanted: Callable[[], bool]) -> np.ndarray | None:
         """The same in pieces of about ``PIECE_S``, at least one op; see ``InterruptibleExecutor``."""
@@ -216,6 +235,7 @@ class CPUExecutor:
     def _decode(
         self, batch: Batch, n_steps: int, draws: Sequence[CPUTokenDraw], stop_ids: Sequence[Collection[int]]
     ) -> list[int]:
+        self._use_for(batch)
         n, n_vocab, table = len(batch), self.program.n_vocab, self._table
         if self._has_state or batch.rope_positions is not None or batch.embeddings is not None or n > MAX_OUTPUTS:
             return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
@@ -247,6 +267,7 @@ class CPUExecutor:
 
     def begin(self, batch: Batch, outputs: Sequence[int]) -> None:
         """See ``PartExecutor``, also for the next four."""
+        self._use_for(batch)
         self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens))
         self.outputs(outputs)
 
@@ -293,6 +314,7 @@ class CPUExecutor:
             sees=None if batch.sees is None else batch.sees[rows],
             rope_positions=None if batch.rope_positions is None else batch.rope_positions[:, rows],
             embeddings=None,
+            adapters=None if batch.adapters is None else batch.adapters[rows],
         )
         return left, [0, *(np.flatnonzero(np.diff(left.sequences)) + 1).tolist(), len(rows)]
 
@@ -308,7 +330,7 @@ class CPUExecutor:
                     first = routed.row + 1
             self._walk(first, last)
             return
-        for i, op in enumerate(self.program.ops):
+        for i, op in enumerate(self._table.program.ops):
             start, stop = self._table.first_row[i : i + 2]
             if first <= start and stop <= last:
                 rows[start:stop, _COUNTER] = 0
@@ -343,7 +365,7 @@ class CPUExecutor:
 
     def _read(self, name: str) -> np.ndarray:
         """A writable view of a buffer's rows in this step."""
-        buffer = self.program.buffers[name]
+        buffer = self._table.program.buffers[name]
         n = self._step.get("N_OUTPUTS" if buffer.rows == "outputs" else "N_TOKENS")
         return self._table.buffers[name][:n, : buffer.width]
 
@@ -353,4 +375,4 @@ class CPUExecutor:
             self._closed = True
             self._end_threads()
             self._results.clear()
-            del self._table, self.pool
+            del self._table, self._plain, self.pool

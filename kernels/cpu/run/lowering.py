@@ -23,7 +23,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
-from edgellm.kernels.cpu.run import attention_work, experts, recurrent
+from edgellm.kernels.cpu.run import adapters, attention_work, experts, recurrent
 from edgellm.kernels.cpu.run.experts_ahead import Routed, pieces_of
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
@@ -69,8 +69,9 @@ ROW_KINDS: dict[str, tuple[int, Callable[[int], int]]] = {
 
 @dataclass
 class OpTable:
-    """The rows of a program, and all memory they point to."""
+    """The rows of a program, and all memory they point to. ``adapted`` are those of ``Program.adapted``."""
 
+    program: Program
     rows: np.ndarray  # (n_rows, 32) int64: the program's, then its output tail's (narrowing.py)
     first_row: list[int]  # of each op of the program, and one past the last
     n_token_rows: int  # rows before the first that works on outputs
@@ -85,6 +86,7 @@ class OpTable:
     routed: list[Routed]  # what is multiplied with experts, by the row that puts pairs in their order
     nbytes: int  # of the rows, the buffers and their int16 forms, and the weights that were unpacked
     keep: list[np.ndarray]  # all whose addresses are in the rows
+    adapted: OpTable | None = None
 
 
 @dataclass
@@ -603,6 +605,7 @@ _RULES: dict[type, Any] = {
     AddRows: _add_rows,
     SelfAttention: _self_attention,
     **recurrent.RULES,
+    **adapters.RULES,
 }
 
 
@@ -615,6 +618,15 @@ def lower(program: Program, pool: CachePool, max_tokens: int, *, narrows: bool =
     ``narrows`` adds the program's ops once more, from the last that mixes rows on, for those that want logits.
     """
     low, tail = _all_rows(program, pool, max_tokens, _Memory(real=True), narrows=narrows)
+    table = _table(program, low, tail, narrows=narrows)
+    if program.adapted is not None:
+        with_adapters = _all_rows(program.adapted, pool, max_tokens, low.memory, narrows=narrows, shared=low)
+        table.adapted = _table(program.adapted, *with_adapters, narrows=narrows)
+    table.nbytes = low.memory.nbytes
+    return table
+
+
+def _table(program: Program, low: _Lowering, tail: OutputTail, *, narrows: bool) -> OpTable:
     n_ops, first_row = len(program.ops), [*low.first_row, len(low.rows)]
     table = aligned_zeros(len(low.rows) * layout.OP_NBYTES).view(np.int64).reshape(-1, layout.OP_FIELDS)
     _link_products(table, low.rows, first_row[n_ops])
@@ -623,6 +635,7 @@ def lower(program: Program, pool: CachePool, max_tokens: int, *, narrows: bool =
     _set_flags(table, low.rows)
     selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
     return OpTable(
+        program=program,
         rows=table,
         first_row=first_row[: n_ops + 1],
         n_token_rows=first_row[selects[0] if selects else n_ops],
@@ -664,12 +677,14 @@ def in_file_nbytes(program: Program) -> int:
 def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
     """Bytes that the CPU executor of a program holds besides mapped weights and the cache, without taking them."""
     low, _ = _all_rows(program, None, max_tokens, _Memory(real=False))
+    if program.adapted is not None:
+        _all_rows(program.adapted, None, max_tokens, low.memory, shared=low)
     return low.memory.nbytes + n_threads * scratch_nbytes(program, max_tokens)
 
 
 def scratch_nbytes(program: Program, max_tokens: int) -> int:
     """Scratch of one thread, whole pages."""
-    widest = max(buffer.width for buffer in program.buffers.values())
+    widest = max(buffer.width for buffer in (program.adapted or program).buffers.values())
     nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), attention_work.scratch_nbytes(program))
     for op in program.ops:
         if isinstance(op, SelfAttention):
@@ -679,15 +694,28 @@ def scratch_nbytes(program: Program, max_tokens: int) -> int:
 
 
 def _all_rows(
-    program: Program, pool: CachePool | None, max_tokens: int, memory: _Memory, *, narrows: bool = True
+    program: Program,
+    pool: CachePool | None,
+    max_tokens: int,
+    memory: _Memory,
+    *,
+    narrows: bool = True,
+    shared: _Lowering | None = None,
 ) -> tuple[_Lowering, OutputTail]:
-    """Of a program and the tail behind it, which is empty where there is none."""
+    """Of a program and the tail behind it, which is empty where there is none.
+
+    shared   of a program with which it has buffers and weights in common
+    """
     last = last_write(program) if narrows else None
     tail = (output_tail(program) if narrows and not last else None) or OutputTail(len(program.ops), (), {})
     whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
+    if shared is not None:
+        low.buffers, low.places, low.arrays = shared.buffers, shared.places, shared.arrays
+        low.matrices, low.vectors = shared.matrices, shared.vectors
     for name, buffer in sorted(whole.buffers.items(), key=lambda item: item[1].of != ""):
-        low.allocate(name, buffer)
+        if name not in low.buffers:
+            low.allocate(name, buffer)
     for i, op in enumerate(whole.ops):
         if last and i == last.start:
             low.derived, low.by_head = {}, {}  # of rows that may be other ones from here on

@@ -27,6 +27,8 @@ class StepRecord:
         self._fields = np.zeros(layout.STEP_FIELDS, np.int64)
         self.address = self._fields.ctypes.data
         self._arrays = np.zeros((6, max_tokens), np.int32)
+        n_adapters = program.adapted.n_adapters if program.adapted is not None else program.n_adapters
+        self._adapters = np.zeros((max_tokens, n_adapters), np.float32)
         self._is_encoder = any(isinstance(op, SelfAttention) for op in program.ops)
         self._has_types = any(isinstance(op, AddRows) and op.of == "types" for op in program.ops)
         self._tiles = np.zeros((0, 4), np.int32)
@@ -35,6 +37,7 @@ class StepRecord:
         self._alive: Sequence[np.ndarray] = ()
         names = ("TOKENS", "POSITIONS", "SEQUENCES", "OUTPUT_ROWS", "OWN_SEES", "TYPES")
         self.set(**{name: row.ctypes.data for name, row in zip(names, self._arrays, strict=True)})
+        self.set(ADAPTERS=self._adapters.ctypes.data, ADAPTERS_ROW=self._adapters.strides[0])
         self.set(TABLES=self._tables.ctypes.data, ROPES=self._angles.pairs.ctypes.data)
 
     def set(self, **fields: int) -> None:
@@ -58,6 +61,8 @@ class StepRecord:
         tables = self._alive = [np.ascontiguousarray(table, np.int32) for table in batch.tables]
         for i, table in enumerate(tables):
             self._tables[i, 0], self._tables[i, 1] = table.__array_interface__["data"][0], table.shape[1]
+        if batch.adapters is not None:
+            self._adapters[:n] = batch.adapters
         if batch.sees is None:
             sees = positions  # the same memory: whatever changes a position, changes what it sees
         else:
