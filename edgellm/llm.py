@@ -7,9 +7,7 @@ A prompt is a str (text to go on with), a list of messages (rendered with the mo
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +20,8 @@ from edgellm.sampling import Sampler, SamplingParams
 from edgellm.stop import stop_strings
 
 if TYPE_CHECKING:
+    from edgellm.adapters.chosen import Choice, LoadedAdapters
+    from edgellm.adapters.scales import AdapterScales
     from edgellm.chat_template import ChatTemplate, Message, Segment
     from edgellm.conversation import Conversation
     from edgellm.embedding import Embedder, Poolings, RankedDocument, Text
@@ -62,6 +62,9 @@ def load(
     speculate: str | None = None,
     cache_dir: str | Path | None = None,
     cache_nbytes: int = loading.CACHE_NBYTES,
+    lora: Any = None,
+    control_vectors: Any = None,
+    control_vector_layers: tuple[int, int] | None = None,
     force: bool = False,
     progress: StageProgress | None = None,
 ) -> LLM:
@@ -88,6 +91,10 @@ def load(
                     step. The answers are the same to the last bit, and sooner there when they repeat much
     cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
                     prompt that begins with one costs its rest alone. For the eyes of this user only
+    lora            files of LoRA adapters (GGUF): a path, a list of paths or of (path, scale), or a mapping of names to
+                    these; else a file's name is its own. Every answer has all of them that it does not choose among
+    control_vectors likewise: directions that are added to what layers make, in the layers ``control_vector_layers``,
+                    the first and the last (by default all that they have)
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
@@ -95,7 +102,7 @@ def load(
     """
     options = loading.LoadOptions(
         *(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate),
-        *(gpu_layers, cpu_moe, cache_dir, cache_nbytes),
+        *(gpu_layers, cpu_moe, cache_dir, cache_nbytes, lora, control_vectors, control_vector_layers),
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 
@@ -228,6 +235,8 @@ class LLM:
         hook: Hook | None = None,
         thoughts: tuple[str, str] | None = None,
         begun: int = 0,
+        lora: Choice = None,
+        control_vectors: Choice = None,
         **sampling: Any,
     ) -> ChunkStream:
         """The answer as it grows: a chunk for each token and a last one with the finish reason and the timings.
@@ -240,34 +249,32 @@ class LLM:
         cancel             an object with ``is_set()``; set, it ends the answer before the next step ("cancelled")
         progress           called with (done, total) tokens of the prompt while it is read
         tools, template_kwargs   for the chat template; only with messages
-        parse_special      let control tokens that stand in a text prompt count as such
-        special            show control tokens in the answer
+        parse_special, special   let control tokens that stand in a text prompt count as such; show those of the answer
         response_format    what the answer must be: a JSON schema, a pydantic or msgspec class (``generate(...).parsed``
                            is then an object of it), or an OpenAI ``response_format`` object
         regex, grammar     likewise: a regular expression that all of it matches; a Lark or GBNF grammar, or a compiled
                            one. What cannot be kept is refused by name before the first token
         hook               sees, and may change, every buffer after each op; see ``edgellm.kernels.program.Hook``. The
                            prefix cache is left out then, so that it sees the whole prompt and changes no other answer
-
         thoughts           marks to stand around what was thought, in place of the model's own
         begun              tokens at the end of a prompt of ids that are of the answer already
+        lora, control_vectors   of those that were loaded: names and their scales, or one name; {}: none, None: all
 
         Closing the iterator, or dropping it, ends the work within a step, or 25 ms where several are taken at once.
         ContextFullError for a prompt that is longer than the context: nothing is ever cut off silently.
         """
         self.check_answers()
-        engine = self.engine
         params = self.params(params, logprobs=logprobs, **sampling)
         stops, special = stop_strings(stop), arguments.flag("special", special)
         ids = self.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
-        engine.check(ids, max_tokens)
+        self.engine.check(ids, max_tokens)
         text = TextStream(self.tokenizer, stops, special=special)
-        if thoughts is not None:
-            text = self._marked(thoughts, ids, begun, stops)
+        text = text if thoughts is None else self._marked(thoughts, ids, begun, stops)
         form = self._answer_form(response_format, regex, grammar)
         sampler = self._sampler(params, ids, form.source.constraint() if form is not None else None)
-        options = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
-        return ChunkStream(engine, ids, sampler, text, options, form.parse if form is not None else None)
+        options: dict[str, Any] = {"max_tokens": max_tokens, "cancel": cancel, "progress": progress, "hook": hook}
+        options["adapters"] = self.adapter_scales(lora, control_vectors)
+        return ChunkStream(self.engine, ids, sampler, text, options, form.parse if form is not None else None)
 
     def _marked(self, thoughts: tuple[str, str], ids: Sequence[int], begun: int, stops: Sequence[str]) -> MarkedText:
         from edgellm.messages.thought_marks import MarkedText, ThoughtMarks
@@ -327,6 +334,8 @@ class LLM:
         regex: str | None = None,
         grammar: str | MaskSource | None = None,
         hook: Hook | None = None,
+        lora: Choice = None,
+        control_vectors: Choice = None,
         **sampling: Any,
     ) -> EventStream:
         """The reply to messages as events: reasoning, content and tool calls apart; see ``edgellm.messages.events``.
@@ -356,7 +365,8 @@ class LLM:
         text = "".join(segment.text for segment in segments)
         read = ReadTokens(self.tokenizer, MessageReader(form, text, asking.tools), stop_strings(stop))
         mask, parse = asking.mask(self.tokenizer, form, text, response_format, regex, grammar)
-        options = {"max_tokens": max_tokens, "cancel": cancel, "hook": hook}
+        options: dict[str, Any] = {"max_tokens": max_tokens, "cancel": cancel, "hook": hook}
+        options["adapters"] = self.adapter_scales(lora, control_vectors)
         return EventStream(engine, ids, self._sampler(params, ids, mask), read, options, parse)
 
     async def aevents(self, messages: str | Messages, *args: Any, **kwargs: Any) -> AsyncIterator[Event]:
@@ -454,17 +464,11 @@ class LLM:
         self, params: SamplingParams | None = None, *, logprobs: int | None = None, **sampling: Any
     ) -> SamplingParams:
         """The sampling of a request: single fields over ``params`` or else over the model's own."""
-        known = [field.name for field in fields(SamplingParams)]
-        for name in sampling:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"Did you mean {near[0]}?" if near else "SamplingParams has the list."
-                raise ParameterError(f"{name}: no such parameter. {hint}")
         if params is not None and not isinstance(params, SamplingParams):
             raise arguments.wrong("params", params, "SamplingParams; single fields are given by name")
         if logprobs is not None and logprobs is not False:
             sampling |= {"n_probs": 0 if logprobs is True else logprobs, "logprobs": True}
-        return replace(self.default_params if params is None else params, **sampling)
+        return (self.default_params if params is None else params).with_fields(sampling)
 
     # -- text and ids ----------------------------------------------------------------------------------------------
 
@@ -568,24 +572,47 @@ class LLM:
 
     # -- what it has read --------------------------------------------------------------------------------------------
 
-    def save_state(self, path: str | Path, tokens: Sequence[int]) -> int:
+    def save_state(
+        self, path: str | Path, tokens: Sequence[int], *, lora: Choice = None, control_vectors: Choice = None
+    ) -> int:
         """Write the keys and values of ``tokens`` to a file, as far as the cache has them; how many it has.
+
+        lora, control_vectors   of the answers that have read them, as in ``stream``; the file is of use for these alone
 
         ``load_state`` brings them back in another program, so that a prompt that begins with them is not read again.
         ParameterError KV_EMPTY when the cache has none of them, EdgeLLMError KV_FILE when the file cannot be written.
         """
         from edgellm.saved_state import save_state
 
-        return save_state(self.model, path, tokens)
+        return save_state(self.model, path, tokens, self.adapter_scales(lora, control_vectors).variant)
 
-    def load_state(self, path: str | Path) -> list[int]:
+    def load_state(self, path: str | Path, *, lora: Choice = None, control_vectors: Choice = None) -> list[int]:
         """Take keys and values from a file that ``save_state`` wrote; the tokens that are known now.
 
         FormatError KV_FILE for a damaged file or one of another model; nothing is taken from it then.
         """
         from edgellm.saved_state import load_state
 
-        return load_state(self.model, path)
+        return load_state(self.model, path, self.adapter_scales(lora, control_vectors).variant)
+
+    # -- adapters --------------------------------------------------------------------------------------------------
+
+    def adapter_scales(self, lora: Choice = None, control_vectors: Choice = None) -> AdapterScales:
+        """What these choices come to, as the engine takes it."""
+        return self.adapters.chosen(lora, control_vectors)
+
+    @property
+    def adapters(self) -> LoadedAdapters:
+        """The adapters and control vectors that the model was loaded with."""
+        from edgellm.adapters.chosen import LoadedAdapters
+
+        return self.model.adapters or LoadedAdapters()
+
+    def set_adapters(self, lora: Choice = None, control_vectors: Choice = None) -> None:
+        """From now on answers that choose nothing have these; see ``stream``."""
+        scales = self.adapter_scales(lora, control_vectors)
+        self.adapters.scales = list(scales.values or (0.0,) * len(self.adapters.adapters))
+        self.engine.adapters = scales
 
     # -- what it is made of ----------------------------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.adapters.chosen import LoadedAdapters
+    from edgellm.adapters.loading import AdapterChoice
     from edgellm.chat_template import ChatTemplate
     from edgellm.engine.disk_cache import DiskCache
     from edgellm.kernels.program import Executor, Program
@@ -69,8 +71,13 @@ class LoadOptions:
     cpu_moe: bool = False
     cache_dir: str | Path | None = None
     cache_nbytes: int = CACHE_NBYTES
+    lora: tuple[AdapterChoice, ...] = ()
+    control_vectors: tuple[AdapterChoice, ...] = ()
+    control_vector_layers: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.has_adapters or self.control_vector_layers is not None:
+            self._check_adapters()
         for name, least, most in (("n_ctx", 0, arguments.MAX_CONTEXT), ("n_threads", 1, arguments.MAX_THREADS)):
             if getattr(self, name) is not None:
                 arguments.whole_number(name, getattr(self, name), least, most)
@@ -89,6 +96,20 @@ class LoadOptions:
             arguments.mapping("kv_overrides", self.kv_overrides)  # ``validate.override`` looks at the values
         arguments.flag("force", self.force)
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters or control vectors go with the model."""
+        return bool(self.lora or self.control_vectors)
+
+    def _check_adapters(self) -> None:
+        from edgellm.adapters.loading import adapter_choices, layer_range
+
+        for name in ("lora", "control_vectors"):
+            object.__setattr__(self, name, adapter_choices(name, getattr(self, name)))
+        object.__setattr__(self, "control_vector_layers", layer_range(self.control_vector_layers))
+        if self.executor == "auto" and self.has_adapters:  # GPUs have no shaders for them
+            object.__setattr__(self, "executor", "cpu")
+
 
 @dataclass
 class Model:
@@ -104,6 +125,7 @@ class Model:
     memory_need: MemoryNeed
     runs_on: str = "cpu"
     template_source: str | None = None
+    adapters: LoadedAdapters | None = None
 
     def check_answers(self) -> None:
         """UnsupportedError where the model is for embeddings or scores and answers nothing."""
@@ -131,6 +153,8 @@ class Model:
     def close(self) -> None:
         """Stop the engine, then let go of the file."""
         self.engine.close()
+        if self.adapters is not None:
+            self.adapters.close()
         self.gguf.close()
 
 
@@ -148,8 +172,12 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     report = (lambda stage, done, total, name: None) if progress is None else arguments.function("progress", progress)
     path = fetched(name_or_path, report)
     report("load", 0, 2, path.name)
-    with open_program(path, options.kv_overrides) as (gguf, program):
+    adapters = None
+    with open_program(path, options.kv_overrides) as (gguf, program), contextlib.ExitStack() as opened:
         options = options_for(program, options)
+        if options.has_adapters:
+            program, adapters = with_adapters(program, options)
+            opened.callback(adapters.close)
         n_ctx = choose_context(program, options)
         program = program.for_context(n_ctx)
         need = memory_need(program, gguf, n_ctx, options)
@@ -164,6 +192,8 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             options = replace(options, gpu_layers=need.where.layers)
         engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
         engine.intact = gguf.check
+        if adapters is not None:
+            engine.adapters = adapters.chosen()
         try:
             if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
                 engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))
@@ -172,12 +202,34 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         except BaseException:
             engine.close()
             raise
+        opened.pop_all()
     if need.device is not None:
         engine.fallback = functools.partial(_on_cpu, program, gguf, n_ctx, options)
     runs_on = placement_text(need, options.executor)
     return Model(
-        path, gguf, program, tokenizer, engine, n_threads, default_params, need, runs_on, options.chat_template
-    )
+        path, gguf, program, tokenizer, engine, n_threads, default_params, need, runs_on, options.chat_template,
+        adapters,
+    )  # fmt: skip
+
+
+def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, LoadedAdapters]:
+    """The program, with what runs for requests that have adapters, and these. UnsupportedError on a GPU."""
+    from edgellm.adapters.loading import open_adapters
+    from edgellm.adapters.rewrite import adapted
+
+    if executors.is_gpu(options.executor):
+        raise UnsupportedError(
+            "Adapters and control vectors work on the CPU, and the GPU has no shaders for them. Load the model with "
+            "--device cpu, or merge the adapter into it.",
+            code="ADAPTER_DEVICE",
+        )
+    adapters = open_adapters(options.lora, options.control_vectors)
+    try:
+        made = adapted(program, adapters.adapters, options.control_vector_layers)
+    except BaseException:
+        adapters.close()
+        raise
+    return replace(program, adapted=made), adapters
 
 
 def options_for(program: Program, options: LoadOptions) -> LoadOptions:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from edgellm.loading import Model
 
 
-def save_state(model: Model, path: str | Path, tokens: Sequence[int]) -> int:
-    """See ``LLM.save_state``."""
+def save_state(model: Model, path: str | Path, tokens: Sequence[int], variant: str = "") -> int:
+    """See ``LLM.save_state``; ``variant`` as in ``KVCache.open``."""
     target, ids = arguments.path("path", path, new=True), arguments.token_ids("tokens", tokens)
-    key = model_key(model.gguf, model.engine.executor)
+    key = model_key(model.gguf, model.engine.executor, variant)
     with _named_failures(target):
-        n_saved = model.engine.call(lambda cache, executor: save(target, cache, ids, key))
+        n_saved = model.engine.call(lambda cache, executor: save(target, cache, ids, key, variant))
     if not n_saved:
         raise ParameterError(
             f"None of these {len(ids)} tokens is in the cache, so there is nothing to save. Let the model read "
@@ -30,14 +30,14 @@ def save_state(model: Model, path: str | Path, tokens: Sequence[int]) -> int:
     return n_saved
 
 
-def load_state(model: Model, path: str | Path) -> list[int]:
+def load_state(model: Model, path: str | Path, variant: str = "") -> list[int]:
     """See ``LLM.load_state``."""
     source = arguments.path("path", path)
     with _named_failures(source):
-        state = read(source, model_key(model.gguf, model.engine.executor))
+        state = read(source, model_key(model.gguf, model.engine.executor, variant))
     if model.engine.scheduler.disk is not None:
         model.engine.scheduler.disk.writes = False  # what is computed on top of it is not this executor's alone
-    return model.engine.call(lambda cache, executor: restore(cache, state))
+    return model.engine.call(lambda cache, executor: restore(cache, state, variant))
 
 
 @contextlib.contextmanager

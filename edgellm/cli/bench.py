@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
+from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.models import fetched
 from edgellm.cli.options import device_options, device_values, override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
 if TYPE_CHECKING:
+    from edgellm.kernels.program import Executor, Program
     from edgellm.measure.bench import BenchResult, BenchTest
     from edgellm.measure.model_card import ModelCard
 
@@ -79,6 +81,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 )
 @click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
 @device_options
+@adapter_options
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
 @override_option
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
@@ -150,6 +153,8 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
         )  # fmt: skip
         with GGUFFile.open(fetched(name, progress), options["overrides"]) as gguf:
             program, card = build_program(gguf), model_card(gguf)
+            if adapters := adapter_values(options):
+                program, make = _with_adapters(program, make, {**device_values(options), **adapters})
             for n_threads in counts:
                 bandwidth = None
                 if not options["no_bandwidth"] and options["gpu_layers"] == "auto" and not options["cpu_moe"]:
@@ -174,6 +179,15 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
                     report(result, card)
                 if result.large_page_share is not None:
                     progress.note(f"{result.large_page_share:.0%} of the file is mapped by large pages")
+
+
+def _with_adapters(program: Program, make: Callable[..., Executor], options: dict[str, Any]) -> tuple[Program, Any]:
+    """The program with adapters, and what makes executors all of whose tokens have them."""
+    from edgellm.adapters.constant import WithAdapters
+    from edgellm.loading import LoadOptions, with_adapters
+
+    changed, loaded = with_adapters(program, LoadOptions(**options))
+    return changed, lambda *args, **more: WithAdapters(make(*args, **more), loaded.scales)
 
 
 def _cells(result: BenchResult, card: ModelCard, backend: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edgellm.cli import standard_input
+from edgellm.cli.adapter_options import adapter_options
 from edgellm.cli.options import device_options, option_group, override_option
 from edgellm.engine.speculation import DRAFTERS
 from edgellm.formats import text_file
@@ -23,6 +24,7 @@ generation_options = option_group(
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
                  help="Threads.  [default: physical cores]"),
     device_options,
+    adapter_options,
     click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message."),
     click.option("-sysf", "--system-prompt-file", "system_file", type=click.Path(), help="File with it."),
     click.option("-r", "--reverse-prompt", "stops", multiple=True, metavar="TEXT", help="Stop before TEXT."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.cli.adapter_options import adapter_values
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.options import device_values
 from edgellm.cli.progress import ProgressBar
@@ -37,6 +38,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
         "n_ctx": values["n_ctx"],
         "n_threads": values["n_threads"],
         **device_values(values),
+        **adapter_values(values),
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
         "speculate": values["speculate"],

@@ -46,6 +46,8 @@ serve_options = option_group(
                  help="Requests under way or waiting; one more is told to come back."),
     click.option("--allowed-host", "names", multiple=True, metavar="NAME", help="A further name in the Host header."),
     click.option("--allowed-origin", "origins", multiple=True, metavar="ORIGIN", help="A web page that may call."),
+    click.option("--lora-init-without-apply", "idle", is_flag=True,
+                 help="Load adapters with the scale 0; requests and /lora-adapters choose."),
 )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def _serve_by_ray(models: tuple[str, ...], values: dict[str, Any]) -> int:
         values["port"],
         values["ray_address"],
         lambda url: echo(f"edgellm serves {', '.join(models)} by Ray at {url}/v1  (Ctrl-C stops)"),
-        options=load_options(values),
+        options=load_options(values, len(models)),
         replicas=values["replicas"],
         access=Access(values["host"], values["keys"], frozenset(values["names"]), frozenset(values["origins"])),
         max_requests=values["max_requests"],

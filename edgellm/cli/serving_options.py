@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.arguments import MAX_TOKENS_PER_STEP
+from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.options import device_options, device_values, option_group, override_option
 from edgellm.cli.progress import ProgressBar
@@ -43,6 +44,7 @@ model_options = option_group(
                  help="Speculative decoding: the same answers, sooner where they repeat the prompt or themselves."),
     override_option,
     device_options,
+    adapter_options,
     click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
 )  # fmt: skip
 
@@ -55,8 +57,11 @@ def needs_extra(command: str, error: ImportError, extra: str = "server") -> Unsu
     )
 
 
-def load_options(values: dict[str, Any]) -> LoadOptions:
-    """How models are loaded, as ``model_options`` say; the folder of the cache is made private."""
+def load_options(values: dict[str, Any], n_models: int) -> LoadOptions:
+    """How models are loaded, as ``model_options`` say; the folder of the cache is made private.
+
+    n_models   that the command names; UsageError for adapters of none or several
+    """
     from edgellm.loading import LoadOptions
     from edgellm.memory import GIB
 
@@ -64,6 +69,7 @@ def load_options(values: dict[str, Any]) -> LoadOptions:
         n_ctx=values["n_ctx"],
         n_threads=values["n_threads"],
         **device_values(values),
+        **_adapters(values, n_models),
         chat_template=template_source(values),
         kv_overrides=values["overrides"] or None,
         max_tokens_per_step=values["max_tokens_per_step"],
@@ -80,6 +86,16 @@ def load_options(values: dict[str, Any]) -> LoadOptions:
     return options
 
 
+def _adapters(values: dict[str, Any], n_models: int) -> dict[str, Any]:
+    """The adapters of the only model; with --lora-init-without-apply at rest."""
+    found = adapter_values(values)
+    if found and n_models != 1:
+        raise click.UsageError("--lora and --control-vector are for one model: name it, and no other.")
+    if values.get("idle") and "lora" in found:
+        found["lora"] = tuple(choice._replace(scale=0.0) for choice in found["lora"])
+    return found
+
+
 def models_of(
     names: Sequence[str],
     values: dict[str, Any],
@@ -93,7 +109,7 @@ def models_of(
     from edgellm.memory import GIB
     from edgellm.server.models import Models, named
 
-    options = load_options(values)
+    options = load_options(values, len(names))
     entries: list[ModelEntry] | None = None
     if names:
         entries = named(names, lambda name: fetched(name, progress), aliases)

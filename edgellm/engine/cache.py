@@ -34,6 +34,7 @@ SPARE_WINDOWS = 3  # kept ends of other prompts, for a layer group with a slidin
 SNAPSHOTS = (4, 512)  # least and most
 SNAPSHOT_NBYTES = 32 << 20  # for snapshots, or as much as keys and values of a quarter of the context
 LEAST_SPACING = 512  # tokens between the snapshots of a long text
+Fill = Callable[[int, int, int], None]
 
 
 def n_blocks_of(n_tokens: int) -> int:
@@ -204,7 +205,7 @@ class KVCache:
         """
         sizes = (2 if group.kind == "state" else self.max_blocks for group in self.pool.groups)
         tables = tuple(np.full(size, -1, np.int32) for size in sizes)
-        root = self._roots.setdefault(variant, Node(None, (), len(self._groups))) if shared else None
+        root = self._root(variant) if shared else None
         sequence = Sequence(tables, root, first=[0] * len(tables), end=[0] * len(tables))
         if root is None:
             return sequence
@@ -213,14 +214,14 @@ class KVCache:
         path = self._path(root, wanted)
         for match in self._matches(root, path, wanted):
             if self._adopt(sequence, match):
-                sequence.tokens = list(tokens[: match.length])
-                sequence.n_reused = match.length
+                sequence.tokens, sequence.n_reused = list(tokens[: match.length]), match.length
                 break
         if self._states:
             start, node = len(path) * BLOCK_TOKENS, path[-1] if path else root
             rest = wanted[start : start + BLOCK_TOKENS]
             parting = start + max((_common(known, rest) for known in (*node.children, *node.snapshots)), default=0)
             sequence.stops = sorted({n for n in (parting, limit) if n > sequence.length})
+        root.users += 1
         return sequence
 
     def room(self, sequence: Sequence) -> int:
@@ -284,7 +285,7 @@ class KVCache:
         if self._states:
             self._turn(sequence)
 
-    def take_over(self, sequence: Sequence, tokens: SequenceOf[int], fill: Callable[[int, int, int], None]) -> None:
+    def take_over(self, sequence: Sequence, tokens: SequenceOf[int], fill: Fill) -> None:
         """Commit tokens that were computed elsewhere, to blocks that are reserved; ``fill`` as in ``put_back``."""
         start, end = sequence.length // BLOCK_TOKENS, n_blocks_of(sequence.length + len(tokens))
         for group in self._groups:
@@ -317,9 +318,17 @@ class KVCache:
             self._cut(sequence.path[0])
         elif keep and sequence.root is not None and sequence.length:
             self._leave(sequence)
+        if sequence.root is not None:
+            sequence.root.users -= 1
         self._let_go(sequence)
 
-    def put_back(self, tokens: SequenceOf[int], first: SequenceOf[int], fill: Callable[[int, int, int], None]) -> int:
+    def _root(self, variant: str) -> Node:
+        """The root of a variant's tree, in place of those that hold nothing any more."""
+        if variant not in self._roots:
+            self._roots = {name: root for name, root in self._roots.items() if not root.holds_nothing}
+        return self._roots.setdefault(variant, Node(None, (), len(self._groups)))
+
+    def put_back(self, tokens: SequenceOf[int], first: SequenceOf[int], fill: Fill, variant: str = "") -> int:
         """Make blocks findable that were computed elsewhere; how many of ``tokens`` are known then.
 
         first   for each group the first block that there is; those before lie outside the window
@@ -327,7 +336,7 @@ class KVCache:
                 block 0 is the state behind the last token
         """
         held: list[tuple[_Group, int]] = []  # in use until the end: none may take the place of another
-        node, n_known = self._roots.setdefault("", Node(None, (), len(self._groups))), 0
+        node, n_known = self._root(variant), 0
         parent = deepest = node
 
         def take(group: _Group, block: int) -> int:
@@ -396,8 +405,8 @@ class KVCache:
                     if slot >= 0:
                         users[int(slot)] += 1
             self._check(self._states, users, {slot: node for node in nodes for slot in node.snapshots.values()})
-        for node in nodes:
-            assert node.parent is None or not node.holds_nothing, "the tree has a node of no use"
+        for node in (node for node in nodes if node.parent is not None):
+            assert not node.holds_nothing, "the tree has a node of no use"
             assert node.users == sum(node in sequence.path for sequence in live), "the users of a node are wrong"
 
     def _check(self, group: _Group, users: list[int], owners: dict[int, Node]) -> None:
@@ -558,10 +567,8 @@ class KVCache:
     def _snapshot(self, sequence: Sequence) -> None:
         assert self._states is not None and sequence.root is not None
         node = sequence.path[-1] if sequence.path else sequence.root
-        rest, slot = (
-            tuple(sequence.tokens[len(sequence.path) * BLOCK_TOKENS :]),
-            int(sequence.tables[self._states.index][0]),
-        )
+        rest = tuple(sequence.tokens[len(sequence.path) * BLOCK_TOKENS :])
+        slot = int(sequence.tables[self._states.index][0])
         known = node.snapshots.get(rest, -1)
         if known < 0 and self._states.owner[slot] is None:
             self._keep_snapshot(node, rest, slot)

@@ -60,9 +60,9 @@ class SavedState:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str) -> int:
+def save(path: Path, cache: KVCache, tokens: Sequence[int], key: str, variant: str = "") -> int:
     """Write the longest beginning of ``tokens`` that the cache holds; its length. 0 writes nothing."""
-    sequence = cache.open([*tokens, 0])
+    sequence = cache.open([*tokens, 0], variant=variant)
     try:
         if not sequence.length:
             return 0
@@ -116,7 +116,7 @@ def read(path: Path, key: str) -> SavedState:
         return _proved(path, memoryview(file.read()), key)
 
 
-def restore(cache: KVCache, state: SavedState) -> list[int]:
+def restore(cache: KVCache, state: SavedState, variant: str = "") -> list[int]:
     """Put a state into the cache; the tokens that are known then. FormatError when the cache has other shapes."""
     if state.layout != layout_of(cache.pool):
         raise _wrong(state.path, "its layers have other shapes")
@@ -128,7 +128,7 @@ def restore(cache: KVCache, state: SavedState) -> list[int]:
     def fill(group: int, block: int, target: int) -> None:
         cache.pool.write_block(group, target, state.blocks[group][block - state.first[group]])
 
-    return state.tokens[: cache.put_back(state.tokens, state.first, fill)]
+    return state.tokens[: cache.put_back(state.tokens, state.first, fill, variant)]
 
 
 def _proved(path: Path, data: memoryview, key: str) -> SavedState:

@@ -104,9 +104,9 @@ class DiskCache:
         largest = sum(cache.pool.block_nbytes(group) for group in range(len(cache.pool.groups)))
         return cls(PrefixFiles(folder, key, layout_of(cache.pool), limit, largest), cache)
 
-    def follow(self, tokens: list[int]) -> Trail:
-        """For a request: its tokens, which only ever grow."""
-        return Trail(self, tokens)
+    def follow(self, tokens: list[int], variant: str = "") -> Trail:
+        """For a request: its tokens, which only ever grow; ``variant`` as in ``KVCache.open``."""
+        return Trail(self, tokens, variant)
 
     def has(self, name: str) -> bool:
         """Whether there is or will be such a file."""
@@ -223,10 +223,11 @@ class DiskCache:
 class Trail:
     """What of one request is on the disk. Used on the engine's thread."""
 
-    def __init__(self, disk: DiskCache, tokens: list[int]) -> None:
+    def __init__(self, disk: DiskCache, tokens: list[int], variant: str = "") -> None:
         self.disk, self.tokens = disk, tokens
         self.reading: Reading | None = None
-        self._hashes = [disk.files.key]  # of the text up to each full block
+        key = hash_behind(f"{disk.files.key} {variant}", ()) if variant else disk.files.key
+        self._hashes = [key]  # of the text up to each full block
         self._n_kept = 0  # blocks that are written, or on their way
 
     def text(self, b: int) -> str:

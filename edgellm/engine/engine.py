@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from edgellm.adapters.scales import NO_ADAPTERS, AdapterScales
 from edgellm.engine.cache import KVCache
 from edgellm.engine.endings import close_at_exit, closes_when_dropped, leave_at_exit
 from edgellm.engine.requests import (
@@ -82,6 +83,7 @@ class Engine:
         self.n_ctx = cache.n_ctx
         self.scheduler = Scheduler(cache, executor.max_tokens)
         self._drafter = drafter
+        self.adapters = NO_ADAPTERS  # of requests that name none
         self.fallback: Callable[[], tuple[Executor, KVCache]] | None = None  # what goes on when a device is gone
         self.notices: list[str] = []  # what happened, for whoever shows it
         self._use(executor)
@@ -105,6 +107,7 @@ class Engine:
         cancel: CancelFlag | None = None,
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
+        adapters: AdapterScales | None = None,
     ) -> Generator[GeneratedToken, None, None]:
         """The tokens of an answer to ``prompt``; the last one has a ``finish_reason``. Closing the iterator cancels.
 
@@ -113,10 +116,11 @@ class Engine:
         progress     called on this thread with (done, total) tokens of the prompt, after each chunk
         hook         see ``Executor.run``; called on the engine's thread. It sees every token, and what it may have
                      changed is nobody else's: nothing is taken from the prefix cache or left in it
+        adapters     how much it has of each; None: what the engine has for everybody
 
         ContextFullError when the prompt is longer than the context, NumericError when a step gives NaN.
         """
-        request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook)
+        request = self._generation(prompt, sampler, max_tokens, stop_ids, cancel, progress, hook, adapters)
         return self._tokens(request, progress)
 
     def agenerate(
@@ -254,6 +258,7 @@ class Engine:
         cancel: CancelFlag | None = None,
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
+        adapters: AdapterScales | None = None,
     ) -> GenerationRequest:
         self._check_logits()
         self.check(prompt, max_tokens)
@@ -265,7 +270,7 @@ class Engine:
         limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
         request = GenerationRequest(self.lock, prompt, cancel, sampler, limit, stops, progress is not None)
-        request.hook, request.shared = hook, hook is None
+        request.hook, request.shared, request.adapters = hook, hook is None, adapters
         if self._drafter is not None and hook is None:  # a hook shall see no token that was only guessed
             request.drafter = self._drafter()
         request.ending = "length" if limit == max_tokens else "context_full"
@@ -281,6 +286,7 @@ class Engine:
         with self.lock:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
+            request.adapters = self.adapters if request.adapters is None else request.adapters
             draw = getattr(getattr(request, "sampler", None), "draw", None)
             if draw is not None and draw is not getattr(self.executor, "draw", None):
                 request.has_moved = True  # its sampler is older than this executor

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from edgellm.adapters.scales import AdapterScales
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Drafter
@@ -107,6 +108,7 @@ class Request:
     whole = False  # has all its tokens in one step
     types: Sequence[int] | None = None  # which text of a pair each of them is of
     stop_ids: frozenset[int] = frozenset()
+    adapters: AdapterScales | None = None  # None: those that the engine has for everybody
 
     def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:
         self.tokens = list(tokens)
@@ -132,6 +134,11 @@ class Request:
     def stopped(self) -> bool:
         """Whether the caller wants no more of it."""
         return self.cancelled or (self.cancel is not None and self.cancel.is_set())
+
+    @property
+    def variant(self) -> str:
+        """What else than its tokens makes its numbers; see ``KVCache.open``."""
+        return self.adapters.variant if self.adapters is not None else ""
 
     @property
     def n_computed(self) -> int:

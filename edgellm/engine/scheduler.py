@@ -153,7 +153,7 @@ class Scheduler:
         return _still(self._with_drafts(scheduled, fail)) if scheduled else []
 
     def _open(self, request: Request) -> None:
-        request.sequence = self.cache.open(request.tokens, shared=request.shared)
+        request.sequence = self.cache.open(request.tokens, shared=request.shared, variant=request.variant)
         if self.disk is not None and request.shared:
             self._look_up(self.disk, request, request.sequence)
 
@@ -161,7 +161,7 @@ class Scheduler:
 
     def _look_up(self, disk: DiskCache, request: Request, sequence: cache.Sequence) -> None:
         if request.trail is None:
-            request.trail = disk.follow(request.tokens)
+            request.trail = disk.follow(request.tokens, request.variant)
 
         def wake() -> None:
             request.not_before = 0.0
@@ -374,7 +374,8 @@ def _still(scheduled: Sequence[Scheduled]) -> list[Scheduled]:
 def _follows(request: Request, leader: Request) -> bool:
     """Whether the next block of ``leader`` is one of this prompt, too, which is not past it."""
     end = leader.n_computed + BLOCK_TOKENS
-    if not (request.shared and leader.shared) or request.n_computed > leader.n_computed or len(leader.tokens) < end:
+    alike = request.shared and leader.shared and request.variant == leader.variant
+    if not alike or request.n_computed > leader.n_computed or len(leader.tokens) < end:
         return False
     return request.tokens[:end] == leader.tokens[:end]
 
@@ -405,7 +406,17 @@ def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
         tables=tuple(np.stack(tables) for tables in zip(*(part.sequence.tables for part in scheduled), strict=True)),
         types=_types(scheduled),
         hidden=scheduled[0].request.hidden,
+        adapters=_adapters(scheduled, counts),
     )
+
+
+def _adapters(scheduled: Sequence[Scheduled], counts: Sequence[int]) -> np.ndarray | None:
+    """The scale of every adapter for every token, where a request has one."""
+    values = [() if part.request.adapters is None else part.request.adapters.values for part in scheduled]
+    width = max(map(len, values))
+    if not width:
+        return None
+    return np.repeat(np.array([one or (0.0,) * width for one in values], np.float32), counts, axis=0)
 
 
 def _types(scheduled: Sequence[Scheduled]) -> np.ndarray | None:
@@ -423,6 +434,7 @@ def _batch_of_one(part: Scheduled) -> Batch:
     positions = np.arange(start, start + n, dtype=np.int32)
     tables = tuple(table[None] for table in part.sequence.tables)
     tokens, sequences = np.array(part.tokens, np.int32), np.zeros(n, np.int32)
+    adapters = _adapters([part], [n])
     if not part.request.hidden:
-        return Batch(tokens, positions, sequences, outputs, tables)
-    return Batch(tokens, positions, sequences, outputs, tables, types=_types([part]), hidden=True)
+        return Batch(tokens, positions, sequences, outputs, tables, adapters=adapters)
+    return Batch(tokens, positions, sequences, outputs, tables, types=_types([part]), hidden=True, adapters=adapters)

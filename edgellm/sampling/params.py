@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,16 @@ class SamplingParams:
                         raise override_error(key, str(error).rstrip("."), "GGUF_SAMPLING") from None
                     raise FormatError(f"{key} in the model file: {error}", code="GGUF_SAMPLING") from None
         return cls(**recommended)
+
+    def with_fields(self, given: Mapping[str, Any]) -> SamplingParams:
+        """The same with other values of some fields; ParameterError for one that there is not."""
+        known = [field.name for field in fields(self)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean {near[0]}?" if near else "SamplingParams has the list."
+                raise ParameterError(f"{name}: no such parameter. {hint}")
+        return replace(self, **given)
 
 
 def checked(name: str, value: Any, kind: str, least: float, greatest: float) -> Any:

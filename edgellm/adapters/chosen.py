@@ -1,0 +1,84 @@
+"""The adapters that a model was loaded with, and what a request says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgellm import arguments
+from edgellm.adapters.control_vector import ControlVector
+from edgellm.adapters.lora import LoraAdapter
+from edgellm.adapters.rewrite import Adapter
+from edgellm.adapters.scales import NO_ADAPTERS, AdapterScales
+from edgellm.formats.errors import ParameterError
+from edgellm.formats.findings import short
+
+MAX_SCALE = 1e4
+
+Choice = str | Mapping[str, float] | None
+"""What a request wants of one kind: names with scales, one name, nothing ({}), or None for what the model has."""
+
+
+@dataclass
+class LoadedAdapters:
+    """Low-rank adapters, then control vectors, in the order of ``Batch.adapters``.
+
+    scales   of a request that says nothing
+    """
+
+    adapters: Sequence[Adapter] = ()
+    scales: list[float] = field(default_factory=list)
+
+    @property
+    def loras(self) -> list[LoraAdapter]:
+        """The low-rank ones; they come first."""
+        return [one for one in self.adapters if isinstance(one, LoraAdapter)]
+
+    @property
+    def vectors(self) -> list[ControlVector]:
+        """The control vectors."""
+        return [one for one in self.adapters if isinstance(one, ControlVector)]
+
+    def chosen(self, lora: Choice = None, control_vectors: Choice = None) -> AdapterScales:
+        """What these choices come to. ParameterError for a name that was not loaded, or no scale."""
+        n = len(self.loras)
+        values = [
+            *_values("lora", lora, [one.name for one in self.loras], self.scales[:n]),
+            *_values("control_vectors", control_vectors, [one.name for one in self.vectors], self.scales[n:]),
+        ]
+        return self.of(values)
+
+    def of(self, values: Sequence[float]) -> AdapterScales:
+        """These scales, each as float32 has it."""
+        rounded = tuple(float(np.float32(value)) for value in values)
+        if not any(rounded):
+            return NO_ADAPTERS
+        named = [f"{one.digest}*{value!r}" for one, value in zip(self.adapters, rounded, strict=True) if value]
+        return AdapterScales(rounded, " ".join(named))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for adapter in self.adapters:
+            adapter.close()
+
+
+def _values(what: str, choice: Choice, names: Sequence[str], default: Sequence[float]) -> Sequence[float]:
+    if choice is None:
+        return default
+    wanted = {choice: 1.0} if isinstance(choice, str) else arguments.mapping(what, choice)
+    for name in wanted:
+        if name not in names:
+            there = f"There is: {', '.join(names)}." if names else "The model was loaded without one."
+            raise ParameterError(f"{what}: no {short(name)} was loaded with the model. {there}")
+    return [checked_scale(f"{what}[{name!r}]", wanted.get(name, 0.0)) for name in names]
+
+
+def checked_scale(name: str, value: float) -> float:
+    """A scale in range; ParameterError otherwise."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or abs(value) > MAX_SCALE:
+        raise arguments.wrong(name, value, f"a number from -{MAX_SCALE:g} to {MAX_SCALE:g}")
+    return float(value)
