@@ -23,7 +23,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
-from edgellm.kernels.cpu.run import adapters, attention_work, experts, recurrent
+from edgellm.kernels.cpu.run import adapters, attention_work, cached, experts, recurrent
 from edgellm.kernels.cpu.run.experts_ahead import Routed, pieces_of
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
@@ -34,7 +34,6 @@ from edgellm.kernels.ops import (
     Add,
     AddRows,
     ApplyRope,
-    Attention,
     Embed,
     ExpertMatmul,
     ExpertSum,
@@ -52,7 +51,6 @@ from edgellm.kernels.ops import (
     Softcap,
     SoftplusGate,
     SplitHeads,
-    StoreKV,
 )
 from edgellm.kernels.ops.encoder import alibi_slopes
 from edgellm.kernels.program import Buffer, Op, Program
@@ -480,42 +478,6 @@ def _rope(low: _Lowering, op: ApplyRope) -> None:
     low.emit(op, "rope", arguments, alone=True)
 
 
-def _cache(low: _Lowering, layer: int) -> dict[str, int]:
-    """Addresses of a layer's keys and values."""
-    arrays = [0] if low.pool is None else [array.ctypes.data for array in low.pool.arrays[layer]]
-    return {"k_pool": arrays[0], "v_pool": arrays[-1]}
-
-
-def _store_kv(low: _Lowering, op: StoreKV) -> None:
-    layer = low.program.kv_layer(op.layer)
-    dim_k, dim_v = layer.head_dim_k, layer.head_dim_v
-    if op.v is None:  # keys with their values in them lie as values do
-        dim_k, dim_v = 0, dim_k
-    arguments = layout.STORE_KV(
-        **low.where(k=op.k, v=op.v or op.k), **_cache(low, op.layer), heads=layer.n_kv_heads, dim_k=dim_k, dim_v=dim_v,
-        table=low.program.table_of(op.layer),
-    )  # fmt: skip
-    low.emit(op, "store_kv", arguments, alone=True)
-
-
-def _attention(low: _Lowering, op: Attention) -> None:
-    layer = low.program.kv_layer(op.layer)
-    if layer.latent and (layer.head_dim_k % layout.ROW_ALIGN or layer.head_dim_v % layout.ROW_ALIGN):
-        raise UnsupportedError(
-            f"keys of {layer.head_dim_k} with values of {layer.head_dim_v} in them; the CPU kernel takes multiples of "
-            f"{layout.ROW_ALIGN}.",
-            code="MODEL_SHAPE",
-        )
-    arguments = layout.ATTENTION(
-        **low.where(q=op.q, out=op.out), **_cache(low, op.layer), n_heads=op.n_heads, n_kv_heads=layer.n_kv_heads,
-        dim_k=layer.head_dim_k, dim_v=layer.head_dim_v, window=layer.window,
-        shape=low.shapes.index(attention_work.attention_shape(op, layer)), scale=op.scale,
-        softcap=op.softcap, sinks=low.vector(op.sinks) if op.sinks else 0,
-    )  # fmt: skip
-    kernel = "attention_latent" if layer.latent else "attention"
-    low.emit(op, kernel, arguments, alone=False, also_writes=["partials"])
-
-
 def _gated_unit(low: _Lowering, op: GatedUnit) -> None:
     width, row_kind = low.width(op.out), low.row_kind(op.out)
     arguments = layout.GATED_UNIT(**low.where(gate=op.gate, up=op.up, out=op.out), width=width, row_kind=row_kind)
@@ -585,8 +547,6 @@ _RULES: dict[type, Any] = {
     RMSNorm: _rms_norm,
     Matmul: _matmul,
     ApplyRope: _rope,
-    StoreKV: _store_kv,
-    Attention: _attention,
     GatedUnit: _gated_unit,
     Add: _add,
     SelectOutputs: _select_outputs,
@@ -604,6 +564,7 @@ _RULES: dict[type, Any] = {
     Activate: _activate,
     AddRows: _add_rows,
     SelfAttention: _self_attention,
+    **cached.RULES,
     **recurrent.RULES,
     **adapters.RULES,
 }
