@@ -166,7 +166,11 @@ LATENT |= {"num_key_value_heads": 4, "rms_norm_eps": 1e-6, "first_k_dense_replac
 LATENT |= {"n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 3, "routed_scaling_factor": 1.5}
 GROUPS = {"n_routed_experts": 12, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "pad_token_id": 0}
 DECODERS |= {
-    "deepseek2 lite": ("DeepseekV2", LATENT | {"rope_parameters": LATENT_YARN}),
+    # llama.cpp knows models without a rank of queries by their number of layers
+    "deepseek2 lite": (
+        "DeepseekV2",
+        LATENT | {"rope_parameters": LATENT_YARN, "num_hidden_layers": 27, "hidden_size": 32, "intermediate_size": 48},
+    ),
     "deepseek2 groups by one": ("DeepseekV2", LATENT | GROUPS | {"topk_method": "group_limited_greedy"}),
     "deepseek2 groups": (
         "DeepseekV3",

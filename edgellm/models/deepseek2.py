@@ -1,7 +1,8 @@
 """DeepSeek V2, V3 and R1, GLM 4.7 Flash and their kin: latent attention, experts in groups, some that all tokens share.
 
-V2 chooses experts by a softmax and counts a group by its best one, the others by sigmoids and a bias, and a group by
-its best two. The first layers have none; so may all of them.
+V2 chooses experts by a softmax and counts a group by its best one, as transformers has it (llama.cpp takes two), the
+others by sigmoids and a bias, and a group by its best two. The first layers have none; so may all of them. All norms
+have the epsilon of the file, as in llama.cpp; in transformers those of latents have 1e-6.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from edgellm.models.parts.experts import (
 from edgellm.models.parts.hparams import HParams, file_name, flag, hparam_error, integer, key_of, read_hparams, real
 from edgellm.models.parts.latent_attention import latent_attention, latent_rotation, read_latent_sizes
 
-GLM_VOCABULARY = 154880
-"""Tokens of GLM 4.7 Flash, whose first files do not say that its experts are chosen by sigmoids."""
+GLM_VOCABULARY, GLM_LAYERS = 154880, (47, 48)
+"""Tokens and layers of GLM 4.7 Flash, whose first files do not say that its experts are chosen by sigmoids."""
 
 
 def build(gguf: ModelFile) -> Program:
@@ -64,7 +65,7 @@ def _experts(gguf: ModelFile, hp: HParams) -> Experts:
     """How experts are chosen. FormatError for groups that do not hold them, UnsupportedError for another router."""
     gating = integer(gguf, "expert_gating_func", 0)
     if gating == 0:  # none is said: as llama.cpp takes it
-        gating = SIGMOID if hp.n_vocab == GLM_VOCABULARY and hp.n_layer in (47, 48) else SOFTMAX
+        gating = SIGMOID if hp.n_vocab == GLM_VOCABULARY and hp.n_layer in GLM_LAYERS else SOFTMAX
     if gating not in (SOFTMAX, SIGMOID):
         raise UnsupportedError(
             f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it whose "
@@ -140,9 +141,9 @@ def _expert_metadata(config: CheckpointConfig) -> TypedMetadata:
         "expert_gating_func": SIGMOID if sigmoids else SOFTMAX,
         "leading_dense_block_count": min(_n_dense(config), n_layer),
     }
-    groups = [(key, config.get(key)) for key in ("n_group", "topk_group")]
-    if by_group and (sigmoids or all(n is not None for _, n in groups)):
-        whole["expert_group_count"], whole["expert_group_used_count"] = (config.integer(key) for key, _ in groups)
+    if by_group:
+        whole |= {"expert_group_count": config.integer("n_group")}
+        whole |= {"expert_group_used_count": config.integer("topk_group")}
     found: TypedMetadata = {f"deepseek2.{key}": (value, "UINT32") for key, value in whole.items()}
     found["deepseek2.expert_weights_scale"] = (config.real("routed_scaling_factor", 1.0), "FLOAT32")
     if normed:

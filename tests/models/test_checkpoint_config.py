@@ -117,6 +117,19 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", {"mlp_type": "default", "norm_type": "layer_norm"}),
     "phi3": ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}),
     "hunyuan_v1_dense": ("hunyuan-dense", {"use_qk_norm": True}),
+    "deepseek_v2": (
+        "deepseek2 groups by one",
+        {"scoring_func": "softmax", "moe_layer_freq": 1, "aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1},
+    ),
+    "deepseek_v3": (
+        "deepseek2 groups",
+        {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "aux_loss_alpha": 0.001}
+        | {"seq_aux": True, "ep_size": 1},
+    ),
+    "glm4_moe_lite": (
+        "deepseek2 flash",
+        {"topk_method": "noaux_tc", "first_k_dense_replace": 1, "partial_rotary_factor": 1.0},
+    ),
 }
 ROWS = {model_type: row for model_type, (row, _) in PUBLISHED.items()}
 

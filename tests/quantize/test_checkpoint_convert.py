@@ -106,7 +106,7 @@ JUDGED = (
     *("mamba2", "mamba2 tied, one group", "granitehybrid", "granitehybrid dense, rotated, tied", "falcon-h1"),
     *("nemotron_h", "nemotron_h_moe", "nemotron_h_moe latent"),
     *("phi3 long", "mistral3", "cohere2", "glm4moe"),  # of the long tail, those with parts of their own
-    *("deepseek2 groups", "deepseek2 flash"),
+    *("deepseek2 lite", "deepseek2 groups", "deepseek2 flash"),
 )
 PROMPTS_BEHIND = [1, 2, 7, 33, 34, 60]  # tokens; windows are 33 wide
 

@@ -572,10 +572,10 @@ _LATENT = _DECODER | {
     *("first_k_dense_replace", "n_group", "topk_group", "topk_method"),
 }
 USED |= {
-    "deepseek_v2": _LATENT | {"num_experts"},
-    "deepseek_v3": _LATENT | {"rope_interleave", "num_nextn_predict_layers", "num_local_experts"},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT | {"rope_interleave", "num_nextn_predict_layers"},
     "glm4_moe_lite": _LATENT - {"first_k_dense_replace"}
-    | {"rope_interleave", "num_nextn_predict_layers", "num_local_experts", "mlp_layer_types", "partial_rotary_factor"},
+    | {"rope_interleave", "num_nextn_predict_layers", "mlp_layer_types"},
 }
 _BALANCE = _ROUTING | {"aux_loss_alpha", "seq_aux", "ep_size", "qk_head_dim"}  # for training, or computed from others
 HARMLESS_IN |= dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _BALANCE | {"num_mtp_layers"})

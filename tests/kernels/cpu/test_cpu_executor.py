@@ -37,6 +37,7 @@ ARCHITECTURES = (
     *("mamba2", "granitehybrid", "falcon-h1", "nemotron_h", "nemotron_h_moe"),
 )
 LONG_TAIL = tuple(decoder_models.TINY)
+OF_ALL_KINDS = (*ARCHITECTURES, "deepseek2")
 QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
 N_TOKENS = 150
 N_BLOCKS = 12
@@ -115,7 +116,7 @@ def test_chunks_and_threads_do_not_change_a_bit(
 
 
 @pytest.mark.parametrize("of_parts", (False, True))
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_ALL_KINDS)
 def test_a_row_has_the_same_logits_when_others_want_none(
     architecture: str, of_parts: bool, open_model: Callable[..., Program]
 ) -> None:
@@ -133,7 +134,7 @@ def test_a_row_has_the_same_logits_when_others_want_none(
             assert np.array_equal(executor.run(dataclasses.replace(batch, outputs=outputs)), expected[rows]), rows
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_ALL_KINDS)
 def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
     architecture: str, open_model: Callable[..., Program]
 ) -> None:
@@ -176,7 +177,7 @@ def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
 # ---- hooks and outputs -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_ALL_KINDS)
 def test_a_hook_that_looks_changes_nothing_and_sees_every_op(
     architecture: str, open_model: Callable[..., Program]
 ) -> None:
@@ -224,7 +225,7 @@ def test_a_step_in_pieces_has_the_same_bits_and_one_that_is_broken_off_leaves_no
     executor.close()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_ALL_KINDS)
 def test_a_hook_that_changes_a_buffer_changes_the_logits_as_in_the_reference(
     architecture: str, open_model: Callable[..., Program]
 ) -> None:
