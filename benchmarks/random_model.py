@@ -4,10 +4,11 @@
 
 1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
 and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; inputs-4b is Gemma 4
-E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss. Blocks are
-random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no
-two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is
-that of experts alone: the rest is Q8_0.
+E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss; latent-30b has
+layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a latent. Blocks are random bytes
+whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no two lines of
+the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is that of experts
+alone: the rest is Q8_0.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Shape:
     shared    width of the expert that all tokens share
     inputs    of a Gemma 4: columns of a layer's own input, layers without keys, the head size of each sixth layer,
               which sees everything, and the window of the others
+    latent    rank of queries (0 for none), of keys and values, parts of a head that are not rotated and that are, its
+              values
     """
 
     architecture: str
@@ -54,6 +57,7 @@ class Shape:
     states: tuple[int, int, int, int] | None = None
     shared: int = 0
     inputs: tuple[int, int, int, int] | None = None
+    latent: tuple[int, int, int, int, int] | None = None
 
     def wide(self, layer: int) -> bool:
         """Whether a layer of a Gemma 4 sees everything."""
@@ -79,11 +83,43 @@ SHAPES = {
     "experts-7b": Shape("olmoe", 8, 2048, 1024, 16, 16, 128, 50304, 1e4, experts=(64, 8), is_tied=False),
     "experts-20b": Shape("gpt-oss", 6, 2880, 2880, 64, 8, 64, 201088, 150000.0, experts=(32, 4), is_tied=False),
     "inputs-4b": Shape("gemma4", 42, 2560, 10240, 8, 2, 256, 262144, 1e6, inputs=(256, 18, 512, 512)),
+    "latent-30b": Shape(
+        "deepseek2",
+        6,
+        2048,
+        1536,
+        20,
+        1,
+        576,
+        154880,
+        1e6,
+        experts=(64, 4),
+        is_tied=False,
+        n_rot=64,
+        shared=1536,
+        latent=(768, 512, 192, 64, 256),
+    ),
+    "latent-16b": Shape(
+        "deepseek2",
+        26,
+        2048,
+        1408,
+        16,
+        1,
+        576,
+        102400,
+        1e4,
+        experts=(64, 6),
+        is_tied=False,
+        n_rot=64,
+        shared=2816,
+        latent=(0, 512, 128, 64, 128),
+    ),
 }
 MIXES = ("Q4_K_M", "Q8_0", "MXFP4")
 
 # float16 fields of a block: byte, and the multiple of the scale that centres the values
-SCALES = {"Q8_0": ((0, 1.0),), "Q4_K": ((0, 1.0), (2, 7.5)), "Q6_K": ((208, 1.0),)}
+SCALES = {"Q8_0": ((0, 1.0),), "Q5_0": ((0, 1.0),), "Q4_K": ((0, 1.0), (2, 7.5)), "Q6_K": ((208, 1.0),)}
 
 
 def tensor_type(mix: str, name: str, layer: int, n_layer: int) -> str:
@@ -92,6 +128,8 @@ def tensor_type(mix: str, name: str, layer: int, n_layer: int) -> str:
         return mix if name.endswith("_exps") else "Q8_0"
     if mix != "Q4_K_M":
         return mix
+    if name == "attn_k_b":  # its rows are no multiple of 256
+        return "Q5_0"
     more = layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
     six = name in ("token_embd", "per_layer_token_embd", "output")
     six = six or (name in ("attn_v", "ffn_down", "ffn_down_exps") and more)
@@ -154,6 +192,12 @@ def layer_matrices(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[i
             "ssm_beta": (n_v, s.n_embd),
             "ssm_out": (s.n_embd, n_v * dim),
         }
+    elif s.latent:
+        q_rank, rank, n_nope, n_rot, d_v = s.latent
+        n_q = s.n_head * (n_nope + n_rot)
+        found = {"attn_q_a": (q_rank, s.n_embd), "attn_q_b": (n_q, q_rank)} if q_rank else {"attn_q": (n_q, s.n_embd)}
+        found |= {"attn_kv_a_mqa": (rank + n_rot, s.n_embd), "attn_k_b": (s.n_head, rank, n_nope)}
+        found |= {"attn_v_b": (s.n_head, d_v, rank), "attn_output": (s.n_embd, s.n_head * d_v)}
     elif attends:
         found = {
             "attn_q": (s.n_head * s.head_dim * (2 if s.delta else 1), s.n_embd),
@@ -200,6 +244,9 @@ def layer_numbers(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[tu
     if s.delta and not attends:
         _, n_v, dim = s.delta
         return found | {"ssm_norm.weight": ((dim,), 1.0), "ssm_a": ((n_v,), -0.1), "ssm_dt.bias": ((n_v,), 0.0)}
+    if s.latent:
+        ranks = {"attn_q_a_norm": s.latent[0], "attn_kv_a_norm": s.latent[1]}
+        found |= {f"{name}.weight": ((width,), 1.0) for name, width in ranks.items() if width}
     if s.architecture in ("qwen3", "qwen3moe", "qwen35"):
         found |= {f"attn_{x}_norm.weight": ((s.head_dim,), 1.0) for x in "qk"}
     if s.architecture == "olmoe":
@@ -299,6 +346,15 @@ def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
         found["attention.sliding_window_pattern"] = [not shape.wide(i) for i in range(shape.n_layer)], "ARRAY[BOOL]"
         found |= {"attention.shared_kv_layers": (n_shared, "UINT32"), "rope.freq_base_swa": (1e4, "FLOAT32")}
         found |= {"embedding_length_per_layer_input": (width, "UINT32"), "final_logit_softcapping": (30.0, "FLOAT32")}
+    if shape.latent:
+        q_rank, rank, n_nope, n_rot, d_v = shape.latent
+        sizes = {"kv_lora_rank": rank, "value_length": rank, "key_length_mla": n_nope + n_rot, "value_length_mla": d_v}
+        found |= {f"attention.{key}": (value, "UINT32") for key, value in sizes.items()}
+        if q_rank:
+            found["attention.q_lora_rank"] = q_rank, "UINT32"
+        found["expert_shared_count"] = shape.shared // shape.n_ff, "UINT32"
+        found["expert_gating_func"] = 2, "UINT32"
+        found["expert_weights_norm"] = True, "BOOL"
     if shape.states:
         heads, dim, groups, size = shape.states
         sizes = {"conv_kernel": 4, "state_size": size, "group_count": groups, "time_step_rank": heads}
