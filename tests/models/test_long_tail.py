@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoint_folders import save_byte_level, save_model
+from llama_cpp_judge import llama_cpp_answer
 from long_tail_models import ALIKE, CONVERTED, rename_checkpoint
-from test_gguf_writer import llama_cpp_text
 from test_models import nmse, transformers_logits, transformers_model
+from tiny_models import write_tiny_model
 
 import edgellm
+from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu.run.executor import CPUExecutor
+from edgellm.kernels.ops import Activate
+from edgellm.kernels.ops.elementwise import CURVES, gelu
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 from edgellm.quantize.convert import convert
 from edgellm.quantize.inputs import open_input
+from edgellm.tokenizer import Tokenizer
 
 VOCAB = {"vocab_size": 280}
 TOKENS = np.random.default_rng(0).integers(0, 270, 60).tolist()
 APART = ("ernie4_5-moe every other layer, biases",)
-"""What llama.cpp loads otherwise, or has another curve for."""
+"""What llama.cpp does not load."""
+PROMPTS_BEHIND = [1, 2, 7, 33, 34, 60]  # tokens; windows are 33 wide
 
 
 def save_row(folder: Path, name: str) -> Any:
@@ -57,12 +64,126 @@ def test_logits_of_a_converted_checkpoint_equal_transformers(converted: tuple[st
     assert nmse(logits, transformers_logits(model, TOKENS)) <= 1e-10
 
 
-def test_llama_cpp_and_edgellm_read_the_same_model(converted: tuple[str, Any, Path]) -> None:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
+def _gelu_of_a_table(x: np.ndarray) -> np.ndarray:
+    """llama.cpp's one GELU: the form with tanh, of float16 for float16."""
+    found = gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+    return np.where(x <= -10, 0, np.where(x >= 10, x, found))
+
+
+def test_llama_cpp_has_the_same_probabilities_of_all_tokens(
+    converted: tuple[str, Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, _, path = converted
     if name in APART:
-        pytest.skip("llama.cpp computes another curve")
-    with edgellm.load(path, executor="reference") as llm:
-        text = llm.generate("the and", max_tokens=12, temperature=0)
-    text = re.sub(r"\[PAD\d+\]", "", str(text))  # names of tokens that the tokenizer does not have: not shown there
-    assert llama_cpp_text(path) == f"TEXT {text!a}"
+        pytest.skip("llama.cpp loads other tensors")
+    for curve in ("gelu", "gelu_erf"):
+        monkeypatch.setitem(CURVES, curve, _gelu_of_a_table)
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf).for_context(256)  # as the judge has it
+        letter = Tokenizer.from_gguf(gguf.metadata).encode("a")[-1]
+        judge = llama_cpp_answer(path, [TOKENS[:n] for n in PROMPTS_BEHIND], program.n_vocab, letter)
+        logits = ReferenceExecutor(program).run(Batch.single(program, TOKENS))
+    rows = logits[np.array(PROMPTS_BEHIND) - 1]
+    with_curves = any(isinstance(op, Activate) for op in program.ops)  # which may round to another half step
+    assert nmse(centred(rows), centred(judge.logprobs)) <= (1e-6 if with_curves else 1e-9)
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Logits, or log-probabilities, but for what is added to a whole row."""
+    return logits.astype(np.float64) - logits.mean(axis=1, keepdims=True, dtype=np.float64)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
+    "dots1": ({"layer_types": ["sliding_attention"] * 3}, {"n_group": 3}, {"num_experts_per_tok": 9}),
+    "ernie4_5-moe": ({"moe_layer_end_index": 1}, {"moe_k": 7}, {"moe_use_aux_free": False}, {"hidden_act": "gelu"}),
+    "hunyuan-moe": (
+        {"moe_topk": [2, 1, 2]}, {"num_shared_expert": [2, 2, 2]}, {"moe_intermediate_size": [48, 48, 48]},
+        {"use_qk_norm": False}, {"use_cla": True},
+    ),
+    "bailingmoe": ({"norm_head": True}, {"first_k_dense_replace": 1}, {"moe_shared_expert_intermediate_size": 5}),
+    "bailingmoe2": ({"rotary_dim": 4}, {"score_function": "softmax"}, {"topk_group": 9}, {"use_qk_norm": False}),
+    "cohere2moe": (
+        {"shared_expert_combination_strategy": "sum"}, {"expert_selection_fn": "x"}, {"logit_scale": 0},
+        {"mlp_layer_types": ["sparse", "dense", "sparse"]}, {"prefix_dense_sliding_window_pattern": 2},
+    ),
+    "laguna": (
+        {"gating": False}, {"moe_router_logit_softcapping": 3.0}, {"num_attention_heads_per_layer": [4, 2]},
+        {"mlp_layer_types": ["sparse", "dense", "sparse"]}, {"moe_apply_router_weight_on_input": True},
+    ),
+    "exaone": ({"activation_function": "relu"},),
+    "internlm2": ({"rope_scaling": {"type": "yarn", "factor": 2.0}},),
+    "minicpm": ({"scale_emb": 0}, {"scale_depth": -1}, {"dim_model_base": 0}),
+    "stablelm": ({"qk_layernorm": True}, {"hidden_act": "gelu"}),
+    "phi2": ({"qk_layernorm": True}, {"hidden_act": "gelu"}),
+    "gptneox": ({"hidden_act": "gelu_fast"}, {"attention_bias": False}),
+    "gpt2": ({"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"add_cross_attention": True}),
+    "starcoder": ({"multi_query": False}, {"scale_attn_weights": False}),
+    "falcon": ({"alibi": True}, {"parallel_attn": False}, {"multi_query": False}, {"activation": "relu"}),
+    "olmo": ({"clip_qkv": 8.0},),
+}  # fmt: skip
+GGUF_NAMES = {"n_group": "expert_group", "topk_group": "expert_group", "moe_k": "expert_used_count"}
+GGUF_NAMES |= {"num_experts_per_tok": "expert_used_count"}
+"""Keys that the program of the file refuses, by the names of the file."""
+
+
+def test_settings_that_no_program_computes_are_refused_by_name(converted: tuple[str, Any, Path]) -> None:
+    name, _, path = converted
+    file = path.parent / "hf" / "config.json"
+    written = file.read_text("utf-8")
+    for changes in (*REFUSED.get(name, ()), {"new_key": 1}):
+        file.write_text(json.dumps(json.loads(written) | changes), "utf-8")
+        key = next(iter(changes))
+        with pytest.raises(EdgeLLMError, match=f"{key}|layer_types|{GGUF_NAMES.get(key, key)}"):
+            open_input(file.parent)
+    file.write_text(written, "utf-8")
+
+
+SIZES: dict[str, Any] = {"n_embd": 64, "n_ff": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 16}
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "groups that do not fit": ("dots1", {"expert_group_count": 2}, "expert_group_count is 2, expected a divisor"),
+    "groups with too few experts": (
+        "bailingmoe2", {"expert_group_count": 5, "expert_group_used_count": 1}, "expert_group_used_count is 1",
+    ),
+    "more groups than there are": (
+        "bailingmoe2", {"expert_group_count": 5, "expert_group_used_count": 9}, "expert_group_used_count is 9",
+    ),
+    "another router": ("cohere2moe", {"expert_gating_func": 3}, "expert_gating_func is 3"),
+    "experts in no layer": ("ernie4_5-moe", {"interleave_moe_layer_step": 0}, "interleave_moe_layer_step"),
+    "experts in other layers": ("ernie4_5-moe", {"interleave_moe_layer_step": 2}, r"blk\.0\.ffn_(gate|up)\.weight"),
+    "experts of another width": ("hunyuan-moe", {"expert_feed_forward_length": 32}, "expert_feed_forward_length is 32"),
+    "no heads": ("laguna", {"attention.head_count": [4, 0]}, "attention.head_count is 0"),
+    "heads that share no keys": ("laguna", {"attention.head_count": [4, 3]}, "divisor of attention.head_count"),
+    "a turn of half a pair": ("laguna", {"rope.dimension_count_swa": 3}, "rope.dimension_count_swa is 3"),
+    "a turn of more than a head": ("laguna", {"rope.dimension_count_swa": 18}, "rope.dimension_count_swa is 18"),
+    "weights that do not sum to 1": ("laguna", {"expert_weights_norm": False}, "expert_weights_norm is False"),
+    "logits by nothing": ("minicpm", {"logit_scale": 0.0}, "logit_scale is 0.0"),
+    "rows for fewer positions": ("gpt2", {"context_length": 300}, r"position_embd\.weight has the shape"),
+    "no window": ("cohere2moe", {"attention.sliding_window": 0}, "sliding_window is 0"),
+    "side by side or not": ("gptneox", {"use_parallel_residual": 2}, "use_parallel_residual"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_files_that_contradict_themselves_are_named_errors(what: str, tmp_path: Path) -> None:
+    architecture, keys, named = BAD[what]
+    metadata = {f"{architecture}.{key}": value for key, value in keys.items()}
+    with (
+        pytest.raises(EdgeLLMError, match=named) as caught,
+        GGUFFile.open(write_tiny_model(tmp_path / "bad.gguf", architecture, metadata=metadata, **SIZES)) as gguf,
+    ):
+        build_program(gguf)
+    assert "bad.gguf" in str(caught.value)
+
+
+def test_a_context_is_no_longer_than_the_rows_for_positions(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "gpt2.gguf", "gpt2", n_embd=64, n_ff=64, n_head=4, head_dim=16)
+    with edgellm.load(path, n_ctx=4096, n_threads=1) as llm:
+        assert llm.n_ctx == 256
+        answer = llm.generate(list(range(3, 250)), max_tokens=100, temperature=0)
+        assert answer.finish_reason == "context_full" and len(answer.tokens) <= 10
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        for executor in (ReferenceExecutor(program, 16, 64), CPUExecutor(program, 16, 1, 64)):
+            with pytest.raises(ParameterError, match="256 rows"):
+                executor.run(Batch.single(program, [1, 2], start=255))
+            executor.close()
