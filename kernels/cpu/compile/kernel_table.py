@@ -12,6 +12,8 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
+TAKE_A_FORM = ("make_matmul", "make_float_matmul", "make_expert_matmul")
+"""Products, by what makes their kernels."""
 DECODE = "team_decode"
 TEAM = ("team_publish", "team_lead", "team_work", DECODE)
 TOP_K = "top_k"
@@ -65,7 +67,7 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
         return made
     if attribute in ("make_attention", "make_latent_attention"):
         return made(4 if form in ("amx", "avx512_vnni") else 3)
-    return made(argument, form) if attribute in ("make_matmul", "make_expert_matmul") else made(argument)
+    return made(argument, form) if attribute in TAKE_A_FORM else made(argument)
 
 
 def module(name: str) -> str:
