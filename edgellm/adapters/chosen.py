@@ -10,13 +10,12 @@ import numpy as np
 
 from edgellm import arguments
 from edgellm.adapters.control_vector import ControlVector
+from edgellm.adapters.limits import MAX_SCALE
 from edgellm.adapters.lora import LoraAdapter
 from edgellm.adapters.rewrite import Adapter
 from edgellm.adapters.scales import NO_ADAPTERS, AdapterScales
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.findings import short
-
-MAX_SCALE = 1e4
 
 Choice = str | Mapping[str, float] | None
 """What a request wants of one kind: names with scales, one name, nothing ({}), or None for what the model has."""

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from edgellm import arguments
 from edgellm.adapters.chosen import LoadedAdapters, checked_scale
 from edgellm.adapters.control_vector import open_control_vector
+from edgellm.adapters.limits import MAX_ADAPTERS
 from edgellm.adapters.lora import open_lora
 from edgellm.adapters.rewrite import Adapter
 from edgellm.formats.errors import ParameterError
 
-MAX_ADAPTERS = 64
 _EXPECTED = "a path, a list of paths or of (path, scale), or a mapping of names to these"
 
 

@@ -142,7 +142,11 @@ class Engine:
         return self._aitems(self._generation(prompt, sampler, **options, progress=_ignore))
 
     def score(
-        self, tokens: Sequence[int], reduce: Callable[[int, np.ndarray], T], cancel: CancelFlag | None = None
+        self,
+        tokens: Sequence[int],
+        reduce: Callable[[int, np.ndarray], T],
+        cancel: CancelFlag | None = None,
+        adapters: AdapterScales | None = None,
     ) -> Iterator[T]:
         """``reduce(start, logits)`` for the positions from ``start`` on, chunk by chunk until all tokens are through.
 
@@ -152,6 +156,7 @@ class Engine:
         self._check_logits()
         self.check(tokens)
         request = ScoringRequest(self.lock, tokens, cancel, reduce, self.executor.program.n_vocab)
+        request.adapters = adapters
         self.submit(request)
         try:
             while (item := self.take(request)) is not None:

@@ -14,6 +14,7 @@ from edgellm.generation import TokenLogprob
 from edgellm.measure.perplexity import ROWS, exp, log_softmax
 
 if TYPE_CHECKING:
+    from edgellm.adapters.scales import AdapterScales
     from edgellm.engine.engine import Engine
     from edgellm.engine.requests import CancelFlag
     from edgellm.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ def following_logprobs(
     top: int = 0,
     cancel: CancelFlag | None = None,
     last: Callable[[np.ndarray], None] | None = None,
+    adapters: AdapterScales | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each token but the first: its log-probability (n-1,), and the likeliest there (ids and values, (n-1, top)).
 
@@ -82,7 +84,8 @@ def following_logprobs(
             last(logits[-1])
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    chosen, best, values = (np.concatenate(column) for column in zip(*engine.score(ids, reduce, cancel), strict=True))
+    scored = engine.score(ids, reduce, cancel, adapters)
+    chosen, best, values = (np.concatenate(column) for column in zip(*scored, strict=True))
     return chosen, best, values
 
 
@@ -93,11 +96,12 @@ def token_logprobs(
     top: int,
     cancel: CancelFlag | None = None,
     last: Callable[[np.ndarray], None] | None = None,
+    adapters: AdapterScales | None = None,
 ) -> list[TokenLogprob]:
     """One row for each token; the first has nothing before it and no log-probability. ``last`` as above."""
     if not ids:
         return []
-    chosen, best, values = following_logprobs(engine, ids, top, cancel, last)
+    chosen, best, values = following_logprobs(engine, ids, top, cancel, last, adapters)
     rows = [TokenLogprob(ids[0], tokenizer.token_bytes(ids[0]), None)]
     for token, logprob, others, of_others in zip(ids[1:], chosen.tolist(), best.tolist(), values.tolist(), strict=True):
         likeliest = zip(others[:top], of_others[:top], strict=True)

@@ -19,6 +19,7 @@ from edgellm.generation import GenerationChunk
 from edgellm.messages.events import Event, Finished, PromptProgress
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import ServerError, invalid
+from edgellm.server.lora import named_scales
 from edgellm.server.relay import RELAY
 from edgellm.server.server import Server
 from edgellm.server.text_request import TextItem, TextRequest, text_items
@@ -82,6 +83,8 @@ async def _answered(
         try:
             async with server.models.lease(request.model, request.keep_alive) as entry:
                 assert entry.llm is not None, "a lease is of a loaded model"
+                if request.lora is None and (adapter := server.models.adapter_of(request.model)):
+                    request = replace(request, lora={adapter: 1.0})
                 async with aclosing(answer(entry.llm, request)) as source:
                     async for item in source:
                         yield item
@@ -132,6 +135,7 @@ def _asked(llm: LLM, request: ChatRequest) -> EventStream:
         template_kwargs=request.template_kwargs,
         response_format=request.response_format,
         grammar=request.grammar,
+        lora=named_scales(llm, request.lora),
         **request.sampling,
     )
 

@@ -27,11 +27,14 @@ class Body(msgspec.Struct, kw_only=True):
     """A request's body."""
 
     ignored: ClassVar[frozenset[str]] = frozenset()
+    listed: ClassVar[str] = ""  # the field that a body is, where it is a list in place of an object
 
 
 def decode(raw: bytes, body: type[B]) -> B:
     """``raw`` as a ``body``; ServerError invalid_request with the field's name for whatever is wrong."""
     data = parse(raw)
+    if body.listed and isinstance(data, list):
+        data = {body.listed: data}
     if not isinstance(data, dict):
         raise invalid(None, f"The body is JSON, but a {_kind(data)}. It must be an object.")
     known = {field.encode_name for field in msgspec.structs.fields(body)}

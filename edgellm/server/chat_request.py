@@ -27,6 +27,7 @@ TEMPLATE_KWARGS = frozenset(
 """What a request may say to a template; a template has other names that would cost, or say, something else."""
 
 ToolChoice = str | Mapping[str, str]
+Lora = dict[int | str, float] | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ChatRequest:
     template_kwargs     for the template
     keep_alive          seconds that the model stays afterwards; None as the server has it
     begins              tokens that the answer is known to begin with, where another server has begun it
+    lora                how much of each adapter, by its id or name, of others none; None as the server has it
     """
 
     model: str
@@ -66,6 +68,17 @@ class ChatRequest:
     keep_alive: float | None = None
     format_field: str = "response_format"
     begins: Sequence[int] = ()
+    lora: Lora = None
+
+
+def checked_lora(field: str, given: Sequence[Any] | None) -> Lora:
+    """Scales by the ids of adapters, each named once."""
+    if given is None:
+        return None
+    found: dict[int | str, float] = {one.id: one.scale for one in given}
+    if len(found) < len(given):
+        raise invalid(field, "an adapter is named twice.")
+    return found
 
 
 def checked_stops(field: str, stop: str | Sequence[str] | None) -> tuple[str, ...]:

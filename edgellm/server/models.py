@@ -153,8 +153,20 @@ class Models:
             raise wrong[0]
         return [entry for entry, facts in zip(entries, found, strict=True) if isinstance(facts, ModelFacts)]
 
+    def adapters(self) -> list[str]:
+        """The names of the LoRA adapters of the only model."""
+        return [choice.name or choice.path.stem for choice in self.options.lora]
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter of a name ``model:adapter``."""
+        model, _, adapter = name.rpartition(":")
+        known = self._given or {}
+        return adapter if name not in known and model in known and adapter in self.adapters() else None
+
     async def find(self, name: str | None, kinds: Sequence[loading.Kind] = CHATS) -> ModelEntry:
         """The entry of a name; without one the first of these kinds, or else of all. ServerError not_found."""
+        if name and self.adapter_of(name) is not None:
+            name = name.rpartition(":")[0]
         known = (self._given if self._given is not None else self._stored).get(name or "")
         if known is not None:
             return known

@@ -22,6 +22,7 @@ PROTOCOLS = (
     "llama_completion",
     "llama_text",
     "llama_state",
+    "llama_lora",
     "openai_responses",
     "anthropic",
     "ollama",

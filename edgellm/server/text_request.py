@@ -15,7 +15,9 @@ from edgellm.formats.errors import ParameterError
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.measure.scoring import token_logprobs
 from edgellm.sampling import Sampler
+from edgellm.server.chat_request import Lora
 from edgellm.server.errors import invalid
+from edgellm.server.lora import adapter_scales, named_scales
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,7 @@ class TextRequest:
     special: bool = False
     keep_alive: float | None = None
     begins: Sequence[int] = ()
+    lora: Lora = None
 
 
 class PromptRead(NamedTuple):
@@ -78,6 +81,7 @@ async def text_items(llm: LLM, request: TextRequest) -> AsyncGenerator[TextItem,
         stop=request.stop,
         logprobs=request.logprobs,
         special=request.special,
+        lora=named_scales(llm, request.lora),
         **request.sampling,
         **{name: value for name, value in more.items() if value is not None},
     )
@@ -126,7 +130,8 @@ def _score(
     llm: LLM, ids: list[int], request: TextRequest, stopped: threading.Event, last: Callable[[np.ndarray], None]
 ) -> list[TokenLogprob]:
     try:
-        return token_logprobs(llm.engine, llm.tokenizer, ids, request.logprobs or 0, stopped, last)
+        scales = adapter_scales(llm, request.lora)
+        return token_logprobs(llm.engine, llm.tokenizer, ids, request.logprobs or 0, stopped, last, scales)
     except Exception:
         if stopped.is_set():  # nobody waits for the rest
             return []

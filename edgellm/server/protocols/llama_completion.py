@@ -13,13 +13,14 @@ from msgspec import Meta
 
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.server.answering import side_by_side, texts
-from edgellm.server.chat_request import MAX_GRAMMAR_CHARS, checked_schema, checked_stops
+from edgellm.server.chat_request import MAX_GRAMMAR_CHARS, checked_lora, checked_schema, checked_stops
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.llama_wire import error_body, settings
 from edgellm.server.protocols.openai_completions import CompletionBody, TokenIds, prompts_of
 from edgellm.server.protocols.openai_wire import (
     CountOrAll,
+    LoraScales,
     Probability,
     SamplingBody,
     finite,
@@ -40,7 +41,7 @@ Penalty = Annotated[float, Meta(ge=-1000, le=1000)]
 class LlamaBody(SamplingBody, kw_only=True):
     """What both endpoints take."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset(("cache_prompt", "id_slot", "n_keep", "slot_id", "n_indent", "lora"))
+    ignored: ClassVar[frozenset[str]] = frozenset(("cache_prompt", "id_slot", "n_keep", "slot_id", "n_indent"))
 
     model: str | None = None
     stream: bool | None = None
@@ -56,6 +57,7 @@ class LlamaBody(SamplingBody, kw_only=True):
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
     response_fields: Annotated[list[str], Meta(max_length=64)] | None = None
+    lora: LoraScales | None = None
 
 
 class LlamaCompletionBody(LlamaBody, kw_only=True):
@@ -114,6 +116,7 @@ def _request(body: LlamaBody, prompt: str | list[int], schema: Any, grammar: str
         logprobs=body.n_probs or None,
         response_format=schema,
         grammar=grammar,
+        lora=checked_lora("lora", body.lora),
     )
 
 

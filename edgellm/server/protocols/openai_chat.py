@@ -25,6 +25,7 @@ from edgellm.server.chat_request import (
     MAX_TOP_LOGPROBS,
     ChatRequest,
     ToolChoice,
+    checked_lora,
     checked_schema,
     checked_stops,
     checked_template_kwargs,
@@ -35,6 +36,7 @@ from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_wire import (
     FINGERPRINT,
     CountOrAll,
+    LoraScales,
     SamplingBody,
     chat_logprob,
     error_body,
@@ -188,6 +190,7 @@ class ChatBody(SamplingBody, kw_only=True):
     add_generation_prompt: bool | None = None
     modalities: list[Literal["text"]] | None = None
     return_progress: bool | None = None
+    lora: LoraScales | None = None
 
 
 def to_request(body: ChatBody) -> ChatRequest:
@@ -215,6 +218,7 @@ def to_request(body: ChatBody) -> ChatRequest:
         sampling=sampling_fields(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         template_kwargs=kwargs,
+        lora=checked_lora("lora", body.lora),
     )
 
 

@@ -12,13 +12,14 @@ from msgspec import Meta
 from edgellm.engine.requests import Timings
 from edgellm.generation import GenerationChunk, TokenLogprob
 from edgellm.server.answering import seeded, side_by_side, texts
-from edgellm.server.chat_request import MAX_CHOICES, MAX_TOP_LOGPROBS, checked_stops
+from edgellm.server.chat_request import MAX_CHOICES, MAX_TOP_LOGPROBS, checked_lora, checked_stops
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_chat import FINISH, IGNORED, ResponseFormat, StreamOptions, format_of
 from edgellm.server.protocols.openai_wire import (
     FINGERPRINT,
     CountOrAll,
+    LoraScales,
     SamplingBody,
     error_body,
     finite,
@@ -55,6 +56,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     response_format: ResponseFormat | None = None
+    lora: LoraScales | None = None
 
 
 def prompts_of(body: CompletionBody) -> list[str | list[int]]:
@@ -100,6 +102,7 @@ def to_requests(body: CompletionBody) -> list[TextRequest]:
             logprobs=logprobs,
             echo=body.echo is True,
             response_format=format_of(body.response_format),
+            lora=checked_lora("lora", body.lora),
         )
         for prompt in prompts_of(body)
         for number in range(n)

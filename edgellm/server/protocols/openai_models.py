@@ -23,6 +23,7 @@ async def models(call: Call) -> Reply:
         return Json(await anthropic.model_list(call.server))
     entries = await call.server.models.usable()
     told = await asyncio.gather(*(_told(call.server, entry) for entry in entries))
+    told += [_adapted(one, adapter) for one in told[:1] for adapter in call.server.models.adapters()]
     data = [openai for openai, _ in told]
     return Json({"object": "list", "data": data, "models": [other for _, other in told]})
 
@@ -32,7 +33,18 @@ async def model(call: Call) -> Reply:
     entry = await call.server.models.find(call.path_params["name"])
     if "anthropic-version" in call.headers:
         return Json(await anthropic.model_info(call.server, entry))
-    return Json((await _told(call.server, entry))[0])
+    told = await _told(call.server, entry)
+    if adapter := call.server.models.adapter_of(call.path_params["name"]):
+        told = _adapted(told, adapter)
+    return Json(told[0])
+
+
+def _adapted(told: tuple[dict[str, Any], dict[str, Any]], adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model with an adapter, as a model of its own."""
+    openai, other = told
+    name = f"{openai['id']}:{adapter}"
+    own = {"id": name, "aliases": [], "parent": openai["id"], "root": adapter}
+    return openai | own, other | dict.fromkeys(("name", "model", "slug", "display_name"), name)
 
 
 async def _told(server: Server, entry: ModelEntry) -> tuple[dict[str, Any], dict[str, Any]]:

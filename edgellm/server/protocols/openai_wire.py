@@ -6,8 +6,10 @@ import secrets
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
+from edgellm.adapters.limits import MAX_ADAPTERS, MAX_SCALE
 from edgellm.server.bodies import Body
 from edgellm.server.chat_request import checked_bias
 from edgellm.server.errors import Kind, ServerError
@@ -58,6 +60,16 @@ def new_id(prefix: str) -> str:
     """An id that no other reply has; a call that is made again has the same."""
     relay = RELAY.get()
     return prefix + (secrets.token_hex(12) if relay is None else relay.new_id())
+
+
+class AdapterScale(msgspec.Struct, forbid_unknown_fields=True):
+    """How much of a LoRA adapter, by the id that /lora-adapters gives it."""
+
+    id: Annotated[int, Meta(ge=0, lt=MAX_ADAPTERS)]
+    scale: Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
+
+
+LoraScales = Annotated[list[AdapterScale], Meta(max_length=MAX_ADAPTERS)]
 
 
 class SamplingBody(Body, kw_only=True):
