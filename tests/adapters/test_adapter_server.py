@@ -1,0 +1,100 @@
+"""Adapters behind the server: llama-server's endpoints and field, and names of models as vLLM has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from adapter_files import ATTENTION, lora_pairs, write_lora
+from server_client import client_of
+from starlette.testclient import TestClient
+from tiny_models import write_tiny_model
+
+from edgellm.adapters.loading import AdapterChoice
+from edgellm.loading import LoadOptions
+from edgellm.server.models import ModelEntry, Models
+from edgellm.server.server import Server
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder = tmp_path_factory.mktemp("served")
+    model = write_tiny_model(folder / "tiny.gguf", "llama", "Q8_0", n_embd=64, n_ff=64, head_dim=32)
+    choices = []
+    for seed, name in enumerate(("one", "two")):
+        file = write_lora(folder / f"{name}.gguf", lora_pairs(model, ATTENTION, seed=seed, size=0.4))
+        choices.append(AdapterChoice(file, "", 0.0))
+    options = LoadOptions(n_ctx=256, n_threads=2, n_parallel=4, lora=tuple(choices))
+    with client_of(Server(Models([ModelEntry(("tiny",), model)], options))) as client:
+        yield client
+
+
+def complete(client: TestClient, path: str = "/completion", **body: Any) -> str:
+    asked = {"prompt": "The rivers run", "n_predict": 12, "temperature": 0, "ignore_eos": True, **body}
+    reply = client.post(path, json=asked)
+    assert reply.status_code == 200, reply.text
+    data = reply.json()
+    return str(data["choices"][0]["text"] if "choices" in data else data["content"])
+
+
+def chat(client: TestClient, **body: Any) -> str:
+    asked = {"messages": [{"role": "user", "content": "Rivers?"}], "max_tokens": 12, "temperature": 0, **body}
+    reply = client.post("/v1/chat/completions", json=asked)
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def test_adapters_are_listed_and_their_scales_are_set_for_answers_that_choose_none(client: TestClient) -> None:
+    listed = client.get("/lora-adapters").json()
+    assert [(one["id"], one["path"], one["scale"]) for one in listed] == [(0, "one.gguf", 0.0), (1, "two.gguf", 0.0)]
+    plain, chosen = complete(client), complete(client, lora=[{"id": 1, "scale": 1.0}])
+    assert plain != chosen
+    assert client.post("/lora-adapters", json=[{"id": 1, "scale": 1.0}]).json() == {"success": True}
+    assert [one["scale"] for one in client.get("/lora-adapters").json()] == [0.0, 1.0]
+    assert complete(client) == chosen
+    assert complete(client, lora=[]) == plain
+    assert client.post("/lora-adapters", json=[]).json() == {"success": True}
+    assert complete(client) == plain
+
+
+def test_a_request_names_adapters_by_field_or_by_the_name_of_the_model(client: TestClient) -> None:
+    by_id = [{"id": 0, "scale": 1.0}]
+    for path in ("/completion", "/v1/completions"):
+        assert complete(client, path, model="tiny:one") == complete(client, path, lora=by_id) != complete(client, path)
+        assert complete(client, path, model="tiny:one", lora=[]) == complete(client, path), "the field counts more"
+    assert chat(client, model="tiny:two") == chat(client, lora=[{"id": 1, "scale": 1.0}]) != chat(client)
+    listed = client.get("/v1/models").json()
+    assert [one["id"] for one in listed["data"]] == ["tiny", "tiny:one", "tiny:two"]
+    assert listed["data"][1]["parent"] == "tiny"
+    assert client.get("/v1/models/tiny:two").json()["id"] == "tiny:two"
+    assert client.get("/v1/models/tiny:three").status_code == 404
+
+
+def test_likelihoods_of_a_prompt_are_those_with_the_adapter(client: TestClient) -> None:
+    body = {"prompt": "The rivers run", "max_tokens": 0, "echo": True, "logprobs": 1}
+    plain, adapted, again = (
+        client.post("/v1/completions", json=body | more).json()["choices"][0]["logprobs"]["token_logprobs"]
+        for more in ({}, {"model": "tiny:one"}, {"lora": [{"id": 0, "scale": 1.0}]})
+    )
+    assert plain != adapted == again
+
+
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "unknown id": ("/completion", {"prompt": "a", "lora": [{"id": 2, "scale": 1.0}]}, "no adapter 2"),
+    "twice": ("/completion", {"prompt": "a", "lora": [{"id": 0, "scale": 1}, {"id": 0, "scale": 2}]}, "named twice"),
+    "far out": ("/completion", {"prompt": "a", "lora": [{"id": 0, "scale": 1e9}]}, "lora"),
+    "a path": ("/completion", {"prompt": "a", "lora": [{"id": 0, "scale": 1, "path": "/etc/passwd"}]}, "path"),
+    "a name": ("/completion", {"prompt": "a", "lora": "one"}, "lora"),
+    "not a list": ("/lora-adapters", {"id": 0, "scale": 1.0}, "id"),
+    "a list of numbers": ("/lora-adapters", [1], "adapters"),
+    "unknown id to be set": ("/lora-adapters", [{"id": 7, "scale": 1.0}], "no adapter 7"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_choice_is_refused_with_its_field(client: TestClient, case: str) -> None:
+    path, body, message = WRONG[case]
+    reply = client.post(path, json=body)
+    assert reply.status_code == 400
+    assert message in reply.text
