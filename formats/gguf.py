@@ -35,7 +35,7 @@ _PROJECTOR = (
 NOT_A_MODEL: dict[str, tuple[str, str]] = {
     "adapter": (
         "an adapter (LoRA) for a model",
-        "Merge it into its model, with llama-export-lora of llama.cpp or in its checkpoint, and give the result.",
+        "Give its model, and the adapter with --lora. Merge it, in its checkpoint, where no adapter can be given.",
     ),
     "clip": _PROJECTOR,
     "clip-vision": _PROJECTOR,
@@ -44,7 +44,7 @@ NOT_A_MODEL: dict[str, tuple[str, str]] = {
         "an importance matrix, measured for quantizing",
         "Give it to `edgellm quantize --imatrix`, and a model here.",
     ),
-    "controlvector": ("a control vector for a model", "Give the model itself; edgellm does not steer it with vectors."),
+    "controlvector": ("a control vector for a model", "Give the model itself, and the vector with --control-vector."),
     "vocab": ("a vocabulary without weights", "Give the file of the whole model."),
 }
 

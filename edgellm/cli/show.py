@@ -12,6 +12,7 @@ from edgellm.formats.errors import EdgeLLMError
 from edgellm.machine.terminal import echo, fields, hand_over, human_bytes, human_count, json_text
 
 if TYPE_CHECKING:
+    from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels.program import Program
     from edgellm.loading import LoadOptions
 
@@ -50,6 +51,8 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
             hand_over(f"{gguf.get('tokenizer.chat_template', str, '')}\n")
         elif metadata:
             _print_metadata(gguf, as_json)
+        elif (adapter := _adapter_facts(gguf)) is not None:
+            echo(json_text(adapter) if as_json else _adapter_text(adapter))
         else:
             facts = model_facts(gguf, n_ctx, **device_values(on))
             echo(json_text(facts) if as_json else _as_text(facts))
@@ -112,6 +115,36 @@ def _vector_rows(vectors: dict[str, Any]) -> list[tuple[str, object]]:
         labels = f" ({', '.join(vectors['labels'])})" if vectors["labels"] else ""
         rows.append(("pooling", POOLINGS[vectors["pooling"]] + labels))
     return rows
+
+
+def _adapter_facts(gguf: GGUFFile) -> dict[str, Any] | None:
+    """Of an adapter or a control vector; None for a model."""
+    from edgellm.adapters.card import adapter_facts, kind_of_adapter
+
+    kind = kind_of_adapter(gguf)
+    return None if kind is None else adapter_facts(gguf.path, kind)
+
+
+def _adapter_text(facts: dict[str, Any]) -> str:
+    size = ("size", human_bytes(facts["size"]))
+    if facts["kind"] == "control vector":
+        layers = f"{len(facts['layers'])} from {facts['layers'][0]} to {facts['layers'][-1]}, width {facts['n_embd']}"
+        rows = [("control vector", facts["path"]), ("of", facts["model_hint"] or "-"), ("layers", layers), size]
+        return fields([*rows, ("use", "--control-vector FILE[:SCALE] beside its model")])
+    ranks = ", ".join(map(str, facts["ranks"]))
+    rows = [
+        ("adapter", facts["name"] or "-"),
+        ("file", facts["path"]),
+        ("kind", f"LoRA for a model of the architecture {facts['architecture']}"),
+        ("base model", facts["base_model.0.name"] or "-"),
+        ("rank", f"{ranks}, alpha {facts['alpha']:g}"),
+        ("weights", f"{facts['pairs']}: {', '.join(facts['weights'])}"),
+        ("types", ", ".join(facts["types"])),
+        size,
+        ("licence", facts["license"] or "-"),
+        ("use", "--lora FILE[:SCALE] beside its model"),
+    ]
+    return fields(rows)
 
 
 def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> dict[str, Any]:

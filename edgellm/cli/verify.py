@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Write the findings as a JSON array.")
 @click.pass_context
 def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) -> None:
-    """Find everything that is wrong with a model file.
+    """Find everything that is wrong with a model file, or an adapter's.
 
     Checks its structure, its vocabulary and every weight, tries its chat template on a few conversations, and prints
     all findings. Exit status 0 for a sound file, 1 when anything is wrong. FILE may be the name of a model that is
@@ -32,13 +32,18 @@ def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) ->
       edgellm verify model.gguf
       edgellm verify smollm2 --header-only
     """
+    from edgellm.adapters.card import adapter_findings
     from edgellm.formats.validate import findings
     from edgellm.store.catalogue import installed
     from edgellm.tokenizer.verification import tokenizer_findings
 
     path = installed(model)
     found = findings(path, check_tensors=not header_only)
-    if not any(finding.severity == "error" for finding in found):
+    sound = not any(finding.severity == "error" for finding in found)
+    of_adapter = adapter_findings(path) if sound else None
+    if of_adapter is not None:
+        found += of_adapter
+    elif sound:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # what a load would warn of is among the findings
             found += tokenizer_findings(path)

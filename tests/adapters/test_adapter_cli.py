@@ -74,3 +74,18 @@ def test_bench_measures_with_an_adapter(folder: Path, capsys: Captured) -> None:
     asked = ["bench", "-m", str(folder / "tiny.gguf"), "-p", "8", "-n", "4", "-r", "1", "--no-bandwidth"]
     assert main([*asked, "--lora", str(folder / "one.gguf")]) == 0
     assert "pp8" in capsys.readouterr().out
+
+
+def test_show_and_verify_know_adapters(folder: Path, capsys: Captured, tmp_path: Path) -> None:
+    for file, told in (("one.gguf", "LoRA for a model of the architecture llama"), ("v.gguf", "1 from 1 to 1")):
+        assert main(["show", str(folder / file)]) == 0
+        assert told in capsys.readouterr().out
+        assert main(["show", str(folder / file), "--json"]) == 0
+        assert '"kind"' in capsys.readouterr().out
+        assert main(["verify", str(folder / file)]) == 0
+        assert "sound" in capsys.readouterr().out
+    half = write_lora(tmp_path / "half.gguf", {}, tensors={"blk.0.attn_q.weight.lora_a": np.ones((4, 64), "f4")})
+    assert main(["verify", str(half)]) == 1
+    assert "ADAPTER_FILE" in capsys.readouterr().out
+    assert main(["run", str(folder / "one.gguf"), "-p", "x", "--no-stdin"]) == 1
+    assert "--lora" in capsys.readouterr().err
