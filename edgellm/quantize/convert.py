@@ -104,7 +104,7 @@ def _plain_type(source: InputModel) -> str:
 
 
 def _out_type(tensor: InputTensor, outtype: str, unpacked: str, kind: str) -> QuantType:
-    is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
+    is_matrix = len(tensor.shape) > 1 and tensor.name.endswith((".weight", ".lora_a", ".lora_b"))
     is_matrix = is_matrix and not tensor.name.endswith(("_norm.weight", "shortconv.conv.weight", "ssm_conv1d.weight"))
     if outtype == "auto":
         if kind == "gguf" or not tensor.quantized:
