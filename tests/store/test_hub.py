@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+from pathlib import Path
 
 import pytest
 from stand_in_hub import StandIn, answer
 from stand_in_store import code_of, server, store  # noqa: F401  (fixtures)
 
 from edgellm.formats.errors import DownloadError, ModelNotFoundError
-from edgellm.store.catalogue import installed, installed_models, pull, remove
-from edgellm.store.sources.hub import choose
+from edgellm.store.catalogue import catalogue, installed, installed_models, pull, remove
+from edgellm.store.sources.hub import choose, parse
 from edgellm.store.sources.hub_address import reference_of
 
 BODY = b"GGUF" + random.Random(5).randbytes(20_000)
@@ -31,10 +33,34 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
         ("m.imatrix.gguf", False),
         ("mmproj-m-f16.gguf", False),
         ("m-mmproj-Q8_0.gguf", False),
+        ("mtp-m-Q4_0.gguf", False),  # drafts for it
+        ("m-MTP-Q4_0.gguf", True),
     ],
 )
 def test_what_stands_beside_a_model_is_told_by_its_own_name(name: str, is_model: bool) -> None:
     assert (choose([name], None) == name) is is_model
+
+
+LISTED = {"gpt-oss-20b": "gpt-oss-20b-mxfp4.gguf", "granite3.1-1b-a400m": "granite-3.1-1b-a400m-instruct-Q4_K_M.gguf"}
+LISTED |= {"smollm3-3b": "HuggingFaceTB_SmolLM3-3B-Q4_K_M.gguf"}
+LISTED |= {"phi4-mini-reasoning": "microsoft_Phi-4-mini-reasoning-Q4_K_M.gguf"}
+"""Files of the rows that name a quant, as they were published."""
+
+
+@pytest.mark.parametrize("name", [name for name, row in catalogue().items() if row.source[0].startswith("hf:")])
+def test_a_name_of_the_catalogue_brings_its_model_and_nothing_that_stands_beside_it(
+    name: str,
+    server: StandIn,
+    store: Path,
+) -> None:
+    repo, file, _ = parse(catalogue()[name].source[0].removeprefix("hf:"))
+    wanted = file or LISTED[name]
+    beside = [f"mmproj-{wanted}", f"mtp-{wanted}", f"MTP/mtp-{wanted}", "imatrix.gguf", f"Old{wanted}"]
+    beside.append(re.sub("(?i)q4_k_m|q4_0|q8_0|mxfp4", "Q2_K", wanted))
+    server.serve_repository(repo, dict.fromkeys(beside, b"GGUF other") | {wanted: BODY})
+    path = pull(name)
+    assert path.read_bytes() == BODY and path.name == wanted and installed(name) == path
+    assert path.is_relative_to(store)
 
 
 HUB = "https://huggingface.co/"

@@ -29,7 +29,7 @@ SMALL_NBYTES = 256 << 20  # of any other file: a vocabulary, settings, an index
 WANTED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q8_0")  # the first that a repository has, when the user names none
 
 _BESIDE = re.compile(  # GGUF files that stand beside a model; "imatrix" before a quant only says how that was made
-    r"(^|[-._])mmproj([-._]|$)|(^|[-._])imatrix(?!.*[-._](I?Q\d|TQ\d|B?F16|F32|MXFP4))", re.IGNORECASE
+    r"^mtp-|(^|[-._])mmproj([-._]|$)|(^|[-._])imatrix(?!.*[-._](I?Q\d|TQ\d|B?F16|F32|MXFP4))", re.IGNORECASE
 )
 _COMMIT = re.compile(r"[0-9A-Za-z]{1,64}")
 
