@@ -1,4 +1,4 @@
-"""The server on Ray: answers survive their replicas, and a prompt goes where its beginning has been read."""
+"""Ray: answers survive their replicas, a prompt goes where its beginning has been read, and stages make one model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from tiny_models import write_tiny_model
 import edgellm
 import edgellm.ray
 from edgellm.cli import main
-from edgellm.formats.errors import ParameterError
+from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.loading import LoadOptions
 
 PORT = 18766
@@ -163,6 +164,62 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert main(["serve", *arguments]) == 2
         assert told in " ".join(capsys.readouterr().err.split())
+
+
+# --- a pipeline of stages ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deep")
+    return write_tiny_model(folder / "deep.gguf", n_layer=4, n_embd=64, n_ff=64, n_head=1, n_head_kv=1)
+
+
+def test_a_pipeline_answers_as_one_machine_also_when_a_stage_is_gone(cluster: Any, deep: Path) -> None:
+    import ray
+
+    from edgellm.ray.pipeline import pipeline
+
+    prompts = [f"the {word} in the house" for word in ("rain", "sea", "wind", "sun", "snow")]
+    greedy = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    drawn = {"max_tokens": 20, "temperature": 1.5, "seed": 3}
+    with edgellm.load(deep, n_ctx=128, n_threads=1) as llm:
+        expected = [llm.generate(text, **greedy).tokens for text in prompts]
+        by_seed = llm.generate(prompts[0], **drawn).tokens
+    options = LoadOptions(n_ctx=128, n_threads=1, n_parallel=2)
+    with pipeline(deep, 2, options=options) as model:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            found = list(pool.map(lambda text: model.generate(text, **greedy).tokens, prompts))
+        assert found == expected and model.generate(prompts[0], **drawn).tokens == by_seed
+        assert len({id(lane.engine) for lane in model.lanes}) == 2
+        first, second = model.facts()
+        assert first.layers == (0, 1) and second.layers == (2, 4)
+        assert second.weights_nbytes < sum(tensor.nbytes for tensor in model.program.tensors.values())
+        tokens, chunks = [], model.stream(prompts[1], **greedy)
+        for chunk in chunks:
+            if chunk.token is not None:
+                tokens.append(chunk.token)
+            if len(tokens) == 5:
+                ray.kill(model.stages[1])
+        assert tuple(tokens) == expected[1] and model.n_restarts == 1
+        assert [model.generate(text, **greedy).tokens for text in prompts] == expected
+        assert model.n_restarts == 1
+        with pytest.raises(UnsupportedError, match="other machines"):
+            list(model.stream("a", max_tokens=1, hook=lambda *_: None))
+
+
+def test_stages_share_the_weights_evenly_and_each_has_a_layer(deep: Path) -> None:
+    from edgellm.loading import open_program
+    from edgellm.ray.pipeline import stage_sides
+
+    with open_program(deep) as (gguf, program):
+        for n in (1, 2, 3, 4):
+            sides = stage_sides(program, n)
+            assert list(sides) == sorted(sides) and set(sides) == set(range(n))
+        for n in (0, 5):
+            with pytest.raises(ParameterError, match="4 layers"):
+                stage_sides(program, n)
+    gguf.close()
 
 
 def test_without_ray_it_says_what_to_install() -> None:
