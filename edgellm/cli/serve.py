@@ -116,6 +116,10 @@ def command(models: tuple[str, ...], **values: Any) -> int:
 
 
 def _serve_by_ray(models: tuple[str, ...], values: dict[str, Any]) -> int:
+    if values["ray_address"] is None:
+        from edgellm.ray import use_token
+
+        use_token()
     try:
         from edgellm.ray.running import run
         from edgellm.server.security import Access

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,11 @@ def run(
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``options`` are those of ``app``.
 
-    address   of a cluster that runs, "auto" for the one of this machine; None starts one of this machine alone
+    address   of a cluster that runs, "auto" for the one of this machine; None starts one of this machine alone, which
+              ``edgellm.ray.use_token`` guards
     ready     called with the address of the server once it answers
     """
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(object_store_memory=STORE_NBYTES, include_dashboard=False, log_to_driver=False)
@@ -32,6 +35,7 @@ def run(
             ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EdgeLLMError(f"Ray at {address or 'this machine'}: {error}", code="RAY") from error
+    signal.signal(signal.SIGTERM, terminated)  # Ray's own ends the process at once
     try:
         _check_room(len(models), options)
         serve.start(http_options={"host": host, "port": port}, logging_config=LOGGING)
