@@ -153,7 +153,7 @@ def test_an_answer_goes_on_from_its_tokens(front: TestClient, alone: TestClient,
     assert not first.known and len(second.known) >= 6 and first.key == second.key
     # the second server read them in one step: what it counts as generated is all the same the whole answer
     servers.deaths, servers.calls = [8], []
-    drawn = ask(front, "/v1/completions", temperature=1.5)
+    drawn = ask(front, "/v1/completions", temperature=1.5, ignore_eos=True)
     texts = "".join(event["choices"][0]["text"] for event in plain(drawn) if event != "[DONE]")
     assert len(servers.calls) == 2 and texts
 
@@ -177,7 +177,7 @@ def told(text: str) -> dict[int, list[Any]]:
 
 
 def test_answers_without_a_seed_differ_and_those_of_one_request_too(front: TestClient) -> None:
-    body = {"model": "tiny", "prompt": "the rain", "max_tokens": 24, "temperature": 2, "n": 3}
+    body = {"model": "tiny", "prompt": "the rain", "max_tokens": 24, "temperature": 2, "n": 3, "ignore_eos": True}
     texts = [choice["text"] for _ in range(2) for choice in front.post("/v1/completions", json=body).json()["choices"]]
     assert len(set(texts)) == 6
 
