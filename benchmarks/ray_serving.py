@@ -2,8 +2,9 @@
 
 Four nodes. A tiny model of random weights answers 32 clients, half of them with streams, while a replica is killed each
 so many seconds; each text must be that of one engine. Then the replicas follow the load up and down, and the same texts
-are sent with prefix routing and with Ray Serve's own, and what the caches held is compared. All on one machine: what is
-shown is that nothing is lost, and not how fast several machines are.
+are sent with prefix routing and with Ray Serve's own, and what the caches held is compared. Last, SmolLM2 by two
+replicas of one thread, by one of two, and by an engine without Ray. All on one machine: what is shown is that nothing
+is lost, and not how fast several machines are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,14 +63,14 @@ def replica_names() -> list[str]:
     return [one["name"] for one in named if "#model-0#" in one["name"]]
 
 
-def deploy(model: Path, **options: Any) -> None:
+def deploy(model: Path, n_threads: int = 1, **options: Any) -> None:
     """Run the application in place of what ran before."""
     from ray import serve
 
     import edgellm.ray
     from edgellm.loading import LoadOptions
 
-    how = LoadOptions(n_ctx=1024, n_parallel=4, n_threads=1)
+    how = LoadOptions(n_ctx=1024, n_parallel=4, n_threads=n_threads)
     serve.run(edgellm.ray.app(str(model), options=how, **options), name="edgellm")
 
 
@@ -149,6 +151,29 @@ def cached(model: Path, prefix_routing: bool) -> float:
     return n_cached / n_read
 
 
+def rates() -> None:
+    """Tokens per second of eight clients, three ways on two cores."""
+    import edgellm
+    from edgellm.store.catalogue import fetched
+
+    path, n, texts = fetched("smollm2"), 48, [f"Rivers of the number {number}" for number in range(32)]
+    body = {"max_tokens": n, "temperature": 0, "ignore_eos": True}
+
+    def rate(ask: Callable[[str], Any]) -> float:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, texts[:8]))
+            started = time.monotonic()
+            list(pool.map(ask, texts))
+        return n * len(texts) / (time.monotonic() - started)
+
+    for replicas, n_threads in ((2, 1), (1, 2)):
+        deploy(path, n_threads, replicas=replicas)
+        found = rate(lambda text: post("/v1/completions", {**body, "prompt": text}))
+        print(f"{replicas} replicas with {n_threads} threads: {found:.0f} t/s", flush=True)
+    with edgellm.load(path, n_ctx=1024, n_threads=2, n_parallel=4) as llm:
+        print(f"one engine with 2 threads, without Ray: {rate(lambda text: llm.generate(text, **body)):.0f} t/s")
+
+
 def main(n: int, every_s: float) -> int:
     """The exit status."""
     import ray
@@ -179,6 +204,7 @@ def main(n: int, every_s: float) -> int:
             right = scaled(model) and right
             by_prefix, by_load = (cached(model, routing) for routing in (True, False))
             print(f"prompt tokens from caches: {by_prefix:.0%} by prefix, {by_load:.0%} by load", flush=True)
+            rates()
             return 0 if right and by_prefix > by_load else 1
         finally:
             serve.shutdown()

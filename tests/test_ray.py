@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -27,7 +28,8 @@ from edgellm.cli import main
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.loading import LoadOptions
 
-PORT = 18766
+with socket.create_server(("127.0.0.1", 0)) as free:
+    PORT = free.getsockname()[1]
 URL = f"http://127.0.0.1:{PORT}"
 N_TOKENS = 600
 

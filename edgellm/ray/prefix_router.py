@@ -21,9 +21,9 @@ N_KEYS = 1 << 16
 class PrefixRouter(RequestRouter):
     """The router of a model's replicas; a request's keys are its argument ``prefix``."""
 
-    def initialize_state(self, n_keys: int = N_KEYS, slack: int = SLACK) -> None:
-        """``n_keys`` is about what the cache of a replica holds, in blocks of a prefix."""
-        self.n_keys, self.slack = n_keys, slack
+    def initialize_state(self, **settings: int) -> None:
+        """``n_keys`` is about what the cache of a replica holds, in blocks of a prefix; ``slack`` as SLACK."""
+        self.n_keys, self.slack = settings.get("n_keys", N_KEYS), settings.get("slack", SLACK)
         self._read: dict[ReplicaID, PrefixMemory] = {}
         self._told: dict[ReplicaID, Any] = {}
 

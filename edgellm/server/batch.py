@@ -105,7 +105,6 @@ async def _respond(server: Server, row: ProtocolRoute, raw: bytes) -> tuple[int,
     try:
         reply = await call_route(server, row.route, raw)
         if not isinstance(reply, Json):
-            await reply.source.aclose()  # type: ignore[union-attr]
             raise invalid("stream", "a batch gives whole answers. Leave it out.")
         return reply.status, reply.content
     except Exception as error:
