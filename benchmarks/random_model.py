@@ -4,11 +4,11 @@
 
 1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
 and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; inputs-4b is Gemma 4
-E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss; latent-30b has
-layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a latent. Blocks are random bytes
-whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no two lines of
-the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is that of experts
-alone: the rest is Q8_0.
+E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss; latent-30b
+has layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a latent. Blocks are
+random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and
+no two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4
+is that of experts alone: the rest is Q8_0.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from edgellm.models import module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, Place
 from edgellm.quantize.arranged import every_nth, part_of_rows, rearranged
-from edgellm.quantize.checkpoint import find_form, input_tensor, plain_name, read_config
+from edgellm.quantize.checkpoint import find_form, input_tensor, plain_name, read_config, settled
 from edgellm.quantize.input_model import InputModel, InputTensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -373,8 +373,7 @@ def _of_folder(path: Path) -> _Base:
     checkpoint = Checkpoint(files, settings, {}, 0)
     architecture, form, model_type = find_form(checkpoint)
     config, _ = read_config(checkpoint, model_type)
-    if form.variant:
-        architecture, form = form.variant(config)
+    architecture, form = settled(architecture, form, config)
     return _Base(architecture, form, config)
 
 

@@ -76,9 +76,7 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     checkpoint = Checkpoint.open(folder)
     architecture, form, model_type = find_form(checkpoint)
     config, notes = read_config(checkpoint, model_type)
-    if form.variant:
-        architecture, own = form.variant(config)
-        form = own or module_of(architecture).CHECKPOINT
+    architecture, form = settled(architecture, form, config)
     scheme = scheme_of(checkpoint)
     metadata = form.metadata(config)
     n_experts = metadata.get(f"{architecture}.expert_count", (0, ""))[0]
@@ -108,6 +106,14 @@ def open_checkpoint(folder: str | Path, *, pre: str | None = None, with_json: bo
     )
     _prove(source)
     return source
+
+
+def settled(architecture: str, form: CheckpointForm, config: CheckpointConfig) -> tuple[str, CheckpointForm]:
+    """The architecture and its form once the settings are known: some stand for another one."""
+    if form.variant is None:
+        return architecture, form
+    architecture, own = form.variant(config)
+    return architecture, own or module_of(architecture).CHECKPOINT
 
 
 def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
