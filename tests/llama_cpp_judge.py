@@ -10,6 +10,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,10 @@ import pytest
 
 _PROGRAM = """
 import json, sys, xllamacpp
-path, prompts, n_vocab, letter = sys.argv[1], *map(json.loads, sys.argv[2:])
+path, prompts, n_vocab, letter, loras = sys.argv[1], *map(json.loads, sys.argv[2:])
 params = xllamacpp.CommonParams()
 params.model.path = path
+params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, scale) for lora, scale in loras]
 params.n_ctx, params.n_parallel, params.warmup = 256, 1, False
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -46,14 +48,18 @@ class Answer:
     logprobs: np.ndarray
 
 
-def llama_cpp_answer(path: Path, prompts: list[list[int]], n_vocab: int, letter: int) -> Answer:
+def llama_cpp_answer(
+    path: Path, prompts: list[list[int]], n_vocab: int, letter: int, loras: Sequence[tuple[Path, float]] = ()
+) -> Answer:
     """The answer to prompts of ids; skips the test where llama.cpp is not installed.
 
     letter   the id of any token that is a letter
+    loras    files of adapters, and their scales
     """
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("llama.cpp is the judge: pip install xllamacpp")
     command = [sys.executable, "-c", _PROGRAM, str(path), *map(json.dumps, (prompts, n_vocab, letter))]
+    command.append(json.dumps([(str(lora), scale) for lora, scale in loras]))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
     assert lines, done.stderr[-2000:]

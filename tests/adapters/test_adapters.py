@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from adapter_files import AROUND, ATTENTION, EXPERTS, FEED_FORWARD, lora_pairs, merge, write_control_vector, write_lora
 from cpu_programs import cpu_executor, sequences, single_sequence
+from llama_cpp_judge import llama_cpp_answer
 from tiny_models import write_tiny_model
 
 import edgellm
@@ -21,9 +22,10 @@ from edgellm.engine.requests import GenerationRequest
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
-from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
+from edgellm.tokenizer import Tokenizer
 
 ALPHA, RANK = 8.0, 4
 N_TOKENS = 40
@@ -97,6 +99,38 @@ def test_an_adapter_gives_the_numbers_of_the_merged_model(architecture: str, tmp
         finally:
             executor.close()
     loaded.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2moe"])
+def test_llama_cpp_makes_the_same_of_the_same_file(architecture: str, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model.gguf", architecture, "F32", tied=False, n_embd=64, n_ff=64, head_dim=16)
+    file = write_lora(tmp_path / "lora.gguf", lora_pairs(model, CASES[architecture], RANK), architecture, ALPHA)
+    loaded = open_adapters([Choice(file)], [])
+    with GGUFFile.open(model) as gguf:
+        plain = build_program(gguf)
+        program = replace(plain, adapted=adapted(plain, loaded.adapters))
+        letter = Tokenizer.from_gguf(gguf.metadata).encode("a")[-1]
+        batch = scaled(single_sequence(program, 9, seed=1), (9, (0.5,)))
+        prompts = [batch.tokens[:n].tolist() for n in (1, 4, 9)]
+        judge = llama_cpp_answer(model, prompts, program.n_vocab, letter, [(file, 0.5)])
+        logits = ReferenceExecutor(program).run(batch).astype(np.float64)
+    loaded.close()
+    likely = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert nmse(likely[[0, 3, 8]], judge.logprobs) < 1e-6
+
+
+def test_a_control_vector_is_what_a_hook_adds_behind_its_layers(folder: Path, program: Program) -> None:
+    batch, direction = single_sequence(program, 20, seed=1), np.linspace(-1, 1, 256, dtype=np.float32)
+    end = layer_ends(program)[1]
+
+    def add(index: int, op: Op, read: Callable[[str], np.ndarray]) -> None:
+        if index == end:
+            read("x")[:] += np.float32(1.5) * direction
+
+    reference = ReferenceExecutor(program)
+    expected = reference.run(batch, add)
+    assert nmse(reference.run(scaled(batch, (20, (0, 0, 0, 1.5)))), expected) < 1e-12
+    assert nmse(reference.run(batch), expected) > 1e-3
 
 
 def _alone(program: Program, batch: Batch) -> np.ndarray:
