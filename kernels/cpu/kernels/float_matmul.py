@@ -76,33 +76,8 @@ def vector_loads(quant: str) -> tuple[Any, int]:
     return _TYPES[quant][1:]
 
 
-def make_times(quant: str, form: str | None = None) -> Any:
-    """times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias): the rows [first, stop) times n tokens."""
-    value_at, vector_at, nbytes = _TYPES[quant]
-
-    @v.forceinline
-    def finish(acc, w, x, n_in, bias, out):
-        total = v.sum_f32x16(acc)
-        for i in range(n_in // 16 * 16, n_in):
-            total = v.fma_f32(value_at(w, i), v.load_f32(x + i * 4), total)
-        if bias != 0:
-            total = total + v.load_f32(bias)
-        v.store_f32(out, total)
-
-    @v.forceinline
-    def four_tokens(w, x, x_row, n_in, bias, out, out_row):
-        x1, x2, x3 = x + x_row, x + 2 * x_row, x + 3 * x_row
-        a = b = c = d = v.zero_f32x16()
-        for i in range(0, n_in // 16 * 16, 16):
-            value = vector_at(w, i)
-            a = v.fma_f32x16(value, v.load_f32x16(x + i * 4), a)
-            b = v.fma_f32x16(value, v.load_f32x16(x1 + i * 4), b)
-            c = v.fma_f32x16(value, v.load_f32x16(x2 + i * 4), c)
-            d = v.fma_f32x16(value, v.load_f32x16(x3 + i * 4), d)
-        finish(a, w, x, n_in, bias, out)
-        finish(b, w, x1, n_in, bias, out + out_row)
-        finish(c, w, x2, n_in, bias, out + 2 * out_row)
-        finish(d, w, x3, n_in, bias, out + 3 * out_row)
+def _make_tiles(vector_at: Any) -> Any:
+    """tiles(...), the arguments of ``times``: four rows times four tokens at a time; the first row that is left."""
 
     @v.forceinline
     def four_rows(w, w_row, x, x_row, n_in, bias, out, out_row):
@@ -136,18 +111,6 @@ def make_times(quant: str, form: str | None = None) -> Any:
         v.store_f32x4(out + 3 * out_row, fourth)
 
     @v.forceinline
-    def one_token(w, x, n_in, bias, out):
-        acc = v.zero_f32x16()
-        for i in range(0, n_in // 16 * 16, 16):
-            v.prefetch(w + i * nbytes + 4096)
-            acc = v.fma_f32x16(vector_at(w, i), v.load_f32x16(x + i * 4), acc)
-        finish(acc, w, x, n_in, bias, out)
-
-    @v.forceinline
-    def no_tiles(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias):
-        return first
-
-    @v.forceinline
     def tiles(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias):
         whole = first + (stop - first) // 4 * 4 * (n_in % 16 == 0)
         for t in range(0, n // 4 * 4, 4):
@@ -156,7 +119,51 @@ def make_times(quant: str, form: str | None = None) -> Any:
                 four_rows(w + row * w_row, w_row, x + t * x_row, x_row, n_in, b, c, out_row)
         return whole
 
-    by_fours = tiles if form in ("amx", "avx512_vnni") else no_tiles
+    return tiles
+
+
+@v.forceinline
+def _no_tiles(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias):
+    return first
+
+
+def make_times(quant: str, form: str | None = None) -> Any:
+    """times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias): the rows [first, stop) times n tokens."""
+    value_at, vector_at, nbytes = _TYPES[quant]
+
+    @v.forceinline
+    def finish(acc, w, x, n_in, bias, out):
+        total = v.sum_f32x16(acc)
+        for i in range(n_in // 16 * 16, n_in):
+            total = v.fma_f32(value_at(w, i), v.load_f32(x + i * 4), total)
+        if bias != 0:
+            total = total + v.load_f32(bias)
+        v.store_f32(out, total)
+
+    @v.forceinline
+    def four_tokens(w, x, x_row, n_in, bias, out, out_row):
+        x1, x2, x3 = x + x_row, x + 2 * x_row, x + 3 * x_row
+        a = b = c = d = v.zero_f32x16()
+        for i in range(0, n_in // 16 * 16, 16):
+            value = vector_at(w, i)
+            a = v.fma_f32x16(value, v.load_f32x16(x + i * 4), a)
+            b = v.fma_f32x16(value, v.load_f32x16(x1 + i * 4), b)
+            c = v.fma_f32x16(value, v.load_f32x16(x2 + i * 4), c)
+            d = v.fma_f32x16(value, v.load_f32x16(x3 + i * 4), d)
+        finish(a, w, x, n_in, bias, out)
+        finish(b, w, x1, n_in, bias, out + out_row)
+        finish(c, w, x2, n_in, bias, out + 2 * out_row)
+        finish(d, w, x3, n_in, bias, out + 3 * out_row)
+
+    @v.forceinline
+    def one_token(w, x, n_in, bias, out):
+        acc = v.zero_f32x16()
+        for i in range(0, n_in // 16 * 16, 16):
+            v.prefetch(w + i * nbytes + 4096)
+            acc = v.fma_f32x16(vector_at(w, i), v.load_f32x16(x + i * 4), acc)
+        finish(acc, w, x, n_in, bias, out)
+
+    by_fours = _make_tiles(vector_at) if form in ("amx", "avx512_vnni") else _no_tiles
 
     @v.forceinline
     def times(x, x_row, n, w, w_row, n_in, first, stop, out, out_row, bias):
