@@ -60,6 +60,7 @@ def load(
     max_tokens_per_step: int = 512,
     n_parallel: int = 1,
     speculate: str | None = None,
+    draft: str | Path | None = None,
     cache_dir: str | Path | None = None,
     cache_nbytes: int = loading.CACHE_NBYTES,
     lora: Any = None,
@@ -88,7 +89,10 @@ def load(
     n_parallel      conversations at once whose keys and values are all kept in full. More may run; what does not fit is
                     computed again. Answers that run together share their steps: sixteen cost little more than one
     speculate       "ngram": speculative decoding; what followed the last tokens where they stood before is tried in one
-                    step. The answers are the same to the last bit, and sooner there when they repeat much
+                    step. The answers are the same to the last bit, and sooner there when they repeat much. "mtp": a
+                    block of the file that drafts (``nextn``) is tried likewise
+    draft           a small model, named as the model is, whose guesses are tried in one step; it rests where that does
+                    not pay. Any vocabulary will do, the same one is best
     cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
                     prompt that begins with one costs its rest alone. For the eyes of this user only
     lora            files of LoRA adapters (GGUF): a path, a list of paths or of (path, scale), or a mapping of names to
@@ -102,7 +106,7 @@ def load(
     """
     options = loading.LoadOptions(
         *(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate),
-        *(gpu_layers, cpu_moe, cache_dir, cache_nbytes, lora, control_vectors, control_vector_layers),
+        *(gpu_layers, cpu_moe, cache_dir, cache_nbytes, lora, control_vectors, control_vector_layers, draft),
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 

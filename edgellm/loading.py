@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm import arguments
 from edgellm.engine.cache import KVCache, pool_blocks
+from edgellm.engine.draft_model import DraftModel
 from edgellm.engine.engine import Engine
-from edgellm.engine.speculation import DRAFTERS
+from edgellm.engine.nextn_drafts import NextnDrafts
+from edgellm.engine.speculation import DRAFTERS, SPECULATIONS, Drafter
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
 from edgellm.kernels.kv import BLOCK_TOKENS
-from edgellm.kernels.program import LargerThanMemory
+from edgellm.kernels.program import HiddenExecutor, LargerThanMemory
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory
 from edgellm.machine.paths import typed_file
 from edgellm.machine.progress import StageProgress
 from edgellm.memory import (
     GIB,
+    PROCESS_NBYTES,
     MemoryNeed,
     check_fits,
     estimate,
@@ -35,7 +38,7 @@ from edgellm.memory import (
     step_tokens,
     system_memory,
 )
-from edgellm.models import build_program
+from edgellm.models import build_nextn_program, build_program
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
@@ -74,6 +77,7 @@ class LoadOptions:
     lora: tuple[AdapterChoice, ...] = ()
     control_vectors: tuple[AdapterChoice, ...] = ()
     control_vector_layers: tuple[int, int] | None = None
+    draft: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.has_adapters or self.control_vector_layers is not None:
@@ -85,8 +89,12 @@ class LoadOptions:
         arguments.whole_number("n_parallel", self.n_parallel, 1, 4096)
         executors.check_split(self.executor, self.gpu_layers, self.cpu_moe)
         object.__setattr__(self, "executor", executors.resolved(self.executor))
-        if self.speculate is not None and not (isinstance(self.speculate, str) and self.speculate in DRAFTERS):
-            raise arguments.wrong("speculate", self.speculate, f"None or one of {', '.join(DRAFTERS)}")
+        if self.speculate is not None and not (isinstance(self.speculate, str) and self.speculate in SPECULATIONS):
+            raise arguments.wrong("speculate", self.speculate, f"None or one of {', '.join(SPECULATIONS)}")
+        if self.draft is not None:
+            object.__setattr__(self, "draft", arguments.path("draft", self.draft))
+            if self.speculate is not None:
+                raise ParameterError("draft and speculate both say what drafts. Give one of them.")
         arguments.whole_number("cache_nbytes", self.cache_nbytes, 1, 1 << 62)
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", arguments.path("cache_dir", self.cache_dir))
@@ -171,6 +179,8 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     arguments.path("name_or_path", name_or_path)
     report = (lambda stage, done, total, name: None) if progress is None else arguments.function("progress", progress)
     path = fetched(name_or_path, report)
+    if options.draft is not None:
+        options = replace(options, draft=fetched(options.draft, report))
     report("load", 0, 2, path.name)
     adapters = None
     with open_program(path, options.kv_overrides) as (gguf, program), contextlib.ExitStack() as opened:
@@ -190,7 +200,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         report("load", 2, 2, path.name)
         if need.where is not None:  # the free memory may be another by now
             options = replace(options, gpu_layers=need.where.layers)
-        engine, n_threads = start_engine(program, n_ctx, tokenizer.eog_ids, options, report)
+        engine, n_threads = start_engine(program, gguf, n_ctx, tokenizer, options, report)
         engine.intact = gguf.check
         if adapters is not None:
             engine.adapters = adapters.chosen()
@@ -233,10 +243,11 @@ def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, Load
 
 
 def options_for(program: Program, options: LoadOptions) -> LoadOptions:
-    """The same on the CPU where a model makes vectors or scores: no GPU gives hidden states."""
-    if kind_of(program) == "chat" or not executors.is_gpu(options.executor):
+    """The same on the CPU, and without drafts, where a model makes vectors or scores: no GPU gives hidden states."""
+    if kind_of(program) == "chat":
         return options
-    return replace(options, executor="cpu", gpu_layers="auto")
+    options = replace(options, draft=None)
+    return replace(options, executor="cpu", gpu_layers="auto") if executors.is_gpu(options.executor) else options
 
 
 def _leave_in_file(executor: Executor, need: MemoryNeed, memory: SystemMemory) -> bool:
@@ -335,7 +346,21 @@ def choose_context(program: Program, options: LoadOptions) -> int:
 
 
 def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
-    """Bytes for the model with a full context."""
+    """Bytes for the model with a full context, and for its draft model."""
+    need = _need(program, gguf, n_ctx, options)
+    if options.speculate == "mtp":  # its weights are in the file
+        block = _need(build_nextn_program(gguf), gguf, n_ctx, draft_options(options))
+        need = replace(need, draft=block.kv + block.work)
+    if options.draft is None:
+        return need
+    with open_program(fetched(options.draft, lambda *_: None)) as (draft_gguf, draft):
+        n_draft = draft_context(draft, n_ctx)
+        total = _need(draft, draft_gguf, n_draft, draft_options(options)).total
+    draft_gguf.close()
+    return replace(need, draft=total - PROCESS_NBYTES)
+
+
+def _need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
     return estimate(
         program,
         gguf.nbytes,
@@ -350,14 +375,75 @@ def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptio
 
 
 def start_engine(
-    program: Program, n_ctx: int, eog_ids: Collection[int], options: LoadOptions, report: StageProgress
+    program: Program, gguf: GGUFFile, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: StageProgress
 ) -> tuple[Engine, int]:
     """The executor and the engine that owns it; the number of threads."""
     executor, cache = _executor(program, n_ctx, options, report)
-    return Engine(executor, cache, eog_ids, DRAFTERS.get(options.speculate or "")), _n_threads(options)
+    drafter: Callable[[], Drafter] | None = DRAFTERS.get(options.speculate or "")
+    try:
+        if options.draft is not None:
+            drafter = _draft_model(executor, n_ctx, tokenizer, options, report)
+        elif options.speculate == "mtp":
+            drafter = _nextn_drafts(executor, gguf, n_ctx, options, report)
+    except BaseException:
+        executor.close()
+        raise
+    engine = Engine(executor, cache, tokenizer.eog_ids, drafter)
+    if isinstance(drafter, DraftModel):
+        drafter.tell = engine.notices.append
+    return engine, _n_threads(options)
 
 
-def _executor(program: Program, n_ctx: int, options: LoadOptions, report: StageProgress) -> tuple[Executor, KVCache]:
+def _nextn_drafts(
+    beside: Executor, gguf: GGUFFile, n_ctx: int, options: LoadOptions, report: StageProgress
+) -> NextnDrafts:
+    if not isinstance(beside, HiddenExecutor):
+        raise UnsupportedError(
+            f"speculate=mtp needs hidden states, which the device {options.executor} does not give. Take the CPU.",
+            code="NO_NEXTN",
+        )
+    program = build_nextn_program(gguf).for_context(n_ctx)
+    executor, cache = _executor(program, n_ctx, draft_options(options), report, beside)
+    assert isinstance(executor, HiddenExecutor), "it is of the same kind"
+    return NextnDrafts(executor, cache)
+
+
+def draft_options(options: LoadOptions) -> LoadOptions:
+    """How a draft model is loaded: on the CPU where the model has a GPU, whose steps are too short to share it."""
+    executor = "cpu" if executors.is_gpu(options.executor) else options.executor
+    return replace(options, draft=None, executor=executor, gpu_layers="auto", cpu_moe=False)
+
+
+def draft_context(draft: Program, n_ctx: int) -> int:
+    """Tokens of context of a draft model. UnsupportedError for one that cannot be one."""
+    if kind_of(draft) != "chat" or any(group.kind == "state" for group in draft.groups):
+        what = "has recurrent layers" if kind_of(draft) == "chat" else "answers nothing"
+        raise UnsupportedError(
+            f"The draft model ({draft.architecture}) {what}. Take one for chats, with attention in all layers.",
+            code="DRAFT_MODEL",
+        )
+    return min(n_ctx, max(1, draft.context_length))
+
+
+def _draft_model(
+    beside: Executor, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: StageProgress
+) -> DraftModel:
+    from edgellm.drafting import reading_of
+
+    assert options.draft is not None, "there is one"
+    own = draft_options(options)
+    with open_program(options.draft) as (gguf, program):
+        n_draft = draft_context(program, n_ctx)
+        program = program.for_context(n_draft)
+        draft = Tokenizer.from_gguf(gguf.metadata, proved=True)
+        reading = reading_of(tokenizer, draft, beside.program.n_vocab, program.n_vocab)
+        executor, cache = _executor(program, n_draft, own, report, beside)
+    return DraftModel(executor, cache, reading, gguf.close)
+
+
+def _executor(
+    program: Program, n_ctx: int, options: LoadOptions, report: StageProgress, beside: Executor | None = None
+) -> tuple[Executor, KVCache]:
     max_tokens = step_tokens(program, n_ctx, options.max_tokens_per_step)
     executor = executors.open_executor(
         options.executor,
@@ -368,6 +454,7 @@ def _executor(program: Program, n_ctx: int, options: LoadOptions, report: StageP
         on_compile=functools.partial(report, "compile"),
         gpu_layers=options.gpu_layers,
         cpu_moe=options.cpu_moe,
+        beside=beside,
     )
     return executor, KVCache(executor.pool, n_ctx)
 

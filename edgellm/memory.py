@@ -32,6 +32,7 @@ class MemoryNeed:
     work      the buffers of one step, and weights that are unpacked to float32
     process   what the program itself takes
     in_file   of the weights those of experts that may stay in the file: a token reads others of them than the last
+    draft     all that a draft model takes beside them
     device    what of the first three a GPU holds; None without one
     where     which ops stand on it
     """
@@ -43,11 +44,12 @@ class MemoryNeed:
     device: DeviceNeed | None = None
     where: Placement | None = None
     in_file: int = 0
+    draft: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv + self.work + self.process
+        return self.weights + self.kv + self.work + self.process + self.draft
 
     def of_system(self, device: DeviceMemory | None) -> int:
         """What is in the system's memory: all, but for what a GPU keeps in its own."""
@@ -134,6 +136,8 @@ def _too_large(need: MemoryNeed | DeviceNeed, total: int, free: int, there: str,
     gib = [f"{n / GIB:.2f} GiB" for n in (total, need.weights, need.kv, free)]
     in_file = getattr(need, "in_file", 0)
     rest = f", of which {in_file / GIB:.2f} GiB of experts may stay on the disk" if in_file else ""
+    if draft := getattr(need, "draft", 0):
+        rest += f", {draft / GIB:.2f} GiB of it for the draft model"
     return MemoryWouldExceedError(
         f"the model needs {gib[0]}{there} (weights {gib[1]}, context {gib[2]}){rest} and {gib[3]} are free. Take {less}"
         "a smaller context (-c), a smaller model, or close other programs."

@@ -198,17 +198,22 @@ def open_executor(
     on_compile: Progress | None = None,
     gpu_layers: GPULayers = "auto",
     cpu_moe: bool = False,
+    beside: Executor | None = None,
 ) -> Executor:
     """An executor for steps of at most ``max_tokens`` tokens, with a cache of its own.
 
     n_blocks     of the cache, for each group of ``program.groups``, or as many for every group
     on_compile   told of the kernels that are compiled, on the first start
     gpu_layers, cpu_moe   see ``placed``: what a GPU does not take the CPU computes
+    beside       another one that never runs at the same time and is closed later: where both can, they share threads
     """
     options: dict[str, Any] = {"n_threads": n_threads, "max_tokens": max_tokens, "on_compile": on_compile}
     where = placed(name, program, n_blocks, max_tokens, gpu_layers, cpu_moe, n_threads)
     if where is None or not where.on_gpu:
-        return executor_class(name if where is None else "cpu")(program, n_blocks, **options)
+        make = executor_class(name if where is None else "cpu")
+        if beside is not None and type(beside) is make and getattr(beside, "n_threads", None) == n_threads:
+            options["beside"] = beside
+        return make(program, n_blocks, **options)
     which: dict[str, Any] = {} if (index := _index(name)) is None else {"index": index}
     if not where.is_split:
         return executor_class(name)(program, n_blocks, **options, **which)

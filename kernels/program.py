@@ -281,6 +281,15 @@ class InterruptibleExecutor(Executor, Protocol):
 
 
 @runtime_checkable
+class HiddenExecutor(Executor, Protocol):
+    """An executor that tells what the logits of a step were made of."""
+
+    def last_hidden(self) -> np.ndarray:
+        """``Program.hidden`` of the rows, at most 32, that the last ``run`` gave logits of; valid until the next."""
+        ...
+
+
+@runtime_checkable
 class LargerThanMemory(Protocol):
     """An executor that can run a program whose experts do not all fit memory."""
 

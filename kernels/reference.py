@@ -50,6 +50,7 @@ class ReferenceExecutor:
         self.pool = CachePool(program.cache_layers, n_blocks, kv_dtype)
         self._tensors = (program.adapted or program).tensors
         self._weights: dict[str, np.ndarray] = {}
+        self._hidden = np.empty((0, program.n_embd), np.float32)
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
@@ -91,7 +92,13 @@ class ReferenceExecutor:
                 f"The model computed NaN or infinity as a logit (output row {row}), where finite numbers were "
                 "expected. The file may be damaged: run `edgellm verify` on it."
             )
+        if self.program.hidden:
+            self._hidden = step[self.program.hidden]
         return logits
+
+    def last_hidden(self) -> np.ndarray:
+        """See ``HiddenExecutor``."""
+        return self._hidden
 
     def close(self) -> None:
         """Let go of the weights. May be called twice."""

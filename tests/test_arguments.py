@@ -119,7 +119,7 @@ def test_a_wrong_argument_is_taken_or_told(
 
 
 LOAD = ("n_ctx", "n_threads", "executor", "chat_template", "kv_overrides", "max_tokens_per_step", "n_parallel", "force",
-        "speculate", "cache_dir", "cache_nbytes", "progress")  # fmt: skip
+        "speculate", "draft", "cache_dir", "cache_nbytes", "progress")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["name_or_path", *LOAD])

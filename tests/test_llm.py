@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from speculation_trials import free_drafts
 
 import edgellm
 from edgellm import loading
-from edgellm.engine.scheduler import Scheduler
-from edgellm.engine.speculation import NgramDrafter
 from edgellm.kernels.ops import Embed, Op
 from edgellm.machine.memory import SystemMemory
 
@@ -98,22 +97,52 @@ def test_chunked_prefill_equals_one_prefill(
     assert answers[0] == answers[1] and len(answers[0]) == 16
 
 
+@pytest.fixture(scope="module")
+def drafts(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What drafts: n-grams, the same weights in fewer bits, another vocabulary."""
+    folder = tmp_path_factory.mktemp("drafts")
+    tokens, types, _ = tiny_models.tiny_vocabulary()
+    turned = [*tokens[:3], *reversed(tokens[3:])]
+    written = {
+        "near": {"quant": "Q4_0"},
+        "other": {"metadata": {"tokenizer.ggml.tokens": turned, "tokenizer.ggml.token_type": types}},
+    }
+    found: list[dict[str, Any]] = [{"speculate": "ngram"}]
+    for name, options in written.items():
+        found.append({"draft": tiny_models.write_tiny_model(folder / f"{name}.gguf", "llama", **options)})
+    return found
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "repeat_penalty": 1.1}], ids=str)
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 4, "repeat_penalty": 1.1}], ids=str)
 def test_speculation_changes_neither_tokens_nor_logprobs_nor_text(
-    paths: dict[str, Path], architecture: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    paths: dict[str, Path],
+    architecture: str,
+    options: dict[str, Any],
+    drafts: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Scheduler, "_tokens_per_s", lambda self, n: n)  # as if drafts cost nothing
-    monkeypatch.setattr(NgramDrafter, "settle", lambda self, gain: None)
+    free_drafts(monkeypatch)
     text = "the other thing and the word " * 9
     answers = []
-    for speculate in (None, "ngram"):
-        with edgellm.load(paths[architecture], speculate=speculate) as llm:
-            turns = [llm.generate(text, max_tokens=90, ignore_eos=True, logprobs=3, **options)]
-            turns.append(llm.generate([*llm.tokenize(text), *turns[0].tokens[:60], 5], max_tokens=30, **options))
+    for speculation in ({}, *drafts):
+        with edgellm.load(paths[architecture], n_threads=1, **speculation) as llm:
+            turns = [llm.generate(text, max_tokens=60, ignore_eos=True, logprobs=3, **options)]
+            turns.append(llm.generate([*llm.tokenize(text), *turns[0].tokens[:40], 5], max_tokens=20, **options))
             answers.append([(turn.text, turn.tokens, turn.logprobs, turn.finish_reason) for turn in turns])
-            assert bool(turns[0].timings.drafted_n) == (speculate is not None)
-    assert answers[0] == answers[1]
+            assert bool(turns[0].timings.drafted_n) == bool(speculation)
+            assert bool(llm.memory_estimate.draft) == ("draft" in speculation)
+    assert all(answer == answers[0] for answer in answers[1:])
+
+
+def test_a_draft_model_that_cannot_be_one_is_refused_by_name(paths: dict[str, Path], tmp_path: Path) -> None:
+    recurrent = tiny_models.write_tiny_model(tmp_path / "recurrent.gguf", "mamba2")
+    with pytest.raises(edgellm.UnsupportedError, match="recurrent layers"):
+        edgellm.load(paths["llama"], draft=recurrent)
+    with pytest.raises(edgellm.ParameterError, match="Give one of them"):
+        edgellm.load(paths["llama"], draft=paths["llama"], speculate="ngram")
+    with pytest.raises(edgellm.ModelNotFoundError):
+        edgellm.load(paths["llama"], draft=tmp_path / "missing.gguf")
 
 
 def test_stream_generate_and_chat_say_the_same(llm: edgellm.LLM) -> None:

@@ -62,7 +62,7 @@ def timing_block(answer: Answer, n_ctx: int | None = None, runs_on: str = "") ->
         (
             ("prompt", f"{t.prompt_n} tokens, {t.reused_n} reused, {t.prompt_tps:.1f} t/s, {t.prompt_ms / 1e3:.2f} s"),
             ("answer", f"{t.generation_n} tokens, {t.generation_tps:.1f} t/s, {t.generation_ms / 1e3:.2f} s"),
-            *((("drafted", f"{t.drafted_n} tokens, {t.accepted_n} accepted"),) if t.drafted_n else ()),
+            *((("drafted", _drafted(t)),) if t.drafted_n else ()),
             ("first token", f"after {t.time_to_first_token_ms / 1e3:.2f} s"),
             ("context", f"{used} of {n_ctx} tokens" if n_ctx else f"{used} tokens"),
             ("ended by", str(answer.finish_reason)),
@@ -70,3 +70,8 @@ def timing_block(answer: Answer, n_ctx: int | None = None, runs_on: str = "") ->
             ("peak memory", human_bytes(peak_rss())),
         )
     )
+
+
+def _drafted(timings: Timings) -> str:
+    gained = f", {timings.gained_n:+.1f} gained" if timings.gained_n else ""
+    return f"{timings.drafted_n} tokens, {timings.accepted_n} accepted{gained}"

@@ -36,7 +36,7 @@ HERE_ALONE = {
     "n_ctx": "-c", "n_threads": "-t", "executor": "--device", "gpu_layers": "-ngl", "cpu_moe": "--cpu-moe",
     "chat_template": "--chat-template",
     "template_file": "--chat-template-file", "overrides": "--override-kv", "speculate": "--speculate",
-    "force": "--force",
+    "draft": "--draft", "force": "--force",
 }  # fmt: skip
 """Options that say how a model is loaded."""
 

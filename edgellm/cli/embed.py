@@ -14,7 +14,7 @@ from edgellm.cli.options import device_options, override_option
 from edgellm.formats.errors import ParameterError
 from edgellm.machine.terminal import echo, json_text, note
 
-_NO_CHAT = dict.fromkeys(("chat_template", "template_file", "speculate"))
+_NO_CHAT = dict.fromkeys(("chat_template", "template_file", "speculate", "draft"))
 STEP = 1024  # texts whose vectors are written together
 
 

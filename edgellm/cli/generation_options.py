@@ -8,8 +8,8 @@ import click
 
 from edgellm.cli import standard_input
 from edgellm.cli.adapter_options import adapter_options
-from edgellm.cli.options import device_options, option_group, override_option
-from edgellm.engine.speculation import DRAFTERS
+from edgellm.cli.options import device_options, draft_option, option_group, override_option
+from edgellm.engine.speculation import SPECULATIONS
 from edgellm.formats import text_file
 from edgellm.formats.errors import FormatError
 from edgellm.formats.json_text import parse_json
@@ -32,7 +32,8 @@ generation_options = option_group(
     click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
     click.option("--chat-template-kwargs", "template_kwargs", metavar="JSON", help='For the template: {"key": value}.'),
     override_option,
-    click.option("--speculate", type=click.Choice(tuple(DRAFTERS)), default=None,
+    draft_option,
+    click.option("--speculate", type=click.Choice(SPECULATIONS), default=None,
                  help="Speculative decoding: the same answer, sooner where it repeats the prompt or itself."),
     click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
     click.option("-v", "--verbose", "--show-timings", "timings", is_flag=True, help="Timings on standard error."),

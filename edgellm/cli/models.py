@@ -42,6 +42,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
         "speculate": values["speculate"],
+        "draft": values["draft"],
         "force": values["force"],
     }
 

@@ -12,9 +12,9 @@ import click
 from edgellm.arguments import MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.generation_options import template_source
-from edgellm.cli.options import device_options, device_values, option_group, override_option
+from edgellm.cli.options import device_options, device_values, draft_option, option_group, override_option
 from edgellm.cli.progress import ProgressBar
-from edgellm.engine.speculation import DRAFTERS
+from edgellm.engine.speculation import SPECULATIONS
 from edgellm.formats.errors import UnsupportedError
 from edgellm.machine.terminal import echo
 
@@ -40,7 +40,8 @@ model_options = option_group(
                  show_default=True, metavar="GIB", help="What that folder may hold; the oldest are dropped."),
     click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the models' own."),
     click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),
-    click.option("--speculate", type=click.Choice(tuple(DRAFTERS)), default=None,
+    draft_option,
+    click.option("--speculate", type=click.Choice(SPECULATIONS), default=None,
                  help="Speculative decoding: the same answers, sooner where they repeat the prompt or themselves."),
     override_option,
     device_options,
@@ -76,6 +77,7 @@ def load_options(values: dict[str, Any], n_models: int) -> LoadOptions:
         force=values["force"],
         n_parallel=values["n_parallel"],
         speculate=values["speculate"],
+        draft=values["draft"],
         cache_dir=values["cache_dir"],
         cache_nbytes=max(1, int(values["cache_gib"] * GIB)),
     )
@@ -109,7 +111,8 @@ def models_of(
     from edgellm.memory import GIB
     from edgellm.server.models import Models, named
 
-    options = load_options(values, len(names))
+    draft = None if values["draft"] is None else fetched(values["draft"], progress)
+    options = load_options(values | {"draft": draft}, len(names))
     entries: list[ModelEntry] | None = None
     if names:
         entries = named(names, lambda name: fetched(name, progress), aliases)

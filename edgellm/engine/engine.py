@@ -36,7 +36,7 @@ from edgellm.engine.requests import (
     ScoringRequest,
 )
 from edgellm.engine.scheduler import LEAD, LONG_TOKENS, POLL_S, Scheduled, Scheduler, make_batch
-from edgellm.engine.speculation import Drafter
+from edgellm.engine.speculation import Drafter, DraftSource, TapSource
 from edgellm.formats.errors import (
     ClosedError,
     ContextFullError,
@@ -47,7 +47,14 @@ from edgellm.formats.errors import (
     ParameterError,
     UnsupportedError,
 )
-from edgellm.kernels.program import DecodingExecutor, Executor, Hook, InterruptibleExecutor, TogetherDecodingExecutor
+from edgellm.kernels.program import (
+    DecodingExecutor,
+    Executor,
+    HiddenExecutor,
+    Hook,
+    InterruptibleExecutor,
+    TogetherDecodingExecutor,
+)
 
 if TYPE_CHECKING:
     from edgellm.sampling import Sampler
@@ -66,7 +73,7 @@ class Engine:
     executor   owned from now on: nobody else may run or close it
     cache      likewise; its ``n_ctx`` is the longest sequence
     eog_ids    tokens that end an answer
-    drafter    makes the one that guesses the tokens of an answer, for speculative decoding
+    drafter    makes the one that guesses the tokens of an answer, for speculative decoding; a ``DraftSource`` is owned
     """
 
     def __init__(
@@ -84,6 +91,8 @@ class Engine:
         self.scheduler = Scheduler(cache, executor.max_tokens)
         self._drafter = drafter
         self.adapters = NO_ADAPTERS  # of requests that name none
+        if isinstance(drafter, DraftSource):
+            self.scheduler.source = drafter
         self.fallback: Callable[[], tuple[Executor, KVCache]] | None = None  # what goes on when a device is gone
         self.notices: list[str] = []  # what happened, for whoever shows it
         self._use(executor)
@@ -194,6 +203,8 @@ class Engine:
         if self.scheduler.disk is not None:
             self.scheduler.disk.close()
         with self._closing:
+            if self.scheduler.source is not None:  # which may run on the executor's threads
+                self.scheduler.source.close()
             self.executor.close()
 
     def abandon(self, error: BaseException) -> None:
@@ -484,6 +495,9 @@ class Engine:
         self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
         self._interruptible = executor if isinstance(executor, InterruptibleExecutor) else None
         self.scheduler.interruptible = self._interruptible is not None
+        source, hidden = self.scheduler.source, executor if isinstance(executor, HiddenExecutor) else None
+        self._tapped = (hidden, source) if hidden is not None and isinstance(source, TapSource) else None
+        self.scheduler.taps = self._tapped is not None
 
     def _hurry(self, wanted: bool = True) -> None:
         """Let a run end with the step that it is at: there is something to look at. Needs no lock."""
@@ -536,6 +550,8 @@ class Engine:
                 self._deliver(part.request, [], error)
             return
         seconds, end, kept = perf_counter() - started, 0, []
+        if self._tapped is not None:
+            self.scheduler.tap(scheduled, *self._tapped)
         for part in scheduled:
             mine, end = logits[end : end + part.n_outputs], end + part.n_outputs
             accept = partial(part.request.accept, part.tokens, mine)

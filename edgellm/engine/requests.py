@@ -45,6 +45,7 @@ class Timings(NamedTuple):
     prompt_n        tokens of the prompt; the cache held ``reused_n`` of them, ``computed_n`` were computed
     generation_n    tokens sampled; the first comes out of the prompt, the others out of decode steps
     drafted_n       tokens that speculation tried; ``accepted_n`` of them turned out to be those of the answer
+    gained_n        tokens more, or less than 0, than plain decoding would have made in the time of these steps
     time_to_first_token_ms   from the request to its first token as the clock on the wall has it
     """
 
@@ -56,6 +57,7 @@ class Timings(NamedTuple):
     time_to_first_token_ms: float = 0.0
     drafted_n: int = 0
     accepted_n: int = 0
+    gained_n: float = 0.0
 
     @property
     def computed_n(self) -> int:
@@ -128,6 +130,7 @@ class Request:
         self.gave_way = False  # a long step of it was broken off for others; so much is lost once
         self.hook: Hook | None = None
         self.drafter: Drafter | None = None
+        self.gained = 0.0  # tokens, by its drafts
         self.trail: Trail | None = None  # what of it is on the disk
 
     @property
@@ -169,9 +172,17 @@ class Request:
         """The missing tokens to compute next, at most n, and how many of the last ones want logits."""
         raise NotImplementedError
 
+    def draft_limit(self, n: int) -> int:
+        """How many tokens may be drafted, at most n."""
+        return 0
+
     def draft(self, n: int) -> Sequence[int]:
         """At most n tokens that may come after them."""
         return ()
+
+    def allowed(self, draft: Sequence[int]) -> Sequence[int]:
+        """So much of a draft as may come."""
+        return draft
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         """``tokens`` are computed, with logits (n_outputs, n_vocab); how many of them, from the first on, are right."""
@@ -246,10 +257,15 @@ class GenerationRequest(Request):
             self.mask.prepare()
         return missing, 1 if wanted else 0
 
+    def draft_limit(self, n: int) -> int:
+        return max(0, min(n, self.n_wanted - 1)) if self.drafter is not None and self.generated else 0
+
     def draft(self, n: int) -> Sequence[int]:
         if self.drafter is None or not self.generated:
             return ()
-        draft = self.drafter.draft(self.tokens, max(0, min(n, self.n_wanted - 1)))
+        return self.allowed(self.drafter.draft(self.tokens, self.draft_limit(n)))
+
+    def allowed(self, draft: Sequence[int]) -> Sequence[int]:
         return draft[: self.mask.prepare(draft)] if self.mask is not None else draft
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
@@ -339,6 +355,7 @@ class GenerationRequest(Request):
             1e3 * self.first_s if self.published else 0.0,
             self.drafted,
             self.accepted,
+            round(self.gained, 2),
         )
 
     def cancelled_item(self) -> GeneratedToken:

@@ -23,10 +23,10 @@ import numpy as np
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.requests import Request
-from edgellm.engine.speculation import MAX_DRAFT
+from edgellm.engine.speculation import MAX_DRAFT, Ask, Draft, DraftSource, TapSource
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS
-from edgellm.kernels.program import Batch
+from edgellm.kernels.program import Batch, HiddenExecutor
 
 if TYPE_CHECKING:
     from edgellm.engine.disk_cache import DiskCache, Piece
@@ -39,6 +39,7 @@ PROMPT_TOKENS_BESIDE = 128  # of a prompt in a step, while others wait for their
 LONE_STEP_S = 2.0  # of a step of a prompt that is alone and may be broken off: so much of its work is lost then
 STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks of a caller who has left
 LONG_TOKENS = 512  # of whole texts in a step: with more it can be broken off, whose looks cost 0.2 ms
+TOKEN_SHARE = 0.1  # of a step of one token, what one more in it costs at best: as long as that was not tried
 LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
 
@@ -73,6 +74,8 @@ class Scheduler:
         self.cache = cache
         self.max_tokens = max_tokens  # of one step
         self.disk: DiskCache | None = None
+        self.source: DraftSource | None = None  # of the drafts of all requests, else each makes its own
+        self.taps = False  # it goes on from hidden states, which runs without Python do not give
         self.wake: Callable[[], None] = lambda: None  # the engine's thread, from others
         self.interactive = False  # callers come and leave at any time: a step is short, or can be broken off
         self.interruptible = False  # the executor can do so
@@ -82,7 +85,8 @@ class Scheduler:
         self.n_looks = 0  # within long steps, whether they are still wanted
         self._orders = count()
         self._step_s = float("inf")  # what the last step took
-        self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes
+        self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes, its drafts left out
+        self._draft_s = 0.0  # what the drafts of the last step took
         self._token_s = 0.0  # what a token of a prompt took in the last steps; 0 when there was none yet
 
     def add(self, request: Request) -> None:
@@ -100,6 +104,8 @@ class Scheduler:
         """It is over; what it has computed stays findable unless not to be kept."""
         self.requests.remove(request)
         self.preempt(request, keep=keep)
+        if self.source is not None and request.drafter is not None:
+            self.source.release(request.drafter)
 
     def preempt(self, request: Request, *, keep: bool = True) -> None:
         """Take its blocks; what is gone of them by its next step is computed again."""
@@ -289,30 +295,62 @@ class Scheduler:
 
     def _with_drafts(self, scheduled: list[Scheduled], fail: Fail) -> list[Scheduled]:
         """The same with drafts, where all are answers and it is known what they cost without."""
-        n_plain = len(scheduled)
+        n_plain, self._draft_s = len(scheduled), 0.0
         if n_plain not in self._decode_s or not all(part.decodes for part in scheduled):
             return scheduled
-        most = min(MAX_DRAFT, self.max_tokens // n_plain - 1)
-        drafts: list[Sequence[int]] = []
-        for part in scheduled:
-            drafts.append(())
-            with _alone(part.request, fail):
-                drafts[-1] = part.request.draft(min(most, self._room(part) - 1))
-        if not any(drafts):
+        began, most = perf_counter(), min(MAX_DRAFT, self.max_tokens // n_plain - 1)
+        drafts = self._drafts(scheduled, most, fail)
+        self._draft_s = perf_counter() - began
+        if not any(draft.tokens or draft.tried for draft in drafts):
             return scheduled
-        # as long as gives the most tokens a second if all are right
-        sizes = {n: n_plain + sum(min(n, len(draft)) for draft in drafts) for n in range(most, -1, -1)}
-        n = max(sizes, key=lambda n: self._tokens_per_s(sizes[n]))
-        return [self._with_draft(part, draft[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
+        n = max(range(most, -1, -1), key=lambda n: self._worth(n_plain, drafts, n))
+        parts = [self._with_draft(part, draft.tokens[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
+        n_tried = sum(draft.tried for draft in drafts)
+        for part, draft in zip(parts, drafts, strict=True):
+            if draft.tried and not part.n_drafted:
+                _settle(part.request, -self._draft_s / self._decode_s[n_plain] / n_tried)
+        return parts
+
+    def _drafts(self, scheduled: Sequence[Scheduled], most: int, fail: Fail) -> list[Draft]:
+        """At most ``most`` tokens for each."""
+        rooms = [min(most, self._room(part) - 1) for part in scheduled]
+        made = [Draft() for _ in scheduled]
+        if self.source is not None:
+            limits = [part.request.draft_limit(room) for part, room in zip(scheduled, rooms, strict=True)]
+            asked = {
+                i: Ask(part.request.drafter, part.request.tokens, n)
+                for i, (part, n) in enumerate(zip(scheduled, limits, strict=True))
+                if n > 0 and part.request.drafter is not None
+            }
+            found = self.source.draft_all(list(asked.values()), self._decode_s[len(scheduled)]) if asked else []
+            for i, draft in zip(asked, found, strict=True):
+                made[i] = draft
+        for i, part in enumerate(scheduled):
+            with _alone(part.request, fail):
+                if self.source is None:
+                    made[i] = Draft.sure(part.request.draft(rooms[i]))
+                elif made[i].tokens:
+                    made[i] = made[i]._replace(tokens=part.request.allowed(made[i].tokens))
+        return made
+
+    def _worth(self, n_plain: int, drafts: Sequence[Draft], n: int) -> float:
+        """Tokens a second that a step with n tokens of each draft will likely make."""
+        sizes = [min(n, len(draft.tokens)) for draft in drafts]
+        size = n_plain + sum(sizes)
+        right = sum(sum(draft.chances[:k]) for draft, k in zip(drafts, sizes, strict=True))
+        return self._tokens_per_s(size) * (n_plain + right) / size
 
     def _room(self, part: Scheduled) -> int:
         """Tokens that an answer may have at once: its caller shall not fall behind, the cache may want a snapshot."""
         return min(LEAD - len(part.request.mailbox), self.cache.room(part.sequence))
 
     def _tokens_per_s(self, n: int) -> float:
-        """Of a decode step of n tokens; of a size that was not tried yet, as of the next smaller one."""
+        """Of a decode step of n tokens; of a size that was not tried yet, as the nearest two let expect."""
         known = max(size for size in self._decode_s if size <= n)
-        return known / self._decode_s[known]
+        seconds = self._decode_s[known]
+        more = min((size for size in self._decode_s if size > n), default=0)
+        a_token = (self._decode_s[more] - seconds) / (more - known) if more else TOKEN_SHARE * seconds / known
+        return n / (seconds + (n - known) * max(0.0, a_token))
 
     def _with_draft(self, part: Scheduled, draft: Sequence[int]) -> Scheduled:
         with contextlib.suppress(ContextFullError):  # nobody is preempted for a guess
@@ -321,12 +359,23 @@ class Scheduler:
                 return part._replace(tokens=[*part.tokens, *draft], n_outputs=1 + len(draft), n_drafted=len(draft))
         return part
 
+    def tap(self, scheduled: Sequence[Scheduled], executor: HiddenExecutor, source: TapSource) -> None:
+        """Give what the logits of a step were made of to a source of drafts that goes on from there."""
+        if scheduled[0].request.hidden or not any(part.request.drafter is not None for part in scheduled):
+            return
+        rows, end = executor.last_hidden(), 0
+        for part in scheduled:
+            mine, end = rows[end : end + part.n_outputs], end + part.n_outputs
+            if part.request.drafter is not None:
+                first = part.sequence.length + len(part.tokens) - part.n_outputs
+                source.see(part.request.drafter, first, mine)
+
     def run_length(self, part: Scheduled) -> int:
         """Steps that a lone answer may take without Python between them, blocks for them reserved; 0 where it may not.
 
         They end before a newcomer has waited for long.
         """
-        if not part.decodes or part.n_drafted:
+        if not part.decodes or part.n_drafted or self.taps:
             return 0
         n = min(int(RUN_S / self._step_s), self._room(part), part.request.n_wanted)
         with contextlib.suppress(ContextFullError):  # nobody is preempted for steps that can wait
@@ -349,12 +398,20 @@ class Scheduler:
                 self._token_s = (seconds / n_tokens + (self._token_s or seconds / n_tokens)) / 2
             return
         n_drafted = sum(part.n_drafted for part in scheduled)
-        known = self._decode_s.get(n + n_drafted, seconds)
-        self._decode_s[n + n_drafted] = min(seconds, 0.75 * known + 0.25 * seconds)
+        step_s, self._draft_s = max(0.0, seconds - self._draft_s), 0.0
+        known = self._decode_s.get(n + n_drafted, step_s)
+        self._decode_s[n + n_drafted] = min(step_s, 0.75 * known + 0.25 * step_s)
         for part, n_kept in zip(scheduled, kept, strict=True):
-            if part.request.drafter is not None and part.n_drafted:
+            if part.n_drafted:
                 cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
-                part.request.drafter.settle(n_kept - 1 - cost)
+                _settle(part.request, n_kept - 1 - cost)
+
+
+def _settle(request: Request, gain: float) -> None:
+    """Tell its drafter what a draft has brought, in tokens."""
+    if request.drafter is not None:
+        request.gained += gain
+        request.drafter.settle(gain)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ shares a step with, so the answer is that of plain decoding to the last bit; a w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
 
 MAX_DRAFT = 15  # tokens; with the one before them 16, which fill a kernel's tiles
 
@@ -22,6 +24,60 @@ class Drafter(Protocol):
 
     def settle(self, gain: float) -> None:
         """What the last draft has brought: tokens more, or less than 0, than plain decoding makes in the same time."""
+        ...
+
+
+class Draft(NamedTuple):
+    """Tokens that may follow, and of each the chance that it, and all before it, is right.
+
+    tried   whether there was work for it, whatever came of that
+    """
+
+    tokens: Sequence[int] = ()
+    chances: Sequence[float] = ()
+    tried: bool = False
+
+    @classmethod
+    def sure(cls, tokens: Sequence[int]) -> Draft:
+        """Of a drafter that knows nothing of its chances."""
+        return cls(tokens, [1.0] * len(tokens))
+
+
+class Ask(NamedTuple):
+    """One text of those that are drafted together: who drafts it, its tokens, and how many more there may be."""
+
+    drafter: Drafter
+    tokens: Sequence[int]
+    n: int
+
+
+@runtime_checkable
+class DraftSource(Protocol):
+    """Makes drafters whose drafts are made together, since they share what makes them. Used by the engine's thread."""
+
+    def __call__(self) -> Drafter:
+        """The drafter of one answer."""
+        ...
+
+    def draft_all(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
+        """A draft for each; ``plain_s`` is what a decode step of all of them takes without."""
+        ...
+
+    def release(self, drafter: Drafter) -> None:
+        """Its answer is over."""
+        ...
+
+    def close(self) -> None:
+        """All answers are. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class TapSource(DraftSource, Protocol):
+    """A source whose drafts go on from hidden states of the model."""
+
+    def see(self, drafter: Drafter, start: int, rows: np.ndarray) -> None:
+        """Hidden states of an answer's tokens from a position on, (n, n_embd), valid during the call."""
         ...
 
 
@@ -65,3 +121,5 @@ class NgramDrafter:
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter}
+SPECULATIONS = (*DRAFTERS, "mtp")
+"""Ways to draft without another model; "mtp" by a block of the model's own file (nextn_drafts.py)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,3 +61,19 @@ def build_program(gguf: ModelFile) -> Program:
             "Take a GGUF file of one of these."
         )
     return module_of(gguf.architecture).build(gguf)
+
+
+def build_nextn_program(gguf: ModelFile) -> Program:
+    """The program of the block that drafts the token after the next, of a file whose model ``build_program`` builds.
+
+    UnsupportedError where the file has none, or its architecture's is not known here.
+    """
+    build = module_of(gguf.architecture).build
+    if "nextn" not in inspect.signature(build).parameters:
+        raise UnsupportedError(
+            f"{Path(gguf.path).name}: edgellm knows no blocks that draft of a {gguf.architecture} model. Draft with "
+            "n-grams or a small model.",
+            code="NO_NEXTN",
+        )
+    program: Program = build(gguf, nextn=True)
+    return program

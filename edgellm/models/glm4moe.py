@@ -34,7 +34,7 @@ from edgellm.models.parts.hparams import integer
 QK = ("attn_q_norm.weight", "attn_k_norm.weight")
 
 
-def build(gguf: ModelFile) -> Program:
+def build(gguf: ModelFile, *, nextn: bool = False) -> Program:
     """See ``build_decoder`` and ``dense_then_experts``."""
     experts = read_sigmoid_experts(gguf)
     n_dense, n_shared = integer(gguf, "leading_dense_block_count", 0), integer(gguf, "expert_shared_count")
@@ -44,6 +44,7 @@ def build(gguf: ModelFile) -> Program:
         qk_norms="heads" if any(name.endswith(QK) for name in gguf.tensors) else "none",
         norms=BlockNorms(ffn="post_attention_norm"),
         ffn=dense_then_experts(experts, n_dense, n_shared * experts.n_ff),
+        nextn=nextn,
     )
 
 

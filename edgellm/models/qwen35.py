@@ -20,10 +20,11 @@ from edgellm.models.parts.delta_net_checkpoint import (
 )
 
 
-def build(gguf: ModelFile) -> Program:
+def build(gguf: ModelFile, *, nextn: bool = False) -> Program:
     """See ``build_hybrid``."""
     net = read_delta_net(gguf, tiled=True)
-    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=lambda m, blk: feed_forward(m, blk, "silu"))
+    inputs = apart_inputs(net)
+    return build_hybrid(gguf, net, inputs=inputs, ffn=lambda m, blk: feed_forward(m, blk, "silu"), nextn=nextn)
 
 
 CHECKPOINT = CheckpointForm(

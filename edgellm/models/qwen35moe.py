@@ -27,12 +27,12 @@ from edgellm.models.parts.experts import (
 from edgellm.models.parts.hparams import integer
 
 
-def build(gguf: ModelFile) -> Program:
+def build(gguf: ModelFile, *, nextn: bool = False) -> Program:
     """As Qwen 3.5, but x += experts(h) + sigmoid(h w) shared(h)."""
     net = read_delta_net(gguf, tiled=True)
     experts = read_experts(gguf, shared=integer(gguf, "expert_shared_feed_forward_length", least=1))
-
-    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=experts_and_shared(experts), n_ff=experts.n_ff)
+    ffn = experts_and_shared(experts)
+    return build_hybrid(gguf, net, inputs=apart_inputs(net), ffn=ffn, n_ff=experts.n_ff, nextn=nextn)
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:

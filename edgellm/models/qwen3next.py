@@ -27,12 +27,12 @@ from edgellm.models.parts.experts import (
 from edgellm.models.parts.hparams import integer
 
 
-def build(gguf: ModelFile) -> Program:
+def build(gguf: ModelFile, *, nextn: bool = False) -> Program:
     """See ``build_hybrid``; x += experts(h) + sigmoid(h w) shared(h)."""
     net = read_delta_net(gguf, tiled=False)
     experts = read_experts(gguf, shared=integer(gguf, "expert_shared_feed_forward_length", least=1))
 
-    return build_hybrid(gguf, net, inputs=_inputs(net), ffn=experts_and_shared(experts), n_ff=experts.n_ff)
+    return build_hybrid(gguf, net, inputs=_inputs(net), ffn=experts_and_shared(experts), n_ff=experts.n_ff, nextn=nextn)
 
 
 def _inputs(net: DeltaNet) -> Inputs:

@@ -187,6 +187,7 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
         "chat_template": "{{ messages }}",
         "kv_overrides": {"llama.context_length": 99, "a.b": "c=d:e"},
         "speculate": "ngram",
+        "draft": None,
         "force": True,
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from speculation_trials import free_drafts
 from tiny_models import write_tiny_model
 
 import edgellm
@@ -113,10 +114,24 @@ def test_a_preempted_answer_is_the_answer_of_one_that_was_not(load: Load) -> Non
     assert answers == expected
 
 
+@pytest.fixture(scope="module")
+def drafts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    path = write_tiny_model(tmp_path_factory.mktemp("drafts") / "llama.gguf", n_embd=64, head_dim=16, n_ff=64)
+    return [{"speculate": "ngram"}, {"draft": path}]
+
+
 @pytest.mark.parametrize("options", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-def test_drafts_change_no_token(load: Load, options: dict[str, Any]) -> None:
-    llm, more = load(speculate="ngram"), options | {"max_tokens": 90}
-    drafted = llm.generate(PROMPT, **more)
-    assert list(drafted.tokens) == cold(load, PROMPT, more)
-    turn = [*PROMPT, *drafted.tokens, 60]
-    assert list(llm.generate(turn, **options).tokens) == cold(load, turn, options)
+def test_drafts_change_no_token(
+    load: Load, options: dict[str, Any], drafts: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_drafts(monkeypatch)
+    more = options | {"max_tokens": 32}
+    plain = cold(load, PROMPT, more)
+    turn = [*PROMPT, *plain, 60]
+    behind = cold(load, turn, options)
+    for speculation in drafts[: 1 + (options is SEEDED)]:
+        llm = load(**speculation)
+        drafted = llm.generate(PROMPT, **more)
+        assert list(drafted.tokens) == plain
+        assert drafted.timings.drafted_n > 0 or "draft" not in speculation
+        assert list(llm.generate(turn, **options).tokens) == behind

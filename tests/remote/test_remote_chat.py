@@ -127,6 +127,13 @@ def test_the_plain_chat_talks_to_a_server_and_hides_the_key(
 
 
 def test_options_of_a_model_here_are_refused_with_a_server(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (["-c", "512"], ["-t", "2"], ["--device", "cpu"], ["--speculate", "ngram"], ["--force"]):
+    for flags in (
+        ["-c", "512"],
+        ["-t", "2"],
+        ["--device", "cpu"],
+        ["--speculate", "ngram"],
+        ["--draft", "m"],
+        ["--force"],
+    ):
         assert main(["chat", "--plain", "--server", "http://127.0.0.1:1", *flags]) == 2
         assert flags[0] in capsys.readouterr().err

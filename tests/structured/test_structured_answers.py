@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from speculation_trials import free_drafts
 
 import edgellm
 from edgellm.engine.scheduler import Scheduler
@@ -107,6 +108,16 @@ def test_speculation_changes_no_token(
                 answer = ask(llm, **options)
             assert (answer.tokens, answer.finish_reason) == (plain.tokens, plain.finish_reason)
             assert right < 1.0 or answer.timings.accepted_n > 0
+
+
+def test_a_draft_model_changes_no_token(llm: edgellm.LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_drafts(monkeypatch)
+    draft = tiny_models.write_tiny_model(tmp_path / "draft.gguf", quant="Q4_0", context_length=1024)
+    with edgellm.load(llm.path, n_threads=1, draft=draft) as drafting:
+        for sampling in SAMPLING[:2]:
+            answer, plain = ask(drafting, **sampling), ask(llm, **sampling)
+            assert (answer.tokens, answer.finish_reason) == (plain.tokens, plain.finish_reason)
+            assert answer.timings.drafted_n > 0
 
 
 def test_answers_side_by_side_are_each_as_alone(llm: edgellm.LLM) -> None:

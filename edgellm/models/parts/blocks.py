@@ -355,6 +355,7 @@ def build_decoder(
     bare_norms: bool = False,
     side_by_side: bool = False,
     adds_positions: bool = False,
+    nextn: bool = False,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
@@ -369,6 +370,7 @@ def build_decoder(
     bare_norms   they have neither weight nor bias
     side_by_side    the feed-forward reads x as it is before attention, not behind it
     adds_positions  a row for each position is added to the embeddings
+    nextn        the program of the first of those blocks that draft
 
     Blocks behind the last one are drafts of the tokens that follow the next, and are left out.
     """
@@ -378,10 +380,8 @@ def build_decoder(
     turned = ropes(m) if ropes else {"rope": the_rope(m, adjacent=adjacent)}
     if rotates:
         m.ropes = turned
-    m.embed("x", scales.embeddings)
-    if adds_positions:
-        m.add_rows("x", "position_embd", "x", of="positions", n_rows=hp.context_length)
-    for i in range(hp.n_layer - leave_out_drafts(m)):
+
+    def layer(i: int) -> None:
         blk = f"blk.{i}"
         kind = kinds(i) if kinds else LayerKind("rope" if rotates else None, window)
         x = norm_before(m, "x", blk, norms.attention)
@@ -395,6 +395,16 @@ def build_decoder(
         ffn(m, blk) if ffn else feed_forward(m, blk, "silu", x=x)
         norm_behind(m, blk, norms.behind_ffn)
         m.add("x", "proj", "x", scales.residual)
+
+    if nextn:
+        first = begin_nextn(m, scales.embeddings)
+        layer(first)
+        return finish_nextn(m, first)
+    m.embed("x", scales.embeddings)
+    if adds_positions:
+        m.add_rows("x", "position_embd", "x", of="positions", n_rows=hp.context_length)
+    for i in range(hp.n_layer - leave_out_drafts(m)):
+        layer(i)
     project_logits(m, scale=scales.logits, needs_bias="l" in needs_bias)
     return m.finish()
 
@@ -444,6 +454,51 @@ def leave_out_drafts(m: ProgramBuilder) -> int:
     drafts = tuple(f"blk.{i}." for i in range(n_layer - n_drafts, n_layer))
     m.used |= {name for name in m.gguf.tensors if name.startswith(drafts)}
     return n_drafts
+
+
+def begin_nextn(m: ProgramBuilder, scale: float = 1.0) -> int:
+    """x of the first block that drafts the token after the next, and its number; ``scale`` is that of embeddings.
+
+    Such a block (``nextn``) is a program of its own over the same file. Its row at a position reads the embedding of
+    the token there and the hidden state that the model's head had read one position before, or its own for a token that
+    was only drafted; ``Batch.embeddings`` brings these states:
+
+        x = [RMSNorm(embedding; enorm) | RMSNorm(state; hnorm)] Weh^T, one layer as the model's own, a norm, the head
+
+    UnsupportedError for a file without one.
+    """
+    n_drafts = leave_out_drafts(m)
+    if not n_drafts:
+        raise UnsupportedError(
+            f"{file_name(m.gguf)} has no block that drafts tokens (nextn_predict_layers). Take another conversion of "
+            "the model, or draft with n-grams or a small model.",
+            code="NO_NEXTN",
+        )
+    hp, number = m.hp, m.hp.n_layer - n_drafts
+    blk = f"blk.{number}"
+    m.used |= set(m.found)  # the rest is the model's
+    m.embed("state")
+    own = f"{blk}.nextn.embed_tokens.weight"
+    table = m.weight(own if own in m.found else "token_embd.weight", hp.n_vocab, hp.n_embd)
+    m.ops.append(Embed(table, m.buffer("embedding", hp.n_embd), scale, embeds=False))
+    m.buffer("both", 2 * hp.n_embd)
+    for first, x, norm in ((0, "embedding", "enorm"), (hp.n_embd, "state", "hnorm")):
+        weight = m.weight(f"{blk}.nextn.{norm}.weight", hp.n_embd)
+        m.ops.append(RMSNorm(x, weight, m.part("both", first, hp.n_embd), hp.eps))
+    m.linear("both", f"{blk}.nextn.eh_proj", "x", hp.n_embd)
+    return number
+
+
+def finish_nextn(m: ProgramBuilder, number: int) -> Program:
+    """The program, with the block's own norm and head where it has them, else the model's."""
+    norm, head = (f"blk.{number}.nextn.shared_head_{part}" for part in ("norm", "head"))
+    m.select_outputs("x", "x_out")
+    m.rms_norm("x_out", norm if f"{norm}.weight" in m.found else "output_norm", "h_out")
+    m.hidden = "h_out"
+    if f"{head}.weight" not in m.found:
+        head = "output" if "output.weight" in m.found else "token_embd"
+    m.linear("h_out", head, Program.output, m.hp.n_vocab)
+    return m.finish()
 
 
 def self_attention(

@@ -11,7 +11,15 @@ from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import StateLayer
 from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import ProgramBuilder, leave_out_drafts, project_logits, rope_factors, self_attention
+from edgellm.models.parts.blocks import (
+    ProgramBuilder,
+    begin_nextn,
+    finish_nextn,
+    leave_out_drafts,
+    project_logits,
+    rope_factors,
+    self_attention,
+)
 from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
 
 
@@ -88,12 +96,14 @@ def build_hybrid(
     inputs: Inputs,
     ffn: Callable[[ProgramBuilder, str], None],
     n_ff: int | None = None,
+    nextn: bool = False,
 ) -> Program:
     """x += mixer(RMSNorm(x)), a delta-net or gated attention;  x += ffn(RMSNorm(x)).
 
     Blocks behind the last one are drafts of the tokens that follow the next, and are left out.
 
-    n_ff   the feed-forward's width, where the file need not say it
+    n_ff    the feed-forward's width, where the file need not say it
+    nextn   the program of the first of those blocks, which has attention
     """
     hp = read_hparams(gguf, n_ff=n_ff)
     if hp.head_dim_k != hp.head_dim_v:
@@ -102,8 +112,8 @@ def build_hybrid(
     m = ProgramBuilder(gguf, hp)
     base = real(gguf, "rope.freq_base", 10000.0)
     m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
-    m.embed("x")
-    for i, recurrent in enumerate(recurrent_layers(gguf, hp)[: hp.n_layer - leave_out_drafts(m)]):
+
+    def layer(i: int, *, recurrent: bool) -> None:
         blk = f"blk.{i}"
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         if recurrent:
@@ -114,6 +124,14 @@ def build_hybrid(
         m.rms_norm("x", f"{blk}.post_attention_norm", "h")
         ffn(m, blk)
         m.add("x", "proj", "x")
+
+    if nextn:
+        first = begin_nextn(m)
+        layer(first, recurrent=False)
+        return finish_nextn(m, first)
+    m.embed("x")
+    for i, recurrent in enumerate(recurrent_layers(gguf, hp)[: hp.n_layer - leave_out_drafts(m)]):
+        layer(i, recurrent=recurrent)
     project_logits(m)
     return m.finish()
 

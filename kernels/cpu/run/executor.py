@@ -40,6 +40,10 @@ class _NotWantedError(Exception):
     """Nobody wants the rest of the step."""
 
 
+def _nothing() -> None:
+    """The end of threads that are another's."""
+
+
 class _Wanted(NamedTuple):
     """The buffers that a step's result is in, and one past the last row of the op table that makes it.
 
@@ -62,6 +66,7 @@ class CPUExecutor:
     untested     run the kernels of this cache as they are: that is how they are tested. Without it those that have not
                  passed on this CPU are tested now, and another form is taken when one fails (verified_kernels.py)
     is_part      the program is a part of one, with what it needs for few rows among its ops (kernels/split.py)
+    beside       run on the threads of this one, which is closed last; the two never run at once
     """
 
     backend: ClassVar[str] = "CPU"
@@ -80,6 +85,7 @@ class CPUExecutor:
         form: str | None = None,
         untested: KernelCache | None = None,
         is_part: bool = False,
+        beside: CPUExecutor | None = None,
     ) -> None:
         self.program, self.max_tokens, self.n_threads = program, max_tokens, n_threads
         self.pool = pool = CachePool(program.cache_layers, n_blocks, self.kv_dtype)
@@ -98,8 +104,8 @@ class CPUExecutor:
         for table in tables:
             table.rows[:, layout.KERNEL // 8] = [addresses[name] for name in table.kernels]
         self._use(self._plain)
-        self._team = ThreadTeam(addresses, n_threads, self._code)
-        self._end_threads = weakref.finalize(self, self._team.close)
+        self._team: ThreadTeam = ThreadTeam(addresses, n_threads, self._code) if beside is None else beside._team
+        self._end_threads = weakref.finalize(self, self._team.close if beside is None else _nothing)
         self._step = StepRecord(program, max_tokens, n_threads)
         self._has_state = any(group.kind == "state" for group in program.groups)
         per_thread = scratch_nbytes(program, max_tokens)
@@ -108,6 +114,7 @@ class CPUExecutor:
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._results: dict[tuple[bool, bool], _Wanted] = {}
         self._in_file = False
+        self._last = (False, 0)  # whether the tail for few rows made the last step's logits, and of how many rows
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
 
@@ -158,6 +165,7 @@ class CPUExecutor:
             elif len(table.rows) > table.first_row[-1]:  # there is a tail for few rows
                 middle, first, last = table.n_rows_before_tail, table.first_row[-1], wanted.tail_end
                 rows = wanted.tail_rows
+        self._last = rows is wanted.tail_rows, len(output_rows)
         self._run_rows(begin, middle, hook)
         if hook is None and wanted.all_rows is not None and len(output_rows) == len(batch) and middle > begin:
             return checked(wanted.all_rows[: len(batch)])
@@ -171,6 +179,13 @@ class CPUExecutor:
             if result.base is not rows.base:
                 result[start : start + len(chunk)] = rows[: len(chunk)]
         return checked(result)
+
+    def last_hidden(self) -> np.ndarray:
+        """See ``HiddenExecutor``."""
+        (by_tail, n), found = self._last, self._wanted(hidden=True)
+        if n > MAX_OUTPUTS:
+            raise ParameterError(f"last_hidden() is of at most {MAX_OUTPUTS} rows; the last step had {n}")
+        return (found.tail_rows if by_tail else found.rows)[:n]
 
     def _wanted(self, *, hidden: bool) -> _Wanted:
         """Where a step's result will be."""

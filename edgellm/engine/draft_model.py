@@ -1,0 +1,388 @@
+"""A small model drafts for a large one: it goes on with a text by itself, and the large one says how far it is right.
+
+One ``DraftModel`` stands behind all answers of an engine. It has an executor and a paged cache of its own, so its
+memory is bounded, and what it has read of a prompt is known when another begins alike; answers that share a step draft
+together. A draft is the likeliest token after the likeliest token. It goes on for as long as the chance that all of it
+is right, by the model's own probabilities and by how often these were borne out, is worth a step of it; an answer whose
+drafts do not pay is left alone for a while, the longer the more often that happens.
+
+The draft model may read the text in ids of its own: see ``Reading``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from edgellm.engine import cache
+from edgellm.engine.cache import KVCache
+from edgellm.engine.speculation import Ask, Draft, Drafter
+from edgellm.formats.errors import ContextFullError, EdgeLLMError
+from edgellm.kernels.draw import Draw, DrawSpec, Link, TokenDraw
+from edgellm.kernels.program import Batch, Executor, TogetherDecodingExecutor
+
+RUN = 4  # tokens that are drafted between two looks at their chances
+ROW_SHARE = 0.1  # of a plain step, what it costs the large model to look at one token more
+READ_S = 0.05  # of reading what it has not seen yet, between two steps of the large model
+LEAST_READ = 64  # tokens of it in any case
+REST = (16, 1024)  # tokens of an answer without drafts when these did not pay, at first and at most
+CREDIT = 3.0  # tokens that drafts may cost before they rest
+GREEDY = DrawSpec((Link("temperature", 0.0),), n_candidates=1, k=1, wants_sum=True)
+
+
+class Reading(Protocol):
+    """One text as the draft model reads it."""
+
+    def read(self, tokens: Sequence[int]) -> tuple[Sequence[int], int] | None:
+        """The draft model's ids of a text that only ever grows, and how many of the first ones will stay as they are.
+
+        None where it cannot read the text.
+        """
+        ...
+
+    def write(self, draft: Sequence[int]) -> list[int]:
+        """What a draft behind the text read last is in the ids of the large model, at most as many."""
+        ...
+
+
+class SameIds:
+    """The ``Reading`` of a draft model whose first ``n_vocab`` ids are those of the large one."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self.n_vocab = n_vocab
+        self._n_read = 0
+
+    def read(self, tokens: Sequence[int]) -> tuple[Sequence[int], int] | None:
+        """See ``Reading``."""
+        if max(tokens[self._n_read :], default=0) >= self.n_vocab:
+            return None
+        self._n_read = len(tokens)
+        return tokens, len(tokens)
+
+    def write(self, draft: Sequence[int]) -> list[int]:
+        """See ``Reading``."""
+        strange = (i for i, token in enumerate(draft) if token >= self.n_vocab)
+        return list(draft[: next(strange, len(draft))])
+
+
+class RestingDrafter:
+    """A drafter of one answer that is asked together with others, and rests where drafts do not pay."""
+
+    def __init__(self, credit: float, trust: Trust) -> None:
+        self.trust = trust
+        self.gained = 0.0
+        self._balance, self._rest = credit, REST[0]
+        self._n_seen = self._sleeps_until = 0
+
+    def draft(self, tokens: Sequence[int], n: int) -> list[int]:
+        """None by itself: a ``DraftSource`` drafts for all."""
+        return []
+
+    def settle(self, gain: float) -> None:
+        """As ``Drafter`` has it."""
+        self.gained += gain
+        self._balance = min(2 * CREDIT, self._balance + gain)
+        if self._balance < 0:
+            self._sleeps_until, self._balance = self._n_seen + self._rest, CREDIT / 2
+            self._rest = min(4 * self._rest, REST[1])
+        elif gain > 0:
+            self._rest = max(REST[0], self._rest // 2)
+
+    def wants(self, tokens: Sequence[int]) -> bool:
+        """Whether it has a draft to make."""
+        self._n_seen = len(tokens)
+        return self._n_seen >= self._sleeps_until
+
+
+class ModelDrafter(RestingDrafter):
+    """What a draft model keeps of one answer.
+
+    sequence   its keys and values, of ids that will not change
+    written    ids behind those whose keys and values are there, too: of a draft, or of an end that may still change
+    ids        the text as the draft model reads it
+    """
+
+    def __init__(self, reading: Reading, credit: float, trust: Trust) -> None:
+        super().__init__(credit, trust)
+        self.reading = reading
+        self.sequence: cache.Sequence | None = None
+        self.written: list[int] = []
+        self.ids: Sequence[int] = ()
+        self.n_stable = 0  # of the ids
+        self.is_lost = False  # its text cannot be read, or is longer than the draft model's context
+
+    def looks(self, tokens: Sequence[int], n_ctx: int) -> bool:
+        """Read the text as it is now, and see what has become of the last draft; False where that cannot be."""
+        read = self.reading.read(tokens)
+        if read is None or len(read[0]) >= n_ctx:
+            self.is_lost = True
+            return False
+        self.ids, self.n_stable = read
+        self.trust.look(self.ids)
+        return True
+
+    def wants(self, tokens: Sequence[int]) -> bool:
+        """Whether it has a draft to make."""
+        return super().wants(tokens) and not self.is_lost
+
+
+class Trust:
+    """How far a draft model's own probabilities are borne out, the last tokens counting most."""
+
+    def __init__(self, right: float = 2.0, hoped: float = 2.0) -> None:
+        self._right, self._hoped = right, hoped
+        self._draft: list[tuple[int, float]] = []
+        self._from = 0
+
+    def expect(self, n_tokens: int, draft: Sequence[int], probabilities: Sequence[float]) -> None:
+        """The large model will say what stands in place of this draft, behind n tokens."""
+        self._from, self._draft = n_tokens, list(zip(draft, probabilities, strict=True))
+
+    def look(self, tokens: Sequence[int]) -> None:
+        """What came in its place; the first wrong token ends what was to be learned."""
+        for (token, probability), came in zip(self._draft, tokens[self._from :], strict=False):
+            self._right = 0.95 * self._right + (token == came)
+            self._hoped = 0.95 * self._hoped + probability
+            if token != came:
+                break
+        self._draft = []
+
+    def inherited(self) -> Trust:
+        """That of another text, to begin with."""
+        return Trust(self._right, self._hoped)
+
+    def chance(self, probability: float) -> float:
+        """That a token of this probability is right."""
+        return min(1.0, probability * (self._right + 1) / (self._hoped + 1))
+
+
+@dataclass(eq=False)
+class _Growing:
+    """A text in one round: first what is missing of it is read, then it is drafted.
+
+    start    where the next id to compute stands
+    n_read   so many are read
+    n        so many are drafted at most
+    draft    the last of these is not computed yet
+    """
+
+    drafter: ModelDrafter
+    sequence: cache.Sequence
+    start: int
+    n_read: int
+    n: int
+    draft: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+
+    def add(self, token: int, probability: float) -> None:
+        """The next token of the draft."""
+        before = self.chances[-1] if self.chances else 1.0
+        self.draft.append(token)
+        self.probabilities.append(probability)
+        self.chances.append(before * self.drafter.trust.chance(probability))
+
+    def goes_on(self, worth: float) -> bool:
+        """Whether one more token is likely worth so much of a plain step."""
+        return 0 < len(self.draft) < self.n and self.chances[-1] > worth
+
+
+class DraftModel:
+    """The ``DraftSource`` of a loaded model. ``close`` frees it.
+
+    executor   owned from now on, as is the cache
+    reading    makes what reads the text of one answer
+    closed     called when it is closed
+    tell       given a line for the user when it goes wrong
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        kv: KVCache,
+        reading: Callable[[], Reading],
+        closed: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.executor, self.cache, self.tell = executor, kv, tell
+        self.drafters: set[ModelDrafter] = set()  # that have something in the cache
+        self._reading, self._closed = reading, closed
+        self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
+        self._draws: list[TokenDraw] = []
+        self._gained, self._trust = 0.0, Trust()  # of the last answers
+        self._step_s = self._token_s = 0.0  # of a step of all that draft together; of a token that is read
+        self._is_over = False
+
+    def __call__(self) -> Drafter:
+        """The drafter of one answer, with little credit where the last ones did not pay."""
+        return ModelDrafter(self._reading(), CREDIT if self._gained >= 0 else CREDIT / 3, self._trust.inherited())
+
+    def release(self, drafter: Drafter) -> None:
+        """Its answer is over; what was read stays findable."""
+        if isinstance(drafter, ModelDrafter):
+            self._gained, drafter.gained = self._gained / 2 + drafter.gained, 0.0
+            self._trust = drafter.trust
+            self._let_go(drafter)
+
+    def _let_go(self, drafter: ModelDrafter) -> None:
+        if drafter.sequence is not None:
+            self.drafters.discard(drafter)
+            self.cache.release(drafter.sequence)
+            drafter.sequence, drafter.written = None, []
+
+    def close(self) -> None:
+        """Free the model. May be called twice."""
+        if not self._is_over:
+            self._is_over = True
+            self.executor.close()
+            self._closed()
+
+    def draft_all(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
+        """See ``DraftSource``. When the model fails there are no more drafts; the answers go on without."""
+        if self._is_over:
+            return [Draft() for _ in asked]
+        try:
+            return self._drafts(asked, plain_s)
+        except EdgeLLMError as error:
+            for drafter in list(self.drafters):
+                self._let_go(drafter)
+            self.close()
+            self.tell(f"There are no more drafts: {error}")
+            return [Draft() for _ in asked]
+
+    def _drafts(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
+        room = self.executor.max_tokens
+        if self._token_s:
+            room = min(room, max(LEAST_READ, int(READ_S / self._token_s)))
+        growing: list[_Growing | None] = []
+        for ask in asked:
+            growing.append(self._begin(ask, room) if room > 0 else None)
+            room -= 0 if (one := growing[-1]) is None else one.n_read
+        if texts := [one for one in growing if one is not None]:
+            self._read(texts)
+            self._grow(texts, self._step_s / plain_s + ROW_SHARE)
+        return [Draft() if one is None else self._finished(one, ask) for one, ask in zip(growing, asked, strict=True)]
+
+    # -- one round -------------------------------------------------------------------------------------------------
+
+    def _begin(self, ask: Ask, room: int) -> _Growing | None:
+        """Bring what is kept of a text up to its tokens; None where it is not to be drafted now."""
+        drafter = ask.drafter
+        if not isinstance(drafter, ModelDrafter) or not drafter.wants(ask.tokens):
+            return None
+        if not drafter.looks(ask.tokens, self.cache.n_ctx):
+            self._let_go(drafter)
+            return None
+        if drafter.sequence is None:
+            drafter.sequence = self.cache.open(drafter.ids)
+            self.drafters.add(drafter)
+        sequence, ids = drafter.sequence, drafter.ids
+        known = ids[sequence.length : len(ids) - 1]  # the last is computed again, for its logits
+        agree = [a == b for a, b in zip(drafter.written, known, strict=False)]
+        drafter.written = drafter.written[: agree.index(False) if False in agree else len(agree)]
+        self._commit(drafter)
+        n_ahead = len(drafter.written)
+        start = sequence.length + n_ahead
+        n_read = min(len(ids) - start, room)
+        n_draft = min(ask.n, self.cache.n_ctx - len(ids)) if start + n_read == len(ids) else 0
+        try:
+            self.cache.reserve(sequence, n_ahead + n_read + n_draft)
+        except ContextFullError:  # others draft meanwhile
+            self._let_go(drafter)
+            return None
+        return _Growing(drafter, sequence, start, n_read, n_draft)
+
+    def _commit(self, drafter: ModelDrafter) -> None:
+        """Keep what was computed of ids that will not change."""
+        sequence, written = drafter.sequence, drafter.written
+        assert sequence is not None, "it was opened"
+        if (n := min(len(written), drafter.n_stable - sequence.length)) > 0:
+            self.cache.commit(sequence, written[:n])
+            drafter.written = written[n:]
+
+    def _read(self, texts: Sequence[_Growing]) -> None:
+        """Compute what is missing of the texts; those that are read to the end have a first token then."""
+        began, parts, ends = perf_counter(), [], []
+        for one in texts:
+            parts.append((one, one.drafter.ids[one.start : one.start + one.n_read]))
+            ends.append(one.start + one.n_read == len(one.drafter.ids))
+        logits = iter(self.executor.run(_batch(parts, ends)))
+        for (one, ids), is_ready in zip(parts, ends, strict=True):
+            one.start += len(ids)
+            one.drafter.written = [*one.drafter.written, *ids]
+            self._commit(one.drafter)
+            if is_ready:
+                one.add(*likeliest(next(logits), self.executor.draw))
+        if (n := sum(one.n_read for one in texts)) >= LEAST_READ:
+            self._token_s = (perf_counter() - began) / n
+
+    def _grow(self, texts: Sequence[_Growing], worth: float) -> None:
+        """Draft for as long as the chance that all is right is worth a step."""
+        while active := [one for one in texts if one.goes_on(worth)]:
+            began, n = perf_counter(), min(RUN, *(one.n - len(one.draft) for one in active))
+            n_made = self._run(active, n)
+            step_s = (perf_counter() - began) / n_made
+            self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
+
+    def _run(self, active: Sequence[_Growing], n: int) -> int:
+        """Up to n tokens more for each; how many."""
+        batch = _batch([(one, one.draft[-1:]) for one in active], [True] * len(active))
+        draw = self.executor.draw
+        if self._together is not None and draw is not None:
+            while len(self._draws) < len(active):
+                self._draws.append(draw.open(GREEDY, np.random.default_rng(0)))
+            draws = self._draws[: len(active)]
+            drawn = self._together.decode_together(batch, n, draws, [()] * len(active))
+            if n_made := min(drawn):
+                for one, draw_of in zip(active, draws, strict=True):
+                    self._append(one, [(step.token, 1 / step.sum) for step in draw_of.drawn(n_made)])
+                return n_made
+        logits = self.executor.run(batch)
+        for one, row in zip(active, logits, strict=True):
+            self._append(one, [likeliest(row, draw)])
+        return 1
+
+    def _append(self, one: _Growing, found: Sequence[tuple[int, float]]) -> None:
+        """Tokens that were drafted one after the other: all but the last were computed, as was the one before."""
+        one.drafter.written = [*one.drafter.written, one.draft[-1], *(token for token, _ in found[:-1])]
+        one.start += len(found)
+        for token, probability in found:
+            one.add(token, probability)
+
+    def _finished(self, one: _Growing, ask: Ask) -> Draft:
+        if not one.draft:
+            return Draft()  # there is more to read: that is a cost of the text, not of a draft
+        drafter = one.drafter
+        drafter.trust.expect(len(drafter.ids), one.draft, one.probabilities)
+        tokens = drafter.reading.write(one.draft)[: ask.n]
+        last = len(one.chances) - 1  # of another vocabulary there may be more tokens, or fewer
+        chances = [one.chances[min(last, i * len(one.chances) // len(tokens))] for i in range(len(tokens))]
+        return Draft(tokens, chances, tried=True)
+
+
+def _batch(parts: Sequence[tuple[_Growing, Sequence[int]]], ends: Sequence[bool]) -> Batch:
+    """These ids of each text from its start on; ``ends``: whether the logits of the last of them are wanted."""
+    counts = [len(ids) for _, ids in parts]
+    outputs = np.zeros(sum(counts), bool)
+    outputs[np.cumsum(counts) - 1] = ends
+    starts = [one.start for one, _ in parts]
+    return Batch(
+        tokens=np.concatenate([np.array(ids, np.int32) for _, ids in parts]),
+        positions=np.concatenate([np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)]),
+        sequences=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        outputs=outputs,
+        tables=tuple(np.stack(tables) for tables in zip(*(one.sequence.tables for one, _ in parts), strict=True)),
+    )
+
+
+def likeliest(logits: np.ndarray, draw: Draw | None) -> tuple[int, float]:
+    """The token of the largest logit, and its probability."""
+    found = draw.top_k(logits, 1, with_sum=True) if draw is not None else None
+    if found is not None and found.log_sum is not None:
+        return int(found.positions[0]), float(np.exp(found.values[0] - found.log_sum))
+    token = int(np.argmax(logits))
+    return token, float(1 / np.exp(logits - logits[token]).sum(dtype=np.float64))
