@@ -63,13 +63,18 @@ class GenerationChunk:
 
 
 class Generation(str):
-    """The text of an answer, a plain ``str``, and how it came about."""
+    """The text of an answer, a plain ``str``, and how it came about.
+
+    score, beams   of beam search: what the answer scores, and all answers that were asked for, best first
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     stop: str | int | None
     timings: Timings
+    score: float | None = None
+    beams: tuple[Generation, ...] = ()
     _parse: Callable[[str], Any] | None
 
     @classmethod

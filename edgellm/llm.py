@@ -316,7 +316,15 @@ class LLM:
         return answer_form(self.tokenizer, response_format, regex, grammar)
 
     def generate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
-        """The whole answer, a str with ``tokens``, ``finish_reason``, ``timings`` ...; takes what ``stream`` takes."""
+        """The whole answer, a str with ``tokens``, ``finish_reason``, ``timings`` ...; takes what ``stream`` takes.
+
+        num_beams   the likeliest answer that beam search finds, with its ``score``, in place of a sampled one; with
+                    ``length_penalty``, ``early_stopping`` and ``num_return_sequences`` (``.beams``) as in transformers
+        """
+        if "num_beams" in kwargs:
+            from edgellm.beam_search import best_answer
+
+            return best_answer(self, prompt, *args, **kwargs)
         chunks = self.stream(prompt, *args, **kwargs)
         return Generation.of(chunks, chunks.parse)
 
@@ -436,6 +444,10 @@ class LLM:
 
     async def agenerate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
         """``generate`` to be awaited."""
+        if "num_beams" in kwargs:
+            from edgellm.embedding import in_thread
+
+            return await in_thread(self.generate, prompt, *args, **kwargs)
         chunks = await self._opened(prompt, *args, **kwargs)
         async with contextlib.aclosing(chunks.asynchronous()) as stream:
             return Generation.of([chunk async for chunk in stream], chunks.parse)

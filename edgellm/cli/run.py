@@ -39,6 +39,8 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_.~/\\:+=@-]+|https?://\S+")
 @click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("--raw", "-no-cnv", "--no-conversation", "raw", is_flag=True, help="Complete text, without a template.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: text, finish_reason, timings.")
+@click.option("--num-beams", type=click.IntRange(1, 128), metavar="N", help="Beam search in place of sampling.")
+@click.option("--length-penalty", type=float, metavar="X", help="Of beam search: more than 0 favours long answers.")
 @click.option("--tools", "tools_file", metavar="FILE.py", help="Let the model call the functions of this file.")
 @generation_options
 @form_options
@@ -81,7 +83,10 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     options = {"max_tokens": values["n_predict"], "stop": values["stops"], **sampling, **given_form(values)}
     if not values["raw"]:
         options["template_kwargs"] = template_arguments(values)
-    answers = _answerer(values["tools_file"])
+    if values["length_penalty"] is not None and values["num_beams"] is None:
+        raise click.UsageError("--length-penalty is for beam search. Give --num-beams too.")
+    beams = {name: values[name] for name in ("num_beams", "length_penalty") if values[name] is not None}
+    answers = _answerer(values["tools_file"], beams)
     with _loaded(model, values, named) as llm:
         write = (lambda text: None) if values["as_json"] else hand_over
         answer, more = answers(llm, prompt if values["raw"] else messages, options, write)
@@ -97,8 +102,17 @@ def command(arguments: tuple[str, ...], **values: Any) -> int:
     return EXIT_INTERRUPTED if answer.stopped else 0
 
 
-def _answerer(tools_file: str | None) -> Callable[..., tuple[Answer, dict[str, Any]]]:
+def _answerer(tools_file: str | None, beams: dict[str, Any]) -> Callable[..., tuple[Answer, dict[str, Any]]]:
     """What answers, with the functions of a file or without: (answer, what else JSON shall have of it)."""
+    if beams and tools_file is not None:
+        raise click.UsageError("--num-beams does not go together with --tools.")
+    if beams:
+        from edgellm.beam_search import answer_chunks
+
+        return lambda llm, prompt, options, write: (
+            stream_answer(partial(answer_chunks, llm, prompt, **beams, **options), write),
+            {},
+        )
     if tools_file is not None:
         from edgellm.cli.tools import answer_with_tools, functions_of
 

@@ -292,7 +292,8 @@ class Engine:
         request.ending = "length" if limit == max_tokens else "context_full"
         return request
 
-    def submit(self, request: Request) -> None:
+    def submit(self, *requests: Request) -> None:
+        """Put requests in line, together."""
         if not self.is_ours():
             raise ClosedError(
                 "The model was loaded before a fork, which takes no threads along. Load it in this process."
@@ -302,11 +303,12 @@ class Engine:
         with self.lock:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
-            request.adapters = self.adapters if request.adapters is None else request.adapters
-            draw = getattr(getattr(request, "sampler", None), "draw", None)
-            if draw is not None and draw is not getattr(self.executor, "draw", None):
-                request.has_moved = True  # its sampler is older than this executor
-            self.scheduler.add(request)
+            for request in requests:
+                request.adapters = self.adapters if request.adapters is None else request.adapters
+                draw = getattr(getattr(request, "sampler", None), "draw", None)
+                if draw is not None and draw is not getattr(self.executor, "draw", None):
+                    request.has_moved = True  # its sampler is older than this executor
+                self.scheduler.add(request)
             self._hurry()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="edgellm-engine", daemon=True)

@@ -12,11 +12,13 @@ import pytest
 from fake_llm import FakeLLM
 
 import edgellm
+from edgellm import beam_search
 from edgellm.cli import main
 from edgellm.cli.answer import Answer, timing_block
 from edgellm.cli.options import parse_override
 from edgellm.engine.requests import Timings
 from edgellm.formats.errors import ContextFullError, ParameterError, TemplateError
+from edgellm.generation import GenerationChunk
 from edgellm.sampling import SamplingParams
 from edgellm.sampling.options import SAMPLING_OPTIONS
 
@@ -190,6 +192,23 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
         "draft": None,
         "force": True,
     }
+
+
+def test_beams_reach_the_library_and_their_answer_is_written(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer_chunks(llm: Any, prompt: Any, **options: Any) -> Any:
+        asked.append(options)
+        yield GenerationChunk("found", None, None, "stop", Timings())
+
+    monkeypatch.setattr(beam_search, "answer_chunks", answer_chunks)
+    assert main(["run", "m", "x", "--num-beams", "3", "--length-penalty", "0.5", "-n", "9"]) == 0
+    assert capsys.readouterr().out == "found\n"
+    given = {name: asked[0][name] for name in ("num_beams", "length_penalty", "max_tokens")}
+    assert given == {"num_beams": 3, "length_penalty": 0.5, "max_tokens": 9}
+    assert main(["run", "m", "x", "--length-penalty", "0.5"]) == 2
 
 
 def test_a_form_reaches_the_library_as_text_or_from_a_file(

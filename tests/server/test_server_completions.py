@@ -91,6 +91,23 @@ def test_echo_with_more_tokens_is_the_prompt_and_the_answer(client: TestClient) 
         assert [one for part in told for one in part[column]] == rows[column]
 
 
+def test_the_best_of_several_are_those_with_the_likeliest_tokens(client: TestClient) -> None:
+    body = {"prompt": ["the", "an"], "max_tokens": 6, "seed": 3, "temperature": 1.5, "logprobs": 0}
+    every = client.post(PATH, json={**body, "n": 5}).json()
+    best = client.post(PATH, json={**body, "n": 2, "best_of": 5}).json()
+    for first in (0, 5):
+        rows = {choice["text"]: choice["logprobs"]["token_logprobs"] for choice in every["choices"][first : first + 5]}
+        expected = sorted(rows, key=lambda text: -sum(rows[text]) / max(1, len(rows[text])))[:2]
+        found = best["choices"][first // 5 * 2 :][:2]
+        assert [choice["text"] for choice in found] == expected
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert best["usage"] == every["usage"]  # what is made counts, chosen or not
+    hidden = client.post(PATH, json={**body, "n": 2, "best_of": 5, "logprobs": None}).json()
+    assert [(choice["text"], choice["logprobs"]) for choice in hidden["choices"]] == [
+        (choice["text"], None) for choice in best["choices"]
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -99,7 +116,8 @@ def test_echo_with_more_tokens_is_the_prompt_and_the_answer(client: TestClient) 
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt[0]"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
-        ({"prompt": "x", "best_of": 3}, "best_of"),
+        ({"prompt": "x", "n": 3, "best_of": 2}, "best_of"),
+        ({"prompt": "x", "best_of": 3, "stream": True}, "best_of"),
         ({"prompt": "x", "logprobs": 21}, "logprobs"),
     ],
 )

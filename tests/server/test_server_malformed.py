@@ -81,7 +81,7 @@ BASES: dict[str, tuple[str, dict[str, Any], dict[str, list[Any]]]] = {
             "logprobs": [-1, 21, "x", []],
             "echo": WRONG_FLAGS,
             "suffix": ["x", 1],
-            "best_of": [0, 2, "x"],
+            "best_of": [0, 17, "x"],
         },
     ),
     "llama": (

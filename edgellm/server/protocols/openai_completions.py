@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -84,13 +85,13 @@ def to_requests(body: CompletionBody) -> list[TextRequest]:
     """One for each choice, in the order of their numbers."""
     if body.suffix:
         raise invalid("suffix", "this endpoint has none; /infill fills in the middle.")
-    n = body.n or 1
-    if body.best_of not in (None, n):
-        raise invalid("best_of", "it must be n: the best of more is not chosen here.")
+    n, made = choices_of(body)
     given = next((count for count in (body.max_tokens, body.n_predict) if count is not None), DEFAULT_MAX_TOKENS)
     logprobs = body.logprobs
     if isinstance(logprobs, bool):
         logprobs = 0 if logprobs else None
+    if made > n and logprobs is None:
+        logprobs = 0  # what is chosen by
     sampling = sampling_fields(body)
     return [
         TextRequest(
@@ -105,8 +106,19 @@ def to_requests(body: CompletionBody) -> list[TextRequest]:
             lora=checked_lora("lora", body.lora),
         )
         for prompt in prompts_of(body)
-        for number in range(n)
+        for number in range(made)
     ]
+
+
+def choices_of(body: CompletionBody) -> tuple[int, int]:
+    """How many choices a prompt has, and how many are made for it: the likeliest per token are chosen."""
+    n = body.n or 1
+    made = n if body.best_of is None else body.best_of
+    if made < n:
+        raise invalid("best_of", f"it is {made}, fewer than n, which is {n}.")
+    if made > n and body.stream:
+        raise invalid("best_of", "which are the best is known at the end alone; leave stream out.")
+    return n, made
 
 
 async def completions(call: Call) -> Reply:
@@ -117,7 +129,7 @@ async def completions(call: Call) -> Reply:
     head = {"id": new_id("cmpl-"), "object": "text_completion", "created": int(now()), "model": name}
     if body.stream:
         return Stream(_chunks(call, body, requests, head), failed=_failed)
-    return Json(await _whole(call, requests, head))
+    return Json(await _whole(call, body, requests, head))
 
 
 def _failed(error: ServerError) -> bytes:
@@ -159,17 +171,27 @@ class _Text:
         self.request = request
         self.pieces: list[str] = []
         self.rows: list[TokenLogprob] = []
+        self.n_made, self.logprob = 0, 0.0  # of the answer alone
         self.reason = "length"
         self.timings = Timings()
 
     def add(self, item: TextItem, text: str) -> None:
         self.pieces.append(text)
-        self.rows += _rows_of(item)
+        rows = _rows_of(item)
+        self.rows += rows
+        if isinstance(item, GenerationChunk):
+            self.n_made += len(rows)
+            self.logprob += sum(row.logprob for row in rows if row.logprob is not None)
         if isinstance(item, GenerationChunk) and item.finish_reason:
             self.reason, self.timings = FINISH[item.finish_reason], item.timings
 
-    def as_dict(self, index: int) -> dict[str, Any]:
-        logprobs = None if self.request.logprobs is None else _Rows().take(self.rows)
+    @property
+    def likelihood(self) -> float:
+        """The mean log-probability of its tokens; an answer without any is the least."""
+        return self.logprob / self.n_made if self.n_made else -math.inf
+
+    def as_dict(self, index: int, *, with_logprobs: bool) -> dict[str, Any]:
+        logprobs = _Rows().take(self.rows) if with_logprobs else None
         return {"text": "".join(self.pieces), "index": index, "logprobs": logprobs, "finish_reason": self.reason}
 
 
@@ -184,14 +206,20 @@ def _text_of(item: TextItem, request: TextRequest) -> str:
     return item.text if isinstance(item, GenerationChunk) or request.echo else ""
 
 
-async def _whole(call: Call, requests: list[TextRequest], head: dict[str, Any]) -> dict[str, Any]:
+async def _whole(call: Call, body: CompletionBody, requests: list[TextRequest], head: dict[str, Any]) -> dict[str, Any]:
     made = [_Text(request) for request in requests]
     async with aclosing(side_by_side([partial(texts, call.server, one) for one in requests])) as source:
         async for number, item in source:
             made[number].add(item, _text_of(item, requests[number]))
+    n, of = choices_of(body)
+    chosen = made
+    if of > n:
+        each = [made[start : start + of] for start in range(0, len(made), of)]
+        chosen = [text for texts in each for text in sorted(texts, key=lambda text: -text.likelihood)[:n]]
+    asked = body.logprobs is not None and body.logprobs is not False
     return {
         **head,
-        "choices": [text.as_dict(number) for number, text in enumerate(made)],
+        "choices": [text.as_dict(number, with_logprobs=asked) for number, text in enumerate(chosen)],
         "usage": _usage([text.timings for text in made], requests),
         "system_fingerprint": FINGERPRINT,
         "timings": llama_timings(made[0].timings),
