@@ -89,10 +89,8 @@ def load(
     n_parallel      conversations at once whose keys and values are all kept in full. More may run; what does not fit is
                     computed again. Answers that run together share their steps: sixteen cost little more than one
     speculate       "ngram": speculative decoding; what followed the last tokens where they stood before is tried in one
-                    step. The answers are the same to the last bit, and sooner there when they repeat much. "mtp": a
-                    block of the file that drafts (``nextn``) is tried likewise
-    draft           a small model, named as the model is, whose guesses are tried in one step; it rests where that does
-                    not pay. Any vocabulary will do, the same one is best
+                    step. The answers are the same to the last bit, and sooner there when they repeat much. "mtp": so is
+                    what a block of the file drafts; ``draft`` is a small model that does, named as the model is
     cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
                     prompt that begins with one costs its rest alone. For the eyes of this user only
     lora            files of LoRA adapters (GGUF): a path, a list of paths or of (path, scale), or a mapping of names to
@@ -188,15 +186,16 @@ class LLM:
 
     async def aembed(self, texts: str | Sequence[Text], **options: Any) -> Any:
         """``embed`` to be awaited; cancelling the task ends the work within a step."""
+        return await self._beside(self.embed, texts, **options)
+
+    async def _beside(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         from edgellm.embedding import in_thread
 
-        return await in_thread(self.embed, texts, **options)
+        return await in_thread(function, *args, **options)
 
     async def arerank(self, query: str, documents: Sequence[str], *args: Any, **options: Any) -> list[RankedDocument]:
         """``rerank`` to be awaited."""
-        from edgellm.embedding import in_thread
-
-        ranked: list[RankedDocument] = await in_thread(self.rerank, query, documents, *args, **options)
+        ranked: list[RankedDocument] = await self._beside(self.rerank, query, documents, *args, **options)
         return ranked
 
     @property
@@ -318,8 +317,7 @@ class LLM:
     def generate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
         """The whole answer, a str with ``tokens``, ``finish_reason``, ``timings`` ...; takes what ``stream`` takes.
 
-        num_beams   the likeliest answer that beam search finds, with its ``score``, in place of a sampled one; with
-                    ``length_penalty``, ``early_stopping`` and ``num_return_sequences`` (``.beams``) as in transformers
+        With ``num_beams`` the likeliest that beam search finds, and its ``score``: see ``edgellm.beam_search``.
         """
         if "num_beams" in kwargs:
             from edgellm.beam_search import best_answer
@@ -445,9 +443,7 @@ class LLM:
     async def agenerate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
         """``generate`` to be awaited."""
         if "num_beams" in kwargs:
-            from edgellm.embedding import in_thread
-
-            return await in_thread(self.generate, prompt, *args, **kwargs)
+            return await self._beside(self.generate, prompt, *args, **kwargs)
         chunks = await self._opened(prompt, *args, **kwargs)
         async with contextlib.aclosing(chunks.asynchronous()) as stream:
             return Generation.of([chunk async for chunk in stream], chunks.parse)

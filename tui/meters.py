@@ -76,6 +76,8 @@ def timing_parts(palette: Palette, timings: Mapping[str, float], memory: int) ->
     muted = palette.muted
     if timings.get("generation_tps"):
         parts.append(Text(f"{timings['generation_tps']:.0f} t/s", palette.ink))
+    if timings.get("drafted_n"):
+        parts.append(Text(f"{timings.get('accepted_n', 0):.0f} of {timings['drafted_n']:.0f} drafted", muted))
     if timings.get("prompt_n"):
         reused, computed = int(timings.get("reused_n", 0)), int(timings.get("computed_n", 0))
         rate = f" at {timings['prompt_tps']:.0f} t/s" if timings.get("prompt_tps") else ""

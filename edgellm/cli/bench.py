@@ -14,7 +14,7 @@ import click
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.models import fetched
-from edgellm.cli.options import device_options, device_values, override_option
+from edgellm.cli.options import device_options, device_values, draft_option, override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -82,6 +82,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", help="Form.")
 @device_options
 @adapter_options
+@draft_option
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
 @override_option
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
@@ -92,7 +93,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not
     counted. The last line of output is JSON under llama-bench's names. The column "bandwidth" is the share of this
     machine's memory bandwidth that decoding reaches: the bytes a token must read, against the best order to read them,
-    on a GPU against a plain copy of its memory.
+    on a GPU against a plain copy of its memory. With --draft, answers to a text are measured too ("tg128 drafted").
 
     \b
     Examples:
@@ -179,6 +180,27 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
                     report(result, card)
                 if result.large_page_share is not None:
                     progress.note(f"{result.large_page_share:.0%} of the file is mapped by large pages")
+    if options["draft"] is not None:
+        _bench_drafted(name, n_gen, counts, options, lambda result: report(result, card))
+
+
+def _bench_drafted(
+    name: str, n_gen: list[int], counts: list[int], options: dict[str, Any], report: Callable[[BenchResult], None]
+) -> None:
+    """The same answers' lengths with a draft model, through the library."""
+    import edgellm
+    from edgellm.measure.bench import run_drafted
+
+    for n_threads in counts:
+        with ProgressBar() as progress:
+            llm = edgellm.load(
+                name, n_threads=n_threads, draft=options["draft"], kv_overrides=options["overrides"] or None,
+                n_ctx=max(n_gen) + 128, progress=progress.update, **device_values(options),
+            )  # fmt: skip
+        with llm:
+            given = {"repetitions": options["repetitions"], "warmup": not options["no_warmup"]}
+            for result in run_drafted(llm, n_gen, n_threads=n_threads, **given):
+                report(result)
 
 
 def _with_adapters(program: Program, make: Callable[..., Executor], options: dict[str, Any]) -> tuple[Program, Any]:

@@ -26,7 +26,6 @@ from edgellm.kernels.draw import Draw, DrawSpec, Link, TokenDraw
 from edgellm.kernels.program import Batch, Executor, TogetherDecodingExecutor
 
 RUN = 4  # tokens that are drafted between two looks at their chances
-ROW_SHARE = 0.1  # of a plain step, what it costs the large model to look at one token more
 READ_S = 0.05  # of reading what it has not seen yet, between two steps of the large model
 LEAST_READ = 64  # tokens of it in any case
 REST = (16, 1024)  # tokens of an answer without drafts when these did not pay, at first and at most
@@ -241,12 +240,12 @@ class DraftModel:
             self.executor.close()
             self._closed()
 
-    def draft_all(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
+    def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
         """See ``DraftSource``. When the model fails there are no more drafts; the answers go on without."""
         if self._is_over:
             return [Draft() for _ in asked]
         try:
-            return self._drafts(asked, plain_s)
+            return self._drafts(asked, plain_s, row_s)
         except EdgeLLMError as error:
             for drafter in list(self.drafters):
                 self._let_go(drafter)
@@ -254,7 +253,7 @@ class DraftModel:
             self.tell(f"There are no more drafts: {error}")
             return [Draft() for _ in asked]
 
-    def _drafts(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
+    def _drafts(self, asked: Sequence[Ask], plain_s: float, row_s: float) -> list[Draft]:
         room = self.executor.max_tokens
         if self._token_s:
             room = min(room, max(LEAST_READ, int(READ_S / self._token_s)))
@@ -264,7 +263,7 @@ class DraftModel:
             room -= 0 if (one := growing[-1]) is None else one.n_read
         if texts := [one for one in growing if one is not None]:
             self._read(texts)
-            self._grow(texts, self._step_s / plain_s + ROW_SHARE)
+            self._grow(texts, (self._step_s + row_s) / plain_s)
         return [Draft() if one is None else self._finished(one, ask) for one, ask in zip(growing, asked, strict=True)]
 
     # -- one round -------------------------------------------------------------------------------------------------

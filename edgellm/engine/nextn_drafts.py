@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
-from edgellm.engine.draft_model import CREDIT, ROW_SHARE, RestingDrafter, Trust, likeliest
+from edgellm.engine.draft_model import CREDIT, RestingDrafter, Trust, likeliest
 from edgellm.engine.speculation import Ask, Draft, Drafter
 from edgellm.formats.errors import ContextFullError, EdgeLLMError
 from edgellm.kernels.program import Batch, HiddenExecutor
@@ -103,7 +103,7 @@ class NextnDrafts:
             self._is_over = True
             self.executor.close()
 
-    def draft_all(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
+    def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
         """See ``DraftSource``."""
         if self._is_over:
             return [Draft() for _ in asked]
@@ -115,7 +115,7 @@ class NextnDrafts:
                 self._step(active)
                 step_s = perf_counter() - began
                 self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
-                worth = self._step_s / plain_s + ROW_SHARE
+                worth = (self._step_s + row_s) / plain_s
                 active = [one for one in active if len(one.draft) < one.n and self.goes_on(one.chances[-1], worth)]
         except EdgeLLMError:  # NaN in a draft is nobody's error
             for one in growing:

@@ -40,6 +40,7 @@ LONE_STEP_S = 2.0  # of a step of a prompt that is alone and may be broken off: 
 STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks of a caller who has left
 LONG_TOKENS = 512  # of whole texts in a step: with more it can be broken off, whose looks cost 0.2 ms
 TOKEN_SHARE = 0.1  # of a step of one token, what one more in it costs at best: as long as that was not tried
+LOOK = 4  # tokens of drafts, by which it is judged what one costs
 LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
 
@@ -60,6 +61,11 @@ class Scheduled(NamedTuple):
     def decodes(self) -> bool:
         """Whether it is the next token of an answer, and drafts."""
         return self.n_outputs == 1 + self.n_drafted == len(self.tokens) and not self.request.hidden
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether it is the few tokens that an answer misses, of a draft that was rejected in part, say."""
+        return self.n_outputs == 1 and len(self.tokens) <= MAX_DRAFT and self.request.draft_limit(1) > 0
 
     def without_draft(self) -> Scheduled:
         """Only what is known to be needed."""
@@ -296,14 +302,15 @@ class Scheduler:
     def _with_drafts(self, scheduled: list[Scheduled], fail: Fail) -> list[Scheduled]:
         """The same with drafts, where all are answers and it is known what they cost without."""
         n_plain, self._draft_s = len(scheduled), 0.0
-        if n_plain not in self._decode_s or not all(part.decodes for part in scheduled):
+        if n_plain not in self._decode_s or not all(part.decodes or part.catches_up for part in scheduled):
             return scheduled
-        began, most = perf_counter(), min(MAX_DRAFT, self.max_tokens // n_plain - 1)
+        n_known = sum(len(part.tokens) for part in scheduled)
+        began, most = perf_counter(), min(MAX_DRAFT, max(0, self.max_tokens - n_known) // n_plain)
         drafts = self._drafts(scheduled, most, fail)
         self._draft_s = perf_counter() - began
         if not any(draft.tokens or draft.tried for draft in drafts):
             return scheduled
-        n = max(range(most, -1, -1), key=lambda n: self._worth(n_plain, drafts, n))
+        n = max(range(most, -1, -1), key=lambda n: self._worth(n_plain, n_known, drafts, n))
         parts = [self._with_draft(part, draft.tokens[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
         n_tried = sum(draft.tried for draft in drafts)
         for part, draft in zip(parts, drafts, strict=True):
@@ -313,7 +320,7 @@ class Scheduler:
 
     def _drafts(self, scheduled: Sequence[Scheduled], most: int, fail: Fail) -> list[Draft]:
         """At most ``most`` tokens for each."""
-        rooms = [min(most, self._room(part) - 1) for part in scheduled]
+        rooms = [min(most, min(self._room(part), 1 + MAX_DRAFT) - len(part.tokens)) for part in scheduled]
         made = [Draft() for _ in scheduled]
         if self.source is not None:
             limits = [part.request.draft_limit(room) for part, room in zip(scheduled, rooms, strict=True)]
@@ -322,7 +329,9 @@ class Scheduler:
                 for i, (part, n) in enumerate(zip(scheduled, limits, strict=True))
                 if n > 0 and part.request.drafter is not None
             }
-            found = self.source.draft_all(list(asked.values()), self._decode_s[len(scheduled)]) if asked else []
+            n, plain_s = len(scheduled), self._decode_s[len(scheduled)]
+            row_s = max(0.0, (n + LOOK) / self._tokens_per_s(n + LOOK) - n / self._tokens_per_s(n)) / LOOK
+            found = self.source.draft_all(list(asked.values()), plain_s, row_s) if asked else []
             for i, draft in zip(asked, found, strict=True):
                 made[i] = draft
         for i, part in enumerate(scheduled):
@@ -333,10 +342,10 @@ class Scheduler:
                     made[i] = made[i]._replace(tokens=part.request.allowed(made[i].tokens))
         return made
 
-    def _worth(self, n_plain: int, drafts: Sequence[Draft], n: int) -> float:
+    def _worth(self, n_plain: int, n_known: int, drafts: Sequence[Draft], n: int) -> float:
         """Tokens a second that a step with n tokens of each draft will likely make."""
         sizes = [min(n, len(draft.tokens)) for draft in drafts]
-        size = n_plain + sum(sizes)
+        size = n_known + sum(sizes)
         right = sum(sum(draft.chances[:k]) for draft, k in zip(drafts, sizes, strict=True))
         return self._tokens_per_s(size) * (n_plain + right) / size
 
@@ -355,7 +364,7 @@ class Scheduler:
     def _with_draft(self, part: Scheduled, draft: Sequence[int]) -> Scheduled:
         with contextlib.suppress(ContextFullError):  # nobody is preempted for a guess
             if draft:
-                self.cache.reserve(part.sequence, 1 + len(draft))
+                self.cache.reserve(part.sequence, len(part.tokens) + len(draft))
                 return part._replace(tokens=[*part.tokens, *draft], n_outputs=1 + len(draft), n_drafted=len(draft))
         return part
 
@@ -392,15 +401,15 @@ class Scheduler:
         self._step_s, n = seconds, len(scheduled)
         self.n_steps += 1
         self.n_parts += n
-        if not all(part.decodes for part in scheduled):
-            n_tokens = sum(len(part.tokens) for part in scheduled)
+        n_tokens = sum(len(part.tokens) for part in scheduled)
+        if not all(part.decodes or part.n_drafted for part in scheduled):
             if n_tokens >= min(LEAST_PROMPT_TOKENS, self.max_tokens):
                 self._token_s = (seconds / n_tokens + (self._token_s or seconds / n_tokens)) / 2
             return
         n_drafted = sum(part.n_drafted for part in scheduled)
         step_s, self._draft_s = max(0.0, seconds - self._draft_s), 0.0
-        known = self._decode_s.get(n + n_drafted, step_s)
-        self._decode_s[n + n_drafted] = min(step_s, 0.75 * known + 0.25 * step_s)
+        known = self._decode_s.get(n_tokens, step_s)
+        self._decode_s[n_tokens] = min(step_s, 0.75 * known + 0.25 * step_s)
         for part, n_kept in zip(scheduled, kept, strict=True):
             if part.n_drafted:
                 cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted

@@ -59,8 +59,12 @@ class DraftSource(Protocol):
         """The drafter of one answer."""
         ...
 
-    def draft_all(self, asked: Sequence[Ask], plain_s: float) -> list[Draft]:
-        """A draft for each; ``plain_s`` is what a decode step of all of them takes without."""
+    def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
+        """A draft for each.
+
+        plain_s   what a decode step of all of them takes without
+        row_s     and how much longer it takes for each token that it is to look at besides
+        """
         ...
 
     def release(self, drafter: Drafter) -> None:

@@ -27,9 +27,11 @@ from edgellm.machine.cpu import cpu_name
 
 if TYPE_CHECKING:
     from edgellm.kernels.program import Executor, Program
+    from edgellm.llm import LLM
     from edgellm.measure.model_card import ModelCard
 
 N_UBATCH = 512
+DRAFTED_TEXT = "A river begins in the mountains, where rain and snow gather in small streams. On its way to the sea"
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class BenchTest:
     """``n_prompt`` tokens read, then ``n_gen`` tokens made, behind ``n_depth`` tokens in the cache.
 
     n_parallel   sequences of which each step makes one token; a test with several reads no prompt
+    drafted      an answer to a text, sampler and all, whose tokens a draft model drafts
     """
 
     n_prompt: int
     n_gen: int
     n_depth: int = 0
     n_parallel: int = 1
+    drafted: bool = False
 
     @property
     def name(self) -> str:
@@ -50,6 +54,8 @@ class BenchTest:
         work = "+".join(f"{kind}{n}" for kind, n in (("pp", self.n_prompt), ("tg", self.n_gen)) if n)
         if self.n_parallel > 1:
             work += f" x {self.n_parallel}"
+        if self.drafted:
+            work += " drafted"
         return f"{work} @ d{self.n_depth}" if self.n_depth else work
 
     @property
@@ -94,7 +100,7 @@ class BenchResult:
     @property
     def bandwidth_share(self) -> float | None:
         """The part of the memory bandwidth that decoding one text reaches; None for other tests."""
-        if self.test.n_prompt or self.test.n_parallel > 1 or not self.read_bandwidth:
+        if self.test.n_prompt or self.test.n_parallel > 1 or self.test.drafted or not self.read_bandwidth:
             return None
         return self.mean * self.bytes_per_token / self.read_bandwidth
 
@@ -184,6 +190,20 @@ def run_tests(
             yield _run_test(executor, tokens, test, n_threads, repetitions, n_ubatch, warmup, read_bandwidth)
     finally:
         executor.close()
+
+
+def run_drafted(
+    llm: LLM, n_gens: Sequence[int], *, n_threads: int, repetitions: int = 5, warmup: bool = True
+) -> Iterator[BenchResult]:
+    """Answers of so many tokens to ``DRAFTED_TEXT``, greedy, of a model that was loaded with a draft model."""
+    for n in [n for n in n_gens if n]:
+        seconds = []
+        for number in range(repetitions + warmup):
+            times = llm.generate(DRAFTED_TEXT, max_tokens=n + 1, temperature=0, ignore_eos=True).timings
+            if number >= warmup:
+                seconds.append(times.generation_ms / 1e3)
+        nbytes = bytes_per_token(llm.program, n // 2, llm.executor.kv_dtype)
+        yield BenchResult(BenchTest(0, n, drafted=True), n_threads, tuple(seconds), nbytes, None)
 
 
 def _run_test(

@@ -39,6 +39,7 @@ class Greedy:
 
     short = None
     mask = None
+    begins = ()
 
     def sample(self, logits: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(token=int(logits.argmax()), logprob=None, top=None)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgellm
 from edgellm.cli import main
 from edgellm.cli.bench import COLUMNS, parse_list
 from edgellm.formats.gguf import GGUFFile
@@ -20,7 +21,7 @@ from edgellm.kernels.executors import EXECUTORS
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.measure import bench
-from edgellm.measure.bench import BenchResult, BenchTest, bench_tests, bytes_per_token, run_tests
+from edgellm.measure.bench import BenchResult, BenchTest, bench_tests, bytes_per_token, run_drafted, run_tests
 from edgellm.measure.model_card import model_card
 from edgellm.models import build_program
 
@@ -223,3 +224,11 @@ def test_nothing_to_measure_is_wrong_usage(model_path: Path, arguments: list[str
 
 def test_the_default_ubatch_is_llama_benchs() -> None:
     assert bench.N_UBATCH == 512
+
+
+def test_answers_with_drafts_are_measured_through_the_library(tmp_path: Path) -> None:
+    path = tiny_models.write_tiny_model(tmp_path / "tiny.gguf", n_embd=64, n_ff=64, head_dim=16)
+    with edgellm.load(path, n_threads=1, draft=path) as llm:
+        (result,) = run_drafted(llm, [0, 4], n_threads=1, repetitions=2)
+    assert result.test.name == "tg4 drafted" and len(result.seconds) == 2 and result.bandwidth_share is None
+    assert all(seconds > 0 for seconds in result.seconds)

@@ -22,7 +22,7 @@ from edgellm.tui import painting
 from edgellm.tui.app import ChatApp
 from edgellm.tui.chat import Chat
 from edgellm.tui.markdown import MarkdownDocument
-from edgellm.tui.meters import Meters
+from edgellm.tui.meters import Meters, timing_parts
 from edgellm.tui.palette import palette_of
 
 HANG_S = 20
@@ -319,6 +319,11 @@ def test_the_parser_is_imported_when_the_model_is_there(run: Any, monkeypatch: p
         assert prepared == [talk.app.palette] and talk.chat.llm is not None
 
     run(steps)
+
+
+def test_drafts_are_metered_beside_the_rate() -> None:
+    timings = {"generation_tps": 41.2, "drafted_n": 30, "accepted_n": 21}
+    assert [part.plain for part in timing_parts(palette_of({}, True), timings, 0)] == ["41 t/s", "21 of 30 drafted"]
 
 
 def test_a_growing_document_is_drawn_as_the_whole_text_would_be() -> None:
