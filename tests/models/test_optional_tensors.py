@@ -9,9 +9,11 @@ import gguf as gguf_package
 import hostile_models
 import numpy as np
 import pytest
+import raw_gguf as raw
 from test_gguf_writer import llama_cpp_text
 from tiny_models import EXPERTS, HYBRIDS, N_EXPERT, write_tiny_model
 
+from edgellm.formats.errors import EdgeLLMError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.ops import ExpertMatmul, Matmul
@@ -150,3 +152,42 @@ def test_gate_and_up_of_experts_may_be_one_tensor(architecture: str, tmp_path: P
     assert np.allclose(logits(one), logits(path), rtol=0, atol=1e-4)
     if architecture in HYBRIDS[1:]:  # whose files llama.cpp takes so
         assert llama_cpp_text(one) == llama_cpp_text(path)
+
+
+def as_ollama_wrote_it(model: hostile_models.Model, architecture: str) -> None:
+    """Heads by layer, a bias without its kind, what a text does not need, and what its own runner asked for."""
+    for tensor in model.tensors:
+        tensor[0] = tensor[0].replace("ssm_dt.bias", "ssm_dt")
+    model.tensors += [[name, [32], 0, bytes(128), 0] for name in ("mtp.fc.weight", "v.blk.0.norm1.weight")]
+    n_layer, n_kv = (model.get(f"{architecture}.{key}")[2] for key in ("block_count", "attention.head_count_kv"))
+    counts = [n_kv * (i % 2) for i in range(n_layer)]
+    model.put(f"{architecture}.attention.head_count_kv", (raw.ARRAY, raw.U32), counts)
+    for key in ("image_token_id", "vision_start_token_id", "vision_end_token_id", "vision.block_count"):
+        model.put(f"{architecture}.{key}", raw.U32, 7)
+    for key in ("mrope_sections", "rope.mrope_section", "rope.dimension_sections"):
+        model.put(f"{architecture}.{key}", (raw.ARRAY, raw.I32), [11, 11, 10])
+    for key in ("rope.mrope_interleaved", "ssm.v_head_reordered", "norm_top_k_prob"):
+        model.put(f"{architecture}.{key}", raw.BOOL, 1)
+
+
+@pytest.mark.parametrize("architecture", ["qwen35", "qwen35moe"])
+def test_a_hybrid_as_ollama_wrote_it_is_the_same_model(architecture: str, tmp_path: Path) -> None:
+    path, other = tiny(tmp_path / "plain.gguf", architecture, n_layer=4), tmp_path / "other.gguf"
+    model = hostile_models.take_apart(path.read_bytes())
+    as_ollama_wrote_it(model, architecture)
+    other.write_bytes(model.bytes())
+    assert np.array_equal(logits(other), logits(path))
+    for key, kind, value in (
+        ("ssm.v_head_reordered", raw.BOOL, 0),
+        ("attention.head_count_kv", (raw.ARRAY, raw.U32), [0, 2, 0, 1]),
+        ("attention.head_count_kv", (raw.ARRAY, raw.U32), [2, 0, 2, 0]),
+        ("attention.head_count_kv", (raw.ARRAY, raw.U32), [0, 0, 0, 0]),
+        ("attention.head_count_kv", (raw.ARRAY, raw.U32), [0, 2]),
+    ):
+        bad = hostile_models.take_apart(other.read_bytes())
+        bad.put(f"{architecture}.{key}", kind, value)
+        other_bad = tmp_path / "bad.gguf"
+        other_bad.write_bytes(bad.bytes())
+        with GGUFFile.open(other_bad) as gguf, pytest.raises(EdgeLLMError, match=key.replace(".", r"\.")) as caught:
+            build_program(gguf)
+        assert caught.value.code.startswith(("MODEL_", "GGUF_KEY"))

@@ -63,7 +63,8 @@ def delta_net(m: ProgramBuilder, blk: str, net: DeltaNet, inputs: Inputs) -> Non
     conv = m.weight(f"{blk}.ssm_conv1d.weight", net.n_qkv, net.n_taps)
     layer = m.cache_layer(StateLayer((net.n_taps - 1) * net.n_qkv))
     m.ops.append(CausalConv("qkv", conv, m.like("qkv", "conv"), layer))
-    a, dt_bias = m.weight(f"{blk}.ssm_a", net.n_v), m.weight(f"{blk}.ssm_dt.bias", net.n_v)
+    dt = f"{blk}.ssm_dt" if f"{blk}.ssm_dt" in m.found else f"{blk}.ssm_dt.bias"  # as older files of Ollama's have it
+    a, dt_bias = m.weight(f"{blk}.ssm_a", net.n_v), m.weight(dt, net.n_v)
     m.ops.append(DeltaGates("alpha", "beta", a, dt_bias, m.buffer("decay", net.n_v), m.buffer("rate", net.n_v)))
     layer = m.cache_layer(StateLayer(net.n_v * net.head_dim**2))
     m.ops.append(DeltaRule("conv", "decay", "rate", m.like("z", "delta"), layer, net.n_k, net.n_v, net.tiled))
@@ -105,7 +106,9 @@ def build_hybrid(
     n_ff    the feed-forward's width, where the file need not say it
     nextn   the program of the first of those blocks, which has attention
     """
-    hp = read_hparams(gguf, n_ff=n_ff)
+    hp = read_hparams(gguf, ("n_head_kv",), n_ff=n_ff)  # some files have an array with 0 for delta-nets
+    if hp.n_head_kv < 1:
+        raise hparam_error(gguf, "attention.head_count_kv", hp.n_head_kv, "1 or more in some layer")
     if hp.head_dim_k != hp.head_dim_v:
         expected = f"attention.key_length, which is {hp.head_dim_k}"
         raise hparam_error(gguf, "attention.value_length", hp.head_dim_v, expected)
@@ -115,6 +118,9 @@ def build_hybrid(
 
     def layer(i: int, *, recurrent: bool) -> None:
         blk = f"blk.{i}"
+        if not recurrent and hp.layer(i).n_head_kv != hp.n_head_kv:
+            expected = f"{hp.n_head_kv} in each layer with attention"
+            raise hparam_error(gguf, "attention.head_count_kv", hp.layer(i).n_head_kv, expected)
         m.rms_norm("x", f"{blk}.attn_norm", "h")
         if recurrent:
             delta_net(m, blk, net, inputs)

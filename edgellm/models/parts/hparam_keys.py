@@ -142,7 +142,15 @@ READ_IN: dict[str, frozenset[str]] = {
 WITHOUT_EFFECT = frozenset(
     ("attention.layer_norm_epsilon", "classifier.output_labels", "rope.scaling.finetuned", "tensor_data_layout")
 ) | frozenset(  # what Ollama's converter adds
-    ("image_token_index", "max_position_embeddings", "normalize_embeddings", "spatial_merge_size")
+    (
+        *("image_token_index", "max_position_embeddings", "normalize_embeddings", "spatial_merge_size"),
+        *("image_token_id", "vision_start_token_id", "vision_end_token_id"),
+        *(
+            "mrope_sections",
+            "rope.mrope_section",
+            "rope.mrope_interleaved",
+        ),  # a text's positions are alike in all parts
+    )
 )
 OTHER_PARTS = ("vision.", "mm.", "audio.")  # of a model that sees or hears
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -169,6 +177,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "leading_dense_block_count": (0,),
     "logit_scale": (0, 1),
     "nextn_predict_layers": (0,),
+    "norm_top_k_prob": (True,),  # as Ollama's converter says it
     "residual_scale": (0, 1),
     "rope.global.freq_base": (1e6,),  # as Ollama's converter calls Gemma's two bases
     "rope.local.freq_base": (1e4,),
@@ -179,7 +188,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in place of the row above
     # experts whose weights do not sum to 1
-    **{architecture: {"expert_weights_norm": (False,)} for architecture in ("olmoe", "qwen2moe")},
+    **{name: dict.fromkeys(("expert_weights_norm", "norm_top_k_prob"), (False,)) for name in ("olmoe", "qwen2moe")},
+    **{name: {"ssm.v_head_reordered": (name != "qwen3next",)} for name in ("qwen35", "qwen35moe", "qwen3next")},
     "hunyuan-dense": dict.fromkeys(("expert_count", "expert_used_count"), (0, 1)),  # the only one is the feed-forward
     "hunyuan-moe": {"expert_shared_count": (0, 1)},
     "laguna": {"expert_shared_count": (0, 1)},
