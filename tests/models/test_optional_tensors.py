@@ -158,7 +158,7 @@ def as_ollama_wrote_it(model: hostile_models.Model, architecture: str) -> None:
     """Heads by layer, a bias without its kind, what a text does not need, and what its own runner asked for."""
     for tensor in model.tensors:
         tensor[0] = tensor[0].replace("ssm_dt.bias", "ssm_dt")
-    model.tensors += [[name, [32], 0, bytes(128), 0] for name in ("mtp.fc.weight", "v.blk.0.norm1.weight")]
+    model.tensors += [[name, [32], 0, bytes(128), 0] for name in ("mtp.fc.weight", "v.blk.0.norm1.weight", "a.x")]
     n_layer, n_kv = (model.get(f"{architecture}.{key}")[2] for key in ("block_count", "attention.head_count_kv"))
     counts = [n_kv * (i % 2) for i in range(n_layer)]
     model.put(f"{architecture}.attention.head_count_kv", (raw.ARRAY, raw.U32), counts)

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 # a vision tower, stored rotation tables, and what inputs are divided by before they are rounded to four bits: a text
 # model computes the same without them
-IGNORED_PREFIXES = ("v.", "mm.", "mtp.")
+IGNORED_PREFIXES = ("v.", "a.", "mm.", "mtp.")  # what sees, hears, brings both to the text, and drafts
 IGNORED_SUFFIXES = (".attn_rot_embd", ".attn_rot_embd.weight", ".input_scale")
 
 
