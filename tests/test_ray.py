@@ -210,6 +210,16 @@ def test_a_pipeline_answers_as_one_machine_also_when_a_stage_is_gone(cluster: An
             list(model.stream("a", max_tokens=1, hook=lambda *_: None))
 
 
+def test_what_stages_do_not_know_is_refused_by_name(cluster: Any, deep: Path) -> None:
+    from edgellm.ray.pipeline import pipeline
+
+    for name, value in (("speculate", "ngram"), ("cache_dir", deep.parent), ("executor", "reference")):
+        with pytest.raises(UnsupportedError, match=name):
+            pipeline(deep, 2, options=LoadOptions(**{name: value}))
+    with pytest.raises(ParameterError, match="want 80 CPUs"):
+        pipeline(deep, 2, options=LoadOptions(n_threads=40))
+
+
 def test_stages_share_the_weights_evenly_and_each_has_a_layer(deep: Path) -> None:
     from edgellm.loading import open_program
     from edgellm.ray.pipeline import stage_sides

@@ -13,7 +13,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -40,6 +40,9 @@ from edgellm.tokenizer import Tokenizer
 
 PIECE_NBYTES = 90_000  # Ray sends up to 100 kB along with its answer, and the rest by its object store: 2 ms more
 MAX_PIECES = 8
+
+TAKEN = frozenset(("n_ctx", "n_threads", "n_parallel", "max_tokens_per_step", "chat_template", "kv_overrides", "force"))
+"""The options of loading that stages know."""
 
 Command = tuple[Any, ...]
 """What a stage is told: the name of a method of ``PartExecutor``, and its arguments; a value of ``write`` by its place
@@ -413,6 +416,10 @@ def pipeline(
     if not ray.is_initialized():
         raise ParameterError("There is no Ray cluster here. Connect to one first: ray.init(address=...).")
     options = loading.LoadOptions(n_parallel=4) if options is None else options
+    plain = loading.LoadOptions()
+    for one in fields(options):
+        if one.name not in TAKEN and getattr(options, one.name) != getattr(plain, one.name):
+            raise UnsupportedError(f"{one.name} does not go with a pipeline of stages. Leave it out.")
     wanted, there = stages * (options.n_threads or 1), ray.cluster_resources().get("CPU", 0)
     if wanted > there:
         raise ParameterError(

@@ -43,6 +43,7 @@ NOT_HERE = {
     "/slots": "each server has its own",
     "/metrics": "each server's are with those of its cluster",
     "/api/ps": "each server has its own models in memory",
+    "/lora-adapters": "each server has its own scales",
     "/v1/responses/{name}": "responses are not kept: the next request may be another server's",
     "/v1/responses/{name}/input_items": "responses are not kept: the next request may be another server's",
 }
