@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from edgellm import arguments
 from edgellm.engine.beams import Beam, BeamSearch, follow
@@ -13,14 +13,11 @@ from edgellm.engine.requests import CancelFlag, GeneratedToken, Timings
 from edgellm.formats.errors import ParameterError
 from edgellm.generation import Generation, GenerationChunk, TextStream
 
-if TYPE_CHECKING:
-    from edgellm.llm import LLM
-
 MOST_BEAMS = 128
 
 
 def beam_search(
-    llm: LLM,
+    llm: Any,
     prompt: Any,
     *,
     num_beams: int = 4,
@@ -36,7 +33,7 @@ def beam_search(
     ignore_eos: bool = False,
     **others: Any,
 ) -> list[Generation]:
-    """The likeliest answers, best first, each with its ``score``; see ``engine.beams`` for the search.
+    """The likeliest answers of an ``LLM``, best first, each with its ``score``; see ``engine.beams`` for the search.
 
     num_return_sequences   how many of them, at most ``num_beams``; None: one
 
@@ -78,7 +75,7 @@ def beam_search(
     return answers
 
 
-def best_answer(llm: LLM, prompt: Any, params: Any = None, **options: Any) -> Generation:
+def best_answer(llm: Any, prompt: Any, params: Any = None, **options: Any) -> Generation:
     """The best of ``beam_search``; ``beams`` are all that were asked for."""
     if params is not None:
         raise ParameterError("num_beams does not go together with params. Leave one of them out.")
@@ -87,14 +84,14 @@ def best_answer(llm: LLM, prompt: Any, params: Any = None, **options: Any) -> Ge
     return found[0]
 
 
-def answer_chunks(llm: LLM, prompt: Any, *, progress: Any = None, **options: Any) -> Iterator[GenerationChunk]:
+def answer_chunks(llm: Any, prompt: Any, *, progress: Any = None, **options: Any) -> Iterator[GenerationChunk]:
     """The best answer as chunks, which all come at the end; of progress nothing is told."""
     best = best_answer(llm, prompt, **options)
     yield GenerationChunk(best.text, None, None, None, best.timings)
     yield GenerationChunk("", None, None, best.finish_reason, best.timings, best.stop)
 
 
-def _chunks(llm: LLM, beam: Beam, reason: Any, times: Timings, *, special: bool) -> Iterator[GenerationChunk]:
+def _chunks(llm: Any, beam: Beam, reason: Any, times: Timings, *, special: bool) -> Iterator[GenerationChunk]:
     text = TextStream(llm.tokenizer, special=special)
     for i, token in enumerate(beam.tokens, 1):
         yield from text.chunks(GeneratedToken(token, None, reason if i == len(beam.tokens) else None, times))
