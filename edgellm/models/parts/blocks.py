@@ -381,20 +381,10 @@ def build_decoder(
     if rotates:
         m.ropes = turned
 
+    seen = kinds or (lambda i: LayerKind("rope" if rotates else None, window))
+
     def layer(i: int) -> None:
-        blk = f"blk.{i}"
-        kind = kinds(i) if kinds else LayerKind("rope" if rotates else None, window)
-        x = norm_before(m, "x", blk, norms.attention)
-        self_attention(m, blk, kind, x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
-        norm_behind(m, blk, norms.behind_attention)
-        if side_by_side:
-            x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
-        m.add("x", "proj", "x", scales.residual)
-        if not side_by_side:
-            x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
-        ffn(m, blk) if ffn else feed_forward(m, blk, "silu", x=x)
-        norm_behind(m, blk, norms.behind_ffn)
-        m.add("x", "proj", "x", scales.residual)
+        _decoder_layer(m, i, seen(i), scales, needs_bias, qk_norms, ffn, norms, side_by_side)
 
     if nextn:
         first = begin_nextn(m, scales.embeddings)
@@ -407,6 +397,32 @@ def build_decoder(
         layer(i)
     project_logits(m, scale=scales.logits, needs_bias="l" in needs_bias)
     return m.finish()
+
+
+def _decoder_layer(
+    m: ProgramBuilder,
+    i: int,
+    kind: LayerKind,
+    scales: Scales,
+    needs_bias: str,
+    qk_norms: QKNorms,
+    ffn: Callable[[ProgramBuilder, str], None] | None,
+    norms: BlockNorms,
+    side_by_side: bool,
+) -> None:
+    """Layer i, as ``build_decoder`` says."""
+    blk = f"blk.{i}"
+    x = norm_before(m, "x", blk, norms.attention)
+    self_attention(m, blk, kind, x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
+    norm_behind(m, blk, norms.behind_attention)
+    if side_by_side:
+        x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
+    m.add("x", "proj", "x", scales.residual)
+    if not side_by_side:
+        x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
+    ffn(m, blk) if ffn else feed_forward(m, blk, "silu", x=x)
+    norm_behind(m, blk, norms.behind_ffn)
+    m.add("x", "proj", "x", scales.residual)
 
 
 def norm_before(m: ProgramBuilder, x: str, blk: str, name: str) -> str:
