@@ -39,6 +39,7 @@ MODELS = {
     "qwen3moe": ("qwen3moe", "Q8_0"),
     "lfm2": ("lfm2", "Q5_1"),
     "qwen35": ("qwen35", "Q8_0"),
+    "deepseek2": ("deepseek2", "Q8_0"),
 }
 CUTS = [(layers, False) for layers in range(1, N_LAYERS + 2)] + [(N_LAYERS + 1, True), (2, True)]
 
