@@ -128,8 +128,6 @@ def tensor_type(mix: str, name: str, layer: int, n_layer: int) -> str:
         return mix if name.endswith("_exps") else "Q8_0"
     if mix != "Q4_K_M":
         return mix
-    if name == "attn_k_b":  # its rows are no multiple of 256
-        return "Q5_0"
     more = layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
     six = name in ("token_embd", "per_layer_token_embd", "output")
     six = six or (name in ("attn_v", "ffn_down", "ffn_down_exps") and more)
@@ -291,6 +289,8 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
             plans.append(random_floats(f"blk.{layer}.ffn_gate_inp.weight", (s.experts[0], s.n_embd), seed + 15))
         for i, (name, size) in enumerate(layer_matrices(s, attends, layer).items()):
             quant = tensor_type(mix, name, layer, s.n_layer)
+            if size[-1] % QUANT_TYPES[quant].block_size:  # rows that are no multiple of 256
+                quant = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}[quant]
             plans.append(random_matrix(f"blk.{layer}.{name}.weight", size, quant, seed + i))
     return plans
 
