@@ -129,6 +129,12 @@ CONVERTED |= {
         _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False},
     ),
     "olmo": ("Olmo", {"rms_norm_eps": None}),
+    "chatglm": (
+        "Glm",
+        TWO_LAYERS | {"head_dim": 16, "pad_token_id": 0, "rope_parameters": _PART | {"partial_rotary_factor": 0.5}},
+    ),
+    "arcee": ("Arcee", TWO_LAYERS | {"rope_parameters": YARN}),
+    "nemotron": ("Nemotron", TWO_LAYERS | {"rms_norm_eps": None, "rope_parameters": _PART}),
 }
 
 # ---- checkpoints of classes that transformers does not have ---------------------------------------------------------
@@ -249,6 +255,10 @@ CONFIGS = {
     "gpt_bigcode": "GPTBigCodeConfig",
     "falcon": "FalconConfig",
     "olmo": "OlmoConfig",
+    "glm": "GlmConfig",
+    "arcee": "ArceeConfig",
+    "nemotron": "NemotronConfig",
+    "eurobert": "EuroBertConfig",
     "dots1": "Dots1Config",
     "ernie4_5_moe": "Ernie4_5_MoeConfig",
     "hunyuan_v1_moe": "HunYuanMoEV1Config",
@@ -263,10 +273,10 @@ Shapes = dict[str, tuple[int, ...]]
 SIGMOID = ("dots1", "bailingmoe2", "laguna")
 SHARED = ("dots1", "ernie4_5-moe", "hunyuan-moe", "bailingmoe", "bailingmoe2", "cohere2moe", "laguna")
 WITH_EXPERTS = SHARED
-LAYER_NORMS = ("stablelm", "phi2", "gptneox", "gpt2", "starcoder", "falcon", "olmo")
+LAYER_NORMS = ("stablelm", "phi2", "gptneox", "gpt2", "starcoder", "falcon", "olmo", "nemotron")
 GPT = ("gptneox", "gpt2", "starcoder")
 ONE_QKV = (*GPT, "falcon")
-TINY = (*SHARED, "exaone", "internlm2", "minicpm", *LAYER_NORMS)
+TINY = (*SHARED, "exaone", "internlm2", "minicpm", "chatglm", "arcee", *LAYER_NORMS)
 
 
 def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding_window: int) -> dict[str, Any]:
@@ -286,7 +296,7 @@ def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding
     if architecture == "cohere2moe":
         keys |= {"attention.sliding_window": sliding_window, "attention.sliding_window_pattern": 2, "logit_scale": 0.25}
         keys |= {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None}
-    if architecture in ("bailingmoe2", "stablelm", "phi2", "gptneox"):
+    if architecture in ("bailingmoe2", "stablelm", "phi2", "gptneox", "chatglm", "nemotron"):
         keys["rope.dimension_count"] = head_dim // 2
     if architecture in LAYER_NORMS:
         keys |= {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None}
@@ -316,13 +326,15 @@ def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_di
         layer["attn_gate.weight"] = (n_q // head_dim, n_embd)
     if architecture in ("cohere2moe", "phi2", "falcon", "olmo"):
         del layer["ffn_norm.weight"]
-    if architecture in (*ONE_QKV, "phi2"):
+    if architecture in (*ONE_QKV, "phi2", "chatglm", "arcee", "nemotron"):
         del layer["ffn_gate.weight"]
+    if architecture == "chatglm":
+        layer["ffn_up.weight"] = (2 * n_ff, n_embd)
     if architecture == "olmo":
         del layer["attn_norm.weight"]
     if architecture == "falcon":
         layer["attn_norm_2.weight"] = (n_embd,)
-    if architecture in ("falcon", "stablelm"):
+    if architecture in ("falcon", "stablelm", "nemotron"):
         layer |= {name.replace("weight", "bias"): (n_embd,) for name in list(layer) if "norm" in name}
     if architecture in (*GPT, "phi2"):
         layer |= {name.replace("weight", "bias"): shape[:1] for name, shape in list(layer.items())}

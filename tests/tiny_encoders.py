@@ -12,7 +12,16 @@ from tiny_models import add_value
 
 from edgellm.models import architectures
 
-ENCODERS = ("bert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "nomic-bert", "nomic-bert-moe")
+ENCODERS = (
+    "bert",
+    "eurobert",
+    "gemma-embedding",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "modern-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+)
 """Architectures that give hidden states and no logits."""
 DECODERS = [architecture for architecture in architectures() if architecture not in ENCODERS]
 

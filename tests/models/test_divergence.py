@@ -24,6 +24,7 @@ from edgellm.models import build_program
 N_TOKENS, SHARP = 96, 4.0  # logits of random weights say little: they are made as wide as a trained model's
 LIMIT = 1e-4
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "granite", "lfm2", "qwen35", *EXPERTS)
+SEEDS = {"ernie4_5-moe": 1}  # of whose weights no row below 16 sees two experts all but equal
 TYPES = {name: "MXFP4" if name == "gpt-oss" else "Q4_K" for name in ARCHITECTURES}
 
 
@@ -37,7 +38,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_the_mean_divergence_of_cpu_and_reference_is_small(architecture: str, tmp_path: Path) -> None:
     quants = {"_exps.weight": TYPES[architecture], "token_embd.weight": "Q8_0"}
     quant = "Q8_0" if architecture == "gpt-oss" else "Q4_K"
-    path = write_tiny_model(tmp_path / "model.gguf", architecture, quant, quants=quants, n_layer=4)
+    path = write_tiny_model(
+        tmp_path / "model.gguf", architecture, quant, quants=quants, n_layer=4, seed=SEEDS.get(architecture, 0)
+    )
     with GGUFFile.open(path) as gguf:
         program = build_program(gguf)
         tokens = np.random.default_rng(1).integers(3, program.n_vocab, N_TOKENS)

@@ -71,6 +71,10 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "ModernBertForSequenceClassification", "ModernBertConfig",
         {"classifier_pooling": "cls", "num_labels": 3}, "bytes",
     ),
+    "eurobert": (
+        "EuroBertModel", "EuroBertConfig",
+        {"pad_token_id": 0, "num_key_value_heads": 2, "num_hidden_layers": 2}, "bytes",
+    ),
     "gemma-embedding": ("Gemma3TextModel", "Gemma3TextConfig", {"sliding_window": 16}, "bytes"),
     "gemma-embedding with one kind of layers": (
         "Gemma3TextModel", "Gemma3TextConfig", {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}, "bytes",

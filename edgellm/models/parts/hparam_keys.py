@@ -111,14 +111,15 @@ READ_IN: dict[str, frozenset[str]] = {
     | {"nextn_predict_layers", "rope.scaling.yarn_log_multiplier"},
     **{name: _MIXTURES | own for name, own in _OF_MIXTURES.items()},
     "phi3": frozenset(("attention.sliding_window", "rope.scaling.attn_factor")),
-    **dict.fromkeys(("exaone", "internlm2"), frozenset(("rope.scaling.attn_factor",))),
+    **dict.fromkeys(("exaone", "internlm2", "chatglm", "arcee"), frozenset(("rope.scaling.attn_factor",))),
+    "eurobert": frozenset(("attention.causal", "rope.scaling.attn_factor")),
     "minicpm": frozenset(("embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")),
     **dict.fromkeys(
         ("stablelm", "gptneox"),
         frozenset(("attention.layer_norm_epsilon", "use_parallel_residual", "rope.scaling.attn_factor")),
     ),
     **dict.fromkeys(
-        ("phi2", "falcon", "olmo"), frozenset(("attention.layer_norm_epsilon", "rope.scaling.attn_factor"))
+        ("phi2", "falcon", "olmo", "nemotron"), frozenset(("attention.layer_norm_epsilon", "rope.scaling.attn_factor"))
     ),
     **dict.fromkeys(("gpt2", "starcoder"), frozenset(("attention.layer_norm_epsilon",))),
     "mistral3": frozenset(("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"))

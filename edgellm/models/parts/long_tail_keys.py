@@ -74,6 +74,10 @@ USED |= {
     }
     | {"ffn_hidden_size", "activation", "n_head", "n_layer", "n_head_kv", "num_ln_in_parallel_attn"},
     "olmo": DECODER | {"clip_qkv", "attention_bias"},
+    "glm": DECODER | {"attention_bias", "partial_rotary_factor"},
+    "arcee": DECODER | {"attention_bias", "mlp_bias"},
+    "nemotron": DECODER | {"attention_bias", "mlp_bias", "norm_eps", "partial_rotary_factor"},
+    "eurobert": DECODER,
 }
 HARMLESS_IN: dict[str, frozenset[str]] = {
     "jina_bert": DROPOUT | {"gradient_checkpointing", "attn_implementation", "emb_pooler", "model_max_length"},
@@ -104,7 +108,8 @@ HARMLESS_IN |= {
     "gpt2": _GPT_HARMLESS,
     "gpt_bigcode": _GPT_HARMLESS | {"num_key_value_heads"},
     "falcon": frozenset(),
-    "olmo": frozenset(),
+    **dict.fromkeys(("olmo", "glm", "arcee", "nemotron"), frozenset()),
+    "eurobert": frozenset(("classifier_pooling", "num_labels")),
 }
 ONLY_IN: dict[str, dict[str, tuple[Any, ...]]] = {
     "jina_bert": {"position_embedding_type": ("alibi",)},
@@ -155,6 +160,11 @@ DEFAULTS |= {
     | {"max_position_embeddings": 1024, "tie_word_embeddings": True},
     "falcon": {"layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048, "tie_word_embeddings": True},
     "olmo": {"max_position_embeddings": 2048},
+    "glm": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-7, "attention_bias": True}
+    | {"max_position_embeddings": 131072},
+    "arcee": {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "hidden_act": "relu2"},
+    "nemotron": {"norm_eps": 1e-5, "max_position_embeddings": 4096, "hidden_act": "relu2"},
+    "eurobert": {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192},
 }
 ALIASES: dict[str, dict[str, str]] = {
     "exaone": {
