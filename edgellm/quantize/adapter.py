@@ -31,7 +31,7 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.safetensors import SafetensorsFile, StoredTensor
 from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.machine.paths import path_if_there
-from edgellm.models import module_of
+from edgellm.models import architectures, module_of
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, Place
 from edgellm.quantize.arranged import every_nth, part_of_rows, rearranged
@@ -260,6 +260,7 @@ def _placed(folder: Path, pair: _Pair, of: _Base) -> list[tuple[Place, np.ndarra
     for place in places:
         rest = re.sub(r"^blk\.\d+\.", "", place.name)
         changed = rest in of.form.numbers or of.form.shapes(of.config).get(rest) is not None
+        changed = changed or place.rows is not None or of.form.head_rows(of.config).get(rest) is not None
         if changed or place.name in of.form.first_rows(of.config) or rest.endswith("norm.weight"):
             raise _refused(folder, f"changes {short(pair.module)}, which GGUF files keep in another form")
         if pair.is_embedding != (place.name == "token_embd.weight"):
@@ -294,7 +295,8 @@ def _of_stacked_experts(
     by_shape = {(wide, 2 * (narrow or 0)): "gate_up_proj", (narrow, wide): "down_proj"}
     parameter = by_shape.get((a.shape[1], b.shape[0]))
     places = of.form.places(f"{module}{parameter}", of.config.n_layer, frozenset()) if parameter else ()
-    if not places or of.form.turned_experts or not n_expert or a.shape[0] % n_expert:
+    turned = of.form.turned_experts or of.form.joined_experts
+    if not places or turned or not n_expert or a.shape[0] % n_expert:
         raise _refused(folder, f"changes {short(pair.module)}, which has no place in a {of.architecture} model")
     by_expert = a.reshape(n_expert, -1, a.shape[1])
     return places, by_expert, np.ascontiguousarray(b.reshape(len(b), -1, n_expert).transpose(2, 0, 1))
@@ -380,16 +382,15 @@ def _of_folder(path: Path) -> _Base:
 def _of_gguf(path: Path) -> _Base:
     with GGUFFile.open(path) as gguf:
         architecture = gguf.architecture
-        form: CheckpointForm = module_of(architecture).CHECKPOINT
+        form: CheckpointForm | None = module_of(architecture).CHECKPOINT if architecture in architectures() else None
         found = {name: gguf.metadata.get(f"{architecture}.{key}") for name, key in SIZES.items()}
         if "token_embd.weight" in gguf.tensors:
             found["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
     usual = CheckpointForm.__dataclass_fields__
-    asks = [
-        name for name in ("row_orders", "column_orders", "factors") if getattr(form, name) is not usual[name].default
-    ]
+    special = ("row_orders", "column_orders", "factors", "head_rows")
+    asks = [name for name in special if getattr(form, name, None) is not usual[name].default]
     odd = [name for name, value in found.items() if value is not None and type(value) is not int]
-    if asks or odd:
+    if form is None or asks or odd:
         raise UnsupportedError(
             f"{path.name}: a {architecture} model says too little of how its checkpoint was kept. Give --base with a "
             "folder that has the model's config.json.",
