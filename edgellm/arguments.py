@@ -20,6 +20,8 @@ from edgellm.machine.paths import typed_path
 MAX_CONTEXT = 1 << 24  # tokens
 MAX_THREADS = 1024
 MAX_TOKENS_PER_STEP = 1 << 16
+CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")
+"""What keys and values can be kept as; kernels/cache_types.py has the rows."""
 
 
 def wrong(name: str, value: Any, expected: str) -> ParameterError:
@@ -33,6 +35,13 @@ def whole_number(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
         raise wrong(name, value, f"a whole number from {least} to {most}")
     return int(value)
+
+
+def cache_type(name: str, value: Any) -> str:
+    """A type of keys or values."""
+    if not isinstance(value, str) or value not in CACHE_TYPES:
+        raise wrong(name, value, f"one of {', '.join(CACHE_TYPES)}")
+    return value
 
 
 def text(name: str, value: Any) -> str:

@@ -9,6 +9,8 @@ that one vector register holds the same dimension of neighbouring positions and 
     latent   (n_blocks, n_kv_heads, 32, head_dim_k): keys that begin with their values, row by row
     states   (n_slots, width) float32: all that a recurrent layer remembers of a sequence at one position
 
+Those of fewer bits are (n_blocks, n_kv_heads, nbytes) uint8, as cache_types.py lays them out.
+
 Memory is anonymous and zero; the system commits a page when it is first written, so a large context costs nothing
 until it is used.
 """
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from edgellm.kernels.cache_types import DEFAULT, FLOATS, QUANTIZED
 
 BLOCK_TOKENS = 32
 
@@ -48,7 +52,8 @@ class CacheGroup:
 class KVLayer:
     """Shape of one attention's cache. ``window`` is the number of positions a query sees, itself included; 0 means all.
 
-    With ``latent`` the first ``head_dim_v`` dimensions of a key are its value, too, and no values are kept.
+    With ``latent`` the first ``head_dim_v`` dimensions of a key are its value, too, and no values are kept. ``type_k``
+    and ``type_v`` are rows of cache_types.py; "f16" leaves it to the executor, whose judge keeps float32.
     """
 
     n_kv_heads: int
@@ -56,6 +61,13 @@ class KVLayer:
     head_dim_v: int
     window: int = 0
     latent: bool = False
+    type_k: str = DEFAULT
+    type_v: str = DEFAULT
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether keys or values are kept as something else than an executor's own floats."""
+        return (self.type_k, self.type_v) != (DEFAULT, DEFAULT)
 
     @property
     def group(self) -> CacheGroup:
@@ -65,14 +77,25 @@ class KVLayer:
     def seen_nbytes(self, n_cached: int, dtype: str = "float16") -> int:
         """Bytes that a query behind ``n_cached`` positions reads."""
         n_seen = min(n_cached, self.window) if self.window else n_cached
-        width = self.head_dim_k + (0 if self.latent else self.head_dim_v)
-        return n_seen * self.n_kv_heads * width * np.dtype(dtype).itemsize
+        block = sum(math.prod(shape) * kept.itemsize for shape, kept in self.arrays(np.dtype(dtype)))
+        return n_seen * block // BLOCK_TOKENS
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Of one block: keys, then values."""
         if self.latent:
             return [(self.n_kv_heads, BLOCK_TOKENS, self.head_dim_k)]
         return [(self.n_kv_heads, self.head_dim_k, BLOCK_TOKENS), (self.n_kv_heads, BLOCK_TOKENS, self.head_dim_v)]
+
+    def arrays(self, dtype: np.dtype) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and numpy type of one block of each array; ``dtype`` is an executor's own."""
+        found: list[tuple[tuple[int, ...], np.dtype]] = []
+        dims = (self.head_dim_k, self.head_dim_v)
+        for shape, name, dim in zip(self.shapes(), (self.type_k, self.type_v), dims, strict=False):
+            if name in QUANTIZED:
+                found.append(((self.n_kv_heads, QUANTIZED[name].head_nbytes(dim)), np.dtype(np.uint8)))
+            else:
+                found.append((shape, dtype if name == DEFAULT else FLOATS[name]))
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,6 +112,10 @@ class StateLayer:
     def shapes(self) -> list[tuple[int, ...]]:
         """Of one slot."""
         return [(self.width,)]
+
+    def arrays(self, dtype: np.dtype) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and numpy type of one slot."""
+        return [((self.width,), np.dtype(np.float32))]
 
 
 CacheLayer = KVLayer | StateLayer
@@ -113,9 +140,8 @@ class CachePool:
         self.dtype = np.dtype(dtype)
         self.arrays: list[list[np.ndarray]] = []
         for layer in layers:
-            kept = np.dtype(np.float32) if isinstance(layer, StateLayer) else self.dtype
             n = self.n_blocks[self.groups.index(layer.group)]
-            self.arrays.append([_zeros((n, *shape), kept) for shape in layer.shapes()])
+            self.arrays.append([_zeros((n, *shape), kept) for shape, kept in layer.arrays(self.dtype)])
 
     @property
     def nbytes(self) -> int:
@@ -153,9 +179,8 @@ def pool_nbytes(layers: Sequence[CacheLayer], n_blocks: Sequence[int], dtype: st
     """What ``CachePool(...).nbytes`` would be."""
     groups, total = groups_of(layers), 0
     for layer in layers:
-        itemsize = 4 if isinstance(layer, StateLayer) else np.dtype(dtype).itemsize
-        numbers = sum(math.prod(shape) for shape in layer.shapes())
-        total += n_blocks[groups.index(layer.group)] * numbers * itemsize
+        block = sum(math.prod(shape) * kept.itemsize for shape, kept in layer.arrays(np.dtype(dtype)))
+        total += n_blocks[groups.index(layer.group)] * block
     return total
 
 

@@ -120,6 +120,8 @@ def unknown(program: Program, op: Op) -> str | None:
     layer = getattr(op, "layer", None)
     if layer is not None and getattr(program.cache_layers[layer], "latent", False):
         return f"{op.name} over keys that are values, too"
+    if layer is not None and getattr(program.cache_layers[layer], "is_typed", False):
+        return f"{op.name} of keys and values in other types than f16"
     return None
 
 

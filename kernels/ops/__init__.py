@@ -30,6 +30,7 @@ from edgellm.kernels.ops.elementwise import (
 from edgellm.kernels.ops.embed import Embed
 from edgellm.kernels.ops.encoder import AddRows, SelfAttention
 from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
+from edgellm.kernels.ops.hadamard import Hadamard
 from edgellm.kernels.ops.matmul import HeadMatmul, Matmul
 from edgellm.kernels.ops.norms import LayerNorm, RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
@@ -56,6 +57,7 @@ __all__ = [
     "ExpertSum",
     "GatedNorm",
     "GatedUnit",
+    "Hadamard",
     "HeadMatmul",
     "JoinHeads",
     "LayerNorm",
@@ -81,4 +83,5 @@ OPS: tuple[type[Op], ...] = (
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
     LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm, SoftplusGate,
     HeadMatmul, JoinHeads, AdapterDown, AdapterUp, AddDirection,
+    Hadamard,
 )  # fmt: skip

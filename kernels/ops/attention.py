@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.kernels.cache_types import DEFAULT, QUANTIZED, CacheType, numbers_of, stored
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
 from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Segment, Step
@@ -31,18 +32,27 @@ class StoreKV(Op):
         blocks = step.table(self.layer)[step.batch.sequences, positions // BLOCK_TOKENS]
         assert (blocks >= 0).all(), f"layer {self.layer}: a token has no block to be stored in"
         k = step[self.k].reshape(len(positions), layer.n_kv_heads, layer.head_dim_k)
-        # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
-        if self.v is None:
+        if self.v is None:  # advanced indices around a slice: both sides are (n, n_kv_heads, head_dim)
             step.pool.arrays[self.layer][0][blocks, :, positions % BLOCK_TOKENS, :] = k
             return
         v = step[self.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
-        step.pool.arrays[self.layer][0][blocks, :, :, positions % BLOCK_TOKENS] = k
-        step.pool.arrays[self.layer][1][blocks, :, positions % BLOCK_TOKENS, :] = v
+        for values, x, name, array in zip(
+            (False, True), (k, v), (layer.type_k, layer.type_v), step.pool.arrays[self.layer], strict=True
+        ):
+            if name in QUANTIZED:
+                _store_quantized(array, QUANTIZED[name], x, blocks, positions % BLOCK_TOKENS, values=values)
+            else:
+                x = x if name == DEFAULT else stored(x, name)
+                where = positions % BLOCK_TOKENS
+                array[(blocks, slice(None), where) if values else (blocks, slice(None), slice(None), where)] = x
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
-        for heads, dim_k, dim_v, window in ((1, 64, 64, 0), (3, 40, 24, 0), (2, 17, 33, 40)):
-            layer = s.layer(KVLayer(heads, dim_k, dim_v, window))
+        shapes = ((1, 64, 64, 0), (3, 40, 24, 0), (2, 17, 33, 40))
+        if variant:  # groups of 32
+            shapes = ((1, 64, 64, 0), (3, 32, 96, 0), (2, 128, 32, 40))
+        for heads, dim_k, dim_v, window in shapes:
+            layer = s.layer(KVLayer(heads, dim_k, dim_v, window, False, *_types(variant)))
             shape = f"heads={heads} head_dim={dim_k}/{dim_v}"
             s.emit(shape, StoreKV(s.input(heads * dim_k), s.input(heads * dim_v), layer))
         latent = s.layer(KVLayer(1, 48, 32, latent=True))
@@ -95,9 +105,11 @@ class Attention(Op):
         shapes = ((1, 2, 64, 64, 0), (3, 3, 40, 24, 0), (4, 1, 17, 33, 100), (8, 1, 64, 64, 33))
         if variant == "latent":
             shapes = ((1, 2, 64, 64, 0), (5, 3, 48, 32, 0), (20, 1, 576, 512, 0), (35, 1, 32, 16, 33))
+        elif variant:
+            shapes = ((1, 2, 64, 64, 0), (3, 3, 96, 32, 0), (4, 1, 32, 96, 100), (8, 1, 64, 64, 33))
         forms = ((0.0, False), (20.0, True), (0.0, True), (50.0, False))
         for (group, heads, dim_k, dim_v, window), (softcap, has_sinks) in zip(shapes, forms, strict=True):
-            layer = s.layer(KVLayer(heads, dim_k, dim_v, window, latent=variant == "latent"))
+            layer = s.layer(KVLayer(heads, dim_k, dim_v, window, variant == "latent", *_types(variant)))
             n_heads = group * heads
             q, out = s.input(n_heads * dim_k), s.buffer(n_heads * dim_v)
             shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window} softcap={softcap}"
@@ -119,11 +131,36 @@ def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray,
         v = step.pool.arrays[index][0][blocks].astype(np.float32)
         k, v = v.swapaxes(2, 3), v[..., : layer.head_dim_v]
     else:
-        k = step.pool.arrays[index][0][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, head_dim, 32)
-        v = step.pool.arrays[index][1][blocks].astype(np.float32)  # (n_blocks, n_kv_heads, 32, head_dim)
+        k = _numbers(step.pool.arrays[index][0][blocks], layer.type_k, layer.head_dim_k, values=False)
+        v = _numbers(step.pool.arrays[index][1][blocks], layer.type_v, layer.head_dim_v, values=True)
     keys = k.transpose(1, 2, 0, 3).reshape(layer.n_kv_heads, layer.head_dim_k, -1)[:, :, seen]
     values = v.transpose(1, 0, 2, 3).reshape(layer.n_kv_heads, -1, layer.head_dim_v)[:, seen]
     return first, keys, values
+
+
+def _numbers(blocks: np.ndarray, name: str, dim: int, *, values: bool) -> np.ndarray:
+    """Keys as float32 (n_blocks, n_kv_heads, head_dim, 32), values (n_blocks, n_kv_heads, 32, head_dim)."""
+    if name not in QUANTIZED:
+        return numbers_of(blocks, name)
+    numbers = QUANTIZED[name].numbers(QUANTIZED[name].read(blocks, dim, values=values))
+    return numbers if values else numbers.swapaxes(-1, -2)
+
+
+def _store_quantized(
+    array: np.ndarray, kind: CacheType, x: np.ndarray, blocks: np.ndarray, slots: np.ndarray, *, values: bool
+) -> None:
+    """Put tokens (n, n_kv_heads, head_dim) into slots of blocks; two tokens may share a byte."""
+    touched, which = np.unique(blocks, return_inverse=True)
+    held = kind.read(array[touched], x.shape[-1], values=values)
+    for whole, token in zip(held, kind.quantize(x), strict=True):
+        whole[which, :, slots] = token
+    array[touched] = kind.write(held, values=values)
+
+
+def _types(variant: str) -> tuple[str, str]:
+    """Of keys and values, by the variant of a kernel's name; "typed" is the kernel that calls those of two types."""
+    variant = "" if variant == "latent" else variant
+    return ("q8_0", "q5_1") if variant == "typed" else (variant or DEFAULT, variant or DEFAULT)
 
 
 def _softmax(scores: np.ndarray, sink: float) -> np.ndarray:

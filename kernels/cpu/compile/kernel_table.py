@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from edgellm.arguments import CACHE_TYPES
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
@@ -38,6 +39,11 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     **{f"activate_{kind}": ("elementwise", "make_activate", kind) for kind in ("gelu", "gelu_erf", "relu_squared")},
     "attention": ("attention", "make_attention", ""),
     "attention_latent": ("attention", "make_latent_attention", ""),
+    "attention_typed": ("attention", "attention_typed", None),
+    **{f"score_{name}": ("typed_attention", "make_score", name) for name in CACHE_TYPES},
+    **{f"weigh_{name}": ("typed_attention", "make_weigh", name) for name in CACHE_TYPES},
+    **{f"store_{name}": ("typed_store", "make_store", name) for name in CACHE_TYPES},
+    "hadamard": ("elementwise", "hadamard", None),
     "self_attention": ("self_attention", "self_attention", None),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
@@ -65,8 +71,9 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
-    if attribute in ("make_attention", "make_latent_attention"):
-        return made(4 if form in ("amx", "avx512_vnni") else 3)
+    if attribute in ("make_attention", "make_latent_attention", "make_score", "make_weigh"):
+        most = 4 if form in ("amx", "avx512_vnni") else 3
+        return made(argument, most) if argument else made(most)
     return made(argument, form) if attribute in TAKE_A_FORM else made(argument)
 
 

@@ -8,7 +8,6 @@ A program here is a row of ops of one kernel, in many shapes (``kernels/ops`` ha
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.arguments import CACHE_TYPES
+from edgellm.kernels.cache_types import QUANTIZED, stored
 from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, TOP_K
 from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.weights import BLOCKS, SUPERBLOCKS
 from edgellm.kernels.draw import DrawSpec, Link
-from edgellm.kernels.kv import CachePool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
 from edgellm.kernels.ops import OPS, Add, Embed, Op, SelectOutputs
 from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Executor, Program
@@ -92,7 +93,12 @@ def _chain(s: Sketch) -> None:
     s.emit("select", SelectOutputs(y, Program.output))
 
 
-SHOWN_BY = {"quantize": "matmul_q8_0", "group_by_expert": "expert_matmul_q8_0"}
+SHOWN_BY = {
+    "quantize": "matmul_q8_0",
+    "group_by_expert": "expert_matmul_q8_0",
+    **{f"{part}_{name}": f"attention_{name}" for name in CACHE_TYPES for part in ("score", "weigh")},
+    **{f"store_{name}": f"store_kv_{name}" for name in CACHE_TYPES},
+}
 """Kernels that no op has, and one that needs them."""
 
 LIMITS: dict[str, float] = {
@@ -100,6 +106,8 @@ LIMITS: dict[str, float] = {
     **{f"{op}_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS for op in ("matmul", "expert_matmul")},
     **{f"{op}_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS for op in ("matmul", "expert_matmul")},
     **dict.fromkeys(SHOWN_BY, MATMUL_LIMIT),
+    **{f"store_{name}": 0.0 for name in CACHE_TYPES},
+    "attention_typed": MATMUL_LIMIT,
 }
 """NMSE that a kernel may have; FLOAT_LIMIT where none is given."""
 
@@ -242,8 +250,17 @@ def outputs_of_ops(
 def fill_randomly(pool: CachePool) -> None:
     """Random keys and values everywhere, the same at every call."""
     rng = np.random.default_rng(2)
-    for array in itertools.chain(*pool.arrays):
-        array[:] = rng.standard_normal(array.shape, np.float32)
+    for layer, arrays in zip(pool.layers, pool.arrays, strict=True):
+        names = (layer.type_k, layer.type_v) if isinstance(layer, KVLayer) else ("f16",)
+        for values, (array, name) in enumerate(zip(arrays, names, strict=False)):
+            if name in QUANTIZED:
+                assert isinstance(layer, KVLayer), "it has a type"
+                dim = layer.head_dim_v if values else layer.head_dim_k
+                x = rng.standard_normal((*array.shape[:2], BLOCK_TOKENS, dim), np.float32)
+                array[:] = QUANTIZED[name].write(QUANTIZED[name].quantize(x), values=bool(values))
+            else:
+                x = rng.standard_normal(array.shape, np.float32)
+                array[:] = stored(x, name) if name == "bf16" else x
 
 
 def random_batch(rng: np.random.Generator, program: Program, n: int, start: int) -> Batch:

@@ -44,7 +44,7 @@ def lane_numbers(typing_context):
 
 
 @v.forceinline
-def _state_nbytes(args):
+def state_nbytes_of(args):
     """A row's state: m, l, 14 unused, then the weighted sum of values, padded to 16."""
     return 64 + (args.dim_v + 15) // 16 * 64
 
@@ -84,8 +84,14 @@ def _finish(merged, out, dim_v, sink):
         v.store_f32(out + i * 4, v.load_f32(merged + 64 + i * 4) / total)
 
 
-def _make_sums(n: int) -> Any:
-    """Weighted sums of lines of 16 float16 for n rows of weights, four at most.
+@v.forceinline
+def halves_at(p):
+    """A line of 16 float16."""
+    return v.half_f32x16(v.load_u16x16(p))
+
+
+def _make_sums(n: int, line_at: Any) -> Any:
+    """Weighted sums of lines of 16 numbers, as ``line_at`` reads them, for n rows of weights, four at most.
 
     Two sums for each row, of the even and of the odd lines: with three rows that is what fills 16 AVX2 registers.
     """
@@ -96,7 +102,7 @@ def _make_sums(n: int) -> Any:
         a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = v.zero_f32x16()
         for i in range(0, n_lines // 2 * 8, 8):
             v.prefetch_l2(fetch + i * 8)
-            v0, v1 = v.half_f32x16(v.load_u16x16(line)), v.half_f32x16(v.load_u16x16(line + step))
+            v0, v1 = line_at(line), line_at(line + step)
             a0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i)), v0, a0)
             a1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i + 4)), v1, a1)
             if n > 1:
@@ -110,7 +116,7 @@ def _make_sums(n: int) -> Any:
                 d1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x3 + i + 4)), v1, d1)
             line += 2 * step
         if n_lines % 2:
-            i, v0 = (n_lines - 1) * 4, v.half_f32x16(v.load_u16x16(line))
+            i, v0 = (n_lines - 1) * 4, line_at(line)
             a0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i)), v0, a0)
             if n > 1:
                 b0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x1 + i)), v0, b0)
@@ -123,11 +129,8 @@ def _make_sums(n: int) -> Any:
     return sums
 
 
-_sums_of_one, _sums_of_two, _sums_of_three, _sums_of_four = (_make_sums(n) for n in (1, 2, 3, 4))
-
-
-def _make_rows(most: int) -> tuple[Any, Any]:
-    """(how many rows are taken at once of so many that are left, their sums); ``most`` is three or four."""
+def make_rows_at_once(most: int) -> Any:
+    """How many rows are taken at once of so many that are left; ``most`` is three or four."""
 
     @v.forceinline
     def rows_at_once(n_left):
@@ -136,19 +139,26 @@ def _make_rows(most: int) -> tuple[Any, Any]:
             n = (n_left + 1) // 2
         return n
 
+    return rows_at_once
+
+
+def _make_rows(most: int, line_at: Any) -> tuple[Any, Any]:
+    """(how many rows are taken at once, their sums)."""
+    sums_of_one, sums_of_two, sums_of_three, sums_of_four = (_make_sums(n, line_at) for n in (1, 2, 3, 4))
+
     @v.forceinline
     def sums(n, line, step, n_lines, x0, x1, x2, x3, fetch):
         if most > 3 and n == 4:
-            a, b, c, d = _sums_of_four(line, step, n_lines, x0, x1, x2, x3, fetch)
+            a, b, c, d = sums_of_four(line, step, n_lines, x0, x1, x2, x3, fetch)
         elif n == 3:
-            a, b, c, d = _sums_of_three(line, step, n_lines, x0, x1, x2, x2, fetch)
+            a, b, c, d = sums_of_three(line, step, n_lines, x0, x1, x2, x2, fetch)
         elif n == 2:
-            a, b, c, d = _sums_of_two(line, step, n_lines, x0, x1, x1, x1, fetch)
+            a, b, c, d = sums_of_two(line, step, n_lines, x0, x1, x1, x1, fetch)
         else:
-            a, b, c, d = _sums_of_one(line, step, n_lines, x0, x0, x0, x0, fetch)
+            a, b, c, d = sums_of_one(line, step, n_lines, x0, x0, x0, x0, fetch)
         return a, b, c, d
 
-    return rows_at_once, sums
+    return make_rows_at_once(most), sums
 
 
 @v.forceinline
@@ -181,14 +191,14 @@ def _softmax_row(weights, first, n, lowest, highest, state):
 
 
 @v.forceinline
-def _q_at(args, first, head, row, group):
+def q_at(args, first, head, row, group):
     """Address of the query of a head's row."""
     token, dim_k = first + row // group, args.dim_k
     return args.q + token * args.q_row + (head * group + row % group) * dim_k * 4
 
 
 @v.forceinline
-def _block(args, step, part, block):
+def block_of(args, step, part, block):
     """Index of a part's block in the pool."""
     table = v.load_i64(step + at.TABLES) + v.load_i32(part + at.PART_TABLE) * 16
     blocks = v.load_i64(table) + v.load_i32(part + at.PART_SEQUENCE) * v.load_i64(table + 8) * 4
@@ -207,29 +217,39 @@ def _visible(args, step, part):
 
 
 @v.forceinline
-def _rows_of_head(args, part):
+def rows_of_head(args, part):
+    """Tokens of a part's tile times the query heads that share a head of the cache."""
     return v.load_i32(part + at.PART_TOKENS) * (args.n_heads // args.n_kv_heads)
 
 
-def _make_score_cut(rows_at_once: Any, sums: Any) -> Any:
+def make_score_cut(most: int, line_at: Any, size: int) -> Any:
+    """score_cut(...) of keys of ``size`` bytes a number."""
+    rows_at_once, sums = _make_rows(most, line_at)
+    line = 16 * size
+
     @v.forceinline
     def score_cut(args, step, part, first_block, last_block, weights):
         """Scores of all rows of a part in the blocks of one cut; fetches the cut's values."""
-        dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
+        dim_k, n_rows = args.dim_k, rows_of_head(args, part)
         first, group = v.load_i32(part), args.n_heads // args.n_kv_heads
         scale = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
         for block in range(first_block, last_block + 1):
-            where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
+            where, out = block_of(args, step, part, block), weights + (block - first_block) * BLOCK * 4
             first_head = v.load_i32(part + at.PART_HEAD)
             for head in range(first_head, first_head + v.load_i32(part + at.PART_HEADS)):
-                k = args.k_pool + (where + head) * dim_k * 64
-                ahead, row = args.v_pool + (where + head) * dim_v * 64, 0
+                k, ahead, row = (
+                    args.k_pool + (where + head) * args.k_head,
+                    args.v_pool + (where + head) * args.v_head,
+                    0,
+                )
                 while row < n_rows:
                     n = rows_at_once(n_rows - row)
-                    q0, q1 = _q_at(args, first, head, row, group), _q_at(args, first, head, row + 1, group)
-                    q2, q3 = _q_at(args, first, head, row + 2, group), _q_at(args, first, head, row + 3, group)
+                    q0, q1 = q_at(args, first, head, row, group), q_at(args, first, head, row + 1, group)
+                    q2, q3 = q_at(args, first, head, row + 2, group), q_at(args, first, head, row + 3, group)
                     for half in range(2):
-                        a, b, c, d = sums(n, k + half * 32, 64, dim_k, q0, q1, q2, q3, ahead + half * dim_k * 32)
+                        a, b, c, d = sums(
+                            n, k + half * line, 2 * line, dim_k, q0, q1, q2, q3, ahead + half * dim_k * line
+                        )
                         v.store_f32x16(out + half * 64, a * scale)
                         if n > 1:
                             v.store_f32x16(out + CUT_ROW + half * 64, b * scale)
@@ -305,18 +325,18 @@ def _make_score_latent_cut(most: int, rows_at_once: Any) -> Any:
     @v.forceinline
     def score_cut(args, step, part, first_block, last_block, weights):
         """Scores of all rows of a part in the blocks of one cut, whose keys lie row by row."""
-        dim_k, n_rows = args.dim_k, _rows_of_head(args, part)
+        dim_k, n_rows = args.dim_k, rows_of_head(args, part)
         first, group, k_row = v.load_i32(part), args.n_heads // args.n_kv_heads, dim_k * 2
         scale = v.splat_f32x4(v.f32_of(v.f64_from_bits(args.scale)))
         for block in range(first_block, last_block + 1):
-            where, out = _block(args, step, part, block), weights + (block - first_block) * BLOCK * 4
+            where, out = block_of(args, step, part, block), weights + (block - first_block) * BLOCK * 4
             first_head = v.load_i32(part + at.PART_HEAD)
             for head in range(first_head, first_head + v.load_i32(part + at.PART_HEADS)):
                 keys, row = args.k_pool + (where + head) * dim_k * 64, 0
                 while row < n_rows:
                     n = rows_at_once(n_rows - row)
-                    q0, q1 = _q_at(args, first, head, row, group), _q_at(args, first, head, row + 1, group)
-                    q2, q3 = _q_at(args, first, head, row + 2, group), _q_at(args, first, head, row + 3, group)
+                    q0, q1 = q_at(args, first, head, row, group), q_at(args, first, head, row + 1, group)
+                    q2, q3 = q_at(args, first, head, row + 2, group), q_at(args, first, head, row + 3, group)
                     for i in range(0, BLOCK, 4):
                         k, place = keys + i * k_row, out + i * 4
                         if most > 3 and n == 4:
@@ -341,7 +361,7 @@ def _cap_row(scores, n, cap):
 @v.forceinline
 def _soften_cut(args, step, part, first_block, last_block, weights, states):
     """The softmax of a cut by itself: scores become weights, states begin."""
-    window, state_nbytes, n_rows = args.window, _state_nbytes(args), _rows_of_head(args, part)
+    window, state_nbytes, n_rows = args.window, state_nbytes_of(args), rows_of_head(args, part)
     positions, sees = v.load_i64(step + at.POSITIONS), v.load_i64(step + at.SEES)
     first, group = v.load_i32(part), n_rows // v.load_i32(part + at.PART_TOKENS)
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
@@ -361,34 +381,39 @@ def _add_to(place, value):
     v.store_f32x16(place, v.load_f32x16(place) + value)
 
 
-def _make_weigh_cut(rows_at_once: Any, sums: Any, *, latent: bool = False) -> Any:
+def make_weigh_cut(most: int, line_at: Any, size: int, *, latent: bool = False) -> Any:
+    """weigh_cut(...) of values of ``size`` bytes a number; ``latent`` ones are the beginning of keys."""
+    rows_at_once, sums = _make_rows(most, line_at)
+
     @v.forceinline
     def weigh_cut(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):
         """Weighted sums of a cut's values; fetches the keys of the part ``then`` from the block ``then_block`` on."""
-        dim_k, dim_v, n_rows = args.dim_k, args.dim_v, _rows_of_head(args, part)
-        state_nbytes, row_dims = _state_nbytes(args), dim_v
+        dim_v, n_rows, state_nbytes = args.dim_v, rows_of_head(args, part), state_nbytes_of(args)
+        row_dims = dim_v
         if latent:
-            row_dims = dim_k
+            row_dims = args.dim_k
         for block in range(first_block, last_block + 1):
-            where, n_positions = _block(args, step, part, block), min(BLOCK, last - block * BLOCK + 1)
-            next_where = _block(args, step, then, min(then_block + block - first_block, then_last))
+            where, n_positions = block_of(args, step, part, block), min(BLOCK, last - block * BLOCK + 1)
+            next_where = block_of(args, step, then, min(then_block + block - first_block, then_last))
             w, state = weights + (block - first_block) * BLOCK * 4, states
             for head in range(v.load_i32(part + at.PART_HEADS)):
-                values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * row_dims * 64
-                ahead = args.k_pool + (next_where + v.load_i32(then + at.PART_HEAD) + head) * dim_k * 64
+                values = args.v_pool + (where + v.load_i32(part + at.PART_HEAD) + head) * args.v_head
+                ahead = args.k_pool + (next_where + v.load_i32(then + at.PART_HEAD) + head) * args.k_head
                 row = 0
                 while row < n_rows:
                     n = rows_at_once(n_rows - row)
-                    for i in range(0, dim_v * 2, 32):
-                        w1, w2, w3 = w + CUT_ROW, w + 2 * CUT_ROW, w + 3 * CUT_ROW
-                        a, b, c, d = sums(n, values + i, row_dims * 2, n_positions, w, w1, w2, w3, ahead + i * 32)
-                        _add_to(state + 64 + i * 2, a)
+                    for i in range(0, dim_v, 16):
+                        w1, w2, w3, to = w + CUT_ROW, w + 2 * CUT_ROW, w + 3 * CUT_ROW, state + 64 + i * 4
+                        a, b, c, d = sums(
+                            n, values + i * size, row_dims * size, n_positions, w, w1, w2, w3, ahead + i * 32 * size
+                        )
+                        _add_to(to, a)
                         if n > 1:
-                            _add_to(state + state_nbytes + 64 + i * 2, b)
+                            _add_to(to + state_nbytes, b)
                         if n > 2:
-                            _add_to(state + 2 * state_nbytes + 64 + i * 2, c)
+                            _add_to(to + 2 * state_nbytes, c)
                         if n > 3:
-                            _add_to(state + 3 * state_nbytes + 64 + i * 2, d)
+                            _add_to(to + 3 * state_nbytes, d)
                     row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
 
     return weigh_cut
@@ -397,7 +422,7 @@ def _make_weigh_cut(rows_at_once: Any, sums: Any, *, latent: bool = False) -> An
 @v.forceinline
 def _finish_rows(args, part, states):
     """The merged rows of a part to the output."""
-    dim_v, n_heads, state_nbytes = args.dim_v, args.n_heads, _state_nbytes(args)
+    dim_v, n_heads, state_nbytes = args.dim_v, args.n_heads, state_nbytes_of(args)
     group = n_heads // args.n_kv_heads
     n_rows = v.load_i32(part + at.PART_TOKENS) * group
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
@@ -423,14 +448,14 @@ def _clear_rows(merged, nbytes, state_nbytes):
 
 def _make_do_part(score_cut: Any, weigh_cut: Any) -> Any:
     @v.forceinline
-    def do_part(args, step, part, then, scratch):
+    def do_part(op, args, step, part, then, scratch):
         """A part's cuts, merged if they are all that the tile has, else kept until all are there."""
-        n_rows, state_nbytes, head = _rows_of_head(args, part), _state_nbytes(args), v.load_i32(part + at.PART_HEAD)
+        n_rows, state_nbytes, head = rows_of_head(args, part), state_nbytes_of(args), v.load_i32(part + at.PART_HEAD)
         all_rows, unit = n_rows * v.load_i32(part + at.PART_HEADS), v.load_i64(step + at.PARTIAL_NBYTES)
         lowest, highest, last = _visible(args, step, part)
         then_lowest, then_highest, _ = _visible(args, step, then)
         states, nbytes = scratch + all_rows * CUT_ROW, all_rows * state_nbytes
-        merged = states + nbytes
+        merged, work = states + nbytes, states + 2 * nbytes
         kept = v.load_i64(step + at.PARTIALS) + v.load_i32(part + at.PART_PARTIAL) * unit + head * n_rows * state_nbytes
         n_parts, unit = v.load_i32(part + at.PART_OF), unit * v.load_i32(part + at.PART_TOKENS)
         _clear_rows(merged, nbytes, state_nbytes)
@@ -443,9 +468,23 @@ def _make_do_part(score_cut: Any, weigh_cut: Any) -> Any:
             if cut + 1 == end:
                 after, after_block = then, max(v.load_i32(then + at.PART_CUT) * size, then_lowest)
                 after_last = then_highest
-            score_cut(args, step, part, first_block, last_block, scratch)
+            score_cut(op, args, step, part, first_block, last_block, scratch, work)
             _soften_cut(args, step, part, first_block, last_block, scratch, states)
-            weigh_cut(args, step, part, first_block, last_block, last, scratch, states, after, after_block, after_last)
+            weigh_cut(
+                op,
+                args,
+                step,
+                part,
+                first_block,
+                last_block,
+                last,
+                scratch,
+                states,
+                after,
+                after_block,
+                after_last,
+                work,
+            )
             if n_parts == 1:
                 _merge_cut(merged, states, nbytes, state_nbytes)
             else:
@@ -469,20 +508,9 @@ def _make_do_part(score_cut: Any, weigh_cut: Any) -> Any:
     return do_part
 
 
-def make_attention(most: int) -> Any:
-    """The kernel of attention, of up to ``most`` rows at once: three, or four where there are 32 wide registers."""
-    rows = _make_rows(most)
-    return _make_kernel(_make_do_part(_make_score_cut(*rows), _make_weigh_cut(*rows)))
+def _make_attention(score_cut: Any, weigh_cut: Any) -> Any:
+    do_part = _make_do_part(score_cut, weigh_cut)
 
-
-def make_latent_attention(most: int) -> Any:
-    """The same over keys that have their values in them; sizes of heads are multiples of 16."""
-    rows_at_once, sums = _make_rows(most)
-    score_cut = _make_score_latent_cut(most, rows_at_once)
-    return _make_kernel(_make_do_part(score_cut, _make_weigh_cut(rows_at_once, sums, latent=True)))
-
-
-def _make_kernel(do_part: Any) -> Any:
     def attention(op, step, thread, n_threads):
         """out = softmax(scale * q k^T, masked) v"""
         args = v.arguments(op, at.ATTENTION)
@@ -493,7 +521,61 @@ def _make_kernel(do_part: Any) -> Any:
         while item < n_parts:
             after = v.atomic_add(op + at.COUNTER, 1)  # known early: its first keys are fetched in time
             then = parts + min(after, n_parts - 1) * at.PART_NBYTES
-            do_part(args, step, parts + item * at.PART_NBYTES, then, scratch)
+            do_part(op, args, step, parts + item * at.PART_NBYTES, then, scratch)
             item = after
 
     return attention
+
+
+def _make_inline(score_of: Any, weigh_of: Any) -> Any:
+    """The kernel with both in it."""
+
+    @v.forceinline
+    def score_cut(op, args, step, part, first_block, last_block, weights, work):
+        score_of(args, step, part, first_block, last_block, weights)
+
+    @v.forceinline
+    def weigh_cut(
+        op, args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last, work
+    ):
+        weigh_of(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last)
+
+    return _make_attention(score_cut, weigh_cut)
+
+
+def make_attention(most: int) -> Any:
+    """The kernel of attention, of up to ``most`` rows at once: three, or four where there are 32 wide registers."""
+    return _make_inline(make_score_cut(most, halves_at, 2), make_weigh_cut(most, halves_at, 2))
+
+
+def make_latent_attention(most: int) -> Any:
+    """The same over keys that have their values in them; sizes of heads are multiples of 16."""
+    score_cut = _make_score_latent_cut(most, make_rows_at_once(most))
+    return _make_inline(score_cut, make_weigh_cut(most, halves_at, 2, latent=True))
+
+
+# ---- of keys and values of other types: what reads them are kernels of their own (typed_attention.py) ----------------
+
+
+@v.forceinline
+def _score_typed(op, args, step, part, first_block, last_block, weights, work):
+    v.store_i64(work + at.TYPED_PART, part)
+    v.store_i64(work + at.TYPED_FIRST, first_block)
+    v.store_i64(work + at.TYPED_LAST, last_block)
+    v.store_i64(work + at.TYPED_WEIGHTS, weights)
+    v.call_kernel(args.score, op, step, work, work + at.TYPED_NBYTES)
+
+
+@v.forceinline
+def _weigh_typed(
+    op, args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last, work
+):
+    v.store_i64(work + at.TYPED_SEES, last)
+    v.store_i64(work + at.TYPED_STATES, states)
+    v.store_i64(work + at.TYPED_THEN, then)
+    v.store_i64(work + at.TYPED_THEN_FIRST, then_block)
+    v.store_i64(work + at.TYPED_THEN_LAST, then_last)
+    v.call_kernel(args.weigh, op, step, work, work + at.TYPED_NBYTES)
+
+
+attention_typed = _make_attention(_score_typed, _weigh_typed)

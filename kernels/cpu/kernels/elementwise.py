@@ -206,6 +206,39 @@ def rope(op, step, thread, n_threads):
             v.store_f32(p + second, a * s + b * c)
 
 
+# ---- a rotation without angles ---------------------------------------------------------------------------------------
+
+_butterflies = [v.make_shuffle(v.f32x16, [lane ^ k for lane in range(16)]) for k in (1, 2, 4, 8)]
+_swap1, _swap2, _swap4, _swap8 = _butterflies
+_signs = [v.make_constants(v.f32x16, [-1.0 if lane & k else 1.0 for lane in range(16)]) for k in (1, 2, 4, 8)]
+_sign1, _sign2, _sign4, _sign8 = _signs
+
+
+def hadamard(op, step, thread, n_threads):
+    """Each ``size`` numbers times the orthogonal Walsh-Hadamard matrix, in place: sums and differences of neighbours 1,
+    2, 4 ... apart."""
+    args = v.arguments(op, at.HADAMARD)
+    n, size, scale = v.load_i64(step + args.row_kind), args.size, v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale)))
+    for item in range(thread, n * args.groups, n_threads):
+        x = args.x + item // args.groups * args.x_row + item % args.groups * size * 4
+        for i in range(0, size * 4, 64):
+            a = v.load_f32x16(x + i)
+            a = _swap1(a, a) + a * _sign1()
+            a = _swap2(a, a) + a * _sign2()
+            a = _swap4(a, a) + a * _sign4()
+            v.store_f32x16(x + i, _swap8(a, a) + a * _sign8())
+        half = 64
+        while half < size * 4:
+            for first in range(0, size * 4, 2 * half):
+                for i in range(x + first, x + first + half, 64):
+                    a, b = v.load_f32x16(i), v.load_f32x16(i + half)
+                    v.store_f32x16(i, a + b)
+                    v.store_f32x16(i + half, a - b)
+            half *= 2
+        for i in range(0, size * 4, 64):
+            v.store_f32x16(x + i, v.load_f32x16(x + i) * scale)
+
+
 # ---- gated unit ------------------------------------------------------------------------------------------------------
 
 

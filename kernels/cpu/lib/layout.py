@@ -70,9 +70,12 @@ ADD_DIRECTION = namedtuple("ADD_DIRECTION", "x x_row width parts n_parts row_kin
 ADD_ROWS = namedtuple("ADD_ROWS", "x x_row w w_row out out_row width numbers")
 """``numbers`` is where the step has the number of a token's row."""
 ATTENTION = namedtuple(
-    "ATTENTION", "q q_row out out_row k_pool v_pool n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks"
+    "ATTENTION",
+    "q q_row out out_row k_pool v_pool k_head v_head n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks "
+    "score weigh",
 )
-"""``sinks`` may be 0."""
+"""``k_head`` and ``v_head`` are bytes of a head in a block; ``sinks`` may be 0; ``score`` and ``weigh`` are the kernels
+that read keys and values, 0 where they are float16."""
 EMBED = namedtuple("EMBED", "w w_row width out out_row scale")
 EXPERT_MATMUL = namedtuple(
     "EXPERT_MATMUL", "x x_row experts w_row n_out n_in out out_row groups pairs n_used x_slot bias"
@@ -83,6 +86,7 @@ counted through. ``bias`` is that of all experts, or 0."""
 EXPERT_SUM = namedtuple("EXPERT_SUM", "x x_row probs probs_row out out_row width n_used row_kind")
 GROUP_BY_EXPERT = namedtuple("GROUP_BY_EXPERT", "ids ids_row groups pairs n_expert n_used row_kind")
 GATED_UNIT = namedtuple("GATED_UNIT", "gate gate_row up up_row out out_row width row_kind")
+HADAMARD = namedtuple("HADAMARD", "x x_row groups size scale row_kind")
 MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_kind following")
 """``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
 QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs slots x_slot")
@@ -124,6 +128,8 @@ SSM_SCAN = namedtuple(
 )
 GATED_NORM = namedtuple("GATED_NORM", "x x_row gate gate_row w out out_row width groups eps row_kind")
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
+STORE_TYPED = namedtuple("STORE_TYPED", "x x_row pool head_nbytes heads dim table values")
+"""Keys, or where ``values`` is 1 values."""
 
 
 # ---- a row of quantized activations: int16 values, then four arrays with a number for every group of 32:
@@ -232,6 +238,35 @@ def attention_state_nbytes(head_dim: int) -> int:
 def attention_scratch_nbytes(rows: int, head_dim: int) -> int:
     """Scratch of one thread: the weights of a cut and two states for each row."""
     return rows * (CUT_BLOCKS * 32 * 4 + 2 * attention_state_nbytes(head_dim))
+
+
+# ---- what attention tells the kernels that read keys and values of a type (typed_attention.py), byte offsets, and what
+#      they work with behind it
+
+TYPED_PART, TYPED_FIRST, TYPED_LAST, TYPED_WEIGHTS = 0, 8, 16, 24  # the part, blocks of the cut, scores or weights
+TYPED_SEES, TYPED_STATES = 32, 40  # the last position that the part's tile sees; the rows' states
+TYPED_THEN, TYPED_THEN_FIRST, TYPED_THEN_LAST = 48, 56, 64  # what comes next
+TYPED_NBYTES = 128
+
+
+def query_nbytes(dim: int) -> int:
+    """Bytes of a query in int16: its scale, padded to 64, int16 numbers, a float32 sum of each 32."""
+    return 64 + dim * 2 + (dim // 32 * 4 + 63) // 64 * 64
+
+
+TYPED_ROWS = 4  # at once, at most
+TYPED_WEIGHT_ROW = 256  # bytes of a row's weights in a block: 32 float32, 32 int16, the largest
+
+
+def relative_nbytes(dim: int) -> int:
+    """Bytes of the scales in a block: of each 32 dimensions 32 scales, 32 minima, padded to 64 the largest scale."""
+    return dim // 32 * (128 + 128 + 64)
+
+
+def typed_scratch_nbytes(rows: int, dim_k: int, dim_v: int) -> int:
+    """Scratch of one thread beside that of attention."""
+    weigh = TYPED_ROWS * (TYPED_WEIGHT_ROW + relative_nbytes(dim_v))
+    return TYPED_NBYTES + max(rows * query_nbytes(dim_k), weigh)
 
 
 # ---- attention within a text (self_attention.py): a tile is int32 first token of its text, tokens of the text, first

@@ -57,7 +57,10 @@ def _head_dim(program: Program) -> int:
 def scratch_nbytes(program: Program) -> int:
     """Scratch that one thread needs for the attention of a program."""
     rows = max(layout.TILE_ROWS, _group(program) * layout.tile_tokens(_group(program)))
-    return layout.attention_scratch_nbytes(rows, _head_dim(program))
+    nbytes = layout.attention_scratch_nbytes(rows, _head_dim(program))
+    layers = [layer for layer in program.cache_layers if isinstance(layer, KVLayer) and layer.is_typed]
+    typed = (layout.typed_scratch_nbytes(rows, layer.head_dim_k, layer.head_dim_v) for layer in layers)
+    return nbytes + max(typed, default=0)
 
 
 class AttentionWork:

@@ -91,7 +91,8 @@ class CPUExecutor:
         self.pool = pool = CachePool(program.cache_layers, n_blocks, self.kv_dtype)
         self._plain = lower(program, pool, max_tokens, narrows=not is_part)
         tables = [table for table in (self._plain, self._plain.adapted) if table is not None]
-        used = dict.fromkeys(kernel for table in tables for kernel in table.kernels)
+        called = [name for table in tables for _, _, name in table.calls]
+        used = dict.fromkeys([*(kernel for table in tables for kernel in table.kernels), *called])
         names = [*kernel_table.TEAM, *used, kernel_table.TOP_K]
         if untested is None:
             cache, objects = verified_kernels(names, form, on_compile, CPUExecutor)
@@ -103,6 +104,8 @@ class CPUExecutor:
         self.draw = CPUDraw(addresses[kernel_table.TOP_K], self._code)
         for table in tables:
             table.rows[:, layout.KERNEL // 8] = [addresses[name] for name in table.kernels]
+            for row, field, name in table.calls:
+                table.rows[row, field] = addresses[name]
         self._use(self._plain)
         self._team: ThreadTeam = ThreadTeam(addresses, n_threads, self._code) if beside is None else beside._team
         self._end_threads = weakref.finalize(self, self._team.close if beside is None else _nothing)

@@ -78,6 +78,7 @@ class OpTable:
     tail_names: dict[str, str]  # as in OutputTail
     last_write: LastWrite | None  # where rows can be dropped in its place
     kernels: list[str]  # name of each row's kernel
+    calls: list[tuple[int, int, str]]  # rows, and a field of them that is the address of a kernel
     sources: list[int]  # for each row the one that made the int16 activations which it reads, -1 if it reads none
     buffers: dict[str, np.ndarray]  # (rows, padded width)
     widths: dict[str, int]
@@ -183,6 +184,7 @@ class _Lowering:
     matrices: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     vectors: dict[str, int] = field(default_factory=dict)
     of_experts: dict[int, str] = field(default_factory=dict)  # rows of products with experts -> their weight
+    calls: list[tuple[int, str, str]] = field(default_factory=list)  # rows, and an argument that is a kernel's address
 
     def op(self, op: Op) -> None:
         """Add the rows of an op."""
@@ -605,6 +607,10 @@ def _table(program: Program, low: _Lowering, tail: OutputTail, *, narrows: bool)
         tail_names=tail.names,
         last_write=last_write(program) if narrows else None,
         kernels=[row.kernel for row in low.rows],
+        calls=[
+            (i, layout.ARGUMENTS // 8 + low.rows[i].arguments._fields.index(name), kernel)
+            for i, name, kernel in low.calls
+        ],
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
         widths={name: buffer.width for name, buffer in low.program.buffers.items()},

@@ -1,0 +1,118 @@
+"""The CPU executor with keys and values in fewer bits: right, and the same bits in any company and any block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpu_programs import FORMS, cpu_executor, single_sequence
+from test_cpu_executor import cpu_logits, logits_in_chunks
+
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu.compile import trials
+from edgellm.kernels.cpu.compile.trials import fill_randomly, nmse, outputs_of_ops
+from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.ops import Attention
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.typed_cache import with_cache_types
+from edgellm.models import build_program
+
+tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+
+PAIRS = [("q8_0", "q8_0"), ("q4_0", "q4_0"), ("q5_1", "q4_1"), ("iq4_nl", "q5_0"), ("f16", "q8_0"), ("bf16", "f32")]
+N_TOKENS, N_BLOCKS = 150, 12
+
+
+@pytest.fixture(scope="module")
+def open_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Program]]:
+    """The program of a tiny model; gemma3 has windows, gemma4 heads of two sizes and layers that share keys."""
+    folder: Path = tmp_path_factory.mktemp("models")
+    files: dict[str, GGUFFile] = {}
+
+    def make(name: str) -> Program:
+        if name not in files:
+            files[name] = GGUFFile.open(tiny_models.write_tiny_model(folder / f"{name}.gguf", name, head_dim=32))
+        return build_program(files[name])
+
+    yield make
+    for file in files.values():
+        file.close()
+
+
+@pytest.mark.parametrize(("pair", "form"), [(p, FORMS[0]) for p in PAIRS] + [(PAIRS[0], f) for f in FORMS[1:]])
+def test_logits_are_those_of_the_reference(
+    pair: tuple[str, str], form: str, open_model: Callable[[str], Program]
+) -> None:
+    """As far as rounding lets them: a code may fall on the other side of a half."""
+    program = with_cache_types(open_model("llama"), *pair)
+    batch = single_sequence(program, N_TOKENS, n_blocks=N_BLOCKS, seed=1)
+    expected = logits_in_chunks(ReferenceExecutor(program, N_BLOCKS, kv_dtype="float16"), batch, 70)
+    assert nmse(cpu_logits(program, batch, 70, form=form), expected) <= (1e-3 if "q4_0" in pair else 2e-4)
+
+
+CASES = [
+    *(("llama", pair, FORMS[0]) for pair in PAIRS),
+    *(("gemma3", PAIRS[0], form) for form in FORMS),
+    ("gemma4", PAIRS[2], FORMS[0]),
+]
+
+
+@pytest.mark.parametrize(("name", "pair", "form"), CASES)
+def test_chunks_threads_and_what_lay_in_the_blocks_do_not_change_a_bit(
+    name: str, pair: tuple[str, str], form: str, open_model: Callable[[str], Program]
+) -> None:
+    program = with_cache_types(open_model(name), *pair)
+    batch = single_sequence(program, N_TOKENS, seed=2)
+    expected = cpu_logits(program, batch, N_TOKENS, 1, form)
+    for chunk, n_threads in ((1, 2), (7, 3), (64, 2)):
+        executor = cpu_executor(program, N_BLOCKS, n_threads, 256, form)
+        fill_randomly(executor.pool)
+        assert np.array_equal(logits_in_chunks(executor, batch, chunk), expected), (chunk, n_threads)
+        executor.close()
+
+
+@pytest.mark.parametrize("pair", PAIRS[:4])
+def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
+    pair: tuple[str, str], open_model: Callable[[str], Program]
+) -> None:
+    program, rng = with_cache_types(open_model("llama"), *pair), np.random.default_rng(3)
+    ids = [rng.integers(0, program.n_vocab, n).astype(np.int32) for n in (40, 1, 77)]
+    alone = [cpu_logits(program, Batch.single(program, tokens), len(tokens)) for tokens in ids]
+    table = np.full((3, 3), -1, np.int32)
+    blocks = rng.permutation(N_BLOCKS)
+    table[0, :2], table[1, :1], table[2, :3] = blocks[:2], blocks[2:3], blocks[3:6]
+    executor = cpu_executor(program, N_BLOCKS, 2, 256)
+    together = Batch(
+        np.concatenate(ids),
+        np.concatenate([np.arange(len(x)) for x in ids]).astype(np.int32),
+        np.repeat(np.arange(3), [len(x) for x in ids]).astype(np.int32),
+        np.ones(sum(map(len, ids)), bool),
+        (table,),
+    )
+    assert np.array_equal(executor.run(together), np.concatenate(alone))
+    executor.close()
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_1", "q5_0", "iq4_nl"])
+def test_nan_in_queries_keys_and_values_reaches_the_output(name: str) -> None:
+    s = trials.sketch(0, 64)
+    layers = [s.layer(KVLayer(2, 64, 64, window, False, name, name)) for window in (0, 100)]
+    for layer in layers:
+        s.emit("attention", Attention(s.input(4 * 64), s.buffer(4 * 64), layer, 4, 0.125))
+    program = s.program()
+    for where in ("q", "k", "v"):
+        executor = cpu_executor(program, 30)
+        fill_randomly(executor.pool)
+        if where == "q":
+            for values in s.inputs.values():
+                values[:, ::5] = np.nan
+        for keys, values in executor.pool.arrays if where != "q" else []:
+            halves = (keys if where == "k" else values)[..., -64:]  # scales, or minima, of the last 32 dimensions
+            halves[...] = np.full(32, np.nan, np.float16).view(np.uint8)
+        for n, start in ((1, 40), (20, 40), (1, 600)):
+            for out in outputs_of_ops(executor, single_sequence(program, n, start, 30), s.inputs)[1:]:
+                assert not np.isfinite(out).all(axis=1).any(), (where, n, start)
+        executor.close()
