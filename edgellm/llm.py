@@ -66,6 +66,8 @@ def load(
     lora: Any = None,
     control_vectors: Any = None,
     control_vector_layers: tuple[int, int] | None = None,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
     force: bool = False,
     progress: StageProgress | None = None,
 ) -> LLM:
@@ -97,6 +99,8 @@ def load(
                     these; else a file's name is its own. Every answer has all of them that it does not choose among
     control_vectors likewise: directions that are added to what layers make, in the layers ``control_vector_layers``,
                     the first and the last (by default all that they have)
+    cache_type_k    what keys are kept as, ``cache_type_v`` values: "f16", "bf16", "f32", "q8_0", "q5_1", "q5_0",
+                    "iq4_nl", "q4_1" or "q4_0". Fewer bits need less memory and are read sooner
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
@@ -105,6 +109,7 @@ def load(
     options = loading.LoadOptions(
         *(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate),
         *(gpu_layers, cpu_moe, cache_dir, cache_nbytes, lora, control_vectors, control_vector_layers, draft),
+        *(cache_type_k, cache_type_v),
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 
@@ -531,8 +536,10 @@ class LLM:
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[Messages, Sequence[Mapping[str, Any]] | None]:
         """Messages and tools for the template; in plain text where it knows no tools."""
+        from edgellm.chat_template.messages import is_about_tools
+
         sound = isinstance(messages, Sequence) and isinstance(tools, Sequence | None)  # else render says what is wrong
-        if sound and (tools or any(map(_is_about_tools, messages))):
+        if sound and (tools or any(map(is_about_tools, messages))):
             from edgellm.messages.plain_tools import is_plain, told
 
             if is_plain(self.model.message_form):
@@ -688,12 +695,6 @@ class LLM:
     def __repr__(self) -> str:
         state = "closed" if self._model is None else f"{self.n_ctx} tokens of context, {self.n_threads} threads"
         return f"<LLM {self.path.name}: {state}>"
-
-
-def _is_about_tools(message: Any) -> bool:
-    """Whether a message has calls, or the result of one."""
-    named = message.get if isinstance(message, Mapping) else lambda name: getattr(message, name, None)
-    return named("role") in ("tool", "function") or bool(named("tool_calls"))
 
 
 def _as_messages(messages: str | Messages) -> Messages:

@@ -22,6 +22,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import HiddenExecutor, LargerThanMemory
+from edgellm.kernels.typed_cache import with_cache_types
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory
 from edgellm.machine.paths import typed_file
@@ -78,6 +79,8 @@ class LoadOptions:
     control_vectors: tuple[AdapterChoice, ...] = ()
     control_vector_layers: tuple[int, int] | None = None
     draft: str | Path | None = None
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
 
     def __post_init__(self) -> None:
         if self.has_adapters or self.control_vector_layers is not None:
@@ -96,6 +99,8 @@ class LoadOptions:
             if self.speculate is not None:
                 raise ParameterError("draft and speculate both say what drafts. Give one of them.")
         arguments.whole_number("cache_nbytes", self.cache_nbytes, 1, 1 << 62)
+        arguments.cache_type("cache_type_k", self.cache_type_k)
+        arguments.cache_type("cache_type_v", self.cache_type_v)
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", arguments.path("cache_dir", self.cache_dir))
         if self.chat_template is not None:
@@ -188,6 +193,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         if options.has_adapters:
             program, adapters = with_adapters(program, options)
             opened.callback(adapters.close)
+        program = typed(program, options)
         n_ctx = choose_context(program, options)
         program = program.for_context(n_ctx)
         need = memory_need(program, gguf, n_ctx, options)
@@ -248,6 +254,11 @@ def options_for(program: Program, options: LoadOptions) -> LoadOptions:
         return options
     options = replace(options, draft=None)
     return replace(options, executor="cpu", gpu_layers="auto") if executors.is_gpu(options.executor) else options
+
+
+def typed(program: Program, options: LoadOptions) -> Program:
+    """The program with keys and values of the types that were asked for."""
+    return with_cache_types(program, options.cache_type_k, options.cache_type_v)
 
 
 def _leave_in_file(executor: Executor, need: MemoryNeed, memory: SystemMemory) -> bool:

@@ -42,6 +42,12 @@ class Message:
         return isinstance(other, Message) and self.to_dict() == other.to_dict()
 
 
+def is_about_tools(message: Any) -> bool:
+    """Whether a message has calls, or the result of one."""
+    named = message.get if isinstance(message, Mapping) else lambda name: getattr(message, name, None)
+    return named("role") in ("tool", "function") or bool(named("tool_calls"))
+
+
 Fit = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
 """Takes a message and its place, and gives it with its content in the form that the template takes."""
 

@@ -14,7 +14,7 @@ import click
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.models import fetched
-from edgellm.cli.options import device_options, device_values, draft_option, override_option
+from edgellm.cli.options import cache_type_options, device_options, device_values, draft_option, override_option
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -83,6 +83,7 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @device_options
 @adapter_options
 @draft_option
+@cache_type_options
 @click.option("--no-warmup", is_flag=True, help="Count the first, colder run too.")
 @override_option
 @click.option("--no-bandwidth", is_flag=True, help="Do not measure how fast this machine reads memory.")
@@ -130,6 +131,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels import executors
     from edgellm.kernels.executors import open_executor
+    from edgellm.kernels.typed_cache import with_cache_types
     from edgellm.machine.cores import default_threads
     from edgellm.measure.bench import bench_tests, run_tests
     from edgellm.measure.model_card import model_card
@@ -156,6 +158,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
             program, card = build_program(gguf), model_card(gguf)
             if adapters := adapter_values(options):
                 program, make = _with_adapters(program, make, {**device_values(options), **adapters})
+            program = with_cache_types(program, options["cache_type_k"], options["cache_type_v"])
             for n_threads in counts:
                 bandwidth = None
                 if not options["no_bandwidth"] and options["gpu_layers"] == "auto" and not options["cpu_moe"]:

@@ -8,7 +8,7 @@ import click
 
 from edgellm.cli import standard_input
 from edgellm.cli.adapter_options import adapter_options
-from edgellm.cli.options import device_options, draft_option, option_group, override_option
+from edgellm.cli.options import cache_type_options, device_options, draft_option, option_group, override_option
 from edgellm.engine.speculation import SPECULATIONS
 from edgellm.formats import text_file
 from edgellm.formats.errors import FormatError
@@ -25,6 +25,7 @@ generation_options = option_group(
                  help="Threads.  [default: physical cores]"),
     device_options,
     adapter_options,
+    cache_type_options,
     click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message."),
     click.option("-sysf", "--system-prompt-file", "system_file", type=click.Path(), help="File with it."),
     click.option("-r", "--reverse-prompt", "stops", multiple=True, metavar="TEXT", help="Stop before TEXT."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.adapter_options import adapter_values
 from edgellm.cli.generation_options import template_source
-from edgellm.cli.options import device_values
+from edgellm.cli.options import cache_type_values, device_values
 from edgellm.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def load_options(values: dict[str, Any]) -> dict[str, Any]:
         "n_threads": values["n_threads"],
         **device_values(values),
         **adapter_values(values),
+        **cache_type_values(values),
         "chat_template": template_source(values),
         "kv_overrides": values["overrides"] or None,
         "speculate": values["speculate"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgellm.arguments import CACHE_TYPES
 from edgellm.formats.errors import ParameterError
 from edgellm.kernels import executors
 from edgellm.machine.paths import typed_path
@@ -115,6 +116,21 @@ device_options = option_group(
 """What computes; ``device_values`` gives them as the library takes them."""
 
 
+cache_type_options = option_group(
+    *(
+        click.option(f"-ct{of[0]}", f"--cache-type-{of[0]}", f"cache_type_{of[0]}", type=click.Choice(CACHE_TYPES),
+                     default="f16", show_default=True, help=f"What {of} are kept as; fewer bits need less memory.")
+        for of in ("keys", "values")
+    )
+)  # fmt: skip
+"""How the cache keeps a context; ``cache_type_values`` gives it as the library takes it."""
+
+
+def cache_type_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What ``cache_type_options`` say, or their defaults where a command has none."""
+    return {name: values.get(name, "f16") for name in ("cache_type_k", "cache_type_v")}
+
+
 def device_values(values: dict[str, Any]) -> dict[str, Any]:
     """What ``device_options`` say, by the names of ``edgellm.load``."""
     return {name: values[name] for name in ("executor", "gpu_layers", "cpu_moe")}
@@ -126,14 +142,16 @@ chunk_options = option_group(
     click.option("--chunks", "n_chunks", type=click.IntRange(1), help="Stop after so many.  [default: all]"),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), help="[default: physical cores]"),
     device_options,
+    cache_type_options,
     override_option,
 )  # fmt: skip
 """Of a command that runs a text through a model in chunks."""
 
 
-def chunk_model(path: Path, values: dict[str, Any], n_ctx: int | None = None) -> ChunkModel:
-    """The model as ``chunk_options`` say, open; ``n_ctx`` in place of theirs."""
+def chunk_model(path: Path, values: dict[str, Any], n_ctx: int | None = None, *, is_base: bool = False) -> ChunkModel:
+    """The model as ``chunk_options`` say, open; ``n_ctx`` in place of theirs. A base keeps keys and values as f16."""
     from edgellm.measure.perplexity import ChunkModel
 
-    names = {**device_values(values), "n_threads": values["n_threads"], "kv_overrides": values["overrides"]}
+    kept = {} if is_base else cache_type_values(values)
+    names = {**device_values(values), **kept, "n_threads": values["n_threads"], "kv_overrides": values["overrides"]}
     return ChunkModel(path, n_ctx or values["n_ctx"], **names)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.cli.models import fetched
-from edgellm.cli.options import FILE, TypedPath, chunk_model, chunk_options, device_values
+from edgellm.cli.options import FILE, TypedPath, cache_type_values, chunk_model, chunk_options, device_values
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.text_file import read_text
 from edgellm.machine.terminal import echo, fields, json_text
@@ -35,7 +35,7 @@ T = TypeVar("T")
     metavar="FILE",
     help="A file of --save-logits, llama-perplexity's format. Without --kl-divergence it is written.",
 )
-@click.option("--against", metavar="MODEL", help="Compare with this model, run beside.")
+@click.option("--against", metavar="MODEL", help="Compare with this model, run beside with f16 keys and values.")
 @click.option("--json", "as_json", is_flag=True, help="Write one line of JSON.")
 def command(model: str, text: Path | None, as_json: bool, **values: Any) -> None:
     """Measure how well a model predicts a text.
@@ -72,11 +72,17 @@ def command(model: str, text: Path | None, as_json: bool, **values: Any) -> None
                 ids = own.ids(words)
                 chunks = own.chunks(ids, values["n_chunks"])
                 if against:
-                    with chunk_model(fetched(against, progress), values) as other:
+                    with chunk_model(fetched(against, progress), values, is_base=True) as other:
                         result = _against_model(own, other, chunks)
                 else:
                     result = _alone(own, ids, chunks, written)
-    figures = {"model": path.name, "text": text.name if text else None, **device_values(values), **result}
+    figures = {
+        "model": path.name,
+        "text": text.name if text else None,
+        **device_values(values),
+        **cache_type_values(values),
+        **result,
+    }
     echo(json_text(figures, indent=None) if as_json else fields(figure_lines(result)))
 
 

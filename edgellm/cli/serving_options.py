@@ -12,7 +12,15 @@ import click
 from edgellm.arguments import MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.generation_options import template_source
-from edgellm.cli.options import device_options, device_values, draft_option, option_group, override_option
+from edgellm.cli.options import (
+    cache_type_options,
+    cache_type_values,
+    device_options,
+    device_values,
+    draft_option,
+    option_group,
+    override_option,
+)
 from edgellm.cli.progress import ProgressBar
 from edgellm.engine.speculation import SPECULATIONS
 from edgellm.formats.errors import UnsupportedError
@@ -46,6 +54,7 @@ model_options = option_group(
     override_option,
     device_options,
     adapter_options,
+    cache_type_options,
     click.option("--force", is_flag=True, help="Load even when the free memory looks too small."),
 )  # fmt: skip
 
@@ -71,6 +80,7 @@ def load_options(values: dict[str, Any], n_models: int) -> LoadOptions:
         n_threads=values["n_threads"],
         **device_values(values),
         **_adapters(values, n_models),
+        **cache_type_values(values),
         chat_template=template_source(values),
         kv_overrides=values["overrides"] or None,
         max_tokens_per_step=values["max_tokens_per_step"],

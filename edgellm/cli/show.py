@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.options import device_options, device_values
+from edgellm.cli.options import cache_type_options, cache_type_values, device_options, device_values
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.machine.terminal import echo, fields, hand_over, human_bytes, human_count, json_text
 
@@ -31,6 +31,7 @@ POOLINGS = {
 @click.argument("model", metavar="MODEL")
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=0, help="Context for the memory estimate.")
 @device_options
+@cache_type_options
 @click.option("--template", "whole_template", is_flag=True, help="Print the chat template and nothing else.")
 @click.option("--metadata", is_flag=True, help="Print every metadata key of the file.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
@@ -54,14 +55,14 @@ def command(model: str, n_ctx: int, whole_template: bool, metadata: bool, as_jso
         elif (adapter := _adapter_facts(gguf)) is not None:
             echo(json_text(adapter) if as_json else _adapter_text(adapter))
         else:
-            facts = model_facts(gguf, n_ctx, **device_values(on))
+            facts = model_facts(gguf, n_ctx, **device_values(on), **cache_type_values(on))
             echo(json_text(facts) if as_json else _as_text(facts))
 
 
 def model_facts(gguf: Any, n_ctx: int = 0, **device: Any) -> dict[str, Any]:
     """Everything that ``show`` knows of an open file, fit for JSON; ``n_ctx`` 0 takes the default context.
 
-    device   executor, gpu_layers and cpu_moe of ``LoadOptions``
+    device   executor, gpu_layers, cpu_moe and the types of the cache of ``LoadOptions``
     """
     from edgellm.loading import LoadOptions
     from edgellm.measure.model_card import model_card
@@ -150,11 +151,11 @@ def _adapter_text(facts: dict[str, Any]) -> str:
 def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> dict[str, Any]:
     """What the model will take, and of what; "device" is the part of it on a GPU."""
     from edgellm.kernels.executors import device_memory
-    from edgellm.loading import choose_context, memory_need, options_for
+    from edgellm.loading import choose_context, memory_need, options_for, typed
     from edgellm.machine.memory import system_memory
     from edgellm.memory import placement_text
 
-    options = options_for(program, options)
+    options, program = options_for(program, options), typed(program, options)
     n_ctx = n_ctx or choose_context(program, options)
     need, there = memory_need(program, gguf, n_ctx, options), device_memory(options.executor)
     found: dict[str, Any] = {"n_ctx": n_ctx} | {name: getattr(need, name) for name in (*PARTS, "process", "total")}

@@ -34,7 +34,7 @@ from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.regular_file import open_regular, read_regular
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
 from edgellm.kernels.program import Executor
 from edgellm.machine.atomic import whole_file
 from edgellm.machine.paths import cache_dir
@@ -142,7 +142,7 @@ def _proved(path: Path, data: memoryview, key: str) -> SavedState:
     try:
         header = parse_json(bytes(data[16 : 16 + length]), path.name, "KV_FILE")
         if header["model"] != key:
-            raise _wrong(path, "it is of another model")
+            raise _wrong(path, "it is of another model, or its keys and values are of other types")
         return _state(path, header, data[16 + length : -32])
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, FormatError) as error:
         raise _wrong(path, f"its header is wrong ({error})") from None
@@ -185,6 +185,9 @@ def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
     ``variant`` is that of ``KVCache.open``: what else makes the numbers.
     """
     key = hashlib.sha256(f"{executor.kv_dtype}\n{variant}\n{weights_hash(gguf)}\n".encode())
+    for i, layer in enumerate(executor.program.cache_layers):
+        if isinstance(layer, KVLayer) and layer.is_typed:
+            key.update(f"{i} {layer.type_k} {layer.type_v}\n".encode())
     if any(rope.beyond is not None for rope in executor.program.ropes.values()):
         key.update(b"short context\n")
     for name in sorted(gguf.metadata):

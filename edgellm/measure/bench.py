@@ -21,7 +21,7 @@ import numpy as np
 
 from edgellm.formats.large_pages import large_page_share
 from edgellm.kernels.executors import GPULayers, describe, executor_class, is_gpu
-from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
 from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
 
@@ -72,6 +72,7 @@ class BenchResult:
     read_bandwidth    bytes per second that as many threads read from memory at best, or that a GPU copies; None where
                       not measured
     large_page_share  the part of the file that is mapped by large pages (formats/large_pages.py), None where not known
+    cache_types       of keys and values
     """
 
     test: BenchTest
@@ -80,6 +81,7 @@ class BenchResult:
     bytes_per_token: int
     read_bandwidth: float | None
     large_page_share: float | None = None
+    cache_types: tuple[str, str] = ("f16", "f16")
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -111,7 +113,8 @@ class BenchResult:
         from importlib.metadata import version
 
         kind = executor_class(executor)
-        kv_type = f"f{8 * np.dtype(kind.kv_dtype).itemsize}"
+        own = f"f{8 * np.dtype(kind.kv_dtype).itemsize}"
+        type_k, type_v = (own if name == "f16" else name for name in self.cache_types)
         nanoseconds = [s * 1e9 for s in self.seconds]
         return {
             "build_commit": f"edgellm {version('edgellm')}",
@@ -126,8 +129,8 @@ class BenchResult:
             "n_batch": n_ubatch,
             "n_ubatch": n_ubatch,
             "n_threads": self.n_threads,
-            "type_k": kv_type,
-            "type_v": kv_type,
+            "type_k": type_k,
+            "type_v": type_v,
             "n_gpu_layers": 0 if not is_gpu(executor) else -1 if gpu_layers == "auto" else gpu_layers,
             "use_mmap": True,
             "n_prompt": self.test.n_prompt,
@@ -239,6 +242,7 @@ def _run_test(
         bytes_per_token(program, middle, executor.pool.dtype.name),
         read_bandwidth,
         large_page_share(largest.pieces[0].data),
+        next(((x.type_k, x.type_v) for x in program.cache_layers if isinstance(x, KVLayer)), ("f16", "f16")),
     )
 
 

@@ -22,6 +22,7 @@ from edgellm.formats.errors import ParameterError
 from edgellm.kernels.executors import GPULayers, check_split, open_executor
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch, Hook
+from edgellm.kernels.typed_cache import with_cache_types
 from edgellm.loading import open_program
 from edgellm.machine.cores import default_threads
 from edgellm.tokenizer import Tokenizer
@@ -139,11 +140,14 @@ class ChunkModel:
         cpu_moe: bool = False,
         n_threads: int | None = None,
         kv_overrides: Mapping[str, Any] | None = None,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
     ) -> None:
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
         check_split(executor, gpu_layers, cpu_moe)
-        with open_program(path, kv_overrides) as (self.gguf, self.program):
+        with open_program(path, kv_overrides) as (self.gguf, program):
+            self.program = with_cache_types(program, cache_type_k, cache_type_v)
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata, proved=True)
             self.n_ctx = n_ctx
             n_blocks = -(-n_ctx // BLOCK_TOKENS)
