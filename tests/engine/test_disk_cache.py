@@ -316,13 +316,19 @@ def test_what_cannot_be_written_in_time_is_not_held_in_memory(start: Start, monk
 # -- real models -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", ["cpu", "reference"])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen35"])
-def test_an_answer_has_the_same_bits_with_and_without(tmp_path: Path, name: str, executor: str) -> None:
+KINDS = [
+    *((name, executor, "f16") for name in ("llama", "gemma3", "qwen35") for executor in ("cpu", "reference")),
+    *(("gemma3", "cpu", "q8_0"), ("qwen35", "cpu", "q4_0")),
+]
+
+
+@pytest.mark.parametrize(("name", "executor", "kept"), KINDS)
+def test_an_answer_has_the_same_bits_with_and_without(tmp_path: Path, name: str, executor: str, kept: str) -> None:
     path, prompt = tiny_models.write_tiny_model(tmp_path / "tiny.gguf", name), list(range(3, 203))
     told = []
     for folder in (None, tmp_path / "cache", tmp_path / "cache"):
-        with edgellm.load(path, executor=executor, n_ctx=256, cache_dir=folder, max_tokens_per_step=32) as llm:
+        types = {"cache_type_k": kept, "cache_type_v": kept}
+        with edgellm.load(path, executor=executor, n_ctx=256, cache_dir=folder, max_tokens_per_step=32, **types) as llm:
             said = llm.generate(prompt, temperature=0, max_tokens=20, logprobs=3, ignore_eos=True)
             told.append((said.tokens, [one.logprob for one in said.logprobs]))
     assert told[0] == told[1] == told[2]
@@ -332,6 +338,7 @@ def test_an_answer_has_the_same_bits_with_and_without(tmp_path: Path, name: str,
 def test_another_model_or_cache_in_one_folder_takes_nothing_of_the_first(tmp_path: Path) -> None:
     paths = [tiny_models.write_tiny_model(tmp_path / f"{seed}.gguf", "llama", seed=seed) for seed in (0, 1)]
     ways: list[dict[str, Any]] = [{}, {"executor": "reference"}, {"kv_overrides": {"llama.rope.freq_base": 500.0}}]
+    ways.append({"cache_type_k": "q8_0"})
     for path in paths:
         for way in ways:
             for known in (0, 96):

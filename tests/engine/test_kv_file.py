@@ -74,11 +74,15 @@ def test_another_program_goes_on_as_this_one_would_have(
     check(second)
 
 
-def test_the_cpu_executor_restores_to_the_last_bit(paths: dict[str, Path], load: Any, tmp_path: Path) -> None:
-    first, file = load(paths["llama"], executor="cpu"), tmp_path / "state.kv"
+@pytest.mark.parametrize("kept", ["f16", "q8_0", "q4_0"])
+def test_the_cpu_executor_restores_to_the_last_bit(
+    paths: dict[str, Path], load: Any, tmp_path: Path, kept: str
+) -> None:
+    types = {"cache_type_k": kept, "cache_type_v": kept}
+    first, file = load(paths["llama"], executor="cpu", **types), tmp_path / "state.kv"
     tokens = [*PROMPT, *answer(first, PROMPT).tokens]
     first.save_state(file, tokens)
-    second = load(paths["llama"], executor="cpu", n_threads=1)
+    second = load(paths["llama"], executor="cpu", n_threads=1, **types)
     second.load_state(file)
     one, two = answer(first, tokens), answer(second, tokens)
     assert [t.logprob for t in one.logprobs] == [t.logprob for t in two.logprobs] and two.timings.computed_n == 1
@@ -206,6 +210,8 @@ def test_another_models_state_is_refused(
         load(tiny_models.write_tiny_model(tmp_path / "other.gguf", "llama", seed=1)),
         load(paths["gemma3"]),
         load(paths["llama"], kv_overrides={"llama.rope.freq_base": 500.0}),
+        load(paths["llama"], cache_type_k="q8_0"),
+        load(paths["llama"], cache_type_v="iq4_nl"),
     ]
     for other in others:
         with pytest.raises(FormatError, match="another model"):

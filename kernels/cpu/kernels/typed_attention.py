@@ -223,6 +223,12 @@ def _fetch(address, nbytes):
         v.prefetch_l2(address + i)
 
 
+@v.forceinline
+def _share(nbytes, n):
+    """Bytes of whole cache lines in one of n parts."""
+    return (nbytes + 64 * n - 1) // (64 * n) * 64
+
+
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -278,13 +284,9 @@ def _make_score_quantized(name: str, most: int) -> Any:
             v.load_i64(cut + at.TYPED_WEIGHTS),
         )
         first_block, last_block = v.load_i64(cut + at.TYPED_FIRST), v.load_i64(cut + at.TYPED_LAST)
-        dim, n_rows, first, group = (
-            args.dim_k,
-            rows_of_head(args, part),
-            v.load_i32(part),
-            args.n_heads // args.n_kv_heads,
-        )
-        scale, q_row = v.f32_of(v.f64_from_bits(args.scale)), _query_nbytes(dim)
+        dim, n_rows, first = args.dim_k, rows_of_head(args, part), v.load_i32(part)
+        group = args.n_heads // args.n_kv_heads
+        scale, q_row, share = v.f32_of(v.f64_from_bits(args.scale)), _query_nbytes(dim), _share(args.v_head, 2)
         first_head, n_heads = v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEADS)
         for i in range(n_rows * n_heads):
             _quantize_query(q_at(args, first, first_head + i // n_rows, i % n_rows, group), dim, work + i * q_row)
@@ -292,11 +294,12 @@ def _make_score_quantized(name: str, most: int) -> Any:
             where, out = block_of(args, step, part, block) + first_head, weights + (block - first_block) * BLOCK * 4
             q = work
             for head in range(where, where + n_heads):
-                keys, row = args.k_pool + head * args.k_head, 0
-                _fetch(args.v_pool + head * args.v_head, args.v_head)
+                keys, ahead, row = args.k_pool + head * args.k_head, args.v_pool + head * args.v_head, 0
                 while row < n_rows:
                     n = rows_at_once(n_rows - row)
                     for half in range(2):
+                        if row == 0:
+                            _fetch(ahead + half * share, share)
                         bits, scales = keys + dim * bits_at + half * 8, keys + dim * scales_at + half * 32
                         minima = keys + dim * minima_at + half * 32
                         a, b, c, d = scores(n, dim, keys + half * 32, bits, scales, minima, q, q_row)
@@ -336,10 +339,11 @@ def _make_weigh_rows(name: str, most: int) -> Any:
         v.store_f32x16(to, total)
 
     @v.forceinline
-    def weigh_rows(n, dim, values, bits, w, relative, relative_row, state, state_nbytes):
+    def weigh_rows(n, dim, values, bits, w, relative, relative_row, state, state_nbytes, ahead, share):
         step, row = dim * 2, at.TYPED_WEIGHT_ROW
         w1, w2, w3 = w + row, w + 2 * row, w + 3 * row
         for g in range(dim // 32):
+            _fetch(ahead + g * share, share)
             for i in range(n):
                 of, by = w + i * row, relative + i * relative_row
                 first = _rounded(v.load_f32x16(of) * v.load_f32x16(by))
@@ -409,8 +413,7 @@ def _make_weigh_quantized(name: str, most: int) -> Any:
             for head in range(where, where + v.load_i32(part + at.PART_HEADS)):
                 values, row = args.v_pool + head * args.v_head, 0
                 scales, minima = values + dim * scales_at, (values + dim * minima_at) * has_minimum
-                _fetch(ahead, args.k_head)
-                ahead += args.k_head
+                share = _share(args.k_head, dim // 32)
                 if is_whole:
                     _relative_scales(scales, minima, dim, 0, BLOCK - 1, relative)
                 while row < n_rows:
@@ -425,8 +428,10 @@ def _make_weigh_quantized(name: str, most: int) -> Any:
                     if is_whole:
                         apart = 0
                     bits = values + dim * bits_at
-                    weigh_rows(n, dim, values, bits, work, relative, apart, state, state_nbytes)
+                    weigh_rows(n, dim, values, bits, work, relative, apart, state, state_nbytes, ahead, share)
+                    share = 0  # fetched once
                     row, p, state = row + n, p + n * CUT_ROW, state + n * state_nbytes
+                ahead += args.k_head
 
     return weigh
 
