@@ -26,6 +26,7 @@ from edgellm.kernels.ops import ExpertMatmul, ExpertSum
 from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.split import SplitExecutor
+from edgellm.kernels.typed_cache import with_cache_types
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
@@ -107,6 +108,16 @@ def test_what_stands_where(programs: dict[str, Program], name: str) -> None:
             assert not any(name.startswith("blk.") and name in gpu.tensors for name in cpu.tensors)
             assert isinstance(executor.parts[0], CPUExecutor) and isinstance(executor.parts[1], GPUExecutor)
         executor.close()
+
+
+def test_keys_and_values_of_few_bits_stay_on_the_cpu(programs: dict[str, Program], name: str) -> None:
+    program = with_cache_types(programs["llama"], "q8_0", "q4_0")
+    executor, judge = opened(program, name, "auto"), ReferenceExecutor(program, N_BLOCKS, 64)
+    cpu, gpu = executor.cut.programs
+    assert {"store_kv", "attention", "hadamard"} <= {op.name for op in cpu.ops} and not gpu.cache_layers
+    for batch in steps(program):
+        assert nmse(executor.run(batch), judge.run(batch)) < 1e-3  # a code may fall on the other side of a half
+    executor.close()
 
 
 def test_what_has_no_shader_is_computed_by_the_cpu(
