@@ -99,8 +99,7 @@ def load(
                     these; else a file's name is its own. Every answer has all of them that it does not choose among
     control_vectors likewise: directions that are added to what layers make, in the layers ``control_vector_layers``,
                     the first and the last (by default all that they have)
-    cache_type_k    what keys are kept as, ``cache_type_v`` values: "f16", "bf16", "f32", "q8_0", "q5_1", "q5_0",
-                    "iq4_nl", "q4_1" or "q4_0". Fewer bits need less memory and are read sooner
+    cache_type_k    what keys are kept as, ``cache_type_v`` values: "f16", "q8_0", "q4_0" ...; fewer bits are read sooner
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
