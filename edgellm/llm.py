@@ -77,8 +77,7 @@ def load(
             print(llm.chat("Name three rivers.").content)
 
     name_or_path    a path, a name that ``edgellm list`` shows, or a reference such as ``hf:owner/repo:Q4_K_M``
-    n_ctx           tokens of context. None takes what the model was trained for, as far as its keys and values fill
-                    no more than a quarter of the free memory; 0 takes all that it was trained for
+    n_ctx           tokens of context; 0 takes all that the model was trained for, None that in a quarter of free memory
     n_threads       None takes the physical cores that this process may use
     executor        "cpu"; "gpu", or "gpu:1" for another one than the best (needs the extra ``gpu``); "auto": a GPU if
                     there is one; "reference": plain numpy, slow, the judge of the others
@@ -88,18 +87,15 @@ def load(
     chat_template   Jinja text or a known name, in place of the file's template
     kv_overrides    metadata values in place of the file's
     max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower
-    n_parallel      conversations at once whose keys and values are all kept in full. More may run; what does not fit is
-                    computed again. Answers that run together share their steps: sixteen cost little more than one
-    speculate       "ngram": speculative decoding; what followed the last tokens where they stood before is tried in one
-                    step. The answers are the same to the last bit, and sooner there when they repeat much. "mtp": so is
-                    what a block of the file drafts; ``draft`` is a small model that does, named as the model is
+    n_parallel      conversations whose keys and values are all kept in full. More may run, and all share their steps
+    speculate       what is tried in one step, for the same answers sooner: "ngram", what followed the last tokens where
+                    they stood before; "mtp", what a block of the file drafts; or ``draft``, a small model by its name
     cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
                     prompt that begins with one costs its rest alone. For the eyes of this user only
-    lora            files of LoRA adapters (GGUF): a path, a list of paths or of (path, scale), or a mapping of names to
-                    these; else a file's name is its own. Every answer has all of them that it does not choose among
-    control_vectors likewise: directions that are added to what layers make, in the layers ``control_vector_layers``,
-                    the first and the last (by default all that they have)
-    cache_type_k    what keys are kept as, ``cache_type_v`` values: "f16", "q8_0", "q4_0" ...; fewer bits are read sooner
+    lora            files of LoRA adapters (GGUF): a path, a list of paths or (path, scale), or these by name.
+                    Every answer has all of them that it does not choose among
+    control_vectors likewise: directions added to what the layers ``control_vector_layers`` (first, last) make
+    cache_type_k    what keys are kept as, ``cache_type_v`` values: "f16", "q8_0", "q4_0" ...; fewer bits, read sooner
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
