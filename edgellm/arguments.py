@@ -26,8 +26,12 @@ CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "
 
 def wrong(name: str, value: Any, expected: str) -> ParameterError:
     """The error: what was found, what was expected."""
-    shown = short(value if isinstance(value, list) else repr(value))
-    return ParameterError(f"{name} is {shown}. It must be {expected}.")
+    return ParameterError(f"{name} is {shown(value)}. It must be {expected}.")
+
+
+def shown(value: Any) -> str:
+    """What was found, for a message: text in quotes, all of it cut."""
+    return short(repr(value) if isinstance(value, str) else value)
 
 
 def whole_number(name: str, value: Any, least: int, most: int) -> int:
@@ -35,6 +39,14 @@ def whole_number(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
         raise wrong(name, value, f"a whole number from {least} to {most}")
     return int(value)
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A float, or any other real number, within bounds; True, False and NaN are none."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # an int may be larger than any float
+        raise wrong(name, value, f"a number from {least:g} to {most:g}")
+    return float(value)
 
 
 def cache_type(name: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from edgellm.formats.errors import ParameterError
 from edgellm.generation import Generation, GenerationChunk, TextStream
 
 MOST_BEAMS = 128
+MOST_LENGTH_PENALTY = 40.0  # either way: the longest answer to this power is still a number
 
 
 def beam_search(
@@ -46,8 +46,7 @@ def beam_search(
     arguments.whole_number("num_beams", num_beams, 1, MOST_BEAMS)
     n = 1 if num_return_sequences is None else num_return_sequences
     arguments.whole_number("num_return_sequences", n, 1, num_beams)
-    if not isinstance(length_penalty, int | float) or not math.isfinite(length_penalty):
-        raise arguments.wrong("length_penalty", length_penalty, "a number")
+    arguments.number("length_penalty", length_penalty, -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
     if early_stopping not in (True, False, "never"):
         raise arguments.wrong("early_stopping", early_stopping, 'True, False or "never"')
     ids = llm.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)

@@ -83,7 +83,8 @@ class LoadOptions:
     cache_type_v: str = "f16"
 
     def __post_init__(self) -> None:
-        if self.has_adapters or self.control_vector_layers is not None:
+        given = (self.lora, self.control_vectors, self.control_vector_layers)
+        if any(one is not None and (type(one) is not tuple or one) for one in given):
             self._check_adapters()
         for name, least, most in (("n_ctx", 0, arguments.MAX_CONTEXT), ("n_threads", 1, arguments.MAX_THREADS)):
             if getattr(self, name) is not None:

@@ -77,6 +77,9 @@ def short(value: object, limit: int = 80) -> str:
     """A value of an untrusted file made fit for a message: printable, one line, cut."""
     if isinstance(value, list):
         return f"a list of {len(value):,}"
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # Python writes no whole numbers of thousands of digits
+        text = "a number of thousands of digits"
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
     return shown + ("..." if len(text) > limit else "")

@@ -170,4 +170,4 @@ def _is_id(key: str) -> bool:
 
 
 def _no_id(value: int, n_vocab: int) -> str:
-    return f"is {short(f'{value:,}')}, expected 0 to {n_vocab - 1:,}"
+    return f"is {short(f'{value:,}' if abs(value) < 1 << 64 else value)}, expected 0 to {n_vocab - 1:,}"

@@ -21,6 +21,8 @@ ODD: dict[str, Any] = {
     "a number": 5,
     "minus one": -1,
     "a huge number": 10**30,
+    "a number beyond floats": 10**400,
+    "a number of thousands of digits": 10**5000,
     "a fraction": 1.5,
     "NaN": math.nan,
     "infinity": math.inf,
@@ -71,7 +73,7 @@ def generate(llm: edgellm.LLM, prompt: Any = "hi", **options: Any) -> None:
 
 
 STREAM = ("params", "max_tokens", "stop", "logprobs", "cancel", "progress", "tools", "template_kwargs", "parse_special",
-          "special", "hook")  # fmt: skip
+          "special", "hook", "lora", "control_vectors")  # fmt: skip
 
 CALLS: dict[str, Callable[[edgellm.LLM, Any], Any]] = {
     "prompt": generate,
@@ -80,6 +82,7 @@ CALLS: dict[str, Callable[[edgellm.LLM, Any], Any]] = {
        for name in STREAM},
     **{f"sampling {field.name}": lambda llm, odd, name=field.name: generate(llm, **{name: odd})
        for field in fields(edgellm.SamplingParams)},
+    "beams length_penalty": lambda llm, odd: generate(llm, num_beams=2, length_penalty=odd),
     "chat": lambda llm, odd: llm.chat(odd, max_tokens=1),
     "conversation": lambda llm, odd: llm.conversation(odd, max_tokens=1).send("hi"),
     "send": lambda llm, odd: llm.conversation(max_tokens=1).send(odd),
@@ -119,7 +122,8 @@ def test_a_wrong_argument_is_taken_or_told(
 
 
 LOAD = ("n_ctx", "n_threads", "executor", "chat_template", "kv_overrides", "max_tokens_per_step", "n_parallel", "force",
-        "speculate", "draft", "cache_dir", "cache_nbytes", "progress")  # fmt: skip
+        "speculate", "draft", "cache_dir", "cache_nbytes", "progress",
+        "lora", "control_vectors", "control_vector_layers")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["name_or_path", *LOAD])
@@ -147,7 +151,7 @@ def test_a_wrong_argument_of_load_is_taken_or_told(
     ],
 )  # fmt: skip
 def test_a_wrong_metadata_value_is_taken_or_told(path: Path, key: str) -> None:
-    for kind, odd in {**ODD, "a number of 400 digits": 10**400, "numbers": np.zeros(3, np.float32)}.items():
+    for kind, odd in {**ODD, "numbers": np.zeros(3, np.float32)}.items():
         try:
             with edgellm.load(path, executor="reference", n_ctx=64, kv_overrides={key: odd}) as llm:
                 llm.generate(MESSAGES, max_tokens=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -77,7 +76,4 @@ def _values(what: str, choice: Choice, names: Sequence[str], default: Sequence[f
 
 def checked_scale(name: str, value: float) -> float:
     """A scale in range; ParameterError otherwise."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or abs(value) > MAX_SCALE:
-        raise arguments.wrong(name, value, f"a number from -{MAX_SCALE:g} to {MAX_SCALE:g}")
-    return float(value)
+    return arguments.number(name, value, -MAX_SCALE, MAX_SCALE)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.arguments import shown
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.findings import override_error
 
@@ -185,7 +186,7 @@ def checked(name: str, value: Any, kind: str, least: float, greatest: float) -> 
         fits = isinstance(plain, int | float) and not isinstance(plain, bool)
     if not fits or not (least <= plain <= greatest):
         span = kind if kind == BOOL else f"{kind} from {least:g} to {greatest:g}"
-        raise ParameterError(f"{name}: got {value!r}, expected {span}.")
+        raise ParameterError(f"{name}: got {shown(value)}, expected {span}.")
     return float(plain) if kind == FLOAT else plain
 
 
@@ -197,7 +198,7 @@ def is_list(value: Any) -> bool:
 def checked_breakers(breakers: Any) -> tuple[str, ...]:
     """The texts at which DRY stops looking back."""
     if not is_list(breakers) or not all(isinstance(text, str) and text for text in breakers):
-        raise ParameterError(f"dry_sequence_breakers: got {breakers!r}, expected a list of non-empty texts.")
+        raise ParameterError(f"dry_sequence_breakers: got {shown(breakers)}, expected a list of non-empty texts.")
     return tuple(breakers)
 
 
@@ -208,12 +209,13 @@ def checked_bias(bias: Any) -> dict[int | str, float]:
     checked_values: dict[int | str, float] = {}
     for token, value in bias.items():
         if isinstance(token, bool) or not isinstance(token, int | str | np.integer):
-            raise ParameterError(f"logit_bias: {token!r} is neither a token id nor a text.")
+            raise ParameterError(f"logit_bias: {shown(token)} is neither a token id nor a text.")
         if value is False:
             value = -math.inf
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not (value == -math.inf or abs(value) <= MAX_BIAS):
-            raise ParameterError(f"logit_bias[{token!r}]: got {value!r}, expected a finite number, -inf or False.")
+            got, expected = f"logit_bias[{shown(token)}]: got {shown(value)}", "a finite number, -inf or False"
+            raise ParameterError(f"{got}, expected {expected}.")
         checked_values[token if isinstance(token, str) else int(token)] = float(value)
     return checked_values
 
@@ -227,12 +229,12 @@ def parse_samplers(order: str | Sequence[str]) -> tuple[str, ...]:
             return tuple(letters[letter] for letter in order)
         order = [name for name in order.split(";") if name]
     if not is_list(order):
-        raise ParameterError(f"samplers: got {order!r}, expected names of samplers.")
+        raise ParameterError(f"samplers: got {shown(order)}, expected names of samplers.")
     names = []
     for given in order:
         name = str(given).strip().replace("-", "_")
         name = ALIASES.get(name, name)
         if name not in SAMPLER_NAMES:
-            raise ParameterError(f"samplers: {given!r} is no sampler. Known: {', '.join(SAMPLER_NAMES)}.")
+            raise ParameterError(f"samplers: {shown(given)} is no sampler. Known: {', '.join(SAMPLER_NAMES)}.")
         names.append(name)
     return tuple(names)

@@ -285,6 +285,8 @@ WRONG_CHOICES: dict[str, tuple[Any, str]] = {
     "unknown": ("three", "no .?three.? was loaded.*one, two"),
     "no number": ({"one": float("nan")}, "must be a number"),
     "far out": ({"one": 1e9}, "must be a number"),
+    "beyond floats": ({"one": 10**400}, "must be a number"),
+    "complex": ({"one": np.complex64(1)}, "must be a number"),
     "no mapping": (3, "must be a mapping"),
 }
 

@@ -136,6 +136,8 @@ def test_searches_beside_answers_and_without_room_find_the_same(llm: edgellm.LLM
         {"num_beams": 0},
         {"num_beams": 2, "num_return_sequences": 3},
         {"num_beams": 2, "length_penalty": float("nan")},
+        {"num_beams": 2, "length_penalty": 10**400},
+        {"num_beams": 2, "length_penalty": -1e4},
         {"num_beams": 2, "early_stopping": "soon"},
         {"num_beams": 2, "temperature": 0.5},
         {"num_beams": 2, "stop": "x"},
