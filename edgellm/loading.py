@@ -240,9 +240,9 @@ def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, Load
             "--device cpu, or merge the adapter into it.",
             code="ADAPTER_DEVICE",
         )
-    adapters = open_adapters(options.lora, options.control_vectors)
+    adapters = open_adapters(options.lora, options.control_vectors, options.control_vector_layers)
     try:
-        made = adapted(program, adapters.adapters, options.control_vector_layers)
+        made = adapted(program, adapters.adapters)
     except BaseException:
         adapters.close()
         raise

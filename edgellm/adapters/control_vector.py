@@ -25,11 +25,16 @@ MAX_LAYER = 1 << 16
 
 @dataclass(frozen=True)
 class ControlVector:
-    """An open file of one; ``directions`` by layer."""
+    """An open file of one.
+
+    directions   by layer
+    counted      the layers that it counts in; ``digest`` stands for their directions alone
+    """
 
     name: str
     path: Path
     directions: dict[int, QuantizedTensor]
+    counted: tuple[int, ...]
     hint: str
     digest: str
     gguf: GGUFFile
@@ -39,11 +44,14 @@ class ControlVector:
         self.gguf.close()
 
 
-def open_control_vector(path: Path, name: str | None = None) -> ControlVector:
-    """Open the file and prove it. FormatError or UnsupportedError with a code that begins with ``ADAPTER_``."""
+def open_control_vector(path: Path, name: str | None = None, layers: tuple[int, int] | None = None) -> ControlVector:
+    """Open the file and prove it. FormatError or UnsupportedError with a code that begins with ``ADAPTER_``.
+
+    layers   the first and the last that it counts in, all of its own by default
+    """
     gguf = GGUFFile.open(path)
     try:
-        found = _vector(gguf, name or path.stem)
+        found = _vector(gguf, name or path.stem, layers or (1, MAX_LAYER))
         gguf.check()
         return found
     except BaseException:
@@ -51,7 +59,7 @@ def open_control_vector(path: Path, name: str | None = None) -> ControlVector:
         raise
 
 
-def _vector(gguf: GGUFFile, name: str) -> ControlVector:
+def _vector(gguf: GGUFFile, name: str, layers: tuple[int, int]) -> ControlVector:
     path, directions = gguf.path, dict[int, QuantizedTensor]()
     if (kind := gguf.metadata.get("general.architecture")) != ARCHITECTURE:
         advice = "Give the file of a control vector."
@@ -70,5 +78,6 @@ def _vector(gguf: GGUFFile, name: str) -> ControlVector:
         directions[layer] = finite(tensor, path)
     if not directions:
         raise wrong(path, "has no tensors", "directions of layers")
-    hint = gguf.metadata.get(KEYS[0])
-    return ControlVector(name, path, directions, hint if isinstance(hint, str) else "", digest_of(gguf), gguf)
+    counted = tuple(layer for layer in sorted(directions) if layers[0] <= layer <= layers[1])
+    hint, digest = gguf.metadata.get(KEYS[0]), digest_of(gguf, *counted)
+    return ControlVector(name, path, directions, counted, hint if isinstance(hint, str) else "", digest, gguf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +61,16 @@ def layer_range(given: Any) -> tuple[int, int] | None:
     return first, arguments.whole_number("control_vector_layers", pair[1], first, 1 << 16)
 
 
-def open_adapters(loras: Sequence[AdapterChoice], vectors: Sequence[AdapterChoice]) -> LoadedAdapters:
-    """Open all of them; nothing stays open when one fails. Each has a name of its own."""
+def open_adapters(
+    loras: Sequence[AdapterChoice], vectors: Sequence[AdapterChoice], layers: tuple[int, int] | None = None
+) -> LoadedAdapters:
+    """Open all of them; nothing stays open when one fails. Each has a name of its own.
+
+    layers   the first and the last that control vectors count in, all of theirs by default
+    """
     opened, adapters, taken = LoadedAdapters(), list[Adapter](), dict[str, Path]()
     try:
-        for choices, open_one in ((loras, open_lora), (vectors, open_control_vector)):
+        for choices, open_one in ((loras, open_lora), (vectors, partial(open_control_vector, layers=layers))):
             taken.clear()
             for choice in choices:
                 adapter = open_one(choice.path, choice.name or None)

@@ -26,10 +26,8 @@ Adapter = LoraAdapter | ControlVector
 Product = Matmul | ExpertMatmul
 
 
-def adapted(program: Program, adapters: Sequence[Adapter], layers: tuple[int, int] | None = None) -> Program:
+def adapted(program: Program, adapters: Sequence[Adapter]) -> Program:
     """The program with branches for all of these; ``Batch.adapters`` has their scales in this order.
-
-    layers   the first and the last layer that control vectors count in, all of theirs by default
 
     FormatError ADAPTER_MODEL for an adapter of another model, UnsupportedError for what it changes and edgellm cannot.
     """
@@ -44,7 +42,7 @@ def adapted(program: Program, adapters: Sequence[Adapter], layers: tuple[int, in
         if isinstance(adapter, LoraAdapter):
             made.add_lora(i, adapter)
         else:
-            made.add_vector(i, adapter, layers)
+            made.add_vector(i, adapter)
     return made.program()
 
 
@@ -105,17 +103,16 @@ class _Rewriting:
         for half, tensor in (("a", pair.a), ("b", pair.b)):
             self.tensors[_name(number, pair, half)] = replace(tensor, name=_name(number, pair, half))
 
-    def add_vector(self, number: int, vector: ControlVector, layers: tuple[int, int] | None) -> None:
+    def add_vector(self, number: int, vector: ControlVector) -> None:
         """Find the ends of its layers."""
         ends = layer_ends(self.of)
-        first, last = layers or (1, max(ends))
         for layer, tensor in vector.directions.items():
             if tensor.shape != (self.of.n_embd,):
                 found = f"direction.{layer} has {tensor.shape[0]} numbers"
                 raise _other_model(vector, found, f"{self.of.n_embd} as the model's rows have")
             if layer not in ends:
                 raise _other_model(vector, f"has the layer {layer}", f"layers up to {max(ends)}")
-            if first <= layer <= last:
+            if layer in vector.counted:
                 name = f"adapter {number} {tensor.name}"
                 self.tensors[name] = replace(tensor, name=name)
                 self.directions.setdefault(ends[layer], []).append(AdapterWeight(number, name))

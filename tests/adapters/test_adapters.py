@@ -274,6 +274,31 @@ def test_the_disk_keeps_the_prefixes_of_adapters_apart(folder: Path, tmp_path: P
         assert all(reused >= 32 for _, reused in found)
 
 
+def test_what_a_control_vector_made_in_some_layers_is_of_no_use_where_it_counts_in_others(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model.gguf", n_layer=3, n_embd=64, n_ff=64, head_dim=32)
+    directions = {f"direction.{layer}": np.linspace(-layer, 1, 64, dtype=np.float32) for layer in (1, 2)}
+    vector = write_control_vector(tmp_path / "v.gguf", directions)
+
+    def steered(layers: tuple[int, int] | None) -> edgellm.LLM:
+        options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "cache_dir": tmp_path / "cache"}
+        return edgellm.load(model, control_vectors=vector, control_vector_layers=layers, **options)
+
+    with steered((1, 1)) as llm:
+        expected = answer(llm)[0]
+        llm.save_state(tmp_path / "state", PROMPT)
+    for layers in ((2, 2), None):
+        with steered(layers) as llm:
+            with pytest.raises(EdgeLLMError, match="another model"):
+                llm.load_state(tmp_path / "state")
+            assert answer(llm)[1] == 0, layers
+    with steered((1, 1)) as llm:
+        tokens, reused = answer(llm)
+        assert tokens == expected
+        assert reused >= 32
+    with steered((1, 9)) as llm:
+        assert answer(llm)[1] >= 32, "it counts in the same layers as without bounds"
+
+
 def test_an_answer_of_a_form_keeps_it_with_an_adapter(folder: Path) -> None:
     with loaded(folder) as llm:
         assert llm.generate(PROMPT, regex="[ab]{3}", max_tokens=8, lora="one") in {
