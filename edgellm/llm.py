@@ -624,9 +624,7 @@ class LLM:
 
     def set_adapters(self, lora: Choice = None, control_vectors: Choice = None) -> None:
         """From now on answers that choose nothing have these; see ``stream``."""
-        scales = self.adapter_scales(lora, control_vectors)
-        self.adapters.scales = list(scales.values or (0.0,) * len(self.adapters.adapters))
-        self.engine.adapters = scales
+        self.adapters.set(lora, control_vectors)
 
     # -- what it is made of ----------------------------------------------------------------------------------------
 

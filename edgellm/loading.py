@@ -210,7 +210,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         engine, n_threads = start_engine(program, gguf, n_ctx, tokenizer, options, report)
         engine.intact = gguf.check
         if adapters is not None:
-            engine.adapters = adapters.chosen()
+            engine.adapters = adapters.chosen
         try:
             if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
                 engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,11 +25,12 @@ Choice = str | Mapping[str, float] | None
 class LoadedAdapters:
     """Low-rank adapters, then control vectors, in the order of ``Batch.adapters``.
 
-    scales   of a request that says nothing
+    scales   of a request that says nothing; ``set`` gives others, whole, so that nobody sees a half of them
     """
 
     adapters: Sequence[Adapter] = ()
-    scales: list[float] = field(default_factory=list)
+    scales: Sequence[float] = ()
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of who sets them
 
     @property
     def loras(self) -> list[LoraAdapter]:
@@ -42,12 +44,17 @@ class LoadedAdapters:
 
     def chosen(self, lora: Choice = None, control_vectors: Choice = None) -> AdapterScales:
         """What these choices come to. ParameterError for a name that was not loaded, or no scale."""
-        n = len(self.loras)
+        n, scales = len(self.loras), self.scales
         values = [
-            *_values("lora", lora, [one.name for one in self.loras], self.scales[:n]),
-            *_values("control_vectors", control_vectors, [one.name for one in self.vectors], self.scales[n:]),
+            *_values("lora", lora, [one.name for one in self.loras], scales[:n]),
+            *_values("control_vectors", control_vectors, [one.name for one in self.vectors], scales[n:]),
         ]
         return self.of(values)
+
+    def set(self, lora: Choice = None, control_vectors: Choice = None) -> None:
+        """What a request has from now on that says nothing."""
+        with self.lock:
+            self.scales = self.chosen(lora, control_vectors).values or [0.0] * len(self.adapters)
 
     def of(self, values: Sequence[float]) -> AdapterScales:
         """These scales, each as float32 has it."""

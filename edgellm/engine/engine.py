@@ -90,7 +90,7 @@ class Engine:
         self.n_ctx = cache.n_ctx
         self.scheduler = Scheduler(cache, executor.max_tokens)
         self._drafter = drafter
-        self.adapters = NO_ADAPTERS  # of requests that name none
+        self.adapters: Callable[[], AdapterScales] = lambda: NO_ADAPTERS  # of requests that name none
         if isinstance(drafter, DraftSource):
             self.scheduler.source = drafter
         self.fallback: Callable[[], tuple[Executor, KVCache]] | None = None  # what goes on when a device is gone
@@ -304,7 +304,7 @@ class Engine:
             if self._closed:
                 raise ClosedError("The model is closed. Load it again to go on.")
             for request in requests:
-                request.adapters = self.adapters if request.adapters is None else request.adapters
+                request.adapters = self.adapters() if request.adapters is None else request.adapters
                 draw = getattr(getattr(request, "sampler", None), "draw", None)
                 if draw is not None and draw is not getattr(self.executor, "draw", None):
                     request.has_moved = True  # its sampler is older than this executor

@@ -61,6 +61,7 @@ class ModelEntry:
     names      all that find it, the first is the one that clients are told
     leases     answers that use it now
     expires    time.monotonic at which it may be closed; None keeps it
+    lora       scales of adapters that clients have set for all; they outlive ``llm``
     """
 
     names: tuple[str, ...]
@@ -71,6 +72,7 @@ class ModelEntry:
     expires: float | None = None
     facts: ModelFacts | None = None
     load_s: float = 0.0
+    lora: dict[str, float] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -237,6 +239,8 @@ class Models:
             started = time.monotonic()
             llm = await asyncio.to_thread(self._load, entry)
             llm.engine.scheduler.interactive = self.interactive
+            if entry.lora is not None:
+                llm.set_adapters(entry.lora)
             entry.llm, entry.load_s = llm, time.monotonic() - started
             entry.facts = self._facts(facts.card, llm.n_ctx, llm.memory_estimate, facts.kind)
             entry.last_used = time.monotonic()

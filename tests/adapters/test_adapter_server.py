@@ -58,6 +58,17 @@ def test_adapters_are_listed_and_their_scales_are_set_for_answers_that_choose_no
     assert complete(client) == plain
 
 
+def test_scales_that_were_set_outlive_the_loaded_model(client: TestClient) -> None:
+    plain, chosen = complete(client), complete(client, lora=[{"id": 1, "scale": 1.0}])
+    assert client.post("/lora-adapters", json=[{"id": 1, "scale": 1.0}]).json() == {"success": True}
+    assert client.post("/api/generate", json={"model": "tiny", "keep_alive": 0}).json()["done_reason"] == "unload"
+    assert [one["scale"] for one in client.get("/lora-adapters").json()] == [0.0, 1.0]
+    assert complete(client) == chosen
+    assert client.post("/lora-adapters", json=[]).json() == {"success": True}
+    assert client.post("/api/generate", json={"model": "tiny", "keep_alive": 0}).json()["done_reason"] == "unload"
+    assert complete(client) == plain
+
+
 def test_a_request_names_adapters_by_field_or_by_the_name_of_the_model(client: TestClient) -> None:
     by_id = [{"id": 0, "scale": 1.0}]
     for path in ("/completion", "/v1/completions"):

@@ -242,7 +242,8 @@ def test_a_changed_default_holds_for_answers_that_choose_nothing(folder: Path) -
         expected = answer(llm, {"two": 0.5})[0]
         llm.set_adapters({"two": 0.5}, {})
         assert answer(llm)[0] == expected
-        assert llm.adapters.scales == [0.0, 0.5, 0.0]
+        assert list(llm.adapters.scales) == [0.0, 0.5, 0.0]
+        assert llm.engine.adapters() == llm.adapter_scales(), "the engine reads what the model has"
         scores = llm.score(PROMPT).logprobs
         llm.set_adapters({}, {})
         assert not np.array_equal(llm.score(PROMPT).logprobs, scores)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.server.bodies import Body
 from edgellm.server.chat_request import checked_lora
-from edgellm.server.errors import ServerError
 from edgellm.server.http import Call, Json, Reply, Route
 from edgellm.server.lora import named_scales
 from edgellm.server.protocols.llama_wire import error_body
@@ -55,11 +53,9 @@ async def set_adapters(call: Call) -> Reply:
     scales = checked_lora("adapters", call.body.adapters)
     async with call.server.models.lease(call.query.get("model")) as entry:
         assert entry.llm is not None, "a lease is of a loaded model"
-        llm = entry.llm
-        try:
-            await asyncio.to_thread(llm.set_adapters, named_scales(llm, scales))
-        except Exception as error:
-            raise error if isinstance(error, ServerError) else ServerError.of(error) from error
+        named = named_scales(entry.llm, scales)
+        entry.llm.set_adapters(named)
+        entry.lora = named
         return Json({"success": True})
 
 
