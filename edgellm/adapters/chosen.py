@@ -25,10 +25,12 @@ Choice = str | Mapping[str, float] | None
 class LoadedAdapters:
     """Low-rank adapters, then control vectors, in the order of ``Batch.adapters``.
 
+    named    the scale of each where a request names it and says no scale
     scales   of a request that says nothing; ``set`` gives others, whole, so that nobody sees a half of them
     """
 
     adapters: Sequence[Adapter] = ()
+    named: Sequence[float] = ()
     scales: Sequence[float] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)  # of who sets them
 
@@ -45,9 +47,10 @@ class LoadedAdapters:
     def chosen(self, lora: Choice = None, control_vectors: Choice = None) -> AdapterScales:
         """What these choices come to. ParameterError for a name that was not loaded, or no scale."""
         n, scales = len(self.loras), self.scales
+        named = [(one.name, scale) for one, scale in zip(self.adapters, self.named, strict=True)]
         values = [
-            *_values("lora", lora, [one.name for one in self.loras], scales[:n]),
-            *_values("control_vectors", control_vectors, [one.name for one in self.vectors], scales[n:]),
+            *_values("lora", lora, dict(named[:n]), scales[:n]),
+            *_values("control_vectors", control_vectors, dict(named[n:]), scales[n:]),
         ]
         return self.of(values)
 
@@ -70,15 +73,15 @@ class LoadedAdapters:
             adapter.close()
 
 
-def _values(what: str, choice: Choice, names: Sequence[str], default: Sequence[float]) -> Sequence[float]:
+def _values(what: str, choice: Choice, named: Mapping[str, float], default: Sequence[float]) -> Sequence[float]:
     if choice is None:
         return default
-    wanted = {choice: 1.0} if isinstance(choice, str) else arguments.mapping(what, choice)
+    wanted = {choice: named.get(choice, 1.0)} if isinstance(choice, str) else arguments.mapping(what, choice)
     for name in wanted:
-        if name not in names:
-            there = f"There is: {', '.join(names)}." if names else "The model was loaded without one."
+        if name not in named:
+            there = f"There is: {', '.join(named)}." if named else "The model was loaded without one."
             raise ParameterError(f"{what}: no {short(name)} was loaded with the model. {there}")
-    return [checked_scale(f"{what}[{name!r}]", wanted.get(name, 0.0)) for name in names]
+    return [checked_scale(f"{what}[{name!r}]", wanted.get(name, 0.0)) for name in named]
 
 
 def checked_scale(name: str, value: float) -> float:

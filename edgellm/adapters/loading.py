@@ -19,11 +19,25 @@ _EXPECTED = "a path, a list of paths or of (path, scale), or a mapping of names 
 
 
 class AdapterChoice(NamedTuple):
-    """A file, what it is called ("" for the file's own name), and its scale for requests that say nothing."""
+    """A file, what it is called ("" for the file's own name), and its scale.
+
+    idle   the scale is for requests that name the adapter; those that say nothing have none of it
+    """
 
     path: Path
     name: str = ""
     scale: float = 1.0
+    idle: bool = False
+
+    @property
+    def own_name(self) -> str:
+        """What requests call it."""
+        return self.name or self.path.stem
+
+    @property
+    def named_scale(self) -> float:
+        """The scale for requests that name it and say none: 1 where it was loaded to be at rest."""
+        return self.scale or 1.0
 
 
 def adapter_choices(what: str, given: Any) -> tuple[AdapterChoice, ...]:
@@ -85,5 +99,7 @@ def open_adapters(
         for adapter in adapters:
             adapter.close()
         raise
-    opened.adapters, opened.scales = adapters, [choice.scale for choice in (*loras, *vectors)]
+    choices = (*loras, *vectors)
+    opened.adapters, opened.named = adapters, [choice.named_scale for choice in choices]
+    opened.scales = [0.0 if choice.idle else choice.scale for choice in choices]
     return opened

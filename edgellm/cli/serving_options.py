@@ -104,7 +104,7 @@ def _adapters(values: dict[str, Any], n_models: int) -> dict[str, Any]:
     if found and n_models != 1:
         raise click.UsageError("--lora and --control-vector are for one model: name it, and no other.")
     if values.get("idle") and "lora" in found:
-        found["lora"] = tuple(choice._replace(scale=0.0) for choice in found["lora"])
+        found["lora"] = tuple(choice._replace(idle=True) for choice in found["lora"])
     return found
 
 

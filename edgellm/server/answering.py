@@ -83,8 +83,8 @@ async def _answered(
         try:
             async with server.models.lease(request.model, request.keep_alive) as entry:
                 assert entry.llm is not None, "a lease is of a loaded model"
-                if request.lora is None and (adapter := server.models.adapter_of(request.model)):
-                    request = replace(request, lora={adapter: 1.0})
+                if request.lora is None:
+                    request = replace(request, lora=server.models.scales_of(request.model))
                 async with aclosing(answer(entry.llm, request)) as source:
                     async for item in source:
                         yield item

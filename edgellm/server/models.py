@@ -157,18 +157,23 @@ class Models:
 
     def adapters(self) -> list[str]:
         """The names of the LoRA adapters of the only model."""
-        return [choice.name or choice.path.stem for choice in self.options.lora]
+        return [choice.own_name for choice in self.options.lora]
 
     def adapter_of(self, name: str) -> str | None:
         """The adapter of a name ``model:adapter``."""
-        model, _, adapter = name.rpartition(":")
         known = self._given or {}
-        return adapter if name not in known and model in known and adapter in self.adapters() else None
+        named = (one for one in self.adapters() if name.endswith(f":{one}") and name.removesuffix(f":{one}") in known)
+        return next(named, None) if name not in known else None
+
+    def scales_of(self, name: str) -> dict[str, float] | None:
+        """How much of which adapter such a name means; None for a model's own name."""
+        adapter = self.adapter_of(name)
+        return next(({adapter: one.named_scale} for one in self.options.lora if one.own_name == adapter), None)
 
     async def find(self, name: str | None, kinds: Sequence[loading.Kind] = CHATS) -> ModelEntry:
         """The entry of a name; without one the first of these kinds, or else of all. ServerError not_found."""
-        if name and self.adapter_of(name) is not None:
-            name = name.rpartition(":")[0]
+        if name and (adapter := self.adapter_of(name)) is not None:
+            name = name.removesuffix(f":{adapter}")
         known = (self._given if self._given is not None else self._stored).get(name or "")
         if known is not None:
             return known

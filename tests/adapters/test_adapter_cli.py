@@ -11,6 +11,7 @@ from tiny_models import write_tiny_model
 
 from edgellm.cli import main
 from edgellm.cli.adapter_options import parse_adapter
+from edgellm.cli.serving_options import _adapters
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,13 @@ def test_a_name_and_a_scale_stand_around_the_file(tmp_path: Path) -> None:
         f"{tmp_path / 'a=b:2'}:0.25": (str(tmp_path / "a=b:2"), "", 0.25),
     }.items():
         assert parse_adapter(text) == expected
+
+
+def test_adapters_of_a_server_that_are_not_applied_keep_their_scales_for_who_names_them(folder: Path) -> None:
+    values = {"lora": ((str(folder / "one.gguf"), "", 0.5),), "control_vectors": (), "idle": True}
+    (choice,) = _adapters(values, 1)["lora"]
+    assert choice.idle
+    assert choice.scale == choice.named_scale == 0.5
 
 
 def test_run_answers_with_adapters_and_control_vectors(folder: Path, capsys: Captured) -> None:

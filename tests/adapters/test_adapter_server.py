@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +81,32 @@ def test_a_request_names_adapters_by_field_or_by_the_name_of_the_model(client: T
     assert listed["data"][1]["parent"] == "tiny"
     assert client.get("/v1/models/tiny:two").json()["id"] == "tiny:two"
     assert client.get("/v1/models/tiny:three").status_code == 404
+
+
+def test_the_name_of_an_adapter_means_the_scale_that_it_was_loaded_with(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", "llama", "Q8_0", n_embd=64, n_ff=64, head_dim=32)
+    file = write_lora(tmp_path / "one.gguf", lora_pairs(model, ATTENTION, size=0.4))
+    for number, (choice, expected) in enumerate(
+        (
+            (AdapterChoice(file, "one", 0.4), 0.4),
+            (AdapterChoice(file, "one", 0.4, idle=True), 0.4),
+            (AdapterChoice(file, "one", 0.0), 1.0),
+            (AdapterChoice(file, "a:b", -2.0), -2.0),
+        )
+    ):
+        options = LoadOptions(n_ctx=256, n_threads=2, lora=(choice,))
+        models = Models([ModelEntry(("tiny", "own:tiny"), model)], options)
+        for name in ("tiny", "own:tiny"):
+            assert models.scales_of(f"{name}:{choice.own_name}") == {choice.own_name: expected}
+            assert models.scales_of(name) is models.scales_of(f"{name}:two") is None
+        if number:  # the models have all that is looked at in answers
+            continue
+        with client_of(Server(models)) as client:
+            named, half, whole = (
+                complete(client, model="tiny:one"),
+                *(complete(client, lora=[{"id": 0, "scale": scale}]) for scale in (0.4, 1.0)),
+            )
+            assert named == half != whole
 
 
 def test_likelihoods_of_a_prompt_are_those_with_the_adapter(client: TestClient) -> None:

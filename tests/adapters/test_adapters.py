@@ -249,6 +249,17 @@ def test_a_changed_default_holds_for_answers_that_choose_nothing(folder: Path) -
         assert not np.array_equal(llm.score(PROMPT).logprobs, scores)
 
 
+def test_a_name_alone_means_the_scale_that_its_adapter_was_loaded_with(folder: Path) -> None:
+    file = folder / "one.gguf"
+    with loaded(
+        folder, lora={"half": (file, 0.5), "rest": (file, 0.0), "idle": Choice(file, "idle", 0.25, True)}
+    ) as llm:
+        assert list(llm.adapters.scales) == [0.5, 0.0, 0.0, 0.0]
+        for name, values in {"half": (0.5, 0, 0, 0), "rest": (0, 1, 0, 0), "idle": (0, 0, 0.25, 0)}.items():
+            assert llm.adapter_scales(name).values == values
+        assert llm.adapter_scales({}, "happy").values == (0, 0, 0, 1)
+
+
 def test_a_saved_state_is_of_use_for_its_adapters_alone(folder: Path, tmp_path: Path) -> None:
     with loaded(folder) as llm:
         expected = answer(llm, "one")[0]
