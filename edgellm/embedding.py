@@ -18,6 +18,7 @@ from edgellm.formats.errors import ContextFullError, ParameterError, Unsupported
 from edgellm.kernels.pooling import Pooling, head_tensors
 
 if TYPE_CHECKING:
+    from edgellm.adapters.scales import AdapterScales
     from edgellm.engine.requests import CancelFlag
     from edgellm.loading import Model
 
@@ -66,6 +67,7 @@ class Embedder:
         prompt: str | None,
         cancel: CancelFlag | None,
         counted: Callable[[int], None],
+        adapters: AdapterScales | None = None,
     ) -> np.ndarray | list[np.ndarray]:
         """See ``LLM.embed``; ``counted`` is told how many tokens each text has."""
         if not self.model.program.hidden:
@@ -90,7 +92,7 @@ class Embedder:
                 counted(len(tokens))
                 yield tokens, None
 
-        rows = encode(self.model.engine, ids(), chosen.rows, cancel)
+        rows = encode(self.model.engine, ids(), chosen.rows, cancel, adapters)
         vectors = [self._finish(chosen, row, width, normalize=normalize) for row in rows]
         if chosen.kind == "none":
             return vectors
@@ -156,10 +158,10 @@ class Embedder:
         query: str,
         documents: Sequence[str],
         top_n: int | None,
-        *,
         truncate: bool,
         cancel: CancelFlag | None,
         counted: Callable[[int], None],
+        adapters: AdapterScales | None = None,
     ) -> list[RankedDocument]:
         """See ``LLM.rerank``."""
         arguments.text("query", query)
@@ -185,7 +187,7 @@ class Embedder:
                 counted(len(tokens))
                 yield self._fitting(tokens, i), types
 
-        rows = encode(self.model.engine, ids(), pooling.rows, cancel)
+        rows = encode(self.model.engine, ids(), pooling.rows, cancel, adapters)
         scores = [float(pooling.through_head(row, self.head)[0]) for row in rows]
         ranked = [RankedDocument(i, score) for i, score in enumerate(scores)]
         return sorted(ranked, key=lambda one: -one.score)[: len(ranked) if top_n is None else top_n]

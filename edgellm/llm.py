@@ -144,6 +144,8 @@ class LLM:
         prompt: str | None = None,
         cancel: CancelFlag | None = None,
         counted: Callable[[int], None] = lambda _: None,
+        lora: Choice = None,
+        control_vectors: Choice = None,
     ) -> Any:
         """The vectors of texts in their order, (n, dim) float32: a text's is the same alone and among others.
 
@@ -156,12 +158,13 @@ class LLM:
         prompt       stands before each text, such as "query: " where a model was trained so
         cancel       an object with ``is_set()``; set, what is there by then is all
         counted      called with the number of tokens of each text
+        lora, control_vectors   as in ``stream``
 
         UnsupportedError for a model that gives scores, or a device without embeddings.
         """
         return self._embedder.embed(
             texts, normalize=normalize, truncate=truncate, dimensions=dimensions, pooling=pooling, prompt=prompt,
-            cancel=cancel, counted=counted,
+            cancel=cancel, counted=counted, adapters=self.adapter_scales(lora, control_vectors),
         )  # fmt: skip
 
     def rerank(
@@ -173,16 +176,19 @@ class LLM:
         truncate: bool = False,
         cancel: CancelFlag | None = None,
         counted: Callable[[int], None] = lambda _: None,
+        lora: Choice = None,
+        control_vectors: Choice = None,
     ) -> list[RankedDocument]:
         """The documents as (index, score), those that answer the query best first, the first ``top_n`` of them.
 
         A score is what the model's classifier gives, of any size; of a model that says yes or no, the share of yes.
 
-        truncate   leave out the end of a document that is too long beside the query
+        truncate   leave out the end of a document that is too long beside the query; the rest is as in ``embed``
 
         UnsupportedError RERANK for a model without a classifier.
         """
-        return self._embedder.rerank(query, documents, top_n, truncate=truncate, cancel=cancel, counted=counted)
+        adapters = self.adapter_scales(lora, control_vectors)
+        return self._embedder.rerank(query, documents, top_n, truncate, cancel, counted, adapters)
 
     async def aembed(self, texts: str | Sequence[Text], **options: Any) -> Any:
         """``embed`` to be awaited; cancelling the task ends the work within a step."""

@@ -17,6 +17,7 @@ from edgellm.engine.requests import CancelFlag, Request
 from edgellm.kernels.pooling import PoolingKind
 
 if TYPE_CHECKING:
+    from edgellm.adapters.scales import AdapterScales
     from edgellm.engine.engine import Engine
 
 AHEAD = 3
@@ -93,12 +94,14 @@ def encode(
     texts: Iterable[tuple[Sequence[int], Sequence[int] | None]],
     rows: PoolingKind,
     cancel: CancelFlag | None = None,
+    adapters: AdapterScales | None = None,
 ) -> Iterator[np.ndarray]:
     """The hidden states of texts in their order, pooled: (n_embd,) float32, or (n_tokens, n_embd) for "none".
 
     texts   the tokens of each, and their types or None; they are taken from it as there is room for them
     rows    "mean", "cls" (the first row), "last" or "none"
     cancel  set, it ends the iteration before the next step
+    adapters   how much they have of each; None: what the engine has for everybody
 
     ContextFullError for a text that is longer than the context, NumericError when a step gives NaN.
     """
@@ -110,6 +113,7 @@ def encode(
             while n_ahead < most and (text := next(ahead, None)) is not None:
                 engine.check(text[0])
                 request = EmbeddingRequest(engine.lock, text[0], cancel, rows, text[1], whole=whole)
+                request.adapters = adapters
                 engine.submit(request)
                 waiting.append(request)
                 n_ahead += len(request.tokens)

@@ -109,6 +109,46 @@ def test_the_name_of_an_adapter_means_the_scale_that_it_was_loaded_with(tmp_path
             assert named == half != whole
 
 
+VECTORS: dict[str, tuple[dict[str, Any], str]] = {
+    "/v1/embeddings": ({"input": "Rivers"}, "data"),
+    "/embedding": ({"content": "Rivers"}, ""),
+    "/api/embed": ({"input": "Rivers"}, "embeddings"),
+    "/api/embeddings": ({"prompt": "Rivers"}, "embedding"),
+}
+
+
+@pytest.mark.parametrize("path", VECTORS)
+def test_vectors_of_a_model_with_an_adapter_are_its_own(client: TestClient, path: str) -> None:
+    body, key = VECTORS[path]
+
+    def vectors(name: str) -> Any:
+        reply = client.post(path, json={"model": name, **body})
+        assert reply.status_code == 200, reply.text
+        return reply.json()[key] if key else reply.json()
+
+    plain, adapted = vectors("tiny"), vectors("tiny:one")
+    assert client.post("/lora-adapters", json=[{"id": 0, "scale": 1.0}]).json() == {"success": True}
+    assert vectors("tiny") == adapted != plain
+    assert client.post("/lora-adapters", json=[]).json() == {"success": True}
+    assert vectors("tiny") == plain
+
+
+@pytest.mark.parametrize("kind", ["chat", "prompt", "raw"])
+def test_ollamas_protocol_answers_with_the_adapter_of_the_name(client: TestClient, kind: str) -> None:
+    def text(name: str) -> str:
+        asked: dict[str, Any] = {"model": name, "stream": False, "options": {"temperature": 0, "num_predict": 12}}
+        if kind == "chat":
+            asked["messages"] = [{"role": "user", "content": "Rivers?"}]
+        else:
+            asked |= {"prompt": "The rivers run", "raw": kind == "raw"}
+        reply = client.post("/api/chat" if kind == "chat" else "/api/generate", json=asked)
+        assert reply.status_code == 200, reply.text
+        told = reply.json()
+        return str(told["message"]["content"] if kind == "chat" else told["response"])
+
+    assert text("tiny:one") == text("tiny:one:latest") != text("tiny") == text("tiny:latest")
+
+
 def test_likelihoods_of_a_prompt_are_those_with_the_adapter(client: TestClient) -> None:
     body = {"prompt": "The rivers run", "max_tokens": 0, "echo": True, "logprobs": 1}
     plain, adapted, again = (

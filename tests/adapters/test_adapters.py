@@ -344,7 +344,13 @@ def test_a_wrong_choice_is_refused_by_name(folder: Path) -> None:
             loaded(folder, **options)
 
 
-def test_requests_of_other_kinds_have_the_scales_of_the_model(folder: Path) -> None:
+def test_requests_of_other_kinds_have_the_scales_of_the_model_or_their_own(folder: Path) -> None:
     assert GenerationRequest.adapters is None
-    with loaded(folder, control_vectors=None) as llm:
-        assert np.isfinite(llm.embed("Name three rivers.")).all()
+    with loaded(folder) as llm:
+        usual = llm.embed("Name three rivers.")
+        assert np.isfinite(usual).all()
+        assert np.array_equal(llm.embed("Name three rivers.", lora={"one": 1.0, "two": 1.0}), usual)
+        for other in ({"lora": {}}, {"lora": "one"}, {"control_vectors": "happy"}):
+            assert not np.array_equal(llm.embed("Name three rivers.", **other), usual), other
+        with pytest.raises(EdgeLLMError, match=r"three.*was loaded"):
+            llm.embed("Name three rivers.", lora="three")

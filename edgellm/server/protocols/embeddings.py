@@ -152,8 +152,9 @@ async def embeddings(call: Call) -> Reply:
         async with call.server.models.lease(body.model, kinds=VECTOR_MODELS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             check_vectors(entry.llm, "input", len(texts), body.dimensions)
+            scales = call.server.models.scales_of(body.model or "")
             vectors = await entry.llm.aembed(
-                texts, dimensions=body.dimensions, truncate=bool(body.truncate), counted=counts.append
+                texts, dimensions=body.dimensions, truncate=bool(body.truncate), counted=counts.append, lora=scales
             )
             call.server.metrics.prompt_tokens += sum(counts)
             data = [
@@ -179,7 +180,8 @@ async def embedding(call: Call) -> Reply:
                 if not pools:
                     check_size(field, sum(counts), width)
 
-            vectors = await entry.llm.aembed(texts, normalize=body.embd_normalize == 2, counted=counted)
+            scales = call.server.models.scales_of(body.model or "")
+            vectors = await entry.llm.aembed(texts, normalize=body.embd_normalize == 2, counted=counted, lora=scales)
             call.server.metrics.prompt_tokens += sum(counts)
             rows = [_scaled(np.atleast_2d(vector), body.embd_normalize) for vector in vectors]
             told = iter(await written((row for of_text in rows for row in of_text), body.encoding_format))
@@ -201,8 +203,9 @@ async def rerank(call: Call) -> Reply:
     with call.server.admitted():
         async with call.server.models.lease(body.model, kinds=RERANKERS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
+            scales = call.server.models.scales_of(body.model or "")
             ranked = await entry.llm.arerank(
-                body.query, documents, body.top_n, truncate=body.truncate, counted=counts.append
+                body.query, documents, body.top_n, truncate=body.truncate, counted=counts.append, lora=scales
             )
             call.server.metrics.prompt_tokens += sum(counts)
     if body.texts is not None:

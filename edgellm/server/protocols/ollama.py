@@ -388,7 +388,7 @@ async def generate(call: Call) -> Reply:
 
 async def _answered(call: Call, body: AskedBody, request: ChatRequest, asked: bool) -> Reply:
     entry = await call.server.models.find(bare_name(body.model))
-    request = replace(request, model=entry.name)
+    request = replace(request, model=bare_name(body.model))
     if not asked:
         return await _load(call, body, request, entry)
     writer = LineWriter(body, 0 if entry.llm is not None else -1)
@@ -417,7 +417,7 @@ async def _answered(call: Call, body: AskedBody, request: ChatRequest, asked: bo
 
 async def _raw_events(server: Server, prompt: str, request: ChatRequest) -> AsyncGenerator[Event, None]:
     """What follows a text as it stands, without a template."""
-    names = ("model", "max_tokens", "stop", "sampling", "logprobs", "response_format", "keep_alive")
+    names = ("model", "max_tokens", "stop", "sampling", "logprobs", "response_format", "keep_alive", "lora")
     text = TextRequest(prompt=prompt, **{name: getattr(request, name) for name in names})
     async with contextlib.aclosing(texts(server, text)) as source:
         async for item in source:

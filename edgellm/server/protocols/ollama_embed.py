@@ -56,9 +56,10 @@ async def embeddings(call: Call) -> Reply:
 async def _embedded(call: Call, texts: list[str], **options: Any) -> Json:
     """As /api/embed tells them; more dimensions than there are leave a vector whole."""
     body, counts, started = call.body, list[int](), time.perf_counter()
-    keep_alive = seconds("keep_alive", body.keep_alive)
+    keep_alive, name = seconds("keep_alive", body.keep_alive), bare_name(body.model)
+    options["lora"] = call.server.models.scales_of(name)
     with call.server.admitted():
-        async with call.server.models.lease(bare_name(body.model), keep_alive, kinds=VECTOR_MODELS) as entry:
+        async with call.server.models.lease(name, keep_alive, kinds=VECTOR_MODELS) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             load_s = time.perf_counter() - started
             size = min(getattr(body, "dimensions", None) or entry.llm.vector_size, entry.llm.vector_size)
