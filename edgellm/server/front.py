@@ -105,37 +105,30 @@ class Front(App):
             time.time(),
         )
         source = self._kept_going(entry.name, call, prefix_keys(asked.raw))
+        try:
+            return await self._reply(asked, source, key)
+        except BaseException:
+            await source.aclose()  # at once: it has a place in the line
+            raise
+
+    async def _reply(self, asked: Asked, source: AsyncGenerator[Part, None], key: bytes | None) -> Reply:
+        keep = None if self.cache is None or key is None else partial(self.cache.keep, key)
         first = await anext(source)
         if isinstance(first, Failed):
             raise first.error()
         if isinstance(first, Whole):
             await source.aclose()
-            if self.cache is not None and key is not None and first.status == 200:
-                self.cache.keep(key, [first])
+            if keep is not None and first.status == 200:
+                keep([first])
             return Plain(first.content, first.media_type, first.status, first.headers)
         assert isinstance(first, Begun), "a reply is whole, or a stream begins"
         return Stream(
-            self._stream(first, source, key),
+            _Chunks(first, source, keep),
             failed=partial(_last_chunk, asked.protocol, first.media_type),
             ping=first.ping,
             media_type=first.media_type,
             headers=first.headers,
         )
-
-    async def _stream(
-        self, begun: Begun, source: AsyncGenerator[Part, None], key: bytes | None
-    ) -> AsyncGenerator[bytes, None]:
-        kept: list[Part] = [begun]
-        async with aclosing(source):
-            async for part in source:
-                if isinstance(part, Failed):
-                    raise StreamError(part)
-                if isinstance(part, Chunk):
-                    yield part.data
-                if key is not None:
-                    kept.append(part)
-        if self.cache is not None and key is not None:
-            self.cache.keep(key, kept)
 
     async def _kept_going(self, model: str, call: RelayedCall, prefix: Sequence[int]) -> AsyncGenerator[Part, None]:
         """The parts of a reply, once each, from as many servers as it takes."""
@@ -161,6 +154,34 @@ class Front(App):
                     continue
             said = f"{TRIES} servers in a row were lost with this request. Send another one."
             yield Failed.of(ServerError("overloaded", said))
+
+
+class _Chunks:
+    """The chunks of a stream. No generator: to close one that never began would not close its source."""
+
+    def __init__(
+        self, begun: Begun, source: AsyncGenerator[Part, None], keep: Callable[[Sequence[Part]], None] | None
+    ) -> None:
+        self._source, self._keep = source, keep
+        self._kept: list[Part] = [begun]
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        async for part in self._source:
+            if isinstance(part, Failed):
+                raise StreamError(part)
+            if self._keep is not None:
+                self._kept.append(part)
+            if isinstance(part, Chunk):
+                return part.data
+        if self._keep is not None:
+            self._keep(self._kept)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
 
 
 class StreamError(ServerError):

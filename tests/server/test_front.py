@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import random
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -18,7 +20,8 @@ from starlette.testclient import TestClient
 from tiny_models import write_tiny_model
 
 from edgellm.loading import LoadOptions
-from edgellm.server.app import App
+from edgellm.server import bodies
+from edgellm.server.app import App, Asked
 from edgellm.server.errors import ServerError
 from edgellm.server.front import Front
 from edgellm.server.models import ModelEntry, Models
@@ -212,6 +215,36 @@ def test_what_is_wrong_is_said_as_by_one_server(front: TestClient, alone: TestCl
         assert front.get(path).status_code == 200
     refused = front.post("/v1/responses", json={"model": "tiny", "input": "a", "previous_response_id": "resp_1"})
     assert refused.status_code == 400 and "several servers" in refused.json()["error"]["message"]
+
+
+def test_what_failed_and_what_never_began_leaves_its_place(model: Path) -> None:
+    servers, server = Servers(model), Server(Models([ModelEntry(("tiny",), model)], OPTIONS), max_requests=2)
+    front = Front(server, servers.send, (Gone,))
+
+    async def ask_all() -> None:
+        for number in range(6):
+            with pytest.raises(ServerError) as caught:
+                await asked(front, "/v1/completions", {"model": "tiny", "prompt": "a " * 400})
+            assert caught.value.status == 400 and server.active == 0, number
+        for number in range(4):
+            reply = await asked(front, "/v1/completions", {"model": "tiny", "prompt": "the", "stream": True})
+            await reply.source.aclose()  # the client left before a step was made
+            assert server.active == 0, number
+        await servers.server.models.close()
+
+    gc.disable()
+    try:
+        asyncio.run(ask_all())
+    finally:
+        gc.enable()
+
+
+async def asked(front: Front, path: str, body: Any, **more: Any) -> Any:
+    """The front's reply to a request that was let in."""
+    row = next(row for row in all_routes() if row.route.path == path)
+    raw = b"" if row.route.body is None else json.dumps(body).encode()
+    asking = Asked(row.route, row.protocol, raw, more.get("headers", {}), {}, more.get("query", {}), "10.0.0.1")
+    return await front.respond(asking, None if row.route.body is None else bodies.decode(raw, row.route.body))
 
 
 def test_every_route_of_a_model_is_sent_on() -> None:
