@@ -23,6 +23,7 @@ from edgellm.server.prefix_keys import prefix_keys
 from edgellm.server.rate_limit import RateLimit
 from edgellm.server.relay import Begun, Chunk, Ended, Failed, Made, Part, RelayedCall, Whole
 from edgellm.server.response_cache import ResponseCache, cache_key
+from edgellm.server.security import Access
 from edgellm.server.server import Server
 from edgellm.server.sse import event, line
 
@@ -83,15 +84,18 @@ class Front(App):
             raise ServerError("not_supported", f"{path} is not there before several servers: {why}.")
         if path not in SENT_ON:
             return await super().respond(asked, body)
+        access = self.server.access
         if self.limit is not None:
-            self.limit.check(client_of(asked.headers, asked.client))
+            self.limit.check(client_of(access, asked.headers, asked.client))
         if getattr(body, "previous_response_id", None):
             raise invalid(
                 "previous_response_id", "responses are not kept before several servers. Send the whole talk as input."
             )
-        name = getattr(body, "model", None) or getattr(body, "name", None) or asked.query.get("model")
+        # as a server does: of the query where there is no body
+        name = asked.query.get("model") if body is None else getattr(body, "model", None) or getattr(body, "name", None)
         entry = await self.server.models.find(name and _bare(name))
-        key = cache_key(path, asked.raw) if self.cache is not None else None
+        about = (entry.name, access.key_of(asked.headers) or "")  # what one has asked is not another's to see
+        key = cache_key(path, asked.raw, about) if self.cache is not None else None
         if self.cache is not None and key is not None and (kept := self.cache.get(key)) is not None:
             return _replayed(kept)
         call = RelayedCall(
@@ -215,9 +219,10 @@ def _replayed(kept: Sequence[Part]) -> Reply:
     return Stream(chunks(), failed=lambda error: b"", media_type=first.media_type, headers={**first.headers, **mark})
 
 
-def client_of(headers: Mapping[str, str], address: str) -> str:
-    """Who asks: the key that was sent, or else the address."""
-    return headers.get("authorization") or headers.get("x-api-key") or address
+def client_of(access: Access, headers: Mapping[str, str], address: str) -> str:
+    """Who asks: the key that opened, or else the address; never what a client may choose."""
+    key = access.key_of(headers)
+    return f"address {address}" if key is None else f"key {key}"
 
 
 def _bare(name: str) -> str:

@@ -23,15 +23,17 @@ SAME_AGAIN = ("/v1/embeddings", "/embedding", "/embeddings", "/rerank", "/rerank
 LARGEST = 16  # a reply takes at most such a part of the cache
 
 
-def cache_key(path: str, raw: bytes) -> bytes | None:
-    """The key of a request whose reply is the same again: its path and its body, whatever order that has; else None."""
-    data: Any = msgspec.json.decode(raw)  # it was read once already
-    if path in DRAWN:
-        if not isinstance(data.get("temperature"), int | float) or data["temperature"] != 0:
-            return None
-    elif path not in SAME_AGAIN:
+def cache_key(path: str, raw: bytes, about: Sequence[str] = ()) -> bytes | None:
+    """The key of a request whose reply is the same again: its path and its body, whatever order that has; else None.
+
+    about   what else tells replies apart, such as the model that a body without one means
+    """
+    if path not in DRAWN and path not in SAME_AGAIN:
         return None
-    return hashlib.blake2b(path.encode() + b"\0" + msgspec.json.encode(data, order="sorted"), digest_size=32).digest()
+    data: Any = msgspec.json.decode(raw)  # it was read once already
+    if path in DRAWN and (not isinstance(data.get("temperature"), int | float) or data["temperature"] != 0):
+        return None
+    return hashlib.blake2b(msgspec.json.encode([path, *about, data], order="sorted"), digest_size=32).digest()
 
 
 class ResponseCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import random
@@ -27,9 +28,10 @@ from edgellm.server.front import Front
 from edgellm.server.models import ModelEntry, Models
 from edgellm.server.prefix_keys import PrefixMemory, prefix_keys
 from edgellm.server.rate_limit import RateLimit
-from edgellm.server.relay import Chunk, Made, Part, RelayedCall, parts
+from edgellm.server.relay import Chunk, Made, Part, RelayedCall, Whole, parts
 from edgellm.server.response_cache import ResponseCache, cache_key
 from edgellm.server.routes import all_routes
+from edgellm.server.security import Access
 from edgellm.server.server import Server
 
 OPTIONS = LoadOptions(n_ctx=128, n_threads=1, n_parallel=4)
@@ -307,6 +309,68 @@ def test_what_is_the_same_again_is_answered_from_the_cache(model: Path) -> None:
         assert len(servers.calls) == 3, "what is drawn is drawn again"
         limited = client.post("/v1/completions", json={"model": "tiny", "prompt": "the sun"})
         assert limited.status_code == 429 and limited.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def two_models(model: Path, asked_for: list[str], access: Access, **more: Any) -> Front:
+    """A front of two models; the servers behind it tell their model's name."""
+
+    async def send(name: str, call: RelayedCall, prefix: Sequence[int]) -> AsyncGenerator[Part, None]:
+        asked_for.append(name)
+        yield Whole(200, "application/json", json.dumps(name).encode(), {})
+
+    entries = [ModelEntry((name,), model) for name in ("one", "two")]
+    return Front(Server(Models(entries, OPTIONS), access), send, (Gone,), **more)
+
+
+def test_the_cache_gives_a_reply_to_the_same_key_the_same_path_and_the_same_model_alone(model: Path) -> None:
+    told: list[str] = []
+    front = two_models(model, told, Access(keys=("first", "second")), cache=ResponseCache(1 << 20))
+    body = {"prompt": "the sun", "temperature": 0}
+
+    async def ask_all() -> None:
+        def content(reply: Any) -> Any:
+            return json.loads(reply.content)
+
+        first, second = {"authorization": "Bearer first"}, {"x-api-key": "second"}
+        for n, (headers, more) in enumerate([(first, {}), (second, {}), (first, {"model": "two"})], 1):
+            for _ in range(2):
+                await asked(front, "/v1/completions", {**body, **more}, headers=headers)
+            assert len(told) == n, "each is asked once"
+        assert told == ["one", "one", "two"]
+        # as one server: a body means the first model, whatever the query says; without a body the query names it
+        for path, query, name in (
+            ("/v1/completions", {"model": "two"}, "one"),
+            ("/props", {"model": "two"}, "two"),
+            ("/tokenizer_info", {}, "one"),
+        ):
+            assert content(await asked(front, path, body, headers=first, query=query)) == name
+
+    asyncio.run(ask_all())
+
+
+def test_a_limit_is_for_each_key_however_it_is_sent_and_without_keys_for_each_address(model: Path) -> None:
+    def allowed(access: Access, many: list[dict[str, str]]) -> int:
+        front = two_models(model, [], access, limit=RateLimit(1, 2))
+
+        async def ask_all() -> int:
+            n = 0
+            with contextlib.suppress(ServerError):
+                for headers in many:
+                    await asked(front, "/v1/completions", {"prompt": "a"}, headers=headers)
+                    n += 1
+            return n
+
+        return asyncio.run(ask_all())
+
+    junk = [{"authorization": f"Bearer junk{n}", "x-api-key": "key"} for n in range(5)]
+    blanks: list[dict[str, str]] = [
+        {"authorization": f"{word} {' ' * n}key"} for n, word in enumerate(("Bearer", "bearer", "BEARER"))
+    ]
+    for many in (junk, blanks, [{"x-api-key": "key"}, *blanks]):
+        assert allowed(Access(keys=("key",)), many) == 2
+        assert allowed(Access(), many) == 2
+    several = [{"x-api-key": key} for key in ("key", "other", "key", "other", "key")]
+    assert allowed(Access(keys=("key", "other")), several) == 4
 
 
 def test_the_cache_is_bounded() -> None:
