@@ -40,7 +40,7 @@ def command(requests: Path, answers: Path, models: tuple[str, ...], at_once: int
 
     The form is that of OpenAI's batches: a line of IN.jsonl has custom_id, method, url and body, a line of OUT.jsonl
     has the custom_id and a response or an error, in the order in which they were done. Whatever stops it, the same
-    command goes on where it was: each line is answered once.
+    command goes on where it was: each line is answered once. The exit status is 1 when lines have an error or are left.
 
     \b
     Examples:
@@ -71,8 +71,10 @@ def command(requests: Path, answers: Path, models: tuple[str, ...], at_once: int
             progress.finish()
             echo(f"{len(done.done)} of {len(given.places)} lines are answered; the same command goes on.", err=True)
             raise
-    n_new = outcome.n_lines - outcome.n_before
+    n_new = outcome.n_lines - outcome.n_before - outcome.n_left
     wrong = f", {outcome.n_wrong} of them with an error" if outcome.n_wrong else ""
     before = f" ({outcome.n_before} were there)" if outcome.n_before else ""
     echo(f"{n_new} lines answered in {time.monotonic() - started:.1f} s{wrong}{before}: {answers}", err=True)
-    return 0
+    if outcome.n_left:
+        echo(f"{outcome.n_left} lines are left; the same command tries them again. {outcome.reason}", err=True)
+    return 1 if outcome.n_left or outcome.n_wrong or done.n_wrong else 0

@@ -13,25 +13,34 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from edgellm.formats.errors import EdgeLLMError
 from edgellm.server.batch_file import Answers, Place, Requests, read_line
-from edgellm.server.errors import ServerError, invalid
+from edgellm.server.errors import Kind, ServerError, invalid
 from edgellm.server.http import Json
 from edgellm.server.protocols.openai_wire import new_id
 from edgellm.server.routes import ProtocolRoute, all_routes, call_route
 from edgellm.server.server import Server
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+PASSING: tuple[Kind, ...] = ("overloaded", "server_error")  # what may go well another time is no answer to a line
 AT_ONCE = 64  # lines under way: enough to fill the steps of an engine, few enough to lose little
 
 Progress = Callable[[int, int], None]
 
 
 class Outcome(NamedTuple):
-    """What came of a run: lines of the batch, those that were answered before, and those of this run with an error."""
+    """What came of a run.
+
+    n_lines    of the batch; ``n_before`` of them were answered before
+    n_wrong    lines that this run answered with an error
+    n_left     lines that it could not answer, for ``reason``: the next run tries them again
+    """
 
     n_lines: int
     n_before: int
     n_wrong: int
+    n_left: int = 0
+    reason: str = ""
 
 
 async def answer_batch(
@@ -45,13 +54,17 @@ async def answer_batch(
     left = [place for place in requests.places if place.id not in answers.done]
     order = {place.model: number for number, place in reversed(list(enumerate(left)))}
     left.sort(key=lambda place: order[place.model])  # stable: the first model of the file first
-    n_before, n_wrong = len(answers.done), 0
+    n_before, n_wrong, reasons = len(answers.done), 0, list[str]()
     progress(n_before, len(requests.places))
 
     async def work(places: Iterator[Place]) -> None:
         nonlocal n_wrong
         for place in places:
-            line, is_wrong = await _answer(server, served, place, requests.read(place))
+            try:
+                line, is_wrong = await _answer(server, served, place, requests.read(place))
+            except PassingError as error:
+                reasons.append(str(error))
+                continue
             await answers.add(line)
             answers.done.add(place.id)
             n_wrong += is_wrong
@@ -60,18 +73,20 @@ async def answer_batch(
     for model, places in groupby(left, key=lambda place: place.model):
         await _load(server, model)
         await _together(work, places, at_once)
-    return Outcome(len(requests.places), n_before, n_wrong)
+    return Outcome(len(requests.places), n_before, n_wrong, len(reasons), reasons[0] if reasons else "")
 
 
 async def _load(server: Server, model: str) -> None:
     """Load a model before its lines run: a name that nobody has is their error, anything else is the batch's."""
-    if not model:
-        return
+    name = model or None
+    if name is None and not await server.models.usable():
+        entries = await server.models.entries()
+        name = entries[0].name if entries else None  # to load it says what is wrong with it
     try:
-        async with server.models.lease(model):
+        async with server.models.lease(name):
             pass
     except ServerError as error:
-        if error.kind != "not_found":
+        if error.kind != "not_found" or not model:
             raise
 
 
@@ -86,8 +101,12 @@ async def _together(work: Callable[[Iterator[Place]], Any], places: Iterable[Pla
         raise errors.exceptions[0] from None
 
 
+class PassingError(Exception):
+    """A line was not answered, and may be another time."""
+
+
 async def _answer(server: Server, served: dict[str, ProtocolRoute], place: Place, raw: bytes) -> tuple[bytes, bool]:
-    """The line of answers to a line of requests, and whether it tells of an error."""
+    """The line of answers to a line of requests, and whether it tells of an error. PassingError for none."""
     custom_id, line, wrong = read_line(raw)
     if line is not None and line.url not in served:
         wrong = f"url is {line.url[:80]!r}. A batch takes {', '.join(ENDPOINTS)}."
@@ -108,5 +127,9 @@ async def _respond(server: Server, row: ProtocolRoute, raw: bytes) -> tuple[int,
             raise invalid("stream", "a batch gives whole answers. Leave it out.")
         return reply.status, reply.content
     except Exception as error:
-        status, body = row.protocol.error_body(ServerError.of(error))
+        told = ServerError.of(error)
+        if told.kind in PASSING:
+            known = isinstance(error, EdgeLLMError | MemoryError)
+            raise PassingError(told.message if known else f"{type(error).__name__}: {error}") from error
+        status, body = row.protocol.error_body(told)
         return status, body

@@ -46,8 +46,18 @@ class _Routed(msgspec.Struct):
     model: str = ""
 
 
+class _Replied(msgspec.Struct):
+    status_code: int = 0
+
+
 class _Answered(msgspec.Struct):
     id: str
+    response: _Replied | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def is_wrong(self) -> bool:
+        return bytes(self.error) != b"null" or (self.response is not None and self.response.status_code >= 400)
 
 
 class Place(NamedTuple):
@@ -171,12 +181,13 @@ class Answers:
     """The file of answers: opened where it is, or new; lines are added and never changed. A context.
 
     known   the ids that a line of this batch may have
-    done    those that were there
+    done    those that were there; ``n_wrong`` of them with an error
     """
 
     def __init__(self, path: Path, known: Collection[str]) -> None:
         self.path = path
         self.done: set[str] = set()
+        self.n_wrong = 0
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         is_new = not path.exists()
         if not is_new:
@@ -213,9 +224,10 @@ class Answers:
                     raise self._strange(number)
                 break
             try:
-                found = msgspec.json.decode(line, type=_Answered).id
+                answered = msgspec.json.decode(line, type=_Answered)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise self._strange(number) from None
+            found = answered.id
             if found not in known:
                 raise FormatError(
                     f"{self.path}, line {number}: it answers no line of this batch, or one that has been changed "
@@ -225,6 +237,7 @@ class Answers:
             if found in self.done:
                 raise FormatError(f"{self.path}, line {number}: the request is answered twice.", code="BATCH")
             self.done.add(found)
+            self.n_wrong += answered.is_wrong
             end += len(line)
         self._file.truncate(end)
         self._file.seek(end)

@@ -103,8 +103,9 @@ def test_bad_lines_become_errors_and_the_others_answers(
 ) -> None:
     requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     requests.write_text("\n".join([line("good"), *(text for text, *_ in WRONG)]), "utf-8")
-    assert run(requests, out, model) == 0
-    assert "13 lines answered in" in capsys.readouterr().err
+    for n_new in (13, 0):  # what was wrong stays so: the status is the same again
+        assert run(requests, out, model) == 1
+        assert f"{n_new} lines answered in" in capsys.readouterr().err
     found = answers(out)
     assert len({answer["id"] for answer in found}) == 13
     for text, custom_id, status, told in WRONG:
@@ -116,6 +117,45 @@ def test_bad_lines_become_errors_and_the_others_answers(
         )
     (good,) = [one for one in found if one["custom_id"] == "good"]
     assert good["response"]["status_code"] == 200
+
+
+def test_a_model_that_cannot_be_loaded_answers_no_line_also_of_those_that_name_none(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, out, torn = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "torn.gguf"
+    torn.write_bytes(model.read_bytes()[:-1000])
+    requests.write_text("\n".join(line(n, body={"prompt": n, "max_tokens": 1}) for n in "abc"), "utf-8")
+    assert run(requests, out, torn) == 1
+    assert "torn.gguf" in capsys.readouterr().err and answers(out) == []
+    assert run(requests, out, model) == 0
+    assert [one["response"]["status_code"] for one in answers(out)] == [200] * 3
+
+
+def test_what_may_go_well_another_time_is_no_answer(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm.formats.errors import ClosedError, MemoryWouldExceedError
+    from edgellm.server import batch
+    from edgellm.server.errors import ServerError
+
+    requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    passing = [MemoryError(), MemoryWouldExceedError("no room"), ClosedError("closed"), RuntimeError("lost")]
+    passing.append(ServerError("overloaded", "busy"))
+    requests.write_text("\n".join(line(f"r{n}") for n in range(len(passing) + 2)), "utf-8")
+    call_route = batch.call_route
+
+    async def call(*arguments: Any) -> Any:
+        if passing:
+            raise passing.pop()
+        return await call_route(*arguments)
+
+    monkeypatch.setattr(batch, "call_route", call)
+    assert run(requests, out, model) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 lines answered in" in said and "5 lines are left; the same command tries them again. busy" in said
+    assert run(requests, out, model) == 0
+    assert Counter(one["custom_id"] for one in answers(out)) == Counter(f"r{n}" for n in range(7))
+    assert all(one["response"]["status_code"] == 200 for one in answers(out))
 
 
 def test_a_custom_id_that_is_there_twice_stops_the_batch_before_it_begins(
