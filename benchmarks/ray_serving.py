@@ -69,9 +69,10 @@ def deploy(model: Path, n_threads: int = 1, **options: Any) -> None:
 
     import edgellm.ray
     from edgellm.loading import LoadOptions
+    from edgellm.server.security import Access
 
     how = LoadOptions(n_ctx=1024, n_parallel=4, n_threads=n_threads)
-    serve.run(edgellm.ray.app(str(model), options=how, **options), name="edgellm")
+    serve.run(edgellm.ray.app(str(model), options=how, access=Access(), **options), name="edgellm")
 
 
 def killed(n: int, every_s: float, expected: dict[str, str]) -> bool:

@@ -25,8 +25,9 @@ from tiny_models import write_tiny_model
 import edgellm
 import edgellm.ray
 from edgellm.cli import main
-from edgellm.formats.errors import ParameterError, UnsupportedError
+from edgellm.formats.errors import EdgeLLMError, ParameterError, UnsupportedError
 from edgellm.loading import LoadOptions
+from edgellm.server.security import Access
 
 with socket.create_server(("127.0.0.1", 0)) as free:
     PORT = free.getsockname()[1]
@@ -48,7 +49,7 @@ def served(cluster: Any, model: Path) -> Iterator[None]:
 
     how = LoadOptions(n_ctx=1024, n_parallel=4, n_threads=1)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"log_level": "ERROR"})
-    serve.run(edgellm.ray.app(str(model), options=how, replicas=2), name="edgellm")
+    serve.run(edgellm.ray.app(str(model), options=how, access=Access(), replicas=2), name="edgellm")
     yield
     serve.shutdown()
 
@@ -155,9 +156,11 @@ def test_the_router_prefers_the_longest_prefix_that_is_not_too_busy() -> None:
 def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ({"replicas": 0}, {"replicas": (2, 1)}):
         with pytest.raises(ParameterError):
-            edgellm.ray.app("tiny", **wrong)
-    with pytest.raises(ParameterError):
-        edgellm.ray.app()
+            edgellm.ray.app("tiny", access=Access(), **wrong)
+    with pytest.raises(ParameterError, match="no model"):
+        edgellm.ray.app(access=Access())
+    with pytest.raises(ParameterError, match="access is missing"):
+        edgellm.ray.app("tiny")
     for arguments, told in (
         (["--ray"], "--ray needs the MODELs"),
         (["smollm2", "--rate-limit", "3"], "go with --ray"),
@@ -166,6 +169,40 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert main(["serve", *arguments]) == 2
         assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgellm.ray import running
+
+    done: list[str] = []
+
+    def there(host: str, port: int) -> None:
+        config = SimpleNamespace(host=host, port=port)
+        monkeypatch.setattr(running, "_get_global_client", lambda: SimpleNamespace(http_config=config))
+
+    def note(name: str) -> Any:
+        return lambda *_, **__: done.append(name)
+
+    monkeypatch.setattr(running.ray, "init", note("init"))
+    monkeypatch.setattr(running.ray, "shutdown", note("leave"))
+    monkeypatch.setattr(running, "_check_room", lambda *_: None)
+    for name in ("start", "run", "delete", "shutdown"):
+        monkeypatch.setattr(running.serve, name, note(name))
+
+    def stop(url: str) -> None:
+        raise KeyboardInterrupt
+
+    arguments: Any = (("tiny",), "127.0.0.1", 8080, "auto", stop)
+    for host, port in (("0.0.0.0", 8080), ("127.0.0.1", 8000)):
+        there(host, port)
+        with pytest.raises(EdgeLLMError, match=f"already, at {host}:{port}, and not at 127.0.0.1:8080"):
+            running.run(*arguments, access=Access())
+        assert done == ["init", "start", "leave"], "an application of another's is left to it"
+        done.clear()
+    there("127.0.0.1", 8080)
+    with pytest.raises(KeyboardInterrupt):
+        running.run(*arguments, access=Access())
+    assert done == ["init", "start", "run", "delete", "leave"]
 
 
 # --- a pipeline of stages ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.ray.serving import app
@@ -27,6 +28,7 @@ def run(
               ``edgellm.ray.use_token`` guards
     ready     called with the address of the server once it answers
     """
+    is_there = False
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -39,6 +41,8 @@ def run(
     try:
         _check_room(len(models), options)
         serve.start(http_options={"host": host, "port": port}, logging_config=LOGGING)
+        _check_address(_get_global_client().http_config, host, port)
+        is_there = True
         try:
             serve.run(app(*models, **options), name=NAME, logging_config=LOGGING)
         except RuntimeError as error:
@@ -49,9 +53,19 @@ def run(
     finally:
         if address is None:
             serve.shutdown()
-        else:
+        elif is_there:
             serve.delete(NAME)
         ray.shutdown()
+
+
+def _check_address(config: Any, host: str, port: int) -> None:
+    """EdgeLLMError where Serve runs already and listens elsewhere: who may ask was checked for this address."""
+    if (config.host, config.port) != (host, port):
+        raise EdgeLLMError(
+            f"Ray Serve runs there already, at {config.host}:{config.port}, and not at {host}:{port}. Give its address "
+            "with --host and --port, and a key where other machines reach it, or end it first.",
+            code="RAY",
+        )
 
 
 def _check_room(n_models: int, options: dict[str, Any]) -> None:

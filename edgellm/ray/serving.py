@@ -134,16 +134,16 @@ async def _send(
                 response.cancel()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Serving:
     """How models are served.
 
+    access                  who is let in, as for a server on one machine; it must be said, as Serve may listen anywhere
     replicas                of each model, or (least, most) for as many as its requests need
     target_requests         under way in a replica, where there shall be another one; its whole contexts when None
     upscale_delay_s, downscale_delay_s   how long that must have been so
     drain_s                 that a replica has to end its answers before it is closed; what is left goes on elsewhere
     fronts                  processes that speak to clients; limits and caches are for each of them
-    access                  who is let in, as for a server on one machine
     max_requests            under way in a front; one more is told to come back
     rate_limit              (requests a minute, at once) of one client
     response_cache_nbytes   of replies that would be the same again; 0 keeps none
@@ -151,13 +151,13 @@ class Serving:
     resources               further ``ray_actor_options`` of a replica, such as {"num_gpus": 1}
     """
 
+    access: Access
     replicas: int | tuple[int, int] = 1
     target_requests: float | None = None
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
     drain_s: float = 120.0
     fronts: int = 1
-    access: Access = field(default_factory=Access)
     max_requests: int = 1024
     rate_limit: tuple[float, int] | None = None
     response_cache_nbytes: int = 0
@@ -210,12 +210,16 @@ def app(*models: str, options: loading.LoadOptions | None = None, **serving: Any
     """The Ray Serve application that serves ``models``: names, references, or paths that every machine has.
 
     options   how each replica loads its model; ``n_threads`` are also the CPUs that Ray keeps for it
-    serving   the fields of ``Serving``
+    serving   the fields of ``Serving``; ``access`` is one that must be given
 
     ParameterError for what cannot be meant.
     """
     if not models:
         raise ParameterError("There is no model to serve. Name one, such as 'smollm2'.")
+    if "access" not in serving:
+        raise ParameterError(
+            "access is missing. It is Access() where Serve listens to this machine alone, Access(host, keys) elsewhere."
+        )
     how = Serving(**serving)
     options = loading.LoadOptions(n_parallel=4) if options is None else options
     options = replace(options, n_threads=options.n_threads or 1)
