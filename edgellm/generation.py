@@ -210,6 +210,11 @@ class ChunkStream:
         """The same chunks as an asynchronous generator."""
         return _arun(*self._arguments)
 
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a part in the tokens."""
+        return not self._arguments[2].greedy
+
     def begin_with(self, tokens: Sequence[int]) -> None:
         """The answer begins with these, of an earlier run: read, and not drawn. To be said before its first chunk."""
         self._arguments[2].begins = tuple(tokens)

@@ -49,7 +49,8 @@ async def texts(server: Server, request: TextRequest) -> AsyncGenerator[TextItem
     relay = RELAY.get()
     if relay is not None:
         request = relay.prepared(request)
-    async with aclosing(_answered(server, request, text_items)) as source:
+    answer = text_items if relay is None else partial(text_items, begins=relay.begins)
+    async with aclosing(_answered(server, request, answer)) as source:
         async for item in source:
             if isinstance(item, GenerationChunk):
                 if item.finish_reason:
@@ -99,7 +100,7 @@ async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None
     if relay is not None:
         request = relay.prepared(request)
     reply = await asyncio.to_thread(_reply, llm, request)
-    reply.begin_with(request.begins)
+    reply.begin_with(request.begins if relay is None else relay.begins(request.begins, reply.draws))
     if relay is not None:
         reply.name_calls(lambda: relay.new_id()[:9])
         if not relay.several:

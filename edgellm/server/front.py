@@ -122,7 +122,7 @@ class Front(App):
             raise first.error()
         if isinstance(first, Whole):
             await source.aclose()
-            if keep is not None and first.status == 200:
+            if keep is not None and first.status == 200 and not first.draws:
                 keep([first])
             return Plain(first.content, first.media_type, first.status, first.headers)
         assert isinstance(first, Begun), "a reply is whole, or a stream begins"
@@ -168,6 +168,7 @@ class _Chunks:
     ) -> None:
         self._source, self._keep = source, keep
         self._kept: list[Part] = [begun]
+        self._draws = False
 
     def __aiter__(self) -> _Chunks:
         return self
@@ -176,11 +177,12 @@ class _Chunks:
         async for part in self._source:
             if isinstance(part, Failed):
                 raise StreamError(part)
+            self._draws = self._draws or (isinstance(part, Ended) and part.draws)
             if self._keep is not None:
                 self._kept.append(part)
             if isinstance(part, Chunk):
                 return part.data
-        if self._keep is not None:
+        if self._keep is not None and not self._draws:
             self._keep(self._kept)
         raise StopAsyncIteration
 

@@ -12,7 +12,7 @@ import hashlib
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -53,12 +53,13 @@ class RelayedCall(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A reply in one piece; the last part."""
+    """A reply in one piece; the last part. ``draws`` where chance has a part in it."""
 
     status: int
     media_type: str
     content: bytes
     headers: dict[str, str]
+    draws: bool = False
 
 
 class Begun(NamedTuple):
@@ -83,7 +84,9 @@ class Made(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A stream is over; the last part."""
+    """A stream is over; the last part. ``draws`` as of ``Whole``."""
+
+    draws: bool = False
 
 
 class Failed(NamedTuple):
@@ -118,6 +121,8 @@ class Relay:
 
     tokens    of the answer so far, where there is one answer and no more
     several   the reply has several answers: they are made again from the first token on
+    seeded    the client gave a seed
+    draws     chance has a part in the reply
     """
 
     key: bytes
@@ -125,6 +130,8 @@ class Relay:
     known: tuple[int, ...]
     tokens: list[int] = field(default_factory=list)
     several: bool = False
+    seeded: bool = False
+    draws: bool = False
     n_ids: int = 0
 
     def new_id(self) -> str:
@@ -143,12 +150,16 @@ class Relay:
         A seed of the client's, and log-probabilities, want every token drawn again.
         """
         given = request.sampling
-        has_seed = given.get("seed", -1) not in (None, -1)
-        is_free = request.logprobs is None and (not has_seed or given.get("temperature") == 0)
-        begins = self.known if is_free and not self.several else ()
+        self.seeded = has_seed = given.get("seed", -1) not in (None, -1)
+        begins = self.known if request.logprobs is None and not self.several else ()
         # what goes on draws other numbers than what it follows
         sampling = given if has_seed else {**given, "seed": self.seed + len(begins)}
         return replace(request, sampling=sampling, begins=begins)
+
+    def begins(self, tokens: Sequence[int], draws: bool) -> Sequence[int]:
+        """Those of ``prepared``, once it is known whether any is drawn by chance."""
+        self.draws |= draws
+        return () if draws and self.seeded else tokens
 
 
 RELAY: ContextVar[Relay | None] = ContextVar("relay", default=None)
@@ -201,13 +212,13 @@ async def _work(server: Server, route: Route, call: RelayedCall, relay: Relay, q
         await queue.put(Failed.of(_told(error)))
         return
     if not isinstance(reply, Stream):
-        await queue.put(_whole(reply))
+        await queue.put(_whole(reply, relay.draws))
         return
     await queue.put(Begun(reply.media_type, dict(reply.headers), _ping(reply)))
     try:
         async for data in reply.source:
             await queue.put(Chunk(data))
-        await queue.put(Ended())
+        await queue.put(Ended(relay.draws))
     except Exception as error:
         told = _told(error)
         await queue.put(Failed.of(told, reply.failed(told)))
@@ -230,7 +241,7 @@ def _told(error: Exception) -> ServerError:
     return told
 
 
-def _whole(reply: Json | Plain) -> Whole:
+def _whole(reply: Json | Plain, draws: bool) -> Whole:
     if isinstance(reply, Plain):
-        return Whole(reply.status, reply.media_type, reply.content, dict(reply.headers))
-    return Whole(reply.status, "application/json", msgspec.json.encode(reply.content), dict(reply.headers))
+        return Whole(reply.status, reply.media_type, reply.content, dict(reply.headers), draws)
+    return Whole(reply.status, "application/json", msgspec.json.encode(reply.content), dict(reply.headers), draws)

@@ -24,7 +24,9 @@ LARGEST = 16  # a reply takes at most such a part of the cache
 
 
 def cache_key(path: str, raw: bytes, about: Sequence[str] = ()) -> bytes | None:
-    """The key of a request whose reply is the same again: its path and its body, whatever order that has; else None.
+    """The key of a request whose reply may be the same again: its path, and its body in whatever order; else None.
+
+    Whether chance had a part at temperature 0 too (mirostat, a range of temperatures) is told by the reply.
 
     about   what else tells replies apart, such as the model that a body without one means
     """

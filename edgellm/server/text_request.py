@@ -62,11 +62,19 @@ class PromptRead(NamedTuple):
 TextItem = PromptRead | GenerationChunk
 
 
-async def text_items(llm: LLM, request: TextRequest) -> AsyncGenerator[TextItem, None]:
-    """A PromptRead, then the chunks of the answer."""
+Begins = Callable[[Sequence[int], bool], Sequence[int]]
+
+
+async def text_items(
+    llm: LLM, request: TextRequest, begins: Begins = lambda tokens, draws: tokens
+) -> AsyncGenerator[TextItem, None]:
+    """A PromptRead, then the chunks of the answer.
+
+    begins   gives the tokens that it begins with, of those of the request, when it is known whether chance has a part
+    """
     ids, text = await asyncio.to_thread(_read, llm, request)
     if request.echo and request.logprobs is not None:
-        async with aclosing(_scored(llm, ids, text, request)) as source:
+        async with aclosing(_scored(llm, ids, text, request, begins)) as source:
             async for item in source:
                 yield item
         if request.max_tokens in (0, 1):
@@ -85,7 +93,7 @@ async def text_items(llm: LLM, request: TextRequest) -> AsyncGenerator[TextItem,
         **request.sampling,
         **{name: value for name, value in more.items() if value is not None},
     )
-    chunks.begin_with(request.begins)
+    chunks.begin_with(begins(request.begins, chunks.draws))
     async with aclosing(chunks.asynchronous()) as source:
         async for chunk in source:
             yield chunk
@@ -102,11 +110,14 @@ def _read(llm: LLM, request: TextRequest) -> tuple[list[int], str]:
     return ids, request.prompt if isinstance(request.prompt, str) else llm.detokenize(ids, special=True)
 
 
-async def _scored(llm: LLM, ids: list[int], text: str, request: TextRequest) -> AsyncGenerator[TextItem, None]:
+async def _scored(
+    llm: LLM, ids: list[int], text: str, request: TextRequest, begins: Begins
+) -> AsyncGenerator[TextItem, None]:
     """The prompt's log-probabilities; where at most one token follows, out of the same pass over the prompt."""
     stopped = threading.Event()
     last: list[Any] = []
     sampler = _sampler(llm, ids, request)
+    begins((), not sampler.greedy)
 
     def look(row: np.ndarray) -> None:
         last.append(sampler.sample(row))

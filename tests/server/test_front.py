@@ -311,6 +311,32 @@ def test_what_is_the_same_again_is_answered_from_the_cache(model: Path) -> None:
         assert limited.status_code == 429 and limited.json()["error"]["code"] == "rate_limit_exceeded"
 
 
+DRAWN: dict[str, Any] = {"dynatemp_range": 0.5, "samplers": ["top_k"], "adaptive_target": 0.5}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/completion"])
+def test_what_draws_at_temperature_0_too_is_not_kept_and_is_drawn_again(model: Path, path: str, stream: bool) -> None:
+    servers, server = Servers(model), Server(Models([ModelEntry(("tiny",), model)], OPTIONS))
+    app = Front(server, servers.send, (Gone,), cache=ResponseCache(1 << 20))
+    with TestClient(app, base_url="http://localhost") as client:
+        for name, value in DRAWN.items():
+            if name == "adaptive_target" and path != "/completion":
+                continue
+            servers.calls = []
+            body = {"model": "tiny", **STREAMS[path], "temperature": 0, "stream": stream, name: value}
+            for _ in range(2):
+                response = client.post(path, json=body)
+                assert response.status_code == 200, response.text
+            assert len(servers.calls) == 2, name
+    with TestClient(Front(server, servers.send, (Gone,)), base_url="http://localhost") as client:
+        if stream:  # with a seed, what a lost server had drawn is drawn again by the next
+            more = {"dynatemp_range": 2, "seed": 7, "ignore_eos": True}
+            whole = plain(ask(client, path, **more))
+            servers.deaths = [8]
+            assert plain(ask(client, path, **more)) == whole and servers.deaths == []
+
+
 def two_models(model: Path, asked_for: list[str], access: Access, **more: Any) -> Front:
     """A front of two models; the servers behind it tell their model's name."""
 
