@@ -166,7 +166,8 @@ class App:
 
     async def respond(self, asked: Asked, body: Any) -> Reply:
         """The reply to a request that was let in, its body of the route's type."""
-        return await asked.route.handler(Call(self.server, body, asked.headers, asked.path_params, asked.query))
+        call = Call(self.server, body, asked.headers, asked.path_params, asked.query, asked.route.kinds)
+        return await asked.route.handler(call)
 
 
 async def _decoded(asked: Asked) -> Any:

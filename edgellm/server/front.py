@@ -93,7 +93,7 @@ class Front(App):
             )
         # as a server does: of the query where there is no body
         name = asked.query.get("model") if body is None else getattr(body, "model", None) or getattr(body, "name", None)
-        entry = await self.server.models.find(name and _bare(name))
+        entry = await self.server.models.find(name and _bare(name), asked.route.kinds)
         about = (entry.name, access.key_of(asked.headers) or "")  # what one has asked is not another's to see
         key = cache_key(path, asked.raw, about) if self.cache is not None else None
         if self.cache is not None and key is not None and (kept := self.cache.get(key)) is not None:

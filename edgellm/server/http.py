@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgellm.loading import Kind
 from edgellm.server.bodies import Body
 from edgellm.server.errors import ServerError
+from edgellm.server.models import CHATS
 from edgellm.server.server import Server
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request, checked: body as the route's type, header names in lower case."""
+    """One request, checked: body as the route's type, header names in lower case, ``kinds`` the route's."""
 
     server: Server
     body: Any
     headers: Mapping[str, str]
     path_params: Mapping[str, Any]
     query: Mapping[str, str]
+    kinds: Sequence[Kind] = CHATS
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Route:
     path     with ``{name}`` or ``{name:path}`` for parts that vary
     body     the type of its JSON body; None takes none
     public   answered without the key
+    kinds    of models that a request means which names none, the likeliest first
     """
 
     method: str
@@ -76,3 +80,4 @@ class Route:
     body: type[Body] | None = None
     public: bool = False
     summary: str = ""
+    kinds: Sequence[Kind] = CHATS

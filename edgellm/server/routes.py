@@ -56,4 +56,4 @@ async def call_route(
 ) -> Reply:
     """The reply of a row to a body of JSON (b"" where it takes none). ServerError, or what a library raises."""
     body = None if route.body is None else bodies.decode(raw, route.body)
-    return await route.handler(Call(server, body, headers or {}, path_params or {}, query or {}))
+    return await route.handler(Call(server, body, headers or {}, path_params or {}, query or {}, route.kinds))

@@ -8,6 +8,7 @@ import gc
 import json
 import random
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ pytest.importorskip("gguf", reason="the judge of files: pip install gguf")
 from starlette.testclient import TestClient
 from tiny_models import write_tiny_model
 
-from edgellm.loading import LoadOptions
+from edgellm.loading import Kind, LoadOptions
 from edgellm.server import bodies
 from edgellm.server.app import App, Asked
 from edgellm.server.errors import ServerError
@@ -370,6 +371,30 @@ def test_the_cache_gives_a_reply_to_the_same_key_the_same_path_and_the_same_mode
             ("/tokenizer_info", {}, "one"),
         ):
             assert content(await asked(front, path, body, headers=first, query=query)) == name
+
+    asyncio.run(ask_all())
+
+
+def test_who_names_no_model_means_one_of_the_kind_that_a_server_alone_would_take(model: Path) -> None:
+    told: list[str] = []
+    front = two_models(model, told, Access())
+
+    async def ask_all() -> None:
+        chat, *_ = await front.server.models.usable()
+        facts = await front.server.models.facts(chat)
+        kinds: list[Kind] = ["chat", "embedding", "rerank"]
+        entries = [ModelEntry((kind,), model, facts=replace(facts, kind=kind)) for kind in kinds]
+        front.server.models = Models(entries, OPTIONS)
+        for path, body, kind in (
+            ("/rerank", {"query": "a", "documents": ["b"]}, "rerank"),
+            ("/v1/rerank", {"query": "a", "documents": ["b"]}, "rerank"),
+            ("/v1/embeddings", {"input": "a"}, "embedding"),
+            ("/embedding", {"content": "a"}, "embedding"),
+            ("/v1/completions", {"prompt": "a"}, "chat"),
+            ("/tokenize", {"content": "a"}, "chat"),
+        ):
+            await asked(front, path, body)
+            assert told.pop() == kind, path
 
     asyncio.run(ask_all())
 

@@ -149,7 +149,7 @@ async def embeddings(call: Call) -> Reply:
     body: EmbeddingsBody = call.body
     texts, counts = read_texts("input", body.input), list[int]()
     with call.server.admitted():
-        async with call.server.models.lease(body.model, kinds=VECTOR_MODELS) as entry:
+        async with call.server.models.lease(body.model, kinds=call.kinds) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             check_vectors(entry.llm, "input", len(texts), body.dimensions)
             scales = call.server.models.scales_of(body.model or "")
@@ -170,7 +170,7 @@ async def embedding(call: Call) -> Reply:
     field = "content" if body.content is not None else "input"
     texts, counts = read_texts(field, getattr(body, field)), list[int]()
     with call.server.admitted():
-        async with call.server.models.lease(body.model, kinds=VECTOR_MODELS) as entry:
+        async with call.server.models.lease(body.model, kinds=call.kinds) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             pools, width = entry.llm.pooling != "none", entry.llm.vector_size
             check_size(field, len(texts), width)
@@ -201,7 +201,7 @@ async def rerank(call: Call) -> Reply:
         raise invalid("documents" if body.texts is None else "texts", "it is empty.")
     counts = list[int]()
     with call.server.admitted():
-        async with call.server.models.lease(body.model, kinds=RERANKERS) as entry:
+        async with call.server.models.lease(body.model, kinds=call.kinds) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             scales = call.server.models.scales_of(body.model or "")
             ranked = await entry.llm.arerank(
@@ -242,13 +242,15 @@ def _usage(counts: list[int]) -> dict[str, int]:
 
 
 ROUTES = (
-    Route("POST", "/v1/embeddings", embeddings, EmbeddingsBody, summary="Vectors of texts"),
+    Route("POST", "/v1/embeddings", embeddings, EmbeddingsBody, summary="Vectors of texts", kinds=VECTOR_MODELS),
     *(
-        Route("POST", path, embedding, EmbeddingBody, summary="Vectors of texts, llama-server's form")
+        Route(
+            "POST", path, embedding, EmbeddingBody, summary="Vectors of texts, llama-server's form", kinds=VECTOR_MODELS
+        )
         for path in ("/embedding", "/embeddings")
     ),
     *(
-        Route("POST", path, rerank, RerankBody, summary="Documents by how well they answer a query")
+        Route("POST", path, rerank, RerankBody, summary="Documents by how well they answer a query", kinds=RERANKERS)
         for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
     ),
 )

@@ -59,7 +59,7 @@ async def _embedded(call: Call, texts: list[str], **options: Any) -> Json:
     keep_alive, name = seconds("keep_alive", body.keep_alive), bare_name(body.model)
     options["lora"] = call.server.models.scales_of(name)
     with call.server.admitted():
-        async with call.server.models.lease(name, keep_alive, kinds=VECTOR_MODELS) as entry:
+        async with call.server.models.lease(name, keep_alive, kinds=call.kinds) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
             load_s = time.perf_counter() - started
             size = min(getattr(body, "dimensions", None) or entry.llm.vector_size, entry.llm.vector_size)
@@ -78,6 +78,6 @@ async def _embedded(call: Call, texts: list[str], **options: Any) -> Json:
 
 
 ROUTES = (
-    Route("POST", "/api/embed", embed, EmbedBody, summary="Vectors of texts"),
-    Route("POST", "/api/embeddings", embeddings, EmbeddingsBody, summary="The vector of a text"),
+    Route("POST", "/api/embed", embed, EmbedBody, summary="Vectors of texts", kinds=VECTOR_MODELS),
+    Route("POST", "/api/embeddings", embeddings, EmbeddingsBody, summary="The vector of a text", kinds=VECTOR_MODELS),
 )
