@@ -171,6 +171,58 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         assert told in " ".join(capsys.readouterr().err.split())
 
 
+def test_who_is_too_many_is_told_so_and_does_not_wait_in_the_proxy() -> None:
+    import asyncio
+
+    from ray.serve.exceptions import BackPressureError
+
+    from edgellm.ray.serving import _send
+    from edgellm.server.relay import Failed
+
+    gate = edgellm.ray.app("tiny", access=Access(), max_requests=1024)._bound_deployment
+    assert gate.max_ongoing_requests > 1024 and 0 < gate.max_queued_requests <= 1024
+    replicas = gate.init_args[-1]._bound_deployment
+    assert 0 < replicas.max_queued_requests <= 1024
+
+    async def full(*_: Any, **__: Any) -> Any:
+        raise BackPressureError(1, 1)
+        yield
+
+    answer = SimpleNamespace(remote=full)
+    handle = SimpleNamespace(options=lambda **_: SimpleNamespace(answer=answer))
+
+    async def asked() -> list[Any]:
+        call: Any = None
+        return [part async for part in _send({"tiny": handle}, "tiny", call, ())]
+
+    (failed,) = asyncio.run(asked())
+    assert isinstance(failed, Failed) and failed.status == 503 and failed.headers["retry-after"]
+
+
+def test_a_replica_counts_requests_and_not_their_answers(model: Path) -> None:
+    import asyncio
+
+    from edgellm.ray.serving import Replica
+    from edgellm.server.relay import RelayedCall, Whole
+
+    async def ask_all() -> list[Any]:
+        replica = Replica.__new__(Replica)
+        await replica.__init__(str(model), LoadOptions(n_ctx=256, n_parallel=4, n_threads=1), 64)  # type: ignore[misc]
+        for task in replica._tending:
+            task.cancel()
+        body = {"prompt": "the", "max_tokens": 1, "n": 16}
+        call = RelayedCall("POST", "/v1/completions", json.dumps(body).encode(), {}, {}, {}, bytes(16), 0.0)
+
+        async def last() -> Any:
+            return [part async for part in replica.answer(call)][-1]
+
+        found = await asyncio.gather(*(last() for _ in range(8)))
+        await replica.server.models.close()
+        return found
+
+    assert all(isinstance(part, Whole) and part.status == 200 for part in asyncio.run(ask_all()))
+
+
 def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgellm.ray import running
 

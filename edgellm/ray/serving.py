@@ -11,16 +11,18 @@ from typing import Any
 
 import ray.exceptions
 from ray import serve
+from ray.serve.exceptions import BackPressureError
 from ray.util import metrics
 
 from edgellm import loading
 from edgellm.formats.errors import ParameterError
+from edgellm.server.errors import ServerError
 from edgellm.server.front import Front
 from edgellm.server.models import Models, named
 from edgellm.server.prefix_keys import PrefixMemory
 from edgellm.server.protocols.llama_state import metric_rows
 from edgellm.server.rate_limit import RateLimit
-from edgellm.server.relay import Part, RelayedCall, parts
+from edgellm.server.relay import Failed, Part, RelayedCall, parts
 from edgellm.server.response_cache import ResponseCache
 from edgellm.server.routes import all_routes
 from edgellm.server.security import Access
@@ -37,6 +39,7 @@ GONE = (
 )
 """What Ray raises when a replica, its process or its machine is no more."""
 
+BESIDE = 256  # requests that a front takes beyond its limit, to refuse them or to answer them by itself
 PAUSE_S = 0.2  # until a lost replica is known to be lost
 LOOK_BACK_S = 11.0  # over which load is averaged at least: it is counted each 10 s
 TOLD_KEYS = 4096  # of prefixes, from a replica to the routers
@@ -46,11 +49,9 @@ TOLD_S = 5.0  # between one time and the next
 class Replica:
     """One model in one process, asked by fronts. Made by Ray Serve, which waits until the model is loaded."""
 
-    async def __init__(  # type: ignore[misc]
-        self, model: str, options: loading.LoadOptions, max_requests: int, n_keys: int
-    ) -> None:
+    async def __init__(self, model: str, options: loading.LoadOptions, n_keys: int) -> None:  # type: ignore[misc]
         entries = await asyncio.to_thread(named, [model], catalogue.fetched)
-        self.server = Server(Models(entries, options), max_requests=max_requests)
+        self.server = Server(Models(entries, options), max_requests=1 << 30)  # requests are limited by Ray
         self._routes = {(row.route.method, row.route.path): row.route for row in all_routes()}
         self._read = PrefixMemory(n_keys)
         async with self.server.models.lease(None, kinds=()):
@@ -128,6 +129,10 @@ async def _send(
         is_over = True
         await asyncio.sleep(PAUSE_S)
         raise
+    except BackPressureError:
+        is_over = True
+        said = f"The replicas of {model} have as many requests as they take. Come back."
+        yield Failed.of(ServerError("overloaded", said))
     finally:
         if not is_over:
             with suppress(Exception):  # nobody waits for it any more
@@ -183,6 +188,7 @@ class Serving:
         told: dict[str, Any] = {
             "ray_actor_options": {"num_cpus": options.n_threads, **self.resources},
             "max_ongoing_requests": max(64, 4 * options.n_parallel),
+            "max_queued_requests": self.max_requests,
             "graceful_shutdown_timeout_s": self.drain_s,
             "health_check_period_s": 5,
             "health_check_timeout_s": 60,
@@ -227,14 +233,16 @@ def app(*models: str, options: loading.LoadOptions | None = None, **serving: Any
     told = how.deployment(options, n_keys)
     deployment: Any = serve.deployment
     bound = [
-        deployment(Replica, name=f"model-{number}", **told).bind(model, options, told["max_ongoing_requests"], n_keys)
+        deployment(Replica, name=f"model-{number}", **told).bind(model, options, n_keys)
         for number, model in enumerate(models)
     ]
     gate = deployment(
         Gate,
         name="front",
         num_replicas=how.fronts,
-        max_ongoing_requests=how.max_requests,
+        # the front itself says that it is full, and answers questions after its health beside the others
+        max_ongoing_requests=how.max_requests + BESIDE,
+        max_queued_requests=BESIDE,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=how.drain_s,
     )
