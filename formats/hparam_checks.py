@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope.scaling.factor": (0.0, 1e6),
     "rope.scaling.attn_factor": (1e-3, 1e3),
     "rope.scaling.original_context_length": (1, 1 << 24),
+    "rope.scaling.yarn_attn_factor": (1e-3, 1e3),
     "rope.scaling.yarn_ext_factor": (-1.0, 1.0),
     "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
     "rope.scaling.yarn_beta_slow": (1e-3, 1e6),

@@ -40,7 +40,7 @@ from edgellm.models.parts.experts import (
     read_sigmoid_experts,
     shared_expert_metadata,
 )
-from edgellm.models.parts.hparams import HParams, hparam_error, integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
 from edgellm.models.parts.local_layers import local_layers
 
 PERIOD = 4
@@ -78,10 +78,18 @@ def _rotations(m: ProgramBuilder, slides: list[bool]) -> None:
     if not all(slides):
         factors = rope_factors(m)
         base = real(m.gguf, "rope.freq_base", BASES[0])
-        m.ropes["wide"] = read_rope(m.gguf, hp, base, adjacent=False, factors=factors)
+        rope = read_rope(m.gguf, hp, base, adjacent=False, factors=factors)
+        m.ropes["wide"] = replace(rope, magnitude=_magnitude(m.gguf, rope.magnitude))
     if any(slides):
         base = real(m.gguf, "rope.freq_base_swa", real(m.gguf, "rope.freq_base", BASES[1]))
         m.ropes["near"] = read_rope(m.gguf, _near(m.gguf, hp), base, adjacent=False, scaled=False)
+
+
+def _magnitude(gguf: ModelFile, usual: float) -> float:
+    """That of YaRN. llama.cpp's converter writes the checkpoint's ``attention_factor``, which is all of it."""
+    if gguf.metadata.get(key_of(gguf, "rope.scaling.type")) != "yarn":
+        return usual
+    return real(gguf, "rope.scaling.yarn_attn_factor", usual)
 
 
 def _near(gguf: ModelFile, hp: HParams) -> HParams:

@@ -97,6 +97,7 @@ SAYS_THE_USUAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SAYS_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "another magnitude": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.3}),
+    "a magnitude of Laguna's without scaling": ("laguna", {"rope.scaling.yarn_attn_factor": 1.2}),
     "a magnitude of no scaling": ("olmo2", {"rope.scaling.yarn_attn_factor": 1.2079441541679836}),
     "two experts": ("hunyuan-dense", dict.fromkeys(ONE_EXPERT, 2)),
     "one expert elsewhere": ("qwen3", ONE_EXPERT),
@@ -121,6 +122,12 @@ def test_a_key_that_says_another_thing_is_refused_by_name(what: str, tmp_path: P
     architecture, keys = SAYS_ANOTHER[what]
     with pytest.raises(EdgeLLMError, match=rf"{architecture}\.({'|'.join(keys)}) is"):
         program_of(with_keys(tmp_path / "keys.gguf", architecture, keys))
+
+
+def test_a_file_of_laguna_has_the_whole_magnitude_of_yarn(tmp_path: Path) -> None:
+    for whole, expected in (({}, 1.2079441541679836), ({"rope.scaling.yarn_attn_factor": 1.0}, 1.0)):
+        ropes = program_of(with_keys(tmp_path / "keys.gguf", "laguna", YARN | whole)).ropes
+        assert {name: rope.magnitude for name, rope in ropes.items()} == {"wide": pytest.approx(expected), "near": 1.0}
 
 
 def test_experts_are_scaled_where_a_file_says_it(tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in
     "laguna": {"expert_shared_count": (0, 1)},
     "jina-bert-v2": {"attention.max_alibi_bias": (0, 8)},
 }
+WHOLE_MAGNITUDE = ("laguna",)  # whose programs read rope.scaling.yarn_attn_factor
 SAME_AS = {  # of sliding layers, and those of all
     "attention.key_length_swa": "attention.key_length",
     "attention.value_length_swa": "attention.value_length",
@@ -216,7 +217,7 @@ def check_keys(gguf: ModelFile) -> None:
         allowed = neutral.get(key, ())
         if key in SAME_AS:
             allowed = tuple(gguf.metadata[one] for one in (prefix + SAME_AS[key],) if one in gguf.metadata)
-        if key == "rope.scaling.yarn_attn_factor" and _is_usual_magnitude(gguf, value):
+        if key == "rope.scaling.yarn_attn_factor" and _is_known_magnitude(gguf, value):
             continue
         if not isinstance(value, np.ndarray) and any(value == one for one in allowed):
             continue
@@ -230,8 +231,9 @@ def check_keys(gguf: ModelFile) -> None:
         )
 
 
-def _is_usual_magnitude(gguf: ModelFile, value: Any) -> bool:
-    """Whether a number is the whole magnitude that YaRN gives by itself, as converters write it down."""
+def _is_known_magnitude(gguf: ModelFile, value: Any) -> bool:
+    """Whether a number is the whole magnitude of YaRN, as converters write it: read, or what YaRN gives by itself."""
     if gguf.metadata.get(key_of(gguf, "rope.scaling.type")) != "yarn" or not isinstance(value, float):
         return False
-    return math.isclose(value, yarn_magnitude(real(gguf, "rope.scaling.factor", 1.0) or 1.0), rel_tol=1e-5)
+    usual = yarn_magnitude(real(gguf, "rope.scaling.factor", 1.0) or 1.0)
+    return gguf.architecture in WHOLE_MAGNITUDE or math.isclose(value, usual, rel_tol=1e-5)
