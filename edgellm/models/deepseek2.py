@@ -7,7 +7,6 @@ have the epsilon of the file, as in llama.cpp; in transformers those of latents 
 
 from __future__ import annotations
 
-from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import ProgramBuilder, leave_out_drafts, project_logits
@@ -17,21 +16,27 @@ from edgellm.models.parts.checkpoint_form import (
     CheckpointForm,
     HeadRows,
     TypedMetadata,
+    count_of,
     decoder_metadata,
+    leading_dense_layers,
     refuse_activation,
     refuse_windows,
+    typed_metadata,
 )
 from edgellm.models.parts.checkpoint_rope import Rotation, rotation
 from edgellm.models.parts.experts import (
     EXPERT_MATRICES,
+    SHARED_EXPERTS,
     SIGMOID,
     SOFTMAX,
     STACKED_EXPERTS,
     Experts,
     dense_then_experts,
     read_experts,
+    read_gating,
+    with_groups,
 )
-from edgellm.models.parts.hparams import HParams, file_name, flag, hparam_error, integer, key_of, read_hparams, real
+from edgellm.models.parts.hparams import HParams, flag, integer, read_hparams, real
 from edgellm.models.parts.latent_attention import latent_attention, latent_rotation, read_latent_sizes
 
 GLM_VOCABULARY, GLM_LAYERS = 154880, (47, 48)
@@ -63,32 +68,17 @@ def build(gguf: ModelFile) -> Program:
 
 def _experts(gguf: ModelFile, hp: HParams) -> Experts:
     """How experts are chosen. FormatError for groups that do not hold them, UnsupportedError for another router."""
-    gating = integer(gguf, "expert_gating_func", 0)
-    if gating == 0:  # none is said: as llama.cpp takes it
-        gating = SIGMOID if hp.n_vocab == GLM_VOCABULARY and hp.n_layer in GLM_LAYERS else SOFTMAX
-    if gating not in (SOFTMAX, SIGMOID):
-        raise UnsupportedError(
-            f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it whose "
-            f"experts are chosen by a softmax ({SOFTMAX}) or by sigmoids ({SIGMOID}).",
-            code="MODEL_KEY_UNKNOWN",
-        )
-    scores, best = ("softmax", 1) if gating == SOFTMAX else ("sigmoid", 2)
+    is_glm = hp.n_vocab == GLM_VOCABULARY and hp.n_layer in GLM_LAYERS
+    scores = read_gating(gguf, SIGMOID if is_glm else SOFTMAX)  # where none is said, as llama.cpp takes it
     experts = read_experts(
         gguf,
         over="chosen" if flag(gguf, "expert_weights_norm", False) else "all",
         scores=scores,
-        best=best,
+        best=1 if scores == "softmax" else 2,
         biased=any(name.endswith(".exp_probs_b.bias") for name in gguf.tensors),
         factor=real(gguf, "expert_weights_scale", 1.0) or 1.0,
-        groups=(integer(gguf, "expert_group_count", 1) or 1, integer(gguf, "expert_group_used_count", 1) or 1),
     )
-    n, used = experts.groups
-    if experts.n % n:
-        raise hparam_error(gguf, "expert_group_count", n, f"a divisor of expert_count, which is {experts.n}")
-    if not -(-experts.n_used * n // experts.n) <= used <= n:
-        expected = f"groups that hold the {experts.n_used} experts of a token, and up to {n}"
-        raise hparam_error(gguf, "expert_group_used_count", used, expected)
-    return experts
+    return with_groups(gguf, experts)
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
@@ -120,12 +110,12 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     }
     if config.get("q_lora_rank") is not None:
         whole["attention.q_lora_rank"] = config.integer("q_lora_rank")
-    return found | {f"deepseek2.{key}": (value, "UINT32") for key, value in whole.items()}
+    return found | typed_metadata("deepseek2", whole)
 
 
 def _expert_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of its experts. UnsupportedError where the class in transformers has another router than GGUF's."""
-    sigmoids, n_layer = config.model_type in SIGMOID_KINDS, config.n_layer
+    sigmoids = config.model_type in SIGMOID_KINDS
     by_group = sigmoids or config.get("topk_method") == "group_limited_greedy"
     known = ("noaux_tc",) if sigmoids else ("greedy", "group_limited_greedy")
     if config.get("topk_method") not in (None, *known):
@@ -133,37 +123,22 @@ def _expert_metadata(config: CheckpointConfig) -> TypedMetadata:
     normed = config.flag("norm_topk_prob", sigmoids)
     if normed and not sigmoids:  # which the class does not heed, and other programs do
         raise config.refuse("norm_topk_prob", "false for models of this kind")
-    whole = {
+    n_dense = 1 if config.model_type == "glm4_moe_lite" else count_of(config, "first_k_dense_replace", 0)
+    found: dict[str, float] = {
         "expert_count": config.integer("n_routed_experts"),
         "expert_used_count": config.integer("num_experts_per_tok"),
         "expert_feed_forward_length": config.integer("moe_intermediate_size"),
-        "expert_shared_count": _count(config, "n_shared_experts"),
+        "expert_shared_count": count_of(config, "n_shared_experts", 0),
         "expert_gating_func": SIGMOID if sigmoids else SOFTMAX,
-        "leading_dense_block_count": min(_n_dense(config), n_layer),
+        "leading_dense_block_count": min(leading_dense_layers(config, n_dense), config.n_layer),
+        "expert_weights_scale": config.real("routed_scaling_factor", 1.0),
     }
     if by_group:
-        whole |= {"expert_group_count": config.integer("n_group")}
-        whole |= {"expert_group_used_count": config.integer("topk_group")}
-    found: TypedMetadata = {f"deepseek2.{key}": (value, "UINT32") for key, value in whole.items()}
-    found["deepseek2.expert_weights_scale"] = (config.real("routed_scaling_factor", 1.0), "FLOAT32")
+        found |= {"expert_group_count": config.integer("n_group")}
+        found |= {"expert_group_used_count": config.integer("topk_group")}
     if normed:
-        found["deepseek2.expert_weights_norm"] = (True, "BOOL")
-    return found
-
-
-def _n_dense(config: CheckpointConfig) -> int:
-    """Layers at the start that have no experts."""
-    kinds = config.get("mlp_layer_types")
-    if kinds is None:
-        return 1 if config.model_type == "glm4_moe_lite" else _count(config, "first_k_dense_replace")
-    n = kinds.index("sparse") if isinstance(kinds, list) and "sparse" in kinds else config.n_layer
-    if kinds != ["dense"] * n + ["sparse"] * (config.n_layer - n):
-        raise config.refuse("mlp_layer_types", "models whose first layers are dense, and all others sparse")
-    return n
-
-
-def _count(config: CheckpointConfig, key: str) -> int:
-    return config.integer(key) if config.get(key) else 0
+        found["expert_weights_norm"] = True
+    return typed_metadata("deepseek2", found)
 
 
 def _rotation(config: CheckpointConfig) -> Rotation:
@@ -196,7 +171,6 @@ def _head_rows(config: CheckpointConfig) -> dict[str, HeadRows]:
 
 def checkpoint_layer() -> dict[str, str]:
     """The modules of a layer."""
-    shared = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
     latent = {
         "self_attn.q_a_proj": "attn_q_a",
         "self_attn.q_a_layernorm": "attn_q_a_norm",
@@ -205,7 +179,7 @@ def checkpoint_layer() -> dict[str, str]:
         "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     }
     usual = {module: name for module, name in DECODER_LAYER.items() if name not in ("attn_k", "attn_v")}
-    return usual | shared | latent | {"mlp.gate": "ffn_gate_inp"}
+    return usual | SHARED_EXPERTS | latent | {"mlp.gate": "ffn_gate_inp"}
 
 
 CHECKPOINT = CheckpointForm(

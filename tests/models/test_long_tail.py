@@ -147,6 +147,12 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "more groups than there are": (
         "bailingmoe2", {"expert_group_count": 5, "expert_group_used_count": 9}, "expert_group_used_count is 9",
     ),
+    "groups, and not how many count": (
+        "dots1", {"expert_group_count": 5}, "expert_group_used_count is 0, expected 1 to 5",
+    ),
+    "groups of a latent model, likewise": (
+        "deepseek2", {"expert_group_count": 5, "expert_group_used_count": None}, "expert_group_used_count is 0",
+    ),
     "another router": ("cohere2moe", {"expert_gating_func": 3}, "expert_gating_func is 3"),
     "experts in no layer": ("ernie4_5-moe", {"interleave_moe_layer_step": 0}, "interleave_moe_layer_step"),
     "experts in other layers": ("ernie4_5-moe", {"interleave_moe_layer_step": 2}, r"blk\.0\.ffn_(gate|up)\.weight"),

@@ -27,6 +27,7 @@ STACKED_EXPERTS = {
 
 SOFTMAX, SIGMOID = 1, 2
 """The numbers in GGUF of routers by a softmax and by sigmoids."""
+ROUTERS = {SOFTMAX: "softmax", SIGMOID: "sigmoids"}
 SHARED_EXPERT = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
@@ -79,14 +80,14 @@ def read_experts(gguf: ModelFile, n_ff: int | None = None, **more: Any) -> Exper
     return Experts(n, n_used, n_ff, **more)
 
 
-def read_gating(gguf: ModelFile) -> Scores:
-    """What experts are chosen by, sigmoids where the file says nothing. UnsupportedError for what is neither."""
-    gating = integer(gguf, "expert_gating_func", 0) or SIGMOID
-    if gating not in (SOFTMAX, SIGMOID):
+def read_gating(gguf: ModelFile, default: int = SIGMOID, known: tuple[int, ...] = (SOFTMAX, SIGMOID)) -> Scores:
+    """What experts are chosen by, ``default`` where the file says nothing. UnsupportedError for what is not known."""
+    gating = integer(gguf, "expert_gating_func", 0) or default  # 0: none is said
+    if gating not in known:
+        names = " or ".join(f"{ROUTERS[one]} ({one})" for one in known)
         raise UnsupportedError(
             f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it "
-            f"whose experts are chosen by softmax ({SOFTMAX}) or sigmoids ({SIGMOID}). Take another model of the "
-            "architecture.",
+            f"whose experts are chosen by {names}. Take another model of the architecture.",
             code="MODEL_KEY_UNKNOWN",
         )
     return "sigmoid" if gating == SIGMOID else "softmax"
@@ -97,29 +98,24 @@ def read_sigmoid_experts(gguf: ModelFile, n_ff: int | None = None, *, normed: bo
 
     normed   whether weights sum to 1, for architectures that have no key for it
     """
-    gating = integer(gguf, "expert_gating_func", 0) or SIGMOID  # 0: none is said
-    if gating != SIGMOID:
-        raise UnsupportedError(
-            f"{file_name(gguf)}: {key_of(gguf, 'expert_gating_func')} is {gating}; edgellm runs models of it "
-            f"whose experts are chosen by sigmoids ({SIGMOID}). Take another model of the architecture.",
-            code="MODEL_KEY_UNKNOWN",
-        )
+    scores = read_gating(gguf, known=(SIGMOID,))
     if normed is None:
         normed = flag(gguf, "expert_weights_norm", False)
     factor = real(gguf, "expert_weights_scale", 1.0) or 1.0
-    return read_experts(gguf, n_ff, over="chosen" if normed else "all", scores="sigmoid", biased=True, factor=factor)
+    return read_experts(gguf, n_ff, over="chosen" if normed else "all", scores=scores, biased=True, factor=factor)
 
 
 def with_groups(gguf: ModelFile, experts: Experts) -> Experts:
     """The same in the groups that the file says. FormatError for groups that they do not fit into."""
-    n = integer(gguf, "expert_group_count", 0) or 1
-    n_used = integer(gguf, "expert_group_used_count", 0) or n
-    if experts.n % n:
+    n, n_used = (integer(gguf, key, 0) for key in ("expert_group_count", "expert_group_used_count"))
+    if max(n, n_used) <= 1:
+        return experts
+    if experts.n % max(n, 1):
         raise hparam_error(gguf, "expert_group_count", n, f"a divisor of expert_count, which is {experts.n}")
-    if not experts.n_used <= n_used * (experts.n // n) <= experts.n:
-        expected = f"up to {n}, and enough for expert_used_count, which is {experts.n_used}"
+    if not 0 < n_used <= n or n_used * (experts.n // n) < experts.n_used:
+        expected = f"1 to {max(n, 1)}, and enough for expert_used_count, which is {experts.n_used}"
         raise hparam_error(gguf, "expert_group_used_count", n_used, expected)
-    return replace(experts, groups=(n, n_used)) if n > 1 else experts
+    return replace(experts, groups=(n, n_used))
 
 
 def expert_feed_forward(
