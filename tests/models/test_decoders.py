@@ -84,6 +84,8 @@ def test_what_contradicts_itself_is_named(what: str, tmp_path: Path) -> None:
 YARN: dict[str, Any] = {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}
 YARN |= {"rope.scaling.original_context_length": 64}
 ONE_EXPERT = {"expert_count": 1, "expert_used_count": 1}
+ONLY_ROUTERS = dict.fromkeys(("bailingmoe", "ernie4_5-moe", "hunyuan-moe", "qwen3moe", "olmoe", "granitemoe"), 1)
+ONLY_ROUTERS |= {"nemotron_h_moe": 2}
 SAYS_THE_USUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "the magnitude of YaRN": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.2079441541679836}),
     "no magnitude besides it": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.0}),
@@ -91,11 +93,16 @@ SAYS_THE_USUAL: dict[str, tuple[str, dict[str, Any]]] = {
     "experts that sum to 1": ("minimax-m2", {"expert_weights_norm": True, "expert_weights_scale": 1.0}),
     "experts of LFM2 that do": ("lfm2moe", {"expert_weights_norm": True, "expert_weights_scale": 1.0}),
     "no kind of router": ("glm4moe", {"expert_gating_func": 0}),
+    **{f"the only router of {name}": (name, {"expert_gating_func": router}) for name, router in ONLY_ROUTERS.items()},
     "a token of images": ("mistral3", {"image_token_index": 10, "spatial_merge_size": 2}),
     "a length again": ("command-r", {"max_position_embeddings": 8192}),
     "one base": ("cohere2", {"rope.freq_base_swa": 10000.0}),
 }
 SAYS_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"another router than {name}'s": (name, {"expert_gating_func": 3 - router})
+        for name, router in ONLY_ROUTERS.items()
+    },
     "another magnitude": ("olmo2", YARN | {"rope.scaling.yarn_attn_factor": 1.3}),
     "a magnitude of Laguna's without scaling": ("laguna", {"rope.scaling.yarn_attn_factor": 1.2}),
     "a magnitude of no scaling": ("olmo2", {"rope.scaling.yarn_attn_factor": 1.2079441541679836}),

@@ -167,6 +167,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (0,),
     "embedding_scale": (0, 1),
     "expert_count": (0,),
+    "expert_gating_func": (0,),
     "expert_group_count": (0, 1),
     "expert_group_used_count": (0, 1),
     "expert_feed_forward_length": (0,),
@@ -196,6 +197,13 @@ NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in
     "laguna": {"expert_shared_count": (0, 1)},
     "jina-bert-v2": {"attention.max_alibi_bias": (0, 8)},
 }
+_ROUTERS = {  # of architectures that have but one: by a softmax or by sigmoids
+    **dict.fromkeys(("bailingmoe", "ernie4_5-moe", "hunyuan-moe", "llama", "olmoe", "nomic-bert-moe", "gemma4"), 1),
+    **dict.fromkeys(("qwen2moe", "qwen3moe", "qwen3next", "qwen35moe", "qwen3vlmoe", "granitemoe", "granitehybrid"), 1),
+    "nemotron_h_moe": 2,
+}
+for _name, _router in _ROUTERS.items():
+    NEUTRAL_IN[_name] = NEUTRAL_IN.get(_name, {}) | {"expert_gating_func": (0, _router)}
 WHOLE_MAGNITUDE = ("laguna",)  # whose programs read rope.scaling.yarn_attn_factor
 SAME_AS = {  # of sliding layers, and those of all
     "attention.key_length_swa": "attention.key_length",
