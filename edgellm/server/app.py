@@ -171,11 +171,7 @@ class App:
 
 
 async def _decoded(asked: Asked) -> Any:
-    if asked.route.body is None:
-        return None
-    if len(asked.raw) > 1 << 16:
-        return await asyncio.to_thread(bodies.decode, asked.raw, asked.route.body)
-    return bodies.decode(asked.raw, asked.route.body)
+    return None if asked.route.body is None else await bodies.beside(asked.raw, bodies.decode, asked.route.body)
 
 
 class _Began:

@@ -6,7 +6,9 @@ does not have is refused by name, unless it is listed in ``ignored``: what chang
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -20,7 +22,10 @@ _AT = re.compile(r" - at `\$?(?P<path>[^`]*)`$")
 _KEY_AT = re.compile(r" - at `key` in `\$?(?P<path>[^`]*)`$")
 _NAMED = re.compile(r"field `(?P<name>[^`]*)`")
 
+LARGE_NBYTES = 1 << 16  # a body that is read on a thread: others have their turn meanwhile
+
 B = TypeVar("B", bound="Body")
+T = TypeVar("T")
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -45,6 +50,13 @@ def decode(raw: bytes, body: type[B]) -> B:
         return msgspec.convert({name: value for name, value in data.items() if name in known}, body)
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
+
+
+async def beside(raw: bytes, read: Callable[..., T], *arguments: Any) -> T:
+    """``read(raw, *arguments)``, on a thread where the body is large."""
+    if len(raw) > LARGE_NBYTES:
+        return await asyncio.to_thread(read, raw, *arguments)
+    return read(raw, *arguments)
 
 
 def parse(raw: bytes) -> Any:

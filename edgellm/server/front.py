@@ -16,6 +16,9 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import msgspec
+
+from edgellm.server import bodies
 from edgellm.server.app import App, Asked
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Plain, Reply, Stream
@@ -95,7 +98,7 @@ class Front(App):
         name = asked.query.get("model") if body is None else getattr(body, "model", None) or getattr(body, "name", None)
         entry = await self.server.models.find(name and _bare(name), asked.route.kinds)
         about = (entry.name, access.key_of(asked.headers) or "")  # what one has asked is not another's to see
-        key = cache_key(path, asked.raw, about) if self.cache is not None else None
+        prefix, key = await bodies.beside(asked.raw, _keys, path, None if self.cache is None else about)
         if self.cache is not None and key is not None and (kept := self.cache.get(key)) is not None:
             return _replayed(kept)
         call = RelayedCall(
@@ -108,7 +111,7 @@ class Front(App):
             secrets.token_bytes(16),
             time.time(),
         )
-        source = self._kept_going(entry.name, call, prefix_keys(asked.raw))
+        source = self._kept_going(entry.name, call, prefix)
         try:
             return await self._reply(asked, source, key)
         except BaseException:
@@ -219,6 +222,12 @@ def _replayed(kept: Sequence[Part]) -> Reply:
                 yield part.data
 
     return Stream(chunks(), failed=lambda error: b"", media_type=first.media_type, headers={**first.headers, **mark})
+
+
+def _keys(raw: bytes, path: str, about: Sequence[str] | None) -> tuple[list[int], bytes | None]:
+    """Those of a body's prefix, and that of its reply in the cache; None where there is none."""
+    data = msgspec.json.decode(raw) if raw else None  # it was read once already
+    return prefix_keys(data), None if about is None else cache_key(path, data, about)
 
 
 def client_of(access: Access, headers: Mapping[str, str], address: str) -> str:

@@ -11,8 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 BLOCK_NBYTES = 128  # of text: about a block of 32 tokens
 MAX_KEYS = 512
 
@@ -20,15 +18,17 @@ MAX_KEYS = 512
 FIELDS = ("system", "instructions", "tools", "messages", "input", "prompt", "input_prefix", "query", "documents")
 
 
-def prefix_keys(raw: bytes) -> list[int]:
-    """The keys of a JSON body, of its first block first; none for what is no prompt."""
-    try:
-        data = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return []
+def prefix_keys(data: Any) -> list[int]:
+    """The keys of a body's JSON, of its first block first; none for what is no prompt."""
     if not isinstance(data, dict):
         return []
-    text = "\x1f".join(piece for name in FIELDS for piece in _texts(data.get(name))).encode()
+    pieces, left = list[str](), MAX_KEYS * BLOCK_NBYTES  # what is behind has no keys: it is not looked at
+    for piece in (piece for name in FIELDS for piece in _texts(data.get(name))):
+        pieces.append(piece[:left])
+        left -= len(piece) + 1
+        if left <= 0:
+            break
+    text = "\x1f".join(pieces).encode()
     keys: list[int] = []
     before = str(data.get("model", "")).encode()
     for start in range(0, min(len(text) // BLOCK_NBYTES, MAX_KEYS) * BLOCK_NBYTES, BLOCK_NBYTES):

@@ -23,16 +23,16 @@ SAME_AGAIN = ("/v1/embeddings", "/embedding", "/embeddings", "/rerank", "/rerank
 LARGEST = 16  # a reply takes at most such a part of the cache
 
 
-def cache_key(path: str, raw: bytes, about: Sequence[str] = ()) -> bytes | None:
+def cache_key(path: str, data: Any, about: Sequence[str] = ()) -> bytes | None:
     """The key of a request whose reply may be the same again: its path, and its body in whatever order; else None.
 
     Whether chance had a part at temperature 0 too (mirostat, a range of temperatures) is told by the reply.
 
+    data    of the body's JSON
     about   what else tells replies apart, such as the model that a body without one means
     """
     if path not in DRAWN and path not in SAME_AGAIN:
         return None
-    data: Any = msgspec.json.decode(raw)  # it was read once already
     if path in DRAWN and (not isinstance(data.get("temperature"), int | float) or data["temperature"] != 0):
         return None
     return hashlib.blake2b(msgspec.json.encode([path, *about, data], order="sorted"), digest_size=32).digest()

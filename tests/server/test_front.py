@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import random
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,11 @@ from edgellm.server.app import App, Asked
 from edgellm.server.errors import ServerError
 from edgellm.server.front import Front
 from edgellm.server.models import ModelEntry, Models
-from edgellm.server.prefix_keys import PrefixMemory, prefix_keys
+from edgellm.server.prefix_keys import MAX_KEYS, PrefixMemory, prefix_keys
 from edgellm.server.rate_limit import RateLimit
 from edgellm.server.relay import Chunk, Made, Part, RelayedCall, Whole, parts
 from edgellm.server.response_cache import ResponseCache, cache_key
-from edgellm.server.routes import all_routes
+from edgellm.server.routes import all_routes, call_route
 from edgellm.server.security import Access
 from edgellm.server.server import Server
 
@@ -264,17 +265,62 @@ def test_the_prefix_of_a_turn_is_that_of_the_next() -> None:
         {"role": "system", "content": "be kind " * 60},
         {"role": "user", "content": "what is rain? " * 20},
     )
-    first = prefix_keys(json.dumps({"messages": [system, question], "model": "a"}).encode())
+    first = prefix_keys({"messages": [system, question], "model": "a"})
     answer, more = {"role": "assistant", "content": "water"}, {"role": "user", "content": "and snow? " * 30}
-    second = prefix_keys(json.dumps({"model": "a", "messages": [system, question, answer, more]}).encode())
+    second = prefix_keys({"model": "a", "messages": [system, question, answer, more]})
     assert len(first) > 4 and second[: len(first)] == first
-    other = prefix_keys(json.dumps({"messages": [system, more]}).encode())
+    other = prefix_keys({"messages": [system, more]})
     memory = PrefixMemory(len(first) + 2)
     memory.note(first)
     assert memory.n_known(second) == len(first) and memory.n_known(other) == 0
     memory.note(other)
     assert memory.n_known(other) == len(other) and memory.n_known(first) == 2
-    assert prefix_keys(b"[") == prefix_keys(b"[]") == prefix_keys(b'{"prompt": 3}') == []
+    assert prefix_keys(None) == prefix_keys([]) == prefix_keys({"prompt": 3}) == []
+
+
+def test_a_large_body_is_read_on_a_thread_and_no_further_than_its_keys_go(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(list[int]):
+        n = 0
+
+        def __iter__(self) -> Iterator[int]:
+            for one in super().__iter__():
+                self.n += 1
+                yield one
+
+    tokens = Counted(range(300_000))
+    keys = prefix_keys({"input": tokens})
+    assert len(keys) == MAX_KEYS and tokens.n < 20_000
+    assert prefix_keys({"input": list(range(20_000))}) == keys, "what is behind makes no difference"
+
+    threads: list[Any] = []
+
+    def noted(data: Any) -> list[int]:
+        threads.append(threading.current_thread())
+        return []
+
+    async def ask_all() -> None:
+        front = two_models(model, [], Access(), cache=ResponseCache(1 << 20))
+        for n in (1, 300_000):
+            await asked(front, "/v1/embeddings", {"input": [7] * n})
+            assert (threads.pop() is threading.main_thread()) == (n == 1)
+
+    monkeypatch.setattr("edgellm.server.front.prefix_keys", noted)
+    asyncio.run(ask_all())
+    decode = bodies.decode
+
+    def read(raw: bytes, body: Any) -> Any:
+        threads.append(threading.current_thread())
+        return decode(raw, body)
+
+    monkeypatch.setattr(bodies, "decode", read)
+    server = Server(Models([ModelEntry(("tiny",), model)], OPTIONS))
+    for n in (1, 300_000):  # and by the servers behind it
+        with contextlib.suppress(ServerError):
+            raw = json.dumps({"input": [7] * n, "flavour": 1}).encode()
+            asyncio.run(call_route(server, ROUTES["POST", "/v1/embeddings"], raw))
+        assert (threads.pop() is threading.main_thread()) == (n == 1)
 
 
 def test_a_client_that_asks_too_often_waits() -> None:
@@ -431,6 +477,6 @@ def test_the_cache_is_bounded() -> None:
     assert cache.used <= 10_000 and cache.get(b"0") is None and cache.get(b"99") is not None
     cache.keep(b"large", [Chunk(bytes(5000)), Made(())])
     assert cache.get(b"large") is None
-    assert cache_key("/v1/completions", b'{"temperature": 0.5}') is None
-    assert cache_key("/v1/responses", b'{"temperature": 0}') is None
-    assert cache_key("/v1/embeddings", b'{"input": "a"}') is not None
+    assert cache_key("/v1/completions", {"temperature": 0.5}) is None
+    assert cache_key("/v1/responses", {"temperature": 0}) is None
+    assert cache_key("/v1/embeddings", {"input": "a"}) is not None
