@@ -540,7 +540,7 @@ class Engine:
                 return
         except NumericError as error:
             if len(scheduled) == 1 and not scheduled[0].n_drafted:
-                self._deliver(scheduled[0].request, [], error)
+                self._deliver(scheduled[0].request, [], scheduled[0].request.blamed(error))
             else:  # find out whose it is; after a token that was only guessed it is nobody's
                 for part in scheduled:
                     self._run([part.without_draft()], perf_counter())

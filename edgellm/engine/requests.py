@@ -18,6 +18,7 @@ from edgellm.adapters.scales import AdapterScales
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Drafter
+from edgellm.formats.errors import NumericError
 from edgellm.kernels.program import Executor, Hook
 from edgellm.sampling.choice import Sampled
 
@@ -142,6 +143,10 @@ class Request:
     def variant(self) -> str:
         """What else than its tokens makes its numbers; see ``KVCache.open``."""
         return self.adapters.variant if self.adapters is not None else ""
+
+    def blamed(self, error: NumericError) -> NumericError:
+        """What its caller is told of a step that made no numbers."""
+        return error if self.adapters is None else self.adapters.blamed(error)
 
     @property
     def n_computed(self) -> int:

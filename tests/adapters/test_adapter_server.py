@@ -158,6 +158,29 @@ def test_likelihoods_of_a_prompt_are_those_with_the_adapter(client: TestClient) 
     assert plain != adapted == again
 
 
+TOO_MUCH: dict[str, dict[str, Any]] = {
+    "/completion": {"prompt": "The rivers run", "n_predict": 4},
+    "/v1/completions": {"prompt": "The rivers run", "max_tokens": 0, "echo": True, "logprobs": 1},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Rivers?"}], "max_tokens": 4},
+    "/v1/embeddings": {"input": "The rivers run"},
+}
+
+
+def test_scales_beyond_what_the_model_can_compute_are_an_error_of_whoever_gave_them(
+    client: TestClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain, far = complete(client), [{"id": 0, "scale": 1e4}]
+    for path, body in TOO_MUCH.items():
+        own = path != "/v1/embeddings"
+        assert client.post("/lora-adapters", json=[] if own else far).status_code == 200
+        reply = client.post(path, json=body | ({"lora": far} if own else {}))
+        assert reply.status_code == 400, reply.text
+        assert "lora: with adapters of the scales 10000, 0" in reply.text, path
+    assert client.post("/lora-adapters", json=[]).status_code == 200
+    assert complete(client) == plain
+    assert "Traceback" not in capfd.readouterr().err
+
+
 WRONG: dict[str, tuple[str, Any, str]] = {
     "unknown id": ("/completion", {"prompt": "a", "lora": [{"id": 2, "scale": 1.0}]}, "no adapter 2"),
     "twice": ("/completion", {"prompt": "a", "lora": [{"id": 0, "scale": 1}, {"id": 0, "scale": 2}]}, "named twice"),

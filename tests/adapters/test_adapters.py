@@ -19,7 +19,7 @@ from edgellm.adapters.loading import AdapterChoice as Choice
 from edgellm.adapters.loading import open_adapters
 from edgellm.adapters.rewrite import adapted, layer_ends
 from edgellm.engine.requests import GenerationRequest
-from edgellm.formats.errors import EdgeLLMError
+from edgellm.formats.errors import EdgeLLMError, NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.program import Batch, Op, Program
@@ -342,6 +342,20 @@ def test_a_wrong_choice_is_refused_by_name(folder: Path) -> None:
     ):
         with pytest.raises(EdgeLLMError, match=message):
             loaded(folder, **options)
+
+
+def test_numbers_that_scales_make_too_large_are_told_as_theirs(folder: Path) -> None:
+    with loaded(folder, n_parallel=2) as llm:
+        expected = answer(llm, {})
+        for lora in ({"one": 1e4, "two": 1e4}, {"one": -1e4, "two": 1e4}):
+            with pytest.raises(NumericError, match=r"lora: with adapters of the scales -?10000, 10000, 0") as caught:
+                answer(llm, lora)
+            assert isinstance(caught.value, ParameterError)
+        banned = {token: -float("inf") for token in range(llm.program.n_vocab)}
+        with pytest.raises(EdgeLLMError, match="banned") as caught:  # which no scale is the cause of
+            answer(llm, "one", logit_bias=banned)
+        assert not isinstance(caught.value, ParameterError)
+        assert answer(llm, {})[0] == expected[0]
 
 
 def test_requests_of_other_kinds_have_the_scales_of_the_model_or_their_own(folder: Path) -> None:
