@@ -40,6 +40,7 @@ class Greedy:
     """The most likely token."""
 
     mask = None
+    begins = ()
 
     def __init__(self) -> None:
         self.accepted: list[int] = []
