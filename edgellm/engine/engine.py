@@ -519,7 +519,7 @@ class Engine:
         started = perf_counter()
         scheduled = self.scheduler.schedule(requests, self._fail)
         if scheduled and not (
-            self._run_on(scheduled[0], started) if len(scheduled) == 1 else self._run_together(scheduled)
+            self._run_on(scheduled[0], started) if len(scheduled) == 1 else self._run_together(scheduled, started)
         ):
             self._run(scheduled, started)
 
@@ -542,6 +542,7 @@ class Engine:
             if len(scheduled) == 1 and not scheduled[0].n_drafted:
                 self._deliver(scheduled[0].request, [], scheduled[0].request.blamed(error))
             else:  # find out whose it is; after a token that was only guessed it is nobody's
+                self.scheduler.drop_drafts()
                 for part in scheduled:
                     self._run([part.without_draft()], perf_counter())
             return
@@ -597,12 +598,12 @@ class Engine:
         tokens = [*part.tokens, *chain.draw.tokens(n_drawn - 1)]
         seconds = perf_counter() - started
         self._commit(part, tokens, partial(request.accept_drawn, tokens, n_drawn), seconds)
-        self.scheduler.note([part], [1], seconds / n_drawn)
+        self.scheduler.note([part], [1], seconds, n_drawn)
         return True
 
-    def _run_together(self, scheduled: list[Scheduled]) -> bool:
+    def _run_together(self, scheduled: list[Scheduled], started: float) -> bool:
         """The same for several answers, where the executor draws for all of them."""
-        requests, started = [part.request for part in scheduled], perf_counter()
+        requests = [part.request for part in scheduled]
         if self._together is None or any(request.has_moved for request in requests):  # whose chain is another device's
             return False
         draws = [chain.draw for request in requests if (chain := request.chain) is not None]
@@ -628,7 +629,7 @@ class Engine:
             if n_drawn:
                 tokens = [*part.tokens, *draw.tokens(n_drawn - 1)]
                 self._commit(part, tokens, partial(part.request.accept_drawn, tokens, n_drawn), seconds)
-        self.scheduler.note(scheduled, [1] * len(scheduled), seconds / max(drawn))
+        self.scheduler.note(scheduled, [1] * len(scheduled), seconds, max(drawn))
         for part in (part for part, n_drawn in zip(scheduled, drawn, strict=True) if not n_drawn):
             self._run([part], perf_counter())  # it says what is wrong
         return True

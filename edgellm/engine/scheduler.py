@@ -40,6 +40,7 @@ LONE_STEP_S = 2.0  # of a step of a prompt that is alone and may be broken off: 
 STEP_S = 0.12  # of a step that is waited for: by a newcomer, or for the blocks of a caller who has left
 LONG_TOKENS = 512  # of whole texts in a step: with more it can be broken off, whose looks cost 0.2 ms
 TOKEN_SHARE = 0.1  # of a step of one token, what one more in it costs at best: as long as that was not tried
+LEAST_STEP_S = 1e-6  # what a step is said to take at least: it is divided by
 LOOK = 4  # tokens of drafts, by which it is judged what one costs
 LEAST_PROMPT_TOKENS = 64  # of a prompt in such a step: fewer are read at less than four fifths of the speed
 
@@ -137,7 +138,7 @@ class Scheduler:
 
     def schedule(self, requests: list[Request], fail: Fail) -> list[Scheduled]:
         """What each of the requests has in the next step, with blocks reserved; ``fail`` gets those that cannot be."""
-        self.long = None
+        self.long, self._draft_s = None, 0.0
         for request in [request for request in requests if request.sequence is None and not request.whole]:
             with _alone(request, fail):
                 self._open(request)
@@ -301,7 +302,7 @@ class Scheduler:
 
     def _with_drafts(self, scheduled: list[Scheduled], fail: Fail) -> list[Scheduled]:
         """The same with drafts, where all are answers and it is known what they cost without."""
-        n_plain, self._draft_s = len(scheduled), 0.0
+        n_plain = len(scheduled)
         if n_plain not in self._decode_s or not all(part.decodes or part.catches_up for part in scheduled):
             return scheduled
         n_known = sum(len(part.tokens) for part in scheduled)
@@ -393,12 +394,16 @@ class Scheduler:
                 return n
         return 0
 
-    def note(self, scheduled: Sequence[Scheduled], kept: Sequence[int], seconds: float) -> None:
-        """A step is over (or a run, of which this is one): what it took, and how many tokens of each the cache kept.
+    def drop_drafts(self) -> None:
+        """The step is made anew without its drafts, and what they took is no part of it."""
+        self._draft_s = 0.0
+
+    def note(self, scheduled: Sequence[Scheduled], kept: Sequence[int], seconds: float, n_steps: int = 1) -> None:
+        """A step is over, or a run of some: what it took, drafts included, and how many tokens of each the cache kept.
 
         The time that drafts have cost, in tokens that plain steps would have made in it, is set against those won.
         """
-        self._step_s, n = seconds, len(scheduled)
+        self._step_s, n = seconds / n_steps, len(scheduled)
         self.n_steps += 1
         self.n_parts += n
         n_tokens = sum(len(part.tokens) for part in scheduled)
@@ -407,7 +412,7 @@ class Scheduler:
                 self._token_s = (seconds / n_tokens + (self._token_s or seconds / n_tokens)) / 2
             return
         n_drafted = sum(part.n_drafted for part in scheduled)
-        step_s, self._draft_s = max(0.0, seconds - self._draft_s), 0.0
+        step_s, self._draft_s = max(LEAST_STEP_S, (seconds - self._draft_s) / n_steps), 0.0
         known = self._decode_s.get(n_tokens, step_s)
         self._decode_s[n_tokens] = min(step_s, 0.75 * known + 0.25 * step_s)
         for part, n_kept in zip(scheduled, kept, strict=True):

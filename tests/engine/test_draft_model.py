@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_executor import N_VOCAB, FakeExecutor, expected_tokens, fake_layers, fake_pool, fake_program
 from speculation_trials import free_drafts
+from tiny_models import write_tiny_model
 
+import edgellm
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.draft_model import CREDIT, REST, DraftModel, ModelDrafter, SameIds, Trust
 from edgellm.engine.engine import Engine
-from edgellm.engine.speculation import Ask, DraftSource
+from edgellm.engine.scheduler import LEAST_STEP_S, Scheduler
+from edgellm.engine.speculation import Ask, DraftSource, NgramDrafter
 from edgellm.formats.errors import NumericError
 from edgellm.sampling import Sampler, SamplingParams
 
@@ -260,3 +267,28 @@ def test_time_that_drafts_take_is_no_part_of_what_a_step_takes(monkeypatch: pyte
     assert timings.gained_n < 0
     assert engine.scheduler._decode_s.get(1, 0.0) < 0.015 or not engine.scheduler.requests
     engine.close()
+
+
+def test_time_of_drafts_is_taken_once_from_that_of_runs_without_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With drafters that think for longer than a step of this model takes, and then have no idea."""
+    path, found, note = write_tiny_model(tmp_path / "model.gguf", "llama", n_layer=1), list[float](), Scheduler.note
+
+    def noted(self: Scheduler, *args: Any) -> None:
+        note(self, *args)
+        found.extend(self._decode_s.values())
+
+    def think(self: NgramDrafter, tokens: Sequence[int], n: int) -> list[int]:
+        time.sleep(0.003)
+        return []
+
+    monkeypatch.setattr(Scheduler, "note", noted)
+    monkeypatch.setattr(NgramDrafter, "draft", think)
+    for n_together in (1, 3):
+        found.clear()
+        with edgellm.load(path, n_ctx=256, n_threads=1, speculate="ngram", n_parallel=3) as llm:
+            ask = partial(llm.generate, temperature=0, max_tokens=60, ignore_eos=True)
+            with ThreadPoolExecutor(n_together) as pool:
+                list(pool.map(ask, [[11 + i, 12, 13] for i in range(n_together)]))
+        assert min(found) > LEAST_STEP_S
