@@ -282,10 +282,18 @@ class InterruptibleExecutor(Executor, Protocol):
 
 @runtime_checkable
 class HiddenExecutor(Executor, Protocol):
-    """An executor that tells what the logits of a step were made of."""
+    """An executor that tells what the logits of a step were made of.
+
+    keeps_hidden   whether to keep it of steps with more than 32 rows of logits, too
+    """
+
+    keeps_hidden: bool
 
     def last_hidden(self) -> np.ndarray:
-        """``Program.hidden`` of the rows, at most 32, that the last ``run`` gave logits of; valid until the next."""
+        """``Program.hidden`` of the rows that the last ``run`` gave logits of; valid until the next.
+
+        ParameterError for more than 32 rows without ``keeps_hidden``.
+        """
         ...
 
 

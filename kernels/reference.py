@@ -50,6 +50,7 @@ class ReferenceExecutor:
         self.pool = CachePool(program.cache_layers, n_blocks, kv_dtype)
         self._tensors = (program.adapted or program).tensors
         self._weights: dict[str, np.ndarray] = {}
+        self.keeps_hidden = True
         self._hidden = np.empty((0, program.n_embd), np.float32)
 
     @staticmethod

@@ -36,7 +36,7 @@ from edgellm.engine.requests import (
     ScoringRequest,
 )
 from edgellm.engine.scheduler import LEAD, LONG_TOKENS, POLL_S, Scheduled, Scheduler, make_batch
-from edgellm.engine.speculation import Drafter, DraftSource, TapSource
+from edgellm.engine.speculation import Drafter, DraftSource
 from edgellm.formats.errors import (
     ClosedError,
     ContextFullError,
@@ -50,7 +50,6 @@ from edgellm.formats.errors import (
 from edgellm.kernels.program import (
     DecodingExecutor,
     Executor,
-    HiddenExecutor,
     Hook,
     InterruptibleExecutor,
     TogetherDecodingExecutor,
@@ -497,9 +496,7 @@ class Engine:
         self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
         self._interruptible = executor if isinstance(executor, InterruptibleExecutor) else None
         self.scheduler.interruptible = self._interruptible is not None
-        source, hidden = self.scheduler.source, executor if isinstance(executor, HiddenExecutor) else None
-        self._tapped = (hidden, source) if hidden is not None and isinstance(source, TapSource) else None
-        self.scheduler.taps = self._tapped is not None
+        self.scheduler.tap_into(executor)
 
     def _hurry(self, wanted: bool = True) -> None:
         """Let a run end with the step that it is at: there is something to look at. Needs no lock."""
@@ -553,8 +550,7 @@ class Engine:
                 self._deliver(part.request, [], error)
             return
         seconds, end, kept = perf_counter() - started, 0, []
-        if self._tapped is not None:
-            self.scheduler.tap(scheduled, *self._tapped)
+        self.scheduler.tap(scheduled)
         for part in scheduled:
             mine, end = logits[end : end + part.n_outputs], end + part.n_outputs
             accept = partial(part.request.accept, part.tokens, mine)

@@ -76,6 +76,7 @@ class NextnDrafts:
 
     def __init__(self, executor: HiddenExecutor, kv: KVCache) -> None:
         self.executor, self.cache = executor, kv
+        executor.keeps_hidden = True
         self._step_s = 0.0
         self._gained, self._trust = 0.0, Trust()
         self._is_over = False

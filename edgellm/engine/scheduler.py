@@ -26,7 +26,7 @@ from edgellm.engine.requests import Request
 from edgellm.engine.speculation import MAX_DRAFT, Ask, Draft, DraftSource, TapSource
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS
-from edgellm.kernels.program import Batch, HiddenExecutor
+from edgellm.kernels.program import Batch, Executor, HiddenExecutor
 
 if TYPE_CHECKING:
     from edgellm.engine.disk_cache import DiskCache, Piece
@@ -82,7 +82,7 @@ class Scheduler:
         self.max_tokens = max_tokens  # of one step
         self.disk: DiskCache | None = None
         self.source: DraftSource | None = None  # of the drafts of all requests, else each makes its own
-        self.taps = False  # it goes on from hidden states, which runs without Python do not give
+        self._taps: tuple[HiddenExecutor, TapSource] | None = None  # where the source goes on from hidden states
         self.wake: Callable[[], None] = lambda: None  # the engine's thread, from others
         self.interactive = False  # callers come and leave at any time: a step is short, or can be broken off
         self.interruptible = False  # the executor can do so
@@ -369,11 +369,21 @@ class Scheduler:
                 return part._replace(tokens=[*part.tokens, *draft], n_outputs=1 + len(draft), n_drafted=len(draft))
         return part
 
-    def tap(self, scheduled: Sequence[Scheduled], executor: HiddenExecutor, source: TapSource) -> None:
-        """Give what the logits of a step were made of to a source of drafts that goes on from there."""
-        if scheduled[0].request.hidden or not any(part.request.drafter is not None for part in scheduled):
+    def tap_into(self, executor: Executor) -> None:
+        """Where the source of drafts goes on from what logits were made of, it gets that of this executor's steps."""
+        self._taps = None
+        if isinstance(executor, HiddenExecutor) and isinstance(self.source, TapSource):
+            executor.keeps_hidden = True
+            self._taps = executor, self.source
+
+    def tap(self, scheduled: Sequence[Scheduled]) -> None:
+        """Give the source what the logits of a step were made of."""
+        if self._taps is None or scheduled[0].request.hidden:
             return
-        rows, end = executor.last_hidden(), 0
+        (executor, source), end = self._taps, 0
+        if not any(part.request.drafter is not None for part in scheduled):
+            return
+        rows = executor.last_hidden()
         for part in scheduled:
             mine, end = rows[end : end + part.n_outputs], end + part.n_outputs
             if part.request.drafter is not None:
@@ -385,7 +395,7 @@ class Scheduler:
 
         They end before a newcomer has waited for long.
         """
-        if not part.decodes or part.n_drafted or self.taps:
+        if not part.decodes or part.n_drafted or self._taps is not None:
             return 0
         n = min(int(RUN_S / self._step_s), self._room(part), part.request.n_wanted)
         with contextlib.suppress(ContextFullError):  # nobody is preempted for steps that can wait

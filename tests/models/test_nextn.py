@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.nextn_drafts import NextnDrafter, NextnDrafts
 from edgellm.engine.speculation import Ask, Draft, TapSource
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels import executors
 from edgellm.kernels.ops import SelectOutputs
-from edgellm.kernels.program import Batch
+from edgellm.kernels.program import Batch, HiddenExecutor
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_nextn_program, build_program
 
@@ -150,3 +152,50 @@ def test_an_answer_is_that_of_plain_decoding(
                 answer = drafting.generate(PROMPT, **more)
                 assert (answer.tokens, answer.logprobs) == (expected.tokens, expected.logprobs)
                 assert answer.timings.drafted_n > answer.timings.accepted_n > 8
+
+
+@pytest.mark.parametrize(("n_together", "options"), [(40, {"logprobs": 2}), (3, {"repeat_penalty": 1.1})], ids=str)
+def test_steps_of_many_rows_draft_and_end_nobody(
+    paths: dict[str, Path], n_together: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three texts with drafts of fifteen tokens are 48 rows, of which an executor computes 32 at once."""
+    free_drafts(monkeypatch)
+    real, n_rows, see = NextnDrafts._finished, list[int](), NextnDrafts.see
+
+    def long_ones(self: NextnDrafts, one: Any, ask: Ask) -> Draft:
+        return real(self, one, ask)._replace(chances=[1.0] * 99)
+
+    def seen(self: NextnDrafts, drafter: Any, start: int, rows: np.ndarray) -> None:
+        n_rows.append(len(rows))
+        see(self, drafter, start, rows)
+
+    monkeypatch.setattr(NextnDrafts, "_finished", long_ones)
+    monkeypatch.setattr(NextnDrafts, "see", seen)
+    prompts = [[11 + i, 12, 13, 14, 15] * 3 for i in range(n_together)]
+    more = {"max_tokens": 24, "ignore_eos": True, "temperature": 0, **options}
+    found = []
+    for speculate in (None, "mtp"):
+        load = {"n_ctx": 256, "n_threads": 1, "n_parallel": n_together, "speculate": speculate}
+        with edgellm.load(paths["glm4moe"], **load) as llm, ThreadPoolExecutor(n_together) as pool:
+            found.append(list(pool.map(lambda prompt, llm=llm: llm.generate(prompt, **more), prompts)))
+    assert [one.tokens for one in found[1]] == [one.tokens for one in found[0]]
+    assert sum(one.timings.drafted_n for one in found[1]) > 0 and max(n_rows) > 1
+
+
+def test_hidden_states_of_a_long_step_are_those_of_its_rows_one_by_one(paths: dict[str, Path]) -> None:
+    with GGUFFile.open(paths["glm4moe"]) as gguf:
+        program = build_program(gguf)
+        executor = executors.open_executor("cpu", program, 8, max_tokens=64)
+        assert isinstance(executor, HiddenExecutor)
+        batch = replace(Batch.single(program, list(range(5, 50))), outputs=np.ones(45, bool))
+        executor.run(batch)
+        with pytest.raises(edgellm.ParameterError, match="32 rows"):
+            executor.last_hidden()
+        executor.keeps_hidden = True
+        executor.run(batch)
+        rows = executor.last_hidden()
+        assert rows.shape == (45, N_EMBD)
+        for i in (0, 31, 32, 44):
+            executor.run(replace(batch, outputs=np.arange(45) == i))
+            np.testing.assert_array_equal(executor.last_hidden()[0], rows[i])
+        executor.close()

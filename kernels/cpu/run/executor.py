@@ -117,7 +117,9 @@ class CPUExecutor:
         self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
         self._results: dict[tuple[bool, bool], _Wanted] = {}
         self._in_file = False
+        self.keeps_hidden = False
         self._last = (False, 0)  # whether the tail for few rows made the last step's logits, and of how many rows
+        self._kept: list[np.ndarray] = []  # the hidden states of a step of more rows than are computed at once
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
 
@@ -168,7 +170,7 @@ class CPUExecutor:
             elif len(table.rows) > table.first_row[-1]:  # there is a tail for few rows
                 middle, first, last = table.n_rows_before_tail, table.first_row[-1], wanted.tail_end
                 rows = wanted.tail_rows
-        self._last = rows is wanted.tail_rows, len(output_rows)
+        self._last, self._kept = (rows is wanted.tail_rows, len(output_rows)), []
         self._run_rows(begin, middle, hook)
         if hook is None and wanted.all_rows is not None and len(output_rows) == len(batch) and middle > begin:
             return checked(wanted.all_rows[: len(batch)])
@@ -181,13 +183,17 @@ class CPUExecutor:
             self._run_rows(first, last, hook)
             if result.base is not rows.base:
                 result[start : start + len(chunk)] = rows[: len(chunk)]
+                if self.keeps_hidden and not batch.hidden:
+                    self._kept.append(self._wanted(hidden=True).rows[: len(chunk)].copy())
         return checked(result)
 
     def last_hidden(self) -> np.ndarray:
         """See ``HiddenExecutor``."""
         (by_tail, n), found = self._last, self._wanted(hidden=True)
         if n > MAX_OUTPUTS:
-            raise ParameterError(f"last_hidden() is of at most {MAX_OUTPUTS} rows; the last step had {n}")
+            if not self._kept:
+                raise ParameterError(f"last_hidden() is of at most {MAX_OUTPUTS} rows; the last step had {n}")
+            return np.concatenate(self._kept)
         return (found.tail_rows if by_tail else found.rows)[:n]
 
     def _wanted(self, *, hidden: bool) -> _Wanted:
