@@ -1,4 +1,4 @@
-"""DeepSeek V2, V3 and R1, GLM 4.7 Flash and their kin: latent attention, experts in groups, some that all tokens share.
+"""DeepSeek V2, V3 and R1, Kimi K2, GLM 4.7 Flash: latent attention, experts in groups, some that all tokens share.
 
 V2 chooses experts by a softmax and counts a group by its best one, as transformers has it (llama.cpp takes two), the
 others by sigmoids and a bias, and a group by its best two. The first layers have none; so may all of them. All norms
@@ -191,6 +191,7 @@ CHECKPOINT = CheckpointForm(
         "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
         "Glm4MoeLiteModel": "glm4_moe_lite",
     },
+    renamed_kinds={"kimi_k2": "deepseek_v3"},
     metadata=checkpoint_metadata,
     biases=lambda _: frozenset(),
     layer=checkpoint_layer(),

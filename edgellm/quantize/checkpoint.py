@@ -126,15 +126,13 @@ def find_form(checkpoint: Checkpoint) -> tuple[str, CheckpointForm, str]:
         form = module_of(architecture).CHECKPOINT
         known += form.classes
         kind = form.classes.get(named) if isinstance(named, str) else None
-        if named is None and model_type in form.classes.values() and not form.needs_class:
-            kind = model_type
+        said = form.renamed_kinds.get(model_type, model_type) if isinstance(model_type, str) else model_type
+        if named is None and said in form.classes.values() and not form.needs_class:
+            kind = said
         if kind is None:
             continue
-        if model_type not in (
-            None,
-            kind,
-            form.settings or kind,
-        ):  # transformers goes by model_type, GGUF converters by the class
+        # transformers goes by model_type, GGUF converters by the class
+        if said not in (None, kind, form.settings or kind):
             raise UnsupportedError(
                 f"{checkpoint.folder.name}/config.json: model_type is {short(model_type)}, and a {named} is a {kind}. "
                 "Correct the one that is wrong.",

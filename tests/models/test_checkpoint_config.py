@@ -289,6 +289,17 @@ def test_what_published_settings_say_besides_is_the_usual_or_refused_by_name(mod
         check_keys(tmp_path, {key: value for key, value in more.items() if key not in ONLY}, "llama")
 
 
+def test_kimi_k2_is_a_deepseek_of_another_name(tmp_path: Path) -> None:
+    config = model_folder(tmp_path, "deepseek_v3")
+    expected = converted_logits(tmp_path)
+    for names in ({"architectures": ["DeepseekV3ForCausalLM"]}, {"architectures": None}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "kimi_k2"} | names), "utf-8")
+        assert np.array_equal(converted_logits(tmp_path), expected)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "kimi_k9"}), "utf-8")
+    with pytest.raises(EdgeLLMError, match="model_type is kimi_k9"):
+        converted_logits(tmp_path)
+
+
 @pytest.mark.parametrize("model_type", SEEING)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_that_sees_may_say_in_its_text_that_its_matrices_are_one(
@@ -336,6 +347,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn without its length": {"rope_parameters": without(YARN_ROPE, "original_max_position_embeddings")},
     "yarn without a factor": {"rope_parameters": {**YARN_ROPE, "factor": None}},
     "yarn with betas": {"rope_parameters": YARN_ROPE | {"beta_fast": 8, "beta_slow": 2}},
+    "yarn with one beta": {"rope_parameters": YARN_ROPE | {"beta_fast": 1, "beta_slow": 1}},
     "yarn with wrong betas": {"rope_parameters": YARN_ROPE | {"beta_fast": 1, "beta_slow": 2}},
     "yarn with a magnitude": {"rope_parameters": YARN_ROPE | {"attention_factor": 1.7}},
     "yarn with half an mscale": {"rope_parameters": YARN_ROPE | {"mscale": 0.7}},
@@ -369,6 +381,8 @@ def test_every_rotation_gives_transformers_logits_or_is_refused_by_name(model_ty
         if model_type.startswith("qwen3_5")
         else ("llama3", "llama3 without its length", "linear", yarn)
     )
+    if model_type != "gpt_oss":
+        kinds += ("yarn with one beta",)
     if model_type == "gemma4_text":  # whose layers that see everything turn a part of their heads, at most
         kinds = ()
     assert all(found[name] == "equal" for name in kinds)

@@ -91,6 +91,7 @@ class CheckpointForm:
     """How one architecture is kept in a checkpoint.
 
     classes       names in config.json's ``architectures``, with the ``model_type`` of each; the first is the usual one
+    renamed_kinds   other ``model_type``s of the same settings: what they are called -> one of those of ``classes``
     metadata      the keys of the architecture, without tokenizer and name
     biases        modules of a layer that have a bias, by their GGUF names
     layer         modules of a layer: name in the checkpoint -> name in GGUF
@@ -137,6 +138,7 @@ class CheckpointForm:
     leaves_out: Callable[[CheckpointConfig], str] = lambda _: ""
     first_rows: Callable[[CheckpointConfig], Mapping[str, int]] = lambda _: {}
     needs_class: bool = False
+    renamed_kinds: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
     has_projections: bool = False
     experts: Mapping[str, str] = field(default_factory=dict)

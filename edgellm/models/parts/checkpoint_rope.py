@@ -167,8 +167,8 @@ def _yarn_metadata(rope: Rotation, factor: float) -> TypedMetadata:
     """transformers gives the whole magnitude; a GGUF reader multiplies its own, 1 + 0.1 ln(factor), by attn_factor."""
     found: TypedMetadata = {}
     fast, slow = (rope.real(name, default) or default for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)))
-    if not 0 < slow < fast:
-        raise rope.config.wrong(f"{rope.key}.beta_slow", slow, f"a number above 0 and below beta_fast ({fast:g})")
+    if not 0 < slow <= fast:
+        raise rope.config.wrong(f"{rope.key}.beta_slow", slow, f"a number above 0 and up to beta_fast ({fast:g})")
     if (fast, slow) != (32.0, 1.0):
         found["rope.scaling.yarn_beta_fast"] = (fast, "FLOAT32")
         found["rope.scaling.yarn_beta_slow"] = (slow, "FLOAT32")
