@@ -25,7 +25,7 @@ from tiny_models import write_tiny_model
 import edgellm
 import edgellm.ray
 from edgellm.cli import main
-from edgellm.formats.errors import EdgeLLMError, ParameterError, UnsupportedError
+from edgellm.formats.errors import DeviceLostError, EdgeLLMError, ParameterError, UnsupportedError
 from edgellm.loading import LoadOptions
 from edgellm.server.security import Access
 
@@ -171,6 +171,45 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         assert told in " ".join(capsys.readouterr().err.split())
 
 
+def test_cpus_that_others_have_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch, deep: Path) -> None:
+    import ray
+
+    from edgellm.ray import pipeline, room, running
+
+    free = [0.0, 0.0, 4.0]
+    monkeypatch.setattr(room.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free.pop(0) if len(free) > 1 else free[0]})
+    assert room.cpus_wanting(4) is None, "what has just been let go of counts"
+    assert room.cpus_wanting(5) == "4 of the cluster's 4 are free"
+    monkeypatch.setattr(room, "PATIENCE_S", 0.0)
+    free[:] = [1.0]
+    with pytest.raises(ParameterError, match="want 2 CPUs, and 1 of the cluster's 4 are free"):
+        pipeline.pipeline(deep, 2, options=LoadOptions(n_threads=1))
+    with pytest.raises(EdgeLLMError, match="want 2 CPUs, and 1 of the cluster's 4 are free"):
+        running._check_room(1, {"replicas": (2, 4), "options": LoadOptions(n_threads=1)})
+
+
+def test_a_stage_that_finds_no_machine_is_named_with_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from edgellm.ray.pipeline import _wait_for_places
+
+    def get(what: Any, timeout: float) -> str:
+        if what == "second":
+            raise ray.exceptions.GetTimeoutError("not yet")
+        return "a node"
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0, "memory": 1e9})
+    first, second = (
+        SimpleNamespace(node=SimpleNamespace(remote=lambda name=name: name)) for name in ("first", "second")
+    )
+    with pytest.raises(DeviceLostError, match=r"Stage 1 .* wants {'CPU': 2}, and the cluster has {'CPU': 3.0} free"):
+        _wait_for_places([first, second], {"CPU": 2})
+
+
 def test_who_is_too_many_is_told_so_and_does_not_wait_in_the_proxy() -> None:
     import asyncio
 
@@ -235,7 +274,7 @@ def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.Monk
     def note(name: str) -> Any:
         return lambda *_, **__: done.append(name)
 
-    monkeypatch.setattr(running.ray, "init", note("init"))
+    monkeypatch.setattr(running.ray, "init", lambda address, **_: done.append(address))
     monkeypatch.setattr(running.ray, "shutdown", note("leave"))
     monkeypatch.setattr(running, "_check_room", lambda *_: None)
     for name in ("start", "run", "delete", "shutdown"):
@@ -249,12 +288,17 @@ def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.Monk
         there(host, port)
         with pytest.raises(EdgeLLMError, match=f"already, at {host}:{port}, and not at 127.0.0.1:8080"):
             running.run(*arguments, access=Access())
-        assert done == ["init", "start", "leave"], "an application of another's is left to it"
+        assert done == ["auto", "start", "leave"], "an application of another's is left to it"
         done.clear()
     there("127.0.0.1", 8080)
     with pytest.raises(KeyboardInterrupt):
         running.run(*arguments, access=Access())
-    assert done == ["init", "start", "run", "delete", "leave"]
+    assert done == ["auto", "start", "run", "delete", "leave"]
+    # without an address a cluster is started, whatever runs here or RAY_ADDRESS says
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        running.run(("tiny",), "127.0.0.1", 8080, None, stop, access=Access())
+    assert done == ["local", "start", "run", "shutdown", "leave"]
 
 
 # --- a pipeline of stages ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from edgellm import loading
 from edgellm.engine.cache import KVCache, pool_blocks
@@ -35,11 +36,13 @@ from edgellm.kernels.program import Batch, Executor, Hook, Program
 from edgellm.kernels.split import SplitExecutor, cut
 from edgellm.llm import LLM
 from edgellm.memory import step_tokens
+from edgellm.ray.room import cpus_wanting
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
 PIECE_NBYTES = 90_000  # Ray sends up to 100 kB along with its answer, and the rest by its object store: 2 ms more
 MAX_PIECES = 8
+PLACE_S = 60.0  # for all stages to have a machine and a process; loading takes as long as it takes
 
 TAKEN = frozenset(("n_ctx", "n_threads", "n_parallel", "max_tokens_per_step", "chat_template", "kv_overrides", "force"))
 """The options of loading that stages know."""
@@ -68,13 +71,22 @@ class StageFacts(NamedTuple):
 class Stage:
     """A part of the program, an executor of it for each lane. Made by Ray."""
 
-    def __init__(
-        self, model: str, overrides: Any, n_ctx: int, sides: tuple[int, ...], number: int, n_lanes: int,
-        blocks: Sequence[int], n_threads: int, max_tokens: int,
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def node(self) -> str:
+        """Where it is: it answers as soon as it has a place, before it loads anything."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def load(
+        self, model: str, overrides: Any, n_ctx: int, sides: tuple[int, ...], n_lanes: int, blocks: Sequence[int],
+        n_threads: int, max_tokens: int,
     ) -> None:  # fmt: skip
+        """Open the file, and load the weights of its layers."""
+        number = self.number
         with loading.open_program(loading.fetched(model, lambda *_: None), overrides) as (gguf, program):
             parts = cut(program.for_context(n_ctx), sides, max(sides) + 1)
-        self.gguf, self.number = gguf, number
+        self.gguf = gguf
         own = parts.programs[number]
         assert own is not None, "every stage has ops"
         self.program = own
@@ -106,7 +118,7 @@ class Stage:
         """What it has and takes."""
         return StageFacts(
             self.number,
-            ray.get_runtime_context().get_node_id(),
+            self.node(),
             (max(0, min(self.layers)), max(self.layers)),
             sum(tensor.nbytes for tensor in self.program.tensors.values()),
             sum(lane.pool.nbytes for lane in self.lanes),
@@ -134,6 +146,23 @@ def _stage_errors(number: int) -> Iterator[None]:
         raise
     except RayError as error:
         raise DeviceLostError(f"Stage {number} of the pipeline is gone. {_short(error)}") from error
+
+
+def _wait_for_places(actors: Sequence[Any], wanted: dict[str, Any]) -> None:
+    """Until each has a machine; DeviceLostError, with what it waits for, where that takes too long."""
+    until = time.monotonic() + PLACE_S
+    for number, actor in enumerate(actors):
+        try:
+            with _stage_errors(number):
+                ray.get(actor.node.remote(), timeout=max(0.1, until - time.monotonic()))
+        except DeviceLostError as error:
+            if not isinstance(error.__cause__, GetTimeoutError):
+                raise
+            free = {name: n for name, n in ray.available_resources().items() if name in ("CPU", "GPU", *wanted)}
+            raise DeviceLostError(
+                f"Stage {number} of the pipeline found no machine within {PLACE_S:.0f} s: it wants {wanted}, and the "
+                f"cluster has {free} free, on several machines. Take fewer threads, or end what has them."
+            ) from error
 
 
 def _short(error: BaseException) -> str:
@@ -284,14 +313,22 @@ class Pipeline:
         make = ray.remote(Stage).options(**{"num_cpus": self.options.n_threads, **self._resources})
         how = (self._n_lanes, self.blocks, self.options.n_threads, self.max_tokens)
         overrides = dict(self.options.kv_overrides or {}) or None
-        self.stages = [
-            make.remote(self._model, overrides, self.n_ctx, self.sides, number, *how)
-            for number in range(len(self.parts.programs))
-        ]
+        self.stages = [make.remote(number) for number in range(len(self.parts.programs))]
         self._generation += 1
-        for number, actor in enumerate(self.stages):
-            with _stage_errors(number):
-                ray.get(actor.facts.remote())
+        try:
+            _wait_for_places(self.stages, {"CPU": self.options.n_threads, **self._resources})
+            loads = [actor.load.remote(self._model, overrides, self.n_ctx, self.sides, *how) for actor in self.stages]
+            for number, loaded in enumerate(loads):
+                with _stage_errors(number):
+                    ray.get(loaded)
+        except BaseException:
+            self._kill()  # else they go on waiting, for the places of those that come after
+            raise
+
+    def _kill(self) -> None:
+        for actor in self.stages:
+            with suppress(RayError):
+                ray.kill(actor)
 
     def _executor(self, lane: int) -> tuple[Executor, KVCache]:
         makes: list[Any] = [partial(RemotePart, actor, number, lane) for number, actor in enumerate(self.stages)]
@@ -314,9 +351,7 @@ class Pipeline:
         """What a lane goes on with when a stage is gone: the first lane that finds it out starts all stages anew."""
         with self._starting:
             if generation == self._generation:
-                for actor in self.stages:
-                    with suppress(RayError):
-                        ray.kill(actor)
+                self._kill()
                 self._start()
                 self.n_restarts += 1
             engine.fallback = partial(self._again, engine, lane, self._generation)
@@ -352,9 +387,7 @@ class Pipeline:
         """End all answers and all stages."""
         for llm in self.lanes:
             llm.engine.close()
-        for actor in self.stages:
-            with suppress(RayError):
-                ray.kill(actor)
+        self._kill()
         self.stages = []
         self._gguf.close()
 
@@ -420,11 +453,9 @@ def pipeline(
     for one in fields(options):
         if one.name not in TAKEN and getattr(options, one.name) != getattr(plain, one.name):
             raise UnsupportedError(f"{one.name} does not go with a pipeline of stages. Leave it out.")
-    wanted, there = stages * (options.n_threads or 1), ray.cluster_resources().get("CPU", 0)
-    if wanted > there:
-        raise ParameterError(
-            f"{stages} stages with {options.n_threads or 1} threads want {wanted} CPUs, and the cluster has {there:g}."
-        )
+    wanted = stages * (options.n_threads or 1)
+    if (found := cpus_wanting(wanted)) is not None:
+        raise ParameterError(f"{stages} stages with {options.n_threads or 1} threads want {wanted} CPUs, and {found}.")
     return Pipeline(
         model,
         stages,

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from edgellm.formats.errors import EdgeLLMError
+from edgellm.ray.room import cpus_wanting
 from edgellm.ray.serving import app
 
 NAME = "edgellm"
@@ -32,7 +33,8 @@ def run(
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            ray.init(object_store_memory=STORE_NBYTES, include_dashboard=False, log_to_driver=False)
+            # without an address it would be the cluster of RAY_ADDRESS, or one that somebody else started here
+            ray.init(address="local", object_store_memory=STORE_NBYTES, include_dashboard=False, log_to_driver=False)
         else:
             ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -69,14 +71,13 @@ def _check_address(config: Any, host: str, port: int) -> None:
 
 
 def _check_room(n_models: int, options: dict[str, Any]) -> None:
-    """EdgeLLMError where the least replicas want more CPUs than there are: Ray would wait for them for ever."""
+    """EdgeLLMError where the least replicas want more CPUs than are free: Ray would wait for them for ever."""
     least = options["replicas"] if isinstance(options["replicas"], int) else options["replicas"][0]
     wanted = n_models * least * (options["options"].n_threads or 1)
-    there = ray.cluster_resources().get("CPU", 0)
-    if wanted > there:
+    if (found := cpus_wanting(wanted)) is not None:
         raise EdgeLLMError(
-            f"{n_models * least} replicas with {options['options'].n_threads or 1} threads want {wanted} CPUs, and the "
-            f"cluster has {there:g}. Take fewer --replicas or --threads, or add machines.",
+            f"{n_models * least} replicas with {options['options'].n_threads or 1} threads want {wanted} CPUs, and "
+            f"{found}. Take fewer --replicas or --threads, add machines, or end what has them.",
             code="RAY",
         )
 
