@@ -145,6 +145,10 @@ def test_the_ray_service_names_settings_that_there_are(monkeypatch: pytest.Monke
     pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
     claims = {volume["persistentVolumeClaim"]["claimName"] for pod in pods for volume in pod["volumes"]}
     assert claims == {claim["metadata"]["name"]}
+    # Ray's image runs as a user of its own, who must be able to write where EDGELLM_HOME is
+    image = (DEPLOY / "kuberay/Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
+    assert all(pod["securityContext"]["fsGroup"] == 1000 for pod in pods)
+    assert re.search(r"USER 0\nRUN install .*--owner ray .*/data\nUSER 1000\n", image) and "HOME=/data" in image
     assert f"ray:{cluster['rayVersion']}-" in (DEPLOY / "kuberay/Dockerfile").read_text("utf-8")
 
 
