@@ -165,6 +165,10 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         (["--ray"], "--ray needs the MODELs"),
         (["smollm2", "--rate-limit", "3"], "go with --ray"),
         (["smollm2", "--ray", "--cache-dir", "x"], "--cache-dir is of one server"),
+        (["smollm2", "--ray", "--keep-alive", "-1"], "--keep-alive is of one server"),
+        (["smollm2", "--ray", "--alias", "x"], "--alias is of one server"),
+        (["smollm2", "--ray", "--memory", "2"], "--memory is of one server"),
+        (["smollm2", "--ray", "--port", "0"], "--port 0 does not go with --ray"),
         (["smollm2", "--ray", "--replicas", "3-1"], "the least and the most"),
     ):
         assert main(["serve", *arguments]) == 2

@@ -16,6 +16,9 @@ from edgellm.machine.terminal import echo
 if TYPE_CHECKING:
     from edgellm.server.server import Server
 
+OF_ONE_SERVER = (("aliases", "--alias"), ("memory_gib", "--memory"), ("cache_dir", "--cache-dir"),
+                 ("keep_alive", "--keep-alive"))  # fmt: skip
+
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -127,9 +130,12 @@ def _serve_by_ray(models: tuple[str, ...], values: dict[str, Any]) -> int:
         raise needs_extra("serve --ray", error, "ray") from error
     if not models:
         raise click.UsageError("--ray needs the MODELs by name: each has replicas of its own.")
-    for name, flag in (("aliases", "--alias"), ("memory_gib", "--memory"), ("cache_dir", "--cache-dir")):
-        if values[name]:
+    source = click.get_current_context().get_parameter_source
+    for name, flag in OF_ONE_SERVER:
+        if source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"{flag} is of one server and does not go with --ray.")
+    if not values["port"]:
+        raise click.UsageError("--port 0 does not go with --ray: each machine of a cluster would take another one.")
     limit = values["rate_limit"]
     run(
         models,
