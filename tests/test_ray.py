@@ -25,7 +25,7 @@ from tiny_models import write_tiny_model
 import edgellm
 import edgellm.ray
 from edgellm.cli import main
-from edgellm.formats.errors import DeviceLostError, EdgeLLMError, ParameterError, UnsupportedError
+from edgellm.formats.errors import DeviceLostError, EdgeLLMError, FormatError, ParameterError, UnsupportedError
 from edgellm.loading import LoadOptions
 from edgellm.server.security import Access
 
@@ -369,6 +369,31 @@ def test_stages_share_the_weights_evenly_and_each_has_a_layer(deep: Path) -> Non
             with pytest.raises(ParameterError, match="4 layers"):
                 stage_sides(program, n)
     gguf.close()
+
+
+def test_a_stage_takes_no_other_file_than_that_of_who_starts_it(deep: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from edgellm.loading import open_program
+    from edgellm.ray.pipeline import Stage, stage_sides
+    from edgellm.ray.same_file import file_hash
+
+    with open_program(deep) as (gguf, program):
+        expected, sides = file_hash(gguf), stage_sides(program, 2)
+        last = max(tensor.data.__array_interface__["data"][0] for tensor in gguf.tensors.values())
+        raw = deep.read_bytes()
+        (tensor,) = [one for one in gguf.tensors.values() if one.data.__array_interface__["data"][0] == last]
+        at = raw.rindex(np.ascontiguousarray(tensor.data).tobytes())
+    gguf.close()
+    same, weights, metadata = (tmp_path / f"{name}.gguf" for name in ("same", "weights", "metadata"))
+    same.write_bytes(raw)
+    weights.write_bytes(raw[:at] + bytes((raw[at] ^ 1,)) + raw[at + 1 :])
+    metadata.write_bytes(raw.replace(b"general.name", b"general.mane", 1))
+    how: Any = (None, 128, sides, 1, (8,), 1, 64, expected)
+    Stage(0).load(str(same), *how)
+    for path in (weights, metadata):
+        with pytest.raises(FormatError, match=f"{path.name} on .* is another file than that of whoever starts"):
+            Stage(0).load(str(path), *how)
 
 
 def test_without_ray_it_says_what_to_install() -> None:

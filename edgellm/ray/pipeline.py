@@ -37,6 +37,7 @@ from edgellm.kernels.split import SplitExecutor, cut
 from edgellm.llm import LLM
 from edgellm.memory import step_tokens
 from edgellm.ray.room import cpus_wanting
+from edgellm.ray.same_file import check_same, file_hash
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
@@ -80,12 +81,13 @@ class Stage:
 
     def load(
         self, model: str, overrides: Any, n_ctx: int, sides: tuple[int, ...], n_lanes: int, blocks: Sequence[int],
-        n_threads: int, max_tokens: int,
+        n_threads: int, max_tokens: int, expected: str,
     ) -> None:  # fmt: skip
-        """Open the file, and load the weights of its layers."""
+        """Open the file, of the hash that is expected, and load the weights of its layers."""
         number = self.number
         with loading.open_program(loading.fetched(model, lambda *_: None), overrides) as (gguf, program):
             parts = cut(program.for_context(n_ctx), sides, max(sides) + 1)
+            check_same(gguf.path, file_hash(gguf), expected, "whoever starts the pipeline")
         self.gguf = gguf
         own = parts.programs[number]
         assert own is not None, "every stage has ops"
@@ -296,6 +298,7 @@ class Pipeline:
             self.max_tokens = step_tokens(self.program, self.n_ctx, options.max_tokens_per_step)
             self.sides = stage_sides(self.program, n_stages)
             self.parts = cut(self.program, self.sides, n_stages)
+            self._hash = file_hash(gguf)
             self.blocks = pool_blocks(self.program.cache_layers, self.n_ctx, self.max_tokens, self.options.n_parallel)
         self._gguf = gguf
         self.stages: list[Any] = []
@@ -311,7 +314,7 @@ class Pipeline:
     def _start(self) -> None:
         """Start the stages, or start them anew."""
         make = ray.remote(Stage).options(**{"num_cpus": self.options.n_threads, **self._resources})
-        how = (self._n_lanes, self.blocks, self.options.n_threads, self.max_tokens)
+        how = (self._n_lanes, self.blocks, self.options.n_threads, self.max_tokens, self._hash)
         overrides = dict(self.options.kv_overrides or {}) or None
         self.stages = [make.remote(number) for number in range(len(self.parts.programs))]
         self._generation += 1
