@@ -236,17 +236,18 @@ def test_who_is_too_many_is_told_so_and_does_not_wait_in_the_proxy() -> None:
 
     async def asked() -> list[Any]:
         call: Any = None
-        return [part async for part in _send({"tiny": handle}, "tiny", call, ())]
+        return [part async for part in _send({"tiny": (handle, "hash")}, "tiny", call, ())]
 
     (failed,) = asyncio.run(asked())
     assert isinstance(failed, Failed) and failed.status == 503 and failed.headers["retry-after"]
 
 
-def test_a_replica_counts_requests_and_not_their_answers(model: Path) -> None:
+def test_a_replica_counts_requests_and_not_their_answers_and_refuses_those_of_another_file(model: Path) -> None:
     import asyncio
 
+    from edgellm.ray.same_file import hash_of
     from edgellm.ray.serving import Replica
-    from edgellm.server.relay import RelayedCall, Whole
+    from edgellm.server.relay import Failed, RelayedCall, Whole
 
     async def ask_all() -> list[Any]:
         replica = Replica.__new__(Replica)
@@ -260,6 +261,10 @@ def test_a_replica_counts_requests_and_not_their_answers(model: Path) -> None:
             return [part async for part in replica.answer(call)][-1]
 
         found = await asyncio.gather(*(last() for _ in range(8)))
+        for expected, status in ((hash_of(model), 200), ("that of another file", 500)):
+            (*_, part) = [part async for part in replica.answer(call, (), expected)]
+            assert part.status == status
+        assert isinstance(part, Failed) and "another file of the model" in part.message
         await replica.server.models.close()
         return found
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgellm.engine.cache_file import weights_hash
 from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.loading import open_program
 
 
 def file_hash(gguf: GGUFFile) -> str:
@@ -23,6 +26,14 @@ def file_hash(gguf: GGUFFile) -> str:
         value = gguf.metadata[name]
         total.update(f"{name}={value.tolist() if isinstance(value, np.ndarray) else value!r}\n".encode())
     return total.hexdigest()
+
+
+def hash_of(path: Path, overrides: Mapping[str, Any] | None = None) -> str:
+    """``file_hash`` of the file at a path."""
+    with open_program(path, overrides) as (gguf, _):
+        found = file_hash(gguf)
+    gguf.close()
+    return found
 
 
 def check_same(path: Path, found: str, expected: str, whose: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,8 @@ from ray.serve.exceptions import BackPressureError
 from ray.util import metrics
 
 from edgellm import loading
-from edgellm.formats.errors import ParameterError
+from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.ray.same_file import check_same, file_hash, hash_of
 from edgellm.server.errors import ServerError
 from edgellm.server.front import Front
 from edgellm.server.models import Models, named
@@ -54,13 +56,26 @@ class Replica:
         self.server = Server(Models(entries, options), max_requests=1 << 30)  # requests are limited by Ray
         self._routes = {(row.route.method, row.route.path): row.route for row in all_routes()}
         self._read = PrefixMemory(n_keys)
-        async with self.server.models.lease(None, kinds=()):
-            pass
+        async with self.server.models.lease(None, kinds=()) as entry:
+            assert entry.llm is not None, "a lease is of a loaded model"
+            self._path, self._hash = entry.path, await asyncio.to_thread(file_hash, entry.llm.gguf)
         self._gauges: dict[str, Any] = {}
         self._tending = [asyncio.create_task(self.server.tend()), asyncio.create_task(self._tell())]
 
-    async def answer(self, call: RelayedCall, prefix: Sequence[int] = ()) -> AsyncGenerator[Part, None]:
-        """The parts of the reply to a call."""
+    async def answer(
+        self, call: RelayedCall, prefix: Sequence[int] = (), expected: str | None = None
+    ) -> AsyncGenerator[Part, None]:
+        """The parts of the reply to a call, of a front whose file of the model has the hash ``expected``."""
+        try:
+            if expected is not None:
+                check_same(self._path, self._hash, expected, "the front")
+        except FormatError as error:
+            print(f"edgellm: {error}", file=sys.stderr)  # where the file is, is nothing for clients
+            told = ServerError(
+                "server_error", "A server has another file of the model than the front; its log says where."
+            )
+            yield Failed.of(told)
+            return
         self._read.note(prefix)
         async with aclosing(parts(self.server, self._routes[call.method, call.path], call)) as source:
             async for part in source:
@@ -102,7 +117,10 @@ class Gate:
         *replicas: Any,
     ) -> None:
         entries = named(models, catalogue.fetched)
-        handles = {entry.name: handle for entry, handle in zip(entries, replicas, strict=True)}
+        handles = {
+            entry.name: (handle, hash_of(entry.path, options.kv_overrides))
+            for entry, handle in zip(entries, replicas, strict=True)
+        }
         self._front = Front(
             Server(Models(entries, options), access, max_requests),
             partial(_send, handles),
@@ -117,9 +135,10 @@ class Gate:
 
 
 async def _send(
-    handles: dict[str, Any], model: str, call: RelayedCall, prefix: Sequence[int]
+    handles: dict[str, tuple[Any, str]], model: str, call: RelayedCall, prefix: Sequence[int]
 ) -> AsyncGenerator[Part, None]:
-    response = handles[model].options(stream=True).answer.remote(call, prefix=prefix)
+    handle, expected = handles[model]
+    response = handle.options(stream=True).answer.remote(call, prefix=prefix, expected=expected)
     is_over = False
     try:
         async for part in response:
