@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ HALVES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "
 COPIES = ("embed_tokens.base_layer.weight", "lm_head.base_layer.weight")
 """The base's own, which PEFT writes beside a pair for it; a vocabulary that has grown is no copy."""
 ROOT = "base_model.model."
+OTHER_MODEL = "It is an adapter of another model: give --base with its own."
 SIZES = {
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
@@ -71,6 +73,23 @@ SIZES = {
     "num_local_experts": "expert_count",
 }
 """What is read of a GGUF file in place of config.json."""
+READS = frozenset(
+    (
+        *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate", "attn_q_a", "attn_kv_a_mqa", "ssm_in"),
+        *("shortconv.in_proj", "ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps"),
+        *("ffn_gate_up_exps", "ffn_gate_shexp", "ffn_up_shexp", "output"),
+    )
+)
+WRITES = frozenset(
+    ("attn_output", "ssm_out", "shortconv.out_proj", "ffn_down", "ffn_down_exps", "ffn_down_shexp", "token_embd")
+)
+"""Weights whose columns, or rows, are as many as a token's row in the model has numbers (hidden_size)."""
+SIZES_OF_WEIGHTS = ("hidden_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads")
+OTHER_HEADS = (
+    *("kv_lora_rank", "linear_num_value_heads", "hidden_size_per_layer_input", "per_layer_config"),
+    *("global_head_dim", "num_attention_heads_per_layer"),
+)
+"""Settings of models whose heads are not all of one width, or have gates beside them."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +104,15 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Base:
-    """What there is to know of the model that an adapter is for."""
+    """What there is to know of the model that an adapter is for.
+
+    shapes   of its tensors, where it is a GGUF file
+    """
 
     architecture: str
     form: CheckpointForm
     config: CheckpointConfig
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
 def is_adapter_folder(path: Path) -> bool:
@@ -111,11 +134,12 @@ def open_adapter(folder: Path, base: str | Path | None = None) -> InputModel:
     _check_config(folder, config)
     of = _base(folder, config, base)
     pairs = _pairs(folder, SafetensorsFile.open_in(files, WEIGHTS).tensors, of.config)
-    alpha, scales = _scales(folder, config, pairs)
+    ranks = {module: _rank(folder, config, pair) for module, pair in pairs.items()}
+    alpha, scales = _scales(folder, config, ranks)
     tensors: dict[str, InputTensor] = {}
     experts: dict[str, dict[int, tuple[np.ndarray, np.ndarray, str]]] = {}
     for pair in pairs.values():
-        for place, a, b in _placed(folder, pair, of):
+        for place, a, b in _placed(folder, pair, ranks[pair.module], of):
             b, kind = _times(b, scales[pair.module]), _kind(pair, scales[pair.module])
             if place.expert is not None:
                 experts.setdefault(place.name, {})[place.expert] = (a, b, kind)
@@ -123,6 +147,7 @@ def open_adapter(folder: Path, base: str | Path | None = None) -> InputModel:
                 _add(tensors, place.name, a, b, kind)
     for name, of_experts in experts.items():
         _add(tensors, name, *_stacked(folder, name, of_experts, of.config))
+    _check_shapes(folder, tensors, of)
     named = config.get("base_model_name_or_path")
     metadata: TypedMetadata = {
         "general.architecture": (of.architecture, "STRING"),
@@ -171,7 +196,7 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
             raise _refused(folder, f"{CONFIG}: {short(key)} is {short(value)}, and the answers may depend on it")
 
 
-def _scales(folder: Path, config: dict[str, Any], pairs: dict[str, _Pair]) -> tuple[float, dict[str, float]]:
+def _scales(folder: Path, config: dict[str, Any], ranks: Mapping[str, int]) -> tuple[float, dict[str, float]]:
     """The alpha of the file, and what B of each module is multiplied by so that alpha / rank is its scale."""
     by_root = bool(config.get("use_rslora"))
 
@@ -182,25 +207,27 @@ def _scales(folder: Path, config: dict[str, Any], pairs: dict[str, _Pair]) -> tu
         return float(value)
 
     usual = number("lora_alpha", config.get("lora_alpha"))
-    patterns = {key: config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     wanted = {}
-    for module, pair in pairs.items():
-        rank = _rank(pair, config, patterns["rank_pattern"], folder)
-        alpha = number("alpha_pattern", _matched(module, patterns["alpha_pattern"], usual))
+    for module, rank in ranks.items():
+        alpha = number("alpha_pattern", _matched(module, config.get("alpha_pattern") or {}, usual))
         wanted[module] = (alpha / math.sqrt(rank) if by_root else alpha / rank) * rank  # the alpha that gives its scale
     alpha = float(np.float32(max(set(wanted.values()), key=list(wanted.values()).count)))
     return alpha, {module: value / alpha for module, value in wanted.items()}
 
 
-def _rank(pair: _Pair, config: dict[str, Any], pattern: dict[str, Any], folder: Path) -> int:
+def _rank(folder: Path, config: dict[str, Any], pair: _Pair) -> int:
     """The rank that PEFT scales by; of experts in one parameter the tensors have it once for each."""
-    rank = _matched(pair.module, pattern, config.get("r"))
-    held = pair.b.shape[-1]
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK or held % rank:
-        raise _wrong(
-            folder, f"{short(pair.module)}: the rank is {short(rank)}, its B {pair.b.shape}", "ranks that agree"
-        )
+    rank = _matched(pair.module, config.get("rank_pattern") or {}, config.get("r"))
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise _wrong(folder, f"{short(pair.module)}: the rank is {short(rank)}", f"one from 1 to {MAX_RANK:,}")
     return rank
+
+
+def _check_rank(folder: Path, pair: _Pair, rank: int, n_expert: int = 1) -> None:
+    if pair.b.shape[-1] != rank * n_expert:
+        of_all = f", for each of {n_expert} experts" if n_expert > 1 else ""
+        found = f"{short(pair.module)}: the rank is {rank}{of_all}, its B {pair.b.shape}"
+        raise _wrong(folder, found, "ranks that agree")
 
 
 def _matched(module: str, pattern: dict[str, Any], usual: Any) -> Any:
@@ -249,13 +276,15 @@ def _numbers(folder: Path, tensor: StoredTensor) -> np.ndarray:
     return values
 
 
-def _placed(folder: Path, pair: _Pair, of: _Base) -> list[tuple[Place, np.ndarray, np.ndarray]]:
+def _placed(folder: Path, pair: _Pair, rank: int, of: _Base) -> list[tuple[Place, np.ndarray, np.ndarray]]:
     """Where a pair goes, with A and B in GGUF's order; two places where GGUF cuts a weight in two."""
     name = plain_name(f"{pair.module}.weight")
     a, b = _numbers(folder, pair.a), _numbers(folder, pair.b)
     places = of.form.places(name, of.config.n_layer, frozenset())
     if not places:
-        places, a, b = _of_stacked_experts(folder, pair, of, a, b)
+        places, a, b = _of_stacked_experts(folder, pair, rank, of, a, b)
+    else:
+        _check_rank(folder, pair, rank)
     found = []
     for place in places:
         rest = re.sub(r"^blk\.\d+\.", "", place.name)
@@ -265,12 +294,56 @@ def _placed(folder: Path, pair: _Pair, of: _Base) -> list[tuple[Place, np.ndarra
             raise _refused(folder, f"changes {short(pair.module)}, which GGUF files keep in another form")
         if pair.is_embedding != (place.name == "token_embd.weight"):
             raise _wrong(folder, f"{short(pair.module)} has {short(pair.a.name)}", "an embedding's pair there alone")
+        _check_sizes(folder, pair, rest.removesuffix(".weight"), of)
         columns = of.form.column_orders(of.config).get(rest)
         if pair.is_embedding:  # a row for each token
             found.append((place, np.ascontiguousarray(a.T), b))
         else:
             found.append((place, a if columns is None else a[..., columns], _rows(place, b, of, pair)))
     return found
+
+
+def _check_sizes(folder: Path, pair: _Pair, weight: str, of: _Base) -> None:
+    """FormatError where config.json says of a weight that it has other columns than A, or other rows than B."""
+    if of.shapes is not None:  # which say it of all
+        return
+    sizes = {name: value for name in SIZES_OF_WEIGHTS if type(value := of.config.get(name)) is int}
+    if (hidden := sizes.get("hidden_size")) is None:
+        return
+    heads = sizes.get("num_attention_heads")
+    n_in, n_out = hidden if weight in READS else None, hidden if weight in WRITES else None
+    if weight in ("output", "token_embd"):
+        n_in, n_out = (n_in or sizes.get("vocab_size")), (n_out or sizes.get("vocab_size"))
+    if heads and all(of.config.get(name) is None for name in OTHER_HEADS):
+        width = sizes.get("head_dim") or hidden // heads
+        if weight in ("attn_k", "attn_v") and of.config.get("num_key_value_heads") is not None:
+            heads = sizes.get("num_key_value_heads", 0)
+        n_out = n_out or (width * heads if weight in ("attn_q", "attn_k", "attn_v") else 0)
+        n_in = n_in or (width * heads if weight == "attn_output" else 0)
+    found = pair.a.shape[1], pair.b.shape[0]
+    expected = n_in or found[0], n_out or found[1]
+    if found != expected:
+        shapes = f"{short(pair.module)} has A {pair.a.shape} and B {pair.b.shape}"
+        wanted = f"A with {expected[0]} columns and B with {expected[1]} rows, as its base has them"
+        raise _wrong(folder, shapes, wanted, OTHER_MODEL)
+
+
+def _check_shapes(folder: Path, tensors: Mapping[str, InputTensor], of: _Base) -> None:
+    """FormatError where a pair does not fit the tensor of the GGUF file that it is for."""
+    if of.shapes is None:
+        return
+    for name in (half.removesuffix(".lora_b") for half in tensors if half.endswith(".lora_b")):
+        a, b = (tensors[f"{name}.{half}"].shape for half in ("lora_a", "lora_b"))
+        tied = name == "output.weight" and name not in of.shapes
+        shape = of.shapes.get("token_embd.weight" if tied else name)
+        if shape is None:
+            raise _refused(folder, f"changes {short(name)}, which its base has not")
+        expected = (*shape[:-2], b[-1], shape[-1]), (*shape[:-1], b[-1])
+        if name == "token_embd.weight":  # a row of A for each token
+            expected = (shape[0], b[-1]), (shape[1], b[-1])
+        if (a, b) != expected:
+            wanted = f"{expected[0]} and {expected[1]} for the {shape} of its base"
+            raise _wrong(folder, f"{short(name)} has A {a} and B {b}", wanted, OTHER_MODEL)
 
 
 def _rows(place: Place, b: np.ndarray, of: _Base, pair: _Pair) -> np.ndarray:
@@ -285,7 +358,7 @@ def _rows(place: Place, b: np.ndarray, of: _Base, pair: _Pair) -> np.ndarray:
 
 
 def _of_stacked_experts(
-    folder: Path, pair: _Pair, of: _Base, a: np.ndarray, b: np.ndarray
+    folder: Path, pair: _Pair, rank: int, of: _Base, a: np.ndarray, b: np.ndarray
 ) -> tuple[tuple[Place, ...], np.ndarray, np.ndarray]:
     """Experts that are one parameter: which one its shape tells, as names do not."""
     module = plain_name(re.sub(r"(\.base_layer)+$", "", pair.module) + ".")
@@ -298,6 +371,7 @@ def _of_stacked_experts(
     turned = of.form.turned_experts or of.form.joined_experts
     if not places or turned or not n_expert or a.shape[0] % n_expert:
         raise _refused(folder, f"changes {short(pair.module)}, which has no place in a {of.architecture} model")
+    _check_rank(folder, pair, rank, n_expert)
     by_expert = a.reshape(n_expert, -1, a.shape[1])
     return places, by_expert, np.ascontiguousarray(b.reshape(len(b), -1, n_expert).transpose(2, 0, 1))
 
@@ -386,6 +460,7 @@ def _of_gguf(path: Path) -> _Base:
         found = {name: gguf.metadata.get(f"{architecture}.{key}") for name, key in SIZES.items()}
         if "token_embd.weight" in gguf.tensors:
             found["vocab_size"] = gguf.tensors["token_embd.weight"].shape[0]
+        shapes = {name: tensor.shape for name, tensor in gguf.tensors.items()}
     usual = CheckpointForm.__dataclass_fields__
     special = ("row_orders", "column_orders", "factors", "head_rows")
     asks = [name for name in special if getattr(form, name, None) is not usual[name].default]
@@ -397,4 +472,4 @@ def _of_gguf(path: Path) -> _Base:
             code="ADAPTER_BASE",
         )
     config = CheckpointConfig(path, {name: value for name, value in found.items() if value is not None}, architecture)
-    return _Base(architecture, form, config)
+    return _Base(architecture, form, config, shapes)

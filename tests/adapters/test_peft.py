@@ -146,6 +146,7 @@ def tensors_with(change_of: Callable[[dict[str, Any]], None]) -> Change:
 
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+HALF = NAME.replace("lora_B", "lora_A")
 WRONG: dict[str, tuple[Change, str]] = {
     "dora": (config_with(use_dora=True), "use_dora is True"),
     "ia3": (config_with(peft_type="IA3"), "peft_type"),
@@ -164,6 +165,8 @@ WRONG: dict[str, tuple[Change, str]] = {
     "NaN": (tensors_with(lambda t: t[NAME].fill_(float("nan"))), "NaN"),
     "another tensor": (tensors_with(lambda t: t.update({"x.magnitude": torch.ones(2, 2)})), "x.magnitude"),
     "rows": (tensors_with(lambda t: t.update({NAME: torch.ones(3, 4)})), "rows|shape"),
+    "a rank that is none of its experts'": (config_with(r=2), "rank is 2.*ranks that agree"),
+    "A of another width": (tensors_with(lambda t: t.update({HALF: torch.ones(4, 60)})), "columns"),
     "a layer too many": (
         tensors_with(lambda t: t.update({re.sub("s.0.", "s.99.", name): t.pop(name) for name in list(t)})),
         "no place",
@@ -188,3 +191,65 @@ def test_what_cannot_be_converted_is_refused_by_name(case: str, sound: Path, tmp
         convert(source, tmp_path / "lora.gguf")
     with pytest.raises(EdgeLLMError, match="--base"):
         open_adapter(sound / "lora", None)
+
+
+SIZES: dict[str, tuple[str, tuple[int, int]]] = {
+    "q_proj": ("self_attn.q_proj", (64, 64)),
+    "k_proj": ("self_attn.k_proj", (64, 32)),
+    "v_proj": ("self_attn.v_proj", (64, 32)),
+    "o_proj": ("self_attn.o_proj", (64, 64)),
+    "up_proj": ("mlp.up_proj", (64, 96)),
+    "down_proj": ("mlp.down_proj", (96, 64)),
+}
+"""Columns and rows of the modules of a layer of the model below."""
+UNKNOWN = ("up_proj", "down_proj")  # of which config.json says one side alone
+
+
+def write_pair(folder: Path, module: str, n_in: int, n_out: int) -> Path:
+    """A folder of PEFT's with one pair."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = f"base_model.model.model.layers.0.{module}"
+    pair = {"A": np.ones((2, n_in), np.float32), "B": np.ones((n_out, 2), np.float32)}
+    halves = {f"{name}.lora_{half}.weight": values for half, values in pair.items()}
+    save_file(halves, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_pair_of_another_width_than_its_weight_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.Qwen3Config(**sizes, **heads, architectures=["Qwen3ForCausalLM"])
+    config.save_pretrained(tmp_path / "base")
+    gguf = write_transformers_model(tmp_path / "model.gguf", transformers.Qwen3ForCausalLM(config))
+    for name, (module, (n_in, n_out)) in SIZES.items():
+        for base in (tmp_path / "base", gguf):
+            with open_adapter(write_pair(tmp_path / "lora", module, n_in, n_out), base) as source:
+                (file,) = convert(source, tmp_path / "lora.gguf")
+            with GGUFFile.open(gguf) as model:
+                program, lora = build_program(model), open_lora(file)
+                assert adapted(program, [lora]).n_adapters == 1
+                lora.close()
+            for wrong in ((n_in - 8, n_out), (n_in, n_out + 8)):
+                if base != gguf and name in UNKNOWN and (wrong[0] == n_in) == (name == "up_proj"):
+                    continue
+                write_pair(tmp_path / "lora", module, *wrong)
+                with pytest.raises(EdgeLLMError, match=r"of its base|its base has them"):
+                    open_adapter(tmp_path / "lora", base)
+
+
+def test_rows_of_every_head_that_gguf_files_cut_have_no_place(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"kv_lora_rank": 32, "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 2}
+    config = transformers.DeepseekV3Config(**sizes, architectures=["DeepseekV3ForCausalLM"])
+    config.save_pretrained(tmp_path / "base")
+    folder = write_pair(tmp_path / "lora", "self_attn.kv_b_proj", 32, 4 * 32)
+    with pytest.raises(EdgeLLMError, match=r"kv_b_proj.*in another form"):
+        open_adapter(folder, tmp_path / "base")
+    with open_adapter(write_pair(folder, "self_attn.kv_a_proj_with_mqa", 64, 96), tmp_path / "base") as source:
+        assert set(source.tensors) == {f"blk.0.attn_kv_a_mqa.weight.lora_{half}" for half in "ab"}
