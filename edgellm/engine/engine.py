@@ -605,7 +605,7 @@ class Engine:
         draws = [chain.draw for request in requests if (chain := request.chain) is not None]
         if len(draws) < len(scheduled):
             return False
-        if not all(part.decodes and not part.n_drafted for part in scheduled):
+        if any(not part.decodes or part.n_drafted or self.scheduler.is_tapped(part) for part in scheduled):
             return False
         n = max(1, min(map(self.scheduler.run_length, scheduled)))  # one is a step as any other, but for the logits
         stop_ids = [request.stop_ids for request in requests]

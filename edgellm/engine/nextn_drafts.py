@@ -72,8 +72,6 @@ class NextnDrafts:
     executor   of the block's program, owned from now on, as is the cache
     """
 
-    taps = True  # wants the hidden states of steps
-
     def __init__(self, executor: HiddenExecutor, kv: KVCache) -> None:
         self.executor, self.cache = executor, kv
         executor.keeps_hidden = True
@@ -84,6 +82,10 @@ class NextnDrafts:
     def __call__(self) -> Drafter:
         """The drafter of one answer, with little credit where the last ones did not pay."""
         return NextnDrafter(CREDIT if self._gained >= 0 else CREDIT / 3, self._trust.inherited())
+
+    def wants(self, drafter: Drafter, tokens: Sequence[int]) -> bool:
+        """See ``TapSource``: not while its drafts rest."""
+        return not self._is_over and isinstance(drafter, NextnDrafter) and drafter.wants(tokens)
 
     def see(self, drafter: Drafter, start: int, rows: np.ndarray) -> None:
         """Hidden states of an answer's tokens from a position on, (n, n_embd), valid during the call."""

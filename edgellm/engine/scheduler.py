@@ -376,17 +376,23 @@ class Scheduler:
             executor.keeps_hidden = True
             self._taps = executor, self.source
 
+    def is_tapped(self, part: Scheduled) -> bool:
+        """Whether the source wants what the logits of this part will be made of, which a run without Python lacks."""
+        drafter = part.request.drafter
+        return self._taps is not None and drafter is not None and self._taps[1].wants(drafter, part.request.tokens)
+
     def tap(self, scheduled: Sequence[Scheduled]) -> None:
         """Give the source what the logits of a step were made of."""
         if self._taps is None or scheduled[0].request.hidden:
             return
-        (executor, source), end = self._taps, 0
-        if not any(part.request.drafter is not None for part in scheduled):
+        wanted = [self.is_tapped(part) for part in scheduled]
+        if not any(wanted):
             return
+        (executor, source), end = self._taps, 0
         rows = executor.last_hidden()
-        for part in scheduled:
+        for part, is_wanted in zip(scheduled, wanted, strict=True):
             mine, end = rows[end : end + part.n_outputs], end + part.n_outputs
-            if part.request.drafter is not None:
+            if is_wanted and part.request.drafter is not None:
                 first = part.sequence.length + len(part.tokens) - part.n_outputs
                 source.see(part.request.drafter, first, mine)
 
@@ -395,7 +401,7 @@ class Scheduler:
 
         They end before a newcomer has waited for long.
         """
-        if not part.decodes or part.n_drafted or self._taps is not None:
+        if not part.decodes or part.n_drafted or self.is_tapped(part):
             return 0
         n = min(int(RUN_S / self._step_s), self._room(part), part.request.n_wanted)
         with contextlib.suppress(ContextFullError):  # nobody is preempted for steps that can wait

@@ -80,6 +80,10 @@ class DraftSource(Protocol):
 class TapSource(DraftSource, Protocol):
     """A source whose drafts go on from hidden states of the model."""
 
+    def wants(self, drafter: Drafter, tokens: Sequence[int]) -> bool:
+        """Whether those of an answer's next tokens are of use, which now has these."""
+        ...
+
     def see(self, drafter: Drafter, start: int, rows: np.ndarray) -> None:
         """Hidden states of an answer's tokens from a position on, (n, n_embd), valid during the call."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -199,3 +200,35 @@ def test_hidden_states_of_a_long_step_are_those_of_its_rows_one_by_one(paths: di
             executor.run(replace(batch, outputs=np.arange(45) == i))
             np.testing.assert_array_equal(executor.last_hidden()[0], rows[i])
         executor.close()
+
+
+def test_answers_that_run_together_draft_and_runs_come_back_while_drafts_rest(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What draws without Python draws nothing while hidden states are wanted, and all that it can when not."""
+    prompts = [[11 + i, 12, 13, 14, 15] * 3 for i in range(3)]
+    more = {"max_tokens": 60, "ignore_eos": True, "temperature": 0}
+    n_runs, resting = list[int](), threading.Event()
+
+    def wants(self: NextnDrafter, tokens: Sequence[int]) -> bool:
+        return not resting.is_set()
+
+    monkeypatch.setattr(NextnDrafter, "wants", wants)
+    free_drafts(monkeypatch)
+    with edgellm.load(paths["glm4moe"], n_ctx=256, n_threads=1, n_parallel=3, speculate="mtp") as llm:
+        decode = llm.executor._team.decode  # type: ignore[attr-defined]
+
+        def counted(*args: Any) -> Any:
+            n_runs.append(args[3])
+            return decode(*args)
+
+        monkeypatch.setattr(llm.executor._team, "decode", counted)  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(3) as pool:
+            drafted = list(pool.map(lambda prompt: llm.generate(prompt, **more), prompts))
+            assert all(one.timings.drafted_n > 0 for one in drafted) and not n_runs
+            resting.set()
+            plain = list(pool.map(lambda prompt: llm.generate(prompt, **more), prompts))
+            n_runs.clear()
+            alone = llm.generate(prompts[0], **more)
+        assert max(n_runs) > 1 and alone.timings.drafted_n == 0
+        assert [one.tokens for one in plain] == [one.tokens for one in drafted] and alone.tokens == plain[0].tokens
