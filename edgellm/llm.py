@@ -619,7 +619,8 @@ class LLM:
 
     def adapter_scales(self, lora: Choice = None, control_vectors: Choice = None) -> AdapterScales:
         """What these choices come to, as the engine takes it."""
-        return self.adapters.chosen(lora, control_vectors)
+        is_default = lora is None and control_vectors is None  # for which nothing that reads adapters is imported
+        return self.engine.adapters() if is_default else self.adapters.chosen(lora, control_vectors)
 
     @property
     def adapters(self) -> LoadedAdapters:
@@ -653,8 +654,7 @@ class LLM:
 
     def take_notices(self) -> list[str]:
         """What has happened since the last call that a user should know, such as the loss of a GPU."""
-        notices, self.engine.notices = self.engine.notices, []
-        return notices
+        return [self.engine.notices.pop(0) for _ in range(len(self.engine.notices))]  # others append to the list
 
     @property
     def executor(self) -> Executor:

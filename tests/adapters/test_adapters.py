@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -368,3 +370,15 @@ def test_requests_of_other_kinds_have_the_scales_of_the_model_or_their_own(folde
             assert not np.array_equal(llm.embed("Name three rivers.", **other), usual), other
         with pytest.raises(EdgeLLMError, match=r"three.*was loaded"):
             llm.embed("Name three rivers.", lora="three")
+
+
+def test_an_answer_without_adapters_imports_nothing_that_reads_them(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama", n_layer=1)
+    code = (
+        "import sys, edgellm\n"
+        f"with edgellm.load({str(path)!r}, n_ctx=64, n_threads=1) as llm:\n"
+        "    llm.generate([5, 6], max_tokens=2)\n"
+        "print([m for m in sys.modules if m.startswith('edgellm.adapters.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['edgellm.adapters.scales']"
