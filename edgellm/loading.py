@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgellm import arguments
 from edgellm.engine.cache import KVCache, pool_blocks
@@ -188,16 +188,9 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     if options.draft is not None:
         options = replace(options, draft=fetched(options.draft, report))
     report("load", 0, 2, path.name)
-    adapters = None
     with open_program(path, options.kv_overrides) as (gguf, program), contextlib.ExitStack() as opened:
-        options = options_for(program, options)
-        if options.has_adapters:
-            program, adapters = with_adapters(program, options)
-            opened.callback(adapters.close)
-        program = typed(program, options)
-        n_ctx = choose_context(program, options)
-        program = program.for_context(n_ctx)
-        need = memory_need(program, gguf, n_ctx, options)
+        options, program, adapters, n_ctx, need = plan = planned(program, gguf, options)
+        opened.callback(plan.close)
         memory = system_memory()  # before the model takes its own
         if not options.force:
             check_fits(need, memory, executors.device_memory(options.executor))
@@ -229,6 +222,52 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     )  # fmt: skip
 
 
+class Plan(NamedTuple):
+    """What a file is loaded as: ``options`` as far as they hold for it, and the program with all that they add.
+
+    ``close`` lets go of the adapters, where it is loaded by nobody.
+    """
+
+    options: LoadOptions
+    program: Program
+    adapters: LoadedAdapters | None
+    n_ctx: int
+    need: MemoryNeed
+
+    def close(self) -> None:
+        """Close the files of adapters."""
+        if self.adapters is not None:
+            self.adapters.close()
+
+
+def planned(program: Program, gguf: GGUFFile, options: LoadOptions) -> Plan:
+    """How an open file will be loaded."""
+    options, adapters = options_for(program, options), None
+    with contextlib.ExitStack() as opened:
+        if options.has_adapters:
+            program, adapters = with_adapters(program, options)
+            opened.callback(adapters.close)
+        program = typed(program, options)
+        n_ctx = choose_context(program, options)
+        program = program.for_context(n_ctx)
+        plan = Plan(options, program, adapters, n_ctx, memory_need(program, gguf, n_ctx, options))
+        opened.pop_all()
+    return plan
+
+
+def prove_drafts(paths: Iterable[Path], options: LoadOptions) -> None:
+    """UnsupportedError where the draft model can be none, or one of these models for chats has no block that drafts."""
+    if options.draft is not None:
+        with open_program(fetched(options.draft, lambda *_: None)) as (gguf, program):
+            draft_context(program, 1)
+        gguf.close()
+    for path in paths if options.speculate == "mtp" else ():
+        with open_program(path, options.kv_overrides) as (gguf, program):
+            if kind_of(program) == "chat":
+                build_nextn_program(gguf)
+        gguf.close()
+
+
 def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, LoadedAdapters]:
     """The program, with what runs for requests that have adapters, and these. UnsupportedError on a GPU."""
     from edgellm.adapters.loading import open_adapters
@@ -253,7 +292,7 @@ def options_for(program: Program, options: LoadOptions) -> LoadOptions:
     """The same on the CPU, and without drafts, where a model makes vectors or scores: no GPU gives hidden states."""
     if kind_of(program) == "chat":
         return options
-    options = replace(options, draft=None)
+    options = replace(options, draft=None, speculate=None)
     return replace(options, executor="cpu", gpu_layers="auto") if executors.is_gpu(options.executor) else options
 
 

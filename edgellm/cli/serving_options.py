@@ -118,6 +118,7 @@ def models_of(
 ) -> Models:
     """The models of a server: those of these names, else all that are here."""
     from edgellm.cli.models import fetched
+    from edgellm.loading import prove_drafts
     from edgellm.memory import GIB
     from edgellm.server.models import Models, named
 
@@ -126,6 +127,7 @@ def models_of(
     entries: list[ModelEntry] | None = None
     if names:
         entries = named(names, lambda name: fetched(name, progress), aliases)
+    prove_drafts([entry.path for entry in entries or ()], options)
     return Models(
         entries,
         options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -151,13 +152,13 @@ def _adapter_text(facts: dict[str, Any]) -> str:
 def _memory(program: Program, gguf: Any, n_ctx: int, options: LoadOptions) -> dict[str, Any]:
     """What the model will take, and of what; "device" is the part of it on a GPU."""
     from edgellm.kernels.executors import device_memory
-    from edgellm.loading import choose_context, memory_need, options_for, typed
+    from edgellm.loading import planned
     from edgellm.machine.memory import system_memory
     from edgellm.memory import placement_text
 
-    options, program = options_for(program, options), typed(program, options)
-    n_ctx = n_ctx or choose_context(program, options)
-    need, there = memory_need(program, gguf, n_ctx, options), device_memory(options.executor)
+    plan = planned(program, gguf, replace(options, n_ctx=n_ctx or None))
+    options, n_ctx, need = plan.options, plan.n_ctx, plan.need
+    there = device_memory(options.executor)
     found: dict[str, Any] = {"n_ctx": n_ctx} | {name: getattr(need, name) for name in (*PARTS, "process", "total")}
     if need.in_file:
         found["in_file"] = need.in_file

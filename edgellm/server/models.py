@@ -12,12 +12,12 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm import loading
-from edgellm.formats.errors import EdgeLLMError, ModelNotFoundError
+from edgellm.formats.errors import EdgeLLMError, ModelNotFoundError, UnsupportedError
 from edgellm.measure.model_card import ModelCard, model_card
 from edgellm.memory import GIB, PROCESS_NBYTES
 from edgellm.server.errors import ServerError
@@ -198,10 +198,15 @@ class Models:
         if (llm := entry.llm) is not None:
             return self._facts(model_card(llm.gguf), llm.n_ctx, llm.memory_estimate, llm.kind)
         with loading.open_program(entry.path, self.options.kv_overrides) as (gguf, program):
-            options = loading.options_for(program, self.options)
-            n_ctx = loading.choose_context(program, options)
-            need = loading.memory_need(program, gguf, n_ctx, options)
-            facts = self._facts(model_card(gguf), n_ctx, need, loading.kind_of(program))
+            try:
+                plan = loading.planned(program, gguf, self.options)
+            except UnsupportedError as error:
+                if error.code != "NO_NEXTN":
+                    raise
+                # it is there all the same; whoever asks for it is told why it cannot be loaded so
+                plan = loading.planned(program, gguf, replace(self.options, speculate=None))
+            plan.close()
+            facts = self._facts(model_card(gguf), plan.n_ctx, plan.need, loading.kind_of(program))
         gguf.close()
         return facts
 

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_files import ATTENTION, lora_pairs, write_lora
 from scripted_executor import scripted_llm
 from server_client import SCRIPTED, client_of, entry
+from tiny_encoders import random_bert, write_bert
+from tiny_models import write_tiny_model
 
+import edgellm
+from edgellm.adapters.loading import AdapterChoice
+from edgellm.cli import main
 from edgellm.formats.errors import ModelNotFoundError
 from edgellm.llm import LLM
-from edgellm.loading import LoadOptions
+from edgellm.loading import LoadOptions, open_model
 from edgellm.memory import PROCESS_NBYTES, MemoryNeed
 from edgellm.server.errors import ServerError
 from edgellm.server.models import ModelEntry, Models, named
@@ -200,3 +206,45 @@ def test_a_broken_file_hides_no_other_model(tmp_path: Path) -> None:
         assert reply.status_code == 200 and reply.json()["model"] == "smollm2"
         wrong = client.post("/v1/completions", json={"prompt": "x", "model": "broken"})
         assert wrong.status_code == 500 and "broken.gguf" in wrong.json()["error"]["message"]
+
+
+def facts_of(path: Path, options: LoadOptions) -> Any:
+    models = Models([ModelEntry(("tiny",), path)], options)
+    (entry,) = asyncio.run(models.usable())
+    assert entry.facts is not None
+    return entry.facts
+
+
+def test_what_a_model_will_take_is_what_it_takes(tmp_path: Path) -> None:
+    """With keys and values of few bits, adapters, a draft model or n-grams, before it is loaded as afterwards."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", "llama", "Q8_0", n_embd=64, n_ff=64, head_dim=32)
+    lora = write_lora(tmp_path / "one.gguf", lora_pairs(path, ATTENTION))
+    cases: list[dict[str, Any]] = [
+        {"cache_type_k": "q4_0", "cache_type_v": "q4_0"},
+        {"lora": (AdapterChoice(lora, "", 1.0),)},
+        {"draft": path, "n_ctx": 128},
+        {"speculate": "ngram"},
+    ]
+    found = []
+    for case in cases:
+        options = LoadOptions(**({"n_ctx": 4096} | case))
+        facts = facts_of(path, options)
+        with LLM(open_model(path, options)) as llm:
+            assert (facts.n_ctx, facts.need_nbytes) == (llm.n_ctx, llm.memory_estimate.total)
+        found.append(facts.need_nbytes)
+    assert found[0] < found[3] < found[1]
+
+
+def test_a_model_that_cannot_draft_by_itself_is_listed_and_refused_where_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", "llama")
+    bert = write_bert(tmp_path / "bert.gguf", random_bert())
+    assert facts_of(path, LoadOptions(n_ctx=64, speculate="mtp")).n_ctx == 64
+    assert facts_of(bert, LoadOptions(speculate="mtp")).kind == "embedding"
+    with edgellm.load(bert, n_threads=1, speculate="mtp") as llm:
+        assert len(llm.embed("rivers"))
+    assert main(["serve", str(path), "--speculate", "mtp", "--port", "0"]) == 1
+    assert "tiny.gguf: edgellm knows no blocks that draft of a llama model" in capsys.readouterr().err
+    assert main(["serve", str(path), "--draft", str(bert), "--port", "0"]) == 1
+    assert "The draft model (bert) answers nothing" in capsys.readouterr().err
