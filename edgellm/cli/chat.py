@@ -37,7 +37,8 @@ HERE_ALONE = {
     "cache_type_k": "-ctk", "cache_type_v": "-ctv",
     "chat_template": "--chat-template",
     "template_file": "--chat-template-file", "overrides": "--override-kv", "speculate": "--speculate",
-    "draft": "--draft", "force": "--force",
+    "draft": "--draft", "force": "--force", "lora": "--lora", "control_vectors": "--control-vector",
+    "control_vector_layers": "--control-vector-layer-range",
 }  # fmt: skip
 """Options that say how a model is loaded."""
 

@@ -133,6 +133,9 @@ def test_options_of_a_model_here_are_refused_with_a_server(capsys: pytest.Captur
         ["--device", "cpu"],
         ["--speculate", "ngram"],
         ["--draft", "m"],
+        ["--lora", "m"],
+        ["--control-vector", "m"],
+        ["--control-vector-layer-range", "1", "2"],
         ["--force"],
     ):
         assert main(["chat", "--plain", "--server", "http://127.0.0.1:1", *flags]) == 2
