@@ -14,7 +14,14 @@ import click
 from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.models import fetched
-from edgellm.cli.options import cache_type_options, device_options, device_values, draft_option, override_option
+from edgellm.cli.options import (
+    cache_type_options,
+    cache_type_values,
+    device_options,
+    device_values,
+    draft_option,
+    override_option,
+)
 from edgellm.cli.progress import ProgressBar
 from edgellm.machine.terminal import echo, human_bytes, human_count, json_text
 
@@ -199,6 +206,7 @@ def _bench_drafted(
             llm = edgellm.load(
                 name, n_threads=n_threads, draft=options["draft"], kv_overrides=options["overrides"] or None,
                 n_ctx=max(n_gen) + 128, progress=progress.update, **device_values(options),
+                **adapter_values(options), **cache_type_values(options),
             )  # fmt: skip
         with llm:
             given = {"repetitions": options["repetitions"], "warmup": not options["no_warmup"]}

@@ -9,6 +9,7 @@ import pytest
 from adapter_files import ATTENTION, lora_pairs, write_control_vector, write_lora
 from tiny_models import write_tiny_model
 
+import edgellm
 from edgellm.cli import main
 from edgellm.cli.adapter_options import parse_adapter
 from edgellm.cli.serving_options import _adapters
@@ -97,3 +98,24 @@ def test_show_and_verify_know_adapters(folder: Path, capsys: Captured, tmp_path:
     assert "ADAPTER_FILE" in capsys.readouterr().out
     assert main(["run", str(folder / "one.gguf"), "-p", "x", "--no-stdin"]) == 1
     assert "--lora" in capsys.readouterr().err
+
+
+def test_bench_measures_drafted_answers_of_the_same_model(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapters, control vectors and types of keys and values are those of the other rows."""
+    given: dict[str, object] = {}
+    load = edgellm.load
+
+    def watched(*args: object, **options: object) -> edgellm.LLM:
+        given.update(options)
+        return load(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(edgellm, "load", watched)
+    tiny = str(folder / "tiny.gguf")
+    asked = ["bench", "-m", tiny, "-p", "0", "-n", "4", "-r", "1", "-t", "1", "--no-bandwidth", "--draft", tiny]
+    asked += ["-ctk", "q8_0", "-ctv", "q4_0", "--lora", str(folder / "one.gguf")]
+    assert main([*asked, "--control-vector", str(folder / "v.gguf")]) == 0
+    capsys.readouterr()
+    assert (given["cache_type_k"], given["cache_type_v"]) == ("q8_0", "q4_0")
+    assert len(given["lora"]) == len(given["control_vectors"]) == 1  # type: ignore[arg-type]
