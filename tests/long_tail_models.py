@@ -29,7 +29,7 @@ _COHERE |= {"layer_types": [GLOBAL, LOCAL, GLOBAL], "mlp_layer_types": ["dense",
 _LAGUNA = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "head_dim": 16}
 _LAGUNA |= {"shared_expert_intermediate_size": 40, "sliding_window": 33, "layer_types": [GLOBAL, LOCAL, LOCAL]}
 _LAGUNA |= {"num_attention_heads_per_layer": [4, 2, 6], "moe_routed_scaling_factor": 2.5}
-_LAGUNA_ROPE = {
+LAGUNA_ROPE = {
     "full_attention": YARN | {"partial_rotary_factor": 0.5},
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
 }
@@ -74,7 +74,7 @@ CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
         "Cohere2Moe",
         _COHERE | {"rms_norm_eps": 1e-5, "prefix_dense_intermediate_size": 80, "num_key_value_heads": 1},
     ),
-    "laguna": ("Laguna", _LAGUNA | {"rope_parameters": _LAGUNA_ROPE}),
+    "laguna": ("Laguna", _LAGUNA | {"rope_parameters": LAGUNA_ROPE}),
     "laguna a gate for each element": (
         "Laguna",
         _LAGUNA | TIED | {"gating": "per-element", "layer_types": [GLOBAL] * 3, "num_attention_heads_per_layer": None}

@@ -34,6 +34,8 @@ def hunyuan_metadata(config: CheckpointConfig, architecture: str) -> TypedMetada
     """The keys of the family, from config.json."""
     refuse_activation(config, "silu", "swish")
     refuse_windows(config)
+    if config.get("attention_head_dim") not in (None, config.head_dim):
+        raise config.refuse("attention_head_dim", f"{config.head_dim}, the width of a head")
     found = decoder_metadata(config, architecture, rotation_with_alpha)
     if _rotation(config).kind == "dynamic":
         found[f"{architecture}.rope.scaling.type"] = ("none", "STRING")

@@ -136,11 +136,11 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     found |= expert_metadata(config, "laguna")
     sizes: dict[str, float] = {
         "vocab_size": config.integer("vocab_size"),
-        "rope.dimension_count": rotated_part(wide, 0.5),
+        "rope.dimension_count": _rotated(config, wide),
         "expert_weights_norm": True,
         "expert_weights_scale": config.real("moe_routed_scaling_factor", 1.0),
         "expert_gating_func": SIGMOID,
-        "leading_dense_block_count": leading_dense_layers(config, 1),
+        "leading_dense_block_count": _n_dense(config),
     }
     if any(slides):
         found["laguna.attention.sliding_window_pattern"] = (np.array(slides), "ARRAY[BOOL]")
@@ -150,7 +150,33 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
 
 
 def _both(config: CheckpointConfig) -> tuple[Rotation, Rotation]:
+    near = config.object_of("swa_rope_parameters", config.get("swa_rope_parameters"))
+    if near:  # the first form: that of layers that see everything stands alone
+        wide = config.object_of("rope_parameters", config.get("rope_parameters"))
+        if "full_attention" in wide or near.get("partial_rotary_factor") is None:
+            expected = "settings with it beside one rotation, and with its own partial_rotary_factor"
+            raise config.refuse("swa_rope_parameters", expected)
+        wide = {"partial_rotary_factor": config.get("partial_rotary_factor")} | wide
+        both = {"full_attention": wide, "sliding_attention": near}
+        config = replace(config, values={**config.values, "rope_parameters": both})
     return rotations_by_layer(config, ("default", "linear", "yarn"), BASES, ("partial_rotary_factor",))
+
+
+def _rotated(config: CheckpointConfig, wide: Rotation) -> int:
+    """Dimensions that are rotated where a layer sees everything: without any settings of rotations, half a head."""
+    n = rotated_part(wide, 1.0 if config.get("rope_parameters") else 0.5)
+    if int(config.head_dim * config.real("partial_rotary_factor", n / config.head_dim)) != n:
+        raise config.refuse("partial_rotary_factor", f"what {wide.key} stands for, {n} of {config.head_dim}")
+    return n
+
+
+def _n_dense(config: CheckpointConfig) -> int:
+    """Layers at the start that have no experts: the first one, where nothing says which."""
+    only = config.get("mlp_only_layers")
+    n = leading_dense_layers(config, len(only) if isinstance(only, list) else 1)
+    if only is not None and only != list(range(n)):
+        raise config.refuse("mlp_only_layers", f"the first layers alone, which are {list(range(n))}")
+    return n
 
 
 def _heads(config: CheckpointConfig) -> list[int]:

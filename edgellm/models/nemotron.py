@@ -35,7 +35,10 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     refuse_activation(config, "relu2")
     refuse_windows(config)
     found = with_layer_norms(decoder_metadata(config, "nemotron", rotation_of_a_part, eps_key="norm_eps"), "nemotron")
-    sizes = {"vocab_size": config.integer("vocab_size"), "rope.dimension_count": rotated_dims(config, 0.5)}
+    n_rot = rotated_dims(config, 0.5)
+    if int(config.head_dim * config.real("rope_percent", n_rot / config.head_dim)) != n_rot:
+        raise config.refuse("rope_percent", f"what partial_rotary_factor stands for, {n_rot} of {config.head_dim}")
+    sizes = {"vocab_size": config.integer("vocab_size"), "rope.dimension_count": n_rot}
     return found | typed_metadata("nemotron", sizes)
 
 

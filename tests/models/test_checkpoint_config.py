@@ -116,7 +116,13 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "starcoder2": ("starcoder2", {"mlp_type": "default", "norm_type": "layer_norm"}),
     "phi3": ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}),
-    "hunyuan_v1_dense": ("hunyuan-dense", {"use_qk_norm": True}),
+    "hunyuan_v1_dense": (
+        "hunyuan-dense",
+        {"use_qk_norm": True, "use_cla": False, "cla_share_factor": 2, "attention_head_dim": 16, "norm_type": "rms"}
+        | {"org_vocab_size": 280, "add_classification_head": False, "class_num": 0, "dense_list": [64, 0]}
+        | {"pool_type": "last", "pad_id": 1, "im_start_id": 4, "use_rotary_pos_emb": True}
+        | {"position_embedding_xdrope": False},
+    ),
     "deepseek_v2": (
         "deepseek2 groups by one",
         {"scoring_func": "softmax", "moe_layer_freq": 1, "aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1},

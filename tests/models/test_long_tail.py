@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from checkpoint_folders import save_byte_level, save_model
 from llama_cpp_judge import llama_cpp_answer
-from long_tail_models import ALIKE, CONVERTED, rename_checkpoint
+from long_tail_models import ALIKE, CONVERTED, LAGUNA_ROPE, rename_checkpoint
 from test_models import nmse, transformers_logits, transformers_model
 from tiny_models import write_tiny_model
 
@@ -23,6 +23,8 @@ from edgellm.kernels.ops.elementwise import CURVES, gelu
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
+from edgellm.models.parts.checkpoint_keys import check_keys
+from edgellm.models.parts.long_tail_keys import NOTED_IN
 from edgellm.quantize.convert import convert
 from edgellm.quantize.inputs import open_input
 from edgellm.tokenizer import Tokenizer
@@ -93,15 +95,80 @@ def centred(logits: np.ndarray) -> np.ndarray:
     return logits.astype(np.float64) - logits.mean(axis=1, keepdims=True, dtype=np.float64)
 
 
+_FLAT = {"rope_parameters": LAGUNA_ROPE["full_attention"], "swa_rope_parameters": LAGUNA_ROPE["sliding_attention"]}
+BESIDES: dict[str, tuple[dict[str, Any], ...]] = {
+    "dots1": ({"scoring_func": "noaux_tc", "topk_method": "noaux_tc", "moe_layer_freq": 1},),
+    "hunyuan-moe": (
+        {"add_classification_head": False, "attention_head_dim": 16, "cla_share_factor": 2, "class_num": 0}
+        | {"dense_list": [64, 0], "norm_type": "hf_rms", "n_group": False, "topk_group": False, "pad_id": 1}
+        | {"sep_id": 2, "im_end_id": 3, "pool_type": "last", "position_embedding_xdrope": False, "use_cla": False}
+        | {"use_rotary_pos_emb": True, "anyres_vit_max_image_size": 2048},
+    ),
+    "bailingmoe2": (
+        {"using_split_qkv_in_self_attention": False, "sliding_window": 4096, "use_sliding_window": False},
+    ),
+    "laguna": (
+        {"decoder_sparse_step": 1, "partial_rotary_factor": 0.5, "swa_attention_sink_enabled": False}
+        | {"mlp_only_layers": [0], "qk_norm_type": "rmsnorm", "moe_router_use_sigmoid": True},
+        _FLAT,
+        _FLAT
+        | {"rope_parameters": {key: value for key, value in _FLAT["rope_parameters"].items() if key[0] != "p"}}
+        | {"partial_rotary_factor": 0.5, "mlp_layer_types": None, "mlp_only_layers": [0]},
+    ),
+    "minicpm": ({"mup_denominator": 32, "sparse_config": {"kernel_size": 32, "dense_len": 8192}},),
+    "falcon": ({"ff_factor": 4},),
+    "nemotron": ({"rope_percent": 0.25},),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("converted", BESIDES, indirect=True)
+def test_what_published_settings_say_besides_changes_nothing(converted: tuple[str, Any, Path]) -> None:
+    name, _, path = converted
+    file = path.parent / "hf" / "config.json"
+    written = file.read_text("utf-8")
+    with open_input(file.parent) as source:
+        metadata, notes = dict(source.metadata), source.notes
+    for changes in BESIDES[name]:
+        file.write_text(json.dumps(json.loads(written) | changes), "utf-8")
+        with open_input(file.parent) as source:
+            assert {key: str(value) for key, value in source.metadata.items()} == {
+                key: str(value) for key, value in metadata.items()
+            }
+            assert [note for note in source.notes if note not in notes] == (
+                ["config.json: sparse_config " + NOTED_IN["minicpm"]["sparse_config"] + "."] * (name == "minicpm")
+            )
+    file.write_text(written, "utf-8")
+
+
+@pytest.mark.parametrize("converted", ["laguna"], indirect=True)
+def test_a_rotation_of_laguna_that_says_no_part_is_of_whole_heads(converted: tuple[str, Any, Path]) -> None:
+    file = converted[2].parent / "hf" / "config.json"
+    written = file.read_text("utf-8")
+    wide = {key: value for key, value in LAGUNA_ROPE["full_attention"].items() if key != "partial_rotary_factor"}
+    for rope, n_rot in ((LAGUNA_ROPE | {"full_attention": wide}, 16), (None, 8)):
+        file.write_text(json.dumps(json.loads(written) | {"rope_parameters": rope}), "utf-8")
+        with open_input(file.parent) as source:
+            assert source.metadata["laguna.rope.dimension_count"] == (n_rot, "UINT32")
+    file.write_text(written, "utf-8")
+
+
+def test_eurobert_may_say_its_tokens_as_texts(tmp_path: Path) -> None:
+    texts = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
+    check_keys(tmp_path, texts | {"mask_token": "<|mask|>", "clf_pooling": "late"}, "eurobert")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
-    "dots1": ({"layer_types": ["sliding_attention"] * 3}, {"n_group": 3}, {"num_experts_per_tok": 9}),
+    "dots1": ({"layer_types": ["sliding_attention"] * 3}, {"n_group": 3}, {"num_experts_per_tok": 9},
+              {"scoring_func": "softmax"}),
     "ernie4_5-moe": ({"moe_layer_end_index": 1}, {"moe_k": 7}, {"moe_use_aux_free": False}, {"hidden_act": "gelu"}),
     "hunyuan-moe": (
         {"moe_topk": [2, 1, 2]}, {"num_shared_expert": [2, 2, 2]}, {"moe_intermediate_size": [48, 48, 48]},
-        {"use_qk_norm": False}, {"use_cla": True},
+        {"use_qk_norm": False}, {"use_cla": True}, {"attention_head_dim": 8}, {"norm_type": "fused"}, {"n_group": 2},
+        {"add_classification_head": True}, {"position_embedding_xdrope": True}, {"use_rotary_pos_emb": False},
     ),
     "bailingmoe": ({"norm_head": True}, {"first_k_dense_replace": 1}, {"moe_shared_expert_intermediate_size": 5}),
-    "bailingmoe2": ({"rotary_dim": 4}, {"score_function": "softmax"}, {"topk_group": 9}, {"use_qk_norm": False}),
+    "bailingmoe2": ({"rotary_dim": 4}, {"score_function": "softmax"}, {"topk_group": 9}, {"use_qk_norm": False},
+                    {"using_split_qkv_in_self_attention": True}, {"use_sliding_window": True, "sliding_window": 7}),
     "cohere2moe": (
         {"shared_expert_combination_strategy": "sum"}, {"expert_selection_fn": "x"}, {"logit_scale": 0},
         {"mlp_layer_types": ["sparse", "dense", "sparse"]}, {"prefix_dense_sliding_window_pattern": 2},
@@ -109,6 +176,9 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "laguna": (
         {"gating": False}, {"moe_router_logit_softcapping": 3.0}, {"num_attention_heads_per_layer": [4, 2]},
         {"mlp_layer_types": ["sparse", "dense", "sparse"]}, {"moe_apply_router_weight_on_input": True},
+        {"mlp_only_layers": [1]}, {"mlp_only_layers": 0}, {"decoder_sparse_step": 2}, {"partial_rotary_factor": 0.25},
+        {"swa_attention_sink_enabled": True}, {"swa_rope_parameters": LAGUNA_ROPE["sliding_attention"]},
+        {"qk_norm_type": "none"}, {"moe_router_use_sigmoid": False},
     ),
     "exaone": ({"activation_function": "relu"},),
     "internlm2": ({"rope_scaling": {"type": "yarn", "factor": 2.0}},),
@@ -119,6 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "gpt2": ({"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"add_cross_attention": True}),
     "starcoder": ({"multi_query": False}, {"scale_attn_weights": False}),
     "falcon": ({"alibi": True}, {"parallel_attn": False}, {"multi_query": False}, {"activation": "relu"}),
+    "nemotron": ({"rope_percent": 0.5},),
     "olmo": ({"clip_qkv": 8.0},),
 }  # fmt: skip
 GGUF_NAMES = {"n_group": "expert_group", "topk_group": "expert_group", "moe_k": "expert_used_count"}

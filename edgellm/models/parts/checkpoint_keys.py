@@ -299,7 +299,6 @@ ONLY_IN: dict[str, dict[str, tuple[Any, ...]]] = {
     "nomic_bert": {"num_shared_experts": (0,), "expert_choice_router": (False,), "add_pooling_layer": (False,)}
     | {"moe_normalize_expert_weights": (False,)},
     "phi3": {"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
-    "hunyuan_v1_dense": {"use_qk_norm": (True,)},
 }
 
 NOTED = {"auto_map": "names a program of its author's own; the architecture's usual one was converted, as it says"}
@@ -487,7 +486,6 @@ USED |= {
     "exaone4": _DECODER | {"sliding_window", "sliding_window_pattern", "num_nextn_predict_layers"},
     "seed_oss": _DECODER | {"attention_bias", "attention_out_bias", "mlp_bias"},
     "ernie4_5": _DECODER | {"use_bias"},
-    "hunyuan_v1_dense": _DECODER | {"attention_bias"},
     "qwen2_vl_text": _DECODER | _SLIDING,
     "qwen2_5_vl_text": _DECODER | _SLIDING,
     "qwen3_vl_text": _DECODER | {"attention_bias"},
@@ -508,7 +506,6 @@ HARMLESS_IN |= {
     "phi3": frozenset(("resid_pdrop", "embd_pdrop")),
     "smollm3": frozenset(("sliding_window", "max_window_layers")),  # it counts with use_sliding_window alone
     "seed_oss": frozenset(("residual_dropout",)),
-    "hunyuan_v1_dense": frozenset(("eod_token_id",)),
     "qwen3_vl_moe_text": _ROUTING | {"sliding_window"},
 }
 DEFAULTS |= {
@@ -546,7 +543,6 @@ DEFAULTS |= {
     "seed_oss": {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 524288},
     "ernie4_5": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
     | {"max_position_embeddings": 131072, "tie_word_embeddings": True},
-    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
     **{
         kind: {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 32768}
         | {"sliding_window": 4096, "max_window_layers": 80}
@@ -607,13 +603,13 @@ DEFAULTS |= {
 def check_keys(folder: Path, values: Mapping[str, Any], model_type: str) -> list[str]:
     """What the user should know of these settings. UnsupportedError for one that edgellm does not know."""
     used, harmless = USED[model_type], HARMLESS | HARMLESS_IN[model_type]
-    only = ONLY | ONLY_IN.get(model_type, {})
+    only, noted = ONLY | ONLY_IN.get(model_type, {}), NOTED | long_tail_keys.NOTED_IN.get(model_type, {})
     notes = []
     for key, value in values.items():
         if value is None or key in used or key in harmless or _is_one_of(value, only.get(key, ())):
             continue
-        if key in NOTED:
-            notes.append(f"config.json: {key} {NOTED[key]}.")
+        if key in noted:
+            notes.append(f"config.json: {key} {noted[key]}.")
             continue
         known = " or ".join(["null", *(repr(one).lower() for one in only[key])]) if key in only else "models without it"
         raise UnsupportedError(

@@ -14,7 +14,9 @@ _BAILING = (
 )
 _BAILING_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 16384}
 _BAILING_ONLY: dict[str, tuple[Any, ...]] = {"norm_head": (False,), "norm_softmax": (False,), "use_rmsnorm": (True,)}
-_UNUSED = frozenset(("embedding_dropout", "output_dropout", "max_window_layers"))
+_BAILING_ONLY |= {"using_split_qkv_in_self_attention": (False,)}
+_UNUSED = frozenset(("embedding_dropout", "output_dropout", "max_window_layers", "sliding_window"))
+"""Of the family; windows count with ``use_sliding_window`` alone."""
 
 _GPT2_NAMES = {
     "n_embd": "hidden_size",
@@ -34,7 +36,10 @@ USED: dict[str, frozenset[str]] = {
     "ernie4_5_moe": DECODER
     | {"use_bias", "moe_num_experts", "moe_k", "moe_num_shared_experts", "moe_layer_start_index"}
     | {"moe_layer_end_index", "moe_layer_interval", "moe_intermediate_size", "num_experts", "num_experts_per_tok"},
-    "hunyuan_v1_moe": DECODER | EXPERTS | {"moe_topk", "moe_intermediate_size", "num_shared_expert", "attention_bias"},
+    "hunyuan_v1_dense": DECODER | {"attention_bias", "attention_head_dim"},
+    "hunyuan_v1_moe": DECODER
+    | EXPERTS
+    | {"moe_topk", "moe_intermediate_size", "num_shared_expert", "attention_bias", "attention_head_dim"},
     "bailing_moe": _BAILING,
     "bailing_moe_v2": _BAILING
     | {"n_group", "topk_group", "routed_scaling_factor", "partial_rotary_factor", "rotary_dim"}
@@ -47,7 +52,8 @@ USED: dict[str, frozenset[str]] = {
     "laguna": DECODER
     | EXPERTS
     | {"sliding_window", "moe_intermediate_size", "shared_expert_intermediate_size", "attention_bias", "gating"}
-    | {"num_attention_heads_per_layer", "mlp_layer_types", "moe_routed_scaling_factor"},
+    | {"num_attention_heads_per_layer", "mlp_layer_types", "moe_routed_scaling_factor", "mlp_only_layers"}
+    | {"swa_rope_parameters", "partial_rotary_factor"},
 }
 _GPT = DECODER - {"rms_norm_eps", "num_key_value_heads"} | {"layer_norm_eps", "n_ctx"}
 USED |= {
@@ -76,15 +82,39 @@ USED |= {
     "olmo": DECODER | {"clip_qkv", "attention_bias"},
     "glm": DECODER | {"attention_bias", "partial_rotary_factor"},
     "arcee": DECODER | {"attention_bias", "mlp_bias"},
-    "nemotron": DECODER | {"attention_bias", "mlp_bias", "norm_eps", "partial_rotary_factor"},
+    "nemotron": DECODER | {"attention_bias", "mlp_bias", "norm_eps", "partial_rotary_factor", "rope_percent"},
     "eurobert": DECODER,
+}
+# of the first checkpoints of Hunyuan, whose class may also have classes, see, share keys, and have latent attention
+_HUNYUAN_HARMLESS = frozenset(
+    (
+        "eod_token_id", "org_vocab_size", "pad_id", "sep_id", "im_start_id", "im_end_id", "im_newline_id",
+        "text_start_id", "text_end_id", "image_token_id", "video_start_id", "video_end_id", "mask_init_id",
+        "cla_share_factor", "class_num", "dense_list", "pool_type", "xdrope_section", "num_media_embeds",
+        "skip_cls_token", "anyres_pooling_size", "anyres_vit_max_image_size", "anyres_vit_two_views",
+        "vit_add_patchemb_bias", "vit_input_resolution", "vit_mapping_type", "vit_norm_type", "vit_patch", "vit_path",
+        "vit_remove_prenorm", "vit_token", "vit_type", "vit_used_rms_norm", "kv_lora_rank", "q_lora_rank",
+        "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    )
+)  # fmt: skip
+_HUNYUAN_ONLY: dict[str, tuple[Any, ...]] = {
+    "use_qk_norm": (True,),
+    "use_cla": (False,),
+    "use_mla": (False,),
+    "mamba": (False,),
+    "add_classification_head": (False,),
+    "norm_type": ("rms", "hf_rms"),
+    "n_group": (False,),
+    "topk_group": (False,),
+    "position_embedding_xdrope": (False,),
+    "use_rotary_pos_emb": (True,),
 }
 HARMLESS_IN: dict[str, frozenset[str]] = {
     "jina_bert": DROPOUT | {"gradient_checkpointing", "attn_implementation", "emb_pooler", "model_max_length"},
     "dots1": ROUTING | {"use_sliding_window"},
     "ernie4_5_moe": ROUTING | {"moe_norm_min", "moe_capacity", "num_nextn_predict_layers"},
-    "hunyuan_v1_moe": ROUTING
-    | {"eod_token_id", "moe_drop_tokens", "moe_random_routing_dropped_token", "org_vocab_size"},
+    "hunyuan_v1_dense": _HUNYUAN_HARMLESS,
+    "hunyuan_v1_moe": ROUTING | _HUNYUAN_HARMLESS | {"moe_drop_tokens", "moe_random_routing_dropped_token"},
     "bailing_moe": ROUTING | _UNUSED,
     "bailing_moe_v2": ROUTING | _UNUSED | {"router_dtype", "mtp_loss_scaling_factor"},
     "cohere2_moe": ROUTING | {"cache_implementation", "_sliding_window_pattern", "layer_switch"},
@@ -101,28 +131,32 @@ _GPT_HARMLESS = frozenset(
 HARMLESS_IN |= {
     "exaone": frozenset(("embed_dropout", "attention_dropout")),
     "internlm2": frozenset(("attn_implementation",)),
-    "minicpm": frozenset(),
+    "minicpm": frozenset(("mup_denominator",)),  # of training
     "stablelm": frozenset(("rope_pct", "norm_eps")),
     "phi": frozenset(("embd_pdrop", "resid_pdrop")),
     "gpt_neox": frozenset(("classifier_dropout",)),
     "gpt2": _GPT_HARMLESS,
     "gpt_bigcode": _GPT_HARMLESS | {"num_key_value_heads"},
-    "falcon": frozenset(),
+    "falcon": frozenset(("ff_factor",)),  # ffn_hidden_size counts, and the shapes
     **dict.fromkeys(("olmo", "glm", "arcee", "nemotron"), frozenset()),
-    "eurobert": frozenset(("classifier_pooling", "num_labels")),
+    "eurobert": frozenset(("classifier_pooling", "clf_pooling", "num_labels"))
+    | {"bos_token", "eos_token", "pad_token", "mask_token"},
 }
 ONLY_IN: dict[str, dict[str, tuple[Any, ...]]] = {
     "jina_bert": {"position_embedding_type": ("alibi",)},
     "ernie4_5_moe": {"moe_use_aux_free": (True,), "moe_gate": ("topk",)},
-    "hunyuan_v1_moe": {"use_qk_norm": (True,), "use_mixed_mlp_moe": (True,), "moe_layer_num_skipped": (0,)}
-    | {"use_cla": (False,), "use_mla": (False,), "norm_topk_prob": (True,), "routed_scaling_factor": (False, 1)}
-    | {"group_limited_greedy": (False,)},
+    "dots1": {"scoring_func": ("noaux_tc", "sigmoid"), "topk_method": ("noaux_tc",), "moe_layer_freq": (1,)},
+    "hunyuan_v1_dense": _HUNYUAN_ONLY,
+    "hunyuan_v1_moe": _HUNYUAN_ONLY
+    | {"use_mixed_mlp_moe": (True,), "moe_layer_num_skipped": (0,), "norm_topk_prob": (True,)}
+    | {"routed_scaling_factor": (False, 1), "group_limited_greedy": (False,)},
     "bailing_moe": _BAILING_ONLY,
     "bailing_moe_v2": _BAILING_ONLY
     | {"use_qk_norm": (True,), "score_function": ("sigmoid",), "moe_router_enable_expert_bias": (True,)},
     "cohere2_moe": {"shared_expert_combination_strategy": ("average",)},
     "laguna": {"moe_apply_router_weight_on_input": (False,), "moe_router_logit_softcapping": (0,)}
-    | {"norm_topk_prob": (True,)},
+    | {"norm_topk_prob": (True,), "decoder_sparse_step": (1,), "moe_router_use_sigmoid": (True,)}
+    | {"swa_attention_sink_enabled": (False,), "qk_norm_type": ("rmsnorm",)},
 }
 ONLY_IN |= {
     "gpt2": {"scale_attn_by_inverse_layer_idx": (False,)},
@@ -136,6 +170,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
     | {"max_position_embeddings": 131072, "tie_word_embeddings": True, "moe_num_experts": 64, "moe_k": 6}
     | {"moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_intermediate_size": 1536},
+    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
     "hunyuan_v1_moe": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "num_experts": 1, "moe_topk": 1},
     "bailing_moe": _BAILING_DEFAULTS,
     "bailing_moe_v2": _BAILING_DEFAULTS,
@@ -166,6 +201,10 @@ DEFAULTS |= {
     "nemotron": {"norm_eps": 1e-5, "max_position_embeddings": 4096, "hidden_act": "relu2"},
     "eurobert": {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192},
 }
+NOTED_IN = {
+    "minicpm": {"sparse_config": "chooses parts of long texts to attend to; all of a text is attended to here"},
+}
+"""Keys of one kind that change what is computed, which the user is told."""
 ALIASES: dict[str, dict[str, str]] = {
     "exaone": {
         "num_layers": "num_hidden_layers",
