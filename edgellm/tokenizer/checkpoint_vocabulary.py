@@ -238,6 +238,14 @@ def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None
     """The older pair of files, vocab.json and merges.txt; the class of the tokenizer says how it cuts."""
     vocab = checkpoint.json("vocab.json", MAX_TOKENIZER_NBYTES)
     lines = checkpoint.text("merges.txt", MAX_TOKENIZER_NBYTES)
+    ranks = [*checkpoint.files.names(".tiktoken"), *checkpoint.files.names("tiktoken.model")]
+    if (vocab is None or lines is None) and ranks:
+        raise UnsupportedError(
+            f"{checkpoint.folder.name}: its tokenizer is {short(ranks[0])}, ranks of byte sequences whose special "
+            "tokens and cuts stand in a program of its author; edgellm converts tokenizer.json, tokenizer.model, or "
+            "vocab.json with merges.txt. Write tokenizer.json with transformers, or take a GGUF file of the model.",
+            code="TOKENIZER_MODEL",
+        )
     if vocab is None or lines is None:
         raise FormatError(
             f"{checkpoint.folder.name}: has no tokenizer: tokenizer.json, tokenizer.model, or vocab.json with "

@@ -340,6 +340,14 @@ def test_a_checkpoint_without_a_tokenizer_says_which_files_it_needs(tmp_path: Pa
     assert code_of(write(tmp_path, tokenizer__json=None)) == "VOCAB_MISSING"
 
 
+@pytest.mark.parametrize("name", ["tiktoken.model", "hy.tiktoken"])
+def test_a_tokenizer_of_ranks_alone_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, **{"tokenizer.json": None, name: b"IQ== 0\n"})
+    with pytest.raises(EdgeLLMError, match=rf"its tokenizer is {name}.*tokenizer\.json") as caught:
+        open_input(folder)
+    assert caught.value.code == "TOKENIZER_MODEL"
+
+
 def test_a_tokenizer_model_of_noise_is_refused(tmp_path: Path) -> None:
     files = {"tokenizer.json": None, "tokenizer.model": random.Random(0).randbytes(4096)}
     assert code_of(write(tmp_path, **files)) == "VOCAB_INVALID"
