@@ -117,6 +117,7 @@ CONVERTED |= {
     ),
     "phi2": ("Phi", _OWN | {"rope_parameters": _PART | {"partial_rotary_factor": 0.5}}),
     "gptneox": ("GPTNeoX", _OWN | {"rope_parameters": _PART}),
+    "gptneox by tanh": ("GPTNeoX", _OWN | TWO_LAYERS | {"rope_parameters": _PART, "hidden_act": "gelu_fast"}),
     "gptneox one behind the other": (
         "GPTNeoX",
         _OWN | TWO_LAYERS | {"rope_parameters": _PART, "use_parallel_residual": False},

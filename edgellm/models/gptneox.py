@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.formats.model_file import ModelFile
+from edgellm.kernels.ops.elementwise import Curve
 from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import build_decoder, plain_feed_forward
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
@@ -20,38 +21,48 @@ from edgellm.models.parts.checkpoint_form import (
     with_layer_norms,
 )
 from edgellm.models.parts.checkpoint_rope import rotated_dims, rotation_of_a_part
-from edgellm.models.parts.hparams import flag
+from edgellm.models.parts.hparams import flag, hparam_error, key_of
 from edgellm.models.parts.joined_heads import rows_of_qkv
 
 GPT_MODULES = frozenset(("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"))
 """Of a layer of the GPT family, all of which have a bias."""
 
+CURVE = "hidden_activation"
+CURVES: dict[str, Curve] = {"gelu": "gelu_erf", "gelu_fast": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+"""What transformers calls them, as files that edgellm writes have them; other programs take the tanh form for all."""
+
 
 def build(gguf: ModelFile) -> Program:
     """x += attention(norm(x)) + Wdown gelu(Wup norm(x)), or one behind the other: see ``build_decoder``."""
+    found = gguf.metadata.get(key_of(gguf, CURVE), "gelu")
+    if not isinstance(found, str) or found not in CURVES:
+        raise hparam_error(gguf, CURVE, found, " or ".join(CURVES))
     return build_decoder(
         gguf,
         adjacent=False,
         layer_norms=True,
         needs_bias="qkvon",
         side_by_side=flag(gguf, "use_parallel_residual", True),
-        ffn=lambda m, blk: plain_feed_forward(m, blk, "gelu_erf", needs_bias=True),
+        ffn=lambda m, blk: plain_feed_forward(m, blk, CURVES[found], needs_bias=True),
     )
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
-    refuse_activation(config, "gelu")
+    refuse_activation(config, *CURVES)
     if not config.flag("attention_bias", True):
         raise config.refuse("attention_bias", "models of this architecture with biases (true)")
     found = decoder_metadata(config, "gptneox", rotation_of_a_part, eps_key="layer_norm_eps")
-    return with_layer_norms(found, "gptneox") | typed_metadata(
+    found = with_layer_norms(found, "gptneox") | typed_metadata(
         "gptneox",
         {
             "rope.dimension_count": rotated_dims(config, 0.25),
             "use_parallel_residual": config.flag("use_parallel_residual", True),
         },
     )
+    if config.get("hidden_act") not in (None, "gelu"):
+        found[f"gptneox.{CURVE}"] = (config.get("hidden_act"), "STRING")
+    return found
 
 
 def _orders(config: CheckpointConfig) -> dict[str, np.ndarray]:

@@ -137,6 +137,14 @@ def test_a_file_of_laguna_has_the_whole_magnitude_of_yarn(tmp_path: Path) -> Non
         assert {name: rope.magnitude for name, rope in ropes.items()} == {"wide": pytest.approx(expected), "near": 1.0}
 
 
+def test_a_file_of_laguna_by_ollama_is_refused_by_that_name(tmp_path: Path) -> None:
+    for more in ({}, {"rope.swa.freq_base": 10000.0, "decoder_sparse_step": 1}):
+        keys = more | {"attention.sink_enabled": False}
+        with pytest.raises(EdgeLLMError, match=r"Ollama's converter wrote it.*edgellm convert") as caught:
+            program_of(with_keys(tmp_path / "keys.gguf", "laguna", keys))
+        assert "keys.gguf" in str(caught.value)
+
+
 def test_experts_are_scaled_where_a_file_says_it(tmp_path: Path) -> None:
     for architecture in ROUTED:
         program = program_of(with_keys(tmp_path / "keys.gguf", architecture, {"expert_weights_scale": 2.5}))

@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "minicpm": ({"scale_emb": 0}, {"scale_depth": -1}, {"dim_model_base": 0}),
     "stablelm": ({"qk_layernorm": True}, {"hidden_act": "gelu"}),
     "phi2": ({"qk_layernorm": True}, {"hidden_act": "gelu"}),
-    "gptneox": ({"hidden_act": "gelu_fast"}, {"attention_bias": False}),
+    "gptneox": ({"hidden_act": "quick_gelu"}, {"attention_bias": False}),
     "gpt2": ({"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"add_cross_attention": True}),
     "starcoder": ({"multi_query": False}, {"scale_attn_weights": False}),
     "falcon": ({"alibi": True}, {"parallel_attn": False}, {"multi_query": False}, {"activation": "relu"}),
@@ -236,6 +236,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "logits by nothing": ("minicpm", {"logit_scale": 0.0}, "logit_scale is 0.0"),
     "rows for fewer positions": ("gpt2", {"context_length": 300}, r"position_embd\.weight has the shape"),
     "no window": ("cohere2moe", {"attention.sliding_window": 0}, "sliding_window is 0"),
+    "another curve": ("gptneox", {"hidden_activation": "quick_gelu"}, "hidden_activation is '?quick_gelu"),
     "side by side or not": ("gptneox", {"use_parallel_residual": 2}, "use_parallel_residual"),
 }  # fmt: skip
 

@@ -114,10 +114,9 @@ READ_IN: dict[str, frozenset[str]] = {
     **dict.fromkeys(("exaone", "internlm2", "chatglm", "arcee"), frozenset(("rope.scaling.attn_factor",))),
     "eurobert": frozenset(("attention.causal", "rope.scaling.attn_factor")),
     "minicpm": frozenset(("embedding_scale", "residual_scale", "logit_scale", "rope.scaling.attn_factor")),
-    **dict.fromkeys(
-        ("stablelm", "gptneox"),
-        frozenset(("attention.layer_norm_epsilon", "use_parallel_residual", "rope.scaling.attn_factor")),
-    ),
+    "stablelm": frozenset(("attention.layer_norm_epsilon", "use_parallel_residual", "rope.scaling.attn_factor")),
+    "gptneox": frozenset(("attention.layer_norm_epsilon", "use_parallel_residual", "rope.scaling.attn_factor"))
+    | {"hidden_activation"},
     **dict.fromkeys(
         ("phi2", "falcon", "olmo", "nemotron"), frozenset(("attention.layer_norm_epsilon", "rope.scaling.attn_factor"))
     ),
@@ -205,6 +204,8 @@ _ROUTERS = {  # of architectures that have but one: by a softmax or by sigmoids
 for _name, _router in _ROUTERS.items():
     NEUTRAL_IN[_name] = NEUTRAL_IN.get(_name, {}) | {"expert_gating_func": (0, _router)}
 WHOLE_MAGNITUDE = ("laguna",)  # whose programs read rope.scaling.yarn_attn_factor
+OLLAMAS = {"laguna": "attention.sink_enabled"}
+"""Architectures whose files are other ones where Ollama's converter wrote them -> a key that it always writes."""
 SAME_AS = {  # of sliding layers, and those of all
     "attention.key_length_swa": "attention.key_length",
     "attention.value_length_swa": "attention.value_length",
@@ -216,6 +217,13 @@ SAME_AS = {  # of sliding layers, and those of all
 def check_keys(gguf: ModelFile) -> None:
     """UnsupportedError ``MODEL_KEY_UNKNOWN`` for a hyperparameter that the program would leave out."""
     prefix = gguf.architecture + "."
+    if (sign := prefix + OLLAMAS.get(gguf.architecture, "")) in gguf.metadata:
+        raise UnsupportedError(
+            f"{file_name(gguf)}: Ollama's converter wrote it ({sign}); its files of this architecture have other keys "
+            "and tensors than llama.cpp's, which edgellm runs. Take such a file, or convert the checkpoint with "
+            "`edgellm convert`.",
+            code="MODEL_KEY_UNKNOWN",
+        )
     read = READ | READ_IN.get(gguf.architecture, frozenset())
     neutral = NEUTRAL | NEUTRAL_IN.get(gguf.architecture, {})
     for whole, value in gguf.metadata.items():
