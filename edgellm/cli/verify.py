@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Write the findings as a JSON array.")
 @click.pass_context
 def command(ctx: click.Context, model: str, header_only: bool, as_json: bool) -> None:
-    """Find everything that is wrong with a model file, or an adapter's.
+    """Find everything that is wrong with a model file or adapter.
 
     Checks its structure, its vocabulary and every weight, tries its chat template on a few conversations, and prints
     all findings. Exit status 0 for a sound file, 1 when anything is wrong. FILE may be the name of a model that is
