@@ -21,7 +21,7 @@ import numpy as np
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Ask, Draft, Drafter
-from edgellm.formats.errors import ContextFullError, EdgeLLMError
+from edgellm.formats.errors import ContextFullError, EdgeLLMError, NumericError
 from edgellm.kernels.draw import Draw, DrawSpec, Link, TokenDraw
 from edgellm.kernels.program import Batch, Executor, TogetherDecodingExecutor
 
@@ -112,7 +112,7 @@ class ModelDrafter(RestingDrafter):
         self.written: list[int] = []
         self.ids: Sequence[int] = ()
         self.n_stable = 0  # of the ids
-        self.is_lost = False  # its text cannot be read, or is longer than the draft model's context
+        self.is_lost = False  # its text cannot be read, gives NaN, or is longer than the draft model's context
 
     def looks(self, tokens: Sequence[int], n_ctx: int) -> bool:
         """Read the text as it is now, and see what has become of the last draft; False where that cannot be."""
@@ -227,10 +227,10 @@ class DraftModel:
             self._trust = drafter.trust
             self._let_go(drafter)
 
-    def _let_go(self, drafter: ModelDrafter) -> None:
+    def _let_go(self, drafter: ModelDrafter, *, keep: bool = True) -> None:
         if drafter.sequence is not None:
             self.drafters.discard(drafter)
-            self.cache.release(drafter.sequence)
+            self.cache.release(drafter.sequence, keep=keep)
             drafter.sequence, drafter.written = None, []
 
     def close(self) -> None:
@@ -241,17 +241,25 @@ class DraftModel:
             self._closed()
 
     def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
-        """See ``DraftSource``. When the model fails there are no more drafts; the answers go on without."""
+        """See ``DraftSource``. When the model fails there are no more drafts; the answers go on without.
+
+        NaN is of a text, and ends its drafts, and those of the texts that were drafted with it.
+        """
         if self._is_over:
             return [Draft() for _ in asked]
         try:
             return self._drafts(asked, plain_s, row_s)
+        except NumericError:
+            for drafter in (ask.drafter for ask in asked):
+                if isinstance(drafter, ModelDrafter):
+                    self._let_go(drafter, keep=False)
+                    drafter.is_lost = True
         except EdgeLLMError as error:
             for drafter in list(self.drafters):
                 self._let_go(drafter)
             self.close()
             self.tell(f"There are no more drafts: {error}")
-            return [Draft() for _ in asked]
+        return [Draft() for _ in asked]
 
     def _drafts(self, asked: Sequence[Ask], plain_s: float, row_s: float) -> list[Draft]:
         room = self.executor.max_tokens

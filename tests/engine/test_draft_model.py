@@ -23,7 +23,7 @@ from edgellm.engine.draft_model import CREDIT, REST, DraftModel, ModelDrafter, S
 from edgellm.engine.engine import Engine
 from edgellm.engine.scheduler import LEAST_STEP_S, Scheduler
 from edgellm.engine.speculation import Ask, DraftSource, NgramDrafter
-from edgellm.formats.errors import NumericError
+from edgellm.formats.errors import ClosedError, NumericError
 from edgellm.sampling import Sampler, SamplingParams
 
 HANG_S = 60.0
@@ -183,13 +183,43 @@ def test_a_draft_model_that_fails_is_given_up_and_the_answers_go_on() -> None:
     drafts = make_draft()
     drafts.tell = told.append
     engine = make_engine(drafts)
-    drafts.executor.fail = NumericError("a logit is NaN")  # type: ignore[attr-defined]
+    drafts.executor.fail = ClosedError("the model is closed")  # type: ignore[attr-defined]
     assert [token.token for token in run(engine, prompt, 60)] == expected_tokens(prompt, 60)
-    assert told == ["There are no more drafts: a logit is NaN"]
+    assert told == ["There are no more drafts: the model is closed"]
     assert [token.token for token in run(engine, prompt, 60)] == expected_tokens(prompt, 60)
     check_empty(engine, drafts)
     engine.close()
     assert drafts.executor.closed == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("all_drafts")
+def test_a_text_of_which_a_draft_model_makes_nan_goes_on_without_and_the_next_has_drafts() -> None:
+    prompt, told = prompt_of(7, 20), list[str]()
+    drafts = make_draft()
+    drafts.tell = told.append
+    engine = make_engine(drafts)
+    drafts.executor.fail = NumericError("a logit is NaN")  # type: ignore[attr-defined]
+    for seed, is_drafted in ((7, False), (8, True)):
+        prompt = prompt_of(seed, 20)
+        tokens = run(engine, prompt, 60)
+        assert [token.token for token in tokens] == expected_tokens(prompt, 60)
+        assert (tokens[-1].timings.drafted_n > 0) == is_drafted
+    assert not told
+    check_empty(engine, drafts)
+    engine.close()
+
+
+def test_the_failure_of_a_draft_model_is_told_after_any_answer(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama", n_layer=1)
+    with edgellm.load(path, n_ctx=256, n_threads=1, draft=path) as llm:
+        ask = partial(llm.generate, temperature=0, max_tokens=30, ignore_eos=True)
+        ask([11, 12, 13])
+        assert llm.take_notices() == []
+        llm.engine.scheduler.source.close()  # type: ignore[union-attr]
+        llm.engine.scheduler.source._is_over = False  # type: ignore[union-attr]
+        ask([14, 15, 16])
+        (told,) = llm.take_notices()
+        assert told.startswith("There are no more drafts: ") and llm.take_notices() == []
 
 
 @pytest.mark.usefixtures("all_drafts")
