@@ -88,6 +88,7 @@ class Scheduler:
         self.interruptible = False  # the executor can do so
         self.long: Request | None = None  # whose next step is to be broken off when another comes in, or it is left
         self.requests: list[Request] = []
+        self._lacking: set[Request] = set()  # that wait for blocks, and for nothing else
         self.n_steps = self.n_parts = 0  # so far, and what requests had in them
         self.n_looks = 0  # within long steps, whether they are still wanted
         self._orders = count()
@@ -121,6 +122,9 @@ class Scheduler:
         if request.sequence is not None:
             self.cache.release(request.sequence, keep=keep)
             request.sequence = None
+            for waiting in self._lacking:  # blocks
+                waiting.not_before = 0.0
+            self._lacking.clear()
 
     def next_in_line(self) -> list[Request]:
         """The requests that may share the next step; none while all have to wait."""
@@ -162,6 +166,7 @@ class Scheduler:
                     scheduled.append(Scheduled(request, sequence, tokens, n_outputs))
                 else:
                     request.not_before = perf_counter() + POLL_S
+                    self._lacking.add(request)
         scheduled = _still(scheduled)
         return _still(self._with_drafts(scheduled, fail)) if scheduled else []
 
