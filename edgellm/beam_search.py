@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm import arguments
 from edgellm.engine.beams import Beam, BeamSearch, follow
 from edgellm.engine.requests import CancelFlag, GeneratedToken, Timings
 from edgellm.formats.errors import ParameterError
 from edgellm.generation import Generation, GenerationChunk, TextStream
+
+if TYPE_CHECKING:
+    from edgellm.adapters.chosen import Choice
 
 MOST_BEAMS = 128
 MOST_LENGTH_PENALTY = 40.0  # either way: the longest answer to this power is still a number
@@ -31,6 +34,8 @@ def beam_search(
     template_kwargs: Any = None,
     parse_special: bool = False,
     ignore_eos: bool = False,
+    lora: Choice = None,
+    control_vectors: Choice = None,
     **others: Any,
 ) -> list[Generation]:
     """The likeliest answers of an ``LLM``, best first, each with its ``score``; see ``engine.beams`` for the search.
@@ -47,8 +52,9 @@ def beam_search(
     n = 1 if num_return_sequences is None else num_return_sequences
     arguments.whole_number("num_return_sequences", n, 1, num_beams)
     arguments.number("length_penalty", length_penalty, -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
-    if early_stopping not in (True, False, "never"):
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise arguments.wrong("early_stopping", early_stopping, 'True, False or "never"')
+    adapters = llm.adapter_scales(lora, control_vectors)
     ids = llm.prompt_ids(prompt, tools=tools, template_kwargs=template_kwargs, parse_special=parse_special)
     llm.engine.check(ids, max_tokens)
     room, eog_ids = llm.n_ctx - len(ids) + 1, llm.engine.eog_ids
@@ -57,16 +63,16 @@ def beam_search(
     ends = frozenset() if ignore_eos else eog_ids
     search, began = BeamSearch(num_beams, ends, limit, length_penalty, early_stopping), perf_counter()
     if limit:
-        whole = follow(llm.engine, ids, search, banned, cancel)
+        whole = follow(llm.engine, ids, search, banned, cancel, adapters)
     else:
         whole, search.finished = True, [Beam((), 0.0)]
-    ms = 1e3 * (perf_counter() - began)
+    ms, prompt_ms = 1e3 * (perf_counter() - began), 1e3 * search.prompt_s
     # a search that was broken off has its best running texts
     found = search.finished if whole else [*search.finished, *search.running]
     full = "length" if limit == max_tokens else "context_full"
     answers = []
     for beam in found[:n]:
-        times = Timings(prompt_n=len(ids), generation_n=len(beam.tokens), generation_ms=ms)
+        times = Timings(len(ids), search.n_reused, prompt_ms, len(beam.tokens), ms - prompt_ms, prompt_ms)
         reason = "stop" if beam.tokens[-1:] and beam.tokens[-1] in ends else full if whole else "cancelled"
         answer = Generation.of(_chunks(llm, beam, reason, times, special=special))
         answer.score = beam.score

@@ -300,16 +300,11 @@ class LLM:
     def _sampler(self, params: SamplingParams, ids: Sequence[int], mask: TokenMask | None) -> Sampler:
         engine = self.engine
         return Sampler(
-            params,
-            engine.executor.program.n_vocab,
-            self.tokenizer.eog_ids,
-            suppressed_ids=self.tokenizer.suppressed_ids,
-            token_bytes=self.tokenizer.token_bytes,
+            params, engine.executor.program.n_vocab, self.tokenizer.eog_ids,
+            suppressed_ids=self.tokenizer.suppressed_ids, token_bytes=self.tokenizer.token_bytes,
             tokenize=lambda piece: self.tokenizer.encode(piece, False),
-            history=ids,
-            draw=engine.executor.draw,
-            mask=mask,
-        )
+            history=ids, draw=engine.executor.draw, mask=mask,
+        )  # fmt: skip
 
     def _answer_form(
         self, response_format: ResponseFormat, regex: str | None, grammar: str | MaskSource | None
@@ -325,10 +320,10 @@ class LLM:
 
         With ``num_beams`` the likeliest that beam search finds, and its ``score``: see ``edgellm.beam_search``.
         """
-        if "num_beams" in kwargs:
+        if (num_beams := kwargs.pop("num_beams", None)) is not None:
             from edgellm.beam_search import best_answer
 
-            return best_answer(self, prompt, *args, **kwargs)
+            return best_answer(self, prompt, *args, num_beams=num_beams, **kwargs)
         chunks = self.stream(prompt, *args, **kwargs)
         return Generation.of(chunks, chunks.parse)
 
@@ -448,7 +443,7 @@ class LLM:
 
     async def agenerate(self, prompt: Prompt, *args: Any, **kwargs: Any) -> Generation:
         """``generate`` to be awaited."""
-        if "num_beams" in kwargs:
+        if kwargs.get("num_beams") is not None:
             return await self._beside(self.generate, prompt, *args, **kwargs)
         chunks = await self._opened(prompt, *args, **kwargs)
         async with contextlib.aclosing(chunks.asynchronous()) as stream:
@@ -484,6 +479,8 @@ class LLM:
         """The sampling of a request: single fields over ``params`` or else over the model's own."""
         if params is not None and not isinstance(params, SamplingParams):
             raise arguments.wrong("params", params, "SamplingParams; single fields are given by name")
+        if sampling.pop("num_beams", None) is not None:
+            raise ParameterError("num_beams is for generate alone: beam search has no token before it has them all.")
         if logprobs is not None and logprobs is not False:
             sampling |= {"n_probs": 0 if logprobs is True else logprobs, "logprobs": True}
         return (self.default_params if params is None else params).with_fields(sampling)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from edgellm.adapters.scales import AdapterScales
 from edgellm.engine.requests import CancelFlag, Request
+from edgellm.kernels.draw import Draw
 
 if TYPE_CHECKING:
     from edgellm.engine.engine import Engine
@@ -54,6 +57,8 @@ class BeamSearch:
     running: list[Beam] = field(default_factory=lambda: [Beam((), 0.0)])
     finished: list[Beam] = field(default_factory=list)  # the best ones, best first
     is_over: bool = False
+    n_reused: int = 0  # tokens of the prompt that the cache had
+    prompt_s: float = 0.0  # until the first step was there
 
     @property
     def n_kept(self) -> int:
@@ -101,12 +106,15 @@ class NextTokensRequest(Request):
         super().__init__(lock, tokens, cancel)
         self.look = look
         self.found: NextTokens | None = None
+        self.n_reused: int | None = None
 
     def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
         missing = self.tokens[self.n_computed : self.n_computed + n]
         return missing, int(len(missing) == self.n_missing)
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
+        if self.n_reused is None and self.sequence is not None:
+            self.n_reused = self.sequence.n_reused
         if len(logits):
             self.found = self.look(logits[-1])
         return len(tokens)
@@ -124,16 +132,26 @@ class NextTokensRequest(Request):
 
 
 def follow(
-    engine: Engine, prompt: Sequence[int], search: BeamSearch, banned: Collection[int], cancel: CancelFlag | None
+    engine: Engine,
+    prompt: Sequence[int],
+    search: BeamSearch,
+    banned: Collection[int],
+    cancel: CancelFlag | None,
+    adapters: AdapterScales | None = None,
 ) -> bool:
-    """Carry out a search behind a prompt; False where it was cancelled. ``banned`` are ids that no text has."""
-    never = np.array(sorted(banned), np.int64)
+    """Carry out a search behind a prompt; False where it was cancelled. ``banned`` are ids that no text has.
+
+    adapters   as in ``Engine.generate``
+    """
+    never, began = np.array(sorted(banned), np.int64), perf_counter()
 
     def look(logits: np.ndarray) -> NextTokens:
-        return likeliest(logits, search.n_kept, never)
+        return likeliest(logits, search.n_kept, never, engine.executor.draw)
 
     while not search.is_over:
         requests = [NextTokensRequest(engine.lock, [*prompt, *one.tokens], cancel, look) for one in search.running]
+        for request in requests:
+            request.adapters = adapters
         engine.submit(*requests)
         try:
             found = [engine.take(request) for request in requests]
@@ -142,17 +160,24 @@ def follow(
                 engine.drop(request)
         if any(after is None for after in found):
             return False
+        if not search.prompt_s:
+            search.n_reused, search.prompt_s = requests[0].n_reused or 0, perf_counter() - began
         search.step(found)
     return True
 
 
-def likeliest(logits: np.ndarray, n: int, banned: np.ndarray) -> NextTokens:
+def likeliest(logits: np.ndarray, n: int, banned: np.ndarray, draw: Draw | None = None) -> NextTokens:
     """The n likeliest tokens; log-probabilities are those of all of the vocabulary."""
+    n = min(n, len(logits) - len(banned))
+    top = draw.top_k(logits, n + len(banned), with_sum=True) if draw is not None else None
+    if top is not None and top.log_sum is not None:  # numpy takes milliseconds, which every answer waits for
+        may = ~np.isin(top.positions, banned)
+        ids, found = top.positions[may][:n], top.values[may][:n].astype(np.float64)
+        return NextTokens(ids.tolist(), (found - top.log_sum).tolist())
     values = logits.astype(np.float64)
     largest = values.max()
     log_sum = largest + np.log(np.exp(values - largest).sum())
     values[banned] = -np.inf
-    n = min(n, len(values) - len(banned))
     ids = np.argpartition(-values, n - 1)[:n]
     ids = ids[np.argsort(-values[ids], kind="stable")]
     return NextTokens(ids.tolist(), (values[ids] - log_sum).tolist())

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from adapter_files import ATTENTION, lora_pairs, write_lora
 from test_models import MODELS, transformers_model
 from tiny_models import write_tiny_model, write_transformers_model
 
 import edgellm
-from edgellm.engine.beams import BeamSearch, NextTokens, follow
+from edgellm.engine import scheduler
+from edgellm.engine.beams import BeamSearch, NextTokens, follow, likeliest
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
+from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -139,6 +144,7 @@ def test_searches_beside_answers_and_without_room_find_the_same(llm: edgellm.LLM
         {"num_beams": 2, "length_penalty": 10**400},
         {"num_beams": 2, "length_penalty": -1e4},
         {"num_beams": 2, "early_stopping": "soon"},
+        {"num_beams": 2, "early_stopping": 1},
         {"num_beams": 2, "temperature": 0.5},
         {"num_beams": 2, "stop": "x"},
         {"num_beams": 2, "regex": "x"},
@@ -154,3 +160,66 @@ def test_a_search_that_is_cancelled_gives_what_it_has(llm: edgellm.LLM) -> None:
     flag = threading.Event()
     flag.set()
     assert llm.generate("the", num_beams=2, max_tokens=9, cancel=flag).finish_reason == "cancelled"
+
+
+def test_texts_that_lack_blocks_go_on_as_soon_as_others_give_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight texts of 220 tokens few fit at once; nobody looks for free blocks in the meantime."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", "llama", n_layer=1)
+    n_waits, reserve = list[bool](), Scheduler._reserve
+
+    def reserved(self: Scheduler, request: Any, n: int) -> bool:
+        n_waits.append(not (found := reserve(self, request, n)))
+        return found
+
+    monkeypatch.setattr(Scheduler, "_reserve", reserved)
+    monkeypatch.setattr(scheduler, "POLL_S", 1e6)
+    with edgellm.load(path, n_threads=1, n_ctx=256) as llm, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(llm.generate, list(range(5, 205)), num_beams=8, max_tokens=20)
+        try:
+            assert len(answer.result(60).tokens) > 0
+        finally:
+            monkeypatch.setattr(scheduler, "POLL_S", 0.05)
+    assert any(n_waits)
+
+
+def test_a_search_tells_what_its_prompt_took_and_what_was_known_of_it(tmp_path: Path) -> None:
+    path, prompt = write_tiny_model(tmp_path / "tiny.gguf", "llama", n_layer=1), list(range(5, 105))
+    with edgellm.load(path, n_threads=1, n_ctx=256) as llm:
+        first, second = (llm.generate(prompt, num_beams=2, max_tokens=6).timings for _ in range(2))
+    assert (first.prompt_n, first.reused_n) == (100, 0) and second.reused_n >= 64
+    assert 0 < first.prompt_ms == first.time_to_first_token_ms and first.generation_ms > 0
+
+
+def test_no_beams_is_an_answer_like_any_other_and_a_stream_has_none(llm: edgellm.LLM) -> None:
+    plain = llm.generate("the", temperature=0, max_tokens=4)
+    assert llm.generate("the", temperature=0, max_tokens=4, num_beams=None) == plain
+    assert asyncio.run(llm.agenerate("the", temperature=0, max_tokens=4, num_beams=None)) == plain
+    for ask in (llm.stream, llm.events):
+        with pytest.raises(edgellm.ParameterError, match="num_beams is for generate alone"):
+            ask("the", num_beams=2)
+
+
+def test_a_search_has_the_adapters_that_it_chooses(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", "llama", "Q8_0", n_embd=64, n_ff=64, head_dim=32)
+    lora = write_lora(tmp_path / "one.gguf", lora_pairs(path, ATTENTION, size=0.4))
+    prompt, beams = list(range(5, 25)), {"num_beams": 3, "max_tokens": 6, "num_return_sequences": 3}
+    with edgellm.load(path, n_threads=1, n_ctx=256) as llm:
+        plain = llm.generate(prompt, **beams)
+    with edgellm.load(path, n_threads=1, n_ctx=256, lora=lora) as llm:
+        with_it, without = llm.generate(prompt, **beams), llm.generate(prompt, **beams, lora={})
+        assert llm.generate(prompt, **beams, lora="one").score == with_it.score != without.score
+        with pytest.raises(edgellm.ParameterError, match="lora"):
+            llm.generate(prompt, **beams, lora="two")
+    assert (without.tokens, without.score) == (plain.tokens, plain.score)
+
+
+def test_what_the_executor_finds_of_a_vocabulary_is_what_numpy_finds(llm: edgellm.LLM) -> None:
+    rng, draw = np.random.default_rng(1), llm.executor.draw
+    assert draw is not None
+    for banned in ([], [3, 700, 999]):
+        logits = rng.permutation(np.linspace(-8, 8, 1000)).astype(np.float32)
+        plain, found = (likeliest(logits, 12, np.array(banned, np.int64), by) for by in (None, draw))
+        assert found.ids == plain.ids
+        np.testing.assert_allclose(found.logprobs, plain.logprobs, atol=1e-5)
