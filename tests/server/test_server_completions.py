@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from server_client import client_of, events, real_server
 from starlette.testclient import TestClient
 
 from edgellm.llm import LLM
+from edgellm.server.protocols import openai_completions
+from edgellm.server.protocols.openai_completions import llama_timings
 from edgellm.server.server import Server
 
 __all__ = ["real_server"]
@@ -106,6 +109,19 @@ def test_the_best_of_several_are_those_with_the_likeliest_tokens(client: TestCli
     assert [(choice["text"], choice["logprobs"]) for choice in hidden["choices"]] == [
         (choice["text"], None) for choice in best["choices"]
     ]
+
+
+def test_timings_are_those_of_the_first_choice(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, as_dict, order = list[Any](), openai_completions._Text.as_dict, itertools.count()
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        told.append(llama_timings(self.timings))
+        return as_dict(self, *args, **options)
+
+    monkeypatch.setattr(openai_completions._Text, "as_dict", noted)
+    monkeypatch.setattr(openai_completions._Text, "likelihood", property(lambda self: next(order)))  # the last is best
+    body = {"prompt": "the", "max_tokens": 4, "temperature": 1.5, "n": 2, "best_of": 3}
+    assert client.post(PATH, json=body).json()["timings"] == told[0]
 
 
 @pytest.mark.parametrize(

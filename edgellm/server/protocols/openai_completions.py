@@ -222,7 +222,7 @@ async def _whole(call: Call, body: CompletionBody, requests: list[TextRequest], 
         "choices": [text.as_dict(number, with_logprobs=asked) for number, text in enumerate(chosen)],
         "usage": _usage([text.timings for text in made], requests),
         "system_fingerprint": FINGERPRINT,
-        "timings": llama_timings(made[0].timings),
+        "timings": llama_timings(chosen[0].timings),
     }
 
 
