@@ -95,7 +95,7 @@ def load(
     lora            files of LoRA adapters (GGUF): a path, a list of paths or (path, scale), or these by name.
                     Every answer has all of them that it does not choose among
     control_vectors likewise: directions added to what the layers ``control_vector_layers`` (first, last) make
-    cache_type_k    what keys are kept as, ``cache_type_v`` values: "f16", "q8_0", "q4_0" ...; fewer bits, read sooner
+    cache_type_k    what keys are kept as, also by what drafts, ``cache_type_v`` values: "f16", "q8_0", "q4_0" ...
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 

@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from os.path import samefile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -301,6 +302,16 @@ def typed(program: Program, options: LoadOptions) -> Program:
     return with_cache_types(program, options.cache_type_k, options.cache_type_v)
 
 
+def typed_draft(program: Program, options: LoadOptions) -> Program:
+    """The same for what drafts, which keeps them as they are where its heads do not divide."""
+    try:
+        return typed(program, options)
+    except UnsupportedError as error:
+        if error.code != "CACHE_TYPE":
+            raise
+        return program
+
+
 def _leave_in_file(executor: Executor, need: MemoryNeed, memory: SystemMemory) -> bool:
     """Let the experts stay in the file where they do not fit ``memory``, which is what was free before loading."""
     if not experts_stay_in_file(need, memory) or not isinstance(executor, LargerThanMemory):
@@ -320,7 +331,7 @@ def _from_disk(path: Path, need: MemoryNeed, memory: SystemMemory) -> str:
 
 def _on_cpu(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> tuple[Executor, KVCache]:
     """What goes on where a GPU is gone; MemoryWouldExceedError where there is no room for it."""
-    options = replace(options, executor="cpu", gpu_layers="auto")
+    options = replace(options, executor="cpu", gpu_layers="auto", draft=None, speculate=None)  # what drafts is loaded
     need, memory = memory_need(program, gguf, n_ctx, options), system_memory()
     if not options.force:
         check_fits(need, memory)
@@ -400,15 +411,16 @@ def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptio
     """Bytes for the model with a full context, and for its draft model."""
     need = _need(program, gguf, n_ctx, options)
     if options.speculate == "mtp":  # its weights are in the file
-        block = _need(build_nextn_program(gguf), gguf, n_ctx, draft_options(options))
+        block = _need(typed_draft(build_nextn_program(gguf), options), gguf, n_ctx, draft_options(options))
         need = replace(need, draft=block.kv + block.work)
     if options.draft is None:
         return need
     with open_program(fetched(options.draft, lambda *_: None)) as (draft_gguf, draft):
         n_draft = draft_context(draft, n_ctx)
-        total = _need(draft, draft_gguf, n_draft, draft_options(options)).total
+        own = _need(typed_draft(draft, options), draft_gguf, n_draft, draft_options(options))
+        is_same = samefile(gguf.path, draft_gguf.path)  # whose pages are in memory once
     draft_gguf.close()
-    return replace(need, draft=total - PROCESS_NBYTES)
+    return replace(need, draft=own.total - PROCESS_NBYTES - (own.weights if is_same else 0))
 
 
 def _need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
@@ -453,7 +465,7 @@ def _nextn_drafts(
             f"speculate=mtp needs hidden states, which the device {options.executor} does not give. Take the CPU.",
             code="NO_NEXTN",
         )
-    program = build_nextn_program(gguf).for_context(n_ctx)
+    program = typed_draft(build_nextn_program(gguf), options).for_context(n_ctx)
     executor, cache = _executor(program, n_ctx, draft_options(options), report, beside)
     assert isinstance(executor, HiddenExecutor), "it is of the same kind"
     return NextnDrafts(executor, cache)
@@ -485,7 +497,7 @@ def _draft_model(
     own = draft_options(options)
     with open_program(options.draft) as (gguf, program):
         n_draft = draft_context(program, n_ctx)
-        program = program.for_context(n_draft)
+        program = typed_draft(program, options).for_context(n_draft)
         draft = Tokenizer.from_gguf(gguf.metadata, proved=True)
         reading = reading_of(tokenizer, draft, beside.program.n_vocab, program.n_vocab)
         executor, cache = _executor(program, n_draft, own, report, beside)

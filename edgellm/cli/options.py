@@ -119,7 +119,8 @@ device_options = option_group(
 cache_type_options = option_group(
     *(
         click.option(f"-ct{of[0]}", f"--cache-type-{of[0]}", f"cache_type_{of[0]}", type=click.Choice(CACHE_TYPES),
-                     default="f16", show_default=True, help=f"What {of} are kept as; fewer bits need less memory.")
+                     default="f16", show_default=True,
+                     help=f"What {of} are kept as, a draft model's too; fewer bits need less memory.")
         for of in ("keys", "values")
     )
 )  # fmt: skip

@@ -322,3 +322,23 @@ def test_time_of_drafts_is_taken_once_from_that_of_runs_without_python(
             with ThreadPoolExecutor(n_together) as pool:
                 list(pool.map(ask, [[11 + i, 12, 13] for i in range(n_together)]))
         assert min(found) > LEAST_STEP_S
+
+
+@pytest.mark.parametrize(("head_dim", "is_typed"), [(32, True), (16, False)])
+def test_what_drafts_keeps_keys_and_values_as_the_model_does_where_its_heads_divide(
+    head_dim: int, is_typed: bool, tmp_path: Path
+) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama", n_layer=2, head_dim=32)
+    draft = write_tiny_model(tmp_path / "draft.gguf", "llama", n_layer=1, head_dim=head_dim)
+    types, needs = {"cache_type_k": "q8_0", "cache_type_v": "q4_0"}, list[int]()
+    for given in ({}, types):
+        with edgellm.load(path, n_ctx=512, n_threads=1, draft=draft, **given) as llm:  # type: ignore[arg-type]
+            needs.append(llm.memory_estimate.draft)
+            layer = llm.engine.scheduler.source.executor.program.cache_layers[0]  # type: ignore[union-attr]
+            plain = {"cache_type_k": "f16", "cache_type_v": "f16"}
+            assert {f"cache_type_{of}": getattr(layer, f"type_{of}") for of in "kv"} == (
+                given if given and is_typed else plain
+            )
+            llm.generate([11, 12, 13] * 9, temperature=0, max_tokens=20, ignore_eos=True)
+            assert not llm.take_notices()
+    assert (needs[1] < needs[0]) == is_typed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from edgellm import loading
 from edgellm.formats.errors import MemoryWouldExceedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.loading import LoadOptions, memory_need
@@ -83,3 +85,26 @@ def test_the_limit_of_a_control_group_does_not_count_pages_it_could_drop(
     assert list(memory._group_limits()) == [(1000000, 300000)]
     (tmp_path / "memory.max").write_text("max\n")
     assert list(memory._group_limits()) == []
+
+
+def test_a_draft_model_of_the_same_file_has_its_weights_once(tmp_path: Path) -> None:
+    path, other = tmp_path / "tiny.gguf", tmp_path / "other.gguf"
+    tiny_models.write_tiny_model(path, "llama")
+    shutil.copy(path, other)
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        alone, same, apart = (memory_need(program, gguf, 64, LoadOptions(draft=draft)) for draft in (None, path, other))
+        assert 0 < same.draft == apart.draft - alone.weights
+
+
+def test_what_goes_on_for_a_gpu_counts_and_opens_no_draft_model_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "tiny.gguf", list[MemoryNeed]()
+    tiny_models.write_tiny_model(path, "llama")
+    monkeypatch.setattr(loading, "check_fits", lambda need, memory: seen.append(need))
+    with GGUFFile.open(path) as gguf:
+        gone = LoadOptions(draft=tmp_path / "gone.gguf", n_threads=1)
+        executor, _ = loading._on_cpu(build_program(gguf), gguf, 64, gone)
+        executor.close()
+    assert seen[0].draft == 0
