@@ -2,7 +2,8 @@
 
 Two files of one family have one vocabulary, but for a few ids at the end and the names of marks. Any other draft model
 gets the text: whole words are in its own ids once for all, the last word anew each time, and what it drafts comes back
-as text too. That costs some drafts and never an answer, which the large model alone decides.
+as text too. A text without spaces is cut where both sides have the ids apart that they have together. That costs some
+drafts and never an answer, which the large model alone decides.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from edgellm.tokenizer import Tokenizer
 from edgellm.tokenizer.vocabulary import TokenType
 
 LEAST_SHARED = 0.9  # of the larger vocabulary, for ids that are the same
+MAX_END = 64  # tokens of a text without words, which are encoded again for each draft
+CUTS = range(16, 32)  # tokens from the end of such a text, behind which it may be cut
 
 
 class _Text(NamedTuple):
@@ -54,6 +57,7 @@ class TextReading:
         self._words: list[int] = []  # in the draft model's ids
         self._n_done = 0  # tokens that are in them
         self._end: Sequence[int] = ()  # the tokens behind those
+        self._max_end = MAX_END
 
     def read(self, tokens: Sequence[int]) -> tuple[Sequence[int], int] | None:
         """See ``Reading``."""
@@ -68,7 +72,10 @@ class TextReading:
             self._words += self._ids(tokens[self._n_done : last])
             self._n_done = last
         self._end = tokens[self._n_done :]
-        ids = [*self._words, *self._ids(self._end)]
+        end = self._ids(self._end)
+        if len(self._end) > self._max_end:
+            end = self._cut(end)
+        ids = [*self._words, *end]
         return (ids, len(self._words)) if ids else None
 
     def write(self, draft: Sequence[int]) -> list[int]:
@@ -81,6 +88,21 @@ class TextReading:
         if ids[: len(self._end)] == list(self._end):
             return ids[len(self._end) :]
         return self.tokenizer.encode(_whole(more), False)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """Take what stands before a cut into the words; ``ids`` are those of the end, what is left of them comes back.
+
+        Where there is none it is looked for again when the end is twice as long.
+        """
+        for n in CUTS:
+            first, last = self._ids(self._end[:-n]), self._ids(self._end[-n:])
+            if [*first, *last] == ids:
+                self._words += first
+                self._n_done += len(self._end) - n
+                self._end, self._max_end = self._end[-n:], MAX_END
+                return last
+        self._max_end = 2 * len(self._end)
+        return ids
 
     def _begins_word(self, token: int) -> bool:
         return self.tokenizer.is_control(token) or self.tokenizer.token_bytes(token)[:1] in (b" ", b"\n")
