@@ -262,9 +262,8 @@ class DraftModel:
         return [Draft() for _ in asked]
 
     def _drafts(self, asked: Sequence[Ask], plain_s: float, row_s: float) -> list[Draft]:
-        room = self.executor.max_tokens
-        if self._token_s:
-            room = min(room, max(LEAST_READ, int(READ_S / self._token_s)))
+        read = int(READ_S / self._token_s) if self._token_s else 0  # of the first it is not known what they take
+        room = min(self.executor.max_tokens, max(LEAST_READ, read))
         growing: list[_Growing | None] = []
         for ask in asked:
             growing.append(self._begin(ask, room) if room > 0 else None)
@@ -362,7 +361,7 @@ class DraftModel:
 
     def _finished(self, one: _Growing, ask: Ask) -> Draft:
         if not one.draft:
-            return Draft()  # there is more to read: that is a cost of the text, not of a draft
+            return Draft(read=True)  # there is more to read: that is a cost of the text, not of a draft
         drafter = one.drafter
         drafter.trust.expect(len(drafter.ids), one.draft, one.probabilities)
         tokens = drafter.reading.write(one.draft)[: ask.n]

@@ -315,6 +315,9 @@ class Scheduler:
         drafts = self._drafts(scheduled, most, fail)
         self._draft_s = perf_counter() - began
         if not any(draft.tokens or draft.tried for draft in drafts):
+            readers = [part.request for part, draft in zip(scheduled, drafts, strict=True) if draft.read]
+            for request in readers:  # it costs the answer, and says nothing of the drafts that come of it
+                request.gained -= self._draft_s / self._decode_s[n_plain] / len(readers)
             return scheduled
         n = max(range(most, -1, -1), key=lambda n: self._worth(n_plain, n_known, drafts, n))
         parts = [self._with_draft(part, draft.tokens[:n]) for part, draft in zip(scheduled, drafts, strict=True)]

@@ -31,11 +31,13 @@ class Draft(NamedTuple):
     """Tokens that may follow, and of each the chance that it, and all before it, is right.
 
     tried   whether there was work for it, whatever came of that
+    read    whether some of the text was read, and there is no draft yet
     """
 
     tokens: Sequence[int] = ()
     chances: Sequence[float] = ()
     tried: bool = False
+    read: bool = False
 
     @classmethod
     def sure(cls, tokens: Sequence[int]) -> Draft:

@@ -19,7 +19,16 @@ from tiny_models import write_tiny_model
 
 import edgellm
 from edgellm.engine.cache import KVCache, pool_blocks
-from edgellm.engine.draft_model import CREDIT, REST, DraftModel, ModelDrafter, SameIds, Trust
+from edgellm.engine.draft_model import (
+    CREDIT,
+    LEAST_READ,
+    REST,
+    DraftModel,
+    ModelDrafter,
+    RestingDrafter,
+    SameIds,
+    Trust,
+)
 from edgellm.engine.engine import Engine
 from edgellm.engine.scheduler import LEAST_STEP_S, Scheduler
 from edgellm.engine.speculation import Ask, DraftSource, NgramDrafter
@@ -261,6 +270,26 @@ def test_a_text_is_read_in_pieces_before_it_is_drafted() -> None:
     made = [drafts.draft_all([Ask(drafter, text, 8)], 1e9)[0] for _ in range(4)]
     assert [bool(draft.tokens) for draft in made] == [False, False, False, True]
     assert [draft.tried for draft in made] == [False, False, False, True]
+    assert [draft.read for draft in made] == [True, True, True, False]
+
+
+def test_the_first_text_is_read_in_small_pieces_until_it_is_known_what_they_take() -> None:
+    drafts, text = make_draft(chunk=512), prompt_of(4, 400)
+    drafter = drafts()
+    for _ in range(2):
+        drafts.draft_all([Ask(drafter, text, 8)], 1e9)
+    sizes = drafts.executor.batches  # type: ignore[attr-defined]
+    assert sizes[0] == LEAST_READ < sizes[1]
+
+
+def test_what_is_read_of_a_prompt_counts_among_what_drafts_have_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, drafts = prompt_of(9, 400), make_draft(chunk=64)
+    monkeypatch.setattr(RestingDrafter, "settle", lambda self, gain: None)
+    engine = make_engine(drafts)
+    drafts.executor.pause_s = 0.02  # type: ignore[attr-defined]
+    timings = run(engine, prompt, 5)[-1].timings  # it ends before its prompt is read
+    assert timings.drafted_n == 0 and timings.gained_n < -1
+    engine.close()
 
 
 def test_drafts_that_do_not_pay_rest_for_longer_and_longer() -> None:
