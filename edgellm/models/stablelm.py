@@ -1,6 +1,7 @@
 """StableLM 2 and Stable Code: LayerNorms, a gated feed-forward, a quarter of each head rotated.
 
-In the 12B size, whose file has no norm for it, the feed-forward reads what attention read.
+In the 12B size, whose file has no norm for it, the feed-forward reads what attention read, and each head of q and k is
+normed by a weight of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def build(gguf: ModelFile) -> Program:
         adjacent=False,
         layer_norms=True,
         needs_bias="n",
+        qk_norms="unlike heads" if any(".attn_q_norm." in name for name in gguf.tensors) else "none",
         norms=BlockNorms() if apart else BlockNorms(ffn=""),
         ffn=lambda m, blk: feed_forward(m, blk, "silu"),
     )
@@ -38,7 +40,7 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish")
     if config.flag("qk_layernorm", False):
-        raise config.refuse("qk_layernorm", "models of this architecture without it (false)")
+        raise config.refuse("qk_layernorm", "models of this architecture without it (false), and runs files with it")
     found = decoder_metadata(config, "stablelm", rotation_of_a_part, eps_key="layer_norm_eps")
     return with_layer_norms(found, "stablelm") | typed_metadata(
         "stablelm",

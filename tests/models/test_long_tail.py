@@ -253,6 +253,30 @@ def test_files_that_contradict_themselves_are_named_errors(what: str, tmp_path: 
     assert "bad.gguf" in str(caught.value)
 
 
+def test_heads_of_stablelm_may_be_normed_each_by_a_weight_of_its_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    heads = {"attn_q_norm": 4, "attn_k_norm": 2}
+    norms = {
+        f"blk.{i}.{name}.weight": rng.normal(1, 0.3, (n, 16)).astype(np.float32)
+        for i in range(2)
+        for name, n in heads.items()
+    }
+    left_out = tuple(f"blk.{i}.ffn_norm.{kind}" for i in range(2) for kind in ("weight", "bias"))
+    path = write_tiny_model(
+        tmp_path / "12b.gguf", "stablelm", "F32", tied=False, extra_tensors=norms, leave_out=left_out, **SIZES
+    )
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf).for_context(256)
+        letter = Tokenizer.from_gguf(gguf.metadata).encode("a")[-1]
+        judge = llama_cpp_answer(path, [TOKENS[:n] for n in PROMPTS_BEHIND], program.n_vocab, letter)
+        batch = Batch.single(program, TOKENS)
+        logits = ReferenceExecutor(program).run(batch)
+        executor = CPUExecutor(program, 4, 1, 64)
+        assert nmse(executor.run(batch), logits) <= 1e-5
+        executor.close()
+    assert nmse(centred(logits[np.array(PROMPTS_BEHIND) - 1]), centred(judge.logprobs)) <= 1e-9
+
+
 def test_a_context_is_no_longer_than_the_rows_for_positions(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "gpt2.gguf", "gpt2", n_embd=64, n_ff=64, n_head=4, head_dim=16)
     with edgellm.load(path, n_ctx=4096, n_threads=1) as llm:

@@ -159,6 +159,15 @@ class ProgramBuilder:
         bias = self.weight(f"{name}.bias", width) if has_bias else None
         self.ops.append(LayerNorm(x, weight, self.like(x, out), self.hp.eps, bias))
 
+    def layer_norm_heads(self, x: str, name: str, n_heads: int) -> None:
+        """x = LayerNorm(x), each head by its own row of the weight."""
+        width = self.buffers[x].width // n_heads
+        rows = self.checked(f"{name}.weight", n_heads, width).dequantize().reshape(n_heads, 1, width)
+        for i, row in enumerate(rows):
+            head, weight = self.part(x, i * width, width), f"{name}.weight[{i}]"
+            self.tensors[weight] = QuantizedTensor(weight, (width,), QUANT_TYPES["F32"], row.view(np.uint8))
+            self.ops.append(LayerNorm(head, weight, head, self.hp.eps))
+
     def linear(
         self, x: str, name: str, out: str, n_out: int, *, needs_bias: bool = False, bias_of: str | None = None
     ) -> None:
@@ -295,8 +304,9 @@ class ProgramBuilder:
         )
 
 
-QKNorms = Literal["none", "heads", "rows", "turned heads"]
-"""What is normed of q and k: each head by itself or a row as a whole, before they are rotated; or heads behind that."""
+QKNorms = Literal["none", "heads", "rows", "turned heads", "unlike heads"]
+"""What is normed of q and k: each head by itself or a row as a whole, before they are rotated; or heads behind that; or
+each head by LayerNorm and a weight of its own, before."""
 
 
 @dataclass(frozen=True)
@@ -541,6 +551,9 @@ def self_attention(
     if qk_norms in ("heads", "rows"):
         m.rms_norm("q", f"{blk}.attn_q_norm", "q", width)
         m.rms_norm("k", f"{blk}.attn_k_norm", "k", width)
+    if qk_norms == "unlike heads":
+        m.layer_norm_heads("q", f"{blk}.attn_q_norm", hp.n_head)
+        m.layer_norm_heads("k", f"{blk}.attn_k_norm", hp.n_head_kv)
     if kind.rope is not None:
         m.ops += [ApplyRope("q", hp.head_dim_k, kind.q_rope or kind.rope), ApplyRope("k", hp.head_dim_k, kind.rope)]
     if qk_norms == "turned heads":
