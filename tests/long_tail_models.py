@@ -115,6 +115,12 @@ CONVERTED |= {
         "StableLm",
         TWO_LAYERS | {"rms_norm_eps": None, "use_parallel_residual": True, "rope_parameters": _PART},
     ),
+    "stablelm heads": (
+        "StableLm",
+        TWO_LAYERS
+        | {"rms_norm_eps": None, "qk_layernorm": True, "use_parallel_residual": True}
+        | {"num_key_value_heads": 2, "rope_parameters": _PART},
+    ),
     "phi2": ("Phi", _OWN | {"rope_parameters": _PART | {"partial_rotary_factor": 0.5}}),
     "gptneox": ("GPTNeoX", _OWN | {"rope_parameters": _PART}),
     "gptneox by tanh": ("GPTNeoX", _OWN | TWO_LAYERS | {"rope_parameters": _PART, "hidden_act": "gelu_fast"}),

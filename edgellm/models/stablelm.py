@@ -36,11 +36,12 @@ def build(gguf: ModelFile) -> Program:
     )
 
 
+HEAD_NORMS = {"self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm"}
+
+
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish")
-    if config.flag("qk_layernorm", False):
-        raise config.refuse("qk_layernorm", "models of this architecture without it (false), and runs files with it")
     found = decoder_metadata(config, "stablelm", rotation_of_a_part, eps_key="layer_norm_eps")
     return with_layer_norms(found, "stablelm") | typed_metadata(
         "stablelm",
@@ -55,6 +56,7 @@ CHECKPOINT = CheckpointForm(
     classes={"StableLmForCausalLM": "stablelm", "StableLmModel": "stablelm"},
     metadata=checkpoint_metadata,
     biases=lambda config: (QKV if config.flag("use_qkv_bias", False) else frozenset()) | {"attn_norm", "ffn_norm"},
+    by_head=lambda config: HEAD_NORMS if config.flag("qk_layernorm", False) else {},
     around_biases=frozenset(("output_norm",)),
     extra=lambda _: {},
 )

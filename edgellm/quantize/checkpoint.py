@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,11 +202,11 @@ def _tensors(
     experts: dict[str, dict[int, InputTensor]] = {}
     biases = form.biases(config)
     unknown, left_out = [], form.leaves_out(config) or _draft_layers(config)
-    first_rows, pieces = form.first_rows(config), form.pieces(config)
+    first_rows, pieces, by_head = form.first_rows(config), form.pieces(config), form.by_head(config)
     for stored_name, weight in open_weights(checkpoint).items():
         if left_out and re.fullmatch(left_out, stored_name):
             continue
-        places = form.places(plain_name(stored_name), config.n_layer, biases, pieces)
+        places = form.places(plain_name(stored_name), config.n_layer, biases, pieces, by_head)
         if not places and not IGNORED.fullmatch(stored_name) and not _is_no_bias(stored_name, weight):
             unknown.append(stored_name)
         for place in places:
@@ -222,13 +224,8 @@ def _tensors(
                 found[place.name] = tensor
             else:
                 experts.setdefault(place.name, {})[place.expert] = tensor
-    for name, matrices in experts.items():
-        if name in found:
-            raise FormatError(
-                f"{checkpoint.folder.name}: {name} is there as one and expert by expert. {PULL_AGAIN}",
-                code="CHECKPOINT_TENSOR",
-            )
-        found[name] = stacked(name, matrices, n_experts)
+    _stack(checkpoint, experts, n_experts, by_head, found)
+    _check_heads(checkpoint, config, by_head, found)
     if unknown:
         raise UnsupportedError(
             f"{checkpoint.folder.name}: {len(unknown)} tensors have no place in {next(iter(form.classes))} as its "
@@ -247,6 +244,36 @@ def _tensors(
         if not (form.pairs_heads or form.extra_is_usual):
             notes.append(UNUSUAL.format(name))
     return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _stack(
+    checkpoint: Checkpoint,
+    apart: Mapping[str, dict[int, InputTensor]],
+    n_experts: int,
+    by_head: Mapping[str, str],
+    found: dict[str, InputTensor],
+) -> None:
+    """What the checkpoint has expert by expert, or head by head, as one tensor each."""
+    for name, tensors in apart.items():
+        if name in found:
+            raise FormatError(
+                f"{checkpoint.folder.name}: {name} is there as one and expert by expert. {PULL_AGAIN}",
+                code="CHECKPOINT_TENSOR",
+            )
+        is_of_heads = name.split(".")[2] in by_head.values()  # the program asks for as many as there are to be
+        found[name] = stacked(name, tensors, len(tensors) if is_of_heads else n_experts)
+
+
+def _check_heads(
+    checkpoint: Checkpoint, config: CheckpointConfig, by_head: Mapping[str, str], found: Mapping[str, InputTensor]
+) -> None:
+    """FormatError where vectors of heads are not there, which the settings say are."""
+    for i, (module, name) in itertools.product(range(config.n_layer), by_head.items()):
+        if f"blk.{i}.{name}.weight" not in found:
+            raise FormatError(
+                f"{checkpoint.folder.name}: layer {i} has no {module}, which config.json says it has. {PULL_AGAIN}",
+                code="CHECKPOINT_TENSOR",
+            )
 
 
 def _draft_layers(config: CheckpointConfig) -> str:

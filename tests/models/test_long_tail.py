@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "internlm2": ({"rope_scaling": {"type": "yarn", "factor": 2.0}},),
     "minicpm": ({"scale_emb": 0}, {"scale_depth": -1}, {"dim_model_base": 0}),
     "stablelm": ({"qk_layernorm": True}, {"hidden_act": "gelu"}),
+    "stablelm heads": ({"qk_layernorm": False},),
     "phi2": ({"qk_layernorm": True}, {"hidden_act": "gelu"}),
     "gptneox": ({"hidden_act": "quick_gelu"}, {"attention_bias": False}),
     "gpt2": ({"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"add_cross_attention": True}),
@@ -193,7 +194,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "olmo": ({"clip_qkv": 8.0},),
 }  # fmt: skip
 GGUF_NAMES = {"n_group": "expert_group", "topk_group": "expert_group", "moe_k": "expert_used_count"}
-GGUF_NAMES |= {"num_experts_per_tok": "expert_used_count"}
+GGUF_NAMES |= {"num_experts_per_tok": "expert_used_count", "qk_layernorm": "q_layernorm"}
 """Keys that the program of the file refuses, by the names of the file."""
 
 

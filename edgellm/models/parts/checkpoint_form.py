@@ -98,6 +98,7 @@ class CheckpointForm:
     experts       modules of one expert -> the GGUF tensor that holds those of a layer
     stacked       modules of a layer whose rows, or those of every expert, are several GGUF tensors one after another
     pieces        modules of a layer whose rows are those of several GGUF modules: which of them each has, in its order
+    by_head       modules of a layer that are a vector for each head, ``norms.0``, ``norms.1`` ..., likewise
     bare          parameters of a layer by their whole names, likewise, with the whole rest of the GGUF names
     numbers       what becomes of the numbers of some tensors of a layer
     factors       of some tensors, by the rest of their names in a layer: what their numbers are multiplied by, one for
@@ -144,6 +145,7 @@ class CheckpointForm:
     experts: Mapping[str, str] = field(default_factory=dict)
     stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pieces: Callable[[CheckpointConfig], Mapping[str, Mapping[str, np.ndarray]]] = lambda _: {}
+    by_head: Callable[[CheckpointConfig], Mapping[str, str]] = lambda _: {}
     bare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     numbers: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     factors: Callable[[CheckpointConfig], Mapping[str, float | np.ndarray]] = lambda _: {}
@@ -168,7 +170,12 @@ class CheckpointForm:
         return bool(self.experts or self.stacked or self.transposed_experts)
 
     def places(
-        self, name: str, n_layer: int, biases: frozenset[str], pieces: Mapping[str, Mapping[str, np.ndarray]] = {}
+        self,
+        name: str,
+        n_layer: int,
+        biases: frozenset[str],
+        pieces: Mapping[str, Mapping[str, np.ndarray]] = {},
+        by_head: Mapping[str, str] = {},
     ) -> tuple[Place, ...]:
         """Where a checkpoint's tensor goes (``model.layers.3.mlp.up_proj.weight``); nowhere when it is unknown."""
         for pattern, replacement in self.renames:
@@ -191,6 +198,9 @@ class CheckpointForm:
         if (parts := pieces.get(rest)) and (parameter == "weight" or (parameter == "bias" and biases >= parts.keys())):
             n = sum(map(len, parts.values()))
             return tuple(Place(f"{blk}.{one}.{parameter}", rows=rows, of=n) for one, rows in parts.items())
+        head = re.fullmatch(r"(.+)\.norms\.(\d{1,6})", rest, re.ASCII)
+        if head and head[1] in by_head and parameter == "weight":
+            return (Place(f"{blk}.{by_head[head[1]]}.weight", int(head[2])),)
         blocks = r"(?:mlp|block_sparse_moe|feed_forward|mixer)"
         one = re.fullmatch(blocks + r"\.experts\.(\d{1,6})\.(\w+)", rest, re.ASCII)
         known = self.experts.get(one[2]) if one else self.layer.get(rest)
