@@ -1,6 +1,7 @@
 """Command R: one LayerNorm for attention and feed-forward, which stand side by side; logits are scaled.
 
-Rotated pairs are neighbours, in checkpoints too.
+Rotated pairs are neighbours, in checkpoints too. In files of Command R+ each head of q and k is normed by a weight of its
+own; its checkpoints are not converted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ COHERE_LAYER = {name: there for name, there in DECODER_LAYER.items() if name != 
 
 def build(gguf: ModelFile) -> Program:
     """x += attention(h) + ffn(h), h = norm(x): see ``build_decoder``."""
-    return build_decoder(gguf, adjacent=True, norms=SIDE_BY_SIDE, scales=logit_scale(gguf), layer_norms=True)
+    return build_decoder(
+        gguf,
+        adjacent=True,
+        norms=SIDE_BY_SIDE,
+        scales=logit_scale(gguf),
+        layer_norms=True,
+        qk_norms="unlike heads" if any(".attn_q_norm." in name for name in gguf.tensors) else "none",
+    )
 
 
 def logit_scale(gguf: ModelFile) -> Scales:

@@ -254,17 +254,16 @@ def test_files_that_contradict_themselves_are_named_errors(what: str, tmp_path: 
     assert "bad.gguf" in str(caught.value)
 
 
-def test_heads_of_stablelm_may_be_normed_each_by_a_weight_of_its_own(tmp_path: Path) -> None:
-    rng = np.random.default_rng(5)
-    heads = {"attn_q_norm": 4, "attn_k_norm": 2}
-    norms = {
-        f"blk.{i}.{name}.weight": rng.normal(1, 0.3, (n, 16)).astype(np.float32)
-        for i in range(2)
-        for name, n in heads.items()
-    }
-    left_out = tuple(f"blk.{i}.ffn_norm.{kind}" for i in range(2) for kind in ("weight", "bias"))
+@pytest.mark.parametrize(("architecture", "n_layer"), [("stablelm", 2), ("command-r", 64)])
+def test_heads_may_be_normed_each_by_a_weight_of_its_own(architecture: str, n_layer: int, tmp_path: Path) -> None:
+    """As in StableLM 2 12B and Command R+; llama.cpp takes them for the latter by its number of layers."""
+    rng, heads = np.random.default_rng(5), {"attn_q_norm": 4, "attn_k_norm": 2}
+    names = [(f"blk.{i}.{name}.weight", n) for i in range(n_layer) for name, n in heads.items()]
+    norms = {name: rng.normal(1, 0.3, (n, 16)).astype(np.float32) for name, n in names}
+    left_out = tuple(f"blk.{i}.ffn_norm.{kind}" for i in range(n_layer) for kind in ("weight", "bias"))
+    more: dict[str, Any] = {"n_layer": n_layer, "extra_tensors": norms, "leave_out": left_out}
     path = write_tiny_model(
-        tmp_path / "12b.gguf", "stablelm", "F32", tied=False, extra_tensors=norms, leave_out=left_out, **SIZES
+        tmp_path / "heads.gguf", architecture, "F32", tied=architecture == "command-r", **more, **SIZES
     )
     with GGUFFile.open(path) as gguf:
         program = build_program(gguf).for_context(256)
