@@ -1,7 +1,7 @@
 """Command R: one LayerNorm for attention and feed-forward, which stand side by side; logits are scaled.
 
-Rotated pairs are neighbours, in checkpoints too. In files of Command R+ each head of q and k is normed by a weight of its
-own; its checkpoints are not converted.
+Rotated pairs are neighbours, in checkpoints too. In files of Command R+ each head of q and k is normed by a weight of
+its own; its checkpoints are not converted.
 """
 
 from __future__ import annotations
