@@ -8,9 +8,10 @@ shares a step with, so the answer is that of plain decoding to the last bit; a w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_DRAFT = 15  # tokens; with the one before them 16, which fill a kernel's tiles
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from ray.util import metrics
 
 from edgellm import loading
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.machine.terminal import echo
 from edgellm.ray.same_file import check_same, file_hash, hash_of
 from edgellm.server.errors import ServerError
 from edgellm.server.front import Front
@@ -70,7 +70,7 @@ class Replica:
             if expected is not None:
                 check_same(self._path, self._hash, expected, "the front")
         except FormatError as error:
-            print(f"edgellm: {error}", file=sys.stderr)  # where the file is, is nothing for clients
+            echo(f"edgellm: {error}", err=True)  # where the file is, is nothing for clients
             told = ServerError(
                 "server_error", "A server has another file of the model than the front; its log says where."
             )

@@ -67,6 +67,8 @@ COMMANDS = {
     "doctor": ["doctor", "--no-selftest", "--no-bandwidth"],
     "embed what is not there": ["embed", "-m", "{model}", "-f", "{word}"],
     "embed without a model": ["embed", "{word}"],
+    "batch of what is no line": ["batch", "{text}", "{model}.out", "-m", "{model}"],
+    "batch of a bad file": ["batch", "{text}", "{model}.out", "-m", "{bad}"],
     "serve what is not there": ["serve", "{word}"],
     "serve a bad file": ["serve", "{bad}", "--port", "0"],
     "no command": ["{word}"],
