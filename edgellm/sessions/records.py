@@ -17,8 +17,9 @@ REASONS = ("stop", "length", "context_full", "cancelled")
 LEFT_OUT = "left_out_n"  # among the timings of an answer: messages before it that its prompt went without
 TIMINGS = (
     *("prompt_n", "reused_n", "computed_n", "prompt_ms", "prompt_tps", "generation_n", "generation_ms"),
-    *("generation_tps", "time_to_first_token_ms", "drafted_n", "accepted_n", LEFT_OUT),
+    *("generation_tps", "time_to_first_token_ms", "drafted_n", "accepted_n", "gained_n", LEFT_OUT),
 )
+BELOW_0 = ("gained_n",)  # of these, those that may be: drafts can cost more than they bring
 GREATEST = 1e15  # of a count or a time
 LAST_MOMENT = 253_402_000_000.0  # December 9999: no calendar goes further
 MAX_NAME_LENGTH = 4096  # of a model, which may be a path
@@ -38,8 +39,9 @@ def timings(value: Any) -> dict[str, float]:
     for name, number in value.items():
         if name not in TIMINGS:
             raise ParameterError(f"timings has {shortly(name)}, expected {', '.join(TIMINGS)}")
-        if not _is_number(number) or not 0 <= number <= GREATEST:
-            raise ParameterError(f"timings: {name} is {shortly(number)}, expected 0 to {GREATEST:g}")
+        least = -GREATEST if name in BELOW_0 else 0
+        if not _is_number(number) or not least <= number <= GREATEST:
+            raise ParameterError(f"timings: {name} is {shortly(number)}, expected {least:g} to {GREATEST:g}")
     return dict(value)
 
 

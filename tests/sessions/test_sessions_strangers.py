@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from edgellm.engine.requests import Timings
 from edgellm.formats.errors import FormatError
 from edgellm.generation import TokenLogprob
 from edgellm.sampling import SamplingParams
-from edgellm.sessions import Session, SessionStore, from_json, to_json, to_markdown
+from edgellm.sessions import Session, SessionStore, from_json, records, to_json, to_markdown
 from edgellm.sessions.rescue import rescue, rescue_report
 from edgellm.sessions.settings import as_json, checked_all
 
@@ -289,3 +290,8 @@ def test_a_chat_that_can_be_written_nowhere_is_told_in_full(monkeypatch: Any, tm
     monkeypatch.setattr("edgellm.sessions.rescue.rescue_folders", lambda: [tmp_path])
     told = rescue_report([session], error)
     assert "sessions import" in told and str(tmp_path) in told
+
+
+def test_every_count_of_an_answer_is_known_to_who_brings_a_chat_in() -> None:
+    found = Timings(gained_n=-2.5).as_dict()
+    assert records.timings(found) == found

@@ -55,7 +55,7 @@ def test_what_is_fetched_are_the_experts_that_the_step_is_sent_to(
         experts_ahead, "advise", lambda pieces, _: asked.append([experts[tuple(piece)] for piece in pieces])
     )
     executor = cpu_executor(program, 2, 2, 8, FORMS[0])
-    executor._ahead = executor._table.routed
+    executor._in_file = True  # without giving back its pages
     executor.run(batch)
     executor.close()
     assert [set(one) for one in asked] == [experts for experts in chosen for _ in range(3)]
