@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from answers_together import answers_together
 from cpu_programs import cpu_executor, single_sequence
 from test_gguf_writer import llama_cpp_text
 from test_models import nmse
@@ -84,17 +84,8 @@ def test_a_preempted_answer_is_the_answer_of_one_that_was_not(load: Load) -> Non
     prompts = [[50 + i, *PROMPT[:70]] for i in range(4)]
     llm = load()
     expected = [list(llm.generate(prompt, **SEEDED).tokens) for prompt in prompts]
-    llm, answers = load(n_ctx=128, n_parallel=1), [list[int]() for _ in prompts]  # room for one of them
-
-    def answer(i: int) -> None:
-        answers[i] = list(llm.generate(prompts[i], **SEEDED).tokens)
-
-    threads = [threading.Thread(target=answer, args=(i,)) for i in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == expected
+    llm = load(n_ctx=128, n_parallel=1)  # room for one of them
+    assert answers_together(llm, prompts, SEEDED) == expected
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answers_together import answers_together
 from speculation_trials import free_drafts
 from tiny_models import write_tiny_model
 
@@ -101,17 +101,8 @@ def test_a_saved_state_goes_on_in_another_program(load: Load, tmp_path: Path) ->
 def test_a_preempted_answer_is_the_answer_of_one_that_was_not(load: Load) -> None:
     prompts = [[50 + i, *PROMPT] for i in range(4)]
     expected = [cold(load, prompt, SEEDED) for prompt in prompts]
-    llm, answers = load(n_ctx=128, n_parallel=1), [list[int]() for _ in prompts]  # room for one of them
-
-    def answer(i: int) -> None:
-        answers[i] = list(llm.generate(prompts[i], **SEEDED).tokens)
-
-    threads = [threading.Thread(target=answer, args=(i,)) for i in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == expected
+    llm = load(n_ctx=128, n_parallel=1)  # room for one of them
+    assert answers_together(llm, prompts, SEEDED) == expected
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answers_together import answers_together
 from quantize_plans import FAMILIES
 from tiny_models import write_tiny_model
 
@@ -42,8 +42,8 @@ def test_an_answer_is_that_of_a_cold_run(architecture: str, tmp_path: Path) -> N
     with load(speculate="ngram") as llm:  # speculated
         assert list(llm.generate(PROMPT, **SEEDED).tokens) == cold
     prompts = [PROMPT, [50, *PROMPT], [51, *PROMPT]]
-    with load(n_ctx=128, n_parallel=1) as llm, ThreadPoolExecutor(3) as callers:  # preempted: there is room for one
-        answers = list(callers.map(lambda prompt: list(llm.generate(prompt, **SEEDED).tokens), prompts))
-    with load(n_parallel=3) as llm, ThreadPoolExecutor(3) as callers:  # together
-        assert list(callers.map(lambda prompt: list(llm.generate(prompt, **SEEDED).tokens), prompts)) == answers
+    with load(n_ctx=128, n_parallel=1) as llm:  # preempted: there is room for one
+        answers = answers_together(llm, prompts, SEEDED)
+    with load(n_parallel=3) as llm:
+        assert answers_together(llm, prompts, SEEDED) == answers
     assert answers[0] == cold
