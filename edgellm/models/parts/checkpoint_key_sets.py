@@ -16,7 +16,7 @@ EXPERTS = frozenset(("num_experts", "num_local_experts", "num_experts_per_tok"))
 ENCODER = DECODER - {"rms_norm_eps", "num_key_value_heads"} | {"id2label", "is_decoder"}
 ROUTING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of experts, for training
 DROPOUT = frozenset(("attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout_prob"))
-ROBERTA_DEFAULTS = {
+BERT_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -25,6 +25,6 @@ ROBERTA_DEFAULTS = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
-    "pad_token_id": 1,
     "tie_word_embeddings": True,
 }
+ROBERTA_DEFAULTS = BERT_DEFAULTS | {"pad_token_id": 1}

@@ -15,11 +15,11 @@ from typing import Any
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import short
 from edgellm.models.parts import long_tail_keys
+from edgellm.models.parts.checkpoint_key_sets import BERT_DEFAULTS, ROBERTA_DEFAULTS
 from edgellm.models.parts.checkpoint_key_sets import DECODER as _DECODER
 from edgellm.models.parts.checkpoint_key_sets import DROPOUT as _DROPOUT
 from edgellm.models.parts.checkpoint_key_sets import ENCODER as _ENCODER
 from edgellm.models.parts.checkpoint_key_sets import EXPERTS as _EXPERTS
-from edgellm.models.parts.checkpoint_key_sets import ROBERTA_DEFAULTS as _ROBERTA_DEFAULTS
 from edgellm.models.parts.checkpoint_key_sets import ROUTING as _ROUTING
 
 _GRANITE = frozenset(("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"))
@@ -329,9 +329,9 @@ _GEMMA4_DEFAULTS: dict[str, Any] = {
 }
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("roberta", "xlm-roberta"), _ROBERTA_DEFAULTS),
-    "distilbert": _ROBERTA_DEFAULTS | {"num_hidden_layers": 6, "type_vocab_size": 1},
-    "jina_embeddings_v3": _ROBERTA_DEFAULTS
+    **dict.fromkeys(("roberta", "xlm-roberta"), ROBERTA_DEFAULTS),
+    "distilbert": ROBERTA_DEFAULTS | {"num_hidden_layers": 6, "type_vocab_size": 1},
+    "jina_embeddings_v3": ROBERTA_DEFAULTS
     | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     | {"max_position_embeddings": 8194, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "rope_theta": 20000.0},
     "modernbert": {
@@ -346,18 +346,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "classifier_pooling": "cls",
         "tie_word_embeddings": True,
     },
-    "nomic_bert": _ROBERTA_DEFAULTS | {"max_position_embeddings": 2048, "hidden_act": "silu", "rope_theta": 1000.0},
-    "bert": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-        "hidden_act": "gelu",
-        "tie_word_embeddings": True,
-    },
+    "nomic_bert": ROBERTA_DEFAULTS | {"max_position_embeddings": 2048, "hidden_act": "silu", "rope_theta": 1000.0},
+    "bert": BERT_DEFAULTS,
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
