@@ -8,7 +8,7 @@ is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -18,7 +18,7 @@ from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.draft_model import CREDIT, RestingDrafter, Trust, likeliest
 from edgellm.engine.speculation import Ask, Draft, Drafter
-from edgellm.formats.errors import ContextFullError, EdgeLLMError
+from edgellm.formats.errors import ContextFullError, NumericError
 from edgellm.kernels.program import Batch, HiddenExecutor
 
 
@@ -115,12 +115,13 @@ class NextnDrafts:
         try:
             while active:
                 began = perf_counter()
-                self._step(active)
+                for fitting in self._fitting(active):
+                    self._step(fitting)
                 step_s = perf_counter() - began
                 self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
                 worth = (self._step_s + row_s) / plain_s
                 active = [one for one in active if len(one.draft) < one.n and self.goes_on(one.chances[-1], worth)]
-        except EdgeLLMError:  # NaN in a draft is nobody's error
+        except NumericError:  # NaN in a draft is nobody's error
             for one in growing:
                 if one is not None:
                     self._let_go(one.drafter)
@@ -162,6 +163,16 @@ class NextnDrafts:
             return None
         states = [drafter.hidden[position - 1] for position in range(start, len(tokens))]
         return _Growing(drafter, sequence, sequence.length, n, list(tokens[start:]), states)
+
+    def _fitting(self, active: Sequence[_Growing]) -> Iterator[list[_Growing]]:
+        """The same by as many as have room in one batch: of many texts that waited each has many rows to read."""
+        fitting: list[_Growing] = []
+        for one in active:
+            if sum(len(other.ids) for other in [*fitting, one]) > self.executor.max_tokens:
+                yield fitting
+                fitting = []
+            fitting.append(one)
+        yield fitting
 
     def _step(self, active: Sequence[_Growing]) -> None:
         """Compute the next rows of each, and draft a token behind them."""

@@ -115,6 +115,31 @@ def test_a_draft_goes_on_from_hidden_states_read_in_pieces(paths: dict[str, Path
         drafts.cache.check([])
 
 
+def test_texts_whose_rows_do_not_fit_into_one_batch_draft_as_each_alone(paths: dict[str, Path]) -> None:
+    with GGUFFile.open(paths["glm4moe"]) as gguf:
+        block = build_nextn_program(gguf)
+        rng = np.random.default_rng(3)
+        texts = [[int(token) for token in rng.integers(0, 200, n)] for n in (20, 9, 30, 32, 5)]
+        states = rng.standard_normal((32, N_EMBD)).astype(np.float32)
+        executor = executors.open_executor("cpu", block, pool_blocks(block.cache_layers, 256, 64), max_tokens=32)
+        assert isinstance(executor, HiddenExecutor)
+        drafts = NextnDrafts(executor, KVCache(executor.pool, 64))
+        drafts.goes_on = lambda chance, worth: True  # type: ignore[method-assign]
+        found = []
+        for together in ([texts], [[text] for text in texts]):
+            found.append([])
+            for some in together:
+                asked = [Ask(drafts(), text, 3) for text in some]
+                for ask in asked:
+                    drafts.see(ask.drafter, 0, states[: len(ask.tokens) - 1])
+                found[-1] += [list(draft.tokens) for draft in drafts.draft_all(asked, 1.0)]
+                for ask in asked:
+                    drafts.release(ask.drafter)
+        assert found[0] == found[1]
+        assert [len(draft) for draft in found[0]] == [3] * len(texts)
+        drafts.close()
+
+
 def expected_draft(block: Any, text: Sequence[int], states: np.ndarray, n: int) -> list[int]:
     """All rows anew for each token, the first of them that of position 1."""
     ids, given = list(text[1:]), list(states[: len(text) - 1])
