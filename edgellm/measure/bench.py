@@ -170,7 +170,7 @@ def bench_tests(
 def run_tests(
     program: Program,
     tests: Sequence[BenchTest],
-    make_executor: Callable[[int], Executor],
+    make_executor: Callable[[Sequence[int]], Executor],
     *,
     n_threads: int,
     repetitions: int = 5,
@@ -179,12 +179,13 @@ def run_tests(
     read_bandwidth: float | None = None,
     on_start: Callable[[BenchTest], None] | None = None,
 ) -> Iterator[BenchResult]:
-    """Run each test ``repetitions`` times; ``make_executor(n_blocks)`` makes what is measured."""
+    """Run each test ``repetitions`` times; ``make_executor`` makes what is measured, of blocks and slots by group."""
     n_ctx = max(test.n_depth + test.n_prompt + test.n_gen for test in tests)
     most = max(
         test.n_parallel * math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS) for test in tests
     )
-    executor = make_executor(most)
+    n_slots = max(test.n_parallel for test in tests)
+    executor = make_executor([n_slots if group.kind == "state" else most for group in program.groups])
     tokens = np.random.default_rng(0).integers(0, program.n_vocab, n_ctx, dtype=np.int32)
     try:
         for test in tests:
@@ -222,14 +223,14 @@ def _run_test(
     """One test; what lies behind its depth is overwritten by every repetition, which the causal mask allows."""
     n_blocks = math.ceil((test.n_depth + test.n_prompt + test.n_gen) / BLOCK_TOKENS)
     for sequence in range(test.n_parallel):
-        _read(executor, tokens[: test.n_depth], 0, n_ubatch, sequence * n_blocks)
+        _read(executor, tokens[: test.n_depth], 0, n_ubatch, n_blocks, sequence)
     if warmup:
-        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
+        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch, n_blocks)
         _generate(executor, tokens, test.n_depth, min(test.n_gen, 4), test.n_parallel, n_blocks)
     seconds = []
     for _ in range(repetitions):
         started = time.perf_counter()
-        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch)
+        _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch, n_blocks)
         _generate(executor, tokens, test.n_depth + test.n_prompt, test.n_gen, test.n_parallel, n_blocks)
         seconds.append(time.perf_counter() - started)
     middle = test.n_depth + test.n_prompt + test.n_gen // 2
@@ -246,26 +247,35 @@ def _run_test(
     )
 
 
-def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, first_block: int = 0) -> None:
-    """The tokens from position ``start`` on of a sequence whose blocks begin at ``first_block``."""
+def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, n_blocks: int, sequence: int = 0) -> None:
+    """The tokens from position ``start`` on of one of the sequences."""
     for i in range(0, len(tokens), n_ubatch):
         batch = Batch.single(executor.program, tokens[i : i + n_ubatch], start + i, "last")
-        executor.run(replace(batch, tables=tuple(table + first_block for table in batch.tables)))
+        executor.run(replace(batch, tables=_tables(executor.program, [sequence], n_blocks, start + i)))
 
 
 def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_parallel: int, n_blocks: int) -> None:
-    """n steps of one token for each of ``n_parallel`` sequences with ``n_blocks`` blocks."""
+    """n steps of one token for each of ``n_parallel`` sequences."""
     sequences = np.arange(n_parallel, dtype=np.int32)
-    table = np.arange(n_parallel * n_blocks, dtype=np.int32).reshape(n_parallel, n_blocks)
     for i in range(start, start + n):
         batch = Batch(
             tokens=np.take(tokens, np.arange(i, i + n_parallel), mode="wrap"),
             positions=np.full(n_parallel, i, np.int32),
             sequences=sequences,
             outputs=np.ones(n_parallel, bool),
-            tables=(table,) * len(executor.program.groups),
+            tables=_tables(executor.program, sequences, n_blocks, i),
         )
         executor.run(batch)
+
+
+def _tables(
+    program: Program, sequences: Sequence[int] | np.ndarray, n_blocks: int, start: int
+) -> tuple[np.ndarray, ...]:
+    """By group: ``n_blocks`` blocks of each sequence, and a slot that its state goes on in, if it begins not here."""
+    rows = np.asarray(sequences, np.int32)[:, None]
+    blocks = rows * n_blocks + np.arange(n_blocks, dtype=np.int32)
+    slots = np.concatenate([rows if start else np.full_like(rows, -1), rows], axis=1)
+    return tuple(slots if group.kind == "state" else blocks for group in program.groups)
 
 
 def bytes_per_token(program: Program, n_cached: int, kv_dtype: str = "float16") -> int:

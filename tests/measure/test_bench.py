@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class RecordingExecutor(ReferenceExecutor):
 def recorded(program: Program, tests: list[BenchTest], **options: Any) -> tuple[list[BenchResult], list[Any]]:
     batches: list[Any] = []
 
-    def make(n_blocks: int) -> RecordingExecutor:
+    def make(n_blocks: Sequence[int]) -> RecordingExecutor:
         executor = RecordingExecutor(program, n_blocks)
         executor.batches = batches
         return executor
@@ -140,6 +141,23 @@ def test_texts_that_grow_together_give_a_token_each_in_every_step(model_path: Pa
     assert [seen[4].tables[0][i, 0] for i in range(4)] == [batch.tables[0][0, 0] for batch in seen[:4]]
     assert len(np.unique(seen[4].tables[0])) == 8
     assert test.name == "tg3 x 4 @ d33" and test.n_tokens == 12
+
+
+@pytest.mark.parametrize("architecture", ["qwen35", "lfm2", "mamba2"])
+def test_a_state_is_a_slot_for_each_text_and_goes_on_there(architecture: str, tmp_path: Path) -> None:
+    tiny_models.write_tiny_model(tmp_path / "m.gguf", architecture)
+    tests = bench_tests([4], [6], [0, 33], [(40, 2)], parallel=[1, 3])
+    with GGUFFile.open(tmp_path / "m.gguf") as gguf:
+        program = build_program(gguf)
+        pools = []
+
+        def make(n_blocks: Sequence[int]) -> ReferenceExecutor:
+            pools.append(dict(zip((group.kind for group in program.groups), n_blocks, strict=True)))
+            return ReferenceExecutor(program, n_blocks)
+
+        found = list(run_tests(program, tests, make, n_threads=1, repetitions=2, n_ubatch=16))
+    assert [result.test for result in found] == tests
+    assert [pool["state"] for pool in pools] == [3]
 
 
 def test_the_warm_up_is_run_and_not_counted(model_path: Path) -> None:
