@@ -19,7 +19,6 @@ Nothing here computes. One thread at a time; the engine sees to that.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgellm.engine.cache_blocks import BlockGroup, Node, subtree
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, CacheLayer, CachePool, groups_of
 
@@ -65,31 +65,6 @@ def pool_blocks(layers: SequenceOf[CacheLayer], n_ctx: int, max_tokens: int, n_p
     return tuple(counts)
 
 
-class Node:
-    """One block of tokens in the prefix tree; ``blocks[g]`` is where group g holds it, -1 where it does not.
-
-    A node of fewer than 32 tokens is the end of a released sequence. It has no children, and is only copied from.
-
-    snapshots   up to 31 tokens that follow the block -> the slot with the state behind them
-    users       sequences in use whose path it is on
-    """
-
-    __slots__ = ("blocks", "children", "parent", "snapshots", "tokens", "users")
-
-    def __init__(self, parent: Node | None, tokens: tuple[int, ...], n_groups: int) -> None:
-        self.parent = parent
-        self.tokens = tokens
-        self.children: dict[tuple[int, ...], Node] = {}
-        self.blocks = [-1] * n_groups
-        self.snapshots: dict[tuple[int, ...], int] = {}
-        self.users = 0
-
-    @property
-    def holds_nothing(self) -> bool:
-        """Whether the tree can do without it."""
-        return not (self.children or self.snapshots or self.users or max(self.blocks, default=-1) >= 0)
-
-
 class _Match(NamedTuple):
     """A known beginning: the nodes of its full blocks, the node that holds the rest, the slot of its state."""
 
@@ -97,60 +72,6 @@ class _Match(NamedTuple):
     path: list[Node]
     source: Node | None = None
     slot: int = -1
-
-
-class _Group:
-    """The blocks of a group of layers: which are free, how many sequences use each, which node of the tree has it.
-
-    Of a group of states they are slots, and a node has one as a snapshot.
-    """
-
-    def __init__(self, index: int, window: int, n_blocks: int) -> None:
-        self.index = index
-        self.window = window
-        self.free = list(range(n_blocks - 1, -1, -1))
-        self.references = [0] * n_blocks
-        self.owner: list[Node | None] = [None] * n_blocks
-        self.unused: OrderedDict[int, None] = OrderedDict()  # held by the tree alone, next to go first
-
-    @property
-    def n_available(self) -> int:
-        return len(self.free) + len(self.unused)
-
-    def share(self, block: int) -> None:
-        if self.references[block] == 0:
-            self.unused.pop(block, None)
-        self.references[block] += 1
-
-    def drop(self, block: int, *, soon: bool = False) -> None:
-        """One user less. A block of the tree that nobody uses waits to be found again, in front when ``soon``."""
-        assert self.references[block] > 0, "a block was dropped more often than shared"
-        self.references[block] -= 1
-        if self.references[block]:
-            return
-        if self.owner[block] is None:
-            self.free.append(block)
-        else:
-            self.unused[block] = None
-            if soon:
-                self.unused.move_to_end(block, last=False)
-
-    def disown(self, block: int) -> None:
-        """The tree lets go of a block."""
-        self.owner[block] = None
-        if self.references[block] == 0:
-            self.unused.pop(block, None)
-            self.free.append(block)
-
-    def first_needed(self, position: int) -> int:
-        """The first block that a query at ``position`` looks at.
-
-        The last full block counts as looked at even by a tiny window: it ties the sequence to the prefix tree.
-        """
-        if not self.window:
-            return 0
-        last_full = position // BLOCK_TOKENS - 1
-        return max(0, min(last_full, (position - self.window + 1) // BLOCK_TOKENS))
 
 
 @dataclass(eq=False)
@@ -189,7 +110,7 @@ class KVCache:
         self.pool = pool
         self.n_ctx = n_ctx
         self.max_blocks = n_blocks_of(n_ctx)
-        groups = [_Group(i, g.window, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
+        groups = [BlockGroup(i, g.window, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
         self._states = groups.pop() if pool.groups and pool.groups[-1].kind == "state" else None
         self._groups = groups
         self._roots: dict[str, Node] = {}
@@ -335,11 +256,11 @@ class KVCache:
         fill    called with (group, block of the sequence, target): write that block into the pool; of a group of states
                 block 0 is the state behind the last token
         """
-        held: list[tuple[_Group, int]] = []  # in use until the end: none may take the place of another
+        held: list[tuple[BlockGroup, int]] = []  # in use until the end: none may take the place of another
         node, n_known = self._root(variant), 0
         parent = deepest = node
 
-        def take(group: _Group, block: int) -> int:
+        def take(group: BlockGroup, block: int) -> int:
             target = self._take(group)
             held.append((group, target))
             fill(group.index, block, target)  # findable only once it is whole
@@ -387,7 +308,7 @@ class KVCache:
 
     def check(self, live: SequenceOf[Sequence]) -> None:
         """Count everything anew and compare (for tests): ``live`` are all the sequences in use."""
-        nodes = [node for root in self._roots.values() for node in _subtree(root)]
+        nodes = [node for root in self._roots.values() for node in subtree(root)]
         for group in self._groups:
             users = [0] * len(group.references)
             for sequence in live:
@@ -409,7 +330,7 @@ class KVCache:
             assert not node.holds_nothing, "the tree has a node of no use"
             assert node.users == sum(node in sequence.path for sequence in live), "the users of a node are wrong"
 
-    def _check(self, group: _Group, users: list[int], owners: dict[int, Node]) -> None:
+    def _check(self, group: BlockGroup, users: list[int], owners: dict[int, Node]) -> None:
         assert users == group.references, "reference counts are wrong"
         assert owners == {b: n for b, n in enumerate(group.owner) if n is not None}, "tree and owners disagree"
         unused = {b for b in owners if not users[b]}
@@ -459,7 +380,7 @@ class KVCache:
             yield from ((n, child, -1) for n, child in sorted(found, key=lambda end: -end[0]) if n)
         yield 0, None, -1
 
-    def _reach(self, group: _Group, path: list[Node]) -> list[int]:
+    def _reach(self, group: BlockGroup, path: list[Node]) -> list[int]:
         """For each block of the path, the first of the unbroken run of held blocks that ends in it."""
         reach: list[int] = []
         for b, node in enumerate(path):
@@ -469,7 +390,7 @@ class KVCache:
                 reach[-1] = b + 1
         return reach
 
-    def _held(self, group: _Group, reach: list[int], path: list[Node], source: Node | None, length: int) -> bool:
+    def _held(self, group: BlockGroup, reach: list[int], path: list[Node], source: Node | None, length: int) -> bool:
         """Whether the group has every block that a query at position ``length`` looks at."""
         first = group.first_needed(length)
         if source is not None and source.blocks[group.index] < 0:
@@ -628,7 +549,7 @@ class KVCache:
                 self._cut(child)
         return parent.children.setdefault(tokens, Node(parent, tokens, len(self._groups)))
 
-    def _slide(self, sequence: Sequence, group: _Group) -> None:
+    def _slide(self, sequence: Sequence, group: BlockGroup) -> None:
         """Let go of the blocks that no position from the next one on looks at."""
         first = min(group.first_needed(sequence.length), sequence.end[group.index])
         table = sequence.tables[group.index]
@@ -639,7 +560,7 @@ class KVCache:
             table[b] = -1
         sequence.first[group.index] = max(first, sequence.first[group.index])
 
-    def _take(self, group: _Group) -> int:
+    def _take(self, group: BlockGroup) -> int:
         """A block for one user: a free one, or the one that was left alone longest."""
         if not group.free:
             self._evict(group)
@@ -647,7 +568,7 @@ class KVCache:
         group.references[block] = 1
         return block
 
-    def _evict(self, group: _Group) -> None:
+    def _evict(self, group: BlockGroup) -> None:
         block = next(iter(group.unused))
         node = group.owner[block]
         assert node is not None, "an unused block without an owner"
@@ -672,7 +593,7 @@ class KVCache:
         """Take a node and everything below it out of the tree."""
         if node.parent is not None:
             node.parent.children.pop(node.tokens, None)
-        for below in _subtree(node):
+        for below in subtree(node):
             for group in self._groups:
                 if below.blocks[group.index] >= 0:
                     group.disown(below.blocks[group.index])
@@ -681,15 +602,6 @@ class KVCache:
                 assert self._states is not None
                 self._states.disown(slot)
             below.snapshots.clear()
-
-
-def _subtree(node: Node) -> Iterator[Node]:
-    """The node and all below it."""
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(node.children.values())
 
 
 def _common(a: SequenceOf[int], b: SequenceOf[int]) -> int:
