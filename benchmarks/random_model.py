@@ -5,10 +5,11 @@
 1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
 and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; inputs-4b is Gemma 4
 E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss; latent-30b
-has layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a latent. Blocks are
-random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and
-no two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4
-is that of experts alone: the rest is Q8_0.
+has layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a latent; convs-8b is LFM2
+8B A1B's shape, and states-30b the first 13 of the 52 layers of Nemotron 3 Nano 30B A3B. Blocks are random bytes whose
+scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no two lines of the
+file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is that of experts
+alone: the rest is Q8_0.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class Shape:
     shared    width of the expert that all tokens share
     inputs    of a Gemma 4: columns of a layer's own input, layers without keys, the head size of each sixth layer,
               which sees everything, and the window of the others
+    kinds     a letter for each layer, where most have no attention: * attention, M Mamba-2, C short convolution,
+              E experts in place of these (nemotron_h_moe)
+    dense     layers at the front whose feed-forward has no experts, and its width
     latent    rank of queries (0 for none), of keys and values, parts of a head that are not rotated and that are, its
               values
     """
@@ -58,6 +62,8 @@ class Shape:
     shared: int = 0
     inputs: tuple[int, int, int, int] | None = None
     latent: tuple[int, int, int, int, int] | None = None
+    kinds: str = ""
+    dense: tuple[int, int] = (0, 0)
 
     def wide(self, layer: int) -> bool:
         """Whether a layer of a Gemma 4 sees everything."""
@@ -65,9 +71,30 @@ class Shape:
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention."""
+        if self.kinds:
+            return self.kinds[layer] == "*"
         if self.architecture == "granitehybrid":
             return layer in (5, 15, 25, 35)
         return not self.delta or (layer + 1) % 4 == 0
+
+    def kind(self, layer: int) -> str:
+        """The letter of a layer, where they have some."""
+        return self.kinds[layer : layer + 1]
+
+    def has_states(self, layer: int) -> bool:
+        """Whether a layer has Mamba-2."""
+        if self.kinds:
+            return self.kind(layer) == "M"
+        return bool(self.states) and (self.architecture == "falcon-h1" or not self.attends(layer))
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        return bool(self.experts) and layer >= self.dense[0] and (not self.is_sparse or self.kind(layer) == "E")
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether layers are one thing each, and feed-forwards squared ReLUs without gates."""
+        return self.architecture == "nemotron_h_moe"
 
 
 SHAPES = {
@@ -115,6 +142,36 @@ SHAPES = {
         shared=2816,
         latent=(0, 512, 128, 64, 128),
     ),
+    "convs-8b": Shape(
+        "lfm2moe",
+        24,
+        2048,
+        1792,
+        32,
+        8,
+        64,
+        65536,
+        1e6,
+        experts=(32, 4),
+        kinds="CC*CCC*CCC*CCC*CCC*CC*CC",
+        dense=(2, 7168),
+    ),
+    "states-30b": Shape(
+        "nemotron_h_moe",
+        13,
+        2688,
+        1856,
+        32,
+        2,
+        128,
+        131072,
+        1e4,
+        experts=(128, 6),
+        is_tied=False,
+        states=(64, 64, 8, 128),
+        shared=3712,
+        kinds="MEMEM*EMEMEM*",
+    ),
 }
 MIXES = ("Q4_K_M", "Q8_0", "MXFP4")
 
@@ -135,7 +192,12 @@ def tensor_type(mix: str, name: str, layer: int, n_layer: int) -> str:
 
 
 def random_matrix(name: str, shape: tuple[int, ...], quant_name: str, seed: int) -> TensorPlan:
-    """A matrix of random blocks, or one for each expert, made while it is written."""
+    """A matrix of random blocks, or one for each expert, made while it is written.
+
+    Rows that are no multiple of 256 long get the type that llama.cpp gives them.
+    """
+    if shape[-1] % QUANT_TYPES[quant_name].block_size:
+        quant_name = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}[quant_name]
     quant = QUANT_TYPES[quant_name]
     row_nbytes = quant.row_nbytes(shape[-1])
 
@@ -196,6 +258,8 @@ def layer_matrices(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[i
         found = {"attn_q_a": (q_rank, s.n_embd), "attn_q_b": (n_q, q_rank)} if q_rank else {"attn_q": (n_q, s.n_embd)}
         found |= {"attn_kv_a_mqa": (rank + n_rot, s.n_embd), "attn_k_b": (s.n_head, rank, n_nope)}
         found |= {"attn_v_b": (s.n_head, d_v, rank), "attn_output": (s.n_embd, s.n_head * d_v)}
+    elif s.kind(layer) == "C":
+        found = {"shortconv.in_proj": (3 * s.n_embd, s.n_embd), "shortconv.out_proj": (s.n_embd, s.n_embd)}
     elif attends:
         found = {
             "attn_q": (s.n_head * s.head_dim * (2 if s.delta else 1), s.n_embd),
@@ -203,22 +267,27 @@ def layer_matrices(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[i
             "attn_v": (s.n_head_kv * s.head_dim, s.n_embd),
             "attn_output": (s.n_embd, s.n_head * s.head_dim),
         }
-    if has_states(s, attends):
+    if s.has_states(layer):
         heads, dim, groups, size = s.states or (0, 0, 0, 0)
         found["ssm_in"] = (2 * heads * dim + 2 * groups * size + heads, s.n_embd)
         found["ssm_out"] = (s.n_embd, heads * dim)
+    return found | feed_forward_matrices(s, layer)
+
+
+def feed_forward_matrices(s: Shape, layer: int) -> dict[str, tuple[int, ...]]:
+    """Those of its feed-forward; without gates where it is squared ReLUs."""
+    if s.is_sparse and not s.has_experts(layer):
+        return {}
+    found: dict[str, tuple[int, ...]] = {}
+    gates = ("up",) if s.is_sparse else ("gate", "up")
     if s.shared:
-        found |= {f"ffn_{name}_shexp": (s.shared, s.n_embd) for name in ("gate", "up")}
+        found |= {f"ffn_{name}_shexp": (s.shared, s.n_embd) for name in gates}
         found["ffn_down_shexp"] = s.n_embd, s.shared
-    of_experts, suffix = ((s.experts[0],), "_exps") if s.experts else ((), "")
-    for name, size in (("gate", (s.n_ff, s.n_embd)), ("up", (s.n_ff, s.n_embd)), ("down", (s.n_embd, s.n_ff))):
-        found[f"ffn_{name}{suffix}"] = (*of_experts, *size)
-    return found
-
-
-def has_states(s: Shape, attends: bool) -> bool:
-    """Whether a layer has Mamba-2."""
-    return bool(s.states) and (s.architecture == "falcon-h1" or not attends)
+    n_ff = s.n_ff if layer >= s.dense[0] else s.dense[1]
+    of_experts, suffix = ((s.experts[0],), "_exps") if s.experts and s.has_experts(layer) else ((), "")
+    for name in gates:
+        found[f"ffn_{name}{suffix}"] = (*of_experts, n_ff, s.n_embd)
+    return found | {f"ffn_down{suffix}": (*of_experts, s.n_embd, n_ff)}
 
 
 def layer_numbers(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[tuple[int, ...], float]]:
@@ -232,8 +301,13 @@ def layer_numbers(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[tu
         return of_gemma | ({"attn_k_norm.weight": ((size,), 1.0)} if layer < s.n_layer - n_shared else {})
     found = {"attn_norm.weight": ((s.n_embd,), 1.0)}
     second = "post_attention_norm" if s.architecture in ("qwen35", "gpt-oss") else "ffn_norm"
-    found[second if s.architecture == "falcon-h1" else f"{second}.weight"] = (s.n_embd,), 1.0
-    if has_states(s, attends):
+    if not s.is_sparse:
+        found[second if s.architecture == "falcon-h1" else f"{second}.weight"] = (s.n_embd,), 1.0
+    if s.architecture == "lfm2moe" and attends:
+        found |= {f"attn_{x}_norm.weight": ((s.head_dim,), 1.0) for x in "qk"}
+    if s.kinds and s.experts and s.has_experts(layer):
+        found["exp_probs_b.bias"] = s.experts[:1], 0.0
+    if s.has_states(layer):
         heads, dim, groups, size = s.states or (0, 0, 0, 0)
         found |= {"ssm_a": ((heads, 1), -0.1), "ssm_d": ((heads, 1), 1.0), "ssm_dt.bias": ((heads,), 0.0)}
         found["ssm_conv1d.bias"] = (heads * dim + 2 * groups * size,), 0.1
@@ -262,7 +336,7 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
     embedding = tensor_type(mix, "token_embd", 0, s.n_layer)
     plans = [
         random_matrix("token_embd.weight", (s.n_vocab, s.n_embd), embedding, 0),
-        numbers("output_norm.weight", (s.n_embd,), 1.0),
+        numbers("token_embd_norm.weight" if s.architecture == "lfm2moe" else "output_norm.weight", (s.n_embd,), 1.0),
     ]
     if not s.is_tied:
         plans.append(random_matrix("output.weight", (s.n_vocab, s.n_embd), tensor_type(mix, "output", 0, 1), 1 << 20))
@@ -278,19 +352,19 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
         attends, seed = s.attends(layer), 1 + layer * 16
         for name, (size, value) in layer_numbers(s, attends, layer).items():
             plans.append(numbers(f"blk.{layer}.{name}", size, value))
-        if has_states(s, attends) and s.states:
+        if s.has_states(layer) and s.states:
             heads, dim, groups, size = s.states
             n_conv = heads * dim + 2 * groups * size
             plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_conv, 4), seed + 14))
         if s.delta and not attends:
             n_qkv = (2 * s.delta[0] + s.delta[1]) * s.delta[2]
             plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_qkv, 4), seed + 14))
-        if s.experts:
+        if s.kind(layer) == "C":
+            plans.append(random_floats(f"blk.{layer}.shortconv.conv.weight", (s.n_embd, 3), seed + 14))
+        if s.experts and s.has_experts(layer):
             plans.append(random_floats(f"blk.{layer}.ffn_gate_inp.weight", (s.experts[0], s.n_embd), seed + 15))
         for i, (name, size) in enumerate(layer_matrices(s, attends, layer).items()):
             quant = tensor_type(mix, name, layer, s.n_layer)
-            if size[-1] % QUANT_TYPES[quant].block_size:  # rows that are no multiple of 256
-                quant = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}[quant]
             plans.append(random_matrix(f"blk.{layer}.{name}.weight", size, quant, seed + i))
     return plans
 
@@ -368,6 +442,8 @@ def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
         found["rope.scaling.finetuned"] = False, "BOOL"
         scales = {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 6.0}
         found |= {key: (value, "FLOAT32") for key, value in scales.items()}
+    if shape.kinds:
+        found |= kinds_metadata(shape)
     if shape.delta:
         n_k, n_v, dim = shape.delta
         counts = {
@@ -381,6 +457,30 @@ def own_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
         found["full_attention_interval"] = 4, "UINT32"
         found["rope.dimension_sections"] = np.array([11, 11, 10, 0], np.int32), "ARRAY[INT32]"
     return {f"{shape.architecture}.{key}": value for key, value in found.items()}
+
+
+def kinds_metadata(shape: Shape) -> dict[str, tuple[Any, str]]:
+    """The keys of architectures whose layers have a letter each, without the architecture's name."""
+    of_layers = [shape.n_head_kv * shape.attends(i) for i in range(shape.n_layer)]
+    found: dict[str, tuple[Any, str]] = {
+        "attention.head_count_kv": (of_layers, "ARRAY[INT32]"),
+        "vocab_size": (shape.n_vocab, "UINT32"),
+    }
+    if not shape.is_sparse:
+        found |= {"shortconv.l_cache": (3, "UINT32"), "leading_dense_block_count": (shape.dense[0], "UINT32")}
+        return found | {"feed_forward_length": (shape.dense[1], "UINT32"), "expert_gating_func": (2, "UINT32")}
+    of_layers = [shape.n_ff * shape.has_experts(i) for i in range(shape.n_layer)]
+    return found | {
+        "feed_forward_length": (of_layers, "ARRAY[INT32]"),
+        "attention.layer_norm_epsilon": (1e-5, "FLOAT32"),
+        "rope.scaling.finetuned": (False, "BOOL"),
+        "expert_shared_feed_forward_length": (shape.shared, "UINT32"),
+        "expert_shared_count": (1, "UINT32"),
+        "expert_weights_norm": (True, "BOOL"),
+        "expert_weights_scale": (2.5, "FLOAT32"),
+        "expert_group_count": (1, "UINT32"),
+        "expert_group_used_count": (1, "UINT32"),
+    }
 
 
 def write_random_model(shape_name: str, mix: str, path: Path) -> list[Path]:
