@@ -23,6 +23,7 @@ from edgellm.formats.vocabulary_checks import BYTE_TEXT
 from edgellm.tokenizer import checkpoint_encoders as encoders
 from edgellm.tokenizer import hugging_face, tokenizer
 from edgellm.tokenizer.charsmap import checked_charsmap, stored_charsmaps
+from edgellm.tokenizer.checkpoint_ranks import rank_description
 from edgellm.tokenizer.checkpoint_specials import Specials
 from edgellm.tokenizer.checkpoint_tokens import ADDED_SCORE, MAX_TOKENIZER_NBYTES, Tokens, below, invalid, vocab_of
 from edgellm.tokenizer.json_parts import check_parts, merge_pairs
@@ -50,8 +51,10 @@ def tokenizer_metadata(
     FormatError ``VOCAB_INVALID`` for files that do not fit together, UnsupportedError for other kinds of tokenizers.
     """
     description = _description(checkpoint) or _encoder_description(checkpoint)
-    slow = _slowness(description)
     notes: list[str] = []
+    if description is None and (ranks := rank_description(checkpoint, n_vocab, pre, _added(checkpoint, None))):
+        description, pre, notes = ranks
+    slow = _slowness(description)
     added = _added(checkpoint, description)
     beyond = {text: token_id for token_id, (text, _) in added.items() if token_id >= n_vocab}
     if beyond:
@@ -238,18 +241,10 @@ def _from_vocab_and_merges(checkpoint: Checkpoint, n_vocab: int, pre: str | None
     """The older pair of files, vocab.json and merges.txt; the class of the tokenizer says how it cuts."""
     vocab = checkpoint.json("vocab.json", MAX_TOKENIZER_NBYTES)
     lines = checkpoint.text("merges.txt", MAX_TOKENIZER_NBYTES)
-    ranks = [*checkpoint.files.names(".tiktoken"), *checkpoint.files.names("tiktoken.model")]
-    if (vocab is None or lines is None) and ranks:
-        raise UnsupportedError(
-            f"{checkpoint.folder.name}: its tokenizer is {short(ranks[0])}, ranks of byte sequences whose special "
-            "tokens and cuts stand in a program of its author; edgellm converts tokenizer.json, tokenizer.model, or "
-            "vocab.json with merges.txt. Write tokenizer.json with transformers, or take a GGUF file of the model.",
-            code="TOKENIZER_MODEL",
-        )
     if vocab is None or lines is None:
         raise FormatError(
-            f"{checkpoint.folder.name}: has no tokenizer: tokenizer.json, tokenizer.model, or vocab.json with "
-            "merges.txt was expected. Download all files of the checkpoint into one folder.",
+            f"{checkpoint.folder.name}: has no tokenizer: tokenizer.json, tokenizer.model, a file of tiktoken's ranks, "
+            "or vocab.json with merges.txt was expected. Download all files of the checkpoint into one folder.",
             code="VOCAB_MISSING",
         )
     config = checkpoint.json("tokenizer_config.json") or {}
