@@ -48,9 +48,14 @@ def hidden_end(program: Program) -> int:
     return made[0]
 
 
+def _taps(program: Program, op: Op) -> bool:
+    """Whether it makes what is wanted of all tokens."""
+    return bool(program.tapped) and program.tapped in op.written_buffers()
+
+
 def last_write(program: Program) -> LastWrite | None:
     """Where the rows of tokens that want no logits can be dropped; None where ``output_tail`` drops them as well."""
-    start = max((i + 1 for i, op in enumerate(program.ops) if op.written_layers()), default=0)
+    start = max((i + 1 for i, op in enumerate(program.ops) if op.written_layers() or _taps(program, op)), default=0)
     chooses = any(isinstance(op, SelectOutputs) for op in program.ops[:start])
     if chooses or sum(bool(op.read_layers()) for op in program.ops[start:]) < 2:
         return None
@@ -63,7 +68,8 @@ def last_write(program: Program) -> LastWrite | None:
 
 def output_tail(program: Program) -> OutputTail | None:
     """The tail of a program; None where rows are mixed after they were chosen, or a value has two names."""
-    mixing = [i for i, op in enumerate(program.ops) if not (op.by_row or isinstance(op, SelectOutputs))]
+    by_row = [(op.by_row or isinstance(op, SelectOutputs)) and not _taps(program, op) for op in program.ops]
+    mixing = [i for i, alone in enumerate(by_row) if not alone]
     start = mixing[-1] + 1 if mixing else 0
     parts = {name for buffer in program.buffers.values() if buffer.of for name in (buffer.name, buffer.of)}
     in_parts = any(parts.intersection(op.written_buffers()) for op in program.ops[start:])

@@ -111,6 +111,7 @@ class Program:
 
     output       the buffer of the result, (n_outputs, n_vocab); of an encoder it is ``hidden``
     hidden       the buffer of the rows that logits are made of, (n_outputs, n_embd); "" where a program has none
+    tapped       a buffer of rows of all tokens that is to be had behind a step, for what drafts; "" for none
     is_encoder   a token sees those after it, too: all of a text is in one step, and there are no logits
     pooling      how its hidden states become the vector of a text, where the file says so
     n_adapters   how many adapters its ops have branches for: the columns of ``Batch.adapters``
@@ -128,6 +129,7 @@ class Program:
     n_embd: int
     output: str = "logits"
     hidden: str = ""
+    tapped: str = ""
     is_encoder: bool = False
     pooling: Pooling | None = None
     n_adapters: int = 0
@@ -282,7 +284,7 @@ class InterruptibleExecutor(Executor, Protocol):
 
 @runtime_checkable
 class HiddenExecutor(Executor, Protocol):
-    """An executor that tells what the logits of a step were made of.
+    """An executor that tells what the logits of a step were made of, and what else its program keeps of it.
 
     keeps_hidden   whether to keep it of steps with more than 32 rows of logits, too
     """
@@ -294,6 +296,10 @@ class HiddenExecutor(Executor, Protocol):
 
         ParameterError for more than 32 rows without ``keeps_hidden``.
         """
+        ...
+
+    def last_tapped(self) -> np.ndarray:
+        """``Program.tapped`` of all tokens of the last ``run`` without a hook; valid until the next."""
         ...
 
 

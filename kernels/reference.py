@@ -51,7 +51,7 @@ class ReferenceExecutor:
         self._tensors = (program.adapted or program).tensors
         self._weights: dict[str, np.ndarray] = {}
         self.keeps_hidden = True
-        self._hidden = np.empty((0, program.n_embd), np.float32)
+        self._hidden = self._tapped = np.empty((0, program.n_embd), np.float32)
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
@@ -95,11 +95,17 @@ class ReferenceExecutor:
             )
         if self.program.hidden:
             self._hidden = step[self.program.hidden]
+        if self.program.tapped and not batch.hidden:
+            self._tapped = step[self.program.tapped]
         return logits
 
     def last_hidden(self) -> np.ndarray:
         """See ``HiddenExecutor``."""
         return self._hidden
+
+    def last_tapped(self) -> np.ndarray:
+        """See ``HiddenExecutor``."""
+        return self._tapped
 
     def close(self) -> None:
         """Let go of the weights. May be called twice."""

@@ -72,6 +72,8 @@ class NextnDrafts:
     executor   of the block's program, owned from now on, as is the cache
     """
 
+    of_tokens = False
+
     def __init__(self, executor: HiddenExecutor, kv: KVCache) -> None:
         self.executor, self.cache = executor, kv
         executor.keeps_hidden = True

@@ -378,31 +378,31 @@ class Scheduler:
         return part
 
     def tap_into(self, executor: Executor) -> None:
-        """Where the source of drafts goes on from what logits were made of, it gets that of this executor's steps."""
+        """Where the source of drafts goes on from hidden states, it gets those of this executor's steps."""
         self._taps = None
         if isinstance(executor, HiddenExecutor) and isinstance(self.source, TapSource):
-            executor.keeps_hidden = True
+            executor.keeps_hidden = not self.source.of_tokens
             self._taps = executor, self.source
 
     def is_tapped(self, part: Scheduled) -> bool:
-        """Whether the source wants what the logits of this part will be made of, which a run without Python lacks."""
+        """Whether the source wants hidden states of this part, of which a run without Python leaves the last alone."""
         drafter = part.request.drafter
         return self._taps is not None and drafter is not None and self._taps[1].wants(drafter, part.request.tokens)
 
     def tap(self, scheduled: Sequence[Scheduled]) -> None:
-        """Give the source what the logits of a step were made of."""
+        """Give the source the hidden states of a step."""
         if self._taps is None or scheduled[0].request.hidden:
             return
         wanted = [self.is_tapped(part) for part in scheduled]
         if not any(wanted):
             return
         (executor, source), end = self._taps, 0
-        rows = executor.last_hidden()
+        rows = executor.last_tapped() if source.of_tokens else executor.last_hidden()
         for part, is_wanted in zip(scheduled, wanted, strict=True):
-            mine, end = rows[end : end + part.n_outputs], end + part.n_outputs
+            n = len(part.tokens) if source.of_tokens else part.n_outputs
+            mine, end = rows[end : end + n], end + n
             if is_wanted and part.request.drafter is not None:
-                first = part.sequence.length + len(part.tokens) - part.n_outputs
-                source.see(part.request.drafter, first, mine)
+                source.see(part.request.drafter, part.sequence.length + len(part.tokens) - n, mine)
 
     def run_length(self, part: Scheduled) -> int:
         """Steps that a lone answer may take without Python between them, blocks for them reserved; 0 where it may not.

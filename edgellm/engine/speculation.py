@@ -81,14 +81,19 @@ class DraftSource(Protocol):
 
 @runtime_checkable
 class TapSource(DraftSource, Protocol):
-    """A source whose drafts go on from hidden states of the model."""
+    """A source whose drafts go on from hidden states of the model.
+
+    of_tokens   those of all tokens, which ``Program.tapped`` has; else those that logits are made of
+    """
+
+    of_tokens: bool
 
     def wants(self, drafter: Drafter, tokens: Sequence[int]) -> bool:
         """Whether those of an answer's next tokens are of use, which now has these."""
         ...
 
     def see(self, drafter: Drafter, start: int, rows: np.ndarray) -> None:
-        """Hidden states of an answer's tokens from a position on, (n, n_embd), valid during the call."""
+        """Those of an answer's tokens from a position on, (n, width), valid during the call."""
         ...
 
 

@@ -119,6 +119,7 @@ class CPUExecutor:
         self._in_file = False
         self.keeps_hidden = False
         self._last = (False, 0)  # whether the tail for few rows made the last step's logits, and of how many rows
+        self._n_tokens = 0  # of the last step
         self._kept: list[np.ndarray] = []  # the hidden states of a step of more rows than are computed at once
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
@@ -151,7 +152,7 @@ class CPUExecutor:
             raise ClosedError("this executor was closed; load the model again")
         self._use_for(batch)
         wanted = self._wanted(hidden=batch.hidden)
-        starts = check_batch(batch, self.program, self.pool, self.max_tokens)
+        starts, self._n_tokens = check_batch(batch, self.program, self.pool, self.max_tokens), len(batch)
         self._step.begin(batch, starts)
         table, output_rows = self._table, [row for row, wanted in enumerate(batch.outputs.tolist()) if wanted]
         begin = 0 if batch.embeddings is None else self._embed(*batch.embeddings, hook)
@@ -195,6 +196,11 @@ class CPUExecutor:
                 raise ParameterError(f"last_hidden() is of at most {MAX_OUTPUTS} rows; the last step had {n}")
             return np.concatenate(self._kept)
         return (found.tail_rows if by_tail else found.rows)[:n]
+
+    def last_tapped(self) -> np.ndarray:
+        """See ``HiddenExecutor``."""
+        name = self.program.tapped
+        return self._table.buffers[name][: self._n_tokens, : self._table.widths[name]]
 
     def _wanted(self, *, hidden: bool) -> _Wanted:
         """Where a step's result will be."""
