@@ -15,6 +15,7 @@ def free_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever may be drafted is, so that as much as can be is accepted and rejected."""
     monkeypatch.setattr(Scheduler, "_tokens_per_s", lambda self, n: n)
     monkeypatch.setattr(NgramDrafter, "settle", lambda self, gain: None)
-    monkeypatch.setattr(RestingDrafter, "settle", lambda self, gain: None)
+    for name in ("settle", "charge"):
+        monkeypatch.setattr(RestingDrafter, name, lambda self, gain: None)
     monkeypatch.setattr(NextnDrafts, "goes_on", lambda self, chance, worth: True)
     monkeypatch.setattr(draft_model._Growing, "goes_on", lambda self, worth: 0 < len(self.draft) < self.n)

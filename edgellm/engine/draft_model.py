@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -69,13 +70,18 @@ class SameIds:
 
 
 class RestingDrafter:
-    """A drafter of one answer that is asked together with others, and rests where drafts do not pay."""
+    """A drafter of one answer that is asked together with others, and rests where drafts do not pay.
 
-    def __init__(self, credit: float, trust: Trust) -> None:
+    rest   tokens that are to come of the answer before it begins
+    """
+
+    def __init__(self, credit: float, trust: Trust, rest: int = 0) -> None:
         self.trust = trust
-        self.gained = 0.0
+        self.gained = self.read = 0.0  # by drafts, less what was read for them
+        self.is_lost = False  # its text gives NaN, say
         self._balance, self._rest = credit, REST[0]
         self._n_seen = self._sleeps_until = 0
+        self._first_rest = rest
 
     def draft(self, tokens: Sequence[int], n: int) -> list[int]:
         """None by itself: a ``DraftSource`` drafts for all."""
@@ -91,10 +97,40 @@ class RestingDrafter:
         elif gain > 0:
             self._rest = max(REST[0], self._rest // 2)
 
+    def charge(self, cost: float) -> None:
+        """As ``Drafter`` has it."""
+        self.gained, self.read = self.gained - cost, self.read + cost
+
     def wants(self, tokens: Sequence[int]) -> bool:
         """Whether it has a draft to make."""
         self._n_seen = len(tokens)
-        return self._n_seen >= self._sleeps_until
+        if self._first_rest:
+            self._sleeps_until, self._first_rest = self._n_seen + self._first_rest, 0
+        return self._n_seen >= self._sleeps_until and not self.is_lost
+
+
+class LastAnswers:
+    """What drafts have brought the last answers, for the next one to begin with.
+
+    A long prompt is read in pieces, which is paid before anything is drafted. Where the drafts did not win that back,
+    the next answer begins without: it is read once it has become long, which is four times as long each time.
+    """
+
+    def __init__(self) -> None:
+        self.gained, self.rest, self._trust = 0.0, 0, Trust()
+
+    def begun(self, make: Callable[[float, Trust, int], RestingDrafter]) -> RestingDrafter:
+        """A drafter, with little credit, and later, where the last ones did not pay."""
+        return make(CREDIT if self.gained >= 0 else CREDIT / 3, self._trust.inherited(), self.rest)
+
+    def ended(self, drafter: RestingDrafter) -> None:
+        """An answer is over."""
+        gained, drafter.gained = drafter.gained, 0.0
+        self.gained, self._trust = self.gained / 2 + gained, drafter.trust
+        if drafter.read > 0 > gained:
+            self.rest = min(max(REST[0], 4 * self.rest), REST[1])
+        else:  # when nothing came of the rest it is tried again in time
+            self.rest = self.rest // 4 if gained > 0 else self.rest * 7 // 8
 
 
 class ModelDrafter(RestingDrafter):
@@ -105,28 +141,23 @@ class ModelDrafter(RestingDrafter):
     ids        the text as the draft model reads it
     """
 
-    def __init__(self, reading: Reading, credit: float, trust: Trust) -> None:
-        super().__init__(credit, trust)
+    def __init__(self, reading: Reading, credit: float, trust: Trust, rest: int = 0) -> None:
+        super().__init__(credit, trust, rest)
         self.reading = reading
         self.sequence: cache.Sequence | None = None
         self.written: list[int] = []
         self.ids: Sequence[int] = ()
         self.n_stable = 0  # of the ids
-        self.is_lost = False  # its text cannot be read, gives NaN, or is longer than the draft model's context
 
     def looks(self, tokens: Sequence[int], n_ctx: int) -> bool:
         """Read the text as it is now, and see what has become of the last draft; False where that cannot be."""
         read = self.reading.read(tokens)
-        if read is None or len(read[0]) >= n_ctx:
+        if read is None or len(read[0]) >= n_ctx:  # an id it does not know, or longer than the draft model's context
             self.is_lost = True
             return False
         self.ids, self.n_stable = read
         self.trust.look(self.ids)
         return True
-
-    def wants(self, tokens: Sequence[int]) -> bool:
-        """Whether it has a draft to make."""
-        return super().wants(tokens) and not self.is_lost
 
 
 class Trust:
@@ -164,7 +195,7 @@ class _Growing:
     """A text in one round: first what is missing of it is read, then it is drafted.
 
     start    where the next id to compute stands
-    n_read   so many are read
+    n_read   so many are read, which takes read_s
     n        so many are drafted at most
     draft    the last of these is not computed yet
     """
@@ -174,6 +205,7 @@ class _Growing:
     start: int
     n_read: int
     n: int
+    read_s: float = 0.0
     draft: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
@@ -212,19 +244,18 @@ class DraftModel:
         self._reading, self._closed = reading, closed
         self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
         self._draws: list[TokenDraw] = []
-        self._gained, self._trust = 0.0, Trust()  # of the last answers
+        self._last = LastAnswers()
         self._step_s = self._token_s = 0.0  # of a step of all that draft together; of a token that is read
         self._is_over = False
 
     def __call__(self) -> Drafter:
-        """The drafter of one answer, with little credit where the last ones did not pay."""
-        return ModelDrafter(self._reading(), CREDIT if self._gained >= 0 else CREDIT / 3, self._trust.inherited())
+        """The drafter of one answer."""
+        return self._last.begun(partial(ModelDrafter, self._reading()))
 
     def release(self, drafter: Drafter) -> None:
         """Its answer is over; what was read stays findable."""
         if isinstance(drafter, ModelDrafter):
-            self._gained, drafter.gained = self._gained / 2 + drafter.gained, 0.0
-            self._trust = drafter.trust
+            self._last.ended(drafter)
             self._let_go(drafter)
 
     def _let_go(self, drafter: ModelDrafter, *, keep: bool = True) -> None:
@@ -323,8 +354,11 @@ class DraftModel:
             self._commit(one.drafter)
             if is_ready:
                 one.add(*likeliest(next(logits), self.executor.draw))
-        if (n := sum(one.n_read for one in texts)) >= LEAST_READ:
-            self._token_s = (perf_counter() - began) / n
+        seconds, n = perf_counter() - began, sum(one.n_read for one in texts)
+        for one in texts:
+            one.read_s = seconds * one.n_read / n
+        if n >= LEAST_READ:
+            self._token_s = seconds / n
 
     def _grow(self, texts: Sequence[_Growing], worth: float) -> None:
         """Draft for as long as the chance that all is right is worth a step."""
@@ -361,7 +395,7 @@ class DraftModel:
 
     def _finished(self, one: _Growing, ask: Ask) -> Draft:
         if not one.draft:
-            return Draft(read=True)  # there is more to read: that is a cost of the text, not of a draft
+            return Draft(read_s=one.read_s)  # there is more to read: that is a cost of the text, not of a draft
         drafter = one.drafter
         drafter.trust.expect(len(drafter.ids), one.draft, one.probabilities)
         tokens = drafter.reading.write(one.draft)[: ask.n]

@@ -2,13 +2,16 @@
 
 The block is a program of its own, with an executor and keys and values of its own. It is given the hidden states of the
 tokens that an answer's steps compute logits for, one text's rows from its first answered token on; where some are
-missing, as after tokens that a grammar has forced, it begins anew behind them. What it drafts is verified as any draft
-is.
+missing, as after tokens that a grammar has forced, or while drafts rested, it goes on behind them as if they were not
+there. What it drafts is verified as any draft is.
+
+A file of its own may hold such a block, too (EAGLE-3): it is given what some layers read of all tokens, those of the
+prompt included, of which the last ones are kept until they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -16,17 +19,18 @@ import numpy as np
 
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
-from edgellm.engine.draft_model import CREDIT, RestingDrafter, Trust, likeliest
+from edgellm.engine.draft_model import LastAnswers, RestingDrafter, Trust, likeliest
 from edgellm.engine.speculation import Ask, Draft, Drafter
-from edgellm.formats.errors import ContextFullError, NumericError
+from edgellm.formats.errors import ContextFullError, EdgeLLMError, NumericError
 from edgellm.kernels.program import Batch, HiddenExecutor
 
 
 class NextnDrafter(RestingDrafter):
     """What is kept of one answer.
 
-    hidden     the hidden state at a position
-    sequence   keys and values of the rows that were read; its first row is that of position ``first``
+    hidden     the hidden state at a position, of the last ones
+    sequence   keys and values of the rows that were read; its first row is that of position ``first``, or of one before
+               it where tokens in between are missing, which were not seen while drafts rested
     """
 
     def __init__(self, credit: float, trust: Trust) -> None:
@@ -35,10 +39,17 @@ class NextnDrafter(RestingDrafter):
         self.sequence: cache.Sequence | None = None
         self.first = 0
 
-    def see(self, start: int, rows: np.ndarray) -> None:
-        """The hidden states from a position on; those of tokens that are rejected come again before they are read."""
-        for position, row in enumerate(rows, start):
+    def see(self, start: int, rows: np.ndarray, most: int) -> None:
+        """The hidden states from a position on; those of tokens that are rejected come again before they are read.
+
+        most   so many are ever read at once: older ones are let go
+        """
+        first = max(start, start + len(rows) - most)
+        for position, row in enumerate(rows[first - start :], first):
             self.hidden[position] = row.copy()
+        if len(self.hidden) > 2 * most:
+            for old in [p for p in self.hidden if p < start + len(rows) - most]:
+                del self.hidden[old]
 
     def missing(self, tokens: Sequence[int]) -> int:
         """The first position whose row is to be read, up to the last token's: where the states before it begin."""
@@ -52,7 +63,7 @@ class NextnDrafter(RestingDrafter):
 
 
 @dataclass(eq=False)
-class _Growing:
+class Growing:
     """A text in one round: ids and hidden states of the rows to compute next, and what was drafted."""
 
     drafter: NextnDrafter
@@ -67,23 +78,35 @@ class _Growing:
 
 
 class NextnDrafts:
-    """The ``DraftSource`` of a model's own block. ``close`` frees it.
+    """The ``DraftSource`` of a model's own block, or of one in a file of its own. ``close`` frees it.
 
-    executor   of the block's program, owned from now on, as is the cache
+    executor    of the block's program, owned from now on, as is the cache
+    ids         the model's id of each of those that the block drafts, None where they are the same
+    of_tokens   see ``TapSource``
+    tell        given a line for the user when it goes wrong
     """
 
-    of_tokens = False
+    n_beside = 0  # places in the cache that a draft needs beside one for each of its tokens
 
-    def __init__(self, executor: HiddenExecutor, kv: KVCache) -> None:
-        self.executor, self.cache = executor, kv
+    def __init__(
+        self,
+        executor: HiddenExecutor,
+        kv: KVCache,
+        ids: np.ndarray | None = None,
+        *,
+        of_tokens: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.executor, self.cache, self.ids, self.of_tokens, self.tell = executor, kv, ids, of_tokens, tell
         executor.keeps_hidden = True
+        self.drafters: set[NextnDrafter] = set()  # that have something in the cache
         self._step_s = 0.0
-        self._gained, self._trust = 0.0, Trust()
+        self._last = LastAnswers()
         self._is_over = False
 
     def __call__(self) -> Drafter:
-        """The drafter of one answer, with little credit where the last ones did not pay."""
-        return NextnDrafter(CREDIT if self._gained >= 0 else CREDIT / 3, self._trust.inherited())
+        """The drafter of one answer."""
+        return self._last.begun(lambda credit, trust, rest: NextnDrafter(credit, trust))
 
     def wants(self, drafter: Drafter, tokens: Sequence[int]) -> bool:
         """See ``TapSource``: not while its drafts rest."""
@@ -92,13 +115,12 @@ class NextnDrafts:
     def see(self, drafter: Drafter, start: int, rows: np.ndarray) -> None:
         """Hidden states of an answer's tokens from a position on, (n, n_embd), valid during the call."""
         if isinstance(drafter, NextnDrafter):
-            drafter.see(start, rows)
+            drafter.see(start, rows, self.executor.max_tokens)
 
     def release(self, drafter: Drafter) -> None:
         """Its answer is over."""
         if isinstance(drafter, NextnDrafter):
-            self._gained, drafter.gained = self._gained / 2 + drafter.gained, 0.0
-            self._trust = drafter.trust
+            self._last.ended(drafter)
             drafter.hidden.clear()
             self._let_go(drafter)
 
@@ -109,25 +131,37 @@ class NextnDrafts:
             self.executor.close()
 
     def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
-        """See ``DraftSource``."""
+        """See ``DraftSource``. When the block fails there are no more drafts; the answers go on without.
+
+        NaN is of a text, and ends its drafts, and those of the texts that were drafted with it.
+        """
         if self._is_over:
             return [Draft() for _ in asked]
+        try:
+            return self._drafts(asked, plain_s, row_s)
+        except NumericError:
+            for drafter in (ask.drafter for ask in asked):
+                if isinstance(drafter, NextnDrafter):
+                    self._let_go(drafter)
+                    drafter.is_lost = True
+        except EdgeLLMError as error:
+            for drafter in list(self.drafters):
+                self._let_go(drafter)
+            self.close()
+            self.tell(f"There are no more drafts: {error}")
+        return [Draft() for _ in asked]
+
+    def _drafts(self, asked: Sequence[Ask], plain_s: float, row_s: float) -> list[Draft]:
         growing = [self._begin(ask) for ask in asked]
         active = [one for one in growing if one is not None]
-        try:
-            while active:
-                began = perf_counter()
-                for fitting in self._fitting(active):
-                    self._step(fitting)
-                step_s = perf_counter() - began
-                self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
-                worth = (self._step_s + row_s) / plain_s
-                active = [one for one in active if len(one.draft) < one.n and self.goes_on(one.chances[-1], worth)]
-        except NumericError:  # NaN in a draft is nobody's error
-            for one in growing:
-                if one is not None:
-                    self._let_go(one.drafter)
-            return [Draft() for _ in asked]
+        while active:
+            began = perf_counter()
+            for fitting in self._fitting(active):
+                self._step(fitting)
+            step_s = perf_counter() - began
+            self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
+            worth = (self._step_s + row_s) / plain_s
+            active = [one for one in active if len(one.draft) < one.n and self.goes_on(one.chances[-1], worth)]
         return [Draft() if one is None else self._finished(one, ask) for one, ask in zip(growing, asked, strict=True)]
 
     def goes_on(self, chance: float, worth: float) -> bool:
@@ -136,10 +170,11 @@ class NextnDrafts:
 
     def _let_go(self, drafter: NextnDrafter) -> None:
         if drafter.sequence is not None:
+            self.drafters.discard(drafter)
             self.cache.release(drafter.sequence)
             drafter.sequence = None
 
-    def _begin(self, ask: Ask) -> _Growing | None:
+    def _begin(self, ask: Ask) -> Growing | None:
         """The rows of a text that are not read yet; None where it is not to be drafted now."""
         drafter, tokens = ask.drafter, ask.tokens
         if not isinstance(drafter, NextnDrafter):
@@ -150,25 +185,27 @@ class NextnDrafts:
         if len(tokens) - 2 not in drafter.hidden or not drafter.wants(tokens):
             return None
         start = max(start, len(tokens) - room)
-        if drafter.sequence is None or drafter.first + drafter.sequence.length != start:
-            self._let_go(drafter)
-            drafter.sequence, drafter.first = self.cache.open((), shared=False), start
+        if drafter.sequence is None:
+            drafter.sequence = self.cache.open((), shared=False)
+            self.drafters.add(drafter)
         sequence = drafter.sequence
-        n = min(ask.n, self.cache.n_ctx - sequence.length - (len(tokens) - start))
+        drafter.first = start - sequence.length  # what is missing in between is passed over
+        n_rows = len(tokens) - start
+        n = min(ask.n, self.cache.n_ctx - sequence.length - n_rows - self.n_beside)
         try:
             if n > 0:
-                self.cache.reserve(sequence, len(tokens) - start + n)
+                self.cache.reserve(sequence, n_rows + n + self.n_beside)
         except ContextFullError:  # others draft meanwhile
             n = 0
         if n <= 0:
             self._let_go(drafter)
             return None
         states = [drafter.hidden[position - 1] for position in range(start, len(tokens))]
-        return _Growing(drafter, sequence, sequence.length, n, list(tokens[start:]), states)
+        return Growing(drafter, sequence, sequence.length, n, list(tokens[start:]), states)
 
-    def _fitting(self, active: Sequence[_Growing]) -> Iterator[list[_Growing]]:
+    def _fitting(self, active: Sequence[Growing]) -> Iterator[list[Growing]]:
         """The same by as many as have room in one batch: of many texts that waited each has many rows to read."""
-        fitting: list[_Growing] = []
+        fitting: list[Growing] = []
         for one in active:
             if sum(len(other.ids) for other in [*fitting, one]) > self.executor.max_tokens:
                 yield fitting
@@ -176,7 +213,7 @@ class NextnDrafts:
             fitting.append(one)
         yield fitting
 
-    def _step(self, active: Sequence[_Growing]) -> None:
+    def _step(self, active: Sequence[Growing]) -> None:
         """Compute the next rows of each, and draft a token behind them."""
         counts = [len(one.ids) for one in active]
         ends = np.cumsum(counts)
@@ -199,12 +236,13 @@ class NextnDrafts:
             if not one.draft:  # what was read of the text itself stays
                 self.cache.commit(one.sequence, one.ids)
             token, probability = likeliest(row, self.executor.draw)
+            token = token if self.ids is None else int(self.ids[token])
             before = one.chances[-1] if one.chances else 1.0
             one.draft.append(token)
             one.probabilities.append(probability)
             one.chances.append(before * one.drafter.trust.chance(probability))
             one.start, one.ids, one.states = one.start + len(one.ids), [token], [state.copy()]
 
-    def _finished(self, one: _Growing, ask: Ask) -> Draft:
+    def _finished(self, one: Growing, ask: Ask) -> Draft:
         one.drafter.trust.expect(len(ask.tokens), one.draft, one.probabilities)
         return Draft(one.draft, one.chances, tried=True)

@@ -94,7 +94,7 @@ class Scheduler:
         self._orders = count()
         self._step_s = float("inf")  # what the last step took
         self._decode_s: dict[int, float] = {}  # what a decode step of so many tokens takes, its drafts left out
-        self._draft_s = 0.0  # what the drafts of the last step took
+        self._draft_s = self._read_s = 0.0  # what the drafts of the last step took, and of that reading other texts
         self._token_s = 0.0  # what a token of a prompt took in the last steps; 0 when there was none yet
 
     def add(self, request: Request) -> None:
@@ -142,7 +142,7 @@ class Scheduler:
 
     def schedule(self, requests: list[Request], fail: Fail) -> list[Scheduled]:
         """What each of the requests has in the next step, with blocks reserved; ``fail`` gets those that cannot be."""
-        self.long, self._draft_s = None, 0.0
+        self.long, self._draft_s, self._read_s = None, 0.0, 0.0
         for request in [request for request in requests if request.sequence is None and not request.whole]:
             with _alone(request, fail):
                 self._open(request)
@@ -313,18 +313,18 @@ class Scheduler:
         n_known = sum(len(part.tokens) for part in scheduled)
         began, most = perf_counter(), min(MAX_DRAFT, max(0, self.max_tokens - n_known) // n_plain)
         drafts = self._drafts(scheduled, most, fail)
-        self._draft_s = perf_counter() - began
+        self._draft_s, self._read_s = perf_counter() - began, sum(draft.read_s for draft in drafts)
+        for part, draft in zip(scheduled, drafts, strict=True):
+            if draft.read_s:
+                _charge(part.request, draft.read_s / self._decode_s[n_plain])
         if not any(draft.tokens or draft.tried for draft in drafts):
-            readers = [part.request for part, draft in zip(scheduled, drafts, strict=True) if draft.read]
-            for request in readers:  # it costs the answer, and says nothing of the drafts that come of it
-                request.gained -= self._draft_s / self._decode_s[n_plain] / len(readers)
             return scheduled
         n = max(range(most, -1, -1), key=lambda n: self._worth(n_plain, n_known, drafts, n))
         parts = [self._with_draft(part, draft.tokens[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
         n_tried = sum(draft.tried for draft in drafts)
         for part, draft in zip(parts, drafts, strict=True):
             if draft.tried and not part.n_drafted:
-                _settle(part.request, -self._draft_s / self._decode_s[n_plain] / n_tried)
+                _settle(part.request, (self._read_s - self._draft_s) / self._decode_s[n_plain] / n_tried)
         return parts
 
     def _drafts(self, scheduled: Sequence[Scheduled], most: int, fail: Fail) -> list[Draft]:
@@ -420,7 +420,7 @@ class Scheduler:
 
     def drop_drafts(self) -> None:
         """The step is made anew without its drafts, and what they took is no part of it."""
-        self._draft_s = 0.0
+        self._draft_s = self._read_s = 0.0
 
     def note(self, scheduled: Sequence[Scheduled], kept: Sequence[int], seconds: float, n_steps: int = 1) -> None:
         """A step is over, or a run of some: what it took, drafts included, and how many tokens of each the cache kept.
@@ -441,7 +441,7 @@ class Scheduler:
         self._decode_s[n_tokens] = min(step_s, 0.75 * known + 0.25 * step_s)
         for part, n_kept in zip(scheduled, kept, strict=True):
             if part.n_drafted:
-                cost = n * (seconds / self._decode_s[n] - 1) * part.n_drafted / n_drafted
+                cost = n * ((seconds - self._read_s) / self._decode_s[n] - 1) * part.n_drafted / n_drafted
                 _settle(part.request, n_kept - 1 - cost)
 
 
@@ -450,6 +450,13 @@ def _settle(request: Request, gain: float) -> None:
     if request.drafter is not None:
         request.gained += gain
         request.drafter.settle(gain)
+
+
+def _charge(request: Request, cost: float) -> None:
+    """Tell its drafter what reading its text has cost, in tokens."""
+    if request.drafter is not None:
+        request.gained -= cost
+        request.drafter.charge(cost)
 
 
 @contextlib.contextmanager

@@ -27,18 +27,22 @@ class Drafter(Protocol):
         """What the last draft has brought: tokens more, or less than 0, than plain decoding makes in the same time."""
         ...
 
+    def charge(self, cost: float) -> None:
+        """What reading the text has cost, in tokens: it says nothing of the drafts that come of it."""
+        ...
+
 
 class Draft(NamedTuple):
     """Tokens that may follow, and of each the chance that it, and all before it, is right.
 
     tried   whether there was work for it, whatever came of that
-    read    whether some of the text was read, and there is no draft yet
+    read_s  what it took to read some of the text, where there is no draft yet
     """
 
     tokens: Sequence[int] = ()
     chances: Sequence[float] = ()
     tried: bool = False
-    read: bool = False
+    read_s: float = 0.0
 
     @classmethod
     def sure(cls, tokens: Sequence[int]) -> Draft:
@@ -134,6 +138,9 @@ class NgramDrafter:
             self.least, self._balance = 2 * self.least, 0.0
         else:
             self.least = max(min(self.NGRAMS), self.least // 2)
+
+    def charge(self, cost: float) -> None:
+        """As ``Drafter`` has it; it reads for nothing."""
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter}

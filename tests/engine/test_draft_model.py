@@ -24,6 +24,7 @@ from edgellm.engine.draft_model import (
     LEAST_READ,
     REST,
     DraftModel,
+    LastAnswers,
     ModelDrafter,
     RestingDrafter,
     SameIds,
@@ -270,7 +271,7 @@ def test_a_text_is_read_in_pieces_before_it_is_drafted() -> None:
     made = [drafts.draft_all([Ask(drafter, text, 8)], 1e9)[0] for _ in range(4)]
     assert [bool(draft.tokens) for draft in made] == [False, False, False, True]
     assert [draft.tried for draft in made] == [False, False, False, True]
-    assert [draft.read for draft in made] == [True, True, True, False]
+    assert [draft.read_s > 0 for draft in made] == [True, True, True, False]
 
 
 def test_the_first_text_is_read_in_small_pieces_until_it_is_known_what_they_take() -> None:
@@ -290,6 +291,40 @@ def test_what_is_read_of_a_prompt_counts_among_what_drafts_have_cost(monkeypatch
     timings = run(engine, prompt, 5)[-1].timings  # it ends before its prompt is read
     assert timings.drafted_n == 0 and timings.gained_n < -1
     engine.close()
+
+
+def test_a_prompt_whose_reading_did_not_pay_is_not_the_last_one_to_be_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(RestingDrafter, "settle", lambda self, gain: None)
+    drafts = make_draft(chunk=64)
+    engine, read = make_engine(drafts), drafts.executor.batches  # type: ignore[attr-defined]
+    assert run(engine, prompt_of(9, 400), 5)[-1].timings.gained_n < 0 < len(read)  # it ends before its prompt is read
+    n = len(read)
+    assert run(engine, prompt_of(10, 400), 15)[-1].timings.gained_n == 0 and len(read) == n
+    assert run(engine, prompt_of(11, 400), 60)[-1].timings.drafted_n > 0, "a longer one may pay"
+    engine.close()
+
+
+def test_answers_begin_without_drafts_for_longer_the_more_often_the_last_ones_did_not_pay() -> None:
+    last, rests = LastAnswers(), list[int]()
+
+    def over(gain: float) -> None:
+        drafter = last.begun(RestingDrafter)
+        drafter.charge(-gain)
+        last.ended(drafter)
+        rests.append(last.rest)
+
+    for _ in range(5):
+        over(-1.0)
+    assert rests == [16, 64, 256, 1024, 1024]
+    over(0.0)  # it ended before it began to draft
+    assert rests[-1] == 896
+    drafter = last.begun(RestingDrafter)
+    assert not drafter.wants([0] * 100) and not drafter.wants([0] * 995) and drafter.wants([0] * 996)
+    for _ in range(6):
+        over(2.0)
+    assert rests[-1] == 0 and last.begun(RestingDrafter).wants([0])
 
 
 def test_drafts_that_do_not_pay_rest_for_longer_and_longer() -> None:
