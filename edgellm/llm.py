@@ -89,7 +89,7 @@ def load(
     max_tokens_per_step   tokens of a prompt that are computed together; fewer need less memory and are slower
     n_parallel      conversations whose keys and values are all kept in full. More may run, and all share their steps
     speculate       what is tried in one step, for the same answers sooner: "ngram", what followed the last tokens where
-                    they stood before; "mtp", what a block of the file drafts; or ``draft``, a small model by its name
+                    they stood before; "mtp", what a block of the file drafts; or ``draft``, a small model or EAGLE-3
     cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
                     prompt that begins with one costs its rest alone. For the eyes of this user only
     lora            files of LoRA adapters (GGUF): a path, a list of paths or (path, scale), or these by name.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgellm import arguments
+from edgellm.engine.block_drafts import BlockDrafts
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.draft_model import DraftModel
 from edgellm.engine.engine import Engine
@@ -40,7 +41,7 @@ from edgellm.memory import (
     step_tokens,
     system_memory,
 )
-from edgellm.models import build_nextn_program, build_program
+from edgellm.models import DRAFTS, build_nextn_program, build_program
 from edgellm.sampling import SamplingParams
 from edgellm.tokenizer import Tokenizer
 
@@ -49,8 +50,10 @@ if TYPE_CHECKING:
     from edgellm.adapters.loading import AdapterChoice
     from edgellm.chat_template import ChatTemplate
     from edgellm.engine.disk_cache import DiskCache
+    from edgellm.kernels.kv import CachePool
     from edgellm.kernels.program import Executor, Program
     from edgellm.messages.form import MessageForm
+    from edgellm.models.drafts import DraftProgram
 
 Kind = Literal["chat", "embedding", "rerank"]
 
@@ -141,6 +144,7 @@ class Model:
     runs_on: str = "cpu"
     template_source: str | None = None
     adapters: LoadedAdapters | None = None
+    draft: HiddenDraft | None = None
 
     def check_answers(self) -> None:
         """UnsupportedError where the model is for embeddings or scores and answers nothing."""
@@ -168,8 +172,20 @@ class Model:
     def close(self) -> None:
         """Stop the engine, then let go of the file."""
         self.engine.close()
-        if self.adapters is not None:
-            self.adapters.close()
+        for part in (self.adapters, self.draft, self.gguf):
+            if part is not None:
+                part.close()
+
+
+@dataclass(frozen=True)
+class HiddenDraft:
+    """An open file that drafts for one model, from what its layers read."""
+
+    gguf: GGUFFile
+    made: DraftProgram
+
+    def close(self) -> None:
+        """Let go of the file, which the model's program needs as well."""
         self.gguf.close()
 
 
@@ -190,7 +206,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         options = replace(options, draft=fetched(options.draft, report))
     report("load", 0, 2, path.name)
     with open_program(path, options.kv_overrides) as (gguf, program), contextlib.ExitStack() as opened:
-        options, program, adapters, n_ctx, need = plan = planned(program, gguf, options)
+        options, program, adapters, n_ctx, need, draft = plan = planned(program, gguf, options)
         opened.callback(plan.close)
         memory = system_memory()  # before the model takes its own
         if not options.force:
@@ -201,7 +217,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         report("load", 2, 2, path.name)
         if need.where is not None:  # the free memory may be another by now
             options = replace(options, gpu_layers=need.where.layers)
-        engine, n_threads = start_engine(program, gguf, n_ctx, tokenizer, options, report)
+        engine, n_threads = start_engine(program, gguf, n_ctx, tokenizer, options, report, draft)
         engine.intact = gguf.check
         if adapters is not None:
             engine.adapters = adapters.chosen
@@ -219,14 +235,14 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
     runs_on = placement_text(need, options.executor)
     return Model(
         path, gguf, program, tokenizer, engine, n_threads, default_params, need, runs_on, options.chat_template,
-        adapters,
+        adapters, draft,
     )  # fmt: skip
 
 
 class Plan(NamedTuple):
     """What a file is loaded as: ``options`` as far as they hold for it, and the program with all that they add.
 
-    ``close`` lets go of the adapters, where it is loaded by nobody.
+    ``close`` lets go of the adapters and the draft, where it is loaded by nobody.
     """
 
     options: LoadOptions
@@ -234,39 +250,81 @@ class Plan(NamedTuple):
     adapters: LoadedAdapters | None
     n_ctx: int
     need: MemoryNeed
+    draft: HiddenDraft | None = None
 
     def close(self) -> None:
-        """Close the files of adapters."""
-        if self.adapters is not None:
-            self.adapters.close()
+        """Close the files of adapters and of what drafts."""
+        for part in (self.adapters, self.draft):
+            if part is not None:
+                part.close()
 
 
 def planned(program: Program, gguf: GGUFFile, options: LoadOptions) -> Plan:
     """How an open file will be loaded."""
     options, adapters = options_for(program, options), None
     with contextlib.ExitStack() as opened:
+        if (draft := hidden_draft(program, options)) is not None:
+            opened.callback(draft.close)
+            program = tapped_for(draft, program, options)
         if options.has_adapters:
             program, adapters = with_adapters(program, options)
             opened.callback(adapters.close)
         program = typed(program, options)
         n_ctx = choose_context(program, options)
         program = program.for_context(n_ctx)
-        plan = Plan(options, program, adapters, n_ctx, memory_need(program, gguf, n_ctx, options))
+        need = memory_need(program, gguf, n_ctx, options, draft)
+        plan = Plan(options, program, adapters, n_ctx, need, draft)
         opened.pop_all()
     return plan
 
 
 def prove_drafts(paths: Iterable[Path], options: LoadOptions) -> None:
     """UnsupportedError where the draft model can be none, or one of these models for chats has no block that drafts."""
+    bus_error.install()
+    reads_states = False
     if options.draft is not None:
-        with open_program(fetched(options.draft, lambda *_: None)) as (gguf, program):
-            draft_context(program, 1)
-        gguf.close()
-    for path in paths if options.speculate == "mtp" else ():
+        with contextlib.closing(GGUFFile.open(fetched(options.draft, lambda *_: None))) as gguf:
+            reads_states = gguf.architecture in DRAFTS
+            if not reads_states:
+                draft_context(build_program(gguf), 1)
+    for path in paths if options.speculate == "mtp" or reads_states else ():
         with open_program(path, options.kv_overrides) as (gguf, program):
-            if kind_of(program) == "chat":
+            if kind_of(program) == "chat" and options.speculate == "mtp":
                 build_nextn_program(gguf)
+            elif kind_of(program) == "chat" and (draft := hidden_draft(program, options)) is not None:
+                draft.close()
         gguf.close()
+
+
+def hidden_draft(program: Program, options: LoadOptions) -> HiddenDraft | None:
+    """The file that drafts for this program from what its layers read; None where a model drafts, or nothing."""
+    if options.draft is None:
+        return None
+    with contextlib.ExitStack() as opened:
+        gguf = opened.enter_context(contextlib.closing(GGUFFile.open(fetched(options.draft, lambda *_: None))))
+        if gguf.architecture not in DRAFTS:
+            return None
+        from edgellm.models.drafts import Target, build_draft
+
+        made = build_draft(gguf, Target.of(program))
+        opened.pop_all()
+    return HiddenDraft(gguf, made)
+
+
+def tapped_for(draft: HiddenDraft, program: Program, options: LoadOptions) -> Program:
+    """The program whose steps make what a draft reads. UnsupportedError on a GPU, which gives no hidden states."""
+    from edgellm.models.drafts.features import with_features
+
+    if executors.is_gpu(options.executor):
+        raise _no_hidden_states(f"A {draft.gguf.architecture} draft", options)
+    return with_features(program, draft.made.features)
+
+
+def _no_hidden_states(what: str, options: LoadOptions) -> UnsupportedError:
+    return UnsupportedError(
+        f"{what} needs hidden states, which the device {options.executor} does not give. Take the CPU.",
+        code="NO_NEXTN",
+    )
 
 
 def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, LoadedAdapters]:
@@ -407,12 +465,17 @@ def choose_context(program: Program, options: LoadOptions) -> int:
     return low if low == trained else max(LEAST_CONTEXT, low // BLOCK_TOKENS * BLOCK_TOKENS)
 
 
-def memory_need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> MemoryNeed:
-    """Bytes for the model with a full context, and for its draft model."""
+def memory_need(
+    program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions, hidden: HiddenDraft | None = None
+) -> MemoryNeed:
+    """Bytes for the model with a full context, and for its draft model, or the draft that reads its layers."""
     need = _need(program, gguf, n_ctx, options)
     if options.speculate == "mtp":  # its weights are in the file
         block = _need(typed_draft(build_nextn_program(gguf), options), gguf, n_ctx, draft_options(options))
         need = replace(need, draft=block.kv + block.work)
+    if hidden is not None:
+        own = _need(typed_draft(hidden.made.program, options), hidden.gguf, n_ctx, draft_options(options))
+        return replace(need, draft=own.total - PROCESS_NBYTES)
     if options.draft is None:
         return need
     with open_program(fetched(options.draft, lambda *_: None)) as (draft_gguf, draft):
@@ -438,13 +501,21 @@ def _need(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) ->
 
 
 def start_engine(
-    program: Program, gguf: GGUFFile, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: StageProgress
+    program: Program,
+    gguf: GGUFFile,
+    n_ctx: int,
+    tokenizer: Tokenizer,
+    options: LoadOptions,
+    report: StageProgress,
+    draft: HiddenDraft | None = None,
 ) -> tuple[Engine, int]:
     """The executor and the engine that owns it; the number of threads."""
     executor, cache = _executor(program, n_ctx, options, report)
     drafter: Callable[[], Drafter] | None = DRAFTERS.get(options.speculate or "")
     try:
-        if options.draft is not None:
+        if draft is not None:
+            drafter = _hidden_drafts(executor, draft, n_ctx, tokenizer, options, report)
+        elif options.draft is not None:
             drafter = _draft_model(executor, n_ctx, tokenizer, options, report)
         elif options.speculate == "mtp":
             drafter = _nextn_drafts(executor, gguf, n_ctx, options, report)
@@ -452,7 +523,7 @@ def start_engine(
         executor.close()
         raise
     engine = Engine(executor, cache, tokenizer.eog_ids, drafter)
-    if isinstance(drafter, DraftModel):
+    if isinstance(drafter, DraftModel | NextnDrafts):
         drafter.tell = engine.notices.append
     return engine, _n_threads(options)
 
@@ -461,14 +532,36 @@ def _nextn_drafts(
     beside: Executor, gguf: GGUFFile, n_ctx: int, options: LoadOptions, report: StageProgress
 ) -> NextnDrafts:
     if not isinstance(beside, HiddenExecutor):
-        raise UnsupportedError(
-            f"speculate=mtp needs hidden states, which the device {options.executor} does not give. Take the CPU.",
-            code="NO_NEXTN",
-        )
+        raise _no_hidden_states("speculate=mtp", options)
     program = typed_draft(build_nextn_program(gguf), options).for_context(n_ctx)
     executor, cache = _executor(program, n_ctx, draft_options(options), report, beside)
     assert isinstance(executor, HiddenExecutor), "it is of the same kind"
     return NextnDrafts(executor, cache)
+
+
+def _hidden_drafts(
+    beside: Executor, draft: HiddenDraft, n_ctx: int, tokenizer: Tokenizer, options: LoadOptions, report: StageProgress
+) -> NextnDrafts:
+    from edgellm.drafting import have_same_ids
+    from edgellm.models.drafts import mismatch
+
+    if not isinstance(beside, HiddenExecutor):
+        raise _no_hidden_states(f"A {draft.gguf.architecture} draft", options)
+    own = draft.gguf.metadata
+    if "tokenizer.ggml.tokens" in own and not have_same_ids(tokenizer, Tokenizer.from_gguf(own, proved=True)):
+        raise mismatch(draft.gguf, "its vocabulary has other texts", "its own")
+    program = typed_draft(draft.made.program, options).for_context(n_ctx)
+    executor, cache = _executor(program, n_ctx, draft_options(options), report, beside)
+    assert isinstance(executor, HiddenExecutor), "it is of the same kind"
+    if draft.made.keep is None or draft.made.block is None:
+        return NextnDrafts(executor, cache, draft.made.ids, of_tokens=True)
+    keep = typed_draft(draft.made.keep, options).for_context(n_ctx)
+    try:
+        keeper, _ = _executor(keep, n_ctx, draft_options(options), report, beside, cache.pool)
+    except BaseException:
+        executor.close()
+        raise
+    return BlockDrafts(executor, keeper, cache, draft.made.block, draft.made.ids)
 
 
 def draft_options(options: LoadOptions) -> LoadOptions:
@@ -505,7 +598,12 @@ def _draft_model(
 
 
 def _executor(
-    program: Program, n_ctx: int, options: LoadOptions, report: StageProgress, beside: Executor | None = None
+    program: Program,
+    n_ctx: int,
+    options: LoadOptions,
+    report: StageProgress,
+    beside: Executor | None = None,
+    pool: CachePool | None = None,
 ) -> tuple[Executor, KVCache]:
     max_tokens = step_tokens(program, n_ctx, options.max_tokens_per_step)
     executor = executors.open_executor(
@@ -518,6 +616,7 @@ def _executor(
         gpu_layers=options.gpu_layers,
         cpu_moe=options.cpu_moe,
         beside=beside,
+        pool=pool,
     )
     return executor, KVCache(executor.pool, n_ctx)
 

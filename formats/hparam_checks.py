@@ -56,6 +56,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
     "rope.scaling.yarn_log_multiplier": (0.0, 100.0),
     "rope.dimension_sections": (0, 4096),
+    "target_hidden_size": (1, 1 << 18),
+    "block_size": (2, 256),
     "attention.temperature_scale": (0.0, 100.0),
     "leading_dense_block_count": (0, 512),
     "expert_gating_func": (0, 4),

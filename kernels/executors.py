@@ -19,6 +19,7 @@ from edgellm.formats.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from edgellm.kernels.gpu.memory import DeviceMemory
+    from edgellm.kernels.kv import CachePool
     from edgellm.kernels.placement import DeviceNeed, Placement
     from edgellm.kernels.program import Executor, Program
     from edgellm.machine.progress import Progress
@@ -199,6 +200,7 @@ def open_executor(
     gpu_layers: GPULayers = "auto",
     cpu_moe: bool = False,
     beside: Executor | None = None,
+    pool: CachePool | None = None,
 ) -> Executor:
     """An executor for steps of at most ``max_tokens`` tokens, with a cache of its own.
 
@@ -206,6 +208,7 @@ def open_executor(
     on_compile   told of the kernels that are compiled, on the first start
     gpu_layers, cpu_moe   see ``placed``: what a GPU does not take the CPU computes
     beside       another one that never runs at the same time and is closed later: where both can, they share threads
+    pool         the cache of another one, of a program with the same layers, where it is not on a GPU
     """
     options: dict[str, Any] = {"n_threads": n_threads, "max_tokens": max_tokens, "on_compile": on_compile}
     where = placed(name, program, n_blocks, max_tokens, gpu_layers, cpu_moe, n_threads)
@@ -213,6 +216,8 @@ def open_executor(
         make = executor_class(name if where is None else "cpu")
         if beside is not None and type(beside) is make and getattr(beside, "n_threads", None) == n_threads:
             options["beside"] = beside
+        if pool is not None:
+            options["pool"] = pool
         return make(program, n_blocks, **options)
     which: dict[str, Any] = {} if (index := _index(name)) is None else {"index": index}
     if not where.is_split:

@@ -37,9 +37,12 @@ class ReferenceExecutor:
         n_blocks: Sequence[int] | int | None = None,
         max_tokens: int = 512,
         kv_dtype: str = kv_dtype,
+        pool: CachePool | None = None,
         **_unused: Any,
     ) -> None:
         """Without ``n_blocks`` the cache is for a single sequence of ``min(context_length, 32768)`` tokens.
+
+        pool   that of another program with the same layers, in place of one of its own
 
         What else an executor takes (threads, a report of compiling) it has no use for.
         """
@@ -47,7 +50,7 @@ class ReferenceExecutor:
         self.max_tokens = max_tokens
         if n_blocks is None:
             n_blocks = -(-min(program.context_length, DEFAULT_POOL_TOKENS) // BLOCK_TOKENS)
-        self.pool = CachePool(program.cache_layers, n_blocks, kv_dtype)
+        self.pool = pool or CachePool(program.cache_layers, n_blocks, kv_dtype)
         self._tensors = (program.adapted or program).tensors
         self._weights: dict[str, np.ndarray] = {}
         self.keeps_hidden = True

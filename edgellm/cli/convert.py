@@ -34,7 +34,9 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # llama.cpp's --split-max-s
 @click.option("--split-max-tensors", type=click.IntRange(1), default=None, help="Or after so many tensors.")
 @click.option("--pre", help="Name of the pre-tokenizer.  [default: found from the tokenizer]")
 @click.option("--no-tokenizer-json", is_flag=True, help="Do not carry the original tokenizer in the file.")
-@click.option("--base", metavar="DIR|GGUF", help="The model of an adapter.  [default: what its config names, if here]")
+@click.option(
+    "--base", metavar="DIR|GGUF", help="The model of an adapter or a draft.  [default: an adapter's own, if here]"
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and the size, write nothing.")
 def command(source: str, target: Path | None, outtype: str, dry_run: bool, **values: Any) -> None:
     """Convert a checkpoint to a GGUF file.
@@ -44,7 +46,8 @@ def command(source: str, target: Path | None, outtype: str, dry_run: bool, **val
     FP8, compressed-tensors, MXFP4, MLX, Model Optimizer) are decoded. DST is the file to write, or a folder; what
     stands there is replaced when the new file is whole.
 
-    SRC may also be the folder of a LoRA adapter of PEFT. Of its model the config.json is enough, or a GGUF file.
+    SRC may also be the folder of a LoRA adapter of PEFT, or of a draft for another model (EAGLE-3, DFlash). Of that
+    model the config.json is enough, for a draft with its tokenizer, or a GGUF file.
 
     \b
     Examples:
@@ -52,14 +55,16 @@ def command(source: str, target: Path | None, outtype: str, dry_run: bool, **val
       edgellm convert hf:Qwen/Qwen3-0.6B qwen3.gguf --outtype bf16
       edgellm convert ./checkpoint --dry-run
       edgellm convert ./my-lora my-lora.gguf --base ./Llama-3.2-1B-Instruct
+      edgellm convert ./EAGLE3-LLaMA3.1-Instruct-8B draft.gguf --base llama-3.1-8b.gguf
     """
     from edgellm.quantize.convert import convert, plan_conversion
     from edgellm.quantize.inputs import open_input
 
-    limit, with_json = split_nbytes(values["split_max_size"]), not values["no_tokenizer_json"]
+    limit = split_nbytes(values["split_max_size"])
+    tokenizer = {"pre": values["pre"], "with_json": not values["no_tokenizer_json"]}
     with ProgressBar() as progress:
         opened = _adapter(source, values["base"])
-        opened = opened or open_input(source, progress.of("pull", source), pre=values["pre"], with_json=with_json)
+        opened = opened or open_input(source, progress.of("pull", source), base=values["base"], **tokenizer)
     with opened, ProgressBar() as progress:
         plan = plan_conversion(opened, outtype)
         path = target_path(opened, target, outtype, plan)
@@ -88,8 +93,6 @@ def _adapter(source: str, base: str | None) -> InputModel | None:
     path = path_if_there(source)
     if path is not None and is_adapter_folder(path):
         return open_adapter(path, base)
-    if base is not None:
-        raise ParameterError(f"--base goes with the folder of an adapter, and {source} is none.")
     return None
 
 

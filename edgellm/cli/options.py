@@ -85,7 +85,7 @@ override_option = click.option(
 draft_option = click.option(
     *("-md", "--draft", "--model-draft", "draft"),
     metavar="MODEL",
-    help="A small model that drafts, best of the same vocabulary: the same answers, sooner.",
+    help="A small model that drafts, best of the same vocabulary, or a draft made for the model: EAGLE-3, DFlash.",
 )
 
 

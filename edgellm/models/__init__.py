@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgellm.kernels.program import Program
 
 
+DRAFTS = ("dflash", "eagle3")
+"""What files are called that draft for one other model, from what its layers read (drafts/)."""
 WITH_UNDERSCORES = ("ernie4_5", "ernie4_5-moe", "nemotron_h", "nemotron_h_moe", "seed_oss")
 """Architectures whose names have some: in all others _ of a file's name is - ."""
 
@@ -53,6 +55,12 @@ def build_program(gguf: ModelFile) -> Program:
     a file that is no model.
     """
     check_is_model(gguf)
+    if gguf.architecture in DRAFTS:
+        raise UnsupportedError(
+            f"{Path(gguf.path).name} is a {gguf.architecture} draft, which answers nothing by itself. Load the model "
+            f"that it was made for, with --draft {Path(gguf.path).name}.",
+            code="DRAFT_MODEL",
+        )
     if gguf.architecture not in architectures():  # a name from an untrusted file is looked up, never imported as it is
         known = architectures()
         raise UnsupportedError(

@@ -19,6 +19,7 @@ from edgellm.formats.errors import FormatError, UnsupportedError
 from edgellm.formats.file_types import QUANTIZATION_VERSION
 from edgellm.formats.findings import PULL_AGAIN, short
 from edgellm.formats.gguf_writer import rows_in_chunks
+from edgellm.formats.model_file import ModelFile
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.formats.stored_numbers import FLOATS
 from edgellm.models import alike, architectures, build_program, module_of
@@ -448,6 +449,11 @@ class _Unwritten:
         self.path, self.architecture, self.tensors = source.path, source.architecture, source.tensors
         self.metadata: dict[str, Any] = {key: value for key, (value, _) in source.metadata.items()}
         self.overrides: dict[str, Any] = {}
+
+
+def as_model_file(source: InputModel) -> ModelFile:
+    """A converted model as an architecture reads it, before it is a file."""
+    return _Unwritten(source)
 
 
 def _prove(source: InputModel) -> None:

@@ -9,10 +9,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor, stacked_experts
 from edgellm.machine.paths import models_dir, path_if_there
 from edgellm.machine.progress import ByteProgress
 from edgellm.quantize.checkpoint import open_checkpoint
+from edgellm.quantize.draft import draft_kind, open_draft
 from edgellm.quantize.input_model import InputModel, InputTensor
 
 __all__ = ["FLOAT_TYPES", "InputModel", "InputTensor", "open_checkpoint", "open_gguf", "open_input"]
@@ -24,15 +26,20 @@ def open_input(
     *,
     pre: str | None = None,
     with_json: bool = True,
+    base: str | Path | None = None,
 ) -> InputModel:
     """The model behind a GGUF file, a checkpoint folder, or a name of the catalogue; a name may be fetched first.
 
     ``hf:owner/repo`` is the repository's checkpoint where it has one, else its GGUF file. pre, with_json: how the
-    tokenizer of a checkpoint is written, see ``tokenizer_metadata``.
+    tokenizer of a checkpoint is written, see ``tokenizer_metadata``. base: the model of a draft, see ``open_draft``.
 
     EdgeLLMError with the reader's code for what cannot be read, UnsupportedError for what edgellm does not convert.
     """
     path = _fetched(name_or_path, progress)
+    if (kind := draft_kind(path)) is not None:
+        return open_draft(path, kind, base, pre=pre, with_json=with_json)
+    if base is not None:
+        raise ParameterError(f"--base goes with the folder of an adapter or a draft, and {path} is neither.")
     return open_checkpoint(path, pre=pre, with_json=with_json) if path.is_dir() else open_gguf(path)
 
 

@@ -201,10 +201,10 @@ class Models:
             try:
                 plan = loading.planned(program, gguf, self.options)
             except UnsupportedError as error:
-                if error.code != "NO_NEXTN":
+                if error.code not in ("NO_NEXTN", "DRAFT_MODEL"):
                     raise
                 # it is there all the same; whoever asks for it is told why it cannot be loaded so
-                plan = loading.planned(program, gguf, replace(self.options, speculate=None))
+                plan = loading.planned(program, gguf, replace(self.options, speculate=None, draft=None))
             plan.close()
             facts = self._facts(model_card(gguf), plan.n_ctx, plan.need, loading.kind_of(program))
         gguf.close()

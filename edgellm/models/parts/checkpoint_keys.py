@@ -589,6 +589,24 @@ DEFAULTS |= {
     | {"rope_interleave": True},
 }
 
+# drafts that are files of their own (models/drafts/)
+USED |= {
+    "eagle3": _DECODER
+    | {"target_hidden_size", "norm_before_residual", "norm_before_fc", "eagle_config", "speculators_model_type"}
+    | {"eagle_aux_hidden_state_layer_ids", "draft_vocab_size", "transformer_layer_config"},
+    "dflash": _DECODER | _SLIDING | {"block_size", "target_layer_ids", "dflash_config", "num_target_layers"},
+}
+HARMLESS_IN |= {
+    "eagle3": frozenset(("speculators_config", "speculators_version", "embed_requires_grad", "has_no_defaults_at_init"))
+    | {"max_window_layers", "target_model_type", "ttt_steps"},
+    "dflash": frozenset(),
+}
+ONLY_IN |= {
+    "eagle3": {"fc_norm": (False,), "norm_output": (False,)},
+    "dflash": {},
+}
+DEFAULTS |= {"eagle3": {}, "dflash": {}}
+
 
 def check_keys(folder: Path, values: Mapping[str, Any], model_type: str) -> list[str]:
     """What the user should know of these settings. UnsupportedError for one that edgellm does not know."""

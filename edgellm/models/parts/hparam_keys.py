@@ -132,6 +132,9 @@ READ_IN: dict[str, frozenset[str]] = {
     "qwen3vl": frozenset(("rope.dimension_sections", "n_deepstack_layers", "rope.scaling.attn_factor")),
     "qwen3vlmoe": _EXPERTS
     | {"rope.dimension_sections", "n_deepstack_layers", "rope.scaling.attn_factor", "expert_feed_forward_length"},
+    "eagle3": frozenset(("target_layers", "target_hidden_size", "norm_before_residual", "norm_before_fc"))
+    | {"rope.scaling.attn_factor"},
+    "dflash": frozenset(("target_layers", "block_size", "rope.dimension_sections", "rope.scaling.attn_factor")),
     "gemma3": _SLIDING,
     "gemma4": _SLIDING
     | _EXPERTS
@@ -195,6 +198,7 @@ NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in
     "hunyuan-moe": {"expert_shared_count": (0, 1)},
     "laguna": {"expert_shared_count": (0, 1)},
     "jina-bert-v2": {"attention.max_alibi_bias": (0, 8)},
+    "dflash": {"attention.causal": (False,), "sample_from_anchor": (False,)},
 }
 _ROUTERS = {  # of architectures that have but one: by a softmax or by sigmoids
     **dict.fromkeys(("bailingmoe", "ernie4_5-moe", "hunyuan-moe", "llama", "olmoe", "nomic-bert-moe", "gemma4"), 1),

@@ -67,6 +67,7 @@ class CPUExecutor:
                  passed on this CPU are tested now, and another form is taken when one fails (verified_kernels.py)
     is_part      the program is a part of one, with what it needs for few rows among its ops (kernels/split.py)
     beside       run on the threads of this one, which is closed last; the two never run at once
+    pool         the cache of another program with the same layers, in place of one of its own
     """
 
     backend: ClassVar[str] = "CPU"
@@ -86,9 +87,10 @@ class CPUExecutor:
         untested: KernelCache | None = None,
         is_part: bool = False,
         beside: CPUExecutor | None = None,
+        pool: CachePool | None = None,
     ) -> None:
         self.program, self.max_tokens, self.n_threads = program, max_tokens, n_threads
-        self.pool = pool = CachePool(program.cache_layers, n_blocks, self.kv_dtype)
+        self.pool = pool = pool or CachePool(program.cache_layers, n_blocks, self.kv_dtype)
         self._plain = lower(program, pool, max_tokens, narrows=not is_part)
         tables = [table for table in (self._plain, self._plain.adapted) if table is not None]
         called = [name for table in tables for _, _, name in table.calls]
