@@ -1,12 +1,15 @@
 """Drafts beside plain decoding and beside llama.cpp's own: a table and one line of JSON.
 
-    python benchmarks/speculation.py [model] [--draft MODEL] [--rounds 3] [--threads 2] [--steps 128] [--ceiling FILE]
+    python benchmarks/speculation.py [model] [--draft MODEL] [--rounds 3] [--threads 2] [--steps 128] [--kinds simple]
+    python benchmarks/speculation.py --ceiling FILE
 
 Three texts, greedy: code that is to be written again with a name changed, a long text that is to be summed up, and a
-story about nothing that stands in the prompt. Each is answered plainly, with n-grams and with a draft model where one
-is named, by edgellm and by llama.cpp (the package ``xllamacpp``, where it is installed: without drafts, and its
-ngram-simple and ngram-mod). The sides take turns, each loaded anew, and the median of the rounds counts. edgellm's
-answers must be the same with and without drafts.
+story about nothing that stands in the prompt. Each is answered plainly, with n-grams and with a draft where one is
+named, a model or a file made for this one, by edgellm and by llama.cpp (the package ``xllamacpp``, where it is
+installed: without drafts, with each of its kinds of n-grams, and with the same draft). The sides take turns, each
+loaded anew, and the median of the rounds counts; so does the median of a side's ratios to plain decoding in the same
+round. edgellm's answers must be the same with and without drafts; llama.cpp's are compared, and how many of the three
+differ is told.
 
 --ceiling FILE says what drafts can bring at best with a model, by the kernels alone: how many steps of one token a step
 of n costs (1.4 for 4 tokens is what is wanted), and how much faster answers come whose drafts are all right and free.
@@ -34,7 +37,7 @@ TEXTS = {
     "summary": f"{LONG}\n\nIn short, this licence says the following. ",
     "story": "Once upon a time, in a village by the sea, there lived an old clockmaker who",
 }
-Answer = tuple[float, list[int], str]  # tokens per second, the tokens, what else is to be told
+Answer = tuple[float, Any, str]  # tokens per second, the tokens or the text, what else is to be told
 
 
 def edgellm_side(model: str, n_threads: int, **options: Any) -> tuple[Callable[[list[int], int], Answer], Any]:
@@ -52,7 +55,17 @@ def edgellm_side(model: str, n_threads: int, **options: Any) -> tuple[Callable[[
     return answer, llm.close
 
 
-def llama_side(model: str, n_threads: int, kind: str | None = None) -> tuple[Callable[[list[int], int], Answer], Any]:
+def draft_kind(draft: str) -> str:
+    """What llama.cpp calls the kind of a draft."""
+    from edgellm.formats.gguf import GGUFFile
+
+    with GGUFFile.open(draft) as gguf:
+        return {"eagle3": "DRAFT_EAGLE3", "dflash": "DRAFT_DFLASH"}.get(gguf.architecture, "DRAFT_SIMPLE")
+
+
+def llama_side(
+    model: str, n_threads: int, kind: str | None = None, draft: str | None = None
+) -> tuple[Callable[[list[int], int], Answer], Any]:
     """How llama.cpp answers, with drafts of a kind."""
     import xllamacpp
 
@@ -63,19 +76,24 @@ def llama_side(model: str, n_threads: int, kind: str | None = None) -> tuple[Cal
     params.cache_ram_mib, params.n_ctx_checkpoints, params.warmup, params.verbosity = 0, 0, True, 0
     if kind is not None:
         params.speculative.types = [getattr(xllamacpp.common_speculative_type, f"COMMON_SPECULATIVE_TYPE_{kind}")]
+    if draft is not None:
+        of = params.speculative.draft
+        of.mparams.path, of.n_gpu_layers = draft, 0
+        of.cpuparams.n_threads = of.cpuparams_batch.n_threads = n_threads
     server = xllamacpp.Server(params)
 
     def answer(prompt: list[int], n: int) -> Answer:
-        asked = {"prompt": prompt, "n_predict": n, "ignore_eos": True, "temperature": 0, "samplers": []}
-        found = server.handle_completions({**asked, "cache_prompt": False, "stream": False, "return_tokens": True})
+        # without any sampler it draws by chance, at temperature 0, too
+        asked = {"prompt": prompt, "n_predict": n, "ignore_eos": True, "samplers": ["top_k"], "top_k": 1}
+        found = server.handle_completions({**asked, "cache_prompt": False, "stream": False})
         times = found["timings"]
         told = f"{times.get('draft_n_accepted', 0)}/{times['draft_n']}" if times.get("draft_n") else ""
-        return 1e3 * (n - 1) / times["predicted_ms"], list(found.get("tokens", [])), told
+        return 1e3 * (n - 1) / times["predicted_ms"], found["choices"][0]["text"], told
 
     return answer, lambda: None
 
 
-def sides_of(model: str, draft: str | None, n_threads: int) -> dict[str, Callable[[], Any]]:
+def sides_of(model: str, draft: str | None, n_threads: int, kinds: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """What is compared, by name."""
     sides: dict[str, Callable[[], Any]] = {
         "edgellm": lambda: edgellm_side(model, n_threads),
@@ -87,13 +105,19 @@ def sides_of(model: str, draft: str | None, n_threads: int) -> dict[str, Callabl
         import xllamacpp  # noqa: F401
     except ImportError:
         return sides
-    for name, kind in (("", None), (" ngram-simple", "NGRAM_SIMPLE"), (" ngram-mod", "NGRAM_MOD")):
-        sides[f"llama.cpp{name}"] = lambda kind=kind: llama_side(model, n_threads, kind)
+    sides["llama.cpp"] = lambda: llama_side(model, n_threads)
+    for name in kinds:
+        kind = f"NGRAM_{name.upper().replace('-', '_')}"
+        sides[f"llama.cpp ngram-{name}"] = lambda kind=kind: llama_side(model, n_threads, kind)
+    if draft is not None:
+        sides["llama.cpp draft"] = lambda: llama_side(model, n_threads, draft_kind(draft), draft)
     return sides
 
 
-def compare(model: str, draft: str | None, n_threads: int, rounds: int, steps: int) -> dict[str, Any]:
-    """Medians of the rates of each side and text."""
+def compare(
+    model: str, draft: str | None, n_threads: int, rounds: int, steps: int, kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Medians of the rates of each side and text, and of their ratios to plain decoding in the same round."""
     from edgellm.formats.gguf import GGUFFile
     from edgellm.tokenizer import Tokenizer
 
@@ -102,26 +126,34 @@ def compare(model: str, draft: str | None, n_threads: int, rounds: int, steps: i
         prompts = {name: [*tokenizer.special.prefix, *tokenizer.encode(text, False)] for name, text in TEXTS.items()}
     rates: dict[str, dict[str, list[float]]] = {}
     told: dict[str, dict[str, str]] = {}
-    plain: dict[str, list[int]] = {}
+    plain: dict[str, dict[str, Any]] = {"edgellm": {}, "llama.cpp": {}}
+    others: dict[str, set[str]] = {}
     for _ in range(rounds):
-        for side, opened in sides_of(model, draft, n_threads).items():
-            answer, close = opened()
+        for side, opened in sides_of(model, draft, n_threads, kinds).items():
+            (answer, close), known = opened(), plain[side.partition(" ")[0]]
             answer(prompts["story"][:8], 8)
             for name, prompt in prompts.items():
-                rate, tokens, more = answer(prompt, steps)
+                rate, said, more = answer(prompt, steps)
                 rates.setdefault(side, {}).setdefault(name, []).append(rate)
                 told.setdefault(side, {})[name] = more
-                if side.startswith("edgellm") and plain.setdefault(name, tokens) != tokens:
-                    raise SystemExit(f"{side}: the answer to {name} is another than without drafts")
+                if known.setdefault(name, said) != said:
+                    others.setdefault(side, set()).add(name)
+                    if side.startswith("edgellm"):
+                        raise SystemExit(f"{side}: the answer to {name} is another than without drafts")
             close()
-    medians = {side: {name: statistics.median(found) for name, found in of.items()} for side, of in rates.items()}
+    found: dict[str, Any] = {}
     print(f"| {'side':<22} |" + "".join(f" {name:>22} |" for name in TEXTS))
     print(f"|{'-' * 24}|" + "".join(f"{'-' * 23}:|" for _ in TEXTS))
-    for side, of in medians.items():
-        base = medians["edgellm" if side.startswith("edgellm") else "llama.cpp"]
-        cells = [f"{of[name]:.1f} {of[name] / base[name]:.2f}x {told[side][name]}" for name in TEXTS]
+    for side, of in rates.items():
+        base, cells = rates[side.partition(" ")[0]], []
+        for name in TEXTS:
+            ratio = statistics.median(a / b for a, b in zip(of[name], base[name], strict=True))
+            found.setdefault(side, {})[name] = {"rate": statistics.median(of[name]), "ratio": ratio}
+            cells.append(f"{statistics.median(of[name]):.1f} {ratio:.2f}x {told[side][name]}")
         print(f"| {side:<22} |" + "".join(f" {cell:>22} |" for cell in cells))
-    return {"model": model, "tokens_per_second": medians, "accepted": told}
+    for side, names in others.items():
+        print(f"{side}: another answer than without drafts to {', '.join(sorted(names))}")
+    return {"model": model, "tokens_per_second": found, "accepted": told}
 
 
 def ceiling(model: str, n_threads: int, rounds: int) -> dict[str, Any]:
@@ -162,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--kinds", default="simple,mod,cache,map-k", help="llama.cpp's n-grams")
     parser.add_argument("--ceiling", metavar="FILE")
     given = parser.parse_args(arguments)
     if given.ceiling:
@@ -170,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from edgellm.store import catalogue
 
     model = str(catalogue.fetched(given.model, lambda done, total: None))
-    print(json.dumps(compare(model, given.draft, given.threads, given.rounds, given.steps)))
+    kinds = [kind for kind in given.kinds.split(",") if kind]
+    print(json.dumps(compare(model, given.draft, given.threads, given.rounds, given.steps, kinds)))
 
 
 if __name__ == "__main__":
