@@ -125,8 +125,6 @@ class LoadOptions:
         for name in ("lora", "control_vectors"):
             object.__setattr__(self, name, adapter_choices(name, getattr(self, name)))
         object.__setattr__(self, "control_vector_layers", layer_range(self.control_vector_layers))
-        if self.executor == "auto" and self.has_adapters:  # GPUs have no shaders for them
-            object.__setattr__(self, "executor", "cpu")
 
 
 @dataclass
@@ -328,16 +326,10 @@ def _no_hidden_states(what: str, options: LoadOptions) -> UnsupportedError:
 
 
 def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, LoadedAdapters]:
-    """The program, with what runs for requests that have adapters, and these. UnsupportedError on a GPU."""
+    """The program, with what runs for requests that have adapters, and these."""
     from edgellm.adapters.loading import open_adapters
     from edgellm.adapters.rewrite import adapted
 
-    if executors.is_gpu(options.executor):
-        raise UnsupportedError(
-            "Adapters and control vectors work on the CPU, and the GPU has no shaders for them. Load the model with "
-            "--device cpu, or merge the adapter into it.",
-            code="ADAPTER_DEVICE",
-        )
     adapters = open_adapters(options.lora, options.control_vectors, options.control_vector_layers)
     try:
         made = adapted(program, adapters.adapters)

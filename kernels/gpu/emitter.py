@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu.device import MAX_GROUPS, Device
 from edgellm.kernels.gpu.layout import Place
@@ -13,10 +15,12 @@ from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.gpu.weights import Matrix, put_vector
+from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import Attention
 from edgellm.kernels.program import Op, Program
 
 PART = 256  # positions that one workgroup of attention sums up
+MOST_ROWS = 16  # of such a workgroup: query heads times tokens
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Counts:
     tokens: int
     outputs: int
     parts: int
+    is_prompt: bool = False  # most tokens stand beside others of their sequence
 
     def rows(self, kind: str) -> int:
         """Rows of a buffer of the kind."""
@@ -44,21 +49,35 @@ class Resident:
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, tuple[Matrix, int]] = field(default_factory=dict)  # of a tensor: its matrix and first row there
     vectors: dict[tuple[str, ...], Any] = field(default_factory=dict)
-    partials: Any = None
+    scratches: dict[str, Any] = field(default_factory=dict)
+    n_scratches: int = 0  # made so far: what was recorded with one that has grown is over a buffer that is gone
+
+    def scratch(self, name: str, nbytes: int) -> Any:
+        """A buffer for what one dispatch leaves to the next; it grows."""
+        found = self.scratches.get(name)
+        if found is None or found.size < nbytes:
+            if found is not None:
+                self.device.free(found)
+            found = self.scratches[name] = self.device.buffer(nbytes)
+            self.n_scratches += 1
+        return found
 
     def heads_at_once(self, op: Attention) -> int:
         """Query heads of one key head that a workgroup takes: as many as fit its memory."""
         layer = self.program.kv_layer(op.layer)
-        group = op.n_heads // layer.n_kv_heads
-        room = self.device.workgroup_nbytes // 4 - 64
-        fitting = [n for n in range(1, group + 1) if group % n == 0 and n * (layer.head_dim_k + PART + 1) <= room]
+        group, room = op.n_heads // layer.n_kv_heads, self.rows_at_once(layer)
+        fitting = [n for n in range(1, min(group, MOST_ROWS) + 1) if group % n == 0 and n <= room]
         if not fitting:
             raise UnsupportedError(
-                f"layer {op.layer}: heads of {layer.head_dim_k} numbers do not fit the {room * 4} bytes that a "
-                f"workgroup of {self.device.adapter} has. Take --device cpu.",
+                f"layer {op.layer}: heads of {layer.head_dim_k} numbers do not fit the {self.device.workgroup_nbytes} "
+                f"bytes that a workgroup of {self.device.adapter} has. Take --device cpu.",
                 code="MODEL_SHAPE",
             )
         return max(fitting)
+
+    def rows_at_once(self, layer: KVLayer) -> int:
+        """Query heads of any tokens that a workgroup of attention has memory for."""
+        return (self.device.workgroup_nbytes // 4 - 64) // (layer.head_dim_k + PART + 64 + 4)
 
 
 @dataclass
@@ -73,6 +92,7 @@ class Lowering:
     at: int = 0  # of the op that is being lowered
     end: int = 0  # of the ops that may be
     n_taken: int = 1  # ops that became the dispatches just emitted
+    grouped: set[str] = field(default_factory=set)  # buffers of experts' numbers whose pairs are in order
 
     def next(self, n: int = 1) -> Op | None:
         """The op after the next n - 1, where it may be taken together with this one."""
@@ -116,13 +136,16 @@ class Lowering:
             )
         return self.there.vectors[names]
 
+    def numbers(self, name: str, values: np.ndarray) -> Any:
+        """Numbers that are made of the program's, sent once."""
+        if (name,) not in self.there.vectors:
+            self.there.vectors[name,] = self.there.device.upload(values)
+        return self.there.vectors[name,]
+
     def taps(self, name: str) -> Any:
         """The weights of a convolution, (taps, width) of float32."""
-        key = "taps", name
-        if key not in self.there.vectors:
-            tensor = self.there.program.tensors[name]
-            self.there.vectors[key] = self.there.device.upload(tensor.dequantize().reshape(tensor.shape).T)
-        return self.there.vectors[key]
+        tensor = self.there.program.tensors[name]
+        return self.numbers(f"taps of {name}", tensor.dequantize().reshape(tensor.shape).T)
 
     @property
     def step(self) -> Any:

@@ -15,17 +15,19 @@ import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, ParameterError
 from edgellm.kernels.batch_checks import check_batch, check_logits, refuse_hidden
 from edgellm.kernels.gpu import adapters
+from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
 from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
+from edgellm.kernels.gpu.emitter import Counts
 from edgellm.kernels.gpu.layout import MAX_OUTPUTS, buffers_nbytes
-from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES, Counts, put_program, record
+from edgellm.kernels.gpu.lowering import put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.top_k import AHEAD, Found, TopK
 from edgellm.kernels.gpu.walk import Recording
@@ -72,8 +74,9 @@ class GPUExecutor:
         try:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
             self.pool: CachePool = pool
-            self._tail, whole = _with_tail(program) if self.narrows else _without_tail(program)
-            self._there = put_program(self.device, whole, pool, max_tokens)
+            self._plain = _form(program, narrows=self.narrows)
+            self._adapted = _form(program.adapted, narrows=self.narrows) if program.adapted else self._plain
+            self._there = put_program(self.device, _all_of(self._plain, self._adapted), pool, max_tokens)
         except BaseException:
             self.close()
             raise
@@ -81,21 +84,19 @@ class GPUExecutor:
         if program.output in program.buffers:
             most = self._there.rows["outputs"]
             self._top_k = TopK(self.device, self._there.places[program.output], program.n_vocab, most)
-        selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
-        self._first_output_op = selects[0] if selects else len(program.ops)
-        embedding = embedding_of(program)
-        self._embedding = -1 if embedding is None else embedding
         self._shapes: OrderedDict[tuple[Any, ...], list[Recording]] = OrderedDict()
 
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
         """Bytes on the device beside the weights and the cache."""
         found = TopK.held_nbytes(program.n_vocab, MAX_OUTPUTS) if program.output in program.buffers else 0
-        return buffers_nbytes(_with_tail(program)[1], max_tokens) + PARTIALS_NBYTES + UPLOAD_NBYTES + found
+        buffers = buffers_nbytes(_form(program.adapted or program, narrows=True).whole, max_tokens)
+        return buffers + PARTIALS_NBYTES + UPLOAD_NBYTES + found
 
     @staticmethod
     def weights_nbytes(program: Program) -> int:
         """Bytes of the weights as they are kept on the device."""
+        program = program.adapted or program
         matrices = {name for op in program.ops for name in op.weight_names() if len(program.tensors[name].shape) > 1}
         return sum(matrix_nbytes(program.tensors[name]) for name in matrices)
 
@@ -111,22 +112,23 @@ class GPUExecutor:
         most = self._there.rows["outputs"]
         if self._there.step.begin(batch, rows[:most]):
             self._shapes.clear()
-        ops, tail, n = self.program.ops, self._tail, len(batch)
+        form, n = self._form_of(batch), len(batch)
         if hook is not None:
-            return self._run_hooked(batch, rows, hook)
+            return self._run_hooked(batch, rows, hook, form)
+        ops, tail = form.program.ops, form.tail
         before: Sequence[Op]
         after: Sequence[Op]
         if len(rows) > most:
-            before, after = ops[: self._first_output_op], ops[self._first_output_op :]
+            before, after = ops[: form.first_output_op], ops[form.first_output_op :]
         elif len(rows) == n or not tail.ops:
             before, after = ops, ()
         else:
             before, after = ops[: tail.start], tail.ops
-        counts = Counts(n, min(len(rows), most), parts_of(batch))
+        counts = Counts(n, min(len(rows), most), parts_of(batch), is_prompt(batch))
         if batch.embeddings is not None:
-            looked_up, before = before[: self._embedding + 1], before[self._embedding + 1 :]
+            looked_up, before = before[: form.embedding + 1], before[form.embedding + 1 :]
             self._start(self._recorded(counts, looked_up, [*before, *after]))
-            self._embed(*batch.embeddings)
+            self._embed(form, *batch.embeddings)
         self._start(self._recorded(counts, before, after))
         result = np.empty((len(rows), self.program.n_vocab), np.float32)
         for first in range(0, len(rows), most):
@@ -201,7 +203,7 @@ class GPUExecutor:
         if there.step.begin(batch, range(n), n_steps):
             self._shapes.clear()
         last = dataclasses.replace(batch, positions=batch.positions + np.int32(n_steps - 1), sees=None)
-        recordings = self._recorded(Counts(n, n, parts_of(last)), self.program.ops, ())
+        recordings = self._recorded(Counts(n, n, parts_of(last)), self._form_of(batch).program.ops, ())
         for step in range(n_steps - 1):
             ahead = there.step.advance(n, self.program.n_vocab, self._top_k.found, step * n * answer, answer)
             finding = self._top_k.recording(k, n, step)
@@ -219,15 +221,19 @@ class GPUExecutor:
                 tokens.append(-1 if found is False or logits is None else draw.take_all(logits[row]))
         return tokens
 
-    def _embed(self, rows: np.ndarray, values: np.ndarray) -> None:
+    def _form_of(self, batch: Batch) -> _Form:
+        """The program that runs for a batch: one without adapters has that without them."""
+        return self._plain if batch.adapters is None else self._adapted
+
+    def _embed(self, form: _Form, rows: np.ndarray, values: np.ndarray) -> None:
         """Put these rows in place of what was embedded."""
-        place = self._there.places[self.program.ops[self._embedding].written_buffers()[0]]
+        place = self._there.places[form.program.ops[form.embedding].written_buffers()[0]]
         for row, value in zip(rows.tolist(), values.astype(np.float32), strict=True):
             self.device.write(place.buffer, 4 * (row * place.row + place.at), value)
 
     def _recorded(self, counts: Counts, ops: Sequence[Op], following: Sequence[Op]) -> list[Recording]:
         """The dispatches of some ops for a batch of this shape, cut where a submission would be long."""
-        key = (len(ops), id(ops[0]) if ops else 0, *dataclasses.astuple(counts))
+        key = (len(ops), *((id(ops[0]), id(ops[-1])) if ops else ()), *dataclasses.astuple(counts))
         if key not in self._shapes:
             recorded = self._record(ops, following, counts, fuse=True)
             self._shapes[key] = recorded
@@ -237,9 +243,9 @@ class GPUExecutor:
         return self._shapes[key]
 
     def _record(self, ops: Sequence[Op], following: Sequence[Op], counts: Counts, *, fuse: bool) -> list[Recording]:
-        partials = self._there.partials
+        n_scratches = self._there.n_scratches
         recorded = record(self._there, ops, following, counts, fuse=fuse)
-        if self._there.partials is not partials:  # what was recorded before is over a buffer that is gone
+        if self._there.n_scratches != n_scratches:  # what was recorded before may be over a buffer that is gone
             self._shapes.clear()
         first, flops, pieces = 0, 0, list[Recording]()
         for i, row in enumerate(recorded):
@@ -259,21 +265,21 @@ class GPUExecutor:
         data = self.device.read(place.buffer, 4 * place.row * n).view(np.float32).reshape(n, place.row)
         return data[:, place.at : place.at + self.program.n_vocab]
 
-    def _run_hooked(self, batch: Batch, rows: list[int], hook: Hook) -> np.ndarray:
+    def _run_hooked(self, batch: Batch, rows: list[int], hook: Hook, form: _Form) -> np.ndarray:
         """Op by op, and what the hook has looked at goes back to the device."""
         most, result = self._there.rows["outputs"], []
-        counts = Counts(len(batch), min(len(rows), most), parts_of(batch))
+        counts = Counts(len(batch), min(len(rows), most), parts_of(batch), is_prompt(batch))
         for first in range(0, max(1, len(rows)), most):
             chunk = rows[first : first + most]
             counts = dataclasses.replace(counts, outputs=len(chunk))
             if first:
                 self._there.step.outputs(chunk)
-            for i, op in enumerate(self.program.ops):
-                if first and i < self._first_output_op:
+            for i, op in enumerate(form.program.ops):
+                if first and i < form.first_output_op:
                     continue
                 self._start(self._record([op], (), counts, fuse=False))
-                if i == self._embedding and batch.embeddings is not None:
-                    self._embed(*batch.embeddings)
+                if i == form.embedding and batch.embeddings is not None:
+                    self._embed(form, *batch.embeddings)
                 taken: dict[int, tuple[Any, np.ndarray]] = {}
                 hook(i, op, functools.partial(self._read, counts, taken))
                 for buffer, data in taken.values():
@@ -285,12 +291,13 @@ class GPUExecutor:
 
     def _read(self, counts: Counts, taken: dict[int, tuple[Any, np.ndarray]], name: str) -> np.ndarray:
         """A writable view of a buffer's rows in this step."""
-        place, n = self._there.places[name], counts.rows(self.program.buffers[name].rows)
+        place = self._there.places[name]
+        n = counts.rows(place.rows)
         if id(place.buffer) not in taken:
             data = self.device.read(place.buffer, 4 * place.row * n).view(np.float32).reshape(n, place.row)
             taken[id(place.buffer)] = place.buffer, data
         rows = taken[id(place.buffer)][1]
-        return rows[:, place.at : place.at + place.width].view(self.program.buffers[name].dtype)
+        return rows[:, place.at : place.at + place.width].view(self._there.program.buffers[name].dtype)
 
     def close(self) -> None:
         """Let go of the device. May be called twice."""
@@ -298,17 +305,43 @@ class GPUExecutor:
         self._end()
 
 
-def _without_tail(program: Program) -> tuple[OutputTail, Program]:
-    return OutputTail(len(program.ops), (), {}), program
+class _Form(NamedTuple):
+    """A program as it runs.
+
+    tail     what is run for the rows that want logits alone
+    whole    the program, and behind its ops those of the tail
+    first_output_op, embedding   indices of ops; the second is -1 where none looks tokens up
+    """
+
+    program: Program
+    tail: OutputTail
+    whole: Program
+    first_output_op: int
+    embedding: int
 
 
-def _with_tail(program: Program) -> tuple[OutputTail, Program]:
-    """The ops for the rows that want logits alone, and a program that has both."""
-    tail = output_tail(program) or _without_tail(program)[0]
-    buffers = {**program.buffers, **tail.buffers}
-    return tail, dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers=buffers)
+def _form(program: Program, *, narrows: bool) -> _Form:
+    tail = (output_tail(program) if narrows else None) or OutputTail(len(program.ops), (), {})
+    whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
+    selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
+    embedding = embedding_of(program)
+    first = selects[0] if selects else len(program.ops)
+    return _Form(program, tail, whole, first, -1 if embedding is None else embedding)
+
+
+def _all_of(plain: _Form, adapted: _Form) -> Program:
+    """A program with the ops, buffers and weights of both, the plain ones first: what is to be on the device."""
+    if adapted is plain:
+        return plain.whole
+    buffers = {**plain.whole.buffers, **adapted.whole.buffers}
+    return dataclasses.replace(adapted.whole, ops=(*plain.whole.ops, *adapted.whole.ops), buffers=buffers)
 
 
 def parts_of(batch: Batch) -> int:
     """Parts of 256 positions that its tokens see, rounded up to a power of two: few shapes for a long text."""
     return 1 << (int((batch.positions if batch.sees is None else batch.sees).max()) // PART).bit_length()
+
+
+def is_prompt(batch: Batch) -> bool:
+    """Whether most tokens stand beside others of their sequence, which can share what they read of the cache."""
+    return len(batch) >= 2 * (1 + int(np.count_nonzero(np.diff(batch.sequences))))

@@ -16,18 +16,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels.gpu import recurrent, sources
+from edgellm.kernels.gpu import attention, cache_types, experts, low_rank, recurrent, sources
 from edgellm.kernels.gpu.device import Device
-from edgellm.kernels.gpu.emitter import PART, Counts, Lowering, Resident, blocks, folded
+from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded
 from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
 from edgellm.kernels.gpu.pool import GPUPool
-from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, Bound, bindings, source
+from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, bindings, source, vector
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (
+    Activate,
+    AdapterDown,
+    AdapterUp,
     Add,
+    AddDirection,
+    AddRows,
     ApplyRope,
     Attention,
     CausalConv,
@@ -36,23 +41,31 @@ from edgellm.kernels.ops import (
     Embed,
     ExpertMatmul,
     ExpertSum,
+    GatedNorm,
     GatedUnit,
+    Hadamard,
+    HeadMatmul,
+    JoinHeads,
+    LayerNorm,
     Matmul,
     RMSNorm,
     Route,
     Scale,
     SelectOutputs,
+    SelfAttention,
     ShortConv,
     SigmoidGate,
     Softcap,
     SoftplusGate,
     SplitHeads,
+    SSMGates,
+    SSMScan,
     StoreKV,
 )
 from edgellm.kernels.program import Op, Program
 
+LOOKED_UP = (Embed, ExpertMatmul, HeadMatmul, AddRows)  # ops whose weight is a matrix of its own
 GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
-PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
 
 
 def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int) -> Resident:
@@ -65,7 +78,8 @@ def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int
         if isinstance(op, Attention):
             there.heads_at_once(op)
     wanted = [names for run in runs_of_products(program.ops) for names in _alike(program, run)]
-    wanted += [(op.weight,) for op in program.ops if isinstance(op, Embed | ExpertMatmul)]
+    wanted += [(op.weight,) for op in program.ops if isinstance(op, LOOKED_UP)]
+    wanted += [(name,) for op in program.ops if isinstance(op, AdapterDown | AdapterUp) for name in op.weight_names()]
     for names in dict.fromkeys(wanted):
         if all(name in there.matrices for name in names):
             continue
@@ -115,13 +129,15 @@ def unknown(program: Program, op: Op) -> str | None:
             return f"{op.name} with {one.name}={value}"
     if isinstance(op, GatedUnit) and op.activation not in UNITS:
         return f"{op.name} with {op.activation}"
-    if isinstance(op, Route) and op.over not in ("chosen", "all"):
-        return f"{op.name} over {op.over}"
-    layer = getattr(op, "layer", None)
-    if layer is not None and getattr(program.cache_layers[layer], "latent", False):
-        return f"{op.name} over keys that are values, too"
-    if layer is not None and getattr(program.cache_layers[layer], "is_typed", False):
-        return f"{op.name} of keys and values in other types than f16"
+    if isinstance(op, Activate) and op.activation not in CURVES:
+        return f"{op.name} with {op.activation}"
+    layer = program.cache_layers[op.layer] if isinstance(op, StoreKV | Attention) else None
+    if isinstance(layer, KVLayer):
+        if layer.latent and layer.head_dim_k % 2:
+            return f"{op.name} over an odd number of dimensions"
+        for name in (layer.type_k, layer.type_v):
+            if name not in cache_types.TYPES:
+                return f"{op.name} of keys or values as {name}"
     return None
 
 
@@ -133,6 +149,7 @@ def record(
     at = 0
     while at < len(ops):
         low.at, low.end = at, len(ops)
+        low.grouped.difference_update(ops[at].written_buffers())
         if ops[at].computes:
             RULES[type(ops[at])].lower(low, ops[at])
         at += max(1, low.n_taken)
@@ -301,7 +318,7 @@ def _heads_to_cache(low: Lowering) -> bool:
         norm = sources.text("head_norm")
     low.n_taken = len(norms) + 3
     low.emit(
-        source("heads_to_cache", BINDINGS=bound.text + _vector(3 + len(bound.buffers), "w") * bool(norms), NORM=norm,
+        source("heads_to_cache", BINDINGS=bound.text + vector(3 + len(bound.buffers), "w") * bool(norms), NORM=norm,
                HALF_BITS=sources.text("half_bits"), DIM_K=layer.head_dim_k, **bound.names),
         [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
         (heads + 2 * layer.n_kv_heads, low.n(q), 1),
@@ -317,6 +334,8 @@ def _are_heads_of(low: Lowering, norms: list[RMSNorm], first: ApplyRope, second:
     q, k, layer = low.place(first.x), low.place(store.k), low.there.program.kv_layer(store.layer)
     if second.x != store.k or first.x == store.k or store.v == store.k or k.buffer is not q.buffer:
         return False
+    if layer.is_typed or layer.latent:
+        return False
     if (first.rope, first.head_dim) != (second.rope, second.head_dim) or first.head_dim != layer.head_dim_k:
         return False
     if k.width != layer.n_kv_heads * layer.head_dim_k or not low.is_dead(store.k, len(norms) + 2):
@@ -327,99 +346,6 @@ def _are_heads_of(low: Lowering, norms: list[RMSNorm], first: ApplyRope, second:
         and all(tensors[op.weight].shape[-1] == layer.head_dim_k for op in norms)
         and norms[0].eps == norms[1].eps
     )
-
-
-def _store_kv(low: Lowering, op: StoreKV) -> None:
-    assert op.v is not None, "checked"
-    k, v, layer = low.place(op.k), low.place(op.v), low.there.program.kv_layer(op.layer)
-    keys, values = low.there.pool.arrays[op.layer]
-    bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])
-    widest = layer.n_kv_heads * max(layer.head_dim_k, layer.head_dim_v)
-    low.emit(
-        source("store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
-        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (blocks(widest), low.n(k), 1),
-        layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, low.there.program.table_of(op.layer),
-        k.at, k.row, v.at, v.row,
-    )  # fmt: skip
-
-
-def _attention(low: Lowering, op: Attention) -> None:
-    there, layer, parts = low.there, low.there.program.kv_layer(op.layer), low.counts.parts
-    q, out, heads = low.place(op.q), low.place(op.out), there.heads_at_once(op)
-    keys, values = there.pool.arrays[op.layer]
-    size, whole = layer.head_dim_v + 2, parts == 1
-    target = out.buffer if whole else _partials(low)
-    bound = bindings(3, [("q", q.buffer, "r"), ("o", target, "w")])
-    text, sinks = _attention_text(bound, op, heads, layer, whole), [low.vector(op.sinks)] if op.sinks else []
-    own = sinks if whole else []
-    at_once = low.n(q) if whole else max(1, PARTIALS_NBYTES // (4 * op.n_heads * parts * size))
-    common = low.there.program.table_of(op.layer), layer.window, parts, op.n_heads, layer.n_kv_heads
-    for first in range(0, low.n(q), at_once):
-        n = min(at_once, low.n(q) - first)
-        low.emit(
-            text, [low.step, keys.buffer, values.buffer, *bound.buffers, *own], "rrr" + bound.kinds + "r" * len(own),
-            (parts, op.n_heads // heads, n), *common, op.n_heads // layer.n_kv_heads // heads, first, q.at, q.row,
-            out.at, out.row, float(op.scale), float(op.softcap),
-            flops=n * op.n_heads * parts * PART * 2 * (layer.head_dim_k + layer.head_dim_v),
-        )  # fmt: skip
-        if not whole:
-            low.emit(
-                _attention_sum_text(layer.head_dim_v, bool(sinks)), [low.step, target, out.buffer, *sinks],
-                "rrw" + "r" * len(sinks), (op.n_heads, n, 1), layer.window, parts, op.n_heads, first, out.at, out.row,
-            )  # fmt: skip
-
-
-def _attention_text(bound: Bound, op: Attention, heads: int, layer: KVLayer, whole: bool) -> str:
-    dim_k, dim_v, has_cap, has_sinks = layer.head_dim_k, layer.head_dim_v, bool(op.softcap), op.sinks is not None
-    sinks = _vector(3 + len(bound.buffers), "sinks") if has_sinks and whole else ""
-    if whole:
-        keep = """sums[h] = reduced[0];
-      factors[h] = 1.0;"""
-        if has_sinks:  # as attention_sum.wgsl does it for a single part
-            keep = """let largest = max(most, sinks[head0 + h]);
-      factors[h] = exp(most - largest);
-      sums[h] = fma(reduced[0], factors[h], exp(sinks[head0 + h] - largest));"""
-        store = """let to = p.y_at + token * p.y_row + (head0 + h) * $DIM_V + d;
-      $o[to] = acc[h].x * factors[h] / sums[h];
-      if (d + 1u < $DIM_V) { $o[to + 1u] = acc[h].y * factors[h] / sums[h]; }"""
-    else:
-        size = f"{dim_v + 2}u"
-        keep = f"""let to = ((g.z * p.n_heads + head0 + h) * p.parts + g.x) * {size};
-      $o[to] = most;
-      $o[to + 1u] = reduced[0];"""
-        store = f"""let to = ((g.z * p.n_heads + head0 + h) * p.parts + g.x) * {size} + 2u + d;
-      $o[to] = acc[h].x;
-      if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[h].y; }}"""
-    keep, store = (text.replace("$o", bound.names["o"]).replace("$DIM_V", f"{dim_v}u") for text in (keep, store))
-    words = {"CAP": "capped" if has_cap else "", "FUNCTIONS": sources.text("activations")}
-    return source(
-        "attention", **words, BINDINGS=bound.text + sinks, HEADS=heads, DIM_K=dim_k, DIM_V=dim_v, KEEP_SUM=keep,
-        STORE=store, q=bound.names["q"],
-    )  # fmt: skip
-
-
-def _vector(binding: int, name: str) -> str:
-    return f"\n@group(0) @binding({binding}) var<storage, read> {name}: array<f32>;"
-
-
-def _attention_sum_text(dim_v: int, has_sinks: bool) -> str:
-    words = {"SINKS": "", "SINK": "-1e30", "SINK_POWER": "0.0"}
-    if has_sinks:
-        words = {"SINKS": _vector(3, "sinks"), "SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
-    return source("attention_sum", DIM_V=dim_v, **words)
-
-
-def _partials(low: Lowering) -> Any:
-    there, needed = low.there, 0
-    for op in there.program.ops:
-        if isinstance(op, Attention):
-            size = 4 * op.n_heads * low.counts.parts * (there.program.kv_layer(op.layer).head_dim_v + 2)
-            needed = max(needed, size * min(low.counts.tokens, max(1, PARTIALS_NBYTES // size)))
-    if there.partials is None or there.partials.size < needed:
-        if there.partials is not None:
-            there.device.free(there.partials)
-        there.partials = there.device.buffer(needed)
-    return there.partials
 
 
 def _pointwise(
@@ -433,6 +359,10 @@ def _pointwise(
         source("pointwise", **words), bound.buffers, bound.kinds, folded(blocks(n)), z.width, n, per,
         x.at, x.row, y.at, y.row, z.at, z.row, float(amount),
     )  # fmt: skip
+
+
+def _activate(low: Lowering, op: Activate) -> None:
+    _pointwise(low, f"{op.activation}(u{', 1.0' * (op.activation in UNITS)})", op.x, op.x, op.out)
 
 
 def _gated_unit(low: Lowering, op: GatedUnit) -> None:
@@ -461,54 +391,51 @@ def _softplus_gate(low: Lowering, op: SoftplusGate) -> None:
     _pointwise(low, "u * softplus(v)", op.x, op.gate, op.out, per=per)
 
 
+def _layer_norm(low: Lowering, op: LayerNorm) -> None:
+    x, y, names = low.place(op.x), low.place(op.out), [op.weight, *([op.bias] if op.bias else [])]
+    bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
+    low.emit(
+        source("layer_norm", BINDINGS=bound.text, BIAS="w[p.width + i]" if op.bias else "0.0", **bound.names),
+        [low.vector(*names), *bound.buffers], "r" + bound.kinds, (1, low.n(x), 1),
+        x.width, x.at, x.row, y.at, y.row, float(op.eps),
+    )  # fmt: skip
+
+
+def _add_rows(low: Lowering, op: AddRows) -> None:
+    x, out, (matrix, _) = low.place(op.x), low.place(op.out), low.there.matrices[op.weight]
+    bound = bindings(2, [("x", x.buffer, "r"), ("y", out.buffer, "w")])
+    number = {"positions": "position_of(g.x)", "types": "type_of(g.x)", "none": "0u"}[op.of]
+    text = source("add_rows", WEIGHTS=sources.weights(matrix.quant), NUMBER=number, BINDINGS=bound.text, **bound.names)
+    for part in matrix.parts:
+        low.emit(
+            text, [part.buffer, low.step, *bound.buffers], "rr" + bound.kinds, (low.n(x), 1, 1),
+            matrix.words, matrix.pieces, part.first, part.n, matrix.n_in, x.at, x.row, out.at, out.row,
+        )  # fmt: skip
+
+
+def _join_heads(low: Lowering, op: JoinHeads) -> None:
+    x, y, z = low.place(op.first), low.place(op.second), low.place(op.out)
+    bound = bindings(0, [("first", x.buffer, "r"), ("second", y.buffer, "r"), ("out", z.buffer, "w")])
+    n = low.n(z) * z.width
+    low.emit(
+        source("join_heads", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
+        z.width, n, op.head_dim, z.width // (x.width // op.head_dim), x.at, x.row, y.at, y.row, z.at, z.row,
+    )  # fmt: skip
+
+
+def _hadamard(low: Lowering, op: Hadamard) -> None:
+    x = low.place(op.x)
+    low.emit(
+        source("hadamard", SIZE=op.size), [x.buffer], "w", (x.width // op.size, low.n(x), 1),
+        x.at, x.row, float(op.size**-0.5),
+    )  # fmt: skip
+
+
 def _select_outputs(low: Lowering, op: SelectOutputs) -> None:
     x, y = low.place(op.x), low.place(op.out)
     low.emit(
         source("select_outputs"), [low.step, x.buffer, y.buffer], "rrw", (1, low.n(y), 1),
         x.width, x.at, x.row, y.at, y.row,
-    )  # fmt: skip
-
-
-def _route(low: Lowering, op: Route) -> None:
-    x, ids, y = low.place(op.logits), low.place(op.ids), low.place(op.probs)
-    words, scales = {"SCALES": "", "TIMES": ""}, []
-    if op.scales is not None:
-        words = {"SCALES": _vector(3, "scales"), "TIMES": " * scales[ids[p.ids_at + g.x * p.ids_row + k]]"}
-        scales = [low.vector(op.scales)]
-    low.emit(
-        source("route", KEYS=sources.text("keys"), **words), [x.buffer, ids.buffer, y.buffer, *scales],
-        "rww" + "r" * len(scales), (low.n(x), 1, 1),
-        x.width, ids.width, int(op.over == "all"), x.at, x.row, ids.at, ids.row, y.at, y.row,
-    )  # fmt: skip
-
-
-def _expert_matmul(low: Lowering, op: ExpertMatmul) -> None:
-    x, ids, y = low.place(op.x), low.place(op.ids), low.place(op.out)
-    (matrix, _), (_, n_out, n_in) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
-    slot = 0 if x.width == n_in else n_in
-    if slot % 4 or x.at % 4:
-        raise UnsupportedError(
-            f"{op.weight}: each expert has an input of {n_in} numbers; the gpu device takes multiples of 4.",
-            code="MODEL_SHAPE",
-        )
-    bias = [low.vector(op.bias)] if op.bias else []
-    for part in matrix.parts:
-        low.emit(
-            sources.expert_matmul(matrix.quant, bool(bias)),
-            [part.buffer, ids.buffer, x.buffer, y.buffer, *bias], "rrrw" + "r" * len(bias),
-            (blocks(n_out, LANES), op.n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, n_out,
-            op.n_used, ids.at, ids.row, x.at // 4, x.row // 4, slot // 4, y.at, y.row,
-            flops=2 * low.n(y) * op.n_used * n_out * n_in,
-        )  # fmt: skip
-
-
-def _expert_sum(low: Lowering, op: ExpertSum) -> None:
-    x, probs, y = low.place(op.x), low.place(op.probs), low.place(op.out)
-    bound = bindings(0, [("x", x.buffer, "r"), ("probs", probs.buffer, "r"), ("y", y.buffer, "w")])
-    n = low.n(y) * y.width
-    low.emit(
-        source("expert_sum", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
-        y.width, n, probs.width, x.at, x.row, probs.at, probs.row, y.at, y.row,
     )  # fmt: skip
 
 
@@ -524,8 +451,8 @@ RULES: dict[type[Op], Rule] = {
     RMSNorm: Rule(_rms_norm, "x weight out eps"),
     Matmul: Rule(_matmul, "x weight out bias"),
     ApplyRope: Rule(_rope, "x head_dim rope"),
-    StoreKV: Rule(_store_kv, "k v layer"),
-    Attention: Rule(_attention, "q out layer n_heads scale softcap sinks"),
+    StoreKV: Rule(attention.store_kv, "k v layer"),
+    Attention: Rule(attention.attention, "q out layer n_heads scale softcap sinks"),
     GatedUnit: Rule(_gated_unit, "gate up out activation"),
     Add: Rule(_add, "x y out scale"),
     Scale: Rule(_scale, "x out factor"),
@@ -534,12 +461,26 @@ RULES: dict[type[Op], Rule] = {
     Softcap: Rule(_softcap, "x out cap"),
     SelectOutputs: Rule(_select_outputs, "x out"),
     ShortConv: Rule(recurrent.short_conv, "bcx weight out layer"),
-    CausalConv: Rule(recurrent.causal_conv, "x weight out layer"),
+    CausalConv: Rule(recurrent.causal_conv, "x weight out layer bias"),
     DeltaGates: Rule(recurrent.delta_gates, "alpha beta a dt_bias decay rate"),
     DeltaRule: Rule(recurrent.delta_rule, "qkv decay rate out layer n_k_heads n_v_heads tiled eps"),
     SplitHeads: Rule(recurrent.split_heads, "x first second head_dim"),
-    Route: Rule(_route, "logits ids probs over scales"),
-    ExpertMatmul: Rule(_expert_matmul, "x ids weight out n_used bias"),
-    ExpertSum: Rule(_expert_sum, "x probs out"),
+    Route: Rule(experts.route, "logits ids probs over scales scores bias factor groups best"),
+    ExpertMatmul: Rule(experts.expert_matmul, "x ids weight out n_used bias"),
+    ExpertSum: Rule(experts.expert_sum, "x probs out"),
+    HeadMatmul: Rule(experts.head_matmul, "x weight out n_heads rows turned"),
+    JoinHeads: Rule(_join_heads, "first second out head_dim"),
+    SSMGates: Rule(recurrent.ssm_gates, "dt a dt_bias decay rate"),
+    SSMScan: Rule(recurrent.ssm_scan, "xbc decay rate d out layer n_heads n_groups"),
+    GatedNorm: Rule(recurrent.gated_norm, "x gate weight out eps"),
+    Hadamard: Rule(_hadamard, "x size"),
+    LayerNorm: Rule(_layer_norm, "x weight out eps bias"),
+    Activate: Rule(_activate, "x out activation"),
+    AddRows: Rule(_add_rows, "x weight out of"),
+    AdapterDown: Rule(low_rank.down, "x out parts ids n_used"),
+    AdapterUp: Rule(low_rank.up, "h out parts ids n_used"),
+    AddDirection: Rule(low_rank.direction, "x parts"),
+    SelfAttention: Rule(attention.self_attention, "q k v out n_heads n_kv_heads scale reach fades"),
 }
-UNITS = ("silu", "gelu", "clamped_swiglu")
+UNITS = ("silu", "gelu", "gelu_erf", "clamped_swiglu")
+CURVES = ("gelu", "gelu_erf", "relu_squared")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from edgellm.kernels.batch_checks import check_batch
-from edgellm.kernels.gpu.executor import GPUExecutor, parts_of
-from edgellm.kernels.gpu.lowering import Counts
+from edgellm.kernels.gpu.emitter import Counts
+from edgellm.kernels.gpu.executor import GPUExecutor, is_prompt, parts_of
 from edgellm.kernels.program import Batch
 
 
@@ -30,12 +31,12 @@ class GPUPart(GPUExecutor):
         check_batch(batch, self.program, self.pool, self.max_tokens)
         if self._there.step.begin(batch, outputs):
             self._shapes.clear()
-        self._counts = Counts(len(batch), len(outputs), parts_of(batch))
+        self._counts = Counts(len(batch), len(outputs), parts_of(batch), is_prompt(batch))
 
     def outputs(self, rows: Sequence[int]) -> None:
         """Other rows of the same batch."""
         self._there.step.outputs(rows)
-        self._counts = Counts(self._counts.tokens, len(rows), self._counts.parts)
+        self._counts = dataclasses.replace(self._counts, outputs=len(rows))
 
     def run_ops(self, first: int, last: int, *, alone: bool = False) -> None:
         """Start the ops [first, last)."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels.gpu.device import Device
-from edgellm.kernels.kv import CacheLayer, CachePool, StateLayer, groups_of
+from edgellm.kernels.kv import CacheLayer, CachePool, groups_of
 
 
 class DeviceArray:
@@ -55,9 +55,8 @@ class GPUPool(CachePool):
         self._device = device
         self.arrays = []
         for layer in layers:
-            kept = np.dtype(np.float32) if isinstance(layer, StateLayer) else self.dtype
             n = self.n_blocks[self.groups.index(layer.group)]
-            self.arrays.append([DeviceArray(device, (n, *shape), kept) for shape in layer.shapes()])
+            self.arrays.append([DeviceArray(device, (n, *shape), kept) for shape, kept in layer.arrays(self.dtype)])
 
     def _of(self, group: int) -> list[DeviceArray]:
         owners = zip(self.layers, self.arrays, strict=True)

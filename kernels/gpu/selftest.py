@@ -13,27 +13,45 @@ from typing import Any, cast
 
 import numpy as np
 
+from edgellm.kernels.cache_types import DEFAULT, QUANTIZED
 from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import SelfTestResult, nmse
-from edgellm.kernels.gpu import sources
+from edgellm.kernels.gpu import cache_types, sources
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.gpu.lowering import RULES, UNITS, unknown
+from edgellm.kernels.gpu.lowering import CURVES, RULES, UNITS, unknown
 from edgellm.kernels.gpu.pool import DeviceArray
-from edgellm.kernels.ops import Add, Embed, ExpertMatmul, GatedUnit, Matmul, Op
+from edgellm.kernels.ops import (
+    Activate,
+    Add,
+    Attention,
+    Embed,
+    ExpertMatmul,
+    GatedUnit,
+    HeadMatmul,
+    Matmul,
+    Op,
+    StoreKV,
+)
 from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 
 LIMIT = 1e-9  # of NMSE: sums of float32 in another order; half precision would be near 1e-7
 EXACT = ("add", "select_outputs", "store_kv")
+LIMITS = {f"{StoreKV.name}_{kind}": 1e-5 for kind in QUANTIZED}  # one code in a thousand may be rounded otherwise
 WEIGHED = (Embed, Matmul, ExpertMatmul)
 COLUMNS = (1, 2, 4, 8, 33)
+OF_HEADS = ("F32", "Q8_0", "Q4_K")  # types of a matrix for each head; others differ in what experts show
 
 SHADERS = (
-    *(op.name for op in RULES if op not in (*WEIGHED, GatedUnit)),
+    *(op.name for op in RULES if op not in (*WEIGHED, GatedUnit, Activate, HeadMatmul)),
     f"{Add.name}_scaled",
     *(f"{GatedUnit.name}_{kind}" for kind in UNITS),
+    *(f"{Activate.name}_{kind}" for kind in CURVES),
     *(f"{op.name}_{quant.lower()}" for op in WEIGHED for quant in sources.TYPES),
+    *(f"{HeadMatmul.name}_{quant.lower()}" for quant in OF_HEADS),
+    f"{Attention.name}_latent",
+    *(f"{op.name}_{kind}" for op in (StoreKV, Attention) for kind in cache_types.TYPES if kind != DEFAULT),
 )
 """The names of ops, with a type of weights or an activation behind them."""
 
@@ -68,7 +86,7 @@ def try_shader(name: str, index: int, n_tokens: tuple[int, ...] = trials.N_TOKEN
     finally:
         executor.close()
     error, detail = max(found, key=itemgetter(0))
-    limit = 0.0 if name in EXACT else LIMIT
+    limit = 0.0 if name in EXACT else LIMITS.get(name, LIMIT)
     return SelfTestResult(name, f"gpu:{index}", error, limit, error <= limit, detail)
 
 

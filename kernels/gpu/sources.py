@@ -51,10 +51,14 @@ def weights(quant: str) -> str:
     name = quant.lower()
     if name not in _CODES:
         return text("words") + text(f"weights/{name}")
+    return text("words") + source(f"weights/{name}", LEVELS=levels_of(name))
+
+
+def levels_of(name: str) -> str:
+    """The functions that give what the codes of a type stand for."""
     codes = [code & 0xFF for code in _CODES[name]]
     words = [int.from_bytes(bytes(codes[at : at + 4]), "little") for at in range(0, 16, 4)]
-    filled = source("levels", **{f"L{i}": f"0x{word:08x}u" for i, word in enumerate(words)})
-    return text("words") + source(f"weights/{name}", LEVELS=filled)
+    return source("levels", **{f"L{i}": f"0x{word:08x}u" for i, word in enumerate(words)})
 
 
 def _store(epilogue: str) -> str:
@@ -66,6 +70,7 @@ def _store(epilogue: str) -> str:
 
 
 _BIAS = "@group(0) @binding(3) var<storage, read> bias: array<f32>;"
+_UNPACK = "\n    ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(8))
 
 
 @functools.cache
@@ -97,22 +102,60 @@ def matmul_gated(quant: str, columns: int, activation: str) -> str:
 @functools.cache
 def matmul_tiles(quant: str, epilogue: str) -> str:
     """The same product for many columns."""
-    unpack = "\n    ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(8))
     return source(
-        "matmul_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=unpack, STORE=_store(epilogue),
+        "matmul_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=_UNPACK, STORE=_store(epilogue),
         BIAS=_BIAS if epilogue == "bias" else "",
     )  # fmt: skip
 
 
 @functools.cache
-def expert_matmul(quant: str, has_bias: bool) -> str:
-    """A product whose rows are those of the expert that a token was sent to."""
+def expert_matmul(quant: str, *, has_bias: bool, of_heads: bool) -> str:
+    """A product whose rows are those of the expert that a token was sent to, or of a head."""
     start, products, keep = _products(1, "input")
     return source(
         "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, START=start, PRODUCTS=products, KEEP=keep,
-        BIAS=_BIAS.replace("binding(3)", "binding(4)") if has_bias else "",
-        SUM="sum + bias[p.first + row]" if has_bias else "sum",
+        EXPERT="slot" if of_heads else "ids[p.ids_at + token * p.ids_row + slot]",
+        MORE=_more("" if of_heads else "ids", has_bias), SUM="sum + bias[p.first + row]" if has_bias else "sum",
     )  # fmt: skip
+
+
+@functools.cache
+def expert_tiles(quant: str, *, has_bias: bool, of_heads: bool) -> str:
+    """The same for many tokens."""
+    tile, pair = (
+        """if (g.z >= groups[0]) { return; }
+  let expert = groups[1u + 3u * g.z];
+  let begin = groups[2u + 3u * g.z];
+  let n_columns = groups[3u + 3u * g.z];""",
+        """let pair = groups[begin + c];
+    let token = pair / p.n_used;
+    let slot = pair % p.n_used;""",
+    )
+    if of_heads:
+        tile, pair = (
+            """let per_head = (p.m + 31u) / 32u;
+  let expert = g.z / per_head;
+  let begin = g.z % per_head * 32u;
+  let n_columns = min(p.m - begin, 32u);""",
+            """let token = begin + c;
+    let slot = expert;""",
+        )
+    return source(
+        "expert_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=_UNPACK, TILE=tile, PAIR=pair,
+        MORE=_more("" if of_heads else "groups", has_bias),
+        SUM="sum + bias[of_expert + p.first + out]" if has_bias else "sum",
+    )  # fmt: skip
+
+
+def _more(numbers: str, has_bias: bool) -> str:
+    """Bindings behind those of a weight, an input and an output: whole numbers of this name, and a bias."""
+    found = [f"@group(0) @binding(3) var<storage, read> {numbers}: array<u32>;"] if numbers else []
+    return "\n".join([*found, *([vector(3 + len(found), "bias")] if has_bias else [])])
+
+
+def vector(binding: int, name: str) -> str:
+    """The binding of an array of float32."""
+    return f"\n@group(0) @binding({binding}) var<storage, read> {name}: array<f32>;"
 
 
 def _products(columns: int, x: str) -> tuple[str, str, str]:

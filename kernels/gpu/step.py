@@ -1,8 +1,9 @@
 """What a batch tells the shaders, in one buffer of words that is written once a step (``shaders/step.wgsl``).
 
 0 tokens | 1 outputs | 2 positions at | 3 sequences at | 4 starts at | 5 output rows at
-    6 the last positions that tokens see at
+    6 the last positions that tokens see at | 7 types at
 8 + 2 g   block table of group g at, and its width
+30 the scales of adapters at | 31 how many a token has
 32 + r    cos and sin of rope r at
 64 ...    the tokens, then all that the header points to
 """
@@ -23,21 +24,21 @@ from edgellm.kernels.ops.step import segments
 from edgellm.kernels.program import Batch, Program
 
 HEADER = 64
-_TABLES, _ROPES = 8, 32
+_TABLES, _ADAPTERS, _ROPES = 8, 30, 32
 
 
 class StepBuffer:
     """The buffer and how it is filled. ``buffer`` is replaced by a larger one when a batch does not fit."""
 
     def __init__(self, device: Device, program: Program, max_tokens: int) -> None:
-        if len(program.groups) > (_ROPES - _TABLES) // 2 or len(program.ropes) > HEADER - _ROPES:
+        if len(program.groups) > (_ADAPTERS - _TABLES) // 2 or len(program.ropes) > HEADER - _ROPES:
             raise UnsupportedError(
                 f"{program.architecture}: {len(program.groups)} kinds of cache and {len(program.ropes)} rotations; the "
-                f"gpu device takes {(_ROPES - _TABLES) // 2} and {HEADER - _ROPES}.",
+                f"gpu device takes {(_ADAPTERS - _TABLES) // 2} and {HEADER - _ROPES}.",
                 code="MODEL_SHAPE",
             )
         self._device, self._ropes = device, tuple(program.ropes.values())
-        per_token = 6 + sum(rope.n_dims for rope in self._ropes)
+        per_token = 8 + program.n_adapters + sum(rope.n_dims for rope in self._ropes)
         self.buffer: Any = device.buffer(4 * (HEADER + per_token * max_tokens + 4096))
 
     def begin(self, batch: Batch, output_rows: Sequence[int], n_steps: int = 1) -> bool:
@@ -59,10 +60,15 @@ class StepBuffer:
         header[2] = place(batch.positions.astype(np.int32))
         header[3] = place(batch.sequences.astype(np.int32))
         starts = np.array([[s.start] for s in segments(batch) for _ in range(s.start, s.stop)], np.uint32)
-        header[4], header[5] = place(starts), place(np.array(output_rows, np.uint32))
+        ends = np.array([[s.stop] for s in segments(batch) for _ in range(s.start, s.stop)], np.uint32)
+        header[4], _, header[5] = place(starts), place(ends), place(np.array(output_rows, np.uint32))
+        header[7] = place(np.zeros(len(batch), np.int32) if batch.types is None else batch.types.astype(np.int32))
         header[6] = header[2] if batch.sees is None else place(batch.sees.astype(np.int32))
         for i, table in enumerate(batch.tables):
             header[_TABLES + 2 * i : _TABLES + 2 * i + 2] = place(table.astype(np.int32)), table.shape[1]
+        if batch.adapters is not None:
+            scales = batch.adapters.astype(np.float32)
+            header[_ADAPTERS : _ADAPTERS + 2] = place(scales), scales.shape[1]
         turning = batch.positions if batch.rope_positions is None else batch.rope_positions
         for i, rope in enumerate(self._ropes):
             angles = [np.concatenate(rope.table(turning + np.int32(step)), axis=1) for step in range(n_steps)]

@@ -340,7 +340,6 @@ def test_a_wrong_choice_is_refused_by_name(folder: Path) -> None:
         ({"lora": 3}, "must be a path"),
         ({"control_vector_layers": (2, 1)}, "control_vector_layers"),
         ({"lora": folder / "none.gguf"}, "none.gguf"),
-        ({"executor": "gpu"}, "work on the CPU|GPU|gpu"),
     ):
         with pytest.raises(EdgeLLMError, match=message):
             loaded(folder, **options)

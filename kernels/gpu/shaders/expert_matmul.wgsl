@@ -1,10 +1,9 @@
-// y[token, slot] = W[ids[token, slot]] x: matmul.wgsl for one column, whose rows are those of an expert.
-struct P { words: u32, pieces: u32, first: u32, n: u32, n_out: u32, n_used: u32, ids_at: u32, ids_row: u32, x_at: u32, x_row: u32, x_slot: u32, y_at: u32, y_row: u32 }
+// y[token, slot] = W[of slot] x: matmul.wgsl for one column, whose rows are those of an expert, or of a head.
+struct P { words: u32, pieces: u32, first: u32, n: u32, of_one: u32, begin: u32, n_out: u32, ids_at: u32, ids_row: u32, x_at: u32, x_row: u32, x_slot: u32, y_at: u32, y_row: u32 }
 @group(0) @binding(0) var<storage, read> w: array<u32>;
-@group(0) @binding(1) var<storage, read> ids: array<u32>;
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
-$BIAS
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+$MORE
 var<immediate> p: P;
 var<workgroup> part: array<f32, $SLICES * $LANES>;
 $WEIGHTS
@@ -16,7 +15,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let token = g.z;
   let out = g.x * $LANES + lane;
   // of a part of the experts, such as one binding can hold, whose first row is ``first`` of all experts' rows
-  let row = ids[p.ids_at + token * p.ids_row + slot] * p.n_out + min(out, p.n_out - 1u) - p.first;
+  let row = $EXPERT * p.of_one + p.begin + min(out, p.n_out - 1u) - p.first;
   let mine = row < p.n;
   let r = row_base(select(0u, row, mine));
   let per = (p.pieces + $SLICES - 1u) / $SLICES;

@@ -5,7 +5,7 @@ struct P { width: u32, group: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32 
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read> states: array<f32>;
 @group(0) @binding(3) var<storage, read> x: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;$BIAS
 var<immediate> p: P;
 $FUNCTIONS
 @compute @workgroup_size(64)

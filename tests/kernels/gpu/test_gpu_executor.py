@@ -20,6 +20,7 @@ from edgellm.formats.errors import (
     UnsupportedError,
 )
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cache_types import QUANTIZED
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.draw import DrawSpec, Link
 from edgellm.kernels.gpu import adapters, lowering
@@ -32,6 +33,7 @@ from edgellm.kernels.kv import CachePool, KVLayer
 from edgellm.kernels.ops import Attention, DeltaRule
 from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.typed_cache import with_cache_types
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
@@ -48,6 +50,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen35 Q8_0": ("qwen35", "Q8_0", {}),
     "qwen35moe Q5_K": ("qwen35moe", "Q5_K", {}),
     "qwen3next Q8_0": ("qwen3next", "Q8_0", {}),
+    "deepseek2 Q8_0": ("deepseek2", "Q8_0", {}),
+    "nemotron_h_moe Q8_0": ("nemotron_h_moe", "Q8_0", {}),
 }
 
 
@@ -115,6 +119,31 @@ def test_decoding_many_sequences_gives_each_the_bits_of_one_alone(n: int, files:
         for which in {0, n // 2, n - 1}:
             assert np.array_equal(executor.run(alone(batch, which)), together[which : which + 1])
     executor.close()
+
+
+@pytest.mark.parametrize(("type_k", "type_v"), [("q8_0", "q4_0"), ("bf16", "f32")])
+def test_keys_and_values_are_kept_in_any_type(type_k: str, type_v: str, files: dict[str, Path], index: int) -> None:
+    with GGUFFile.open(files["llama Q4_K"]) as gguf:
+        program = with_cache_types(build_program(gguf), type_k, type_v)
+    fast, judge = opened(program, index), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    batch, more = sequences(program, [31, 9], [0, 0], N_BLOCKS), sequences(program, [1, 1], [31, 9], N_BLOCKS)
+    found = [fast.run(one).copy() for one in (batch, more)]
+    for logits, one in zip(found, (batch, more), strict=True):
+        assert nmse(logits, judge.run(one)) < 1e-5, "a code may be rounded otherwise"
+    assert fast.pool.nbytes == judge.pool.nbytes
+    for block in (0, 1) if type_v in QUANTIZED else ():
+        kept = np.frombuffer(judge.pool.read_block(0, block), np.uint8)
+        assert np.mean(np.frombuffer(fast.pool.read_block(0, block), np.uint8) != kept) < 0.02
+    fast.close()
+    fast = opened(program, index)
+    for which in (0, 1):
+        one = alone(batch, which)
+        for first in range(0, len(one), 4):
+            fields = (getattr(one, name)[first : first + 4] for name in ("tokens", "positions", "sequences", "outputs"))
+            logits = fast.run(Batch(*fields, one.tables))
+        assert np.array_equal(logits[-1], found[0][which])
+        assert np.array_equal(fast.run(alone(more, which))[0], found[1][which])
+    fast.close()
 
 
 def test_small_bindings_change_no_bit(program: Program, index: int) -> None:

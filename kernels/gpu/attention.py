@@ -1,0 +1,167 @@
+"""Rules for attention: keys and values on their way to the cache, in whatever they are kept as, and what they are for.
+
+A workgroup takes the query heads that share a key, and of a prompt several of its tokens, too: they read the keys once.
+Every sum has one order, whatever shares a workgroup.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from edgellm.kernels.cache_types import QUANTIZED
+from edgellm.kernels.gpu import cache_types, sources
+from edgellm.kernels.gpu.emitter import MOST_ROWS, PART, Lowering, blocks
+from edgellm.kernels.gpu.sources import Bound, bindings, source, vector
+from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.ops import Attention, SelfAttention, StoreKV
+from edgellm.kernels.ops.encoder import alibi_slopes
+
+PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
+
+
+def store_kv(low: Lowering, op: StoreKV) -> None:
+    """Keys and values of every token."""
+    layer = low.there.program.kv_layer(op.layer)
+    if layer.is_typed or op.v is None:
+        _store(low, op.k, op.layer, layer.type_k, layer.head_dim_k, by_row=layer.latent, values=False)
+        if op.v is not None:
+            _store(low, op.v, op.layer, layer.type_v, layer.head_dim_v, by_row=True, values=True)
+        return
+    k, v = low.place(op.k), low.place(op.v)
+    keys, values = low.there.pool.arrays[op.layer]
+    bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])
+    widest = layer.n_kv_heads * max(layer.head_dim_k, layer.head_dim_v)
+    low.emit(
+        source("store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
+        [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (blocks(widest), low.n(k), 1),
+        layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, low.there.program.table_of(op.layer),
+        k.at, k.row, v.at, v.row,
+    )  # fmt: skip
+
+
+def _store(low: Lowering, name: str, index: int, kept: str, dim: int, *, by_row: bool, values: bool) -> None:
+    """One of the arrays of a layer, in a type of its own."""
+    x, layer, array = low.place(name), low.there.program.kv_layer(index), low.there.pool.arrays[index][int(values)]
+    n = layer.n_kv_heads * dim
+    if kept in QUANTIZED:
+        text, n = cache_types.store_codes(kept, dim, values=values), n // 32
+    else:
+        text = cache_types.store_floats(kept, by_row=by_row)
+    low.emit(
+        text, [low.step, array.buffer, x.buffer], "rwr", (blocks(n), low.n(x), 1), layer.n_kv_heads, dim,
+        low.there.program.table_of(index), x.at, x.row, 0,
+    )  # fmt: skip
+
+
+class _Shape(NamedTuple):
+    """Of a workgroup: query tokens, heads of each, whether the cache is one part, and what the values are read by."""
+
+    queries: int
+    heads: int
+    is_whole: bool
+
+
+def attention(low: Lowering, op: Attention) -> None:
+    """Softmax of scores, over parts of 256 positions, and the sum of values."""
+    there, layer, parts = low.there, low.there.program.kv_layer(op.layer), low.counts.parts
+    q, out, heads = low.place(op.q), low.place(op.out), there.heads_at_once(op)
+    shape = _Shape(_queries(low, heads, layer) if low.counts.is_prompt else 1, heads, parts == 1)
+    keys, values = (there.pool.arrays[op.layer] * 2)[:2]  # of a latent layer one and the same
+    size = layer.head_dim_v + 2
+    target = out.buffer if shape.is_whole else _partials(low)
+    bound = bindings(3, [("q", q.buffer, "r"), ("o", target, "w")])
+    text, sinks = _text(bound, op, layer, shape), [low.vector(op.sinks)] if op.sinks else []
+    own = sinks if shape.is_whole else []
+    at_once = low.n(q) if shape.is_whole else max(1, PARTIALS_NBYTES // (4 * op.n_heads * parts * size))
+    common = there.program.table_of(op.layer), layer.window, parts, op.n_heads, layer.n_kv_heads
+    for first in range(0, low.n(q), at_once):
+        n = min(at_once, low.n(q) - first)
+        low.emit(
+            text, [low.step, keys.buffer, values.buffer, *bound.buffers, *own], "rrr" + bound.kinds + "r" * len(own),
+            (parts, op.n_heads // heads, blocks(n, shape.queries)), *common, op.n_heads // layer.n_kv_heads // heads,
+            first, first + n, q.at, q.row, out.at, out.row, float(op.scale), float(op.softcap),
+            flops=n * op.n_heads * parts * PART * 2 * (layer.head_dim_k + layer.head_dim_v),
+        )  # fmt: skip
+        if not shape.is_whole:
+            low.emit(
+                _sum_text(layer.head_dim_v, bool(sinks)), [low.step, target, out.buffer, *sinks],
+                "rrw" + "r" * len(sinks), (op.n_heads, n, 1), layer.window, parts, op.n_heads, first, out.at, out.row,
+            )  # fmt: skip
+
+
+def _queries(low: Lowering, heads: int, layer: KVLayer) -> int:
+    """Tokens of a prompt that a workgroup takes: as many as fit its memory."""
+    return max(1, min(MOST_ROWS // heads, low.there.rows_at_once(layer) // heads))
+
+
+def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
+    has_sinks, size = op.sinks is not None and shape.is_whole, f"{layer.head_dim_v + 2}u"
+    if shape.is_whole:
+        to = "p.y_at + (token + r / $HEADS) * p.y_row + (head0 + r % $HEADS) * $DIM_V + d"
+        keep = """sums[t] = reduced[t * 64u];
+      factors[t] = 1.0;"""
+        if has_sinks:  # as attention_sum.wgsl does it for a single part
+            keep = """let largest = max(tops[t], sinks[head0 + t % $HEADS]);
+      factors[t] = exp(tops[t] - largest);
+      sums[t] = fma(reduced[t * 64u], factors[t], exp(sinks[head0 + t % $HEADS] - largest));"""
+        store = f"""let to = {to};
+          $o[to] = acc[k].x * factors[r] / sums[r];
+          if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[k].y * factors[r] / sums[r]; }}"""
+    else:
+        to = "((token + {r} / $HEADS - p.first) * p.n_heads + head0 + {r} % $HEADS) * p.parts + g.x) * " + size
+        keep = f"""let to = ({to.format(r="t")};
+      $o[to] = tops[t];
+      $o[to + 1u] = reduced[t * 64u];"""
+        store = f"""let to = ({to.format(r="r")} + 2u + d;
+          $o[to] = acc[k].x;
+          if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[k].y; }}"""
+    rows, lanes = shape.queries * shape.heads, min(64, 1 << (-(-layer.head_dim_v // 2) - 1).bit_length())
+    shares = next(n for n in (64 // lanes, 8, 4, 2, 1) if n * lanes <= 64 and rows % n == 0)
+    words = {"HEADS": f"{shape.heads}u", "DIM_V": f"{layer.head_dim_v}u", "o": bound.names["o"]}
+    keep, store = (_filled(text, words) for text in (keep, store))
+    return source(
+        "attention", CAP="capped" if op.softcap else "", FUNCTIONS=sources.text("activations"),
+        BINDINGS=bound.text + (vector(3 + len(bound.buffers), "sinks") if has_sinks else ""), HEADS=shape.heads,
+        QUERIES=shape.queries, ROWS=rows, SHARES=shares, OWN=rows // shares, LANES=64 // shares, DIM_K=layer.head_dim_k,
+        DIM_V=layer.head_dim_v, KEEP_SUM=keep, STORE=store, q=bound.names["q"], **cache_types.readers(layer, rows),
+    )  # fmt: skip
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    for name, word in words.items():
+        text = text.replace(f"${name}", word)
+    return text
+
+
+def _sum_text(dim_v: int, has_sinks: bool) -> str:
+    words = {"SINKS": "", "SINK": "-1e30", "SINK_POWER": "0.0"}
+    if has_sinks:
+        words = {"SINKS": vector(3, "sinks"), "SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
+    return source("attention_sum", DIM_V=dim_v, **words)
+
+
+def _partials(low: Lowering) -> Any:
+    there, needed = low.there, 0
+    for op in there.program.ops:
+        if isinstance(op, Attention):
+            size = 4 * op.n_heads * low.counts.parts * (there.program.kv_layer(op.layer).head_dim_v + 2)
+            needed = max(needed, size * min(low.counts.tokens, max(1, PARTIALS_NBYTES // size)))
+    return there.scratch("partials", needed)
+
+
+def self_attention(low: Lowering, op: SelfAttention) -> None:
+    """Attention over the other tokens of a text, both ways, of which nothing is kept."""
+    q, k, v, out = (low.place(name) for name in (op.q, op.k, op.v, op.out))
+    dim_k, dim_v = q.width // op.n_heads, out.width // op.n_heads
+    bound = bindings(1, [("q", q.buffer, "r"), ("k", k.buffer, "r"), ("v", v.buffer, "r"), ("o", out.buffer, "w")])
+    slopes = [low.numbers(f"slopes {op.n_heads}", alibi_slopes(op.n_heads))] if op.fades else []
+    own = vector(1 + len(bound.buffers), "slopes") if slopes else ""
+    low.emit(
+        source(
+            "self_attention", BINDINGS=bound.text + own, DIM_K=dim_k, DIM_V=dim_v,
+            FADE="- slopes[g.x] * f32(max(i, at) - min(i, at))" if slopes else "", **bound.names,
+        ),
+        [low.step, *bound.buffers, *slopes], "r" + bound.kinds + "r" * len(slopes), (op.n_heads, low.n(q), 1),
+        op.n_heads // op.n_kv_heads, op.reach, q.at, q.row, k.at, k.row, v.at, v.row, out.at, out.row, float(op.scale),
+        flops=low.n(q) * low.n(q) * op.n_heads * 2 * (dim_k + dim_v),
+    )  # fmt: skip

@@ -1,0 +1,20 @@
+// Heads of two buffers to heads of z, each [first | second].
+struct P { width: u32, n: u32, dim: u32, whole: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32 }
+$BINDINGS
+var<immediate> p: P;
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let i = (g.y * ng.x + g.x) * 64u + t;
+  if (i >= p.n) { return; }
+  let row = i / p.width;
+  let column = i % p.width;
+  let head = column / p.whole;
+  let at = column % p.whole;
+  var value = 0.0;
+  if (at < p.dim) {
+    value = $first[p.x_at + row * p.x_row + head * p.dim + at];
+  } else {
+    value = $second[p.y_at + row * p.y_row + head * (p.whole - p.dim) + at - p.dim];
+  }
+  $out[p.z_at + row * p.z_row + column] = value;
+}

@@ -1,0 +1,28 @@
+// A row less its mean, over its deviation. w: the weight, then the bias, if any.
+struct P { width: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, eps: f32 }
+@group(0) @binding(0) var<storage, read> w: array<f32>;
+$BINDINGS
+var<immediate> p: P;
+var<workgroup> part: array<f32, 64>;
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+  let begin = p.x_at + g.y * p.x_row;
+  let to = p.y_at + g.y * p.y_row;
+  var sum = 0.0;
+  for (var i = t; i < p.width; i += 64u) { sum += $x[begin + i]; }
+  let mean = total(sum, t) / f32(p.width);
+  sum = 0.0;
+  for (var i = t; i < p.width; i += 64u) { let v = $x[begin + i] - mean; sum = fma(v, v, sum); }
+  let factor = 1.0 / sqrt(total(sum, t) / f32(p.width) + p.eps);
+  for (var i = t; i < p.width; i += 64u) { $y[to + i] = fma(($x[begin + i] - mean) * factor, w[i], $BIAS); }
+}
+fn total(mine: f32, t: u32) -> f32 {
+  workgroupBarrier();
+  part[t] = mine;
+  workgroupBarrier();
+  for (var half = 32u; half > 0u; half /= 2u) {
+    if (t < half) { part[t] += part[t + half]; }
+    workgroupBarrier();
+  }
+  return part[0];
+}
