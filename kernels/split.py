@@ -9,13 +9,13 @@ the promises of the executors.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgellm.formats.errors import ClosedError
+from edgellm.formats.errors import ClosedError, ParameterError
 from edgellm.kernels.batch_checks import check_logits, refuse_hidden
 from edgellm.kernels.draw import Draw
 from edgellm.kernels.kv import CachePool, groups_of
@@ -63,6 +63,15 @@ class PartExecutor(Protocol):
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Put rows into a buffer."""
+        ...
+
+
+@runtime_checkable
+class DrawingPart(PartExecutor, Protocol):
+    """A part that has the logits and draws from them where they are."""
+
+    def drawn(self, draws: Sequence[Any]) -> list[int]:
+        """A token for each row of logits of this step; -1 where one of them is not finite."""
         ...
 
 
@@ -283,6 +292,7 @@ class SplitPool(CachePool):
             pool.write_block(own, block, b"".join(pieces[id(pool)]))
 
 
+MAX_STEPS = 16  # between two looks of the engine
 MakePart = Callable[[Program, Sequence[int]], PartExecutor]
 
 
@@ -317,14 +327,16 @@ class SplitExecutor:
         self._before_tail, self._tail = parts.walk((0, parts.tail.start), (n, len(parts.whole.ops)))
         self._before_outputs, self._outputs = parts.walk((0, select), (select, n))
         self._output_part = parts.stretches[self._all[-1].stretch].part
+        self._has_state = any(group.kind == "state" for group in program.groups)
+        self._is_waited_for = False
         self._owner: dict[str, int] = {}  # under a hook: the part that wrote a buffer last
         embedding = embedding_of(self.program)
         self._embedding = -1 if embedding is None else embedding
 
     @property
     def draw(self) -> Draw | None:
-        """That of the first part: logits are on the host."""
-        return next(iter(self.parts.values())).draw
+        """That of the part that has the logits."""
+        return self.parts[self._output_part].draw
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32; see ``Executor``."""
@@ -332,11 +344,7 @@ class SplitExecutor:
             raise ClosedError("this executor was closed; load the model again")
         refuse_hidden(batch, "gpu device")
         rows, most = np.flatnonzero(batch.outputs).tolist(), self.max_outputs
-        for i, part in self.parts.items():
-            own = replace(batch, tables=tuple(batch.tables[table] for table in self._tables[i]))
-            if embedding_of(part.program) is None:
-                own = replace(own, embeddings=None)
-            part.begin(own, rows[:most])
+        self._begin(batch, rows[:most])
         before, after = self._before_outputs, self._outputs
         if hook is None and len(rows) <= most:
             before, after = self._all, []
@@ -354,6 +362,50 @@ class SplitExecutor:
             result[first : first + len(chunk)] = self.parts[self._output_part].read(self.program.output)
         check_logits(result)
         return result
+
+    def _begin(self, batch: Batch, outputs: Sequence[int]) -> None:
+        """Give every part what it needs of a batch."""
+        for i, part in self.parts.items():
+            own = replace(batch, tables=tuple(batch.tables[table] for table in self._tables[i]))
+            if embedding_of(part.program) is None:
+                own = replace(own, embeddings=None)
+            part.begin(own, outputs)
+
+    def decode(self, batch: Batch, n_steps: int, draw: Any, stop_ids: Collection[int] = ()) -> int:
+        """Several steps of one sequence; see ``DecodingExecutor``."""
+        return self.decode_together(batch, n_steps, [draw], [stop_ids])[0]
+
+    def decode_together(
+        self, batch: Batch, n_steps: int, draws: Sequence[Any], stop_ids: Sequence[Collection[int]]
+    ) -> list[int]:
+        """The same for several sequences; see ``TogetherDecodingExecutor``. Logits stay where they are made."""
+        if self._closed:
+            raise ClosedError("this executor was closed; load the model again")
+        n, part = len(batch), self.parts[self._output_part]
+        if not n == len(draws) == len(stop_ids) == len(np.unique(batch.sequences)) or not batch.outputs.all():
+            raise ParameterError("decode_together() takes one token of each sequence, a draw and stop ids for each")
+        is_plain = batch.rope_positions is None and batch.embeddings is None
+        if not isinstance(part, DrawingPart) or not is_plain or n > self.max_outputs or self._has_state:
+            return [0] * n
+        counts = [0] * n
+        for draw in draws:
+            draw.begin()
+        for step in range(min(n_steps, MAX_STEPS)):
+            if step and self._is_waited_for:
+                break
+            self._begin(batch, range(n))
+            self._walk(self._all, batch, None)
+            tokens = part.drawn(draws)
+            counts = [count + (token >= 0) for count, token in zip(counts, tokens, strict=True)]
+            if any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True)):
+                break
+            positions = batch.positions + np.int32(1)
+            batch = replace(batch, tokens=np.array(tokens, np.int32), positions=positions, sees=None)
+        return counts
+
+    def hurry(self, wanted: bool) -> None:
+        """See ``TogetherDecodingExecutor``."""
+        self._is_waited_for = wanted
 
     def _walk(self, walks: Iterable[Walk], batch: Batch, hook: Hook | None) -> None:
         """Run some stretches; one that needs nothing from elsewhere goes on where the last one of its part ended."""

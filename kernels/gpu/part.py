@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from edgellm.kernels.batch_checks import check_batch
+from edgellm.kernels.gpu.draw import GPUTokenDraw
 from edgellm.kernels.gpu.emitter import Counts
 from edgellm.kernels.gpu.executor import GPUExecutor, is_prompt, parts_of
 from edgellm.kernels.program import Batch
@@ -45,6 +46,12 @@ class GPUPart(GPUExecutor):
             self._start(self._record(ops, following, self._counts, fuse=False))
         else:
             self._start(self._recorded(self._counts, ops, following))
+
+    def drawn(self, draws: Sequence[GPUTokenDraw]) -> list[int]:
+        """A token for each row of logits of this step; -1 where one of them is not finite."""
+        n, k = len(draws), max(draw.k for draw in draws)
+        (rows,) = self._top_k.read(k, n, 1, [self._top_k.recording(k, n)])
+        return self._draw_all(draws, rows)
 
     def read(self, name: str) -> np.ndarray:
         """A copy of the rows of a buffer in this step."""

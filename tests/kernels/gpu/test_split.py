@@ -19,6 +19,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors, placement
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.run.executor import CPUExecutor
+from edgellm.kernels.draw import DrawSpec, Link
 from edgellm.kernels.gpu import lowering
 from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.memory import DeviceMemory
@@ -119,6 +120,38 @@ def test_keys_and_values_of_few_bits_stand_with_their_layers(programs: dict[str,
         assert len(part.cache_layers) == n_layers
     for batch in steps(program):
         assert nmse(executor.run(batch), judge.run(batch)) < 1e-3  # a code may fall on the other side of a half
+    executor.close()
+
+
+def test_runs_of_steps_draw_the_tokens_of_steps_with_all_logits(programs: dict[str, Program], name: str) -> None:
+    program, lengths = programs["gemma3"], [31, 3, 17]
+    executor = opened(program, name, 2)
+    links = (Link("top_k", 40), Link("top_p", 0.9, 1), Link("temperature", 0.8))
+    specs = [DrawSpec((Link("temperature", 0.0),), 1, 1), DrawSpec(links, 40, 40), DrawSpec(links, 40, 40)]
+    executor.run(sequences(program, lengths, [0] * 3, N_BLOCKS))
+
+    def opened_draws() -> list[Any]:
+        return [executor.draw.open(spec, np.random.default_rng(i)) for i, spec in enumerate(specs)]
+
+    first = replace(sequences(program, [1] * 3, lengths, N_BLOCKS), tokens=np.array([9, 10, 11], np.int32))
+    draws, batch, expected = opened_draws(), first, list[list[int]]()
+    for _ in range(6):
+        logits = executor.run(batch)
+        assert all(draw.draw(row) for draw, row in zip(draws, logits, strict=True))
+        expected.append([draw.tokens(1)[0] for draw in draws])
+        tokens = np.array(expected[-1], np.int32)
+        batch = replace(batch, tokens=tokens, positions=batch.positions + np.int32(1))
+    draws = opened_draws()
+    assert executor.decode_together(first, 6, draws, [[]] * 3) == [6] * 3
+    assert [draw.tokens(6) for draw in draws] == [list(tokens) for tokens in zip(*expected, strict=True)]
+    stop, seen = expected[3][1], [tokens[1] for tokens in expected[:3]]
+    n = 4 if stop not in seen else seen.index(stop) + 1
+    assert executor.decode_together(first, 6, opened_draws(), [[], [stop], []]) == [n] * 3
+    alone_draw = executor.draw.open(specs[0], np.random.default_rng(0))
+    assert executor.decode(alone(first, 0), 6, alone_draw) == 6
+    assert alone_draw.tokens(6) == [tokens[0] for tokens in expected]
+    with pytest.raises(ParameterError):
+        executor.decode_together(first, 6, draws[:2], [[]] * 3)
     executor.close()
 
 
