@@ -114,12 +114,10 @@ class LLM:
 
     def __init__(self, model: loading.Model) -> None:
         self._model: loading.Model | None = model
-        self.path = model.path
+        self._loaded = model
+        self.path, self.n_ctx, self.n_threads = model.path, model.engine.n_ctx, model.n_threads
         self.tokenizer: Tokenizer = model.tokenizer
-        self.n_ctx = model.engine.n_ctx
-        self.n_threads = model.n_threads
         self.default_params: SamplingParams = model.default_params
-        self.memory_estimate: MemoryNeed = model.memory_need
         self._embeds: Embedder | None = None
 
     # -- vectors and scores ----------------------------------------------------------------------------------------
@@ -643,6 +641,11 @@ class LLM:
     def engine(self) -> Engine:
         """Token ids in, token ids out."""
         return self.model.engine
+
+    @property
+    def memory_estimate(self) -> MemoryNeed:
+        """Bytes that it takes where it runs now."""
+        return self._loaded.memory_need
 
     @property
     def runs_on(self) -> str:

@@ -228,13 +228,14 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             engine.close()
             raise
         opened.pop_all()
-    if need.device is not None:
-        engine.fallback = functools.partial(_on_cpu, program, gguf, n_ctx, options)
     runs_on = placement_text(need, options.executor)
-    return Model(
+    model = Model(
         path, gguf, program, tokenizer, engine, n_threads, default_params, need, runs_on, options.chat_template,
         adapters, draft,
     )  # fmt: skip
+    if need.device is not None:
+        engine.fallback = functools.partial(_on_cpu, model, n_ctx, options)
+    return model
 
 
 class Plan(NamedTuple):
@@ -379,14 +380,16 @@ def _from_disk(path: Path, need: MemoryNeed, memory: SystemMemory) -> str:
     )
 
 
-def _on_cpu(program: Program, gguf: GGUFFile, n_ctx: int, options: LoadOptions) -> tuple[Executor, KVCache]:
+def _on_cpu(model: Model, n_ctx: int, options: LoadOptions) -> tuple[Executor, KVCache]:
     """What goes on where a GPU is gone; MemoryWouldExceedError where there is no room for it."""
+    program, gguf = model.program, model.gguf
     options = replace(options, executor="cpu", gpu_layers="auto", draft=None, speculate=None)  # what drafts is loaded
     need, memory = memory_need(program, gguf, n_ctx, options), system_memory()
     if not options.force:
         check_fits(need, memory)
     executor, cache = _executor(program, n_ctx, options, lambda *_: None)
     _leave_in_file(executor, need, memory)
+    model.memory_need = need  # what servers divide their memory by
     return executor, cache
 
 

@@ -155,7 +155,7 @@ def test_a_server_answers_to_the_end(path: Path, name: str) -> None:
         asked = {"model": "tiny", "prompt": [3, 4, 5], "max_tokens": 60, "temperature": 0, "stream": True}
         client.post("/v1/completions", json={**asked, "stream": False, "max_tokens": 1})
         (entry,) = models.loaded()
-        assert entry.llm is not None
+        assert entry.llm is not None and entry.llm.memory_estimate.device is not None
         lost = threading.Timer(0.05, destroy, (entry.llm,))
         lost.start()
         for _ in range(8):
@@ -164,6 +164,9 @@ def test_a_server_answers_to_the_end(path: Path, name: str) -> None:
             assert events[-1]["choices"][0]["finish_reason"] and lines[-2] == "data: [DONE]"
         lost.join()
         assert entry.llm.runs_on == "cpu"
+        need, gpu = entry.llm.memory_estimate, models.device
+        assert need.device is None and need.of_device(gpu) == 0, "the server reckons with the memory that it takes now"
+        assert need.of_system(gpu) >= entry.llm.engine.cache.pool.nbytes
     assert len(told) == 1 and told[0].startswith(f"tiny: {name}")
 
 
