@@ -1,12 +1,16 @@
 """All that is to be known of a real GPU, in one command that ends in time: what is right first, then what is fast.
 
-    python benchmarks/gpu_checks.py [--device gpu] [--minutes 12] [--models smollm2,gemma3-270m] [--out FOLDER]
+    python benchmarks/gpu_checks.py [--device gpu] [--minutes 12] [--models smollm2,gemma3-270m] [--shapes 1b,8b]
+                                    [--out FOLDER]
+    python benchmarks/gpu_checks.py --device gpu:0 --quick      # whether all of it runs, on software Vulkan too
 
 Each check is a process of its own with a share of the time; one that is too slow or wrong does not keep the others from
 running. In order: every shader against the reference and itself in other numbers of columns (doctor), the tests of
 kernels/gpu, the greedy text of each model against the CPU's, whole and with half of the layers, the rate of a copy and
-the cost of a dispatch that does nothing, then the rates of each model and, where it is installed, of llama.cpp's Vulkan
-build. The log of each check goes into the folder; the last line is JSON. The exit status is 1 when something was wrong.
+the cost of a dispatch that does nothing, then for models, and for files of random weights in the shapes of real ones
+(random_model.py), the rates of a prompt, of one answer, of one behind 4,096 tokens and of 16 together, and those of
+llama.cpp's Vulkan build, where it is installed. The log of each check goes into the folder; the last line is JSON. The
+exit status is 1 when something was wrong.
 """
 
 from __future__ import annotations
@@ -69,19 +73,36 @@ def memory_and_dispatches(device: str) -> None:
     print(json.dumps({"copy_gb_per_s": round(rate / 1e9, 1), "us_per_dispatch": round(1e6 * best / N_EMPTY, 2)}))
 
 
-def checks(device: str, models: list[str]) -> list[tuple[str, list[str], float]]:
+def checks(given: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     """Names, commands, and most seconds of each."""
-    python, here = [sys.executable], [sys.executable, __file__, "--device", device]
-    edgellm = [*python, "-m", "edgellm"]
+    python, device, quick = [sys.executable], given.device, given.quick
+    here, edgellm = [*python, __file__, "--device", device], [*python, "-m", "edgellm"]
+    models = [name for name in given.models.split(",") if name]
+    files = {name: given.out / f"{name}-q4_k_m.gguf" for name in given.shapes.split(",") if name}
+    tests = ["-k", "rms_norm or adapter_that_is_not_there or not_finite"] if quick else []
+    prompt, steps, behind, together = ("16", "4", "64", "1,2") if quick else ("512", "64", "4096", "1,16")
     found = [
-        ("shaders", [*edgellm, "doctor", "--no-bandwidth", "--software-gpus"], 120.0),
-        ("tests", [*python, "-m", "pytest", "-q", "-x", str(ROOT / "tests/kernels/gpu")], 300.0),
+        *([] if quick else [("shaders", [*edgellm, "doctor", "--no-bandwidth", "--software-gpus"], 120.0)]),
+        ("tests", [*python, "-m", "pytest", "-q", "-x", *tests, str(ROOT / "tests/kernels/gpu")], 300.0),
         *((f"greedy {model}", [*here, "--part", f"greedy {model}"], 60.0) for model in models),
         ("memory", [*here, "--part", "memory"], 30.0),
-        *((f"bench {model}", [*edgellm, "bench", "-m", model, "--device", device, "-r", "3", "-np", "1,16"], 60.0)
-          for model in models),
+        *((f"write {name}", [*python, str(ROOT / "benchmarks/random_model.py"), name, "Q4_K_M", str(file)], 90.0)
+          for name, file in files.items()),
     ]  # fmt: skip
-    vulkan = [*python, str(ROOT / "benchmarks/vs_llama_cpp_vulkan.py"), "--device", device, *models]
+    bench = [*edgellm, "bench", "--device", device, "-r", "1" if quick else "3"]
+    for name, path in ({model: model for model in models} | files).items():
+        found.append((f"bench {name}", [*bench, "-m", str(path), "-p", prompt, "-n", steps, "-np", together], 90.0))
+        deep = [*bench, "-m", str(path), "-p", "0", "-n", steps, "-d", behind, "--no-bandwidth"]
+        found.append((f"bench {name} deep", deep, 60.0))
+    vulkan = [*python, str(ROOT / "benchmarks/vs_llama_cpp_vulkan.py"), "--device", device]
+    vulkan += [
+        "--tests",
+        f"pp{prompt},tg{steps}",
+        "--rounds",
+        "1" if quick else "3",
+        *models,
+        *map(str, files.values()),
+    ]
     return [*found, ("llama.cpp", vulkan, 240.0)]
 
 
@@ -91,6 +112,8 @@ def main() -> None:
     parser.add_argument("--device", default="gpu")
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--models", default="smollm2,gemma3-270m")
+    parser.add_argument("--shapes", default="1b,8b", help="of random_model.py")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, few tests and no random weights")
     parser.add_argument("--out", type=Path, default=Path("gpu-checks"))
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -98,9 +121,11 @@ def main() -> None:
         return memory_and_dispatches(given.device)
     if given.part:
         return greedy(given.part.partition(" ")[2], given.device)
+    if given.quick:
+        given.shapes = ""
     given.out.mkdir(parents=True, exist_ok=True)
     deadline, results = time.monotonic() + 60 * given.minutes, {}
-    for name, command, most in checks(given.device, given.models.split(",")):
+    for name, command, most in checks(given):
         left, started = deadline - time.monotonic(), time.monotonic()
         with (given.out / f"{name.replace(' ', '-')}.log").open("w+") as log:
             try:

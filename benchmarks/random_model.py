@@ -2,14 +2,14 @@
 
     python benchmarks/random_model.py 1b Q4_K_M random-1b-q4_k_m.gguf
 
-1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings; delta-0.8b
-and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny; inputs-4b is Gemma 4
-E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and gpt-oss; latent-30b
-has layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a latent; convs-8b is LFM2
-8B A1B's shape, and states-30b the first 13 of the 52 layers of Nemotron 3 Nano 30B A3B. Blocks are random bytes whose
-scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range and no two lines of the
-file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4 is that of experts
-alone: the rest is Q8_0.
+1b has the shape of Llama 3.2 1B, 4b that of Qwen3 4B, with their vocabularies' sizes and tied embeddings, 8b that of
+Llama 3.1 8B; delta-0.8b and delta-4b are Qwen3.5's; states-1.5b is Falcon-H1's and states-7b that of Granite 4 H Tiny;
+inputs-4b is Gemma 4 E4B's; experts-30b, experts-7b and experts-20b are the first layers of Qwen3-30B-A3B, OLMoE and
+gpt-oss; latent-30b has layers of GLM 4.7 Flash, and latent-16b of DeepSeek V2 Lite, whose attention is that of a
+latent; convs-8b is LFM2 8B A1B's shape, and states-30b the first 13 of the 52 layers of Nemotron 3 Nano 30B A3B. Blocks
+are random bytes whose scales give the weights a deviation of 1 / sqrt(n_in), so that activations stay in their range
+and no two lines of the file are alike. Q4_K_M gives every tensor the type that llama.cpp's mix of that name does, MXFP4
+is that of experts alone: the rest is Q8_0.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Shape:
 
 SHAPES = {
     "1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, 500000.0),
+    "8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 500000.0, is_tied=False),
     "4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, 1000000.0),
     "delta-0.8b": Shape("qwen35", 24, 1024, 3584, 8, 2, 256, 248320, 1e7, delta=(16, 16, 128), n_rot=64),
     "delta-4b": Shape("qwen35", 32, 2560, 9216, 16, 4, 256, 248320, 1e7, delta=(16, 32, 128), n_rot=64),
