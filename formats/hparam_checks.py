@@ -37,6 +37,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "attention.value_length_swa": (1, 4096),
     "attention.shared_kv_layers": (0, 512),
     "embedding_length_per_layer_input": (0, 1 << 16),
+    "altup.num_inputs": (2, 64),
+    "altup.active_idx": (0, 63),
     "attention.layer_norm_epsilon": (0.0, 1.0),
     "attention.layer_norm_rms_epsilon": (1e-12, 0.1),
     "attention.scale": (0.0, 1e3),

@@ -81,6 +81,38 @@ CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
         | {"mlp_layer_types": ["sparse"] * 3},
     ),
 }  # fmt: skip
+_GEMMA3N = {
+    "head_dim": 16,
+    "sliding_window": 33,
+    "laurel_rank": 24,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 275,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+}
+CONVERTED |= {
+    "gemma3n": (
+        "Gemma3nForCausalLM",
+        _GEMMA3N
+        | {"num_hidden_layers": 6, "num_kv_shared_layers": 3, "intermediate_size": [96, 80, 96, 64, 96, 80]}
+        | {"layer_types": [LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL]}
+        | {"activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.8, 0.0, 0.0]},
+    ),
+    "gemma3n nothing shared, two streams": (
+        "Gemma3nForCausalLM",
+        _GEMMA3N
+        | {"num_hidden_layers": 2, "num_kv_shared_layers": 0, "altup_num_inputs": 2, "altup_active_idx": 1}
+        | {"layer_types": [GLOBAL, LOCAL], "num_key_value_heads": 1, "final_logit_softcapping": 30.0},
+    ),
+    "gemma3n sparse, five streams, scaled": (
+        "Gemma3nForCausalLM",
+        _GEMMA3N
+        | {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "altup_num_inputs": 5, "altup_active_idx": 2}
+        | {"layer_types": [LOCAL, GLOBAL] * 2, "activation_sparsity_pattern": [0.95] * 3 + [0.0]}
+        | {"hidden_size": 40, "head_dim": 10, "intermediate_size": 77, "laurel_rank": 5}
+        | {"rope_parameters": {GLOBAL: YARN, LOCAL: {"rope_type": "default", "rope_theta": 500.0}}},
+    ),
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -254,6 +286,8 @@ LEFT_OUT = ("attention_multiplier", "embedding_multiplier", "residual_multiplier
 LEFT_OUT += ("shared_intermediate_size",)
 
 CONFIGS = {
+    "gemma3n_text": "Gemma3nTextConfig",
+    "gemma3n": "Gemma3nConfig",
     "exaone": "ExaoneConfig",
     "stablelm": "StableLmConfig",
     "phi": "PhiConfig",
@@ -283,7 +317,9 @@ WITH_EXPERTS = SHARED
 LAYER_NORMS = ("stablelm", "phi2", "gptneox", "gpt2", "starcoder", "falcon", "olmo", "nemotron")
 GPT = ("gptneox", "gpt2", "starcoder")
 ONE_QKV = (*GPT, "falcon")
-TINY = (*SHARED, "exaone", "internlm2", "minicpm", "chatglm", "arcee", *LAYER_NORMS)
+TINY = (*SHARED, "exaone", "internlm2", "minicpm", "chatglm", "arcee", *LAYER_NORMS, "gemma3n")
+N_STREAMS, LOW_RANK, OWN_INPUT = 3, 16, 32
+"""Of a Gemma 3n: streams, the rank beside attention, columns of a token's row in the second table for each layer."""
 
 
 def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding_window: int) -> dict[str, Any]:
@@ -311,6 +347,12 @@ def tiny_keys(architecture: str, n_layer: int, head_dim: int, n_ff: int, sliding
         keys["use_parallel_residual"] = True
     if architecture == "minicpm":
         keys |= {"embedding_scale": 6.0, "residual_scale": 0.5, "logit_scale": 4.0}
+    if architecture == "gemma3n":  # every other layer slides, those after the second read what the first two keep
+        keys |= {"attention.sliding_window": sliding_window, "embedding_length_per_layer_input": OWN_INPUT}
+        keys |= {"attention.sliding_window_pattern": [i % 2 == 0 for i in range(n_layer)]}
+        keys |= {"attention.shared_kv_layers": max(n_layer - 2, 0), "altup.num_inputs": N_STREAMS}
+        keys |= {"activation_sparsity_scale": [1.0 if i % 2 == 0 else float("-inf") for i in range(n_layer)]}
+        keys |= {"final_logit_softcapping": 3.0, "altup.active_idx": 0}
     return {f"{architecture}.{key}": value for key, value in keys.items()}
 
 
@@ -341,6 +383,14 @@ def tiny_layer(architecture: str, layer: Shapes, n_embd: int, n_ff: int, head_di
         del layer["attn_norm.weight"]
     if architecture == "falcon":
         layer["attn_norm_2.weight"] = (n_embd,)
+    if architecture == "gemma3n":
+        norms = ("post_attention_norm", "post_ffw_norm", "post_norm", "laurel_post_norm", "altup_router_norm")
+        layer |= {f"{name}.weight": (n_embd,) for name in (*norms, "altup_correct_scale")}
+        layer |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+        layer |= {"laurel_l.weight": (LOW_RANK, n_embd), "laurel_r.weight": (n_embd, LOW_RANK)}
+        layer |= {"inp_gate.weight": (OWN_INPUT, n_embd), "proj.weight": (n_embd, OWN_INPUT)}
+        layer |= {"altup_router.weight": (N_STREAMS, n_embd), "altup_correct_coef.weight": (N_STREAMS, N_STREAMS)}
+        layer |= {"altup_predict_coef.weight": (N_STREAMS**2, N_STREAMS)}
     if architecture in ("falcon", "stablelm", "nemotron"):
         layer |= {name.replace("weight", "bias"): (n_embd,) for name in list(layer) if "norm" in name}
     if architecture in (*GPT, "phi2"):
@@ -356,6 +406,11 @@ def tiny_around(architecture: str, shapes: Shapes, n_vocab: int, n_embd: int, n_
         shapes["output_norm.bias"] = (n_embd,)
     if architecture == "phi2":
         shapes["output.bias"] = (n_vocab,)
+    if architecture == "gemma3n":
+        whole = OWN_INPUT * sum(name.endswith(".laurel_l.weight") for name in shapes)
+        shapes |= {"per_layer_token_embd.weight": (n_vocab, whole), "per_layer_model_proj.weight": (whole, n_embd)}
+        shapes |= {f"altup_{name}.weight": (N_STREAMS - 1, n_embd, n_embd) for name in ("proj", "unembd_proj")}
+        shapes["per_layer_proj_norm.weight"] = (OWN_INPUT,)
     if architecture in ("gpt2", "starcoder"):
         shapes["position_embd.weight"] = (n_positions, n_embd)
     return shapes

@@ -181,8 +181,9 @@ def write_tiny_model(
             continue
         if len(shape) == 1:
             centre = {"bias": 0.0, "ssm_a": -1.0}.get(name.rpartition(".")[2], 1.0)
-            # scores of a Gemma 4 are not scaled: its norms are as small as is good for them
-            size = head_dim**-0.5 if architecture == "gemma4" and name.endswith("attn_q_norm.weight") else 1.0
+            # scores of these are not scaled: their norms are as small as is good for them
+            unscaled = architecture in ("gemma3n", "gemma4") and name.endswith("attn_q_norm.weight")
+            size = head_dim**-0.5 if unscaled else 1.0
             writer.add_tensor(name, (size * (centre + 0.1 * rng.standard_normal(shape))).astype(np.float32))
             continue
         kind = next((q for suffix, q in (quants or {}).items() if name.endswith(suffix)), quant)

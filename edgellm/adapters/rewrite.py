@@ -16,7 +16,7 @@ from edgellm.adapters.lora import LoraAdapter, LoraPair
 from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.findings import short
 from edgellm.formats.gguf import QuantizedTensor
-from edgellm.kernels.ops import AdapterDown, AdapterUp, AddDirection, Embed, ExpertMatmul, Matmul
+from edgellm.kernels.ops import AdapterDown, AdapterUp, AddDirection, AddToStreams, Embed, ExpertMatmul, Matmul
 from edgellm.kernels.ops.adapters import AdapterWeight
 from edgellm.kernels.program import Buffer, Op, Program
 
@@ -130,7 +130,8 @@ class _Rewriting:
             if i in self.branches:
                 self._branch(i, op)
             if i in self.directions:
-                self.ops.append(AddDirection(op.written_buffers()[0], tuple(self.directions[i])))
+                parts = tuple(self.directions[i])
+                self.ops += [AddDirection(x, parts) for x in self._streams(op.written_buffers()[0])]
         self._flush()
         return replace(
             self.of,
@@ -139,6 +140,18 @@ class _Rewriting:
             tensors=self.of.tensors | self.tensors,
             n_adapters=self.n_adapters,
         )
+
+    def _streams(self, x: str) -> list[str]:
+        """What leaves a layer as rows of the model's width: x itself, or each of several that lie in it."""
+        whole, n_embd = self.of.buffers[x], self.of.n_embd
+        if whole.width == n_embd:
+            return [x]
+        parts = [
+            replace(whole, name=f"{x}[{first}:{first + n_embd}]", width=n_embd, of=x, first=first)
+            for first in range(0, whole.width, n_embd)
+        ]
+        self.buffers |= {part.name: part for part in parts}
+        return [part.name for part in parts]
 
     def _touches_pending(self, op: Op) -> bool:
         root = self.of.root
@@ -201,6 +214,7 @@ def _slots(op: Product) -> tuple[str | None, int]:
 def layer_ends(program: Program) -> Mapping[int, int]:
     """For each layer the index of the op that makes what leaves it; UnsupportedError where there is no such op."""
     stream = next((op.out for op in program.ops if isinstance(op, Embed) and op.embeds), "")
+    stream = next((op.out for op in program.ops if isinstance(op, AddToStreams)), stream)
     ends: dict[int, int] = {}
     layer = -1
     for i, op in enumerate(program.ops):

@@ -24,7 +24,7 @@ from edgellm.models.parts.blocks import ProgramBuilder, feed_forward, project_lo
 from edgellm.models.parts.experts import Experts, expert_feed_forward, read_experts
 from edgellm.models.parts.gemma4_checkpoint import GEMMA4_FORM
 from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
-from edgellm.models.parts.local_layers import local_layers
+from edgellm.models.parts.local_layers import layers_read, local_layers
 
 CHECKPOINT = GEMMA4_FORM
 
@@ -95,23 +95,17 @@ def read_layers(gguf: ModelFile, hp: HParams) -> list[Layer]:
             raise hparam_error(gguf, key, kind.hp.head_dim_v, f"the size of keys, which is {kind.hp.head_dim_k}")
     n_shared = integer(gguf, "attention.shared_kv_layers", 0)
     kinds = [near if slides else wide for slides in local_layers(gguf, hp.n_layer, PERIOD)]
-    last = {kind.name: i for i, kind in enumerate(kinds[: max(hp.n_layer - n_shared, 0)])}
-    layers = []
-    for i, kind in enumerate(kinds):
+    all_reads, layers = layers_read(gguf, [kind.name for kind in kinds], n_shared), []
+    for i, (kind, reads) in enumerate(zip(kinds, all_reads, strict=True)):
         sizes = hp.layer(i)
         for name, key in (("n_head_kv", "attention.head_count_kv"), ("n_ff", "feed_forward_length")):
             if not getattr(sizes, name):
                 raise hparam_error(gguf, key, 0, f"1 or more in each layer, as in layer {i}")
-        if kind.name not in last:
-            raise hparam_error(
-                gguf, "attention.shared_kv_layers", n_shared, f"a layer before them of the kind of layer {i}"
-            )
-        reads = min(i, last[kind.name])
         if (there := hp.layer(reads).n_head_kv) != sizes.n_head_kv:
             expected = f"{there} in layer {i}, as in layer {reads}, whose keys it reads"
             raise hparam_error(gguf, "attention.head_count_kv", sizes.n_head_kv, expected)
         own = replace(sizes, head_dim_k=kind.hp.head_dim_k, head_dim_v=kind.hp.head_dim_v, n_rot=kind.hp.n_rot)
-        layers.append(Layer(kind, own, reads if i >= hp.n_layer - n_shared else i))
+        layers.append(Layer(kind, own, reads))
     return layers
 
 

@@ -65,6 +65,26 @@ def from_row(tensor: InputTensor, first: int, stored_name: str) -> InputTensor:
     return replace(tensor, shape=shape, decode=behind(tensor.decode), stored=behind(tensor.stored))
 
 
+def with_rows(tensor: InputTensor, n: int | None, stored_name: str) -> InputTensor:
+    """A matrix of so many rows, the last of them 0 where it has fewer; None: as many as it has."""
+    if n is None or tensor.shape[0] == n:
+        return tensor
+    if len(tensor.shape) != 2 or tensor.shape[0] > n:
+        raise FormatError(
+            f"{short(stored_name)}: has the shape {tensor.shape}, expected up to {n:,} rows. {PULL_AGAIN}",
+            code="MODEL_SHAPE",
+        )
+    there = tensor.shape[0]
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        found = np.zeros((stop - start, tensor.n_in), np.float32)
+        if start < there:
+            found[: there - start] = tensor.decode(start, min(stop, there))
+        return found
+
+    return _of_rows(tensor, (n, tensor.n_in), rows)
+
+
 def rearranged(tensor: InputTensor, form: CheckpointForm, config: CheckpointConfig) -> InputTensor:
     """A tensor with its rows, or columns, in GGUF's order, and its numbers and shape as GGUF has them."""
     rest = re.sub(r"^blk\.\d+\.", "", tensor.name)

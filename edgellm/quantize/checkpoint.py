@@ -38,6 +38,7 @@ from edgellm.quantize.arranged import (
     transposed,
     transposed_matrix,
     with_paired_heads,
+    with_rows,
 )
 from edgellm.quantize.general_metadata import general_metadata, generation_notes
 from edgellm.quantize.input_model import InputModel, InputTensor
@@ -47,7 +48,7 @@ from edgellm.sampling.params import SamplingParams
 from edgellm.tokenizer.checkpoint_vocabulary import tokenizer_metadata
 
 _SEEING = (
-    *("gemma3", "gemma4", "gemma4_unified", "glm_ocr", "qwen2_vl", "qwen2_5_vl"),
+    *("gemma3", "gemma3n", "gemma4", "gemma4_unified", "glm_ocr", "qwen2_vl", "qwen2_5_vl"),
     *("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
 )
 FRAMES = {kind: (f"{kind}_text",) for kind in _SEEING} | {"mistral3": ("ministral3", "mistral")}
@@ -64,6 +65,8 @@ IGNORED = re.compile(
 )
 
 
+FULL = ("ssm_conv1d.weight", "altup_correct_coef.weight", "altup_predict_coef.weight")
+"""Small matrices that are float32 whatever the others are."""
 UNUSUAL = "Programs other than edgellm may refuse the file: {} is not usual in its architecture."
 
 
@@ -204,6 +207,7 @@ def _tensors(
     biases = form.biases(config)
     unknown, left_out = [], form.leaves_out(config) or _draft_layers(config)
     first_rows, pieces, by_head = form.first_rows(config), form.pieces(config), form.by_head(config)
+    rows_of = form.rows_of(config)
     for stored_name, weight in open_weights(checkpoint).items():
         if left_out and re.fullmatch(left_out, stored_name):
             continue
@@ -221,6 +225,7 @@ def _tensors(
                     continue
                 notes.append(UNUSUAL.format(place.name))
             tensor = from_row(tensor, first_rows.get(place.name, 0), stored_name)
+            tensor = with_rows(tensor, rows_of.get(place.name), stored_name)
             if place.expert is None:
                 found[place.name] = tensor
             else:
@@ -261,8 +266,9 @@ def _stack(
                 f"{checkpoint.folder.name}: {name} is there as one and expert by expert. {PULL_AGAIN}",
                 code="CHECKPOINT_TENSOR",
             )
-        is_of_heads = name.split(".")[2] in by_head.values()  # the program asks for as many as there are to be
-        found[name] = stacked(name, tensors, len(tensors) if is_of_heads else n_experts)
+        is_of_experts = name.startswith("blk.") and name.split(".")[2] not in by_head.values()
+        # of all others the program asks for as many as there are to be
+        found[name] = stacked(name, tensors, n_experts if is_of_experts else len(tensors))
 
 
 def _check_heads(
@@ -387,7 +393,7 @@ def input_tensor(
     raw = weight.stored
     shift = form.norm_shift if name.endswith("norm.weight") and not name.endswith("ssm_norm.weight") else 0.0
     plain_floats = raw is not None and raw.kind.name in FLOATS and len(weight.shape) > 1 and name.endswith("weight")
-    plain_floats = plain_floats and not name.endswith("ssm_conv1d.weight")
+    plain_floats = plain_floats and not name.endswith(FULL)
 
     def decode(start: int, stop: int) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):

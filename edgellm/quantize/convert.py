@@ -19,6 +19,11 @@ from edgellm.formats.stored_numbers import FLOATS, encode_plain
 from edgellm.machine.progress import Progress
 from edgellm.quantize.input_model import InputModel, InputTensor
 
+FULL = (
+    *("_norm.weight", "shortconv.conv.weight", "ssm_conv1d.weight"),
+    *("altup_correct_coef.weight", "altup_predict_coef.weight"),
+)
+"""What is float32 whatever other matrices are."""
 OUT_TYPES = ("auto", "f32", "f16", "bf16")
 CHUNK_NBYTES = 8 << 20  # of float32 made at once
 
@@ -105,7 +110,7 @@ def _plain_type(source: InputModel) -> str:
 
 def _out_type(tensor: InputTensor, outtype: str, unpacked: str, kind: str) -> QuantType:
     is_matrix = len(tensor.shape) > 1 and tensor.name.endswith((".weight", ".lora_a", ".lora_b"))
-    is_matrix = is_matrix and not tensor.name.endswith(("_norm.weight", "shortconv.conv.weight", "ssm_conv1d.weight"))
+    is_matrix = is_matrix and not tensor.name.endswith(FULL)
     if outtype == "auto":
         if kind == "gguf" or not tensor.quantized:
             return tensor.quant

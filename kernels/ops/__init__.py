@@ -14,6 +14,7 @@ the op and need not change. Then every executor that is to run it has a kernel: 
 """
 
 from edgellm.kernels.ops.adapters import AdapterDown, AdapterUp, AddDirection
+from edgellm.kernels.ops.altup import AddToStreams, MatchMagnitude, MixStreams, ScaleColumns
 from edgellm.kernels.ops.attention import Attention, StoreKV
 from edgellm.kernels.ops.delta_net import DeltaGates, DeltaRule
 from edgellm.kernels.ops.elementwise import (
@@ -36,6 +37,7 @@ from edgellm.kernels.ops.norms import LayerNorm, RMSNorm
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.ops.rope import ApplyRope
 from edgellm.kernels.ops.short_conv import CausalConv, ShortConv
+from edgellm.kernels.ops.sparsity import GaussianTopK
 from edgellm.kernels.ops.state_space import GatedNorm, SSMGates, SSMScan
 from edgellm.kernels.program import Op
 
@@ -47,6 +49,7 @@ __all__ = [
     "Add",
     "AddDirection",
     "AddRows",
+    "AddToStreams",
     "ApplyRope",
     "Attention",
     "CausalConv",
@@ -57,17 +60,21 @@ __all__ = [
     "ExpertSum",
     "GatedNorm",
     "GatedUnit",
+    "GaussianTopK",
     "Hadamard",
     "HeadMatmul",
     "JoinHeads",
     "LayerNorm",
+    "MatchMagnitude",
     "Matmul",
+    "MixStreams",
     "Op",
     "RMSNorm",
     "Route",
     "SSMGates",
     "SSMScan",
     "Scale",
+    "ScaleColumns",
     "SelectOutputs",
     "SelfAttention",
     "ShortConv",
@@ -84,4 +91,5 @@ OPS: tuple[type[Op], ...] = (
     LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm, SoftplusGate,
     HeadMatmul, JoinHeads, AdapterDown, AdapterUp, AddDirection,
     Hadamard,
+    MixStreams, AddToStreams, MatchMagnitude, ScaleColumns, GaussianTopK,
 )  # fmt: skip

@@ -31,8 +31,8 @@ from edgellm.tokenizer import Tokenizer
 
 VOCAB = {"vocab_size": 280}
 TOKENS = np.random.default_rng(0).integers(0, 270, 60).tolist()
-APART = ("ernie4_5-moe every other layer, biases",)
-"""What llama.cpp does not load."""
+APART = ("ernie4_5-moe every other layer, biases", *(name for name in CONVERTED if name.startswith("gemma3n")))
+"""What llama.cpp does not load; of a Gemma 3n it knows but one shape, which test_gemma3n.py has."""
 PROMPTS_BEHIND = [1, 2, 7, 33, 34, 60]  # tokens; windows are 33 wide
 
 
@@ -115,6 +115,7 @@ BESIDES: dict[str, tuple[dict[str, Any], ...]] = {
         | {"rope_parameters": {key: value for key, value in _FLAT["rope_parameters"].items() if key[0] != "p"}}
         | {"partial_rotary_factor": 0.5, "mlp_layer_types": None, "mlp_only_layers": [0]},
     ),
+    "gemma3n": ({"query_pre_attn_scalar": 256, "altup_coef_clip": 120.0, "altup_lr_multiplier": 1.0},),
     "minicpm": ({"mup_denominator": 32, "sparse_config": {"kernel_size": 32, "dense_len": 8192}},),
     "falcon": ({"ff_factor": 4},),
     "nemotron": ({"rope_percent": 0.25},),
@@ -180,6 +181,11 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
         {"swa_attention_sink_enabled": True}, {"swa_rope_parameters": LAGUNA_ROPE["sliding_attention"]},
         {"qk_norm_type": "none"}, {"moe_router_use_sigmoid": False},
     ),
+    "gemma3n": (
+        {"altup_correct_scale": False}, {"hidden_activation": "gelu"}, {"activation_sparsity_pattern": [0.5]},
+        {"activation_sparsity_pattern": [1.0] * 6}, {"intermediate_size": [96]}, {"num_kv_shared_layers": 5},
+        {"altup_active_idx": 4}, {"final_logit_softcapping": 0}, {"vocab_size_per_layer_input": 0},
+    ),
     "exaone": ({"activation_function": "relu"},),
     "internlm2": ({"rope_scaling": {"type": "yarn", "factor": 2.0}},),
     "minicpm": ({"scale_emb": 0}, {"scale_depth": -1}, {"dim_model_base": 0}),
@@ -194,6 +200,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "olmo": ({"clip_qkv": 8.0},),
 }  # fmt: skip
 GGUF_NAMES = {"n_group": "expert_group", "topk_group": "expert_group", "moe_k": "expert_used_count"}
+GGUF_NAMES |= {"num_kv_shared_layers": "shared_kv_layers", "altup_active_idx": "altup.active_idx"}
 GGUF_NAMES |= {"num_experts_per_tok": "expert_used_count", "qk_layernorm": "q_layernorm"}
 """Keys that the program of the file refuses, by the names of the file."""
 

@@ -485,7 +485,7 @@ def transformers_model(kind: str, options: dict[str, Any]) -> Any:
             elif weight.dim() > 1:
                 weight.normal_(0, weight.shape[-1] ** -0.5)
             else:
-                shifted = kind.startswith(("Gemma", "Qwen3_5")) and kind != "Gemma4"
+                shifted = kind.startswith(("Gemma", "Qwen3_5")) and not kind.startswith(("Gemma3n", "Gemma4"))
                 shifted = shifted and not name.endswith("linear_attn.norm.weight")
                 weight.normal_(0.0 if name.endswith("bias") or shifted else 1.0, 0.2)
         for name, number in model.named_buffers():

@@ -151,7 +151,7 @@ def test_an_unknown_architecture_is_told_where_the_known_ones_are_listed(archite
 
 
 def test_an_architecture_that_is_nearly_known_is_told_which_one_it_is_like(tmp_path: Path) -> None:
-    for name, like in (("qwen3-moe", "qwen3moe"), ("Llama", "llama"), ("gemma3n", "gemma3"), ("q" * 5000, None)):
+    for name, like in (("qwen3-moe", "qwen3moe"), ("Llama", "llama"), ("gemma3m", "gemma3"), ("q" * 5000, None)):
         path = write_tiny_model(tmp_path / "other.gguf", metadata={"general.architecture": name}, **SIZES)
         with pytest.raises(EdgeLLMError) as caught:
             program_of(path)

@@ -115,8 +115,10 @@ class CheckpointForm:
     norm_shift    added to every norm weight
     around        the modules outside of layers, likewise
     around_biases   those of them that have a bias, by their GGUF names
+    numbered      modules outside of layers that are several, ``name.0``, ``name.1`` ...: matrices of one GGUF tensor
     renames       (pattern, replacement) in turn on a tensor's name, which makes it ``model.layers.N.`` or one around
     first_rows    how many rows at the start of some tensors no model reads, by their GGUF names
+    rows_of       how many rows some tensors are to have, likewise: those that the checkpoint has not are 0
     needs_class   config.json has to name the class: its ``model_type`` is another architecture's too
     settings      the row of ``checkpoint_keys`` that its settings are held to, where that is not their ``model_type``
     has_projections   sentence-transformers keeps matrices behind the pooling beside it
@@ -134,10 +136,12 @@ class CheckpointForm:
     layer: Mapping[str, str] = field(default_factory=lambda: DECODER_LAYER)
     around: Mapping[str, str] = field(default_factory=lambda: DECODER)
     around_biases: frozenset[str] = frozenset()
+    numbered: Mapping[str, str] = field(default_factory=dict)
     renames: Sequence[tuple[str, str]] = ()
     leaves_out_zeros: str = ""
     leaves_out: Callable[[CheckpointConfig], str] = lambda _: ""
     first_rows: Callable[[CheckpointConfig], Mapping[str, int]] = lambda _: {}
+    rows_of: Callable[[CheckpointConfig], Mapping[str, int]] = lambda _: {}
     needs_class: bool = False
     renamed_kinds: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
@@ -185,6 +189,13 @@ class CheckpointForm:
             parameter == "weight" or (parameter == "bias" and known in self.around_biases)
         ):
             return (Place(f"{known}.{parameter}"),)
+        several, _, number = module.rpartition(".")
+        if (
+            (known := self.numbered.get(several))
+            and parameter == "weight"
+            and re.fullmatch(r"\d{1,6}", number, re.ASCII)
+        ):
+            return (Place(f"{known}.weight", int(number)),)
         found = re.fullmatch(r"model\.layers\.(\d{1,6})\.(.+?)(?:\.(weight|bias))?", name, re.ASCII)
         if found is None or int(found[1]) >= n_layer:
             return ()

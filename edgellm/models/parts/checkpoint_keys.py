@@ -115,6 +115,10 @@ USED: dict[str, frozenset[str]] = {
         "sliding_window",
         "sliding_window_pattern",
     },
+    "gemma3n_text": _DECODER
+    | {"attention_bias", "sliding_window", "rope_local_base_freq", "final_logit_softcapping", "num_kv_shared_layers"}
+    | {"hidden_size_per_layer_input", "vocab_size_per_layer_input", "altup_active_idx", "altup_num_inputs"}
+    | {"laurel_rank", "activation_sparsity_pattern"},
     **dict.fromkeys(
         ("gemma4_text", "gemma4_unified_text"),
         _DECODER
@@ -138,7 +142,7 @@ USED: dict[str, frozenset[str]] = {
     | {"num_heads", "head_dim", "state_size", "n_groups", "conv_kernel", "expand", "use_bias", "use_conv_bias"}
     | {"layer_norm_epsilon"},
     # the frame around the settings of a model that also sees
-    **dict.fromkeys(("gemma3", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"), _FRAME),
+    **dict.fromkeys(("gemma3", "gemma3n", "gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"), _FRAME),
 }
 
 HARMLESS = frozenset(
@@ -234,6 +238,11 @@ HARMLESS_IN: dict[str, frozenset[str]] = {
         | frozenset(("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"))
         | frozenset(("vision_soft_tokens_per_image",)),
     ),
+    # scores are not scaled, and numbers are held between bounds in training alone
+    "gemma3n_text": frozenset(("query_pre_attn_scalar", "altup_coef_clip", "altup_lr_multiplier")),
+    "gemma3n": frozenset(("vision_config", "audio_config", "image_token_id", "audio_token_id", "boi_token_id"))
+    | frozenset(("eoi_token_id", "boa_token_id", "eoa_token_id", "audio_soft_tokens_per_image"))
+    | frozenset(("vision_soft_tokens_per_image",)),
     "gemma3": frozenset(("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"))
     | frozenset(("image_token_index", "boi_token_id", "eoi_token_id", "image_token_id")),
 }
@@ -293,6 +302,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 ONLY_IN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gemma3n_text": {"altup_correct_scale": (True,)},
     "minimax_m2": {"scoring_func": ("sigmoid",), "use_routing_bias": (True,), "use_qk_norm": (True,)}
     | {"qk_norm_type": ("per_layer",), "shared_intermediate_size": (0,)},
     "starcoder2": {"mlp_type": ("default",), "norm_type": ("layer_norm",)},
@@ -426,6 +436,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "gemma3": {"tie_word_embeddings": True},
+    "gemma3n_text": {"vocab_size": 262400, "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 35}
+    | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32768}
+    | {"sliding_window": 512, "final_logit_softcapping": 30.0, "hidden_size_per_layer_input": 256}
+    | {"vocab_size_per_layer_input": 262144, "altup_active_idx": 0, "altup_num_inputs": 4, "laurel_rank": 64}
+    | {"num_kv_shared_layers": 15, "tie_word_embeddings": True},
+    "gemma3n": {"tie_word_embeddings": True},
     "gemma4_text": _GEMMA4_DEFAULTS | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144},
     "gemma4_unified_text": _GEMMA4_DEFAULTS | {"max_position_embeddings": 262144, "sliding_window": 1024},
     "gemma4": {"tie_word_embeddings": True},

@@ -136,6 +136,9 @@ READ_IN: dict[str, frozenset[str]] = {
     | {"rope.scaling.attn_factor"},
     "dflash": frozenset(("target_layers", "block_size", "rope.dimension_sections", "rope.scaling.attn_factor")),
     "gemma3": _SLIDING,
+    "gemma3n": _SLIDING
+    | {"attention.shared_kv_layers", "embedding_length_per_layer_input", "final_logit_softcapping"}
+    | {"altup.num_inputs", "altup.active_idx", "activation_sparsity_scale"},
     "gemma4": _SLIDING
     | _EXPERTS
     | {"attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"}

@@ -35,6 +35,19 @@ def sliding_by(period: int, n_layer: int, *, global_first: bool) -> list[bool]:
     return [(i + (not global_first)) % period != 0 for i in range(n_layer)]
 
 
+def layers_read(gguf: ModelFile, kinds: Sequence[str], n_shared: int) -> list[int]:
+    """Whose keys each layer reads: its own, or for the last ``n_shared`` those of the last of its kind before them.
+
+    FormatError where there is none.
+    """
+    last = {kind: i for i, kind in enumerate(kinds[: max(len(kinds) - n_shared, 0)])}
+    for i, kind in enumerate(kinds):
+        if kind not in last:
+            expected = f"a layer before them of the kind of layer {i}"
+            raise hparam_error(gguf, "attention.shared_kv_layers", n_shared, expected)
+    return [min(i, last[kind]) for i, kind in enumerate(kinds)]
+
+
 def pattern_metadata(sliding: Sequence[bool], *, global_first: bool) -> tuple[Any, str]:
     """The key's value: the period, where there is one, else a flag for every layer."""
     for period in range(1, len(sliding) + 2):

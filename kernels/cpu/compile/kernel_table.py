@@ -44,6 +44,8 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     **{f"weigh_{name}": ("typed_attention", "make_weigh", name) for name in CACHE_TYPES},
     **{f"store_{name}": ("typed_store", "make_store", name) for name in CACHE_TYPES},
     "hadamard": ("elementwise", "hadamard", None),
+    **{name: ("altup", name, None) for name in ("mix_streams", "add_to_streams", "match_magnitude", "scale_columns")},
+    "gaussian_top_k": ("altup", "gaussian_top_k", None),
     "self_attention": ("self_attention", "self_attention", None),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},

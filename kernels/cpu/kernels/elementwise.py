@@ -26,7 +26,8 @@ from edgellm.kernels.cpu.lib.vector_math import (
 
 
 @v.forceinline
-def _sum_of_squares(x, n):
+def sum_of_squares(x, n):
+    """sum of x^2"""
     acc = v.zero_f32x16()
     whole = n // 16 * 16
     for i in range(0, whole, 16):
@@ -49,7 +50,7 @@ def rms_norm(op, step, thread, n_threads):
         row, head = item // heads, item % heads
         x = args.x + row * args.x_row + head * width * 4
         out = args.out + row * args.out_row + head * width * 4
-        factor = v.f32_of(1.0 / (_sum_of_squares(x, width) / width + eps) ** 0.5)
+        factor = v.f32_of(1.0 / (sum_of_squares(x, width) / width + eps) ** 0.5)
         factors = v.splat_f32x16(factor)
         for i in range(0, whole, 16):
             v.store_f32x16(out + i * 4, v.load_f32x16(x + i * 4) * factors * v.load_f32x16(w + i * 4))
@@ -61,7 +62,8 @@ def rms_norm(op, step, thread, n_threads):
 
 
 @v.forceinline
-def _sum(x, n):
+def sum_of(x, n):
+    """sum of x"""
     acc, whole = v.zero_f32x16(), n // 16 * 16
     for i in range(0, whole, 16):
         acc = acc + v.load_f32x16(x + i * 4)
@@ -72,7 +74,8 @@ def _sum(x, n):
 
 
 @v.forceinline
-def _sum_of_squared_distances(x, n, centre):
+def sum_of_squared_distances(x, n, centre):
+    """sum of (x - centre)^2"""
     acc, whole, centres = v.zero_f32x16(), n // 16 * 16, v.splat_f32x16(centre)
     for i in range(0, whole, 16):
         value = v.load_f32x16(x + i * 4) - centres
@@ -91,8 +94,8 @@ def layer_norm(op, step, thread, n_threads):
     w, bias, whole = args.w, args.bias, args.width // 16 * 16
     for row in range(thread, n, n_threads):
         x, out = args.x + row * args.x_row, args.out + row * args.out_row
-        mean = v.f32_of(_sum(x, width) / width)
-        factor = v.f32_of(1.0 / (_sum_of_squared_distances(x, width, mean) / width + eps) ** 0.5)
+        mean = v.f32_of(sum_of(x, width) / width)
+        factor = v.f32_of(1.0 / (sum_of_squared_distances(x, width, mean) / width + eps) ** 0.5)
         means, factors = v.splat_f32x16(mean), v.splat_f32x16(factor)
         for i in range(0, whole, 16):
             y = (v.load_f32x16(x + i * 4) - means) * factors * v.load_f32x16(w + i * 4)

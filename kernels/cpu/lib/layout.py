@@ -69,6 +69,10 @@ ADAPTER_UP = namedtuple(
 ADD_DIRECTION = namedtuple("ADD_DIRECTION", "x x_row width parts n_parts row_kind")
 ADD_ROWS = namedtuple("ADD_ROWS", "x x_row w w_row out out_row width numbers")
 """``numbers`` is where the step has the number of a token's row."""
+ADD_TO_STREAMS = namedtuple(
+    "ADD_TO_STREAMS", "x x_row y y_row out out_row coefs coefs_row width streams first row_kind"
+)
+"""``coefs`` may be 0."""
 ATTENTION = namedtuple(
     "ATTENTION",
     "q q_row out out_row k_pool v_pool k_head v_head n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks "
@@ -86,9 +90,12 @@ counted through. ``bias`` is that of all experts, or 0."""
 EXPERT_SUM = namedtuple("EXPERT_SUM", "x x_row probs probs_row out out_row width n_used row_kind")
 GROUP_BY_EXPERT = namedtuple("GROUP_BY_EXPERT", "ids ids_row groups pairs n_expert n_used row_kind")
 GATED_UNIT = namedtuple("GATED_UNIT", "gate gate_row up up_row out out_row width row_kind")
+GAUSSIAN_TOP_K = namedtuple("GAUSSIAN_TOP_K", "x x_row out out_row width factor row_kind")
 HADAMARD = namedtuple("HADAMARD", "x x_row groups size scale row_kind")
+MATCH_MAGNITUDE = namedtuple("MATCH_MAGNITUDE", "x x_row of of_row out out_row width streams row_kind")
 MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_kind following")
 """``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
+MIX_STREAMS = namedtuple("MIX_STREAMS", "x x_row coefs coefs_row out out_row width streams row_kind")
 QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs slots x_slot")
 """``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
 LAYER_NORM = namedtuple("LAYER_NORM", "x x_row w bias out out_row width eps row_kind")
@@ -106,6 +113,7 @@ SELF_ATTENTION = namedtuple(
     "SELF_ATTENTION", "q q_row k k_row v v_row out out_row n_heads n_kv_heads head_dim scale reach slopes"
 )
 SCALE = namedtuple("SCALE", "x x_row out out_row width row_kind factor")
+SCALE_COLUMNS = namedtuple("SCALE_COLUMNS", "x x_row w out out_row width row_kind")
 SPLIT_HEADS = namedtuple("SPLIT_HEADS", "x x_row first first_row second second_row heads first_dim second_dim row_kind")
 JOIN_HEADS = namedtuple(
     "JOIN_HEADS", "first first_row second second_row out out_row heads first_dim second_dim row_kind"

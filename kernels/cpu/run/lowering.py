@@ -23,7 +23,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import QuantizedTensor
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
-from edgellm.kernels.cpu.run import adapters, attention_work, cached, experts, recurrent
+from edgellm.kernels.cpu.run import adapters, altup, attention_work, cached, experts, recurrent
 from edgellm.kernels.cpu.run.experts_ahead import Routed, pieces_of
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
@@ -569,6 +569,7 @@ _RULES: dict[type, Any] = {
     **cached.RULES,
     **recurrent.RULES,
     **adapters.RULES,
+    **altup.RULES,
 }
 
 
