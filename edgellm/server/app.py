@@ -162,16 +162,14 @@ class App:
             raise ServerError("invalid_request", f"The body did not come within {BODY_S:.0f} s.", status=408) from None
 
     async def _answer(self, asked: Asked, send: Send, headers: dict[str, str]) -> None:
-        await _reply(await self.respond(asked, await _decoded(asked)), send, headers)
+        await _reply(await self.respond(asked), send, headers)
 
-    async def respond(self, asked: Asked, body: Any) -> Reply:
-        """The reply to a request that was let in, its body of the route's type."""
+    async def respond(self, asked: Asked) -> Reply:
+        """The reply to a request that was let in."""
+        raw, wanted = asked.raw, asked.route.body
+        body = None if wanted is None else await bodies.beside(len(raw), bodies.decode, raw, wanted)
         call = Call(self.server, body, asked.headers, asked.path_params, asked.query, asked.route.kinds)
         return await asked.route.handler(call)
-
-
-async def _decoded(asked: Asked) -> Any:
-    return None if asked.route.body is None else await bodies.beside(asked.raw, bodies.decode, asked.route.body)
 
 
 class _Began:

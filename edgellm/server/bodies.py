@@ -37,6 +37,11 @@ class Body(msgspec.Struct, kw_only=True):
 
 def decode(raw: bytes, body: type[B]) -> B:
     """``raw`` as a ``body``; ServerError invalid_request with the field's name for whatever is wrong."""
+    return decode_both(raw, body)[0]
+
+
+def decode_both(raw: bytes, body: type[B]) -> tuple[B, dict[str, Any]]:
+    """The same, and beside it the JSON as it was sent, with the fields that are ignored."""
     data = parse(raw)
     if body.listed and isinstance(data, list):
         data = {body.listed: data}
@@ -47,16 +52,14 @@ def decode(raw: bytes, body: type[B]) -> B:
         if name not in known and name not in body.ignored:
             raise invalid(_short(name), "edgellm does not know this field. Leave it out.")
     try:
-        return msgspec.convert({name: value for name, value in data.items() if name in known}, body)
+        return msgspec.convert({name: value for name, value in data.items() if name in known}, body), data
     except msgspec.ValidationError as error:
         raise _named(str(error)) from None
 
 
-async def beside(raw: bytes, read: Callable[..., T], *arguments: Any) -> T:
-    """``read(raw, *arguments)``, on a thread where the body is large."""
-    if len(raw) > LARGE_NBYTES:
-        return await asyncio.to_thread(read, raw, *arguments)
-    return read(raw, *arguments)
+async def beside(nbytes: int, read: Callable[..., T], *arguments: Any) -> T:
+    """``read(*arguments)``, on a thread where the body has many bytes."""
+    return await asyncio.to_thread(read, *arguments) if nbytes > LARGE_NBYTES else read(*arguments)
 
 
 def parse(raw: bytes) -> Any:

@@ -16,8 +16,6 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import msgspec
-
 from edgellm.server import bodies
 from edgellm.server.app import App, Asked
 from edgellm.server.errors import ServerError, invalid
@@ -81,12 +79,15 @@ class Front(App):
         super().__init__(server)
         self._send, self._gone, self.limit, self.cache = send, gone, limit, cache
 
-    async def respond(self, asked: Asked, body: Any) -> Reply:
+    async def respond(self, asked: Asked) -> Reply:
         path = asked.route.path
         if (why := NOT_HERE.get(path)) is not None:
             raise ServerError("not_supported", f"{path} is not there before several servers: {why}.")
         if path not in SENT_ON:
-            return await super().respond(asked, body)
+            return await super().respond(asked)
+        body, data, raw = None, None, asked.raw
+        if asked.route.body is not None:
+            body, data = await bodies.beside(len(raw), bodies.decode_both, raw, asked.route.body)
         access = self.server.access
         if self.limit is not None:
             self.limit.check(client_of(access, asked.headers, asked.client))
@@ -98,13 +99,13 @@ class Front(App):
         name = asked.query.get("model") if body is None else getattr(body, "model", None) or getattr(body, "name", None)
         entry = await self.server.models.find(name and _bare(name), asked.route.kinds)
         about = (entry.name, access.key_of(asked.headers) or "")  # what one has asked is not another's to see
-        prefix, key = await bodies.beside(asked.raw, _keys, path, None if self.cache is None else about)
+        prefix, key = await bodies.beside(len(raw), _keys, path, data, None if self.cache is None else about)
         if self.cache is not None and key is not None and (kept := self.cache.get(key)) is not None:
             return _replayed(kept)
         call = RelayedCall(
             asked.route.method,
             path,
-            asked.raw,
+            raw,
             {name: value for name, value in asked.headers.items() if name in PASSED_ON},
             asked.path_params,
             asked.query,
@@ -224,9 +225,8 @@ def _replayed(kept: Sequence[Part]) -> Reply:
     return Stream(chunks(), failed=lambda error: b"", media_type=first.media_type, headers={**first.headers, **mark})
 
 
-def _keys(raw: bytes, path: str, about: Sequence[str] | None) -> tuple[list[int], bytes | None]:
-    """Those of a body's prefix, and that of its reply in the cache; None where there is none."""
-    data = msgspec.json.decode(raw) if raw else None  # it was read once already
+def _keys(path: str, data: Any, about: Sequence[str] | None) -> tuple[list[int], bytes | None]:
+    """Those of the prefix of a body, whose JSON is ``data``, and that of its reply in the cache; None for no such."""
     return prefix_keys(data), None if about is None else cache_key(path, data, about)
 
 

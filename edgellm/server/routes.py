@@ -55,5 +55,5 @@ async def call_route(
     query: Mapping[str, str] | None = None,
 ) -> Reply:
     """The reply of a row to a body of JSON (b"" where it takes none). ServerError, or what a library raises."""
-    body = None if route.body is None else await bodies.beside(raw, bodies.decode, route.body)
+    body = None if route.body is None else await bodies.beside(len(raw), bodies.decode, raw, route.body)
     return await route.handler(Call(server, body, headers or {}, path_params or {}, query or {}, route.kinds))

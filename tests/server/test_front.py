@@ -19,6 +19,7 @@ pytest.importorskip("msgspec", reason="the server needs its extra: pip install e
 pytest.importorskip("httpx2", reason="starlette's client needs it: pip install httpx2")
 pytest.importorskip("gguf", reason="the judge of files: pip install gguf")
 
+import msgspec
 from starlette.testclient import TestClient
 from tiny_models import write_tiny_model
 
@@ -248,7 +249,7 @@ async def asked(front: Front, path: str, body: Any, **more: Any) -> Any:
     row = next(row for row in all_routes() if row.route.path == path)
     raw = b"" if row.route.body is None else json.dumps(body).encode()
     asking = Asked(row.route, row.protocol, raw, more.get("headers", {}), {}, more.get("query", {}), "10.0.0.1")
-    return await front.respond(asking, None if row.route.body is None else bodies.decode(raw, row.route.body))
+    return await front.respond(asking)
 
 
 def test_every_route_of_a_model_is_sent_on() -> None:
@@ -321,6 +322,20 @@ def test_a_large_body_is_read_on_a_thread_and_no_further_than_its_keys_go(
             raw = json.dumps({"input": [7] * n, "flavour": 1}).encode()
             asyncio.run(call_route(server, ROUTES["POST", "/v1/embeddings"], raw))
         assert (threads.pop() is threading.main_thread()) == (n == 1)
+
+
+def test_a_body_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    decode = msgspec.json.decode
+
+    def noted(raw: bytes, **more: Any) -> Any:
+        read.append(bytes(raw))
+        return decode(raw, **more)
+
+    monkeypatch.setattr(msgspec.json, "decode", noted)
+    body = {"prompt": "the sun", "temperature": 0}
+    asyncio.run(asked(two_models(model, [], Access(), cache=ResponseCache(1 << 20)), "/v1/completions", body))
+    assert read == [json.dumps(body).encode()]
 
 
 def test_a_client_that_asks_too_often_waits() -> None:
