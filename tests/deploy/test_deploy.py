@@ -31,6 +31,8 @@ VALUES: list[dict[str, Any]] = [
         "ingress": {"enabled": True, "host": "llm.example", "className": "nginx", "tlsSecret": "tls"},
         "serviceMonitor": {"enabled": True},
         "imagePullSecrets": [{"name": "pull"}],
+        "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}],
+        "podAnnotations": {"team": "text"},
         "nodeSelector": {"disk": "fast"},
     },
 ]
@@ -84,13 +86,30 @@ def test_the_command_line_takes_the_chart_s_arguments(values: dict[str, Any]) ->
         ({**KEY, "ingress": {"enabled": True}}, "ingress.host"),
         ({**KEY, "models": []}, "models"),
         ({**KEY, "memory": "much"}, "memory"),
+        ({**KEY, "replica": 2}, "replica"),
+        ({**KEY, "autoscaling": {"cpu": 80}}, "cpu"),
     ],
-    ids=["no key", "one volume", "no host", "no model", "memory"],
+    ids=["no key", "one volume", "no host", "no model", "memory", "no value", "no value of a part"],
 )
 def test_the_chart_refuses_what_cannot_run(values: dict[str, Any], told: str) -> None:
     helm = pytest.importorskip("helm_python", reason="renders charts: pip install helm-python-sdk")
     with pytest.raises(helm.HelmError, match=told):
         rendered(values)
+
+
+def test_every_value_is_in_the_schema_and_the_autoscaler_counts_what_the_adapter_gives() -> None:
+    def names(values: dict[str, Any], schema: dict[str, Any]) -> None:
+        assert values.keys() <= schema["properties"].keys()
+        for name, value in values.items():
+            if isinstance(value, dict) and "properties" in schema["properties"][name]:
+                names(value, schema["properties"][name])
+
+    schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
+    names(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")), schema)
+    hpa = next(one for one in rendered(VALUES[-1]) if one["kind"] == "HorizontalPodAutoscaler")
+    counted = {one["pods"]["metric"]["name"]: one["pods"]["target"]["averageValue"] for one in hpa["spec"]["metrics"]}
+    rules = yaml.safe_load((DEPLOY / "monitoring/prometheus-adapter.yaml").read_text("utf-8"))["rules"]["custom"]
+    assert counted.keys() == {rule["name"]["as"] for rule in rules} and counted["edgellm_cache_use"] == "800m"
 
 
 def test_the_dashboard_and_the_alerts_show_metrics_that_there_are() -> None:
@@ -103,7 +122,7 @@ def test_the_dashboard_and_the_alerts_show_metrics_that_there_are() -> None:
     dashboard = json.loads((DEPLOY / "monitoring/grafana/dashboards/edgellm.json").read_text("utf-8"))
     shown = json.dumps(dashboard)
     assert set(re.findall(r"llamacpp:(\w+)", shown)) <= names
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"]) == 10
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"]) == 11
     for file in ("alerts.yml", "prometheus-adapter.yaml"):
         assert set(re.findall(r"llamacpp:(\w+)", (DEPLOY / "monitoring" / file).read_text("utf-8"))) <= names
     source = yaml.safe_load((DEPLOY / "monitoring/grafana/provisioning/datasources/prometheus.yml").read_text("utf-8"))
@@ -147,7 +166,7 @@ def test_the_ray_service_names_settings_that_there_are(monkeypatch: pytest.Monke
     assert claims == {claim["metadata"]["name"]}
     # Ray's image runs as a user of its own, who must be able to write where EDGELLM_HOME is
     image = (DEPLOY / "kuberay/Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
-    assert all(pod["securityContext"]["fsGroup"] == 1000 for pod in pods)
+    assert all(pod["securityContext"]["fsGroup"] == 1000 and pod["securityContext"]["runAsNonRoot"] for pod in pods)
     assert re.search(r"USER 0\nRUN install .*--owner ray .*/data\nUSER 1000\n", image) and "HOME=/data" in image
     assert f"ray:{cluster['rayVersion']}-" in (DEPLOY / "kuberay/Dockerfile").read_text("utf-8")
 

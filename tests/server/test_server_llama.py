@@ -23,7 +23,7 @@ METRICS = (
     *("prompt_tokens_total", "prompt_tokens_cached_total", "prompt_seconds_total", "tokens_predicted_total"),
     *("tokens_predicted_seconds_total", "n_decode_total", "n_tokens_max", "spec_decode_num_draft_tokens_total"),
     *("spec_decode_num_accepted_tokens_total", "prompt_tokens_seconds", "predicted_tokens_seconds"),
-    *("requests_processing", "requests_deferred", "n_busy_slots_per_decode"),
+    *("requests_processing", "requests_deferred", "kv_cache_usage_ratio", "n_busy_slots_per_decode"),
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.engine.requests import GenerationRequest
 from edgellm.server.http import Call, Json, Plain, Reply, Route
+from edgellm.server.metrics import cache_used
 from edgellm.server.protocols.llama_wire import error_body, settings
 from edgellm.server.server import Server
 
@@ -124,6 +125,12 @@ def metric_rows(server: Server) -> tuple[tuple[str, str, str, float], ...]:
         ("gauge", "predicted_tokens_seconds", "Tokens per second.", _rate(did.generated_tokens, did.generated_s)),
         ("gauge", "requests_processing", "Requests under way.", server.active - waiting),
         ("gauge", "requests_deferred", "Requests that wait.", waiting),
+        (
+            "gauge",
+            "kv_cache_usage_ratio",
+            "Share of the fullest cache that requests hold.",
+            max(map(cache_used, engines), default=0.0),
+        ),
         ("gauge", "n_busy_slots_per_decode", "Requests that share a step.", parts / steps if steps else 0.0),
     )
 
