@@ -7,9 +7,11 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 pytest.importorskip("ray.serve", reason="Ray is an extra: pip install edgellm[ray]")
 pytest.importorskip("gguf", reason="the judge of files: pip install gguf")
 
+from adapter_files import lora_pairs, write_lora
 from ray_cluster import cluster as cluster
 from tiny_models import write_tiny_model
 
@@ -126,21 +129,85 @@ def test_every_protocol_is_there(served: None) -> None:
             assert reply.status == 200
 
 
+def test_an_update_loses_no_request_and_mixes_no_two_models(served: None, model: Path, tmp_path: Path) -> None:
+    from ray import serve
+
+    other = write_tiny_model(tmp_path / "tiny.gguf", n_embd=64, n_ff=64, n_head=1, n_head_kv=1, seed=1)
+    body = {"model": "tiny", "prompt": "the rain", "max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    may = []
+    for path in (model, other):
+        with edgellm.load(path, n_ctx=256, n_threads=1) as llm:
+            options = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
+            may.append(str(llm.generate(llm.tokenize("the rain", True, True), **options)))
+    assert may[0] != may[1]
+    before, has_begun, is_over = replicas(), threading.Event(), threading.Event()
+
+    def ask_on() -> list[str]:
+        texts = []
+        while not is_over.is_set():
+            with opened("/v1/completions", {**body, "stream": True}) as reply:
+                events = [raw[6:].decode() for raw in reply if raw.startswith(b"data: ")]
+            assert events.pop().strip() == "[DONE]"
+            texts.append("".join(json.loads(event)["choices"][0]["text"] for event in events))
+            has_begun.set()
+        return texts
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask_on) for _ in range(3)]
+        try:
+            assert has_begun.wait(120)
+            how = LoadOptions(n_ctx=256, n_parallel=4, n_threads=1)
+            serve.run(edgellm.ray.app(str(other), options=how, access=Access(), replicas=2), name="edgellm")
+        finally:
+            is_over.set()
+        texts = [text for one in asking for text in one.result()]
+    assert set(texts) <= set(may) and may[0] in texts
+    assert not set(before) & set(replicas())
+    with opened("/v1/completions", body) as reply:
+        assert json.load(reply)["choices"][0]["text"] == may[1]
+
+
+def test_replicas_follow_their_requests_and_what_these_want_of_the_cache() -> None:
+    from edgellm.ray.scaling import KV, QueueAndCache
+
+    policy = QueueAndCache(target_kv=0.8)
+    config = SimpleNamespace(get_target_ongoing_requests=lambda: 4)
+    for current, requests, wanted, expected in (
+        (0, 9, {}, 1),  # none runs: as many as there shall be
+        (1, 2, {}, 0.5),
+        (1, 10, {"a": 0.4}, 2.5),
+        (1, 2, {"a": 1.6}, 2),
+        (3, 6, {"a": 0.2, "b": 0.1, "c": 0.1}, 1.5),
+        (3, 6, {"a": 0.9, "b": 0.8, "c": 0.9}, 3.25),
+    ):
+        context: Any = SimpleNamespace(
+            current_num_replicas=current, target_num_replicas=1, total_num_requests=requests, config=config,
+            aggregated_metrics={KV: wanted} if wanted else None,
+        )  # fmt: skip
+        assert policy(context) == (pytest.approx(expected), {})
+    told = edgellm.ray.app("tiny", access=Access(), replicas=(1, 3), target_kv=0.5)._bound_deployment
+    scaling = told.init_args[-1]._bound_deployment._deployment_config.autoscaling_config
+    assert scaling.policy.policy_kwargs == {"target_kv": 0.5} and scaling.policy.get_policy()(0.5)(context)[0] == 5.2
+
+
 def test_the_router_prefers_the_longest_prefix_that_is_not_too_busy() -> None:
     import asyncio
 
     from edgellm.ray.prefix_router import PrefixRouter
+    from edgellm.ray.same_file import Made
 
     router = PrefixRouter.__new__(PrefixRouter)
     router.initialize_state(n_keys=100, slack=2)
     loads: dict[str, int] = {}
     router._replica_queue_len_cache = loads
-    some = [SimpleNamespace(replica_id=name, routing_stats={}) for name in "abc"]
+    some = [SimpleNamespace(replica_id=name, routing_stats={}, replica_metadata={}) for name in "abc"]
     some[1].routing_stats = {"prefixes": [1, 2, 3]}
 
-    def chosen(keys: list[int]) -> list[list[str]]:
-        request: Any = SimpleNamespace(kwargs={"prefix": keys})
+    def chosen(keys: list[int], front: Any = None, begun: bool = False) -> list[list[str]]:
+        call, context = SimpleNamespace(begun=begun), SimpleNamespace(should_backoff=False)
+        request: Any = SimpleNamespace(args=[call], kwargs={"prefix": keys, "front": front}, routing_context=context)
         ranks = asyncio.run(router.choose_replicas(some, request))
+        assert context.should_backoff, "it asks again after a while, and not at once"
         return [[one.replica_id for one in rank] for rank in ranks]
 
     assert chosen([1, 2, 9])[0] == ["b"] and len(chosen([1, 2, 9])) == 2
@@ -151,10 +218,22 @@ def test_the_router_prefers_the_longest_prefix_that_is_not_too_busy() -> None:
     assert len(chosen([1, 2, 9])) == 1, "it has more to do than the idlest and two"
     loads.update(a=1, b=1)
     assert chosen([1, 2, 9])[0] == ["c"]
+    # while an update replaces them
+    for one, made in zip(some, (("old", "x"), ("new", "y"), ("old", "y")), strict=True):
+        one.replica_metadata = dict(zip(("version", "files"), made, strict=True))
+    for front, begun, may in (
+        (Made("old", "x"), False, "a"),
+        (Made("new", "y"), True, "bc"),
+        (Made("old", "z"), False, "b"),
+        (Made("old", "z"), True, "abc"),  # who is asked refuses it
+    ):
+        assert {one for rank in chosen([1, 2, 9], front, begun) for one in rank} <= set(may), (front, begun)
+    router.by_prefix = False
+    assert len(chosen([1, 2, 9])) == 1
 
 
 def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in ({"replicas": 0}, {"replicas": (2, 1)}):
+    for wrong in ({"replicas": 0}, {"replicas": (2, 1)}, {"target_kv": 0}, {"target_kv": 2}):
         with pytest.raises(ParameterError):
             edgellm.ray.app("tiny", access=Access(), **wrong)
     with pytest.raises(ParameterError, match="no model"):
@@ -192,7 +271,7 @@ def test_cpus_that_others_have_are_not_waited_for_for_ever(monkeypatch: pytest.M
     with pytest.raises(ParameterError, match="want 2 CPUs, and 1 of the cluster's 4 are free"):
         pipeline.pipeline(deep, 2, options=LoadOptions(n_threads=1))
     with pytest.raises(EdgeLLMError, match="want 2 CPUs, and 1 of the cluster's 4 are free"):
-        running._check_room(1, {"replicas": (2, 4), "options": LoadOptions(n_threads=1)})
+        running._check_room(1, (2, 4), 1)
 
 
 def test_a_stage_that_finds_no_machine_is_named_with_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +298,7 @@ def test_who_is_too_many_is_told_so_and_does_not_wait_in_the_proxy() -> None:
 
     from ray.serve.exceptions import BackPressureError
 
+    from edgellm.ray.same_file import Made
     from edgellm.ray.serving import _send
     from edgellm.server.relay import Failed
 
@@ -236,7 +316,7 @@ def test_who_is_too_many_is_told_so_and_does_not_wait_in_the_proxy() -> None:
 
     async def asked() -> list[Any]:
         call: Any = None
-        return [part async for part in _send({"tiny": (handle, "hash")}, "tiny", call, ())]
+        return [part async for part in _send({"tiny": (handle, Made("now", "hash"))}, "tiny", call, ())]
 
     (failed,) = asyncio.run(asked())
     assert isinstance(failed, Failed) and failed.status == 503 and failed.headers["retry-after"]
@@ -245,13 +325,13 @@ def test_who_is_too_many_is_told_so_and_does_not_wait_in_the_proxy() -> None:
 def test_a_replica_counts_requests_and_not_their_answers_and_refuses_those_of_another_file(model: Path) -> None:
     import asyncio
 
-    from edgellm.ray.same_file import hash_of
+    from edgellm.ray.same_file import Made, proved
     from edgellm.ray.serving import Replica
     from edgellm.server.relay import Failed, RelayedCall, Whole
 
     async def ask_all() -> list[Any]:
-        replica = Replica.__new__(Replica)
-        await replica.__init__(str(model), LoadOptions(n_ctx=256, n_parallel=4, n_threads=1), 64)  # type: ignore[misc]
+        replica, how = Replica.__new__(Replica), LoadOptions(n_ctx=256, n_parallel=4, n_threads=1)
+        await replica.__init__(str(model), how, 64, "now")  # type: ignore[misc]
         for task in replica._tending:
             task.cancel()
         body = {"prompt": "the", "max_tokens": 1, "n": 16}
@@ -261,10 +341,19 @@ def test_a_replica_counts_requests_and_not_their_answers_and_refuses_those_of_an
             return [part async for part in replica.answer(call)][-1]
 
         found = await asyncio.gather(*(last() for _ in range(8)))
-        for expected, status in ((hash_of(model), 200), ("that of another file", 500)):
-            (*_, part) = [part async for part in replica.answer(call, (), expected)]
+        right, begun = Made("now", proved(model, how)), call._replace(begun=True)
+        assert await replica.record_replica_metadata() == right._asdict()
+        for asking, front, status, told in (
+            (call, right, 200, ""),
+            (begun, right._replace(version="before"), 200, ""),
+            (call, Made("before", "other files"), 200, ""),  # an update goes on
+            (begun, Made("before", "other files"), 503, "was replaced in the midst"),
+            (call, Made("now", "other files"), 500, "other files of the model"),
+        ):
+            (*_, part) = [part async for part in replica.answer(asking, (), front)]
             assert part.status == status
-        assert isinstance(part, Failed) and "another file of the model" in part.message
+            assert isinstance(part, Failed) == (status != 200) and told in getattr(part, "message", "")
+        assert (await replica.record_autoscaling_stats())["kv_wanted"] >= 0
         await replica.server.models.close()
         return found
 
@@ -272,7 +361,7 @@ def test_a_replica_counts_requests_and_not_their_answers_and_refuses_those_of_an
 
 
 def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgellm.ray import running
+    from edgellm.ray import cluster, running
 
     done: list[str] = []
 
@@ -283,10 +372,14 @@ def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.Monk
     def note(name: str) -> Any:
         return lambda *_, **__: done.append(name)
 
-    monkeypatch.setattr(running.ray, "init", lambda address, **_: done.append(address))
-    monkeypatch.setattr(running.ray, "shutdown", note("leave"))
+    monkeypatch.setattr(cluster.ray, "init", lambda address, **_: done.append(address))
+    monkeypatch.setattr(cluster.ray, "shutdown", note("leave"))
+    monkeypatch.setattr(running, "named", lambda *_: ())
+    deployed: list[float | None] = [None]
+    monkeypatch.setattr(running, "_deployed", lambda: deployed.pop(0) if len(deployed) > 1 else deployed[0])
+    monkeypatch.setattr(running, "_end", note("end"))
     monkeypatch.setattr(running, "_check_room", lambda *_: None)
-    for name in ("start", "run", "delete", "shutdown"):
+    for name in ("start", "run"):
         monkeypatch.setattr(running.serve, name, note(name))
 
     def stop(url: str) -> None:
@@ -302,12 +395,51 @@ def test_a_server_that_listens_elsewhere_gets_no_models(monkeypatch: pytest.Monk
     there("127.0.0.1", 8080)
     with pytest.raises(KeyboardInterrupt):
         running.run(*arguments, access=Access())
-    assert done == ["auto", "start", "run", "delete", "leave"]
+    assert done == ["auto", "start", "run", "end", "leave"]
+    for deployed[:], is_ended in (([None, 1.0, 1.0], True), ([None, 1.0, 2.0], False), ([1.0, 2.0, 2.0], True)):
+        done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            running.run(*arguments, access=Access())
+        assert ("end" in done) == is_ended, "an application that has replaced this one goes on"
+    deployed[:] = [None]
     # without an address a cluster is started, whatever runs here or RAY_ADDRESS says
     done.clear()
     with pytest.raises(KeyboardInterrupt):
         running.run(("tiny",), "127.0.0.1", 8080, None, stop, access=Access())
-    assert done == ["local", "start", "run", "shutdown", "leave"]
+    assert done == ["local", "start", "run", "end", "leave"]
+
+
+def test_files_are_proved_before_a_cluster_is_started_and_those_beside_the_model_count(
+    model: Path, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm.adapters.loading import AdapterChoice
+    from edgellm.ray import cluster, running
+    from edgellm.ray.same_file import proved
+
+    def start(**_: Any) -> None:
+        raise AssertionError("nothing starts")
+
+    monkeypatch.setattr(cluster.ray, "init", start)
+    one, two = (tmp_path / f"{name}.gguf" for name in ("one", "two"))
+    for seed, path in enumerate((one, two)):
+        write_lora(path, lora_pairs(model, ("attn_q.weight",), seed=seed))
+    wrong: list[tuple[Path, dict[str, Any]]] = [
+        (tmp_path / "none.gguf", {}),
+        (model, {"draft": one}),
+        (model, {"lora": (AdapterChoice(model),)}),
+        (deep, {"speculate": "mtp"}),
+    ]
+    for path, options in wrong:
+        how = LoadOptions(n_ctx=128, **options)
+        with pytest.raises(EdgeLLMError):
+            running.run((str(path),), "127.0.0.1", 8080, None, print, access=Access(), options=how)
+    plain = LoadOptions(n_ctx=128)
+    beside = [{}, {"draft": deep}, {"lora": (AdapterChoice(one),)}, {"lora": (AdapterChoice(two),)}]
+    assert len({proved(model, replace(plain, **options)) for options in beside}) == 4
+    monkeypatch.chdir(tmp_path)
+    how = LoadOptions(draft="two.gguf", lora=(AdapterChoice(Path("one.gguf")),))
+    names, how = cluster.from_anywhere(("one.gguf", "smollm2"), how)
+    assert names == (str(one), "smollm2") and how.draft == two and how.lora[0].path == one
 
 
 # --- a pipeline of stages ------------------------------------------------------------------------------------

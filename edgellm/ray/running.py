@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 
 from edgellm.formats.errors import EdgeLLMError
+from edgellm.loading import LoadOptions
+from edgellm.ray.cluster import connected, from_anywhere
 from edgellm.ray.room import cpus_wanting
+from edgellm.ray.same_file import proved
 from edgellm.ray.serving import app
+from edgellm.server.listen import GRACE_S
+from edgellm.server.models import named
+from edgellm.store import catalogue
 
 NAME = "edgellm"
-STORE_NBYTES = 200 << 20  # of Ray's object store here: parts of answers are small
+LOOK_S = 0.2
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -29,35 +33,43 @@ def run(
               ``edgellm.ray.use_token`` guards
     ready     called with the address of the server once it answers
     """
-    is_there = False
-    terminated = signal.getsignal(signal.SIGTERM)
-    try:
-        if address is None:
-            # without an address it would be the cluster of RAY_ADDRESS, or one that somebody else started here
-            ray.init(address="local", object_store_memory=STORE_NBYTES, include_dashboard=False, log_to_driver=False)
-        else:
-            ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EdgeLLMError(f"Ray at {address or 'this machine'}: {error}", code="RAY") from error
-    signal.signal(signal.SIGTERM, terminated)  # Ray's own ends the process at once
-    try:
-        _check_room(len(models), options)
+    models, how = from_anywhere(models, options.pop("options", LoadOptions(n_parallel=4)))
+    if address is None:  # these are all files that there will be: what is wrong with them shows before anything starts
+        for entry in named(models, catalogue.fetched):
+            proved(entry.path, how)
+    with connected(address):
+        _check_room(len(models), options.get("replicas", 1), how.n_threads or 1)
         serve.start(http_options={"host": host, "port": port}, logging_config=LOGGING)
         _check_address(_get_global_client().http_config, host, port)
-        is_there = True
+        before = _deployed()
+        mine: float | None = None
         try:
-            serve.run(app(*models, **options), name=NAME, logging_config=LOGGING)
-        except RuntimeError as error:
-            raise EdgeLLMError(f"Ray Serve could not start: {_cause(error)}", code="RAY") from error
-        ready(f"http://{host}:{port}")
-        while True:
-            time.sleep(1)
-    finally:
-        if address is None:
-            serve.shutdown()
-        elif is_there:
-            serve.delete(NAME)
-        ray.shutdown()
+            try:
+                serve.run(app(*models, options=how, **options), name=NAME, logging_config=LOGGING)
+            except RuntimeError as error:
+                raise EdgeLLMError(f"Ray Serve could not start: {_cause(error)}", code="RAY") from error
+            mine = _deployed()
+            ready(f"http://{host}:{port}")
+            while True:
+                time.sleep(1)
+        finally:
+            # what an update has replaced is the update's, and what a failed one was to replace stays
+            if before is None if mine is None else mine == _deployed():
+                _end()
+
+
+def _deployed() -> float | None:
+    """When the application was deployed that is there now."""
+    found = serve.status().applications.get(NAME)
+    return None if found is None else found.last_deployed_time_s
+
+
+def _end() -> None:
+    """Let no more requests in, and wait for answers under way as long as a server alone does; Ray ends the rest."""
+    serve.delete(NAME, _blocking=False)
+    until = time.monotonic() + GRACE_S
+    while NAME in serve.status().applications and time.monotonic() < until:
+        time.sleep(LOOK_S)
 
 
 def _check_address(config: Any, host: str, port: int) -> None:
@@ -70,14 +82,13 @@ def _check_address(config: Any, host: str, port: int) -> None:
         )
 
 
-def _check_room(n_models: int, options: dict[str, Any]) -> None:
+def _check_room(n_models: int, replicas: int | tuple[int, int], n_threads: int) -> None:
     """EdgeLLMError where the least replicas want more CPUs than are free: Ray would wait for them for ever."""
-    least = options["replicas"] if isinstance(options["replicas"], int) else options["replicas"][0]
-    wanted = n_models * least * (options["options"].n_threads or 1)
-    if (found := cpus_wanting(wanted)) is not None:
+    n = n_models * (replicas if isinstance(replicas, int) else replicas[0])
+    if (found := cpus_wanting(n * n_threads)) is not None:
         raise EdgeLLMError(
-            f"{n_models * least} replicas with {options['options'].n_threads or 1} threads want {wanted} CPUs, and "
-            f"{found}. Take fewer --replicas or --threads, add machines, or end what has them.",
+            f"{n} replicas with {n_threads} threads want {n * n_threads} CPUs, and {found}. Take fewer --replicas or "
+            "--threads, add machines, or end what has them.",
             code="RAY",
         )
 

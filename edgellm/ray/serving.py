@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -11,15 +12,18 @@ from typing import Any
 
 import ray.exceptions
 from ray import serve
+from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError
 from ray.util import metrics
 
 from edgellm import loading
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.machine.terminal import echo
-from edgellm.ray.same_file import check_same, file_hash, hash_of
+from edgellm.ray.same_file import Made, check_same, files_hash, on_cpu, proved
+from edgellm.ray.scaling import KV, QueueAndCache
 from edgellm.server.errors import ServerError
 from edgellm.server.front import Front
+from edgellm.server.metrics import cache_wanted
 from edgellm.server.models import Models, named
 from edgellm.server.prefix_keys import PrefixMemory
 from edgellm.server.protocols.llama_state import metric_rows
@@ -46,45 +50,59 @@ PAUSE_S = 0.2  # until a lost replica is known to be lost
 LOOK_BACK_S = 11.0  # over which load is averaged at least: it is counted each 10 s
 TOLD_KEYS = 4096  # of prefixes, from a replica to the routers
 TOLD_S = 5.0  # between one time and the next
+LOOK_S = 0.5  # between one look whether a replica that is to end has answers under way, and the next
+FRONT_DRAIN_S = 3600.0  # for a front's answers to end, which have nowhere else to go on
 
 
 class Replica:
     """One model in one process, asked by fronts. Made by Ray Serve, which waits until the model is loaded."""
 
-    async def __init__(self, model: str, options: loading.LoadOptions, n_keys: int) -> None:  # type: ignore[misc]
+    async def __init__(self, model: str, options: loading.LoadOptions, n_keys: int, version: str) -> None:  # type: ignore[misc]
         entries = await asyncio.to_thread(named, [model], catalogue.fetched)
         self.server = Server(Models(entries, options), max_requests=1 << 30)  # requests are limited by Ray
         self._routes = {(row.route.method, row.route.path): row.route for row in all_routes()}
         self._read = PrefixMemory(n_keys)
         async with self.server.models.lease(None, kinds=()) as entry:
             assert entry.llm is not None, "a lease is of a loaded model"
-            self._path, self._hash = entry.path, await asyncio.to_thread(file_hash, entry.llm.gguf)
+            self._path = entry.path
+            self._made = Made(version, await asyncio.to_thread(files_hash, entry.llm.gguf, options))
         self._gauges: dict[str, Any] = {}
         self._tending = [asyncio.create_task(self.server.tend()), asyncio.create_task(self._tell())]
 
     async def answer(
-        self, call: RelayedCall, prefix: Sequence[int] = (), expected: str | None = None
+        self, call: RelayedCall, prefix: Sequence[int] = (), front: Made | None = None
     ) -> AsyncGenerator[Part, None]:
-        """The parts of the reply to a call, of a front whose file of the model has the hash ``expected``."""
-        try:
-            if expected is not None:
-                check_same(self._path, self._hash, expected, "the front")
-        except FormatError as error:
-            echo(f"edgellm: {error}", err=True)  # where the file is, is nothing for clients
-            told = ServerError(
-                "server_error", "A server has another file of the model than the front; its log says where."
-            )
-            yield Failed.of(told)
+        """The parts of the reply to a call of a front."""
+        if front is not None and not self._made.answers(front, call.begun):
+            yield Failed.of(self._refused(front))
             return
         self._read.note(prefix)
         async with aclosing(parts(self.server, self._routes[call.method, call.path], call)) as source:
             async for part in source:
                 yield part
 
+    def _refused(self, front: Made) -> ServerError:
+        if self._made.version != front.version:
+            return ServerError("overloaded", "The model was replaced in the midst of this answer. Send it again.")
+        try:
+            check_same(self._path, self._made.files, front.files, "the front")
+        except FormatError as error:
+            echo(f"edgellm: {error}", err=True)  # where the file is, is nothing for clients
+        return ServerError("server_error", "A server has other files of the model than the front; its log says where.")
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """What routers know of a replica from its first request on."""
+        return self._made._asdict()
+
     async def check_health(self) -> None:
         """Ray Serve's question, again and again: a replica whose engine hangs is replaced."""
         if stuck := self.server.watchdog.stuck():
             raise RuntimeError(f"the engine of {', '.join(stuck)} hangs")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the number of replicas follows, beside the requests that Ray Serve counts by itself."""
+        loaded = self.server.models.loaded()
+        return {KV: sum(cache_wanted(entry.llm.engine) for entry in loaded if entry.llm is not None)}
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What routers shall know: the prefixes that were read last."""
@@ -114,15 +132,16 @@ class Gate:
         max_requests: int,
         limit: tuple[float, int] | None,
         cache_nbytes: int,
+        version: str,
         *replicas: Any,
     ) -> None:
         entries = named(models, catalogue.fetched)
         handles = {
-            entry.name: (handle, hash_of(entry.path, options.kv_overrides))
+            entry.name: (handle, Made(version, proved(entry.path, options)))
             for entry, handle in zip(entries, replicas, strict=True)
         }
         self._front = Front(
-            Server(Models(entries, options), access, max_requests),
+            Server(Models(entries, on_cpu(options)), access, max_requests),
             partial(_send, handles),
             GONE,
             None if limit is None else RateLimit(*limit),
@@ -135,10 +154,10 @@ class Gate:
 
 
 async def _send(
-    handles: dict[str, tuple[Any, str]], model: str, call: RelayedCall, prefix: Sequence[int]
+    handles: dict[str, tuple[Any, Made]], model: str, call: RelayedCall, prefix: Sequence[int]
 ) -> AsyncGenerator[Part, None]:
-    handle, expected = handles[model]
-    response = handle.options(stream=True).answer.remote(call, prefix=prefix, expected=expected)
+    handle, front = handles[model]
+    response = handle.options(stream=True).answer.remote(call, prefix=prefix, front=front)
     is_over = False
     try:
         async for part in response:
@@ -165,8 +184,11 @@ class Serving:
     access                  who is let in, as for a server on one machine; it must be said, as Serve may listen anywhere
     replicas                of each model, or (least, most) for as many as its requests need
     target_requests         under way in a replica, where there shall be another one; its whole contexts when None
+    target_kv               share of a replica's keys and values in use or waited for, where there shall be another one
     upscale_delay_s, downscale_delay_s   how long that must have been so
     drain_s                 that a replica has to end its answers before it is closed; what is left goes on elsewhere
+    surge_percent           of the replicas that an update starts beside the old ones, on CPUs that must be free; with 0
+                            an old one ends first, and where it is the only one, requests wait for the new one
     fronts                  processes that speak to clients; limits and caches are for each of them
     max_requests            under way in a front; one more is told to come back
     rate_limit              (requests a minute, at once) of one client
@@ -178,9 +200,11 @@ class Serving:
     access: Access
     replicas: int | tuple[int, int] = 1
     target_requests: float | None = None
+    target_kv: float = 0.8
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
     drain_s: float = 120.0
+    surge_percent: int = 0
     fronts: int = 1
     max_requests: int = 1024
     rate_limit: tuple[float, int] | None = None
@@ -191,6 +215,8 @@ class Serving:
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
             raise ParameterError(f"replicas is {self.replicas!r}. It must be a number from 1 on, or (least, most).")
+        if not 0 < self.target_kv <= 1:
+            raise ParameterError(f"target_kv is {self.target_kv!r}. It must be a share, above 0 and up to 1.")
 
     @property
     def least(self) -> int:
@@ -209,15 +235,16 @@ class Serving:
             "max_ongoing_requests": max(64, 4 * options.n_parallel),
             "max_queued_requests": self.max_requests,
             "graceful_shutdown_timeout_s": self.drain_s,
+            "graceful_shutdown_wait_loop_s": LOOK_S,
+            "max_surge_percent": self.surge_percent,
             "health_check_period_s": 5,
             "health_check_timeout_s": 60,
         }
-        if self.prefix_routing:
-            told["request_router_config"] = {
-                "request_router_class": "edgellm.ray.prefix_router.PrefixRouter",
-                "request_router_kwargs": {"n_keys": n_keys},
-                "request_routing_stats_period_s": TOLD_S,
-            }
+        told["request_router_config"] = {
+            "request_router_class": "edgellm.ray.prefix_router.PrefixRouter",
+            "request_router_kwargs": {"n_keys": n_keys, "by_prefix": self.prefix_routing},
+            "request_routing_stats_period_s": TOLD_S,
+        }
         if self.least == self.most:
             return {**told, "num_replicas": self.least}
         told["autoscaling_config"] = {
@@ -227,6 +254,7 @@ class Serving:
             "upscale_delay_s": self.upscale_delay_s,
             "downscale_delay_s": self.downscale_delay_s,
             "look_back_period_s": max(LOOK_BACK_S, min(30.0, self.upscale_delay_s)),
+            "policy": AutoscalingPolicy(policy_function=QueueAndCache, policy_kwargs={"target_kv": self.target_kv}),
         }
         return told
 
@@ -249,10 +277,10 @@ def app(*models: str, options: loading.LoadOptions | None = None, **serving: Any
     options = loading.LoadOptions(n_parallel=4) if options is None else options
     options = replace(options, n_threads=options.n_threads or 1)
     n_keys = options.n_parallel * (options.n_ctx or 1 << 15) // 32
-    told = how.deployment(options, n_keys)
+    told, version = how.deployment(options, n_keys), secrets.token_hex(8)
     deployment: Any = serve.deployment
     bound = [
-        deployment(Replica, name=f"model-{number}", **told).bind(model, options, n_keys)
+        deployment(Replica, name=f"model-{number}", **told).bind(model, options, n_keys, version)
         for number, model in enumerate(models)
     ]
     gate = deployment(
@@ -263,7 +291,9 @@ def app(*models: str, options: loading.LoadOptions | None = None, **serving: Any
         max_ongoing_requests=how.max_requests + BESIDE,
         max_queued_requests=BESIDE,
         ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=how.drain_s,
+        max_surge_percent=100,  # it takes no CPU: a new one is there before an old one goes
+        graceful_shutdown_timeout_s=FRONT_DRAIN_S,
+        graceful_shutdown_wait_loop_s=LOOK_S,
     )
     limits = (how.access, how.max_requests, how.rate_limit, how.response_cache_nbytes)
-    return gate.bind(list(models), options, *limits, *bound)
+    return gate.bind(list(models), options, *limits, version, *bound)

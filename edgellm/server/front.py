@@ -144,8 +144,9 @@ class Front(App):
         with self.server.admitted():
             for _ in range(TRIES):
                 n_seen, made = 0, list[int]()
+                call = call._replace(known=known, begun=bool(n_sent or known))
                 try:
-                    async with aclosing(self._send(model, call._replace(known=known), prefix)) as source:
+                    async with aclosing(self._send(model, call, prefix)) as source:
                         async for part in source:
                             if isinstance(part, Chunk | Made):
                                 made += part.tokens

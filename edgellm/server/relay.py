@@ -39,6 +39,7 @@ class RelayedCall(NamedTuple):
     key        of the call, 16 bytes: ids and the seed are made of it
     started    seconds since 1970
     known      tokens of the answer, when another server has begun it
+    begun      there are such tokens, or the client has a part of the answer
     """
 
     method: str
@@ -50,6 +51,7 @@ class RelayedCall(NamedTuple):
     key: bytes
     started: float
     known: tuple[int, ...] = ()
+    begun: bool = False
 
 
 class Whole(NamedTuple):
