@@ -232,7 +232,7 @@ def test_the_router_prefers_the_longest_prefix_that_is_not_too_busy() -> None:
     assert len(chosen([1, 2, 9])) == 1
 
 
-def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for wrong in ({"replicas": 0}, {"replicas": (2, 1)}, {"target_kv": 0}, {"target_kv": 2}):
         with pytest.raises(ParameterError):
             edgellm.ray.app("tiny", access=Access(), **wrong)
@@ -251,6 +251,14 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         (["smollm2", "--ray", "--replicas", "3-1"], "the least and the most"),
     ):
         assert main(["serve", *arguments]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    files = [__file__, str(tmp_path / "answers")]
+    for arguments, told in (
+        (["--ray"], "--ray needs each --model"),
+        (["-m", "smollm2", "--ray", "--memory", "2"], "--memory is of one server"),
+        (["-m", "smollm2", "--workers", "2"], "--workers goes with --ray"),
+    ):
+        assert main(["batch", *files, *arguments]) == 2
         assert told in " ".join(capsys.readouterr().err.split())
 
 
@@ -440,6 +448,74 @@ def test_files_are_proved_before_a_cluster_is_started_and_those_beside_the_model
     how = LoadOptions(draft="two.gguf", lora=(AdapterChoice(Path("one.gguf")),))
     names, how = cluster.from_anywhere(("one.gguf", "smollm2"), how)
     assert names == (str(one), "smollm2") and how.draft == two and how.lora[0].path == one
+
+
+# --- a batch -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_by_workers_that_are_lost_answers_each_line_once(cluster: Any, model: Path, tmp_path: Path) -> None:
+    import asyncio
+
+    import ray
+
+    from edgellm.ray.batch import Workers
+    from edgellm.server.batch import answer_batch
+    from edgellm.server.batch_file import Answers, Requests
+
+    n, kills = 150, [30, 60, 100]
+    bodies = [{"model": "tiny", "prompt": f"the {number}", "max_tokens": 4, "temperature": 0} for number in range(n)]
+    lines = [
+        json.dumps({"custom_id": f"r{number}", "method": "POST", "url": "/v1/completions", "body": body})
+        for number, body in enumerate(bodies)
+    ]
+    given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text("\n".join([*lines, "no JSON", lines[0].replace("r0", "none").replace("tiny", "none")]), "utf-8")
+    how = LoadOptions(n_ctx=128, n_parallel=4, n_threads=1)
+
+    async def run(requests: Requests, answers: Answers) -> Any:
+        workers = Workers([str(model)], how, 2)
+
+        def progress(done: int, of: int) -> None:
+            if kills and done >= kills[0]:
+                kills.pop(0)
+                ray.kill(workers.actors[len(kills) % 2], no_restart=False)
+
+        try:
+            return await answer_batch(workers, requests, answers, progress, at_once=8)
+        finally:
+            await workers.close()
+
+    for n_new in (n + 2, 0):
+        with Requests(given) as requests, Answers(out, {place.id for place in requests.places}) as answers:
+            outcome = asyncio.run(run(requests, answers))
+        assert (outcome.n_lines - outcome.n_before, outcome.n_left) == (n_new, 0)
+    assert not kills
+    found = [json.loads(text) for text in out.read_text("utf-8").splitlines()]
+    expected = ["", "none", *(f"r{number}" for number in range(n))]
+    assert sorted(one["custom_id"] or "" for one in found) == sorted(expected)
+    with edgellm.load(model, n_ctx=128, n_threads=1) as llm:
+        for one in found:
+            if (one["custom_id"] or "none") != "none":
+                text = llm.tokenize(bodies[int(one["custom_id"][1:])]["prompt"], True, True)
+                told = one["response"]["body"]["choices"][0]["text"]
+                assert told == str(llm.generate(text, max_tokens=4, temperature=0)), one["custom_id"]
+
+
+def test_a_worker_with_another_file_stops_the_batch(model: Path) -> None:
+    import asyncio
+
+    from edgellm.ray.batch import Worker
+
+    worker = Worker([str(model)], LoadOptions(n_ctx=128, n_threads=1), {"tiny": "that of another file"})
+
+    async def load() -> None:
+        try:
+            await worker.load("tiny")
+        finally:
+            await worker._here.close()
+
+    with pytest.raises(FormatError, match="another file than that of whoever writes the answers"):
+        asyncio.run(load())
 
 
 # --- a pipeline of stages ------------------------------------------------------------------------------------

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli.options import FILE, TypedPath
 from edgellm.cli.progress import ProgressBar
-from edgellm.cli.serving_options import model_options, models_of, needs_extra
+from edgellm.cli.serving_options import load_options, model_options, models_of, needs_extra, refuse_of_one_server
 from edgellm.machine.terminal import echo
+
+if TYPE_CHECKING:
+    from edgellm.server.batch import Answering
 
 
 @click.command("batch")
@@ -32,7 +37,16 @@ from edgellm.machine.terminal import echo
     default=64,
     show_default=True,
     metavar="N",
-    help="Lines under way at once.",
+    help="Lines under way at once, of each worker.",
+)
+@click.option("--ray", is_flag=True, help="Answer by workers on the machines of a Ray cluster.")
+@click.option("--ray-address", metavar="ADDRESS", help="One that runs; auto is this machine's.  [default: start one]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 4096),
+    default=None,
+    metavar="N",
+    help="With --ray: processes that have the models, each with --threads threads.  [default: 1]",
 )
 @model_options  # fmt: skip
 def command(requests: Path, answers: Path, models: tuple[str, ...], at_once: int, **values: Any) -> int:
@@ -46,24 +60,25 @@ def command(requests: Path, answers: Path, models: tuple[str, ...], at_once: int
     Examples:
       edgellm batch requests.jsonl answers.jsonl
       edgellm batch requests.jsonl answers.jsonl -m model.gguf -c 4096 --parallel 16
+      edgellm batch requests.jsonl answers.jsonl -m smollm2 --ray-address auto --workers 8 -t 4
     """
     try:
         from edgellm.server.batch import answer_batch
         from edgellm.server.batch_file import Answers, Requests, check_apart
-        from edgellm.server.server import Server
     except ImportError as error:
         raise needs_extra("batch", error) from error
     check_apart(requests, answers)
     started = time.monotonic()
+    answering = _by_ray if values["ray"] or values["ray_address"] else _here
     with Requests(requests) as given, Answers(answers, {place.id for place in given.places}) as done, \
-            ProgressBar() as progress:  # fmt: skip
-        server = Server(models_of(models, values, progress, interactive=False), max_requests=1 << 30)
+            ProgressBar() as progress, answering(models, values, progress) as by:  # fmt: skip
 
         async def run() -> Any:
             try:
-                return await answer_batch(server, given, done, progress.of("batch", requests.name), at_once)
+                n = at_once * (values["workers"] or 1)
+                return await answer_batch(by, given, done, progress.of("batch", requests.name), n)
             finally:
-                await server.models.close()
+                await by.close()
 
         try:
             outcome = asyncio.run(run())
@@ -78,3 +93,32 @@ def command(requests: Path, answers: Path, models: tuple[str, ...], at_once: int
     if outcome.n_left:
         echo(f"{outcome.n_left} lines are left; the same command tries them again. {outcome.reason}", err=True)
     return 1 if outcome.n_left or outcome.n_wrong or done.n_wrong else 0
+
+
+@contextmanager
+def _here(models: tuple[str, ...], values: dict[str, Any], progress: ProgressBar) -> Iterator[Answering]:
+    from edgellm.server.batch import Here
+    from edgellm.server.server import Server
+
+    if values["workers"] is not None:
+        raise click.UsageError("--workers goes with --ray.")
+    yield Here(Server(models_of(models, values, progress, interactive=False), max_requests=1 << 30))
+
+
+@contextmanager
+def _by_ray(models: tuple[str, ...], values: dict[str, Any], progress: ProgressBar) -> Iterator[Answering]:
+    from edgellm.ray import use_token
+
+    if values["ray_address"] is None:
+        use_token()
+    try:
+        from edgellm.ray.batch import Workers
+        from edgellm.ray.cluster import connected, from_anywhere
+    except ImportError as error:
+        raise needs_extra("batch --ray", error, "ray") from error
+    if not models:
+        raise click.UsageError("--ray needs each --model by name: a worker has all of them.")
+    refuse_of_one_server()
+    names, options = from_anywhere(models, load_options(values, len(models)))
+    with connected(values["ray_address"]):
+        yield Workers(names, options, values["workers"] or 1)

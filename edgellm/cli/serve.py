@@ -10,14 +10,11 @@ import click
 
 from edgellm.cli.options import option_group
 from edgellm.cli.progress import ProgressBar
-from edgellm.cli.serving_options import load_options, model_options, models_of, needs_extra
+from edgellm.cli.serving_options import load_options, model_options, models_of, needs_extra, refuse_of_one_server
 from edgellm.machine.terminal import echo
 
 if TYPE_CHECKING:
     from edgellm.server.server import Server
-
-OF_ONE_SERVER = (("aliases", "--alias"), ("memory_gib", "--memory"), ("cache_dir", "--cache-dir"),
-                 ("keep_alive", "--keep-alive"))  # fmt: skip
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -130,10 +127,7 @@ def _serve_by_ray(models: tuple[str, ...], values: dict[str, Any]) -> int:
         raise needs_extra("serve --ray", error, "ray") from error
     if not models:
         raise click.UsageError("--ray needs the MODELs by name: each has replicas of its own.")
-    source = click.get_current_context().get_parameter_source
-    for name, flag in OF_ONE_SERVER:
-        if source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"{flag} is of one server and does not go with --ray.")
+    refuse_of_one_server()
     if not values["port"]:
         raise click.UsageError("--port 0 does not go with --ray: each machine of a cluster would take another one.")
     limit = values["rate_limit"]

@@ -67,6 +67,18 @@ def needs_extra(command: str, error: ImportError, extra: str = "server") -> Unsu
     )
 
 
+OF_ONE_SERVER = (("aliases", "--alias"), ("memory_gib", "--memory"), ("cache_dir", "--cache-dir"),
+                 ("keep_alive", "--keep-alive"))  # fmt: skip
+
+
+def refuse_of_one_server() -> None:
+    """UsageError for what the command line says and several processes cannot share."""
+    source = click.get_current_context().get_parameter_source
+    for name, flag in OF_ONE_SERVER:
+        if source(name) not in (None, click.core.ParameterSource.DEFAULT):
+            raise click.UsageError(f"{flag} is of one server and does not go with --ray.")
+
+
 def load_options(values: dict[str, Any], n_models: int) -> LoadOptions:
     """How models are loaded, as ``model_options`` say; the folder of the cache is made private.
 

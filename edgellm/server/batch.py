@@ -1,7 +1,8 @@
-"""A batch on this machine: every line of a file of requests answered once, without HTTP, by the server's own protocols.
+"""A batch: every line of a file of requests answered once, without HTTP, by the server's own protocols.
 
 Lines run side by side and share the steps of the engine. Those of one model run before those of the next, so models
-that do not fit into the memory together take turns.
+that do not fit into the memory together take turns. Whoever answers a line may be another process (edgellm.ray.batch);
+the file of answers is written here alone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -43,14 +44,36 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
+class Answering(Protocol):
+    """Answers the lines of a batch."""
+
+    async def load(self, model: str) -> None:
+        """Load a model before its lines come; what makes all of them fail is raised. "" is that of lines without one.
+
+        A name that nobody has is the error of its lines.
+        """
+        ...
+
+    async def answer(self, place: Place, raw: bytes) -> tuple[bytes, bool]:
+        """The line of answers to a line of requests, and whether it tells of an error. PassingError for none."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the models."""
+        ...
+
+
+class PassingError(Exception):
+    """A line was not answered, and may be another time."""
+
+
 async def answer_batch(
-    server: Server, requests: Requests, answers: Answers, progress: Progress, at_once: int = AT_ONCE
+    by: Answering, requests: Requests, answers: Answers, progress: Progress, at_once: int = AT_ONCE
 ) -> Outcome:
     """Answer what is not answered yet. What stops it, such as a model that cannot be loaded, is raised: run it again.
 
     progress   called with the lines that are answered, and all of them
     """
-    served = {row.route.path: row for row in all_routes() if row.route.path in ENDPOINTS}
     left = [place for place in requests.places if place.id not in answers.done]
     order = {place.model: number for number, place in reversed(list(enumerate(left)))}
     left.sort(key=lambda place: order[place.model])  # stable: the first model of the file first
@@ -61,7 +84,7 @@ async def answer_batch(
         nonlocal n_wrong
         for place in places:
             try:
-                line, is_wrong = await _answer(server, served, place, requests.read(place))
+                line, is_wrong = await by.answer(place, requests.read(place))
             except PassingError as error:
                 reasons.append(str(error))
                 continue
@@ -71,23 +94,9 @@ async def answer_batch(
             progress(len(answers.done), len(requests.places))
 
     for model, places in groupby(left, key=lambda place: place.model):
-        await _load(server, model)
+        await by.load(model)
         await _together(work, places, at_once)
     return Outcome(len(requests.places), n_before, n_wrong, len(reasons), reasons[0] if reasons else "")
-
-
-async def _load(server: Server, model: str) -> None:
-    """Load a model before its lines run: a name that nobody has is their error, anything else is the batch's."""
-    name = model or None
-    if name is None and not await server.models.usable():
-        entries = await server.models.entries()
-        name = entries[0].name if entries else None  # to load it says what is wrong with it
-    try:
-        async with server.models.lease(name):
-            pass
-    except ServerError as error:
-        if error.kind != "not_found" or not model:
-            raise
 
 
 async def _together(work: Callable[[Iterator[Place]], Any], places: Iterable[Place], n: int) -> None:
@@ -101,22 +110,42 @@ async def _together(work: Callable[[Iterator[Place]], Any], places: Iterable[Pla
         raise errors.exceptions[0] from None
 
 
-class PassingError(Exception):
-    """A line was not answered, and may be another time."""
+class Here:
+    """Answers by a server of this process."""
 
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._served = {row.route.path: row for row in all_routes() if row.route.path in ENDPOINTS}
 
-async def _answer(server: Server, served: dict[str, ProtocolRoute], place: Place, raw: bytes) -> tuple[bytes, bool]:
-    """The line of answers to a line of requests, and whether it tells of an error. PassingError for none."""
-    custom_id, line, wrong = read_line(raw)
-    if line is not None and line.url not in served:
-        wrong = f"url is {line.url[:80]!r}. A batch takes {', '.join(ENDPOINTS)}."
-    told: dict[str, Any] = {"id": place.id, "custom_id": custom_id, "response": None, "error": None}
-    if line is None or wrong:
-        told["error"] = {"code": "invalid_line", "message": f"Line {place.number}: {wrong}", "line": place.number}
-        return msgspec.json.encode(told), True
-    status, body = await _respond(server, served[line.url], bytes(line.body))
-    told["response"] = {"status_code": status, "request_id": new_id("req_"), "body": body}
-    return msgspec.json.encode(told), status >= 400
+    async def load(self, model: str) -> None:
+        """See ``Answering``."""
+        name, models = model or None, self.server.models
+        if name is None and not await models.usable():
+            entries = await models.entries()
+            name = entries[0].name if entries else None  # to load it says what is wrong with it
+        try:
+            async with models.lease(name):
+                pass
+        except ServerError as error:
+            if error.kind != "not_found" or not model:
+                raise
+
+    async def close(self) -> None:
+        """See ``Answering``."""
+        await self.server.models.close()
+
+    async def answer(self, place: Place, raw: bytes) -> tuple[bytes, bool]:
+        """See ``Answering``."""
+        custom_id, line, wrong = read_line(raw)
+        if line is not None and line.url not in self._served:
+            wrong = f"url is {line.url[:80]!r}. A batch takes {', '.join(ENDPOINTS)}."
+        told: dict[str, Any] = {"id": place.id, "custom_id": custom_id, "response": None, "error": None}
+        if line is None or wrong:
+            told["error"] = {"code": "invalid_line", "message": f"Line {place.number}: {wrong}", "line": place.number}
+            return msgspec.json.encode(told), True
+        status, body = await _respond(self.server, self._served[line.url], bytes(line.body))
+        told["response"] = {"status_code": status, "request_id": new_id("req_"), "body": body}
+        return msgspec.json.encode(told), status >= 400
 
 
 async def _respond(server: Server, row: ProtocolRoute, raw: bytes) -> tuple[int, Any]:
