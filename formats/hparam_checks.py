@@ -49,6 +49,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "rope.freq_base": (1.0001, 1e15),
     "rope.freq_base_swa": (1.0001, 1e15),
     "rope.scale_linear": (0.0, 1e6),
+    "attention.clamp_kqv": (0.0, 1e6),
     "rope.scaling.factor": (0.0, 1e6),
     "rope.scaling.attn_factor": (1e-3, 1e3),
     "rope.scaling.original_context_length": (1, 1 << 24),

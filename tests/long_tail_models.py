@@ -182,6 +182,7 @@ _BAILING_KEYS = {"architectures": ["BailingMoeForCausalLM"], "model_type": "bail
 _MINICPM_KEYS = {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4}
 _MINICPM_KEYS |= {"dim_model_base": 16}
 ALIKE: dict[str, tuple[dict[str, Any], tuple[tuple[str, str], ...], dict[str, str]]] = {
+    "olmo clamped": ("Olmo", TWO_LAYERS | TIED | {"rms_norm_eps": None, "clip_qkv": 0.5}),
     "exaone": (
         {"architectures": ["ExaoneForCausalLM"], "model_type": "exaone", "embed_dropout": 0.0},
         (

@@ -1,4 +1,4 @@
-"""OLMo 1: llama whose norms are LayerNorms without a weight."""
+"""OLMo 1: llama whose norms are LayerNorms without a weight; in some, queries, keys and values are cut off."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
     refuse_windows,
 )
+from edgellm.models.parts.hparams import real
 
 EPS = 1e-5
 
 
 def build(gguf: ModelFile) -> Program:
     """See ``build_decoder``."""
-    return build_decoder(gguf, adjacent=True, layer_norms=True, bare_norms=True)
+    clamp = real(gguf, "attention.clamp_kqv", 0.0)
+    return build_decoder(gguf, adjacent=True, layer_norms=True, bare_norms=True, clamp=clamp)
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish")
     refuse_windows(config)
-    if config.get("clip_qkv") is not None:
-        raise config.refuse("clip_qkv", "models of this architecture without it (null)")
     found = decoder_metadata(config, "olmo")
     del found["olmo.attention.layer_norm_rms_epsilon"]
     found["olmo.attention.layer_norm_epsilon"] = (EPS, "FLOAT32")
+    if config.get("clip_qkv") is not None:
+        if config.real("clip_qkv") <= 0:
+            raise config.wrong("clip_qkv", config.get("clip_qkv"), "a number over 0, or null")
+        found["olmo.attention.clamp_kqv"] = (config.real("clip_qkv"), "FLOAT32")
     return found
 
 

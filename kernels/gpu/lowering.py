@@ -36,6 +36,7 @@ from edgellm.kernels.ops import (
     ApplyRope,
     Attention,
     CausalConv,
+    Clamp,
     DeltaGates,
     DeltaRule,
     Embed,
@@ -381,6 +382,10 @@ def _softcap(low: Lowering, op: Softcap) -> None:
     _pointwise(low, "softcap(u, p.amount)", op.x, op.x, op.out, op.cap)
 
 
+def _clamp(low: Lowering, op: Clamp) -> None:
+    _pointwise(low, "clamp(u, -p.amount, p.amount)", op.x, op.x, op.out, op.limit)
+
+
 def _sigmoid_gate(low: Lowering, op: SigmoidGate) -> None:
     per = low.place(op.x).width // low.place(op.gate).width
     _pointwise(low, "u * sigmoid(v)", op.x, op.gate, op.out, per=per)
@@ -459,6 +464,7 @@ RULES: dict[type[Op], Rule] = {
     SigmoidGate: Rule(_sigmoid_gate, "x gate out"),
     SoftplusGate: Rule(_softplus_gate, "x gate out"),
     Softcap: Rule(_softcap, "x out cap"),
+    Clamp: Rule(_clamp, "x out limit"),
     SelectOutputs: Rule(_select_outputs, "x out"),
     ShortConv: Rule(recurrent.short_conv, "bcx weight out layer"),
     CausalConv: Rule(recurrent.causal_conv, "x weight out layer bias"),

@@ -20,6 +20,7 @@ from edgellm.kernels.ops.delta_net import DeltaGates, DeltaRule
 from edgellm.kernels.ops.elementwise import (
     Activate,
     Add,
+    Clamp,
     GatedUnit,
     JoinHeads,
     Scale,
@@ -53,6 +54,7 @@ __all__ = [
     "ApplyRope",
     "Attention",
     "CausalConv",
+    "Clamp",
     "DeltaGates",
     "DeltaRule",
     "Embed",
@@ -90,6 +92,6 @@ OPS: tuple[type[Op], ...] = (
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
     LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm, SoftplusGate,
     HeadMatmul, JoinHeads, AdapterDown, AdapterUp, AddDirection,
-    Hadamard,
+    Hadamard, Clamp,
     MixStreams, AddToStreams, MatchMagnitude, ScaleColumns, GaussianTopK,
 )  # fmt: skip

@@ -271,3 +271,23 @@ class Softcap(Op):
     def trial(s: Sketch, variant: str = "") -> None:
         for width, cap in zip(WIDTHS, (30.0, 1.0, 50.0, 7.5), strict=True):
             s.emit(f"width={width} cap={cap}", Softcap(s.input(width), s.buffer(width), cap))
+
+
+@dataclass(frozen=True)
+class Clamp(Op):
+    """out = x, what is beyond ``limit`` on either side cut off there."""
+
+    name, reads, writes, by_row = "clamp", ("x",), ("out",), True
+
+    x: str
+    out: str
+    limit: float
+
+    def reference(self, step: Step) -> None:
+        limit = np.float32(self.limit)
+        step[self.out] = np.clip(step[self.x], -limit, limit)
+
+    @staticmethod
+    def trial(s: Sketch, variant: str = "") -> None:
+        for width, limit in zip(WIDTHS, (0.5, 0.25, 1.0, 8.0), strict=True):
+            s.emit(f"width={width} limit={limit}", Clamp(s.input(width), s.buffer(width), limit))

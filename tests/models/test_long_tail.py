@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[dict[str, Any], ...]] = {
     "starcoder": ({"multi_query": False}, {"scale_attn_weights": False}),
     "falcon": ({"alibi": True}, {"parallel_attn": False}, {"multi_query": False}, {"activation": "relu"}),
     "nemotron": ({"rope_percent": 0.5},),
-    "olmo": ({"clip_qkv": 8.0},),
+    "olmo": ({"clip_qkv": 0.0}, {"clip_qkv": -8.0}),
 }  # fmt: skip
 GGUF_NAMES = {"n_group": "expert_group", "topk_group": "expert_group", "moe_k": "expert_used_count"}
 GGUF_NAMES |= {"num_kv_shared_layers": "shared_kv_layers", "altup_active_idx": "altup.active_idx"}

@@ -27,6 +27,7 @@ from edgellm.kernels.ops import (
     AddRows,
     ApplyRope,
     Attention,
+    Clamp,
     Embed,
     GatedUnit,
     LayerNorm,
@@ -85,6 +86,7 @@ class ProgramBuilder:
         self.layer_norms = False  # what ``norm`` makes
         self.norms_need_bias = False
         self.bare_norms = False  # that have neither weight nor bias
+        self.clamp = 0.0  # what q, k and v are cut off at, 0 where they are not
         self.hidden = ""
         self.pooling: Pooling | None = None
 
@@ -363,6 +365,7 @@ def build_decoder(
     kinds: Callable[[int], LayerKind] | None = None,
     layer_norms: bool = False,
     bare_norms: bool = False,
+    clamp: float = 0.0,
     side_by_side: bool = False,
     adds_positions: bool = False,
     nextn: bool = False,
@@ -378,6 +381,7 @@ def build_decoder(
     kinds        what layer i sees, where layers differ
     layer_norms  norms take the mean away, too, and may have a bias
     bare_norms   they have neither weight nor bias
+    clamp        q, k and v are cut off at it on both sides before they are rotated, 0 where they are not
     side_by_side    the feed-forward reads x as it is before attention, not behind it
     adds_positions  a row for each position is added to the embeddings
     nextn        the program of the first of those blocks that draft
@@ -386,7 +390,7 @@ def build_decoder(
     """
     hp = read_hparams(gguf, eps_key=f"attention.layer_norm_{'' if layer_norms else 'rms_'}epsilon")
     m = ProgramBuilder(gguf, hp)
-    m.layer_norms, m.norms_need_bias, m.bare_norms = layer_norms, "n" in needs_bias, bare_norms
+    m.layer_norms, m.norms_need_bias, m.bare_norms, m.clamp = layer_norms, "n" in needs_bias, bare_norms, clamp
     turned = ropes(m) if ropes else {"rope": the_rope(m, adjacent=adjacent)}
     if rotates:
         m.ropes = turned
@@ -547,6 +551,8 @@ def self_attention(
     """
     hp = m.hp
     project_heads(m, blk, x, needs_bias=needs_bias, gated=gated)
+    if m.clamp > 0:
+        m.ops += [Clamp(name, name, m.clamp) for name in "qkv"]
     width = hp.head_dim_k if qk_norms != "rows" else None
     if qk_norms in ("heads", "rows"):
         m.rms_norm("q", f"{blk}.attn_q_norm", "q", width)

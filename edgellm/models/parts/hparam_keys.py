@@ -118,8 +118,9 @@ READ_IN: dict[str, frozenset[str]] = {
     "gptneox": frozenset(("attention.layer_norm_epsilon", "use_parallel_residual", "rope.scaling.attn_factor"))
     | {"hidden_activation"},
     **dict.fromkeys(
-        ("phi2", "falcon", "olmo", "nemotron"), frozenset(("attention.layer_norm_epsilon", "rope.scaling.attn_factor"))
+        ("phi2", "falcon", "nemotron"), frozenset(("attention.layer_norm_epsilon", "rope.scaling.attn_factor"))
     ),
+    "olmo": frozenset(("attention.clamp_kqv", "attention.layer_norm_epsilon", "rope.scaling.attn_factor")),
     **dict.fromkeys(("gpt2", "starcoder"), frozenset(("attention.layer_norm_epsilon",))),
     "mistral3": frozenset(("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"))
     | {"rope.scaling.attn_factor"},

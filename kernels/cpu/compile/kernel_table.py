@@ -29,7 +29,8 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
         name: ("elementwise", name, None)
         for name in ("rms_norm", "quantize", "rope", "add", "add_scaled", "select_outputs", "store_kv")
     },
-    **{name: ("elementwise", name, None) for name in ("scale", "softcap", "split_heads", "join_heads")},
+    **{name: ("elementwise", name, None) for name in ("scale", "split_heads", "join_heads")},
+    **{kind: ("elementwise", "make_cap", kind) for kind in ("softcap", "clamp")},
     **{f"{kind}_gate": ("elementwise", "make_gate", kind) for kind in ("sigmoid", "softplus")},
     **{name: ("elementwise", name, None) for name in ("layer_norm", "add_rows")},
     **{

@@ -13,6 +13,7 @@ from edgellm.kernels.cpu.kernels.amx_matmul import has_tiles, split_activations
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.vector_math import (
+    clamp_f32x16,
     clamped_swiglu_f32x16,
     gelu_erf_f32x16,
     gelu_f32x16,
@@ -414,15 +415,23 @@ def join_heads(op, step, thread, n_threads):
         _copy(args.second + row * args.second_row + head * second_dim * 4, out + first_dim * 4, second_dim)
 
 
-def softcap(op, step, thread, n_threads):
-    """out = cap * tanh(x / cap)"""
-    args = v.arguments(op, at.SOFTCAP)
-    n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
-    cap = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.cap)))
-    for item in range(thread, n * lanes, n_threads):
-        row, i = item // lanes, item % lanes * 64
-        x = v.load_f32x16(args.x + row * args.x_row + i)
-        v.store_f32x16(args.out + row * args.out_row + i, softcap_f32x16(x, cap))
+_CAPS = {"softcap": softcap_f32x16, "clamp": clamp_f32x16}
+
+
+def make_cap(kind: str) -> Any:
+    """The kernel out = x brought between -cap and cap."""
+    capped = _CAPS[kind]
+
+    def cap(op, step, thread, n_threads):
+        args = v.arguments(op, at.CAP)
+        n, lanes = v.load_i64(step + args.row_kind), (args.width + 15) // 16
+        caps = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.cap)))
+        for item in range(thread, n * lanes, n_threads):
+            row, i = item // lanes, item % lanes * 64
+            x = v.load_f32x16(args.x + row * args.x_row + i)
+            v.store_f32x16(args.out + row * args.out_row + i, capped(x, caps))
+
+    return cap
 
 
 # ---- select outputs --------------------------------------------------------------------------------------------------

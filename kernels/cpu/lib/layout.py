@@ -120,7 +120,7 @@ JOIN_HEADS = namedtuple(
 )
 GATE = namedtuple("GATE", "x x_row gate gate_row out out_row width span row_kind")
 """A value of ``gate`` is for ``span`` neighbours."""
-SOFTCAP = namedtuple("SOFTCAP", "x x_row out out_row width row_kind cap")
+CAP = namedtuple("CAP", "x x_row out out_row width row_kind cap")
 SHORT_CONV = namedtuple("SHORT_CONV", "x x_row w w_row bias out out_row width n_taps states table")
 DELTA_GATES = namedtuple(
     "DELTA_GATES", "alpha alpha_row beta beta_row a dt_bias decay decay_row rate rate_row heads row_kind"

@@ -103,6 +103,12 @@ def clamped_swiglu_f32x16(gate, up):
     return g / (_ONE() + exp_f32x16(v.zero_f32x16() - _STEEPER() * g)) * (u + _ONE())
 
 
+@v.forceinline
+def clamp_f32x16(x, limit):
+    """x between -limit and limit."""
+    return v.min_f32x16(limit, v.max_f32x16(v.zero_f32x16() - limit, x))  # in this order NaN stays NaN
+
+
 _THIRD, _FIFTH, _SEVENTH, _NINTH, _ELEVENTH, _THIRTEENTH, _FIFTEENTH = (
     v.make_const(v.f32x16, 1.0 / n) for n in (3, 5, 7, 9, 11, 13, 15)
 )

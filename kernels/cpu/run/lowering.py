@@ -35,6 +35,7 @@ from edgellm.kernels.ops import (
     AddRows,
     ApplyRope,
     Embed,
+    Clamp,
     ExpertMatmul,
     ExpertSum,
     GatedUnit,
@@ -525,10 +526,11 @@ def _join_heads(low: _Lowering, op: JoinHeads) -> None:
     low.emit(op, "join_heads", arguments, alone=width <= ALONE_WIDTH)
 
 
-def _softcap(low: _Lowering, op: Softcap) -> None:
+def _cap(low: _Lowering, op: Softcap | Clamp) -> None:
     width, row_kind = low.width(op.x), low.row_kind(op.out)
-    arguments = layout.SOFTCAP(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind, cap=op.cap)
-    low.emit(op, "softcap", arguments, alone=width <= ALONE_WIDTH)
+    cap = op.cap if isinstance(op, Softcap) else op.limit
+    arguments = layout.CAP(**low.where(x=op.x, out=op.out), width=width, row_kind=row_kind, cap=cap)
+    low.emit(op, op.name, arguments, alone=width <= ALONE_WIDTH)
 
 
 def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
@@ -558,7 +560,8 @@ _RULES: dict[type, Any] = {
     Scale: _scale,
     SigmoidGate: _gate,
     SoftplusGate: _gate,
-    Softcap: _softcap,
+    Softcap: _cap,
+    Clamp: _cap,
     SplitHeads: _split_heads,
     JoinHeads: _join_heads,
     HeadMatmul: experts.head_matmul,
