@@ -41,6 +41,7 @@ from edgellm.models.parts.experts import (
     shared_expert_metadata,
 )
 from edgellm.models.parts.hparams import HParams, hparam_error, integer, key_of, read_hparams, read_rope, real
+from edgellm.models.parts.laguna_by_ollama import under_usual_names
 from edgellm.models.parts.local_layers import local_layers
 
 PERIOD = 4
@@ -50,6 +51,7 @@ PER_HEAD, PER_ELEMENT = "per-head", "per-element"
 
 def build(gguf: ModelFile) -> Program:
     """x += Wo (attention * softplus(Wg h));  x += ffn(h), each of h = RMSNorm(x)."""
+    gguf = under_usual_names(gguf)
     hp = read_hparams(gguf, by_layer=("n_head",))
     if not min(hp.by_layer["n_head"]):
         raise hparam_error(gguf, "attention.head_count", 0, "1 or more in each layer")

@@ -137,12 +137,54 @@ def test_a_file_of_laguna_has_the_whole_magnitude_of_yarn(tmp_path: Path) -> Non
         assert {name: rope.magnitude for name, rope in ropes.items()} == {"wide": pytest.approx(expected), "near": 1.0}
 
 
-def test_a_file_of_laguna_by_ollama_is_refused_by_that_name(tmp_path: Path) -> None:
-    for more in ({}, {"rope.swa.freq_base": 10000.0, "decoder_sparse_step": 1}):
-        keys = more | {"attention.sink_enabled": False}
-        with pytest.raises(EdgeLLMError, match=r"Ollama's converter wrote it.*edgellm convert") as caught:
-            program_of(with_keys(tmp_path / "keys.gguf", "laguna", keys))
-        assert "keys.gguf" in str(caught.value)
+OLLAMAS = {
+    "attention.sink_enabled": False, "attention.gating_type": 1, "attention.qk_norm": True, "decoder_sparse_step": 1,
+    "attention.sliding_window": 32, "attention.sliding_window_pattern": [False, True],
+    "attention.layer_types": [0, 1], "rope.partial_rotary_factor": 1.0, "rope.swa.partial_rotary_factor": 0.5,
+    "rope.swa.freq_base": 500.0, "rope.swa.dimension_count": 8, "rope.swa.scaling.type": "default",
+    "rope.swa.scaling.factor": 1.0, "leading_dense_block_count": 0, "expert_shared_count": 1,
+}  # fmt: skip
+"""What Ollama's converter says of a Laguna, besides what llama.cpp's says by the same keys."""
+OLLAMAS_YARN = {
+    "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0, "rope.scaling.original_context_length": 64,
+    "rope.scaling.attn_factor": 1.1, "rope.scaling.beta_fast": 64.0, "rope.scaling.beta_slow": 2.0,
+}  # fmt: skip
+UNSCALED = {"rope.scaling.type": "default", "rope.scaling.factor": 1.0, "rope.scaling.original_context_length": 64}
+UNSCALED |= {"rope.scaling.beta_fast": 0.0, "rope.scaling.beta_slow": 0.0, "rope.scaling.attn_factor": 1.0}
+
+
+@pytest.mark.parametrize("scaling", [UNSCALED, OLLAMAS_YARN])
+def test_a_file_of_laguna_by_ollama_is_that_of_llama_cpp_under_other_names(
+    scaling: dict[str, Any], tmp_path: Path
+) -> None:
+    usual = {name: OLLAMAS[name] for name in ("attention.sliding_window", "attention.sliding_window_pattern")}
+    usual |= {"rope.freq_base_swa": 500.0, "rope.dimension_count_swa": 8, "leading_dense_block_count": 0}
+    if scaling is OLLAMAS_YARN:
+        named = {key: key.replace("scaling.", "scaling.yarn_") for key in scaling if "_f" in key or "beta" in key}
+        usual |= {named.get(key, key): value for key, value in scaling.items()}
+    plain = with_keys(tmp_path / "plain.gguf", "laguna", usual)
+    tensors = {name: tensor.dequantize().reshape(tensor.shape) for name, tensor in GGUFFile.open(plain).tensors.items()}
+    named_by_ollama = {name.replace("attn_gate", "attn_g"): values for name, values in tensors.items()}
+    path = tmp_path / "ollama.gguf"
+    ollamas = with_keys(path, "laguna", OLLAMAS | scaling, extra_tensors=named_by_ollama, leave_out=tuple(tensors))
+    expected, program = program_of(plain), program_of(ollamas)
+    assert program.ops == expected.ops and program.cache_layers == expected.cache_layers
+    for name, rope in expected.ropes.items():
+        assert np.array_equal(program.ropes[name].inv_freq, rope.inv_freq)
+        assert program.ropes[name].magnitude == rope.magnitude
+    for name, tensor in expected.tensors.items():
+        assert np.array_equal(program.tensors[name].dequantize(), tensor.dequantize()), name
+
+
+@pytest.mark.parametrize(
+    "key", ["attention.sink_enabled", "attention.gating_type", "attention.qk_norm", "rope.swa.scaling.factor"]
+)
+def test_a_variant_of_laguna_by_ollama_that_no_program_computes_is_refused_by_name(key: str, tmp_path: Path) -> None:
+    value = not OLLAMAS[key] if isinstance(OLLAMAS[key], bool) else type(OLLAMAS[key])(3)
+    with pytest.raises(EdgeLLMError, match=rf"keys\.gguf: laguna\.{key} is"):
+        program_of(with_keys(tmp_path / "keys.gguf", "laguna", OLLAMAS | {key: value}))
+    with pytest.raises(EdgeLLMError, match=r"laguna\.dense_layers is .*leading_dense_block_count"):
+        program_of(with_keys(tmp_path / "keys.gguf", "laguna", OLLAMAS | {"dense_layers": [1]}))
 
 
 def test_experts_are_scaled_where_a_file_says_it(tmp_path: Path) -> None:

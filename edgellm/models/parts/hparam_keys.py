@@ -212,8 +212,6 @@ _ROUTERS = {  # of architectures that have but one: by a softmax or by sigmoids
 for _name, _router in _ROUTERS.items():
     NEUTRAL_IN[_name] = NEUTRAL_IN.get(_name, {}) | {"expert_gating_func": (0, _router)}
 WHOLE_MAGNITUDE = ("laguna",)  # whose programs read rope.scaling.yarn_attn_factor
-OLLAMAS = {"laguna": "attention.sink_enabled"}
-"""Architectures whose files are other ones where Ollama's converter wrote them -> a key that it always writes."""
 SAME_AS = {  # of sliding layers, and those of all
     "attention.key_length_swa": "attention.key_length",
     "attention.value_length_swa": "attention.value_length",
@@ -225,13 +223,6 @@ SAME_AS = {  # of sliding layers, and those of all
 def check_keys(gguf: ModelFile) -> None:
     """UnsupportedError ``MODEL_KEY_UNKNOWN`` for a hyperparameter that the program would leave out."""
     prefix = gguf.architecture + "."
-    if (sign := prefix + OLLAMAS.get(gguf.architecture, "")) in gguf.metadata:
-        raise UnsupportedError(
-            f"{file_name(gguf)}: Ollama's converter wrote it ({sign}); its files of this architecture have other keys "
-            "and tensors than llama.cpp's, which edgellm runs. Take such a file, or convert the checkpoint with "
-            "`edgellm convert`.",
-            code="MODEL_KEY_UNKNOWN",
-        )
     read = READ | READ_IN.get(gguf.architecture, frozenset())
     neutral = NEUTRAL | NEUTRAL_IN.get(gguf.architecture, {})
     for whole, value in gguf.metadata.items():
