@@ -52,6 +52,10 @@ CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
         _ERNIE | TIED | {"moe_layer_interval": 2, "moe_layer_start_index": 0, "moe_num_shared_experts": 1}
         | {"num_hidden_layers": 2},
     ),
+    "ernie4_5-moe in every layer, none shared": (
+        "Ernie4_5_Moe",
+        _ERNIE | TWO_LAYERS | ONE_KEY_HEAD | {"moe_layer_start_index": 0, "moe_num_shared_experts": 0},
+    ),
     "hunyuan-moe": ("HunYuanMoEV1", _HUNYUAN),
     "hunyuan-moe alpha, tied": (
         "HunYuanMoEV1",
@@ -74,7 +78,17 @@ CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
         "Cohere2Moe",
         _COHERE | {"rms_norm_eps": 1e-5, "prefix_dense_intermediate_size": 80, "num_key_value_heads": 1},
     ),
+    "cohere2moe experts in every layer": (
+        "Cohere2Moe",
+        _COHERE | TWO_LAYERS | {"layer_types": [LOCAL, GLOBAL], "mlp_layer_types": ["sparse"] * 2},
+    ),
     "laguna": ("Laguna", _LAGUNA | {"rope_parameters": LAGUNA_ROPE}),
+    "laguna all slide": (
+        "Laguna",
+        _LAGUNA | TWO_LAYERS | ONE_KEY_HEAD
+        | {"layer_types": [LOCAL] * 2, "num_attention_heads_per_layer": [2, 3], "mlp_layer_types": ["dense", "sparse"]}
+        | {"rope_parameters": LAGUNA_ROPE},
+    ),
     "laguna a gate for each element": (
         "Laguna",
         _LAGUNA | TIED | {"gating": "per-element", "layer_types": [GLOBAL] * 3, "num_attention_heads_per_layer": None}
@@ -168,6 +182,7 @@ CONVERTED |= {
         _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False},
     ),
     "olmo": ("Olmo", {"rms_norm_eps": None}),
+    "olmo clamped": ("Olmo", TWO_LAYERS | TIED | {"rms_norm_eps": None, "clip_qkv": 0.5}),
     "chatglm": (
         "Glm",
         TWO_LAYERS | {"head_dim": 16, "pad_token_id": 0, "rope_parameters": _PART | {"partial_rotary_factor": 0.5}},
@@ -182,7 +197,6 @@ _BAILING_KEYS = {"architectures": ["BailingMoeForCausalLM"], "model_type": "bail
 _MINICPM_KEYS = {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4}
 _MINICPM_KEYS |= {"dim_model_base": 16}
 ALIKE: dict[str, tuple[dict[str, Any], tuple[tuple[str, str], ...], dict[str, str]]] = {
-    "olmo clamped": ("Olmo", TWO_LAYERS | TIED | {"rms_norm_eps": None, "clip_qkv": 0.5}),
     "exaone": (
         {"architectures": ["ExaoneForCausalLM"], "model_type": "exaone", "embed_dropout": 0.0},
         (
