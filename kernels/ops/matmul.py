@@ -29,11 +29,23 @@ class Matmul(Op):
 
     @staticmethod
     def trial(s: Sketch, variant: str = "f32") -> None:
+        if variant.startswith("texts_"):
+            Matmul._trial_texts(s, variant.removeprefix("texts_").upper())
+            return
         quant = variant.upper()
         block = QUANT_TYPES[quant].block_size
         columns = {1: (40, 33, 512, 7, 100), 32: (32, 96, 544, 64, 1056), 256: (256, 512, 768, 256, 1024)}[block]
         for i, (n_out, n_in) in enumerate(zip((1, 7, 17, 33, 100), columns, strict=True)):
             bias = s.tensor("F32", (n_out,)) if i % 2 else None
+            op = Matmul(s.input(n_in), s.tensor(quant, (n_out, n_in)), s.buffer(n_out), bias)
+            s.emit(f"n_out={n_out} n_in={n_in}", op)
+
+    @staticmethod
+    def _trial_texts(s: Sketch, quant: str) -> None:
+        """As encoders have them."""
+        s.is_encoder = True
+        for i, (n_out, n_in) in enumerate(((64, 528), (7, 33), (130, 1040), (96, 16))):
+            bias = s.tensor("F32", (n_out,)) if i % 2 == 0 else None
             op = Matmul(s.input(n_in), s.tensor(quant, (n_out, n_in)), s.buffer(n_out), bias)
             s.emit(f"n_out={n_out} n_in={n_in}", op)
 
@@ -72,15 +84,16 @@ class HeadMatmul(Op):
 
     @staticmethod
     def trial(s: Sketch, variant: str = "f32") -> None:
-        quant = variant.upper()
+        quant = "F32" if variant == "turned" else variant.upper()
         block = QUANT_TYPES[quant].block_size
         n_ins = {1: (37, 40, 16), 32: (96, 544, 64), 256: (768, 256, 512)}[block]
         for (n_heads, n_out), n_in in zip(((1, 8), (5, 33), (20, 100)), n_ins, strict=True):
-            weight = s.tensor(quant, (n_heads, n_out, n_in))
-            op = HeadMatmul(s.input(n_heads * n_in), weight, s.buffer(n_heads * n_out), n_heads)
-            s.emit(f"heads={n_heads} n_out={n_out} n_in={n_in}", op)
             both = s.tensor(quant, (n_heads * (n_out + 9), n_in))
-            op = HeadMatmul(s.input(n_heads * n_in), both, s.buffer(n_heads * n_out), n_heads, (9, n_out))
-            s.emit(f"rows of heads={n_heads} n_out={n_out} n_in={n_in}", op)
+            if variant != "turned":
+                weight = s.tensor(quant, (n_heads, n_out, n_in))
+                op = HeadMatmul(s.input(n_heads * n_in), weight, s.buffer(n_heads * n_out), n_heads)
+                s.emit(f"heads={n_heads} n_out={n_out} n_in={n_in}", op)
+                op = HeadMatmul(s.input(n_heads * n_in), both, s.buffer(n_heads * n_out), n_heads, (9, n_out))
+                s.emit(f"rows of heads={n_heads} n_out={n_out} n_in={n_in}", op)
             op = HeadMatmul(s.input(n_heads * 9), both, s.buffer(n_heads * n_in), n_heads, (0, 9), turned=True)
             s.emit(f"turned rows of heads={n_heads} n_out={n_in} n_in=9", op)

@@ -57,6 +57,7 @@ class Sketch:
     tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
     cache_layers: list[CacheLayer] = field(default_factory=list)
     ropes: dict[str, Rope] = field(default_factory=dict)
+    is_encoder: bool = False
 
     def __post_init__(self) -> None:
         self.buffers[Program.output] = Buffer(Program.output, N_VOCAB, "outputs")
@@ -118,5 +119,5 @@ class Sketch:
         n_adapters = max(of_adapters, default=0)
         return Program(
             "selftest", tuple(self.ops), self.buffers, self.tensors, caches, self.ropes, N_VOCAB, 4096, 0,
-            n_adapters=n_adapters,
+            n_adapters=n_adapters, is_encoder=self.is_encoder,
         )  # fmt: skip

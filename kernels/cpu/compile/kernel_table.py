@@ -13,7 +13,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
-TAKE_A_FORM = ("make_matmul", "make_float_matmul", "make_expert_matmul")
+TAKE_A_FORM = ("make_matmul", "make_float_matmul", "make_panel_matmul", "make_expert_matmul", "make_self_attention")
 """Products, by what makes their kernels."""
 DECODE = "team_decode"
 TEAM = ("team_publish", "team_lead", "team_work", DECODE)
@@ -47,7 +47,7 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     "hadamard": ("elementwise", "hadamard", None),
     **{name: ("altup", name, None) for name in ("mix_streams", "add_to_streams", "match_magnitude", "scale_columns")},
     "gaussian_top_k": ("altup", "gaussian_top_k", None),
-    "self_attention": ("self_attention", "self_attention", None),
+    "self_attention": ("self_attention", "make_self_attention", ""),
     **{name: ("short_conv", name, None) for name in ("short_conv", "causal_conv")},
     **{name: ("delta_net", name, None) for name in ("delta_gates", "delta_rule")},
     **{name: ("state_space", name, None) for name in ("ssm_gates", "ssm_scan", "gated_norm")},
@@ -58,6 +58,8 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     STREAM: ("stream", "stream", None),
     **{f"matmul_{quant.lower()}": ("quantized_matmul", "make_matmul", quant) for quant in QUANTIZED},
     **{f"matmul_{quant.lower()}": ("float_matmul", "make_float_matmul", quant) for quant in FLOAT},
+    **{f"matmul_texts_{quant.lower()}": ("float_panels", "make_panel_matmul", quant) for quant in FLOAT},
+    "head_matmul_turned": ("turned_heads", "head_matmul_turned", None),
     **{name: ("experts", name, None) for name in ("route", "group_by_expert", "expert_sum")},
     **{f"expert_matmul_{quant.lower()}": ("experts", "make_expert_matmul", quant) for quant in (*QUANTIZED, *FLOAT)},
     **{f"embed_{quant.lower()}": ("embed", "make_embed", quant) for quant in (*QUANTIZED, *FLOAT)},
@@ -74,10 +76,11 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
+    given = (argument,) if argument else ()
     if attribute in ("make_attention", "make_latent_attention", "make_score", "make_weigh"):
         most = 4 if form in ("amx", "avx512_vnni") else 3
-        return made(argument, most) if argument else made(most)
-    return made(argument, form) if attribute in TAKE_A_FORM else made(argument)
+        return made(*given, most)
+    return made(*given, form) if attribute in TAKE_A_FORM else made(*given)
 
 
 def module(name: str) -> str:

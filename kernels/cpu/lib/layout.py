@@ -135,6 +135,8 @@ SSM_SCAN = namedtuple(
     "xbc xbc_row decay decay_row rate rate_row d out out_row n_heads n_groups head_dim n_state states table",
 )
 GATED_NORM = namedtuple("GATED_NORM", "x x_row gate gate_row w out out_row width groups eps row_kind")
+TURNED_HEADS = namedtuple("TURNED_HEADS", "x x_row w w_row first each n_heads n_in n_out out out_row row_kind unpack")
+"""Of a head's ``each`` rows, those from ``first`` on; ``unpack`` is the kernel that looks rows up."""
 STORE_KV = namedtuple("STORE_KV", "k k_row v v_row k_pool v_pool heads dim_k dim_v table")
 STORE_TYPED = namedtuple("STORE_TYPED", "x x_row pool head_nbytes heads dim table values")
 """Keys, or where ``values`` is 1 values."""
@@ -201,6 +203,16 @@ RECORD_NBYTES = 640  # of 256 activations
 def matmul_scratch_nbytes(max_tokens: int, n_in: int) -> int:
     """Scratch of one thread for products with up to ``max_tokens`` tokens and ``n_in`` columns."""
     return max(EDGE + max_tokens * PANEL_ROWS * 4, RECORDS + MAX_FEW * -(-n_in // 256) * RECORD_NBYTES)
+
+
+def turned_record_nbytes(n_in: int) -> int:
+    """Scratch of one thread for what tells the kernel that looks rows up of so many; as turned_heads.py has it."""
+    return (OP_NBYTES + STEP_FIELDS * 8 + n_in * 4 + 63) // 64 * 64
+
+
+# ---- products of whole texts (float_panels.py, run/panels.py)
+
+TEXT_PANEL_ROWS = 64  # that lie side by side
 
 
 # ---- attention: tiles, their parts, and a row's state (attention.py, attention_work.py)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.weights import QUANTIZED
 from edgellm.kernels.ops import ExpertMatmul, HeadMatmul, Route
+from edgellm.kernels.program import Program
 
 
 def route(low: Any, op: Route) -> None:
@@ -54,23 +53,18 @@ def expert_matmul(low: Any, op: ExpertMatmul) -> None:
 
 
 def head_matmul(low: Any, op: HeadMatmul) -> None:
-    """A product of heads: each is an expert that every token is sent to."""
+    """A product of heads: each is an expert that every token is sent to, or is turned while it is read."""
+    if op.turned:
+        _turned_heads(low, op)
+        return
     tensor = low.program.tensors[op.weight]
     n_out, n_in = low.width(op.out) // op.n_heads, low.width(op.x) // op.n_heads
     if n_out < 8:
         raise UnsupportedError(
             f"{op.weight}: its heads have {n_out} rows; the CPU kernels take 8 at once, and more.", code="MODEL_SHAPE"
         )
-    if op.turned:  # blocks of rows do not turn: unpacked
-        quant, w_row, nbytes = "F32", n_in * 4, op.n_heads * n_out * n_in * 4
-        data = low.memory.take(
-            nbytes,
-            lambda: np.ascontiguousarray(op.matrices(tensor.dequantize().reshape(tensor.shape))).view(np.uint8),
-        )
-        each, first, address = n_out, 0, data.ctypes.data
-    else:
-        quant, address, w_row = low.matrix(op.weight)
-        each, first = (n_out, 0) if op.rows is None else (tensor.shape[0] // op.n_heads, op.rows[0])
+    quant, address, w_row = low.matrix(op.weight)
+    each, first = (n_out, 0) if op.rows is None else (tensor.shape[0] // op.n_heads, op.rows[0])
     table = low.memory.zeros(1, op.n_heads, "int64")
     if low.memory.real:
         table[:] = [address + (i * each + first - i * n_out) * w_row for i in range(op.n_heads)]
@@ -85,3 +79,29 @@ def head_matmul(low: Any, op: HeadMatmul) -> None:
         groups=groups.groups, pairs=groups.pairs, n_used=op.n_heads, bias=0,
     )  # fmt: skip
     low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms, also_reads=[groups.name])
+
+
+def _turned_heads(low: Any, op: HeadMatmul) -> None:
+    quant, w, w_row = low.matrix(op.weight)
+    first, n_in = _turned_rows(low.program, op)
+    arguments = layout.TURNED_HEADS(
+        **low.where(x=op.x), w=w, w_row=w_row, first=first, each=low.program.tensors[op.weight].shape[0] // op.n_heads,
+        n_heads=op.n_heads, n_in=n_in, n_out=low.width(op.out) // op.n_heads, **low.where(out=op.out),
+        row_kind=low.row_kind(op.x), unpack=0,
+    )  # fmt: skip
+    low.calls.append((len(low.rows), "unpack", f"embed_{quant.lower()}"))
+    low.emit(op, "head_matmul_turned", arguments, alone=False)
+
+
+def turned_scratch_nbytes(program: Program) -> int:
+    """Scratch of one thread for the rows of a head that is turned; 0 without such heads."""
+    return max((
+        layout.EDGE + layout.turned_record_nbytes(_turned_rows(program, op)[1])
+        + _turned_rows(program, op)[1] * layout.padded(program.tensors[op.weight].shape[1]) * 4
+        for op in program.ops if isinstance(op, HeadMatmul) and op.turned
+    ), default=0)  # fmt: skip
+
+
+def _turned_rows(program: Program, op: HeadMatmul) -> tuple[int, int]:
+    """Of a head's rows the first one that counts, and how many do."""
+    return op.rows or (0, program.tensors[op.weight].shape[0] // op.n_heads)

@@ -25,6 +25,7 @@ from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
 from edgellm.kernels.cpu.run import adapters, altup, attention_work, cached, experts, recurrent
 from edgellm.kernels.cpu.run.experts_ahead import Routed, pieces_of
+from edgellm.kernels.cpu.run.panels import put_panels
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED, SUPERBLOCKS
 from edgellm.kernels.kv import CachePool
@@ -34,8 +35,8 @@ from edgellm.kernels.ops import (
     Add,
     AddRows,
     ApplyRope,
-    Embed,
     Clamp,
+    Embed,
     ExpertMatmul,
     ExpertSum,
     GatedUnit,
@@ -459,7 +460,8 @@ def _self_attention(low: _Lowering, op: SelfAttention) -> None:
 
 
 def _matmul(low: _Lowering, op: Matmul) -> None:
-    quant, w, w_row = low.matrix(op.weight)
+    whole_texts = low.program.is_encoder and low.program.tensors[op.weight].quant.name in FLOAT
+    quant, w, w_row = put_panels(low, op.weight) if whole_texts else low.matrix(op.weight)
     n_out, n_in = low.program.tensors[op.weight].shape
     x, forms = low.where(x=op.x), dict[str, _Int16]()
     if quant in QUANTIZED:
@@ -469,7 +471,7 @@ def _matmul(low: _Lowering, op: Matmul) -> None:
         **x, w=w, w_row=w_row, n_out=n_out, n_in=n_in, **low.where(out=op.out),
         bias=low.vector(op.bias) if op.bias else 0, row_kind=low.row_kind(op.x), following=0,
     )  # fmt: skip
-    low.emit(op, f"matmul_{quant.lower()}", arguments, alone=False, forms=forms)
+    low.emit(op, f"matmul_{'texts_' * whole_texts}{quant.lower()}", arguments, alone=False, forms=forms)
 
 
 def _rope(low: _Lowering, op: ApplyRope) -> None:
@@ -661,6 +663,7 @@ def scratch_nbytes(program: Program, max_tokens: int) -> int:
         if isinstance(op, SelfAttention):
             head_dim = program.buffers[op.q].width // op.n_heads
             nbytes = max(nbytes, layout.self_attention_scratch_nbytes(head_dim, op.n_heads // op.n_kv_heads))
+    nbytes = max(nbytes, experts.turned_scratch_nbytes(program))
     return -(-nbytes // 4096) * 4096
 
 
