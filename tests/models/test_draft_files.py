@@ -7,11 +7,8 @@ import json
 import random
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,8 @@ from typing import Any
 import draft_files as files
 import numpy as np
 import pytest
+from adapter_files import ATTENTION, lora_pairs, write_lora
+from answers_together import begun_together
 from draft_files import BLOCK, EAGLE_LAYERS, FLASH_LAYERS, MASK, N_EMBD, N_VOCAB, SIZES
 from speculation_trials import free_drafts
 from test_models import MODELS, nmse, transformers_model
@@ -386,22 +385,6 @@ def test_answers_that_begin_together_draft_and_are_those_they_give_alone(
     assert all(one.timings.drafted_n > 0 for one in found[1])
 
 
-def begun_together(llm: edgellm.LLM, prompts: Sequence[list[int]], options: dict[str, Any]) -> list[Any]:
-    """The answers of as many callers, of whom nobody has a step before all are in line."""
-    holds, n = threading.Event(), len(prompts)
-
-    def hold(*_: Any) -> None:
-        holds.set()
-        until = time.monotonic() + 60
-        while len(llm.engine.scheduler.requests) <= n and time.monotonic() < until:
-            time.sleep(0.001)
-
-    with ThreadPoolExecutor(n + 1) as callers:
-        callers.submit(llm.engine.call, hold)
-        assert holds.wait(60)
-        return list(callers.map(lambda prompt: llm.generate(prompt, **options), prompts))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ["llama", "qwen35"])
 def test_grammars_stop_strings_and_callers_that_leave_end_drafted_answers_where_they_end_others(
@@ -440,6 +423,28 @@ def test_grammars_stop_strings_and_callers_that_leave_end_drafted_answers_where_
         source.cache.check([])
         assert not any(source.cache.n_used())
         assert not drafting.take_notices()
+
+
+def test_an_answer_with_an_adapter_is_drafted_from_what_its_layers_read(
+    model_path: Path, drafts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_drafts(monkeypatch)
+    lora = write_lora(tmp_path / "one.gguf", lora_pairs(model_path, ATTENTION, size=0.4))
+    more = {"max_tokens": 24, "ignore_eos": True, "temperature": 0}
+    seen = list[np.ndarray]()
+    see = NextnDrafts.see
+    monkeypatch.setattr(
+        NextnDrafts, "see", lambda self, of, at, rows: (seen.append(rows.copy()), see(self, of, at, rows))
+    )
+    for draft in (None, drafts["eagle3"]):
+        with edgellm.load(model_path, n_ctx=256, n_threads=1, lora=lora, draft=draft) as llm:
+            found = [llm.generate(PROMPT, **more, lora=scales) for scales in ("one", {})]
+            if draft is None:
+                expected = found
+    assert [one.tokens for one in found] == [one.tokens for one in expected] and found[0].tokens != found[1].tokens
+    assert all(one.timings.drafted_n > 0 for one in found)
+    whole = [rows for rows in seen if len(rows) == len(PROMPT)]
+    assert len(whole) == 2 and np.abs(whole[0] - whole[1]).max() > 0.01
 
 
 # ---- beside llama.cpp ------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers_together import begun_together
 from speculation_trials import free_drafts
 from tiny_models import HYBRIDS, write_tiny_model
 
@@ -202,8 +202,8 @@ def test_steps_of_many_rows_draft_and_end_nobody(
     found = []
     for speculate in (None, "mtp"):
         load = {"n_ctx": 256, "n_threads": 1, "n_parallel": n_together, "speculate": speculate}
-        with edgellm.load(paths["glm4moe"], **load) as llm, ThreadPoolExecutor(n_together) as pool:
-            found.append(list(pool.map(lambda prompt, llm=llm: llm.generate(prompt, **more), prompts)))
+        with edgellm.load(paths["glm4moe"], **load) as llm:
+            found.append(begun_together(llm, prompts, more))
     assert [one.tokens for one in found[1]] == [one.tokens for one in found[0]]
     assert sum(one.timings.drafted_n for one in found[1]) > 0 and max(n_rows) > 1
 
@@ -248,12 +248,11 @@ def test_answers_that_run_together_draft_and_runs_come_back_while_drafts_rest(
             return decode(*args)
 
         monkeypatch.setattr(llm.executor._team, "decode", counted)  # type: ignore[attr-defined]
-        with ThreadPoolExecutor(3) as pool:
-            drafted = list(pool.map(lambda prompt: llm.generate(prompt, **more), prompts))
-            assert all(one.timings.drafted_n > 0 for one in drafted) and not n_runs
-            resting.set()
-            plain = list(pool.map(lambda prompt: llm.generate(prompt, **more), prompts))
-            n_runs.clear()
-            alone = llm.generate(prompts[0], **more)
+        drafted = begun_together(llm, prompts, more)
+        assert all(one.timings.drafted_n > 0 for one in drafted) and not n_runs
+        resting.set()
+        plain = begun_together(llm, prompts, more)
+        n_runs.clear()
+        alone = llm.generate(prompts[0], **more)
         assert max(n_runs) > 1 and alone.timings.drafted_n == 0
         assert [one.tokens for one in plain] == [one.tokens for one in drafted] and alone.tokens == plain[0].tokens
