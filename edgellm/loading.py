@@ -315,7 +315,7 @@ def tapped_for(draft: HiddenDraft, program: Program, options: LoadOptions) -> Pr
     from edgellm.models.drafts.features import with_features
 
     if executors.is_gpu(options.executor):
-        raise _no_hidden_states(f"A {draft.gguf.architecture} draft", options)
+        raise _no_hidden_states(f"A draft of this kind ({draft.gguf.architecture})", options)
     return with_features(program, draft.made.features)
 
 
@@ -541,7 +541,7 @@ def _hidden_drafts(
     from edgellm.models.drafts import mismatch
 
     if not isinstance(beside, HiddenExecutor):
-        raise _no_hidden_states(f"A {draft.gguf.architecture} draft", options)
+        raise _no_hidden_states(f"A draft of this kind ({draft.gguf.architecture})", options)
     own = draft.gguf.metadata
     if "tokenizer.ggml.tokens" in own and not have_same_ids(tokenizer, Tokenizer.from_gguf(own, proved=True)):
         raise mismatch(draft.gguf, "its vocabulary has other texts", "its own")

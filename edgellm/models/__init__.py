@@ -57,8 +57,8 @@ def build_program(gguf: ModelFile) -> Program:
     check_is_model(gguf)
     if gguf.architecture in DRAFTS:
         raise UnsupportedError(
-            f"{Path(gguf.path).name} is a {gguf.architecture} draft, which answers nothing by itself. Load the model "
-            f"that it was made for, with --draft {Path(gguf.path).name}.",
+            f"{Path(gguf.path).name} is a draft for another model ({gguf.architecture}), which answers nothing by "
+            f"itself. Load that model, with --draft {Path(gguf.path).name}.",
             code="DRAFT_MODEL",
         )
     if gguf.architecture not in architectures():  # a name from an untrusted file is looked up, never imported as it is

@@ -34,9 +34,13 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels import executors
 from edgellm.kernels.program import Batch, HiddenExecutor
 from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.loading import LoadOptions, hidden_draft, prove_drafts, tapped_for
 from edgellm.models import build_program
 from edgellm.models.drafts import DraftProgram, Target, build_draft
 from edgellm.models.drafts.features import Features, n_layers, with_features
+from edgellm.quantize.inputs import open_gguf
+from edgellm.quantize.mixes import Recipe
+from edgellm.quantize.pipeline import plan_quantization, quantize
 
 PROMPT = [11, 12, 13, 14, 15] * 6 + [20, 21]
 IDS = [5, 11, 12, 40, 41, 100, 200, 270]
@@ -560,3 +564,36 @@ def test_a_model_with_other_texts_under_the_same_ids_is_another(model_path: Path
     path = files.write_draft(tmp_path / "draft.gguf", "eagle3", tensors_of("eagle3"), {"tokenizer.ggml.tokens": tokens})
     with pytest.raises(edgellm.EdgeLLMError):
         edgellm.load(model_path, n_ctx=64, draft=path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_is_told_at_its_start_which_model_a_draft_is_not_for(
+    kind: str, model_path: Path, drafts: dict[str, Path], tmp_path: Path
+) -> None:
+    options = LoadOptions(draft=drafts[kind])
+    prove_drafts([model_path], options)
+    other = write_tiny_model(tmp_path / "other.gguf", "llama", "F32", **(SIZES | {"n_layer": 2}))
+    with pytest.raises(edgellm.UnsupportedError, match="layers") as caught:
+        prove_drafts([model_path, other], options)
+    assert caught.value.code == "DRAFT_MODEL"
+    with GGUFFile.open(model_path) as gguf:
+        program, on_gpu = build_program(gguf), replace(options, executor="gpu:0")
+        draft = hidden_draft(program, on_gpu)
+        assert draft is not None
+        with pytest.raises(edgellm.UnsupportedError, match="hidden states"):
+            tapped_for(draft, program, on_gpu)
+        draft.close()
+
+
+def test_a_draft_in_fewer_bits_drafts_too(
+    model_path: Path, drafts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_drafts(monkeypatch)
+    small = tmp_path / "small.gguf"
+    with open_gguf(drafts["eagle3"]) as source:
+        quantize(plan_quantization(source, Recipe("Q8_0")), small)
+    with GGUFFile.open(small) as gguf:
+        assert gguf.tensors["fc.weight"].quant.name == "Q8_0" and gguf.tensors["d2t"].quant.name == "I64"
+    more = {"max_tokens": 30, "ignore_eos": True, "temperature": 0}
+    with edgellm.load(model_path, n_ctx=128, n_threads=1, draft=small) as llm:
+        assert llm.generate(PROMPT, **more).timings.drafted_n > 0

@@ -68,8 +68,8 @@ def build_draft(gguf: ModelFile, target: Target) -> DraftProgram:
 def mismatch(gguf: ModelFile, found: str, expected: str) -> UnsupportedError:
     """The error of a draft that was made for another model."""
     return UnsupportedError(
-        f"{file_name(gguf)} is a {gguf.architecture} draft for another model: {found}, and this model has {expected}. "
-        "Take the draft that was made for it.",
+        f"{file_name(gguf)} is a draft ({gguf.architecture}) for another model: {found}, and this model has "
+        f"{expected}. Take the draft that was made for it.",
         code="DRAFT_MODEL",
     )
 
