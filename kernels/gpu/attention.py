@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from edgellm.kernels.cache_types import QUANTIZED
 from edgellm.kernels.gpu import cache_types, sources
-from edgellm.kernels.gpu.emitter import MOST_ROWS, PART, Lowering, blocks
+from edgellm.kernels.gpu.emitter import PART, Lowering, blocks
 from edgellm.kernels.gpu.sources import Bound, bindings, source, vector
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import Attention, SelfAttention, StoreKV
 from edgellm.kernels.ops.encoder import alibi_slopes
 
+MOST_ROWS = 8  # query heads times tokens of a workgroup that takes several tokens: more leave few workgroups a core
 PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
 
 
@@ -90,8 +91,15 @@ def attention(low: Lowering, op: Attention) -> None:
 
 
 def _queries(low: Lowering, heads: int, layer: KVLayer) -> int:
-    """Tokens of a prompt that a workgroup takes: as many as fit its memory."""
-    return max(1, min(MOST_ROWS // heads, low.there.rows_at_once(layer) // heads))
+    """Tokens of a prompt that a workgroup takes: as many as fit its memory, so that its threads share them evenly."""
+    most = max(1, min(MOST_ROWS, low.there.rows_at_once(layer)) // heads)
+    even = [n for n in range(1, most + 1) if n * heads % (64 // _lanes(layer)) == 0]
+    return max(even, default=most)
+
+
+def _lanes(layer: KVLayer) -> int:
+    """Threads that have all dimensions of a value, two each."""
+    return min(64, 1 << (-(-layer.head_dim_v // 2) - 1).bit_length())
 
 
 def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
@@ -115,7 +123,7 @@ def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
         store = f"""let to = ({to.format(r="r")} + 2u + d;
           $o[to] = acc[k].x;
           if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[k].y; }}"""
-    rows, lanes = shape.queries * shape.heads, min(64, 1 << (-(-layer.head_dim_v // 2) - 1).bit_length())
+    rows, lanes = shape.queries * shape.heads, _lanes(layer)
     shares = next(n for n in (64 // lanes, 8, 4, 2, 1) if n * lanes <= 64 and rows % n == 0)
     words = {"HEADS": f"{shape.heads}u", "DIM_V": f"{layer.head_dim_v}u", "o": bound.names["o"]}
     keep, store = (_filled(text, words) for text in (keep, store))

@@ -20,7 +20,7 @@ from edgellm.kernels.ops import Attention
 from edgellm.kernels.program import Op, Program
 
 PART = 256  # positions that one workgroup of attention sums up
-MOST_ROWS = 16  # of such a workgroup: query heads times tokens
+MOST_HEADS = 16  # of a key, that it takes
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Resident:
         """Query heads of one key head that a workgroup takes: as many as fit its memory."""
         layer = self.program.kv_layer(op.layer)
         group, room = op.n_heads // layer.n_kv_heads, self.rows_at_once(layer)
-        fitting = [n for n in range(1, min(group, MOST_ROWS) + 1) if group % n == 0 and n <= room]
+        fitting = [n for n in range(1, min(group, MOST_HEADS) + 1) if group % n == 0 and n <= room]
         if not fitting:
             raise UnsupportedError(
                 f"layer {op.layer}: heads of {layer.head_dim_k} numbers do not fit the {self.device.workgroup_nbytes} "

@@ -18,7 +18,7 @@ from edgellm.kernels.ops import ExpertMatmul, ExpertSum, HeadMatmul, Route
 
 TILE = 32  # tokens of one expert that a workgroup takes
 LEAST_TOKENS = 9  # that go in tiles
-LEAST_FILLED = 4  # of the 32 columns of a tile, so many at least are tokens, on average
+LEAST_FILLED = 8  # of the 32 columns of a tile, so many at least are tokens, on average
 
 
 def route(low: Lowering, op: Route) -> None:
