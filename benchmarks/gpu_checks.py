@@ -31,14 +31,14 @@ EMPTY = """
 """
 
 
-def greedy(model: str, device: str) -> None:
+def greedy(model: str, device: str, n: int) -> None:
     """Print whether the text is the CPU's, with all layers there and with half of them."""
     import edgellm
 
     def text(**options: object) -> str:
         with edgellm.load(model, n_ctx=256, **options) as llm:  # type: ignore[arg-type]
             print(llm.runs_on)
-            return llm.generate(PROMPT, temperature=0, max_tokens=24).text
+            return llm.generate(PROMPT, temperature=0, max_tokens=n).text
 
     expected = text()
     with edgellm.load(model, n_ctx=256, executor=device) as llm:
@@ -52,16 +52,16 @@ def greedy(model: str, device: str) -> None:
             sys.exit(1)
 
 
-def memory_and_dispatches(device: str) -> None:
+def memory_and_dispatches(device: str, nbytes: int) -> None:
     """Print the rate of a copy, and what a dispatch costs that another one waits for."""
-    from edgellm.kernels import executors
     from edgellm.kernels.gpu import adapters
+    from edgellm.kernels.gpu.copy_bandwidth import copy_bandwidth
     from edgellm.kernels.gpu.device import Device
 
-    rate = executors.bandwidth(device, 1)
-    assert rate is not None
     number = device.partition(":")[2]
-    gpu = Device(adapters.choose(int(number) if number else None))
+    index = int(number) if number else None
+    rate = copy_bandwidth(index, nbytes)
+    gpu = Device(adapters.choose(index))
     rows = [gpu.dispatch(EMPTY, [gpu.buffer(256)], "w", (1, 1, 1))] * N_EMPTY
     best = float("inf")
     for _ in range(5):
@@ -76,7 +76,7 @@ def memory_and_dispatches(device: str) -> None:
 def checks(given: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     """Names, commands, and most seconds of each."""
     python, device, quick = [sys.executable], given.device, given.quick
-    here, edgellm = [*python, __file__, "--device", device], [*python, "-m", "edgellm"]
+    here, edgellm = [*python, __file__, "--device", device, *["--quick"] * quick], [*python, "-m", "edgellm"]
     models = [name for name in given.models.split(",") if name]
     files = {name: given.out / f"{name}-q4_k_m.gguf" for name in given.shapes.split(",") if name}
     tests = ["-k", "rms_norm or adapter_that_is_not_there or not_finite"] if quick else []
@@ -103,7 +103,8 @@ def checks(given: argparse.Namespace) -> list[tuple[str, list[str], float]]:
         *models,
         *map(str, files.values()),
     ]
-    return [*found, ("llama.cpp", vulkan, 240.0)]
+    found.append(("llama.cpp", vulkan, 240.0))
+    return [(name, command, most * (4 if quick else 1)) for name, command, most in found]
 
 
 def main() -> None:
@@ -118,9 +119,9 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part == "memory":
-        return memory_and_dispatches(given.device)
+        return memory_and_dispatches(given.device, (4 if given.quick else 128) << 20)
     if given.part:
-        return greedy(given.part.partition(" ")[2], given.device)
+        return greedy(given.part.partition(" ")[2], given.device, 6 if given.quick else 24)
     if given.quick:
         given.shapes = ""
     given.out.mkdir(parents=True, exist_ok=True)
