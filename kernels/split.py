@@ -385,12 +385,12 @@ class SplitExecutor:
         if not n == len(draws) == len(stop_ids) == len(np.unique(batch.sequences)) or not batch.outputs.all():
             raise ParameterError("decode_together() takes one token of each sequence, a draw and stop ids for each")
         is_plain = batch.rope_positions is None and batch.embeddings is None
-        if not isinstance(part, DrawingPart) or not is_plain or n > self.max_outputs or self._has_state:
+        if not isinstance(part, DrawingPart) or not is_plain or n > self.max_outputs:
             return [0] * n
         counts = [0] * n
         for draw in draws:
             draw.begin()
-        for step in range(min(n_steps, MAX_STEPS)):
+        for step in range(1 if self._has_state else min(n_steps, MAX_STEPS)):  # a step has a slot of its own
             if step and self._is_waited_for:
                 break
             self._begin(batch, range(n))

@@ -164,11 +164,10 @@ class GPUExecutor:
                 "decode_together() takes one token of each sequence, which wants logits, a draw and stop ids for each, "
                 "and at least one step"
             )
-        if any(group.kind == "state" for group in self.program.groups) or batch.rope_positions is not None:
-            return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
-        if batch.embeddings is not None or n > self._top_k.rows:
-            return [0] * n
-        n_steps = min(n_steps, MAX_STEPS)
+        if batch.rope_positions is not None or batch.embeddings is not None or n > self._top_k.rows:
+            return [0] * n  # angles do not follow from its position, or there is no room
+        has_state = any(group.kind == "state" for group in self.program.groups)
+        n_steps = 1 if has_state else min(n_steps, MAX_STEPS)  # each step of a state has a slot of its own
         check_batch(batch, self.program, self.pool, self.max_tokens, n_steps)
         for draw in draws:
             draw.begin()

@@ -53,8 +53,6 @@ def test_fifty_prompts_have_the_same_tokens_alone_and_together_cold_and_warm(llm
 
 
 def test_answers_that_come_together_are_drawn_together(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if llm.program.architecture != "gemma3":
-        pytest.skip("each step of a recurrent state has a slot of its own")
     sizes, plain = [], llm.executor.decode_together
 
     def noted(batch: Any, *arguments: Any) -> list[int]:
