@@ -82,7 +82,7 @@ def checks(given: argparse.Namespace) -> list[tuple[str, list[str], float]]:
     tests = ["-k", "rms_norm or adapter_that_is_not_there or not_finite"] if quick else []
     prompt, steps, behind, together = ("16", "4", "64", "1,2") if quick else ("512", "64", "4096", "1,16")
     found = [
-        *([] if quick else [("shaders", [*edgellm, "doctor", "--no-bandwidth", "--software-gpus"], 120.0)]),
+        *([] if quick else [("shaders", [*edgellm, "doctor", "--no-bandwidth", "--software-gpus"], 180.0)]),
         ("tests", [*python, "-m", "pytest", "-q", "-x", *tests, str(ROOT / "tests/kernels/gpu")], 300.0),
         *((f"greedy {model}", [*here, "--part", f"greedy {model}"], 60.0) for model in models),
         ("memory", [*here, "--part", "memory"], 30.0),
