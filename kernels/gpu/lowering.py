@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels.gpu import attention, cache_types, experts, low_rank, recurrent, sources
+from edgellm.kernels.gpu import attention, cache_types, experts, low_rank, recurrent, sources, streams
 from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded
 from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
@@ -33,6 +33,7 @@ from edgellm.kernels.ops import (
     Add,
     AddDirection,
     AddRows,
+    AddToStreams,
     ApplyRope,
     Attention,
     CausalConv,
@@ -44,14 +45,18 @@ from edgellm.kernels.ops import (
     ExpertSum,
     GatedNorm,
     GatedUnit,
+    GaussianTopK,
     Hadamard,
     HeadMatmul,
     JoinHeads,
     LayerNorm,
+    MatchMagnitude,
     Matmul,
+    MixStreams,
     RMSNorm,
     Route,
     Scale,
+    ScaleColumns,
     SelectOutputs,
     SelfAttention,
     ShortConv,
@@ -400,7 +405,8 @@ def _layer_norm(low: Lowering, op: LayerNorm) -> None:
     x, y, names = low.place(op.x), low.place(op.out), [op.weight, *([op.bias] if op.bias else [])]
     bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
     low.emit(
-        source("layer_norm", BINDINGS=bound.text, BIAS="w[p.width + i]" if op.bias else "0.0", **bound.names),
+        source("layer_norm", BINDINGS=bound.text, TOTAL=sources.text("total"),
+               BIAS="w[p.width + i]" if op.bias else "0.0", **bound.names),
         [low.vector(*names), *bound.buffers], "r" + bound.kinds, (1, low.n(x), 1),
         x.width, x.at, x.row, y.at, y.row, float(op.eps),
     )  # fmt: skip
@@ -483,6 +489,11 @@ RULES: dict[type[Op], Rule] = {
     LayerNorm: Rule(_layer_norm, "x weight out eps bias"),
     Activate: Rule(_activate, "x out activation"),
     AddRows: Rule(_add_rows, "x weight out of"),
+    MixStreams: Rule(streams.mix, "x coefs out"),
+    AddToStreams: Rule(streams.add_to, "x y out coefs first"),
+    MatchMagnitude: Rule(streams.match_magnitude, "x of out"),
+    ScaleColumns: Rule(streams.scale_columns, "x weight out"),
+    GaussianTopK: Rule(streams.gaussian_top_k, "x out factor"),
     AdapterDown: Rule(low_rank.down, "x out parts ids n_used"),
     AdapterUp: Rule(low_rank.up, "h out parts ids n_used"),
     AddDirection: Rule(low_rank.direction, "x parts"),

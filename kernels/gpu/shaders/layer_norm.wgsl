@@ -16,13 +16,4 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let factor = 1.0 / sqrt(total(sum, t) / f32(p.width) + p.eps);
   for (var i = t; i < p.width; i += 64u) { $y[to + i] = fma(($x[begin + i] - mean) * factor, w[i], $BIAS); }
 }
-fn total(mine: f32, t: u32) -> f32 {
-  workgroupBarrier();
-  part[t] = mine;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (t < half) { part[t] += part[t + half]; }
-    workgroupBarrier();
-  }
-  return part[0];
-}
+$TOTAL
