@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm import arguments
 from edgellm.engine.beams import Beam, BeamSearch, follow
+from edgellm.engine.denoising import check_in_order
 from edgellm.engine.requests import CancelFlag, GeneratedToken, Timings
 from edgellm.formats.errors import ParameterError
 from edgellm.generation import Generation, GenerationChunk, TextStream
@@ -46,6 +47,7 @@ def beam_search(
     is asked for beside it.
     """
     llm.check_answers()
+    check_in_order(llm.program)
     if wrong := sorted(name for name, value in others.items() if value is not None and value not in ((), [])):
         raise ParameterError(f"num_beams does not go together with {wrong[0]}. Leave one of them out.")
     arguments.whole_number("num_beams", num_beams, 1, MOST_BEAMS)

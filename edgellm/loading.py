@@ -60,6 +60,7 @@ Kind = Literal["chat", "embedding", "rerank"]
 KV_SHARE = 4  # the default context's keys and values take at most a quarter of the free memory
 CACHE_NBYTES = 8 << 30  # of the prefixes that are kept on the disk
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
+WHOLE_CONTEXT = 2048  # the default where each step has all of a text
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
         if adapters is not None:
             engine.adapters = adapters.chosen
         try:
-            if options.cache_dir is not None and not program.is_encoder:  # which keeps nothing
+            if options.cache_dir is not None and not program.takes_whole_texts:  # of which nothing is kept
                 engine.scheduler.disk = _disk_cache(engine, gguf, need, options, Path(options.cache_dir))
             if _leave_in_file(engine.executor, need, memory):  # behind what reads the whole file
                 warnings.warn(_from_disk(path, need, memory), RuntimeWarning, stacklevel=2)
@@ -341,8 +342,11 @@ def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, Load
 
 
 def options_for(program: Program, options: LoadOptions) -> LoadOptions:
-    """The same on the CPU, and without drafts, where a model makes vectors or scores: no GPU gives hidden states."""
-    if kind_of(program) == "chat":
+    """The same on the CPU, and without drafts, where a model makes vectors or scores, or writes by denoising.
+
+    No GPU gives hidden states, or has a shader for attention both ways.
+    """
+    if kind_of(program) == "chat" and program.denoising is None:
         return options
     options = replace(options, draft=None, speculate=None)
     return replace(options, executor="cpu", gpu_layers="auto") if executors.is_gpu(options.executor) else options
@@ -449,6 +453,8 @@ def choose_context(program: Program, options: LoadOptions) -> int:
         return min(options.n_ctx or trained, trained)
     if options.n_ctx is not None:
         return options.n_ctx or trained
+    if program.denoising is not None:
+        return min(trained, WHOLE_CONTEXT)
     budget = (executors.device_memory(options.executor) or system_memory()).available // KV_SHARE
     low, high = min(trained, LEAST_CONTEXT), trained
     while low < high:  # the most that fits
@@ -567,8 +573,9 @@ def draft_options(options: LoadOptions) -> LoadOptions:
 
 def draft_context(draft: Program, n_ctx: int) -> int:
     """Tokens of context of a draft model. UnsupportedError for one that cannot be one."""
-    if kind_of(draft) != "chat" or any(group.kind == "state" for group in draft.groups):
+    if kind_of(draft) != "chat" or draft.denoising or any(group.kind == "state" for group in draft.groups):
         what = "has recurrent layers" if kind_of(draft) == "chat" else "answers nothing"
+        what = "writes by denoising" if draft.denoising else what
         raise UnsupportedError(
             f"The draft model ({draft.architecture}) {what}. Take one for chats, with attention in all layers.",
             code="DRAFT_MODEL",

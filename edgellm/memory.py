@@ -61,8 +61,8 @@ class MemoryNeed:
 
 
 def step_tokens(program: Program, n_ctx: int, max_tokens: int) -> int:
-    """Tokens that a step has at most; a text of an encoder is in one."""
-    return max(max_tokens, n_ctx) if program.is_encoder else min(max_tokens, n_ctx)
+    """Tokens that a step has at most; a text whose tokens see both ways is in one."""
+    return max(max_tokens, n_ctx) if program.takes_whole_texts else min(max_tokens, n_ctx)
 
 
 def kv_nbytes(program: Program, n_ctx: int, max_tokens: int, n_parallel: int, executor: str) -> int:

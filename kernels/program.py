@@ -106,6 +106,22 @@ class Op(ABC):
 
 
 @dataclass(frozen=True)
+class Denoising:
+    """How a model writes whose tokens see those after them: places of a text hold a mask until they get their tokens.
+
+    mask       the token that holds a place
+    shifted    the logits of a place are those of the row before it
+    algorithm  by which its makers choose the places that are next, one of ``sampling.denoising.ALGORITHMS``
+    block      places that get their tokens before any behind them, 0 for all that are to be written
+    """
+
+    mask: int
+    shifted: bool
+    algorithm: str
+    block: int
+
+
+@dataclass(frozen=True)
 class Program:
     """What an executor needs to know of a model.
 
@@ -113,6 +129,7 @@ class Program:
     hidden       the buffer of the rows that logits are made of, (n_outputs, n_embd); "" where a program has none
     tapped       a buffer of rows of all tokens that is to be had behind a step, for what drafts; "" for none
     is_encoder   a token sees those after it, too: all of a text is in one step, and there are no logits
+    denoising    how it writes, where a token sees those after it, too, and there are logits
     pooling      how its hidden states become the vector of a text, where the file says so
     n_adapters   how many adapters its ops have branches for: the columns of ``Batch.adapters``
     adapted      what runs in its place for a batch with adapters: the same ops and buffers, and more
@@ -131,9 +148,15 @@ class Program:
     hidden: str = ""
     tapped: str = ""
     is_encoder: bool = False
+    denoising: Denoising | None = None
     pooling: Pooling | None = None
     n_adapters: int = 0
     adapted: Program | None = None
+
+    @property
+    def takes_whole_texts(self) -> bool:
+        """Whether all of a text is in one step, of which nothing is kept."""
+        return self.is_encoder or self.denoising is not None
 
     def root(self, name: str) -> str:
         """The buffer that has the columns of ``name``: itself, or the one that it is part of."""

@@ -23,7 +23,9 @@ ENCODERS = (
     "nomic-bert-moe",
 )
 """Architectures that give hidden states and no logits."""
-DECODERS = [architecture for architecture in architectures() if architecture not in ENCODERS]
+DENOISERS = ("dream", "llada", "llada-moe")
+"""Architectures whose tokens see both ways and that have logits: theirs is test_denoising.py."""
+DECODERS = [architecture for architecture in architectures() if architecture not in (*ENCODERS, *DENOISERS)]
 
 N_LAYER, N_EMBD, N_HEAD, N_FF = 2, 48, 4, 80
 """Heads of 12: no multiple of any register."""

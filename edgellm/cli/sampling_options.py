@@ -8,7 +8,7 @@ import click
 
 from edgellm.cli.options import option_group
 from edgellm.formats.errors import ParameterError
-from edgellm.sampling.options import BY_FIELD, SAMPLING_OPTIONS, SamplingOption
+from edgellm.sampling.options import BY_FIELD, SamplingOption
 
 
 class _Value(click.ParamType):
@@ -28,7 +28,7 @@ class _Value(click.ParamType):
 sampling_options = option_group(
     click.option("--ignore-eos", is_flag=True, default=None, help="Go on after the end token."),
     *(click.option(row.field, *row.flags, type=_Value(row), metavar=row.metavar, help=row.help)
-      for row in SAMPLING_OPTIONS),
+      for row in BY_FIELD.values()),
 )  # fmt: skip
 """Every sampling flag; the values arrive under the names of the fields, None when left out."""
 

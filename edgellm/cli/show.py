@@ -99,7 +99,7 @@ def _vectors(program: Program) -> dict[str, Any]:
     pooling = program.pooling
     return {
         "is_encoder": program.is_encoder,
-        "causal": not program.is_encoder,
+        "causal": not program.takes_whole_texts,
         "pooling": pooling.kind if pooling else None,
         "labels": list(pooling.labels) if pooling else [],
         "token_types": program.tensors[tables[0]].shape[0] if tables else None,
@@ -113,6 +113,8 @@ def _vector_rows(vectors: dict[str, Any]) -> list[tuple[str, object]]:
         types = vectors["token_types"]
         known = f", {types} type{'s' if types != 1 else ''} of text" if types else ""
         rows.append(("attention", f"both ways: an encoder, whose tokens see their whole text{known}"))
+    elif not vectors["causal"]:
+        rows.append(("attention", "both ways: it writes by denoising, all places of a block at once"))
     if vectors["pooling"]:
         labels = f" ({', '.join(vectors['labels'])})" if vectors["labels"] else ""
         rows.append(("pooling", POOLINGS[vectors["pooling"]] + labels))

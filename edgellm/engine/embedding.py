@@ -106,7 +106,7 @@ def encode(
     ContextFullError for a text that is longer than the context, NumericError when a step gives NaN.
     """
     waiting, ahead, n_ahead = deque[EmbeddingRequest](), iter(texts), 0
-    whole, scheduler = engine.executor.program.is_encoder, engine.scheduler
+    whole, scheduler = engine.executor.program.takes_whole_texts, engine.scheduler
     most = AHEAD * (min(STEP_BESIDE, scheduler.max_tokens) if scheduler.interactive else scheduler.max_tokens)
     try:
         while True:

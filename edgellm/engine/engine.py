@@ -25,6 +25,7 @@ import numpy as np
 
 from edgellm.adapters.scales import NO_ADAPTERS, AdapterScales
 from edgellm.engine.cache import KVCache
+from edgellm.engine.denoising import DenoisingRequest, check_in_order
 from edgellm.engine.endings import close_at_exit, closes_when_dropped, leave_at_exit
 from edgellm.engine.requests import (
     CallRequest,
@@ -162,6 +163,7 @@ class Engine:
         the engine's thread. Nothing is taken from the prefix cache or left in it.
         """
         self._check_logits()
+        check_in_order(self.executor.program)
         self.check(tokens)
         request = ScoringRequest(self.lock, tokens, cancel, reduce, self.executor.program.n_vocab)
         request.adapters = adapters
@@ -274,17 +276,19 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
         hook: Hook | None = None,
         adapters: AdapterScales | None = None,
-    ) -> GenerationRequest:
+    ) -> Request:
         self._check_logits()
         self.check(prompt, max_tokens)
         for name, given in (("cancel", getattr(cancel, "is_set", None)), ("progress", progress), ("hook", hook)):
             if not callable(given) and (given is not None or (name == "cancel" and cancel is not None)):
                 raise ParameterError(f"{name} is of the wrong type. See LLM.stream for what it must be.")
-        # every position of the context may be filled, and the last one still gives a token
-        room = self.n_ctx - len(prompt) + 1
+        # every position of the context may be filled, and the last one still gives a token where it is the next
+        denoising = self.executor.program.denoising
+        room = self.n_ctx - len(prompt) + (denoising is None)
         limit = room if max_tokens is None or max_tokens == -1 else min(room, max_tokens)
         stops = self.eog_ids if stop_ids is None else frozenset(stop_ids)
-        request = GenerationRequest(self.lock, prompt, cancel, sampler, limit, stops, progress is not None)
+        kind = GenerationRequest if denoising is None else partial(DenoisingRequest, denoising)
+        request = kind(self.lock, prompt, cancel, sampler, limit, stops, progress is not None)
         request.hook, request.shared, request.adapters = hook, hook is None, adapters
         if self._drafter is not None and hook is None:  # a hook shall see no token that was only guessed
             request.drafter = self._drafter()
@@ -316,7 +320,7 @@ class Engine:
                 self._work.notify()
 
     def _tokens(
-        self, request: GenerationRequest, progress: Callable[[int, int], None] | None
+        self, request: Request, progress: Callable[[int, int], None] | None
     ) -> Generator[GeneratedToken, None, None]:
         with contextlib.closing(self._items(request)) as items:
             for item in items:
@@ -326,7 +330,7 @@ class Engine:
                     progress(item.done, item.total)
 
     async def _atokens(
-        self, request: GenerationRequest, progress: Callable[[int, int], None] | None
+        self, request: Request, progress: Callable[[int, int], None] | None
     ) -> AsyncGenerator[GeneratedToken, None]:
         async with contextlib.aclosing(self._aitems(request)) as items:
             async for item in items:
@@ -335,7 +339,7 @@ class Engine:
                 elif progress is not None:
                     progress(item.done, item.total)
 
-    def _items(self, request: GenerationRequest) -> Generator[Progress | GeneratedToken, None, None]:
+    def _items(self, request: Request) -> Generator[Progress | GeneratedToken, None, None]:
         self.submit(request)
         try:
             while True:
@@ -346,7 +350,7 @@ class Engine:
         finally:
             self.drop(request)
 
-    async def _aitems(self, request: GenerationRequest) -> AsyncGenerator[Progress | GeneratedToken, None]:
+    async def _aitems(self, request: Request) -> AsyncGenerator[Progress | GeneratedToken, None]:
         import asyncio  # 40 ms, and most programs do not need it
 
         loop = asyncio.get_running_loop()

@@ -156,6 +156,7 @@ class Scheduler:
         scheduled = []
         for request, budget in budgets:
             if request.whole:  # nothing of it is kept
+                self.preempt(request, keep=False)
                 request.sequence = self.cache.open(request.tokens, shared=False)
             sequence = request.sequence
             if sequence is None:  # an older one has just taken its blocks

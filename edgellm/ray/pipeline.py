@@ -290,8 +290,9 @@ class Pipeline:
             gguf,
             program,
         ):
-            if program.is_encoder:
-                raise UnsupportedError("A model that makes vectors has no pipeline; serve replicas of it.")
+            if program.takes_whole_texts:
+                what = "makes vectors" if program.is_encoder else "writes by denoising"
+                raise UnsupportedError(f"A model that {what} has no pipeline; serve replicas of it.")
             self.n_ctx = loading.choose_context(program, options)
             self.program = program.for_context(self.n_ctx)
             self.options = replace(options, n_threads=options.n_threads or 1)

@@ -77,13 +77,24 @@ SAMPLING_OPTIONS = (
     SamplingOption("logit_bias", ("-l", "--logit-bias"), _token_biases, "ID+X", "Add X to a logit: 15043+1,13-inf."),
     SamplingOption("seed", ("-s", "--seed"), _integer, N, "Seed of the random numbers; -1 takes a new one."),
 )
-BY_FIELD = {option.field: option for option in SAMPLING_OPTIONS}
+DENOISING_OPTIONS = (
+    SamplingOption("diffusion_steps", ("--diffusion-steps",), _integer, N, "Steps of denoising; 0 is one a token."),
+    SamplingOption("diffusion_length", ("--diffusion-length",), _integer, N, "Tokens that are denoised together."),
+    SamplingOption("diffusion_block_length", ("--diffusion-block-length",), _integer, N, "Of a block; 0 is all."),
+    SamplingOption("diffusion_algorithm", ("--diffusion-algorithm",), _integer, N,
+                   "0 origin, 1 entropy, 2 margin, 3 random, 4 confidence; -1 is the model's."),
+    SamplingOption("diffusion_alg_temp", ("--diffusion-alg-temp",), float, X, "How much chance chooses places."),
+    SamplingOption("diffusion_cfg_scale", ("--diffusion-cfg-scale",), float, X, "Guidance by the prompt; 0 is off."),
+    SamplingOption("diffusion_eps", ("--diffusion-eps",), float, X, "Where the time of steps ends, without blocks."),
+)  # fmt: skip
+"""Of models that write by denoising; the others take no notice of them."""
+BY_FIELD = {option.field: option for option in (*SAMPLING_OPTIONS, *DENOISING_OPTIONS)}
 
 
 def parse_setting(name: str, text: str) -> tuple[str, Any]:
     """The field and value of ``/set name value``; the name may be a field or one of its flags without dashes."""
     plain = name.lower().lstrip("-").replace("_", "-")
-    for option in SAMPLING_OPTIONS:
+    for option in BY_FIELD.values():
         if plain in {option.field.replace("_", "-"), *(flag.lstrip("-") for flag in option.flags)}:
             try:
                 return option.field, option.parse(text)

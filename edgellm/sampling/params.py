@@ -67,6 +67,13 @@ LIMITS: dict[str, tuple[str, float, float]] = {  # field -> (kind, least, greate
     "post_sampling_probs": (BOOL, 0, 1),
     "sampler_trace": (BOOL, 0, 1),
     "ignore_eos": (BOOL, 0, 1),
+    "diffusion_steps": (INT, 0, 4096),
+    "diffusion_length": (INT, 1, 1024),
+    "diffusion_block_length": (INT, -1, 1024),
+    "diffusion_algorithm": (INT, -1, 4),
+    "diffusion_alg_temp": (FLOAT, 0, 1e6),
+    "diffusion_cfg_scale": (FLOAT, 0, 1e6),
+    "diffusion_eps": (FLOAT, 0, 1),
 }
 
 # what a model file may recommend -> our field
@@ -97,6 +104,11 @@ class SamplingParams:
     ``n_probs`` asks for that many alternatives, ``logprobs`` for the chosen token's alone; both are of the model's own
     distribution unless ``post_sampling_probs``. ``sampler_trace`` tells of each alternative how likely samplers left
     it, or which of them cut it. ``adaptive_target`` >= 0 makes adaptive_p choose the token.
+
+    ``diffusion_`` fields are for models that write by denoising: ``length`` tokens at a time in so many ``steps``
+    (0: one for each), block by block (-1: as its makers have it, 0: all at once); the ``algorithm`` that chooses places
+    (``sampling.denoising.ALGORITHMS``, -1: the makers'), and how much chance has a part in it (``alg_temp``); how far
+    from what it would write without the prompt (``cfg_scale``); where time ends (``eps``).
     """
 
     temperature: float = 0.8
@@ -133,6 +145,13 @@ class SamplingParams:
     logprobs: bool = False
     post_sampling_probs: bool = False
     sampler_trace: bool = False
+    diffusion_steps: int = 0
+    diffusion_length: int = 128
+    diffusion_block_length: int = -1
+    diffusion_algorithm: int = -1
+    diffusion_alg_temp: float = 0.0
+    diffusion_cfg_scale: float = 0.0
+    diffusion_eps: float = 1e-3
 
     def __post_init__(self) -> None:
         for name, (kind, least, greatest) in LIMITS.items():

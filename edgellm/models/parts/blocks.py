@@ -87,6 +87,7 @@ class ProgramBuilder:
         self.norms_need_bias = False
         self.bare_norms = False  # that have neither weight nor bias
         self.clamp = 0.0  # what q, k and v are cut off at, 0 where they are not
+        self.both_ways = False  # what ``attention`` sees
         self.hidden = ""
         self.pooling: Pooling | None = None
 
@@ -230,8 +231,14 @@ class ProgramBuilder:
         self, q: str, k: str, v: str, out: str, *, scale: float, window: int = 0, softcap: float = 0.0,
         sinks: str | None = None,
     ) -> None:  # fmt: skip
-        """Store k and v in a cache of their own, then out = softmax(scale q k^T) v over it."""
+        """Store k and v in a cache of their own, then out = softmax(scale q k^T) v over it.
+
+        Where tokens see both ways nothing is kept: ``self_attention``.
+        """
         hp = self.hp
+        if self.both_ways:
+            self.self_attention(q, k, v, out, scale=scale)
+            return
         layer = self.cache_layer(KVLayer(hp.n_head_kv, hp.head_dim_k, hp.head_dim_v, window))
         self.ops.append(StoreKV(k, v, layer))
         buffer = self.buffer(out, hp.n_head * hp.head_dim_v)
@@ -369,6 +376,7 @@ def build_decoder(
     side_by_side: bool = False,
     adds_positions: bool = False,
     nextn: bool = False,
+    both_ways: bool = False,
 ) -> Program:
     """x += Wo attention(rope(q), rope(k), v);  x += Wdown (silu(Wgate h) * Wup h), each of h = RMSNorm(x).
 
@@ -385,15 +393,16 @@ def build_decoder(
     side_by_side    the feed-forward reads x as it is before attention, not behind it
     adds_positions  a row for each position is added to the embeddings
     nextn        the program of the first of those blocks that draft
+    both_ways    a token sees all of its text
 
     Blocks behind the last one are drafts of the tokens that follow the next, and are left out.
     """
     hp = read_hparams(gguf, eps_key=f"attention.layer_norm_{'' if layer_norms else 'rms_'}epsilon")
     m = ProgramBuilder(gguf, hp)
-    m.layer_norms, m.norms_need_bias, m.bare_norms, m.clamp = layer_norms, "n" in needs_bias, bare_norms, clamp
+    m.layer_norms, m.norms_need_bias, m.bare_norms = layer_norms, "n" in needs_bias, bare_norms
+    m.clamp, m.both_ways = clamp, both_ways
     turned = ropes(m) if ropes else {"rope": the_rope(m, adjacent=adjacent)}
-    if rotates:
-        m.ropes = turned
+    m.ropes = turned if rotates else {}
 
     seen = kinds or (lambda i: LayerKind("rope" if rotates else None, window))
 

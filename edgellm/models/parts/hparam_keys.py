@@ -136,6 +136,8 @@ READ_IN: dict[str, frozenset[str]] = {
     "eagle3": frozenset(("target_layers", "target_hidden_size", "norm_before_residual", "norm_before_fc"))
     | {"rope.scaling.attn_factor"},
     "dflash": frozenset(("target_layers", "block_size", "rope.dimension_sections", "rope.scaling.attn_factor")),
+    **dict.fromkeys(("llada", "dream"), frozenset(("attention.causal", "rope.scaling.attn_factor"))),
+    "llada-moe": _EXPERTS | {"attention.causal", "expert_feed_forward_length", "rope.scaling.attn_factor"},
     "gemma3": _SLIDING,
     "gemma3n": _SLIDING
     | {"attention.shared_kv_layers", "embedding_length_per_layer_input", "final_logit_softcapping"}
@@ -196,7 +198,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in place of the row above
     # experts whose weights do not sum to 1
-    **{name: dict.fromkeys(("expert_weights_norm", "norm_top_k_prob"), (False,)) for name in ("olmoe", "qwen2moe")},
+    **{
+        name: dict.fromkeys(("expert_weights_norm", "norm_top_k_prob"), (False,))
+        for name in ("olmoe", "qwen2moe", "llada-moe")
+    },
     **{name: {"ssm.v_head_reordered": (name != "qwen3next",)} for name in ("qwen35", "qwen35moe", "qwen3next")},
     "hunyuan-dense": dict.fromkeys(("expert_count", "expert_used_count"), (0, 1)),  # the only one is the feed-forward
     "hunyuan-moe": {"expert_shared_count": (0, 1)},
@@ -205,7 +210,9 @@ NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {  # of one architecture, in
     "dflash": {"attention.causal": (False,), "sample_from_anchor": (False,)},
 }
 _ROUTERS = {  # of architectures that have but one: by a softmax or by sigmoids
-    **dict.fromkeys(("bailingmoe", "ernie4_5-moe", "hunyuan-moe", "llama", "olmoe", "nomic-bert-moe", "gemma4"), 1),
+    **dict.fromkeys(
+        ("llada-moe", "bailingmoe", "ernie4_5-moe", "hunyuan-moe", "llama", "olmoe", "nomic-bert-moe", "gemma4"), 1
+    ),
     **dict.fromkeys(("qwen2moe", "qwen3moe", "qwen3next", "qwen35moe", "qwen3vlmoe", "granitemoe", "granitehybrid"), 1),
     "nemotron_h_moe": 2,
 }

@@ -223,3 +223,46 @@ ALIASES: dict[str, dict[str, str]] = {
         "n_head_kv": "num_key_value_heads",
     },
 }
+
+# models that write by denoising
+USED |= {
+    "llada": DECODER
+    | {"d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "max_sequence_length", "activation_type"}
+    | {"weight_tying"},
+    "llada_moe": DECODER
+    | EXPERTS
+    | {"expert_intermediate_size", "dense_intermediate_size", "norm_topk_prob", "qk_layernorm", "moe_layer_freq"},
+    "Dream": DECODER | {"use_sliding_window", "sliding_window", "max_window_layers"},
+}
+HARMLESS_IN |= {
+    "llada": frozenset(("alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size", "embedding_dropout"))
+    | {"flash_attention", "init_cutoff_factor", "init_device", "init_fn", "init_std", "mlp_ratio", "precision"}
+    | {"residual_dropout", "rope_full_precision", "embedding_size"},
+    "llada_moe": ROUTING | {"intermediate_size", "moe_router_enable_expert_bias", "router_topk_group"},
+    "Dream": frozenset(("attention_bias",)),
+}
+ONLY_IN |= {
+    "llada": {"alibi": (False,), "attention_layer_norm": (False,), "bias_for_layer_norm": (False,)}
+    | {"block_type": ("llama",), "include_bias": (False,), "include_qkv_bias": (False,), "input_emb_norm": (False,)}
+    | {"layer_norm_type": ("rms",), "layer_norm_with_affine": (True,), "multi_query_attention": (False,)}
+    | {"rope": (True,), "scale_logits": (False,)},
+    "llada_moe": {"moe_router_score_function": ("softmax",), "moe_router_enable_expert_bias": (False,)}
+    | {"shared_expert_intermediate_size": (0,), "router_num_group": (1,), "routed_scaling_factor": (1,)},
+}
+DEFAULTS |= {
+    "llada": {"rms_norm_eps": 1e-5, "max_position_embeddings": 1024, "hidden_act": None},
+    "llada_moe": {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "num_experts_per_tok": 8},
+    "Dream": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "rope_theta": 10000.0}
+    | {"mask_token_id": 151666},
+}
+ALIASES |= {
+    "llada": {
+        "d_model": "hidden_size",
+        "n_layers": "num_hidden_layers",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "mlp_hidden_size": "intermediate_size",
+        "max_sequence_length": "max_position_embeddings",
+        "weight_tying": "tie_word_embeddings",
+    }
+}
