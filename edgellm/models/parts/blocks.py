@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -405,10 +406,7 @@ def build_decoder(
     m.ropes = turned if rotates else {}
 
     seen = kinds or (lambda i: LayerKind("rope" if rotates else None, window))
-
-    def layer(i: int) -> None:
-        _decoder_layer(m, i, seen(i), scales, needs_bias, qk_norms, ffn, norms, side_by_side)
-
+    layer = partial(_decoder_layer, m, seen, scales, needs_bias, qk_norms, ffn, norms, side_by_side)
     if nextn:
         first = begin_nextn(m, scales.embeddings)
         layer(first)
@@ -424,19 +422,19 @@ def build_decoder(
 
 def _decoder_layer(
     m: ProgramBuilder,
-    i: int,
-    kind: LayerKind,
+    kinds: Callable[[int], LayerKind],
     scales: Scales,
     needs_bias: str,
     qk_norms: QKNorms,
     ffn: Callable[[ProgramBuilder, str], None] | None,
     norms: BlockNorms,
     side_by_side: bool,
+    i: int,
 ) -> None:
     """Layer i, as ``build_decoder`` says."""
     blk = f"blk.{i}"
     x = norm_before(m, "x", blk, norms.attention)
-    self_attention(m, blk, kind, x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
+    self_attention(m, blk, kinds(i), x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
     norm_behind(m, blk, norms.behind_attention)
     if side_by_side:
         x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
