@@ -23,6 +23,7 @@ from edgellm.kernels.cpu.kernels.transposed_rows import (
 )
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import RECORD_NBYTES, SUMS
+from edgellm.kernels.cpu.weights import common
 
 LO, SUMS_32, SCALE, SUMS_16 = 256, 512, 536, 576
 
@@ -104,8 +105,9 @@ def _add_two_groups(total, z, x, scales):
 
 # ---- the types -------------------------------------------------------------------------------------------------------
 #
-# block(p, stride, x, x_row, ahead) gives the sums of n tokens, and the numbers that multiply sums of activations: eight
-# minima in one vector, sixteen in two, or the sixteen sub-scales of a type whose weights are read above a centre.
+# block(p, stride, x, x_row, ahead) gives the sums of n tokens; the numbers that multiply sums of activations, which are
+# eight minima in one vector, sixteen in two, or the sixteen sub-scales of a type whose weights are read above a centre;
+# d and -dmin.
 
 _low2, _low4, _bit2, _high4, _bit4, _bits45 = (bytes_of(n) for n in (0x03, 0x0F, 0x04, 0xF0, 0x10, 0x30))
 _low4_of_last = v.make_const(v.u64x8, 0x0F0F0F0F << 32)
@@ -114,14 +116,29 @@ _four, _sixteen, _thirty, _thirty_two, _forty_eight = (v.make_const(v.u64x8, n) 
 _first_half, _less_32 = v.make_const(v.u64x8, 0xFFFFFFFF), rows.make_less(32)
 
 
+_to_u16 = v.make_convert(v.u64x8, v.u16x8, "trunc")
+
+
 @v.forceinline
-def _k_scales(p, stride):
-    """The eight sub-scales and eight minima of eight Q4_K or Q5_K blocks (drawn in formats/k_quants.py)."""
+def _low_half(word):
+    """f32x8 of the float16 in the lowest two bytes of every row."""
+    return v.half_f32x8(_to_u16(word))
+
+
+@v.forceinline
+def _minus(value):
+    return v.zero_f32x8() - value
+
+
+@v.forceinline
+def _k_header(p, stride):
+    """The eight sub-scales and minima of eight Q4_K or Q5_K blocks (drawn in formats/k_quants.py), d and -dmin."""
     first, last = columns_of_16(p, stride)
     low = first >> _thirty_two()
     scales = (low & _low6_of_first()) | (last & _low4_of_last()) | ((low & _top2_of_first()) << _thirty())
     more = (last >> _four()) & _low4_of_last()
-    return scales, (last & _low6_of_first()) | more | ((last & _top2_of_first()) << _thirty())
+    minima = (last & _low6_of_first()) | more | ((last & _top2_of_first()) << _thirty())
+    return scales, minima, _low_half(first), _minus(_low_half(first >> _sixteen()))
 
 
 @v.forceinline
@@ -136,18 +153,18 @@ def _make_k_block(block_nbytes: int, quants: int, fifth_bits: Any, make_pair: An
 
     @v.forceinline
     def block(p, stride, x, x_row, ahead):
-        scales, minima = _k_scales(p, stride)
+        scales, minima, d, minus_dmin = _k_header(p, stride)
         bits = fifth_bits(p + 16, stride)
         fetch0(ahead)
         z = columns(p + quants, stride)
         totals = pair0(_four_zeros(), z[0:4], bits, x, x_row, scales)
         fetch1(ahead)
+        later = columns(p + quants + 64, stride)  # begun while there is much to multiply
         totals = pair1(totals, z[4:8], bits, x, x_row, scales)
         fetch2(ahead)
-        z = columns(p + quants + 64, stride)
-        totals = pair2(totals, z[0:4], bits, x, x_row, scales)
+        totals = pair2(totals, later[0:4], bits, x, x_row, scales)
         fetch3(ahead)
-        return pair3(totals, z[4:8], bits, x, x_row, scales), (minima, minima)
+        return pair3(totals, later[4:8], bits, x, x_row, scales), (minima, minima), d, minus_dmin
 
     return block
 
@@ -236,12 +253,13 @@ def _make_q6_k(n: int, block_nbytes: int) -> Any:
         totals = group5(totals, z[4:8], bits, x, x_row, scales[1])
         fetch3(ahead)
         totals = group6(totals, z[0:4], bits, x, x_row, scales[1])
-        return group7(totals, z[4:8], bits, x, x_row, scales[1]), scales
+        d = common.halves_at(p + 208, stride)
+        return group7(totals, z[4:8], bits, x, x_row, scales[1]), scales, d, v.zero_f32x8()
 
     return block
 
 
-def _make_q2_q3_k(n: int, block_nbytes: int, quants: int, third_bits: Any, read_scales: Any, spread: list[Any]) -> Any:
+def _make_q2_q3_k(n: int, block_nbytes: int, quants: int, third_bits: Any, header: Any, spread: list[Any]) -> Any:
     """The block of Q2_K and Q3_K: bit pairs from byte ``quants`` on, sixteen sub-scales, and minima or a third bit."""
     add = _make_for_tokens(n, _add_two_groups, one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
@@ -267,7 +285,7 @@ def _make_q2_q3_k(n: int, block_nbytes: int, quants: int, third_bits: Any, read_
 
     @v.forceinline
     def block(p, stride, x, x_row, ahead):
-        scales, minima = read_scales(p, stride)
+        scales, minima, d, minus_dmin = header(p, stride)
         bits = third_bits(p, stride)
         fetch0(ahead)
         z = columns(p + quants, stride)
@@ -281,20 +299,21 @@ def _make_q2_q3_k(n: int, block_nbytes: int, quants: int, third_bits: Any, read_
         totals = group5(totals, z[4:8], bits, x, x_row, scales[1])
         fetch3(ahead)
         totals = group6(totals, z[4:8], bits, x, x_row, scales[1])
-        return group7(totals, z[4:8], bits, x, x_row, scales[1]), minima
+        return group7(totals, z[4:8], bits, x, x_row, scales[1]), minima, d, minus_dmin
 
     return block
 
 
 @v.forceinline
-def _q2_k_scales(p, stride):
+def _q2_k_header(p, stride):
     first, last = columns_of_16(p, stride)
+    d, dmin = common.half_pairs_at(p + 80, stride)
     low4 = _low4()
-    return (first & low4, last & low4), ((first >> _four()) & low4, (last >> _four()) & low4)
+    return (first & low4, last & low4), ((first >> _four()) & low4, (last >> _four()) & low4), d, _minus(dmin)
 
 
 @v.forceinline
-def _q3_k_scales(p, stride):
+def _q3_k_header(p, stride):
     """Sub-scales of six bits with 32 added, in the 12 bytes before d (drawn in formats/k_quants.py)."""
     first, last = columns_of_16(p + 94, stride)
     low, top = (first >> _sixteen()) | (last << _forty_eight()), (last >> _sixteen()) & _first_half()
@@ -302,15 +321,15 @@ def _q3_k_scales(p, stride):
     scales0 = (low & _low4()) | ((pairs & _low2()) << _four())
     scales1 = ((low >> _four()) & _low4()) | (pairs & _bits45())
     both = (_less_32(scales0), _less_32(scales1))
-    return both, both
+    return both, both, _low_half(last >> _forty_eight()), v.zero_f32x8()
 
 
 def _make_q2_k(n: int, block_nbytes: int) -> Any:
-    return _make_q2_q3_k(n, block_nbytes, 16, _no_bits, _q2_k_scales, _spread)
+    return _make_q2_q3_k(n, block_nbytes, 16, _no_bits, _q2_k_header, _spread)
 
 
 def _make_q3_k(n: int, block_nbytes: int) -> Any:
-    return _make_q2_q3_k(n, block_nbytes, 32, columns_of_32, _q3_k_scales, _spread_signed)
+    return _make_q2_q3_k(n, block_nbytes, 32, columns_of_32, _q3_k_header, _spread_signed)
 
 
 _IQ4_CENTRE = 128
@@ -322,8 +341,8 @@ _six, _eight, _twelve, _twenty_four = (v.make_const(v.u64x8, n) for n in (6, 8, 
 
 
 @v.forceinline
-def _iq4_xs_scales(p, stride):
-    """Sub-scales of six bits with 32 added: pairs in bytes 2 and 3, nibbles in bytes 4 to 7."""
+def _iq4_xs_header(p, stride):
+    """Sub-scales of six bits with 32 added: pairs in bytes 2 and 3, nibbles in bytes 4 to 7; d."""
     header = rows.first_eight_bytes(p, stride)
     low, high = header >> _thirty_two(), (header >> _sixteen()) & _word()
     low = (low | (low << _sixteen())) & _nibble_words()
@@ -332,7 +351,7 @@ def _iq4_xs_scales(p, stride):
     high = (high | (high << _twenty_four())) & _pair_words()
     high = (high | (high << _twelve())) & _pair_nibbles()
     high = (high | (high << _six())) & _low2()
-    return _less_32(low | (high << _four()))
+    return _less_32(low | (high << _four())), _low_half(header)
 
 
 def _make_iq4_xs(n: int, block_nbytes: int) -> Any:
@@ -357,7 +376,7 @@ def _make_iq4_xs(n: int, block_nbytes: int) -> Any:
 
     @v.forceinline
     def block(p, stride, x, x_row, ahead):
-        scales = _iq4_xs_scales(p, stride)
+        scales, d = _iq4_xs_header(p, stride)
         fetch0(ahead)
         z = columns(p + 8, stride)
         totals = group0(_four_zeros(), z[0], z[1], x, x_row, scales)
@@ -371,7 +390,7 @@ def _make_iq4_xs(n: int, block_nbytes: int) -> Any:
         totals = group5(totals, z[2], z[3], x, x_row, scales)
         fetch3(ahead)
         totals = group6(totals, z[4], z[5], x, x_row, scales)
-        return group7(totals, z[6], z[7], x, x_row, scales), rows.bytes_twice(scales)
+        return group7(totals, z[6], z[7], x, x_row, scales), rows.bytes_twice(scales), d, v.zero_f32x8()
 
     return block
 
@@ -456,7 +475,7 @@ def _times_sums_of_32(x, numbers):
 def _make_step(quant: str, weights: Any, n: int) -> Any:
     """step(p, stride, x, x_row, sums, ahead): the float32 sums of n tokens go on with a super-block of eight rows."""
     make_block, centre = TYPES[quant]
-    block, factors, has_min = make_block(n, weights.block_nbytes), weights.factors, weights.n_minima > 0
+    block, has_min = make_block(n, weights.block_nbytes), weights.n_minima > 0
     times_sums = _times_sums_of_32 if weights.n_minima == GROUPS else _times_sums_of_16
     centre_bits = v.make_const(v.i32x16, centre.bit_length() - 1)  # a power of two
 
@@ -472,8 +491,7 @@ def _make_step(quant: str, weights: Any, n: int) -> Any:
 
     @v.forceinline
     def step(p, stride, x, x_row, sums, ahead):
-        totals, numbers = block(p, stride, x, x_row, ahead)
-        d, minus_dmin = factors(p, stride)
+        totals, numbers, d, minus_dmin = block(p, stride, x, x_row, ahead)
         finish(totals[0], numbers, d, minus_dmin, x, sums)
         if n > 1:
             finish(totals[1], numbers, d, minus_dmin, x + x_row, sums + 32)
