@@ -3,14 +3,16 @@
 Every thread of the team calls every kernel; a kernel deals its work by thread number or by the op's work counter.
 All meet at a spinning barrier (about 0.3 us for two threads) before an op that needs what another has made, as the
 op's flags say; with one token, small ops are left to thread 0. Between two steps a worker spins for a
-while, since the next token usually follows at once, and then goes back to Python to sleep.
+while, since the next token usually follows at once, and then goes back to Python to sleep. So do workers that jobs of
+fewer threads leave out.
 
 ``team_decode`` goes from token to token by itself: the threads draw from the logits, a row each, and what was drawn is
 the next step's tokens. All else that a step says stays as it is, so Python ends such a run where it would not.
 
 The team's record (int64, one cache line each, so that spinning threads do not disturb each other):
 
-    arrivals | phase | generation | n_threads | job (ops, first, last, step, draws) | yield function | a line a worker
+    arrivals | phase | generation | n_threads | job (ops, first, last, step, draws, threads) | yield function
+    | a line a worker
 
 Written in numba like the kernels, but the last four functions are kernels only by their signature: ``op`` is the team's
 record, and the other arguments are named in each.
@@ -51,7 +53,7 @@ def _barrier(team, n_threads):
 @v.forceinline
 def _walk(team, thread):
     ops, step = v.load_i64(team + at.JOB_OPS), v.load_i64(team + at.JOB_STEP)
-    n_threads = v.load_i64(team + at.N_THREADS)
+    n_threads = v.load_i64(team + at.JOB_THREADS)
     one_token = v.load_i64(step + layout.N_TOKENS) == 1
     meet = layout.MEET
     if one_token:
@@ -78,10 +80,13 @@ def _walk(team, thread):
 @v.forceinline
 def _publish(team, parked):
     """The number of workers that Python must wake."""
-    n = 0
-    v.atomic_add(team + at.GENERATION, 1)
+    n, n_threads = 0, v.load_i64(team + at.JOB_THREADS)
+    number = v.load_i64(team + at.GENERATION) // at.OF_JOB + 1
+    v.atomic_exchange(team + at.GENERATION, number * at.OF_JOB + n_threads)
     for worker in range(1, v.load_i64(team + at.N_THREADS)):
-        state = v.atomic_exchange(team + at.WORKERS + worker * at.LINE, at.RUNNING)
+        state = 0
+        if worker < n_threads:
+            state = v.atomic_exchange(team + at.WORKERS + worker * at.LINE, at.RUNNING)
         v.store_i64(parked + worker * 8, state)
         n += state
     return n
@@ -150,22 +155,23 @@ def team_decode(team, decode, _unused, _unused2):
 
 
 def team_work(team, thread, generation, last_generation):
-    """A worker: do the jobs after ``generation`` until none comes for a while; the last one done is stored."""
+    """A worker: do the jobs after ``generation`` until none comes for a while; the last one seen is stored."""
     state = team + at.WORKERS + thread * at.LINE
-    stay = True
+    stay, spins = True, 0
     while stay:
-        spins = 0
-        while v.atomic_load(team + at.GENERATION) == generation and spins < SPINS_BEFORE_PARKING:
+        latest = v.atomic_load(team + at.GENERATION)
+        if latest != generation:
+            generation = latest  # jobs that left this worker out may have come and gone
+            if thread < latest % at.OF_JOB:
+                _walk(team, thread)
+                spins = 0
+        elif spins < SPINS_BEFORE_PARKING:
             spins += 1
             v.pause()
-        if v.atomic_load(team + at.GENERATION) == generation:
+        else:
             v.atomic_exchange(state, at.PARKED)
-            if v.atomic_load(team + at.GENERATION) != generation:
-                # a job came just now: whoever takes the mark back decides who wakes us
-                stay = v.atomic_exchange(state, at.RUNNING) == at.PARKED
-            else:
-                stay = False
-        if stay:
-            generation += 1
-            _walk(team, thread)
+            latest = v.atomic_load(team + at.GENERATION)
+            # a job came just now: whoever takes the mark back decides who wakes us
+            came = latest != generation and thread < latest % at.OF_JOB
+            stay = came and v.atomic_exchange(state, at.RUNNING) == at.PARKED
     v.store_i64(last_generation, generation)

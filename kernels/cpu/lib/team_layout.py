@@ -2,7 +2,9 @@
 
 LINE = 64
 ARRIVALS, PHASE, GENERATION, N_THREADS, JOB, YIELD, WORKERS = (LINE * i for i in range(7))
-JOB_OPS, JOB_FIRST, JOB_LAST, JOB_STEP, JOB_DRAWS = (JOB + 8 * i for i in range(5))
+JOB_OPS, JOB_FIRST, JOB_LAST, JOB_STEP, JOB_DRAWS, JOB_THREADS = (JOB + 8 * i for i in range(6))
+OF_JOB = 1 << 16
+"""GENERATION is this times the number of the job, plus how many threads do it: both change in one moment."""
 
 RUNNING, PARKED = 0, 1
 

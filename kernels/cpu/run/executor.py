@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from time import perf_counter
 from typing import ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
+from edgellm.kernels.cpu.run.decode_threads import DecodeThreads
 from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
 from edgellm.kernels.cpu.run.experts_ahead import Routed, keep_in_file
 from edgellm.kernels.cpu.run.lowering import MAX_OUTPUTS, OpTable, in_file_nbytes, lower, scratch_nbytes, work_nbytes
@@ -110,6 +112,7 @@ class CPUExecutor:
                 table.rows[row, field] = addresses[name]
         self._use(self._plain)
         self._team: ThreadTeam = ThreadTeam(addresses, n_threads, self._code) if beside is None else beside._team
+        self._decode_threads = DecodeThreads(self._team)
         self._end_threads = weakref.finalize(self, self._team.close if beside is None else _nothing)
         self._step = StepRecord(program, max_tokens, n_threads)
         self._has_state = any(group.kind == "state" for group in program.groups)
@@ -152,6 +155,12 @@ class CPUExecutor:
         """Logits (n_outputs, n_vocab) float32, or hidden states, valid until the next call; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
+        if len(batch) > 1 or hook is not None:
+            return self._run(batch, hook)
+        with self._decode_threads:
+            return self._run(batch, None)
+
+    def _run(self, batch: Batch, hook: Hook | None) -> np.ndarray:
         self._use_for(batch)
         wanted = self._wanted(hidden=batch.hidden)
         starts, self._n_tokens = check_batch(batch, self.program, self.pool, self.max_tokens), len(batch)
@@ -283,7 +292,7 @@ class CPUExecutor:
         table.rows[:, _COUNTER] = 0
         logits = table.buffers[self.program.output]
         first, nbytes = logits.ctypes.data, logits.strides[0]
-        n_made = self._team.decode(
+        arguments = (
             self._rows_address,
             table.first_row[-1],
             self._step.address,
@@ -293,6 +302,8 @@ class CPUExecutor:
             self._step.angle_nbytes,
             stops,
         )
+        with self._decode_threads if n == 1 else nullcontext(self._decode_threads) as trial:
+            n_made = trial.n_steps = self._team.decode(*arguments)
         return [n_made - (draw.tokens(n_made)[-1] < 0) for draw in draws]
 
     # ---- as a part of a program that is split ------------------------------------------------------------------------

@@ -21,10 +21,13 @@ def aligned_zeros(nbytes: int, alignment: int = 64) -> np.ndarray:
 
 
 class ThreadTeam:
-    """n threads; the caller of ``run`` is the first. ``addresses`` are the loaded team_* kernels, kept by ``code``."""
+    """n threads; the caller of ``run`` is the first. ``addresses`` are the loaded team_* kernels, kept by ``code``.
+
+    ``at_once`` may be set to fewer of them, which then do what follows.
+    """
 
     def __init__(self, addresses: dict[str, int], n_threads: int, code: object = None) -> None:
-        self.n_threads = n_threads
+        self.n_threads = self.at_once = n_threads
         self._code = code  # idle workers spin in it
         kernels = (KERNEL(addresses[f"team_{name}"]) for name in ("publish", "lead", "work", "decode"))
         self._publish, self._lead, self._work, self._decode = kernels
@@ -91,7 +94,7 @@ class ThreadTeam:
         self._run_fields[at.WAITED_FOR // 8] = wanted
 
     def _announce(self, ops: int, first: int, last: int, step: int, draws: int) -> None:
-        self._fields[at.JOB // 8 : at.JOB // 8 + 5] = ops, first, last, step, draws
+        self._fields[at.JOB // 8 : at.JOB // 8 + 6] = ops, first, last, step, draws, self.at_once
         self._publish(self._record_address, self._parked_address, 0, 0)
         self._wake_parked()
 

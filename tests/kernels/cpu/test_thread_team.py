@@ -324,6 +324,27 @@ def test_ops_left_to_one_thread_are_done_once_and_in_order() -> None:
     team.close()
 
 
+def test_jobs_of_fewer_threads_leave_the_others_out_who_sleep_and_come_back() -> None:
+    rng = random.Random(3)
+    team = make_team(3)
+    tables = {n: [random_table(rng, n, size) for size in (1, 2, 5)] for n in (1, 2, 3)}
+    for i in range(300):
+        team.at_once = rng.choice((1, 2, 3))
+        table = rng.choice(tables[team.at_once])
+        table.run(team)
+        assert np.array_equal(table.cells, table.expected()), (team.at_once, i)
+        if i % 30 == 0:
+            time.sleep(rng.choice((0, 0.0001, 0.003, 0.004, 0.006)))
+    team.at_once = 1
+    while not parked(team):
+        tables[1][0].run(team)  # jobs that others do keep nobody awake
+    team.at_once = 3
+    for table in tables[3]:
+        table.run(team)
+        assert np.array_equal(table.cells, table.expected())
+    team.close()
+
+
 def test_no_rows_are_no_work() -> None:
     team = make_team(2)
     team.run(0, 3, 3, 0)
