@@ -4,7 +4,8 @@
 other; ``@ d512`` does it behind 512 tokens that are already in the cache; ``x 16`` makes 16 texts grow together, one
 token each in every step, and counts the tokens of all. A warm-up comes first and is not counted.
 Reading a prompt is bound by arithmetic, decoding by memory: so a decode test also states the bytes that it must read
-for a token, as a share of what a plain loop over memory reads in that time.
+for a token, as a share of what this machine reads in that time at best: in several orders, and from large pages. A file
+that is in small pages streams at less.
 """
 
 from __future__ import annotations
