@@ -52,7 +52,7 @@ def turn_16(p, step, out, line):
         v.store_f32x16(c + 3 * line, _last_halves(high, high2))
 
 
-def make_tiles(quant: str) -> Any:
+class Tiles(NamedTuple):
     """Products of some rows of a panel, n columns ``line`` bytes apart, with six tokens: ``x`` and ``out`` are the
     addresses of theirs.
 
@@ -60,8 +60,19 @@ def make_tiles(quant: str) -> Any:
     two(x, panel, line, n, out)                   32 rows, from nothing
     four(x, panel, line, n, bias, out, begins)    64 rows: 24 registers of sums
     """
-    vector_at = vector_loads(quant)[0]
 
+    one: Any
+    two: Any
+    four: Any
+
+
+def make_tiles(quant: str) -> Tiles:
+    """Those of a type of weights."""
+    vector_at = vector_loads(quant)[0]
+    return Tiles(_make_one(vector_at), _make_two(vector_at), _make_four(vector_at))
+
+
+def _make_one(vector_at: Any) -> Any:
     @v.forceinline
     def one(x, panel, line, n, bias, out, begins):
         x0, x1, x2, x3, x4, x5 = x
@@ -89,6 +100,10 @@ def make_tiles(quant: str) -> Any:
         v.store_f32x16(o4, e)
         v.store_f32x16(o5, f)
 
+    return one
+
+
+def _make_two(vector_at: Any) -> Any:
     @v.forceinline
     def two(x, panel, line, n, out):
         x0, x1, x2, x3, x4, x5 = x
@@ -111,6 +126,10 @@ def make_tiles(quant: str) -> Any:
         _end_two(o4, e, k)
         _end_two(o5, f, m)
 
+    return two
+
+
+def _make_four(vector_at: Any) -> Any:
     @v.forceinline
     def four(x, panel, line, n, bias, out, begins):
         x0, x1, x2, x3, x4, x5 = x
@@ -137,15 +156,7 @@ def make_tiles(quant: str) -> Any:
         _end(o4, e0, e1, e2, e3)
         _end(o5, f0, f1, f2, f3)
 
-    return Tiles(one, two, four)
-
-
-class Tiles(NamedTuple):
-    """See ``make_tiles``."""
-
-    one: Any
-    two: Any
-    four: Any
+    return four
 
 
 @v.forceinline
