@@ -62,6 +62,12 @@ CACHE_NBYTES = 8 << 30  # of the prefixes that are kept on the disk
 LEAST_CONTEXT = 2048  # tokens; the default goes no lower for lack of memory
 WHOLE_CONTEXT = 2048  # the default where each step has all of a text
 
+DENOISES = (
+    "This model writes by denoising: the tokens of a block come in no order, and are shown once all before them are "
+    "there. Fewer steps are faster (--diffusion-steps, or /set diffusion-steps)."
+)
+"""What a user is told once."""
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -218,6 +224,8 @@ def open_model(name_or_path: str | Path, options: LoadOptions, progress: StagePr
             options = replace(options, gpu_layers=need.where.layers)
         engine, n_threads = start_engine(program, gguf, n_ctx, tokenizer, options, report, draft)
         engine.intact = gguf.check
+        if program.denoising is not None:
+            engine.notices.append(DENOISES)
         if adapters is not None:
             engine.adapters = adapters.chosen
         try:

@@ -27,6 +27,7 @@ from edgellm.loading import LoadOptions, choose_context
 from edgellm.models import build_program
 from edgellm.quantize.convert import convert
 from edgellm.quantize.inputs import open_input
+from edgellm.sampling.options import parse_setting
 from edgellm.tokenizer import Tokenizer
 
 TOKENS = np.random.default_rng(0).integers(0, 270, 60).tolist()
@@ -311,6 +312,13 @@ def test_scores_beams_and_drafts_are_refused_by_name(llm: Any, rows: Callable[[s
 def test_its_rows_can_be_embedded(llm: Any) -> None:
     vectors = llm.embed(["the and in", "on the"])
     assert vectors.shape == (2, 64) and np.array_equal(llm.embed(["on the"])[0], vectors[1])
+
+
+def test_a_user_is_told_in_a_word_how_it_writes(rows: Callable[[str], tuple[Any, Path]]) -> None:
+    with edgellm.load(rows("dream")[1], n_ctx=32) as opened:
+        (notice,) = opened.take_notices()
+    assert "denoising" in notice and "--diffusion-steps" in notice
+    assert parse_setting("diffusion-steps", "9") == ("diffusion_steps", 9)
 
 
 def test_the_context_is_short_where_nobody_says_how_long(rows: Callable[[str], tuple[Any, Path]]) -> None:
