@@ -16,9 +16,9 @@ from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile, QuantizedTensor
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.executors import CHOICES, EXECUTORS, executor_class, open_executor, resolved
+from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.gpu.lowering import PARTIALS_NBYTES
 from edgellm.kernels.program import Batch, Executor, Program
 from edgellm.memory import estimate
 from edgellm.models import build_program
