@@ -11,7 +11,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.findings import short
@@ -20,8 +20,10 @@ from edgellm.machine.paths import typed_path
 MAX_CONTEXT = 1 << 24  # tokens
 MAX_THREADS = 1024
 MAX_TOKENS_PER_STEP = 1 << 16
-CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")
+CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0", "kivi2")
 """What keys and values can be kept as; kernels/cache_types.py has the rows."""
+KV_KEEPS = {"quest": 256, "snapkv": 64}
+"""How fewer keys are read or kept, and the least tokens of each, of which all are multiples."""
 
 
 def wrong(name: str, value: Any, expected: str) -> ParameterError:
@@ -54,6 +56,31 @@ def cache_type(name: str, value: Any) -> str:
     if not isinstance(value, str) or value not in CACHE_TYPES:
         raise wrong(name, value, f"one of {', '.join(CACHE_TYPES)}")
     return value
+
+
+class KVKeep(NamedTuple):
+    """How fewer keys are read or kept, and how many tokens of a context are."""
+
+    way: str
+    n_tokens: int
+
+
+def kv_keep(name: str, value: Any) -> KVKeep | None:
+    """``WAY:TOKENS``, None for all keys; ParameterError names what it may be."""
+    if value is None or value == "all":
+        return None
+    way, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if way == "h2o":
+        raise ParameterError(
+            f"{name} is {shown(value)}. What heavy hitters are depends on every token before, one after the other, so "
+            "a prompt would have other numbers in each chunking: h2o is not there. Take quest:TOKENS or snapkv:TOKENS."
+        )
+    each = KV_KEEPS.get(way)
+    if each is None or not number.isascii() or not number.isdecimal() or len(number) > 9:
+        raise wrong(name, value, f"all, or one of {', '.join(KV_KEEPS)} with a number of tokens, such as quest:1024")
+    if int(number) % each or not int(number):
+        raise wrong(name, value, f"{way} with a multiple of {each} tokens, such as {way}:{max(each, 1024)}")
+    return KVKeep(way, int(number))
 
 
 def text(name: str, value: Any) -> str:

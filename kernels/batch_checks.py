@@ -138,6 +138,8 @@ def _check_rows(batch: Batch, program: Program, n_steps: int) -> None:
 def _check_rope_positions(parts: np.ndarray, n: int, program: Program) -> None:
     chosen = [int(rope.part_of.max()) for rope in program.ropes.values() if rope.part_of is not None]
     n_parts = 1 + max(chosen, default=0)
+    if parts.shape == (n,):
+        return
     if parts.ndim != 2 or parts.shape[0] < n_parts or parts.shape[1] != n:
         raise ParameterError(f"rope_positions of shape {parts.shape}; ({n_parts}, {n}) is expected")
 

@@ -1,4 +1,4 @@
-"""What keys and values can be kept as: ggml's types of 32 numbers, each token of a head by itself.
+"""What keys and values can be kept as: ggml's types of 32 numbers, each token of a head by itself, or whole blocks.
 
 A token's key, or value, is cut into groups of 32 dimensions. A group has a float16 scale d, in some types a float16
 minimum m, and for every dimension a code; a number is ``d * level(code) + m``. A token is quantized from its own
@@ -13,6 +13,12 @@ dimensions and positions, of values positions and dimensions):
     scales       (dim / 32, 32) float16, then minima likewise
 
 So a register of bytes has two dots of 16 lanes, which one instruction multiplies with int16 and adds.
+
+A packed type takes a block of 32 positions once it is full (KIVI): of keys the 32 numbers of a dimension share scale
+and minimum, of values 32 dimensions of a position. Until then the block is kept in 16 bits somewhere else.
+
+    2 bits       (dots / 4, lanes) uint8: dot 4 i in the lowest bits, 4 i + 3 in the highest
+    scales       of keys (dim,), of values (dim / 32, 32) float16, then minima likewise
 """
 
 from __future__ import annotations
@@ -186,8 +192,53 @@ QUANTIZED: dict[str, CacheType] = {
         CacheType("iq4_nl", 4, np.array(IQ4), _fit_nonlinear),
     )
 }
+
+
+@dataclass(frozen=True)
+class PackedType:
+    """A type of blocks of 32 positions, with 2 bits a number."""
+
+    name: str
+    bits: int = 2
+
+    def head_nbytes(self, dim: int) -> int:
+        """Bytes of a block of one head."""
+        return dim * (4 * self.bits + 4)
+
+    def pack(self, x: np.ndarray, *, values: bool) -> np.ndarray:
+        """Blocks of keys (..., dim, 32), of values (..., 32, dim), as bytes (..., head_nbytes)."""
+        front, groups = x.shape[:-2], np.ascontiguousarray(x, np.float32).reshape(*x.shape[:-1], -1, GROUP)
+        with np.errstate(all="ignore"):
+            codes, scale, low = _fit_affine(self.bits)(groups)
+            scale = scale + np.abs(groups).sum(axis=-1) * np.float32(0)  # what is not finite has to stay visible
+            codes = codes.astype(np.uint8).reshape(*front, x.shape[-2] // 4, 4, x.shape[-1])
+        packed = codes[..., 0, :] | codes[..., 1, :] << 2 | codes[..., 2, :] << 4 | codes[..., 3, :] << 6
+        parts = [packed.reshape(*front, -1)]
+        for numbers in (scale, low):  # (..., dim, 1), or (..., 32, dim / 32)
+            halves = np.ascontiguousarray(numbers.swapaxes(-1, -2) if values else numbers, np.float16)
+            parts.append(halves.reshape(*front, -1).view(np.uint8))
+        return np.concatenate(parts, axis=-1)
+
+    def unpack(self, data: np.ndarray, dim: int, *, values: bool) -> np.ndarray:
+        """What ``pack`` made, as float32 in the shape of what it was given."""
+        front, (dots, lanes) = data.shape[:-1], (POSITIONS, dim) if values else (dim, POSITIONS)
+        packed = data[..., : dim * 8].reshape(*front, dots // 4, 1, lanes)
+        codes = (packed >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3).reshape(*front, dots, lanes // GROUP, GROUP)
+        halves = np.ascontiguousarray(data[..., dim * 8 :]).view(np.float16).astype(np.float32)
+        if values:
+            scale, low = np.moveaxis(halves.reshape(*front, 2, dim // GROUP, POSITIONS).swapaxes(-1, -2), -3, 0)
+        else:
+            scale, low = np.moveaxis(halves.reshape(*front, 2, dim, 1), -3, 0)
+        numbers = codes.astype(np.float32) * scale[..., None] + low[..., None]
+        return numbers.reshape(*front, dots, lanes)
+
+
+PACKED: dict[str, PackedType] = {kind.name: kind for kind in (PackedType("kivi2"),)}
 FLOATS: dict[str, np.dtype] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
 """numpy has no bfloat16: its bits."""
+
+TOKEN_TYPES = (*FLOATS, *QUANTIZED)
+"""Those in which a token is kept by itself."""
 
 DEFAULT = "f16"
 

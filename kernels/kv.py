@@ -9,7 +9,11 @@ that one vector register holds the same dimension of neighbouring positions and 
     latent   (n_blocks, n_kv_heads, 32, head_dim_k): keys that begin with their values, row by row
     states   (n_slots, width) float32: all that a recurrent layer remembers of a sequence at one position
 
-Those of fewer bits are (n_blocks, n_kv_heads, nbytes) uint8, as cache_types.py lays them out.
+Those of fewer bits are (n_blocks, n_kv_heads, nbytes) uint8, as cache_types.py lays them out. Where queries choose
+among the blocks there are behind them
+
+    bounds   (n_blocks, n_kv_heads, 2, head_dim_k padded to 16) float16: least and largest number of each dimension
+             of the keys of a full block
 
 Memory is anonymous and zero; the system commits a page when it is first written, so a large context costs nothing
 until it is used.
@@ -25,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgellm.kernels.cache_types import DEFAULT, FLOATS, QUANTIZED
+from edgellm.kernels.cache_types import DEFAULT, FLOATS, PACKED, QUANTIZED
 
 BLOCK_TOKENS = 32
 
@@ -36,10 +40,11 @@ class CacheGroup:
 
     all      every position, in blocks of 32
     window   the last ``window`` positions, the query's own included, in blocks of 32
+    newest   the block of the query's own position, in which nothing is packed yet
     state    one state, in place of positions: a step reads one slot and writes another
     """
 
-    kind: Literal["all", "window", "state"] = "all"
+    kind: Literal["all", "window", "newest", "state"] = "all"
     window: int = 0
 
     @property
@@ -54,6 +59,9 @@ class KVLayer:
 
     With ``latent`` the first ``head_dim_v`` dimensions of a key are its value, too, and no values are kept. ``type_k``
     and ``type_v`` are rows of cache_types.py; "f16" leaves it to the executor, whose judge keeps float32.
+
+    n_chosen   blocks that a query reads at most, its own included, as it chooses by their bounds; 0 means all
+    newest     keeps only the block that is being filled, before it is packed into another layer's
     """
 
     n_kv_heads: int
@@ -63,6 +71,8 @@ class KVLayer:
     latent: bool = False
     type_k: str = DEFAULT
     type_v: str = DEFAULT
+    n_chosen: int = 0
+    newest: bool = False
 
     @property
     def is_typed(self) -> bool:
@@ -72,13 +82,16 @@ class KVLayer:
     @property
     def group(self) -> CacheGroup:
         """What its block table stands for."""
+        if self.newest:
+            return CacheGroup("newest", 1)
         return CacheGroup("window", self.window) if self.window else CacheGroup()
 
     def seen_nbytes(self, n_cached: int, dtype: str = "float16") -> int:
         """Bytes that a query behind ``n_cached`` positions reads."""
-        n_seen = min(n_cached, self.window) if self.window else n_cached
-        block = sum(math.prod(shape) * kept.itemsize for shape, kept in self.arrays(np.dtype(dtype)))
-        return n_seen * block // BLOCK_TOKENS
+        most = BLOCK_TOKENS if self.newest else self.n_chosen * BLOCK_TOKENS or self.window or n_cached
+        nbytes = [math.prod(shape) * kept.itemsize for shape, kept in self.arrays(np.dtype(dtype))]
+        bounds = nbytes.pop() if self.n_chosen else 0
+        return (min(n_cached, most) * sum(nbytes) + n_cached * bounds) // BLOCK_TOKENS
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Of one block: keys, then values."""
@@ -91,10 +104,12 @@ class KVLayer:
         found: list[tuple[tuple[int, ...], np.dtype]] = []
         dims = (self.head_dim_k, self.head_dim_v)
         for shape, name, dim in zip(self.shapes(), (self.type_k, self.type_v), dims, strict=False):
-            if name in QUANTIZED:
-                found.append(((self.n_kv_heads, QUANTIZED[name].head_nbytes(dim)), np.dtype(np.uint8)))
+            if kind := QUANTIZED.get(name) or PACKED.get(name):
+                found.append(((self.n_kv_heads, kind.head_nbytes(dim)), np.dtype(np.uint8)))
             else:
                 found.append((shape, dtype if name == DEFAULT else FLOATS[name]))
+        if self.n_chosen:
+            found.append(((self.n_kv_heads, 2, -(-self.head_dim_k // 16) * 16), np.dtype(np.float16)))
         return found
 
 

@@ -208,7 +208,8 @@ class Batch:
                      this batch, never less than the token's before it. None: its own, that is causal attention
     embeddings       rows of this batch, (k,) int, and what stands there in place of their tokens' embeddings,
                      (k, n_embd) float32, as it is behind the scale of the embedding
-    rope_positions   (n_parts, n) int32, what ``Rope.part_of`` chooses from; None: ``positions`` in every part
+    rope_positions   (n_parts, n) int32, what ``Rope.part_of`` chooses from, or (n,), the same in every part, where a
+                     sequence holds fewer positions than it had tokens; None: ``positions``
     types            (n,) int32, which of an encoder's texts a token is of; None: all of the first
     hidden           ``Program.hidden`` is wanted in place of logits
     adapters         (n, n_adapters) float32, the scale of each adapter for each token; None: no token has any

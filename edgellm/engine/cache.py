@@ -55,7 +55,7 @@ def pool_blocks(layers: SequenceOf[CacheLayer], n_ctx: int, max_tokens: int, n_p
         mine = [layer for layer in layers if layer.group == group]
         if group.kind == "all":
             counts.append(whole)
-        elif group.kind == "window":
+        elif group.kind != "state":
             live = n_parallel * (n_blocks_of(group.window) + 2) + n_blocks_of(max_tokens) + 1
             counts.append(min(whole, live + SPARE_WINDOWS * (n_blocks_of(group.window) + 1)))
         else:
@@ -95,12 +95,18 @@ class Sequence:
     first: list[int] = field(default_factory=list)  # first block kept, for each group
     end: list[int] = field(default_factory=list)  # one after the last block reserved, for each group
     checkpoint: int = 0
+    dropped: int = 0  # positions that it had and holds no more, of its first ones
     stops: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Tokens held, and the position of the next one."""
+        """Tokens computed, and the position of the next one in the text."""
         return len(self.tokens)
+
+    @property
+    def n_held(self) -> int:
+        """Positions held, and the place of the next one in its blocks."""
+        return len(self.tokens) - self.dropped
 
 
 class KVCache:
@@ -110,7 +116,7 @@ class KVCache:
         self.pool = pool
         self.n_ctx = n_ctx
         self.max_blocks = n_blocks_of(n_ctx)
-        groups = [BlockGroup(i, g.window, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
+        groups = [BlockGroup(i, g, n) for i, (g, n) in enumerate(zip(pool.groups, pool.n_blocks, strict=True))]
         self._states = groups.pop() if pool.groups and pool.groups[-1].kind == "state" else None
         self._groups = groups
         self._roots: dict[str, Node] = {}
@@ -165,7 +171,7 @@ class KVCache:
                 f"The context is full: {sequence.length} + {n} tokens, it has room for {self.n_ctx}. "
                 "Shorten the conversation or load the model with a larger context."
             )
-        end = n_blocks_of(sequence.length + n)
+        end = n_blocks_of(sequence.n_held + n)
         for group in self._groups:
             self._slide(sequence, group)
         for group in self._groups:
@@ -199,7 +205,7 @@ class KVCache:
             return
         sequence.tokens.extend(tokens)
         held = (end for group, end in zip(self.pool.groups, sequence.end, strict=True) if group.kind != "state")
-        assert all(n_blocks_of(sequence.length) <= end for end in held), "commit() without reserve()"
+        assert all(n_blocks_of(sequence.n_held) <= end for end in held), "commit() without reserve()"
         if sequence.root is not None:
             while (len(sequence.path) + 1) * BLOCK_TOKENS <= sequence.length:
                 self._publish(sequence)
@@ -225,7 +231,7 @@ class KVCache:
 
     def mark(self, sequence: Sequence) -> None:
         """Another sequence will likely part from this one here: what is in the windows now is kept longer."""
-        sequence.checkpoint = sequence.length
+        sequence.checkpoint = sequence.n_held
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
         """The sequence is over; its blocks stay findable until their place is needed. May be called twice.
@@ -242,6 +248,51 @@ class KVCache:
         if sequence.root is not None:
             sequence.root.users -= 1
         self._let_go(sequence)
+
+    def shrink(self, sequence: Sequence, n_far: int, make_room: Callable[[], bool]) -> np.ndarray:
+        """Let a sequence of whole blocks hold but ``n_far`` positions before its last block; the blocks for these.
+
+        It leaves the tree: what it holds from now on is its own. ``make_room`` has others give up blocks, and says
+        whether one did; without any CACHE_FULL is raised, and the sequence is good for nothing but to be released.
+        """
+        n, shift = n_far // BLOCK_TOKENS, (sequence.length - n_far) // BLOCK_TOKENS - 1
+        assert sequence.n_held == sequence.length == (n + shift + 1) * BLOCK_TOKENS, "not of whole blocks"
+        targets = np.zeros(n, np.int64)
+        for group in self._groups:
+            table, i = sequence.tables[group.index], group.index
+            if group.window:
+                self._slide(sequence, group)
+                assert sequence.first[i] >= shift, "a window that is longer than what is held"
+            else:
+                for b in range(n + shift - 1, -1, -1):
+                    group.drop(int(table[b]))
+                    table[b] = -1
+                sequence.first[i] = n + shift
+            table[:] = np.concatenate([table[shift:], np.full(shift, -1, np.int32)])
+            sequence.first[i], sequence.end[i] = sequence.first[i] - shift, sequence.end[i] - shift
+        self._leave_tree(sequence)
+        sequence.dropped, sequence.checkpoint = shift * BLOCK_TOKENS, 0
+        for group in (group for group in self._groups if not group.window):
+            while group.n_available < n:
+                if not make_room():
+                    raise ContextFullError(
+                        f"The KV cache has {group.n_available} free blocks, {n} are needed. Load the model with a "
+                        "larger context.",
+                        code="CACHE_FULL",
+                    )
+            targets[:] = [self._take(group) for _ in range(n)]
+            sequence.tables[group.index][:n], sequence.first[group.index] = targets, 0
+        return targets
+
+    def _leave_tree(self, sequence: Sequence) -> None:
+        for node in reversed(sequence.path):
+            node.users -= 1
+            self._prune(node)
+        sequence.path.clear()
+        sequence.stops.clear()
+        if sequence.root is not None:
+            sequence.root.users -= 1
+            sequence.root = None
 
     def _root(self, variant: str) -> Node:
         """The root of a variant's tree, in place of those that hold nothing any more."""
@@ -298,7 +349,7 @@ class KVCache:
     def blocks(self, sequence: Sequence) -> list[list[int]]:
         """For each group the blocks that hold the sequence, from ``sequence.first`` on."""
         held = zip(self.pool.groups, sequence.tables, sequence.first, strict=True)
-        end = n_blocks_of(sequence.length)
+        end = n_blocks_of(sequence.n_held)
         return [table[:1].tolist() if group.kind == "state" else table[a:end].tolist() for group, table, a in held]
 
     def n_used(self) -> tuple[int, ...]:
@@ -551,7 +602,7 @@ class KVCache:
 
     def _slide(self, sequence: Sequence, group: BlockGroup) -> None:
         """Let go of the blocks that no position from the next one on looks at."""
-        first = min(group.first_needed(sequence.length), sequence.end[group.index])
+        first = min(group.first_needed(sequence.n_held), sequence.end[group.index])
         table = sequence.tables[group.index]
         kept = group.first_needed(sequence.checkpoint)  # of the window at the mark
         for b in range(sequence.first[group.index], first):

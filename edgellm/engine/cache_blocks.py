@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.kv import BLOCK_TOKENS, CacheGroup
 
 
 class Node:
@@ -43,9 +43,10 @@ class BlockGroup:
     Of a group of states they are slots, and a node has one as a snapshot.
     """
 
-    def __init__(self, index: int, window: int, n_blocks: int) -> None:
+    def __init__(self, index: int, group: CacheGroup, n_blocks: int) -> None:
         self.index = index
-        self.window = window
+        self.window = group.window
+        self.is_newest = group.kind == "newest"
         self.free = list(range(n_blocks - 1, -1, -1))
         self.references = [0] * n_blocks
         self.owner: list[Node | None] = [None] * n_blocks
@@ -85,10 +86,13 @@ class BlockGroup:
     def first_needed(self, position: int) -> int:
         """The first block that a query at ``position`` looks at.
 
-        The last full block counts as looked at even by a tiny window: it ties the sequence to the prefix tree.
+        The last full block counts as looked at even by a tiny window: it ties the sequence to the prefix tree. The
+        newest blocks need not, for beside them there are those that are packed.
         """
         if not self.window:
             return 0
+        if self.is_newest:
+            return position // BLOCK_TOKENS
         last_full = position // BLOCK_TOKENS - 1
         return max(0, min(last_full, (position - self.window + 1) // BLOCK_TOKENS))
 

@@ -23,6 +23,7 @@ import numpy as np
 from edgellm.formats.large_pages import large_page_share
 from edgellm.kernels.executors import GPULayers, describe, executor_class, is_gpu
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
+from edgellm.kernels.ops import BoundKeys, ChooseBlocks
 from edgellm.kernels.program import Batch
 from edgellm.machine.cpu import cpu_name
 
@@ -282,5 +283,6 @@ def _tables(
 def bytes_per_token(program: Program, n_cached: int, kv_dtype: str = "float16") -> int:
     """Bytes of weights and of a cache of ``n_cached`` tokens that computing one more token must read."""
     weights = sum(op.nbytes_per_token(program.tensors) for op in program.ops)
-    layers = [program.cache_layers[index] for op in program.ops for index in op.read_layers()]
+    attends = (op for op in program.ops if not isinstance(op, BoundKeys | ChooseBlocks))  # which read what it counts
+    layers = [program.cache_layers[index] for op in attends for index in op.read_layers()]
     return weights + sum(layer.seen_nbytes(n_cached, kv_dtype) for layer in layers)

@@ -32,6 +32,7 @@ from edgellm.kernels.ops.elementwise import (
 from edgellm.kernels.ops.embed import Embed
 from edgellm.kernels.ops.encoder import AddRows, SelfAttention
 from edgellm.kernels.ops.experts import ExpertMatmul, ExpertSum, Route
+from edgellm.kernels.ops.full_blocks import BoundKeys, ChooseBlocks, PackKV
 from edgellm.kernels.ops.hadamard import Hadamard
 from edgellm.kernels.ops.matmul import HeadMatmul, Matmul
 from edgellm.kernels.ops.norms import LayerNorm, RMSNorm
@@ -53,7 +54,9 @@ __all__ = [
     "AddToStreams",
     "ApplyRope",
     "Attention",
+    "BoundKeys",
     "CausalConv",
+    "ChooseBlocks",
     "Clamp",
     "DeltaGates",
     "DeltaRule",
@@ -71,6 +74,7 @@ __all__ = [
     "Matmul",
     "MixStreams",
     "Op",
+    "PackKV",
     "RMSNorm",
     "Route",
     "SSMGates",
@@ -92,6 +96,6 @@ OPS: tuple[type[Op], ...] = (
     Route, ExpertMatmul, ExpertSum, Scale, SigmoidGate, Softcap, SplitHeads, CausalConv, DeltaGates, DeltaRule,
     LayerNorm, Activate, AddRows, SelfAttention, SSMGates, SSMScan, GatedNorm, SoftplusGate,
     HeadMatmul, JoinHeads, AdapterDown, AdapterUp, AddDirection,
-    Hadamard, Clamp,
+    Hadamard, Clamp, PackKV, BoundKeys, ChooseBlocks,
     MixStreams, AddToStreams, MatchMagnitude, ScaleColumns, GaussianTopK,
 )  # fmt: skip

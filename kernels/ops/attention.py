@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.kernels.cache_types import DEFAULT, QUANTIZED, CacheType, numbers_of, stored
-from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
+from edgellm.kernels.cache_types import DEFAULT, PACKED, QUANTIZED, CacheType, numbers_of, stored
+from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
 from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.ops.step import Segment, Step
 from edgellm.kernels.program import Op
@@ -37,7 +38,7 @@ class StoreKV(Op):
             return
         v = step[self.v].reshape(len(positions), layer.n_kv_heads, layer.head_dim_v)
         for values, x, name, array in zip(
-            (False, True), (k, v), (layer.type_k, layer.type_v), step.pool.arrays[self.layer], strict=True
+            (False, True), (k, v), (layer.type_k, layer.type_v), step.pool.arrays[self.layer][:2], strict=True
         ):
             if name in QUANTIZED:
                 _store_quantized(array, QUANTIZED[name], x, blocks, positions % BLOCK_TOKENS, values=values)
@@ -67,9 +68,12 @@ class Attention(Op):
 
     softcap   scores are cap * tanh(score / cap); 0 leaves them as they are
     sinks     (n_heads,): a score of each head that stands in the softmax's sum and has no value
+    chosen    of layers with ``n_chosen``: the blocks that each token reads, as ChooseBlocks gives them. A token that
+              has no more blocks than that reads them all
+    newest    of a packed layer: the layer that has the blocks from the token's own on, in 16 bits
     """
 
-    name, reads, writes, weights, cache = "attention", ("q",), ("out",), ("sinks",), "read"
+    name, reads, writes, weights, cache = "attention", ("q", "chosen"), ("out",), ("sinks",), "read"
 
     q: str
     out: str
@@ -78,27 +82,84 @@ class Attention(Op):
     scale: float
     softcap: float = 0.0
     sinks: str | None = None
+    chosen: str | None = None
+    newest: int | None = None
+
+    def read_layers(self) -> tuple[int, ...]:
+        return (self.layer,) if self.newest is None else (self.layer, self.newest)
 
     def reference(self, step: Step) -> None:
-        layer = step.program.kv_layer(self.layer)
+        for segment in self._segments(step):
+            if self.chosen is not None and segment.first_position // BLOCK_TOKENS >= self._layer(step).n_chosen:
+                self._attend_chosen(step, segment)
+            else:
+                self._attend(step, segment)
+
+    def _layer(self, step: Step) -> KVLayer:
+        return step.program.kv_layer(self.layer)
+
+    def _segments(self, step: Step) -> Iterator[Segment]:
+        """Tokens that read the same blocks: of one sequence, where it matters of one block, or each by itself."""
+        for whole in step.segments:
+            at = whole.start
+            while at < whole.stop:
+                position, n = whole.first_position + at - whole.start, whole.stop - at
+                if self.chosen is not None and position // BLOCK_TOKENS >= self._layer(step).n_chosen:
+                    n = 1
+                elif self.chosen is not None or self.newest is not None:
+                    n = min(n, BLOCK_TOKENS - position % BLOCK_TOKENS)
+                yield Segment(at, at + n, whole.row, position)
+                at += n
+
+    def _last(self, step: Step, segment: Segment) -> np.ndarray:
+        """The last position that each token of a segment sees."""
+        if step.batch.sees is None:
+            return np.arange(segment.first_position, segment.end_position)
+        return step.batch.sees[segment.rows]
+
+    def _attend_chosen(self, step: Step, segment: Segment) -> None:
+        """One token, over the blocks that it chose, head of the cache by head."""
+        layer, t = self._layer(step), segment.start
+        group, last = self.n_heads // layer.n_kv_heads, int(self._last(step, segment)[0])
+        seen = (layer.n_chosen - 1) * BLOCK_TOKENS + last % BLOCK_TOKENS + 1
+        chosen = step[str(self.chosen)].reshape(-1, layer.n_kv_heads, layer.n_chosen)[t]
+        q = step[self.q][t].reshape(layer.n_kv_heads, group, layer.head_dim_k)
+        out = step[self.out][t].reshape(layer.n_kv_heads, group, layer.head_dim_v)
+        for head in range(layer.n_kv_heads):
+            keys, values = _read(step, self, segment, chosen[head])
+            for row in range(group):
+                scores = q[head, row : row + 1] @ keys[head, :, :seen] * np.float32(self.scale)
+                out[head, row] = self._weighed(step, head * group + row, scores, values[head, :seen])
+
+    def _attend(self, step: Step, segment: Segment) -> None:
+        """Tokens of one sequence, over all that they see."""
+        layer = self._layer(step)
         group = self.n_heads // layer.n_kv_heads  # query heads that share a key
         q = step[self.q].reshape(-1, self.n_heads, layer.head_dim_k)
         out = step[self.out].reshape(-1, self.n_heads, layer.head_dim_v)
-        for segment in step.segments:
-            query_positions = np.arange(segment.first_position, segment.end_position)
-            first_key, keys, values = _visible(step, self.layer, segment)
-            key_positions = np.arange(first_key, segment.end_position)
-            last = query_positions if step.batch.sees is None else step.batch.sees[segment.rows]
-            hidden = key_positions[None, :] > last[:, None]
-            if layer.window:
-                hidden |= key_positions[None, :] <= query_positions[:, None] - layer.window
-            for head in range(self.n_heads):
-                scores = (q[segment.rows, head] @ keys[head // group]) * np.float32(self.scale)
-                if self.softcap:
-                    scores = np.tanh(scores / np.float32(self.softcap)) * np.float32(self.softcap)
-                scores[hidden] = -np.inf
-                sink = float(step.weight(self.sinks)[head]) if self.sinks is not None else -np.inf
-                out[segment.rows, head] = _softmax(scores, sink) @ values[head // group]
+        query_positions = np.arange(segment.first_position, segment.end_position)
+        last = self._last(step, segment)
+        first, end = max(0, segment.first_position - layer.window + 1) if layer.window else 0, int(last[-1]) + 1
+        first_block = first // BLOCK_TOKENS
+        keys, values = _read(step, self, segment, np.arange(first_block, (end - 1) // BLOCK_TOKENS + 1))
+        seen = slice(first - first_block * BLOCK_TOKENS, end - first_block * BLOCK_TOKENS)
+        keys, values, key_positions = keys[:, :, seen], values[:, seen], np.arange(first, end)
+        hidden = key_positions[None, :] > last[:, None]
+        if layer.window:
+            hidden |= key_positions[None, :] <= query_positions[:, None] - layer.window
+        for head in range(self.n_heads):
+            scores = (q[segment.rows, head] @ keys[head // group]) * np.float32(self.scale)
+            out[segment.rows, head] = self._weighed(step, head, scores, values[head // group], hidden)
+
+    def _weighed(
+        self, step: Step, head: int, scores: np.ndarray, values: np.ndarray, hidden: np.ndarray | bool = False
+    ) -> np.ndarray:
+        """What a head makes of scores (n, n_positions)."""
+        if self.softcap:
+            scores = np.tanh(scores / np.float32(self.softcap)) * np.float32(self.softcap)
+        scores[hidden] = -np.inf
+        sink = float(step.weight(self.sinks)[head]) if self.sinks is not None else -np.inf
+        return _softmax(scores, sink) @ values
 
     @staticmethod
     def trial(s: Sketch, variant: str = "") -> None:
@@ -114,32 +175,57 @@ class Attention(Op):
             q, out = s.input(n_heads * dim_k), s.buffer(n_heads * dim_v)
             shape = f"heads={n_heads}/{heads} head_dim={dim_k}/{dim_v} window={window} softcap={softcap}"
             sinks = s.tensor("F32", (n_heads,)) if has_sinks else None
-            s.emit(shape, Attention(q, out, layer, n_heads, dim_k**-0.5, softcap, sinks))
+            newest = s.layer(KVLayer(heads, dim_k, dim_v, newest=True)) if variant in PACKED else None
+            s.emit(shape, Attention(q, out, layer, n_heads, dim_k**-0.5, softcap, sinks, None, newest))
+        if variant != "latent":
+            _trial_of_chosen(s, variant)
 
 
-def _visible(step: Step, index: int, segment: Segment) -> tuple[int, np.ndarray, np.ndarray]:
-    """First position, keys (n_kv_heads, head_dim, n) and values (n_kv_heads, n, head_dim) any query of it may see."""
-    layer = step.program.kv_layer(index)
-    first = max(0, segment.first_position - layer.window + 1) if layer.window else 0
-    first_block = first // BLOCK_TOKENS
-    last_block = (segment.end_position - 1) // BLOCK_TOKENS
-    blocks = step.table(index)[segment.row, first_block : last_block + 1]
-    assert (blocks >= 0).all(), f"layer {index}: a position that must be seen has no block"
-    offset = first_block * BLOCK_TOKENS
-    seen = slice(first - offset, segment.end_position - offset)
+def _trial_of_chosen(s: Sketch, variant: str) -> None:
+    """Eight blocks of those that every trial's long sequence has."""
+    for group, heads in ((3, 2), (9, 1)):
+        layer, newest, n = s.layer(KVLayer(heads, 64, 32, 0, False, *_types(variant), 8)), None, group * heads
+        if variant in PACKED:
+            newest = s.layer(KVLayer(heads, 64, 32, newest=True))
+        q, out, chosen = s.input(n * 64), s.buffer(n * 32), s.buffer(heads * 8, "int32")
+        s.inputs[chosen] = np.stack([s.rng.permutation(8) for _ in range(s.max_tokens * heads)]).astype(np.int32)
+        s.inputs[chosen] = s.inputs[chosen].reshape(s.max_tokens, heads * 8)
+        s.emit(f"heads={n}/{heads} chosen", Attention(q, out, layer, n, 0.125, 0.0, None, chosen, newest))
+
+
+def _read(step: Step, op: Attention, segment: Segment, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (n_kv_heads, head_dim, n) and values (n_kv_heads, n, head_dim) of blocks of a sequence, by their numbers.
+
+    Of a packed layer those from the first token's own block on are still in 16 bits.
+    """
+    parts = [(op.layer, numbers)]
+    if op.newest is not None:
+        own = segment.first_position // BLOCK_TOKENS
+        parts = [(op.layer, numbers[numbers < own]), (op.newest, numbers[numbers >= own])]
+    read = list[tuple[np.ndarray, np.ndarray]]()
+    for index, of_part in parts:
+        blocks = step.table(index)[segment.row, of_part]
+        assert (blocks >= 0).all(), f"layer {index}: a position that must be seen has no block"
+        read.append(read_blocks(step.pool, index, step.program.kv_layer(index), blocks))
+    return np.concatenate([k for k, _ in read], axis=2), np.concatenate([v for _, v in read], axis=1)
+
+
+def read_blocks(pool: CachePool, index: int, layer: KVLayer, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (n_kv_heads, head_dim, n) and values (n_kv_heads, n, head_dim) of blocks of the pool, float32."""
     if layer.latent:
-        v = step.pool.arrays[index][0][blocks].astype(np.float32)
+        v = pool.arrays[index][0][blocks].astype(np.float32)
         k, v = v.swapaxes(2, 3), v[..., : layer.head_dim_v]
     else:
-        k = _numbers(step.pool.arrays[index][0][blocks], layer.type_k, layer.head_dim_k, values=False)
-        v = _numbers(step.pool.arrays[index][1][blocks], layer.type_v, layer.head_dim_v, values=True)
-    keys = k.transpose(1, 2, 0, 3).reshape(layer.n_kv_heads, layer.head_dim_k, -1)[:, :, seen]
-    values = v.transpose(1, 0, 2, 3).reshape(layer.n_kv_heads, -1, layer.head_dim_v)[:, seen]
-    return first, keys, values
+        k = _numbers(pool.arrays[index][0][blocks], layer.type_k, layer.head_dim_k, values=False)
+        v = _numbers(pool.arrays[index][1][blocks], layer.type_v, layer.head_dim_v, values=True)
+    keys = k.transpose(1, 2, 0, 3).reshape(layer.n_kv_heads, layer.head_dim_k, -1)
+    return keys, v.transpose(1, 0, 2, 3).reshape(layer.n_kv_heads, -1, layer.head_dim_v)
 
 
 def _numbers(blocks: np.ndarray, name: str, dim: int, *, values: bool) -> np.ndarray:
     """Keys as float32 (n_blocks, n_kv_heads, head_dim, 32), values (n_blocks, n_kv_heads, 32, head_dim)."""
+    if name in PACKED:
+        return PACKED[name].unpack(blocks, dim, values=values)
     if name not in QUANTIZED:
         return numbers_of(blocks, name)
     numbers = QUANTIZED[name].numbers(QUANTIZED[name].read(blocks, dim, values=values))

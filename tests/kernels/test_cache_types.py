@@ -14,7 +14,7 @@ from edgellm.arguments import CACHE_TYPES
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.quant_types import QUANT_TYPES
-from edgellm.kernels.cache_types import FLOATS, QUANTIZED, numbers_of, stored
+from edgellm.kernels.cache_types import FLOATS, PACKED, QUANTIZED, numbers_of, stored
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.kv import CachePool, KVLayer, StateLayer, pool_nbytes
 from edgellm.kernels.ops import Hadamard
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def test_the_names_are_the_rows() -> None:
-    assert set(CACHE_TYPES) == {*FLOATS, *QUANTIZED}
+    assert set(CACHE_TYPES) == {*FLOATS, *QUANTIZED, *PACKED}
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -61,6 +61,21 @@ def test_what_is_no_number_stays_visible(name: str) -> None:
         x[0, 40] = bad
         found = QUANTIZED[name].numbers(QUANTIZED[name].quantize(x))
         assert np.isnan(found[0, 32:]).all() and np.isfinite(found[1]).all() and np.isfinite(found[0, :32]).all()
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_a_packed_block_has_four_levels_between_the_ends_of_its_groups(values: bool) -> None:
+    """Of keys 32 positions of a dimension, of values 32 dimensions of a position."""
+    x = RNG.standard_normal((2, 3, 32, 96) if values else (2, 3, 96, 32)).astype(np.float32)
+    data = PACKED["kivi2"].pack(x, values=values)
+    assert data.shape == (2, 3, 96 * 32 * 3 // 8)
+    groups, found = x.reshape(-1, 32), PACKED["kivi2"].unpack(data, 96, values=values).reshape(-1, 32)
+    low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
+    assert (np.abs(found - groups) <= (high - low) / 6 + 5e-3).all()
+    assert max(len(np.unique(group)) for group in found) == 4
+    x[0, 0, 5, 7] = np.nan
+    found = PACKED["kivi2"].unpack(PACKED["kivi2"].pack(x, values=values), 96, values=values)
+    assert np.isnan(found[0, 0, 5, :32]).all() and np.isfinite(found[0, 0, 6]).all() and np.isfinite(found[1]).all()
 
 
 def test_bfloat16_is_rounded_to_nearest_even() -> None:
@@ -114,6 +129,8 @@ def test_types_that_cannot_be_are_refused_by_name(programs: dict[str, Program]) 
     assert with_cache_types(program, "f16", "f16") is program
     with pytest.raises(ParameterError, match="q8_0"):
         with_cache_types(program, "q9_9", "f16")
+    with pytest.raises(UnsupportedError, match="together, and q8_0"):
+        with_cache_types(program, "q8_0", "kivi2")
     with pytest.raises(UnsupportedError, match="heads of 48 dimensions") as found:
         with_cache_types(programs["qwen3"], "q8_0", "f16")
     assert found.value.code == "CACHE_TYPE"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from edgellm.arguments import CACHE_TYPES
 from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cache_types import PACKED, TOKEN_TYPES
 from edgellm.kernels.cpu.encoders import ENCODERS
 from edgellm.kernels.cpu.weights import FLOAT, QUANTIZED
 
@@ -41,9 +41,12 @@ KERNELS: dict[str, tuple[str, str, str | None]] = {
     "attention": ("attention", "make_attention", ""),
     "attention_latent": ("attention", "make_latent_attention", ""),
     "attention_typed": ("attention", "attention_typed", None),
-    **{f"score_{name}": ("typed_attention", "make_score", name) for name in CACHE_TYPES},
-    **{f"weigh_{name}": ("typed_attention", "make_weigh", name) for name in CACHE_TYPES},
-    **{f"store_{name}": ("typed_store", "make_store", name) for name in CACHE_TYPES},
+    **{f"score_{name}": ("typed_attention", "make_score", name) for name in TOKEN_TYPES},
+    **{f"weigh_{name}": ("typed_attention", "make_weigh", name) for name in TOKEN_TYPES},
+    **{f"store_{name}": ("typed_store", "make_store", name) for name in TOKEN_TYPES},
+    **{f"{part}_{name}": ("packed_attention", f"make_{part}", name) for name in PACKED for part in ("score", "weigh")},
+    **{f"bound_keys_{name}": ("full_blocks", "make_bound_keys", name) for name in TOKEN_TYPES},
+    **{name: ("full_blocks", name, None) for name in ("pack_kv", "choose_blocks")},
     "hadamard": ("elementwise", "hadamard", None),
     **{name: ("altup", name, None) for name in ("mix_streams", "add_to_streams", "match_magnitude", "scale_columns")},
     "gaussian_top_k": ("altup", "gaussian_top_k", None),

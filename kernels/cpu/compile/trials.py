@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.arguments import CACHE_TYPES
-from edgellm.kernels.cache_types import QUANTIZED, stored
+from edgellm.kernels.cache_types import PACKED, QUANTIZED, TOKEN_TYPES, stored
 from edgellm.kernels.cpu.compile.kernel_table import DECODE, STREAM, TEAM, TOP_K
 from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.weights import BLOCKS, SUPERBLOCKS
@@ -97,7 +97,7 @@ SHOWN_BY = {
     "quantize": "matmul_q8_0",
     "group_by_expert": "expert_matmul_q8_0",
     **{f"{part}_{name}": f"attention_{name}" for name in CACHE_TYPES for part in ("score", "weigh")},
-    **{f"store_{name}": f"store_kv_{name}" for name in CACHE_TYPES},
+    **{f"store_{name}": f"store_kv_{name}" for name in TOKEN_TYPES},
 }
 """Kernels that no op has, and one that needs them."""
 
@@ -106,7 +106,8 @@ LIMITS: dict[str, float] = {
     **{f"{op}_{quant.lower()}": MATMUL_LIMIT for quant in BLOCKS for op in ("matmul", "expert_matmul")},
     **{f"{op}_{quant.lower()}": SUPERBLOCK_LIMIT for quant in SUPERBLOCKS for op in ("matmul", "expert_matmul")},
     **dict.fromkeys(SHOWN_BY, MATMUL_LIMIT),
-    **{f"store_{name}": 0.0 for name in CACHE_TYPES},
+    **{f"{op}_{name}": 0.0 for name in TOKEN_TYPES for op in ("store", "bound_keys")},
+    **dict.fromkeys(("pack_kv", "choose_blocks"), 0.0),
     "attention_typed": MATMUL_LIMIT,
 }
 """NMSE that a kernel may have; FLOAT_LIMIT where none is given."""
@@ -251,13 +252,18 @@ def fill_randomly(pool: CachePool) -> None:
     """Random keys and values everywhere, the same at every call."""
     rng = np.random.default_rng(2)
     for layer, arrays in zip(pool.layers, pool.arrays, strict=True):
-        names = (layer.type_k, layer.type_v) if isinstance(layer, KVLayer) else ("f16",)
+        names = (layer.type_k, layer.type_v, "f16") if isinstance(layer, KVLayer) else ("f16",)
         for values, (array, name) in enumerate(zip(arrays, names, strict=False)):
             if name in QUANTIZED:
                 assert isinstance(layer, KVLayer), "it has a type"
                 dim = layer.head_dim_v if values else layer.head_dim_k
                 x = rng.standard_normal((*array.shape[:2], BLOCK_TOKENS, dim), np.float32)
                 array[:] = QUANTIZED[name].write(QUANTIZED[name].quantize(x), values=bool(values))
+            elif name in PACKED:
+                assert isinstance(layer, KVLayer), "it has a type"
+                dims = (BLOCK_TOKENS, layer.head_dim_v) if values else (layer.head_dim_k, BLOCK_TOKENS)
+                x = rng.standard_normal((*array.shape[:2], *dims), np.float32)
+                array[:] = PACKED[name].pack(x, values=bool(values))
             else:
                 x = rng.standard_normal(array.shape, np.float32)
                 array[:] = stored(x, name) if name == "bf16" else x

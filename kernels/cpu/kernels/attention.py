@@ -142,7 +142,7 @@ def make_rows_at_once(most: int) -> Any:
     return rows_at_once
 
 
-def _make_rows(most: int, line_at: Any) -> tuple[Any, Any]:
+def make_rows(most: int, line_at: Any) -> tuple[Any, Any]:
     """(how many rows are taken at once, their sums)."""
     sums_of_one, sums_of_two, sums_of_three, sums_of_four = (_make_sums(n, line_at) for n in (1, 2, 3, 4))
 
@@ -198,11 +198,36 @@ def q_at(args, first, head, row, group):
 
 
 @v.forceinline
+def number_of(args, part, block):
+    """Which block of its text a part's block is: where blocks are chosen, one of these."""
+    number = block
+    if v.load_i32(part + at.PART_CHOSEN) != 0:
+        of_token = args.chosen + v.load_i32(part) * args.chosen_row
+        number = v.load_i32(of_token + (v.load_i32(part + at.PART_HEAD) * args.n_chosen + block) * 4)
+    return number
+
+
+@v.forceinline
+def in_pool(args, step, part, table, number):
+    """Index of a block of a part's text in the pool, by a block table."""
+    table = v.load_i64(step + at.TABLES) + table * 16
+    blocks = v.load_i64(table) + v.load_i32(part + at.PART_SEQUENCE) * v.load_i64(table + 8) * 4
+    return v.load_i32(blocks + number * 4) * args.n_kv_heads
+
+
+@v.forceinline
 def block_of(args, step, part, block):
     """Index of a part's block in the pool."""
-    table = v.load_i64(step + at.TABLES) + v.load_i32(part + at.PART_TABLE) * 16
-    blocks = v.load_i64(table) + v.load_i32(part + at.PART_SEQUENCE) * v.load_i64(table + 8) * 4
-    return v.load_i32(blocks + block * 4) * args.n_kv_heads
+    return in_pool(args, step, part, v.load_i32(part + at.PART_TABLE), number_of(args, part, block))
+
+
+@v.forceinline
+def last_seen(args, part, position):
+    """The last position that is seen, counted in the blocks that the part has."""
+    last = position
+    if v.load_i32(part + at.PART_CHOSEN) != 0:
+        last = (args.n_chosen - 1) * BLOCK + position % BLOCK
+    return last
 
 
 @v.forceinline
@@ -210,7 +235,7 @@ def _visible(args, step, part):
     """First and last block that a part's tile sees, and the last position."""
     first, window = v.load_i32(part) * 4, args.window
     last_token = first + (v.load_i32(part + at.PART_TOKENS) - 1) * 4
-    last, lowest = v.load_i32(v.load_i64(step + at.SEES) + last_token), 0
+    last, lowest = last_seen(args, part, v.load_i32(v.load_i64(step + at.SEES) + last_token)), 0
     if window > 0:
         lowest = max(0, v.load_i32(v.load_i64(step + at.POSITIONS) + first) - window + 1) // BLOCK
     return lowest, last // BLOCK, last
@@ -224,7 +249,7 @@ def rows_of_head(args, part):
 
 def make_score_cut(most: int, line_at: Any, size: int) -> Any:
     """score_cut(...) of keys of ``size`` bytes a number."""
-    rows_at_once, sums = _make_rows(most, line_at)
+    rows_at_once, sums = make_rows(most, line_at)
     line = 16 * size
 
     @v.forceinline
@@ -366,7 +391,7 @@ def _soften_cut(args, step, part, first_block, last_block, weights, states):
     first, group = v.load_i32(part), n_rows // v.load_i32(part + at.PART_TOKENS)
     for row in range(n_rows * v.load_i32(part + at.PART_HEADS)):
         token = (first + row % n_rows // group) * 4
-        highest, lowest = v.load_i32(sees + token), 0
+        highest, lowest = last_seen(args, part, v.load_i32(sees + token)), 0
         if window > 0:
             lowest = v.load_i32(positions + token) - window + 1
         state, n = states + row * state_nbytes, (last_block - first_block + 1) * BLOCK
@@ -383,7 +408,7 @@ def _add_to(place, value):
 
 def make_weigh_cut(most: int, line_at: Any, size: int, *, latent: bool = False) -> Any:
     """weigh_cut(...) of values of ``size`` bytes a number; ``latent`` ones are the beginning of keys."""
-    rows_at_once, sums = _make_rows(most, line_at)
+    rows_at_once, sums = make_rows(most, line_at)
 
     @v.forceinline
     def weigh_cut(args, step, part, first_block, last_block, last, weights, states, then, then_block, then_last):

@@ -23,6 +23,7 @@ from edgellm.kernels.cpu.kernels.attention import (
     block_of,
     halves_at,
     lane_numbers,
+    last_seen,
     make_rows_at_once,
     make_score_cut,
     make_weigh_cut,
@@ -382,7 +383,7 @@ def _sight(args, step, part, row):
     low = 0
     if args.window > 0:
         low = max(0, v.load_i32(v.load_i64(step + at.POSITIONS) + token) - args.window + 1)
-    return low, v.load_i32(v.load_i64(step + at.SEES) + token)
+    return low, last_seen(args, part, v.load_i32(v.load_i64(step + at.SEES) + token))
 
 
 def _make_weigh_quantized(name: str, most: int) -> Any:

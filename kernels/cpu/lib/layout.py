@@ -76,10 +76,14 @@ ADD_TO_STREAMS = namedtuple(
 ATTENTION = namedtuple(
     "ATTENTION",
     "q q_row out out_row k_pool v_pool k_head v_head n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks "
-    "score weigh",
+    "score weigh chosen chosen_row n_chosen newest_k newest_v newest_table",
 )
 """``k_head`` and ``v_head`` are bytes of a head in a block; ``sinks`` may be 0; ``score`` and ``weigh`` are the kernels
-that read keys and values, 0 where they are float16."""
+that read keys and values, 0 where they are float16; ``chosen`` has the blocks that tokens chose, ``newest_k`` and
+``newest_v`` those that are not packed yet, 0 where there are none."""
+PACK_KV = namedtuple("PACK_KV", "newest_k newest_v newest_table k_pool v_pool table heads dim_k dim_v")
+BOUND_KEYS = namedtuple("BOUND_KEYS", "keys keys_head keys_table bounds table heads dim")
+CHOOSE_BLOCKS = namedtuple("CHOOSE_BLOCKS", "q q_row out out_row bounds table heads n_heads dim n_chosen")
 EMBED = namedtuple("EMBED", "w w_row width out out_row scale")
 EXPERT_MATMUL = namedtuple(
     "EXPERT_MATMUL", "x x_row experts w_row n_out n_in out out_row groups pairs n_used x_slot bias"
@@ -233,7 +237,8 @@ PART_TILE_CUTS = 36  # cuts of the tile
 PART_PARTIAL = 40  # of the tile's states in PARTIALS, in (token, cut)
 PART_DONE = 44  # of these heads' counter in PARTS_DONE
 PART_TABLE = 48  # of its window
-PART_NBYTES = 52
+PART_CHOSEN = 52  # 1 where its blocks are those chosen for its token and head: they are counted as if they were all
+PART_NBYTES = 56
 
 
 DELTA_HEAD_DIM = 256  # at most: 16 columns of a delta rule's state are kept in a thread's scratch, 16 KiB
@@ -287,6 +292,21 @@ def typed_scratch_nbytes(rows: int, dim_k: int, dim_v: int) -> int:
     """Scratch of one thread beside that of attention."""
     weigh = TYPED_ROWS * (TYPED_WEIGHT_ROW + relative_nbytes(dim_v))
     return TYPED_NBYTES + max(rows * query_nbytes(dim_k), weigh)
+
+
+# ---- what is chosen among, and packed
+
+MAX_CHOICES = 1 << 14  # full blocks that are chosen among, at most: others are never read
+
+
+def choose_scratch_nbytes(group: int, dim: int) -> int:
+    """Scratch of one thread: queries, what is positive and what is negative of them, and a number for each block."""
+    return 2 * group * padded(dim) * 4 + MAX_CHOICES * 4
+
+
+def packed_scratch_nbytes(dim: int) -> int:
+    """Scratch of one thread: a few rows times the scales of a block, and their share of its minima."""
+    return TYPED_NBYTES + TYPED_ROWS * (max(dim, 32) * 4 + 64)
 
 
 # ---- attention within a text (self_attention.py): a tile is int32 first token of its text, tokens of the text, first

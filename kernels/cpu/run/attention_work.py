@@ -15,7 +15,7 @@ import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
-from edgellm.kernels.ops import Attention
+from edgellm.kernels.ops import Attention, ChooseBlocks
 from edgellm.kernels.program import Program
 
 PARTS_PER_THREAD = 4
@@ -32,11 +32,19 @@ class AttentionShape(NamedTuple):
     n_heads: int
     n_kv_heads: int
     head_dim_k: int
+    n_chosen: int = 0
+    by_block: bool = False
+
+    @property
+    def tiling(self) -> tuple[int, bool]:
+        """What decides where tiles end: so many blocks are chosen, and none has tokens of two blocks."""
+        return self.n_chosen, self.by_block
 
 
 def attention_shape(op: Attention, layer: KVLayer) -> AttentionShape:
     """The shape of one layer's attention."""
-    return AttentionShape(layer.window, op.n_heads, layer.n_kv_heads, layer.head_dim_k)
+    by_block = op.newest is not None
+    return AttentionShape(layer.window, op.n_heads, layer.n_kv_heads, layer.head_dim_k, layer.n_chosen, by_block)
 
 
 def attention_shapes(program: Program) -> list[AttentionShape]:
@@ -59,8 +67,14 @@ def scratch_nbytes(program: Program) -> int:
     rows = max(layout.TILE_ROWS, _group(program) * layout.tile_tokens(_group(program)))
     nbytes = layout.attention_scratch_nbytes(rows, _head_dim(program))
     layers = [layer for layer in program.cache_layers if isinstance(layer, KVLayer) and layer.is_typed]
-    typed = (layout.typed_scratch_nbytes(rows, layer.head_dim_k, layer.head_dim_v) for layer in layers)
-    return nbytes + max(typed, default=0)
+    typed = [layout.typed_scratch_nbytes(rows, layer.head_dim_k, layer.head_dim_v) for layer in layers]
+    typed += [layout.packed_scratch_nbytes(layer.head_dim_k) for layer in layers]
+    choosing = [
+        layout.choose_scratch_nbytes(op.n_heads // layer.n_kv_heads, layer.head_dim_k)
+        for op in program.ops
+        if isinstance(op, ChooseBlocks) and (layer := program.kv_layer(op.layer))
+    ]
+    return max([nbytes + max(typed, default=0), *choosing])
 
 
 class AttentionWork:
@@ -89,17 +103,24 @@ class AttentionWork:
                 return {}
         else:
             one = None
-        tiles = self._tiles(starts, sequences)
-        first, last = positions[tiles[:, 0]], sees[tiles[:, 0] + tiles[:, 1] - 1]
-        cuts = [_visible_cuts(first, last, window) for window in self._windows]
-        key = one or b"".join(a.tobytes() for a in (tiles, *itertools.chain(*cuts)))
+        tiled = {}
+        for shape in self._shapes:
+            if shape.tiling not in tiled:
+                tiled[shape.tiling] = self._tiles(starts, sequences, positions, *shape.tiling)
+        cuts = {
+            (tiling, window): _cuts_of(tiles, positions, sees, window, tiling[0])
+            for tiling, tiles in tiled.items()
+            for window in self._windows
+        }
+        key = one or b"".join(a.tobytes() for a in (*tiled.values(), *itertools.chain(*cuts.values())))
         if key == self._key:
             return {}
-        lists = [self._parts(shape, tiles, *cuts[self._windows.index(shape.window)]) for shape in self._shapes]
+        lists = [self._parts(shape, tiled[shape.tiling], *cuts[shape.tiling, shape.window]) for shape in self._shapes]
         slots = max((n for _, n in lists), default=0)
         if self._partials.size < slots * self._partial_nbytes:
             self._partials = np.zeros(2 * slots * self._partial_nbytes, np.uint8)
-        done = np.zeros(len(tiles) * max((s.n_kv_heads for s in self._shapes), default=1), np.int64)
+        n_tiles = max(map(len, tiled.values()), default=0)
+        done = np.zeros(n_tiles * max((s.n_kv_heads for s in self._shapes), default=1), np.int64)
         pairs = np.array([[parts.ctypes.data, len(parts)] for parts, _ in lists], np.int64)
         self._alive = [done, pairs, *(parts for parts, _ in lists)]
         self._key = key
@@ -118,14 +139,26 @@ class AttentionWork:
                 n = min(n, size - first % size if first >= 0 else size - first)
         return n
 
-    def _tiles(self, starts: Sequence[int], sequences: np.ndarray) -> np.ndarray:
-        """(first token, tokens, sequence), never across two sequences."""
-        tile = self._tile_tokens
-        tiles = [
-            (first, min(tile, stop - first), sequences[start])
-            for start, stop in itertools.pairwise(starts)
-            for first in range(start, stop, tile)
-        ]
+    def _tiles(
+        self, starts: Sequence[int], sequences: np.ndarray, positions: np.ndarray, n_chosen: int, by_block: bool
+    ) -> np.ndarray:
+        """(first token, tokens, sequence, whether its blocks are chosen), never across two sequences.
+
+        A token that has more than ``n_chosen`` blocks is by itself.
+        """
+        tiles = list[tuple[int, int, int, int]]()
+        for start, stop in itertools.pairwise(starts):
+            first, sequence, position = start, int(sequences[start]), int(positions[start])
+            while first < stop:
+                n, is_chosen = min(self._tile_tokens, stop - first), 0
+                if n_chosen and position >= n_chosen * BLOCK_TOKENS:
+                    n, is_chosen = 1, 1
+                elif by_block:
+                    n = min(n, BLOCK_TOKENS - position % BLOCK_TOKENS)
+                elif n_chosen:
+                    n = min(n, n_chosen * BLOCK_TOKENS - position)
+                tiles.append((first, n, sequence, is_chosen))
+                first, position = first + n, position + n
         return np.array(tiles, np.int32)
 
     def _parts(
@@ -141,6 +174,7 @@ class AttentionWork:
             layout.TILE_ROWS * heads // (n_tokens * shape.n_heads), NEAR_HEAD_DIMS // shape.head_dim_k
         )
         together = np.clip(together, 1, heads if cuts.sum() >= self._n_threads * PARTS_PER_THREAD else 1)
+        together = np.where(tiles[:, 3], 1, together)  # each head has chosen for itself
         n_groups = -(-heads // together)
         wanted = -(-cost * together * self._n_threads * PARTS_PER_THREAD // (heads * cost.sum()))
         n_parts = np.minimum(wanted, cuts) if self._n_threads > 1 else np.ones_like(cuts)
@@ -154,8 +188,9 @@ class AttentionWork:
         head = group * together[tile]
         n_heads = np.minimum(together[tile], heads - head)
         columns = (
-            *tiles[tile].T, cut, stop - cut, head, n_heads, n_parts[tile], begin[tile], cuts[tile],
+            *tiles[tile, :3].T, cut, stop - cut, head, n_heads, n_parts[tile], begin[tile], cuts[tile],
             (np.cumsum(kept) - kept)[tile], tile * heads + group, np.full(len(tile), self._windows.index(shape.window)),
+            tiles[tile, 3],
         )  # fmt: skip
         parts = np.stack(columns, axis=1).astype(np.int32)
         longest_first = np.argsort(-(stop - cut) * n_tokens[tile] * n_heads, kind="stable")
@@ -166,6 +201,16 @@ def _visible_cuts_of(position: int, window: int) -> tuple[int, int]:
     """``_visible_cuts`` of one token."""
     size = layout.cut_blocks(window) * BLOCK_TOKENS
     return (max(position - window + 1, 0) // size if window else 0), position // size + 1
+
+
+def _cuts_of(
+    tiles: np.ndarray, positions: np.ndarray, sees: np.ndarray, window: int, n_chosen: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each tile the first cut, and one past the last."""
+    begin, end = _visible_cuts(positions[tiles[:, 0]], sees[tiles[:, 0] + tiles[:, 1] - 1], window)
+    if n_chosen:
+        end = np.where(tiles[:, 3], n_chosen // layout.CUT_BLOCKS, end)
+    return begin, end
 
 
 def _visible_cuts(first: np.ndarray, last: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -278,11 +278,12 @@ class CPUExecutor:
     ) -> list[int]:
         self._use_for(batch)
         n, n_vocab, table = len(batch), self.program.n_vocab, self._table
-        if self._has_state or batch.rope_positions is not None or batch.embeddings is not None or n > MAX_OUTPUTS:
+        turning = batch.positions if batch.rope_positions is None else batch.rope_positions
+        if self._has_state or turning.ndim > 1 or batch.embeddings is not None or n > MAX_OUTPUTS:
             return [0] * n  # each step has a slot of its own, or angles that do not follow from its position
         if self._ahead:
             return [0] * n  # each layer's experts are fetched between two rows
-        n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(batch.positions.tolist()))
+        n_steps = min(n_steps, MAX_STEPS, self._step.steps_alike(batch.positions.tolist(), turning.tolist()))
         self._step.begin(batch, check_batch(batch, self.program, self.pool, self.max_tokens, n_steps), n_steps)
         self._step.outputs(range(n))
         stops = [
@@ -355,7 +356,7 @@ class CPUExecutor:
             batch,
             **{name: getattr(batch, name)[rows] for name in ("tokens", "positions", "sequences", "outputs")},
             sees=None if batch.sees is None else batch.sees[rows],
-            rope_positions=None if batch.rope_positions is None else batch.rope_positions[:, rows],
+            rope_positions=None if batch.rope_positions is None else batch.rope_positions[..., rows],
             embeddings=None,
             adapters=None if batch.adapters is None else batch.adapters[rows],
         )

@@ -78,10 +78,13 @@ class StepRecord:
         if changed := self.work.plan(positions[:n], sees[:n], starts, sequences[:n]):
             self.set(**changed)
 
-    def steps_alike(self, positions: Sequence[int]) -> int:
-        """Decode steps from these positions on that differ from the first in nothing but token, position and angles."""
+    def steps_alike(self, positions: Sequence[int], turning: Sequence[int]) -> int:
+        """Decode steps from these positions on that differ from the first in nothing but token, position and angles.
+
+        turning   what rotations go by
+        """
         n = min(map(self.work.steps_alike, positions))
-        return n if len(positions) > 1 else min(n, ROPE_RUN - positions[0] % ROPE_RUN)
+        return n if len(positions) > 1 else min(n, ROPE_RUN - turning[0] % ROPE_RUN)
 
     @property
     def angle_nbytes(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ def work_of(n_threads: int) -> AttentionWork:
     return AttentionWork(program(), n_threads)
 
 
-def parts_at(address: int) -> list[np.ndarray]:
+def parts_at(address: int, n_shapes: int = 3) -> list[np.ndarray]:
     """The parts (n, fields) of each layer."""
-    pairs = np.ctypeslib.as_array((ctypes.c_int64 * 6).from_address(address)).reshape(3, 2)
+    pairs = np.ctypeslib.as_array((ctypes.c_int64 * (2 * n_shapes)).from_address(address)).reshape(n_shapes, 2)
     return [
         np.ctypeslib.as_array((ctypes.c_int32 * (n * FIELDS)).from_address(a)).reshape(n, FIELDS).copy()
         for a, n in pairs.tolist()
@@ -92,6 +93,23 @@ def test_a_long_context_is_shared(name: str) -> None:
     for layer, parts in zip(LAYERS, deal(BATCHES[name], 2), strict=True):
         cost = parts[:, 1] * parts[:, 4] * parts[:, 6]
         assert cost.max() <= max(cost.sum() / 4, layer.n_kv_heads)
+
+
+def test_tokens_that_choose_are_by_themselves_and_no_tile_has_tokens_of_two_packed_blocks() -> None:
+    """A head of such a token reads eight chosen blocks, one cut; the tokens before have no more blocks than that."""
+    layers = (KVLayer(3, 64, 64, n_chosen=8), KVLayer(3, 64, 64, 0, False, "kivi2", "kivi2"))
+    ops = (Attention("q", "attn", 0, 9, 1.0), Attention("q", "attn", 1, 9, 1.0, newest=2))
+    layers += (KVLayer(3, 64, 64, newest=True),)
+    whole = dataclasses.replace(program(), ops=ops, cache_layers=layers)
+    positions = np.concatenate([np.arange(200, 300), np.arange(40, 41)]).astype(np.int32)
+    work = AttentionWork(whole, 2)
+    fields = work.plan(positions, positions, [0, 100, 101], np.repeat([0, 1], [100, 1]).astype(np.int32))
+    choosing, packed = parts_at(fields["PARTS"], 2)
+    first, n_tokens, cuts, n_heads, chosen = choosing[:, [0, 1, 4, 6, -1]].T
+    assert np.array_equal(chosen == 1, positions[first] >= 256) and chosen.sum() == 44 * 3
+    assert (n_tokens[chosen == 1] == 1).all() and (n_heads[chosen == 1] == 1).all() and (cuts[chosen == 1] == 1).all()
+    last = packed[:, 0] + packed[:, 1] - 1
+    assert np.array_equal(positions[packed[:, 0]] // 32, positions[last] // 32) and not packed[:, -1].any()
 
 
 def test_the_tail_of_a_program_selects_what_it_reads() -> None:

@@ -11,6 +11,7 @@ from cpu_programs import FORMS, cpu_executor, single_sequence
 from test_cpu_executor import cpu_logits, logits_in_chunks
 
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels import chosen_blocks
 from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import fill_randomly, nmse, outputs_of_ops
 from edgellm.kernels.kv import KVLayer
@@ -23,6 +24,7 @@ from edgellm.models import build_program
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
 
 PAIRS = [("q8_0", "q8_0"), ("q4_0", "q4_0"), ("q5_1", "q4_1"), ("iq4_nl", "q5_0"), ("f16", "q8_0"), ("bf16", "f32")]
+PAIRS.append(("kivi2", "kivi2"))
 N_TOKENS, N_BLOCKS = 150, 12
 
 
@@ -50,13 +52,15 @@ def test_logits_are_those_of_the_reference(
     program = with_cache_types(open_model("llama"), *pair)
     batch = single_sequence(program, N_TOKENS, n_blocks=N_BLOCKS, seed=1)
     expected = logits_in_chunks(ReferenceExecutor(program, N_BLOCKS, kv_dtype="float16"), batch, 70)
-    assert nmse(cpu_logits(program, batch, 70, form=form), expected) <= (1e-3 if "q4_0" in pair else 2e-4)
+    assert nmse(cpu_logits(program, batch, 70, form=form), expected) <= (1e-3 if pair[0] in ("q4_0", "kivi2") else 2e-4)
 
 
 CASES = [
     *(("llama", pair, FORMS[0]) for pair in PAIRS),
     *(("gemma3", PAIRS[0], form) for form in FORMS),
     ("gemma4", PAIRS[2], FORMS[0]),
+    *(("gemma3", PAIRS[-1], form) for form in FORMS),
+    ("gemma4", PAIRS[-1], FORMS[0]),
 ]
 
 
@@ -74,7 +78,33 @@ def test_chunks_threads_and_what_lay_in_the_blocks_do_not_change_a_bit(
         executor.close()
 
 
-@pytest.mark.parametrize("pair", PAIRS[:4])
+N_LONG = 330
+
+
+@pytest.mark.parametrize(
+    ("kept", "form"), [("f16", form) for form in FORMS] + [(name, FORMS[0]) for name in ("q8_0", "bf16", "kivi2")]
+)
+def test_blocks_are_chosen_alike_in_any_chunks_and_as_the_reference_does(
+    kept: str, form: str, open_model: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first 256 positions are read whole, and have the bits that they have where nothing is chosen."""
+    monkeypatch.setattr(chosen_blocks, "WHOLE_LAYERS", 0)
+    whole = with_cache_types(open_model("llama"), kept, kept)
+    program = chosen_blocks.with_chosen_blocks(whole, 256)
+    batch = single_sequence(program, N_LONG, n_blocks=N_BLOCKS, seed=1)
+    judged = logits_in_chunks(ReferenceExecutor(program, N_BLOCKS, kv_dtype="float16"), batch, 100)
+    expected = cpu_logits(program, batch, 200, 1, form)
+    assert nmse(expected, judged) <= (1e-6 if kept in ("f16", "bf16") else 1e-3)
+    plain = cpu_logits(whole, batch, 200, 1, form)
+    assert np.array_equal(expected[:256], plain[:256]) and not np.array_equal(expected[290:], plain[290:])
+    for chunk, n_threads in ((1, 2), (50, 3)):
+        executor = cpu_executor(program, N_BLOCKS, n_threads, 256, form)
+        fill_randomly(executor.pool)
+        assert np.array_equal(logits_in_chunks(executor, batch, chunk), expected), (chunk, n_threads)
+        executor.close()
+
+
+@pytest.mark.parametrize("pair", [*PAIRS[:4], PAIRS[-1]])
 def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
     pair: tuple[str, str], open_model: Callable[[str], Program]
 ) -> None:
@@ -90,7 +120,7 @@ def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
         np.concatenate([np.arange(len(x)) for x in ids]).astype(np.int32),
         np.repeat(np.arange(3), [len(x) for x in ids]).astype(np.int32),
         np.ones(sum(map(len, ids)), bool),
-        (table,),
+        (table,) * len(program.groups),
     )
     assert np.array_equal(executor.run(together), np.concatenate(alone))
     executor.close()
