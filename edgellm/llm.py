@@ -68,6 +68,7 @@ def load(
     control_vector_layers: tuple[int, int] | None = None,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
+    kv_keep: str | None = None,
     force: bool = False,
     progress: StageProgress | None = None,
 ) -> LLM:
@@ -90,12 +91,11 @@ def load(
     n_parallel      conversations whose keys and values are all kept in full. More may run, and all share their steps
     speculate       what is tried in one step, for the same answers sooner: "ngram", what followed the last tokens where
                     they stood before; "mtp", what a block of the file drafts; or ``draft``, a small model or EAGLE-3
-    cache_dir       a folder in which prefixes that were read outlive the program, at most ``cache_nbytes`` of them; a
-                    prompt that begins with one costs its rest alone. For the eyes of this user only
-    lora            files of LoRA adapters (GGUF): a path, a list of paths or (path, scale), or these by name.
-                    Every answer has all of them that it does not choose among
+    cache_dir       a private folder in which prefixes that were read outlive the program, ``cache_nbytes`` of them
+    lora            LoRA adapters (GGUF): a path, a list of paths or (path, scale), or by name; an answer may choose
     control_vectors likewise: directions added to what the layers ``control_vector_layers`` (first, last) make
     cache_type_k    what keys are kept as, also by what drafts, ``cache_type_v`` values: "f16", "q8_0", "q4_0" ...
+    kv_keep         fewer keys: "quest:1024", what can matter most; "snapkv:1024", of a prompt, whose rest is forgotten
     force           load even when the free memory looks too small
     progress        called with (stage, done, total, name); stage is "pull", "load" or "compile"
 
@@ -104,7 +104,7 @@ def load(
     options = loading.LoadOptions(
         *(n_ctx, n_threads, executor, chat_template, kv_overrides, max_tokens_per_step, force, n_parallel, speculate),
         *(gpu_layers, cpu_moe, cache_dir, cache_nbytes, lora, control_vectors, control_vector_layers, draft),
-        *(cache_type_k, cache_type_v),
+        *(cache_type_k, cache_type_v, kv_keep),
     )
     return LLM(loading.open_model(name_or_path, options, progress))
 

@@ -17,11 +17,13 @@ from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.draft_model import DraftModel
 from edgellm.engine.engine import Engine
 from edgellm.engine.nextn_drafts import NextnDrafts
+from edgellm.engine.snapkv import SnapKV
 from edgellm.engine.speculation import DRAFTERS, SPECULATIONS, Drafter
 from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
+from edgellm.kernels.chosen_blocks import with_kept_keys
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import HiddenExecutor, LargerThanMemory
 from edgellm.kernels.typed_cache import with_cache_types
@@ -92,6 +94,7 @@ class LoadOptions:
     draft: str | Path | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    kv_keep: str | None = None
 
     def __post_init__(self) -> None:
         given = (self.lora, self.control_vectors, self.control_vector_layers)
@@ -113,6 +116,7 @@ class LoadOptions:
         arguments.whole_number("cache_nbytes", self.cache_nbytes, 1, 1 << 62)
         arguments.cache_type("cache_type_k", self.cache_type_k)
         arguments.cache_type("cache_type_v", self.cache_type_v)
+        arguments.kv_keep("kv_keep", self.kv_keep)
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", arguments.path("cache_dir", self.cache_dir))
         if self.chat_template is not None:
@@ -361,14 +365,17 @@ def options_for(program: Program, options: LoadOptions) -> LoadOptions:
 
 
 def typed(program: Program, options: LoadOptions) -> Program:
-    """The program with keys and values of the types that were asked for."""
-    return with_cache_types(program, options.cache_type_k, options.cache_type_v)
+    """The program with keys and values of the types that were asked for, and of as many as are to be read."""
+    return with_kept_keys(
+        with_cache_types(program, options.cache_type_k, options.cache_type_v),
+        arguments.kv_keep("kv_keep", options.kv_keep),
+    )
 
 
 def typed_draft(program: Program, options: LoadOptions) -> Program:
     """The same for what drafts, which keeps them as they are where its heads do not divide."""
     try:
-        return typed(program, options)
+        return typed(program, replace(options, kv_keep=None))
     except UnsupportedError as error:
         if error.code != "CACHE_TYPE":
             raise
@@ -519,6 +526,7 @@ def start_engine(
     draft: HiddenDraft | None = None,
 ) -> tuple[Engine, int]:
     """The executor and the engine that owns it; the number of threads."""
+    snap = _snap(program, n_ctx, options)
     executor, cache = _executor(program, n_ctx, options, report)
     drafter: Callable[[], Drafter] | None = DRAFTERS.get(options.speculate or "")
     try:
@@ -532,9 +540,21 @@ def start_engine(
         executor.close()
         raise
     engine = Engine(executor, cache, tokenizer.eog_ids, drafter)
+    engine.scheduler.snap = snap
     if isinstance(drafter, DraftModel | NextnDrafts):
         drafter.tell = engine.notices.append
     return engine, _n_threads(options)
+
+
+def _snap(program: Program, n_ctx: int, options: LoadOptions) -> SnapKV | None:
+    """What keeps keys at the end of a prompt, where it is asked for. UnsupportedError on a GPU, and with a folder."""
+    keep = arguments.kv_keep("kv_keep", options.kv_keep)
+    if keep is None or keep.way != "snapkv" or kind_of(program) != "chat":
+        return None
+    if executors.is_gpu(options.executor) or options.cache_dir is not None:
+        what = "a cache_dir" if options.cache_dir is not None else f"the device {options.executor}"
+        raise UnsupportedError(f"kv_keep={options.kv_keep} does not go with {what}.", code="KV_KEEP")
+    return SnapKV(program, keep.n_tokens, step_tokens(program, n_ctx, options.max_tokens_per_step))
 
 
 def _nextn_drafts(

@@ -137,6 +137,7 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
 def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResult, ModelCard], None]) -> None:
     from edgellm.formats.gguf import GGUFFile
     from edgellm.kernels import executors
+    from edgellm.kernels.chosen_blocks import read_throughout, with_kept_keys
     from edgellm.kernels.executors import open_executor
     from edgellm.kernels.typed_cache import with_cache_types
     from edgellm.machine.cores import default_threads
@@ -166,6 +167,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
             if adapters := adapter_values(options):
                 program, make = _with_adapters(program, make, {**device_values(options), **adapters})
             program = with_cache_types(program, options["cache_type_k"], options["cache_type_v"])
+            program = with_kept_keys(program, read_throughout("--kv-keep", options["kv_keep"]))
             for n_threads in counts:
                 bandwidth = None
                 if not options["no_bandwidth"] and options["gpu_layers"] == "auto" and not options["cpu_moe"]:

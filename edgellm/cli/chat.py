@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HERE_ALONE = {
     "n_ctx": "-c", "n_threads": "-t", "executor": "--device", "gpu_layers": "-ngl", "cpu_moe": "--cpu-moe",
-    "cache_type_k": "-ctk", "cache_type_v": "-ctv",
+    "cache_type_k": "-ctk", "cache_type_v": "-ctv", "kv_keep": "--kv-keep",
     "chat_template": "--chat-template",
     "template_file": "--chat-template-file", "overrides": "--override-kv", "speculate": "--speculate",
     "draft": "--draft", "force": "--force", "lora": "--lora", "control_vectors": "--control-vector",

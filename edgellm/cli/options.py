@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgellm.arguments import CACHE_TYPES
+from edgellm.arguments import CACHE_TYPES, kv_keep
 from edgellm.formats.errors import ParameterError
 from edgellm.kernels import executors
 from edgellm.machine.paths import typed_path
@@ -116,20 +116,33 @@ device_options = option_group(
 """What computes; ``device_values`` gives them as the library takes them."""
 
 
+def _read_kv_keep(ctx: click.Context, parameter: click.Parameter, text: str) -> str | None:
+    try:
+        return None if kv_keep("--kv-keep", text) is None else text
+    except ParameterError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 cache_type_options = option_group(
     *(
         click.option(f"-ct{of[0]}", f"--cache-type-{of[0]}", f"cache_type_{of[0]}", type=click.Choice(CACHE_TYPES),
                      default="f16", show_default=True,
                      help=f"What {of} are kept as, a draft model's too; fewer bits need less memory.")
         for of in ("keys", "values")
-    )
+    ),
+    click.option("--kv-keep", "kv_keep", metavar="WAY", default="all", show_default=True, callback=_read_kv_keep,
+                 help="Read fewer keys of a long context. quest:N: each token reads the N positions whose blocks can "
+                      "matter most to it, all stay stored; what it misses may change an answer. snapkv:N: at the end "
+                      "of a prompt N positions of it are kept for each head, those its last 32 tokens look at; the "
+                      "rest is forgotten, and what an answer would have needed of it is lost."),
 )  # fmt: skip
 """How the cache keeps a context; ``cache_type_values`` gives it as the library takes it."""
 
 
 def cache_type_values(values: dict[str, Any]) -> dict[str, Any]:
     """What ``cache_type_options`` say, or their defaults where a command has none."""
-    return {name: values.get(name, "f16") for name in ("cache_type_k", "cache_type_v")}
+    types = {name: values.get(name, "f16") for name in ("cache_type_k", "cache_type_v")}
+    return {**types, "kv_keep": values.get("kv_keep")}
 
 
 def device_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgellm.adapters.scales import AdapterScales
 from edgellm.engine.requests import CancelFlag, Request
+from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.draw import Draw
 
 if TYPE_CHECKING:
@@ -142,7 +143,11 @@ def follow(
     """Carry out a search behind a prompt; False where it was cancelled. ``banned`` are ids that no text has.
 
     adapters   as in ``Engine.generate``
+
+    UnsupportedError where keys of a prompt are dropped.
     """
+    if engine.scheduler.snap is not None:
+        raise UnsupportedError("num_beams does not go with kv_keep=snapkv: texts share what would be dropped.")
     never, began = np.array(sorted(banned), np.int64), perf_counter()
 
     def look(logits: np.ndarray) -> NextTokens:

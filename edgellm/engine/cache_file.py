@@ -188,6 +188,8 @@ def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
     for i, layer in enumerate(executor.program.cache_layers):
         if isinstance(layer, KVLayer) and layer.is_typed:
             key.update(f"{i} {layer.type_k} {layer.type_v}\n".encode())
+        if isinstance(layer, KVLayer) and layer.n_chosen:
+            key.update(f"{i} reads {layer.n_chosen} blocks\n".encode())
     if any(rope.beyond is not None for rope in executor.program.ropes.values()):
         key.update(b"short context\n")
     for name in sorted(gguf.metadata):

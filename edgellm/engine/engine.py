@@ -293,6 +293,7 @@ class Engine:
         if self._drafter is not None and hook is None:  # a hook shall see no token that was only guessed
             request.drafter = self._drafter()
         request.ending = "length" if limit == max_tokens else "context_full"
+        request.choice_end = self.scheduler.choice_end(len(prompt))
         return request
 
     def submit(self, *requests: Request) -> None:
@@ -564,6 +565,8 @@ class Engine:
     def _logits(self, scheduled: list[Scheduled]) -> np.ndarray | None:
         """Those of a step; None when a long one was broken off, as all its callers left, or another came to a lone."""
         request, batch, scheduler = scheduled[0].request, make_batch(scheduled), self.scheduler
+        if (watch := scheduler.watch(scheduled[0], self.executor)) is not None:
+            return self.executor.run(batch, watch)
         alone = request is scheduler.long
         is_long = alone or (request.whole and len(batch) > LONG_TOKENS)
         if self._interruptible is None or not is_long or request.hook is not None:
@@ -645,7 +648,7 @@ class Engine:
         self.cache.commit(part.sequence, tokens[:n], len(tokens))
         if part.sequence.length == request.n_prompt:
             self.cache.mark(part.sequence)
-        self.scheduler.keep(part)
+        error = self.scheduler.keep(part) or error
         n_kept = part.sequence.length - before  # of a state none, where a step is accepted in part
         items = list(request.publish(seconds + perf_counter() - started))
         self._deliver(request, items, error)

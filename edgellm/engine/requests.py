@@ -19,11 +19,13 @@ from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.speculation import Drafter
 from edgellm.formats.errors import NumericError
+from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Executor, Hook
 from edgellm.sampling.choice import Sampled
 
 if TYPE_CHECKING:
     from edgellm.engine.disk_cache import Trail
+    from edgellm.engine.snapkv import Watch
     from edgellm.sampling import Sampler
     from edgellm.sampling.short_chain import ShortChain
 
@@ -112,6 +114,7 @@ class Request:
     types: Sequence[int] | None = None  # which text of a pair each of them is of
     stop_ids: frozenset[int] = frozenset()
     adapters: AdapterScales | None = None  # None: those that the engine has for everybody
+    choice_end = 0  # where the keys of its prompt are chosen that stay (snapkv.py), 0 for nowhere
 
     def __init__(self, lock: threading.Lock, tokens: Sequence[int], cancel: CancelFlag | None) -> None:
         self.tokens = list(tokens)
@@ -133,6 +136,7 @@ class Request:
         self.drafter: Drafter | None = None
         self.gained = 0.0  # tokens, by its drafts
         self.trail: Trail | None = None  # what of it is on the disk
+        self.watch: Watch | None = None  # what the keys are chosen by
 
     @property
     def stopped(self) -> bool:
@@ -159,9 +163,27 @@ class Request:
         return len(self.tokens) - self.n_computed
 
     @property
+    def window_start(self) -> int:
+        """The first of the tokens that choose."""
+        return self.choice_end - BLOCK_TOKENS
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its next step is that of the tokens that choose."""
+        held = self.sequence
+        return bool(self.choice_end and held is not None and not held.dropped and held.length == self.window_start)
+
+    @property
+    def room(self) -> int:
+        """How many tokens its next step may have at most."""
+        if not self.choice_end or self.sequence is None or self.sequence.dropped:
+            return len(self.tokens)
+        return self.window_start - self.n_computed or BLOCK_TOKENS
+
+    @property
     def alone(self) -> bool:
         """Whether it must have its steps to itself: a hook sees whole buffers."""
-        return self.hook is not None
+        return self.hook is not None or self.chooses
 
     @property
     def chain(self) -> ShortChain | None:

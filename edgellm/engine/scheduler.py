@@ -23,6 +23,7 @@ import numpy as np
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
 from edgellm.engine.requests import Request
+from edgellm.engine.snapkv import SnapKV, Watch
 from edgellm.engine.speculation import MAX_DRAFT, Ask, Draft, DraftSource, TapSource
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS
@@ -81,6 +82,7 @@ class Scheduler:
         self.cache = cache
         self.max_tokens = max_tokens  # of one step
         self.disk: DiskCache | None = None
+        self.snap: SnapKV | None = None
         self.source: DraftSource | None = None  # of the drafts of all requests, else each makes its own
         self._taps: tuple[HiddenExecutor, TapSource] | None = None  # where the source goes on from hidden states
         self.wake: Callable[[], None] = lambda: None  # the engine's thread, from others
@@ -162,7 +164,7 @@ class Scheduler:
             if sequence is None:  # an older one has just taken its blocks
                 continue
             with _alone(request, fail):
-                tokens, n_outputs = request.next_tokens(min(budget, self.cache.room(sequence)))
+                tokens, n_outputs = request.next_tokens(min(budget, self.cache.room(sequence), request.room))
                 if self._reserve(request, len(tokens)):
                     scheduled.append(Scheduled(request, sequence, tokens, n_outputs))
                 else:
@@ -172,7 +174,8 @@ class Scheduler:
         return _still(self._with_drafts(scheduled, fail)) if scheduled else []
 
     def _open(self, request: Request) -> None:
-        request.sequence = self.cache.open(request.tokens, shared=request.shared, variant=request.variant)
+        known = request.tokens[: request.window_start + 1] if request.choice_end else request.tokens
+        request.sequence = self.cache.open(known, shared=request.shared, variant=request.variant)
         if self.disk is not None and request.shared:
             self._look_up(self.disk, request, request.sequence)
 
@@ -227,10 +230,37 @@ class Scheduler:
         trail.taken()
         return True
 
-    def keep(self, part: Scheduled) -> None:
-        """A step of it was committed: what is new goes to the disk."""
+    def keep(self, part: Scheduled) -> BaseException | None:
+        """A step of it was committed: what is new goes to the disk; an error, where what is to stay has no room."""
         if part.request.trail is not None:
             part.request.trail.keep(part.sequence)
+        watch, part.request.watch = part.request.watch, None
+        if watch is not None and self.snap is not None:
+            try:
+                self.snap.keep(self.cache, part.sequence, watch, partial(self._make_room, part.request))
+            except ContextFullError as error:
+                return error
+        return None
+
+    # -- which keys of a prompt stay -------------------------------------------------------------------------------
+
+    def choice_end(self, n_prompt: int) -> int:
+        """Where the keys of a prompt of so many tokens are chosen, 0 for nowhere."""
+        return self.snap.end(n_prompt) if self.snap is not None else 0
+
+    def watch(self, part: Scheduled, executor: Executor) -> Watch | None:
+        """A hook that sees what the choice is made by, where this is that step."""
+        if self.snap is None or not part.request.chooses:
+            return None
+        part.request.watch = self.snap.watch(executor, part.sequence, part.request.hook)
+        return part.request.watch
+
+    def _make_room(self, request: Request) -> bool:
+        """Preempt the youngest of the others; False where there is none."""
+        others = [r for r in self.requests if r is not request and r.sequence is not None]
+        if others:
+            self.preempt(max(others, key=lambda r: r.order))
+        return bool(others)
 
     # -- how much of each ------------------------------------------------------------------------------------------
 
@@ -500,13 +530,16 @@ def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
     outputs = np.zeros(sum(counts), bool)
     for end, part in zip(np.cumsum(counts), scheduled, strict=True):
         outputs[end - part.n_outputs : end] = True
-    starts = [part.sequence.length for part in scheduled]
+    starts = [part.sequence.n_held for part in scheduled]
+    positions = np.concatenate([np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)])
+    dropped = [part.sequence.dropped for part in scheduled]
     return Batch(
         tokens=np.concatenate([np.array(part.tokens, np.int32) for part in scheduled]),
-        positions=np.concatenate([np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)]),
+        positions=positions,
         sequences=np.repeat(np.arange(len(scheduled), dtype=np.int32), counts),
         outputs=outputs,
         tables=tuple(np.stack(tables) for tables in zip(*(part.sequence.tables for part in scheduled), strict=True)),
+        rope_positions=positions + np.repeat(np.array(dropped, np.int32), counts) if any(dropped) else None,
         types=_types(scheduled),
         hidden=scheduled[0].request.hidden,
         adapters=_adapters(scheduled, counts),
@@ -531,7 +564,7 @@ def _types(scheduled: Sequence[Scheduled]) -> np.ndarray | None:
 
 
 def _batch_of_one(part: Scheduled) -> Batch:
-    n, start = len(part.tokens), part.sequence.length
+    n, start, dropped = len(part.tokens), part.sequence.n_held, part.sequence.dropped
     outputs = np.zeros(n, bool)
     outputs[n - part.n_outputs :] = True
     positions = np.arange(start, start + n, dtype=np.int32)
@@ -539,5 +572,6 @@ def _batch_of_one(part: Scheduled) -> Batch:
     tokens, sequences = np.array(part.tokens, np.int32), np.zeros(n, np.int32)
     adapters = _adapters([part], [n])
     if not part.request.hidden:
-        return Batch(tokens, positions, sequences, outputs, tables, adapters=adapters)
+        turning = positions + np.int32(dropped) if dropped else None
+        return Batch(tokens, positions, sequences, outputs, tables, rope_positions=turning, adapters=adapters)
     return Batch(tokens, positions, sequences, outputs, tables, types=_types([part]), hidden=True, adapters=adapters)

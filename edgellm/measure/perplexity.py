@@ -19,6 +19,7 @@ import numpy as np
 
 from edgellm import arguments
 from edgellm.formats.errors import ParameterError
+from edgellm.kernels.chosen_blocks import read_throughout, with_kept_keys
 from edgellm.kernels.executors import GPULayers, check_split, open_executor
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch, Hook
@@ -142,12 +143,14 @@ class ChunkModel:
         kv_overrides: Mapping[str, Any] | None = None,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        kv_keep: str | None = None,
     ) -> None:
         arguments.whole_number("n_ctx", n_ctx, LEAST_CONTEXT, arguments.MAX_CONTEXT)
         arguments.whole_number("n_threads", n_threads or 1, 1, arguments.MAX_THREADS)
         check_split(executor, gpu_layers, cpu_moe)
+        keep = read_throughout("kv_keep", kv_keep)
         with open_program(path, kv_overrides) as (self.gguf, program):
-            self.program = with_cache_types(program, cache_type_k, cache_type_v)
+            self.program = with_kept_keys(with_cache_types(program, cache_type_k, cache_type_v), keep)
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata, proved=True)
             self.n_ctx = n_ctx
             n_blocks = -(-n_ctx // BLOCK_TOKENS)

@@ -173,6 +173,7 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
     template.write_text("{{ messages }}")
     arguments = ["-n", "7", "-c", "128", "-t", "3", "-r", "END", "-r", "STOP", "-sys", "Be brief.", "--force"]
     arguments += ["--speculate", "ngram", "--device", "gpu:1", "-ngl", "12", "--cpu-moe", "-ctv", "q8_0"]
+    arguments += ["--kv-keep", "quest:512"]
     arguments += ["--chat-template", str(template), "--chat-template-kwargs", '{"enable_thinking": false}']
     arguments += ["--override-kv", "llama.context_length=int:99", "--override-kv", "a.b=str:c=d:e"]
     assert main(["run", "m", "hello there", *arguments]) == 0
@@ -192,6 +193,7 @@ def test_the_other_flags_reach_the_library(llm: FakeLLM, tmp_path: Path) -> None
         "draft": None,
         "cache_type_k": "f16",
         "cache_type_v": "q8_0",
+        "kv_keep": "quest:512",
         "force": True,
     }
 

@@ -318,7 +318,7 @@ def test_what_cannot_be_written_in_time_is_not_held_in_memory(start: Start, monk
 
 KINDS = [
     *((name, executor, "f16") for name in ("llama", "gemma3", "qwen35") for executor in ("cpu", "reference")),
-    *(("gemma3", "cpu", "q8_0"), ("qwen35", "cpu", "q4_0")),
+    *(("gemma3", "cpu", "q8_0"), ("qwen35", "cpu", "q4_0"), ("gemma3", "cpu", "kivi2")),
 ]
 
 

@@ -74,7 +74,7 @@ def test_another_program_goes_on_as_this_one_would_have(
     check(second)
 
 
-@pytest.mark.parametrize("kept", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("kept", ["f16", "q8_0", "q4_0", "kivi2"])
 def test_the_cpu_executor_restores_to_the_last_bit(
     paths: dict[str, Path], load: Any, tmp_path: Path, kept: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Answers over keys and values in fewer bits: the same whatever was known, whoever is beside, and when preempted."""
+"""Answers over fewer keys, or keys in fewer bits: the same whatever was known, who is beside, and when preempted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ import pytest
 import tiny_models
 
 import edgellm
+from edgellm.engine.snapkv import WINDOW
 from edgellm.formats.errors import ParameterError, UnsupportedError
+from edgellm.kernels import chosen_blocks
 
-PROMPTS = [[(7 * i * (k + 1) + k) % 240 + 3 for i in range(n)] for k, n in enumerate((150, 40, 97, 33, 120, 64))]
-TYPES = [("q8_0", "q8_0"), ("q4_0", "iq4_nl")]
+LENGTHS = (150, 40, 97, 33, 120, 330)
+PROMPTS = [[(7 * i * (k + 1) + k) % 240 + 3 for i in range(n)] for k, n in enumerate(LENGTHS)]
+WAYS = {
+    "q8_0": {"cache_type_k": "q8_0", "cache_type_v": "q8_0"},
+    "q4_0-iq4_nl": {"cache_type_k": "q4_0", "cache_type_v": "iq4_nl"},
+    "kivi2": {"cache_type_k": "kivi2", "cache_type_v": "kivi2"},
+    "quest": {"kv_keep": "quest:256"},
+    "quest-kivi2": {"kv_keep": "quest:256", "cache_type_k": "kivi2", "cache_type_v": "kivi2"},
+    "snapkv": {"kv_keep": "snapkv:64"},
+    "snapkv-q8_0": {"kv_keep": "snapkv:64", "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,39 +34,55 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_tiny_model(folder / "tiny.gguf", "gemma3", context_length=512)
 
 
+@pytest.fixture(autouse=True)
+def every_layer_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chosen_blocks, "WHOLE_LAYERS", 0)
+
+
 def told(llm: edgellm.LLM, prompt: list[int], n: int = 12, **options: Any) -> tuple[list[int], list[float]]:
     said = llm.generate(prompt, temperature=0, max_tokens=n, logprobs=2, ignore_eos=True, **options)
     return said.tokens, [one.logprob for one in said.logprobs]
 
 
-@pytest.fixture(params=TYPES, ids="-".join)
-def types(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    yield dict(zip(("cache_type_k", "cache_type_v"), request.param, strict=True))
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    yield WAYS[request.param]
 
 
-def test_an_answer_is_that_of_a_cold_start(path: Path, types: dict[str, str]) -> None:
+def test_an_answer_is_that_of_a_cold_start(path: Path, way: dict[str, str]) -> None:
     """Behind a prefix that is shared, one that parts in a block, and in steps of any size; with a draft, too."""
     expected = []
     for prompt in PROMPTS:
-        with edgellm.load(path, n_ctx=512, n_threads=1, **types) as llm:
+        with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
             expected.append(told(llm, prompt))
-    for options in ({"max_tokens_per_step": 7}, {"speculate": "ngram"}):
-        with edgellm.load(path, n_ctx=512, **types, **options) as llm:
+    n = WINDOW if "snapkv" in way.get("kv_keep", "") else 7
+    for options in ({"max_tokens_per_step": n}, {"speculate": "ngram"}):
+        with edgellm.load(path, n_ctx=512, **way, **options) as llm:
             told(llm, [*PROMPTS[0][:70], 5, 6, 7])
             for _ in range(2):
                 assert [told(llm, prompt) for prompt in PROMPTS] == expected, options
             llm.engine.call(lambda cache, executor: cache.check([]))
 
 
-def test_answers_beside_each_other_are_those_they_give_alone(path: Path, types: dict[str, str]) -> None:
+def test_a_second_turn_is_that_of_a_cold_start(path: Path, way: dict[str, str]) -> None:
+    """What an answer has computed is not taken for what its tokens are worth in a prompt, where the two differ."""
+    with edgellm.load(path, n_ctx=512, **way) as llm:
+        turn = [*PROMPTS[0], *told(llm, PROMPTS[0], 70)[0], *PROMPTS[1]]
+        found = told(llm, turn)
+        llm.engine.call(lambda cache, executor: cache.check([]))
+    with edgellm.load(path, n_ctx=512, **way) as llm:
+        assert told(llm, turn) == found
+
+
+def test_answers_beside_each_other_are_those_they_give_alone(path: Path, way: dict[str, str]) -> None:
     """Also where the cache has no room for all of them, and some are preempted."""
-    with edgellm.load(path, n_ctx=512, **types) as llm:
-        expected = [told(llm, prompt, 100) for prompt in PROMPTS]
-    with edgellm.load(path, n_ctx=512, n_parallel=1, **types) as llm:
+    with edgellm.load(path, n_ctx=512, **way) as llm:
+        expected = [told(llm, prompt, 50) for prompt in PROMPTS]
+    with edgellm.load(path, n_ctx=512, n_parallel=1, **way) as llm:
         found: list[Any] = [None] * len(PROMPTS)
 
         def ask(i: int) -> None:
-            found[i] = told(llm, PROMPTS[i], 100)
+            found[i] = told(llm, PROMPTS[i], 50)
 
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(PROMPTS))]
         for thread in threads:
@@ -64,6 +91,38 @@ def test_answers_beside_each_other_are_those_they_give_alone(path: Path, types: 
             thread.join()
         assert found == expected
         llm.engine.call(lambda cache, executor: cache.check([]))
+
+
+def test_a_saved_prompt_goes_on_to_the_same_answer(path: Path, way: dict[str, str], tmp_path: Path) -> None:
+    with edgellm.load(path, n_ctx=512, **way) as llm:
+        expected = told(llm, PROMPTS[5])
+        n_saved = llm.save_state(tmp_path / "state.kv", PROMPTS[5])
+    with edgellm.load(path, n_ctx=512, **way) as llm:
+        llm.load_state(tmp_path / "state.kv")
+        llm.engine.call(lambda cache, executor: cache.check([]))
+        said = llm.generate(PROMPTS[5], temperature=0, max_tokens=12, logprobs=2, ignore_eos=True)
+        assert (said.tokens, [one.logprob for one in said.logprobs]) == expected
+        # where keys are dropped its last 32 tokens are read again, before which nothing of the window was saved
+        assert n_saved >= 320 and said.timings.reused_n == (0 if "snapkv" in way.get("kv_keep", "") else n_saved)
+
+
+@pytest.mark.parametrize("way", ["quest:256", "snapkv:64"])
+def test_a_context_that_is_kept_whole_has_the_bits_of_one_that_is_not_chosen_from(path: Path, way: str) -> None:
+    n = {"quest:256": 240, "snapkv:64": 90}[way]
+    found = []
+    for keep in (None, way):
+        with edgellm.load(path, n_ctx=512, kv_keep=keep) as llm:
+            found.append((told(llm, PROMPTS[5][:n], 5), told(llm, PROMPTS[5], 5)))
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
+def test_a_prompt_of_a_whole_context_leaves_room_for_what_is_kept_of_it(path: Path) -> None:
+    long = [(11 * i) % 240 + 3 for i in range(509)]
+    with edgellm.load(path, n_ctx=512, kv_keep="snapkv:256") as llm:
+        before = told(llm, long, 4)
+        assert told(llm, long, 4) == before
+        used = llm.engine.call(lambda cache, executor: cache.n_used())
+        assert not any(used)
 
 
 def test_fewer_bits_need_less_memory(path: Path) -> None:
@@ -79,5 +138,40 @@ def test_what_cannot_be_is_refused_by_name(path: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="cache_type_k is 'q3_0'"):
         edgellm.load(path, cache_type_k="q3_0")
     odd = tiny_models.write_tiny_model(tmp_path / "odd.gguf", "llama", head_dim=48)
-    with pytest.raises(UnsupportedError, match="heads of 48 dimensions; q4_0 takes multiples of 32"):
-        edgellm.load(odd, cache_type_v="q4_0")
+    for name in ("q4_0", "kivi2"):
+        with pytest.raises(UnsupportedError, match=f"heads of 48 dimensions; {name} takes multiples of 32"):
+            edgellm.load(odd, cache_type_k=name, cache_type_v=name)
+    with pytest.raises(UnsupportedError, match="kivi2 is a form of keys and values together, and f16"):
+        edgellm.load(path, cache_type_k="kivi2")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("h2o:1024", "h2o is not there"),
+        ("quest", "all, or one of quest, snapkv with a number"),
+        ("quest:100", "a multiple of 256"),
+        ("snapkv:0", "a multiple of 64"),
+        ("window:64", "one of quest, snapkv"),
+        (7, "one of quest, snapkv"),
+    ],
+)
+def test_ways_that_are_not_there_are_refused_by_name(path: Path, keep: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        edgellm.load(path, kv_keep=keep)
+
+
+def test_ways_that_do_not_go_together_are_refused_by_name(path: Path, tmp_path: Path) -> None:
+    refused = [
+        ({"cache_dir": tmp_path / "cache"}, "a cache_dir"),
+        ({"max_tokens_per_step": 16}, "steps of 16 tokens"),
+        ({"cache_type_k": "kivi2", "cache_type_v": "kivi2"}, "packed block by block"),
+    ]
+    for options, message in refused:
+        with pytest.raises(UnsupportedError, match=message):
+            edgellm.load(path, kv_keep="snapkv:64", **options)
+    with edgellm.load(path, kv_keep="snapkv:64") as llm, pytest.raises(UnsupportedError, match="num_beams"):
+        llm.generate("a", num_beams=2, max_tokens=2)
+    recurrent = tiny_models.write_tiny_model(tmp_path / "gpt2.gguf", "gpt2")
+    with pytest.raises(UnsupportedError, match="adds a row for every position"):
+        edgellm.load(recurrent, kv_keep="snapkv:64")
