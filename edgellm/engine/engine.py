@@ -27,6 +27,7 @@ from edgellm.adapters.scales import NO_ADAPTERS, AdapterScales
 from edgellm.engine.cache import KVCache
 from edgellm.engine.denoising import DenoisingRequest, check_in_order
 from edgellm.engine.endings import close_at_exit, closes_when_dropped, leave_at_exit
+from edgellm.engine.request_checks import check_callables, check_logits, check_max_tokens, check_tokens
 from edgellm.engine.requests import (
     CallRequest,
     CancelFlag,
@@ -40,13 +41,11 @@ from edgellm.engine.scheduler import LEAD, LONG_TOKENS, POLL_S, Scheduled, Sched
 from edgellm.engine.speculation import Drafter, DraftSource
 from edgellm.formats.errors import (
     ClosedError,
-    ContextFullError,
     DeviceLostError,
     EdgeLLMError,
     MemoryWouldExceedError,
     NumericError,
     ParameterError,
-    UnsupportedError,
 )
 from edgellm.kernels.program import (
     DecodingExecutor,
@@ -162,7 +161,7 @@ class Engine:
         logits is float32 (n, n_vocab), what follows each position; it is valid only inside ``reduce``, which runs on
         the engine's thread. Nothing is taken from the prefix cache or left in it.
         """
-        self._check_logits()
+        check_logits(self.executor.program)
         check_in_order(self.executor.program)
         self.check(tokens)
         request = ScoringRequest(self.lock, tokens, cancel, reduce, self.executor.program.n_vocab)
@@ -237,34 +236,8 @@ class Engine:
 
     def check(self, tokens: Sequence[int], max_tokens: int | None = None) -> None:
         """Raise what ``generate`` would raise for these, ContextFullError or ParameterError."""
-        if not len(tokens):
-            raise ParameterError("The prompt has 0 tokens. Give at least one.")
-        if len(tokens) > self.n_ctx:
-            raise ContextFullError(
-                f"The prompt has {len(tokens)} tokens, the context has room for {self.n_ctx}. "
-                "Shorten the prompt or load the model with a larger context.",
-                n_tokens=len(tokens),
-                n_ctx=self.n_ctx,
-            )
-        n_vocab = self.executor.program.n_vocab
-        low, high = min(tokens), max(tokens)
-        if low < 0 or high >= n_vocab:
-            raise ParameterError(
-                f"Token id {low if low < 0 else high} is not in the vocabulary, which has ids 0 to {n_vocab - 1}. "
-                "Use ids of this model's own tokenizer."
-            )
-        if max_tokens is not None and not (isinstance(max_tokens, int | np.integer) and max_tokens >= -1):
-            raise ParameterError(
-                f"max_tokens is {max_tokens!r}. It must be a whole number from 0 on, or -1 for no limit."
-            )
-
-    def _check_logits(self) -> None:
-        if self.executor.program.is_encoder:
-            raise UnsupportedError(
-                f"A {self.executor.program.architecture} model gives vectors of texts and no next token. Use embed, or "
-                "take a model for chats.",
-                code="EMBEDDINGS",
-            )
+        check_tokens(tokens, self.n_ctx, self.executor.program.n_vocab)
+        check_max_tokens(max_tokens)
 
     def _generation(
         self,
@@ -277,11 +250,9 @@ class Engine:
         hook: Hook | None = None,
         adapters: AdapterScales | None = None,
     ) -> Request:
-        self._check_logits()
+        check_logits(self.executor.program)
         self.check(prompt, max_tokens)
-        for name, given in (("cancel", getattr(cancel, "is_set", None)), ("progress", progress), ("hook", hook)):
-            if not callable(given) and (given is not None or (name == "cancel" and cancel is not None)):
-                raise ParameterError(f"{name} is of the wrong type. See LLM.stream for what it must be.")
+        check_callables(cancel, progress, hook)
         # every position of the context may be filled, and the last one still gives a token where it is the next
         denoising = self.executor.program.denoising
         room = self.n_ctx - len(prompt) + (denoising is None)
