@@ -171,8 +171,8 @@ class XLlamaCpp:
                 "prompt": prompt,
                 "n_predict": n_predict,
                 "ignore_eos": True,
-                "temperature": 0,
-                "samplers": [],
+                "samplers": ["top_k"],  # without any it draws by chance from all tokens, at temperature 0, too
+                "top_k": 1,
                 "cache_prompt": cache_prompt,
                 "stream": False,
             }

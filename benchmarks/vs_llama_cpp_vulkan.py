@@ -98,7 +98,8 @@ class LlamaServer:
 
     def answer(self, prompt: list[int], n: int) -> dict[str, float]:
         """Timings of an answer of n tokens."""
-        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True, "samplers": [],
+        # without any sampler it draws by chance from all tokens, at temperature 0, too
+        body = {"prompt": prompt, "n_predict": n, "ignore_eos": True, "samplers": ["top_k"], "top_k": 1,
                 "cache_prompt": False}  # fmt: skip
         url, kind = f"http://127.0.0.1:{self.port}/completion", {"Content-Type": "application/json"}
         asked = urllib.request.Request(url, json.dumps(body).encode(), kind)
