@@ -38,10 +38,11 @@ def run(
         for entry in named(models, catalogue.fetched):
             proved(entry.path, how)
     with connected(address):
-        _check_room(len(models), options.get("replicas", 1), how.n_threads or 1)
+        before = _deployed()
+        if before is None:  # else those that it replaces have them
+            _check_room(len(models), options.get("replicas", 1), how.n_threads or 1)
         serve.start(http_options={"host": host, "port": port}, logging_config=LOGGING)
         _check_address(_get_global_client().http_config, host, port)
-        before = _deployed()
         mine: float | None = None
         try:
             try:
