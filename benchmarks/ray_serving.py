@@ -70,7 +70,7 @@ def replica_names() -> list[str]:
     import ray
 
     named = ray.util.list_named_actors(all_namespaces=True)
-    return [one["name"] for one in named if "#model-0#" in one["name"]]
+    return [one["name"] for one in named if "#model-tiny#" in one["name"]]
 
 
 def deploy(model: Path, n_threads: int = 1, **options: Any) -> None:
@@ -243,7 +243,7 @@ def drained() -> bool:
                 n_tokens += raw.startswith(b"data: {")
                 if n_tokens == 1:
                     begun.release()
-        states = serve.status().applications["edgellm"].deployments["model-0"].replica_states
+        states = serve.status().applications["edgellm"].deployments["model-tiny"].replica_states
         ended.append((time.monotonic(), old in replica_names(), "STOPPING" in states))
         return n_tokens
 

@@ -76,15 +76,14 @@ class PrefixRouter(RequestRouter):
 
 
 def _fitting(replicas: list[RunningReplica], request: PendingRequest) -> list[RunningReplica]:
-    """Those with the front's own files, else those that may answer too; else all, who say why they do not."""
+    """Those that may answer, the old ones too while an update goes on; else all, who say why they do not."""
     front = request.kwargs.get("front")
     if front is None:
         return replicas
     told = ((one, one.replica_metadata) for one in replicas)
     made = [(one, Made(its.get("version", ""), its.get("files", ""))) for one, its in told]
     begun = request.args[0].begun
-    same = [one for one, its in made if its.files == front.files]
-    return same or [one for one, its in made if its.answers(front, begun)] or replicas
+    return [one for one, its in made if its.answers(front, begun)] or replicas
 
 
 def _keys(request: PendingRequest | None) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -28,7 +29,7 @@ from edgellm.server.models import Models, named
 from edgellm.server.prefix_keys import PrefixMemory
 from edgellm.server.protocols.llama_state import metric_rows
 from edgellm.server.rate_limit import RateLimit
-from edgellm.server.relay import Failed, Part, RelayedCall, parts
+from edgellm.server.relay import Ended, Failed, Part, RelayedCall, Whole, parts
 from edgellm.server.response_cache import ResponseCache
 from edgellm.server.routes import all_routes
 from edgellm.server.security import Access
@@ -79,7 +80,9 @@ class Replica:
         self._read.note(prefix)
         async with aclosing(parts(self.server, self._routes[call.method, call.path], call)) as source:
             async for part in source:
-                yield part
+                # one of another version answers while an update goes on: a front keeps no reply of it for later
+                old = front is not None and front.version != self._made.version
+                yield part._replace(draws=True) if old and isinstance(part, Whole | Ended) else part
 
     def _refused(self, front: Made) -> ServerError:
         if self._made.version != front.version:
@@ -280,8 +283,8 @@ def app(*models: str, options: loading.LoadOptions | None = None, **serving: Any
     told, version = how.deployment(options, n_keys), secrets.token_hex(8)
     deployment: Any = serve.deployment
     bound = [
-        deployment(Replica, name=f"model-{number}", **told).bind(model, options, n_keys, version)
-        for number, model in enumerate(models)
+        deployment(Replica, name=name, **told).bind(model, options, n_keys, version)
+        for name, model in zip(_deployments(models), models, strict=True)
     ]
     gate = deployment(
         Gate,
@@ -297,3 +300,13 @@ def app(*models: str, options: loading.LoadOptions | None = None, **serving: Any
     )
     limits = (how.access, how.max_requests, how.rate_limit, how.response_cache_nbytes)
     return gate.bind(list(models), options, *limits, version, *bound)
+
+
+def _deployments(models: Sequence[str]) -> list[str]:
+    """What the replicas of each are called: while an update goes on, a name must not mean another model."""
+    names: list[str] = []
+    for model in models:
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", re.split(r"[/\\\\]", model)[-1].removesuffix(".gguf"))
+        same = sum(one == name or one.startswith(f"{name}.") for one in names)
+        names.append(f"{name}.{same}" if same else name)
+    return [f"model-{name}" for name in names]
