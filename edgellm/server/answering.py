@@ -47,8 +47,6 @@ async def events(server: Server, request: ChatRequest) -> AsyncGenerator[Event, 
 async def texts(server: Server, request: TextRequest) -> AsyncGenerator[TextItem, None]:
     """The items of one text: a PromptRead, then chunks. Raises ServerError."""
     relay = RELAY.get()
-    if relay is not None:
-        request = relay.prepared(request)
     answer = text_items if relay is None else partial(text_items, begins=relay.begins)
     async with aclosing(_answered(server, request, answer)) as source:
         async for item in source:
@@ -86,6 +84,8 @@ async def _answered(
                 assert entry.llm is not None, "a lease is of a loaded model"
                 if request.lora is None:
                     request = replace(request, lora=server.models.scales_of(request.model))
+                if (relay := RELAY.get()) is not None:
+                    request = relay.prepared(request, in_order=entry.llm.program.denoising is None)
                 async with aclosing(answer(entry.llm, request)) as source:
                     async for item in source:
                         yield item
@@ -97,8 +97,6 @@ async def _answered(
 
 async def _message(llm: LLM, request: ChatRequest) -> AsyncGenerator[Event, None]:
     relay = RELAY.get()
-    if relay is not None:
-        request = relay.prepared(request)
     reply = await asyncio.to_thread(_reply, llm, request)
     reply.begin_with(request.begins if relay is None else relay.begins(request.begins, reply.draws))
     if relay is not None:

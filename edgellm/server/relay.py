@@ -146,14 +146,15 @@ class Relay:
         """Of an answer that was given none."""
         return int.from_bytes(hashlib.blake2b(b"seed", key=self.key, digest_size=6).digest(), "little")
 
-    def prepared(self, request: R) -> R:
+    def prepared(self, request: R, *, in_order: bool = True) -> R:
         """The request with a seed in any case, and with the known tokens where they change nothing in the answer.
 
-        A seed of the client's, and log-probabilities, want every token drawn again.
+        A seed of the client's, and log-probabilities, want every token drawn again; so does a model that writes in no
+        order, and cannot be told how its answer begins.
         """
         given = request.sampling
         self.seeded = has_seed = given.get("seed", -1) not in (None, -1)
-        begins = self.known if request.logprobs is None and not self.several else ()
+        begins = self.known if in_order and request.logprobs is None and not self.several else ()
         # what goes on draws other numbers than what it follows
         sampling = given if has_seed else {**given, "seed": self.seed + len(begins)}
         return replace(request, sampling=sampling, begins=begins)
