@@ -39,7 +39,7 @@ model_options = option_group(
                  show_default=True, metavar="N",
                  help="Prompt tokens of a step; fewer let others in, and what a client left be freed, sooner."),
     click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
-                 help="Threads.  [default: physical cores]"),
+                 help="Threads.  [default: physical cores; with --ray 1]"),
     click.option("--memory", "memory_gib", type=click.FloatRange(0, min_open=True), default=None, metavar="GIB",
                  help="Memory of all models.  [default: what is free at the start]"),
     click.option("--cache-dir", type=click.Path(), default=None, metavar="DIR",
