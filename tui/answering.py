@@ -144,7 +144,9 @@ class Answering(Worker):
             if self._left:
                 return
             self.left_out, self.node.finish_reason = sent.left_out, None
-        told = {"logprobs": N_ALTERNATIVES, "sampler_trace": True}
+        told: dict[str, Any] = {"logprobs": N_ALTERNATIVES, "sampler_trace": True}
+        if getattr(getattr(self.llm, "program", None), "denoising", None) is not None:  # its tokens have none
+            told = {}
         chunks = self.llm.stream(sent.prompt, **told, **self._live(), **{**self.options, **sent.options})
         try:
             before = monotonic()

@@ -47,7 +47,13 @@ export async function* chat({ model, messages, settings, key, signal, goesOn }) 
     ...Object.fromEntries(["temperature", "top_p", "top_k", "min_p", "repeat_penalty", "max_tokens", "seed"]
       .map((name) => [name, number(settings[name])])),
   };
-  const response = await checked(await fetch("/v1/chat/completions", { method: "POST", headers: headers(key), body: JSON.stringify(body), signal }));
+  const ask = async () => checked(await fetch("/v1/chat/completions", { method: "POST", headers: headers(key), body: JSON.stringify(body), signal }));
+  const response = await ask().catch((error) => {
+    if (!body.logprobs || !String(error.message).includes("logprobs")) throw error;
+    delete body.logprobs;  // a model that writes by denoising has none
+    delete body.top_logprobs;
+    return ask();
+  });
   for await (const event of events(response.body)) {
     if (event.error) throw new ApiError(event.error.code ?? 500, event.error.message);
     const choice = event.choices?.[0];
