@@ -122,6 +122,7 @@ class Request:
         self.cancel = cancel
         self.cancelled = False
         self.order = 0
+        self.turn = 0  # of a whole text: when it had its last step, counted as ``order`` is
         self.sequence: cache.Sequence | None = None
         self.mailbox: deque[Any] = deque()
         self.error: BaseException | None = None

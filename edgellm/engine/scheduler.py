@@ -158,6 +158,7 @@ class Scheduler:
         scheduled = []
         for request, budget in budgets:
             if request.whole:  # nothing of it is kept
+                request.turn = next(self._orders)
                 self.preempt(request, keep=False)
                 request.sequence = self.cache.open(request.tokens, shared=False)
             sequence = request.sequence
@@ -299,10 +300,10 @@ class Scheduler:
                 room -= min(share, request.n_missing)
 
     def _whole_texts(self, requests: Sequence[Request]) -> Iterator[tuple[Request, int]]:
-        """The oldest, and of the others those that fit beside it, the older first."""
+        """The one that has waited longest for a step, and of the others those that fit beside it, the older first."""
         # those of one caller are many: without others they need not be quick
         room = max(LEAST_PROMPT_TOKENS, self._timely_tokens()) if self.interactive else self.max_tokens
-        for i, request in enumerate(sorted(requests, key=lambda request: request.order)):
+        for i, request in enumerate(sorted(requests, key=lambda request: request.turn or request.order)):
             if i == 0 or request.n_missing <= room:
                 yield request, request.n_missing
                 room -= request.n_missing
