@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm import arguments
+from edgellm.engine.denoising import check_in_order
+from edgellm.engine.request_checks import check_logits
 from edgellm.formats.errors import ParameterError
 from edgellm.kernels.chosen_blocks import read_throughout, with_kept_keys
 from edgellm.kernels.executors import GPULayers, check_split, open_executor
@@ -175,6 +177,8 @@ class ChunkModel:
 
     def logits(self, chunk: Chunk) -> np.ndarray:
         """Logits (n_scored, n_vocab) of the rows that predict the second half's tokens; valid until the next call."""
+        check_logits(self.program)
+        check_in_order(self.program)
         batch = Batch.single(self.program, chunk.ids)
         batch.outputs[: chunk.first] = False
         logits = self.executor.run(batch)
