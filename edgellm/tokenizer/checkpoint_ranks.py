@@ -24,6 +24,7 @@ from edgellm.tokenizer.byte_level import BYTE_OF_CHAR, pre_tokenizer_of
 from edgellm.tokenizer.checkpoint_tokens import MAX_TOKENIZER_NBYTES, below, invalid
 
 MAX_TOKEN_NBYTES = 1024  # finding the merges of a token takes the square of it
+MAX_MERGES_NBYTES = 1 << 26  # those of 200,000 tokens have less than 20 million
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 _CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 _PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -156,11 +157,15 @@ def _read_ranks(checkpoint: Checkpoint, name: str, n_vocab: int) -> dict[bytes, 
 
 def _merges(ranks: Mapping[bytes, int]) -> list[list[str]]:
     """All pairs of tokens that make one, in the order of its rank: whichever of them stand side by side are merged."""
-    merges = []
+    merges: list[list[str]] = []
+    spelled, nbytes = {token: _spelled(token) for token in ranks}, 0
     for token in ranks:
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
         pairs = [(ranks[left], ranks[right], left, right) for left, right in cuts if left in ranks and right in ranks]
-        merges += [[_spelled(left), _spelled(right)] for _, _, left, right in sorted(pairs)]
+        nbytes += len(pairs) * (len(token) + 1)
+        if nbytes > MAX_MERGES_NBYTES:
+            raise invalid(f"merges of more than {nbytes:,} bytes", f"up to {MAX_MERGES_NBYTES:,}")
+        merges += [[spelled[left], spelled[right]] for _, _, left, right in sorted(pairs)]
     return merges
 
 
