@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PROCESS_NBYTES = 180 << 20  # the interpreter, numpy, numba and LLVM once the kernels are loaded
 GIB = 1 << 30
+MAX_CANVAS = 1024  # tokens that are denoised together at most: SamplingParams.diffusion_length
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def estimate(
     kv = pool_nbytes(program.cache_layers, blocks, make.kv_dtype)
     weights = file_nbytes - sum(program.tensors[name].nbytes for name in looked_up(program))
     work = make.work_nbytes(program, max_tokens, n_threads)
+    if program.denoising is not None:  # logits of all places of a canvas, which is MAX_CANVAS tokens at most
+        work += min(max_tokens, MAX_CANVAS) * program.n_vocab * 4
     in_file = make.in_file_nbytes(program) if hasattr(make, "in_file_nbytes") else 0
     return MemoryNeed(weights, kv, work, PROCESS_NBYTES, None, where, in_file)
 

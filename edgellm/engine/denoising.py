@@ -76,6 +76,7 @@ class DenoisingRequest(Request):
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         if not len(logits):
             return 0
+        logits = logits[: self.denoiser.n_rows]
         if self.denoiser.guidance and self._conditional is None:
             self._conditional = logits.copy()
             return 0
@@ -90,10 +91,11 @@ class DenoisingRequest(Request):
         if self.reports and not self.published:
             yield Progress(self.n_prompt, self.n_prompt)
         if not self.published:
-            self.prompt_s += seconds
             self.first_s = perf_counter() - self.submitted
-        else:
+        if self.prompt_s:
             self.generation_s += seconds
+        else:  # the first step reads it
+            self.prompt_s = seconds
         for token in written:
             self.published += 1
             ends = self.published == self.denoiser.limit
@@ -105,7 +107,7 @@ class DenoisingRequest(Request):
             yield GeneratedToken(None, None, self.ending, self.timings())
 
     def timings(self) -> Timings:
-        """Counts and times so far; those of the prompt are of the steps before the first token."""
+        """Counts and times so far; the prompt's is that of the first step."""
         return Timings(
             self.n_prompt,
             0,

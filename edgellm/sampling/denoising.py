@@ -16,6 +16,7 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.params import SamplingParams
+from edgellm.sampling.sampler import check_largest
 
 if TYPE_CHECKING:
     from edgellm.kernels.program import Denoising
@@ -32,7 +33,7 @@ def check_denoises(params: SamplingParams, *, has_mask: bool, begins: bool) -> N
     looks_back = params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
     adaptive = params.adaptive_target >= 0 or "adaptive_p" in params.samplers
     asked = {
-        "a grammar, a schema or a regular expression": has_mask,
+        "a form of the answer (tools, a grammar, a schema or a regular expression)": has_mask,
         "logprobs": params.logprobs or params.n_probs or params.sampler_trace or params.post_sampling_probs,
         "penalties of repetition": looks_back,
         "DRY": params.dry_multiplier,
@@ -85,6 +86,11 @@ class Denoiser:
         """The first row whose logits the next step needs."""
         return self.places[0] - self.shifted
 
+    @property
+    def n_rows(self) -> int:
+        """How many rows from there on it needs."""
+        return self.places[-1] - self.places[0] + 1
+
     def unconditional(self) -> list[int]:
         """The text without the prompt, for guidance."""
         return [self.mask] * self.n_prompt + self.tokens[self.n_prompt :]
@@ -111,6 +117,7 @@ class Denoiser:
             token = candidates.token(position)
         else:
             row[sampler.bias_ids] += sampler.bias
+            check_largest(float(row.max()))
             probs = Candidates(row).probs()
             token = position = int(row.argmax())
         if self.algorithm == "entropy":
