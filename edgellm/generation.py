@@ -213,7 +213,9 @@ class ChunkStream:
     @property
     def draws(self) -> bool:
         """Whether chance has a part in the tokens."""
-        return not self._arguments[2].greedy
+        sampler = self._arguments[2]
+        params = sampler.params  # the last two are of answers that are denoised
+        return not sampler.greedy or params.diffusion_alg_temp > 0 or params.diffusion_algorithm in (0, 3)
 
     def begin_with(self, tokens: Sequence[int]) -> None:
         """The answer begins with these, of an earlier run: read, and not drawn. To be said before its first chunk."""

@@ -102,6 +102,13 @@ class SamplingBody(Body, kw_only=True):
     min_keep: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     samplers: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(max_length=16)] | None = None
     ignore_eos: bool | None = None
+    diffusion_steps: Annotated[int, Meta(ge=0, le=4096)] | None = None
+    diffusion_length: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    diffusion_block_length: Annotated[int, Meta(ge=-1, le=1024)] | None = None
+    diffusion_algorithm: Annotated[int, Meta(ge=-1, le=4)] | None = None
+    diffusion_alg_temp: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    diffusion_cfg_scale: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    diffusion_eps: Probability | None = None
 
 
 _RENAMED = {"repetition_penalty": "repeat_penalty", "repeat_last_n": "penalty_last_n"}
