@@ -59,6 +59,9 @@ def under_usual_names(gguf: ModelFile) -> ModelFile:
     if prefix + SIGN not in gguf.metadata:
         return gguf
     found = dict(gguf.metadata)
+    for key in (*ONLY, "rope.scaling.type", "rope.scaling.beta_fast", "rope.scaling.beta_slow"):
+        if isinstance(value := found.get(prefix + key), np.ndarray):
+            raise hparam_error(gguf, key, value, "one value, not an array")
     for key, allowed in ONLY.items():
         if (value := found.pop(prefix + key, allowed[0])) not in allowed:
             raise UnsupportedError(
