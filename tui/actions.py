@@ -357,7 +357,8 @@ class ChatActions(ScreenRules):
         defaults = llm.default_params if llm is not None else SamplingParams()
         plain = SamplingParams()
         recommended = {n for n in plain.__dataclass_fields__ if getattr(defaults, n) != getattr(plain, n)}
-        rows = setting_rows(defaults, recommended, llm.n_ctx if llm is not None else 0)
+        denoises = getattr(getattr(llm, "program", None), "denoising", None) is not None
+        rows = setting_rows(defaults, recommended, llm.n_ctx if llm is not None else 0, denoises=denoises)
         presets = (lambda: list(chat.store.presets()), self.save_preset, self.use_preset)
         self.push_screen(SettingsScreen(rows, self.setting_values, self.change_setting, presets))
 

@@ -14,7 +14,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from edgellm.formats.errors import ParameterError
-from edgellm.sampling.options import SAMPLING_OPTIONS
+from edgellm.sampling.options import DENOISING_OPTIONS, SAMPLING_OPTIONS
 from edgellm.sessions.settings import typed
 from edgellm.tui.dialog import Dialog
 from edgellm.tui.safe_text import one_line, safe_text
@@ -32,7 +32,7 @@ class Setting:
     meaning: str
 
 
-def setting_rows(defaults: Any, recommended: Set[str], n_ctx: int) -> list[Setting]:
+def setting_rows(defaults: Any, recommended: Set[str], n_ctx: int, *, denoises: bool = False) -> list[Setting]:
     """All settings; ``defaults`` is the model's SamplingParams, ``recommended`` the fields that its file names."""
     rows = [
         Setting(SYSTEM, "", "", "Said to the model before everything else."),
@@ -41,7 +41,7 @@ def setting_rows(defaults: Any, recommended: Set[str], n_ctx: int) -> list[Setti
         Setting("context_overflow", "ask", "", "When a message does not fit: ask, drop_oldest turns, or stop."),
         Setting("stop", (), "", "Texts that end an answer, with ; between them."),
     ]
-    for option in SAMPLING_OPTIONS:
+    for option in (*SAMPLING_OPTIONS, *(DENOISING_OPTIONS if denoises else ())):
         source = "model file" if option.field in recommended else ""
         rows.append(Setting(option.field, getattr(defaults, option.field, ""), source, option.help))
     return rows
