@@ -560,9 +560,7 @@ class KVCache:
         parent = sequence.path[-1] if b else sequence.root
         assert parent is not None, "a sequence of its own has no place in the tree"
         tokens = tuple(sequence.tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
-        node = parent.children.get(tokens)
-        if node is None:
-            node = self._insert(parent, tokens)
+        node = self._insert(parent, tokens)  # also where it is known: an end that it continues may have its blocks
         for group in self._groups:
             table = sequence.tables[group.index]
             mine, known = int(table[b]), node.blocks[group.index]
