@@ -151,6 +151,8 @@ class Scheduler:
         if self.disk is not None:
             requests = self._restored(requests, fail)
         requests = [request for request in requests if request.whole or request.sequence is not None]
+        if len(requests) > 1:  # one whose text is known up to the tokens that choose has a step of its own, later
+            requests = [request for request in requests if not request.alone] or requests[:1]
         budgets = list(self._budgets(requests))
         for request in set(requests) - {request for request, _ in budgets}:
             if request.sequence is not None and request.n_computed == request.sequence.n_reused:
