@@ -117,16 +117,17 @@ class Scheduler:
         if self.source is not None and request.drafter is not None:
             self.source.release(request.drafter)
 
-    def preempt(self, request: Request, *, keep: bool = True) -> None:
+    def preempt(self, request: Request, *, keep: bool = True, wakes: bool = True) -> None:
         """Take its blocks; what is gone of them by its next step is computed again."""
         if request.trail is not None:
             request.trail.stop()
         if request.sequence is not None:
             self.cache.release(request.sequence, keep=keep)
             request.sequence = None
-            for waiting in self._lacking:  # blocks
+            for waiting in self._lacking if wakes else ():  # blocks; else they go round for ever
                 waiting.not_before = 0.0
-            self._lacking.clear()
+            if wakes:
+                self._lacking.clear()
 
     def next_in_line(self) -> list[Request]:
         """The requests that may share the next step; none while all have to wait."""
@@ -156,7 +157,7 @@ class Scheduler:
         budgets = list(self._budgets(requests))
         for request in set(requests) - {request for request, _ in budgets}:
             if request.sequence is not None and request.n_computed == request.sequence.n_reused:
-                self.preempt(request)  # look again next time: there may be more to find
+                self.preempt(request, wakes=False)  # look again next time: there may be more to find
         scheduled = []
         for request, budget in budgets:
             if request.whole:  # nothing of it is kept
