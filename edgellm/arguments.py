@@ -24,6 +24,7 @@ CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "
 """What keys and values can be kept as; kernels/cache_types.py has the rows."""
 KV_KEEPS = {"quest": 256, "snapkv": 64}
 """How fewer keys are read or kept, and the least tokens of each, of which all are multiples."""
+MAX_KEPT_TOKENS = 1 << 19
 
 
 def wrong(name: str, value: Any, expected: str) -> ParameterError:
@@ -78,8 +79,9 @@ def kv_keep(name: str, value: Any) -> KVKeep | None:
     each = KV_KEEPS.get(way)
     if each is None or not number.isascii() or not number.isdecimal() or len(number) > 9:
         raise wrong(name, value, f"all, or one of {', '.join(KV_KEEPS)} with a number of tokens, such as quest:1024")
-    if int(number) % each or not int(number):
-        raise wrong(name, value, f"{way} with a multiple of {each} tokens, such as {way}:{max(each, 1024)}")
+    if int(number) % each or not 0 < int(number) <= MAX_KEPT_TOKENS:
+        expected = f"{way} with a multiple of {each} tokens up to {MAX_KEPT_TOKENS}, such as {way}:{max(each, 1024)}"
+        raise wrong(name, value, expected)
     return KVKeep(way, int(number))
 
 

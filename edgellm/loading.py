@@ -23,7 +23,7 @@ from edgellm.formats import bus_error
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
-from edgellm.kernels.chosen_blocks import with_kept_keys
+from edgellm.kernels.chosen_blocks import check_chosen_context, with_kept_keys
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import HiddenExecutor, LargerThanMemory
 from edgellm.kernels.typed_cache import with_cache_types
@@ -283,6 +283,7 @@ def planned(program: Program, gguf: GGUFFile, options: LoadOptions) -> Plan:
             opened.callback(adapters.close)
         program = typed(program, options)
         n_ctx = choose_context(program, options)
+        check_chosen_context(program, n_ctx)
         program = program.for_context(n_ctx)
         need = memory_need(program, gguf, n_ctx, options, draft)
         plan = Plan(options, program, adapters, n_ctx, need, draft)

@@ -43,6 +43,16 @@ def with_kept_keys(program: Program, keep: KVKeep | None) -> Program:
     return program if keep is None or keep.way != "quest" else with_chosen_blocks(program, keep.n_tokens)
 
 
+def check_chosen_context(program: Program, n_ctx: int) -> None:
+    """UnsupportedError where blocks are chosen in a context of more than can be."""
+    if n_ctx > MAX_TOKENS and any(isinstance(layer, KVLayer) and layer.n_chosen for layer in program.cache_layers):
+        raise UnsupportedError(
+            f"The context has {n_ctx} tokens; kv_keep=quest chooses among the blocks of up to {MAX_TOKENS}. Take a "
+            "smaller one, or leave kv_keep out.",
+            code="KV_KEEP",
+        )
+
+
 def with_chosen_blocks(program: Program, n_tokens: int) -> Program:
     """The program in which a token reads the keys and values of at most ``n_tokens`` positions in most layers.
 

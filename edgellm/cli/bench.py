@@ -141,7 +141,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
     from edgellm.kernels.executors import open_executor
     from edgellm.kernels.typed_cache import with_cache_types
     from edgellm.machine.cores import default_threads
-    from edgellm.measure.bench import bench_tests, run_tests
+    from edgellm.measure.bench import bench_tests, run_tests, tests_of
     from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
 
@@ -168,6 +168,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
                 program, make = _with_adapters(program, make, {**device_values(options), **adapters})
             program = with_cache_types(program, options["cache_type_k"], options["cache_type_v"])
             program = with_kept_keys(program, read_throughout("--kv-keep", options["kv_keep"]))
+            tests = tests_of(program, tests, n_ubatch)
             for n_threads in counts:
                 bandwidth = None
                 if not options["no_bandwidth"] and options["gpu_layers"] == "auto" and not options["cpu_moe"]:

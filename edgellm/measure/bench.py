@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.large_pages import large_page_share
+from edgellm.kernels.chosen_blocks import check_chosen_context
 from edgellm.kernels.executors import GPULayers, describe, executor_class, is_gpu
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
 from edgellm.kernels.ops import BoundKeys, ChooseBlocks
@@ -167,6 +169,22 @@ def bench_tests(
         tests += [BenchTest(0, n, depth, together) for n in n_gens if n for together in parallel]
         tests += [BenchTest(p, g, depth) for p, g in pairs if p + g]
     return tests
+
+
+def tests_of(program: Program, tests: Sequence[BenchTest], n_ubatch: int) -> list[BenchTest]:
+    """Those that the program can be measured by: one that reads whole texts has them in one step, and nothing behind.
+
+    UnsupportedError where there are none, or where the longest is too long for the program.
+    """
+    check_chosen_context(program, max(test.n_depth + test.n_prompt + test.n_gen for test in tests))
+    whole = program.takes_whole_texts
+    fitting = [one for one in tests if not whole or not (one.n_gen or one.n_depth or one.n_prompt > n_ubatch)]
+    if not fitting:
+        raise UnsupportedError(
+            f"{program.architecture} reads whole texts, so it is measured by prompts of one step. Give -p with at most "
+            f"{n_ubatch} tokens, or a larger -ub."
+        )
+    return fitting
 
 
 def run_tests(

@@ -21,7 +21,7 @@ from edgellm import arguments
 from edgellm.engine.denoising import check_in_order
 from edgellm.engine.request_checks import check_logits
 from edgellm.formats.errors import ParameterError
-from edgellm.kernels.chosen_blocks import read_throughout, with_kept_keys
+from edgellm.kernels.chosen_blocks import check_chosen_context, read_throughout, with_kept_keys
 from edgellm.kernels.executors import GPULayers, check_split, open_executor
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch, Hook
@@ -153,6 +153,7 @@ class ChunkModel:
         keep = read_throughout("kv_keep", kv_keep)
         with open_program(path, kv_overrides) as (self.gguf, program):
             self.program = with_kept_keys(with_cache_types(program, cache_type_k, cache_type_v), keep)
+            check_chosen_context(self.program, n_ctx)
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata, proved=True)
             self.n_ctx = n_ctx
             n_blocks = -(-n_ctx // BLOCK_TOKENS)

@@ -201,10 +201,12 @@ class Models:
             try:
                 plan = loading.planned(program, gguf, self.options)
             except UnsupportedError as error:
-                if error.code not in ("NO_NEXTN", "DRAFT_MODEL"):
+                if error.code not in ("NO_NEXTN", "DRAFT_MODEL", "KV_KEEP", "CACHE_TYPE"):
                     raise
                 # it is there all the same; whoever asks for it is told why it cannot be loaded so
-                plan = loading.planned(program, gguf, replace(self.options, speculate=None, draft=None))
+                bare = replace(self.options, speculate=None, draft=None)
+                plain = replace(bare, kv_keep=None, cache_type_k="f16", cache_type_v="f16")
+                plan = loading.planned(program, gguf, plain)
             plan.close()
             facts = self._facts(model_card(gguf), plan.n_ctx, plan.need, loading.kind_of(program))
         gguf.close()
