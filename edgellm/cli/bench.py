@@ -140,7 +140,6 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
     from edgellm.kernels.chosen_blocks import read_throughout, with_kept_keys
     from edgellm.kernels.executors import open_executor
     from edgellm.kernels.typed_cache import with_cache_types
-    from edgellm.machine.cores import default_threads
     from edgellm.measure.bench import bench_tests, run_tests, tests_of
     from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
@@ -154,9 +153,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
     tests = bench_tests(n_prompt, n_gen, n_depth, _parse_pairs(options["pairs"]), together)
     if not tests:
         raise click.UsageError("there is nothing to measure: -p and -n are both 0. Give one of them.")
-    counts = parse_list(options["threads"], MAX_THREADS) if options["threads"] else [default_threads()]
-    if 0 in counts:
-        raise click.UsageError("-t is 0; a test needs at least one thread.")
+    counts = _thread_counts(options["threads"])
     with ProgressBar() as progress:
         make = functools.partial(
             open_executor, options["executor"], max_tokens=n_ubatch, on_compile=progress.of("compile"),
@@ -195,6 +192,16 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
                     progress.note(f"{result.large_page_share:.0%} of the file is mapped by large pages")
     if options["draft"] is not None:
         _bench_drafted(name, n_gen, counts, options, lambda result: report(result, card))
+
+
+def _thread_counts(text: str | None) -> list[int]:
+    """Those of ``-t``, or that of the machine."""
+    from edgellm.machine.cores import default_threads
+
+    counts = parse_list(text, MAX_THREADS) if text else [default_threads()]
+    if 0 in counts:
+        raise click.UsageError("-t is 0; a test needs at least one thread.")
+    return counts
 
 
 def _bench_drafted(

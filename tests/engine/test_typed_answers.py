@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
+from answers_together import begun_together
 
 import edgellm
 from edgellm.engine.snapkv import WINDOW
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.kernels import chosen_blocks
+from edgellm.sampling import Sampler, SamplingParams
 
 LENGTHS = (150, 40, 97, 33, 120, 330)
 PROMPTS = [[(7 * i * (k + 1) + k) % 240 + 3 for i in range(n)] for k, n in enumerate(LENGTHS)]
@@ -91,6 +94,40 @@ def test_answers_beside_each_other_are_those_they_give_alone(path: Path, way: di
             thread.join()
         assert found == expected
         llm.engine.call(lambda cache, executor: cache.check([]))
+
+
+@pytest.mark.parametrize("keep", ["snapkv:64", "quest:256"])
+def test_a_prompt_that_is_known_has_its_answer_beside_others(path: Path, keep: str) -> None:
+    """What is found of it may end where its choice begins, which is a step of its own."""
+    prompts = [PROMPTS[5], PROMPTS[1], PROMPTS[0]]
+    options = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    with edgellm.load(path, n_ctx=512, n_parallel=4, kv_keep=keep) as llm:
+        expected = [llm.generate(prompt, **options).tokens for prompt in prompts]
+        for _ in range(2):
+            assert [one.tokens for one in begun_together(llm, prompts, options)] == expected
+
+
+def test_what_is_dropped_of_the_newest_leaves_no_block_to_two_owners(tmp_path: Path) -> None:
+    """Recurrent states stop at the end of a prompt, whose node is cut when its block fills."""
+    path = tiny_models.write_tiny_model(tmp_path / "tiny.gguf", "lfm2", n_layer=6, context_length=1024)
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(10, 270, 300).tolist() for _ in range(2)]
+    prompts = [texts[i % 2][: int(rng.integers(33, 160))] for i in range(14)]
+    ways = {"n_ctx": 512, "n_threads": 1, "cache_type_k": "kivi2", "cache_type_v": "kivi2"}
+
+    def tokens(llm: edgellm.LLM, prompt: list[int]) -> list[int | None]:
+        sampler = Sampler(SamplingParams(temperature=0.0), llm.program.n_vocab, history=prompt)
+        return [one.token for one in llm.engine.generate(prompt, sampler, max_tokens=40, stop_ids=())]
+
+    expected = []
+    for prompt in prompts:
+        with edgellm.load(path, **ways) as llm:
+            expected.append(tokens(llm, prompt))
+    with edgellm.load(path, n_parallel=1, max_tokens_per_step=32, **ways) as llm:
+        for _ in range(5):
+            for i in rng.permutation(len(prompts)):
+                assert tokens(llm, prompts[i]) == expected[i]
+            llm.engine.call(lambda cache, executor: cache.check([]))
 
 
 def test_a_saved_prompt_goes_on_to_the_same_answer(path: Path, way: dict[str, str], tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers_together import begun_together
 from cpu_programs import cpu_executor, single_sequence
 from denoising_models import MASK, MODELS, both_ways, save_row
 from test_models import nmse
 from tiny_models import write_tiny_model
 
 import edgellm
+from edgellm.cli import main
+from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.errors import EdgeLLMError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.program import Batch, Denoising
@@ -307,6 +310,40 @@ def test_scores_beams_and_drafts_are_refused_by_name(llm: Any, rows: Callable[[s
             assert error.code in ("DENOISING", "DRAFT_MODEL")
         else:
             assert ask.__code__.co_names[0] == "edgellm"  # drafts are left out, as for models that make vectors
+
+
+def test_the_command_for_perplexity_refuses_it_too(
+    rows: Callable[[str], tuple[Any, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("the and in on " * 60)
+    assert main(["perplexity", str(rows("llada")[1]), "-f", str(tmp_path / "text.txt"), "-c", "32"]) == 1
+    assert "denois" in capsys.readouterr().err
+
+
+def test_answers_have_their_steps_in_turn_where_only_one_fits(
+    rows: Callable[[str], tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scheduler, "_timely_tokens", lambda self: 1)
+    monkeypatch.setattr("edgellm.engine.scheduler.LEAST_PROMPT_TOKENS", 1)
+    options = {"max_tokens": 16, "temperature": 0, "diffusion_steps": 8, "diffusion_length": 16, "ignore_eos": True}
+    with edgellm.load(rows("llada")[1], n_ctx=96, n_threads=1, n_parallel=2) as opened:
+        opened.engine.scheduler.interactive = True
+        sizes, run = list[int](), opened.engine.executor.run
+
+        def seen(batch: Batch, *more: Any) -> Any:
+            sizes.append(len(batch))
+            return run(batch, *more)
+
+        monkeypatch.setattr(opened.engine.executor, "run", seen)
+        begun_together(opened, [TOKENS[:30], TOKENS[:5]], options)
+    assert [n == sizes[0] for n in sizes[:6]] == [True, False] * 3
+
+
+def test_an_answer_of_which_every_token_is_banned_ends_with_an_error(llm: Any) -> None:
+    bans = dict.fromkeys(range(llm.program.n_vocab), False)
+    for temperature in (0, 1):
+        with pytest.raises(edgellm.EdgeLLMError):
+            llm.generate(PROMPT, max_tokens=4, temperature=temperature, logit_bias=bans)
 
 
 def test_its_rows_can_be_embedded(llm: Any) -> None:
