@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
@@ -614,3 +615,55 @@ def test_without_ray_it_says_what_to_install() -> None:
     command = [sys.executable, "-c", code, "serve", "smollm2", "--ray"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 1 and "pip install 'edgellm[ray]'" in run.stderr
+
+
+class FakeWorker:
+    """An actor by its two methods, which may fail as Ray lets them."""
+
+    def __init__(self, load: Exception | None = None, answer: Exception | None = None) -> None:
+        def method(wrong: Exception | None, found: Any) -> Any:
+            async def call(*_: Any) -> Any:
+                await asyncio.sleep(0.01)
+                if wrong is not None:
+                    raise wrong
+                return found
+
+            return SimpleNamespace(remote=call)
+
+        self.load, self.answer = method(load, None), method(answer, (b"{}", False))
+
+
+def fake_workers(monkeypatch: pytest.MonkeyPatch, *actors: FakeWorker) -> Any:
+    from edgellm.ray import batch
+
+    left = iter(actors)
+    made = SimpleNamespace(remote=lambda *_: next(left))
+    monkeypatch.setattr(batch, "cpus_wanting", lambda n: None)
+    monkeypatch.setattr(batch, "named", lambda *_: [])
+    monkeypatch.setattr(batch.ray, "remote", lambda _: SimpleNamespace(options=lambda **_: made))
+    return batch.Workers([], LoadOptions(), len(actors))
+
+
+def its_error(text: str) -> Exception:
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("load", "", EdgeLLMError(text))
+
+
+@pytest.mark.parametrize("wrong", [{"load": "no room"}, {"answer": "another file"}], ids=str)
+def test_a_worker_that_cannot_load_the_model_is_left_out_of_a_batch(
+    wrong: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm.server.batch_file import Place
+
+    bad = {method: its_error(text) for method, text in wrong.items()}
+
+    async def answered(*actors: FakeWorker) -> list[Any]:
+        workers = fake_workers(monkeypatch, *actors)
+        await workers.load("m")
+        places = [Place(i, 0, 1, str(i), "m") for i in range(8)]
+        return await asyncio.wait_for(asyncio.gather(*(workers.answer(place, b"") for place in places)), 60)
+
+    assert len(asyncio.run(answered(FakeWorker(), FakeWorker(**bad)))) == 8
+    with pytest.raises(EdgeLLMError, match="|".join(wrong.values())):
+        asyncio.run(answered(FakeWorker(**bad), FakeWorker(**bad)))
