@@ -131,6 +131,7 @@ def test_a_wrong_argument_of_load_is_taken_or_told(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # a folder for prefixes is made
     usual = {"name_or_path": path, "executor": "reference", "n_ctx": 64}
     for kind, odd in ODD.items():
         try:

@@ -291,7 +291,8 @@ def _unknown(name: str) -> ModelNotFoundError:
         )
     known = sorted(catalogue())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(known)}."
+    some = ", ".join(list(catalogue())[:4])
+    meant = f"Did you mean {' or '.join(near)}?" if near else f"`edgellm list` shows all its names: {some} ..."
     return ModelNotFoundError(f"{name}: neither a file nor a model of the catalogue. {meant}")
 
 

@@ -44,6 +44,7 @@ def test_what_stands_beside_a_model_is_told_by_its_own_name(name: str, is_model:
 LISTED = {"gpt-oss-20b": "gpt-oss-20b-mxfp4.gguf", "granite3.1-1b-a400m": "granite-3.1-1b-a400m-instruct-Q4_K_M.gguf"}
 LISTED |= {"smollm3-3b": "HuggingFaceTB_SmolLM3-3B-Q4_K_M.gguf"}
 LISTED |= {"phi4-mini-reasoning": "microsoft_Phi-4-mini-reasoning-Q4_K_M.gguf"}
+LISTED |= {"qwen3-vl-4b": "Qwen3-VL-4B-Instruct-Q4_K_M.gguf"}
 """Files of the rows that name a quant, as they were published."""
 
 
