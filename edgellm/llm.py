@@ -114,7 +114,7 @@ class LLM:
 
     def __init__(self, model: loading.Model) -> None:
         self._model: loading.Model | None = model
-        self._loaded = model
+        self._need = model.memory_need
         self.path, self.n_ctx, self.n_threads = model.path, model.engine.n_ctx, model.n_threads
         self.tokenizer: Tokenizer = model.tokenizer
         self.default_params: SamplingParams = model.default_params
@@ -645,7 +645,7 @@ class LLM:
     @property
     def memory_estimate(self) -> MemoryNeed:
         """Bytes that it takes where it runs now."""
-        return self._loaded.memory_need
+        return self._need if self._model is None else self._model.memory_need
 
     @property
     def runs_on(self) -> str:

@@ -79,7 +79,7 @@ def function(name: str, form: str | None = None) -> Callable[..., None]:
     made = getattr(importlib.import_module(f"edgellm.kernels.cpu.{module(name).replace('/', '.')}"), attribute)
     if argument is None:
         return made
-    given = (argument,) if argument else ()
+    given = () if argument == "" else (argument,)
     if attribute in ("make_attention", "make_latent_attention", "make_score", "make_weigh"):
         most = 4 if form in ("amx", "avx512_vnni") else 3
         return made(*given, most)
