@@ -6,6 +6,8 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -105,6 +107,7 @@ def test_what_goes_on_for_a_gpu_counts_and_opens_no_draft_model_again(
     monkeypatch.setattr(loading, "check_fits", lambda need, memory: seen.append(need))
     with GGUFFile.open(path) as gguf:
         gone = LoadOptions(draft=tmp_path / "gone.gguf", n_threads=1)
-        executor, _ = loading._on_cpu(build_program(gguf), gguf, 64, gone)
+        model: Any = SimpleNamespace(program=build_program(gguf), gguf=gguf, memory_need=None)
+        executor, _ = loading._on_cpu(model, 64, gone)
         executor.close()
-    assert seen[0].draft == 0
+    assert seen[0].draft == 0 and model.memory_need == seen[0]

@@ -49,7 +49,8 @@ class Shelf:
         self.before_load()
         self.loads.append(entry.name)
         llm = scripted_llm(lambda prompt: f"I am {entry.name}.", n_ctx=512)
-        llm.memory_estimate = MemoryNeed(self.sizes[entry.name], 0, 0, PROCESS_NBYTES)
+        assert llm._model is not None
+        llm._model.memory_need = MemoryNeed(self.sizes[entry.name], 0, 0, PROCESS_NBYTES)
         return llm
 
     def loaded(self) -> set[str]:
