@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,4000})(?:\.\d{1,4000})?(?:[eE][+-]?\d{1,4
 WORD = re.compile(r"[^\s,:{}\[\]()\"'<>=]*")
 SIMPLE_ESCAPES = '"\\/bfnrt'
 HEX = re.compile(r"[0-9a-fA-F]+")
+HALF = re.compile(r"[dD][89a-fA-F]..")  # of a pair that is one character; alone it is none, and no UTF-8 has it
+WHOLE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 Write = Callable[[str], Any]
 
@@ -128,7 +131,12 @@ def escape(text: GrowingText, write: Write) -> Steps:
     elif c == "'":
         write(c)
     elif size > 2 and len(digits) == size - 2 and HEX.fullmatch(digits):
-        write(f"\\u{digits:0>4}")
+        if HALF.fullmatch(digits):
+            both = yield from text.have(2 * size)
+            size, whole = (2 * size, both) if WHOLE.fullmatch(both) else (size, "\\ufffd")
+            write(whole)
+        else:
+            write(f"\\u{digits:0>4}")
     else:
         size = 1
         write("\\\\")
@@ -145,7 +153,7 @@ def word(text: GrowingText, dialect: Dialect) -> Steps:
     text.at = found.end()
     if found.group() in dialect.constants:
         return dialect.constants[found.group()]
-    if NUMBER.fullmatch(found.group()):
+    if NUMBER.fullmatch(found.group()) and abs(loads(found.group())) < math.inf:
         return found.group()
     raise NotACall
 

@@ -329,3 +329,28 @@ def test_deep_and_long_values_are_text_or_values() -> None:
     for value in ("[" * 100_000, "1" * 100_000, "[" * 59 + "]" * 59):
         message, _ = read(Shape(calls=HERMES), "", [start, value, "}}</tool_call>"])
         assert bool(message.tool_calls) == value.endswith("]")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (r'"\ud83d\ude00"', r'"\ud83d\ude00"'),
+        (r'"\ud83d"', r'"\ufffd"'),
+        (r'"\ude00\ud83d"', r'"\ufffd\ufffd"'),
+        (r'"\uD83Dx\u00e9"', r'"\ufffdx\u00e9"'),
+        (r'"\ud83d\ud83d\ude00"', r'"\ufffd\ud83d\ude00"'),
+        ("1e308", "1e308"),
+        ("9" * 400, "9" * 400),
+        ("1e309", None),
+        (f"-{'9' * 400}.5", None),
+    ],
+)
+def test_arguments_are_json_that_every_program_reads(written: str, expected: str | None) -> None:
+    """No half of a character, which UTF-8 cannot hold, and no number that is infinite elsewhere."""
+    text = f'<tool_call>{{"name": "weather", "arguments": {{"city": {written}}}}}</tool_call>'
+    message, _ = read(Shape(calls=HERMES), "", [text])
+    assert read(Shape(calls=HERMES), "", list(text))[0] == message
+    if expected is None:
+        assert not message.tool_calls and message.content == text
+    else:
+        assert [call.arguments for call in message.tool_calls] == [f'{{"city": {expected}}}']
