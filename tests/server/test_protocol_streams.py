@@ -173,3 +173,39 @@ def test_log_probabilities_of_a_chat_keep_the_official_schema_with_their_ids() -
     for row in reply["choices"][0]["logprobs"]["content"]:
         check(spec("openai_chat"), row, "ChatCompletionTokenLogprob")
         assert isinstance(row["id"], int) and all(isinstance(one["id"], int) for one in row["top_logprobs"])
+
+
+BEGINS = ("content_block_start", "response.output_item.added")
+
+
+def calls_in(value: Any) -> list[Any]:
+    """Every call in a reply, of whatever protocol: what has a name and arguments."""
+    if isinstance(value, list):
+        return [call for one in value for call in calls_in(one)]
+    if not isinstance(value, dict):
+        return []
+    found = [value[name] for name in ("arguments", "input") if isinstance(value.get("name"), str) and name in value]
+    return found + [call for one in value.values() for call in calls_in(one)]
+
+
+@pytest.mark.parametrize("path", [*PROTOCOLS, "/v1/chat/completions"])
+def test_a_call_that_is_cut_off_is_text_and_no_call(path: str) -> None:
+    chat = ({"messages": [TURN]}, {"type": "function", "function": FUNCTION}, None, None)
+    body, tool, read, judge = PROTOCOLS.get(path, chat)
+    places = {"/v1/responses": "max_output_tokens", "/api/chat": "options"}
+    for n in range(24, 44, 3):
+        limit: Any = {"num_predict": n} if path == "/api/chat" else n
+        asked = {**body, "tools": [tool], places.get(path, "max_tokens"): limit}
+        with client_of(scripted_server(scripted_llm([ANSWER, ANSWER], TOOL_TEMPLATE))) as client:
+            whole = client.post(path, json={**asked, "stream": False})
+            streamed = client.post(path, json={**asked, "stream": True})
+        assert whole.status_code == streamed.status_code == 200
+        calls = calls_in({name: value for name, value in whole.json().items() if name != "tools"})
+        assert all(json.loads(call) if isinstance(call, str) else call == {"at": 1} for call in calls), (n, calls)
+        if read is not None and judge is not None:
+            parts = read(streamed.content)
+            for part in parts:
+                judge(part)
+            begins = [part for part in parts if part.get("type") in BEGINS]
+            numbers = [part.get("index", part.get("output_index")) for part in begins]
+            assert numbers == list(range(len(begins)))

@@ -361,6 +361,7 @@ class MessageWriter:
         self.message = {"id": new_id("msg_"), "type": "message", "role": "assistant", "model": body.model}
         self.begun = False
         self._kind: str | None = None  # of the open block, the last one
+        self._number = -1  # of that block among all that the stream has told
         self._pieces: list[str] = []
 
     def as_dict(self) -> dict[str, Any]:
@@ -388,7 +389,8 @@ class MessageWriter:
             self._pieces.append(one.arguments)
             yield self._delta({"type": "input_json_delta", "partial_json": one.arguments})
         elif isinstance(one, ToolCallEnd):
-            yield from self._close()
+            self.content[-1]["input"] = msgspec.json.decode("".join(self._pieces) or "{}")
+            yield from self._stop()
         elif isinstance(one, Finished):
             yield from self._finish(one)
 
@@ -409,34 +411,33 @@ class MessageWriter:
         yield from self._close()
         told = {"type": kind, **block, **({"citations": None} if kind == "text" else {})}
         self.content.append(told)
-        self._kind, self._pieces = kind, []
-        yield _event("content_block_start", index=len(self.content) - 1, content_block=dict(told))
+        self._kind, self._pieces, self._number = kind, [], self._number + 1
+        yield _event("content_block_start", index=self._number, content_block=dict(told))
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
-        return _event("content_block_delta", index=len(self.content) - 1, delta=delta)
+        return _event("content_block_delta", index=self._number, delta=delta)
 
     def _close(self) -> Iterator[bytes]:
+        """End the open block. A call that has not ended is taken back: whoever got it would run it."""
         kind, text = self._kind, "".join(self._pieces)
         if kind is None:
             return
         block = self.content[-1]
         if kind == "tool_use":
-            block["input"] = msgspec.json.decode(text or "{}")
+            self.content.pop()
         elif kind == "thinking":
             omitted = self._omits_thinking
             block |= {"thinking": "" if omitted else text, "signature": signature(text, packed=omitted)}
             yield self._delta({"type": "signature_delta", "signature": block["signature"]})
         else:
             block["text"] = text
+        yield from self._stop()
+
+    def _stop(self) -> Iterator[bytes]:
         self._kind = None
-        yield _event("content_block_stop", index=len(self.content) - 1)
+        yield _event("content_block_stop", index=self._number)
 
     def _finish(self, one: Finished) -> Iterator[bytes]:
-        if self._kind == "tool_use":  # cut off: its JSON is broken, and whoever got it whole would run it
-            index = len(self.content) - 1
-            self.content.pop()
-            self._kind = None
-            yield _event("content_block_stop", index=index)
         yield from self._close()
         reason = STOP_REASONS[one.reason]
         stopped = one.reason == "stop" and isinstance(one.stop, str)

@@ -17,6 +17,7 @@ from edgellm.messages.events import (
     ReasoningDelta,
     ToolCallBegin,
     ToolCallDelta,
+    ToolCallEnd,
 )
 from edgellm.server.answering import choices
 from edgellm.server.chat_request import (
@@ -319,7 +320,8 @@ class _Choice:
     def __init__(self) -> None:
         self.content: list[str] = []
         self.reasoning: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.begun: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []  # those of them that have ended: whoever got another would run it
         self.logprobs: list[dict[str, Any]] = []
         self.finished: Finished | None = None
 
@@ -328,9 +330,11 @@ class _Choice:
             (self.content if isinstance(event, ContentDelta) else self.reasoning).append(event.text)
             self.logprobs += map(chat_logprob, event.logprobs)
         elif isinstance(event, ToolCallBegin):
-            self.calls.append(_call(event))
+            self.begun.append(_call(event))
         elif isinstance(event, ToolCallDelta):
-            self.calls[event.index]["function"]["arguments"] += event.arguments
+            self.begun[event.index]["function"]["arguments"] += event.arguments
+        elif isinstance(event, ToolCallEnd):
+            self.calls.append(self.begun[event.index])
         elif isinstance(event, Finished):
             self.finished = event
 

@@ -382,6 +382,7 @@ class ResponseWriter:
         self.end: dict[str, Any] = {"status": "in_progress"}
         self.n_events = 0
         self._item: dict[str, Any] | None = None  # the open one, the last of the output
+        self._number = -1  # of that item among all that the stream has told
         self._pieces: list[str] = []
         self._logprobs: list[dict[str, Any]] = []  # of the open item's tokens
         self._n_told = 0  # of them
@@ -445,7 +446,7 @@ class ResponseWriter:
             self._pieces.append(one.arguments)
             yield self._item_event("response.function_call_arguments.delta", delta=one.arguments)
         elif isinstance(one, ToolCallEnd):
-            yield from self._close("completed")
+            yield from self._close_call()
         elif isinstance(one, Finished):
             yield from self._finish(one)
 
@@ -487,34 +488,40 @@ class ResponseWriter:
 
     def _open(self, item: dict[str, Any]) -> Iterator[bytes]:
         self.output.append(item)
-        self._item, self._pieces, self._n_told = item, [], 0
-        yield self._event("response.output_item.added", output_index=len(self.output) - 1, item=dict(item))
+        self._item, self._pieces, self._n_told, self._number = item, [], 0, self._number + 1
+        yield self._event("response.output_item.added", output_index=self._number, item=dict(item))
+
+    def _close_call(self) -> Iterator[bytes]:
+        """End the open call, which is whole."""
+        assert self._item is not None, "what ends has begun"
+        self._item |= {"arguments": "".join(self._pieces), "status": "completed"}
+        done = {name: self._item[name] for name in ("arguments", "name")}
+        yield self._item_event("response.function_call_arguments.done", **done)
+        yield from self._done(self._item)
 
     def _close(self, status: str) -> Iterator[bytes]:
-        """End the open item. A call that was cut off is taken back: whoever got it would run it."""
+        """End the open item. A call that has not ended is taken back: whoever got it would run it."""
         item = self._item
         if item is None:
             return
         if item["type"] == "function_call":
-            if status != "completed":
-                self.output.remove(item)
-                self._item = None
-                return
-            item |= {"arguments": "".join(self._pieces), "status": status}
-            done = {"arguments": item["arguments"], "name": item["name"]}
-            yield self._item_event("response.function_call_arguments.done", **done)
-        else:
-            part = self._part()
-            name = "response.output_text" if item["type"] == "message" else "response.reasoning_text"
-            told = {"logprobs": part["logprobs"]} if item["type"] == "message" else {}
-            yield self._item_event(f"{name}.done", content_index=0, text=part["text"], **told)
-            yield self._item_event("response.content_part.done", content_index=0, part=part)
-            item["content"] = [part]
-            if item["type"] == "message":
-                item["status"] = status
-            elif "reasoning.encrypted_content" in (self.body.include or ()):
-                item["encrypted_content"] = sealed(part["text"])
-        yield self._event("response.output_item.done", output_index=len(self.output) - 1, item=item)
+            self.output.remove(item)
+            self._item = None
+            return
+        part = self._part()
+        name = "response.output_text" if item["type"] == "message" else "response.reasoning_text"
+        told = {"logprobs": part["logprobs"]} if item["type"] == "message" else {}
+        yield self._item_event(f"{name}.done", content_index=0, text=part["text"], **told)
+        yield self._item_event("response.content_part.done", content_index=0, part=part)
+        item["content"] = [part]
+        if item["type"] == "message":
+            item["status"] = status
+        elif "reasoning.encrypted_content" in (self.body.include or ()):
+            item["encrypted_content"] = sealed(part["text"])
+        yield from self._done(item)
+
+    def _done(self, item: dict[str, Any]) -> Iterator[bytes]:
+        yield self._event("response.output_item.done", output_index=self._number, item=item)
         self._item, self._logprobs = None, []
 
     def _finish(self, one: Finished) -> Iterator[bytes]:
@@ -541,7 +548,7 @@ class ResponseWriter:
 
     def _item_event(self, kind: str, **more: Any) -> bytes:
         assert self._item is not None
-        return self._event(kind, item_id=self._item["id"], output_index=len(self.output) - 1, **more)
+        return self._event(kind, item_id=self._item["id"], output_index=self._number, **more)
 
     def _event(self, kind: str, **more: Any) -> bytes:
         number = self.n_events
