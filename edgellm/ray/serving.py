@@ -64,9 +64,8 @@ class Replica:
         self._routes = {(row.route.method, row.route.path): row.route for row in all_routes()}
         self._read = PrefixMemory(n_keys)
         async with self.server.models.lease(None, kinds=()) as entry:
-            assert entry.llm is not None, "a lease is of a loaded model"
             self._path = entry.path
-            self._made = Made(version, await asyncio.to_thread(files_hash, entry.llm.gguf, options))
+            self._made = Made(version, await asyncio.to_thread(files_hash, entry.leased.gguf, options))
         self._gauges: dict[str, Any] = {}
         self._tending = [asyncio.create_task(self.server.tend()), asyncio.create_task(self._tell())]
 

@@ -81,12 +81,11 @@ async def _answered(
     with server.admitted():
         try:
             async with server.models.lease(request.model, request.keep_alive) as entry:
-                assert entry.llm is not None, "a lease is of a loaded model"
                 if request.lora is None:
                     request = replace(request, lora=server.models.scales_of(request.model))
                 if (relay := RELAY.get()) is not None:
-                    request = relay.prepared(request, in_order=entry.llm.program.denoising is None)
-                async with aclosing(answer(entry.llm, request)) as source:
+                    request = relay.prepared(request, in_order=entry.leased.program.denoising is None)
+                async with aclosing(answer(entry.leased, request)) as source:
                     async for item in source:
                         yield item
         except Exception as error:

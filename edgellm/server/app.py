@@ -7,8 +7,6 @@ that never reached a handler, has the shape of the protocol whose path was asked
 from __future__ import annotations
 
 import asyncio
-import sys
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,7 +21,7 @@ from edgellm.server import bodies
 from edgellm.server.errors import ServerError
 from edgellm.server.http import Call, Json, Plain, Reply, Route, Stream
 from edgellm.server.openapi import document
-from edgellm.server.routes import ProtocolRoute, all_routes
+from edgellm.server.routes import ProtocolRoute, all_routes, call_route
 from edgellm.server.security import PREFLIGHT_HEADERS, check_json, cors_headers
 from edgellm.server.server import Server
 from edgellm.server.sse import Send, send_stream
@@ -123,9 +121,7 @@ class App:
         except (ClientLeft, ConnectionError, asyncio.CancelledError):  # the last: the server stops
             return
         except Exception as error:
-            told = ServerError.of(error)
-            if told.kind == "server_error":
-                traceback.print_exception(error, file=sys.stderr)
+            told = ServerError.told(error)
             if not began.started:
                 status, content = protocol.error_body(told)
                 more = {**told.headers, **cors_headers(origin)}
@@ -166,10 +162,7 @@ class App:
 
     async def respond(self, asked: Asked) -> Reply:
         """The reply to a request that was let in."""
-        raw, wanted = asked.raw, asked.route.body
-        body = None if wanted is None else await bodies.beside(len(raw), bodies.decode, raw, wanted)
-        call = Call(self.server, body, asked.headers, asked.path_params, asked.query, asked.route.kinds)
-        return await asked.route.handler(call)
+        return await call_route(self.server, asked.route, asked.raw, asked.headers, asked.path_params, asked.query)
 
 
 class _Began:

@@ -54,7 +54,7 @@ def decode_both(raw: bytes, body: type[B]) -> tuple[B, dict[str, Any]]:
     try:
         return msgspec.convert({name: value for name, value in data.items() if name in known}, body), data
     except msgspec.ValidationError as error:
-        raise _named(str(error)) from None
+        raise wrong_shape(error) from None
 
 
 async def beside(nbytes: int, read: Callable[..., T], *arguments: Any) -> T:
@@ -94,16 +94,17 @@ def _too_deep() -> ServerError:
     return invalid(None, f"The body is nested deeper than {MAX_DEPTH}. Send a flatter one.")
 
 
-def _named(message: str) -> ServerError:
-    """msgspec's message with the field in front."""
+def wrong_shape(error: msgspec.ValidationError, where: str = "") -> ServerError:
+    """msgspec's message with the field in front; ``where`` the part stands that was looked at, "" for all of a body."""
+    message = str(error)
     found = _KEY_AT.search(message) or _AT.search(message)
-    path = found["path"].lstrip(".") if found else ""
+    path = where + (found["path"] if found else "")
     said = message[: found.start()] if found else message
     missing = _NAMED.search(said)
     if missing and said.startswith(("Object missing", "Object contains")):
-        path = f"{path}.{missing['name']}".lstrip(".")
+        path = f"{path}.{missing['name']}"
         said = "it is missing" if said.startswith("Object missing") else "edgellm does not know this field"
-    return invalid(path or None, said.replace("`", "") + ".")
+    return invalid(path.lstrip(".") or None, said.replace("`", "") + ".")
 
 
 def _short(name: str) -> str:

@@ -17,6 +17,7 @@ MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_TOOLS = 512
+MAX_TOOL_NAME = 256
 MAX_GRAMMAR_CHARS = 256 << 10
 MAX_SCHEMA_NBYTES = 256 << 10
 MAX_TOOLS_NBYTES = 4 << 20
@@ -111,12 +112,24 @@ def checked_template_kwargs(field: str, given: Mapping[str, Any] | None) -> dict
     return dict(given or {})
 
 
+def schema_format(field: str, schema: Any) -> dict[str, Any]:
+    """The ``response_format`` of a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"schema": checked_schema(field, schema)}}
+
+
 def checked_schema(field: str, schema: Any) -> Any:
     """A JSON schema of bounded size and depth."""
     if len(msgspec.json.encode(schema)) > MAX_SCHEMA_NBYTES:
         raise invalid(field, f"it has more than {MAX_SCHEMA_NBYTES >> 10} KiB.")
     check_depth(schema, 32)
     return schema
+
+
+def checked_tool_name(field: str, name: Any) -> str:
+    """The name of a function, for protocols whose tools are objects of any kind."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_TOOL_NAME:
+        raise invalid(field, f"it must be a text of 1 to {MAX_TOOL_NAME} characters.")
+    return name
 
 
 def checked_tools(field: str, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:

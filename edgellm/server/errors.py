@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import traceback
 from typing import Any, Literal
 
 from edgellm.formats.errors import (
@@ -106,6 +108,14 @@ class ServerError(EdgeLLMError):
         if isinstance(error, MemoryError):
             return cls("overloaded", "There is no memory left for this request. Send a smaller one, or wait.")
         return cls("server_error", "The server failed; its log says where. Send the request again.")
+
+    @classmethod
+    def told(cls, error: BaseException) -> ServerError:
+        """``of``, with what is our own mistake in the log."""
+        told = cls.of(error)
+        if told.kind == "server_error":
+            traceback.print_exception(error, file=sys.stderr)
+        return told
 
 
 def invalid(field: str | None, message: str) -> ServerError:

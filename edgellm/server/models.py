@@ -81,6 +81,12 @@ class ModelEntry:
         return self.names[0]
 
     @property
+    def leased(self) -> LLM:
+        """Its model, for as long as there is a lease of it."""
+        assert self.llm is not None, "a lease is of a loaded model"
+        return self.llm
+
+    @property
     def created(self) -> int:
         """When its file was written, in seconds since 1970; 0 where that is unknown."""
         try:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sys
 import time
-import traceback
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -212,7 +210,7 @@ async def _work(server: Server, route: Route, call: RelayedCall, relay: Relay, q
     try:
         reply = await call_route(server, route, call.raw, call.headers, call.path_params, call.query)
     except Exception as error:
-        await queue.put(Failed.of(_told(error)))
+        await queue.put(Failed.of(ServerError.told(error)))
         return
     if not isinstance(reply, Stream):
         await queue.put(_whole(reply, relay.draws))
@@ -223,7 +221,7 @@ async def _work(server: Server, route: Route, call: RelayedCall, relay: Relay, q
             await queue.put(Chunk(data))
         await queue.put(Ended(relay.draws))
     except Exception as error:
-        told = _told(error)
+        told = ServerError.told(error)
         await queue.put(Failed.of(told, reply.failed(told)))
     finally:
         if (close := getattr(reply.source, "aclose", None)) is not None:
@@ -235,13 +233,6 @@ def _ping(reply: Stream) -> bytes:
     if isinstance(reply.ping, bytes):
         return reply.ping
     return b": ping\n\n" if reply.media_type == "text/event-stream" else b""
-
-
-def _told(error: Exception) -> ServerError:
-    told = ServerError.of(error)
-    if told.kind == "server_error":
-        traceback.print_exception(error, file=sys.stderr)
-    return told
 
 
 def _whole(reply: Json | Plain, draws: bool) -> Whole:

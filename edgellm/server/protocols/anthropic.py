@@ -29,8 +29,15 @@ from edgellm.messages.events import (
     ToolCallEnd,
 )
 from edgellm.server.answering import count_tokens, events
-from edgellm.server.bodies import Body
-from edgellm.server.chat_request import ChatRequest, ToolChoice, checked_schema, checked_stops, checked_tools
+from edgellm.server.bodies import Body, wrong_shape
+from edgellm.server.chat_request import (
+    ChatRequest,
+    ToolChoice,
+    checked_stops,
+    checked_tool_name,
+    checked_tools,
+    schema_format,
+)
 from edgellm.server.errors import Kind, ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.models import ModelEntry
@@ -58,6 +65,7 @@ STOP_REASONS = {
     "context_full": "model_context_window_exceeded",
     "cancelled": "end_turn",
 }
+FORMAT_FIELD = "output_config.format.schema"
 PING = event({"type": "ping"}, "ping")
 
 # a checksum of the request at the start of Claude Code's system prompt: left as it is, no prefix is ever found again
@@ -189,7 +197,6 @@ def to_request(body: PromptBody) -> ChatRequest:
     tools = function_tools(body.tools)
     config = body.output_config or OutputConfig()
     wanted = config.format or body.output_format
-    schema = None if wanted is None else checked_schema("output_config.format.schema", wanted.schema)
     messages = to_messages(body)
     goes_on = messages[-1]["role"] == "assistant" and messages[-1].get("content")
     fields = ("temperature", "top_p", "top_k")
@@ -200,8 +207,8 @@ def to_request(body: PromptBody) -> ChatRequest:
         tools=checked_tools("tools", tools),
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
-        response_format=None if schema is None else {"type": "json_schema", "json_schema": {"schema": schema}},
-        format_field="output_config.format.schema",
+        response_format=None if wanted is None else schema_format(FORMAT_FIELD, wanted.schema),
+        format_field=FORMAT_FIELD,
         reasoning=_reasoning(body.thinking, config.effort),
         max_tokens=getattr(body, "max_tokens", None),
         stop=checked_stops("stop_sequences", getattr(body, "stop_sequences", None)),
@@ -227,9 +234,7 @@ def function_tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any
     for number, tool in enumerate(tools or ()):
         if tool.get("type") not in (None, "custom"):
             continue
-        name, schema = tool.get("name"), tool.get("input_schema")
-        if not isinstance(name, str) or not 0 < len(name) <= 256:
-            raise invalid(f"tools[{number}].name", "it must be a text of 1 to 256 characters.")
+        name, schema = checked_tool_name(f"tools[{number}].name", tool.get("name")), tool.get("input_schema")
         if not isinstance(schema, dict):
             raise invalid(f"tools[{number}].input_schema", "it must be a JSON schema, an object.")
         told = {"description": tool["description"]} if isinstance(tool.get("description"), str) else {}
@@ -336,8 +341,7 @@ def _result(content: Any, where: str) -> str:
     try:
         blocks = msgspec.convert(content, list[Block])
     except msgspec.ValidationError as error:
-        said, _, path = str(error).partition(" - at `$")
-        raise invalid(where + path.rstrip("`"), said.replace("`", "") + ".") from None
+        raise wrong_shape(error, where) from None
     return "\n".join(UNSEEN.format(block.type) if (text := _text(block)) is None else text for block in blocks)
 
 

@@ -150,10 +150,9 @@ async def embeddings(call: Call) -> Reply:
     texts, counts = read_texts("input", body.input), list[int]()
     with call.server.admitted():
         async with call.server.models.lease(body.model, kinds=call.kinds) as entry:
-            assert entry.llm is not None, "a lease is of a loaded model"
-            check_vectors(entry.llm, "input", len(texts), body.dimensions)
+            check_vectors(entry.leased, "input", len(texts), body.dimensions)
             scales = call.server.models.scales_of(body.model or "")
-            vectors = await entry.llm.aembed(
+            vectors = await entry.leased.aembed(
                 texts, dimensions=body.dimensions, truncate=bool(body.truncate), counted=counts.append, lora=scales
             )
             call.server.metrics.prompt_tokens += sum(counts)
@@ -171,8 +170,7 @@ async def embedding(call: Call) -> Reply:
     texts, counts = read_texts(field, getattr(body, field)), list[int]()
     with call.server.admitted():
         async with call.server.models.lease(body.model, kinds=call.kinds) as entry:
-            assert entry.llm is not None, "a lease is of a loaded model"
-            pools, width = entry.llm.pooling != "none", entry.llm.vector_size
+            pools, width = entry.leased.pooling != "none", entry.leased.vector_size
             check_size(field, len(texts), width)
 
             def counted(n: int) -> None:
@@ -181,7 +179,7 @@ async def embedding(call: Call) -> Reply:
                     check_size(field, sum(counts), width)
 
             scales = call.server.models.scales_of(body.model or "")
-            vectors = await entry.llm.aembed(texts, normalize=body.embd_normalize == 2, counted=counted, lora=scales)
+            vectors = await entry.leased.aembed(texts, normalize=body.embd_normalize == 2, counted=counted, lora=scales)
             call.server.metrics.prompt_tokens += sum(counts)
             rows = [_scaled(np.atleast_2d(vector), body.embd_normalize) for vector in vectors]
             told = iter(await written((row for of_text in rows for row in of_text), body.encoding_format))
@@ -202,9 +200,8 @@ async def rerank(call: Call) -> Reply:
     counts = list[int]()
     with call.server.admitted():
         async with call.server.models.lease(body.model, kinds=call.kinds) as entry:
-            assert entry.llm is not None, "a lease is of a loaded model"
             scales = call.server.models.scales_of(body.model or "")
-            ranked = await entry.llm.arerank(
+            ranked = await entry.leased.arerank(
                 body.query, documents, body.top_n, truncate=body.truncate, counted=counts.append, lora=scales
             )
             call.server.metrics.prompt_tokens += sum(counts)

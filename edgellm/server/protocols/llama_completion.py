@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -96,8 +97,7 @@ async def infill(call: Call) -> Reply:
     """What stands between a prefix and a suffix. ServerError not_supported for a model without the tokens for it."""
     body: InfillBody = call.body
     async with call.server.models.lease(body.model) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        ids = await asyncio.to_thread(_infill_ids, entry.llm, body)
+        ids = await asyncio.to_thread(_infill_ids, entry.leased, body)
         return await _answered(call, [_request(body, ids, None, None)])
 
 
@@ -248,7 +248,7 @@ def _probability(row: TokenLogprob, after_sampling: bool) -> dict[str, Any]:
     def told(one: TokenLogprob) -> dict[str, Any]:
         value = finite(one.logprob)
         if after_sampling:
-            value = 2.718281828459045**value
+            value = math.exp(value)
         return {"id": one.token, "token": one.text, "bytes": list(one.bytes), names[0]: value}
 
     return {**told(row), names[1]: [told(other) for other in row.top]}

@@ -28,8 +28,7 @@ class LoraBody(Body, kw_only=True):
 async def adapters(call: Call) -> Reply:
     """Of the model ``?model=``, or of the first."""
     async with call.server.models.lease(call.query.get("model")) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        return Json(_told(entry.llm))
+        return Json(_told(entry.leased))
 
 
 def _told(llm: LLM) -> list[dict[str, Any]]:
@@ -52,9 +51,8 @@ async def set_adapters(call: Call) -> Reply:
     """From the next answer on; those that are not named rest."""
     scales = checked_lora("adapters", call.body.adapters)
     async with call.server.models.lease(call.query.get("model")) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        named = named_scales(entry.llm, scales)
-        entry.llm.set_adapters(named)
+        named = named_scales(entry.leased, scales)
+        entry.leased.set_adapters(named)
         entry.lora = named
         return Json({"success": True})
 

@@ -30,8 +30,7 @@ async def props(call: Call) -> Reply:
     """Of the model ``?model=``, or of the first."""
     models = call.server.models
     async with models.lease(call.query.get("model")) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        return Json(await asyncio.to_thread(_props, entry.llm, entry.name, models.options.n_parallel))
+        return Json(await asyncio.to_thread(_props, entry.leased, entry.name, models.options.n_parallel))
 
 
 def _props(llm: LLM, name: str, n_parallel: int) -> dict[str, Any]:

@@ -61,10 +61,9 @@ async def tokenize(call: Call) -> Reply:
     if text is None:
         raise invalid("content", "it is missing.")
     async with call.server.models.lease(body.model) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        ids = await asyncio.to_thread(entry.llm.tokenize, text, special, body.parse_special)
-        tokens = [_piece(entry.llm, token) for token in ids] if body.with_pieces else ids
-        return Json({"tokens": tokens, "count": len(ids), "max_model_len": entry.llm.n_ctx})
+        ids = await asyncio.to_thread(entry.leased.tokenize, text, special, body.parse_special)
+        tokens = [_piece(entry.leased, token) for token in ids] if body.with_pieces else ids
+        return Json({"tokens": tokens, "count": len(ids), "max_model_len": entry.leased.n_ctx})
 
 
 def _piece(llm: LLM, token: int) -> dict[str, Any]:
@@ -80,23 +79,21 @@ async def detokenize(call: Call) -> Reply:
     """The text of ids, control tokens as their names."""
     body: DetokenizeBody = call.body
     async with call.server.models.lease(body.model) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        n_vocab = entry.llm.tokenizer.n_vocab
+        n_vocab = entry.leased.tokenizer.n_vocab
         for number, token in enumerate(body.tokens):
             if token >= n_vocab:
                 raise invalid(f"tokens[{number}]", f"it is {token}; ids go up to {n_vocab - 1}.")
-        text = await asyncio.to_thread(entry.llm.detokenize, body.tokens, True)
+        text = await asyncio.to_thread(entry.leased.detokenize, body.tokens, True)
         return Json({"content": text, "prompt": text})
 
 
 async def tokenizer_info(call: Call) -> Reply:
     """What lm-evaluation-harness asks of a remote tokenizer."""
     async with call.server.models.lease(call.query.get("model")) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        tokenizer = entry.llm.tokenizer
-        eos = _text(entry.llm, tokenizer.eos_id)
-        told = {"bos_token": _text(entry.llm, tokenizer.bos_id), "eos_token": eos, "pad_token": eos}
-        return Json({**told, "chat_template": entry.llm.gguf.metadata.get("tokenizer.chat_template")})
+        tokenizer = entry.leased.tokenizer
+        eos = _text(entry.leased, tokenizer.eos_id)
+        told = {"bos_token": _text(entry.leased, tokenizer.bos_id), "eos_token": eos, "pad_token": eos}
+        return Json({**told, "chat_template": entry.leased.gguf.metadata.get("tokenizer.chat_template")})
 
 
 def _text(llm: LLM, token: int | None) -> str | None:
@@ -114,8 +111,7 @@ async def apply_template(call: Call) -> Reply:
     kwargs |= {"add_generation_prompt": body.add_generation_prompt}
     kwargs |= {"continue_final_message": body.continue_final_message}
     async with call.server.models.lease(body.model) as entry:
-        assert entry.llm is not None, "a lease is of a loaded model"
-        return Json({"prompt": await asyncio.to_thread(entry.llm.apply_template, messages, **kwargs)})
+        return Json({"prompt": await asyncio.to_thread(entry.leased.apply_template, messages, **kwargs)})
 
 
 ROUTES = (

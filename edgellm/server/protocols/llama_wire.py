@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.sampling import SamplingParams
     from edgellm.server.text_request import TextRequest
 
-_NAMES = {"penalty_last_n": "repeat_last_n", "typical_p": "typical_p"}
+_NAMES = {"penalty_last_n": "repeat_last_n"}
 _UNTOLD = frozenset(("processors", "sampler_trace", "logit_bias"))
 
 

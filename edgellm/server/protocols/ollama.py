@@ -37,7 +37,14 @@ from edgellm.messages.events import (
 from edgellm.sampling.params import LIMITS, checked
 from edgellm.server.answering import events, texts
 from edgellm.server.bodies import Body
-from edgellm.server.chat_request import MAX_TOP_LOGPROBS, ChatRequest, checked_schema, checked_stops, checked_tools
+from edgellm.server.chat_request import (
+    MAX_TOP_LOGPROBS,
+    ChatRequest,
+    checked_stops,
+    checked_tool_name,
+    checked_tools,
+    schema_format,
+)
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.models import ModelEntry
@@ -230,7 +237,7 @@ def _format(given: Any) -> Any:
         return {"type": "json_object"}
     if not isinstance(given, dict):
         raise invalid("format", 'it must be "json" or a JSON schema.')
-    return {"type": "json_schema", "json_schema": {"schema": checked_schema("format", given)}}
+    return schema_format("format", given)
 
 
 def _message(message: ChatMessage, where: str) -> dict[str, Any]:
@@ -260,9 +267,7 @@ def _tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
         function = tool.get("function")
         if not isinstance(function, dict):
             raise invalid(f"tools[{number}].function", "it must be an object that describes a function.")
-        name = function.get("name")
-        if not isinstance(name, str) or not 0 < len(name) <= 256:
-            raise invalid(f"tools[{number}].function.name", "it must be a text of 1 to 256 characters.")
+        checked_tool_name(f"tools[{number}].function.name", function.get("name"))
         if not isinstance(function.get("parameters", {}), dict):
             raise invalid(f"tools[{number}].function.parameters", "it must be a JSON schema, an object.")
     return [{**tool, "type": "function"} for tool in tools or ()]

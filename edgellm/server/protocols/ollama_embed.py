@@ -60,11 +60,10 @@ async def _embedded(call: Call, texts: list[str], **options: Any) -> Json:
     options["lora"] = call.server.models.scales_of(name)
     with call.server.admitted():
         async with call.server.models.lease(name, keep_alive, kinds=call.kinds) as entry:
-            assert entry.llm is not None, "a lease is of a loaded model"
             load_s = time.perf_counter() - started
-            size = min(getattr(body, "dimensions", None) or entry.llm.vector_size, entry.llm.vector_size)
-            check_vectors(entry.llm, "input", len(texts), size)
-            vectors = await entry.llm.aembed(texts, **options, dimensions=size, counted=counts.append)
+            size = min(getattr(body, "dimensions", None) or entry.leased.vector_size, entry.leased.vector_size)
+            check_vectors(entry.leased, "input", len(texts), size)
+            vectors = await entry.leased.aembed(texts, **options, dimensions=size, counted=counts.append)
     call.server.metrics.prompt_tokens += sum(counts)
     return Json(
         {

@@ -27,16 +27,17 @@ from edgellm.server.chat_request import (
     ChatRequest,
     ToolChoice,
     checked_lora,
-    checked_schema,
     checked_stops,
     checked_template_kwargs,
     checked_tools,
+    schema_format,
 )
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_wire import (
     FINGERPRINT,
     CountOrAll,
+    Effort,
     LoraScales,
     SamplingBody,
     chat_logprob,
@@ -50,9 +51,6 @@ from edgellm.server.relay import now
 from edgellm.server.sse import event
 
 FINISH = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "context_full": "length", "cancelled": "stop"}
-
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 # for billing, storing and routing, which is not done here, and hints that change no answer
 # fmt: off
@@ -272,8 +270,7 @@ def format_of(given: ResponseFormat | None) -> Any:
         raise invalid("response_format.json_schema.schema", "it is missing.")
     else:
         schema = given.json_schema.schema
-    schema = checked_schema("response_format.json_schema.schema", schema)
-    return {"type": "json_schema", "json_schema": {"schema": schema}}
+    return schema_format("response_format.json_schema.schema", schema)
 
 
 def _one_form(body: ChatBody) -> Any:
@@ -285,7 +282,7 @@ def _one_form(body: ChatBody) -> Any:
     if body.grammar and body.tools and body.tool_choice != "none":
         raise invalid("grammar", "it would forbid the calls of the tools. Send one of them.")
     if body.json_schema is not None:
-        return {"type": "json_schema", "json_schema": {"schema": checked_schema("json_schema", body.json_schema)}}
+        return schema_format("json_schema", body.json_schema)
     return given["response_format"]
 
 

@@ -28,17 +28,20 @@ from edgellm.messages.events import (
 )
 from edgellm.sampling import SamplingParams
 from edgellm.server.answering import count_tokens, events
+from edgellm.server.bodies import wrong_shape
 from edgellm.server.chat_request import (
     MAX_TOP_LOGPROBS,
     ChatRequest,
     ToolChoice,
-    checked_schema,
     checked_template_kwargs,
+    checked_tool_name,
     checked_tools,
+    schema_format,
 )
 from edgellm.server.errors import ServerError, invalid
 from edgellm.server.http import Call, Json, Reply, Route, Stream
 from edgellm.server.protocols.openai_wire import (
+    Effort,
     SamplingBody,
     error_body,
     new_id,
@@ -51,11 +54,11 @@ from edgellm.server.sse import event
 
 __all__ = ["ROUTES", "error_body"]
 
+FORMAT_FIELD = "text.format.schema"
 SEALED = "edgellm:"  # begins an encrypted_content of ours; nothing in it is secret
 TEXT_PARTS = frozenset(("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"))
 UNSEEN = "[{}: this model reads text only]"  # in place of a picture that a tool gave: the agent cannot take it back
 FAILURE_CODES = {"context_exceeded": "context_length_exceeded", "overloaded": "server_is_overloaded"}
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Summary = Literal["auto", "concise", "detailed"]
 
 
@@ -163,7 +166,7 @@ def to_request(body: AskedBody, store: ResponseStore) -> ChatRequest:
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         response_format=_response_format(body.text.format if body.text else None),
-        format_field="text.format.schema",
+        format_field=FORMAT_FIELD,
         reasoning=body.reasoning.effort if body.reasoning else None,
         max_tokens=getattr(body, "max_output_tokens", None),
         sampling=sampling_fields(body),
@@ -219,9 +222,8 @@ def function_tools(body: AskedBody) -> list[dict[str, Any]]:
     for number, tool in enumerate(body.tools or ()):
         if tool.get("type") != "function":
             continue
-        where, name, parameters = f"tools[{number}]", tool.get("name"), tool.get("parameters")
-        if not isinstance(name, str) or not 0 < len(name) <= 256:
-            raise invalid(f"{where}.name", "it must be a text of 1 to 256 characters.")
+        where, parameters = f"tools[{number}]", tool.get("parameters")
+        name = checked_tool_name(f"{where}.name", tool.get("name"))
         if not (parameters is None or isinstance(parameters, dict)):
             raise invalid(f"{where}.parameters", "it must be a JSON schema, an object.")
         given = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
@@ -259,8 +261,8 @@ def _response_format(given: TextFormat | None) -> Any:
     if given.type == "json_object":
         return {"type": "json_object"}
     if given.schema is None:
-        raise invalid("text.format.schema", "it is missing.")
-    return {"type": "json_schema", "json_schema": {"schema": checked_schema("text.format.schema", given.schema)}}
+        raise invalid(FORMAT_FIELD, "it is missing.")
+    return schema_format(FORMAT_FIELD, given.schema)
 
 
 def to_messages(items: Sequence[dict[str, Any]], n_before: int = 0) -> list[dict[str, Any]]:
@@ -272,8 +274,7 @@ def to_messages(items: Sequence[dict[str, Any]], n_before: int = 0) -> list[dict
         try:
             item = msgspec.convert(raw, Item)
         except msgspec.ValidationError as error:
-            said, _, path = str(error).partition(" - at `$")
-            raise invalid(where + path.rstrip("`"), said.replace("`", "") + ".") from None
+            raise wrong_shape(error, where) from None
         message = _message(item, where, names)
         if message is None:
             continue

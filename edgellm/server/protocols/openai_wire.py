@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -46,6 +46,7 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 ShortText = Annotated[str, Meta(min_length=1, max_length=64)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 CountOrAll = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 
 
