@@ -14,7 +14,7 @@ from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.text_file import read_text
 from edgellm.machine.paths import line_path, look_at, unquoted
-from edgellm.sessions import MessageNode, Session, from_json, to_json, to_markdown
+from edgellm.sessions import MessageNode, Session, from_json, write_session
 from edgellm.sessions.commands import Command
 from edgellm.sessions.exchange import MAX_NBYTES
 from edgellm.sessions.settings import checked_all, typed
@@ -456,7 +456,7 @@ def exported(session: Session, name: str = "") -> Path:
     path = line_path(name) if name else free_path(one_line(session.shown_title) or "chat", ".md")
     if look_at(path) is not None:
         raise ParameterError(f"{path} is there already and stays as it is. Give another name.")
-    path.write_text(to_json(session) if path.suffix.lower() == ".json" else to_markdown(session), "utf-8")
+    write_session(path, session)
     return path
 
 

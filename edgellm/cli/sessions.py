@@ -124,16 +124,14 @@ def delete(names: tuple[str, ...]) -> None:
 @click.option("-o", "--output", metavar="FILE", help="Instead of standard output.")
 def export(name: str, form: str | None, output: str | None) -> None:
     """Write a chat as Markdown (the branch that is read) or JSON (all of it)."""
-    from edgellm.sessions import to_json, to_markdown
+    from edgellm.sessions import to_json, to_markdown, write_session
 
     with opened() as store:
         session = loaded(store, name)
-    as_json = form == "json" or (form is None and (output or "").lower().endswith(".json"))
-    text = to_json(session) if as_json else to_markdown(session)
     if output:
-        typed_path(output).write_text(text, "utf-8")
+        write_session(typed_path(output), session, None if form is None else form == "json")
     else:
-        hand_over(f"{json_safe(text) if as_json else text}\n")
+        hand_over(f"{json_safe(to_json(session)) if form == 'json' else to_markdown(session)}\n")
 
 
 @command.command("import")

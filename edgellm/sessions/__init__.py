@@ -4,7 +4,7 @@ Knows nothing of a screen. A session is a tree because a reader may ask again, e
 ever thrown away, and a leaf of the tree is the conversation that is being read.
 """
 
-from edgellm.sessions.exchange import from_json, to_json, to_markdown
+from edgellm.sessions.exchange import from_json, to_json, to_markdown, write_session
 from edgellm.sessions.store import SearchHit, SessionStore, SessionSummary, open_store
 from edgellm.sessions.tree import MessageNode, MessageTree, Session
 from edgellm.sessions.writer import SessionWriter
@@ -21,4 +21,5 @@ __all__ = [
     "open_store",
     "to_json",
     "to_markdown",
+    "write_session",
 ]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.formats.json_text import parse_json
+from edgellm.machine.atomic import whole_file
 from edgellm.sessions import records
 from edgellm.sessions.settings import as_json, checked_all
 from edgellm.sessions.token_records import as_lists, from_lists
@@ -71,6 +73,13 @@ def to_json(session: Session) -> str:
         ],
     }
     return json.dumps(record, ensure_ascii=False, indent=1)
+
+
+def write_session(path: Path, session: Session, as_json: bool | None = None) -> None:
+    """Write a session as JSON or Markdown, by the file's name where that is not said; whole or not at all. OSError."""
+    as_json = path.suffix.lower() == ".json" if as_json is None else as_json
+    with whole_file(path) as file:
+        file.write((to_json(session) if as_json else to_markdown(session)).encode())
 
 
 def from_json(text: str) -> Session:

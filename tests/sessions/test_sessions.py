@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,7 +21,16 @@ from hypothesis import strategies as st
 
 from edgellm.formats.errors import FormatError, ParameterError
 from edgellm.generation import TokenLogprob
-from edgellm.sessions import Session, SessionStore, SessionWriter, from_json, open_store, to_json, to_markdown
+from edgellm.sessions import (
+    Session,
+    SessionStore,
+    SessionWriter,
+    from_json,
+    open_store,
+    to_json,
+    to_markdown,
+    write_session,
+)
 from edgellm.sessions.token_records import pack, unpack
 from edgellm.sessions.tree import MessageTree, prompt_messages, title_of
 
@@ -418,6 +428,25 @@ def test_json_keeps_all_of_a_session() -> None:
     again = from_json(to_json(session))
     assert shape(again) == shape(session)
     assert again.id != session.id
+
+
+def test_a_session_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
+    for name, as_json, expected in (
+        ("a.json", None, to_json), ("a.md", None, to_markdown), ("b", True, to_json), ("b.json", False, to_markdown)
+    ):  # fmt: skip
+        session = talk()
+        write_session(tmp_path / name, session, as_json)
+        assert (tmp_path / name).read_text("utf-8") == expected(session)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    for name in ("a.json", "new.md"):
+        with pytest.raises(OSError, match="space"):
+            write_session(tmp_path / name, talk())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_markdown_shows_the_branch_that_is_read() -> None:
