@@ -125,9 +125,6 @@ class NextTokensRequest(Request):
             yield self.found
             yield None
 
-    def cancelled_item(self) -> None:
-        return None
-
     def _work(self) -> str:
         return f"what follows {len(self.tokens)} tokens"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.engine.requests import CancelFlag, FinishReason, GeneratedToken, Progress, Request, Timings
+from edgellm.engine.requests import AnswerRequest, CancelFlag, FinishReason, GeneratedToken, Progress
 from edgellm.formats.errors import UnsupportedError
 from edgellm.sampling.choice import Sampled
 from edgellm.sampling.denoising import Denoiser, check_denoises
@@ -33,13 +33,11 @@ def check_in_order(program: Program) -> None:
         )
 
 
-class DenoisingRequest(Request):
+class DenoisingRequest(AnswerRequest):
     """The steps of one answer. With guidance every step is two: of the text, and of the text without the prompt.
 
     limit    of tokens to write; ``ending`` is the reason when they are all there
     """
-
-    ending: FinishReason = "length"
 
     shared = False
     whole = True
@@ -56,14 +54,9 @@ class DenoisingRequest(Request):
         reports: bool,
     ) -> None:
         check_denoises(sampler.params, has_mask=sampler.mask is not None, begins=bool(sampler.begins))
-        super().__init__(lock, tokens, cancel)
+        super().__init__(lock, tokens, cancel, stop_ids, reports)
         self.denoiser = Denoiser(tokens, denoising, sampler, limit)
         self.tokens = self.denoiser.tokens
-        self.stop_ids = stop_ids
-        self.reports = reports
-        self.published = 0
-        self.submitted = perf_counter()
-        self.prompt_s = self.generation_s = self.first_s = 0.0
         self._conditional: np.ndarray | None = None  # logits of the text, while those without the prompt are computed
 
     def next_tokens(self, n: int) -> tuple[Sequence[int], int]:
@@ -105,20 +98,6 @@ class DenoisingRequest(Request):
                 return
         if not self.denoiser.limit:
             yield GeneratedToken(None, None, self.ending, self.timings())
-
-    def timings(self) -> Timings:
-        """Counts and times so far; the prompt's is that of the first step."""
-        return Timings(
-            self.n_prompt,
-            0,
-            1e3 * self.prompt_s,
-            self.published,
-            1e3 * self.generation_s,
-            1e3 * self.first_s if self.published else 0.0,
-        )
-
-    def cancelled_item(self) -> GeneratedToken:
-        return GeneratedToken(None, None, "cancelled", self.timings())
 
     def _work(self) -> str:
         return f"prompt {self.n_prompt}, {self.published} tokens denoised"

@@ -82,9 +82,6 @@ class EmbeddingRequest(Request):
             yield np.concatenate(self._kept) if self.rows == "none" else self._kept[0][0]
         yield None
 
-    def cancelled_item(self) -> None:
-        return None
-
     def _work(self) -> str:
         return f"{len(self.tokens)} tokens embedded"
 

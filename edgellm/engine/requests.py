@@ -226,7 +226,7 @@ class Request:
 
     def cancelled_item(self) -> Any:
         """What a caller gets in place of the rest."""
-        raise NotImplementedError
+        return None
 
     def summary(self) -> str:
         """One line about the work, for developers."""
@@ -237,7 +237,50 @@ class Request:
         raise NotImplementedError
 
 
-class GenerationRequest(Request):
+class AnswerRequest(Request):
+    """A text that is written: what its caller is told of it.
+
+    stop_ids   tokens that end it
+    reports    the caller wants progress of the prompt, too
+    """
+
+    ending: FinishReason = "length"  # why there are no more
+    reused: int | None = None
+    drafted = accepted = 0
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        tokens: Sequence[int],
+        cancel: CancelFlag | None,
+        stop_ids: frozenset[int],
+        reports: bool,
+    ) -> None:
+        super().__init__(lock, tokens, cancel)
+        self.stop_ids, self.reports = stop_ids, reports
+        self.published = 0
+        self.submitted = perf_counter()
+        self.prompt_s = self.generation_s = self.first_s = 0.0
+
+    def timings(self) -> Timings:
+        """Counts and times so far."""
+        return Timings(
+            self.n_prompt,
+            self.reused or 0,
+            1e3 * self.prompt_s,
+            self.published,
+            1e3 * self.generation_s,
+            1e3 * self.first_s if self.published else 0.0,
+            self.drafted,
+            self.accepted,
+            round(self.gained, 2),
+        )
+
+    def cancelled_item(self) -> GeneratedToken:
+        return GeneratedToken(None, None, "cancelled", self.timings())
+
+
+class GenerationRequest(AnswerRequest):
     """An answer: compute what is missing, sample, until it ends."""
 
     def __init__(
@@ -250,19 +293,11 @@ class GenerationRequest(Request):
         stop_ids: frozenset[int],
         reports: bool,
     ) -> None:
-        super().__init__(lock, tokens, cancel)
+        super().__init__(lock, tokens, cancel, stop_ids, reports)
         self.sampler = sampler
         self.mask = sampler.mask
         self.limit = limit  # tokens to generate
-        self.ending: FinishReason = "length"  # why there are no more
-        self.stop_ids = stop_ids
-        self.reports = reports
         self.choices: list[Sampled] = []  # accepted and not published yet
-        self.published = 0
-        self.reused: int | None = None
-        self.drafted = self.accepted = 0
-        self.submitted = perf_counter()
-        self.prompt_s = self.generation_s = self.first_s = 0.0
 
     @property
     def generated(self) -> int:
@@ -372,23 +407,6 @@ class GenerationRequest(Request):
             self.prompt_s += seconds
             self.first_s = perf_counter() - self.submitted
 
-    def timings(self) -> Timings:
-        """Counts and times so far."""
-        return Timings(
-            self.n_prompt,
-            self.reused or 0,
-            1e3 * self.prompt_s,
-            self.published,
-            1e3 * self.generation_s,
-            1e3 * self.first_s if self.published else 0.0,
-            self.drafted,
-            self.accepted,
-            round(self.gained, 2),
-        )
-
-    def cancelled_item(self) -> GeneratedToken:
-        return GeneratedToken(None, None, "cancelled", self.timings())
-
     def _work(self) -> str:
         t = self.timings()
         drafts = f", {t.accepted_n} of {t.drafted_n} drafted" if t.drafted_n else ""
@@ -439,9 +457,6 @@ class ScoringRequest(Request):
         yield from results
         if results and self.done == len(self.tokens):
             yield None
-
-    def cancelled_item(self) -> None:
-        return None
 
     def _work(self) -> str:
         return f"{len(self.tokens)} tokens scored"
