@@ -355,14 +355,10 @@ def with_adapters(program: Program, options: LoadOptions) -> tuple[Program, Load
 
 
 def options_for(program: Program, options: LoadOptions) -> LoadOptions:
-    """The same on the CPU, and without drafts, where a model makes vectors or scores, or writes by denoising.
-
-    No GPU gives hidden states, or has a shader for attention both ways.
-    """
+    """The same without drafts where a model makes vectors or scores, or writes by denoising."""
     if kind_of(program) == "chat" and program.denoising is None:
         return options
-    options = replace(options, draft=None, speculate=None)
-    return replace(options, executor="cpu", gpu_layers="auto") if executors.is_gpu(options.executor) else options
+    return replace(options, draft=None, speculate=None)
 
 
 def typed(program: Program, options: LoadOptions) -> Program:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from edgellm.formats.errors import NumericError, ParameterError, UnsupportedError
+from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.ops.encoder import AddRows
@@ -49,14 +49,6 @@ def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int
             _check_sight(batch.sees[start:stop], batch.positions[start:stop])
         _check_blocks(batch, pool, int(batch.sequences[start]), first, last + n_steps - 1)
     return starts
-
-
-def refuse_hidden(batch: Batch, device: str) -> None:
-    """UnsupportedError where a batch wants hidden states of a device that gives logits alone."""
-    if batch.hidden:
-        raise UnsupportedError(
-            f"The {device} gives no embeddings. Load the model with --device cpu.", code="EMBEDDINGS"
-        )
 
 
 def _are_blocks_there(batch: Batch, pool: CachePool, n_steps: int) -> bool:

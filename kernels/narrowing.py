@@ -48,6 +48,30 @@ def hidden_end(program: Program) -> int:
     return made[0]
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a step is to give, logits or hidden states.
+
+    end, tail_end      one past the ops that make it, in the program and in its tail
+    name, tail_name    the buffer that it is in behind these
+    selected           the buffer whose chosen rows it has as they are; "" where something is computed of them
+    """
+
+    end: int
+    tail_end: int
+    name: str
+    tail_name: str
+    selected: str
+
+
+def result_of(program: Program, tail: OutputTail, *, hidden: bool) -> Result:
+    """Logits, or hidden states. UnsupportedError where a program has none of these."""
+    end, name = (hidden_end(program), program.hidden) if hidden else (len(program.ops), program.output)
+    last = program.ops[end - 1]
+    selected = last.x if isinstance(last, SelectOutputs) else ""
+    return Result(end, len(tail.ops) - (len(program.ops) - end), name, tail.names.get(name, name), selected)
+
+
 def _taps(program: Program, op: Op) -> bool:
     """Whether it makes what is wanted of all tokens."""
     return bool(program.tapped) and program.tapped in op.written_buffers()

@@ -286,7 +286,7 @@ class Executor(Protocol):
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits (n_outputs, n_vocab) float32 for the tokens that want them, valid until the next call.
 
-        With ``Batch.hidden`` their hidden states, (n_outputs, n_embd). UnsupportedError from a device without them.
+        With ``Batch.hidden`` their hidden states, (n_outputs, n_embd). UnsupportedError for a program without them.
 
         NumericError when one of them is NaN or infinite: whoever calls need not look again.
         """

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, ParameterError
-from edgellm.kernels.batch_checks import check_logits, refuse_hidden
+from edgellm.kernels.batch_checks import check_logits
 from edgellm.kernels.draw import Draw
 from edgellm.kernels.kv import CachePool, groups_of
-from edgellm.kernels.narrowing import OutputTail, output_tail
+from edgellm.kernels.narrowing import OutputTail, Result, output_tail, result_of
 from edgellm.kernels.ops import SelectOutputs
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.program import Batch, Hook, Op, Program
@@ -177,6 +177,9 @@ def _stretches(program: Program, sides: Sequence[int], tail: OutputTail) -> list
     n, embedding = len(program.ops), embedding_of(program)
     selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
     marks = {0, n, tail.start, len(sides), *selects[:1], *(() if embedding is None else (embedding, embedding + 1))}
+    if program.hidden:
+        result = result_of(program, tail, hidden=True)
+        marks |= {result.end, n + result.tail_end} if tail.ops else {result.end}
     marks |= {i for i in range(1, len(sides)) if sides[i] != sides[i - 1]}
     return [Stretch(sides[first], first, last) for first, last in itertools.pairwise(sorted(marks))]
 
@@ -292,6 +295,30 @@ class SplitPool(CachePool):
             pool.write_block(own, block, b"".join(pieces[id(pool)]))
 
 
+class _Wanted(NamedTuple):
+    """How a result is made, of all rows, of few of them, and of more in turns; and the parts that have it then."""
+
+    result: Result
+    part: int
+    tail_part: int
+    all: list[Walk]
+    before_tail: list[Walk]
+    tail: list[Walk]
+    before_outputs: list[Walk]
+    outputs: list[Walk]
+
+
+def _wanted(parts: Cut, *, hidden: bool) -> _Wanted:
+    program, n = parts.program, len(parts.program.ops)
+    result = result_of(program, parts.tail, hidden=hidden)
+    select = next((i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)), n)
+    (all_rows,) = parts.walk((0, result.end))
+    few = parts.walk((0, parts.tail.start), (n, n + result.tail_end))
+    more = parts.walk((0, select), (select, result.end))
+    ends = (parts.stretches[walks[-1].stretch].part for walks in (all_rows, few[-1] or all_rows))
+    return _Wanted(result, *ends, all_rows, *few, *more)
+
+
 MAX_STEPS = 16  # between two looks of the engine
 MakePart = Callable[[Program, Sequence[int]], PartExecutor]
 
@@ -307,7 +334,6 @@ class SplitExecutor:
 
     def __init__(self, parts: Cut, n_blocks: Sequence[int] | int, makes: Sequence[MakePart], max_tokens: int) -> None:
         self.program = program = parts.program
-        n = len(program.ops)
         self.cut, self.max_tokens, self._closed = parts, max_tokens, False
         blocks = [n_blocks] * len(program.groups) if isinstance(n_blocks, int) else list(n_blocks)
         self.parts: dict[int, PartExecutor] = {}
@@ -322,11 +348,8 @@ class SplitExecutor:
         self.pool: CachePool = SplitPool(program, [part.pool for part in self.parts.values()], layers, blocks)
         self.max_outputs = min(part.max_outputs for part in self.parts.values())
         self._tables = {i: [program.groups.index(g) for g in part.program.groups] for i, part in self.parts.items()}
-        select = next((i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)), n)
-        (self._all,) = parts.walk((0, n))
-        self._before_tail, self._tail = parts.walk((0, parts.tail.start), (n, len(parts.whole.ops)))
-        self._before_outputs, self._outputs = parts.walk((0, select), (select, n))
-        self._output_part = parts.stretches[self._all[-1].stretch].part
+        self._wants = {False: _wanted(parts, hidden=False)}
+        self._all, self._output_part = self._wants[False].all, self._wants[False].part
         self._has_state = any(group.kind == "state" for group in program.groups)
         self._is_waited_for = False
         self._owner: dict[str, int] = {}  # under a hook: the part that wrote a buffer last
@@ -339,29 +362,34 @@ class SplitExecutor:
         return self.parts[self._output_part].draw
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
-        """Logits (n_outputs, n_vocab) float32; see ``Executor``."""
+        """Logits (n_outputs, n_vocab) float32, or hidden states; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        refuse_hidden(batch, "gpu device")
-        rows, most = np.flatnonzero(batch.outputs).tolist(), self.max_outputs
+        wanted, rows, most = self._wanted(hidden=batch.hidden), np.flatnonzero(batch.outputs).tolist(), self.max_outputs
         self._begin(batch, rows[:most])
-        before, after = self._before_outputs, self._outputs
+        before, after, name, part = wanted.before_outputs, wanted.outputs, wanted.result.name, wanted.part
         if hook is None and len(rows) <= most:
-            before, after = self._all, []
+            before, after = wanted.all, []
             if len(rows) < len(batch) and self.cut.tail.ops:
-                before, after = self._before_tail, self._tail
+                before, after, name, part = wanted.before_tail, wanted.tail, wanted.result.tail_name, wanted.tail_part
         self._owner.clear()
         self._walk(before, batch, hook)
-        result = np.empty((len(rows), self.program.n_vocab), np.float32)
+        result = np.empty((len(rows), self.cut.whole.buffers[name].width), np.float32)
         for first in range(0, max(len(rows), int(hook is not None)), most):
             chunk = rows[first : first + most]
             if first:
-                for part in self.parts.values():
-                    part.outputs(chunk)
+                for each in self.parts.values():
+                    each.outputs(chunk)
             self._walk(after, batch, hook)
-            result[first : first + len(chunk)] = self.parts[self._output_part].read(self.program.output)
+            result[first : first + len(chunk)] = self.parts[part].read(name)
         check_logits(result)
         return result
+
+    def _wanted(self, *, hidden: bool) -> _Wanted:
+        """How its result is made. UnsupportedError for hidden states that the program does not have."""
+        if hidden not in self._wants:
+            self._wants[hidden] = _wanted(self.cut, hidden=hidden)
+        return self._wants[hidden]
 
     def _begin(self, batch: Batch, outputs: Sequence[int]) -> None:
         """Give every part what it needs of a batch."""

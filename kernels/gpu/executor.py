@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from edgellm.formats.errors import ClosedError, ParameterError
-from edgellm.kernels.batch_checks import check_batch, check_logits, refuse_hidden
+from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
@@ -33,7 +33,7 @@ from edgellm.kernels.gpu.top_k import AHEAD, Found, TopK
 from edgellm.kernels.gpu.walk import Recording
 from edgellm.kernels.gpu.weights import matrix_nbytes
 from edgellm.kernels.kv import CachePool
-from edgellm.kernels.narrowing import OutputTail, output_tail
+from edgellm.kernels.narrowing import OutputTail, output_tail, result_of
 from edgellm.kernels.ops import SelectOutputs
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.program import Batch, Hook, Op, Program
@@ -81,7 +81,7 @@ class GPUExecutor:
             self.close()
             raise
         self.draw = open_draw(on_compile)
-        if program.output in program.buffers:
+        if _has_logits(program):
             most = self._there.rows["outputs"]
             self._top_k = TopK(self.device, self._there.places[program.output], program.n_vocab, most)
         self._shapes: OrderedDict[tuple[Any, ...], list[Recording]] = OrderedDict()
@@ -89,7 +89,7 @@ class GPUExecutor:
     @staticmethod
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
         """Bytes on the device beside the weights and the cache."""
-        found = TopK.held_nbytes(program.n_vocab, MAX_OUTPUTS) if program.output in program.buffers else 0
+        found = TopK.held_nbytes(program.n_vocab, MAX_OUTPUTS) if _has_logits(program) else 0
         buffers = buffers_nbytes(_form(program.adapted or program, narrows=True).whole, max_tokens)
         return buffers + PARTIALS_NBYTES + UPLOAD_NBYTES + found
 
@@ -103,41 +103,42 @@ class GPUExecutor:
     # ---- one step ----------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
-        """Logits (n_outputs, n_vocab) float32; see ``Executor``."""
+        """Logits (n_outputs, n_vocab) float32, or hidden states; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
+        form, n = self._form_of(batch), len(batch)
+        wanted = result_of(form.program, form.tail, hidden=batch.hidden)
         check_batch(batch, self.program, self.pool, self.max_tokens)
-        refuse_hidden(batch, "gpu device")
         rows = np.flatnonzero(batch.outputs).tolist()
         most = self._there.rows["outputs"]
         if self._there.step.begin(batch, rows[:most]):
             self._shapes.clear()
-        form, n = self._form_of(batch), len(batch)
         if hook is not None:
             return self._run_hooked(batch, rows, hook, form)
-        ops, tail = form.program.ops, form.tail
-        before: Sequence[Op]
-        after: Sequence[Op]
-        if len(rows) > most:
-            before, after = ops[: form.first_output_op], ops[form.first_output_op :]
-        elif len(rows) == n or not tail.ops:
-            before, after = ops, ()
-        else:
-            before, after = ops[: tail.start], tail.ops
+        ops, tail, name, first_output = form.program.ops, form.tail, wanted.name, form.first_output_op
+        before: Sequence[Op] = ops[: wanted.end]
+        after: Sequence[Op] = ()
+        rest: Sequence[Op] = ops[wanted.end :]
+        if wanted.selected and len(rows) == n:
+            before, rest, name, most = ops[: wanted.end - 1], ops[wanted.end - 1 :], wanted.selected, n
+        elif len(rows) > most:
+            before, after, rest = ops[:first_output], ops[first_output : wanted.end], ops[first_output:]
+        elif len(rows) < n and tail.ops:
+            before, after, rest, name = ops[: tail.start], tail.ops[: wanted.tail_end], tail.ops, wanted.tail_name
         counts = Counts(n, min(len(rows), most), parts_of(batch), is_prompt(batch))
         if batch.embeddings is not None:
             looked_up, before = before[: form.embedding + 1], before[form.embedding + 1 :]
-            self._start(self._recorded(counts, looked_up, [*before, *after]))
+            self._start(self._recorded(counts, looked_up, [*before, *rest]))
             self._embed(form, *batch.embeddings)
-        self._start(self._recorded(counts, before, after))
-        result = np.empty((len(rows), self.program.n_vocab), np.float32)
+        self._start(self._recorded(counts, before, rest))
+        result = np.empty((len(rows), self._there.places[name].width), np.float32)
         for first in range(0, len(rows), most):
             chunk = rows[first : first + most]
             if first:
                 self._there.step.outputs(chunk)
             if after:
-                self._start(self._recorded(dataclasses.replace(counts, outputs=len(chunk)), after, ()))
-            result[first : first + len(chunk)] = self._logits(len(chunk))
+                self._start(self._recorded(dataclasses.replace(counts, outputs=len(chunk)), after, rest[len(after) :]))
+            result[first : first + len(chunk)] = self._rows(name, len(chunk))
         check_logits(result)
         return result
 
@@ -211,7 +212,7 @@ class GPUExecutor:
 
     def _draw_all(self, draws: Sequence[GPUTokenDraw], rows: Sequence[Found | bool | None]) -> list[int]:
         """A token for each row of the last step; -1 where a logit was not finite."""
-        logits = self._logits(len(rows)) if None in rows else None
+        logits = self._rows(self.program.output, len(rows)) if None in rows else None
         tokens = []
         for row, (draw, found) in enumerate(zip(draws, rows, strict=True)):
             if isinstance(found, Found):
@@ -259,21 +260,22 @@ class GPUExecutor:
         for recording in recordings:
             self.device.play([recording])
 
-    def _logits(self, n: int) -> np.ndarray:
-        place = self._there.places[self.program.output]
+    def _rows(self, name: str, n: int) -> np.ndarray:
+        """The first rows of a buffer."""
+        place = self._there.places[name]
         data = self.device.read(place.buffer, 4 * place.row * n).view(np.float32).reshape(n, place.row)
-        return data[:, place.at : place.at + self.program.n_vocab]
+        return data[:, place.at : place.at + place.width]
 
     def _run_hooked(self, batch: Batch, rows: list[int], hook: Hook, form: _Form) -> np.ndarray:
         """Op by op, and what the hook has looked at goes back to the device."""
-        most, result = self._there.rows["outputs"], []
+        most, result, wanted = self._there.rows["outputs"], [], result_of(form.program, form.tail, hidden=batch.hidden)
         counts = Counts(len(batch), min(len(rows), most), parts_of(batch), is_prompt(batch))
         for first in range(0, max(1, len(rows)), most):
             chunk = rows[first : first + most]
             counts = dataclasses.replace(counts, outputs=len(chunk))
             if first:
                 self._there.step.outputs(chunk)
-            for i, op in enumerate(form.program.ops):
+            for i, op in enumerate(form.program.ops[: wanted.end]):
                 if first and i < form.first_output_op:
                     continue
                 self._start(self._record([op], (), counts, fuse=False))
@@ -283,7 +285,7 @@ class GPUExecutor:
                 hook(i, op, functools.partial(self._read, counts, taken))
                 for buffer, data in taken.values():
                     self.device.write(buffer, 0, data)
-            result.append(self._logits(len(chunk)) if chunk else np.empty((0, self.program.n_vocab), np.float32))
+            result.append(self._rows(wanted.name, max(1, len(chunk)))[: len(chunk)])
         logits = np.concatenate(result)
         check_logits(logits)
         return logits
@@ -326,6 +328,11 @@ def _form(program: Program, *, narrows: bool) -> _Form:
     embedding = embedding_of(program)
     first = selects[0] if selects else len(program.ops)
     return _Form(program, tail, whole, first, -1 if embedding is None else embedding)
+
+
+def _has_logits(program: Program) -> bool:
+    """Whether there is something to draw tokens from: encoders have vectors, and a part may end before them."""
+    return program.output in program.buffers and not program.is_encoder
 
 
 def _all_of(plain: _Form, adapted: _Form) -> Program:

@@ -1,0 +1,148 @@
+"""Hidden states from a GPU: the reference's for every kind of encoder and for decoders, whole and in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_encoder_families as families
+import test_published_encoders as published
+from denoising_models import save_row
+from gpu_device import device
+from test_encoders import batch_of
+from tiny_models import write_tiny_model
+
+import edgellm
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels import executors
+from edgellm.kernels.cpu.compile.trials import nmse
+from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.program import Batch, Op, Program
+from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.split import SplitExecutor
+from edgellm.models import build_program
+from edgellm.quantize.convert import convert
+from edgellm.quantize.inputs import open_input
+
+N_BLOCKS, LENGTHS = 24, (1, 3, 17, 90)
+LIMIT = 1e-6  # of NMSE: activations of 15 bits on the CPU's side of a cut give about 1e-7
+FAMILIES = (
+    "bert", "xlm-roberta that ranks", "nomic-bert", "jina-bert-v3", "modern-bert that ranks", "eurobert",
+    "gemma-embedding",
+)  # fmt: skip
+PUBLISHED = ("nomic-bert-moe", "jina-bert-v2", "jina-bert-v2 for code")
+DECODERS = {"llama": "Q4_K", "granite": "Q8_0", "gemma3": "Q8_0", "qwen35": "Q8_0", "gemma3n": "Q8_0"}
+
+
+@pytest.fixture(scope="module")
+def name() -> str:
+    return device("gpu")
+
+
+def saved(folder: Path, model: str) -> Path:
+    """The file of an encoder, or of one that writes by denoising."""
+    folder.mkdir(exist_ok=True)
+    if model in FAMILIES:
+        families.save(folder / "hf", model)
+    elif model in PUBLISHED:
+        published.save(folder / "hf", model)
+    else:
+        save_row(folder / "hf", model)
+    with open_input(folder / "hf") as source:
+        (path,) = convert(source, folder / "out.gguf", "f32")
+    return path
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *PUBLISHED])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    with GGUFFile.open(saved(tmp_path_factory.mktemp("encoder"), request.param)) as gguf:
+        yield build_program(gguf)
+
+
+def opened(program: Program, name: str, layers: Any) -> Any:
+    return executors.open_executor(name, program, N_BLOCKS, n_threads=2, max_tokens=128, gpu_layers=layers)
+
+
+def test_texts_of_an_encoder_have_the_references_states_and_their_own_bits(encoder: Program, name: str) -> None:
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(8, min(250, encoder.n_vocab), n).astype(np.int32) for n in LENGTHS]
+    whole = ReferenceExecutor(encoder, 0, max_tokens=sum(LENGTHS)).run(batch_of(texts)).copy()
+    for layers, kind in ((999, GPUExecutor), (1, SplitExecutor)):
+        executor = opened(encoder, name, layers)
+        assert type(executor) is kind
+        found = executor.run(batch_of(texts)).copy()
+        assert nmse(found, whole) < LIMIT
+        end = 0
+        for text in texts:
+            start, end = end, end + len(text)
+            batch = batch_of([text])
+            assert np.array_equal(executor.run(batch), found[start:end])
+            for wanted in ([0], [len(text) - 1], range(1, len(text))):  # few rows, and more than are computed at once
+                batch.outputs[:] = False
+                batch.outputs[list(wanted)] = True
+                assert np.array_equal(executor.run(batch), found[start:end][list(wanted)])
+        executor.close()
+
+
+@pytest.mark.parametrize("model", DECODERS)
+def test_a_decoder_gives_the_rows_behind_its_output_norm(model: str, name: str, tmp_path: Path) -> None:
+    with GGUFFile.open(write_tiny_model(tmp_path / "model.gguf", model, DECODERS[model])) as gguf:
+        program = build_program(gguf)
+        tokens = np.random.default_rng(1).integers(3, program.n_vocab, 50)
+        judge = ReferenceExecutor(program, N_BLOCKS, 128, "float16")
+        whole = judge.run(replace(Batch.single(program, tokens, outputs="all"), hidden=True)).copy()
+        for layers in (999, 1):
+            executor = opened(program, name, layers)
+            found = executor.run(replace(Batch.single(program, tokens, outputs="all"), hidden=True)).copy()
+            assert found.shape == (50, program.n_embd) and nmse(found, whole) < LIMIT
+            logits = executor.run(Batch.single(program, tokens[:30]))  # between two others
+            assert logits.shape[1] == program.n_vocab
+            last = executor.run(replace(Batch.single(program, tokens[30:], 30, "last"), hidden=True))
+            assert np.array_equal(last[0], found[-1])
+            executor.close()
+
+
+def test_a_hook_sees_the_ops_that_make_them_and_what_it_changes_counts(encoder: Program, name: str) -> None:
+    batch, seen = batch_of([np.arange(8, 48, dtype=np.int32)]), list[int]()
+
+    def doubled(i: int, op: Op, read: Any) -> None:
+        seen.append(i)
+        if i == len(encoder.ops) - 1:
+            read(encoder.hidden)[:] *= 2
+
+    executor = opened(encoder, name, 999)
+    plain = executor.run(batch).copy()
+    assert nmse(executor.run(batch, doubled), 2 * plain) < LIMIT
+    assert sorted(set(seen)) == list(range(len(encoder.ops)))
+    executor.close()
+
+
+def test_embed_and_rerank_give_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
+    texts = ["the license of any work and the end", "the", ""]
+    for i, model in enumerate(("nomic-bert", "xlm-roberta that ranks")):
+        path = saved(tmp_path / str(i), model)
+        with edgellm.load(path) as judge, edgellm.load(path, executor=name) as llm:
+            assert type(llm.executor) is GPUExecutor and llm.kind == judge.kind
+            if llm.kind == "rerank":
+                found, expected = llm.rerank("the end", texts), judge.rerank("the end", texts)
+                assert [one.index for one in found] == [one.index for one in expected]
+                assert np.allclose([one.score for one in found], [one.score for one in expected], atol=1e-4)
+            else:
+                vectors = llm.embed(texts)
+                assert nmse(vectors, judge.embed(texts)) < LIMIT
+                assert np.array_equal(llm.embed(texts[:1])[0], vectors[0])
+
+
+@pytest.mark.parametrize("model", ["llada", "llada-moe", "dream"])
+def test_a_model_that_writes_by_denoising_writes_what_it_writes_on_the_cpu(
+    model: str, name: str, tmp_path: Path
+) -> None:
+    path, prompt = saved(tmp_path / "model", model), np.random.default_rng(0).integers(0, 270, 9).tolist()
+    with edgellm.load(path, n_ctx=64) as judge, edgellm.load(path, n_ctx=64, executor=name) as llm:
+        assert type(llm.executor) is GPUExecutor
+        answers = [one.generate(prompt, max_tokens=24, temperature=0) for one in (judge, llm)]
+    assert answers[0].text == answers[1].text and answers[0].text
