@@ -15,6 +15,7 @@ from edgellm.formats.errors import DownloadError, ModelNotFoundError
 from edgellm.store.catalogue import catalogue, installed, installed_models, pull, remove
 from edgellm.store.sources.hub import choose, parse
 from edgellm.store.sources.hub_address import reference_of
+from edgellm.store.sources.source import split_names
 
 BODY = b"GGUF" + random.Random(5).randbytes(20_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -45,6 +46,8 @@ LISTED = {"gpt-oss-20b": "gpt-oss-20b-mxfp4.gguf", "granite3.1-1b-a400m": "grani
 LISTED |= {"smollm3-3b": "HuggingFaceTB_SmolLM3-3B-Q4_K_M.gguf"}
 LISTED |= {"phi4-mini-reasoning": "microsoft_Phi-4-mini-reasoning-Q4_K_M.gguf"}
 LISTED |= {"qwen3-vl-4b": "Qwen3-VL-4B-Instruct-Q4_K_M.gguf"}
+LISTED |= {"glm4.5-air": "Q4_K_M/GLM-4.5-Air-Q4_K_M-00001-of-00002.gguf"}
+LISTED |= {"minimax-m2": "Q4_K_M/MiniMax-M2-Q4_K_M-00001-of-00003.gguf"}
 """Files of the rows that name a quant, as they were published."""
 
 
@@ -56,11 +59,13 @@ def test_a_name_of_the_catalogue_brings_its_model_and_nothing_that_stands_beside
 ) -> None:
     repo, file, _ = parse(catalogue()[name].source[0].removeprefix("hf:"))
     wanted = file or LISTED[name]
-    beside = [f"mmproj-{wanted}", f"mtp-{wanted}", f"MTP/mtp-{wanted}", "imatrix.gguf", f"Old{wanted}"]
+    folder, _, last = wanted.rpartition("/")
+    names = [f"mmproj-{last}", f"mtp-{last}", f"MTP/mtp-{last}", "imatrix.gguf", f"Old{last}"]
+    beside = [f"{folder}/{one}" if folder else one for one in names]
     beside.append(re.sub("(?i)q4_k_m|q4_0|q8_0|mxfp4", "Q2_K", wanted))
-    server.serve_repository(repo, dict.fromkeys(beside, b"GGUF other") | {wanted: BODY})
+    server.serve_repository(repo, dict.fromkeys(beside, b"GGUF other") | dict.fromkeys(split_names(wanted), BODY))
     path = pull(name)
-    assert path.read_bytes() == BODY and path.name == wanted and installed(name) == path
+    assert path.read_bytes() == BODY and path.name == last and installed(name) == path
     assert path.is_relative_to(store)
 
 
