@@ -14,7 +14,7 @@ from edgellm.models.parts.checkpoint_form import (
     TypedMetadata,
     decoder_metadata,
     refuse_activation,
-    refuse_sliding_layers,
+    refuse_windows,
 )
 from edgellm.models.parts.denoising import build_denoiser, denoising_metadata
 
@@ -29,7 +29,7 @@ def build(gguf: ModelFile) -> Program:
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json."""
     refuse_activation(config, "silu", "swish")
-    refuse_sliding_layers(config)
+    refuse_windows(config)
     return decoder_metadata(config, "dream") | denoising_metadata(config, "dream", shifted=True, mask=MASK)
 
 

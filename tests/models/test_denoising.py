@@ -415,6 +415,8 @@ def test_a_key_that_cannot_be_is_a_named_error(key: str, tmp_path: Path) -> None
         ("llada", {"activation_type": "gelu"}), ("llada", {"mask_token_id": 280}), ("llada", {"rope": False}),
         ("llada-moe", {"qk_layernorm": False}), ("llada-moe", {"norm_topk_prob": True}),
         ("llada-moe", {"moe_layer_freq": [0, 1]}), ("dream", {"use_mrope": True}), ("dream", {"new_key": 1}),
+        ("dream", {"use_sliding_window": True, "sliding_window": None}),
+        ("dream", {"layer_types": ["full_attention", "sliding_attention"]}),
     ],
 )  # fmt: skip
 def test_settings_that_no_program_computes_are_refused_by_name(

@@ -232,14 +232,14 @@ USED |= {
     "llada_moe": DECODER
     | EXPERTS
     | {"expert_intermediate_size", "dense_intermediate_size", "norm_topk_prob", "qk_layernorm", "moe_layer_freq"},
-    "Dream": DECODER | {"use_sliding_window", "sliding_window", "max_window_layers"},
+    "Dream": DECODER,
 }
 HARMLESS_IN |= {
     "llada": frozenset(("alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size", "embedding_dropout"))
     | {"flash_attention", "init_cutoff_factor", "init_device", "init_fn", "init_std", "mlp_ratio", "precision"}
     | {"residual_dropout", "rope_full_precision", "embedding_size"},
     "llada_moe": ROUTING | {"intermediate_size", "moe_router_enable_expert_bias", "router_topk_group"},
-    "Dream": frozenset(("attention_bias",)),
+    "Dream": frozenset(("attention_bias", "sliding_window", "max_window_layers")),  # its code has no windows
 }
 ONLY_IN |= {
     "llada": {"alibi": (False,), "attention_layer_norm": (False,), "bias_for_layer_norm": (False,)}
@@ -248,6 +248,7 @@ ONLY_IN |= {
     | {"rope": (True,), "scale_logits": (False,)},
     "llada_moe": {"moe_router_score_function": ("softmax",), "moe_router_enable_expert_bias": (False,)}
     | {"shared_expert_intermediate_size": (0,), "router_num_group": (1,), "routed_scaling_factor": (1,)},
+    "Dream": {"use_sliding_window": (False,)},
 }
 DEFAULTS |= {
     "llada": {"rms_norm_eps": 1e-5, "max_position_embeddings": 1024, "hidden_act": None},
