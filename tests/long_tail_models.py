@@ -82,6 +82,7 @@ CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
         "Cohere2Moe",
         _COHERE | TWO_LAYERS | {"layer_types": [LOCAL, GLOBAL], "mlp_layer_types": ["sparse"] * 2},
     ),
+    "cohere2moe all layers global": ("Cohere2Moe", _COHERE | {"layer_types": [GLOBAL] * 3}),
     "laguna": ("Laguna", _LAGUNA | {"rope_parameters": LAGUNA_ROPE}),
     "laguna all slide": (
         "Laguna",
