@@ -255,6 +255,38 @@ class Batch:
             tables=tuple(np.arange(n_blocks)[None] if group.kind != "state" else state for group in program.groups),
         )
 
+    def overwrites(self, groups: Sequence[CacheGroup]) -> bool:
+        """Whether a state is written where it is read: such a step cannot be done again."""
+        kept = zip(self.tables, groups, strict=True)
+        return any(bool((table[self.sequences, 0] == table[self.sequences, 1]).any()) for table, group in kept
+                   if group.kind == "state")  # fmt: skip
+
+    def onward(self, tokens: Sequence[int], groups: Sequence[CacheGroup]) -> Batch:
+        """The step behind one of a token a sequence, whose tokens these are: a state goes on where it was written."""
+        tables = tuple(
+            np.repeat(table[:, 1:], 2, axis=1) if group.kind == "state" else table
+            for table, group in zip(self.tables, groups, strict=True)
+        )
+        positions = self.positions + np.int32(1)
+        return replace(self, tokens=np.array(tokens, np.int32), positions=positions, tables=tables, sees=None)
+
+    def again(self, tokens: Sequence[Sequence[int]], counts: Sequence[int]) -> Batch:
+        """This step of a token a sequence and those behind it in one, without outputs: ``counts`` steps of each.
+
+        tokens   of each step, of all sequences
+        """
+        pairs = [(row, step) for row, n in enumerate(counts) for step in range(n)]
+        rows, steps = np.array(pairs, np.int32).reshape(-1, 2).T
+        return replace(
+            self,
+            tokens=np.array([tokens[step][row] for row, step in pairs], np.int32),
+            positions=self.positions[rows] + steps,
+            sequences=self.sequences[rows],
+            outputs=np.zeros(len(rows), bool),
+            sees=None,
+            adapters=None if self.adapters is None else self.adapters[rows],
+        )
+
 
 Hook = Callable[[int, Op, Callable[[str], np.ndarray]], None]
 """Called after each op with its index, the op, and a function that gives a writable view of a buffer by name."""

@@ -415,10 +415,11 @@ class SplitExecutor:
         is_plain = batch.rope_positions is None and batch.embeddings is None
         if not isinstance(part, DrawingPart) or not is_plain or n > self.max_outputs:
             return [0] * n
-        counts = [0] * n
+        counts, first, made = [0] * n, batch, [batch.tokens.tolist()]
+        is_kept = self._has_state and not batch.overwrites(self.program.groups)  # the state before all steps
         for draw in draws:
             draw.begin()
-        for step in range(1 if self._has_state else min(n_steps, MAX_STEPS)):  # a step has a slot of its own
+        for step in range(min(n_steps, MAX_STEPS, self.max_tokens // n if self._has_state else MAX_STEPS)):
             if step and self._is_waited_for:
                 break
             self._begin(batch, range(n))
@@ -427,8 +428,10 @@ class SplitExecutor:
             counts = [count + (token >= 0) for count, token in zip(counts, tokens, strict=True)]
             if any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True)):
                 break
-            positions = batch.positions + np.int32(1)
-            batch = replace(batch, tokens=np.array(tokens, np.int32), positions=positions, sees=None)
+            made.append(tokens)
+            batch = batch.onward(tokens, self.program.groups)
+        if is_kept and min(counts) < max(counts):  # the state of a step that gave NaN is one too far
+            self.run(first.again(made, counts))
         return counts
 
     def hurry(self, wanted: bool) -> None:

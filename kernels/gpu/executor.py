@@ -71,6 +71,7 @@ class GPUExecutor:
         self.device = Device(adapters.choose(index), max_binding)
         self._end = weakref.finalize(self, self.device.close)
         self._closed = self._is_waited_for = False
+        self._has_state = any(group.kind == "state" for group in program.groups)
         try:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
             self.pool: CachePool = pool
@@ -154,7 +155,8 @@ class GPUExecutor:
         """The same for the next tokens of several sequences; how many were drawn of each.
 
         The run ends with the step in which one of them ends. Where all take the largest logit, the device goes from
-        step to step by itself; what it took is drawn again here, and where it was wrong its later steps do not count.
+        step to step by itself; what it took is drawn again here, and where it was wrong its later steps do not count:
+        keys are written over, and states are made anew.
         """
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
@@ -167,14 +169,16 @@ class GPUExecutor:
             )
         if batch.rope_positions is not None or batch.embeddings is not None or n > self._top_k.rows:
             return [0] * n  # angles do not follow from its position, or there is no room
-        has_state = any(group.kind == "state" for group in self.program.groups)
-        n_steps = 1 if has_state else min(n_steps, MAX_STEPS)  # each step of a state has a slot of its own
+        n_steps = min(n_steps, MAX_STEPS, self.max_tokens // n if self._has_state else MAX_STEPS)
         check_batch(batch, self.program, self.pool, self.max_tokens, n_steps)
         for draw in draws:
             draw.begin()
-        ahead, counts = AHEAD if all(draw.is_greedy for draw in draws) else 1, [0] * n
-        while counts[0] < n_steps and not (counts[0] and self._is_waited_for):
-            found = self._steps(batch, min(ahead, n_steps - counts[0]), max(draw.k for draw in draws))
+        is_kept = self._has_state and not batch.overwrites(self.program.groups)  # the state before all steps
+        is_ahead = all(draw.is_greedy for draw in draws) and is_kept == self._has_state
+        first, ahead, counts, made, ended = batch, AHEAD if is_ahead else 1, [0] * n, [batch.tokens.tolist()], False
+        while not ended and counts[0] < n_steps and not (counts[0] and self._is_waited_for):
+            before, k = counts[0], max(draw.k for draw in draws)
+            found = self._steps(batch, min(ahead, n_steps - before), k)
             for step, rows in enumerate(found):
                 if None in rows and step + 1 < len(found):  # all logits are needed, and another step's are there
                     ahead = 1
@@ -182,15 +186,18 @@ class GPUExecutor:
                 tokens = self._draw_all(draws, rows)
                 for row, token in enumerate(tokens):
                     counts[row] += token >= 0
-                if any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True)):
-                    return counts
-                positions = batch.positions + np.int32(1)
-                batch = dataclasses.replace(batch, tokens=np.array(tokens, np.int32), positions=positions, sees=None)
+                ended = any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True))
+                if ended:
+                    break
+                made.append(tokens)
+                batch = batch.onward(tokens, self.program.groups)
                 if any(
                     isinstance(one, Found) and one.positions[0] != token
                     for one, token in zip(rows, tokens, strict=True)
                 ):
                     break
+            if is_kept and max(counts) > 0 and min(counts) < before + len(found):
+                self.run(first.again(made, counts))  # a state behind the steps that count, and no others
         return counts
 
     def hurry(self, wanted: bool) -> None:

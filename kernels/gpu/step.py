@@ -38,6 +38,7 @@ class StepBuffer:
                 code="MODEL_SHAPE",
             )
         self._device, self._ropes = device, tuple(program.ropes.values())
+        self._states = [i for i, group in enumerate(program.groups) if group.kind == "state"]
         per_token = 8 + program.n_adapters + sum(rope.n_dims for rope in self._ropes)
         self.buffer: Any = device.buffer(4 * (HEADER + per_token * max_tokens + 4096))
 
@@ -78,8 +79,12 @@ class StepBuffer:
     def advance(self, n: int, n_vocab: int, found: Any, at: int, row: int) -> Dispatch:
         """What makes the batch of n sequences that of the next step, by the ids in words 4 of rows of ``found``."""
         angles = "\n    ".join(f"b[{_ROPES + i}u] += p.n * {rope.n_dims}u;" for i, rope in enumerate(self._ropes))
+        states = "\n    ".join(
+            f"let slots{i} = b[{_TABLES + 2 * i}u] + b[b[3] + t] * 2u;\n    b[slots{i}] = b[slots{i} + 1u];"
+            for i in self._states
+        )
         return self._device.dispatch(
-            source("advance", ANGLES=angles), [self.buffer, found], "wr", (1, 1, 1), n, n_vocab, at, row
+            source("advance", ANGLES=angles, STATES=states), [self.buffer, found], "wr", (1, 1, 1), n, n_vocab, at, row
         )
 
     def outputs(self, output_rows: Sequence[int]) -> None:

@@ -326,6 +326,55 @@ def test_sequences_that_decode_together_draw_the_tokens_of_each_alone(
     executor.close()
 
 
+@pytest.mark.parametrize("kind", ["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["lfm2 Q5_1", "qwen35 Q8_0", "nemotron_h_moe Q8_0"])
+def test_a_run_leaves_the_states_of_the_steps_that_count(
+    name: str, kind: str, files: dict[str, Path], index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GGUFFile.open(files[name]) as gguf:
+        executor = opened(build_program(gguf), index)
+    program, lengths = executor.program, [9, 1, 6]
+    group = next(i for i, one in enumerate(program.groups) if one.kind == "state")
+    executor.run(sequences(program, lengths, [0, 0, 0], N_BLOCKS))
+
+    def into(first: int) -> Batch:
+        """The next token of each sequence, whose state goes to slots of its own."""
+        batch = next_tokens(program, lengths, [9, 10, 11])
+        slots = np.array([[i, first + i] for i in range(3)], np.int32)
+        return replace(batch, tables=tuple(slots if i == group else t for i, t in enumerate(batch.tables)))
+
+    def opened_draws() -> list[Any]:
+        return [executor.draw.open(SPECS[kind], np.random.default_rng(i)) for i in range(3)]
+
+    def states(first: int) -> list[bytes]:
+        return [executor.pool.read_block(group, first + i) for i in range(3)]
+
+    draws, batch, expected, kept = opened_draws(), into(3), list[list[int]](), list[list[bytes]]()
+    for _ in range(10):
+        assert all(draw.draw(row) for draw, row in zip(draws, executor.run(batch), strict=True))
+        expected.append([draw.tokens(1)[0] for draw in draws])
+        kept.append(states(3))
+        batch = batch.onward(expected[-1], program.groups)
+
+    def check(n_steps: int, stops: list[list[int]], n: int) -> None:
+        draws = opened_draws()
+        assert executor.decode_together(into(6), n_steps, draws, stops) == [n] * 3
+        assert [draw.tokens(n) for draw in draws] == [list(tokens) for tokens in zip(*expected[:n], strict=True)]
+        assert states(6) == kept[n - 1]
+
+    check(10, [[], [], []], 10)
+    for at in (1, 5, 6):
+        stop, seen = expected[at][1], [tokens[1] for tokens in expected]
+        check(10, [[], [stop], []], seen.index(stop) + 1)
+    with monkeypatch.context() as patch:  # every distribution is a flat one: all logits come to the host
+        patch.setattr("edgellm.kernels.gpu.top_k.ROOM", -1)
+        check(6, [[], [], []], 6)
+    in_place = into(0)
+    assert executor.decode_together(in_place, 4, opened_draws(), [[]] * 3) == [4] * 3
+    assert states(0) == kept[3], "slot by slot where it was read"
+    executor.close()
+
+
 def test_a_step_that_gives_nan_to_one_sequence_gives_tokens_to_the_others(files: dict[str, Path], index: int) -> None:
     with GGUFFile.open(files["llama Q4_K"]) as gguf:
         executor = opened(build_program(gguf), index)
