@@ -222,12 +222,6 @@ def open_executor(
     which: dict[str, Any] = {} if (index := _index(name)) is None else {"index": index}
     if not where.is_split:
         return executor_class(name)(program, n_blocks, **options, **which)
-    if program.adapted is not None:
-        raise UnsupportedError(
-            "Adapters and control vectors need the whole model on one device, and a part of it is on the GPU. Take "
-            "--device cpu, or merge the adapter into the model.",
-            code="ADAPTER_DEVICE",
-        )
     from edgellm.kernels.cpu.run.executor import CPUExecutor
     from edgellm.kernels.gpu.part import GPUPart
     from edgellm.kernels.split import MakePart, SplitExecutor

@@ -20,7 +20,7 @@ from edgellm.kernels.batch_checks import check_logits
 from edgellm.kernels.draw import Draw
 from edgellm.kernels.kv import CachePool, groups_of
 from edgellm.kernels.narrowing import OutputTail, Result, output_tail, result_of
-from edgellm.kernels.ops import SelectOutputs
+from edgellm.kernels.ops import AdapterDown, SelectOutputs
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.program import Batch, Hook, Op, Program
 
@@ -116,6 +116,7 @@ class Cut:
     programs    of the parts, None for one without ops
     stretches   in the order of the whole program, whose ops end with its output tail
     layers      of each part: which layers of the whole cache it has
+    adapted     ``Program.adapted`` in the same parts, whose programs are the ``adapted`` of these
     """
 
     program: Program
@@ -124,6 +125,7 @@ class Cut:
     programs: tuple[Program | None, ...]
     stretches: tuple[Stretch, ...]
     layers: tuple[tuple[int, ...], ...]
+    adapted: Cut | None = None
 
     def walk(self, *ranges: tuple[int, int]) -> list[list[Walk]]:
         """The stretches of ranges of ops that are run one after the other, a list for each range."""
@@ -142,6 +144,7 @@ class Cut:
 
 def cut(program: Program, sides: Sequence[int], n_parts: int) -> Cut:
     """Cut a program; ``sides[i]`` is the part that op i goes to."""
+    adapted = program.adapted and cut(program.adapted, _adapted_sides(program, sides), n_parts)
     tail = output_tail(program) or OutputTail(len(program.ops), (), {})
     whole = replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     n = len(program.ops)
@@ -159,8 +162,24 @@ def cut(program: Program, sides: Sequence[int], n_parts: int) -> Cut:
         ops[part] += [*map(Crossing, sorted(begins[i])), *whole.ops[first:last], *map(Crossing, sorted(ends[i]))]
         stretches[i] = Stretch(part, first, last, at + len(begins[i]), at + len(begins[i]) + last - first)
     layers = [_layers_of(part_ops) for part_ops in ops]
-    programs = [_part(whole, *pair) if pair[0] else None for pair in zip(ops, layers, strict=True)]
-    return Cut(program, whole, tail, tuple(programs), tuple(stretches), tuple(layers))
+    others = adapted.programs if adapted else [None] * n_parts
+    programs = [_part(whole, *of) if of[0] else None for of in zip(ops, layers, others, strict=True)]
+    return Cut(program, whole, tail, tuple(programs), tuple(stretches), tuple(layers), adapted)
+
+
+def _adapted_sides(program: Program, sides: Sequence[int]) -> list[int]:
+    """The parts of the ops of ``Program.adapted``: what stands beside an op goes where that one is."""
+    assert program.adapted is not None, "asked for"
+    found, at = list[int](), 0
+    for op in program.adapted.ops:
+        is_own = at < len(program.ops) and op == program.ops[at]
+        if is_own or isinstance(op, AdapterDown):  # what it reads is what the op behind it reads
+            found.append(sides[at])
+        else:
+            found.append(sides[at - 1])
+        at += is_own
+    assert at == len(program.ops), "the same ops, and more"
+    return found
 
 
 def _tail_sides(program: Program, sides: Sequence[int], tail: OutputTail) -> list[int]:
@@ -226,7 +245,7 @@ def _layers_of(ops: Iterable[Op]) -> tuple[int, ...]:
     return tuple(sorted({layer for op in ops for layer in (*op.read_layers(), *op.written_layers())}))
 
 
-def _part(whole: Program, ops: Sequence[Op], layers: Sequence[int]) -> Program:
+def _part(whole: Program, ops: Sequence[Op], layers: Sequence[int], adapted: Program | None) -> Program:
     """A program of some ops; they keep the names of their buffers and weights, and count their own layers."""
     own = [replace(op, layer=layers.index(op.layer)) if op.cache else op for op in ops]  # type: ignore[call-arg, attr-defined]
     used = {name for op in own for name in (*op.read_buffers(), *op.written_buffers())}
@@ -239,6 +258,7 @@ def _part(whole: Program, ops: Sequence[Op], layers: Sequence[int]) -> Program:
         tensors={name: whole.tensors[name] for op in own for name in op.weight_names()},
         cache_layers=tuple(whole.cache_layers[i] for i in layers),
         ropes={name: rope for name, rope in whole.ropes.items() if name in ropes},
+        adapted=adapted,
     )
 
 
@@ -323,6 +343,21 @@ MAX_STEPS = 16  # between two looks of the engine
 MakePart = Callable[[Program, Sequence[int]], PartExecutor]
 
 
+class _Form:
+    """A cut program as it runs: without adapters, or with them."""
+
+    def __init__(self, parts: Cut) -> None:
+        embedding = embedding_of(parts.program)
+        self.cut, self.embedding = parts, -1 if embedding is None else embedding
+        self._wants = {False: _wanted(parts, hidden=False)}
+
+    def wanted(self, *, hidden: bool) -> _Wanted:
+        """How its result is made. UnsupportedError for hidden states that the program does not have."""
+        if hidden not in self._wants:
+            self._wants[hidden] = _wanted(self.cut, hidden=hidden)
+        return self._wants[hidden]
+
+
 class SplitExecutor:
     """The ``Executor`` of a program in parts.
 
@@ -348,13 +383,12 @@ class SplitExecutor:
         self.pool: CachePool = SplitPool(program, [part.pool for part in self.parts.values()], layers, blocks)
         self.max_outputs = min(part.max_outputs for part in self.parts.values())
         self._tables = {i: [program.groups.index(g) for g in part.program.groups] for i, part in self.parts.items()}
-        self._wants = {False: _wanted(parts, hidden=False)}
-        self._all, self._output_part = self._wants[False].all, self._wants[False].part
+        self._plain = self._form = _Form(parts)
+        self._adapted = _Form(parts.adapted) if parts.adapted else self._plain
+        self._output_part = self._plain.wanted(hidden=False).part
         self._has_state = any(group.kind == "state" for group in program.groups)
         self._is_waited_for = False
         self._owner: dict[str, int] = {}  # under a hook: the part that wrote a buffer last
-        embedding = embedding_of(self.program)
-        self._embedding = -1 if embedding is None else embedding
 
     @property
     def draw(self) -> Draw | None:
@@ -365,16 +399,18 @@ class SplitExecutor:
         """Logits (n_outputs, n_vocab) float32, or hidden states; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        wanted, rows, most = self._wanted(hidden=batch.hidden), np.flatnonzero(batch.outputs).tolist(), self.max_outputs
+        rows, most = np.flatnonzero(batch.outputs).tolist(), self.max_outputs
         self._begin(batch, rows[:most])
+        form = self._form
+        wanted = form.wanted(hidden=batch.hidden)
         before, after, name, part = wanted.before_outputs, wanted.outputs, wanted.result.name, wanted.part
         if hook is None and len(rows) <= most:
             before, after = wanted.all, []
-            if len(rows) < len(batch) and self.cut.tail.ops:
+            if len(rows) < len(batch) and form.cut.tail.ops:
                 before, after, name, part = wanted.before_tail, wanted.tail, wanted.result.tail_name, wanted.tail_part
         self._owner.clear()
         self._walk(before, batch, hook)
-        result = np.empty((len(rows), self.cut.whole.buffers[name].width), np.float32)
+        result = np.empty((len(rows), form.cut.whole.buffers[name].width), np.float32)
         for first in range(0, max(len(rows), int(hook is not None)), most):
             chunk = rows[first : first + most]
             if first:
@@ -385,14 +421,9 @@ class SplitExecutor:
         check_logits(result)
         return result
 
-    def _wanted(self, *, hidden: bool) -> _Wanted:
-        """How its result is made. UnsupportedError for hidden states that the program does not have."""
-        if hidden not in self._wants:
-            self._wants[hidden] = _wanted(self.cut, hidden=hidden)
-        return self._wants[hidden]
-
     def _begin(self, batch: Batch, outputs: Sequence[int]) -> None:
-        """Give every part what it needs of a batch."""
+        """Give every part what it needs of a batch; one without adapters has the program without them."""
+        self._form = self._plain if batch.adapters is None else self._adapted
         for i, part in self.parts.items():
             own = replace(batch, tables=tuple(batch.tables[table] for table in self._tables[i]))
             if embedding_of(part.program) is None:
@@ -423,7 +454,7 @@ class SplitExecutor:
             if step and self._is_waited_for:
                 break
             self._begin(batch, range(n))
-            self._walk(self._all, batch, None)
+            self._walk(self._form.wanted(hidden=False).all, batch, None)
             tokens = part.drawn(draws)
             counts = [count + (token >= 0) for count, token in zip(counts, tokens, strict=True)]
             if any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True)):
@@ -442,8 +473,8 @@ class SplitExecutor:
         """Run some stretches; one that needs nothing from elsewhere goes on where the last one of its part ended."""
         pending: tuple[int, int, int] | None = None  # part, at, end
         for walk in walks:
-            stretch = self.cut.stretches[walk.stretch]
-            embeds = batch.embeddings is not None and stretch.first <= self._embedding < stretch.last
+            stretch = self._form.cut.stretches[walk.stretch]
+            embeds = batch.embeddings is not None and stretch.first <= self._form.embedding < stretch.last
             joins = pending is not None and pending[0] == stretch.part and not walk.takes and hook is None
             if pending is not None and not joins:
                 self.parts[pending[0]].run_ops(*pending[1:])
@@ -464,23 +495,25 @@ class SplitExecutor:
     def _embed(self, batch: Batch) -> None:
         """Put the batch's own rows in place of what was looked up."""
         assert batch.embeddings is not None, "asked for"
-        op = self.program.ops[self._embedding]
-        part = self.parts[next(s.part for s in self.cut.stretches if s.first <= self._embedding < s.last)]
+        form = self._form
+        op = form.cut.program.ops[form.embedding]
+        part = self.parts[next(s.part for s in form.cut.stretches if s.first <= form.embedding < s.last)]
         values = part.read(op.written_buffers()[0]).copy()
         values[batch.embeddings[0]] = batch.embeddings[1]
         part.write(op.written_buffers()[0], values)
 
     def _hooked(self, stretch: Stretch, batch: Batch, hook: Hook) -> None:
         """Op by op; what the hook was given goes to every part that has the buffer."""
+        whole = self._form.cut.whole
         for at, i in zip(range(stretch.at, stretch.end), range(stretch.first, stretch.last), strict=True):
             self.parts[stretch.part].run_ops(at, at + 1, alone=True)
-            if i == self._embedding and batch.embeddings is not None:
+            if i == self._form.embedding and batch.embeddings is not None:
                 self._embed(batch)
-            op, taken = self.cut.whole.ops[i], dict[str, np.ndarray]()
-            self._owner.update(dict.fromkeys(map(self.program.root, op.written_buffers()), stretch.part))
+            op, taken = whole.ops[i], dict[str, np.ndarray]()
+            self._owner.update(dict.fromkeys(map(whole.root, op.written_buffers()), stretch.part))
 
             def read(name: str, taken: dict[str, np.ndarray] = taken, part: int = stretch.part) -> np.ndarray:
-                root, buffer = self.program.root(name), self.program.buffers[name]
+                root, buffer = whole.root(name), whole.buffers[name]
                 if root not in taken:
                     taken[root] = self.parts[self._owner.get(root, self._having(root)[0])].read(root)
                 return taken[root][:, buffer.first : buffer.first + buffer.width]
@@ -491,7 +524,7 @@ class SplitExecutor:
                     self.parts[part].write(root, values)
 
     def _having(self, root: str) -> list[int]:
-        return [i for i, part in self.parts.items() if root in part.program.buffers]
+        return [i for i, own in enumerate(self._form.cut.programs) if own is not None and root in own.buffers]
 
     def close(self) -> None:
         """Close all parts. May be called twice."""

@@ -240,7 +240,7 @@ class GPUExecutor:
 
     def _recorded(self, counts: Counts, ops: Sequence[Op], following: Sequence[Op]) -> list[Recording]:
         """The dispatches of some ops for a batch of this shape, cut where a submission would be long."""
-        key = (len(ops), *((id(ops[0]), id(ops[-1])) if ops else ()), *dataclasses.astuple(counts))
+        key = (len(ops), len(following), *((id(ops[0]), id(ops[-1])) if ops else ()), *dataclasses.astuple(counts))
         if key not in self._shapes:
             recorded = self._record(ops, following, counts, fuse=True)
             self._shapes[key] = recorded

@@ -12,7 +12,7 @@ from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.gpu.draw import GPUTokenDraw
 from edgellm.kernels.gpu.emitter import Counts
 from edgellm.kernels.gpu.executor import GPUExecutor, is_prompt, parts_of
-from edgellm.kernels.program import Batch
+from edgellm.kernels.program import Batch, Op
 
 
 class GPUPart(GPUExecutor):
@@ -20,7 +20,7 @@ class GPUPart(GPUExecutor):
 
     narrows: ClassVar[bool] = False
     max_shapes: ClassVar[int] = 4096  # a step has one for each stretch of its ops, and those come in turn
-    _counts = Counts(0, 0, 0)
+    _counts, _ops = Counts(0, 0, 0), tuple[Op, ...]()
 
     @property
     def max_outputs(self) -> int:
@@ -33,6 +33,7 @@ class GPUPart(GPUExecutor):
         if self._there.step.begin(batch, outputs):
             self._shapes.clear()
         self._counts = Counts(len(batch), len(outputs), parts_of(batch), is_prompt(batch))
+        self._ops = self._form_of(batch).program.ops
 
     def outputs(self, rows: Sequence[int]) -> None:
         """Other rows of the same batch."""
@@ -41,7 +42,7 @@ class GPUPart(GPUExecutor):
 
     def run_ops(self, first: int, last: int, *, alone: bool = False) -> None:
         """Start the ops [first, last)."""
-        ops, following = self.program.ops[first:last], self.program.ops[last:]
+        ops, following = self._ops[first:last], self._ops[last:]
         if alone:
             self._start(self._record(ops, following, self._counts, fuse=False))
         else:

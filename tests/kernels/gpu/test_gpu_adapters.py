@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ import edgellm
 from edgellm.adapters.loading import AdapterChoice as Choice
 from edgellm.adapters.loading import open_adapters
 from edgellm.adapters.rewrite import adapted
-from edgellm.formats.errors import UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
+from edgellm.kernels.executors import GPULayers, open_executor
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.ops import AdapterDown
+from edgellm.kernels.program import Batch, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.split import SplitExecutor
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
@@ -29,6 +32,11 @@ from adapter_files import AROUND, ATTENTION, EXPERTS, FEED_FORWARD, lora_pairs, 
 
 N_BLOCKS = 24
 SIZES = {"n_embd": 64, "n_ff": 64, "head_dim": 32}
+DIVISIONS: dict[str, tuple[GPULayers, bool]] = {
+    "whole": ("auto", False), "one layer": (1, False), "all but the embedding": (2, False), "experts apart": (3, True),
+}  # fmt: skip
+"""Layers on the GPU, of 2, and whether experts stay on the CPU."""
+
 SCALES = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (-0.7, 0.0, 0.5), (0.3, 2.0, 0.0))
 CHANGES = {"llama": ((*ATTENTION, *AROUND), (*FEED_FORWARD, "attn_q.weight")), "qwen2moe": (EXPERTS, ATTENTION)}
 """Architecture -> what each of two adapters changes."""
@@ -74,8 +82,17 @@ def scaled(batch: Batch) -> Batch:
     return replace(batch, adapters=np.float32(SCALES)[batch.sequences])
 
 
-def test_each_token_has_the_numbers_of_its_adapters(program: Program, index: int) -> None:
-    lengths, executor = [9, 17, 1, 5], GPUExecutor(program, N_BLOCKS, max_tokens=64, index=index)
+def opened(program: Program, index: int, division: str) -> Any:
+    layers, cpu_moe = DIVISIONS[division]
+    return open_executor(
+        f"gpu:{index}", program, N_BLOCKS, n_threads=1, max_tokens=64, gpu_layers=layers, cpu_moe=cpu_moe
+    )
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_each_token_has_the_numbers_of_its_adapters(program: Program, index: int, division: str) -> None:
+    lengths, executor = [9, 17, 1, 5], opened(program, index, division)
+    assert isinstance(executor, GPUExecutor if division == "whole" else GPUExecutor | SplitExecutor)
     judge = ReferenceExecutor(program, N_BLOCKS, 64, "float16")
     batch = scaled(sequences(program, lengths, [0] * 4, N_BLOCKS))
     more = scaled(sequences(program, [1] * 4, lengths, N_BLOCKS, seed=2))
@@ -83,7 +100,7 @@ def test_each_token_has_the_numbers_of_its_adapters(program: Program, index: int
     for logits, one in zip(found, (batch, more), strict=True):
         assert nmse(logits, judge.run(one)) < 1e-6
     executor.close()
-    executor = GPUExecutor(program, N_BLOCKS, max_tokens=64, index=index)
+    executor = opened(program, index, division)
     for which in range(4):
         one = [alone(batch, which), alone(more, which)]
         own = [np.tile(np.float32(SCALES[which]), (len(part), 1)) for part in one]
@@ -94,19 +111,30 @@ def test_each_token_has_the_numbers_of_its_adapters(program: Program, index: int
     executor.close()
 
 
-def test_an_answer_has_its_adapters(files: dict[str, list[Path]], index: int) -> None:
-    model, lora, *_ = files["llama"]
-    answers = {}
-    for name in (f"gpu:{index}", "cpu"):
-        with edgellm.load(model, executor=name, n_ctx=128, n_threads=1, lora=[lora]) as llm:
-            for scale in (0.0, 1.0):
-                choice = {"lora": {lora.stem: scale}}
-                answers[name, scale] = llm.generate([3, 4, 5], temperature=0, max_tokens=6, **choice).tokens
-    assert answers[f"gpu:{index}", 0.0] == answers["cpu", 0.0] and answers[f"gpu:{index}", 1.0] == answers["cpu", 1.0]
-    assert answers["cpu", 0.0] != answers["cpu", 1.0]
+@pytest.mark.parametrize("division", [name for name in DIVISIONS if name != "whole"])
+def test_a_hook_sees_every_op_and_what_it_changes_counts(program: Program, index: int, division: str) -> None:
+    executor, judge = opened(program, index, division), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    batch, seen = scaled(sequences(program, [9, 17, 1, 5], [0] * 4, N_BLOCKS)), list[Op]()
+    plain = executor.run(batch).copy()
+    assert np.array_equal(executor.run(batch, lambda at, op, read: seen.append(op)), plain)
+    assert program.adapted is not None and tuple(seen) == program.adapted.ops
+
+    def change(at: int, op: Op, read: Any) -> None:
+        if isinstance(op, AdapterDown):
+            read(op.out)[...] *= np.float32(0.5)
+
+    assert nmse(executor.run(batch, change), judge.run(batch, change)) < 1e-6 < nmse(executor.run(batch, change), plain)
+    executor.close()
 
 
-def test_adapters_of_a_model_on_two_devices_are_refused_by_name(files: dict[str, list[Path]], index: int) -> None:
+def test_an_answer_has_its_adapters_wherever_its_layers_are(files: dict[str, Path], index: int) -> None:
     model, lora, *_ = files["llama"]
-    with pytest.raises(UnsupportedError, match="whole model on one device"):
-        edgellm.load(model, executor=f"gpu:{index}", gpu_layers=1, n_ctx=128, lora=[lora])
+    answers: list[list[tuple[int, ...]]] = []
+    for options in ({"executor": "cpu"}, {"executor": f"gpu:{index}"}, {"executor": f"gpu:{index}", "gpu_layers": 1}):
+        with edgellm.load(model, n_ctx=128, n_threads=1, lora=[lora], **options) as llm:
+            answers.append([
+                tuple(llm.generate([3, 4, 5], temperature=0, max_tokens=6, lora={lora.stem: scale}).tokens)
+                for scale in (0.0, 1.0)
+            ])  # fmt: skip
+    assert answers[0][0] != answers[0][1]
+    assert answers[0] == answers[1] == answers[2]
