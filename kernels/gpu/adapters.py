@@ -16,7 +16,14 @@ from typing import Any
 from edgellm.formats.errors import ParameterError, UnsupportedError
 
 NEEDED = ("immediates",)
-"""Features without which no shader of ours runs."""
+"""Features without which no shader of ours runs, and all that are asked for, so every device has the same bits.
+
+What others offer has no place yet. Subgroups: a thread owns a row's slice of a product, so nothing is added across a
+subgroup, and a tree over 64 threads waits twice without one (shaders/tree.wgsl). shader-f16: drivers may round a
+float32 to it as they like, so halves are made bit by bit, and products of halves are off by 2e-7 to 5e-6 (NMSE) where
+these are by 1e-13. dot4I8Packed wants inputs of 8 bits, 1e-4 off, or each input twice, and is emulated where hardware
+has none, which wgpu does not tell: a choice to be offered once it is measured on hardware, and no default.
+"""
 
 _PREFERRED = ("DiscreteGPU", "IntegratedGPU", "Unknown")  # best first
 _SOFTWARE = {0x10005: "lavapipe", 0x1AE0: "SwiftShader", 0x1414: "WARP"}  # vendors that compute on the CPU

@@ -102,16 +102,23 @@ def _lanes(layer: KVLayer) -> int:
     return min(64, 1 << (-(-layer.head_dim_v // 2) - 1).bit_length())
 
 
+_TREES = {
+    f"{name}_{half}": sources.joined("reduced[at + {}u]", step, how)
+    for name, how in (("LARGEST", "max({}, {})"), ("SUM", "({} + {})"))
+    for half, step in (("UPPER", 8), ("LOWER", 1))
+}
+
+
 def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
     has_sinks, size = op.sinks is not None and shape.is_whole, f"{layer.head_dim_v + 2}u"
     if shape.is_whole:
         to = "p.y_at + (token + r / $HEADS) * p.y_row + (head0 + r % $HEADS) * $DIM_V + d"
-        keep = """sums[t] = reduced[t * 64u];
+        keep = """sums[t] = sum;
       factors[t] = 1.0;"""
         if has_sinks:  # as attention_sum.wgsl does it for a single part
             keep = """let largest = max(tops[t], sinks[head0 + t % $HEADS]);
       factors[t] = exp(tops[t] - largest);
-      sums[t] = fma(reduced[t * 64u], factors[t], exp(sinks[head0 + t % $HEADS] - largest));"""
+      sums[t] = fma(sum, factors[t], exp(sinks[head0 + t % $HEADS] - largest));"""
         store = f"""let to = {to};
           $o[to] = acc[k].x * factors[r] / sums[r];
           if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[k].y * factors[r] / sums[r]; }}"""
@@ -119,7 +126,7 @@ def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
         to = "((token + {r} / $HEADS - p.first) * p.n_heads + head0 + {r} % $HEADS) * p.parts + g.x) * " + size
         keep = f"""let to = ({to.format(r="t")};
       $o[to] = tops[t];
-      $o[to + 1u] = reduced[t * 64u];"""
+      $o[to + 1u] = sum;"""
         store = f"""let to = ({to.format(r="r")} + 2u + d;
           $o[to] = acc[k].x;
           if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[k].y; }}"""
@@ -131,7 +138,8 @@ def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
         "attention", CAP="capped" if op.softcap else "", FUNCTIONS=sources.text("activations"),
         BINDINGS=bound.text + (vector(3 + len(bound.buffers), "sinks") if has_sinks else ""), HEADS=shape.heads,
         QUERIES=shape.queries, ROWS=rows, SHARES=shares, OWN=rows // shares, LANES=64 // shares, DIM_K=layer.head_dim_k,
-        DIM_V=layer.head_dim_v, KEEP_SUM=keep, STORE=store, q=bound.names["q"], **cache_types.readers(layer, rows),
+        DIM_V=layer.head_dim_v, KEEP_SUM=keep, STORE=store, q=bound.names["q"], **_TREES,
+        **cache_types.readers(layer, rows),
     )  # fmt: skip
 
 

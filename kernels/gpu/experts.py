@@ -33,8 +33,8 @@ def route(low: Lowering, op: Route) -> None:
         text = source("route", KEYS=sources.text("keys"), SCALES=declared, TIMES=times)
         low.emit(text, buffers, kinds, grid, x.width, ids.width, int(op.over == "all"), *places)
         return
-    softmax = {"SCORE": "exp(x[begin + i] - largest) / total", "WEIGHT": "exp(x[begin + i] - largest)",
-               "WHOLE": "total", "LEAST": "0.0"}  # fmt: skip
+    softmax = {"SCORE": "exp(x[begin + i] - largest) / whole", "WEIGHT": "exp(x[begin + i] - largest)",
+               "WHOLE": "whole", "LEAST": "0.0"}  # fmt: skip
     sigmoid = {"SCORE": "logistic(x[begin + i])", "WEIGHT": "logistic(x[begin + i])", "WHOLE": "1.0", "LEAST": "1e-20"}
     text = source(
         "route_scores", KEYS=sources.text("keys"), VECTORS=declared, TIMES=times, N=x.width,

@@ -405,7 +405,7 @@ def _layer_norm(low: Lowering, op: LayerNorm) -> None:
     x, y, names = low.place(op.x), low.place(op.out), [op.weight, *([op.bias] if op.bias else [])]
     bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
     low.emit(
-        source("layer_norm", BINDINGS=bound.text, TOTAL=sources.text("total"),
+        source("layer_norm", BINDINGS=bound.text,
                BIAS="w[p.width + i]" if op.bias else "0.0", **bound.names),
         [low.vector(*names), *bound.buffers], "r" + bound.kinds, (1, low.n(x), 1),
         x.width, x.at, x.row, y.at, y.row, float(op.eps),

@@ -41,8 +41,29 @@ def _filled(name: str, values: tuple[tuple[str, str], ...]) -> str:
 
 def source(name: str, **values: str | int) -> str:
     """A shader with its words filled in; whole numbers become u32."""
-    words = {"STEP": text("step")} | {k: f"{v}u" if isinstance(v, int) else v for k, v in values.items()}
+    words = {"STEP": text("step")} | _trees() | {k: f"{v}u" if isinstance(v, int) else v for k, v in values.items()}
     return _filled(name, tuple(words.items()))
+
+
+def joined(term: str, step: int, how: str) -> str:
+    """The expression that joins eight terms, ``step`` apart, in the order of a tree: the first with the fifth ..."""
+    terms = [term.format(i * step) for i in range(8)]
+    while len(terms) > 1:
+        half = len(terms) // 2
+        terms = [how.format(one, other) for one, other in zip(terms[:half], terms[half:], strict=True)]
+    return terms[0]
+
+
+@functools.cache
+def _trees() -> dict[str, str]:
+    """Functions that join a number of each of 64 threads, by the words that shaders call them by."""
+    kinds = (("total", "f32", "({} + {})"), ("totals", "vec2<f32>", "({} + {})"), ("largest_of", "f32", "max({}, {})"),
+             ("first_of", "vec2<u32>", "earlier({}, {})"))  # fmt: skip
+    found = {}
+    for name, kind, how in kinds:
+        upper, lower = (joined(f"{name}_of_{n}[{at}{{}}u]", step, how) for n, at, step in ((64, "t + ", 8), (8, "", 1)))
+        found[name.upper()] = _filled("tree", (("NAME", name), ("TYPE", kind), ("UPPER", upper), ("LOWER", lower)))
+    return found
 
 
 @functools.cache

@@ -63,6 +63,6 @@ def gaussian_top_k(low: Lowering, op: GaussianTopK) -> None:
     x, y = low.place(op.x), low.place(op.out)
     bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
     low.emit(
-        source("gaussian_top_k", BINDINGS=bound.text, TOTAL=sources.text("total"), **bound.names), bound.buffers,
+        source("gaussian_top_k", BINDINGS=bound.text, **bound.names), bound.buffers,
         bound.kinds, (1, low.n(x), 1), x.width, x.at, x.row, y.at, y.row, float(op.factor),
     )  # fmt: skip

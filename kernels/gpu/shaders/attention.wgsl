@@ -70,14 +70,15 @@ fn attend(g: vec3<u32>, t: u32, token: u32, n: u32) {
     reduced[r * 64u + t] = most;
   }
   workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    for (var i = t; i < $ROWS * half; i += 64u) {
-      let at = i / half * 64u + i % half;
-      reduced[at] = max(reduced[at], reduced[at + half]);
-    }
-    workgroupBarrier();
+  for (var i = t; i < $ROWS * 8u; i += 64u) {  // a tree over 64 in two halves, as in tree.wgsl
+    let at = i / 8u * 64u + i % 8u;
+    reduced[at] = $LARGEST_UPPER;
   }
-  if (t < $ROWS) { tops[t] = reduced[t * 64u]; }
+  workgroupBarrier();
+  if (t < $ROWS) {
+    let at = t * 64u;
+    tops[t] = $LARGEST_LOWER;
+  }
   workgroupBarrier();
   for (var r = 0u; r < $ROWS; r++) {
     var sum = 0.0;
@@ -89,14 +90,14 @@ fn attend(g: vec3<u32>, t: u32, token: u32, n: u32) {
     reduced[r * 64u + t] = sum;
   }
   workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    for (var i = t; i < $ROWS * half; i += 64u) {
-      let at = i / half * 64u + i % half;
-      reduced[at] += reduced[at + half];
-    }
-    workgroupBarrier();
+  for (var i = t; i < $ROWS * 8u; i += 64u) {
+    let at = i / 8u * 64u + i % 8u;
+    reduced[at] = $SUM_UPPER;
   }
+  workgroupBarrier();
   if (t < $HEADS * n) {
+      let at = t * 64u;
+      let sum = $SUM_LOWER;
       $KEEP_SUM
   }
   workgroupBarrier();

@@ -33,14 +33,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       k[d] = $qkv[row + (p.n_k + key_head) * DIM + d];
       squares = fma(vec2<f32>(q[d], k[d]), vec2<f32>(q[d], k[d]), squares);
     }
-    part[t] = squares;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-      if (t < half) { part[t] += part[t + half]; }
-      workgroupBarrier();
-    }
-    let unit = 1.0 / sqrt(part[0] + p.eps);
-    workgroupBarrier();
+    let unit = 1.0 / sqrt(totals(squares, t) + p.eps);
     for (var d = t; d < DIM; d += 64u) {
       q[d] *= unit.x;
       k[d] *= unit.y;
@@ -77,3 +70,4 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   for (var i = 0u; i < $ROWS; i++) { states[to * size + at + i * DIM] = s[i]; }
 }
 $STEP
+$TOTALS

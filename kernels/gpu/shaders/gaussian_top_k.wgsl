@@ -2,7 +2,6 @@
 struct P { width: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, factor: f32 }
 $BINDINGS
 var<immediate> p: P;
-var<workgroup> part: array<f32, 64>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let begin = p.x_at + g.y * p.x_row;

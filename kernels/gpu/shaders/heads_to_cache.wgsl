@@ -7,8 +7,8 @@ struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacen
 $BINDINGS
 var<immediate> p: P;
 var<workgroup> head: array<f32, $DIM_K>;
-var<workgroup> part: array<f32, 64>;
 $HALF_BITS
+$TOTAL
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let token = g.y;

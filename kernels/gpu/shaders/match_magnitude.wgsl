@@ -2,7 +2,6 @@
 struct P { width: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, z_at: u32, z_row: u32, least: f32 }
 $BINDINGS
 var<immediate> p: P;
-var<workgroup> part: array<vec2<f32>, 64>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let begin = p.x_at + g.y * p.x_row + g.x * p.width;
@@ -11,13 +10,8 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     let v = vec2<f32>($y[p.y_at + g.y * p.y_row + i], $x[begin + i]);
     sum = fma(v, v, sum);
   }
-  part[t] = sum;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (t < half) { part[t] += part[t + half]; }
-    workgroupBarrier();
-  }
-  let mean = part[0] / f32(p.width);
+  let mean = totals(sum, t) / f32(p.width);
   let factor = sqrt(mean.x / max(mean.y, p.least));
   for (var i = t; i < p.width; i += 64u) { $z[p.z_at + g.y * p.z_row + g.x * p.width + i] = $x[begin + i] * factor; }
 }
+$TOTALS

@@ -5,7 +5,6 @@ struct P { width: u32, nothing: u32, x_at: u32, x_row: u32, r_at: u32, r_row: u3
 @group(0) @binding(0) var<storage, read> w: array<f32>;
 $BINDINGS
 var<immediate> p: P;
-var<workgroup> part: array<f32, 64>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let x = p.x_at + g.y * p.x_row;
@@ -22,13 +21,5 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   }
   $NEXT
 }
-fn factor_of(sum: f32, eps: f32, t: u32) -> f32 {
-  workgroupBarrier();
-  part[t] = sum;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (t < half) { part[t] += part[t + half]; }
-    workgroupBarrier();
-  }
-  return 1.0 / sqrt(part[0] / f32(p.width) + eps);
-}
+fn factor_of(sum: f32, eps: f32, t: u32) -> f32 { return 1.0 / sqrt(total(sum, t) / f32(p.width) + eps); }
+$TOTAL

@@ -2,19 +2,13 @@ struct P { width: u32, groups: u32, rows: u32, x_at: u32, x_row: u32, y_at: u32,
 @group(0) @binding(0) var<storage, read> w: array<f32>;
 $BINDINGS
 var<immediate> p: P;
-var<workgroup> part: array<f32, 64>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let begin = p.x_at + g.y * p.x_row + g.x * p.width;
   let to = p.y_at + g.y * p.y_row + g.x * p.width;
   var sum = 0.0;
   for (var i = t; i < p.width; i += 64u) { let v = $x[begin + i]; sum = fma(v, v, sum); }
-  part[t] = sum;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (t < half) { part[t] += part[t + half]; }
-    workgroupBarrier();
-  }
-  let factor = 1.0 / sqrt(part[0] / f32(p.width) + p.eps);
+  let factor = 1.0 / sqrt(total(sum, t) / f32(p.width) + p.eps);
   for (var i = t; i < p.width; i += 64u) { $y[to + i] = $x[begin + i] * factor * w[i]; }
 }
+$TOTAL

@@ -5,10 +5,11 @@ struct P { n: u32, n_used: u32, over_all: u32, x_at: u32, x_row: u32, ids_at: u3
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 $SCALES
 var<immediate> p: P;
-var<workgroup> keys: array<vec2<u32>, 64>;
-var<workgroup> part: array<f32, 64>;
 $KEYS
 fn before(u: vec2<u32>, v: vec2<u32>) -> bool { return u.x > v.x || (u.x == v.x && u.y < v.y); }
+fn earlier(u: vec2<u32>, v: vec2<u32>) -> vec2<u32> { return select(u, v, before(v, u)); }
+$FIRST_OF
+$TOTAL
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let begin = p.x_at + g.x * p.x_row;
@@ -21,14 +22,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       let one = vec2<u32>(key(bitcast<u32>(x[begin + i])), i);
       if ((k == 0u || before(last, one)) && before(one, mine)) { mine = one; }
     }
-    keys[t] = mine;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-      if (t < half && before(keys[t + half], keys[t])) { keys[t] = keys[t + half]; }
-      workgroupBarrier();
-    }
-    last = keys[0];
-    workgroupBarrier();
+    last = first_of(mine, t);
     if (k == 0u) { first = bitcast<f32>(unkey(last.x)); }
     let power = exp(bitcast<f32>(unkey(last.x)) - first);
     sum += power;
@@ -40,13 +34,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   if (p.over_all == 1u) {
     sum = 0.0;
     for (var i = t; i < p.n; i += 64u) { sum += exp(x[begin + i] - first); }
-    part[t] = sum;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-      if (t < half) { part[t] += part[t + half]; }
-      workgroupBarrier();
-    }
-    sum = part[0];
+    sum = total(sum, t);
   }
   for (var k = 0u; k < p.n_used && t == 0u; k++) {
     let at = p.y_at + g.x * p.y_row + k;

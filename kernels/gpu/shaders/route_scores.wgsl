@@ -8,33 +8,22 @@ $VECTORS
 var<immediate> p: P;
 var<workgroup> choice: array<u32, $N>;  // keys of what experts are chosen by; 0 is below all of them
 var<workgroup> of_group: array<f32, $N>;
-var<workgroup> keys: array<vec2<u32>, 64>;
-var<workgroup> part: array<f32, 64>;
 $KEYS
 fn before(u: vec2<u32>, v: vec2<u32>) -> bool { return u.x > v.x || (u.x == v.x && u.y < v.y); }
+fn earlier(u: vec2<u32>, v: vec2<u32>) -> vec2<u32> { return select(u, v, before(v, u)); }
+$FIRST_OF
+$LARGEST_OF
+$TOTAL
 fn logistic(v: f32) -> f32 { return 1.0 / (1.0 + exp(-max(v, -80.0))); }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let begin = p.x_at + g.x * p.x_row;
   var largest = -3.4e38;
   for (var i = t; i < $N; i += 64u) { largest = max(largest, x[begin + i]); }
-  part[t] = largest;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (t < half) { part[t] = max(part[t], part[t + half]); }
-    workgroupBarrier();
-  }
-  largest = part[0];
-  workgroupBarrier();
+  largest = largest_of(largest, t);
   var sum = 0.0;
   for (var i = t; i < $N; i += 64u) { sum += exp(x[begin + i] - largest); }
-  part[t] = sum;
-  workgroupBarrier();
-  for (var half = 32u; half > 0u; half /= 2u) {
-    if (t < half) { part[t] += part[t + half]; }
-    workgroupBarrier();
-  }
-  let total = part[0];
+  let whole = total(sum, t);
   for (var i = t; i < $N; i += 64u) { choice[i] = key(bitcast<u32>($SCORE$BIASED)); }
   workgroupBarrier();
   if (p.groups > 1u) {
@@ -67,14 +56,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       let one = vec2<u32>(choice[i], i);
       if ((k == 0u || before(last, one)) && before(one, mine)) { mine = one; }
     }
-    keys[t] = mine;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-      if (t < half && before(keys[t + half], keys[t])) { keys[t] = keys[t + half]; }
-      workgroupBarrier();
-    }
-    last = keys[0];
-    workgroupBarrier();
+    last = first_of(mine, t);
     let i = min(last.y, $N - 1u);
     let weight = $WEIGHT;
     sum += weight;

@@ -6,7 +6,6 @@ $BINDINGS
 var<immediate> p: P;
 var<workgroup> query: array<f32, $DIM_K>;
 var<workgroup> powers: array<f32, 64>;
-var<workgroup> reduced: array<f32, 64>;
 const NONE = -1e30;
 const OWN = ($DIM_V + 63u) / 64u;
 @compute @workgroup_size(64)
@@ -33,23 +32,10 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
       for (var d = 0u; d < $DIM_K; d++) { score = fma(query[d], $k[p.k_at + i * p.k_row + kv * $DIM_K + d], score); }
       score = score $FADE;
     }
-    reduced[t] = score;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-      if (t < half) { reduced[t] = max(reduced[t], reduced[t + half]); }
-      workgroupBarrier();
-    }
-    let top = max(most, reduced[0]);
-    workgroupBarrier();
+    let top = max(most, largest_of(score, t));
     powers[t] = select(exp(score - top), 0.0, score == NONE);
-    reduced[t] = powers[t];
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-      if (t < half) { reduced[t] += reduced[t + half]; }
-      workgroupBarrier();
-    }
     let factor = exp(most - top);
-    sum = fma(sum, factor, reduced[0]);
+    sum = fma(sum, factor, total(powers[t], t));
     most = top;
     let n = min(end - base, 64u);
     for (var k = 0u; k < OWN; k++) {
@@ -67,3 +53,5 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     if (d < $DIM_V) { $o[p.y_at + at * p.y_row + g.x * $DIM_V + d] = acc[k] / sum; }
   }
 }
+$LARGEST_OF
+$TOTAL
