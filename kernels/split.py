@@ -144,7 +144,7 @@ class Cut:
 
 def cut(program: Program, sides: Sequence[int], n_parts: int) -> Cut:
     """Cut a program; ``sides[i]`` is the part that op i goes to."""
-    adapted = program.adapted and cut(program.adapted, _adapted_sides(program, sides), n_parts)
+    adapted = None if program.adapted is None else cut(program.adapted, _adapted_sides(program, sides), n_parts)
     tail = output_tail(program) or OutputTail(len(program.ops), (), {})
     whole = replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     n = len(program.ops)
@@ -333,10 +333,10 @@ def _wanted(parts: Cut, *, hidden: bool) -> _Wanted:
     result = result_of(program, parts.tail, hidden=hidden)
     select = next((i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)), n)
     (all_rows,) = parts.walk((0, result.end))
-    few = parts.walk((0, parts.tail.start), (n, n + result.tail_end))
-    more = parts.walk((0, select), (select, result.end))
-    ends = (parts.stretches[walks[-1].stretch].part for walks in (all_rows, few[-1] or all_rows))
-    return _Wanted(result, *ends, all_rows, *few, *more)
+    before_tail, tail = parts.walk((0, parts.tail.start), (n, n + result.tail_end))
+    before_outputs, outputs = parts.walk((0, select), (select, result.end))
+    part, tail_part = (parts.stretches[walks[-1].stretch].part for walks in (all_rows, tail or all_rows))
+    return _Wanted(result, part, tail_part, all_rows, before_tail, tail, before_outputs, outputs)
 
 
 MAX_STEPS = 16  # between two looks of the engine
