@@ -144,7 +144,9 @@ class Cut:
 
 def cut(program: Program, sides: Sequence[int], n_parts: int) -> Cut:
     """Cut a program; ``sides[i]`` is the part that op i goes to."""
-    adapted = None if program.adapted is None else cut(program.adapted, _adapted_sides(program, sides), n_parts)
+    adapted = None
+    if program.adapted is not None:
+        adapted = cut(program.adapted, _adapted_sides(program, program.adapted, sides), n_parts)
     tail = output_tail(program) or OutputTail(len(program.ops), (), {})
     whole = replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
     n = len(program.ops)
@@ -167,11 +169,10 @@ def cut(program: Program, sides: Sequence[int], n_parts: int) -> Cut:
     return Cut(program, whole, tail, tuple(programs), tuple(stretches), tuple(layers), adapted)
 
 
-def _adapted_sides(program: Program, sides: Sequence[int]) -> list[int]:
+def _adapted_sides(program: Program, adapted: Program, sides: Sequence[int]) -> list[int]:
     """The parts of the ops of ``Program.adapted``: what stands beside an op goes where that one is."""
-    assert program.adapted is not None, "asked for"
     found, at = list[int](), 0
-    for op in program.adapted.ops:
+    for op in adapted.ops:
         is_own = at < len(program.ops) and op == program.ops[at]
         if is_own or isinstance(op, AdapterDown):  # what it reads is what the op behind it reads
             found.append(sides[at])
