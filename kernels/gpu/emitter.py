@@ -16,7 +16,7 @@ from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.gpu.weights import Matrix, put_vector
 from edgellm.kernels.kv import KVLayer
-from edgellm.kernels.ops import Attention
+from edgellm.kernels.ops import Add, Attention
 from edgellm.kernels.program import Op, Program
 
 PART = 256  # positions that one workgroup of attention sums up
@@ -31,6 +31,7 @@ class Counts:
     outputs: int
     parts: int
     is_prompt: bool = False  # most tokens stand beside others of their sequence
+    writes_over: bool = False  # a state goes where other tokens of its sequence read the one before
 
     def rows(self, kind: str) -> int:
         """Rows of a buffer of the kind."""
@@ -150,6 +151,12 @@ class Lowering:
     @property
     def step(self) -> Any:
         return self.there.step.buffer
+
+
+def is_added(low: Lowering, name: str, add: Add) -> bool:
+    """Whether a sum only adds what the op before makes, or a multiple of it, to a buffer, and nobody else wants it."""
+    is_sum = add.out != name and (add.x, add.y) in ((add.out, name), (name, add.out))
+    return is_sum and (add.scale == 1.0 or add.y == name) and low.is_dead(name, 1)
 
 
 def blocks(n: int, size: int = 64) -> int:

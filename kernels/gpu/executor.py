@@ -126,7 +126,7 @@ class GPUExecutor:
             before, after, rest = ops[:first_output], ops[first_output : wanted.end], ops[first_output:]
         elif len(rows) < n and tail.ops:
             before, after, rest, name = ops[: tail.start], tail.ops[: wanted.tail_end], tail.ops, wanted.tail_name
-        counts = Counts(n, min(len(rows), most), parts_of(batch), is_prompt(batch))
+        counts = counts_of(batch, min(len(rows), most), self.program)
         if batch.embeddings is not None:
             looked_up, before = before[: form.embedding + 1], before[form.embedding + 1 :]
             self._start(self._recorded(counts, looked_up, [*before, *rest]))
@@ -210,7 +210,7 @@ class GPUExecutor:
         if there.step.begin(batch, range(n), n_steps):
             self._shapes.clear()
         last = dataclasses.replace(batch, positions=batch.positions + np.int32(n_steps - 1), sees=None)
-        recordings = self._recorded(Counts(n, n, parts_of(last)), self._form_of(batch).program.ops, ())
+        recordings = self._recorded(counts_of(last, n, self.program), self._form_of(batch).program.ops, ())
         for step in range(n_steps - 1):
             ahead = there.step.advance(n, self.program.n_vocab, self._top_k.found, step * n * answer, answer)
             finding = self._top_k.recording(k, n, step)
@@ -276,7 +276,7 @@ class GPUExecutor:
     def _run_hooked(self, batch: Batch, rows: list[int], hook: Hook, form: _Form) -> np.ndarray:
         """Op by op, and what the hook has looked at goes back to the device."""
         most, result, wanted = self._there.rows["outputs"], [], result_of(form.program, form.tail, hidden=batch.hidden)
-        counts = Counts(len(batch), min(len(rows), most), parts_of(batch), is_prompt(batch))
+        counts = counts_of(batch, min(len(rows), most), self.program)
         for first in range(0, max(1, len(rows)), most):
             chunk = rows[first : first + most]
             counts = dataclasses.replace(counts, outputs=len(chunk))
@@ -350,11 +350,10 @@ def _all_of(plain: _Form, adapted: _Form) -> Program:
     return dataclasses.replace(adapted.whole, ops=(*plain.whole.ops, *adapted.whole.ops), buffers=buffers)
 
 
-def parts_of(batch: Batch) -> int:
-    """Parts of 256 positions that its tokens see, rounded up to a power of two: few shapes for a long text."""
-    return 1 << (int((batch.positions if batch.sees is None else batch.sees).max()) // PART).bit_length()
-
-
-def is_prompt(batch: Batch) -> bool:
-    """Whether most tokens stand beside others of their sequence, which can share what they read of the cache."""
-    return len(batch) >= 2 * (1 + int(np.count_nonzero(np.diff(batch.sequences))))
+def counts_of(batch: Batch, n_outputs: int, program: Program) -> Counts:
+    """How large a step is. Parts are rounded up to a power of two: few shapes for a long text."""
+    sees, n = batch.positions if batch.sees is None else batch.sees, len(batch)
+    parts = 1 << (int(sees.max()) // PART).bit_length()
+    n_sequences = 1 + int(np.count_nonzero(np.diff(batch.sequences)))
+    # tokens of a prompt can share what they read of the cache
+    return Counts(n, n_outputs, parts, n >= 2 * n_sequences, n > n_sequences and batch.overwrites(program.groups))

@@ -6,15 +6,17 @@ tiles as other products do; both have the order of additions of ``shaders/matmul
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
-from edgellm.kernels.gpu.emitter import Lowering, blocks, folded
+from edgellm.kernels.gpu.emitter import Lowering, blocks, folded, is_added
 from edgellm.kernels.gpu.sources import LANES, bindings, source, vector
-from edgellm.kernels.gpu.weights import Matrix
-from edgellm.kernels.ops import ExpertMatmul, ExpertSum, HeadMatmul, Route
+from edgellm.kernels.gpu.weights import Matrix, matrix_nbytes
+from edgellm.kernels.ops import Add, ExpertMatmul, ExpertSum, GatedUnit, HeadMatmul, Route
+from edgellm.kernels.program import Program
 
 TILE = 32  # tokens of one expert that a workgroup takes
 LEAST_TOKENS = 9  # that go in tiles
@@ -45,22 +47,51 @@ def route(low: Lowering, op: Route) -> None:
     )
 
 
+def gates(program: Program, max_binding: int) -> list[tuple[str, ...]]:
+    """Weights of experts, of a gate and of what it lets through, that are to stand in one matrix, in one binding."""
+    return [
+        (gate.weight, up.weight)
+        for gate, up in itertools.pairwise(program.ops)
+        if isinstance(gate, ExpertMatmul) and isinstance(up, ExpertMatmul) and _are_alike(program, gate, up)
+        and sum(matrix_nbytes(program.tensors[op.weight]) for op in (gate, up)) <= max_binding
+    ]  # fmt: skip
+
+
+def _are_alike(program: Program, gate: ExpertMatmul, up: ExpertMatmul) -> bool:
+    first, second = (program.tensors[op.weight] for op in (gate, up))
+    same = (gate.x, gate.ids, gate.n_used, gate.bias is None) == (up.x, up.ids, up.n_used, up.bias is None)
+    return same and (first.quant, first.shape) == (second.quant, second.shape) and gate.weight != up.weight
+
+
 def expert_matmul(low: Lowering, op: ExpertMatmul) -> None:
     """Every token by the matrices of its experts."""
     ids, y = low.place(op.ids), low.place(op.out)
-    (matrix, _), (n_expert, n_out, n_in) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
+    (matrix, begin), (n_expert, n_out, n_in) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
     slot = _slot(low, op.x, op.weight, n_in, 0 if low.place(op.x).width == n_in else n_in)
-    more = [low.vector(op.bias)] if op.bias else []
+    more, rows = [low.vector(op.bias)] if op.bias else [], (n_out, begin, n_out)
     n = low.n(y)
     if n >= LEAST_TOKENS and n * op.n_used >= LEAST_FILLED * n_expert:
         text = sources.expert_tiles(matrix.quant, has_bias=bool(more), of_heads=False)
         groups, n_tiles = _grouped(low, op, n_expert)
-        _in_tiles(low, text, op.x, op.out, matrix, [groups, *more], n_tiles, (n_out, 0, n_out), op.n_used, slot)
+        _in_tiles(low, text, op.x, op.out, matrix, [groups, *more], n_tiles, rows, op.n_used, slot)
         return
-    text = sources.expert_matmul(matrix.quant, has_bias=bool(more), of_heads=False)
-    _one_by_one(
-        low, text, op.x, op.out, matrix, [ids.buffer, *more], (n_out, 0, n_out), op.n_used, slot, (ids.at, ids.row)
-    )
+    out, activation, apart = op.out, "", []
+    up, unit = low.next(), low.next(2)
+    if isinstance(up, ExpertMatmul) and isinstance(unit, GatedUnit) and _is_gated(low, op, up, unit):
+        out, activation, low.n_taken, apart = unit.out, unit.activation, 3, [low.there.matrices[up.weight][1] - begin]
+        more = [low.vector(op.bias, up.bias)] if op.bias and up.bias else []
+    text = sources.expert_matmul(matrix.quant, has_bias=bool(more), of_heads=False, activation=activation)
+    where = (ids.at, ids.row), apart
+    _one_by_one(low, text, op.x, out, matrix, [ids.buffer, *more], rows, op.n_used, slot, *where)
+
+
+def _is_gated(low: Lowering, gate: ExpertMatmul, up: ExpertMatmul, unit: GatedUnit) -> bool:
+    """Whether a unit takes these two products, which nobody else wants, of one matrix that one binding holds."""
+    (matrix, _), (other, _) = (low.there.matrices[op.weight] for op in (gate, up))
+    fits = other is matrix and len(matrix.parts) == 1 and _are_alike(low.there.program, gate, up)
+    alone = all(low.is_dead(name, 2) for name in (gate.out, up.out) if name != unit.out)
+    out = low.place(unit.out)
+    return fits and alone and (unit.gate, unit.up) == (gate.out, up.out) and out.buffer is not low.place(gate.x).buffer
 
 
 def head_matmul(low: Lowering, op: HeadMatmul) -> None:
@@ -78,7 +109,7 @@ def head_matmul(low: Lowering, op: HeadMatmul) -> None:
         _in_tiles(low, text, op.x, op.out, matrix, [], op.n_heads * blocks(n, TILE), rows, op.n_heads, slot)
         return
     text = sources.expert_matmul(matrix.quant, has_bias=False, of_heads=True)
-    _one_by_one(low, text, op.x, op.out, matrix, [], rows, op.n_heads, slot, (0, 0))
+    _one_by_one(low, text, op.x, op.out, matrix, [], rows, op.n_heads, slot, (0, 0), [])
 
 
 def _slot(low: Lowering, x_name: str, weight: str, n_in: int, slot: int) -> int:
@@ -93,15 +124,16 @@ def _slot(low: Lowering, x_name: str, weight: str, n_in: int, slot: int) -> int:
 
 def _one_by_one(
     low: Lowering, text: str, x_name: str, out_name: str, matrix: Matrix, more: list[Any], rows: tuple[int, int, int],
-    n_used: int, slot: int, ids: tuple[int, int],
+    n_used: int, slot: int, ids: tuple[int, int], apart: list[int],
 ) -> None:  # fmt: skip
-    """``rows``: of an expert, of which are taken from, so many."""
+    """``rows``: of an expert, of which are taken from, so many; ``apart`` from those that a gate lets through."""
     x, y = low.place(x_name), low.place(out_name)
     for part in matrix.parts:
         low.emit(
             text, [part.buffer, x.buffer, y.buffer, *more], "rrw" + "r" * len(more),
             (blocks(rows[2], LANES), n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, *rows, *ids,
-            x.at // 4, x.row // 4, slot, y.at, y.row, flops=2 * low.n(y) * n_used * rows[2] * matrix.n_in,
+            x.at // 4, x.row // 4, slot, y.at, y.row, *apart,
+            flops=2 * (1 + len(apart)) * low.n(y) * n_used * rows[2] * matrix.n_in,
         )  # fmt: skip
 
 
@@ -145,10 +177,12 @@ def _turned(low: Lowering, op: HeadMatmul, matrix: Matrix, rows: tuple[int, int,
 
 def expert_sum(low: Lowering, op: ExpertSum) -> None:
     """What a token's experts made, each by what it counts."""
-    x, probs, y = low.place(op.x), low.place(op.probs), low.place(op.out)
+    x, probs, y, add, value = low.place(op.x), low.place(op.probs), low.place(op.out), low.next(), "sum"
+    if isinstance(add, Add) and is_added(low, op.out, add) and low.place(add.out).rows == y.rows:
+        y, low.n_taken, value = low.place(add.out), 2, f"fma({float(add.scale)}, sum, {{y}}[to])"
     bound = bindings(0, [("x", x.buffer, "r"), ("probs", probs.buffer, "r"), ("y", y.buffer, "w")])
     n = low.n(y) * y.width
     low.emit(
-        source("expert_sum", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
-        y.width, n, probs.width, x.at, x.row, probs.at, probs.row, y.at, y.row,
+        source("expert_sum", BINDINGS=bound.text, SUM=value.format(**bound.names), **bound.names), bound.buffers,
+        bound.kinds, folded(blocks(n)), y.width, n, probs.width, x.at, x.row, probs.at, probs.row, y.at, y.row,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import attention, cache_types, experts, low_rank, recurrent, sources, streams
 from edgellm.kernels.gpu.device import Device
-from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded
+from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded, is_added
 from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS, bindings, source, vector
@@ -84,6 +84,7 @@ def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int
         if isinstance(op, Attention):
             there.heads_at_once(op)
     wanted = [names for run in runs_of_products(program.ops) for names in _alike(program, run)]
+    wanted += experts.gates(program, device.max_binding)
     wanted += [(op.weight,) for op in program.ops if isinstance(op, LOOKED_UP)]
     wanted += [(name,) for op in program.ops if isinstance(op, AdapterDown | AdapterUp) for name in op.weight_names()]
     for names in dict.fromkeys(wanted):
@@ -180,11 +181,19 @@ def _rms_norm(low: Lowering, op: RMSNorm) -> None:
     if _heads_to_cache(low) or _norm_add(low, op):
         return
     x, y, width = low.place(op.x), low.place(op.out), low.there.program.tensors[op.weight].shape[-1]
-    bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
-    groups = x.width // width
+    roles, words, at = [("x", x.buffer, "r")], {"VALUE": "v", "GATE_AT": "", "FUNCTIONS": ""}, list[int]()
+    unit = low.next()
+    is_alone = isinstance(unit, GatedUnit) and (unit.out == op.out or low.is_dead(op.out, 1))
+    if isinstance(unit, GatedUnit) and is_alone and unit.up == op.out != unit.gate:
+        gate, y, low.n_taken = low.place(unit.gate), low.place(unit.out), 2
+        roles, at = [*roles, ("gate", gate.buffer, "r")], [gate.at, gate.row]
+        words = {"GATE_AT": ", gate_at: u32, gate_row: u32", "FUNCTIONS": sources.text("activations")}
+        words["VALUE"] = f"{unit.activation}({{gate}}[p.gate_at + g.y * p.gate_row + g.x * p.width + i], v)"
+    bound = bindings(1, [*roles, ("y", y.buffer, "w")])
+    words["VALUE"] = words["VALUE"].format(**bound.names)
     low.emit(
-        source("rms_norm", BINDINGS=bound.text, **bound.names), [low.vector(op.weight), *bound.buffers],
-        "r" + bound.kinds, (groups, low.n(x), 1), width, groups, low.n(x), x.at, x.row, y.at, y.row, float(op.eps),
+        source("rms_norm", BINDINGS=bound.text, **words, **bound.names), [low.vector(op.weight), *bound.buffers],
+        "r" + bound.kinds, (x.width // width, low.n(x), 1), width, x.at, x.row, y.at, y.row, float(op.eps), *at,
     )  # fmt: skip
 
 
@@ -232,15 +241,16 @@ def _matmul(low: Lowering, op: Matmul) -> None:
     after = low.next(len(run))
     if isinstance(after, GatedUnit) and _gated_product(low, run, matrix, begin, after):
         return
-    if len(run) == 1 and op.bias is None and isinstance(after, Add) and _is_residual(low, op, after):
-        low.n_taken, epilogue, out = 2, "add", low.place(after.out)
+    amount = 1.0
+    if len(run) == 1 and isinstance(after, Add) and _is_residual(low, op, after):
+        low.n_taken, epilogue, out, amount = 2, f"{epilogue} add", low.place(after.out), after.scale
     bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
-    _product(low, op.x, matrix, begin, end, out, epilogue, bias)
+    _product(low, op.x, matrix, begin, end, out, epilogue, amount, bias)
 
 
 def _is_residual(low: Lowering, op: Matmul, add: Add) -> bool:
     """Whether a sum only adds what the product makes to a buffer, and nobody else wants the product."""
-    if {add.x, add.y} != {op.out, add.out} or add.out == op.out or add.scale != 1.0 or not low.is_dead(op.out, 1):
+    if not is_added(low, op.out, add):
         return False
     place = low.place(add.out)
     return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
@@ -257,17 +267,18 @@ def _gated_product(low: Lowering, run: list[Matmul], matrix: Matrix, begin: int,
     n, part = out.width, matrix.parts[0]
     low.n_taken = 3
     low.emit(
-        sources.matmul_gated(matrix.quant, columns, unit.activation), [part.buffer, x.buffer, out.buffer], "rrw",
-        folded(blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, n, m, x.at // 4, x.row // 4,
-        out.at - begin, out.row, flops=4 * m * n * matrix.n_in,
+        sources.matmul(matrix.quant, columns, activation=unit.activation), [part.buffer, x.buffer, out.buffer], "rrw",
+        folded(blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, m, x.at // 4, x.row // 4,
+        out.at - begin, out.row, 0, 1.0, n, flops=4 * m * n * matrix.n_in,
     )  # fmt: skip
     return True
 
 
 def _product(
-    low: Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, bias: list[Any]
-) -> None:
-    """Rows [begin, end) of a matrix times x, into the columns of ``out``."""
+    low: Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, amount: float,
+    bias: list[Any],
+) -> None:  # fmt: skip
+    """Rows [begin, end) of a matrix times x, into the columns of ``out``; ``amount`` of it is added."""
     x = low.place(x_name)
     m = low.n(x)
     columns = next((n for n in (1, 2, 4, MOST_COLUMNS) if n >= m), 0)
@@ -281,7 +292,7 @@ def _product(
             text, [part.buffer, x.buffer, out.buffer, *bias], "rrw" + "r" * len(bias),
             grid if columns else (*grid[:2], blocks(m, 32)),
             matrix.words, matrix.pieces, first, last, m, x.at // 4, x.row // 4, out.at + part.first - begin, out.row,
-            part.first - begin, flops=2 * m * (last - first) * matrix.n_in,
+            part.first - begin, float(amount), flops=2 * m * (last - first) * matrix.n_in,
         )  # fmt: skip
 
 
@@ -318,7 +329,8 @@ def _heads_to_cache(low: Lowering) -> bool:
     assert op.v is not None, "checked"
     q, k, v, layer = low.place(first.x), low.place(op.k), low.place(op.v), program.kv_layer(op.layer)
     rope, (keys, values) = program.ropes[first.rope], low.there.pool.arrays[op.layer]
-    bound, heads = bindings(3, [("q", q.buffer, "w"), ("v", v.buffer, "r")]), q.width // first.head_dim
+    heads = q.width // first.head_dim
+    bound = bindings(3, [("q", q.buffer, "w"), ("k", k.buffer, "r"), ("v", v.buffer, "r")])
     weights, norm = [low.vector(*(one.weight for one in norms))] if norms else [], ""
     if norms:
         norm = sources.text("head_norm")
@@ -329,7 +341,7 @@ def _heads_to_cache(low: Lowering) -> bool:
         [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
         (heads + 2 * layer.n_kv_heads, low.n(q), 1),
         heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2, int(rope.adjacent),
-        list(program.ropes).index(first.rope), program.table_of(op.layer), q.at, k.at, q.row, v.at, v.row,
+        list(program.ropes).index(first.rope), program.table_of(op.layer), q.at, q.row, k.at, k.row, v.at, v.row,
         float(norms[0].eps if norms else 0.0),
     )  # fmt: skip
     return True
@@ -337,8 +349,8 @@ def _heads_to_cache(low: Lowering) -> bool:
 
 def _are_heads_of(low: Lowering, norms: list[RMSNorm], first: ApplyRope, second: ApplyRope, store: StoreKV) -> bool:
     """Whether norms and rotations are those of the queries, and of the keys on their way to the cache."""
-    q, k, layer = low.place(first.x), low.place(store.k), low.there.program.kv_layer(store.layer)
-    if second.x != store.k or first.x == store.k or store.v == store.k or k.buffer is not q.buffer:
+    k, layer = low.place(store.k), low.there.program.kv_layer(store.layer)
+    if second.x != store.k or first.x == store.k or store.v == store.k:
         return False
     if layer.is_typed or layer.latent:
         return False
@@ -474,7 +486,7 @@ RULES: dict[type[Op], Rule] = {
     SelectOutputs: Rule(_select_outputs, "x out"),
     ShortConv: Rule(recurrent.short_conv, "bcx weight out layer"),
     CausalConv: Rule(recurrent.causal_conv, "x weight out layer bias"),
-    DeltaGates: Rule(recurrent.delta_gates, "alpha beta a dt_bias decay rate"),
+    DeltaGates: Rule(recurrent.gates, "alpha beta a dt_bias decay rate"),
     DeltaRule: Rule(recurrent.delta_rule, "qkv decay rate out layer n_k_heads n_v_heads tiled eps"),
     SplitHeads: Rule(recurrent.split_heads, "x first second head_dim"),
     Route: Rule(experts.route, "logits ids probs over scales scores bias factor groups best"),
@@ -482,7 +494,7 @@ RULES: dict[type[Op], Rule] = {
     ExpertSum: Rule(experts.expert_sum, "x probs out"),
     HeadMatmul: Rule(experts.head_matmul, "x weight out n_heads rows turned"),
     JoinHeads: Rule(_join_heads, "first second out head_dim"),
-    SSMGates: Rule(recurrent.ssm_gates, "dt a dt_bias decay rate"),
+    SSMGates: Rule(recurrent.gates, "dt a dt_bias decay rate"),
     SSMScan: Rule(recurrent.ssm_scan, "xbc decay rate d out layer n_heads n_groups"),
     GatedNorm: Rule(recurrent.gated_norm, "x gate weight out eps"),
     Hadamard: Rule(_hadamard, "x size"),

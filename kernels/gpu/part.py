@@ -11,7 +11,7 @@ import numpy as np
 from edgellm.kernels.batch_checks import check_batch
 from edgellm.kernels.gpu.draw import GPUTokenDraw
 from edgellm.kernels.gpu.emitter import Counts
-from edgellm.kernels.gpu.executor import GPUExecutor, is_prompt, parts_of
+from edgellm.kernels.gpu.executor import GPUExecutor, counts_of
 from edgellm.kernels.program import Batch, Op
 
 
@@ -32,7 +32,7 @@ class GPUPart(GPUExecutor):
         check_batch(batch, self.program, self.pool, self.max_tokens)
         if self._there.step.begin(batch, outputs):
             self._shapes.clear()
-        self._counts = Counts(len(batch), len(outputs), parts_of(batch), is_prompt(batch))
+        self._counts = counts_of(batch, len(outputs), self.program)
         self._ops = self._form_of(batch).program.ops
 
     def outputs(self, rows: Sequence[int]) -> None:

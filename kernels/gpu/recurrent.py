@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
@@ -30,75 +31,113 @@ def _convolution(low: Lowering, x_name: str, op: ShortConv | CausalConv, bias: s
     weight, group = low.there.program.tensors[op.weight], low.there.program.table_of(op.layer)
     taps, grid = weight.shape[1], (blocks(y.width), low.n(y), 1)
     own, declared = ([low.vector(bias)], vector(5, "bias")) if bias is not None else ([], "")
+    keeps, state = taps > 1, source("conv_state", TAPS=taps, VALUE=words["VALUE"])
+    at_once = keeps and not low.counts.writes_over
+    kept = {"KEEP": "keep_state(token, channel);", "KEEP_STATE": state, "ACCESS": "read_write"} if at_once else {
+        "KEEP": "", "KEEP_STATE": "", "ACCESS": "read"}  # fmt: skip
     low.emit(
-        source("short_conv", TAPS=taps, FUNCTIONS=sources.text("activations"), BIAS=declared, **words),
-        [low.step, low.taps(op.weight), states.buffer, x.buffer, y.buffer, *own], "rrrrw" + "r" * len(own), grid,
-        y.width, group, x.at, x.row, y.at, y.row,
+        source("short_conv", TAPS=taps, FUNCTIONS=sources.text("activations"), BIAS=declared, **words, **kept),
+        [low.step, low.taps(op.weight), states.buffer, x.buffer, y.buffer, *own],
+        ("rrwrw" if at_once else "rrrrw") + "r" * len(own), grid, y.width, group, x.at, x.row, y.at, y.row,
     )  # fmt: skip
-    if taps > 1:
+    if keeps and not at_once:
         low.emit(
-            source("short_conv_state", TAPS=taps, VALUE=words["VALUE"]), [low.step, states.buffer, x.buffer], "rwr",
-            grid, y.width, group, x.at, x.row,
+            source("conv_state_alone", KEEP_STATE=state), [low.step, states.buffer, x.buffer], "rwr", grid, y.width,
+            group, x.at, x.row,
         )  # fmt: skip
 
 
-def delta_gates(low: Lowering, op: DeltaGates) -> None:
-    """How much of a state stays, and how far it moves."""
-    alpha, beta, decay, rate = (low.place(name) for name in (op.alpha, op.beta, op.decay, op.rate))
-    bound = bindings(1, [("alpha", alpha.buffer, "r"), ("beta", beta.buffer, "r"), ("decay", decay.buffer, "w"),
+class _Gates(NamedTuple):
+    """What decay and rate are made of: two buffers, the expressions over a number of each, and a vector in them."""
+
+    first: str
+    second: str
+    decay: str = "first"
+    rate: str = "second"
+    weights: tuple[str, ...] = ()
+
+
+def _gates_of(op: DeltaGates | SSMGates, heads: int) -> _Gates:
+    shifted, weights = f"softplus(first + w[{heads}u + head])", (op.a, op.dt_bias)
+    if isinstance(op, SSMGates):
+        return _Gates(op.dt, op.dt, "exp(w[head] * rate)", shifted, weights)
+    return _Gates(op.alpha, op.beta, f"exp(w[head] * {shifted})", "sigmoid(second)", weights)
+
+
+def gates(low: Lowering, op: DeltaGates | SSMGates) -> None:
+    """How much of a state stays, and how far it moves; in the rule itself, where that comes next."""
+    decay, rate, rule = low.place(op.decay), low.place(op.rate), low.next()
+    made = _gates_of(op, decay.width)
+    is_alone = low.is_dead(op.decay, 1) and low.is_dead(op.rate, 1)
+    if isinstance(rule, DeltaRule | SSMScan) and is_alone and (rule.decay, rule.rate) == (op.decay, op.rate):
+        low.n_taken = 2
+        if isinstance(rule, DeltaRule):
+            _delta_rule(low, rule, made)
+        else:
+            _ssm_scan(low, rule, made)
+        return
+    first, second = low.place(made.first), low.place(made.second)
+    bound = bindings(1, [("first", first.buffer, "r"), ("second", second.buffer, "r"), ("decay", decay.buffer, "w"),
                          ("rate", rate.buffer, "w")])  # fmt: skip
     n = low.n(decay) * decay.width
     low.emit(
-        source("delta_gates", BINDINGS=bound.text, FUNCTIONS=sources.text("activations"), **bound.names),
-        [low.vector(op.a, op.dt_bias), *bound.buffers], "r" + bound.kinds, folded(blocks(n)), decay.width, n,
-        alpha.at, alpha.row, beta.at, beta.row, decay.at, decay.row, rate.at, rate.row,
+        source("state_gates", BINDINGS=bound.text, FUNCTIONS=sources.text("activations"), DECAY=made.decay,
+               RATE=made.rate, **bound.names),
+        [low.vector(*made.weights), *bound.buffers], "r" + bound.kinds, folded(blocks(n)), decay.width, n,
+        first.at, first.row, second.at, second.row, decay.at, decay.row, rate.at, rate.row,
     )  # fmt: skip
+
+
+def _gated(low: Lowering, made: _Gates, at: int) -> tuple[dict[str, str], list[Any]]:
+    """Words of a rule with gates of its own, and the buffer of what they are made of, bound at ``at``."""
+    own = [low.vector(*made.weights)] if made.weights else []
+    return {"DECAY": made.decay, "RATE": made.rate, "GATES": vector(at, "w") if own else "",
+            "FUNCTIONS": sources.text("activations") if own else ""}, own  # fmt: skip
 
 
 def delta_rule(low: Lowering, op: DeltaRule) -> None:
     """The rule for every 16 columns of a head's state."""
-    qkv, decay, rate, out = (low.place(name) for name in (op.qkv, op.decay, op.rate, op.out))
+    _delta_rule(low, op, _Gates(op.decay, op.rate))
+
+
+def _delta_rule(low: Lowering, op: DeltaRule, made: _Gates) -> None:
+    qkv, first, second, out = (low.place(name) for name in (op.qkv, made.first, made.second, op.out))
     dim, (states,) = out.width // op.n_v_heads, low.there.pool.arrays[op.layer]
     if dim % COLUMNS:
         raise UnsupportedError(
             f"{op.name}: heads of {dim} numbers; the gpu device takes multiples of {COLUMNS}. Take --device cpu.",
             code="MODEL_SHAPE",
         )
-    bound = bindings(2, [("qkv", qkv.buffer, "r"), ("decay", decay.buffer, "r"), ("rate", rate.buffer, "r"),
+    bound = bindings(2, [("qkv", qkv.buffer, "r"), ("first", first.buffer, "r"), ("second", second.buffer, "r"),
                          ("out", out.buffer, "w")])  # fmt: skip
+    words, own = _gated(low, made, 2 + len(bound.buffers))
     low.emit(
-        source("delta_rule", BINDINGS=bound.text, ROWS=dim // 4, **bound.names),
-        [low.step, states.buffer, *bound.buffers], "rw" + bound.kinds, (dim // COLUMNS, op.n_v_heads, low.n(out)),
-        low.there.program.table_of(op.layer), op.n_k_heads, op.n_v_heads, int(op.tiled), qkv.at, qkv.row, decay.at,
-        decay.row, rate.at, rate.row, out.at, out.row, float(op.eps), 1 / math.sqrt(dim),
+        source("delta_rule", BINDINGS=bound.text, ROWS=dim // 4, **words, **bound.names),
+        [low.step, states.buffer, *bound.buffers, *own], "rw" + bound.kinds + "r" * len(own),
+        (dim // COLUMNS, op.n_v_heads, low.n(out)),
+        low.there.program.table_of(op.layer), op.n_k_heads, op.n_v_heads, int(op.tiled), qkv.at, qkv.row, first.at,
+        first.row, second.at, second.row, out.at, out.row, float(op.eps), 1 / math.sqrt(dim),
         flops=low.n(out) * op.n_v_heads * dim * dim * 7,
-    )  # fmt: skip
-
-
-def ssm_gates(low: Lowering, op: SSMGates) -> None:
-    """How much of a state stays, and how much of a token it takes in."""
-    dt, decay, rate = (low.place(name) for name in (op.dt, op.decay, op.rate))
-    bound = bindings(1, [("dt", dt.buffer, "r"), ("decay", decay.buffer, "w"), ("rate", rate.buffer, "w")])
-    n = low.n(decay) * decay.width
-    low.emit(
-        source("ssm_gates", BINDINGS=bound.text, FUNCTIONS=sources.text("activations"), **bound.names),
-        [low.vector(op.a, op.dt_bias), *bound.buffers], "r" + bound.kinds, folded(blocks(n)), decay.width, n,
-        dt.at, dt.row, decay.at, decay.row, rate.at, rate.row,
     )  # fmt: skip
 
 
 def ssm_scan(low: Lowering, op: SSMScan) -> None:
     """The state space for every 16 columns of a head's state."""
-    xbc, decay, rate, out = (low.place(name) for name in (op.xbc, op.decay, op.rate, op.out))
+    _ssm_scan(low, op, _Gates(op.decay, op.rate))
+
+
+def _ssm_scan(low: Lowering, op: SSMScan, made: _Gates) -> None:
+    xbc, first, second, out = (low.place(name) for name in (op.xbc, made.first, made.second, op.out))
     dim, size = out.width // op.n_heads, (xbc.width - out.width) // 2 // op.n_groups
     (states,) = low.there.pool.arrays[op.layer]
-    bound = bindings(3, [("xbc", xbc.buffer, "r"), ("decay", decay.buffer, "r"), ("rate", rate.buffer, "r"),
+    bound = bindings(3, [("xbc", xbc.buffer, "r"), ("first", first.buffer, "r"), ("second", second.buffer, "r"),
                          ("out", out.buffer, "w")])  # fmt: skip
+    words, own = _gated(low, made, 3 + len(bound.buffers))
     low.emit(
-        source("ssm_scan", BINDINGS=bound.text, ROWS=blocks(size, 4), SIZE=size, DIM=dim, **bound.names),
-        [low.step, states.buffer, low.vector(op.d), *bound.buffers], "rwr" + bound.kinds,
+        source("ssm_scan", BINDINGS=bound.text, ROWS=blocks(size, 4), SIZE=size, DIM=dim, **words, **bound.names),
+        [low.step, states.buffer, low.vector(op.d), *bound.buffers, *own], "rwr" + bound.kinds + "r" * len(own),
         (blocks(dim, COLUMNS), op.n_heads, low.n(out)), low.there.program.table_of(op.layer), op.n_heads, op.n_groups,
-        out.width, xbc.at, xbc.row, decay.at, decay.row, rate.at, rate.row, out.at, out.row,
+        out.width, xbc.at, xbc.row, first.at, first.row, second.at, second.row, out.at, out.row,
         flops=low.n(out) * op.n_heads * dim * size * 5,
     )  # fmt: skip
 

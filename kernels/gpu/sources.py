@@ -83,11 +83,9 @@ def levels_of(name: str) -> str:
 
 
 def _store(epilogue: str) -> str:
-    return {
-        "set": "y[to] = sum;",
-        "add": "y[to] = y[to] + sum;",
-        "bias": "y[to] = sum + bias[p.bias_at + row];",
-    }[epilogue]
+    is_added, has_bias = "add" in epilogue, "bias" in epilogue
+    value = "sum + bias[p.bias_at + row]" if has_bias else "sum"
+    return f"y[to] = fma(p.amount, {value}, y[to]);" if is_added else f"y[to] = {value};"
 
 
 _BIAS = "@group(0) @binding(3) var<storage, read> bias: array<f32>;"
@@ -95,28 +93,16 @@ _UNPACK = "\n    ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(
 
 
 @functools.cache
-def matmul(quant: str, columns: int, epilogue: str) -> str:
-    """A product for 1, 2, 4 or 8 columns. ``epilogue``: "set", "add" to what stands there, or add a "bias"."""
-    start, products, keep = _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row")
-    return source(
-        "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, START=start, PRODUCTS=products,
-        KEEP=keep, STORE=_store(epilogue), BIAS=_BIAS if epilogue == "bias" else "",
-    )  # fmt: skip
+def matmul(quant: str, columns: int, epilogue: str = "set", activation: str = "") -> str:
+    """A product for 1, 2, 4 or 8 columns, or with an activation two of them: activation(first) * second.
 
-
-@functools.cache
-def matmul_gated(quant: str, columns: int, activation: str) -> str:
-    """Two products of one input for 1, 2 or 4 columns, and activation(first) * second of them."""
-    start, products, keep = [], [], []
-    for c in range(columns):
-        start.append(f"var a{c} = 0.0; var b{c} = 0.0; let x{c} = p.x_at + min({c}u, p.m - 1u) * p.x_row;")
-        keep.append(f"part[({c}u * {SLICES}u + slice) * {LANES}u + lane] = vec2<f32>(a{c}, b{c});")
-    for i, (sums, row, head) in itertools.product(range(8), (("a", "r", "h"), ("b", "up", "k"))):
-        products.append(f"let {sums}q{i} = quad({row}, {head}, {i}u);")
-        products += [f"{sums}{c} = mac({sums}{c}, {sums}q{i}, x[x{c} + j * 8u + {i}u]);" for c in range(columns)]
+    epilogue   "set"; "add" a multiple of it to what stands there; with a "bias" before: "bias", "bias add"
+    """
+    store = "y[to] = gated(sum);" if activation else _store(epilogue)
     return source(
-        "matmul_gated", WEIGHTS=weights(quant), FUNCTIONS=text("activations"), LANES=LANES, SLICES=SLICES, COLS=columns,
-        ACTIVATION=activation, START="\n  ".join(start), PRODUCTS="\n    ".join(products), KEEP="\n  ".join(keep),
+        "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, STORE=store,
+        BIAS=_BIAS if "bias" in epilogue else "",
+        **_products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation),
     )  # fmt: skip
 
 
@@ -125,18 +111,22 @@ def matmul_tiles(quant: str, epilogue: str) -> str:
     """The same product for many columns."""
     return source(
         "matmul_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=_UNPACK, STORE=_store(epilogue),
-        BIAS=_BIAS if epilogue == "bias" else "",
+        BIAS=_BIAS if "bias" in epilogue else "",
     )  # fmt: skip
 
 
 @functools.cache
-def expert_matmul(quant: str, *, has_bias: bool, of_heads: bool) -> str:
-    """A product whose rows are those of the expert that a token was sent to, or of a head."""
-    start, products, keep = _products(1, "input")
+def expert_matmul(quant: str, *, has_bias: bool, of_heads: bool, activation: str = "") -> str:
+    """A product whose rows are those of the expert that a token was sent to, or of a head; see ``matmul``."""
+    at = "p.first + row - p.begin"
+    value = f"sum + bias[{at}]" if has_bias else "sum"
+    if activation:
+        biases = f" + vec2<f32>(bias[{at}], bias[{at} + p.apart])" if has_bias else ""
+        value = f"gated(sum{biases})"
     return source(
-        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, START=start, PRODUCTS=products, KEEP=keep,
+        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES,
         EXPERT="slot" if of_heads else "ids[p.ids_at + token * p.ids_row + slot]",
-        MORE=_more("" if of_heads else "ids", has_bias), SUM="sum + bias[p.first + row]" if has_bias else "sum",
+        MORE=_more("" if of_heads else "ids", has_bias), SUM=value, **_products(1, "input", activation),
     )  # fmt: skip
 
 
@@ -164,7 +154,7 @@ def expert_tiles(quant: str, *, has_bias: bool, of_heads: bool) -> str:
     return source(
         "expert_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=_UNPACK, TILE=tile, PAIR=pair,
         MORE=_more("" if of_heads else "groups", has_bias),
-        SUM="sum + bias[of_expert + p.first + out]" if has_bias else "sum",
+        SUM="sum + bias[of_expert + p.first - p.begin + out]" if has_bias else "sum",
     )  # fmt: skip
 
 
@@ -179,15 +169,30 @@ def vector(binding: int, name: str) -> str:
     return f"\n@group(0) @binding({binding}) var<storage, read> {name}: array<f32>;"
 
 
-def _products(columns: int, x: str) -> tuple[str, str, str]:
-    """What is written out for each column, and for each four weights of 32: few of them are alive at a time."""
-    start = [f"var a{c} = 0.0; let x{c} = {x.format(c=c)};" for c in range(columns)]
-    products = []
-    for i in range(8):
-        products.append(f"let q{i} = quad(r, h, {i}u);")
-        products += [f"a{c} = mac(a{c}, q{i}, x[x{c} + j * 8u + {i}u]);" for c in range(columns)]
-    keep = [f"part[({c}u * {SLICES}u + slice) * {LANES}u + lane] = a{c};" for c in range(columns)]
-    return "\n  ".join(start), "\n    ".join(products), "\n  ".join(keep)
+def _products(columns: int, x: str, activation: str = "") -> dict[str, str]:
+    """What is written out for each column, and for each four weights of 32: few of them are alive at a time.
+
+    With an activation a thread has two rows, and ``gated(sum)`` makes one number of both sums.
+    """
+    rows = (("a", "r", "h"), ("b", "up", "k"))[: 2 if activation else 1]
+    start, products, keep = list[str](), list[str](), list[str]()
+    for c in range(columns):
+        sums = [f"{name}{c}" for name, _, _ in rows]
+        start.append("".join(f"var {one} = 0.0; " for one in sums) + f"let x{c} = {x.format(c=c)};")
+        value = f"vec2<f32>({', '.join(sums)})" if activation else sums[0]
+        keep.append(f"part[({c}u * {SLICES}u + slice) * {LANES}u + lane] = {value};")
+    for i, (sums_of, row, head) in itertools.product(range(8), rows):
+        products.append(f"let {sums_of}q{i} = quad({row}, {head}, {i}u);")
+        for c in range(columns):
+            products.append(f"{sums_of}{c} = mac({sums_of}{c}, {sums_of}q{i}, x[x{c} + j * 8u + {i}u]);")
+    gated = f"fn gated(v: vec2<f32>) -> f32 {{ return {activation}(v.x, v.y); }}"
+    return {
+        "START": "\n  ".join(start), "PRODUCTS": "\n    ".join(products), "KEEP": "\n  ".join(keep),
+        "HEADS": "\n    ".join(f"let {head} = head({row}, j);" for _, row, head in rows),
+        "TYPE": "vec2<f32>" if activation else "f32", "APART": ", apart: u32" if activation else "",
+        "UP": "let up = row_base(own + p.apart);" if activation else "",
+        "FUNCTIONS": f"{text('activations')}\n{gated}" if activation else "",
+    }  # fmt: skip
 
 
 class Bound(NamedTuple):

@@ -11,5 +11,6 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u
   for (var k = 0u; k < p.n_used; k++) {
     sum = fma($probs[p.probs_at + row * p.probs_row + k], $x[p.x_at + row * p.x_row + k * p.width + column], sum);
   }
-  $y[p.y_at + row * p.y_row + column] = sum;
+  let to = p.y_at + row * p.y_row + column;
+  $y[to] = $SUM;
 }
