@@ -13,6 +13,7 @@ from typing import Any
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.emitter import Lowering, blocks, folded, is_added
+from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import LANES, bindings, source, vector
 from edgellm.kernels.gpu.weights import Matrix, matrix_nbytes
 from edgellm.kernels.ops import Add, ExpertMatmul, ExpertSum, GatedUnit, HeadMatmul, Route
@@ -67,22 +68,23 @@ def expert_matmul(low: Lowering, op: ExpertMatmul) -> None:
     """Every token by the matrices of its experts."""
     ids, y = low.place(op.ids), low.place(op.out)
     (matrix, begin), (n_expert, n_out, n_in) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
-    slot = _slot(low, op.x, op.weight, n_in, 0 if low.place(op.x).width == n_in else n_in)
+    slot = _slot(low.place(op.x), op.weight, n_in, 0 if low.place(op.x).width == n_in else n_in)
     more, rows = [low.vector(op.bias)] if op.bias else [], (n_out, begin, n_out)
     n = low.n(y)
     if n >= LEAST_TOKENS and n * op.n_used >= LEAST_FILLED * n_expert:
         text = sources.expert_tiles(matrix.quant, has_bias=bool(more), of_heads=False)
         groups, n_tiles = _grouped(low, op, n_expert)
-        _in_tiles(low, text, op.x, op.out, matrix, [groups, *more], n_tiles, rows, op.n_used, slot)
+        _in_tiles(low, text, low.place(op.x), y, n_out, matrix, [groups, *more], n_tiles, rows, op.n_used, slot)
         return
-    out, activation, apart = op.out, "", []
+    activation, apart = "", list[int]()
     up, unit = low.next(), low.next(2)
     if isinstance(up, ExpertMatmul) and isinstance(unit, GatedUnit) and _is_gated(low, op, up, unit):
-        out, activation, low.n_taken, apart = unit.out, unit.activation, 3, [low.there.matrices[up.weight][1] - begin]
+        y, activation, low.n_taken = low.place(unit.out), unit.activation, 3
+        apart = [low.there.matrices[up.weight][1] - begin]
         more = [low.vector(op.bias, up.bias)] if op.bias and up.bias else []
     text = sources.expert_matmul(matrix.quant, has_bias=bool(more), of_heads=False, activation=activation)
     where = (ids.at, ids.row), apart
-    _one_by_one(low, text, op.x, out, matrix, [ids.buffer, *more], rows, op.n_used, slot, *where)
+    _one_by_one(low, text, low.place(op.x), y, n_out, matrix, [ids.buffer, *more], rows, op.n_used, slot, *where)
 
 
 def _is_gated(low: Lowering, gate: ExpertMatmul, up: ExpertMatmul, unit: GatedUnit) -> bool:
@@ -96,25 +98,34 @@ def _is_gated(low: Lowering, gate: ExpertMatmul, up: ExpertMatmul, unit: GatedUn
 
 def head_matmul(low: Lowering, op: HeadMatmul) -> None:
     """Every head by a matrix of its own."""
-    x, (matrix, _) = low.place(op.x), low.there.matrices[op.weight]
-    of_one = math.prod(low.there.program.tensors[op.weight].shape[:-1]) // op.n_heads
-    begin, n_rows = (0, of_one) if op.rows is None else op.rows
+    n_in = low.there.matrices[op.weight][0].n_in
     if op.turned:
-        _turned(low, op, matrix, (of_one, begin, n_rows))
+        _turned(low, op, low.there.matrices[op.weight][0], _rows_of(low, op))
         return
-    slot = _slot(low, op.x, op.weight, matrix.n_in, 0 if op.n_heads == 1 else matrix.n_in)
-    rows, n = (of_one, begin, n_rows), low.n(x)
+    of_heads(low, op, low.place(op.x), 0 if op.n_heads == 1 else n_in, low.place(op.out), _rows_of(low, op)[2])
+
+
+def of_heads(low: Lowering, op: HeadMatmul, x: Place, x_slot: int, y: Place, y_slot: int) -> None:
+    """The same from columns of x, ``x_slot`` from head to head, into columns of y, ``y_slot`` from head to head."""
+    (matrix, _), rows, n = low.there.matrices[op.weight], _rows_of(low, op), low.n(x)
+    slot = _slot(x, op.weight, matrix.n_in, x_slot)
     if n >= LEAST_TOKENS:
         text = sources.expert_tiles(matrix.quant, has_bias=False, of_heads=True)
-        _in_tiles(low, text, op.x, op.out, matrix, [], op.n_heads * blocks(n, TILE), rows, op.n_heads, slot)
+        _in_tiles(low, text, x, y, y_slot, matrix, [], op.n_heads * blocks(n, TILE), rows, op.n_heads, slot)
         return
     text = sources.expert_matmul(matrix.quant, has_bias=False, of_heads=True)
-    _one_by_one(low, text, op.x, op.out, matrix, [], rows, op.n_heads, slot, (0, 0), [])
+    _one_by_one(low, text, x, y, y_slot, matrix, [], rows, op.n_heads, slot, (0, 0), [])
 
 
-def _slot(low: Lowering, x_name: str, weight: str, n_in: int, slot: int) -> int:
+def _rows_of(low: Lowering, op: HeadMatmul) -> tuple[int, int, int]:
+    """Rows of a head's matrix, the first of them that is taken, and how many are."""
+    of_one = math.prod(low.there.program.tensors[op.weight].shape[:-1]) // op.n_heads
+    return (of_one, 0, of_one) if op.rows is None else (of_one, *op.rows)
+
+
+def _slot(x: Place, weight: str, n_in: int, slot: int) -> int:
     """Groups of four numbers from the input of one expert to that of the next."""
-    if slot % 4 or low.place(x_name).at % 4:
+    if slot % 4 or x.at % 4:
         raise UnsupportedError(
             f"{weight}: each expert, or head, has an input of {n_in} numbers; the gpu device takes multiples of 4.",
             code="MODEL_SHAPE",
@@ -123,30 +134,28 @@ def _slot(low: Lowering, x_name: str, weight: str, n_in: int, slot: int) -> int:
 
 
 def _one_by_one(
-    low: Lowering, text: str, x_name: str, out_name: str, matrix: Matrix, more: list[Any], rows: tuple[int, int, int],
-    n_used: int, slot: int, ids: tuple[int, int], apart: list[int],
+    low: Lowering, text: str, x: Place, y: Place, y_slot: int, matrix: Matrix, more: list[Any],
+    rows: tuple[int, int, int], n_used: int, slot: int, ids: tuple[int, int], apart: list[int],
 ) -> None:  # fmt: skip
     """``rows``: of an expert, of which are taken from, so many; ``apart`` from those that a gate lets through."""
-    x, y = low.place(x_name), low.place(out_name)
     for part in matrix.parts:
         low.emit(
             text, [part.buffer, x.buffer, y.buffer, *more], "rrw" + "r" * len(more),
             (blocks(rows[2], LANES), n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, *rows, *ids,
-            x.at // 4, x.row // 4, slot, y.at, y.row, *apart,
+            x.at // 4, x.row // 4, slot, y.at, y.row, y_slot, *apart,
             flops=2 * (1 + len(apart)) * low.n(y) * n_used * rows[2] * matrix.n_in,
         )  # fmt: skip
 
 
 def _in_tiles(
-    low: Lowering, text: str, x_name: str, out_name: str, matrix: Matrix, more: list[Any], n_tiles: int,
+    low: Lowering, text: str, x: Place, y: Place, y_slot: int, matrix: Matrix, more: list[Any], n_tiles: int,
     rows: tuple[int, int, int], n_used: int, slot: int,
 ) -> None:  # fmt: skip
-    x, y = low.place(x_name), low.place(out_name)
     for part in matrix.parts:
         low.emit(
             text, [part.buffer, x.buffer, y.buffer, *more], "rrw" + "r" * len(more),
             (blocks(rows[2], 64), 1, n_tiles), matrix.words, matrix.pieces, part.first, part.n, *rows, n_used, low.n(y),
-            x.at // 4, x.row // 4, slot, y.at, y.row, flops=2 * low.n(y) * n_used * rows[2] * matrix.n_in,
+            x.at // 4, x.row // 4, slot, y.at, y.row, y_slot, flops=2 * low.n(y) * n_used * rows[2] * matrix.n_in,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels.gpu import attention, cache_types, experts, low_rank, recurrent, sources, streams
+from edgellm.kernels.gpu import attention, cache_types, experts, latent, low_rank, recurrent, sources, streams
 from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded, is_added
 from edgellm.kernels.gpu.layout import Place, place_buffers, row_counts, runs_of_products
@@ -337,7 +337,8 @@ def _heads_to_cache(low: Lowering) -> bool:
     low.n_taken = len(norms) + 3
     low.emit(
         source("heads_to_cache", BINDINGS=bound.text + vector(3 + len(bound.buffers), "w") * bool(norms), NORM=norm,
-               HALF_BITS=sources.text("half_bits"), DIM_K=layer.head_dim_k, **bound.names),
+               HALF_BITS=sources.text("half_bits"), ROTATE=sources.text("rotate"), DIM_K=layer.head_dim_k,
+               **bound.names),
         [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
         (heads + 2 * layer.n_kv_heads, low.n(q), 1),
         heads, layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2, int(rope.adjacent),
@@ -436,16 +437,6 @@ def _add_rows(low: Lowering, op: AddRows) -> None:
         )  # fmt: skip
 
 
-def _join_heads(low: Lowering, op: JoinHeads) -> None:
-    x, y, z = low.place(op.first), low.place(op.second), low.place(op.out)
-    bound = bindings(0, [("first", x.buffer, "r"), ("second", y.buffer, "r"), ("out", z.buffer, "w")])
-    n = low.n(z) * z.width
-    low.emit(
-        source("join_heads", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
-        z.width, n, op.head_dim, z.width // (x.width // op.head_dim), x.at, x.row, y.at, y.row, z.at, z.row,
-    )  # fmt: skip
-
-
 def _hadamard(low: Lowering, op: Hadamard) -> None:
     x = low.place(op.x)
     low.emit(
@@ -488,12 +479,12 @@ RULES: dict[type[Op], Rule] = {
     CausalConv: Rule(recurrent.causal_conv, "x weight out layer bias"),
     DeltaGates: Rule(recurrent.gates, "alpha beta a dt_bias decay rate"),
     DeltaRule: Rule(recurrent.delta_rule, "qkv decay rate out layer n_k_heads n_v_heads tiled eps"),
-    SplitHeads: Rule(recurrent.split_heads, "x first second head_dim"),
+    SplitHeads: Rule(latent.split_heads, "x first second head_dim"),
     Route: Rule(experts.route, "logits ids probs over scales scores bias factor groups best"),
     ExpertMatmul: Rule(experts.expert_matmul, "x ids weight out n_used bias"),
     ExpertSum: Rule(experts.expert_sum, "x probs out"),
     HeadMatmul: Rule(experts.head_matmul, "x weight out n_heads rows turned"),
-    JoinHeads: Rule(_join_heads, "first second out head_dim"),
+    JoinHeads: Rule(latent.join_heads, "first second out head_dim"),
     SSMGates: Rule(recurrent.gates, "dt a dt_bias decay rate"),
     SSMScan: Rule(recurrent.ssm_scan, "xbc decay rate d out layer n_heads n_groups"),
     GatedNorm: Rule(recurrent.gated_norm, "x gate weight out eps"),

@@ -9,7 +9,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.emitter import Lowering, blocks, folded
 from edgellm.kernels.gpu.sources import bindings, source, vector
-from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule, GatedNorm, ShortConv, SplitHeads, SSMGates, SSMScan
+from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule, GatedNorm, ShortConv, SSMGates, SSMScan
 
 COLUMNS = 16  # of a head's state, that one workgroup of the delta rule owns
 
@@ -151,15 +151,4 @@ def gated_norm(low: Lowering, op: GatedNorm) -> None:
         source("gated_norm", BINDINGS=bound.text, FUNCTIONS=sources.text("activations"), **bound.names),
         [low.vector(op.weight), *bound.buffers], "r" + bound.kinds, (groups, low.n(x), 1),
         width, x.at, x.row, gate.at, gate.row, y.at, y.row, float(op.eps),
-    )  # fmt: skip
-
-
-def split_heads(low: Lowering, op: SplitHeads) -> None:
-    """Heads of one buffer to those of two."""
-    x, y, z = low.place(op.x), low.place(op.first), low.place(op.second)
-    bound = bindings(0, [("x", x.buffer, "r"), ("first", y.buffer, "w"), ("second", z.buffer, "w")])
-    n = low.n(x) * x.width
-    low.emit(
-        source("split_heads", BINDINGS=bound.text, **bound.names), bound.buffers, bound.kinds, folded(blocks(n)),
-        x.width, n, op.head_dim, x.width // (y.width // op.head_dim), x.at, x.row, y.at, y.row, z.at, z.row,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 // y[token, slot] = W[of slot] x, or activation(G[of slot] x) * (U[of slot] x): matmul.wgsl for one column, whose rows are
 // those of an expert, or of a head.
-struct P { words: u32, pieces: u32, first: u32, n: u32, of_one: u32, begin: u32, n_out: u32, ids_at: u32, ids_row: u32, x_at: u32, x_row: u32, x_slot: u32, y_at: u32, y_row: u32$APART }
+struct P { words: u32, pieces: u32, first: u32, n: u32, of_one: u32, begin: u32, n_out: u32, ids_at: u32, ids_row: u32, x_at: u32, x_row: u32, x_slot: u32, y_at: u32, y_row: u32, y_slot: u32$APART }
 @group(0) @binding(0) var<storage, read> w: array<u32>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
@@ -34,6 +34,6 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   if (slice == 0u && mine && out < p.n_out) {
     var sum = $TYPE();
     for (var i = 0u; i < $SLICES; i++) { sum += part[i * $LANES + lane]; }
-    y[p.y_at + token * p.y_row + slot * p.n_out + out] = $SUM;
+    y[p.y_at + token * p.y_row + slot * p.y_slot + out] = $SUM;
   }
 }

@@ -1,6 +1,6 @@
 // The same for many tokens: matmul_tiles.wgsl, whose columns are tokens that were sent to one expert, or all tokens of
 // one head.
-struct P { words: u32, pieces: u32, first: u32, n: u32, of_one: u32, begin: u32, n_out: u32, n_used: u32, m: u32, x_at: u32, x_row: u32, x_slot: u32, y_at: u32, y_row: u32 }
+struct P { words: u32, pieces: u32, first: u32, n: u32, of_one: u32, begin: u32, n_out: u32, n_used: u32, m: u32, x_at: u32, x_row: u32, x_slot: u32, y_at: u32, y_row: u32, y_slot: u32 }
 @group(0) @binding(0) var<storage, read> w: array<u32>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
@@ -18,7 +18,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     let c = min(t, n_columns - 1u);
     $PAIR
     inputs[t] = p.x_at + token * p.x_row + slot * p.x_slot;
-    outputs[t] = p.y_at + token * p.y_row + slot * p.n_out;
+    outputs[t] = p.y_at + token * p.y_row + slot * p.y_slot;
   }
   workgroupBarrier();
   let tx = t & 7u;

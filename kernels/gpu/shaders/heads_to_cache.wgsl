@@ -9,6 +9,7 @@ var<immediate> p: P;
 var<workgroup> head: array<f32, $DIM_K>;
 $HALF_BITS
 $TOTAL
+$ROTATE
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let token = g.y;
@@ -32,17 +33,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   for (var d = t; d < p.dim_k; d += 64u) { if (is_key) { head[d] = $k[key_begin + d]; } else { head[d] = $q[begin + d]; } }
   $NORM
   workgroupBarrier();
-  for (var d = t; d < p.half; d += 64u) {
-    let first = select(d, 2u * d, p.adjacent == 1u);
-    let second = select(d + p.half, 2u * d + 1u, p.adjacent == 1u);
-    let angle = b[32u + p.rope] + token * 2u * p.half + d;
-    let c = bitcast<f32>(b[angle]);
-    let s = bitcast<f32>(b[angle + p.half]);
-    let u = head[first];
-    let v = head[second];
-    head[first] = fma(u, c, -(v * s));
-    head[second] = fma(v, c, u * s);
-  }
+  rotate(token, t);
   workgroupBarrier();
   if (!is_key) {
     for (var d = t; d < p.dim_k; d += 64u) { $q[begin + d] = head[d]; }

@@ -184,7 +184,7 @@ def test_a_hook_sees_every_op_and_what_it_changes_counts(program: Program, index
 
 DISPATCHES = {
     "qwen2 F32": 20, "qwen3 Q4_0": 20, "gemma3 Q8_0": 21, "lfm2 Q5_1": 19, "qwen35 Q8_0": 24, "qwen3next Q8_0": 43,
-    "qwen3moe Q8_0": 26, "gpt-oss Q8_0": 26, "granitehybrid Q8_0": 34, "nemotron_h_moe Q8_0": 23,
+    "qwen3moe Q8_0": 26, "gpt-oss Q8_0": 26, "granitehybrid Q8_0": 34, "nemotron_h_moe Q8_0": 23, "deepseek2 Q8_0": 42,
 }  # fmt: skip
 """In a decode step of two layers: at most eight a layer with a feed-forward, experts have a router and two more."""
 
