@@ -64,12 +64,16 @@ class DenoisingRequest(AnswerRequest):
         if not denoiser.places:
             return self.tokens, 0
         tokens = self.tokens if self._conditional is None else denoiser.unconditional()
-        return tokens, len(tokens) - denoiser.first_row
+        return tokens, len(denoiser.places)
+
+    @property
+    def output_rows(self) -> list[int]:  # type: ignore[override]
+        """Those of masked places."""
+        return self.denoiser.rows
 
     def accept(self, tokens: Sequence[int], logits: np.ndarray) -> int:
         if not len(logits):
             return 0
-        logits = logits[: self.denoiser.n_rows]
         if self.denoiser.guidance and self._conditional is None:
             self._conditional = logits.copy()
             return 0

@@ -111,6 +111,7 @@ class Request:
     shared = True  # takes from the prefix cache and leaves in it
     hidden = False  # wants hidden states in place of logits
     whole = False  # has all its tokens in one step
+    output_rows: Sequence[int] | None = None  # of its next tokens: those that want logits, where they are not the last
     types: Sequence[int] | None = None  # which text of a pair each of them is of
     stop_ids: frozenset[int] = frozenset()
     adapters: AdapterScales | None = None  # None: those that the engine has for everybody

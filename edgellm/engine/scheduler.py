@@ -533,7 +533,7 @@ def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
     counts = [len(part.tokens) for part in scheduled]
     outputs = np.zeros(sum(counts), bool)
     for end, part in zip(np.cumsum(counts), scheduled, strict=True):
-        outputs[end - part.n_outputs : end] = True
+        _want(part, outputs[end - len(part.tokens) : end])
     starts = [part.sequence.n_held for part in scheduled]
     positions = np.concatenate([np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)])
     dropped = [part.sequence.dropped for part in scheduled]
@@ -548,6 +548,12 @@ def make_batch(scheduled: Sequence[Scheduled]) -> Batch:
         hidden=scheduled[0].request.hidden,
         adapters=_adapters(scheduled, counts),
     )
+
+
+def _want(part: Scheduled, outputs: np.ndarray) -> None:
+    """Mark the rows of its tokens that want logits."""
+    rows = part.request.output_rows
+    outputs[slice(len(outputs) - part.n_outputs, None) if rows is None else rows] = True
 
 
 def _adapters(scheduled: Sequence[Scheduled], counts: Sequence[int]) -> np.ndarray | None:
@@ -570,7 +576,7 @@ def _types(scheduled: Sequence[Scheduled]) -> np.ndarray | None:
 def _batch_of_one(part: Scheduled) -> Batch:
     n, start, dropped = len(part.tokens), part.sequence.n_held, part.sequence.dropped
     outputs = np.zeros(n, bool)
-    outputs[n - part.n_outputs :] = True
+    _want(part, outputs)
     positions = np.arange(start, start + n, dtype=np.int32)
     tables = tuple(table[None] for table in part.sequence.tables)
     tokens, sequences = np.array(part.tokens, np.int32), np.zeros(n, np.int32)

@@ -82,24 +82,17 @@ class Denoiser:
         return [place for place in range(first, end) if self.tokens[place] == self.mask]
 
     @property
-    def first_row(self) -> int:
-        """The first row whose logits the next step needs."""
-        return self.places[0] - self.shifted
-
-    @property
-    def n_rows(self) -> int:
-        """How many rows from there on it needs."""
-        return self.places[-1] - self.places[0] + 1
+    def rows(self) -> list[int]:
+        """The rows whose logits the next step needs, one for each place."""
+        return [place - self.shifted for place in self.places]
 
     def unconditional(self) -> list[int]:
         """The text without the prompt, for guidance."""
         return [self.mask] * self.n_prompt + self.tokens[self.n_prompt :]
 
     def see(self, logits: np.ndarray) -> None:
-        """Take a step: ``logits`` (n, n_vocab) are those of the rows from ``first_row`` on."""
-        places, first_row = self.places, self.first_row
-        rows = logits[[place - self.shifted - first_row for place in places]]
-        found = [self._propose(row) for row in rows]
+        """Take a step: ``logits`` (n, n_vocab) are those of ``rows``."""
+        places, found = self.places, [self._propose(row) for row in logits]
         tokens, sure = [token for token, _ in found], np.array([confidence for _, confidence in found])
         for i in self._revealed(sure):
             self.tokens[places[i]] = tokens[i]
