@@ -28,6 +28,7 @@ from edgellm.engine import engine as engine_module
 from edgellm.engine import scheduler
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
+from edgellm.engine.requests import GenerationRequest
 from edgellm.engine.scheduler import PROMPT_TOKENS_BESIDE
 from edgellm.formats.errors import ClosedError, ContextFullError, NumericError, ParameterError
 from edgellm.kernels.kv import BLOCK_TOKENS
@@ -335,6 +336,25 @@ def test_short_prompts_do_not_wait_for_a_long_one_and_do_not_stop_it(windows: tu
     reading.join(HANG_S)
     assert answers == [expected_tokens(long, 4, windows)]
     engine.close()
+
+
+def test_requests_that_lack_blocks_are_not_woken_by_one_that_was_only_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two young prompts that lack blocks took the tokens of each step in turn; the oldest one, which may, had none."""
+    monkeypatch.setattr(scheduler, "POLL_S", HANG_S)
+    line, cache = make_engine().scheduler, KVCache(fake_pool(fake_program((0,)), 8), 512)
+    line.cache = cache
+    oldest, holder, *young = [
+        GenerationRequest(threading.Lock(), prompt_of(i, 100), None, Greedy(), 4, frozenset(), False) for i in range(4)
+    ]
+    for request in (oldest, holder, *young):
+        line.add(request)
+    holder.sequence, holder.not_before = cache.open(holder.tokens), float("inf")
+    cache.reserve(holder.sequence, 8 * BLOCK_TOKENS)
+    line.requests = [holder, *young, oldest]
+    parts = list[scheduler.Scheduled]()
+    for _ in range(4):  # as many as there are requests
+        parts = parts or line.schedule(line.next_in_line(), lambda request, error: pytest.fail(str(error)))
+    assert [part.request for part in parts] == [oldest]
 
 
 @pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
