@@ -115,12 +115,12 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     executors.check_split(**device_values(options))
     options["executor"] = executors.resolved(options["executor"])
     records: list[dict[str, Any]] = []
-    if output == "md":
-        _print_row(COLUMNS)
-        _print_row(["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"])
 
     def report(result: BenchResult, card: ModelCard) -> None:
         records.append(result.record(card, options["n_ubatch"], options["executor"], options["gpu_layers"]))
+        if output == "md" and len(records) == 1:  # not before: there may be none
+            _print_row(COLUMNS)
+            _print_row(["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"])
         if output == "md":
             _print_row(_cells(result, card, records[-1]["backends"]))
         elif output == "jsonl":

@@ -89,9 +89,10 @@ class ProgressBar:
         if self._announced:
             return
         self._announced = True
-        amount = f" ({human_bytes(total) if stage in ('pull', 'write', 'quantize') else total})" if total else ""
+        amount = human_bytes(total) if total and stage in ("pull", "write", "quantize") else total
         what = "" if stage in ("compile", "quantize") else one_line(name)
-        line = f"{STAGES.get(stage, stage)} {what}".rstrip() + f"{amount} ..."
+        head = f"{STAGES.get(stage, stage)} {what}".rstrip()
+        line = f"{head} ({amount}) ..." if total and stage != "load" else f"{head} ..."
         if stage in ("compile", "pull", "write", "quantize"):
             echo(line, err=True)
         else:

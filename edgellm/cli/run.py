@@ -125,7 +125,7 @@ def _loaded(model: str, values: dict[str, Any], named: bool) -> LLM:
     try:
         return load_model(model, values, needs_template=not values["raw"])
     except ModelNotFoundError as error:
-        if not named:
+        if not named or not str(error).startswith(f"{model}: "):  # it may be of an adapter, or of what drafts
             raise
         raise ModelNotFoundError(
             f"{error} The first argument is the model. If it is part of the prompt, give all of that with -p.",

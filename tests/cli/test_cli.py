@@ -65,7 +65,10 @@ def test_python_m_edgellm_is_the_same_command() -> None:
     assert done.returncode == 0 and done.stdout.startswith("edgellm ")
 
 
-@pytest.mark.parametrize("arguments", [["frobnicate"], ["run", "--no-such-flag"], ["show"], ["bench", "-r", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["frobnicate"], ["run", "--no-such-flag"], ["show"], ["bench", "-r", "0"], ["bench", "-p", "0", "-n", "0"]],
+)
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()
@@ -169,6 +172,17 @@ def test_progress_without_a_terminal_is_one_plain_line_a_stage(capsys: pytest.Ca
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "pulling smollm2 (2.0 MiB) ...\ncompiling kernels for your CPU (3) ...\n"
+
+
+def test_the_steps_of_loading_are_no_amount(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgellm.cli.progress.PLAIN_DELAY_S", 0.0)
+    with ProgressBar() as progress:
+        progress.update("load", 0, 2, "smollm2")
+        assert progress._timer is not None
+        progress._timer.join()
+    assert capsys.readouterr().err == "loading smollm2 ...\n"
 
 
 def test_progress_in_a_terminal_leaves_nothing_behind() -> None:

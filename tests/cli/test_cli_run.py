@@ -17,7 +17,7 @@ from edgellm.cli import main
 from edgellm.cli.answer import Answer, timing_block
 from edgellm.cli.options import parse_override
 from edgellm.engine.requests import Timings
-from edgellm.formats.errors import ContextFullError, ParameterError, TemplateError
+from edgellm.formats.errors import ContextFullError, ModelNotFoundError, ParameterError, TemplateError
 from edgellm.generation import GenerationChunk
 from edgellm.sampling import SamplingParams
 from edgellm.sampling.options import SAMPLING_OPTIONS
@@ -139,6 +139,19 @@ def test_a_word_that_is_no_model_is_told_how_to_be_a_prompt(
     pipe(monkeypatch, "text")
     assert main(["run", *arguments]) == 1
     assert "give all of that with -p" in capsys.readouterr().err
+
+
+def test_what_goes_with_a_model_and_is_not_there_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(name: str, **options: Any) -> None:
+        raise ModelNotFoundError(f"{options['draft']}: there is no such file.")
+
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    monkeypatch.setattr(edgellm, "load", load, raising=False)
+    assert main(["run", "smollm2", "Hello", "--no-stdin", "--draft", "small.gguf"]) == 1
+    told = capsys.readouterr().err
+    assert "small.gguf: there is no such file." in told and "-p" not in told
 
 
 @pytest.mark.parametrize("name", ["m", "my-model", "./models/m.gguf", "modèles/m.gguf", "hf:owner/repo:Q4_K_M", "~/m"])

@@ -316,6 +316,8 @@ def _turn(role: str, blocks: Sequence[Block], where: str, names: dict[str, str])
                 yield {"role": role, "content": "\n\n".join(texts)}
                 texts = []
             yield {"role": "system", "content": _result(block.content, f"{at}.content")}
+        elif block.type == "text":
+            texts.append(_given(block.text, f"{at}.text"))
         elif (shown := _text(block)) is not None:
             texts.append(shown)
         elif block.type not in ("compaction", "container_upload", "tool_reference"):
