@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm import arguments
 from edgellm.formats.errors import ContextFullError, ParameterError, UnsupportedError
 from edgellm.kernels.program import Program
 
@@ -32,15 +33,18 @@ def check_tokens(tokens: Sequence[int], n_ctx: int, n_vocab: int) -> None:
 
 def check_max_tokens(max_tokens: int | None) -> None:
     """It is None, a number of tokens, or -1 for no limit."""
-    if max_tokens is not None and not (isinstance(max_tokens, int | np.integer) and max_tokens >= -1):
-        raise ParameterError(f"max_tokens is {max_tokens!r}. It must be a whole number from 0 on, or -1 for no limit.")
+    whole = isinstance(max_tokens, int | np.integer) and not isinstance(max_tokens, bool)
+    if max_tokens is not None and not (whole and max_tokens >= -1):
+        raise arguments.wrong("max_tokens", max_tokens, "a whole number from 0 on, or -1 for no limit")
 
 
 def check_callables(cancel: Any, progress: Any, hook: Any) -> None:
     """A flag that can be asked, and functions, or None."""
-    for name, given in (("cancel", getattr(cancel, "is_set", None)), ("progress", progress), ("hook", hook)):
-        if not callable(given) and (given is not None or (name == "cancel" and cancel is not None)):
-            raise ParameterError(f"{name} is of the wrong type. See LLM.stream for what it must be.")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise arguments.wrong("cancel", cancel, "an object with is_set(), such as threading.Event")
+    for name, given in (("progress", progress), ("hook", hook)):
+        if given is not None:
+            arguments.function(name, given)
 
 
 def check_logits(program: Program) -> None:

@@ -226,6 +226,10 @@ def test_no_tokens_wanted_is_a_prefill(engine: Engine) -> None:
         ([1, N_VOCAB], {}, f"Token id {N_VOCAB}"),
         ([1], {"max_tokens": -2}, "max_tokens is -2"),
         ([1], {"max_tokens": float("nan")}, "max_tokens is nan"),
+        ([1], {"max_tokens": True}, "max_tokens is True"),
+        ([1], {"cancel": 5}, "cancel is 5"),
+        ([1], {"progress": 5}, "progress is 5"),
+        ([1], {"hook": "x"}, "hook is 'x'"),
     ],
 )
 def test_senseless_requests_are_refused_at_once(engine: Engine, prompt: list[int], options: dict, says: str) -> None:
