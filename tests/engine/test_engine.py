@@ -40,6 +40,7 @@ HANG_S = 60.0
 class Greedy:
     """The most likely token."""
 
+    short = None
     mask = None
     begins = ()
 

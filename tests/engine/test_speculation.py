@@ -20,6 +20,7 @@ from fake_executor import (
     fake_pool,
     fake_program,
 )
+from test_engine import HANG_S, Greedy, prompt_of, wait_until_idle
 
 from edgellm.engine import engine as engine_module
 from edgellm.engine.cache import KVCache, pool_blocks
@@ -30,22 +31,7 @@ from edgellm.formats.errors import NumericError
 from edgellm.kernels.program import Batch
 from edgellm.sampling import Sampler, SamplingParams
 
-HANG_S = 60.0
 WINDOWS = [(0,), (0, 40), (33,), (STATE, 0)]
-
-
-class Greedy:
-    """The most likely token."""
-
-    short = None
-    mask = None
-    begins = ()
-
-    def sample(self, logits: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(token=int(logits.argmax()), logprob=None, top=None)
-
-    def accept(self, token: int) -> None:
-        pass
 
 
 class Scripted(Greedy):
@@ -99,19 +85,8 @@ def all_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "_tokens_per_s", lambda self, n: n)
 
 
-def prompt_of(seed: int, n: int) -> list[int]:
-    return random.Random(seed).choices(range(N_VOCAB), k=n)
-
-
 def run(engine: Engine, prompt: list[int], n: int | None, sampler: Any = None, **options: Any) -> list[Any]:
     return list(engine.generate(prompt, sampler or Greedy(), max_tokens=n, **options))
-
-
-def wait_until_idle(engine: Engine) -> None:
-    thread = engine._thread
-    if thread is not None:
-        thread.join(HANG_S)
-    assert engine._thread is None
 
 
 def together(*work: Callable[[], None]) -> None:
