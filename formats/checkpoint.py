@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.formats.checkpoint_folder import CheckpointFolder
-from edgellm.formats.errors import FormatError, ModelNotFoundError, UnsupportedError
+from edgellm.formats.errors import FormatError, ModelNotFoundError, ParameterError, UnsupportedError
 from edgellm.formats.findings import PULL_AGAIN, short, wrong_config
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.safetensors import SafetensorsFile, StoredTensor
@@ -62,6 +62,15 @@ class Checkpoint:
                 tensors[tensor.name] = tensor
         _check_index(files, weight_map or {}, tensors)
         return cls(files, config, tensors, len(names))
+
+    @classmethod
+    def of_base(cls, folder: Path) -> Checkpoint:
+        """The settings alone of the model that an adapter or a draft is for. ParameterError without them."""
+        files = CheckpointFolder(folder)
+        config = read_json(files, "config.json", MAX_CONFIG_NBYTES)
+        if config is None:
+            raise ParameterError(f"{folder}: has no config.json. Give --base with the folder of the model that has it.")
+        return cls(files, config, {}, 0)
 
     @property
     def folder(self) -> Path:

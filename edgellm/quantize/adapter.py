@@ -442,11 +442,7 @@ def _base(folder: Path, config: dict[str, Any], given: str | Path | None) -> _Ba
 
 
 def _of_folder(path: Path) -> _Base:
-    files = CheckpointFolder(path)
-    settings = read_json(files, "config.json", MAX_CONFIG_NBYTES)
-    if settings is None:
-        raise ParameterError(f"{path}: has no config.json. Give --base with the folder of the model that has it.")
-    checkpoint = Checkpoint(files, settings, {}, 0)
+    checkpoint = Checkpoint.of_base(path)
     architecture, form, model_type = find_form(checkpoint)
     config, _ = read_config(checkpoint, model_type)
     architecture, form = settled(architecture, form, config)

@@ -143,11 +143,7 @@ def _model(folder: Path, base: str | Path | None, form: CheckpointForm, pre: str
                 if key.startswith("tokenizer.") and "chat_template" not in key
             }
         return _Model(n_layer, n_embd, n_vocab, tokenizer, [])
-    files = CheckpointFolder(path)
-    settings = read_json(files, "config.json", MAX_CONFIG_NBYTES)
-    if settings is None:
-        raise ParameterError(f"{path}: has no config.json. Give --base with the folder of the model that has it.")
-    checkpoint = Checkpoint(files, settings, {}, 0)
+    checkpoint = Checkpoint.of_base(path)
     _, own, model_type = find_form(checkpoint)
     config, _ = read_config(checkpoint, model_type)
     n_vocab = config.integer("vocab_size")

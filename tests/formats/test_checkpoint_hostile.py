@@ -17,7 +17,7 @@ from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.checkpoint_folder import CheckpointFolder
 from edgellm.formats.checkpoints import SCHEMES
 from edgellm.formats.checkpoints.scheme_keys import ONLY, USED
-from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError, UnsupportedError
+from edgellm.formats.errors import EdgeLLMError, FormatError, ModelNotFoundError, ParameterError, UnsupportedError
 from edgellm.formats.safetensors import SafetensorsFile
 from edgellm.quantize.general_metadata import SAMPLING, UNSAID
 from edgellm.quantize.inputs import open_input
@@ -439,3 +439,10 @@ def test_settings_of_a_text_inside_are_for_models_that_also_see(tmp_path: Path) 
     with pytest.raises(UnsupportedError, match="text_config") as caught:
         open_input(write(tmp_path, config__json=CONFIG | {"text_config": CONFIG}))
     assert caught.value.code == "CHECKPOINT_CONFIG"
+
+
+def test_a_base_needs_its_settings_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"no config\.json.*--base"):
+        Checkpoint.of_base(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert Checkpoint.of_base(tmp_path).config == {"model_type": "llama"}
