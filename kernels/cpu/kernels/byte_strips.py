@@ -309,7 +309,7 @@ def make_strips(run: int, weights: Any, n_scales: int, pack: Any, finish: Any) -
         times(x, x_row, n, p, stride, n_groups, scratch + at.SUMS, 32, scratch, 1, ahead)
 
     @v.forceinline
-    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch):
-        times(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, 2, w + 16 * w_row)
+    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, ahead):
+        times(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, 2, ahead)
 
     return Strips(few_tokens, multiply)

@@ -282,7 +282,8 @@ def _make_quantized(quant: str, form: str | None) -> Any:
         for row in range(start, stop, at.PANEL_ROWS):
             n_rows = min(at.PANEL_ROWS, end - row)
             out, out_row, bias = aside - row * 4, at.PANEL_ROWS * 4, args.bias
-            sixteen_rows(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch)
+            ahead = w + (row + at.PANEL_ROWS) * args.w_row
+            sixteen_rows(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch, ahead)
             for i in range(n):
                 c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
                 if n_rows == at.PANEL_ROWS:

@@ -129,7 +129,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_time
     has_tiles = tile_times is not no_tiles
 
     @v.forceinline
-    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch):
+    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, ahead):
         """16 rows from w times n tokens; c is (n, 16) with rows c_row bytes apart."""
         n_panels = (n_groups + at.PANEL_GROUPS - 1) // at.PANEL_GROUPS
         # equal parts, whole blocks
@@ -159,14 +159,14 @@ def make_sixteen_rows(multiply: Any) -> Any:
     """sixteen_rows: those from ``row`` on, at most n_out, times n tokens."""
 
     @v.forceinline
-    def sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, out, out_row, bias, scratch):
+    def sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, out, out_row, bias, scratch, ahead):
         if row + at.PANEL_ROWS <= n_out:
-            multiply(x, x_row, n, w + row * w_row, w_row, n_groups, out + row * 4, out_row, scratch)
+            multiply(x, x_row, n, w + row * w_row, w_row, n_groups, out + row * 4, out_row, scratch, ahead)
         else:
             # the last rows once more with some before them, summed aside: another thread may own those
             first = max(0, n_out - at.PANEL_ROWS)
             edge, edge_row = scratch + at.EDGE, at.PANEL_ROWS * 4
-            multiply(x, x_row, n, w + first * w_row, w_row, n_groups, edge, edge_row, scratch)
+            multiply(x, x_row, n, w + first * w_row, w_row, n_groups, edge, edge_row, scratch, ahead)
             for t in range(n):
                 for i in range(row - first, n_out - first):
                     v.store_f32(out + t * out_row + (first + i) * 4, v.load_f32(edge + t * edge_row + i * 4))

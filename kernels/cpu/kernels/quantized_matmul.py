@@ -9,6 +9,7 @@ multiply-add.
     a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
                    with AVX-512 VNNI transposed in registers (transposed_rows.py), on AVX2 some types (byte_columns.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
+                   with AVX-512 VNNI packed by transposition, 8 tokens at a time (transposed_panel.py)
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
     any number     strips of four rows as bytes, on Arm with dot products (byte_strips.py)
 
@@ -27,6 +28,7 @@ from edgellm.kernels.cpu.kernels import (
     panel,
     superblock_matmul,
     transposed_blocks,
+    transposed_panel,
     transposed_superblocks,
 )
 from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
@@ -167,6 +169,15 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
     else:
         times_few, has_copy_for_one = family.make_few_tokens(weights), True
     finish = family.make_finish(weights)
+    if form in DOT_BYTES and not has_tiles:
+        pack = transposed.make_pack(quant, weights)
+        multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)
+        return Cores(
+            transposed_panel.FEW,
+            prepare,
+            make_eight_rows(times_few, has_copy_for_one),
+            panel.make_sixteen_rows(multiply),
+        )
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     pack = family.make_pack(weights, family.make_store_pairs(weights))
     multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
@@ -180,12 +191,13 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
     few_tokens = _make_few_tokens(cores.eight_rows, cores.prepare)
 
     @v.forceinline
-    def many_tokens(op, args, n, scratch):
+    def many_tokens(op, args, n, n_threads, scratch):
         """Panels of 16 rows, taken from the op's work counter."""
         x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
         row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
         while row < n_out:
-            sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, args.out, args.out_row, args.bias, scratch)
+            ahead, bias = w + (row + n_threads * at.PANEL_ROWS) * w_row, args.bias
+            sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, args.out, args.out_row, bias, scratch, ahead)
             row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
 
     def matmul(op, step, thread, n_threads):
@@ -193,7 +205,7 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
         n = v.load_i64(step + args.row_kind)
         scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
         if n > few:
-            many_tokens(op, args, n, scratch)
+            many_tokens(op, args, n, n_threads, scratch)
         elif n > 0:
             few_tokens(op, args, n, thread, n_threads, scratch)
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from numba import types
 
 from edgellm.formats import levels
+from edgellm.kernels.cpu.kernels import transposed_panel
 from edgellm.kernels.cpu.kernels import transposed_rows as rows
 from edgellm.kernels.cpu.kernels.transposed_rows import bytes_of, columns_of_16, columns_of_32
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.layout import SUMS
+from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, SUMS
 from edgellm.kernels.cpu.weights.blocks import power_of_two
 
 LO = 32
@@ -246,3 +247,32 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
         return read(p, stride, header), d, minimum
 
     return make_times_few(Reads(begin, as_they_are, _dot, centre), weights)
+
+
+def make_pack(quant: str, weights: Any) -> Any:
+    """pack(p, stride, n_groups, half, scratch, ahead): as in block_matmul.py, for a panel of transposed_panel.py."""
+    factors, read, centre = TYPES[quant]
+    block_nbytes, has_min = weights.block_nbytes, weights.has_min
+    store, fetch = transposed_panel.make_store_words(centre), rows.make_fetch(block_nbytes, 0, 1)
+    one = v.make_const(v.i16x32, 1)
+
+    @v.forceinline
+    def pack(p, stride, n_groups, half, scratch, ahead):
+        words, scales, minima = scratch + PANEL + half * 64, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        for _ in range(n_groups):
+            header = rows.first_eight_bytes(p, stride)
+            d, minimum = factors(header)
+            z = read(p, stride, header)
+            fetch(ahead)
+            for m in range(4):
+                store(words + m * 128, z[m], one())
+            transposed_panel.store_floats(scales, d, half)
+            if has_min:
+                transposed_panel.store_floats(minima, minimum, half)
+            p += block_nbytes
+            ahead += 8 * block_nbytes
+            words += GROUP_NBYTES
+            scales += 64
+            minima += 64
+
+    return pack

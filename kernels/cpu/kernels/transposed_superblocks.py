@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from edgellm.formats import levels
+from edgellm.kernels.cpu.kernels import transposed_panel
 from edgellm.kernels.cpu.kernels import transposed_rows as rows
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS
 from edgellm.kernels.cpu.kernels.transposed_rows import (
@@ -22,7 +23,7 @@ from edgellm.kernels.cpu.kernels.transposed_rows import (
     make_shift,
 )
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.layout import RECORD_NBYTES, SUMS
+from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PANEL_SCALES, RECORD_NBYTES, SUMS
 from edgellm.kernels.cpu.weights import common
 
 LO, SUMS_32, SCALE, SUMS_16 = 256, 512, 536, 576
@@ -57,7 +58,7 @@ def _as_it_comes(value):
     return value
 
 
-def _make_for_tokens(n: int, add: Any, one_is_free: bool = False) -> Any:
+def _make_for_tokens(n: int, add: Any, one_is_free: bool) -> Any:
     """many(totals, z, x, x_row, scale): add(total, z, x, scale) for each of n tokens, whose records are x_row apart.
 
     ``one_is_free``: sums of one token may wait; types with many steps a group gain 5 % by it, Q4_K loses as much.
@@ -101,6 +102,65 @@ def _add_group_of_sixteenfold(total, z, x, scale):
 def _add_two_groups(total, z, x, scales):
     """The same for groups of 16 with a scale each."""
     return total + rows.dot_16(z[0], z[1], x, LO) * scales[0] + rows.dot_16(z[2], z[3], x + 16, LO) * scales[1]
+
+
+# ---- words of a panel in place of sums (transposed_panel.py) ---------------------------------------------------------
+
+
+def _make_packs(centre: int) -> dict[Any, Any]:
+    """What packs a group of 32 weights, for what multiplies it: pack(place, z, scale)."""
+    store = transposed_panel.make_store_words(centre)
+
+    @v.forceinline
+    def pack(place, z, scale):
+        words = transposed_panel.scale_words(scale)
+        for m in range(4):
+            store(place + m * 128, z[m], words)
+
+    @v.forceinline
+    def pack_sixteenfold(place, z, scale):
+        words, four = transposed_panel.scale_words(scale), _four()
+        for m in range(4):
+            store(place + m * 128, z[m] >> four, words)
+
+    @v.forceinline
+    def pack_two(place, z, scales):
+        first, second = transposed_panel.scale_words(scales[0]), transposed_panel.scale_words(scales[1])
+        store(place, z[0], first)
+        store(place + 128, z[1], first)
+        store(place + 256, z[2], second)
+        store(place + 384, z[3], second)
+
+    return {_add_group: pack, _add_group_of_sixteenfold: pack_sixteenfold, _add_two_groups: pack_two}
+
+
+class Work(NamedTuple):
+    """What is done with weights: ``make(add, one_is_free)`` of each group, whose places are ``step`` bytes apart."""
+
+    make: Any
+    step: int
+
+
+def _sums_of(n: int) -> Work:
+    """Sums of n = 1, 2 or 4 tokens; places are activations."""
+    return Work(lambda add, one_is_free=False: _make_for_tokens(n, add, one_is_free), 32)
+
+
+def _words(centre: int) -> Work:
+    """Words of a panel; places are there, and ``x_row`` is nothing."""
+    packs = _make_packs(centre)
+
+    def make(add: Any, one_is_free: bool = False) -> Any:
+        pack = packs[add]
+
+        @v.forceinline
+        def store(totals, z, place, x_row, scale):
+            pack(place, z, scale)
+            return totals
+
+        return store
+
+    return Work(make, GROUP_NBYTES)
 
 
 # ---- the types -------------------------------------------------------------------------------------------------------
@@ -169,11 +229,12 @@ def _make_k_block(block_nbytes: int, quants: int, fifth_bits: Any, make_pair: An
     return block
 
 
-def _make_q4_k(n: int, block_nbytes: int) -> Any:
-    add, add_high = _make_for_tokens(n, _add_group), _make_for_tokens(n, _add_group_of_sixteenfold)
+def _make_q4_k(work: Work, block_nbytes: int) -> Any:
+    add, add_high = work.make(_add_group), work.make(_add_group_of_sixteenfold)
 
     def make_pair(k: int) -> Any:
-        scale, next_scale, at = _spread[2 * k], _spread[2 * k + 1], 64 * k
+        scale, next_scale = _spread[2 * k], _spread[2 * k + 1]
+        at, next_at = 2 * k * work.step, (2 * k + 1) * work.step
 
         @v.forceinline
         def pair(totals, z, bits, x, x_row, scales):
@@ -181,18 +242,19 @@ def _make_q4_k(n: int, block_nbytes: int) -> Any:
             a = (z[0] & low, z[1] & low, z[2] & low, z[3] & low)
             totals = add(totals, a, x + at, x_row, scale(scales))
             b = (z[0] & high, z[1] & high, z[2] & high, z[3] & high)
-            return add_high(totals, b, x + at + 32, x_row, next_scale(scales))
+            return add_high(totals, b, x + next_at, x_row, next_scale(scales))
 
         return pair
 
     return _make_k_block(block_nbytes, 16, _no_bits, make_pair)
 
 
-def _make_q5_k(n: int, block_nbytes: int) -> Any:
-    add = _make_for_tokens(n, _add_group)
+def _make_q5_k(work: Work, block_nbytes: int) -> Any:
+    add = work.make(_add_group)
 
     def make_pair(k: int) -> Any:
-        scale, next_scale, at = _spread[2 * k], _spread[2 * k + 1], 64 * k
+        scale, next_scale = _spread[2 * k], _spread[2 * k + 1]
+        at, next_at = 2 * k * work.step, (2 * k + 1) * work.step
         fifth, next_fifth = make_shift(4 - 2 * k), make_shift(3 - 2 * k)
 
         @v.forceinline
@@ -208,19 +270,19 @@ def _make_q5_k(n: int, block_nbytes: int) -> Any:
             a = (low_of(z[0], bits[0]), low_of(z[1], bits[1]), low_of(z[2], bits[2]), low_of(z[3], bits[3]))
             totals = add(totals, a, x + at, x_row, scale(scales))
             b = (high_of(z[0], bits[0]), high_of(z[1], bits[1]), high_of(z[2], bits[2]), high_of(z[3], bits[3]))
-            return add(totals, b, x + at + 32, x_row, next_scale(scales))
+            return add(totals, b, x + next_at, x_row, next_scale(scales))
 
         return pair
 
     return _make_k_block(block_nbytes, 48, columns_of_32, make_pair)
 
 
-def _make_q6_k(n: int, block_nbytes: int) -> Any:
-    add = _make_for_tokens(n, _add_two_groups, one_is_free=True)
+def _make_q6_k(work: Work, block_nbytes: int) -> Any:
+    add = work.make(_add_two_groups, one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
 
     def make_group(g: int) -> Any:
-        k, at = g % 4, 32 * g
+        k, at = g % 4, g * work.step
         first, second = _spread_signed[2 * k], _spread_signed[2 * k + 1]
         nibble, pair = make_shift(-(k // 2 * 4)), make_shift(4 - 2 * k)
 
@@ -259,14 +321,14 @@ def _make_q6_k(n: int, block_nbytes: int) -> Any:
     return block
 
 
-def _make_q2_q3_k(n: int, block_nbytes: int, quants: int, third_bits: Any, header: Any, spread: list[Any]) -> Any:
+def _make_q2_q3_k(work: Work, block_nbytes: int, quants: int, third_bits: Any, header: Any, spread: list[Any]) -> Any:
     """The block of Q2_K and Q3_K: bit pairs from byte ``quants`` on, sixteen sub-scales, and minima or a third bit."""
-    add = _make_for_tokens(n, _add_two_groups, one_is_free=True)
+    add = work.make(_add_two_groups, one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
     has_third_bit = third_bits is not _no_bits
 
     def make_group(g: int) -> Any:
-        first, second, at = spread[2 * g % 8], spread[2 * g % 8 + 1], 32 * g
+        first, second, at = spread[2 * g % 8], spread[2 * g % 8 + 1], g * work.step
         pair, third = make_shift(-2 * (g % 4)), make_shift(2 - g)
 
         @v.forceinline
@@ -324,12 +386,12 @@ def _q3_k_header(p, stride):
     return both, both, _low_half(last >> _forty_eight()), v.zero_f32x8()
 
 
-def _make_q2_k(n: int, block_nbytes: int) -> Any:
-    return _make_q2_q3_k(n, block_nbytes, 16, _no_bits, _q2_k_header, _spread)
+def _make_q2_k(work: Work, block_nbytes: int) -> Any:
+    return _make_q2_q3_k(work, block_nbytes, 16, _no_bits, _q2_k_header, _spread)
 
 
-def _make_q3_k(n: int, block_nbytes: int) -> Any:
-    return _make_q2_q3_k(n, block_nbytes, 32, columns_of_32, _q3_k_header, _spread_signed)
+def _make_q3_k(work: Work, block_nbytes: int) -> Any:
+    return _make_q2_q3_k(work, block_nbytes, 32, columns_of_32, _q3_k_header, _spread_signed)
 
 
 _IQ4_CENTRE = 128
@@ -354,12 +416,12 @@ def _iq4_xs_header(p, stride):
     return _less_32(low | (high << _four())), _low_half(header)
 
 
-def _make_iq4_xs(n: int, block_nbytes: int) -> Any:
-    add = _make_for_tokens(n, _add_group, one_is_free=True)
+def _make_iq4_xs(work: Work, block_nbytes: int) -> Any:
+    add = work.make(_add_group, one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
 
     def make_group(g: int) -> Any:
-        scale, at = _spread_signed[g], 32 * g
+        scale, at = _spread_signed[g], g * work.step
 
         @v.forceinline
         def group(totals, z0, z1, x, x_row, scales):
@@ -396,7 +458,7 @@ def _make_iq4_xs(n: int, block_nbytes: int) -> Any:
 
 
 class Transposed(NamedTuple):
-    """How a type's super-blocks are read: ``make_block(n tokens, its bytes)``; ``centre`` was added to its weights."""
+    """How a type's super-blocks are read: ``make_block(work, its bytes)``; ``centre`` was added to its weights."""
 
     make_block: Any
     centre: int = 0
@@ -475,7 +537,7 @@ def _times_sums_of_32(x, numbers):
 def _make_step(quant: str, weights: Any, n: int) -> Any:
     """step(p, stride, x, x_row, sums, ahead): the float32 sums of n tokens go on with a super-block of eight rows."""
     make_block, centre = TYPES[quant]
-    block, has_min = make_block(n, weights.block_nbytes), weights.n_minima > 0
+    block, has_min = make_block(_sums_of(n), weights.block_nbytes), weights.n_minima > 0
     times_sums = _times_sums_of_32 if weights.n_minima == GROUPS else _times_sums_of_16
     centre_bits = v.make_const(v.i32x16, centre.bit_length() - 1)  # a power of two
 
@@ -529,3 +591,62 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
             ahead += 8 * block_nbytes
 
     return few_tokens
+
+
+def _make_store_minima(has_halves: bool) -> Any:
+    """store(numbers, out, half): minima of eight rows, for 16 rows each: whole ones of groups, then half ones."""
+
+    def make_store(g: int) -> Any:
+        which, low, high = 2 * g // 8, _spread[2 * g % 8], _spread[2 * g % 8 + 1]
+        only = _spread[g]
+
+        @v.forceinline
+        def store_two(numbers, out, half):
+            first, second = low(numbers[which]), high(numbers[which])
+            transposed_panel.store_numbers(out + g * 64, second, half)
+            transposed_panel.store_numbers(out + GROUPS * 64 + g * 64, first - second, half)
+
+        @v.forceinline
+        def store_one(numbers, out, half):
+            transposed_panel.store_numbers(out + g * 64, only(numbers[0]), half)
+
+        return store_two if has_halves else store_one
+
+    store0, store1, store2, store3, store4, store5, store6, store7 = (make_store(g) for g in range(GROUPS))
+
+    @v.forceinline
+    def store(numbers, out, half):
+        store0(numbers, out, half)
+        store1(numbers, out, half)
+        store2(numbers, out, half)
+        store3(numbers, out, half)
+        store4(numbers, out, half)
+        store5(numbers, out, half)
+        store6(numbers, out, half)
+        store7(numbers, out, half)
+
+    return store
+
+
+def make_pack(quant: str, weights: Any) -> Any:
+    """pack(p, stride, n_groups, half, scratch, ahead): as in superblock_matmul.py, for transposed_panel.py."""
+    make_block, centre = TYPES[quant]
+    block_nbytes, has_min = weights.block_nbytes, weights.n_minima > 0
+    block, store_minima = make_block(_words(centre), block_nbytes), _make_store_minima(weights.n_minima > GROUPS)
+
+    @v.forceinline
+    def pack(p, stride, n_groups, half, scratch, ahead):
+        words, factors, minima = scratch + PANEL + half * 64, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        for _ in range(n_groups // GROUPS):
+            _, numbers, d, minus_dmin = block(p, stride, words, 0, ahead)
+            transposed_panel.store_floats(factors, d, half)
+            if has_min:
+                transposed_panel.store_floats(factors + 64, minus_dmin, half)
+                store_minima(numbers, minima, half)
+            p += block_nbytes
+            ahead += 8 * block_nbytes
+            words += GROUPS * GROUP_NBYTES
+            factors += 128
+            minima += GROUPS * 128
+
+    return pack
