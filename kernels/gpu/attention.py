@@ -33,7 +33,7 @@ def store_kv(low: Lowering, op: StoreKV) -> None:
     bound = bindings(3, [("k", k.buffer, "r"), ("v", v.buffer, "r")])
     widest = layer.n_kv_heads * max(layer.head_dim_k, layer.head_dim_v)
     low.emit(
-        source("store_kv", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"), **bound.names),
+        source("store_kv", BINDINGS=bound.text, PUT=sources.puts("keys", "values"), **bound.names),
         [low.step, keys.buffer, values.buffer, *bound.buffers], "rww" + bound.kinds, (blocks(widest), low.n(k), 1),
         layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, low.there.program.table_of(op.layer),
         k.at, k.row, v.at, v.row,

@@ -32,15 +32,13 @@ def route(low: Lowering, op: Route) -> None:
     times = " * scales[ids[p.ids_at + g.x * p.ids_row + k]]" if op.scales is not None else ""
     buffers = [x.buffer, ids.buffer, y.buffer, *(low.vector(name) for name, _ in names)]
     kinds, grid, places = "rww" + "r" * len(names), (low.n(x), 1, 1), (x.at, x.row, ids.at, ids.row, y.at, y.row)
-    if op.by_logits and op.factor == 1.0:
-        text = source("route", KEYS=sources.text("keys"), SCALES=declared, TIMES=times)
-        low.emit(text, buffers, kinds, grid, x.width, ids.width, int(op.over == "all"), *places)
-        return
     softmax = {"SCORE": "exp(x[begin + i] - largest) / whole", "WEIGHT": "exp(x[begin + i] - largest)",
                "WHOLE": "whole", "LEAST": "0.0"}  # fmt: skip
     sigmoid = {"SCORE": "logistic(x[begin + i])", "WEIGHT": "logistic(x[begin + i])", "WHOLE": "1.0", "LEAST": "1e-20"}
+    if op.by_logits:
+        softmax["SCORE"] = "x[begin + i]"
     text = source(
-        "route_scores", KEYS=sources.text("keys"), VECTORS=declared, TIMES=times, N=x.width,
+        "route", KEYS=sources.text("keys"), VECTORS=declared, TIMES=times, N=x.width,
         BIASED=" + bias[i]" if op.bias is not None else "", **(sigmoid if op.scores == "sigmoid" else softmax),
     )  # fmt: skip
     low.emit(

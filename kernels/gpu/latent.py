@@ -84,7 +84,7 @@ def _to_cache(low: Lowering, split: SplitHeads, found: _Latent) -> None:
     of_heads(low, found.product, x, whole, y, latent + rot)
     bound = bindings(3, [("x", x.buffer, "r"), ("y", y.buffer, "w"), ("k", k.buffer, "r")])
     low.emit(
-        source("latent_to_cache", BINDINGS=bound.text, HALF_BITS=sources.text("half_bits"),
+        source("latent_to_cache", BINDINGS=bound.text, PUT=sources.puts("kept"),
                ROTATE=sources.text("rotate"), ROT=rot, **bound.names),
         [low.step, low.there.pool.arrays[found.store.layer][0].buffer, low.vector(found.norm.weight), *bound.buffers],
         "rwr" + bound.kinds, (n_heads + 1, low.n(x), 1), n_heads, whole, split.head_dim, latent, rope.n_dims // 2,

@@ -337,7 +337,7 @@ def _heads_to_cache(low: Lowering) -> bool:
     low.n_taken = len(norms) + 3
     low.emit(
         source("heads_to_cache", BINDINGS=bound.text + vector(3 + len(bound.buffers), "w") * bool(norms), NORM=norm,
-               HALF_BITS=sources.text("half_bits"), ROTATE=sources.text("rotate"), DIM_K=layer.head_dim_k,
+               PUT=sources.puts("keys", "values"), ROTATE=sources.text("rotate"), DIM_K=layer.head_dim_k,
                **bound.names),
         [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
         (heads + 2 * layer.n_kv_heads, low.n(q), 1),

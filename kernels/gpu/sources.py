@@ -70,9 +70,13 @@ def _trees() -> dict[str, str]:
 def weights(quant: str) -> str:
     """The functions that read a type: ``head(r, j)`` of 32 weights of a row, and ``quad(r, head, i)``, four of them."""
     name = quant.lower()
-    if name not in _CODES:
-        return text("words") + text(f"weights/{name}")
-    return text("words") + source(f"weights/{name}", LEVELS=levels_of(name))
+    levels_text = levels_of(name) if name in _CODES else ""
+    return text("words") + source(f"weights/{name}", LEVELS=levels_text, SCALES=text("k_scales"))
+
+
+def puts(*arrays: str) -> str:
+    """Functions that put a float32 as float16 into arrays of words."""
+    return text("half_bits") + "".join(source("put_half", ARRAY=array) for array in arrays)
 
 
 def levels_of(name: str) -> str:
@@ -89,7 +93,12 @@ def _store(epilogue: str) -> str:
 
 
 _BIAS = "@group(0) @binding(3) var<storage, read> bias: array<f32>;"
-_UNPACK = "\n    ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(8))
+
+
+def _tile_sums(x: str) -> str:
+    """The sums of a tile; ``x`` is where column c of it begins."""
+    unpack = "\n  ".join(f"ws[t * 9u + {i}u] = quad(r, h, {i}u);" for i in range(8))
+    return source("tile_sums", SLICES=SLICES, UNPACK=unpack, INPUT=x).replace("\n", "\n  ").rstrip()
 
 
 @functools.cache
@@ -110,7 +119,8 @@ def matmul(quant: str, columns: int, epilogue: str = "set", activation: str = ""
 def matmul_tiles(quant: str, epilogue: str) -> str:
     """The same product for many columns."""
     return source(
-        "matmul_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=_UNPACK, STORE=_store(epilogue),
+        "matmul_tiles", WEIGHTS=weights(quant), STORE=_store(epilogue),
+        TILE_SUMS=_tile_sums("p.x_at + min(c0 + c, p.m - 1u) * p.x_row"),
         BIAS=_BIAS if "bias" in epilogue else "",
     )  # fmt: skip
 
@@ -152,7 +162,7 @@ def expert_tiles(quant: str, *, has_bias: bool, of_heads: bool) -> str:
     let slot = expert;""",
         )
     return source(
-        "expert_tiles", WEIGHTS=weights(quant), SLICES=SLICES, UNPACK=_UNPACK, TILE=tile, PAIR=pair,
+        "expert_tiles", WEIGHTS=weights(quant), TILE_SUMS=_tile_sums("inputs[c]"), TILE=tile, PAIR=pair,
         MORE=_more("" if of_heads else "groups", has_bias),
         SUM="sum + bias[of_expert + p.first - p.begin + out]" if has_bias else "sum",
     )  # fmt: skip

@@ -26,28 +26,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let of_expert = expert * p.of_one + p.begin - p.first;
   let mine = of_expert + min(g.x * 64u + t, p.n_out - 1u);
   let r = row_base(select(0u, mine, mine < p.n));
-  let per = (p.pieces + $SLICES - 1u) / $SLICES;
-  var acc: array<f32, 32>;
-  var sum: array<f32, 32>;
-  for (var i = 0u; i < 32u; i++) { acc[i] = 0.0; sum[i] = 0.0; }
-  for (var j = 0u; j < p.pieces; j++) {
-    let h = head(r, j);
-    $UNPACK
-    for (var i = t; i < 256u; i += 64u) {
-      xs[(i >> 3u) * 9u + (i & 7u)] = x[inputs[i >> 3u] + j * 8u + (i & 7u)];
-    }
-    workgroupBarrier();
-    for (var i = 0u; i < 8u; i++) {
-      for (var a = 0u; a < 8u; a++) {
-        let v = ws[(tx + 8u * a) * 9u + i];
-        for (var c = 0u; c < 4u; c++) { acc[a * 4u + c] = mac(acc[a * 4u + c], v, xs[(ty + 8u * c) * 9u + i]); }
-      }
-    }
-    if ((j + 1u) % per == 0u || j + 1u == p.pieces) {
-      for (var i = 0u; i < 32u; i++) { sum[i] += acc[i]; acc[i] = 0.0; }
-    }
-    workgroupBarrier();
-  }
+  $TILE_SUMS
   for (var a = 0u; a < 8u; a++) {
     for (var c = 0u; c < 4u; c++) {
       let out = g.x * 64u + tx + 8u * a;

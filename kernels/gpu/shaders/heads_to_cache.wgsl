@@ -7,7 +7,7 @@ struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacen
 $BINDINGS
 var<immediate> p: P;
 var<workgroup> head: array<f32, $DIM_K>;
-$HALF_BITS
+$PUT
 $TOTAL
 $ROTATE
 @compute @workgroup_size(64)
@@ -20,9 +20,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     let kv = g.x - p.heads - p.kv_heads;
     for (var d = t; d < p.dim_v; d += 64u) {
       let e = ((block * p.kv_heads + kv) * 32u + o) * p.dim_v + d;
-      let shift = 16u * (e & 1u);
-      atomicAnd(&values[e / 2u], ~(0xffffu << shift));
-      atomicOr(&values[e / 2u], half_bits($v[p.v_at + token * p.v_row + kv * p.dim_v + d]) << shift);
+      put_values(e, $v[p.v_at + token * p.v_row + kv * p.dim_v + d]);
     }
     return;
   }
@@ -40,10 +38,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     return;
   }
   for (var d = t; d < p.dim_k; d += 64u) {
-    let e = ((block * p.kv_heads + kv) * p.dim_k + d) * 32u + o;
-    let shift = 16u * (e & 1u);
-    atomicAnd(&keys[e / 2u], ~(0xffffu << shift));
-    atomicOr(&keys[e / 2u], half_bits(head[d]) << shift);
+    put_keys(((block * p.kv_heads + kv) * p.dim_k + d) * 32u + o, head[d]);
   }
 }
 $STEP

@@ -7,7 +7,7 @@ struct P { heads: u32, whole: u32, plain: u32, latent: u32, half: u32, adjacent:
 $BINDINGS
 var<immediate> p: P;
 var<workgroup> head: array<f32, $ROT>;
-$HALF_BITS
+$PUT
 $TOTAL
 $ROTATE
 @compute @workgroup_size(64)
@@ -30,12 +30,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let factor = 1.0 / sqrt(total(sum, t) / f32(p.latent) + p.eps);
   let at = position_of(token);
   let e = (table_entry(p.group, token, at / 32u) * 32u + at % 32u) * (p.latent + $ROT);
-  for (var d = t; d < p.latent; d += 64u) { put(e + d, $k[k + d] * factor * w[d]); }
-  for (var d = t; d < $ROT; d += 64u) { put(e + p.latent + d, head[d]); }
-}
-fn put(e: u32, x: f32) {
-  let shift = 16u * (e & 1u);
-  atomicAnd(&kept[e / 2u], ~(0xffffu << shift));
-  atomicOr(&kept[e / 2u], half_bits(x) << shift);
+  for (var d = t; d < p.latent; d += 64u) { put_kept(e + d, $k[k + d] * factor * w[d]); }
+  for (var d = t; d < $ROT; d += 64u) { put_kept(e + p.latent + d, head[d]); }
 }
 $STEP

@@ -16,29 +16,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u
   let tx = t & 7u;
   let ty = t >> 3u;
   let r = row_base(min(r0 + t, p.end - 1u));
-  let per = (p.pieces + $SLICES - 1u) / $SLICES;
-  var acc: array<f32, 32>;
-  var sum: array<f32, 32>;
-  for (var i = 0u; i < 32u; i++) { acc[i] = 0.0; sum[i] = 0.0; }
-  for (var j = 0u; j < p.pieces; j++) {
-    let h = head(r, j);
-    $UNPACK
-    for (var i = t; i < 256u; i += 64u) {
-      let c = min(c0 + (i >> 3u), p.m - 1u);
-      xs[(i >> 3u) * 9u + (i & 7u)] = x[p.x_at + c * p.x_row + j * 8u + (i & 7u)];
-    }
-    workgroupBarrier();
-    for (var i = 0u; i < 8u; i++) {
-      for (var a = 0u; a < 8u; a++) {
-        let v = ws[(tx + 8u * a) * 9u + i];
-        for (var c = 0u; c < 4u; c++) { acc[a * 4u + c] = mac(acc[a * 4u + c], v, xs[(ty + 8u * c) * 9u + i]); }
-      }
-    }
-    if ((j + 1u) % per == 0u || j + 1u == p.pieces) {
-      for (var i = 0u; i < 32u; i++) { sum[i] += acc[i]; acc[i] = 0.0; }
-    }
-    workgroupBarrier();
-  }
+  $TILE_SUMS
   for (var a = 0u; a < 8u; a++) {
     for (var c = 0u; c < 4u; c++) {
       let row = r0 + tx + 8u * a;
