@@ -155,6 +155,36 @@ def test_runs_of_steps_draw_the_tokens_of_steps_with_all_logits(programs: dict[s
     executor.close()
 
 
+@pytest.mark.parametrize("model", ["lfm2", "qwen35"])
+def test_a_run_leaves_the_states_of_the_steps_that_count(model: str, programs: dict[str, Program], name: str) -> None:
+    program, lengths = programs[model], [9, 1, 6]
+    executor = opened(program, name, 2)
+    group = next(i for i, one in enumerate(program.groups) if one.kind == "state")
+    executor.run(sequences(program, lengths, [0] * 3, N_BLOCKS))
+
+    def into(first: int) -> Batch:
+        """The next token of each sequence, whose state goes to slots of its own."""
+        batch = replace(sequences(program, [1] * 3, lengths, N_BLOCKS), tokens=np.array([9, 10, 11], np.int32))
+        slots = np.array([[i, first + i] for i in range(3)], np.int32)
+        return replace(batch, tables=tuple(slots if i == group else t for i, t in enumerate(batch.tables)))
+
+    batch, tokens = into(3), list[list[int]]()
+    for _ in range(5):
+        tokens.append(executor.run(batch).argmax(axis=1).tolist())
+        batch = batch.onward(tokens[-1], program.groups)
+    spec = DrawSpec((Link("temperature", 0.0),), 1, 1)
+    draws = [executor.draw.open(spec, np.random.default_rng(0)) for _ in range(3)]
+    assert executor.decode_together(into(6), 5, draws, [[]] * 3) == [5] * 3
+    assert [draw.tokens(5) for draw in draws] == [list(one) for one in zip(*tokens, strict=True)]
+    for i in range(3):
+        assert executor.pool.read_block(group, 6 + i) == executor.pool.read_block(group, 3 + i)
+    again = into(9).again([[9, 10, 11], *tokens], [5, 0, 2])
+    assert again.positions.tolist() == [*range(9, 14), 6, 7] and again.sequences.tolist() == [0] * 5 + [2] * 2
+    executor.run(again)
+    assert executor.pool.read_block(group, 9) == executor.pool.read_block(group, 3), "the same bits in one step"
+    executor.close()
+
+
 def test_what_has_no_shader_is_computed_by_the_cpu(
     programs: dict[str, Program], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
