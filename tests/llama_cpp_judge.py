@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,17 @@ for prompt in prompts:  # the server is silent about tokens that are no whole le
 print("ANSWER", json.dumps({"text": text, "rows": rows}))
 """
 
+_EMBEDDING = """
+import json, sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.embedding, params.warmup = sys.argv[1], True, False
+params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 256, 256, 256, 1
+params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+server = xllamacpp.Server(params)
+told = server.handle_embeddings({"input": sys.argv[2], "model": "x"})
+print("ANSWER", json.dumps(told["data"][0]["embedding"]))
+"""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,13 +68,21 @@ def llama_cpp_answer(
     letter   the id of any token that is a letter
     loras    files of adapters, and their scales
     """
-    if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("llama.cpp is the judge: pip install xllamacpp")
-    command = [sys.executable, "-c", _PROGRAM, str(path), *map(json.dumps, (prompts, n_vocab, letter))]
-    command.append(json.dumps([(str(lora), scale) for lora, scale in loras]))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
-    assert lines, done.stderr[-2000:]
-    found = json.loads(lines[0].removeprefix("ANSWER "))
+    adapters = [(str(lora), scale) for lora, scale in loras]
+    found = _told(_PROGRAM, str(path), *map(json.dumps, (prompts, n_vocab, letter, adapters)))
     assert all([token for token, _ in row] == list(range(n_vocab)) for row in found["rows"])
     return Answer(found["text"], np.array(found["rows"])[:, :, 1])
+
+
+def llama_cpp_vector(path: Path, text: str) -> np.ndarray:
+    """The mean of the rows of a text, of length 1; skips the test where llama.cpp is not installed."""
+    return np.array(_told(_EMBEDDING, str(path), text))
+
+
+def _told(program: str, *arguments: str) -> Any:
+    if importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("llama.cpp is the judge: pip install xllamacpp")
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    assert lines, done.stderr[-2000:]
+    return json.loads(lines[0].removeprefix("ANSWER "))

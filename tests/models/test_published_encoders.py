@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoint_folders import edit_json, save_tensors
 from encoder_tokenizers import BERT_VOCAB, save_unigram, save_word_piece
+from llama_cpp_judge import llama_cpp_vector
 from test_encoders import batch_of, nmse
 
 import edgellm
@@ -274,29 +273,14 @@ def test_states_are_those_of_the_published_equations_alone_and_among_others(
             executor.close()
 
 
-PROGRAM = """
-import json, sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.embedding, params.warmup = sys.argv[1], True, False
-params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 256, 256, 256, 1
-server = xllamacpp.Server(params)
-told = server.handle_embeddings({"input": sys.argv[2], "model": "x"})
-print("VECTOR", json.dumps(told["data"][0]["embedding"]))
-"""
-
-
 def test_llama_cpp_makes_the_same_vector_of_a_text(converted: tuple[str, Tensors, Path]) -> None:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is the judge")
     name, _, path = converted
     if not MODELS[name][2]:
         pytest.skip("llama.cpp leaves out the bias of experts")
     text = "the license of any work and the end"
-    done = subprocess.run([sys.executable, "-c", PROGRAM, path, text], capture_output=True, text=True, timeout=120)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("VECTOR ")]
-    assert lines, done.stderr[-2000:]
+    judge = llama_cpp_vector(path, text)
     with edgellm.load(path, executor="reference") as llm:
         vector = llm.embed([text])[0]
-    judge = np.array(json.loads(lines[0].removeprefix("VECTOR ")))
     assert vector @ judge / np.linalg.norm(judge) > 1 - 1e-5  # its curve of GELU is the other one, in float16
 
 
