@@ -43,7 +43,7 @@ class FileMap(mmap.mmap):
         """EdgeLLMError ``MODEL_FILE_CHANGED`` once the file is shorter than it was: nothing read of it counts then."""
         if bus_error.was_cut(self._slot) or (not self.closed and self.size() < len(self)):
             raise EdgeLLMError(
-                f"{self.path}: the file was cut short, or could not be read, while it was in use, so nothing that was "
+                f"{self.path.name}: the file was cut short, or could not be read, while it was in use, so nothing "
                 "computed from it counts. Let no other program write to it, and load it again when it is whole.",
                 code="MODEL_FILE_CHANGED",
             )

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgellm import loading
 from edgellm.formats.errors import EdgeLLMError, ModelNotFoundError, UnsupportedError
@@ -35,6 +35,7 @@ VECTOR_MODELS: Sequence[loading.Kind] = ("embedding", "chat")
 RERANKERS: Sequence[loading.Kind] = ("rerank",)
 """The kinds of models that a request may mean which names none, the likeliest first."""
 
+T = TypeVar("T")
 Load = Callable[["ModelEntry"], "LLM"]
 
 
@@ -197,7 +198,7 @@ class Models:
     async def facts(self, entry: ModelEntry) -> ModelFacts:
         """What the header of its file says, and the context that this server gives it."""
         if entry.facts is None:
-            entry.facts = await asyncio.to_thread(self._read_facts, entry)
+            entry.facts = await _of_file(entry, self._read_facts)
         return entry.facts
 
     def _read_facts(self, entry: ModelEntry) -> ModelFacts:
@@ -230,9 +231,16 @@ class Models:
         """A loaded model for as long as the block takes; nobody closes it meanwhile. Raises what loading raises."""
         entry = await self.find(name, kinds)
         entry.leases += 1
+        llm = None
         try:
             await self._loaded(entry)
+            llm = entry.llm
             yield entry
+        except EdgeLLMError as error:
+            if error.code == "MODEL_FILE_CHANGED" and entry.llm is llm:  # it answers no more; the next request loads it
+                entry.facts = None
+                await self.unload(entry)
+            raise
         finally:
             entry.leases -= 1
             for notice in getattr(entry.llm, "take_notices", list)():
@@ -255,7 +263,7 @@ class Models:
             facts = await self.facts(entry)
             await self._make_room(entry, facts.need_nbytes - PROCESS_NBYTES, facts.device_nbytes)
             started = time.monotonic()
-            llm = await asyncio.to_thread(self._load, entry)
+            llm = await _of_file(entry, self._load)
             llm.engine.scheduler.interactive = self.interactive
             if entry.lora is not None:
                 llm.set_adapters(entry.lora)
@@ -327,6 +335,17 @@ class Models:
         """Free all of them."""
         for entry in self.loaded():
             await self.unload(entry)
+
+
+async def _of_file(entry: ModelEntry, read: Callable[[ModelEntry], T]) -> T:
+    """What is read of its file, on a thread. ServerError not_found for one that is gone: its place is no client's."""
+    try:
+        return await asyncio.to_thread(read, entry)
+    except ModelNotFoundError:
+        if entry.path.exists():
+            raise
+        said = f"model: the file of {entry.name!r} is gone. Bring it back, or ask for another model."
+        raise ServerError("not_found", said, "model") from None
 
 
 def _rank(entry: ModelEntry, kinds: Sequence[loading.Kind]) -> int:

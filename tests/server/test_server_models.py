@@ -19,7 +19,7 @@ from tiny_models import write_tiny_model
 import edgellm
 from edgellm.adapters.loading import AdapterChoice
 from edgellm.cli import main
-from edgellm.formats.errors import ModelNotFoundError
+from edgellm.formats.errors import EdgeLLMError, ModelNotFoundError
 from edgellm.llm import LLM
 from edgellm.loading import LoadOptions, open_model
 from edgellm.memory import PROCESS_NBYTES, MemoryNeed
@@ -92,6 +92,29 @@ def test_a_model_that_answers_is_not_closed_and_the_other_waits_for_it() -> None
         return order
 
     assert asyncio.run(talk()) == ["a in", "a out", "b in", "b out"]
+
+
+def test_a_model_whose_file_was_cut_short_is_loaded_anew_by_the_next_request() -> None:
+    shelf = Shelf({"a": 1})
+    with client_of(shelf.server) as client:
+        assert ask(client, "a") == "I am a."
+        (one,) = shelf.models.loaded()
+        one.leased.executor.fail = EdgeLLMError("a.gguf: the file was cut short.", code="MODEL_FILE_CHANGED")  # type: ignore[attr-defined]
+        cut = client.post(CHAT, json={"model": "a", "messages": [*HELLO, *HELLO]})
+        assert cut.status_code == 500 and "cut short" in cut.json()["error"]["message"]
+        assert shelf.loaded() == set()
+        one.facts = replace(SCRIPTED, need_nbytes=PROCESS_NBYTES)
+        assert ask(client, "a") == "I am a." and shelf.loads == ["a", "a"]
+
+
+def test_a_model_whose_file_is_gone_is_not_found_and_its_place_is_not_told(tmp_path: Path) -> None:
+    path = tmp_path / "secret" / "m.gguf"
+    gone = ModelEntry(("m",), path)
+    known = ModelEntry(("known",), path, facts=SCRIPTED)
+    with client_of(Server(Models([gone, known]))) as client:
+        for name in ("m", "known"):
+            reply = client.post(CHAT, json={"model": name, "messages": HELLO})
+            assert reply.status_code == 404 and "secret" not in reply.text and repr(name) in reply.text
 
 
 def test_an_idle_model_is_closed_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
