@@ -6,9 +6,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.stop import StopMatcher
@@ -18,6 +29,8 @@ if TYPE_CHECKING:
     from edgellm.engine.requests import FinishReason, GeneratedToken, Timings
     from edgellm.sampling import Sampler
     from edgellm.tokenizer import Tokenizer
+
+Item = TypeVar("Item")
 
 
 class TokenLogprob(NamedTuple):
@@ -178,8 +191,61 @@ class TextStream:
         return known(generated.token, generated.choice.logprob, top)
 
 
-class ChunkStream:
-    """The chunks of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work.
+class AnswerStream(Generic[Item]):
+    """What is read of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work.
+
+    prompt     the ids that the answer goes on from
+    progress   of the prompt is read, too, and not given to a function of ``options``
+
+    What runs does not know this object, so that it ends with its last owner.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        sampler: Sampler,
+        options: Mapping[str, Any],
+        read: Callable[[Any], Iterator[Item]],
+        ends: Callable[[Item], bool],
+        *,
+        progress: bool = False,
+    ) -> None:
+        self.prompt, self._sampler = ids, sampler
+        take, atake = (engine.items, engine.aitems) if progress else (engine.generate, engine.agenerate)
+        self._items = _run(partial(take, ids, sampler, **options), read, ends)
+        self._begin_asynchronous = partial(_arun, partial(atake, ids, sampler, **options), read, ends)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Item:
+        return next(self._items)
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self.asynchronous()
+
+    def asynchronous(self) -> AsyncGenerator[Item, None]:
+        """The same as an asynchronous generator."""
+        return self._begin_asynchronous()
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a part in the tokens."""
+        params = self._sampler.params  # the last two are of answers that are denoised
+        return not self._sampler.greedy or params.diffusion_alg_temp > 0 or params.diffusion_algorithm in (0, 3)
+
+    def begin_with(self, tokens: Sequence[int]) -> None:
+        """The answer begins with these, of an earlier run: read, and not drawn. To be said before anything is taken."""
+        self._sampler.begins = tuple(tokens)
+
+    def close(self) -> None:
+        """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
+        self._items.close()
+
+
+class ChunkStream(AnswerStream[GenerationChunk]):
+    """The chunks of one answer.
 
     parse   makes an object of the whole text, where a form was asked for
     """
@@ -190,59 +256,30 @@ class ChunkStream:
         ids: Sequence[int],
         sampler: Sampler,
         text: TextStream,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
         parse: Callable[[str], Any] | None = None,
     ) -> None:
+        super().__init__(engine, ids, sampler, options, text.chunks, lambda chunk: chunk.finish_reason is not None)
         self.parse = parse
-        self._arguments = engine, ids, sampler, text, options
-        self._chunks = _run(*self._arguments)
-
-    def __iter__(self) -> ChunkStream:
-        return self
-
-    def __next__(self) -> GenerationChunk:
-        return next(self._chunks)
-
-    def __aiter__(self) -> AsyncIterator[GenerationChunk]:
-        return self.asynchronous()
-
-    def asynchronous(self) -> AsyncGenerator[GenerationChunk, None]:
-        """The same chunks as an asynchronous generator."""
-        return _arun(*self._arguments)
-
-    @property
-    def draws(self) -> bool:
-        """Whether chance has a part in the tokens."""
-        sampler = self._arguments[2]
-        params = sampler.params  # the last two are of answers that are denoised
-        return not sampler.greedy or params.diffusion_alg_temp > 0 or params.diffusion_algorithm in (0, 3)
-
-    def begin_with(self, tokens: Sequence[int]) -> None:
-        """The answer begins with these, of an earlier run: read, and not drawn. To be said before its first chunk."""
-        self._arguments[2].begins = tuple(tokens)
-
-    def close(self) -> None:
-        """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
-        self._chunks.close()
 
 
 def _run(
-    engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
-) -> Generator[GenerationChunk, None, None]:
-    with contextlib.closing(engine.generate(ids, sampler, **options)) as tokens:
-        for generated in tokens:
-            for chunk in text.chunks(generated):
-                yield chunk
-                if chunk.finish_reason:
+    take: Callable[[], Generator[Any, None, None]], read: Callable[[Any], Iterator[Item]], ends: Callable[[Item], bool]
+) -> Generator[Item, None, None]:
+    with contextlib.closing(take()) as taken:
+        for one in taken:
+            for item in read(one):
+                yield item
+                if ends(item):
                     return
 
 
 async def _arun(
-    engine: Engine, ids: Sequence[int], sampler: Sampler, text: TextStream, options: dict[str, Any]
-) -> AsyncGenerator[GenerationChunk, None]:
-    async with contextlib.aclosing(engine.agenerate(ids, sampler, **options)) as tokens:
-        async for generated in tokens:
-            for chunk in text.chunks(generated):
-                yield chunk
-                if chunk.finish_reason:
+    take: Callable[[], AsyncGenerator[Any, None]], read: Callable[[Any], Iterator[Item]], ends: Callable[[Item], bool]
+) -> AsyncGenerator[Item, None]:
+    async with contextlib.aclosing(take()) as taken:
+        async for one in taken:
+            for item in read(one):
+                yield item
+                if ends(item):
                     return

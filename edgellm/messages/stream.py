@@ -6,14 +6,13 @@ and the others are left out as everywhere.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgellm.chat_template import Message
 from edgellm.engine.requests import GeneratedToken
 from edgellm.engine.requests import Progress as EngineProgress
-from edgellm.generation import Generation, GenerationChunk, TextStream, TokenLogprob
+from edgellm.generation import AnswerStream, Generation, GenerationChunk, TextStream, TokenLogprob
 from edgellm.messages.events import ContentDelta, Event, Finished, FinishReason, PromptProgress, ReasoningDelta
 from edgellm.messages.reader import MessageReader
 
@@ -92,8 +91,8 @@ def marks_of(tokenizer: Tokenizer, texts: Sequence[str]) -> frozenset[int]:
     return frozenset(token for token in ids if tokenizer.is_control(token))
 
 
-class EventStream:
-    """The events of one answer, for ``for`` or ``async for``, once. ``close()``, or dropping it, ends the work."""
+class EventStream(AnswerStream[Event]):
+    """The events of one answer."""
 
     def __init__(
         self,
@@ -104,31 +103,8 @@ class EventStream:
         options: Mapping[str, Any],
         parse: Callable[[str], Any] | None = None,
     ) -> None:
+        super().__init__(engine, ids, sampler, options, read.events, _is_last, progress=True)
         self._read, self._parse = read, parse
-        self._arguments = engine, ids, sampler, read, options
-        self._events = _run(*self._arguments)
-
-    def __iter__(self) -> EventStream:
-        return self
-
-    def __next__(self) -> Event:
-        return next(self._events)
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self.asynchronous()
-
-    def asynchronous(self) -> AsyncGenerator[Event, None]:
-        """The same events as an asynchronous generator."""
-        return _arun(*self._arguments)
-
-    @property
-    def draws(self) -> bool:
-        """Whether chance has a part in the tokens."""
-        return not self._arguments[2].greedy
-
-    def begin_with(self, tokens: Sequence[int]) -> None:
-        """The answer begins with these, of an earlier run: read, and not drawn. To be said before its first event."""
-        self._arguments[2].begins = tuple(tokens)
 
     def name_calls(self, new_id: Callable[[], str]) -> None:
         """Ids of calls that have none come from here. Before its first event."""
@@ -138,15 +114,6 @@ class EventStream:
     def tokens(self) -> list[int]:
         """Those of the answer so far; the list grows."""
         return self._read.tokens
-
-    def close(self) -> None:
-        """Stop within a step, or 25 ms where several are taken at once. May be called twice."""
-        self._events.close()
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        """The ids that the reply goes on from."""
-        return self._arguments[1]
 
     @property
     def message(self) -> Message:
@@ -159,22 +126,5 @@ class EventStream:
         return self._read.finished
 
 
-def _run(
-    engine: Engine, ids: Sequence[int], sampler: Sampler, read: ReadTokens, options: Mapping[str, Any]
-) -> Generator[Event, None, None]:
-    with contextlib.closing(engine.items(ids, sampler, **options)) as items:
-        for item in items:
-            yield from read.events(item)
-            if read.finished is not None:
-                return
-
-
-async def _arun(
-    engine: Engine, ids: Sequence[int], sampler: Sampler, read: ReadTokens, options: Mapping[str, Any]
-) -> AsyncGenerator[Event, None]:
-    async with contextlib.aclosing(engine.aitems(ids, sampler, **options)) as items:
-        async for item in items:
-            for event in read.events(item):
-                yield event
-            if read.finished is not None:
-                return
+def _is_last(event: Event) -> bool:
+    return isinstance(event, Finished)

@@ -250,6 +250,13 @@ def test_a_seed_makes_the_same_answer_alone_and_beside_others(algorithm: int, ll
     assert [found[1], found[2]] == alone
 
 
+@pytest.mark.parametrize("fields", [{}, {"diffusion_algorithm": 0}, {"diffusion_alg_temp": 0.5}, {"temperature": 0.5}])
+def test_it_is_known_whether_chance_has_a_part_in_an_answer_and_in_its_events(fields: dict[str, Any], llm: Any) -> None:
+    options = {"temperature": 0.0, "diffusion_algorithm": 1} | fields
+    with closing(llm.stream(PROMPT, **options)) as chunks, closing(llm.events("Hi", **options)) as events:
+        assert chunks.draws == events.draws == bool(fields)
+
+
 def test_an_answer_ends_by_its_token_by_its_length_or_by_the_context(llm: Any) -> None:
     greedy: dict[str, Any] = {"temperature": 0, "diffusion_steps": 4, "diffusion_length": 16}
     ends = dict.fromkeys(llm.tokenizer.eog_ids, False)
