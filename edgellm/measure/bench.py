@@ -2,7 +2,8 @@
 
 ``pp512`` reads a prompt of 512 random tokens in steps of ``n_ubatch``; ``tg128`` computes 128 tokens one after the
 other; ``@ d512`` does it behind 512 tokens that are already in the cache; ``x 16`` makes 16 texts grow together, one
-token each in every step, and counts the tokens of all. A warm-up comes first and is not counted.
+token each in every step, and counts the tokens of all. A warm-up comes first and is not counted; it lasts until the
+executor has found with how many threads it decodes fastest.
 Reading a prompt is bound by arithmetic, decoding by memory: so a decode test also states the bytes that it must read
 for a token, as a share of what this machine reads in that time at best: in several orders, and from large pages. A file
 that is in small pages streams at less.
@@ -246,7 +247,7 @@ def _run_test(
         _read(executor, tokens[: test.n_depth], 0, n_ubatch, n_blocks, sequence)
     if warmup:
         _read(executor, tokens[test.n_depth :][: test.n_prompt], test.n_depth, n_ubatch, n_blocks)
-        _generate(executor, tokens, test.n_depth, min(test.n_gen, 4), test.n_parallel, n_blocks)
+        _warm_up(executor, tokens, test, n_blocks)
     seconds = []
     for _ in range(repetitions):
         started = time.perf_counter()
@@ -272,6 +273,14 @@ def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, n_b
     for i in range(0, len(tokens), n_ubatch):
         batch = Batch.single(executor.program, tokens[i : i + n_ubatch], start + i, "last")
         executor.run(replace(batch, tables=_tables(executor.program, [sequence], n_blocks, start + i)))
+
+
+def _warm_up(executor: Executor, tokens: np.ndarray, test: BenchTest, n_blocks: int) -> None:
+    """A few steps, and where one text grows as many as the executor needs to settle."""
+    n = min(test.n_gen, 4)
+    _generate(executor, tokens, test.n_depth, n, test.n_parallel, n_blocks)
+    while n and test.n_parallel == 1 and not getattr(executor, "settled", True):  # most have nothing to try
+        _generate(executor, tokens, test.n_depth, n, 1, n_blocks)
 
 
 def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_parallel: int, n_blocks: int) -> None:

@@ -167,6 +167,31 @@ def test_the_warm_up_is_run_and_not_counted(model_path: Path) -> None:
     assert len(batches) == 2 + 4 + 6  # pp4 twice, tg6 behind a warm-up of 4 tokens
 
 
+def test_the_warm_up_goes_on_until_the_executor_has_settled(model_path: Path) -> None:
+    class Settling(RecordingExecutor):
+        @property
+        def settled(self) -> bool:
+            return len(self.batches) >= 30
+
+    batches: list[Any] = []
+
+    def make(n_blocks: Sequence[int]) -> Settling:
+        executor = Settling(program, n_blocks)
+        executor.batches = batches
+        return executor
+
+    with GGUFFile.open(model_path) as gguf:
+        program = build_program(gguf)
+        list(run_tests(program, bench_tests([], [6], [0]), make, n_threads=1, repetitions=2))
+    assert len(batches) == 32 + 2 * 6
+    assert {tokens for _, tokens, _ in batches} == {1}
+    batches.clear()
+    with GGUFFile.open(model_path) as gguf:
+        program = build_program(gguf)
+        list(run_tests(program, bench_tests([], [6], [0], parallel=[2]), make, n_threads=1, repetitions=2))
+    assert len(batches) == 4 + 2 * 6, "steps of several texts try nothing"
+
+
 def test_a_token_reads_every_weight_once_and_what_the_window_shows_of_the_cache(model_path: Path) -> None:
     with GGUFFile.open(model_path) as gguf:
         program = build_program(gguf)

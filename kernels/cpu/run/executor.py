@@ -129,6 +129,11 @@ class CPUExecutor:
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
 
+    @property
+    def settled(self) -> bool:
+        """Whether the number of threads that decodes fastest is found: until then steps of one token try others."""
+        return self._decode_threads.found
+
     def leave_experts_in_file(self) -> None:
         """For a model that is larger than memory: a step fetches the experts that it is sent to (experts_ahead.py)."""
         self._in_file = True
