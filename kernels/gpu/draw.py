@@ -1,4 +1,8 @@
-"""Tokens drawn from the few logits that the device has found: the chain and the draw are the CPU's kernel."""
+"""Tokens drawn from the few logits that the device has found: the chain and the draw are the CPU's kernel.
+
+The device draws, too, in float32 by the same numbers, to go on without the host (shaders/advance.wgsl). What it draws
+counts where the kernel draws the same.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,18 @@ import numpy as np
 
 from edgellm.kernels.cpu.compile import jit, kernel_table
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
+from edgellm.kernels.cpu.lib import draw_layout
 from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.draw import Drawn, DrawSpec
-from edgellm.kernels.gpu.top_k import MAX_K, Found
+from edgellm.kernels.gpu.top_k import AHEAD, MAX_K, Found
 from edgellm.machine.progress import Progress
+
+MAX_LINKS = 8  # of a chain that the device draws by
+CHAIN_WORDS = 3 + AHEAD + 3 * MAX_LINKS
+CHAIN = {"MAX_K": MAX_K, "AHEAD": AHEAD, "WORDS": CHAIN_WORDS, "TOP_K": draw_layout.TOP_K, "TOP_P": draw_layout.TOP_P,
+         "MIN_P": draw_layout.MIN_P}  # fmt: skip
+"""What the shader calls the layout of a chain, and the kinds of its links."""
 
 
 def open_draw(on_compile: Progress | None = None) -> GPUDraw:
@@ -37,18 +48,27 @@ class GPUDraw(CPUDraw):
 class GPUTokenDraw:
     """The ``TokenDraw`` of a GPU executor; ``k`` logits are reported of each token.
 
-    is_greedy   whether it takes the largest, always
+    goes_ahead   whether the device can draw by it
     """
 
     def __init__(self, draw: CPUDraw, spec: DrawSpec, rng: np.random.Generator) -> None:
         self.k = spec.k
-        self.is_greedy = any(link.name == "temperature" and link.amount == 0 for link in spec.links)
+        self.goes_ahead, self._spec = len(spec.links) <= MAX_LINKS, spec
         self._draw = CPUDraw.open(draw, spec, rng)
         self._rows: list[Drawn] = []
 
     def begin(self) -> None:
         """The next token is the first."""
         self._rows.clear()
+
+    def chain(self) -> np.ndarray:
+        """The chain and the next uniform numbers, as the device reads them, float32."""
+        words, links = np.zeros(CHAIN_WORDS, np.float32), self._spec.links
+        words[:2] = self._spec.n_candidates, len(links)
+        words[3 : 3 + AHEAD] = self._draw.uniforms(AHEAD)
+        numbers = [(draw_layout.LINKS_BY_NAME[link.name], link.amount, link.min_keep) for link in links]
+        words[3 + AHEAD :][: 3 * len(links)] = np.ravel(numbers)
+        return words
 
     def take(self, found: Found) -> int:
         """Draw a token from what the device has found, k logits or more."""

@@ -24,7 +24,7 @@ from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
-from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
+from edgellm.kernels.gpu.draw import CHAIN_WORDS, GPUTokenDraw, open_draw
 from edgellm.kernels.gpu.emitter import Counts
 from edgellm.kernels.gpu.layout import MAX_OUTPUTS, buffers_nbytes
 from edgellm.kernels.gpu.lowering import put_program, record
@@ -84,6 +84,7 @@ class GPUExecutor:
         self.draw = open_draw(on_compile)
         if _has_logits(program):
             most = self._there.rows["outputs"]
+            self._chains = self.device.buffer(4 * MAX_OUTPUTS * CHAIN_WORDS)
             self._top_k = TopK(self.device, self._there.places[program.output], program.n_vocab, most)
         self._shapes: OrderedDict[tuple[Any, ...], list[Recording]] = OrderedDict()
 
@@ -91,6 +92,7 @@ class GPUExecutor:
     def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
         """Bytes on the device beside the weights and the cache."""
         found = TopK.held_nbytes(program.n_vocab, MAX_OUTPUTS) if _has_logits(program) else 0
+        found += 4 * MAX_OUTPUTS * CHAIN_WORDS * bool(found)
         buffers = buffers_nbytes(_form(program.adapted or program, narrows=True).whole, max_tokens)
         return buffers + PARTIALS_NBYTES + UPLOAD_NBYTES + found
 
@@ -154,8 +156,8 @@ class GPUExecutor:
     ) -> list[int]:
         """The same for the next tokens of several sequences; how many were drawn of each.
 
-        The run ends with the step in which one of them ends. Where all take the largest logit, the device goes from
-        step to step by itself; what it took is drawn again here, and where it was wrong its later steps do not count:
+        The run ends with the step in which one of them ends. The device draws, too, and goes from step to step by
+        itself; what it took is drawn again here, and where it was wrong its later steps do not count:
         keys are written over, and states are made anew.
         """
         if self._closed:
@@ -174,11 +176,11 @@ class GPUExecutor:
         for draw in draws:
             draw.begin()
         is_kept = self._has_state and not batch.overwrites(self.program.groups)  # the state before all steps
-        is_ahead = all(draw.is_greedy for draw in draws) and is_kept == self._has_state
+        is_ahead = all(draw.goes_ahead for draw in draws) and is_kept == self._has_state
         first, ahead, counts, made, ended = batch, AHEAD if is_ahead else 1, [0] * n, [batch.tokens.tolist()], False
         while not ended and counts[0] < n_steps and not (counts[0] and self._is_waited_for):
-            before, k = counts[0], max(draw.k for draw in draws)
-            found = self._steps(batch, min(ahead, n_steps - before), k)
+            before = counts[0]
+            found = self._steps(batch, min(ahead, n_steps - before), draws)
             for step, rows in enumerate(found):
                 if None in rows and step + 1 < len(found):  # all logits are needed, and another step's are there
                     ahead = 1
@@ -191,10 +193,8 @@ class GPUExecutor:
                     break
                 made.append(tokens)
                 batch = batch.onward(tokens, self.program.groups)
-                if any(
-                    isinstance(one, Found) and one.positions[0] != token
-                    for one, token in zip(rows, tokens, strict=True)
-                ):
+                taken = [one.taken for one in rows if isinstance(one, Found)]
+                if step + 1 < len(found) and taken != tokens:
                     break
             if is_kept and max(counts) > 0 and min(counts) < before + len(found):
                 self.run(first.again(made, counts))  # a state behind the steps that count, and no others
@@ -204,15 +204,22 @@ class GPUExecutor:
         """See ``TogetherDecodingExecutor``."""
         self._is_waited_for = wanted
 
-    def _steps(self, batch: Batch, n_steps: int, k: int) -> list[list[Found | bool | None]]:
-        """The k largest logits of each step and row; what follows the first step goes on with the largest."""
-        n, there, answer = len(batch), self._there, TopK.nbytes(k) // 4
+    def _steps(
+        self, batch: Batch, n_steps: int, draws: Sequence[GPUTokenDraw]
+    ) -> list[list[Found | bool | None]]:  # fmt: skip
+        """The largest logits of each step and row; what follows the first step goes on with what the device draws."""
+        n, there, k = len(batch), self._there, max(draw.k for draw in draws)
+        answer = TopK.nbytes(k) // 4
+        if n_steps > 1:
+            self.device.write(self._chains, 0, np.concatenate([draw.chain() for draw in draws]))
         if there.step.begin(batch, range(n), n_steps):
             self._shapes.clear()
         last = dataclasses.replace(batch, positions=batch.positions + np.int32(n_steps - 1), sees=None)
         recordings = self._recorded(counts_of(last, n, self.program), self._form_of(batch).program.ops, ())
         for step in range(n_steps - 1):
-            ahead = there.step.advance(n, self.program.n_vocab, self._top_k.found, step * n * answer, answer)
+            ahead = there.step.advance(
+                n, self.program.n_vocab, self._top_k.found, step * n * answer, answer, self._chains
+            )
             finding = self._top_k.recording(k, n, step)
             self.device.play([*recordings, finding, self.device.recording([ahead])])
         return self._top_k.read(k, n, n_steps, [*recordings, self._top_k.recording(k, n, n_steps - 1)])

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.gpu.draw import CHAIN
 from edgellm.kernels.gpu.sources import source
 from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.ops.step import segments
@@ -76,16 +77,17 @@ class StepBuffer:
             header[_ROPES + i] = place(np.concatenate(angles))
         return self._send(np.concatenate(parts))
 
-    def advance(self, n: int, n_vocab: int, found: Any, at: int, row: int) -> Dispatch:
-        """What makes the batch of n sequences that of the next step, by the ids in words 4 of rows of ``found``."""
+    def advance(self, n: int, n_vocab: int, found: Any, at: int, row: int, chains: Any) -> Dispatch:
+        """What makes the batch of n sequences that of the next step, drawn of rows of ``found`` by their ``chains``."""
         angles = "\n    ".join(f"b[{_ROPES + i}u] += p.n * {rope.n_dims}u;" for i, rope in enumerate(self._ropes))
         states = "\n    ".join(
             f"let slots{i} = b[{_TABLES + 2 * i}u] + b[b[3] + t] * 2u;\n    b[slots{i}] = b[slots{i} + 1u];"
             for i in self._states
         )
         return self._device.dispatch(
-            source("advance", ANGLES=angles, STATES=states), [self.buffer, found], "wr", (1, 1, 1), n, n_vocab, at, row
-        )
+            source("advance", ANGLES=angles, STATES=states, **CHAIN), [self.buffer, found, chains], "www", (1, 1, 1),
+            n, n_vocab, at, row,
+        )  # fmt: skip
 
     def outputs(self, output_rows: Sequence[int]) -> None:
         """Other rows of the same batch, as many as before or fewer."""

@@ -24,12 +24,14 @@ ROOM, SLICE, N_COUNTS = 1024, 2048, 4096  # candidates; logits of a workgroup; v
 class Found(NamedTuple):
     """Of one row of logits: positions and values by falling value, ties by rising position.
 
-    sum   of exp(logit - the largest) over all
+    sum     of exp(logit - the largest) over all
+    taken   the token that the device went on with, where it did
     """
 
     positions: np.ndarray
     values: np.ndarray
     sum: float
+    taken: int
 
 
 class TopK:
@@ -93,7 +95,7 @@ class TopK:
         if words[1] > ROOM:
             return None
         values = words.view(np.float32)
-        return Found(words[4::2].astype(np.int64), values[5::2].copy(), float(values[2]))
+        return Found(words[4::2].astype(np.int64), values[5::2].copy(), float(values[2]), int(words[3]))
 
 
 def _state_nbytes(n_vocab: int) -> int:

@@ -95,14 +95,20 @@ class CPUTokenDraw:
     def begin(self, logits: int, n_logits: int) -> int:
         """Address of the record; the next row is the first one, from logits at that address."""
         assert n_logits >= self._k
+        self.uniforms(MAX_STEPS)
+        self._record[:2] = logits, n_logits
+        self._record[_RESULTS] = self._results
+        return self._address
+
+    def uniforms(self, n: int) -> np.ndarray:
+        """The next uniform numbers, MAX_STEPS or fewer; they are used when tokens are drawn."""
         used = (int(self._record[at.UNIFORMS // 8]) - self._first_uniform) // 8
         if used > N_UNIFORMS - MAX_STEPS:
             self._uniforms[:-used] = self._uniforms[used:]
             self._uniforms[-used:] = self._rng.random(used)
             self._record[at.UNIFORMS // 8] = self._first_uniform
-        self._record[:2] = logits, n_logits
-        self._record[_RESULTS] = self._results
-        return self._address
+            used = 0
+        return self._uniforms[used : used + n]
 
     def draw(self, logits: np.ndarray) -> bool:
         """See ``TokenDraw``."""

@@ -1,5 +1,5 @@
 // Fourth: the k largest in order, of equals the first first. The state is made zero for the next token.
-// found, row by row from ``to`` on: 0 not finite | 1 candidates | 2 sum | 3 - | then k pairs of position and logit
+// found, row by row from ``to`` on: 0 not finite | 1 candidates | 2 sum | 3 the token that is gone on with | then k pairs of position and logit
 struct P { k: u32, slices: u32, to: u32 }
 @group(0) @binding(0) var<storage, read_write> state: array<u32>;
 @group(0) @binding(1) var<storage, read> candidates: array<vec2<u32>>;
