@@ -178,7 +178,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     )
     heads = f"{facts['n_heads']} heads, {facts['n_kv_heads'] or facts['n_heads']} of keys and values"
     tokenizer = facts["tokenizer"]
-    template = facts["chat_template"] or "none: `run --raw` completes text"
+    template = facts["chat_template"] or f"none: {_without_template(facts.get('vectors'))}"
     if len(template) > TEMPLATE_SHOWN:
         template = template[:TEMPLATE_SHOWN] + f"... ({len(template)} characters; --template shows all)"
     rows: list[tuple[str, object]] = [
@@ -201,6 +201,14 @@ def _as_text(facts: dict[str, Any]) -> str:
     else:
         rows.append(("cannot run", facts["reason"]))
     return fields(rows)
+
+
+def _without_template(vectors: dict[str, Any] | None) -> str:
+    """What a model is for that has no chat template."""
+    if vectors is None or not (vectors["is_encoder"] or vectors["pooling"]):
+        return "`run --raw` completes text"
+    ranks = vectors["pooling"] == "rank"
+    return "it gives scores to documents (rerank)" if ranks else "`edgellm embed` makes vectors of texts"
 
 
 def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, object]]:

@@ -120,6 +120,7 @@ def test_show_of_an_encoder_says_what_it_pools_and_which_types_it_knows(
     assert main(["show", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "both ways" in shown and "2 types of text" in shown and "the first token" in shown
+    assert "edgellm embed" in shown and "run --raw" not in shown
     assert main(["show", str(path), "--json"]) == 0
     vectors = json.loads(capsys.readouterr().out)["vectors"]
     assert vectors == {"is_encoder": True, "causal": False, "pooling": "cls", "labels": [], "token_types": 2}
