@@ -54,7 +54,8 @@ EXAONE_SLIDES |= {"layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL, LOCAL]}
 SEED = {"head_dim": 24, "pad_token_id": 0}
 ERNIE = {"head_dim": 24}
 ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
-SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
+"""In llama.cpp a frequency that falls to none of three interleaved sections does not turn."""
 
 # (transformers' class, what its configuration has besides SMALL)
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
