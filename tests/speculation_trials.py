@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgellm.engine import draft_model
-from edgellm.engine.draft_model import RestingDrafter
+from edgellm.engine.drafts import RestingDrafter
 from edgellm.engine.nextn_drafts import NextnDrafts
 from edgellm.engine.scheduler import Scheduler
 from edgellm.engine.speculation import NgramDrafter

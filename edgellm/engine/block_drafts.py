@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from edgellm.engine.cache import KVCache
-from edgellm.engine.draft_model import likeliest
-from edgellm.engine.nextn_drafts import Growing, NextnDrafts
+from edgellm.engine.drafts import batch_of, likeliest
+from edgellm.engine.nextn_drafts import GrowingRows, NextnDrafts
 from edgellm.engine.speculation import Ask, Draft
-from edgellm.kernels.program import Batch, Executor, HiddenExecutor
+from edgellm.kernels.program import Executor, HiddenExecutor
 
 
 class BlockDrafts(NextnDrafts):
@@ -56,45 +56,27 @@ class BlockDrafts(NextnDrafts):
             self._draft_blocks(active[i : i + most])
         return [Draft() if one is None else self._finished(one, ask) for one, ask in zip(texts, asked, strict=True)]
 
-    def _fitting(self, active: Sequence[Growing]) -> Iterator[list[Growing]]:
+    def _fitting(self, active: Sequence[GrowingRows]) -> Iterator[list[GrowingRows]]:
         return super()._fitting(active) if active else iter(())
 
-    def _keep(self, texts: Sequence[Growing]) -> None:
+    def _keep(self, texts: Sequence[GrowingRows]) -> None:
         """Put what was read of the tokens before the last ones into the cache."""
-        counts = [len(one.ids) for one in texts]
-        batch = _batch(texts, counts, [token for one in texts for token in one.ids])
+        batch = batch_of([(one, one.ids) for one in texts], [False] * len(texts))
         states = np.stack([state for one in texts for state in one.states])
         self.keeper.run(replace(batch, embeddings=(np.arange(len(batch)), states)))
-        for one, n in zip(texts, counts, strict=True):
+        for one in texts:
             self.cache.commit(one.sequence, one.ids)
-            one.start, one.ids = one.start + n, one.ids[-1:]
+            one.start, one.ids = one.start + len(one.ids), one.ids[-1:]
 
-    def _draft_blocks(self, texts: Sequence[Growing]) -> None:
+    def _draft_blocks(self, texts: Sequence[GrowingRows]) -> None:
         """The block behind each text, of which as many tokens are taken as are asked for."""
         n_block = self.n_block
-        tokens = [token for one in texts for token in (*one.ids, *[self.mask] * (n_block - 1))]
-        batch = _batch(texts, [n_block] * len(texts), tokens)
+        blocks = [(one, [*one.ids, *[self.mask] * (n_block - 1)]) for one in texts]
+        batch = batch_of(blocks, [False] * len(texts))
         outputs = np.array([0 < i <= one.n for one in texts for i in range(n_block)])
         sees = np.repeat([one.start + n_block - 1 for one in texts], n_block).astype(np.int32)
         logits = iter(self.executor.run(replace(batch, outputs=outputs, sees=sees)))
         for one in texts:
-            chance = 1.0
             for _ in range(min(one.n, n_block - 1)):
                 token, probability = likeliest(next(logits), self.executor.draw)
-                chance *= one.drafter.trust.chance(probability)
-                one.draft.append(token if self.ids is None else int(self.ids[token]))
-                one.probabilities.append(probability)
-                one.chances.append(chance)
-
-
-def _batch(texts: Sequence[Growing], counts: Sequence[int], tokens: Sequence[int]) -> Batch:
-    """So many tokens of each text, from its start on, none of which wants logits."""
-    starts = [one.start for one in texts]
-    positions = [np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)]
-    return Batch(
-        tokens=np.array(tokens, np.int32),
-        positions=np.concatenate(positions),
-        sequences=np.repeat(np.arange(len(texts), dtype=np.int32), counts),
-        outputs=np.zeros(len(tokens), bool),
-        tables=tuple(np.stack(tables) for tables in zip(*(one.sequence.tables for one in texts), strict=True)),
-    )
+                one.add(token if self.ids is None else int(self.ids[token]), probability)

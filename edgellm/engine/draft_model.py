@@ -12,25 +12,23 @@ The draft model may read the text in ids of its own: see ``Reading``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 
-from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
+from edgellm.engine.drafts import ComputedDrafts, Growing, RestingDrafter, Trust, batch_of, likeliest
 from edgellm.engine.speculation import Ask, Draft, Drafter
-from edgellm.formats.errors import ContextFullError, EdgeLLMError, NumericError
-from edgellm.kernels.draw import Draw, DrawSpec, Link, TokenDraw
-from edgellm.kernels.program import Batch, Executor, TogetherDecodingExecutor
+from edgellm.formats.errors import ContextFullError
+from edgellm.kernels.draw import DrawSpec, Link, TokenDraw
+from edgellm.kernels.program import Executor, TogetherDecodingExecutor
 
 RUN = 4  # tokens that are drafted between two looks at their chances
 READ_S = 0.05  # of reading what it has not seen yet, between two steps of the large model
 LEAST_READ = 64  # tokens of it in any case
-REST = (16, 1024)  # tokens of an answer without drafts when these did not pay, at first and at most
-CREDIT = 3.0  # tokens that drafts may cost before they rest
 GREEDY = DrawSpec((Link("temperature", 0.0),), n_candidates=1, k=1, wants_sum=True)
 
 
@@ -69,74 +67,10 @@ class SameIds:
         return list(draft[: next(strange, len(draft))])
 
 
-class RestingDrafter:
-    """A drafter of one answer that is asked together with others, and rests where drafts do not pay.
-
-    rest   tokens that are to come of the answer before it begins
-    """
-
-    def __init__(self, credit: float, trust: Trust, rest: int = 0) -> None:
-        self.trust = trust
-        self.gained = self.read = 0.0  # by drafts, less what was read for them
-        self.is_lost = False  # its text gives NaN, say
-        self._balance, self._rest = credit, REST[0]
-        self._n_seen = self._sleeps_until = 0
-        self._first_rest = rest
-
-    def draft(self, tokens: Sequence[int], n: int) -> list[int]:
-        """None by itself: a ``DraftSource`` drafts for all."""
-        return []
-
-    def settle(self, gain: float) -> None:
-        """As ``Drafter`` has it."""
-        self.gained += gain
-        self._balance = min(2 * CREDIT, self._balance + gain)
-        if self._balance < 0:
-            self._sleeps_until, self._balance = self._n_seen + self._rest, CREDIT / 2
-            self._rest = min(4 * self._rest, REST[1])
-        elif gain > 0:
-            self._rest = max(REST[0], self._rest // 2)
-
-    def charge(self, cost: float) -> None:
-        """As ``Drafter`` has it."""
-        self.gained, self.read = self.gained - cost, self.read + cost
-
-    def wants(self, tokens: Sequence[int]) -> bool:
-        """Whether it has a draft to make."""
-        self._n_seen = len(tokens)
-        if self._first_rest:
-            self._sleeps_until, self._first_rest = self._n_seen + self._first_rest, 0
-        return self._n_seen >= self._sleeps_until and not self.is_lost
-
-
-class LastAnswers:
-    """What drafts have brought the last answers, for the next one to begin with.
-
-    A long prompt is read in pieces, which is paid before anything is drafted. Where the drafts did not win that back,
-    the next answer begins without: it is read once it has become long, which is four times as long each time.
-    """
-
-    def __init__(self) -> None:
-        self.gained, self.rest, self._trust = 0.0, 0, Trust()
-
-    def begun(self, make: Callable[[float, Trust, int], RestingDrafter]) -> RestingDrafter:
-        """A drafter, with little credit, and later, where the last ones did not pay."""
-        return make(CREDIT if self.gained >= 0 else CREDIT / 3, self._trust.inherited(), self.rest)
-
-    def ended(self, drafter: RestingDrafter) -> None:
-        """An answer is over."""
-        gained, drafter.gained = drafter.gained, 0.0
-        self.gained, self._trust = self.gained / 2 + gained, drafter.trust
-        if drafter.read > 0 > gained:
-            self.rest = min(max(REST[0], 4 * self.rest), REST[1])
-        else:  # when nothing came of the rest it is tried again in time
-            self.rest = self.rest // 4 if gained > 0 else self.rest * 7 // 8
-
-
 class ModelDrafter(RestingDrafter):
     """What a draft model keeps of one answer.
 
-    sequence   its keys and values, of ids that will not change
+    sequence   of ids that will not change
     written    ids behind those whose keys and values are there, too: of a draft, or of an end that may still change
     ids        the text as the draft model reads it
     """
@@ -144,7 +78,6 @@ class ModelDrafter(RestingDrafter):
     def __init__(self, reading: Reading, credit: float, trust: Trust, rest: int = 0) -> None:
         super().__init__(credit, trust, rest)
         self.reading = reading
-        self.sequence: cache.Sequence | None = None
         self.written: list[int] = []
         self.ids: Sequence[int] = ()
         self.n_stable = 0  # of the ids
@@ -159,70 +92,25 @@ class ModelDrafter(RestingDrafter):
         self.trust.look(self.ids)
         return True
 
-
-class Trust:
-    """How far a draft model's own probabilities are borne out, the last tokens counting most."""
-
-    def __init__(self, right: float = 2.0, hoped: float = 2.0) -> None:
-        self._right, self._hoped = right, hoped
-        self._draft: list[tuple[int, float]] = []
-        self._from = 0
-
-    def expect(self, n_tokens: int, draft: Sequence[int], probabilities: Sequence[float]) -> None:
-        """The large model will say what stands in place of this draft, behind n tokens."""
-        self._from, self._draft = n_tokens, list(zip(draft, probabilities, strict=True))
-
-    def look(self, tokens: Sequence[int]) -> None:
-        """What came in its place; the first wrong token ends what was to be learned."""
-        for (token, probability), came in zip(self._draft, tokens[self._from :], strict=False):
-            self._right = 0.95 * self._right + (token == came)
-            self._hoped = 0.95 * self._hoped + probability
-            if token != came:
-                break
-        self._draft = []
-
-    def inherited(self) -> Trust:
-        """That of another text, to begin with."""
-        return Trust(self._right, self._hoped)
-
-    def chance(self, probability: float) -> float:
-        """That a token of this probability is right."""
-        return min(1.0, probability * (self._right + 1) / (self._hoped + 1))
+    def forget(self) -> None:
+        """Its keys and values are gone."""
+        super().forget()
+        self.written = []
 
 
-@dataclass(eq=False)
-class _Growing:
-    """A text in one round: first what is missing of it is read, then it is drafted.
+@dataclass(eq=False, kw_only=True)
+class _Growing(Growing[ModelDrafter]):
+    """First what is missing of a text is read, n_read ids in read_s; the last token of a draft is not computed yet."""
 
-    start    where the next id to compute stands
-    n_read   so many are read, which takes read_s
-    n        so many are drafted at most
-    draft    the last of these is not computed yet
-    """
-
-    drafter: ModelDrafter
-    sequence: cache.Sequence
-    start: int
     n_read: int
-    n: int
     read_s: float = 0.0
-    draft: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
-
-    def add(self, token: int, probability: float) -> None:
-        """The next token of the draft."""
-        before = self.chances[-1] if self.chances else 1.0
-        self.draft.append(token)
-        self.probabilities.append(probability)
-        self.chances.append(before * self.drafter.trust.chance(probability))
 
     def goes_on(self, worth: float) -> bool:
         """Whether one more token is likely worth so much of a plain step."""
         return 0 < len(self.draft) < self.n and self.chances[-1] > worth
 
 
-class DraftModel:
+class DraftModel(ComputedDrafts[ModelDrafter]):
     """The ``DraftSource`` of a loaded model. ``close`` frees it.
 
     executor   owned from now on, as is the cache
@@ -239,58 +127,22 @@ class DraftModel:
         closed: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.executor, self.cache, self.tell = executor, kv, tell
-        self.drafters: set[ModelDrafter] = set()  # that have something in the cache
+        super().__init__(executor, kv, ModelDrafter, tell)
+        self.executor = executor
         self._reading, self._closed = reading, closed
         self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
         self._draws: list[TokenDraw] = []
-        self._last = LastAnswers()
-        self._step_s = self._token_s = 0.0  # of a step of all that draft together; of a token that is read
-        self._is_over = False
+        self._token_s = 0.0  # of a token that is read
 
     def __call__(self) -> Drafter:
         """The drafter of one answer."""
         return self._last.begun(partial(ModelDrafter, self._reading()))
 
-    def release(self, drafter: Drafter) -> None:
-        """Its answer is over; what was read stays findable."""
-        if isinstance(drafter, ModelDrafter):
-            self._last.ended(drafter)
-            self._let_go(drafter)
-
-    def _let_go(self, drafter: ModelDrafter, *, keep: bool = True) -> None:
-        if drafter.sequence is not None:
-            self.drafters.discard(drafter)
-            self.cache.release(drafter.sequence, keep=keep)
-            drafter.sequence, drafter.written = None, []
-
     def close(self) -> None:
         """Free the model. May be called twice."""
         if not self._is_over:
-            self._is_over = True
-            self.executor.close()
+            super().close()
             self._closed()
-
-    def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
-        """See ``DraftSource``. When the model fails there are no more drafts; the answers go on without.
-
-        NaN is of a text, and ends its drafts, and those of the texts that were drafted with it.
-        """
-        if self._is_over:
-            return [Draft() for _ in asked]
-        try:
-            return self._drafts(asked, plain_s, row_s)
-        except NumericError:
-            for drafter in (ask.drafter for ask in asked):
-                if isinstance(drafter, ModelDrafter):
-                    self._let_go(drafter, keep=False)
-                    drafter.is_lost = True
-        except EdgeLLMError as error:
-            for drafter in list(self.drafters):
-                self._let_go(drafter)
-            self.close()
-            self.tell(f"There are no more drafts: {error}")
-        return [Draft() for _ in asked]
 
     def _drafts(self, asked: Sequence[Ask], plain_s: float, row_s: float) -> list[Draft]:
         read = int(READ_S / self._token_s) if self._token_s else 0  # of the first it is not known what they take
@@ -331,7 +183,7 @@ class DraftModel:
         except ContextFullError:  # others draft meanwhile
             self._let_go(drafter)
             return None
-        return _Growing(drafter, sequence, start, n_read, n_draft)
+        return _Growing(drafter=drafter, sequence=sequence, start=start, n_read=n_read, n=n_draft)
 
     def _commit(self, drafter: ModelDrafter) -> None:
         """Keep what was computed of ids that will not change."""
@@ -347,7 +199,7 @@ class DraftModel:
         for one in texts:
             parts.append((one, one.drafter.ids[one.start : one.start + one.n_read]))
             ends.append(one.start + one.n_read == len(one.drafter.ids))
-        logits = iter(self.executor.run(_batch(parts, ends)))
+        logits = iter(self.executor.run(batch_of(parts, ends)))
         for (one, ids), is_ready in zip(parts, ends, strict=True):
             one.start += len(ids)
             one.drafter.written = [*one.drafter.written, *ids]
@@ -365,12 +217,11 @@ class DraftModel:
         while active := [one for one in texts if one.goes_on(worth)]:
             began, n = perf_counter(), min(RUN, *(one.n - len(one.draft) for one in active))
             n_made = self._run(active, n)
-            step_s = (perf_counter() - began) / n_made
-            self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
+            self._note_step((perf_counter() - began) / n_made)
 
     def _run(self, active: Sequence[_Growing], n: int) -> int:
         """Up to n tokens more for each; how many."""
-        batch = _batch([(one, one.draft[-1:]) for one in active], [True] * len(active))
+        batch = batch_of([(one, one.draft[-1:]) for one in active], [True] * len(active))
         draw = self.executor.draw
         if self._together is not None and draw is not None:
             while len(self._draws) < len(active):
@@ -402,27 +253,3 @@ class DraftModel:
         last = len(one.chances) - 1  # of another vocabulary there may be more tokens, or fewer
         chances = [one.chances[min(last, i * len(one.chances) // len(tokens))] for i in range(len(tokens))]
         return Draft(tokens, chances, tried=True)
-
-
-def _batch(parts: Sequence[tuple[_Growing, Sequence[int]]], ends: Sequence[bool]) -> Batch:
-    """These ids of each text from its start on; ``ends``: whether the logits of the last of them are wanted."""
-    counts = [len(ids) for _, ids in parts]
-    outputs = np.zeros(sum(counts), bool)
-    outputs[np.cumsum(counts) - 1] = ends
-    starts = [one.start for one, _ in parts]
-    return Batch(
-        tokens=np.concatenate([np.array(ids, np.int32) for _, ids in parts]),
-        positions=np.concatenate([np.arange(p, p + n, dtype=np.int32) for p, n in zip(starts, counts, strict=True)]),
-        sequences=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-        outputs=outputs,
-        tables=tuple(np.stack(tables) for tables in zip(*(one.sequence.tables for one, _ in parts), strict=True)),
-    )
-
-
-def likeliest(logits: np.ndarray, draw: Draw | None) -> tuple[int, float]:
-    """The token of the largest logit, and its probability."""
-    found = draw.top_k(logits, 1, with_sum=True) if draw is not None else None
-    if found is not None and found.log_sum is not None:
-        return int(found.positions[0]), float(np.exp(found.values[0] - found.log_sum))
-    token = int(np.argmax(logits))
-    return token, float(1 / np.exp(logits - logits[token]).sum(dtype=np.float64))

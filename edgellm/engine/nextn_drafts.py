@@ -12,17 +12,16 @@ prompt included, of which the last ones are kept until they are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
-from edgellm.engine.draft_model import LastAnswers, RestingDrafter, Trust, likeliest
+from edgellm.engine.drafts import ComputedDrafts, Growing, RestingDrafter, Trust, batch_of, likeliest
 from edgellm.engine.speculation import Ask, Draft, Drafter
-from edgellm.formats.errors import ContextFullError, EdgeLLMError, NumericError
-from edgellm.kernels.program import Batch, HiddenExecutor
+from edgellm.formats.errors import ContextFullError
+from edgellm.kernels.program import HiddenExecutor
 
 
 class NextnDrafter(RestingDrafter):
@@ -36,7 +35,6 @@ class NextnDrafter(RestingDrafter):
     def __init__(self, credit: float, trust: Trust) -> None:
         super().__init__(credit, trust)
         self.hidden: dict[int, np.ndarray] = {}
-        self.sequence: cache.Sequence | None = None
         self.first = 0
 
     def see(self, start: int, rows: np.ndarray, most: int) -> None:
@@ -62,22 +60,15 @@ class NextnDrafter(RestingDrafter):
         return position
 
 
-@dataclass(eq=False)
-class Growing:
-    """A text in one round: ids and hidden states of the rows to compute next, and what was drafted."""
+@dataclass(eq=False, kw_only=True)
+class GrowingRows(Growing[NextnDrafter]):
+    """With the ids and hidden states of the rows to compute next."""
 
-    drafter: NextnDrafter
-    sequence: cache.Sequence
-    start: int
-    n: int
     ids: list[int]
     states: list[np.ndarray]
-    draft: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
 
 
-class NextnDrafts:
+class NextnDrafts(ComputedDrafts[NextnDrafter]):
     """The ``DraftSource`` of a model's own block, or of one in a file of its own. ``close`` frees it.
 
     executor    of the block's program, owned from now on, as is the cache
@@ -97,12 +88,9 @@ class NextnDrafts:
         of_tokens: bool = False,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.executor, self.cache, self.ids, self.of_tokens, self.tell = executor, kv, ids, of_tokens, tell
+        super().__init__(executor, kv, NextnDrafter, tell)
+        self.executor, self.ids, self.of_tokens = executor, ids, of_tokens
         executor.keeps_hidden = True
-        self.drafters: set[NextnDrafter] = set()  # that have something in the cache
-        self._step_s = 0.0
-        self._last = LastAnswers()
-        self._is_over = False
 
     def __call__(self) -> Drafter:
         """The drafter of one answer."""
@@ -119,37 +107,9 @@ class NextnDrafts:
 
     def release(self, drafter: Drafter) -> None:
         """Its answer is over."""
+        super().release(drafter)
         if isinstance(drafter, NextnDrafter):
-            self._last.ended(drafter)
             drafter.hidden.clear()
-            self._let_go(drafter)
-
-    def close(self) -> None:
-        """All answers are over. May be called twice."""
-        if not self._is_over:
-            self._is_over = True
-            self.executor.close()
-
-    def draft_all(self, asked: Sequence[Ask], plain_s: float, row_s: float = 0.0) -> list[Draft]:
-        """See ``DraftSource``. When the block fails there are no more drafts; the answers go on without.
-
-        NaN is of a text, and ends its drafts, and those of the texts that were drafted with it.
-        """
-        if self._is_over:
-            return [Draft() for _ in asked]
-        try:
-            return self._drafts(asked, plain_s, row_s)
-        except NumericError:
-            for drafter in (ask.drafter for ask in asked):
-                if isinstance(drafter, NextnDrafter):
-                    self._let_go(drafter)
-                    drafter.is_lost = True
-        except EdgeLLMError as error:
-            for drafter in list(self.drafters):
-                self._let_go(drafter)
-            self.close()
-            self.tell(f"There are no more drafts: {error}")
-        return [Draft() for _ in asked]
 
     def _drafts(self, asked: Sequence[Ask], plain_s: float, row_s: float) -> list[Draft]:
         growing = [self._begin(ask) for ask in asked]
@@ -158,8 +118,7 @@ class NextnDrafts:
             began = perf_counter()
             for fitting in self._fitting(active):
                 self._step(fitting)
-            step_s = perf_counter() - began
-            self._step_s = min(step_s, 0.75 * (self._step_s or step_s) + 0.25 * step_s)
+            self._note_step(perf_counter() - began)
             worth = (self._step_s + row_s) / plain_s
             active = [one for one in active if len(one.draft) < one.n and self.goes_on(one.chances[-1], worth)]
         return [Draft() if one is None else self._finished(one, ask) for one, ask in zip(growing, asked, strict=True)]
@@ -168,13 +127,7 @@ class NextnDrafts:
         """Whether one more token is likely worth so much of a plain step."""
         return chance > worth
 
-    def _let_go(self, drafter: NextnDrafter) -> None:
-        if drafter.sequence is not None:
-            self.drafters.discard(drafter)
-            self.cache.release(drafter.sequence)
-            drafter.sequence = None
-
-    def _begin(self, ask: Ask) -> Growing | None:
+    def _begin(self, ask: Ask) -> GrowingRows | None:
         """The rows of a text that are not read yet; None where it is not to be drafted now."""
         drafter, tokens = ask.drafter, ask.tokens
         if not isinstance(drafter, NextnDrafter):
@@ -201,11 +154,12 @@ class NextnDrafts:
             self._let_go(drafter)
             return None
         states = [drafter.hidden[position - 1] for position in range(start, len(tokens))]
-        return Growing(drafter, sequence, sequence.length, n, list(tokens[start:]), states)
+        ids = list(tokens[start:])
+        return GrowingRows(drafter=drafter, sequence=sequence, start=sequence.length, n=n, ids=ids, states=states)
 
-    def _fitting(self, active: Sequence[Growing]) -> Iterator[list[Growing]]:
+    def _fitting(self, active: Sequence[GrowingRows]) -> Iterator[list[GrowingRows]]:
         """The same by as many as have room in one batch: of many texts that waited each has many rows to read."""
-        fitting: list[Growing] = []
+        fitting: list[GrowingRows] = []
         for one in active:
             if sum(len(other.ids) for other in [*fitting, one]) > self.executor.max_tokens:
                 yield fitting
@@ -213,36 +167,20 @@ class NextnDrafts:
             fitting.append(one)
         yield fitting
 
-    def _step(self, active: Sequence[Growing]) -> None:
+    def _step(self, active: Sequence[GrowingRows]) -> None:
         """Compute the next rows of each, and draft a token behind them."""
-        counts = [len(one.ids) for one in active]
-        ends = np.cumsum(counts)
-        outputs = np.zeros(ends[-1], bool)
-        outputs[ends - 1] = True
-        logits = self.executor.run(
-            Batch(
-                tokens=np.array([token for one in active for token in one.ids], np.int32),
-                positions=np.concatenate([np.arange(one.start, one.start + len(one.ids)) for one in active]).astype(
-                    np.int32
-                ),
-                sequences=np.repeat(np.arange(len(active), dtype=np.int32), counts),
-                outputs=outputs,
-                tables=tuple(np.stack(tables) for tables in zip(*(one.sequence.tables for one in active), strict=True)),
-                embeddings=(np.arange(ends[-1]), np.stack([state for one in active for state in one.states])),
-            )
-        )
+        batch = batch_of([(one, one.ids) for one in active], [True] * len(active))
+        states = np.stack([state for one in active for state in one.states])
+        logits = self.executor.run(replace(batch, embeddings=(np.arange(len(batch)), states)))
         states = self.executor.last_hidden()
         for one, row, state in zip(active, logits, states, strict=True):
             if not one.draft:  # what was read of the text itself stays
                 self.cache.commit(one.sequence, one.ids)
             token, probability = likeliest(row, self.executor.draw)
             token = token if self.ids is None else int(self.ids[token])
-            before = one.chances[-1] if one.chances else 1.0
-            one.draft.append(token)
-            one.probabilities.append(probability)
-            one.chances.append(before * one.drafter.trust.chance(probability))
+            one.add(token, probability)
             one.start, one.ids, one.states = one.start + len(one.ids), [token], [state.copy()]
 
-    def _finished(self, one: Growing, ask: Ask) -> Draft:
+    def _finished(self, one: GrowingRows, ask: Ask) -> Draft:
         one.drafter.trust.expect(len(ask.tokens), one.draft, one.probabilities)
         return Draft(one.draft, one.chances, tried=True)

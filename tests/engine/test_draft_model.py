@@ -22,17 +22,8 @@ from edgellm.engine import draft_model as draft_model_module
 from edgellm.engine import engine as engine_module
 from edgellm.engine import scheduler as scheduler_module
 from edgellm.engine.cache import KVCache, pool_blocks
-from edgellm.engine.draft_model import (
-    CREDIT,
-    LEAST_READ,
-    REST,
-    DraftModel,
-    LastAnswers,
-    ModelDrafter,
-    RestingDrafter,
-    SameIds,
-    Trust,
-)
+from edgellm.engine.draft_model import LEAST_READ, DraftModel, ModelDrafter, SameIds
+from edgellm.engine.drafts import CREDIT, REST, LastAnswers, RestingDrafter, Trust
 from edgellm.engine.engine import Engine
 from edgellm.engine.scheduler import LEAST_STEP_S, Scheduler
 from edgellm.engine.speculation import Ask, DraftSource, NgramDrafter
