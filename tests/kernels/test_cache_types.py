@@ -73,6 +73,10 @@ def test_a_packed_block_has_four_levels_between_the_ends_of_its_groups(values: b
     low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
     assert (np.abs(found - groups) <= (high - low) / 6 + 5e-3).all()
     assert max(len(np.unique(group)) for group in found) == 4
+    scale = (high - low) / 3
+    plain = np.round((groups - low) / scale) * scale + low  # levels from end to end
+    errors, others = (np.square(one - groups).sum(axis=1) for one in (found, plain))
+    assert (errors <= others * 1.01).all() and errors.sum() < 0.9 * others.sum()
     x[0, 0, 5, 7] = np.nan
     found = PACKED["kivi2"].unpack(PACKED["kivi2"].pack(x, values=values), 96, values=values)
     assert np.isnan(found[0, 0, 5, :32]).all() and np.isfinite(found[0, 0, 6]).all() and np.isfinite(found[1]).all()

@@ -11,6 +11,7 @@ import numpy as np
 from numba import types
 
 from edgellm.formats.levels import IQ4
+from edgellm.kernels.cache_types import WITHIN
 from edgellm.kernels.cpu.kernels.attention import halves_at
 from edgellm.kernels.cpu.kernels.elementwise import half_bits
 from edgellm.kernels.cpu.lib import layout as at
@@ -18,6 +19,7 @@ from edgellm.kernels.cpu.lib import simd as v
 
 _store_u8, _store_u32 = v.make_store(types.uint8), v.make_store(types.uint32)
 _INF = float("inf")
+_WHOLE, _NARROW = WITHIN
 _LEVELS = tuple(float(level) for level in IQ4)
 
 
@@ -45,8 +47,8 @@ def _widen(x, out):
 
 
 @v.forceinline
-def _low_and_scale(x):
-    """The least of 32 float32 at x, and a third of how far the largest is from it; NaN where one is not finite."""
+def _ends(x):
+    """The least and the largest of 32 float32 at x; 0, or NaN where one is not finite."""
     low = high = v.load_f32(x)
     total = v.f32_of(0.0)
     for i in range(0, 128, 4):
@@ -56,12 +58,26 @@ def _low_and_scale(x):
             low = value
         if value > high:
             high = value
-    return low, (high - low) / v.f32_of(3.0), total * v.f32_of(0.0)
+    return low, high, total * v.f32_of(0.0)
 
 
 @v.forceinline
 def _code(value, low, factor):
     return min(int((value - low) * factor + v.f32_of(0.5)), 3)
+
+
+@v.forceinline
+def _levels(x, low, high, part):
+    """The least level and the scale in so large a part of the way between the ends, and the squared error of x."""
+    scale = (high - low) * (part / v.f32_of(3.0))
+    least = low + (high - low) * ((v.f32_of(1.0) - part) / v.f32_of(2.0))
+    factor = v.f32_of(1.0) / scale if scale != v.f32_of(0.0) else v.f32_of(0.0)
+    error = v.f32_of(0.0)
+    for i in range(0, 128, 4):
+        value = v.load_f32(x + i)
+        apart = value - (np.float32(_code(value, least, factor)) * scale + least)
+        error += apart * apart
+    return error, least, scale, factor
 
 
 @v.forceinline
@@ -75,10 +91,13 @@ def _pack(x, out, scales, minima, n, lanes, first, by_lane, scratch):
     """``n`` groups of 32 float16 at x: of keys each is a dot, of values (``by_lane``) 32 lanes of a position."""
     for g in range(n):
         _widen(x + g * 64, scratch)
-        low, scale, lost = _low_and_scale(scratch)
-        factor = v.f32_of(1.0) / scale if scale != v.f32_of(0.0) else v.f32_of(0.0)
+        low, high, lost = _ends(scratch)
+        error, least, scale, factor = _levels(scratch, low, high, v.f32_of(_WHOLE))
+        less, least_within, scale_within, factor_within = _levels(scratch, low, high, v.f32_of(_NARROW))
+        if less < error:
+            least, scale, factor = least_within, scale_within, factor_within
         for i in range(32):
-            code = _code(v.load_f32(scratch + i * 4), low, factor)
+            code = _code(v.load_f32(scratch + i * 4), least, factor)
             if by_lane != 0:
                 _put(out, lanes, first, g * 32 + i, code)
             else:
@@ -87,7 +106,7 @@ def _pack(x, out, scales, minima, n, lanes, first, by_lane, scratch):
         if by_lane != 0:
             place = (g * 32 + first) * 2
         v.store_u16(scales + place, half_bits(scale + lost))
-        v.store_u16(minima + place, half_bits(low))
+        v.store_u16(minima + place, half_bits(least))
 
 
 def pack_kv(op, step, thread, n_threads):
