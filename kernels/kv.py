@@ -40,12 +40,17 @@ class CacheGroup:
 
     all      every position, in blocks of 32
     window   the last ``window`` positions, the query's own included, in blocks of 32
-    newest   the block of the query's own position, in which nothing is packed yet
+    newest   the block of the query's own position, in which nothing is packed yet, and the text's first one
     state    one state, in place of positions: a step reads one slot and writes another
     """
 
     kind: Literal["all", "window", "newest", "state"] = "all"
     window: int = 0
+
+    def held(self, first: int, end: int) -> list[int]:
+        """The numbers of the blocks of a text that are held from ``first`` on, up to ``end``; none from beyond it."""
+        beginning = [0] if self.kind == "newest" and 0 < first <= end else []
+        return [*beginning, *range(first, end)]
 
     @property
     def order(self) -> tuple[bool, int]:
@@ -61,7 +66,7 @@ class KVLayer:
     and ``type_v`` are rows of cache_types.py; "f16" leaves it to the executor, whose judge keeps float32.
 
     n_chosen   blocks that a query reads at most, its own included, as it chooses by their bounds; 0 means all
-    newest     keeps only the block that is being filled, before it is packed into another layer's
+    newest     keeps only the first block, and the one that is being filled before it is packed into another layer's
     """
 
     n_kv_heads: int
@@ -88,7 +93,7 @@ class KVLayer:
 
     def seen_nbytes(self, n_cached: int, dtype: str = "float16") -> int:
         """Bytes that a query behind ``n_cached`` positions reads."""
-        most = BLOCK_TOKENS if self.newest else self.n_chosen * BLOCK_TOKENS or self.window or n_cached
+        most = 2 * BLOCK_TOKENS if self.newest else self.n_chosen * BLOCK_TOKENS or self.window or n_cached
         nbytes = [math.prod(shape) * kept.itemsize for shape, kept in self.arrays(np.dtype(dtype))]
         bounds = nbytes.pop() if self.n_chosen else 0
         return (min(n_cached, most) * sum(nbytes) + n_cached * bounds) // BLOCK_TOKENS

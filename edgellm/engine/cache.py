@@ -31,6 +31,7 @@ from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, CacheLayer, CachePool, groups_of
 
 SPARE_WINDOWS = 3  # kept ends of other prompts, for a layer group with a sliding window
+SPARE_BEGINNINGS = 16  # kept first blocks of other prompts, where the newest blocks are not packed
 SNAPSHOTS = (4, 512)  # least and most
 SNAPSHOT_NBYTES = 32 << 20  # for snapshots, or as much as keys and values of a quarter of the context
 LEAST_SPACING = 512  # tokens between the snapshots of a long text
@@ -57,6 +58,7 @@ def pool_blocks(layers: SequenceOf[CacheLayer], n_ctx: int, max_tokens: int, n_p
             counts.append(whole)
         elif group.kind != "state":
             live = n_parallel * (n_blocks_of(group.window) + 2) + n_blocks_of(max_tokens) + 1
+            live += n_parallel + SPARE_BEGINNINGS if group.kind == "newest" else 0
             counts.append(min(whole, live + SPARE_WINDOWS * (n_blocks_of(group.window) + 1)))
         else:
             quarter = sum(layer.seen_nbytes(n_ctx // 4) for layer in layers if layer not in mine)
@@ -216,8 +218,13 @@ class KVCache:
         """Commit tokens that were computed elsewhere, to blocks that are reserved; ``fill`` as in ``put_back``."""
         start, end = sequence.length // BLOCK_TOKENS, n_blocks_of(sequence.length + len(tokens))
         for group in self._groups:
-            for b in range(max(start, sequence.first[group.index]), end):
-                fill(group.index, b, int(sequence.tables[group.index][b]))
+            held = group.held(sequence.first[group.index], end)
+            if group.is_newest:  # of what is full only the first one was kept
+                held = [b for b in held if b in (0, (sequence.length + len(tokens)) // BLOCK_TOKENS)]
+                self._slide(sequence, group, sequence.length + len(tokens))
+            for b in held:
+                if b >= start:
+                    fill(group.index, b, int(sequence.tables[group.index][b]))
         if self._states:
             fill(self._states.index, 0, int(sequence.tables[self._states.index][1]))
         self.commit(sequence, tokens)
@@ -307,6 +314,7 @@ class KVCache:
         fill    called with (group, block of the sequence, target): write that block into the pool; of a group of states
                 block 0 is the state behind the last token
         """
+        held_by = [set(group.held(first[group.index], n_blocks_of(len(tokens)))) for group in self._groups]
         held: list[tuple[BlockGroup, int]] = []  # in use until the end: none may take the place of another
         node, n_known = self._root(variant), 0
         parent = deepest = node
@@ -321,7 +329,7 @@ class KVCache:
             for b in range(n_blocks_of(len(tokens))):
                 part = tuple(tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS])
                 child = node.children.get(part)
-                there = [group for group in self._groups if b >= first[group.index]]
+                there = [group for group in self._groups if b in held_by[group.index]]
                 if not all(group.n_available or (child and child.blocks[group.index] >= 0) for group in there):
                     break
                 child = deepest = child or self._insert(node, part)
@@ -350,7 +358,7 @@ class KVCache:
         """For each group the blocks that hold the sequence, from ``sequence.first`` on."""
         held = zip(self.pool.groups, sequence.tables, sequence.first, strict=True)
         end = n_blocks_of(sequence.n_held)
-        return [table[:1].tolist() if group.kind == "state" else table[a:end].tolist() for group, table, a in held]
+        return [table[[0] if group.kind == "state" else group.held(a, end)].tolist() for group, table, a in held]
 
     def n_used(self) -> tuple[int, ...]:
         """Blocks, and slots, of each group that sequences in use hold."""
@@ -364,10 +372,10 @@ class KVCache:
             users = [0] * len(group.references)
             for sequence in live:
                 table = sequence.tables[group.index]
+                held = set(group.held(sequence.first[group.index], sequence.end[group.index]))
                 for b in range(self.max_blocks):
-                    held = sequence.first[group.index] <= b < sequence.end[group.index]
-                    assert (table[b] >= 0) == held, "a table and its bounds disagree"
-                    if held:
+                    assert (table[b] >= 0) == (b in held), "a table and its bounds disagree"
+                    if b in held:
                         users[int(table[b])] += 1
             self._check(group, users, {n.blocks[group.index]: n for n in nodes if n.blocks[group.index] >= 0})
         if self._states:
@@ -446,6 +454,8 @@ class KVCache:
         first = group.first_needed(length)
         if source is not None and source.blocks[group.index] < 0:
             return False
+        if group.is_newest and path and path[0].blocks[group.index] < 0:
+            return False
         if first >= len(path):  # all of it lies in the source
             return True
         return path[-1].blocks[group.index] >= 0 and reach[len(path) - 1] <= first
@@ -466,7 +476,7 @@ class KVCache:
             i = group.index
             sequence.first[i] = group.first_needed(match.length)
             sequence.end[i] = len(path)
-            for b in range(sequence.first[i], len(path)):
+            for b in group.held(sequence.first[i], len(path)):
                 sequence.tables[i][b] = path[b].blocks[i]
                 group.share(path[b].blocks[i])
         return source is None or self._copy_end(sequence, source)
@@ -497,7 +507,7 @@ class KVCache:
         for group in self._groups:
             i = group.index
             # the deepest first: a block is of no use without those before it
-            for b in range(sequence.end[i] - 1, sequence.first[i] - 1, -1):
+            for b in reversed(group.held(sequence.first[i], sequence.end[i])):
                 group.drop(int(sequence.tables[i][b]))
             sequence.first[i] = sequence.end[i] = 0
         if self._states:
@@ -564,6 +574,8 @@ class KVCache:
         for group in self._groups:
             table = sequence.tables[group.index]
             mine, known = int(table[b]), node.blocks[group.index]
+            if mine < 0:  # it was taken over, and is packed
+                continue
             if known < 0:
                 node.blocks[group.index] = mine
                 group.owner[mine] = node
@@ -598,12 +610,13 @@ class KVCache:
                 self._cut(child)
         return parent.children.setdefault(tokens, Node(parent, tokens, len(self._groups)))
 
-    def _slide(self, sequence: Sequence, group: BlockGroup) -> None:
-        """Let go of the blocks that no position from the next one on looks at."""
-        first = min(group.first_needed(sequence.n_held), sequence.end[group.index])
+    def _slide(self, sequence: Sequence, group: BlockGroup, position: int | None = None) -> None:
+        """Let go of the blocks that no position from the next one on, or the one given, looks at."""
+        needed = group.first_needed(sequence.n_held if position is None else position)
+        first = min(needed, sequence.end[group.index])
         table = sequence.tables[group.index]
         kept = group.first_needed(sequence.checkpoint)  # of the window at the mark
-        for b in range(sequence.first[group.index], first):
+        for b in range(max(sequence.first[group.index], int(group.is_newest)), first):
             marked = kept <= b < n_blocks_of(sequence.checkpoint)
             group.drop(int(table[b]), soon=not marked)
             table[b] = -1
@@ -623,7 +636,7 @@ class KVCache:
         assert node is not None, "an unused block without an owner"
         if group is self._states:
             node.snapshots = {rest: slot for rest, slot in node.snapshots.items() if slot != block}
-        elif not group.window:
+        elif not group.window or (group.is_newest and node.is_first):
             self._cut(node)  # nothing after it can be reached without it
             return
         else:

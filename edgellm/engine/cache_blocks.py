@@ -32,6 +32,11 @@ class Node:
         self.users = 0
 
     @property
+    def is_first(self) -> bool:
+        """Whether texts begin with it."""
+        return self.parent is not None and self.parent.parent is None
+
+    @property
     def holds_nothing(self) -> bool:
         """Whether the tree can do without it."""
         return not (self.children or self.snapshots or self.users or max(self.blocks, default=-1) >= 0)
@@ -47,6 +52,7 @@ class BlockGroup:
         self.index = index
         self.window = group.window
         self.is_newest = group.kind == "newest"
+        self.held = group.held
         self.free = list(range(n_blocks - 1, -1, -1))
         self.references = [0] * n_blocks
         self.owner: list[Node | None] = [None] * n_blocks
@@ -84,7 +90,7 @@ class BlockGroup:
             self.free.append(block)
 
     def first_needed(self, position: int) -> int:
-        """The first block that a query at ``position`` looks at.
+        """The first block that a query at ``position`` looks at; of the newest ones number 0 beside it.
 
         The last full block counts as looked at even by a tiny window: it ties the sequence to the prefix tree. The
         newest blocks need not, for beside them there are those that are packed.

@@ -4,9 +4,9 @@
     8     8 bytes   length of the header, little-endian
     16    header    JSON: "model" (the key below), "n_tokens", "first": of each group its first block, and "layout"
     ..    tokens    int32, little-endian
-    ..    blocks    group by group its blocks from the first up to the last token, or its one state there (none where
-                    "first" is 1); a block is the arrays of its layers as ``edgellm.kernels.kv`` lays them, one after
-                    the other
+    ..    blocks    group by group its blocks from the first up to the last token (number 0 of the newest before), or
+                    its one state there; in a file of one block none where "first" is 2. A block is the arrays of its
+                    layers as ``edgellm.kernels.kv`` lays them, one after the other
     end   32 bytes  SHA-256 of everything before
 
 A file is written under another name first, and believed only when length, checksum, model and shapes are right. The
@@ -34,12 +34,13 @@ from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.regular_file import open_regular, read_regular
-from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer
+from edgellm.kernels.kv import BLOCK_TOKENS, CacheGroup, CachePool, KVLayer
 from edgellm.kernels.program import Executor
 from edgellm.machine.atomic import whole_file
 from edgellm.machine.paths import cache_dir
 
-MAGIC = b"EDGEKV02"
+MAGIC = b"EDGEKV03"
+ABSENT = 2  # "first" of a group of which a file of one block has nothing
 MAX_HEADER_NBYTES = 1 << 20
 CHUNK_NBYTES = 1 << 20
 N_HASHES = 100  # of model files that are remembered
@@ -125,8 +126,11 @@ def restore(cache: KVCache, state: SavedState, variant: str = "") -> list[int]:
     if len(state.tokens) > cache.n_ctx:
         raise _wrong(state.path, f"it has {len(state.tokens)} tokens, the context {cache.n_ctx}")
 
+    end = n_blocks_of(len(state.tokens))
+    numbers = [group.held(first, end) for group, first in zip(cache.pool.groups, state.first, strict=True)]
+
     def fill(group: int, block: int, target: int) -> None:
-        cache.pool.write_block(group, target, state.blocks[group][block - state.first[group]])
+        cache.pool.write_block(group, target, state.blocks[group][numbers[group].index(block)])
 
     return state.tokens[: cache.put_back(state.tokens, state.first, fill, variant)]
 
@@ -157,13 +161,14 @@ def _state(path: Path, header: dict[str, Any], data: memoryview) -> SavedState:
     if not n_tokens or layout["block_tokens"] != BLOCK_TOKENS:
         raise ValueError("its counts disagree")
     tokens, at, blocks = np.frombuffer(data[: 4 * n_tokens], "<i4").tolist(), 4 * n_tokens, list[list[memoryview]]()
-    for start, (kind, _, shapes) in zip(first, groups, strict=True):
+    for start, (kind, window, shapes) in zip(first, groups, strict=True):
         end = 1 if kind == "state" else n_blocks_of(n_tokens)
         nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, *shape in shapes)
-        if start > end or nbytes <= 0 or nbytes * (end - start) > len(data) - at:
+        n = len(CacheGroup(kind, window).held(start, end))
+        if start > end + 1 or nbytes <= 0 or nbytes * n > len(data) - at:
             raise ValueError("it is too short")
-        blocks.append([data[at + i * nbytes : at + (i + 1) * nbytes] for i in range(end - start)])
-        at += nbytes * (end - start)
+        blocks.append([data[at + i * nbytes : at + (i + 1) * nbytes] for i in range(n)])
+        at += nbytes * n
     if at != len(data):
         raise ValueError("it is too long")
     return SavedState(path, tokens, first, blocks, layout)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from edgellm.engine import cache
 from edgellm.engine.cache import KVCache
-from edgellm.engine.cache_file import SavedState, layout_of
+from edgellm.engine.cache_file import ABSENT, SavedState, layout_of
 from edgellm.engine.prefix_files import PrefixFiles, block_name, hash_behind, state_name
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
@@ -87,6 +87,7 @@ class DiskCache:
         kinds = [group.kind for group in self.pool.groups]
         self.has_states = "state" in kinds
         self.key_groups = [g for g, kind in enumerate(kinds) if kind != "state"]
+        self.packed_groups = [g for g in self.key_groups if kinds[g] != "newest"]  # what a full block is kept in
         nbytes = sum(map(self.pool.block_nbytes, self.key_groups))
         self.piece_blocks = max(1, min(PIECE_TOKENS // BLOCK_TOKENS, PIECE_NBYTES // max(1, nbytes)))
         self._changed = threading.Condition()
@@ -123,7 +124,7 @@ class DiskCache:
             copies = [self.pool.read_block(group, block) for group, block in sorted(groups.items())]
         except (EdgeLLMError, MemoryError):
             return  # a device that is gone, say: the next step tells, this one is done
-        first = [0 if group in groups else 1 for group in range(len(self.pool.groups))]
+        first = [0 if group in groups else ABSENT for group in range(len(self.pool.groups))]
         self.do(partial(self.files.write, name, before, list(tokens), first, copies), name, sum(map(len, copies)))
 
     def do(self, work: Callable[[], None], name: str = "", nbytes: int = 0) -> None:
@@ -308,7 +309,7 @@ class Trail:
                     yield None
             for b in range(start // BLOCK_TOKENS, end // BLOCK_TOKENS) if self.disk.key_groups else ():
                 tokens = self.tokens[b * BLOCK_TOKENS : (b + 1) * BLOCK_TOKENS]
-                found = files.read(block_name(self._hashes[b + 1]), self._hashes[b], tokens)
+                found = files.read(block_name(self._hashes[b + 1]), self._hashes[b], tokens, begins=b == 0)
                 if found is None:
                     yield None
                 else:
@@ -321,7 +322,8 @@ class Trail:
     def keep(self, sequence: cache.Sequence) -> None:
         """A step was committed: write what is new and whole."""
         for b in range(self._n_kept, len(sequence.path) if self.disk.key_groups else 0):
-            blocks = {group: int(sequence.tables[group][b]) for group in self.disk.key_groups}
+            groups = self.disk.key_groups if b == 0 else self.disk.packed_groups
+            blocks = {group: int(sequence.tables[group][b]) for group in groups}
             name = block_name(self.text(b + 1))
             if not self.disk.has(name) and min(blocks.values()) >= 0:
                 if not self.disk.has_room:

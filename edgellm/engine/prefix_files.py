@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.engine import cache_file
-from edgellm.engine.cache_file import SavedState
+from edgellm.engine.cache_file import ABSENT, SavedState
 from edgellm.formats.errors import EdgeLLMError, FormatError
 from edgellm.kernels.kv import BLOCK_TOKENS
 
@@ -118,14 +118,17 @@ class PrefixFiles:
         """The names of the states at most 32 tokens behind a text."""
         return [f"{before[:32]}-{n:02d}-{text}.kv" for n, text in self._ends.get(before[:32], ())]
 
-    def read(self, name: str, before: str, tokens: Sequence[int]) -> SavedState | None:
-        """The file of these tokens behind the text ``before``; None, with a warning, when it is something else."""
+    def read(self, name: str, before: str, tokens: Sequence[int], *, begins: bool = False) -> SavedState | None:
+        """The file of these tokens behind the text ``before``; None, with a warning, when it is something else.
+
+        begins   whether there is nothing before them
+        """
         try:
             if (size := self._path(name).stat().st_size) > self._largest:
                 raise FormatError(f"{name}: it has {size} bytes.", code="KV_FILE")
             found = cache_file.read(self._path(name), before)
             is_this = found.tokens == list(tokens) and found.layout == self.layout
-            if is_this and list(found.first) == self._first(name, len(tokens)):
+            if is_this and list(found.first) == self._first(name, len(tokens), begins):
                 return found
             raise FormatError(f"{name}: it is of another text.", code="KV_FILE")
         except FileNotFoundError:
@@ -135,11 +138,12 @@ class PrefixFiles:
             self._warn(f"A file of the prefix cache is left alone: {error}")
         return None
 
-    def _first(self, name: str, n_tokens: int) -> list[int]:
-        """For each group 0 where a file of this name has its block, or its state, else 1."""
+    def _first(self, name: str, n_tokens: int, begins: bool) -> list[int]:
+        """For each group 0 where a file of this name has its block, or its state, else ``ABSENT``."""
         is_state = "-" in name
-        keys = 1 if is_state and n_tokens == BLOCK_TOKENS else 0  # they are in a file of their own
-        return [int(not is_state) if kind == "state" else keys for kind, *_ in self.layout["groups"]]
+        keys = not is_state or n_tokens < BLOCK_TOKENS  # else they are in a file of their own
+        there = {"state": is_state, "newest": keys and (begins or is_state)}
+        return [0 if there.get(kind, keys) else ABSENT for kind, *_ in self.layout["groups"]]
 
     def write(
         self, name: str, before: str, tokens: Sequence[int], first: Sequence[int], blocks: Iterable[bytes]

@@ -281,9 +281,9 @@ def test_a_slow_disk_holds_back_nobody_and_a_caller_may_leave(start: Start, monk
     first.close()
     engine, opened, read = start(), threading.Event(), PrefixFiles.read
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         opened.wait(60)
-        return read(*arguments)
+        return read(*arguments, **options)
 
     monkeypatch.setattr(PrefixFiles, "read", slow)
     flag = threading.Event()
@@ -319,6 +319,7 @@ def test_what_cannot_be_written_in_time_is_not_held_in_memory(start: Start, monk
 KINDS = [
     *((name, executor, "f16") for name in ("llama", "gemma3", "qwen35") for executor in ("cpu", "reference")),
     *(("gemma3", "cpu", "q8_0"), ("qwen35", "cpu", "q4_0"), ("gemma3", "cpu", "kivi2")),
+    ("qwen35", "cpu", "kivi2"),
 ]
 
 
@@ -333,6 +334,17 @@ def test_an_answer_has_the_same_bits_with_and_without(tmp_path: Path, name: str,
             told.append((said.tokens, [one.logprob for one in said.logprobs]))
     assert told[0] == told[1] == told[2]
     assert said.timings.reused_n >= 192
+
+
+def test_of_packed_blocks_only_the_first_is_written_in_16_bits_too(tmp_path: Path) -> None:
+    path = tiny_models.write_tiny_model(tmp_path / "tiny.gguf", "llama")
+    types = {"cache_type_k": "kivi2", "cache_type_v": "kivi2"}
+    with edgellm.load(path, executor="reference", n_ctx=256, cache_dir=tmp_path / "cache", **types) as llm:
+        llm.generate(list(range(3, 203)), temperature=0, max_tokens=1)
+        pool = llm.engine.executor.pool
+        whole = pool.block_nbytes([group.kind for group in pool.groups].index("newest"))
+    *others, largest = sorted(file.stat().st_size for file in (tmp_path / "cache").rglob("*.kv"))
+    assert len(others) == 5 and set(others) == {largest - whole}
 
 
 def test_another_model_or_cache_in_one_folder_takes_nothing_of_the_first(tmp_path: Path) -> None:
@@ -445,7 +457,7 @@ def test_a_disk_that_hangs_is_waited_for_some_seconds_only(start: Start, monkeyp
     first.close()
     goes_on = threading.Event()
     monkeypatch.setattr(disk_cache, "HANGS_S", 0.2)
-    monkeypatch.setattr(PrefixFiles, "read", lambda *_: goes_on.wait(60) and None)
+    monkeypatch.setattr(PrefixFiles, "read", lambda *_, **options: goes_on.wait(60) and None)
     try:
         assert reused(start(), prompt) == 0
     finally:

@@ -53,18 +53,20 @@ def check(llm: edgellm.LLM) -> None:
     llm.engine.call(lambda cache, executor: cache.check([]))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 100, 150])
+@pytest.mark.parametrize(("name", "kept"), [("llama", "f16"), ("gemma3", "f16"), ("llama", "kivi2")])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 53, 64, 100, 150])
 def test_another_program_goes_on_as_this_one_would_have(
-    paths: dict[str, Path], load: Any, tmp_path: Path, name: str, n: int
+    paths: dict[str, Path], load: Any, tmp_path: Path, name: str, kept: str, n: int
 ) -> None:
-    first, file = load(paths[name]), tmp_path / "state.kv"
+    """Of 53 tokens and the answer 64 are saved, whole blocks."""
+    types = {"cache_type_k": kept, "cache_type_v": kept}
+    first, file = load(paths[name], **types), tmp_path / "state.kv"
     said = answer(first, PROMPT[:n])
     tokens = [*PROMPT[:n], *said.tokens]
     n_saved = first.save_state(file, tokens)
     assert n_saved == len(tokens) - 1  # the last token was sampled and never computed
     went_on = answer(first, tokens)
-    second = load(paths[name])
+    second = load(paths[name], **types)
     assert second.load_state(file) == tokens[:n_saved]
     check(second)
     again = answer(second, tokens)

@@ -1,11 +1,11 @@
-"""Attention over blocks of 2 bits a number (kernels/cache_types.py), and over the newest ones in 16.
+"""Attention over blocks of 2 bits a number (kernels/cache_types.py), and over the first and the newest in 16.
 
 Of packed keys each dimension has a scale and a minimum for all 32 positions, so a block's scales go into the query:
 
     q . k[p] = sum_d (q[d] scale[d]) code[d, p] + sum_d q[d] minimum[d]
 
 and of packed values, for 32 dimensions of a position, into the weights. What is left are sums of codes as floats. All
-rows of a part have their own position in one block: from that block on keys and values are float16.
+rows of a part have their own position in one block: from that block on keys and values are float16, as in the first.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ def _first_newest(step, part):
 
 
 @v.forceinline
+def _is_packed(number, own):
+    return number > 0 and number < own
+
+
+@v.forceinline
 def _put(out, sums, bias, scale):
     v.store_f32x16(out, (sums + v.splat_f32x16(bias)) * scale)
 
@@ -184,7 +189,7 @@ def make_score(name: str, most: int) -> Any:
         first_head, n_heads = v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEADS)
         for block in range(first_block, last_block + 1):
             number, out = number_of(args, part, block), weights + (block - first_block) * BLOCK * 4
-            if number < own:
+            if _is_packed(number, own):
                 where = in_pool(args, step, part, v.load_i32(part + at.PART_TABLE), number) + first_head
                 for i in range(n_heads):
                     keys, ahead = args.k_pool + (where + i) * args.k_head, args.v_pool + (where + i) * args.v_head
@@ -283,11 +288,11 @@ def make_weigh(name: str, most: int) -> Any:
         for block in range(first_block, last_block + 1):
             number, w = number_of(args, part, block), weights + (block - first_block) * BLOCK * 4
             next_number = number_of(args, then, min(then_block + block - first_block, then_last))
-            if next_number < _first_newest(step, then):
+            if _is_packed(next_number, _first_newest(step, then)):
                 ahead = in_pool(args, step, then, v.load_i32(then + at.PART_TABLE), next_number)
                 keys = args.k_pool + (ahead + v.load_i32(then + at.PART_HEAD)) * args.k_head
                 _fetch(keys, n_heads * args.k_head)
-            if number < own:
+            if _is_packed(number, own):
                 where = in_pool(args, step, part, v.load_i32(part + at.PART_TABLE), number) + first_head
                 for i in range(n_heads):
                     values, at_row = args.v_pool + (where + i) * args.v_head, i * n_rows
