@@ -41,7 +41,7 @@ def functions_of(path: str) -> list[Callable[..., Any]]:
     sys.modules[MODULE] = module  # where type hints of its classes are looked up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's program runs into
+    except (Exception, SystemExit) as error:  # whatever the user's program runs into
         raise click.UsageError(f"--tools {path} failed: {type(error).__name__}: {one_line(str(error))}.") from error
     defined = [value for name, value in vars(module).items() if not name.startswith("_") and inspect.isfunction(value)]
     functions: list[Callable[..., Any]] = [function for function in defined if function.__module__ == MODULE]

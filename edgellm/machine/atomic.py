@@ -37,7 +37,7 @@ def whole_file(
     ``file.name`` is the temporary path. What is no regular file, such as a device, is never replaced.
     """
     target = Path(os.path.realpath(path)) if links else path
-    if target.exists() and not target.is_file() and not target.is_symlink():
+    if path.exists() and not path.is_file() and (links or not path.is_symlink()):
         raise OSError(errno.EINVAL, "it is no regular file; choose another name", str(path))
     _remove_stale(target)
     descriptor, temporary = tempfile.mkstemp(".part", _stem(target), target.parent)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_executor import scripted_llm
+from scripted_executor import scripted_llm, tokenizer_metadata
 
 import edgellm
 from edgellm.cli import main
@@ -49,6 +49,7 @@ def broken() -> None:
 def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """What the model will say."""
     said: list[str] = []
+    tokenizer_metadata()  # it is read once, and the home below has no model
     monkeypatch.setattr(edgellm, "load", lambda *args, **options: scripted_llm(said, TEMPLATE), raising=False)
     monkeypatch.setattr("edgellm.cli.standard_input.brought_along", lambda: None)
     monkeypatch.setattr("edgellm.cli.standard_input.is_terminal", lambda: True)
@@ -94,6 +95,7 @@ def test_only_what_the_file_defines_is_a_tool(tmp_path: Path) -> None:
         ("empty.py", "from math import sqrt\n", "defines no function"),
         ("wrong.py", "def f(:\n", "SyntaxError"),
         ("fails.py", "raise RuntimeError('boom\\nboom')\n", "RuntimeError: boom"),
+        ("leaves.py", "raise SystemExit(3)\n", "SystemExit: 3"),
         ("untyped.py", "def f(x: set[int]):\n    'No.'\n", "has no JSON form"),
     ],
 )

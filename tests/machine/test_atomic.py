@@ -82,3 +82,15 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
     with whole_file(link, links=False) as file:
         file.write(b"new")
     assert not link.is_symlink() and link.read_bytes() == b"new" and stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="open files have no names here")
+def test_a_pipe_that_is_open_is_named_as_what_it_is() -> None:
+    """Its name leads to one that nobody can open."""
+    ends = os.pipe()
+    try:
+        with pytest.raises(OSError, match="no regular file"), whole_file(Path(f"/dev/fd/{ends[1]}")):
+            raise AssertionError("it was opened")
+    finally:
+        for end in ends:
+            os.close(end)

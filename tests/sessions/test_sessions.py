@@ -449,6 +449,16 @@ def test_a_session_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: A
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="open files have no names here")
+def test_a_session_is_written_into_a_pipe() -> None:
+    session = talk()
+    reading, writing = os.pipe()
+    write_session(Path(f"/dev/fd/{writing}"), session)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as pipe:
+        assert pipe.read() == to_markdown(session)
+
+
 def test_markdown_shows_the_branch_that_is_read() -> None:
     text = to_markdown(talk())
     assert "## User" in text and "The *Danube*." in text and "> hm" in text and "Rhine" not in text
