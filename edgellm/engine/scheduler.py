@@ -124,9 +124,9 @@ class Scheduler:
         if request.sequence is not None:
             self.cache.release(request.sequence, keep=keep)
             request.sequence = None
-            for waiting in self._lacking if wakes else ():  # blocks; else they go round for ever
-                waiting.not_before = 0.0
-            if wakes:
+            if wakes:  # not for one that only looks again: those that lack blocks would go round for ever
+                for waiting in self._lacking:
+                    waiting.not_before = 0.0
                 self._lacking.clear()
 
     def next_in_line(self) -> list[Request]:
@@ -256,15 +256,18 @@ class Scheduler:
         """A hook that sees what the choice is made by, where this is that step."""
         if self.snap is None or not part.request.chooses:
             return None
-        part.request.watch = self.snap.watch(executor, part.sequence, part.request.hook)
+        part.request.watch = Watch(executor, part.sequence, part.request.hook)
         return part.request.watch
 
     def _make_room(self, request: Request) -> bool:
         """Preempt the youngest of the others; False where there is none."""
-        others = [r for r in self.requests if r is not request and r.sequence is not None]
-        if others:
+        if others := self._holders(request):
             self.preempt(max(others, key=lambda r: r.order))
         return bool(others)
+
+    def _holders(self, request: Request) -> list[Request]:
+        """The others that hold blocks."""
+        return [r for r in self.requests if r is not request and r.sequence is not None]
 
     # -- how much of each ------------------------------------------------------------------------------------------
 
@@ -329,8 +332,7 @@ class Scheduler:
                 self.cache.reserve(request.sequence, n)
                 return True
             except ContextFullError:
-                others = [r for r in self.requests if r is not request and r.sequence is not None]
-                if not others:
+                if not (others := self._holders(request)):
                     raise
                 idle = perf_counter() - IDLE_S
                 victims = [r for r in others if r.order > request.order or 0 < r.idle_since < idle]

@@ -56,10 +56,6 @@ class SnapKV:
         end = (n_prompt - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         return end if end > self.n_far + WINDOW else 0
 
-    def watch(self, executor: Executor, sequence: Sequence, hook: Hook | None) -> Watch:
-        """A hook for the step of the window, which calls ``hook`` as well."""
-        return Watch(executor, sequence, hook)
-
     def keep(self, cache: KVCache, sequence: Sequence, watch: Watch, make_room: Callable[[], bool]) -> None:
         """Make the choice, once the window is committed."""
         n_blocks, gathered = sequence.length // BLOCK_TOKENS, dict[int, list[np.ndarray]]()
@@ -75,7 +71,7 @@ class SnapKV:
 
 
 class Watch:
-    """Sees the queries of the window in a step, layer by layer: its votes."""
+    """A hook that sees the queries of the window in a step, layer by layer: its votes. It calls ``hook`` as well."""
 
     def __init__(self, executor: Executor, sequence: Sequence, hook: Hook | None) -> None:
         self.votes: dict[int, np.ndarray] = {}

@@ -289,9 +289,9 @@ def _unknown(name: str) -> ModelNotFoundError:
         return ModelNotFoundError(
             f"{name}: there is no such file. Check the path, or give a name that `edgellm list` shows."
         )
-    known = sorted(catalogue())
+    known = list(catalogue())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    some = ", ".join(list(catalogue())[:4])
+    some = ", ".join(known[:4])
     meant = f"Did you mean {' or '.join(near)}?" if near else f"`edgellm list` shows all its names: {some} ..."
     return ModelNotFoundError(f"{name}: neither a file nor a model of the catalogue. {meant}")
 
