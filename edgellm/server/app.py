@@ -13,13 +13,12 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-import msgspec
 from starlette.routing import Match
 from starlette.routing import Route as PathPattern
 
 from edgellm.server import bodies
 from edgellm.server.errors import ServerError
-from edgellm.server.http import Call, Json, Plain, Reply, Route, Stream
+from edgellm.server.http import Call, Json, Plain, Reply, Route, Stream, encode
 from edgellm.server.openapi import document
 from edgellm.server.routes import ProtocolRoute, all_routes, call_route
 from edgellm.server.security import PREFLIGHT_HEADERS, check_json, cors_headers
@@ -230,7 +229,7 @@ async def _reply(reply: Reply, send: Send, headers: dict[str, str]) -> None:
         await send_stream(reply, send, _raw(more))
         return
     if isinstance(reply, Json):
-        content, media_type = msgspec.json.encode(reply.content), "application/json"
+        content, media_type = encode(reply.content), "application/json"
     else:
         content, media_type = reply.content, reply.media_type
     if reply.status != 204:

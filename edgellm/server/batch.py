@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.server.batch_file import Answers, Place, Requests, read_line
 from edgellm.server.errors import Kind, ServerError, invalid
-from edgellm.server.http import Json
+from edgellm.server.http import Json, encode
 from edgellm.server.protocols.openai_wire import new_id
 from edgellm.server.routes import ProtocolRoute, all_routes, call_route
 from edgellm.server.server import Server
@@ -142,10 +140,10 @@ class Here:
         told: dict[str, Any] = {"id": place.id, "custom_id": custom_id, "response": None, "error": None}
         if line is None or wrong:
             told["error"] = {"code": "invalid_line", "message": f"Line {place.number}: {wrong}", "line": place.number}
-            return msgspec.json.encode(told), True
+            return encode(told), True
         status, body = await _respond(self.server, self._served[line.url], bytes(line.body))
         told["response"] = {"status_code": status, "request_id": new_id("req_"), "body": body}
-        return msgspec.json.encode(told), status >= 400
+        return encode(told), status >= 400
 
 
 async def _respond(server: Server, row: ProtocolRoute, raw: bytes) -> tuple[int, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from edgellm.loading import Kind
 from edgellm.server.bodies import Body
@@ -58,6 +60,22 @@ class Stream:
     ping: bytes | Callable[[], bytes] = b": ping\n\n"
     media_type: str = "text/event-stream"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def encode(data: Any, *, order: Literal["sorted"] | None = None) -> bytes:
+    """JSON in UTF-8. What is none in a model's file, or in the name of it, is shown as U+FFFD."""
+    try:
+        return msgspec.json.encode(data, order=order)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_in_utf8(data), order=order)
+
+
+def _in_utf8(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(data, list | tuple):
+        return [_in_utf8(one) for one in data]
+    return {_in_utf8(name): _in_utf8(one) for name, one in data.items()} if isinstance(data, dict) else data
 
 
 Reply = Json | Plain | Stream

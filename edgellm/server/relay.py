@@ -15,11 +15,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
-import msgspec
-
 from edgellm.server.chat_request import ChatRequest
 from edgellm.server.errors import Kind, ServerError
-from edgellm.server.http import Json, Plain, Route, Stream
+from edgellm.server.http import Json, Plain, Route, Stream, encode
 from edgellm.server.routes import call_route
 from edgellm.server.server import Server
 from edgellm.server.text_request import TextRequest
@@ -238,4 +236,4 @@ def _ping(reply: Stream) -> bytes:
 def _whole(reply: Json | Plain, draws: bool) -> Whole:
     if isinstance(reply, Plain):
         return Whole(reply.status, reply.media_type, reply.content, dict(reply.headers), draws)
-    return Whole(reply.status, "application/json", msgspec.json.encode(reply.content), dict(reply.headers), draws)
+    return Whole(reply.status, "application/json", encode(reply.content), dict(reply.headers), draws)

@@ -10,8 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
+from edgellm.server.http import encode
 from edgellm.server.relay import Chunk, Part, Whole
 
 DRAWN = ("/v1/chat/completions", "/chat/completions", "/v1/completions", "/v1/messages", "/completion", "/completions")
@@ -35,7 +34,7 @@ def cache_key(path: str, data: Any, about: Sequence[str] = ()) -> bytes | None:
         return None
     if path in DRAWN and (not isinstance(data.get("temperature"), int | float) or data["temperature"] != 0):
         return None
-    return hashlib.blake2b(msgspec.json.encode([path, *about, data], order="sorted"), digest_size=32).digest()
+    return hashlib.blake2b(encode([path, *about, data], order="sorted"), digest_size=32).digest()
 
 
 class ResponseCache:

@@ -10,18 +10,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import msgspec
-
 from edgellm.server.errors import ServerError
-from edgellm.server.http import Stream
+from edgellm.server.http import Stream, encode
 
 HEADERS_AFTER_S = 1.0  # an error until then has a status of its own; what takes longer begins to stream
 PING_S = 10.0
 STALL_S = 120.0  # a reader that took nothing for so long is gone
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-encode = msgspec.json.encode
 
 
 def event(data: Any, name: str | None = None) -> bytes:
@@ -32,7 +28,7 @@ def event(data: Any, name: str | None = None) -> bytes:
 
 def line(data: Any) -> bytes:
     """One line of application/x-ndjson."""
-    return bytes(encode(data)) + b"\n"
+    return encode(data) + b"\n"
 
 
 async def send_stream(stream: Stream, send: Send, headers: list[tuple[bytes, bytes]]) -> None:

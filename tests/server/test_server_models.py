@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,6 +116,30 @@ def test_a_model_whose_file_is_gone_is_not_found_and_its_place_is_not_told(tmp_p
         for name in ("m", "known"):
             reply = client.post(CHAT, json={"model": name, "messages": HELLO})
             assert reply.status_code == 404 and "secret" not in reply.text and repr(name) in reply.text
+
+
+def test_names_and_templates_that_are_no_utf8_are_shown_and_break_no_list(tmp_path: Path) -> None:
+    """The bytes of a stranger: in a file's metadata, and in what the file is called."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.gguf")
+    texts = {"general.name": "Caf@", "general.license": "mit@", "tokenizer.chat_template": "{{ messages[0].content }}@"}
+    data = write_tiny_model(tmp_path / "m.gguf", metadata=texts).read_bytes()
+    for text in texts.values():
+        data = data.replace(text.encode(), text.encode().replace(b"@", b"\xe9"))
+    try:
+        path.write_bytes(data)
+    except (OSError, UnicodeError):
+        pytest.skip("names of files are UTF-8 here")
+    other = ModelEntry(("scripted",), Path("scripted.gguf"), facts=SCRIPTED)
+    server = Server(Models([ModelEntry((path.stem, "latin"), path), other], LoadOptions(n_ctx=64)))
+    body = {"messages": HELLO, "max_tokens": 2}
+    with client_of(server) as client:
+        asked = [client.get(url) for url in ("/v1/models", "/api/tags", "/api/ps", "/props", "/tokenizer_info")]
+        asked.append(client.get("/v1/models", headers={"anthropic-version": "2023-06-01"}))
+        asked += [client.post(url, json=body) for url in (CHAT, "/apply-template")]
+        asked.append(client.post(CHAT, json=body | {"stream": True}))
+        asked.append(client.post("/api/show", json={"model": "latin"}))
+    assert [reply.status_code for reply in asked] == [200] * 10
+    assert all("\N{REPLACEMENT CHARACTER}" in reply.text for reply in (*asked[:2], *asked[3:]))
 
 
 def test_an_idle_model_is_closed_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -533,7 +533,7 @@ async def _summary(call: Call, entry: ModelEntry) -> dict[str, Any]:
         "model": name,
         "modified_at": _rfc3339(datetime.fromtimestamp(entry.created, UTC)),
         "size": card.nbytes,
-        "digest": hashlib.sha256(known.encode()).hexdigest(),
+        "digest": hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest(),
         "details": details,
         "capabilities": ["embedding"] if facts.kind != "chat" else capabilities(card.chat_template),
     }
