@@ -39,6 +39,12 @@ EMULATED = ("amx", "neon_i8mm", "neon_dotprod", "neon")
 FORM_VARIABLE = "EDGELLM_CPU_FORM"
 """Environment variable: the best form to use, to try or to measure what older CPUs run."""
 
+FETCHES_TO_FIRST_LEVEL = ("znver5",)
+"""CPUs, as LLVM names them, that fetch into the first level, and weights twice, for some requests are lost: Zen 5 reads
+Q6_K at 27 GB/s a core through the second level, at 28 by one request, at 37 by two. On others, of which Zen 4 was
+measured, a line on its way to the first level keeps one of its few miss buffers, and the kernel's own loads wait for
+one: there Q4_K runs at 9.8 GB/s, through the second level at 20.3."""
+
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c")
 _NEEDS = {
     "amx": ("amx-tile", "amx-int8", *_AVX512),
@@ -107,10 +113,11 @@ def detect(form: str | None = None) -> Isa:
         flags = {k: v and k in ("sse", "sse2", "cx8", "cmov", "fxsr", "mmx", "64bit", "x87") for k, v in flags.items()}
     text = ",".join(("+" if on else "-") + name for name, on in sorted(flags.items()))
     cpu = llvm.get_host_cpu_name() if form != "portable" else ""
-    return Isa(form, llvm.get_process_triple(), cpu, text, primitives(form, flags, llvm.get_process_triple()))
+    triple = llvm.get_process_triple()
+    return Isa(form, triple, cpu, text, primitives(form, flags, triple, cpu))
 
 
-def primitives(form: str, features: dict[str, bool], triple: str) -> str:
+def primitives(form: str, features: dict[str, bool], triple: str, cpu: str = "") -> str:
     """LLVM IR that defines every ``edgellm.*`` function that simd.py declares."""
     is_arm = _is_arm(triple)
     is_x86 = triple.startswith(("x86_64", "i686", "amd64"))
@@ -121,6 +128,7 @@ def primitives(form: str, features: dict[str, bool], triple: str) -> str:
     parts.append(_HALF if is_arm or features.get("f16c") else _HALF_BITS)
     pause = "call void @llvm.x86.sse2.pause()" if is_x86 else "call void @llvm.aarch64.hint(i32 1)" if is_arm else ""
     parts.append(_PAUSE.replace("PAUSE", pause))
+    parts.append(_FETCH_FIRST if cpu in FETCHES_TO_FIRST_LEVEL else _FETCH_SECOND)
     return "\n".join(parts)
 
 
@@ -319,3 +327,26 @@ define void @"edgellm.pause"() alwaysinline {
   PAUSE
   ret void
 }"""
+
+
+def _prefetches(locality: int, again: str) -> str:
+    return f"""
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+define void @"edgellm.fetch"(i64 %address) alwaysinline {{
+  %p = inttoptr i64 %address to ptr
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 {locality}, i32 1)
+  ret void
+}}
+define void @"edgellm.fetch_weights"(i64 %far) alwaysinline {{
+  call void @"edgellm.fetch"(i64 %far){again}
+  ret void
+}}"""
+
+
+_FETCH_SECOND = _prefetches(2, "")
+_FETCH_FIRST = _prefetches(
+    3,
+    """
+  %near = sub i64 %far, 4096
+  call void @"edgellm.fetch"(i64 %near)""",
+)

@@ -101,7 +101,7 @@ def _make_sums(n: int, line_at: Any) -> Any:
         """sum_i x[row][i] * line[i] for ``n`` rows; lines are ``step`` bytes apart. Fetches half a line for each."""
         a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = v.zero_f32x16()
         for i in range(0, n_lines // 2 * 8, 8):
-            v.prefetch_l2(fetch + i * 8)
+            v.fetch(fetch + i * 8)
             v0, v1 = line_at(line), line_at(line + step)
             a0 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i)), v0, a0)
             a1 = v.fma_f32x16(v.splat_f32x16(v.load_f32(x0 + i + 4)), v1, a1)

@@ -41,7 +41,7 @@ def make_few_tokens(weights: Any) -> Any:
         acc = v.zero_f32x8()
         for _ in range(n_groups):
             for line in range(0, block_nbytes * 8, 64):
-                v.prefetch_l2(ahead + line)
+                v.fetch_weights(ahead + line)
             ahead += block_nbytes * 8
             d, minimum = factors(p, stride)
             total = sums(p, stride, x)

@@ -77,7 +77,7 @@ def _make_fetch(block_nbytes: int) -> Any:
     @v.forceinline
     def fetch(ahead):
         for line in range(0, block_nbytes * 8, 64):
-            v.prefetch_l2(ahead + line)
+            v.fetch_weights(ahead + line)
 
     return fetch
 

@@ -101,7 +101,7 @@ def _fold(x, scales, minima, n, out):
 @v.forceinline
 def _fetch(address, nbytes):
     for i in range(0, nbytes, 64):
-        v.prefetch_l2(address + i)
+        v.fetch(address + i)
 
 
 @v.forceinline

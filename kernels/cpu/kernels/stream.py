@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgellm.kernels.cpu.lib.layout import AHEAD, STREAM_ROW_NBYTES, STREAM_ROWS
-from edgellm.kernels.cpu.lib.simd import load_i32x16, prefetch_l2, store_i32x16, zero_i32x16
+from edgellm.kernels.cpu.lib.simd import fetch_weights, load_i32x16, store_i32x16, zero_i32x16
 
 
 def stream(address, nbytes, side_by_side, out):
@@ -18,7 +18,7 @@ def stream(address, nbytes, side_by_side, out):
             ahead = p + strip + AHEAD
             for column in range(p, p + STREAM_ROW_NBYTES, 64):
                 for line in range(0, STREAM_ROWS * 64, 64):
-                    prefetch_l2(ahead + line)
+                    fetch_weights(ahead + line)
                 ahead += STREAM_ROWS * 64
                 for row in range(0, strip, 4 * STREAM_ROW_NBYTES):
                     a = a + load_i32x16(column + row)

@@ -113,7 +113,7 @@ def make_few_tokens(weights: Any) -> Any:
             v.store_f32x8(scratch + at.SUMS + t * 32, v.zero_f32x8())
         for _ in range(n_groups // GROUPS):
             for line in range(0, block_nbytes * 8, 64):
-                v.prefetch_l2(ahead + line)
+                v.fetch_weights(ahead + line)
             ahead += block_nbytes * 8
             decode(p, stride, scratch + at.SCALES, scratch + at.MINIMA)
             d, minus_dmin = factors(p, stride)

@@ -180,7 +180,7 @@ def make_fetch(block_nbytes: int, part: int, n_parts: int) -> Any:
     @v.forceinline
     def fetch(ahead):
         for line in range(first, end, 64):
-            v.prefetch_l2(ahead + line)
+            v.fetch_weights(ahead + line)
 
     return fetch
 

@@ -221,7 +221,7 @@ def _relative_scales(scales, minima, dim, low, high, out):
 @v.forceinline
 def _fetch(address, nbytes):
     for i in range(0, nbytes, 64):
-        v.prefetch_l2(address + i)
+        v.fetch(address + i)
 
 
 @v.forceinline

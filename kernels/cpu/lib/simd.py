@@ -352,6 +352,9 @@ half_f32x8, half_f32x16 = declared("half8", f32x8, u16x8), declared("half16", f3
 round_half_f32x16 = declared("tohalf16", u16x16, f32x16)
 """float32 to float16 bits, to nearest even."""
 pause = declared("pause", types.none)
+fetch, fetch_weights = (declared(name, types.none, types.int64) for name in ("fetch", "fetch_weights"))
+"""fetch(address): bring a line near; to where, the CPU decides (isa.py). Of weights that are read about 8 KiB after one
+another it may be asked for twice."""
 max_f32x16, min_f32x16 = declared("max16", f32x16, f32x16, f32x16), declared("min16", f32x16, f32x16, f32x16)
 abs_f32x16 = declared("abs16", f32x16, f32x16)
 
@@ -396,30 +399,19 @@ def f64_from_bits(typing_context, value):
     return types.float64(types.int64), codegen
 
 
-def make_prefetch(locality: int) -> Any:
-    """prefetch(address): bring the cache line at an address near; any address is allowed.
+@intrinsic
+def prefetch(typing_context, address):
+    """Bring the cache line at an address into all levels; any address is allowed."""
 
-    ``locality`` 3 means all levels, 2 the second and what is behind it. A line asked for in the first level keeps one
-    of its few miss buffers for the whole way from memory, and the kernel's own loads wait for one: Q4_K ran at 9.8 GB/s
-    a core that way, at 20.3 through the second level (Zen 4).
-    """
+    def codegen(context, builder, sig, args):
+        pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # read, all levels, data
+        builder.call(function, [builder.inttoptr(args[0], pointer), *hints])
+        return context.get_dummy_value()
 
-    @intrinsic
-    def prefetch(typing_context, address):
-        def codegen(context, builder, sig, args):
-            pointer = ir.IntType(8).as_pointer()
-            function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-            function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-            hints = [ir.Constant(I32, n) for n in (0, locality, 1)]  # read, level, data
-            builder.call(function, [builder.inttoptr(args[0], pointer), *hints])
-            return context.get_dummy_value()
-
-        return types.none(types.int64), codegen
-
-    return prefetch
-
-
-prefetch, prefetch_l2 = make_prefetch(3), make_prefetch(2)
+    return types.none(types.int64), codegen
 
 
 @intrinsic

@@ -153,6 +153,8 @@ AVX512_FEATURES = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx2,+fma
 TARGETS = {
     "cascadelake": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
     "icelake-server": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
+    "znver4": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
+    "znver5": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
 }
 
 
@@ -174,7 +176,7 @@ def assembly() -> Any:
         except RuntimeError:
             pytest.skip(f"this llvmlite has no code generator for {triple}")
         flags = {name[1:]: True for name in features.split(",")}
-        target = isa.Isa(form, triple, cpu, features, isa.primitives(form, flags, triple))
+        target = isa.Isa(form, triple, cpu, features, isa.primitives(form, flags, triple, cpu))
         return jit.assembly(kernel, portable_ir(kernel), target)
 
     return make
@@ -184,6 +186,12 @@ def assembly() -> Any:
 def test_products_use_the_dot_instruction_of_avx512(cpu: str, assembly: Any) -> None:
     text = assembly("matmul_q4_k", cpu)
     assert "vpdpwssd" in text and "vfmadd" in text and "zmm" in text
+
+
+@pytest.mark.parametrize(("cpu", "level"), [("znver4", "prefetcht1"), ("znver5", "prefetcht0")])
+def test_weights_are_fetched_to_the_level_that_is_best_for_a_cpu(cpu: str, level: str, assembly: Any) -> None:
+    found = re.findall(r"\bprefetch\w+", assembly("stream", cpu))
+    assert set(found) == {level}
 
 
 def test_attention_fills_the_registers_of_avx512(assembly: Any) -> None:
