@@ -186,7 +186,7 @@ def measure(gguf: GGUFFile, args: argparse.Namespace) -> list[dict[str, object]]
     ways += [("f16", keep) for keep in args.keeps.split(",") if keep]
     for name, kept in ways:
         keep = kv_keep("--keeps", kept)
-        typed = with_kept_keys(with_cache_types(program, name, name), keep)
+        typed = with_kept_keys(with_cache_types(program, name, name), keep, max(chunks))
         snap_tokens = keep.n_tokens if keep is not None and keep.way == "snapkv" else 0
         n_most = max(chunks)
         row: dict[str, object] = {"type": name, "keep": kept or "all"}

@@ -366,6 +366,7 @@ def typed(program: Program, options: LoadOptions) -> Program:
     return with_kept_keys(
         with_cache_types(program, options.cache_type_k, options.cache_type_v),
         arguments.kv_keep("kv_keep", options.kv_keep),
+        options.n_ctx or max(1, program.context_length),
     )
 
 

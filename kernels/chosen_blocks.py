@@ -38,9 +38,14 @@ def read_throughout(name: str, value: str | None) -> KVKeep | None:
     return keep
 
 
-def with_kept_keys(program: Program, keep: KVKeep | None) -> Program:
-    """The program with what ``keep`` asks of it; what is kept at the end of a prompt is the engine's affair."""
-    return program if keep is None or keep.way != "quest" else with_chosen_blocks(program, keep.n_tokens)
+def with_kept_keys(program: Program, keep: KVKeep | None, n_ctx: int) -> Program:
+    """The program with what ``keep`` asks of it; what is kept at the end of a prompt is the engine's affair.
+
+    n_ctx   the longest text that it is to read: there is room for no more choices than that
+    """
+    if keep is None or keep.way != "quest":
+        return program
+    return with_chosen_blocks(program, min(keep.n_tokens, -(-n_ctx // STEP_TOKENS) * STEP_TOKENS))
 
 
 def check_chosen_context(program: Program, n_ctx: int) -> None:

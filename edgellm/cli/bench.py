@@ -140,7 +140,7 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
     from edgellm.kernels.chosen_blocks import read_throughout, with_kept_keys
     from edgellm.kernels.executors import open_executor
     from edgellm.kernels.typed_cache import with_cache_types
-    from edgellm.measure.bench import bench_tests, run_tests, tests_of
+    from edgellm.measure.bench import bench_tests, longest, run_tests, tests_of
     from edgellm.measure.model_card import model_card
     from edgellm.models import build_program
 
@@ -164,7 +164,8 @@ def _bench_model(name: str, options: dict[str, Any], report: Callable[[BenchResu
             if adapters := adapter_values(options):
                 program, make = _with_adapters(program, make, {**device_values(options), **adapters})
             program = with_cache_types(program, options["cache_type_k"], options["cache_type_v"])
-            program = with_kept_keys(program, read_throughout("--kv-keep", options["kv_keep"]))
+            keep = read_throughout("--kv-keep", options["kv_keep"])
+            program = with_kept_keys(program, keep, longest(tests))
             tests = tests_of(program, tests, n_ubatch)
             for n_threads in counts:
                 bandwidth = None

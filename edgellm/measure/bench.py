@@ -172,12 +172,17 @@ def bench_tests(
     return tests
 
 
+def longest(tests: Sequence[BenchTest]) -> int:
+    """Tokens of the longest text."""
+    return max(test.n_depth + test.n_prompt + test.n_gen for test in tests)
+
+
 def tests_of(program: Program, tests: Sequence[BenchTest], n_ubatch: int) -> list[BenchTest]:
     """Those that the program can be measured by: one that reads whole texts has them in one step, and nothing behind.
 
     UnsupportedError where there are none, or where the longest is too long for the program.
     """
-    check_chosen_context(program, max(test.n_depth + test.n_prompt + test.n_gen for test in tests))
+    check_chosen_context(program, longest(tests))
     whole = program.takes_whole_texts
     fitting = [one for one in tests if not whole or not (one.n_gen or one.n_depth or one.n_prompt > n_ubatch)]
     if not fitting:

@@ -152,7 +152,7 @@ class ChunkModel:
         check_split(executor, gpu_layers, cpu_moe)
         keep = read_throughout("kv_keep", kv_keep)
         with open_program(path, kv_overrides) as (self.gguf, program):
-            self.program = with_kept_keys(with_cache_types(program, cache_type_k, cache_type_v), keep)
+            self.program = with_kept_keys(with_cache_types(program, cache_type_k, cache_type_v), keep, n_ctx)
             check_chosen_context(self.program, n_ctx)
             self.tokenizer = Tokenizer.from_gguf(self.gguf.metadata, proved=True)
             self.n_ctx = n_ctx

@@ -199,6 +199,16 @@ def test_ways_that_are_not_there_are_refused_by_name(path: Path, keep: Any, mess
         edgellm.load(path, kv_keep=keep)
 
 
+def test_more_than_a_context_is_asked_for_at_no_cost_and_read_whole(path: Path) -> None:
+    told_by = []
+    for keep in (None, "quest:512", "quest:524288"):
+        with edgellm.load(path, n_ctx=512, kv_keep=keep) as llm:
+            told_by.append(told(llm, PROMPTS[0]))
+            chosen = [layer.n_chosen for layer in llm.program.cache_layers if getattr(layer, "n_chosen", 0)]
+            assert set(chosen) <= {512 // 32}, keep
+    assert told_by[0] == told_by[1] == told_by[2] and chosen
+
+
 def test_ways_that_do_not_go_together_are_refused_by_name(path: Path, tmp_path: Path) -> None:
     refused = [
         ({"cache_dir": tmp_path / "cache"}, "a cache_dir"),
