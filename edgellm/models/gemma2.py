@@ -6,18 +6,12 @@ Files store norm weights with the 1 already added.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.ops import Softcap
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import (
-    LayerKind,
-    ProgramBuilder,
-    feed_forward,
-    project_logits,
-    rope_factors,
-    self_attention,
-)
+from edgellm.models.parts.blocks import AROUND, LayerKind, Scales, build_decoder, feed_forward
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     GEMMA_LAYER,
@@ -27,44 +21,45 @@ from edgellm.models.parts.checkpoint_form import (
     layer_kinds,
     refuse_activation,
 )
-from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import integer, real
 
 N_LAYER_27B = 46  # the only size whose attention scale is not 1/sqrt(head size), https://arxiv.org/abs/2408.00118
 
 
 def build(gguf: ModelFile) -> Program:
     """x += norm(Wo attention(rope(q), rope(k), v));  x += norm(Wdown (gelu(Wgate h) * Wup h))."""
-    hp = read_hparams(gguf)
-    m = ProgramBuilder(gguf, hp)
-    base = real(gguf, "rope.freq_base", 10000.0)
-    m.ropes["rope"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
     window = integer(gguf, "attention.sliding_window", 4096)
-    softcap, last_cap = real(gguf, "attn_logit_softcapping", 50.0), real(gguf, "final_logit_softcapping", 30.0)
-    scale = 1 / math.sqrt(hp.n_embd / hp.n_head if hp.n_layer == N_LAYER_27B else hp.head_dim_k)
-    m.embed("x", math.sqrt(hp.n_embd))
-    for i in range(hp.n_layer):
-        blk = f"blk.{i}"
-        m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, LayerKind(window=0 if i % 2 else window), scale=scale, softcap=softcap)
-        m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
-        m.add("x", "proj", "x")
-        m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        feed_forward(m, blk, "gelu")
-        m.rms_norm("proj", f"{blk}.post_ffw_norm", "proj")
-        m.add("x", "proj", "x")
-    project_logits(m)
-    if last_cap:
-        m.ops.append(Softcap(Program.output, Program.output, last_cap))
-    return m.finish()
+    program = build_decoder(
+        gguf,
+        adjacent=False,
+        norms=AROUND,
+        scales=replace(gemma_scales(gguf, N_LAYER_27B), softcap=real(gguf, "attn_logit_softcapping", 50.0)),
+        kinds=lambda i: LayerKind(window=0 if i % 2 else window),
+        ffn=lambda m, blk: feed_forward(m, blk, "gelu"),
+    )
+    cap = real(gguf, "final_logit_softcapping", 30.0)
+    return replace(program, ops=(*program.ops, Softcap(program.output, program.output, cap))) if cap else program
+
+
+def gemma_scales(gguf: ModelFile, n_layer_27b: int) -> Scales:
+    """Embeddings are scaled by the width; scores, of a model of so many layers, by the share of it that a head has."""
+    n_embd = integer(gguf, "embedding_length")
+    scores = 1 / math.sqrt(n_embd / integer(gguf, "attention.head_count", least=1))
+    return Scales(math.sqrt(n_embd), scores=scores if integer(gguf, "block_count") == n_layer_27b else None)
+
+
+def check_scores(config: CheckpointConfig, n_layer_27b: int) -> None:
+    """UnsupportedError for a scale of scores that is not that of ``gemma_scales``, as GGUF has no key for it."""
+    share = config.integer("hidden_size") / config.integer("num_attention_heads")
+    scale = share if config.n_layer == n_layer_27b else config.head_dim
+    if config.real("query_pre_attn_scalar") != scale:
+        raise config.refuse("query_pre_attn_scalar", f"{scale:g} for models of this shape")
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
     """The keys of this architecture, from config.json. UnsupportedError for a scale that GGUF has no key for."""
     refuse_activation(config, "gelu_pytorch_tanh", keys=("hidden_activation",))
-    n_embd, n_head = config.integer("hidden_size"), config.integer("num_attention_heads")
-    scale = n_embd / n_head if config.n_layer == N_LAYER_27B else config.head_dim
-    if config.real("query_pre_attn_scalar") != scale:
-        raise config.refuse("query_pre_attn_scalar", f"{scale:g} for models of this shape")
+    check_scores(config, N_LAYER_27B)
     if layer_kinds(config, lambda i: i % 2 == 0) != [i % 2 == 0 for i in range(config.n_layer)]:
         raise config.refuse("layer_types", "models of this architecture whose every other layer slides, the first too")
     found = decoder_metadata(config, "gemma2")

@@ -5,20 +5,13 @@ Files store norm weights with the 1 already added. Local layers rotate with a ba
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.program import Program
-from edgellm.models.parts.blocks import (
-    LayerKind,
-    ProgramBuilder,
-    feed_forward,
-    project_logits,
-    rope_factors,
-    self_attention,
-)
+from edgellm.kernels.rope import Rope
+from edgellm.models.gemma2 import check_scores, gemma_scales
+from edgellm.models.parts.blocks import AROUND, LayerKind, ProgramBuilder, build_decoder, feed_forward, the_rope
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import (
     GEMMA_LAYER,
@@ -30,7 +23,7 @@ from edgellm.models.parts.checkpoint_form import (
     refuse_activation,
 )
 from edgellm.models.parts.checkpoint_rope import frequency_factors, rotations_by_layer
-from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import integer, read_rope, real
 from edgellm.models.parts.local_layers import local_layers, pattern_metadata, sliding_by
 
 PERIOD = 6
@@ -39,27 +32,27 @@ N_LAYER_27B = 62  # the only size whose attention scale is not 1/sqrt(head size)
 
 def build(gguf: ModelFile) -> Program:
     """x += norm(Wo attention(rope(norm(q)), rope(norm(k)), v));  x += norm(Wdown (gelu(Wgate h) * Wup h))."""
-    hp = read_hparams(gguf)
-    m = ProgramBuilder(gguf, hp)
-    base = real(gguf, "rope.freq_base", 1e6)
-    m.ropes["global"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
-    m.ropes["local"] = read_rope(gguf, hp, real(gguf, "rope.freq_base_swa", 1e4), adjacent=False, scaled=False)
     window = integer(gguf, "attention.sliding_window")
-    scale = 1 / math.sqrt(hp.n_embd / hp.n_head if hp.n_layer == N_LAYER_27B else hp.head_dim_k)
-    m.embed("x", scale=math.sqrt(hp.n_embd))
-    for i, local in enumerate(local_layers(gguf, hp.n_layer, PERIOD)):
-        blk = f"blk.{i}"
-        kind = LayerKind("local", window) if local else LayerKind("global")
-        m.rms_norm("x", f"{blk}.attn_norm", "h")
-        self_attention(m, blk, kind, scale=scale, qk_norms="heads")
-        m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
-        m.add("x", "proj", "x")
-        m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        feed_forward(m, blk, "gelu")
-        m.rms_norm("proj", f"{blk}.post_ffw_norm", "proj")
-        m.add("x", "proj", "x")
-    project_logits(m)
-    return m.finish()
+    slides = local_layers(gguf, integer(gguf, "block_count"), PERIOD)
+    return build_decoder(
+        gguf,
+        adjacent=False,
+        norms=AROUND,
+        qk_norms="heads",
+        scales=gemma_scales(gguf, N_LAYER_27B),
+        ropes=both_rotations,
+        kinds=lambda i: LayerKind("local", window) if slides[i] else LayerKind("global"),
+        ffn=lambda m, blk: feed_forward(m, blk, "gelu"),
+    )
+
+
+def both_rotations(m: ProgramBuilder) -> dict[str, Rope]:
+    """Of layers that see everything, and of those that slide."""
+    near = real(m.gguf, "rope.freq_base_swa", 1e4)
+    return {
+        "global": the_rope(m, adjacent=False, base=1e6),
+        "local": read_rope(m.gguf, m.hp, near, adjacent=False, scaled=False),
+    }
 
 
 def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
@@ -72,12 +65,7 @@ def checkpoint_metadata(config: CheckpointConfig) -> TypedMetadata:
 def shared_metadata(config: CheckpointConfig) -> TypedMetadata:
     """Those that say nothing of which way a token sees."""
     refuse_activation(config, "gelu_pytorch_tanh")
-    n_embd, n_head, n_layer = (
-        config.integer(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
-    scale = n_embd / n_head if n_layer == N_LAYER_27B else config.head_dim
-    if config.real("query_pre_attn_scalar") != scale:
-        raise config.refuse("query_pre_attn_scalar", f"{scale:g} for models of this shape")
+    check_scores(config, N_LAYER_27B)
     wide, near = rotations_by_layer(config)
     if near.kind != "default":
         raise config.refuse(f"{near.key}.rope_type", "sliding layers whose rotation is not scaled", near.kind)

@@ -10,11 +10,11 @@ from edgellm.kernels.ops import ApplyRope
 from edgellm.kernels.pooling import Dense
 from edgellm.kernels.program import Program
 from edgellm.models import gemma3
-from edgellm.models.parts.blocks import ProgramBuilder, feed_forward, rope_factors
+from edgellm.models.parts.blocks import ProgramBuilder, feed_forward
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import GEMMA_LAYER, QK_NORMS, CheckpointForm, TypedMetadata
 from edgellm.models.parts.encoder import check_sees_both_ways, finish_encoder
-from edgellm.models.parts.hparams import integer, read_hparams, read_rope, real
+from edgellm.models.parts.hparams import integer, read_hparams
 from edgellm.models.parts.local_layers import local_layers
 from edgellm.models.parts.post_norm import project_qkv
 
@@ -24,9 +24,7 @@ def build(gguf: ModelFile) -> Program:
     check_sees_both_ways(gguf)
     hp = read_hparams(gguf)
     m = ProgramBuilder(gguf, hp)
-    base = real(gguf, "rope.freq_base", 1e6)
-    m.ropes["global"] = read_rope(gguf, hp, base, adjacent=False, factors=rope_factors(m))
-    m.ropes["local"] = read_rope(gguf, hp, real(gguf, "rope.freq_base_swa", 1e4), adjacent=False, scaled=False)
+    m.ropes = gemma3.both_rotations(m)
     window = integer(gguf, "attention.sliding_window", least=2)
     m.embed("x", scale=math.sqrt(hp.n_embd))
     for i, local in enumerate(local_layers(gguf, hp.n_layer, gemma3.PERIOD)):

@@ -321,12 +321,16 @@ each head by LayerNorm and a weight of its own, before."""
 
 @dataclass(frozen=True)
 class Scales:
-    """Numbers that multiply: embeddings, what a block adds to x, scores (None: 1/sqrt(head size)), logits."""
+    """Numbers that multiply: embeddings, what a block adds to x, scores (None: 1/sqrt(head size)), logits.
+
+    softcap   of scores, see ``Attention``
+    """
 
     embeddings: float = 1.0
     residual: float = 1.0
     scores: float | None = None
     logits: float = 1.0
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -434,7 +438,9 @@ def _decoder_layer(
     """Layer i, as ``build_decoder`` says."""
     blk = f"blk.{i}"
     x = norm_before(m, "x", blk, norms.attention)
-    self_attention(m, blk, kinds(i), x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms)
+    self_attention(
+        m, blk, kinds(i), x=x, scale=scales.scores, needs_bias=needs_bias, qk_norms=qk_norms, softcap=scales.softcap
+    )
     norm_behind(m, blk, norms.behind_attention)
     if side_by_side:
         x = norm_before(m, "x", blk, norms.ffn) if norms.ffn else x
