@@ -10,6 +10,7 @@ from edgellm.kernels.program import Program
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import QKV, CheckpointForm, TypedMetadata, refuse_activation
 from edgellm.models.parts.encoder import (
+    TABLES,
     classifier_metadata,
     encoder_metadata,
     is_classifier,
@@ -94,11 +95,9 @@ CHECKPOINT = CheckpointForm(
         "ffn.lin2": "ffn_down",
         "output_layer_norm": "layer_output_norm",
     },
-    around={
-        "embeddings.word_embeddings": "token_embd",
+    around=TABLES
+    | {
         "embeddings.position_embeddings": "position_embd",
-        "embeddings.token_type_embeddings": "token_types",
-        "embeddings.LayerNorm": "token_embd_norm",
         "pooler.dense": "cls",
         "classifier": "cls.output",
     },

@@ -7,7 +7,7 @@ from edgellm.kernels.program import Program
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import QKV, CheckpointForm, TypedMetadata, refuse_activation
 from edgellm.models.parts.checkpoint_rope import rope_metadata, rotation
-from edgellm.models.parts.encoder import encoder_metadata
+from edgellm.models.parts.encoder import POST_NORM_LAYER, TABLES, encoder_metadata
 from edgellm.models.parts.post_norm import build_post_norm, curved
 
 
@@ -34,26 +34,14 @@ CHECKPOINT = CheckpointForm(
         (r"^encoder\.layers\.", "model.layers."),
         (r"^emb_ln\.", "embeddings.LayerNorm."),
     ),
-    layer={
+    layer=POST_NORM_LAYER
+    | {
         "mixer.Wqkv": "attn_qkv",
         "mixer.out_proj": "attn_output",
-        "norm1": "attn_output_norm",
-        "norm2": "layer_output_norm",
-        # as transformers calls them
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "post_attention_layernorm": "attn_output_norm",
         "mlp.fc1": "ffn_up",
         "mlp.fc2": "ffn_down",
-        "post_mlp_layernorm": "layer_output_norm",
     },
-    around={
-        "embeddings.word_embeddings": "token_embd",
-        "embeddings.token_type_embeddings": "token_types",
-        "embeddings.LayerNorm": "token_embd_norm",
-    },
+    around=TABLES,
     around_biases=frozenset(("token_embd_norm",)),
     leaves_out=lambda _: r"(lm_head\.|(roberta\.)?pooler\.).*",
     extra=lambda _: {},

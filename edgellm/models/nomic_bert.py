@@ -8,7 +8,7 @@ from edgellm.models.parts.blocks import ProgramBuilder
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
 from edgellm.models.parts.checkpoint_form import CheckpointForm, TypedMetadata, refuse_activation
 from edgellm.models.parts.checkpoint_rope import rope_metadata, rotation
-from edgellm.models.parts.encoder import encoder_metadata
+from edgellm.models.parts.encoder import POST_NORM_LAYER, TABLES, encoder_metadata
 from edgellm.models.parts.post_norm import build_post_norm
 
 HEADS = r"(cls\.|lm_head\.|(nomic_bert\.)?pooler\.).*|.*\.(position_ids|inv_freq)"
@@ -64,30 +64,19 @@ CHECKPOINT = CheckpointForm(
         (r"^encoder\.layers\.", "model.layers."),
         (r"^emb_ln\.", "embeddings.LayerNorm."),
     ),
-    layer={
+    layer=POST_NORM_LAYER
+    | {
         "attn.Wqkv": "attn_qkv",
         "attn.out_proj": "attn_output",
-        "norm1": "attn_output_norm",
         "mlp.fc11": "ffn_up",
         "mlp.fc12": "ffn_gate",
         "mlp.fc2": "ffn_down",
-        "norm2": "layer_output_norm",
         # as transformers calls them
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "post_attention_layernorm": "attn_output_norm",
         "mlp.up_proj": "ffn_up",
         "mlp.gate_proj": "ffn_gate",
         "mlp.down_proj": "ffn_down",
-        "post_mlp_layernorm": "layer_output_norm",
     },
-    around={
-        "embeddings.word_embeddings": "token_embd",
-        "embeddings.token_type_embeddings": "token_types",
-        "embeddings.LayerNorm": "token_embd_norm",
-    },
+    around=TABLES,
     around_biases=frozenset(("token_embd_norm",)),
     leaves_out=lambda _: HEADS,
     extra=lambda _: {},

@@ -15,6 +15,24 @@ from edgellm.models.parts.hparams import flag, hparam_error, key_of
 from edgellm.models.parts.pooling import read_pooling
 
 HIDDEN = "h_out"
+TABLES = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
+}
+"""What stands before the layers of a checkpoint -> in GGUF."""
+POST_NORM_LAYER = {
+    "norm1": "attn_output_norm",
+    "norm2": "layer_output_norm",
+    # as transformers calls them
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "attn_output_norm",
+    "post_mlp_layernorm": "layer_output_norm",
+}
+"""What layers of BERT's rotated kin share, as their authors and as transformers call it."""
 
 
 def check_sees_both_ways(gguf: ModelFile) -> None:
