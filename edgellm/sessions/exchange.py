@@ -78,7 +78,7 @@ def to_json(session: Session) -> str:
 def write_session(path: Path, session: Session, as_json: bool | None = None) -> None:
     """Write a session as JSON or Markdown, by the file's name where that is not said; whole or not at all. OSError."""
     as_json = path.suffix.lower() == ".json" if as_json is None else as_json
-    data = (to_json(session) if as_json else to_markdown(session)).encode()
+    data = records.sound(to_json(session) if as_json else to_markdown(session)).encode()
     if path.exists() and not path.is_file():  # a pipe, which takes what comes
         path.write_bytes(data)
         return

@@ -65,7 +65,12 @@ def text(name: str, value: Any, limit: int | None = None) -> str:
         raise ParameterError(f"{name} is {type(value).__name__}, not text")
     if limit is not None and len(value) > limit:
         raise ParameterError(f"{name} has {len(value)} characters, expected at most {limit}")
-    return value.encode("utf-8", "replace").decode("utf-8")
+    return sound(value)
+
+
+def sound(text: str) -> str:
+    """Text without lone surrogates, such as a model's path has for bytes that are no UTF-8; no file takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _is_number(value: Any) -> bool:

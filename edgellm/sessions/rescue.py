@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgellm.sessions.exchange import to_json, to_markdown
+from edgellm.sessions.records import sound
 from edgellm.sessions.tree import Session
 
 
@@ -18,7 +19,7 @@ def rescue_folders() -> list[Path]:
 
 def rescue(session: Session, folders: Iterable[Path]) -> Path | None:
     """Write a session as JSON, for the user alone, into the first of the folders that takes all of it; None: none."""
-    data = to_json(session).encode()
+    data = sound(to_json(session)).encode()
     for folder in folders:
         path = folder / f"edgellm-chat-{session.id:016x}.json"
         try:

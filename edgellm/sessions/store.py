@@ -167,7 +167,7 @@ class SessionStore:
         keep_title   that of the file: another program may have given it one
         """
         leaf = session.tree.leaf.id if session.tree.leaf is not None else None
-        row = (session.title, session.model, session.system, as_json(session.settings))
+        row = (*map(records.sound, (session.title, session.model, session.system)), as_json(session.settings))
         with self.transaction() as db:
             known = db.execute("select 1 from sessions where id = ?", (session.id,)).fetchone() is not None
             db.execute(
@@ -182,7 +182,8 @@ class SessionStore:
         """Write a message as it is now and its tokens from ``n_saved`` on; the number of tokens that are saved."""
         tokens = node.tokens[n_saved:]
         parent = node.parent.id if node.parent is not None else None
-        row = (node.id, session.id, parent, node.role, node.text, node.model, node.finish_reason)
+        text, model = records.sound(node.text), records.sound(node.model)
+        row = (node.id, session.id, parent, node.role, text, model, node.finish_reason)
         with self.transaction() as db:
             db.execute(
                 "insert into messages (id, session, parent, role, text, model, finish_reason, timings, created, number)"
@@ -272,6 +273,7 @@ class SessionStore:
 
     def add_prompt(self, text: str) -> None:
         """Remember what was typed, unless it was the last."""
+        text = records.sound(text)
         with self.transaction() as db:
             last = db.execute("select text from prompts order by id desc limit 1").fetchone()
             if last is None or last[0] != text:

@@ -31,6 +31,7 @@ from edgellm.sessions import (
     to_markdown,
     write_session,
 )
+from edgellm.sessions.rescue import rescue
 from edgellm.sessions.token_records import pack, unpack
 from edgellm.sessions.tree import MessageTree, prompt_messages, title_of
 
@@ -428,6 +429,25 @@ def test_json_keeps_all_of_a_session() -> None:
     again = from_json(to_json(session))
     assert shape(again) == shape(session)
     assert again.id != session.id
+
+
+def test_a_model_whose_path_is_no_utf8_costs_no_chat(store: SessionStore, tmp_path: Path) -> None:
+    model = os.fsdecode(b"caf\xe9.gguf")
+    session = Session(model=model)
+    question = session.tree.add("user", "Hi")
+    session.tree.add("assistant", "Hello.", question, model=model)
+    writer = SessionWriter(store)
+    writer.changed(session, question)
+    writer.flush()
+    writer.close()
+    assert [node.text for node in store.load(session.id).tree] == ["Hi", "Hello."]
+    store.add_prompt(model)
+    for name in ("a.json", "a.md"):
+        write_session(tmp_path / name, session)
+    saved = rescue(session, [tmp_path])
+    assert saved is not None
+    for file in (saved, tmp_path / "a.json"):
+        assert [node.text for node in from_json(file.read_text("utf-8")).tree] == ["Hi", "Hello."]
 
 
 def test_a_session_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
