@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.formats.errors import EdgeLLMError
+from edgellm.machine.atomic import remove_stale
 from edgellm.sessions import Session
 from edgellm.sessions.tree import left_out_of, prompt_messages
 
@@ -71,5 +72,4 @@ def tidy(folder: Path) -> None:
         total += path.stat().st_size
         if total > MOST_NBYTES and number:
             path.unlink(missing_ok=True)
-    for path in folder.glob("*.part"):
-        path.unlink(missing_ok=True)
+    remove_stale(folder)

@@ -39,7 +39,7 @@ def whole_file(
     target = Path(os.path.realpath(path)) if links else path
     if path.exists() and not path.is_file() and (links or not path.is_symlink()):
         raise OSError(errno.EINVAL, "it is no regular file; choose another name", str(path))
-    _remove_stale(target)
+    remove_stale(target.parent, _stem(target))
     descriptor, temporary = tempfile.mkstemp(".part", _stem(target), target.parent)
     file = writer(io.FileIO(temporary, "wb", opener=lambda *_: descriptor))
     try:
@@ -81,12 +81,12 @@ def _stem(target: Path) -> str:
     return f".{target.name}."
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove what a killed run left; a file that another run still writes is locked and stays."""
-    for name in os.listdir(target.parent):
-        if name.startswith(_stem(target)) and name.endswith(".part"):
+def remove_stale(folder: Path, stem: str = ".") -> None:
+    """Remove what killed runs left under names that begin so; what another run still writes is locked and stays."""
+    for name in os.listdir(folder):
+        if name.startswith(stem) and name.endswith(".part"):
             with contextlib.suppress(OSError):
-                path = target.with_name(name)
+                path = folder / name
                 descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
                 try:
                     free = _lock(descriptor)

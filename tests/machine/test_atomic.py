@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.machine.atomic import whole_file
+from edgellm.machine.atomic import remove_stale, whole_file
 
 
 @pytest.mark.parametrize("private", [False, True])
@@ -94,3 +94,14 @@ def test_a_pipe_that_is_open_is_named_as_what_it_is() -> None:
     finally:
         for end in ends:
             os.close(end)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a file that is open cannot be removed")
+def test_what_killed_runs_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    (tmp_path / ".b.killed.part").write_bytes(b"half")
+    (tmp_path / "mine.part").write_bytes(b"mine")
+    with whole_file(tmp_path / "a") as file:
+        file.write(b"new")
+        remove_stale(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([Path(file.name).name, "mine.part"])
+    assert (tmp_path / "a").read_bytes() == b"new"
