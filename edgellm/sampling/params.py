@@ -204,7 +204,8 @@ def checked(name: str, value: Any, kind: str, least: float, greatest: float) -> 
     else:
         fits = isinstance(plain, int | float) and not isinstance(plain, bool)
     if not fits or not (least <= plain <= greatest):
-        span = kind if kind == BOOL else f"{kind} from {least:g} to {greatest:g}"
+        ends = (f"{end:g}" if kind == FLOAT else f"{end}" for end in (least, greatest))
+        span = kind if kind == BOOL else f"{kind} from {' to '.join(ends)}"
         raise ParameterError(f"{name}: got {shown(value)}, expected {span}.")
     return float(plain) if kind == FLOAT else plain
 

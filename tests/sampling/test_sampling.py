@@ -506,3 +506,10 @@ def test_a_mask_draws_as_if_the_other_tokens_were_banned(changed: dict[str, Any]
 def top_k_in_numpy(logits: np.ndarray, k: int, with_sum: bool = False) -> TopLogits:
     positions = np.lexsort((np.arange(len(logits)), -logits))[:k]
     return TopLogits(positions, logits[positions], None)
+
+
+def test_a_number_out_of_range_is_told_the_ends_of_it_to_the_last_digit() -> None:
+    with pytest.raises(ParameterError, match="seed: got -5, expected integer from -1 to 18446744073709551615"):
+        SamplingParams(seed=-5)
+    with pytest.raises(ParameterError, match=r"frequency_penalty: .*, expected number from -1e\+06 to 1e\+06"):
+        SamplingParams(frequency_penalty=1e9)
