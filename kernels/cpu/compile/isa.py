@@ -337,6 +337,11 @@ define void @"edgellm.fetch"(i64 %address) alwaysinline {{
   call void @llvm.prefetch.p0(ptr %p, i32 0, i32 {locality}, i32 1)
   ret void
 }}
+define void @"edgellm.fetch_later"(i64 %address) alwaysinline {{
+  %p = inttoptr i64 %address to ptr
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
+  ret void
+}}
 define void @"edgellm.fetch_weights"(i64 %far) alwaysinline {{
   call void @"edgellm.fetch"(i64 %far){again}
   ret void

@@ -250,27 +250,24 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
 
 
 def make_pack(quant: str, weights: Any) -> Any:
-    """pack(p, stride, n_groups, half, scratch, ahead): as in block_matmul.py, for a panel of transposed_panel.py."""
+    """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py."""
     factors, read, centre = TYPES[quant]
     block_nbytes, has_min = weights.block_nbytes, weights.has_min
-    store, fetch = transposed_panel.make_store_words(centre), rows.make_fetch(block_nbytes, 0, 1)
-    one = v.make_const(v.i16x32, 1)
+    store, one = transposed_panel.make_store_words(centre), v.make_const(v.i16x32, 1)
 
     @v.forceinline
-    def pack(p, stride, n_groups, half, scratch, ahead):
+    def pack(p, stride, n_groups, half, scratch):
         words, scales, minima = scratch + PANEL + half * 64, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
         for _ in range(n_groups):
             header = rows.first_eight_bytes(p, stride)
             d, minimum = factors(header)
             z = read(p, stride, header)
-            fetch(ahead)
             for m in range(4):
                 store(words + m * 128, z[m], one())
             transposed_panel.store_floats(scales, d, half)
             if has_min:
                 transposed_panel.store_floats(minima, minimum, half)
             p += block_nbytes
-            ahead += 8 * block_nbytes
             words += GROUP_NBYTES
             scales += 64
             minima += 64

@@ -142,12 +142,16 @@ def _make_finish(n: int, finish: Any) -> Any:
     return finish_all
 
 
-def _make_tile(n: int, run: int, finish: Any) -> Any:
-    """tile(...): a panel times n tokens; c[t] (16 floats) goes on from before, if this is not the first."""
+def _make_tile(n: int, run: int, block_nbytes: int, finish: Any) -> Any:
+    """tile(...): a panel times n tokens; c[t] (16 floats) goes on from before, if this is not the first.
+
+    As many bytes as the panel was packed from are fetched from ``ahead`` on, if that is not 0.
+    """
+    nbytes = at.PANEL_ROWS * block_nbytes // run
     zeros, times, finish_all = _make_zeros(n), _make_times(n), _make_finish(n, finish)
 
     @v.forceinline
-    def tile(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
+    def tile(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first, ahead):
         sums, panel = scratch + at.LANES, scratch + at.PANEL
         for t in range(n):
             before = v.zero_f32x16()
@@ -157,6 +161,10 @@ def _make_tile(n: int, run: int, finish: Any) -> Any:
         for block in range(n_groups // run):
             totals = zeros()
             for _ in range(run):
+                if ahead != 0:  # a few lines at a time: while they are packed so many would wait for memory
+                    for line in range(0, nbytes, 64):
+                        v.fetch_later(ahead + line)
+                    ahead += nbytes
                 for k in range(8):
                     even, odd = v.load_i16x32(panel + k * 128), v.load_i16x32(panel + k * 128 + 64)
                     totals = times(totals, even, odd, x + k * 8, x_row)
@@ -171,32 +179,35 @@ def _make_tile(n: int, run: int, finish: Any) -> Any:
 
 
 def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
-    """multiply: 16 rows times n >= 4 tokens; ``run`` groups of 32 columns are a block."""
-    eight, four = _make_tile(8, run, finish), _make_tile(4, run, finish)
+    """multiply: 16 rows times n >= 4 tokens; ``run`` groups of 32 columns are a block of so many bytes.
+
+    pack(p, stride, n_groups, half, scratch)   eight rows from p become those of the panel at even or at odd places
+    """
+    eight, four = (_make_tile(n, run, block_nbytes, finish) for n in (8, 4))
 
     @v.forceinline
     def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, ahead):
-        """16 rows from w times n tokens; c is (n, 16) with rows c_row bytes apart."""
+        """16 rows from w times n tokens; c is (n, 16) with rows c_row bytes apart; ``ahead`` is what comes next."""
         n_panels = (n_groups + GROUPS - 1) // GROUPS
         width = ((n_groups + n_panels - 1) // n_panels + run - 1) // run * run  # equal parts, whole blocks
         per_group, last, rest = n_groups * 4, scratch + at.SUMS, n % 4
         for g in range(0, n_groups, width):
             here = min(width, n_groups - g)
             for half in range(2):
-                pack(w + half * w_row + g // run * block_nbytes, 2 * w_row, here, half, scratch, ahead)
-                ahead += here // run * block_nbytes * 8
+                pack(w + half * w_row + g // run * block_nbytes, 2 * w_row, here, half, scratch)
             x_g, scale_g = x + g * 64, x + n_groups * 64 + g * 4
-            t = 0
+            t, next_panel = 0, ahead + g // run * block_nbytes * at.PANEL_ROWS
             while t + 8 <= n:
                 x_t, scale_t, c_t = x_g + t * x_row, scale_g + t * x_row, c + t * c_row
-                eight(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_row, g == 0)
-                t += 8
+                eight(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_row, g == 0, next_panel)
+                t, next_panel = t + 8, 0
             while t < n:  # the last four once more with some before them, summed aside
                 c_t, c_t_row = c + t * c_row, c_row
                 if t + 4 > n:
                     t, c_t, c_t_row = n - 4, last, 64
-                four(scratch, here, x_g + t * x_row, x_row, scale_g + t * x_row, per_group, c_t, c_t_row, g == 0)
-                t += 4
+                x_t, scale_t = x_g + t * x_row, scale_g + t * x_row
+                four(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_t_row, g == 0, next_panel)
+                t, next_panel = t + 4, 0
         for i in range(4 - rest, 4 * min(rest, 1)):
             v.store_f32x16(c + (n - 4 + i) * c_row, v.load_f32x16(last + i * 64))
 

@@ -134,16 +134,22 @@ def _make_packs(centre: int) -> dict[Any, Any]:
     return {_add_group: pack, _add_group_of_sixteenfold: pack_sixteenfold, _add_two_groups: pack_two}
 
 
+@v.forceinline
+def _nothing(ahead):
+    return
+
+
 class Work(NamedTuple):
     """What is done with weights: ``make(add, one_is_free)`` of each group, whose places are ``step`` bytes apart."""
 
     make: Any
     step: int
+    make_fetch: Any
 
 
 def _sums_of(n: int) -> Work:
     """Sums of n = 1, 2 or 4 tokens; places are activations."""
-    return Work(lambda add, one_is_free=False: _make_for_tokens(n, add, one_is_free), 32)
+    return Work(lambda add, one_is_free=False: _make_for_tokens(n, add, one_is_free), 32, make_fetch)
 
 
 def _words(centre: int) -> Work:
@@ -160,7 +166,9 @@ def _words(centre: int) -> Work:
 
         return store
 
-    return Work(make, GROUP_NBYTES)
+    return Work(
+        make, GROUP_NBYTES, lambda *part: _nothing
+    )  # of what is packed next the tiles fetch a few lines at a time
 
 
 # ---- the types -------------------------------------------------------------------------------------------------------
@@ -206,9 +214,9 @@ def _no_bits(p, stride):
     return 0, 0, 0, 0
 
 
-def _make_k_block(block_nbytes: int, quants: int, fifth_bits: Any, make_pair: Any) -> Any:
+def _make_k_block(work: Work, block_nbytes: int, quants: int, fifth_bits: Any, make_pair: Any) -> Any:
     """The block of Q4_K and Q5_K, nibbles from byte ``quants`` on; make_pair(k) goes on with the 64 of 32 bytes."""
-    fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
+    fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
     pair0, pair1, pair2, pair3 = (make_pair(k) for k in range(4))
 
     @v.forceinline
@@ -246,7 +254,7 @@ def _make_q4_k(work: Work, block_nbytes: int) -> Any:
 
         return pair
 
-    return _make_k_block(block_nbytes, 16, _no_bits, make_pair)
+    return _make_k_block(work, block_nbytes, 16, _no_bits, make_pair)
 
 
 def _make_q5_k(work: Work, block_nbytes: int) -> Any:
@@ -274,12 +282,12 @@ def _make_q5_k(work: Work, block_nbytes: int) -> Any:
 
         return pair
 
-    return _make_k_block(block_nbytes, 48, columns_of_32, make_pair)
+    return _make_k_block(work, block_nbytes, 48, columns_of_32, make_pair)
 
 
 def _make_q6_k(work: Work, block_nbytes: int) -> Any:
     add = work.make(_add_two_groups, one_is_free=True)
-    fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
+    fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
 
     def make_group(g: int) -> Any:
         k, at = g % 4, g * work.step
@@ -324,7 +332,7 @@ def _make_q6_k(work: Work, block_nbytes: int) -> Any:
 def _make_q2_q3_k(work: Work, block_nbytes: int, quants: int, third_bits: Any, header: Any, spread: list[Any]) -> Any:
     """The block of Q2_K and Q3_K: bit pairs from byte ``quants`` on, sixteen sub-scales, and minima or a third bit."""
     add = work.make(_add_two_groups, one_is_free=True)
-    fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
+    fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
     has_third_bit = third_bits is not _no_bits
 
     def make_group(g: int) -> Any:
@@ -418,7 +426,7 @@ def _iq4_xs_header(p, stride):
 
 def _make_iq4_xs(work: Work, block_nbytes: int) -> Any:
     add = work.make(_add_group, one_is_free=True)
-    fetch0, fetch1, fetch2, fetch3 = (make_fetch(block_nbytes, part, 4) for part in range(4))
+    fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
 
     def make_group(g: int) -> Any:
         scale, at = _spread_signed[g], g * work.step
@@ -629,22 +637,21 @@ def _make_store_minima(has_halves: bool) -> Any:
 
 
 def make_pack(quant: str, weights: Any) -> Any:
-    """pack(p, stride, n_groups, half, scratch, ahead): as in superblock_matmul.py, for transposed_panel.py."""
+    """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py."""
     make_block, centre = TYPES[quant]
     block_nbytes, has_min = weights.block_nbytes, weights.n_minima > 0
     block, store_minima = make_block(_words(centre), block_nbytes), _make_store_minima(weights.n_minima > GROUPS)
 
     @v.forceinline
-    def pack(p, stride, n_groups, half, scratch, ahead):
+    def pack(p, stride, n_groups, half, scratch):
         words, factors, minima = scratch + PANEL + half * 64, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
         for _ in range(n_groups // GROUPS):
-            _, numbers, d, minus_dmin = block(p, stride, words, 0, ahead)
+            _, numbers, d, minus_dmin = block(p, stride, words, 0, 0)
             transposed_panel.store_floats(factors, d, half)
             if has_min:
                 transposed_panel.store_floats(factors + 64, minus_dmin, half)
                 store_minima(numbers, minima, half)
             p += block_nbytes
-            ahead += 8 * block_nbytes
             words += GROUPS * GROUP_NBYTES
             factors += 128
             minima += GROUPS * 128
