@@ -9,7 +9,6 @@ import math
 from dataclasses import replace
 
 from edgellm.formats.model_file import ModelFile
-from edgellm.kernels.ops import Softcap
 from edgellm.kernels.program import Program
 from edgellm.models.parts.blocks import AROUND, LayerKind, Scales, build_decoder, feed_forward
 from edgellm.models.parts.checkpoint_config import CheckpointConfig
@@ -29,16 +28,15 @@ N_LAYER_27B = 46  # the only size whose attention scale is not 1/sqrt(head size)
 def build(gguf: ModelFile) -> Program:
     """x += norm(Wo attention(rope(q), rope(k), v));  x += norm(Wdown (gelu(Wgate h) * Wup h))."""
     window = integer(gguf, "attention.sliding_window", 4096)
-    program = build_decoder(
+    softcap, logits_cap = real(gguf, "attn_logit_softcapping", 50.0), real(gguf, "final_logit_softcapping", 30.0)
+    return build_decoder(
         gguf,
         adjacent=False,
         norms=AROUND,
-        scales=replace(gemma_scales(gguf, N_LAYER_27B), softcap=real(gguf, "attn_logit_softcapping", 50.0)),
+        scales=replace(gemma_scales(gguf, N_LAYER_27B), softcap=softcap, logits_cap=logits_cap),
         kinds=lambda i: LayerKind(window=0 if i % 2 else window),
         ffn=lambda m, blk: feed_forward(m, blk, "gelu"),
     )
-    cap = real(gguf, "final_logit_softcapping", 30.0)
-    return replace(program, ops=(*program.ops, Softcap(program.output, program.output, cap))) if cap else program
 
 
 def gemma_scales(gguf: ModelFile, n_layer_27b: int) -> Scales:

@@ -84,9 +84,7 @@ def build(gguf: ModelFile) -> Program:
         _add_own_input(m, blk, i, streams)
     m.hp = hp
     _merge(m, streams)
-    project_logits(m)
-    if cap := real(gguf, "final_logit_softcapping", 30.0):
-        m.ops.append(Softcap(Program.output, Program.output, cap))
+    project_logits(m, cap=real(gguf, "final_logit_softcapping", 30.0))
     return m.finish()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgellm.formats.model_file import ModelFile
 from edgellm.kernels.kv import KVLayer
-from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, RMSNorm, Scale, Softcap, StoreKV
+from edgellm.kernels.ops import Add, ApplyRope, Attention, Embed, RMSNorm, Scale, StoreKV
 from edgellm.kernels.program import Program
 from edgellm.models.gemma3 import PERIOD
 from edgellm.models.parts.blocks import ProgramBuilder, feed_forward, project_logits, rope_factors
@@ -76,9 +76,7 @@ def build(gguf: ModelFile) -> Program:
             add_own_input(m, blk, i, own)
         if f"{blk}.layer_output_scale.weight" in gguf.tensors:
             m.ops.append(Scale("x", "x", m.number(f"{blk}.layer_output_scale.weight")))
-    project_logits(m)
-    if cap := real(gguf, "final_logit_softcapping", 0.0):
-        m.ops.append(Softcap(Program.output, Program.output, cap))
+    project_logits(m, cap=real(gguf, "final_logit_softcapping", 0.0))
     return m.finish()
 
 

@@ -39,6 +39,7 @@ from edgellm.kernels.ops import (
     SelectOutputs,
     SelfAttention,
     SigmoidGate,
+    Softcap,
     SplitHeads,
     StoreKV,
 )
@@ -323,7 +324,8 @@ each head by LayerNorm and a weight of its own, before."""
 class Scales:
     """Numbers that multiply: embeddings, what a block adds to x, scores (None: 1/sqrt(head size)), logits.
 
-    softcap   of scores, see ``Attention``
+    softcap      of scores, see ``Attention``
+    logits_cap   of logits, see ``Softcap``; 0 for none
     """
 
     embeddings: float = 1.0
@@ -331,6 +333,7 @@ class Scales:
     scores: float | None = None
     logits: float = 1.0
     softcap: float = 0.0
+    logits_cap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -420,7 +423,7 @@ def build_decoder(
         m.add_rows("x", "position_embd", "x", of="positions", n_rows=hp.context_length)
     for i in range(hp.n_layer - leave_out_drafts(m)):
         layer(i)
-    project_logits(m, scale=scales.logits, needs_bias="l" in needs_bias)
+    project_logits(m, scale=scales.logits, cap=scales.logits_cap, needs_bias="l" in needs_bias)
     return m.finish()
 
 
@@ -627,9 +630,12 @@ def plain_feed_forward(m: ProgramBuilder, blk: str, curve: Curve, *, x: str = "h
 
 
 def project_logits(
-    m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0, *, needs_bias: bool = False
+    m: ProgramBuilder, norm: str = "output_norm", scale: float = 1.0, *, cap: float = 0.0, needs_bias: bool = False
 ) -> None:
-    """logits = scale * RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W"""
+    """logits = scale * RMSNorm(x) W^T for the rows that want them; without output.weight the embedding is W.
+
+    cap   of the logits, see ``Softcap``; 0 for none
+    """
     m.select_outputs("x", "x_out")
     m.norm("x_out", norm, "h_out")
     m.hidden, m.pooling = "h_out", read_pooling(m)
@@ -637,6 +643,8 @@ def project_logits(
         m.ops.append(Scale("h_out", "h_out", scale))
     name = "output" if "output.weight" in m.gguf.tensors else "token_embd"
     m.linear("h_out", name, Program.output, m.hp.n_vocab, needs_bias=needs_bias, bias_of="output")
+    if cap:
+        m.ops.append(Softcap(Program.output, Program.output, cap))
 
 
 def rope_factors(m: ProgramBuilder, *, required: bool = False, name: str = "rope_freqs.weight") -> np.ndarray | None:
