@@ -90,6 +90,11 @@ def check_depth(data: Any, most: int) -> None:
             raise _too_deep()
 
 
+def shown(text: str) -> str:
+    """A text as clients get it: U+FFFD stands for what is no UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _too_deep() -> ServerError:
     return invalid(None, f"The body is nested deeper than {MAX_DEPTH}. Send a flatter one.")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgellm.loading import Kind
-from edgellm.server.bodies import Body
+from edgellm.server.bodies import Body, shown
 from edgellm.server.errors import ServerError
 from edgellm.server.models import CHATS
 from edgellm.server.server import Server
@@ -72,7 +72,7 @@ def encode(data: Any, *, order: Literal["sorted"] | None = None) -> bytes:
 
 def _in_utf8(data: Any) -> Any:
     if isinstance(data, str):
-        return data.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return shown(data)
     if isinstance(data, list | tuple):
         return [_in_utf8(one) for one in data]
     return {_in_utf8(name): _in_utf8(one) for name, one in data.items()} if isinstance(data, dict) else data

@@ -20,6 +20,7 @@ from edgellm import loading
 from edgellm.formats.errors import EdgeLLMError, ModelNotFoundError, UnsupportedError
 from edgellm.measure.model_card import ModelCard, model_card
 from edgellm.memory import GIB, PROCESS_NBYTES
+from edgellm.server.bodies import shown
 from edgellm.server.errors import ServerError
 from edgellm.store import catalogue
 
@@ -83,8 +84,10 @@ class ModelEntry:
 
     @property
     def leased(self) -> LLM:
-        """Its model, for as long as there is a lease of it."""
-        assert self.llm is not None, "a lease is of a loaded model"
+        """Its model, for as long as there is a lease of it. ServerError overloaded once its file has changed."""
+        if self.llm is None:
+            said = f"The file of {self.name!r} changed while it answered. Send the request again."
+            raise ServerError("overloaded", said)
         return self.llm
 
     @property
@@ -188,7 +191,7 @@ class Models:
             return min(usable, key=lambda entry: _rank(entry, kinds))
         entries = await self.entries()
         for entry in entries:
-            if name in entry.names:
+            if name in entry.names or name in map(shown, entry.names):
                 return entry
         have = ", ".join(entry.name for entry in entries[:8]) or "none; `edgellm pull` brings one"
         raise ServerError(
@@ -228,7 +231,10 @@ class Models:
     async def lease(
         self, name: str | None, keep_alive: float | None = None, kinds: Sequence[loading.Kind] = CHATS
     ) -> AsyncIterator[ModelEntry]:
-        """A loaded model for as long as the block takes; nobody closes it meanwhile. Raises what loading raises."""
+        """A loaded model for as long as the block takes. Raises what loading raises.
+
+        Nobody closes it meanwhile, unless its file has changed: then it answers no more, and the next lease loads it.
+        """
         entry = await self.find(name, kinds)
         entry.leases += 1
         llm = None
@@ -237,18 +243,22 @@ class Models:
             llm = entry.llm
             yield entry
         except EdgeLLMError as error:
-            if error.code == "MODEL_FILE_CHANGED" and entry.llm is llm:  # it answers no more; the next request loads it
+            if error.code == "MODEL_FILE_CHANGED" and entry.llm is llm:
+                self._tell_notices(entry)
                 entry.facts = None
                 await self.unload(entry)
             raise
         finally:
             entry.leases -= 1
-            for notice in getattr(entry.llm, "take_notices", list)():
-                self.tell(f"{entry.name}: {notice}")
+            self._tell_notices(entry)
             entry.last_used = time.monotonic()
             kept = self.keep_alive if keep_alive is None else keep_alive
             entry.expires = None if kept is None or kept < 0 else entry.last_used + kept
             await self._notify()
+
+    def _tell_notices(self, entry: ModelEntry) -> None:
+        for notice in getattr(entry.llm, "take_notices", list)():
+            self.tell(f"{entry.name}: {notice}")
 
     async def _loaded(self, entry: ModelEntry) -> None:
         if entry.llm is not None:

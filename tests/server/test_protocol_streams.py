@@ -193,6 +193,7 @@ def test_a_call_that_is_cut_off_is_text_and_no_call(path: str) -> None:
     chat = ({"messages": [TURN]}, {"type": "function", "function": FUNCTION}, None, None)
     body, tool, read, judge = PROTOCOLS.get(path, chat)
     places = {"/v1/responses": "max_output_tokens", "/api/chat": "options"}
+    was_cut, was_whole = False, False
     for n in range(24, 44, 3):
         limit: Any = {"num_predict": n} if path == "/api/chat" else n
         asked = {**body, "tools": [tool], places.get(path, "max_tokens"): limit}
@@ -202,6 +203,7 @@ def test_a_call_that_is_cut_off_is_text_and_no_call(path: str) -> None:
         assert whole.status_code == streamed.status_code == 200
         calls = calls_in({name: value for name, value in whole.json().items() if name != "tools"})
         assert all(json.loads(call) if isinstance(call, str) else call == {"at": 1} for call in calls), (n, calls)
+        was_whole |= bool(calls)
         if read is not None and judge is not None:
             parts = read(streamed.content)
             for part in parts:
@@ -209,3 +211,6 @@ def test_a_call_that_is_cut_off_is_text_and_no_call(path: str) -> None:
             begins = [part for part in parts if part.get("type") in BEGINS]
             numbers = [part.get("index", part.get("output_index")) for part in begins]
             assert numbers == list(range(len(begins)))
+            kinds = {(part.get("content_block") or part["item"])["type"] for part in begins}
+            was_cut |= not calls and not kinds.isdisjoint({"tool_use", "function_call"})
+    assert was_whole and (was_cut or path not in ("/v1/messages", "/v1/responses"))

@@ -182,8 +182,7 @@ async def _told(
             final = None
             if item.finish_reason:
                 entry = await call.server.models.find(body.model)
-                assert entry.llm is not None, "its answer is under way"
-                told = settings(entry.llm.params(**answer.request.sampling), answer.request)
+                told = settings(entry.leased.params(**answer.request.sampling), answer.request)
                 final = {**answer.whole(number, item, body), "model": entry.name, "generation_settings": told}
             yield number, final, chunk
 

@@ -523,7 +523,8 @@ class ResponseWriter:
 
     def _done(self, item: dict[str, Any]) -> Iterator[bytes]:
         yield self._event("response.output_item.done", output_index=self._number, item=item)
-        self._item, self._logprobs = None, []
+        del self._logprobs[: self._n_told]  # those of the text that begins now are not told yet
+        self._item, self._n_told = None, 0
 
     def _finish(self, one: Finished) -> Iterator[bytes]:
         whole = one.reason in ("stop", "tool_calls")
