@@ -325,7 +325,7 @@ def hidden_draft(program: Program, options: LoadOptions) -> HiddenDraft | None:
 
 
 def tapped_for(draft: HiddenDraft, program: Program, options: LoadOptions) -> Program:
-    """The program whose steps make what a draft reads. UnsupportedError on a GPU, which gives no hidden states."""
+    """The program whose steps make what a draft reads. UnsupportedError on a GPU, which keeps none beside logits."""
     from edgellm.models.drafts.features import with_features
 
     if executors.is_gpu(options.executor):
@@ -335,7 +335,7 @@ def tapped_for(draft: HiddenDraft, program: Program, options: LoadOptions) -> Pr
 
 def _no_hidden_states(what: str, options: LoadOptions) -> UnsupportedError:
     return UnsupportedError(
-        f"{what} needs hidden states, which the device {options.executor} does not give. Take the CPU.",
+        f"{what} needs hidden states beside logits, which the device {options.executor} does not keep. Take the CPU.",
         code="NO_NEXTN",
     )
 

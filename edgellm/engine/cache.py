@@ -310,7 +310,8 @@ class KVCache:
     def put_back(self, tokens: SequenceOf[int], first: SequenceOf[int], fill: Fill, variant: str = "") -> int:
         """Make blocks findable that were computed elsewhere; how many of ``tokens`` are known then.
 
-        first   for each group the first block that there is; those before lie outside the window
+        first   for each group the first block that there is; those before lie outside the window or are
+                packed, see ``CacheGroup.held``
         fill    called with (group, block of the sequence, target): write that block into the pool; of a group of states
                 block 0 is the state behind the last token
         """

@@ -49,7 +49,7 @@ MAX_NOTES_NBYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SavedState:
-    """A file that was proved whole: its tokens, and for each group its first block and the bytes of all its blocks."""
+    """A file that was proved whole: its tokens, and for each group its first block and the bytes of what it holds."""
 
     path: Path
     tokens: list[int]
@@ -148,7 +148,9 @@ def _proved(path: Path, data: memoryview, key: str) -> SavedState:
         if header["model"] != key:
             raise _wrong(path, "it is of another model, or its keys and values are of other types")
         return _state(path, header, data[16 + length : -32])
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, FormatError) as error:
+    except FormatError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise _wrong(path, f"its header is wrong ({error})") from None
 
 
@@ -185,11 +187,12 @@ def _wrong(path: Path, what: str) -> FormatError:
 
 
 def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
-    """What must be the same for keys and values to be of use: weights, hyperparameters, the type of the cache.
+    """What must be the same for keys and values to be of use: weights, hyperparameters, the type of the cache, the form
+    of the files.
 
     ``variant`` is that of ``KVCache.open``: what else makes the numbers.
     """
-    key = hashlib.sha256(f"{executor.kv_dtype}\n{variant}\n{weights_hash(gguf)}\n".encode())
+    key = hashlib.sha256(MAGIC + f"{executor.kv_dtype}\n{variant}\n{weights_hash(gguf)}\n".encode())
     for i, layer in enumerate(executor.program.cache_layers):
         if isinstance(layer, KVLayer) and layer.is_typed:
             key.update(f"{i} {layer.type_k} {layer.type_v}\n".encode())
