@@ -15,8 +15,8 @@ dimensions and positions, of values positions and dimensions):
 So a register of bytes has two dots of 16 lanes, which one instruction multiplies with int16 and adds.
 
 A packed type takes a block of 32 positions once it is full (KIVI): of keys the 32 numbers of a dimension share scale
-and minimum, of values 32 dimensions of a position. Until then the block is kept in 16 bits somewhere else. Levels lie
-between a group's ends, or, where that has the smaller squared error, in 0.85 of the way.
+and minimum, of values 32 dimensions of a position. Until then, and a text's first for good, it is kept in 16 bits
+elsewhere. Levels lie between a group's ends, or, where that has the smaller squared error, in 0.85 of the way.
 
     2 bits       (dots / 4, lanes) uint8: dot 4 i in the lowest bits, 4 i + 3 in the highest
     scales       of keys (dim,), of values (dim / 32, 32) float16, then minima likewise
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.formats.levels import IQ4
+from edgellm.formats.levels import IQ4, KIVI2_WITHIN
 
 GROUP = 32
 POSITIONS = 32  # of a block
@@ -160,8 +160,6 @@ def _fit_affine(bits: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarra
     return fit
 
 
-WITHIN = (1.0, 0.85)  # of the way from a group's least to its largest number: where levels of 2 bits may lie
-
 IQ4_MIDDLES = np.array([(a + b) / 2 for a, b in itertools.pairwise(IQ4)], np.float32)
 
 
@@ -181,10 +179,10 @@ def _fit_nonlinear(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
 
 
 def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two bits in the better of ``WITHIN``; errors are summed in order, as the kernels do."""
+    """Two bits in the better of ``KIVI2_WITHIN``; errors are summed in order, as the kernels do."""
     low, high = x.min(axis=-1), x.max(axis=-1)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    for part in map(np.float32, WITHIN):
+    for part in map(np.float32, KIVI2_WITHIN):
         d = (high - low) * (part / np.float32(3))
         least = low + (high - low) * ((np.float32(1) - part) / np.float32(2))
         codes = np.minimum(np.trunc((x - least[..., None]) * _reciprocal(d) + np.float32(0.5)), 3)

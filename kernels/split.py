@@ -447,7 +447,7 @@ class SplitExecutor:
         is_plain = batch.rope_positions is None and batch.embeddings is None
         if not isinstance(part, DrawingPart) or not is_plain or n > self.max_outputs:
             return [0] * n
-        counts, first, made = [0] * n, batch, [batch.tokens.tolist()]
+        n_run, counts, first, made = 0, [0] * n, batch, [batch.tokens.tolist()]
         is_kept = self._has_state and not batch.overwrites(self.program.groups)  # the state before all steps
         for draw in draws:
             draw.begin()
@@ -456,13 +456,14 @@ class SplitExecutor:
                 break
             self._begin(batch, range(n))
             self._walk(self._form.wanted(hidden=False).all, batch, None)
+            n_run += 1
             tokens = part.drawn(draws)
             counts = [count + (token >= 0) for count, token in zip(counts, tokens, strict=True)]
             if any(token < 0 or token in stops for token, stops in zip(tokens, stop_ids, strict=True)):
                 break
             made.append(tokens)
             batch = batch.onward(tokens, self.program.groups)
-        if is_kept and min(counts) < max(counts):  # the state of a step that gave NaN is one too far
+        if is_kept and max(counts) > 0 and min(counts) < n_run:  # the state of a step that gave NaN is one too far
             self.run(first.again(made, counts))
         return counts
 

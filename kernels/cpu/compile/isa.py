@@ -43,7 +43,8 @@ FETCHES_TO_FIRST_LEVEL = ("znver5",)
 """CPUs, as LLVM names them, that fetch into the first level, and weights twice, for some requests are lost: Zen 5 reads
 Q6_K at 27 GB/s a core through the second level, at 28 by one request, at 37 by two. On others, of which Zen 4 was
 measured, a line on its way to the first level keeps one of its few miss buffers, and the kernel's own loads wait for
-one: there Q4_K runs at 9.8 GB/s, through the second level at 20.3."""
+one: there Q4_K runs at 9.8 GB/s, through the second level at 20.3. An LLVM that is older
+calls it by another name."""
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c")
 _NEEDS = {

@@ -276,13 +276,15 @@ def _make_quantized(quant: str, form: str | None) -> Any:
                 v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
 
     @v.forceinline
-    def many_pairs(args, x, w, first, n, base, start, stop, scratch):
+    def many_pairs(args, x, w, first, n, base, start, stop, behind, scratch):
         """A chunk of rows times the pairs of a group: summed aside, 16 rows at a time, then dealt out."""
         end, aside = base + args.n_out, scratch + at.EDGE
         for row in range(start, stop, at.PANEL_ROWS):
             n_rows = min(at.PANEL_ROWS, end - row)
             out, out_row, bias = aside - row * 4, at.PANEL_ROWS * 4, args.bias
-            ahead = w + (row + at.PANEL_ROWS) * args.w_row
+            ahead = behind
+            if row + at.PANEL_ROWS < stop:
+                ahead = w + (row + at.PANEL_ROWS) * args.w_row
             sixteen_rows(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch, ahead)
             for i in range(n):
                 c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
@@ -297,7 +299,7 @@ def _make_quantized(quant: str, form: str | None) -> Any:
         """``behind`` is what will be read after these rows."""
         x = args.x + first * args.x_row
         if n > few:
-            many_pairs(args, x, w, first, n, base, start, stop, scratch)
+            many_pairs(args, x, w, first, n, base, start, stop, behind, scratch)
         else:
             few_pairs(args, x, w, first, n, base, start, stop, behind, scratch)
 

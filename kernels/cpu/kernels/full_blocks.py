@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from edgellm.formats.levels import IQ4
-from edgellm.kernels.cache_types import WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_WITHIN
 from edgellm.kernels.cpu.kernels.attention import halves_at
 from edgellm.kernels.cpu.kernels.elementwise import half_bits
 from edgellm.kernels.cpu.lib import layout as at
@@ -19,7 +18,7 @@ from edgellm.kernels.cpu.lib import simd as v
 
 _store_u8, _store_u32 = v.make_store(types.uint8), v.make_store(types.uint32)
 _INF = float("inf")
-_WHOLE, _NARROW = WITHIN
+_WHOLE, _NARROW = KIVI2_WITHIN
 _LEVELS = tuple(float(level) for level in IQ4)
 
 

@@ -196,7 +196,11 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
         x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
         row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
         while row < n_out:
-            ahead, bias = w + (row + n_threads * at.PANEL_ROWS) * w_row, args.bias
+            bias, after = args.bias, row + n_threads * at.PANEL_ROWS
+            ahead = w + after * w_row
+            if after >= n_out and args.following != 0:
+                following = v.arguments(args.following, at.MATMUL)
+                ahead = following.w + (after - n_out) * following.w_row
             sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, args.out, args.out_row, bias, scratch, ahead)
             row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
 

@@ -1,4 +1,4 @@
-"""A few tokens of the types of 32 weights on AVX-512 VNNI (transposed_rows.py).
+"""A few tokens, and panels, of the types of 32 weights on AVX-512 VNNI (transposed_rows.py).
 
 A token's record is its quantized row (layout.py) with the 32 int16 of every group as hi[32] | lo[32]. Weights are read
 unsigned; what that adds to the sum over a block is taken away by the sum of its activations.

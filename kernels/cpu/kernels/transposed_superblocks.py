@@ -1,4 +1,4 @@
-"""A few tokens of the types of 256 weights on AVX-512 VNNI (transposed_rows.py).
+"""A few tokens, and panels, of the types of 256 weights on AVX-512 VNNI (transposed_rows.py).
 
 record of 256 activations   0 hi[256] | 256 lo[256]
                             512 the sums of 32 as signed bytes, 8 lowest, 8 next, 8 highest (for 8 minima)

@@ -80,7 +80,7 @@ ATTENTION = namedtuple(
 )
 """``k_head`` and ``v_head`` are bytes of a head in a block; ``sinks`` may be 0; ``score`` and ``weigh`` are the kernels
 that read keys and values, 0 where they are float16; ``chosen`` has the blocks that tokens chose, ``newest_k`` and
-``newest_v`` those that are not packed yet, 0 where there are none."""
+``newest_v`` those that are not packed yet, and a text's first; 0 where there are none."""
 PACK_KV = namedtuple("PACK_KV", "newest_k newest_v newest_table k_pool v_pool table heads dim_k dim_v")
 BOUND_KEYS = namedtuple("BOUND_KEYS", "keys keys_head keys_table bounds table heads dim")
 CHOOSE_BLOCKS = namedtuple("CHOOSE_BLOCKS", "q q_row out out_row bounds table heads n_heads dim n_chosen")
@@ -186,7 +186,7 @@ AHEAD = (
 )
 MAX_FEW = 8  # at most so many tokens are multiplied without a panel
 SCALES = 0  # of eight rows: 16 int32 of a super-block
-LANES = 512  # (4 tokens, 8 rows, 8) int32 to be summed
+LANES = 512  # (4 tokens, 8 rows, 8) int32 to be summed; of a panel (8 tokens, 16 rows) float32
 MINIMA = LANES + 1024  # (8 rows, 2, 8) int32
 CENTRES = MINIMA + 512  # (4 tokens, 8 groups, 8) int32
 SUMS = CENTRES + 1024  # (MAX_FEW, 8 rows) float32

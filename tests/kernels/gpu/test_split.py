@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,9 @@ def test_runs_of_steps_draw_the_tokens_of_steps_with_all_logits(programs: dict[s
 
 
 @pytest.mark.parametrize("model", ["lfm2", "qwen35"])
-def test_a_run_leaves_the_states_of_the_steps_that_count(model: str, programs: dict[str, Program], name: str) -> None:
+def test_a_run_leaves_the_states_of_the_steps_that_count(
+    model: str, programs: dict[str, Program], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program, lengths = programs[model], [9, 1, 6]
     executor = opened(program, name, 2)
     group = next(i for i, one in enumerate(program.groups) if one.kind == "state")
@@ -178,6 +180,23 @@ def test_a_run_leaves_the_states_of_the_steps_that_count(model: str, programs: d
     assert [draw.tokens(5) for draw in draws] == [list(one) for one in zip(*tokens, strict=True)]
     for i in range(3):
         assert executor.pool.read_block(group, 6 + i) == executor.pool.read_block(group, 3 + i)
+    stops: list[list[int]] = [[], [tokens[2][1]], []]  # the second ends with its third token, and all with it
+    assert executor.decode_together(into(12), 5, draws, stops) == [3] * 3
+    part, drawn, n_calls = executor.parts[executor._output_part], executor.parts[executor._output_part].drawn, 0  # type: ignore[attr-defined]
+
+    def nan_at_third(draws: Sequence[Any]) -> list[int]:
+        nonlocal n_calls
+        n_calls += 1
+        return [-1] * len(draws) if n_calls == 3 else drawn(draws)
+
+    monkeypatch.setattr(part, "drawn", nan_at_third)
+    assert executor.decode_together(into(15), 5, draws, [[]] * 3) == [2] * 3
+    batch = into(18)
+    for some in tokens[:2]:
+        executor.run(batch)
+        batch = batch.onward(some, program.groups)
+    for i in range(3):
+        assert executor.pool.read_block(group, 15 + i) == executor.pool.read_block(group, 18 + i), "two steps count"
     again = into(9).again([[9, 10, 11], *tokens], [5, 0, 2])
     assert again.positions.tolist() == [*range(9, 14), 6, 7] and again.sequences.tolist() == [0] * 5 + [2] * 2
     executor.run(again)
