@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgellm.kernels.ops.elementwise import CURVES, UNITS, gelu
+
 _PROGRAM = """
 import json, sys, xllamacpp
 path, prompts, n_vocab, letter, loras = sys.argv[1], *map(json.loads, sys.argv[2:])
@@ -58,6 +60,18 @@ class Answer:
 
     text: str
     logprobs: np.ndarray
+
+
+def take_gelu_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's one GELU in place of ours: the form with tanh, of float16 for float16."""
+
+    def found(x: np.ndarray) -> np.ndarray:
+        made = gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
+        return np.where(x <= -10, 0, np.where(x >= 10, x, made))
+
+    monkeypatch.setitem(UNITS, "gelu", lambda gate, up: found(gate) * up)
+    for curve in ("gelu", "gelu_erf"):
+        monkeypatch.setitem(CURVES, curve, found)
 
 
 def llama_cpp_answer(

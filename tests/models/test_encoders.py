@@ -180,6 +180,8 @@ def test_a_decoder_gives_the_rows_behind_its_output_norm_whole_and_in_chunks(tmp
             assert nmse(whole, judge) <= limit
             executor.run(Batch.single(program, tokens[:60]))  # its logits, between two others
             last = executor.run(replace(Batch.single(program, tokens[60:], 60, "last"), hidden=True))
-            assert last.shape == (1, 64) and np.array_equal(last[0], whole[-1])
+            assert last.shape == (1, 64) and nmse(last[0], whole[-1]) <= limit
+            if isinstance(executor, CPUExecutor):  # the order of numpy's sums goes by the number of rows
+                assert np.array_equal(last[0], whole[-1])
             assert executor.run(Batch.single(program, tokens)).shape == (100, 131)
             executor.close()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from checkpoint_folders import save_byte_level, save_model
 from cpu_programs import FORMS, cpu_executor, single_sequence
-from llama_cpp_judge import llama_cpp_answer
-from test_checkpoint_convert import _gelu_of_a_table, centred
+from llama_cpp_judge import llama_cpp_answer, take_gelu_of_a_table
+from test_checkpoint_convert import centred
 from test_models import nmse, transformers_logits, transformers_model
 from tiny_models import write_tiny_model
 
@@ -21,7 +21,6 @@ import edgellm
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.ops import GaussianTopK
-from edgellm.kernels.ops.elementwise import UNITS
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -182,7 +181,7 @@ def test_logits_equal_those_of_transformers_and_of_llama_cpp(tmp_path: Path, mon
         logits = ReferenceExecutor(program).run(Batch.single(program, TOKENS)).copy()
         assert nmse(logits, transformers_logits(model, TOKENS)) <= 1e-9
         judge = llama_cpp_answer(path, [TOKENS[:n] for n in PROMPTS_BEHIND], program.n_vocab, letter)
-        monkeypatch.setitem(UNITS, "gelu", _gelu_of_a_table)
+        take_gelu_of_a_table(monkeypatch)
         program = as_llama_cpp_cuts(program)
         rows = ReferenceExecutor(program).run(Batch.single(program, TOKENS))[np.array(PROMPTS_BEHIND) - 1]
     assert nmse(centred(rows), centred(judge.logprobs)) <= 1e-6

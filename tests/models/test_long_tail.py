@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_folders import save_byte_level, save_model
-from llama_cpp_judge import llama_cpp_answer
+from llama_cpp_judge import llama_cpp_answer, take_gelu_of_a_table
 from long_tail_models import ALIKE, CONVERTED, LAGUNA_ROPE, rename_checkpoint
 from test_models import nmse, transformers_logits, transformers_model
 from tiny_models import write_tiny_model
@@ -19,7 +19,6 @@ from edgellm.formats.errors import EdgeLLMError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.ops import Activate
-from edgellm.kernels.ops.elementwise import CURVES, gelu
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -68,20 +67,13 @@ def test_logits_of_a_converted_checkpoint_equal_transformers(converted: tuple[st
     assert nmse(logits, transformers_logits(model, TOKENS)) <= 1e-10
 
 
-def _gelu_of_a_table(x: np.ndarray) -> np.ndarray:
-    """llama.cpp's one GELU: the form with tanh, of float16 for float16."""
-    found = gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
-    return np.where(x <= -10, 0, np.where(x >= 10, x, found))
-
-
 def test_llama_cpp_has_the_same_probabilities_of_all_tokens(
     converted: tuple[str, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, _, path = converted
     if name in APART:
         pytest.skip("llama.cpp does not load it")
-    for curve in ("gelu", "gelu_erf"):
-        monkeypatch.setitem(CURVES, curve, _gelu_of_a_table)
+    take_gelu_of_a_table(monkeypatch)
     with GGUFFile.open(path) as gguf:
         program = build_program(gguf).for_context(256)  # as the judge has it
         letter = Tokenizer.from_gguf(gguf.metadata).encode("a")[-1]

@@ -521,7 +521,7 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
         program = build_program(gguf).for_context(N_TOKENS)
         logits = ReferenceExecutor(program).run(Batch.single(program, tokens))
         assert logits.shape == (N_TOKENS, n_vocab)
-        assert nmse(logits, transformers_logits(model, tokens)) <= 1e-10
+        assert nmse(logits, transformers_logits(model, tokens)) <= 1e-9  # 2e-10 from the order of torch's sums on Zen 5
 
 
 EXTREME = (

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_folders import TEXTS, edit_json, save_byte_level, save_model, save_sentence_piece, save_tensors
-from llama_cpp_judge import llama_cpp_answer
+from llama_cpp_judge import llama_cpp_answer, take_gelu_of_a_table
 from test_models import MODELS, nmse, transformers_logits, transformers_model
 from tiny_models import CHATML
 from tokenizers import Tokenizer as Tokenizers
 
 from edgellm.chat_template import ChatTemplate
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.ops.elementwise import CURVES, UNITS, gelu
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program, gpt_oss
@@ -112,11 +111,6 @@ JUDGED = (
 PROMPTS_BEHIND = [1, 2, 7, 33, 34, 60]  # tokens; windows are 33 wide
 
 
-def _gelu_of_a_table(x: np.ndarray) -> np.ndarray:
-    found = gelu(x.astype(np.float16).astype(np.float32)).astype(np.float16).astype(np.float32)
-    return np.where(x <= -10, 0, np.where(x >= 10, x, found))
-
-
 def _without_window(program: Program) -> Program:
     return replace(program, cache_layers=tuple(replace(layer, window=0) for layer in program.cache_layers))
 
@@ -128,8 +122,7 @@ def as_llama_cpp_has_it(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[
     gpt-oss   YaRN's ramp begins and ends at whole dimensions, where the model has it between them
     window    files of architecture llama have none there
     """
-    monkeypatch.setitem(UNITS, "gelu", lambda gate, up: _gelu_of_a_table(gate) * up)
-    monkeypatch.setitem(CURVES, "gelu", _gelu_of_a_table)
+    take_gelu_of_a_table(monkeypatch)
     if name == "gpt-oss":
         ramp = partial(read_rope, truncate=True)
         monkeypatch.setattr(gpt_oss, "read_rope", lambda *args, truncate, **more: ramp(*args, **more))
