@@ -191,7 +191,7 @@ class Models:
             return min(usable, key=lambda entry: _rank(entry, kinds))
         entries = await self.entries()
         for entry in entries:
-            if name in entry.names or name in map(shown, entry.names):
+            if name and (name in entry.names or name in map(shown, entry.names)):
                 return entry
         have = ", ".join(entry.name for entry in entries[:8]) or "none; `edgellm pull` brings one"
         raise ServerError(
