@@ -10,6 +10,7 @@ from server_client import client_of, events, scripted_server
 from wire_schemas import check, check_response_event, spec, sse
 
 from edgellm.engine.requests import Timings
+from edgellm.generation import TokenLogprob
 from edgellm.messages.events import (
     ContentDelta,
     Event,
@@ -104,6 +105,15 @@ def test_an_answer_that_was_cut_off_is_incomplete_and_has_no_half_call(reason: A
     assert not any(data["type"] == "response.function_call_arguments.done" for data in told)
     text_cut, cut = written([ContentDelta("Half"), Finished(reason, None, TIMINGS, 0)])
     assert cut["output"][0]["status"] == "incomplete" and text_cut[-1]["type"] == "response.incomplete"
+
+
+def test_log_probabilities_of_a_text_behind_reasoning_are_all_told() -> None:
+    texts = [ContentDelta(text, (TokenLogprob(i, text.encode(), -0.5),)) for i, text in enumerate(("A", "B"))]
+    told, resource = written([ReasoningDelta("Hm."), *texts, Finished("stop", 2, TIMINGS, 2)])
+    deltas = [data["logprobs"] for data in told if data["type"] == "response.output_text.delta"]
+    assert [[one["token"] for one in some] for some in deltas] == [["A"], ["B"]]
+    (part,) = resource["output"][1]["content"]
+    assert [one["token"] for one in part["logprobs"]] == ["A", "B"]
 
 
 def test_an_empty_answer_still_has_a_message() -> None:
