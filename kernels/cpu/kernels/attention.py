@@ -309,20 +309,29 @@ def rows_of_head(args, part):
     return v.load_i32(part + at.PART_TOKENS) * (args.n_heads // args.n_kv_heads)
 
 
+@v.forceinline
+def fetch_bytes(address, nbytes):
+    """Bring so many bytes near."""
+    for i in range(0, nbytes, 64):
+        v.fetch(address + i)
+
+
+@v.forceinline
+def put_scores(out, n, sums, scale):
+    """The scores of n rows in 16 positions."""
+    v.store_f32x16(out, sums[0] * scale)
+    if n > 1:
+        v.store_f32x16(out + CUT_ROW, sums[1] * scale)
+    if n > 2:
+        v.store_f32x16(out + 2 * CUT_ROW, sums[2] * scale)
+    if n > 3:
+        v.store_f32x16(out + 3 * CUT_ROW, sums[3] * scale)
+
+
 def make_score_cut(most: int, line_at: Any, size: int) -> Any:
     """score_cut(...) of keys of ``size`` bytes a number."""
     rows_at_once, sums = make_rows(most, line_at)
     wide_sums, is_wide, line = _make_wide_rows(most, line_at, size), most > 3, 16 * size
-
-    @v.forceinline
-    def put(out, n, sums, scale):
-        v.store_f32x16(out, sums[0] * scale)
-        if n > 1:
-            v.store_f32x16(out + CUT_ROW, sums[1] * scale)
-        if n > 2:
-            v.store_f32x16(out + 2 * CUT_ROW, sums[2] * scale)
-        if n > 3:
-            v.store_f32x16(out + 3 * CUT_ROW, sums[3] * scale)
 
     @v.forceinline
     def score_cut(args, step, part, first_block, last_block, weights):
@@ -345,12 +354,12 @@ def make_score_cut(most: int, line_at: Any, size: int) -> Any:
                     q2, q3 = q_at(args, first, head, row + 2, group), q_at(args, first, head, row + 3, group)
                     if is_wide:
                         first_half, last_half = wide_sums(n, k, 2 * line, dim_k, q0, q1, q2, q3, ahead)
-                        put(out, n, first_half, scale)
-                        put(out + 64, n, last_half, scale)
+                        put_scores(out, n, first_half, scale)
+                        put_scores(out + 64, n, last_half, scale)
                     else:
                         for half in range(2):
                             to_fetch = ahead + half * dim_k * line
-                            put(
+                            put_scores(
                                 out + half * 64, n,
                                 sums(n, k + half * line, 2 * line, dim_k, q0, q1, q2, q3, to_fetch), scale,
                             )  # fmt: skip
@@ -479,7 +488,7 @@ def _add_to(place, value):
 
 
 @v.forceinline
-def _add_sums(to, state_nbytes, n, sums):
+def add_sums(to, state_nbytes, n, sums):
     """The sums of n rows to their states."""
     _add_to(to, sums[0])
     if n > 1:
@@ -518,13 +527,11 @@ def make_weigh_cut(most: int, line_at: Any, size: int, *, latent: bool = False) 
                         for i in range(0, done, 32):
                             p, to, to_fetch = values + i * size, state + 64 + i * 4, ahead + i * 32 * size
                             low, high = wide_sums(n, p, row_dims * size, n_positions, w, w1, w2, w3, to_fetch)
-                            _add_sums(to, state_nbytes, n, low)
-                            _add_sums(to + 64, state_nbytes, n, high)
+                            add_sums(to, state_nbytes, n, low)
+                            add_sums(to + 64, state_nbytes, n, high)
                     for i in range(done, dim_v, 16):
                         p, to, to_fetch = values + i * size, state + 64 + i * 4, ahead + i * 32 * size
-                        _add_sums(
-                            to, state_nbytes, n, sums(n, p, row_dims * size, n_positions, w, w1, w2, w3, to_fetch)
-                        )
+                        add_sums(to, state_nbytes, n, sums(n, p, row_dims * size, n_positions, w, w1, w2, w3, to_fetch))
                     row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
 
     return weigh_cut

@@ -15,11 +15,14 @@ from typing import Any
 from edgellm.kernels.cpu.kernels.attention import (
     BLOCK,
     CUT_ROW,
+    add_sums,
+    fetch_bytes,
     halves_at,
     in_pool,
     make_rows,
     make_rows_at_once,
     number_of,
+    put_scores,
     q_at,
     rows_of_head,
     state_nbytes_of,
@@ -99,12 +102,6 @@ def _fold(x, scales, minima, n, out):
 
 
 @v.forceinline
-def _fetch(address, nbytes):
-    for i in range(0, nbytes, 64):
-        v.fetch(address + i)
-
-
-@v.forceinline
 def _first_newest(step, part):
     """The block of a part's own position."""
     return v.load_i32(v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4) // BLOCK
@@ -126,7 +123,7 @@ def _make_score_packed(most: int) -> Any:
     @v.forceinline
     def score_packed(args, keys, ahead, first, head, n_rows, group, out, work, scale):
         dim, row, fold = args.dim_k, 0, args.dim_k * 4 + 64
-        _fetch(ahead, args.v_head)
+        fetch_bytes(ahead, args.v_head)
         while row < n_rows:
             n = rows_at_once(n_rows - row)
             for i in range(n):
@@ -159,14 +156,8 @@ def _make_score_newest(most: int) -> Any:
             q2, q3 = q_at(args, first, head, row + 2, group), q_at(args, first, head, row + 3, group)
             for half in range(2):
                 fetch = ahead + half * dim * 32
-                a, b, c, d = sums_of_halves(n, keys + half * 32, 64, dim, q0, q1, q2, q3, fetch)
-                v.store_f32x16(out + half * 64, a * scale)
-                if n > 1:
-                    v.store_f32x16(out + CUT_ROW + half * 64, b * scale)
-                if n > 2:
-                    v.store_f32x16(out + 2 * CUT_ROW + half * 64, c * scale)
-                if n > 3:
-                    v.store_f32x16(out + 3 * CUT_ROW + half * 64, d * scale)
+                sums = sums_of_halves(n, keys + half * 32, 64, dim, q0, q1, q2, q3, fetch)
+                put_scores(out + half * 64, n, sums, scale)
             row, out = row + n, out + n * CUT_ROW
 
     return score_newest
@@ -213,11 +204,6 @@ def _add(state, sums, bias):
     v.store_f32x16(state, v.load_f32x16(state) + (sums + v.splat_f32x16(bias)))
 
 
-@v.forceinline
-def _add_to(state, sums):
-    v.store_f32x16(state, v.load_f32x16(state) + sums)
-
-
 def _make_weigh_packed(most: int) -> Any:
     rows_at_once, sums, fold = make_rows_at_once(most), _make_sums(most), BLOCK * 4 + 64
 
@@ -255,14 +241,8 @@ def _make_weigh_newest(most: int) -> Any:
             n = rows_at_once(n_rows - row)
             for i in range(0, dim, 16):
                 w1, w2, w3, to = w + CUT_ROW, w + 2 * CUT_ROW, w + 3 * CUT_ROW, state + 64 + i * 4
-                a, b, c, d = sums_of_halves(n, values + i * 2, dim * 2, n_positions, w, w1, w2, w3, values)
-                _add_to(to, a)
-                if n > 1:
-                    _add_to(to + state_nbytes, b)
-                if n > 2:
-                    _add_to(to + 2 * state_nbytes, c)
-                if n > 3:
-                    _add_to(to + 3 * state_nbytes, d)
+                sums = sums_of_halves(n, values + i * 2, dim * 2, n_positions, w, w1, w2, w3, values)
+                add_sums(to, state_nbytes, n, sums)
             row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
 
     return weigh_newest
@@ -291,7 +271,7 @@ def make_weigh(name: str, most: int) -> Any:
             if _is_packed(next_number, _first_newest(step, then)):
                 ahead = in_pool(args, step, then, v.load_i32(then + at.PART_TABLE), next_number)
                 keys = args.k_pool + (ahead + v.load_i32(then + at.PART_HEAD)) * args.k_head
-                _fetch(keys, n_heads * args.k_head)
+                fetch_bytes(keys, n_heads * args.k_head)
             if _is_packed(number, own):
                 where = in_pool(args, step, part, v.load_i32(part + at.PART_TABLE), number) + first_head
                 for i in range(n_heads):

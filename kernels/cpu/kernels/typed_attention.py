@@ -21,6 +21,7 @@ from edgellm.kernels.cpu.kernels.attention import (
     BLOCK,
     CUT_ROW,
     block_of,
+    fetch_bytes,
     halves_at,
     lane_numbers,
     last_seen,
@@ -219,12 +220,6 @@ def _relative_scales(scales, minima, dim, low, high, out):
 
 
 @v.forceinline
-def _fetch(address, nbytes):
-    for i in range(0, nbytes, 64):
-        v.fetch(address + i)
-
-
-@v.forceinline
 def _share(nbytes, n):
     """Bytes of whole cache lines in one of n parts."""
     return (nbytes + 64 * n - 1) // (64 * n) * 64
@@ -300,7 +295,7 @@ def _make_score_quantized(name: str, most: int) -> Any:
                     n = rows_at_once(n_rows - row)
                     for half in range(2):
                         if row == 0:
-                            _fetch(ahead + half * share, share)
+                            fetch_bytes(ahead + half * share, share)
                         bits, scales = keys + dim * bits_at + half * 8, keys + dim * scales_at + half * 32
                         minima = keys + dim * minima_at + half * 32
                         a, b, c, d = scores(n, dim, keys + half * 32, bits, scales, minima, q, q_row)
@@ -344,7 +339,7 @@ def _make_weigh_rows(name: str, most: int) -> Any:
         step, row = dim * 2, at.TYPED_WEIGHT_ROW
         w1, w2, w3 = w + row, w + 2 * row, w + 3 * row
         for g in range(dim // 32):
-            _fetch(ahead + g * share, share)
+            fetch_bytes(ahead + g * share, share)
             for i in range(n):
                 of, by = w + i * row, relative + i * relative_row
                 first = _rounded(v.load_f32x16(of) * v.load_f32x16(by))
