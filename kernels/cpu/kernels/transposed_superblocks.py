@@ -107,75 +107,73 @@ def _add_two_groups(total, z, x, scales):
 # ---- words of a panel in place of sums (transposed_panel.py) ---------------------------------------------------------
 
 
-def _make_packs(centre: int) -> dict[Any, Any]:
-    """What packs a group of 32 weights, for what multiplies it: pack(place, z, scale)."""
-    store = transposed_panel.make_store_words(centre)
-
-    @v.forceinline
-    def pack(place, z, scale):
-        words = transposed_panel.scale_words(scale)
-        for m in range(4):
-            store(place + m * 128, z[m], words)
-
-    @v.forceinline
-    def pack_sixteenfold(place, z, scale):
-        words, four = transposed_panel.scale_words(scale), _four()
-        for m in range(4):
-            store(place + m * 128, z[m] >> four, words)
-
-    @v.forceinline
-    def pack_two(place, z, scales):
-        first, second = transposed_panel.scale_words(scales[0]), transposed_panel.scale_words(scales[1])
-        store(place, z[0], first)
-        store(place + 128, z[1], first)
-        store(place + 256, z[2], second)
-        store(place + 384, z[3], second)
-
-    return {_add_group: pack, _add_group_of_sixteenfold: pack_sixteenfold, _add_two_groups: pack_two}
-
-
 @v.forceinline
 def _nothing(ahead):
     return
 
 
 class Work(NamedTuple):
-    """What is done with weights: ``make(add, one_is_free)`` of each group, whose places are ``step`` bytes apart."""
+    """What is done with weights: with a group of 32, one in high nibbles, and two of 16 with a scale each.
 
-    make: Any
+    Each is made for types whose sums may wait, or not (``one_is_free``); places of groups are ``step`` bytes apart.
+    """
+
+    group: Any
+    sixteenfold: Any
+    two_groups: Any
     step: int
     make_fetch: Any
 
 
 def _sums_of(n: int) -> Work:
     """Sums of n = 1, 2 or 4 tokens; places are activations."""
-    return Work(lambda add, one_is_free=False: _make_for_tokens(n, add, one_is_free), 32, make_fetch)
+
+    def work(add: Any) -> Any:
+        return lambda one_is_free=False: _make_for_tokens(n, add, one_is_free)
+
+    return Work(work(_add_group), work(_add_group_of_sixteenfold), work(_add_two_groups), 32, make_fetch)
 
 
 def _words(centre: int) -> Work:
-    """Words of a panel; places are there, and ``x_row`` is nothing."""
-    packs = _make_packs(centre)
+    """Words of a panel; places are there, and ``x_row`` is nothing. What is packed next is fetched by the tiles."""
+    store = transposed_panel.make_store_words(centre)
 
-    def make(add: Any, one_is_free: bool = False) -> Any:
-        pack = packs[add]
+    @v.forceinline
+    def pack(z, place, scale):
+        words = transposed_panel.scale_words(scale)
+        for m in range(4):
+            store(place + m * 128, z[m], words)
 
+    @v.forceinline
+    def pack_sixteenfold(z, place, scale):
+        words, four = transposed_panel.scale_words(scale), _four()
+        for m in range(4):
+            store(place + m * 128, z[m] >> four, words)
+
+    @v.forceinline
+    def pack_two(z, place, scales):
+        first, second = transposed_panel.scale_words(scales[0]), transposed_panel.scale_words(scales[1])
+        store(place, z[0], first)
+        store(place + 128, z[1], first)
+        store(place + 256, z[2], second)
+        store(place + 384, z[3], second)
+
+    def work(packs: Any) -> Any:
         @v.forceinline
-        def store(totals, z, place, x_row, scale):
-            pack(place, z, scale)
+        def stored(totals, z, place, x_row, scale):
+            packs(z, place, scale)
             return totals
 
-        return store
+        return lambda one_is_free=False: stored
 
-    return Work(
-        make, GROUP_NBYTES, lambda *part: _nothing
-    )  # of what is packed next the tiles fetch a few lines at a time
+    return Work(work(pack), work(pack_sixteenfold), work(pack_two), GROUP_NBYTES, lambda *part: _nothing)
 
 
 # ---- the types -------------------------------------------------------------------------------------------------------
 #
-# block(p, stride, x, x_row, ahead) gives the sums of n tokens; the numbers that multiply sums of activations, which are
-# eight minima in one vector, sixteen in two, or the sixteen sub-scales of a type whose weights are read above a centre;
-# d and -dmin.
+# block(p, stride, x, x_row, ahead) gives the sums of n tokens, or fills a panel; the numbers that multiply sums of
+# activations, which are eight minima in one vector, sixteen in two, or the sixteen sub-scales of a type whose weights
+# are read above a centre; d and -dmin.
 
 _low2, _low4, _bit2, _high4, _bit4, _bits45 = (bytes_of(n) for n in (0x03, 0x0F, 0x04, 0xF0, 0x10, 0x30))
 _low4_of_last = v.make_const(v.u64x8, 0x0F0F0F0F << 32)
@@ -238,7 +236,7 @@ def _make_k_block(work: Work, block_nbytes: int, quants: int, fifth_bits: Any, m
 
 
 def _make_q4_k(work: Work, block_nbytes: int) -> Any:
-    add, add_high = work.make(_add_group), work.make(_add_group_of_sixteenfold)
+    add, add_high = work.group(), work.sixteenfold()
 
     def make_pair(k: int) -> Any:
         scale, next_scale = _spread[2 * k], _spread[2 * k + 1]
@@ -258,7 +256,7 @@ def _make_q4_k(work: Work, block_nbytes: int) -> Any:
 
 
 def _make_q5_k(work: Work, block_nbytes: int) -> Any:
-    add = work.make(_add_group)
+    add = work.group()
 
     def make_pair(k: int) -> Any:
         scale, next_scale = _spread[2 * k], _spread[2 * k + 1]
@@ -286,7 +284,7 @@ def _make_q5_k(work: Work, block_nbytes: int) -> Any:
 
 
 def _make_q6_k(work: Work, block_nbytes: int) -> Any:
-    add = work.make(_add_two_groups, one_is_free=True)
+    add = work.two_groups(one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
 
     def make_group(g: int) -> Any:
@@ -331,7 +329,7 @@ def _make_q6_k(work: Work, block_nbytes: int) -> Any:
 
 def _make_q2_q3_k(work: Work, block_nbytes: int, quants: int, third_bits: Any, header: Any, spread: list[Any]) -> Any:
     """The block of Q2_K and Q3_K: bit pairs from byte ``quants`` on, sixteen sub-scales, and minima or a third bit."""
-    add = work.make(_add_two_groups, one_is_free=True)
+    add = work.two_groups(one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
     has_third_bit = third_bits is not _no_bits
 
@@ -425,7 +423,7 @@ def _iq4_xs_header(p, stride):
 
 
 def _make_iq4_xs(work: Work, block_nbytes: int) -> Any:
-    add = work.make(_add_group, one_is_free=True)
+    add = work.group(one_is_free=True)
     fetch0, fetch1, fetch2, fetch3 = (work.make_fetch(block_nbytes, part, 4) for part in range(4))
 
     def make_group(g: int) -> Any:
