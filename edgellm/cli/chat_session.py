@@ -15,6 +15,7 @@ from edgellm.formats.text_file import read_text
 from edgellm.machine.atomic import whole_file
 
 if TYPE_CHECKING:
+    from edgellm.chat_template import Message
     from edgellm.conversation import Conversation
 
 FORMAT, VERSION = "edgellm-chat", 1
@@ -38,25 +39,23 @@ class ChatSession:
     n_regenerated: int = 0
 
     def ask(self, text: str, write: Callable[[str], None]) -> Answer:
-        """Answer one more message. On an error the conversation is as it was before."""
+        """Answer one more message. After an error, or stopped before a word, all is as if it had not been asked."""
         parts = [f"{name}:\n```\n{content}\n```" for name, content in self.attachments]
         self.n_regenerated = 0
-        answer = self._answer("\n\n".join([*parts, text]), write)
-        self.attachments = []
+        answer = self._answer("\n\n".join([*parts, text]), write, list(self.conversation.messages))
+        if answer.text or not answer.stopped:
+            self.attachments = []
         return answer
 
     def regenerate(self, write: Callable[[str], None]) -> Answer:
-        """Answer the last message once more, with the next seed where one is set."""
+        """Answer the last message once more, with the next seed where one is set. An error, or a stop before a word,
+        leaves the answer that is there."""
         before = list(self.conversation.messages)
         message = self.conversation.undo()
         if message is None:
             raise ParameterError("There is no message to answer again. Write one first.")
         self.n_regenerated += 1
-        try:
-            return self._answer(str(message.content), write)
-        except BaseException:
-            self.conversation.messages = before
-            raise
+        return self._answer(str(message.content), write, before)
 
     def summarize(self, write: Callable[[str], None]) -> Answer:
         """Go on from a summary that the model makes of what was said; stopped, nothing is changed."""
@@ -103,12 +102,17 @@ class ChatSession:
         self.conversation.left_out = 0
         self.attachments, self.last = [], None
 
-    def _answer(self, text: str, write: Callable[[str], None]) -> Answer:
+    def _answer(self, text: str, write: Callable[[str], None], before: list[Message]) -> Answer:
+        """``before`` are the messages to go back to where nothing comes of it: roles must go on taking turns."""
         seed = self.conversation.options.get("seed", -1)
         options = {"seed": seed + self.n_regenerated} if seed >= 0 else {}
-        self.last = stream_answer(lambda **live: self.conversation.stream(text, **options, **live), write)
+        try:
+            self.last = stream_answer(lambda **live: self.conversation.stream(text, **options, **live), write)
+        except BaseException:
+            self.conversation.messages = before
+            raise
         if self.last.stopped and not self.last.text:
-            self.conversation.undo()  # as if it had not been asked: roles must go on taking turns
+            self.conversation.messages = before
         return self.last
 
 

@@ -323,6 +323,24 @@ def test_stopping_keeps_what_was_said_and_nothing_when_nothing_was_said(session:
     assert len(said(session)) == 2
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
+def test_stopped_before_a_word_the_answer_that_was_there_and_files_to_send_stay(
+    session: ChatSession, llm: FakeLLM, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    session.ask("hello", quiet)
+    before = said(session)
+    COMMANDS.run(session, f"/read {tmp_path / 'notes.txt'}")
+    llm.on_chunk = lambda i: os.kill(os.getpid(), signal.SIGINT)
+    for ask in (session.regenerate, lambda write: session.ask("Sum up.", write)):
+        assert ask(quiet).stopped and said(session) == before
+    llm.on_chunk = lambda i: None
+    session.ask("Sum up.", quiet)
+    assert llm.requests[-1][0][-1]["content"].startswith("notes.txt:")
+    assert session.attachments == []
+
+
 # ---- in a terminal ---------------------------------------------------------------------------------------------------
 
 pty = pytest.importorskip("pty", reason="there are no terminals of this kind here")
