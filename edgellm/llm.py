@@ -409,10 +409,10 @@ class LLM:
 
         loop = ToolLoop(_as_messages(messages), kwargs.pop("tools", None), max_rounds)
         while True:
-            events = self.events(loop.messages, *args, tools=loop.described, **kwargs)
-            for event in events:
-                if on_event is not None:
-                    on_event(event)
+            with contextlib.closing(self.events(loop.messages, *args, tools=loop.described, **kwargs)) as events:
+                for event in events:
+                    if on_event is not None:
+                        on_event(event)
             if not loop.take(events.message):
                 return loop.reply
             loop.run()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import threading
+import time
 from typing import Any
 
 import jsonschema
@@ -168,6 +169,19 @@ def test_functions_run_until_the_model_answers() -> None:
         prompt = llm.tokenizer.decode(llm.executor.script.prompts[-1], special=True)
         assert prompt.count('{"name": "add", "arguments": {"a": 2, "b": 40}}') == 3
         assert reply.content.timings.reused_n > 60  # the second round goes on from the first
+
+
+def test_a_listener_that_fails_ends_the_answer() -> None:
+    def fails(event: Event) -> None:
+        raise ValueError("no")
+
+    with model("word " * 50) as llm:
+        with pytest.raises(ValueError, match="no") as caught:
+            llm.chat("x", on_event=fails)
+        deadline = time.monotonic() + 30
+        while llm.engine.scheduler.requests and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert caught.tb is not None and not llm.engine.scheduler.requests  # though the traceback still holds all of it
 
 
 def test_rounds_have_a_bound() -> None:
