@@ -98,6 +98,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         ),
         ("models", machine["folders"]["models"]),
         ("chats", machine["folders"]["sessions"]),
+        ("settings", machine["folders"]["config"]),
         ("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())),
     ]
     text = fields(rows)

@@ -13,7 +13,7 @@ import pytest
 from edgellm.cli import main
 from edgellm.kernels.gpu import adapters
 from edgellm.machine.cpu import cpu_name
-from edgellm.machine.paths import sessions_dir
+from edgellm.machine.paths import config_dir, models_dir, sessions_dir
 from edgellm.measure import doctor
 
 
@@ -66,7 +66,9 @@ def test_a_healthy_machine_is_described_and_ends_with_0(
     text = capsys.readouterr().out
     assert cpu_name() in text and "20.0 GB/s" in text and "numba" in text and "Q4_K" in text
     assert "all kernels compute right" in text and "3.0e-08" in text
-    assert str(sessions_dir()) in text.replace("\n", "") and "qwen3moe" in text
+    for folder in (models_dir, sessions_dir, config_dir):
+        assert str(folder()) in text.replace("\n", "")
+    assert "qwen3moe" in text
 
 
 @pytest.mark.parametrize(
