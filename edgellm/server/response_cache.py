@@ -28,13 +28,13 @@ def cache_key(path: str, data: Any, about: Sequence[str] = ()) -> bytes | None:
     Whether chance had a part at temperature 0 too (mirostat, a range of temperatures) is told by the reply.
 
     data    of the body's JSON
-    about   what else tells replies apart, such as the model that a body without one means
+    about   what else tells replies apart, such as the model that a body without one means; its name may be no UTF-8
     """
     if path not in DRAWN and path not in SAME_AGAIN:
         return None
     if path in DRAWN and (not isinstance(data.get("temperature"), int | float) or data["temperature"] != 0):
         return None
-    return hashlib.blake2b(encode([path, *about, data], order="sorted"), digest_size=32).digest()
+    return hashlib.blake2b(encode([path, *map(ascii, about), data], order="sorted"), digest_size=32).digest()
 
 
 class ResponseCache:

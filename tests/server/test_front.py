@@ -495,3 +495,5 @@ def test_the_cache_is_bounded() -> None:
     assert cache_key("/v1/completions", {"temperature": 0.5}) is None
     assert cache_key("/v1/responses", {"temperature": 0}) is None
     assert cache_key("/v1/embeddings", {"input": "a"}) is not None
+    names = ("caf\udce9", "caf\udcea", "caf\ufffd")  # two files whose names are no UTF-8, and what clients see of both
+    assert len({cache_key("/v1/embeddings", {"input": "a"}, (name, "key")) for name in names}) == 3
