@@ -70,7 +70,7 @@ def _are_blocks_there(batch: Batch, pool: CachePool, n_steps: int) -> bool:
 
 
 def check_logits(logits: np.ndarray) -> None:
-    """NumericError where one of them is no finite number."""
+    """NumericError where one of them, (n_outputs, n_vocab), is no finite number."""
     if logits.size and not (np.isfinite(logits.max()) and np.isfinite(logits.min())):
         raise NumericError(
             "the model computed NaN or infinity instead of logits. Its file may be damaged: try "
@@ -79,7 +79,7 @@ def check_logits(logits: np.ndarray) -> None:
 
 
 def checked(rows: np.ndarray) -> np.ndarray:
-    """The same, where all of it are finite numbers."""
+    """The rows, where all of them are finite numbers; else NumericError."""
     check_logits(rows)
     return rows
 

@@ -334,7 +334,7 @@ class InterruptibleExecutor(Executor, Protocol):
     """An executor that can be stopped in the midst of a step, of which nothing is left then."""
 
     def run_while(self, batch: Batch, wanted: Callable[[], bool]) -> np.ndarray | None:
-        """``run`` without a hook, asking now and then whether the step is still wanted; None once it is not."""
+        """``run`` without a hook, (n_outputs, n_vocab), asking now and then whether it is still wanted; else None."""
         ...
 
 
@@ -348,14 +348,16 @@ class HiddenExecutor(Executor, Protocol):
     keeps_hidden: bool
 
     def last_hidden(self) -> np.ndarray:
-        """``Program.hidden`` of the rows that the last ``run`` gave logits of; valid until the next.
+        """``Program.hidden`` of the rows that the last ``run`` gave logits of, (n_outputs, n_embd) float32; valid until
+        the next.
 
         ParameterError for more than 32 rows without ``keeps_hidden``.
         """
         ...
 
     def last_tapped(self) -> np.ndarray:
-        """``Program.tapped`` of all tokens of the last ``run`` without a hook; valid until the next."""
+        """``Program.tapped`` of all tokens of the last ``run`` without a hook, (n_tokens, width) float32; valid until
+        the next."""
         ...
 
 

@@ -65,7 +65,8 @@ def frequencies(n_dims: int, base: float) -> np.ndarray:
 
 
 def linear_scaling(inv_freq: np.ndarray, factor: float) -> np.ndarray:
-    """Position interpolation: ``factor`` positions turn as one did (https://arxiv.org/abs/2306.15595)."""
+    """Position interpolation: ``factor`` positions turn as one did, (n_dims / 2,) float32 as ``inv_freq``
+    (https://arxiv.org/abs/2306.15595)."""
     return inv_freq / np.float32(factor)
 
 

@@ -169,7 +169,7 @@ def follow(
 
 
 def likeliest(logits: np.ndarray, n: int, banned: np.ndarray, draw: Draw | None = None) -> NextTokens:
-    """The n likeliest tokens; log-probabilities are those of all of the vocabulary."""
+    """The n likeliest tokens of logits (n_vocab,), natural log-probabilities of all of the vocabulary with them."""
     n = min(n, len(logits) - len(banned))
     top = draw.top_k(logits, n + len(banned), with_sum=True) if draw is not None else None
     if top is not None and top.log_sum is not None:  # numpy takes milliseconds, which every answer waits for

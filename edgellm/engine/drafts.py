@@ -230,7 +230,7 @@ def batch_of(parts: Sequence[tuple[Growing, Sequence[int]]], ends: Sequence[bool
 
 
 def likeliest(logits: np.ndarray, draw: Draw | None) -> tuple[int, float]:
-    """The token of the largest logit, and its probability."""
+    """The token of the largest of the logits (n_vocab,), and its probability."""
     found = draw.top_k(logits, 1, with_sum=True) if draw is not None else None
     if found is not None and found.log_sum is not None:
         return int(found.positions[0]), float(np.exp(found.values[0] - found.log_sum))

@@ -38,7 +38,7 @@ class NextnDrafter(RestingDrafter):
         self.first = 0
 
     def see(self, start: int, rows: np.ndarray, most: int) -> None:
-        """The hidden states from a position on; those of tokens that are rejected come again before they are read.
+        """The hidden states (n, n_embd) from a position on; those of rejected tokens come again before they are read.
 
         most   so many are ever read at once: older ones are let go
         """

@@ -46,7 +46,7 @@ class Chunk:
 
     @property
     def targets(self) -> np.ndarray:
-        """The token that each wanted row should have foretold."""
+        """The token that each wanted row should have foretold, (n_scored,) int32."""
         return self.ids[self.first + 1 :]
 
 
@@ -191,7 +191,7 @@ class ChunkModel:
         self.executor.run(Batch.single(self.program, chunk.ids, outputs="all" if outputs else "last"), hook)
 
     def losses(self, chunks: Sequence[Chunk]) -> Iterator[np.ndarray]:
-        """The negative log-likelihoods of each chunk, as they are computed."""
+        """The negative log-likelihoods of each chunk's tokens, (n_scored,) in nats, as they are computed."""
         for chunk in chunks:
             yield negative_log_likelihoods(self.logits(chunk), chunk.targets)
 

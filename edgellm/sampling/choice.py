@@ -27,7 +27,7 @@ class Sampled(NamedTuple):
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> int:
-    """A position with a probability in proportion to its weight."""
+    """A position with a probability in proportion to its weight; weights (n,) are not negative."""
     if len(weights) == 1:
         return 0
     if len(weights) <= 2 * BLOCK:

@@ -173,7 +173,8 @@ class Sampler:
         return logits
 
     def candidates(self, logits: np.ndarray, trace: Trace | None = None) -> Candidates:
-        """What is left of ``logits`` for the choice, after bias, processors and chain."""
+        """What is left of ``logits`` (n_vocab,) for the choice, after bias, processors and chain. ParameterError for
+        another shape."""
         logits = raw = self._checked(logits)
         if len(self.bias_ids):
             logits = logits.copy()

@@ -18,7 +18,7 @@ from edgellm.kernels.program import Op
 
 
 def filled(step: Step, layer: int) -> np.ndarray:
-    """The blocks of a layer that the tokens of a step fill."""
+    """The ids of a layer's blocks that the tokens of a step fill, (n_filled,)."""
     batch = step.batch
     last = batch.positions % BLOCK_TOKENS == BLOCK_TOKENS - 1
     return step.table(layer)[batch.sequences[last], batch.positions[last] // BLOCK_TOKENS]
