@@ -154,6 +154,26 @@ def test_escape_stops_an_answer_and_what_came_stays(browser: Page) -> None:
         assert text_of(browser, "article.assistant .body") == [said, "Yes."]
 
 
+def test_an_answer_that_never_came_is_not_told_to_the_model(browser: Page) -> None:
+    llm = scripted_llm(["", "Yes."])
+    with served(scripted_server(llm)) as url:
+        opened(browser, url)
+        asked(browser, "Are you there?")
+        asked(browser, "Now?")
+        assert text_of(browser, "article.assistant .body") == ["", "Yes."]
+        prompt = llm.tokenizer.decode(llm.executor.script.prompts[-1], special=True)  # type: ignore[attr-defined]
+    assert "Are you there?" in prompt and prompt.count("<|im_start|>assistant") == 1
+
+
+def test_a_message_stays_in_the_input_while_there_is_no_model(browser: Page) -> None:
+    with served(scripted_server(scripted_llm([]))) as url:
+        opened(browser, url)
+        browser.run("document.querySelector('#model').replaceChildren()")
+        ask(browser, "Are you there?")
+        assert "no model" in text_of(browser, "#notice")[0] and not text_of(browser, "article")
+        assert browser.run("document.querySelector('#prompt').value") == "Are you there?"
+
+
 def test_editing_and_answering_again_make_branches_to_turn_between(browser: Page) -> None:
     with served(scripted_server(scripted_llm(["One.", "Two.", "Three."]))) as url:
         opened(browser, url)

@@ -132,10 +132,16 @@ function goOn(node, index, text) {
   answer(node.parent, { text: said, reasoning: node.reasoning, tokens: [...before, [text, chosen?.[1] ?? 0, node.tokens[index][2]]] });
 }
 
+function hasModel() {
+  if (!$("model").value) notice("There is no model to answer.");
+  return Boolean($("model").value);
+}
+
 async function answer(parent, begun = null) {
-  if (running || !$("model").value) { if (!running) notice("There is no model to answer."); return; }
+  if (running || !hasModel()) return;
   notice("");
-  const messages = chats.path(parent).map(({ role, text }) => ({ role, content: text }));
+  const said = chats.path(parent).filter(({ role, text }) => role === "user" || text); // an answer that never came is none
+  const messages = said.map(({ role, text }) => ({ role, content: text }));
   if (chats.settings.system.trim()) messages.unshift({ role: "system", content: chats.settings.system });
   const node = Object.assign(chats.add(parent, "assistant", ""), begun ?? {}, { showsTokens: false });
   if (begun) messages.push({ role: "assistant", content: node.text, ...(node.reasoning ? { reasoning_content: node.reasoning } : {}) });
@@ -323,7 +329,7 @@ function grow(area) {
 function submit() {
   const text = $("prompt").value.trim();
   if (running) { stop(); return; }
-  if (!text) return;
+  if (!text || !hasModel()) return;
   $("prompt").value = "";
   grow($("prompt"));
   ask(text);
