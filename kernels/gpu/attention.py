@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from edgellm.kernels.cache_types import QUANTIZED
 from edgellm.kernels.gpu import cache_types, sources
 from edgellm.kernels.gpu.emitter import PART, Lowering, blocks
+from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import Bound, bindings, source, vector
 from edgellm.kernels.kv import KVLayer
-from edgellm.kernels.ops import Attention, SelfAttention, StoreKV
+from edgellm.kernels.ops import Attention, SelfAttention, SigmoidGate, SoftplusGate, StoreKV
 from edgellm.kernels.ops.encoder import alibi_slopes
 
 MOST_ROWS = 8  # query heads times tokens of a workgroup that takes several tokens: more leave few workgroups a core
@@ -65,13 +66,19 @@ class _Shape(NamedTuple):
 def attention(low: Lowering, op: Attention) -> None:
     """Softmax of scores, over parts of 256 positions, and the sum of values."""
     there, layer, parts = low.there, low.there.program.kv_layer(op.layer), low.counts.parts
-    q, out, heads = low.place(op.q), low.place(op.out), there.heads_at_once(op)
+    q, heads, gate = low.place(op.q), there.heads_at_once(op), _gate_behind(low, op)
+    out = low.place(op.out if gate is None else gate.out)
     shape = _Shape(_queries(low, heads, layer) if low.counts.is_prompt else 1, heads, parts == 1)
     keys, values = (there.pool.arrays[op.layer] * 2)[:2]  # of a latent layer one and the same
     size = layer.head_dim_v + 2
     target = out.buffer if shape.is_whole else _partials(low)
-    bound = bindings(3, [("q", q.buffer, "r"), ("o", target, "w")])
-    text, sinks = _text(bound, op, layer, shape), [low.vector(op.sinks)] if op.sinks else []
+    roles, gate_at = [("q", q.buffer, "r"), ("o", target, "w")], list[int]()
+    if gate is not None:
+        low.n_taken, of_gate = 2, low.place(gate.gate)
+        gate_at = [of_gate.at, of_gate.row, out.width // of_gate.width]
+        roles += [("gate", of_gate.buffer, "r")] if shape.is_whole else []
+    bound = bindings(3, roles)
+    text, sinks = _text(bound, op, layer, shape, gate), [low.vector(op.sinks)] if op.sinks else []
     own = sinks if shape.is_whole else []
     at_once = low.n(q) if shape.is_whole else max(1, PARTIALS_NBYTES // (4 * op.n_heads * parts * size))
     common = there.program.table_of(op.layer), layer.window, parts, op.n_heads, layer.n_kv_heads
@@ -81,13 +88,30 @@ def attention(low: Lowering, op: Attention) -> None:
             text, [low.step, keys.buffer, values.buffer, *bound.buffers, *own], "rrr" + bound.kinds + "r" * len(own),
             (parts, op.n_heads // heads, blocks(n, shape.queries)), *common, op.n_heads // layer.n_kv_heads // heads,
             first, first + n, q.at, q.row, out.at, out.row, float(op.scale), float(op.softcap),
+            *(gate_at if shape.is_whole else []),
             flops=n * op.n_heads * parts * PART * 2 * (layer.head_dim_k + layer.head_dim_v),
         )  # fmt: skip
         if not shape.is_whole:
-            low.emit(
-                _sum_text(layer.head_dim_v, bool(sinks)), [low.step, target, out.buffer, *sinks],
-                "rrw" + "r" * len(sinks), (op.n_heads, n, 1), layer.window, parts, op.n_heads, first, out.at, out.row,
-            )  # fmt: skip
+            _sum(low, layer, target, out, sinks, gate, (op.n_heads, n, 1), (layer.window, parts, op.n_heads, first))
+
+
+def _gate_behind(low: Lowering, op: Attention) -> SigmoidGate | SoftplusGate | None:
+    """The gate that comes next, where nobody else wants what it lets through."""
+    gate = low.next()
+    if isinstance(gate, SigmoidGate | SoftplusGate) and gate.x == op.out != gate.gate:
+        return gate if gate.out == op.out or low.is_dead(op.out, 1) else None
+    return None
+
+
+def _gated(gate: SigmoidGate | SoftplusGate | None, variable: str) -> dict[str, str]:
+    """Words for what goes through a gate at the end, or as it is."""
+    value, fields = "v", ""
+    if gate is not None:
+        curve = "sigmoid" if isinstance(gate, SigmoidGate) else "softplus"
+        value = f"v * {curve}({variable}[p.gate_at + token * p.gate_row + column / p.per])"
+        fields = ", gate_at: u32, gate_row: u32, per: u32"
+    let_through = f"fn let_through(v: f32, token: u32, column: u32) -> f32 {{ return {value}; }}"
+    return {"FUNCTIONS": sources.text("activations") + let_through, "GATE_AT": fields}
 
 
 def _queries(low: Lowering, heads: int, layer: KVLayer) -> int:
@@ -109,7 +133,7 @@ _TREES = {
 }
 
 
-def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
+def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape, gate: SigmoidGate | SoftplusGate | None) -> str:
     has_sinks, size = op.sinks is not None and shape.is_whole, f"{layer.head_dim_v + 2}u"
     if shape.is_whole:
         to = "p.y_at + (token + r / $HEADS) * p.y_row + (head0 + r % $HEADS) * $DIM_V + d"
@@ -120,8 +144,11 @@ def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
       factors[t] = exp(tops[t] - largest);
       sums[t] = fma(sum, factors[t], exp(sinks[head0 + t % $HEADS] - largest));"""
         store = f"""let to = {to};
-          $o[to] = acc[k].x * factors[r] / sums[r];
-          if (d + 1u < $DIM_V) {{ $o[to + 1u] = acc[k].y * factors[r] / sums[r]; }}"""
+          let column = (head0 + r % $HEADS) * $DIM_V + d;
+          $o[to] = let_through(acc[k].x * factors[r] / sums[r], token + r / $HEADS, column);
+          if (d + 1u < $DIM_V) {{
+            $o[to + 1u] = let_through(acc[k].y * factors[r] / sums[r], token + r / $HEADS, column + 1u);
+          }}"""
     else:
         to = "((token + {r} / $HEADS - p.first) * p.n_heads + head0 + {r} % $HEADS) * p.parts + g.x) * " + size
         keep = f"""let to = ({to.format(r="t")};
@@ -135,7 +162,8 @@ def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape) -> str:
     words = {"HEADS": f"{shape.heads}u", "DIM_V": f"{layer.head_dim_v}u", "o": bound.names["o"]}
     keep, store = (_filled(text, words) for text in (keep, store))
     return source(
-        "attention", CAP="capped" if op.softcap else "", FUNCTIONS=sources.text("activations"),
+        "attention", CAP="capped" if op.softcap else "",
+        **_gated(gate if shape.is_whole else None, bound.names.get("gate", "")),
         BINDINGS=bound.text + (vector(3 + len(bound.buffers), "sinks") if has_sinks else ""), HEADS=shape.heads,
         QUERIES=shape.queries, ROWS=rows, SHARES=shares, OWN=rows // shares, LANES=64 // shares, DIM_K=layer.head_dim_k,
         DIM_V=layer.head_dim_v, KEEP_SUM=keep, STORE=store, q=bound.names["q"], **_TREES,
@@ -149,11 +177,27 @@ def _filled(text: str, words: dict[str, str]) -> str:
     return text
 
 
-def _sum_text(dim_v: int, has_sinks: bool) -> str:
+def _sum(
+    low: Lowering, layer: KVLayer, target: Any, out: Place, sinks: list[Any],
+    gate: SigmoidGate | SoftplusGate | None, grid: tuple[int, int, int], immediates: tuple[int, ...],
+) -> None:  # fmt: skip
+    """The sum of parts."""
     words = {"SINKS": "", "SINK": "-1e30", "SINK_POWER": "0.0"}
-    if has_sinks:
-        words = {"SINKS": vector(3, "sinks"), "SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
-    return source("attention_sum", DIM_V=dim_v, **words)
+    if sinks:
+        words = {"SINK": "sinks[g.x]", "SINK_POWER": "exp(sinks[g.x] - most)"}
+    roles, gate_at = [("y", out.buffer, "w")], list[int]()
+    if gate is not None:
+        place = low.place(gate.gate)
+        roles, gate_at = [*roles, ("gate", place.buffer, "r")], [place.at, place.row, out.width // place.width]
+    bound = bindings(2, roles)
+    if sinks:
+        words["SINKS"] = vector(2 + len(bound.buffers), "sinks")
+    text = source("attention_sum", DIM_V=layer.head_dim_v, BINDINGS=bound.text, y=bound.names["y"], **words,
+                  **_gated(gate, bound.names.get("gate", "")))  # fmt: skip
+    low.emit(
+        text, [low.step, target, *bound.buffers, *sinks], "rr" + bound.kinds + "r" * len(sinks), grid, *immediates,
+        out.at, out.row, *gate_at,
+    )  # fmt: skip
 
 
 def _partials(low: Lowering) -> Any:

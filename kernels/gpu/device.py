@@ -57,6 +57,7 @@ class Device:
         limits = self._device.limits
         most = min(limits["max-storage-buffer-binding-size"], limits["max-buffer-size"])
         self.max_binding = min(most, max_binding or most) // ALIGN * ALIGN
+        self.most_buffers = int(limits["max-storage-buffers-per-shader-stage"])  # of one shader
         self.workgroup_nbytes = int(limits["max-compute-workgroup-storage-size"])
         self.nbytes = 0  # in buffers
         self._pipelines: dict[tuple[str, str], Pipeline] = {}

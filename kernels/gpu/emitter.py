@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu.cuts import Cut
 from edgellm.kernels.gpu.device import MAX_GROUPS, Device
 from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
-from edgellm.kernels.gpu.weights import Matrix, put_vector
+from edgellm.kernels.gpu.weights import Matrix
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import Add, Attention
 from edgellm.kernels.program import Op, Program
+
+if TYPE_CHECKING:
+    from edgellm.formats.gguf import QuantizedTensor
 
 PART = 256  # positions that one workgroup of attention sums up
 MOST_HEADS = 16  # of a key, that it takes
@@ -48,6 +52,9 @@ class Resident:
     step: StepBuffer
     rows: dict[str, int]
     places: dict[str, Place] = field(default_factory=dict)
+    made: dict[str, Place] = field(default_factory=dict)  # where products leave what is cut behind them
+    cuts: dict[str, Cut] = field(default_factory=dict)
+    orders: dict[str, np.ndarray] = field(default_factory=dict)  # of the rows of a product's weight and bias
     matrices: dict[str, tuple[Matrix, int]] = field(default_factory=dict)  # of a tensor: its matrix and first row there
     vectors: dict[tuple[str, ...], Any] = field(default_factory=dict)
     scratches: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +69,16 @@ class Resident:
             found = self.scratches[name] = self.device.buffer(nbytes)
             self.n_scratches += 1
         return found
+
+    def tensor(self, name: str) -> QuantizedTensor:
+        """A matrix, its rows in the order of the cut behind it."""
+        found, order = self.program.tensors[name], self.orders.get(name)
+        return found if order is None else replace(found, data=found.data[order])
+
+    def vector_of(self, name: str) -> np.ndarray:
+        """The numbers of a norm or a bias, float32, in the order of the cut behind it."""
+        found, order = self.program.tensors[name].dequantize().astype(np.float32).reshape(-1), self.orders.get(name)
+        return found if order is None else found[order]
 
     def heads_at_once(self, op: Attention) -> int:
         """Query heads of one key head that a workgroup takes: as many as fit its memory."""
@@ -106,7 +123,7 @@ class Lowering:
         for op in self.ops[self.at + n + 1 :]:
             if program.root(name) in map(program.root, op.read_buffers()):
                 return False
-            if name in op.written_buffers():
+            if name in (half for one in op.written_buffers() for half in (one, *self.halves(one))):
                 return True
         return name != program.output
 
@@ -125,6 +142,15 @@ class Lowering:
     def place(self, name: str) -> Place:
         return self.there.places[name]
 
+    def made(self, name: str) -> Place:
+        """Where a product leaves a buffer."""
+        return self.there.made.get(name, self.there.places[name])
+
+    def halves(self, name: str) -> list[str]:
+        """What a buffer is cut into behind a product, else itself."""
+        cut = self.there.cuts.get(name)
+        return [name] if cut is None else [*self.halves(cut.first), *self.halves(cut.second)]
+
     def n(self, place: Place) -> int:
         """Rows of a buffer in this step."""
         return self.counts.rows(place.rows)
@@ -132,8 +158,8 @@ class Lowering:
     def vector(self, *names: str) -> Any:
         """Tensors of float32 numbers, one after the other."""
         if names not in self.there.vectors:
-            self.there.vectors[names] = put_vector(
-                self.there.device, [self.there.program.tensors[name] for name in names]
+            self.there.vectors[names] = self.there.device.upload(
+                np.concatenate([self.there.vector_of(name) for name in names])
             )
         return self.there.vectors[names]
 
@@ -153,10 +179,17 @@ class Lowering:
         return self.there.step.buffer
 
 
-def is_added(low: Lowering, name: str, add: Add) -> bool:
-    """Whether a sum only adds what the op before makes, or a multiple of it, to a buffer, and nobody else wants it."""
+def is_added(low: Lowering, name: str, add: Add, n: int = 1) -> bool:
+    """Whether a sum, the n-th op from here, only adds what one before it makes, or a multiple of it, to a buffer, and
+    nobody else wants it."""
     is_sum = add.out != name and (add.x, add.y) in ((add.out, name), (name, add.out))
-    return is_sum and (add.scale == 1.0 or add.y == name) and low.is_dead(name, 1)
+    return is_sum and (add.scale == 1.0 or add.y == name) and low.is_dead(name, n)
+
+
+def clash(buffers: Sequence[Any], kinds: str) -> bool:
+    """Whether a buffer would be bound more than once, and written: no device takes that."""
+    numbers = [id(buffer) for buffer in buffers]
+    return any(kind == "w" and numbers.count(one) > 1 for one, kind in zip(numbers, kinds, strict=True))
 
 
 def blocks(n: int, size: int = 64) -> int:

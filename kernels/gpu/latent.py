@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from edgellm.kernels.gpu import sources
+from edgellm.kernels.gpu.cuts import Cut
 from edgellm.kernels.gpu.emitter import Lowering, blocks, folded
 from edgellm.kernels.gpu.experts import of_heads
 from edgellm.kernels.gpu.sources import bindings, source
@@ -17,7 +18,9 @@ from edgellm.kernels.ops import ApplyRope, HeadMatmul, JoinHeads, RMSNorm, Split
 
 def split_heads(low: Lowering, op: SplitHeads) -> None:
     """Heads of one buffer to those of two, or all that is done to queries and keys before their attention."""
-    found = _latent(low, op)
+    cut, found = low.there.cuts.get(op.x), _latent(low, op)
+    if cut is not None and cut.order is None:  # they are where they are wanted
+        return
     if found is None:
         _cut(low, op.x, (op.first, op.second), op.head_dim, joins=False)
     else:
@@ -27,6 +30,11 @@ def split_heads(low: Lowering, op: SplitHeads) -> None:
 def join_heads(low: Lowering, op: JoinHeads) -> None:
     """Heads of two buffers to those of one."""
     _cut(low, op.out, (op.first, op.second), op.head_dim, joins=True)
+
+
+def join(low: Lowering, name: str, cut: Cut) -> None:
+    """What a product's rows stood in another order for, as the model has it."""
+    _cut(low, name, (cut.first, cut.second), cut.dim, joins=True)
 
 
 def _cut(low: Lowering, whole: str, parts: tuple[str, str], dim: int, *, joins: bool) -> None:
@@ -85,7 +93,7 @@ def _to_cache(low: Lowering, split: SplitHeads, found: _Latent) -> None:
     bound = bindings(3, [("x", x.buffer, "r"), ("y", y.buffer, "w"), ("k", k.buffer, "r")])
     low.emit(
         source("latent_to_cache", BINDINGS=bound.text, PUT=sources.puts("kept"),
-               ROTATE=sources.text("rotate"), ROT=rot, **bound.names),
+               ROTATE=source("rotate", DIM=rot), ROT=rot, **bound.names),
         [low.step, low.there.pool.arrays[found.store.layer][0].buffer, low.vector(found.norm.weight), *bound.buffers],
         "rwr" + bound.kinds, (n_heads + 1, low.n(x), 1), n_heads, whole, split.head_dim, latent, rope.n_dims // 2,
         int(rope.adjacent), list(program.ropes).index(found.turn.rope), program.table_of(found.store.layer),

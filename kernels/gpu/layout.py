@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu.cuts import Cut
 from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.gpu.order import in_order
 from edgellm.kernels.ops import Matmul, Op
 from edgellm.kernels.program import Buffer, Program
 
@@ -80,11 +82,19 @@ def buffers_nbytes(program: Program, max_tokens: int, max_binding: int = 1 << 31
     return sum(4 * _padded(buffer.width) * rows[buffer.rows] for buffer in program.buffers.values() if not buffer.of)
 
 
-def place_buffers(device: Device, program: Program, ops: Sequence[Op], rows: Mapping[str, int]) -> dict[str, Place]:
-    """Make the buffers of ``program``, whose ops are ``ops``."""
-    buffers, places = program.buffers, dict[str, Place]()
+class Places(NamedTuple):
+    """Where each buffer of a program is, and where products leave those whose rows stand in another order."""
+
+    of: dict[str, Place]
+    made: dict[str, Place]
+
+
+def place_buffers(device: Device, program: Program, rows: Mapping[str, int], cuts: Mapping[str, Cut]) -> Places:
+    """Make the buffers of ``program``."""
+    buffers, places, ops = program.buffers, dict[str, Place](), in_order(program.ops, cuts, program)
     together = _side_by_side(ops, buffers)
-    beside = set(itertools.chain(*together))
+    halves = {name for cut in cuts.values() for name in (cut.first, cut.second)}
+    beside = halves.union(*together)
     alone = [(name,) for name, buffer in buffers.items() if not buffer.of and name not in beside]
     for names in (*together, *alone):
         row = _padded(sum(buffers[name].width for name in names))
@@ -93,6 +103,7 @@ def place_buffers(device: Device, program: Program, ops: Sequence[Op], rows: Map
         for name in names:
             places[name] = Place(made, at, row, buffers[name].width, kind)
             at += buffers[name].width
+    made = _cut_places(device, buffers, cuts, places)
     for name, buffer in buffers.items():
         if buffer.of:
             whole = places[buffer.of]
@@ -104,7 +115,23 @@ def place_buffers(device: Device, program: Program, ops: Sequence[Op], rows: Map
                 f"{places[op.x].at} to {places[op.x].at + places[op.x].width} of {places[op.x].row}.",
                 code="BUFFER_COLUMNS",
             )
-    return places
+    return Places(places, made)
+
+
+def _cut_places(
+    device: Device, buffers: Mapping[str, Buffer], cuts: Mapping[str, Cut], places: dict[str, Place]
+) -> dict[str, Place]:
+    """Place halves in what is cut, and what is cut in a buffer of its own where it has another order."""
+    made: dict[str, Place] = {}
+    for name, cut in cuts.items():  # those that are halves themselves come behind what they are halves of
+        whole, width = places[name], buffers[cut.first].width
+        places[cut.first] = whole._replace(width=width)
+        places[cut.second] = whole._replace(at=whole.at + width, width=whole.width - width)
+        if cut.order is not None:
+            made[name], row = whole, _padded(whole.width)
+            n_rows = whole.buffer.size // 4 // whole.row
+            places[name] = Place(device.buffer(4 * row * n_rows), 0, row, whole.width, whole.rows)
+    return made
 
 
 def _is_readable(place: Place) -> bool:

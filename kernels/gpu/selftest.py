@@ -18,8 +18,9 @@ from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import SelfTestResult, nmse
 from edgellm.kernels.gpu import cache_types, sources
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.gpu.lowering import CURVES, RULES, UNITS, unknown
+from edgellm.kernels.gpu.lowering import RULES, unknown
 from edgellm.kernels.gpu.pool import DeviceArray
+from edgellm.kernels.gpu.sources import CURVES, UNITS
 from edgellm.kernels.ops import (
     Activate,
     Add,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -86,13 +87,22 @@ def levels_of(name: str) -> str:
     return source("levels", **{f"L{i}": f"0x{word:08x}u" for i, word in enumerate(words)})
 
 
-def _store(epilogue: str) -> str:
+UNITS = ("silu", "gelu", "gelu_erf", "clamped_swiglu")
+CURVES = ("gelu", "gelu_erf", "relu_squared")
+
+
+def curved(curve: str, value: str) -> str:
+    """An activation of one number."""
+    return f"{curve}({value}{', 1.0' * (curve in UNITS)})" if curve else value
+
+
+def _store(epilogue: str, curve: str) -> str:
     is_added, has_bias = "add" in epilogue, "bias" in epilogue
-    value = "sum + bias[p.bias_at + row]" if has_bias else "sum"
+    value = curved(curve, "sum + bias[bias_at + row]" if has_bias else "sum")
     return f"y[to] = fma(p.amount, {value}, y[to]);" if is_added else f"y[to] = {value};"
 
 
-_BIAS = "@group(0) @binding(3) var<storage, read> bias: array<f32>;"
+_VALUE = "x[x{c} + j * 8u + {i}u]"  # four numbers of column c
 
 
 def _tile_sums(x: str) -> str:
@@ -102,42 +112,198 @@ def _tile_sums(x: str) -> str:
 
 
 @functools.cache
-def matmul(quant: str, columns: int, epilogue: str = "set", activation: str = "") -> str:
+def matmul(
+    quant: str, columns: int, epilogue: str = "set", activation: str = "", *, norms: bool = False, second: str = "",
+    curve: str = "",
+) -> str:  # fmt: skip
     """A product for 1, 2, 4 or 8 columns, or with an activation two of them: activation(first) * second.
+
+    second     the type of another matrix that x is multiplied by
+    curve      an activation of what it makes
+
+    norms      x is normed first, and what comes of it is written down
 
     epilogue   "set"; "add" a multiple of it to what stands there; with a "bias" before: "bias", "bias add"
     """
-    store = "y[to] = gated(sum);" if activation else _store(epilogue)
+    store, words = "y[to] = gated(sum);" if activation else _store(epilogue, curve), dict[str, str]()
+    words |= dict.fromkeys(("NORM", "NORMED", "FIELDS"), "")
+    if norms:
+        upper, lower = joined("squares[at + {}u]", 8, "({} + {})"), joined("sums[at + {}u]", 1, "({} + {})")
+        words["NORM"] = source("normed_columns", COLS=columns, UPPER=upper, LOWER=lower)
+        factors = " ".join(f"let f{c} = factor_of({c}u);" for c in range(columns))
+        words["NORMED"] = f"norm_columns(t);\n  {factors}\n  if (g.x + g.y == 0u) {{ keep_normed(t); }}"
+        words["FIELDS"] = ", h_at: u32, h_row: u32, eps: f32"
+    value = "normed(x{c}, j * 8u + {i}u, f{c})" if norms else _VALUE
+    made = _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation, value=value)
+    words["SUMS"] = _SUMS.substitute(made)
+    if curve:
+        made["FUNCTIONS"] = text("activations")
+    words["ROWS"] = f"let row = p.begin + group * {LANES}u + lane;\n  let end = p.end;\n  let y_at = p.y_at;"
+    words["ROWS"] += "\n  let bias_at = p.bias_at;"
+    words["SECOND"] = ""
+    if second:
+        words["FIELDS"] += ", split: u32, words_b: u32, begin_b: u32, end_b: u32, y_at_b: u32, bias_at_b: u32"
+        words["SECOND"] = "@group(0) @binding(3) var<storage, read> w_b: array<u32>;\n"
+        words["SECOND"] += _of_another(second, weights(second))
+        others = _of_another(second, words["SUMS"])
+        words["SUMS"] = f"if (is_second) {{\n  {others}\n  }} else {{\n  {words['SUMS']}\n  }}"
+        words["ROWS"] = f"""let is_second = group >= p.split;
+  let row = select(p.begin + group * {LANES}u, p.begin_b + (group - p.split) * {LANES}u, is_second) + lane;
+  let end = select(p.end, p.end_b, is_second);
+  let y_at = select(p.y_at, p.y_at_b, is_second);
+  let bias_at = select(p.bias_at, p.bias_at_b, is_second);"""
     return source(
         "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, STORE=store,
-        BIAS=_BIAS if "bias" in epilogue else "",
-        **_products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation),
+        BIAS=vector(3 + 2 * norms + bool(second), "bias") if "bias" in epilogue else "", **words, **made,
     )  # fmt: skip
 
 
+_SUMS = Template("""let r = row_base(own);
+  $UP
+  for (var j = slice * per; j < min((slice + 1u) * per, p.pieces); j++) {
+    $HEADS
+    $PRODUCTS
+  }""")  # of a thread
+_NAMES = re.compile(r"^(?:fn|struct) (\w+)", re.MULTILINE)
+
+
+def _of_another(quant: str, text: str, arrays: Sequence[str] = "w") -> str:
+    """Text about a weight, for a second one of this type: its functions, ``arrays``, and the numbers of it in ``p``."""
+    names = "|".join(sorted({*_NAMES.findall(weights(quant)), *arrays}))
+    text = re.sub(rf"(?<![\w.])({names})\b", r"\1_b", text)
+    return re.sub(r"\bp\.(words|pieces)\b" if len(arrays) > 1 else r"\bp\.(words)\b", r"p.\1_b", text)
+
+
 @functools.cache
-def matmul_tiles(quant: str, epilogue: str) -> str:
+def matmul_tiles(quant: str, epilogue: str, curve: str = "") -> str:
     """The same product for many columns."""
     return source(
-        "matmul_tiles", WEIGHTS=weights(quant), STORE=_store(epilogue),
+        "matmul_tiles", WEIGHTS=weights(quant), STORE=_store(epilogue, curve),
+        FUNCTIONS=text("activations") if curve else "",
         TILE_SUMS=_tile_sums("p.x_at + min(c0 + c, p.m - 1u) * p.x_row"),
-        BIAS=_BIAS if "bias" in epilogue else "",
+        BIAS=vector(3, "bias") if "bias" in epilogue else "",
     )  # fmt: skip
 
 
+Routing = tuple[tuple[tuple[str, str | int], ...], tuple[str, ...]]
+"""The words of shaders/routing.wgsl, and the vectors in them."""
+_ROUTING_FIELDS = (
+    ", n_used: u32, groups: u32, groups_used: u32, best: u32, over_all: u32, logits_at: u32, logits_row: u32, "
+    "probs_at: u32, probs_row: u32, factor: f32"
+)
+
+
+def _routing(routing: Routing, first: int) -> tuple[str, str]:
+    """Bindings from ``first`` on, and the function ``routed``."""
+    arrays = ("read", "logits", "f32"), ("read_write", "ids", "u32"), ("read_write", "probs", "f32")
+    declared = [
+        f"@group(0) @binding({first + i}) var<storage, {access}> {name}: array<{kind}>;"
+        for i, (access, name, kind) in enumerate(arrays)
+    ]
+    declared += [vector(first + 3 + i, name) for i, name in enumerate(routing[1])]
+    return "\n".join(declared), source("routing", KEYS=text("keys"), **dict(routing[0]))
+
+
 @functools.cache
-def expert_matmul(quant: str, *, has_bias: bool, of_heads: bool, activation: str = "") -> str:
-    """A product whose rows are those of the expert that a token was sent to, or of a head; see ``matmul``."""
+def route(*routing: Any) -> str:
+    """A choice of experts by itself."""
+    declared, function = _routing(routing, 0)
+    return source("route", BINDINGS=declared, ROUTING=function, FIELDS=_ROUTING_FIELDS)
+
+
+@functools.cache
+def expert_matmul(
+    quant: str, *, has_bias: bool, of_heads: bool, activation: str = "", routing: Routing | None = None,
+    shared: str = "", curve: str = "",
+) -> str:  # fmt: skip
+    """A product whose rows are those of the expert that a token was sent to, or of a head; see ``matmul``.
+
+    routing   how the expert is chosen, which is done here
+    shared    with it and an activation: the type of another matrix that all tokens share
+    """
     at = "p.first + row - p.begin"
     value = f"sum + bias[{at}]" if has_bias else "sum"
     if activation:
         biases = f" + vec2<f32>(bias[{at}], bias[{at} + p.apart])" if has_bias else ""
         value = f"gated(sum{biases})"
+    made, value = _products(1, "input", activation), curved(curve, value)
+    if curve:
+        made["FUNCTIONS"] = text("activations")
+    words = {"SHARED": "", "EXPERT": "slot" if of_heads else "ids[p.ids_at + token * p.ids_row + slot]", "FIELDS": "",
+             "ROUTING": "", "MORE": _more("" if of_heads else "ids", has_bias)}  # fmt: skip
+    if routing is not None:
+        declared, words["ROUTING"] = _routing(routing, 3)
+        words["MORE"] = declared + (vector(6 + len(routing[1]), "bias") if has_bias else "")
+        words |= {"EXPERT": "routed(token, slot, g.x == 0u && slot == 0u, t)", "FIELDS": _ROUTING_FIELDS}
+    if routing is not None and shared:
+        sums, first = _of_another(shared, _SUMS.substitute(made)), 6 + len(routing[1]) + has_bias
+        words["MORE"] += f"""
+@group(0) @binding({first}) var<storage, read> w_b: array<u32>;
+@group(0) @binding({first + 1}) var<storage, read_write> y_b: array<f32>;
+""" + _of_another(shared, weights(shared))
+        words["FIELDS"] += ", words_b: u32, begin_b: u32, apart_b: u32, n_b: u32, y_at_b: u32, y_row_b: u32"
+        words["SHARED"] = f"""if (slot >= p.n_used) {{
+    let row = (slot - p.n_used) * p.n_out + out;
+    let own = p.begin_b + min(row, p.n_b - 1u);
+    let per = (p.pieces + {SLICES - 1}u) / {SLICES}u;
+    let input = p.x_at + token * p.x_row;
+    {made["START"]}
+    {sums.replace("p.apart", "p.apart_b")}
+    {made["KEEP"]}
+    workgroupBarrier();
+    if (slice == 0u && row < p.n_b) {{
+      var sum = {made["TYPE"]}();
+      for (var i = 0u; i < {SLICES}u; i++) {{ sum += part[i * {LANES}u + lane]; }}
+      y_b[p.y_at_b + token * p.y_row_b + row] = gated(sum);
+    }}
+    return;
+  }}"""
     return source(
-        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES,
-        EXPERT="slot" if of_heads else "ids[p.ids_at + token * p.ids_row + slot]",
-        MORE=_more("" if of_heads else "ids", has_bias), SUM=value, **_products(1, "input", activation),
+        "expert_matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, SUM=value, **words, **made,
     )  # fmt: skip
+
+
+@functools.cache
+def expert_down(
+    quant: str, n_used: int, *, has_bias: bool, adds: bool, shared: str = "", has_gate: bool = False
+) -> str:
+    """The product of all experts of a token, and the sum of what they make; ``adds``: a multiple of it, to y.
+
+    shared, has_gate   the type of the matrix of one that all tokens share, and whether that goes through a gate
+    """
+    words = {"SUM": "sum + bias[ids[chosen + slice] * p.of_one + row]" if has_bias else "sum", "SHARED": "", "ADD": "",
+             "FIELDS": "", "MORE": vector(5, "bias") if has_bias else ""}  # fmt: skip
+    if shared:
+        last = _products(1, "input", column=f"{n_used}u")
+        sums = _of_another(shared, _SUMS.substitute(last), ("w", "x"))
+        words["SHARED"] = f"""{{
+    let own = p.begin_b + row;
+    let per = (p.pieces_b + {SLICES - 1}u) / {SLICES}u;
+    let input = p.x_at_b + token * p.x_row_b;
+    {last["START"]}
+    {sums}
+    {last["KEEP"]}
+  }}"""
+        apart = "bitcast<f32>(bitcast<u32>(sum) ^ p.nothing)"  # see shaders/norm_add.wgsl
+        words["ADD"] = f"sum = {apart} + part[{n_used * SLICES * LANES}u + lane];"
+        words["FIELDS"] = ", nothing: u32, words_b: u32, pieces_b: u32, begin_b: u32, x_at_b: u32, x_row_b: u32"
+        words["MORE"] = """
+@group(0) @binding(5) var<storage, read> w_b: array<u32>;
+@group(0) @binding(6) var<storage, read> x_b: array<vec4<f32>>;
+""" + _of_another(shared, weights(shared))
+        if has_gate:
+            words["FIELDS"] += ", gate_at: u32, gate_row: u32"
+            words["MORE"] += vector(7, "gate") + "\n" + text("activations")
+            gated = "sum * sigmoid(gate[p.gate_at + token * p.gate_row])"
+            words["SUM"] = f"select(sum, {gated}, slice == {n_used}u)"
+    return source(
+        "expert_down", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, N_USED=n_used,
+        N_SLOTS=n_used + bool(shared), STORE=ADDED.format(y="y") if adds else "sum", **words,
+        **_products(1, "input", column="slot"),
+    )  # fmt: skip
+
+
+ADDED = "fma(p.amount, sum, {y}[to])"
 
 
 @functools.cache
@@ -179,22 +345,23 @@ def vector(binding: int, name: str) -> str:
     return f"\n@group(0) @binding({binding}) var<storage, read> {name}: array<f32>;"
 
 
-def _products(columns: int, x: str, activation: str = "") -> dict[str, str]:
+def _products(columns: int, x: str, activation: str = "", column: str = "{c}u", value: str = _VALUE) -> dict[str, str]:
     """What is written out for each column, and for each four weights of 32: few of them are alive at a time.
 
-    With an activation a thread has two rows, and ``gated(sum)`` makes one number of both sums.
+    With an activation a thread has two rows, and ``gated(sum)`` makes one number of both sums. ``column``: where the
+    sums of column c are kept; ``value``: what of a column is multiplied.
     """
     rows = (("a", "r", "h"), ("b", "up", "k"))[: 2 if activation else 1]
     start, products, keep = list[str](), list[str](), list[str]()
     for c in range(columns):
         sums = [f"{name}{c}" for name, _, _ in rows]
         start.append("".join(f"var {one} = 0.0; " for one in sums) + f"let x{c} = {x.format(c=c)};")
-        value = f"vec2<f32>({', '.join(sums)})" if activation else sums[0]
-        keep.append(f"part[({c}u * {SLICES}u + slice) * {LANES}u + lane] = {value};")
+        both = f"vec2<f32>({', '.join(sums)})" if activation else sums[0]
+        keep.append(f"part[({column.format(c=c)} * {SLICES}u + slice) * {LANES}u + lane] = {both};")
     for i, (sums_of, row, head) in itertools.product(range(8), rows):
         products.append(f"let {sums_of}q{i} = quad({row}, {head}, {i}u);")
         for c in range(columns):
-            products.append(f"{sums_of}{c} = mac({sums_of}{c}, {sums_of}q{i}, x[x{c} + j * 8u + {i}u]);")
+            products.append(f"{sums_of}{c} = mac({sums_of}{c}, {sums_of}q{i}, {value.format(c=c, i=i)});")
     gated = f"fn gated(v: vec2<f32>) -> f32 {{ return {activation}(v.x, v.y); }}"
     return {
         "START": "\n  ".join(start), "PRODUCTS": "\n    ".join(products), "KEEP": "\n  ".join(keep),

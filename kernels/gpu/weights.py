@@ -99,8 +99,3 @@ def _rows(tensors: list[QuantizedTensor], quant: str, first: int, n: int) -> Ite
         n, first = n - len(wanted), max(first - n_rows, 0)
         if not n:
             return
-
-
-def put_vector(device: Device, tensors: list[QuantizedTensor]) -> Any:
-    """Tensors of a norm or a bias as float32 numbers, one after the other."""
-    return device.upload(np.concatenate([tensor.dequantize().astype(np.float32).reshape(-1) for tensor in tensors]))

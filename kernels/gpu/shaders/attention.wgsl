@@ -1,7 +1,7 @@
 // One workgroup: a few query tokens of a sequence, $HEADS query heads that share keys, and 256 positions of the cache.
 // These parts lie at fixed positions and are summed in their order, so a token gets the same bits in every batch,
 // whatever tokens it shares a workgroup with. A row is a query head of a token.
-struct P { group: u32, window: u32, parts: u32, n_heads: u32, n_kv_heads: u32, per_kv: u32, first: u32, end: u32, q_at: u32, q_row: u32, y_at: u32, y_row: u32, scale: f32, cap: f32 }
+struct P { group: u32, window: u32, parts: u32, n_heads: u32, n_kv_heads: u32, per_kv: u32, first: u32, end: u32, q_at: u32, q_row: u32, y_at: u32, y_row: u32, scale: f32, cap: f32$GATE_AT }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read> keys: array<u32>;
 @group(0) @binding(2) var<storage, read> values: array<u32>;

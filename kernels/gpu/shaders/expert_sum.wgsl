@@ -1,4 +1,4 @@
-struct P { width: u32, n: u32, n_used: u32, x_at: u32, x_row: u32, probs_at: u32, probs_row: u32, y_at: u32, y_row: u32 }
+struct P { width: u32, n: u32, n_used: u32, x_at: u32, x_row: u32, probs_at: u32, probs_row: u32, y_at: u32, y_row: u32, amount: f32 }
 $BINDINGS
 var<immediate> p: P;
 @compute @workgroup_size(64)

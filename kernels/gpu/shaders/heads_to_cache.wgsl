@@ -1,12 +1,11 @@
-// A workgroup for each head of a token: queries and keys are normed where the model does so, as in rms_norm.wgsl, and
-// rotated as in rope.wgsl; keys and values go to store_kv.wgsl's place.
-struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacent: u32, rope: u32, group: u32, q_at: u32, q_row: u32, k_at: u32, k_row: u32, v_at: u32, v_row: u32, eps: f32 }
+// A workgroup for each head of a token: queries and keys are normed where the model does so, as in rms_norm.wgsl, before
+// or behind their rotation as in rope.wgsl; keys and values go to store_kv.wgsl's place.
+struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacent: u32, rope: u32, rope_k: u32, group: u32, q_at: u32, q_row: u32, k_at: u32, k_row: u32, v_at: u32, v_row: u32, eps: f32 }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read_write> keys: array<atomic<u32>>;
 @group(0) @binding(2) var<storage, read_write> values: array<atomic<u32>>;
 $BINDINGS
 var<immediate> p: P;
-var<workgroup> head: array<f32, $DIM_K>;
 $PUT
 $TOTAL
 $ROTATE
@@ -31,8 +30,9 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   for (var d = t; d < p.dim_k; d += 64u) { if (is_key) { head[d] = $k[key_begin + d]; } else { head[d] = $q[begin + d]; } }
   $NORM
   workgroupBarrier();
-  rotate(token, t);
+  rotate(token, select(p.rope, p.rope_k, is_key), t);
   workgroupBarrier();
+  $NORM_BEHIND
   if (!is_key) {
     for (var d = t; d < p.dim_k; d += 64u) { $q[begin + d] = head[d]; }
     return;

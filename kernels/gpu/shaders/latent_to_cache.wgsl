@@ -6,7 +6,6 @@ struct P { heads: u32, whole: u32, plain: u32, latent: u32, half: u32, adjacent:
 @group(0) @binding(2) var<storage, read> w: array<f32>;
 $BINDINGS
 var<immediate> p: P;
-var<workgroup> head: array<f32, $ROT>;
 $PUT
 $TOTAL
 $ROTATE
@@ -18,7 +17,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let x = p.x_at + token * p.x_row + g.x * p.whole + p.plain;
   for (var d = t; d < $ROT; d += 64u) { if (is_key) { head[d] = $k[k + p.latent + d]; } else { head[d] = $x[x + d]; } }
   workgroupBarrier();
-  rotate(token, t);
+  rotate(token, p.rope, t);
   workgroupBarrier();
   if (!is_key) {
     let y = p.y_at + token * p.y_row + g.x * (p.latent + $ROT) + p.latent;

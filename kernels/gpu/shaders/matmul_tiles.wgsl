@@ -9,12 +9,14 @@ var<immediate> p: P;
 var<workgroup> ws: array<vec4<f32>, 64u * 9u>;  // 9: a column of threads finds its rows in different banks
 var<workgroup> xs: array<vec4<f32>, 32u * 9u>;
 $WEIGHTS
+$FUNCTIONS
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let r0 = p.begin + (g.y * ng.x + g.x) * 64u;
   let c0 = g.z * 32u;
   let tx = t & 7u;
   let ty = t >> 3u;
+  let bias_at = p.bias_at;
   let r = row_base(min(r0 + t, p.end - 1u));
   $TILE_SUMS
   for (var a = 0u; a < 8u; a++) {

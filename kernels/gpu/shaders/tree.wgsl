@@ -3,7 +3,7 @@
 var<workgroup> ${NAME}_of_64: array<$TYPE, 64>;
 var<workgroup> ${NAME}_of_8: array<$TYPE, 8>;
 fn $NAME(mine: $TYPE, t: u32) -> $TYPE {
-  ${NAME}_of_64[t] = mine;
+  if (t < 64u) { ${NAME}_of_64[t] = mine; }
   workgroupBarrier();
   if (t < 8u) { ${NAME}_of_8[t] = $UPPER; }
   workgroupBarrier();

@@ -182,24 +182,6 @@ def test_a_hook_sees_every_op_and_what_it_changes_counts(program: Program, index
     executor.close()
 
 
-DISPATCHES = {
-    "qwen2 F32": 20, "qwen3 Q4_0": 20, "gemma3 Q8_0": 21, "lfm2 Q5_1": 19, "qwen35 Q8_0": 24, "qwen3next Q8_0": 43,
-    "qwen3moe Q8_0": 26, "gpt-oss Q8_0": 26, "granitehybrid Q8_0": 34, "nemotron_h_moe Q8_0": 23, "deepseek2 Q8_0": 42,
-}  # fmt: skip
-"""In a decode step of two layers: at most eight a layer with a feed-forward, experts have a router and two more."""
-
-
-@pytest.mark.parametrize("name", DISPATCHES)
-def test_a_decode_step_has_few_dispatches(name: str, files: dict[str, Path], index: int) -> None:
-    with GGUFFile.open(files[name]) as gguf:
-        executor = opened(build_program(gguf), index)
-    ops = executor.program.ops
-    step = lowering.record(executor._there, ops, (), lowering.Counts(1, 1, 1), fuse=True)
-    alone = lowering.record(executor._there, ops, (), lowering.Counts(1, 1, 1), fuse=False)
-    assert len(step) <= DISPATCHES[name] < len(alone)
-    executor.close()
-
-
 def test_more_outputs_than_a_buffer_has_rows_are_computed_in_turns(files: dict[str, Path], index: int) -> None:
     with GGUFFile.open(files["llama Q4_K"]) as gguf:
         executor = opened(build_program(gguf), index)

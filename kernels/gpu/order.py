@@ -1,0 +1,63 @@
+"""The order in which ops become dispatches: one that others can be taken together with.
+
+An expert that all tokens share begins before the others: its first products stand beside the router's, whose input they
+have, and its last one behind those of the experts, whose sum it goes into. A norm of what a product is going to be
+added to comes before that. An op goes no further up than what it reads and what reads or writes there allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgellm.kernels.gpu.cuts import Cut
+from edgellm.kernels.ops import Activate, Add, GatedUnit, LayerNorm, Matmul, Op, RMSNorm, Route, SplitHeads
+from edgellm.kernels.program import Program
+
+REACH = 16  # ops behind a router that are looked at
+
+
+def in_order(ops: Sequence[Op], cuts: Mapping[str, Cut], program: Program) -> list[Op]:
+    """The ops but for cuts that are none (cuts.py), those that can go before a router in front of it."""
+    left, found = [op for op in ops if not (isinstance(op, SplitHeads) and op.x in cuts)], list[Op]()
+    while left:
+        op, before = left[0], found[-1] if found else None
+        if isinstance(op, Route) and isinstance(before, Matmul) and before.out == op.logits:
+            ahead = _ahead(left[:REACH], before, program)
+            used = {name for one in ahead for name in one.read_buffers() if not isinstance(one, Matmul)}
+            beside = [one for one in ahead if isinstance(one, Matmul) and one.out not in used]
+            found += [*beside, *(one for one in ahead if one not in beside)]
+            left = [one for one in left if not any(one is other for other in ahead)]
+        found.append(left.pop(0))
+    for i, (product, norm, add) in enumerate(zip(found, found[1:], found[2:], strict=False)):
+        is_between = isinstance(product, Matmul) and isinstance(norm, RMSNorm | LayerNorm) and isinstance(add, Add)
+        if is_between and product.out in (add.x, add.y) and _are_apart(product, norm, program):  # type: ignore[union-attr]
+            found[i : i + 2] = norm, product
+    return found
+
+
+def _are_apart(one: Op, other: Op, program: Program) -> bool:
+    """Whether two ops can be in any order."""
+    (read, written), (reads, writes) = (_touched(op, program) for op in (one, other))
+    return not (reads & written or writes & (written | read))
+
+
+def _touched(op: Op, program: Program) -> tuple[set[str], set[str]]:
+    """The buffers that an op reads, and that it writes."""
+    read, written = ({program.root(name) for name in names} for names in (op.read_buffers(), op.written_buffers()))
+    return read, written
+
+
+def _ahead(ops: Sequence[Op], router: Matmul, program: Program) -> list[Op]:
+    """What reads the router's input, or what such ops make, and nothing that the first of ``ops`` have to do with."""
+    read, written, made, found = set[str](), set[str](), set[str](), list[Op]()
+    for op in ops:
+        reads, writes = _touched(op, program)
+        is_apart = not (reads & written or writes & (written | read))
+        is_first = isinstance(op, Matmul) and op.x == router.x
+        if is_apart and (is_first or (isinstance(op, GatedUnit | Activate) and reads <= made)):
+            found.append(op)
+            made |= writes
+        else:
+            read |= reads
+            written |= writes
+    return found

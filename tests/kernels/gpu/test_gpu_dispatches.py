@@ -1,0 +1,69 @@
+"""What a step of every architecture is made of: few dispatches a layer, none of which binds twice what it writes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu_device import device
+
+from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.gpu.emitter import Counts, Lowering, clash
+from edgellm.kernels.gpu.executor import GPUExecutor
+from edgellm.kernels.gpu.lowering import record
+from edgellm.kernels.gpu.walk import Dispatch
+from edgellm.models import build_program
+
+tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+decoder_models = pytest.importorskip("decoder_models", reason="the gguf package writes the test models")
+spaces = pytest.importorskip("state_space_models", reason="the gguf package writes the test models")
+
+ARCHITECTURES = (
+    *("llama", "qwen2", "qwen3", "granite", "gemma", "gemma2", "gemma3", "lfm2"), *tiny_models.EXPERTS,
+    *tiny_models.HYBRIDS, *spaces.STATE_SPACES, *decoder_models.TINY,
+)  # fmt: skip
+MOST = 8  # dispatches of a layer in a decode step; of the first one more, whose norm stands alone
+MORE = {"olmoe": 10, "minimax-m2": 10, "olmo2": 10, "cohere2moe": 10, "laguna": 10, "qwen2moe": 8, "qwen35": 9,
+        "qwen35moe": 9, "qwen3next": 9, "granitehybrid": 9, "deepseek2": 12, "falcon-h1": 14, "gemma4": 26,
+        "gemma3n": 39}  # fmt: skip
+"""Layers of several mixers, of queries through a low rank, of rows of queries that are normed as a whole."""
+AS_PUBLISHED = {"ffn_gate_inp.weight": "F32", "attn_v.weight": "Q6_K", "ffn_down.weight": "Q6_K"}
+STEPS = (Counts(1, 1, 1), Counts(1, 1, 4), Counts(5, 5, 1), Counts(5, 2, 2, writes_over=True), Counts(40, 1, 1, True))
+
+
+@pytest.mark.parametrize("architecture", dict.fromkeys(ARCHITECTURES))
+def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, seen, layer = int(device("gpu").partition(":")[2]), Counter[int](), [-1]
+    path = tiny_models.write_tiny_model(tmp_path / "m.gguf", architecture, "Q4_K", quants=AS_PUBLISHED, n_layer=4)
+
+    def noted(self: Device, text: str, buffers: Sequence[Any], kinds: str, grid: Any, *more: Any, **named: Any) -> Any:
+        assert not clash(buffers, kinds)
+        seen[layer[0]] += 1
+        return Dispatch(0, 0, *grid, b"", 0, 0)
+
+    def emit(self: Lowering, *given: Any, **named: Any) -> None:
+        if self.ops[self.at].name == "select_outputs":
+            layer[0] = -1
+        for name in self.ops[self.at].weight_names():
+            layer[0] = int(found[1]) if (found := re.match(r"blk\.(\d+)", name)) else -1
+        self.rows.append(self.there.device.dispatch(*given, **named))
+
+    with GGUFFile.open(path) as gguf:
+        executor = GPUExecutor(build_program(gguf), 8, max_tokens=64, index=index)
+    monkeypatch.setattr(Device, "dispatch", noted)
+    monkeypatch.setattr(Lowering, "emit", emit)
+    for fuse in (True, False):
+        for counts in STEPS:
+            record(executor._there, executor.program.ops, (), counts, fuse=fuse)
+    seen.clear()
+    record(executor._there, executor.program.ops, (), STEPS[0], fuse=True)
+    most = MORE.get(architecture, MOST)
+    assert {at: n for at, n in seen.items() if at >= 0 and n > most + (at == 0)} == {}
+    executor.close()
