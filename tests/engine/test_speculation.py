@@ -430,7 +430,7 @@ def test_a_text_without_repetition_is_not_drafted(clocked: Callable[..., Engine]
         ([1, 2, 3, 4, 1, 2], 0, []),
         ([9, 1, 2, 3, 4, 9, 1, 2], 5, [3, 4, 9]),
         ([1, 2, 5, 1, 2, 6, 1, 2], 5, [6, 1]),
-        ([7, 7, 7, 7, 7], 4, [7, 7, 7, 7]),
+        ([7, 7, 7, 7, 7], 4, [7, 7, 7]),
     ],
 )
 def test_a_draft_is_what_followed_last_and_as_long_as_the_match(tokens: list[int], n: int, draft: list[int]) -> None:
@@ -439,3 +439,14 @@ def test_a_draft_is_what_followed_last_and_as_long_as_the_match(tokens: list[int
     for end in range(len(tokens)):
         grown.draft(tokens[:end], n)
     assert grown.draft(tokens, n) == draft
+
+
+def test_drafts_are_short_until_some_have_paid_and_after_a_long_one_that_did_not() -> None:
+    drafter, text = NgramDrafter(), [*range(20), 50, *range(12)]
+    short, long = [12, 13, 14], list(range(12, 20))
+    assert drafter.draft(text, 8) == short
+    for gain, draft in ((1.5, short), (1.5, long), (9.0, long), (-1.0, long), (-6.0, short), (-6.0, short)):
+        drafter.settle(gain)
+        assert drafter.draft(text, 8) == draft
+    drafter.settle(-6.0)
+    assert drafter.draft(text, 8) == []
