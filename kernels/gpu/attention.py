@@ -14,7 +14,16 @@ from edgellm.kernels.gpu.emitter import PART, Lowering, blocks
 from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import Bound, bindings, source, vector
 from edgellm.kernels.kv import KVLayer
-from edgellm.kernels.ops import Attention, SelfAttention, SigmoidGate, SoftplusGate, StoreKV
+from edgellm.kernels.ops import (
+    ApplyRope,
+    Attention,
+    Op,
+    RMSNorm,
+    SelfAttention,
+    SigmoidGate,
+    SoftplusGate,
+    StoreKV,
+)
 from edgellm.kernels.ops.encoder import alibi_slopes
 
 MOST_ROWS = 8  # query heads times tokens of a workgroup that takes several tokens: more leave few workgroups a core
@@ -55,6 +64,91 @@ def _store(low: Lowering, name: str, index: int, kept: str, dim: int, *, by_row:
     )  # fmt: skip
 
 
+class _Heads(NamedTuple):
+    """What is done to queries, and to keys, before these are stored: a norm, a rotation, or both in this order."""
+
+    queries: list[RMSNorm | ApplyRope]
+    keys: list[RMSNorm | ApplyRope]
+    store: StoreKV
+    is_row: bool  # rows are normed as a whole
+
+
+def heads_to_cache(low: Lowering) -> bool:
+    """Emit all that is done to queries and to keys, and the store, where nobody else reads the keys; whether these are
+    what comes now."""
+    found = _heads(low)
+    if found is None:
+        return False
+    op, program, n_same = found.store, low.there.program, len(found.queries)
+    assert op.v is not None, "checked"
+    q, k, v, layer = low.place(found.queries[0].x), low.place(op.k), low.place(op.v), program.kv_layer(op.layer)
+    keys, values = low.there.pool.arrays[op.layer]
+    norms = [one for one in (*found.queries, *found.keys) if isinstance(one, RMSNorm)]
+    turns = [one.rope for one in (*found.queries, *found.keys) if isinstance(one, ApplyRope)]
+    y = low.apart(found.queries[0].x) if found.is_row else q
+    roles = [("q", q.buffer, "r"), ("y", y.buffer, "w"), ("k", k.buffer, "r"), ("v", v.buffer, "r")]
+    bound = bindings(3, roles)
+    weights, norm = [low.vector(*(one.weight for one in norms))] if norms else [], sources.text("head_norm")
+    if found.is_row:
+        norm = source("row_norm", **bound.names)
+    is_before = isinstance(found.queries[0], RMSNorm)
+    rope, names = program.ropes[turns[0]] if turns else None, list(program.ropes)
+    low.n_taken = 2 * n_same + 1
+    low.emit(
+        source("heads_to_cache", BINDINGS=bound.text + vector(3 + len(bound.buffers), "w") * bool(norms),
+               NORM=norm if norms and is_before else "", NORM_BEHIND=norm if norms and not is_before else "",
+               PUT=sources.puts("keys", "values"), ROTATE=source("rotate", DIM=layer.head_dim_k), **bound.names),
+        [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
+        (q.width // layer.head_dim_k + 2 * layer.n_kv_heads, low.n(q), 1), q.width // layer.head_dim_k,
+        layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2 if rope else 0,
+        int(rope is not None and rope.adjacent), *([names.index(one) for one in turns] or (0, 0)),
+        program.table_of(op.layer), q.at, q.row, y.at, y.row, k.at, k.row, v.at, v.row,
+        float(norms[0].eps if norms else 0.0),
+    )  # fmt: skip
+    return True
+
+
+def _heads(low: Lowering) -> _Heads | None:
+    """What comes now, where it is done alike to queries and to keys on their way to the cache."""
+    ops = list[RMSNorm | ApplyRope]()
+    while len(ops) < 4 and isinstance(op := low.next(len(ops)), RMSNorm | ApplyRope):
+        ops.append(op)
+    store = low.next(len(ops))
+    if not isinstance(store, StoreKV) or store.v in (None, store.k):
+        return None
+    queries, keys = ([op for op in ops if (op.x == store.k) == is_key] for is_key in (False, True))
+    layer, k, kinds = low.there.program.kv_layer(store.layer), low.place(store.k), [type(op) for op in keys]
+    if layer.is_typed or layer.latent or not keys or [type(op) for op in queries] != kinds:
+        return None
+    is_one = len(kinds) == len(set(kinds)) and {op.x for op in queries} == {queries[0].x} != {store.v}
+    is_whole = k.width == layer.n_kv_heads * layer.head_dim_k and low.is_dead(store.k, len(ops))
+    is_by_head = all(_is_by_head(low, op, layer.head_dim_k) for op in ops)
+    is_row = not is_by_head and all(_is_by_head(low, op, low.place(op.x).width) for op in ops[:1] + keys[:1])
+    if is_row:  # queries that every head reads go elsewhere, and attention is to be the only one that looks for them
+        following = low.next(len(ops) + 1)
+        is_row = (
+            isinstance(following, Attention) and following.q == queries[0].x and low.place(following.q).rows == k.rows
+        )
+        is_row = is_row and isinstance(queries[0], RMSNorm) and low.is_dead(queries[0].x, len(ops) + 1)
+        is_row = is_row and all(_is_by_head(low, op, layer.head_dim_k) for op in ops if isinstance(op, ApplyRope))
+    same = all(_same_but_weight(low, one, other) for one, other in zip(queries, keys, strict=True))
+    return _Heads(queries, keys, store, is_row) if is_one and is_whole and (is_by_head or is_row) and same else None
+
+
+def _is_by_head(low: Lowering, op: RMSNorm | ApplyRope, dim: int) -> bool:
+    if isinstance(op, ApplyRope):
+        return op.head_dim == dim
+    return op.out == op.x and low.there.program.tensors[op.weight].shape[-1] == dim
+
+
+def _same_but_weight(low: Lowering, one: Op, other: Op) -> bool:
+    """Whether queries and keys are normed by one epsilon, or the same dimensions of them are rotated."""
+    if isinstance(one, ApplyRope) and isinstance(other, ApplyRope):
+        first, second = (low.there.program.ropes[op.rope] for op in (one, other))
+        return (first.n_dims, first.adjacent) == (second.n_dims, second.adjacent)
+    return isinstance(one, RMSNorm) and isinstance(other, RMSNorm) and one.eps == other.eps
+
+
 class _Shape(NamedTuple):
     """Of a workgroup: query tokens, heads of each, whether the cache is one part, and what the values are read by."""
 
@@ -66,7 +160,8 @@ class _Shape(NamedTuple):
 def attention(low: Lowering, op: Attention) -> None:
     """Softmax of scores, over parts of 256 positions, and the sum of values."""
     there, layer, parts = low.there, low.there.program.kv_layer(op.layer), low.counts.parts
-    q, heads, gate = low.place(op.q), there.heads_at_once(op), _gate_behind(low, op)
+    q = low.elsewhere.pop(op.q, low.place(op.q))
+    heads, gate = there.heads_at_once(op), _gate_behind(low, op)
     out = low.place(op.out if gate is None else gate.out)
     shape = _Shape(_queries(low, heads, layer) if low.counts.is_prompt else 1, heads, parts == 1)
     keys, values = (there.pool.arrays[op.layer] * 2)[:2]  # of a latent layer one and the same

@@ -11,7 +11,7 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu.cuts import Cut
 from edgellm.kernels.gpu.device import MAX_GROUPS, Device
-from edgellm.kernels.gpu.layout import Place
+from edgellm.kernels.gpu.layout import PIECE, Place
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
@@ -35,6 +35,7 @@ class Counts:
     outputs: int
     parts: int
     is_prompt: bool = False  # most tokens stand beside others of their sequence
+    is_lone: bool = False  # every token is the only one of its sequence
     writes_over: bool = False  # a state goes where other tokens of its sequence read the one before
 
     def rows(self, kind: str) -> int:
@@ -110,6 +111,7 @@ class Lowering:
     at: int = 0  # of the op that is being lowered
     end: int = 0  # of the ops that may be
     n_taken: int = 1  # ops that became the dispatches just emitted
+    elsewhere: dict[str, Place] = field(default_factory=dict)  # what the next op that reads it finds at another place
     grouped: set[str] = field(default_factory=set)  # buffers of experts' numbers whose pairs are in order
 
     def next(self, n: int = 1) -> Op | None:
@@ -145,6 +147,14 @@ class Lowering:
     def made(self, name: str) -> Place:
         """Where a product leaves a buffer."""
         return self.there.made.get(name, self.there.places[name])
+
+    def apart(self, name: str) -> Place:
+        """Another place for a buffer, where the op that reads it next finds it."""
+        place, n_rows = self.place(name), self.there.rows[self.place(name).rows]
+        row = -(-place.width // PIECE) * PIECE
+        found = self.there.scratch(f"{name} elsewhere", 4 * row * n_rows)
+        self.elsewhere[name] = Place(found, 0, row, place.width, place.rows)
+        return self.elsewhere[name]
 
     def halves(self, name: str) -> list[str]:
         """What a buffer is cut into behind a product, else itself."""

@@ -363,4 +363,11 @@ def counts_of(batch: Batch, n_outputs: int, program: Program) -> Counts:
     parts = 1 << (int(sees.max()) // PART).bit_length()
     n_sequences = 1 + int(np.count_nonzero(np.diff(batch.sequences)))
     # tokens of a prompt can share what they read of the cache
-    return Counts(n, n_outputs, parts, n >= 2 * n_sequences, n > n_sequences and batch.overwrites(program.groups))
+    return Counts(
+        n,
+        n_outputs,
+        parts,
+        n >= 2 * n_sequences,
+        n == n_sequences,
+        n > n_sequences and batch.overwrites(program.groups),
+    )

@@ -158,7 +158,8 @@ def _of_few(
     (matrix, begin), (_, n_out, _) = low.there.matrices[op.weight], low.there.program.tensors[op.weight].shape
     if routing is not None and (_takes_tiles(low, op) or len(matrix.parts) > 1):
         return False
-    bias, rows, apart, activation = (op.bias,) if op.bias else (), (n_out, begin, n_out), list[int](), ""
+    bias: tuple[str, ...] = (op.bias,) if op.bias else ()
+    rows, apart, activation = (n_out, begin, n_out), list[int](), ""
     if isinstance(up, ExpertMatmul) and isinstance(unit, GatedUnit) and _is_gated(low, op, up, unit):
         apart = [low.there.matrices[up.weight][1] - begin]
         bias = (op.bias, up.bias) if op.bias and up.bias else ()

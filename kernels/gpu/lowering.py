@@ -16,17 +16,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels.gpu import attention, cache_types, experts, latent, low_rank, recurrent, sources, streams
+from edgellm.kernels.gpu import attention, cache_types, experts, latent, low_rank, products, recurrent, sources, streams
 from edgellm.kernels.gpu.cuts import find_cuts
 from edgellm.kernels.gpu.device import Device
-from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, clash, folded, is_added
-from edgellm.kernels.gpu.layout import PIECE, Place, place_buffers, row_counts, runs_of_products
+from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded
+from edgellm.kernels.gpu.layout import place_buffers, row_counts, runs_of_products
 from edgellm.kernels.gpu.order import in_order
 from edgellm.kernels.gpu.pool import GPUPool
-from edgellm.kernels.gpu.sources import CURVES, LANES, MOST_COLUMNS, UNITS, bindings, source, vector
+from edgellm.kernels.gpu.sources import CURVES, UNITS, bindings, source
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
-from edgellm.kernels.gpu.weights import Matrix, device_type, put_matrix
+from edgellm.kernels.gpu.weights import device_type, put_matrix
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (
     Activate,
@@ -73,7 +73,6 @@ from edgellm.kernels.ops import (
 from edgellm.kernels.program import Op, Program
 
 LOOKED_UP = (Embed, ExpertMatmul, HeadMatmul, AddRows)  # ops whose weight is a matrix of its own
-GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
 
 
 def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int) -> Resident:
@@ -186,7 +185,7 @@ def _embed(low: Lowering, op: Embed) -> None:
 
 
 def _rms_norm(low: Lowering, op: RMSNorm) -> None:
-    if _heads_to_cache(low) or _norm_add(low, op) or _normed_product(low, op):
+    if attention.heads_to_cache(low) or _norm_add(low, op) or products.normed(low, op):
         return
     x, y, width = low.place(op.x), low.place(op.out), low.there.program.tensors[op.weight].shape[-1]
     roles, words, at = [("x", x.buffer, "r")], {"VALUE": "v", "GATE_AT": "", "FUNCTIONS": ""}, list[int]()
@@ -235,182 +234,8 @@ def _norm_add(low: Lowering, op: RMSNorm) -> bool:
     return True
 
 
-class _Run(NamedTuple):
-    """Products of one input that are rows [begin, end) of a matrix, and columns beside each other of a buffer."""
-
-    ops: list[Matmul]
-    matrix: Matrix
-    begin: int
-    end: int
-
-
-def _run_of(low: Lowering, op: Matmul, at: int = 0) -> _Run:
-    """The products from ``op`` on that are one; it is the next but ``at`` - 1."""
-    run, out, (matrix, begin) = [op], low.made(op.out), low.there.matrices[op.weight]
-    end, width = begin + low.there.program.tensors[op.weight].shape[0], out.width
-    while isinstance(other := low.next(at + len(run)), Matmul) and other.x == op.x:
-        if _is_gate(low, at + len(run)):
-            break  # they are one product with their unit
-        place, (of, first) = low.made(other.out), low.there.matrices[other.weight]
-        beside = place.buffer is out.buffer and place.at == out.at + width and (other.bias is None) == (op.bias is None)
-        if of is not matrix or first != end or not beside:
-            break
-        run.append(other)
-        end, width = end + low.there.program.tensors[other.weight].shape[0], width + place.width
-    return _Run(run, matrix, begin, end)
-
-
-def _is_gate(low: Lowering, at: int) -> bool:
-    """Whether the next ops but ``at`` - 1 are a gate, what it lets through, and their unit."""
-    gate, up, unit = (low.next(at + i) for i in range(3))
-    is_pair = isinstance(gate, Matmul) and isinstance(up, Matmul) and gate.x == up.x
-    return is_pair and isinstance(unit, GatedUnit) and (unit.gate, unit.up) == (gate.out, up.out)
-
-
-def _matmul(low: Lowering, op: Matmul) -> None:
-    found, out = _run_of(low, op), low.made(op.out)
-    run, matrix, begin, end = found
-    low.n_taken, epilogue = len(run), "bias" if op.bias else "set"
-    after = low.next(len(run))
-    if isinstance(after, GatedUnit) and _gated_product(low, run, matrix, begin, after):
-        return
-    if isinstance(after, Matmul) and after.x == op.x and _two_products(low, found, after):
-        return
-    amount = 1.0
-    if len(run) == 1 and isinstance(after, Add) and _is_residual(low, op, after):
-        low.n_taken, epilogue, out, amount = 2, f"{epilogue} add", low.place(after.out), after.scale
-    curve = _curve_behind(low, op) if len(run) == 1 else None
-    if curve is not None:
-        low.n_taken, out = 2, low.place(curve.out)
-    bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
-    _product(low, op.x, matrix, begin, end, out, epilogue, amount, bias, curve.activation if curve else "")
-    if not low.fuse and op.out in low.there.made:  # a hook sees it as the model has it
-        latent.join(low, op.out, low.there.cuts[op.out])
-
-
-def _normed_product(low: Lowering, norm: RMSNorm) -> bool:
-    """Emit a norm of whole rows in the product that reads it, where that has few rows: each 16 of them norm it again.
-    Whether so."""
-    op = low.next()
-    if not isinstance(op, Matmul) or op.x != norm.out:
-        return False
-    low.at += 1
-    (run, matrix, begin, end), x, h, y = _run_of(low, op), low.place(norm.x), low.place(op.x), low.made(op.out)
-    columns, weight = _columns(low.n(x)), low.there.program.tensors[norm.weight]
-    is_few = columns > 0 and 2 * (end - begin) <= matrix.n_in and len(matrix.parts) == 1
-    is_whole = weight.shape[-1] == x.width == matrix.n_in and x.width % PIECE == 0 and x.at % 4 == h.at % 4 == 0
-    bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
-    buffers = [matrix.parts[0].buffer, x.buffer, y.buffer, low.vector(norm.weight), h.buffer, *bias]
-    kinds = "rrwrw" + "r" * len(bias)
-    if not (is_few and is_whole) or clash(buffers, kinds):
-        low.at -= 1
-        return False
-    low.n_taken = len(run)
-    low.emit(
-        sources.matmul(matrix.quant, columns, "bias" if bias else "set", norms=True), buffers, kinds,
-        folded(blocks(end - begin, LANES)), matrix.words, matrix.pieces, begin, end, low.n(x), x.at // 4, x.row // 4,
-        y.at - begin, y.row, -begin, 1.0, h.at // 4, h.row // 4, float(norm.eps),
-        flops=2 * low.n(x) * (end - begin) * matrix.n_in,
-    )  # fmt: skip
-    return True
-
-
-def _columns(m: int) -> int:
-    """Columns of the product with few that m are computed by; 0 where they go in tiles."""
-    return next((n for n in (1, 2, 4, MOST_COLUMNS) if n >= m), 0)
-
-
-def _curve_behind(low: Lowering, op: Matmul) -> Activate | None:
-    """The activation that comes next, where nobody else wants what it is of."""
-    after = low.next()
-    if not isinstance(after, Activate) or after.x != op.out or op.out in low.there.made:
-        return None
-    place, x = low.place(after.out), low.place(op.x)
-    is_alone = after.out == op.out or low.is_dead(op.out, 1)
-    return after if is_alone and place.rows == low.place(op.out).rows and place.buffer is not x.buffer else None
-
-
-def _is_residual(low: Lowering, op: Matmul, add: Add) -> bool:
-    """Whether a sum only adds what the product makes to a buffer, and nobody else wants the product."""
-    if not is_added(low, op.out, add):
-        return False
-    place = low.place(add.out)
-    return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
-
-
-def _two_products(low: Lowering, one: _Run, op: Matmul) -> bool:
-    """Emit products of one input by two matrices, of types that may differ, as one, where there are few columns;
-    whether it could be."""
-    other = _run_of(low, op, len(one.ops))
-    x, y, z = low.place(op.x), low.made(one.ops[0].out), low.made(op.out)
-    columns, unit = _columns(low.n(x)), low.next(len(one.ops) + len(other.ops))
-    if isinstance(unit, GatedUnit) and [run.out for run in other.ops] == [unit.gate, unit.up]:
-        return False  # which are a product of their own
-    is_one = y.buffer is z.buffer is not x.buffer and (op.bias is None) == (one.ops[0].bias is None)
-    if not columns or not is_one or len(one.matrix.parts) > 1 or len(other.matrix.parts) > 1:
-        return False
-    ops, n_first = [*one.ops, *other.ops], blocks(one.end - one.begin, LANES)
-    bias = [low.vector(*[each.bias for each in ops if each.bias])] if op.bias else []
-    low.n_taken = len(ops)
-    low.emit(
-        sources.matmul(one.matrix.quant, columns, "bias" if bias else "set", second=other.matrix.quant),
-        [one.matrix.parts[0].buffer, x.buffer, y.buffer, other.matrix.parts[0].buffer, *bias], "rrwr" + "r" * len(bias),
-        folded(n_first + blocks(other.end - other.begin, LANES)), one.matrix.words, one.matrix.pieces, one.begin,
-        one.end, low.n(x), x.at // 4, x.row // 4, y.at - one.begin, y.row, -one.begin, 1.0, n_first,
-        other.matrix.words, other.begin, other.end, z.at - other.begin, one.end - one.begin - other.begin,
-        flops=2 * low.n(x) * (one.end - one.begin + other.end - other.begin) * one.matrix.n_in,
-    )  # fmt: skip
-    return True
-
-
-def _gated_product(low: Lowering, run: list[Matmul], matrix: Matrix, begin: int, unit: GatedUnit) -> bool:
-    """Emit a gate and what it lets through as one product, where there are few columns; whether it could be."""
-    x, out, m = low.place(run[0].x), low.place(unit.out), low.n(low.place(run[0].x))
-    columns = next((n for n in GATED_COLUMNS if n >= m), 0)
-    outs = [half for op in run for half in low.halves(op.out)]
-    fits = outs == [unit.gate, unit.up] and run[0].bias is None and len(matrix.parts) == 1
-    alone = all(low.is_dead(name, len(run)) for name in (unit.gate, unit.up) if name != unit.out)
-    if not (columns and fits and alone) or out.buffer is x.buffer or out.rows != x.rows:
-        return False
-    n, part = out.width, matrix.parts[0]
-    if experts.beside(low, len(run) + 1, experts.Beside(x, out, matrix, begin, n, n, unit.activation)):
-        return True
-    low.n_taken = len(run) + 1
-    low.emit(
-        sources.matmul(matrix.quant, columns, activation=unit.activation), [part.buffer, x.buffer, out.buffer], "rrw",
-        folded(blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, m, x.at // 4, x.row // 4,
-        out.at - begin, out.row, 0, 1.0, n, flops=4 * m * n * matrix.n_in,
-    )  # fmt: skip
-    return True
-
-
-def _product(
-    low: Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, amount: float,
-    bias: list[Any], curve: str = "",
-) -> None:  # fmt: skip
-    """Rows [begin, end) of a matrix times x, into the columns of ``out``; ``amount`` of it, or a ``curve`` of it."""
-    x = low.place(x_name)
-    m = low.n(x)
-    columns = _columns(m)
-    if columns:
-        text = sources.matmul(matrix.quant, columns, epilogue, curve=curve)
-    else:
-        text = sources.matmul_tiles(matrix.quant, epilogue, curve)
-    for part in matrix.parts:
-        first, last = max(begin, part.first) - part.first, min(end, part.first + part.n) - part.first
-        if first >= last:
-            continue
-        grid = folded(blocks(last - first, LANES if columns else 64))
-        low.emit(
-            text, [part.buffer, x.buffer, out.buffer, *bias], "rrw" + "r" * len(bias),
-            grid if columns else (*grid[:2], blocks(m, 32)),
-            matrix.words, matrix.pieces, first, last, m, x.at // 4, x.row // 4, out.at + part.first - begin, out.row,
-            part.first - begin, float(amount), flops=2 * m * (last - first) * matrix.n_in,
-        )  # fmt: skip
-
-
 def _rope(low: Lowering, op: ApplyRope) -> None:
-    if _heads_to_cache(low):
+    if attention.heads_to_cache(low):
         return
     x, rope = low.place(op.x), low.there.program.ropes[op.rope]
     width, other = x.width, low.next()
@@ -425,77 +250,6 @@ def _rope(low: Lowering, op: ApplyRope) -> None:
         source("rope"), [low.step, x.buffer], "rw", (blocks(heads * half), low.n(x), 1),
         heads, op.head_dim, half, int(rope.adjacent), list(low.there.program.ropes).index(op.rope), x.at, x.row,
     )  # fmt: skip
-
-
-class _Heads(NamedTuple):
-    """What is done to queries, and to keys, before these are stored: a norm, a rotation, or both in this order."""
-
-    queries: list[RMSNorm | ApplyRope]
-    keys: list[RMSNorm | ApplyRope]
-    store: StoreKV
-
-
-def _heads_to_cache(low: Lowering) -> bool:
-    """Emit all that is done to queries and to keys, and the store, where nobody else reads the keys; whether these are
-    what comes now."""
-    found = _heads(low)
-    if found is None:
-        return False
-    op, program, n_same = found.store, low.there.program, len(found.queries)
-    assert op.v is not None, "checked"
-    q, k, v, layer = low.place(found.queries[0].x), low.place(op.k), low.place(op.v), program.kv_layer(op.layer)
-    keys, values = low.there.pool.arrays[op.layer]
-    norms = [one for one in (*found.queries, *found.keys) if isinstance(one, RMSNorm)]
-    turns = [one.rope for one in (*found.queries, *found.keys) if isinstance(one, ApplyRope)]
-    bound = bindings(3, [("q", q.buffer, "w"), ("k", k.buffer, "r"), ("v", v.buffer, "r")])
-    weights, norm = [low.vector(*(one.weight for one in norms))] if norms else [], sources.text("head_norm")
-    is_before = isinstance(found.queries[0], RMSNorm)
-    rope, names = program.ropes[turns[0]] if turns else None, list(program.ropes)
-    low.n_taken = 2 * n_same + 1
-    low.emit(
-        source("heads_to_cache", BINDINGS=bound.text + vector(3 + len(bound.buffers), "w") * bool(norms),
-               NORM=norm if norms and is_before else "", NORM_BEHIND=norm if norms and not is_before else "",
-               PUT=sources.puts("keys", "values"), ROTATE=source("rotate", DIM=layer.head_dim_k), **bound.names),
-        [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
-        (q.width // layer.head_dim_k + 2 * layer.n_kv_heads, low.n(q), 1), q.width // layer.head_dim_k,
-        layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2 if rope else 0,
-        int(rope is not None and rope.adjacent), *([names.index(one) for one in turns] or (0, 0)),
-        program.table_of(op.layer), q.at, q.row, k.at, k.row, v.at, v.row, float(norms[0].eps if norms else 0.0),
-    )  # fmt: skip
-    return True
-
-
-def _heads(low: Lowering) -> _Heads | None:
-    """What comes now, where it is done alike to queries and to keys on their way to the cache."""
-    ops = list[RMSNorm | ApplyRope]()
-    while len(ops) < 4 and isinstance(op := low.next(len(ops)), RMSNorm | ApplyRope):
-        ops.append(op)
-    store = low.next(len(ops))
-    if not isinstance(store, StoreKV) or store.v in (None, store.k):
-        return None
-    queries, keys = ([op for op in ops if (op.x == store.k) == is_key] for is_key in (False, True))
-    layer, k, kinds = low.there.program.kv_layer(store.layer), low.place(store.k), [type(op) for op in keys]
-    if layer.is_typed or layer.latent or not keys or [type(op) for op in queries] != kinds:
-        return None
-    is_one = len(kinds) == len(set(kinds)) and {op.x for op in queries} == {queries[0].x} != {store.v}
-    is_whole = k.width == layer.n_kv_heads * layer.head_dim_k and low.is_dead(store.k, len(ops))
-    is_by_head = all(_is_by_head(low, op, layer.head_dim_k) for op in ops)
-    same = all(_same_but_weight(low, one, other) for one, other in zip(queries, keys, strict=True))
-    return _Heads(queries, keys, store) if is_one and is_whole and is_by_head and same else None
-
-
-def _is_by_head(low: Lowering, op: RMSNorm | ApplyRope, dim: int) -> bool:
-    if isinstance(op, ApplyRope):
-        return op.head_dim == dim
-    return op.out == op.x and low.there.program.tensors[op.weight].shape[-1] == dim
-
-
-def _same_but_weight(low: Lowering, one: Op, other: Op) -> bool:
-    """Whether queries and keys are normed by one epsilon, or the same dimensions of them are rotated."""
-    if isinstance(one, ApplyRope) and isinstance(other, ApplyRope):
-        first, second = (low.there.program.ropes[op.rope] for op in (one, other))
-        return (first.n_dims, first.adjacent) == (second.n_dims, second.adjacent)
-    return isinstance(one, RMSNorm) and isinstance(other, RMSNorm) and one.eps == other.eps
 
 
 def _pointwise(
@@ -594,7 +348,7 @@ class Rule(NamedTuple):
 RULES: dict[type[Op], Rule] = {
     Embed: Rule(_embed, "weight out scale embeds"),
     RMSNorm: Rule(_rms_norm, "x weight out eps"),
-    Matmul: Rule(_matmul, "x weight out bias"),
+    Matmul: Rule(products.matmul, "x weight out bias"),
     ApplyRope: Rule(_rope, "x head_dim rope"),
     StoreKV: Rule(attention.store_kv, "k v layer"),
     Attention: Rule(attention.attention, "q out layer n_heads scale softcap sinks"),

@@ -10,7 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgellm.kernels.gpu.cuts import Cut
-from edgellm.kernels.ops import Activate, Add, GatedUnit, LayerNorm, Matmul, Op, RMSNorm, Route, SplitHeads
+from edgellm.kernels.ops import (
+    Activate,
+    Add,
+    Attention,
+    GatedUnit,
+    LayerNorm,
+    Matmul,
+    Op,
+    RMSNorm,
+    Route,
+    SigmoidGate,
+    SoftplusGate,
+    SplitHeads,
+)
 from edgellm.kernels.program import Program
 
 REACH = 16  # ops behind a router that are looked at
@@ -28,11 +41,29 @@ def in_order(ops: Sequence[Op], cuts: Mapping[str, Cut], program: Program) -> li
             found += [*beside, *(one for one in ahead if one not in beside)]
             left = [one for one in left if not any(one is other for other in ahead)]
         found.append(left.pop(0))
+    _bring_gates(found, program)
     for i, (product, norm, add) in enumerate(zip(found, found[1:], found[2:], strict=False)):
-        is_between = isinstance(product, Matmul) and isinstance(norm, RMSNorm | LayerNorm) and isinstance(add, Add)
-        if is_between and product.out in (add.x, add.y) and _are_apart(product, norm, program):  # type: ignore[union-attr]
+        if not (isinstance(product, Matmul) and isinstance(norm, RMSNorm | LayerNorm) and isinstance(add, Add)):
+            continue
+        if product.out in (add.x, add.y) and _are_apart(product, norm, program):
             found[i : i + 2] = norm, product
     return found
+
+
+def _bring_gates(ops: list[Op], program: Program) -> None:
+    """Put the product of a gate that stands behind attention before those that queries and keys come of."""
+    for i in range(1, len(ops) - 1):
+        product, gate = ops[i], ops[i + 1]
+        if not (isinstance(gate, SigmoidGate | SoftplusGate) and isinstance(ops[i - 1], Attention)):
+            continue
+        if not isinstance(product, Matmul) or gate.gate != product.out:
+            continue
+        at = i
+        while at and _are_apart(ops[at - 1], product, program):
+            at -= 1
+        alike = [k for k in range(at, i) if isinstance(one := ops[k], Matmul) and one.x == product.x]
+        if alike:
+            ops.insert(alike[0], ops.pop(i))
 
 
 def _are_apart(one: Op, other: Op, program: Program) -> bool:

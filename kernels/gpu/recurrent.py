@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.emitter import Lowering, blocks, folded
+from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import bindings, source, vector
 from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule, GatedNorm, ShortConv, SSMGates, SSMScan
 
@@ -45,6 +47,36 @@ def _convolution(low: Lowering, x_name: str, op: ShortConv | CausalConv, bias: s
             source("conv_state_alone", KEEP_STATE=state), [low.step, states.buffer, x.buffer], "rwr", grid, y.width,
             group, x.at, x.row,
         )  # fmt: skip
+
+
+class Behind(NamedTuple):
+    """A convolution as a part of the product that makes its input, for ``sources.matmul``; what is bound besides."""
+
+    of: tuple[int, bool]
+    buffers: list[Any]
+    kinds: str
+    immediates: list[int]
+
+
+def behind(low: Lowering, at: int, made: Sequence[Place]) -> Behind | None:
+    """The next op but ``at`` - 1, where it is a convolution of columns that a product leaves at ``made``.
+
+    Of tokens that are alone in their sequences: a thread has a channel of theirs, with its state.
+    """
+    op = low.next(at)
+    if not isinstance(op, CausalConv) or not low.counts.is_lone:
+        return None
+    x, y, (states,) = low.place(op.x), low.place(op.out), low.there.pool.arrays[op.layer]
+    taps = low.there.program.tensors[op.weight].shape[1]
+    is_made = any(
+        x.buffer is one.buffer and one.at <= x.at and x.at + x.width <= one.at + one.width for one in made
+    )  # fmt: skip
+    if not is_made or taps < 2 or x.rows != made[0].rows:
+        return None
+    bias = [low.vector(op.bias)] if op.bias is not None else []
+    buffers = [low.step, low.taps(op.weight), states.buffer, y.buffer, *bias]
+    numbers = [x.at, x.width, low.there.program.table_of(op.layer), y.at, y.row]
+    return Behind((taps, bool(bias)), buffers, "rrww" + "r" * len(bias), numbers)
 
 
 class _Gates(NamedTuple):

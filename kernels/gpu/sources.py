@@ -114,48 +114,89 @@ def _tile_sums(x: str) -> str:
 @functools.cache
 def matmul(
     quant: str, columns: int, epilogue: str = "set", activation: str = "", *, norms: bool = False, second: str = "",
-    curve: str = "",
+    curve: str = "", conv: tuple[int, bool] | None = None, apart: bool = False,
 ) -> str:  # fmt: skip
     """A product for 1, 2, 4 or 8 columns, or with an activation two of them: activation(first) * second.
 
-    second     the type of another matrix that x is multiplied by
+    second     the type of another matrix that x is multiplied by; ``apart``: into another buffer
     curve      an activation of what it makes
-
+    conv       taps of a convolution of what it makes, and whether that has a bias
     norms      x is normed first, and what comes of it is written down
-
     epilogue   "set"; "add" a multiple of it to what stands there; with a "bias" before: "bias", "bias add"
     """
-    store, words = "y[to] = gated(sum);" if activation else _store(epilogue, curve), dict[str, str]()
-    words |= dict.fromkeys(("NORM", "NORMED", "FIELDS"), "")
+    store, made = "y[to] = gated(sum);" if activation else _store(epilogue, curve), dict[str, str]()
+    made |= _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation, value=_NORMED if norms else _VALUE)
+    words = dict.fromkeys(("NORM", "NORMED", "FIELDS", "CONV", "CONVOLVE", "SECOND"), "")
+    words |= {"SUMS": _SUMS.substitute(made), "ROWS": _ROWS}
     if norms:
-        upper, lower = joined("squares[at + {}u]", 8, "({} + {})"), joined("sums[at + {}u]", 1, "({} + {})")
-        words["NORM"] = source("normed_columns", COLS=columns, UPPER=upper, LOWER=lower)
-        factors = " ".join(f"let f{c} = factor_of({c}u);" for c in range(columns))
-        words["NORMED"] = f"norm_columns(t);\n  {factors}\n  if (g.x + g.y == 0u) {{ keep_normed(t); }}"
-        words["FIELDS"] = ", h_at: u32, h_row: u32, eps: f32"
-    value = "normed(x{c}, j * 8u + {i}u, f{c})" if norms else _VALUE
-    made = _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation, value=value)
-    words["SUMS"] = _SUMS.substitute(made)
-    if curve:
-        made["FUNCTIONS"] = text("activations")
-    words["ROWS"] = f"let row = p.begin + group * {LANES}u + lane;\n  let end = p.end;\n  let y_at = p.y_at;"
-    words["ROWS"] += "\n  let bias_at = p.bias_at;"
-    words["SECOND"] = ""
+        _norm(words, columns)
     if second:
-        words["FIELDS"] += ", split: u32, words_b: u32, begin_b: u32, end_b: u32, y_at_b: u32, bias_at_b: u32"
-        words["SECOND"] = "@group(0) @binding(3) var<storage, read> w_b: array<u32>;\n"
-        words["SECOND"] += _of_another(second, weights(second))
-        others = _of_another(second, words["SUMS"])
-        words["SUMS"] = f"if (is_second) {{\n  {others}\n  }} else {{\n  {words['SUMS']}\n  }}"
-        words["ROWS"] = f"""let is_second = group >= p.split;
+        _split(words, second)
+    if curve or conv is not None:
+        made["FUNCTIONS"] = text("activations")
+    first = 3 + 2 * norms + bool(second)
+    bias = vector(first, "bias") if "bias" in epilogue else ""
+    if conv is not None:
+        _convolve(words, first + bool(bias), conv)
+    if apart:
+        words["CONV"] += _arrays(first + bool(bias), [("read_write", "y_b", "f32")])
+        words["FIELDS"] += ", y_row_b: u32"
+        there = "let to = y_at + c * p.y_row_b + row;\n      " + store.replace("y[", "y_b[")
+        store = f"if (is_second) {{\n      {there}\n      }} else {{\n      {store}\n      }}"
+    return source(
+        "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, STORE=store, BIAS=bias, **words,
+        **made,
+    )  # fmt: skip
+
+
+_ROWS = f"""let row = p.begin + group * {LANES}u + lane;
+  let end = p.end;
+  let y_at = p.y_at;
+  let bias_at = p.bias_at;"""
+_NORMED = "normed(x{c}, j * 8u + {i}u, f{c})"
+
+
+def _norm(words: dict[str, str], columns: int) -> None:
+    """Have x normed first."""
+    upper, lower = joined("squares[at + {}u]", 8, "({} + {})"), joined("sums[at + {}u]", 1, "({} + {})")
+    words["NORM"] = source("normed_columns", COLS=columns, UPPER=upper, LOWER=lower)
+    factors = " ".join(f"let f{c} = factor_of({c}u);" for c in range(columns))
+    words["NORMED"] = f"norm_columns(t);\n  {factors}\n  if (g.x + g.y == 0u) {{ keep_normed(t); }}"
+    words["FIELDS"] += ", h_at: u32, h_row: u32, eps: f32"
+
+
+def _split(words: dict[str, str], second: str) -> None:
+    """Have rows of a second matrix behind the first one's."""
+    words["FIELDS"] += ", split: u32, words_b: u32, begin_b: u32, end_b: u32, y_at_b: u32, bias_at_b: u32"
+    words["SECOND"] = "@group(0) @binding(3) var<storage, read> w_b: array<u32>;\n"
+    words["SECOND"] += _of_another(second, weights(second))
+    others = _of_another(second, words["SUMS"])
+    words["SUMS"] = f"if (is_second) {{\n  {others}\n  }} else {{\n  {words['SUMS']}\n  }}"
+    words["ROWS"] = f"""let is_second = group >= p.split;
   let row = select(p.begin + group * {LANES}u, p.begin_b + (group - p.split) * {LANES}u, is_second) + lane;
   let end = select(p.end, p.end_b, is_second);
   let y_at = select(p.y_at, p.y_at_b, is_second);
   let bias_at = select(p.bias_at, p.bias_at_b, is_second);"""
-    return source(
-        "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, STORE=store,
-        BIAS=vector(3 + 2 * norms + bool(second), "bias") if "bias" in epilogue else "", **words, **made,
-    )  # fmt: skip
+
+
+def _convolve(words: dict[str, str], first: int, conv: tuple[int, bool]) -> None:
+    """Have a convolution behind, whose bindings are from ``first`` on."""
+    n_taps, has_bias = conv
+    kinds = (("read", "b", "u32"), ("read", "taps", "f32"), ("read_write", "states", "f32"),
+             ("read_write", "convolved", "f32"))  # fmt: skip
+    words["CONV"] = _arrays(first, kinds) + (vector(first + 4, "conv_bias") if has_bias else "") + "\n"
+    words["CONV"] += source("conv_behind", TAPS=n_taps, BIASED=" + conv_bias[channel]" if has_bias else "")
+    words["CONVOLVE"] = """let channel = to - c * p.y_row - p.conv_at;
+      if (channel < p.conv_n) { convolve(c, channel, y[to]); }"""
+    words["FIELDS"] += ", conv_at: u32, conv_n: u32, conv_group: u32, conv_y_at: u32, conv_y_row: u32"
+
+
+def _arrays(first: int, kinds: Sequence[tuple[str, str, str]]) -> str:
+    """Bindings from ``first`` on: access, name, and type of the numbers."""
+    return "\n".join(
+        f"@group(0) @binding({first + i}) var<storage, {access}> {name}: array<{kind}>;"
+        for i, (access, name, kind) in enumerate(kinds)
+    )
 
 
 _SUMS = Template("""let r = row_base(own);
@@ -196,10 +237,7 @@ _ROUTING_FIELDS = (
 def _routing(routing: Routing, first: int) -> tuple[str, str]:
     """Bindings from ``first`` on, and the function ``routed``."""
     arrays = ("read", "logits", "f32"), ("read_write", "ids", "u32"), ("read_write", "probs", "f32")
-    declared = [
-        f"@group(0) @binding({first + i}) var<storage, {access}> {name}: array<{kind}>;"
-        for i, (access, name, kind) in enumerate(arrays)
-    ]
+    declared = [_arrays(first, arrays)]
     declared += [vector(first + 3 + i, name) for i, name in enumerate(routing[1])]
     return "\n".join(declared), source("routing", KEYS=text("keys"), **dict(routing[0]))
 

@@ -1,6 +1,6 @@
 // A workgroup for each head of a token: queries and keys are normed where the model does so, as in rms_norm.wgsl, before
-// or behind their rotation as in rope.wgsl; keys and values go to store_kv.wgsl's place.
-struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacent: u32, rope: u32, rope_k: u32, group: u32, q_at: u32, q_row: u32, k_at: u32, k_row: u32, v_at: u32, v_row: u32, eps: f32 }
+// or behind their rotation as in rope.wgsl, each head or a row as a whole, which then stays as it was for others to read; keys and values go to store_kv.wgsl's place.
+struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacent: u32, rope: u32, rope_k: u32, group: u32, q_at: u32, q_row: u32, y_at: u32, y_row: u32, k_at: u32, k_row: u32, v_at: u32, v_row: u32, eps: f32 }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read_write> keys: array<atomic<u32>>;
 @group(0) @binding(2) var<storage, read_write> values: array<atomic<u32>>;
@@ -34,7 +34,8 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   workgroupBarrier();
   $NORM_BEHIND
   if (!is_key) {
-    for (var d = t; d < p.dim_k; d += 64u) { $q[begin + d] = head[d]; }
+    let y = p.y_at + token * p.y_row + g.x * p.dim_k;
+    for (var d = t; d < p.dim_k; d += 64u) { $y[y + d] = head[d]; }
     return;
   }
   for (var d = t; d < p.dim_k; d += 64u) {

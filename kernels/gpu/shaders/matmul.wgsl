@@ -14,6 +14,7 @@ $WEIGHTS
 $SECOND
 $FUNCTIONS
 $NORM
+$CONV
 @compute @workgroup_size($SLICES * $LANES)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let lane = t % $LANES;
@@ -33,6 +34,7 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u
     if (row < end && c < p.m) {
       let to = y_at + c * p.y_row + row;
       $STORE
+      $CONVOLVE
     }
   }
 }

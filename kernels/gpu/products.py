@@ -1,0 +1,221 @@
+"""Rules for products: rows of one matrix or of two, what is done to their input before and to their output behind."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from edgellm.kernels.gpu import experts, latent, recurrent, sources
+from edgellm.kernels.gpu.emitter import Lowering, blocks, clash, folded, is_added
+from edgellm.kernels.gpu.layout import PIECE, Place
+from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS
+from edgellm.kernels.gpu.weights import Matrix
+from edgellm.kernels.ops import Activate, Add, GatedUnit, Matmul, RMSNorm
+
+GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
+
+
+class _Run(NamedTuple):
+    """Products of one input that are rows [begin, end) of a matrix, and columns beside each other of a buffer."""
+
+    ops: list[Matmul]
+    matrix: Matrix
+    begin: int
+    end: int
+
+
+def _run_of(low: Lowering, op: Matmul, at: int = 0) -> _Run:
+    """The products from ``op`` on that are one; it is the next but ``at`` - 1."""
+    run, out, (matrix, begin) = [op], low.made(op.out), low.there.matrices[op.weight]
+    end, width = begin + low.there.program.tensors[op.weight].shape[0], out.width
+    while isinstance(other := low.next(at + len(run)), Matmul) and other.x == op.x:
+        if _is_gate(low, at + len(run)):
+            break  # they are one product with their unit
+        place, (of, first) = low.made(other.out), low.there.matrices[other.weight]
+        beside = place.buffer is out.buffer and place.at == out.at + width and (other.bias is None) == (op.bias is None)
+        if of is not matrix or first != end or not beside:
+            break
+        run.append(other)
+        end, width = end + low.there.program.tensors[other.weight].shape[0], width + place.width
+    return _Run(run, matrix, begin, end)
+
+
+def _is_gate(low: Lowering, at: int) -> bool:
+    """Whether the next ops but ``at`` - 1 are a gate, what it lets through, and their unit."""
+    gate, up, unit = (low.next(at + i) for i in range(3))
+    if not (isinstance(gate, Matmul) and isinstance(up, Matmul) and isinstance(unit, GatedUnit)):
+        return False
+    return gate.x == up.x and (unit.gate, unit.up) == (gate.out, up.out)
+
+
+def matmul(low: Lowering, op: Matmul) -> None:
+    """A product, with those of the same input beside it, and what comes behind it."""
+    found, out = _run_of(low, op), low.made(op.out)
+    run, matrix, begin, end = found
+    low.n_taken, epilogue = len(run), "bias" if op.bias else "set"
+    after = low.next(len(run))
+    if isinstance(after, GatedUnit) and _gated_product(low, run, matrix, begin, after):
+        return
+    if isinstance(after, Matmul) and after.x == op.x and _two_products(low, found, after):
+        return
+    amount = 1.0
+    if len(run) == 1 and isinstance(after, Add) and _is_residual(low, op, after):
+        low.n_taken, epilogue, out, amount = 2, f"{epilogue} add", low.place(after.out), after.scale
+    curve = _curve_behind(low, op) if len(run) == 1 else None
+    if curve is not None:
+        low.n_taken, out = 2, low.place(curve.out)
+    bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
+    conv = recurrent.behind(low, len(run), [out._replace(width=end - begin)]) if len(matrix.parts) == 1 else None
+    if conv is not None and _fits(low, [matrix.parts[0].buffer, low.place(op.x).buffer, out.buffer, *bias], conv):
+        low.n_taken = len(run) + 1
+    else:
+        conv = None
+    _product(low, op.x, matrix, begin, end, out, epilogue, amount, bias, curve.activation if curve else "", conv)
+    if not low.fuse and op.out in low.there.made:  # a hook sees it as the model has it
+        latent.join(low, op.out, low.there.cuts[op.out])
+
+
+def _fits(low: Lowering, buffers: list[Any], conv: recurrent.Behind) -> bool:
+    """Whether a product of few columns, whose output is the third buffer, can have a convolution behind it."""
+    whole, kinds = [*buffers, *conv.buffers], "rrw" + "r" * (len(buffers) - 3) + conv.kinds
+    fits = len(whole) <= low.there.device.most_buffers and _columns(low.counts.tokens) > 0
+    return fits and not clash(whole, kinds)
+
+
+def normed(low: Lowering, norm: RMSNorm) -> bool:
+    """Emit a norm of whole rows in the product that reads it, where that has few rows: each 16 of them norm it again.
+    Whether so."""
+    op = low.next()
+    if not isinstance(op, Matmul) or op.x != norm.out:
+        return False
+    low.at += 1
+    (run, matrix, begin, end), x, h, y = _run_of(low, op), low.place(norm.x), low.place(op.x), low.made(op.out)
+    columns, weight = _columns(low.n(x)), low.there.program.tensors[norm.weight]
+    is_few = columns > 0 and 2 * (end - begin) <= matrix.n_in and len(matrix.parts) == 1
+    is_whole = weight.shape[-1] == x.width == matrix.n_in and x.width % PIECE == 0 and x.at % 4 == h.at % 4 == 0
+    bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
+    buffers = [matrix.parts[0].buffer, x.buffer, y.buffer, low.vector(norm.weight), h.buffer, *bias]
+    kinds = "rrwrw" + "r" * len(bias)
+    if not (is_few and is_whole) or clash(buffers, kinds):
+        low.at -= 1
+        return False
+    low.n_taken = len(run)
+    low.emit(
+        sources.matmul(matrix.quant, columns, "bias" if bias else "set", norms=True), buffers, kinds,
+        folded(blocks(end - begin, LANES)), matrix.words, matrix.pieces, begin, end, low.n(x), x.at // 4, x.row // 4,
+        y.at - begin, y.row, -begin, 1.0, h.at // 4, h.row // 4, float(norm.eps),
+        flops=2 * low.n(x) * (end - begin) * matrix.n_in,
+    )  # fmt: skip
+    return True
+
+
+def _columns(m: int) -> int:
+    """Columns of the product with few that m are computed by; 0 where they go in tiles."""
+    return next((n for n in (1, 2, 4, MOST_COLUMNS) if n >= m), 0)
+
+
+def _curve_behind(low: Lowering, op: Matmul) -> Activate | None:
+    """The activation that comes next, where nobody else wants what it is of."""
+    after = low.next()
+    if not isinstance(after, Activate) or after.x != op.out or op.out in low.there.made:
+        return None
+    place, x = low.place(after.out), low.place(op.x)
+    is_alone = after.out == op.out or low.is_dead(op.out, 1)
+    return after if is_alone and place.rows == low.place(op.out).rows and place.buffer is not x.buffer else None
+
+
+def _is_residual(low: Lowering, op: Matmul, add: Add) -> bool:
+    """Whether a sum only adds what the product makes to a buffer, and nobody else wants the product."""
+    if not is_added(low, op.out, add):
+        return False
+    place = low.place(add.out)
+    return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
+
+
+def _two_products(low: Lowering, one: _Run, op: Matmul) -> bool:
+    """Emit products of one input by two matrices, of types that may differ, as one, where there are few columns;
+    whether it could be."""
+    other = _run_of(low, op, len(one.ops))
+    x, y, z = low.place(op.x), low.made(one.ops[0].out), low.made(op.out)
+    columns, unit = _columns(low.n(x)), low.next(len(one.ops) + len(other.ops))
+    if isinstance(unit, GatedUnit) and [run.out for run in other.ops] == [unit.gate, unit.up]:
+        return False  # which are a product of their own
+    is_alike = y.rows == z.rows and (op.bias is None) == (one.ops[0].bias is None)
+    if (
+        not columns
+        or not is_alike
+        or x.buffer in (y.buffer, z.buffer)
+        or len(one.matrix.parts) > 1
+        or len(other.matrix.parts) > 1
+    ):
+        return False
+    ops, n_first = [*one.ops, *other.ops], blocks(one.end - one.begin, LANES)
+    bias = [low.vector(*[each.bias for each in ops if each.bias])] if op.bias else []
+    buffers = [one.matrix.parts[0].buffer, x.buffer, y.buffer, other.matrix.parts[0].buffer, *bias]
+    target = [] if z.buffer is y.buffer else [z.buffer]
+    made = [place._replace(width=run.end - run.begin) for place, run in ((y, one), (z, other))]
+    conv = recurrent.behind(low, len(ops), made)
+    if conv is not None and (target or not _fits(low, buffers, conv)):
+        conv = None
+    low.n_taken = len(ops) + (conv is not None)
+    low.emit(
+        sources.matmul(
+            one.matrix.quant, columns, "bias" if bias else "set", second=other.matrix.quant,
+            conv=conv.of if conv else None, apart=bool(target),
+        ), [*buffers, *(conv.buffers if conv else []), *target],
+        "rrwr" + "r" * len(bias) + (conv.kinds if conv else "") + "w" * len(target),
+        folded(n_first + blocks(other.end - other.begin, LANES)), one.matrix.words, one.matrix.pieces, one.begin,
+        one.end, low.n(x), x.at // 4, x.row // 4, y.at - one.begin, y.row, -one.begin, 1.0, n_first,
+        other.matrix.words, other.begin, other.end, z.at - other.begin, one.end - one.begin - other.begin,
+        *([z.row] if target else []),
+        *(conv.immediates if conv else []),
+        flops=2 * low.n(x) * (one.end - one.begin + other.end - other.begin) * one.matrix.n_in,
+    )  # fmt: skip
+    return True
+
+
+def _gated_product(low: Lowering, run: list[Matmul], matrix: Matrix, begin: int, unit: GatedUnit) -> bool:
+    """Emit a gate and what it lets through as one product, where there are few columns; whether it could be."""
+    x, out, m = low.place(run[0].x), low.place(unit.out), low.n(low.place(run[0].x))
+    columns = next((n for n in GATED_COLUMNS if n >= m), 0)
+    outs = [half for op in run for half in low.halves(op.out)]
+    fits = outs == [unit.gate, unit.up] and run[0].bias is None and len(matrix.parts) == 1
+    alone = all(low.is_dead(name, len(run)) for name in (unit.gate, unit.up) if name != unit.out)
+    if not (columns and fits and alone) or out.buffer is x.buffer or out.rows != x.rows:
+        return False
+    n, part = out.width, matrix.parts[0]
+    if experts.beside(low, len(run) + 1, experts.Beside(x, out, matrix, begin, n, n, unit.activation)):
+        return True
+    low.n_taken = len(run) + 1
+    low.emit(
+        sources.matmul(matrix.quant, columns, activation=unit.activation), [part.buffer, x.buffer, out.buffer], "rrw",
+        folded(blocks(n, LANES)), matrix.words, matrix.pieces, begin, begin + n, m, x.at // 4, x.row // 4,
+        out.at - begin, out.row, 0, 1.0, n, flops=4 * m * n * matrix.n_in,
+    )  # fmt: skip
+    return True
+
+
+def _product(
+    low: Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, amount: float,
+    bias: list[Any], curve: str = "", conv: recurrent.Behind | None = None,
+) -> None:  # fmt: skip
+    """Rows [begin, end) of a matrix times x, into the columns of ``out``; ``amount`` of it, or a ``curve`` of it."""
+    x = low.place(x_name)
+    m = low.n(x)
+    columns = _columns(m)
+    if columns:
+        text = sources.matmul(matrix.quant, columns, epilogue, curve=curve, conv=conv.of if conv else None)
+    else:
+        text = sources.matmul_tiles(matrix.quant, epilogue, curve)
+    for part in matrix.parts:
+        first, last = max(begin, part.first) - part.first, min(end, part.first + part.n) - part.first
+        if first >= last:
+            continue
+        grid = folded(blocks(last - first, LANES if columns else 64))
+        low.emit(
+            text, [part.buffer, x.buffer, out.buffer, *bias, *(conv.buffers if conv else [])],
+            "rrw" + "r" * len(bias) + (conv.kinds if conv else ""),
+            grid if columns else (*grid[:2], blocks(m, 32)),
+            matrix.words, matrix.pieces, first, last, m, x.at // 4, x.row // 4, out.at + part.first - begin, out.row,
+            part.first - begin, float(amount), *(conv.immediates if conv else []),
+            flops=2 * m * (last - first) * matrix.n_in,
+        )  # fmt: skip
