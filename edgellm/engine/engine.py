@@ -585,7 +585,8 @@ class Engine:
             return False
         if any(not part.decodes or part.n_drafted or self.scheduler.is_tapped(part) for part in scheduled):
             return False
-        n = max(1, min(map(self.scheduler.run_length, scheduled)))  # one is a step as any other, but for the logits
+        n_together = len(scheduled)  # a run of one step is a step as any other, but for the logits
+        n = max(1, min(self.scheduler.run_length(part, n_together) for part in scheduled))
         stop_ids = [request.stop_ids for request in requests]
         try:
             drawn = self._together.decode_together(make_batch(scheduled), n, draws, stop_ids)

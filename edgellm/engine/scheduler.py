@@ -356,7 +356,8 @@ class Scheduler:
                 _charge(part.request, draft.read_s / self._decode_s[n_plain])
         if not any(draft.tokens or draft.tried for draft in drafts):
             return scheduled
-        n = max(range(most, -1, -1), key=lambda n: self._worth(n_plain, n_known, drafts, n))
+        longest = min(most, max(len(draft.tokens) for draft in drafts))
+        n = max(range(longest, -1, -1), key=lambda n: self._worth(n_plain, n_known, drafts, n))
         parts = [self._with_draft(part, draft.tokens[:n]) for part, draft in zip(scheduled, drafts, strict=True)]
         n_tried = sum(draft.tried for draft in drafts)
         for part, draft in zip(parts, drafts, strict=True):
@@ -441,14 +442,15 @@ class Scheduler:
             if is_wanted and part.request.drafter is not None:
                 source.see(part.request.drafter, part.sequence.length + len(part.tokens) - n, mine)
 
-    def run_length(self, part: Scheduled) -> int:
-        """Steps that a lone answer may take without Python between them, blocks for them reserved; 0 where it may not.
+    def run_length(self, part: Scheduled, n_together: int = 1) -> int:
+        """Steps that an answer may take without Python between them, blocks for them reserved; 0 where it may not.
 
-        They end before a newcomer has waited for long.
+        They end before a newcomer has waited for long. ``n_together`` answers have a token in each.
         """
         if not part.decodes or part.n_drafted or self.is_tapped(part):
             return 0
-        n = min(int(RUN_S / self._step_s), self._room(part), part.request.n_wanted)
+        step_s = self._decode_s.get(n_together, self._step_s)  # the last one may have had a draft
+        n = min(int(RUN_S / step_s), self._room(part), part.request.n_wanted)
         with contextlib.suppress(ContextFullError):  # nobody is preempted for steps that can wait
             if n > 1:
                 self.cache.reserve(part.sequence, n)

@@ -450,3 +450,17 @@ def test_drafts_are_short_until_some_have_paid_and_after_a_long_one_that_did_not
         assert drafter.draft(text, 8) == draft
     drafter.settle(-6.0)
     assert drafter.draft(text, 8) == []
+
+
+def test_a_run_without_python_is_as_long_behind_a_draft_as_behind_other_steps() -> None:
+    engine = make_engine(None)
+    line, request = engine.scheduler, engine._generation(prompt_of(1, 20), Greedy())
+    line.add(request)
+    (part,) = line.schedule([request], lambda request, error: pytest.fail(str(error)))
+    engine.cache.commit(part.sequence, part.tokens)
+    line.note([part], [20], 0.1)
+    for n, seconds in ((1, 0.002), (4, 0.005)):
+        part = part._replace(tokens=[1] * n, n_outputs=n, n_drafted=n - 1)
+        line.note([part], [n], seconds)
+        assert line.run_length(part._replace(tokens=[1], n_outputs=1, n_drafted=0)) == 12
+    engine.close()
