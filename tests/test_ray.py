@@ -242,7 +242,7 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str], tmp
     with pytest.raises(ParameterError, match="access is missing"):
         edgellm.ray.app("tiny")
     for arguments, told in (
-        (["--ray"], "--ray needs the MODELs"),
+        (["--ray"], "--ray needs the models by name"),
         (["smollm2", "--rate-limit", "3"], "go with --ray"),
         (["smollm2", "--ray", "--cache-dir", "x"], "--cache-dir is of one server"),
         (["smollm2", "--ray", "--keep-alive", "-1"], "--keep-alive is of one server"),
@@ -255,7 +255,7 @@ def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str], tmp
         assert told in " ".join(capsys.readouterr().err.split())
     files = [__file__, str(tmp_path / "answers")]
     for arguments, told in (
-        (["--ray"], "--ray needs each --model"),
+        (["--ray"], "--ray needs the models by name"),
         (["-m", "smollm2", "--ray", "--memory", "2"], "--memory is of one server"),
         (["-m", "smollm2", "--workers", "2"], "--workers goes with --ray"),
     ):

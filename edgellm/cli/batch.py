@@ -13,7 +13,7 @@ import click
 
 from edgellm.cli.options import FILE, TypedPath
 from edgellm.cli.progress import ProgressBar
-from edgellm.cli.serving_options import load_options, model_options, models_of, needs_extra, refuse_of_one_server
+from edgellm.cli.serving_options import begin_ray, load_options, model_options, models_of, needs_extra
 from edgellm.machine.terminal import echo
 
 if TYPE_CHECKING:
@@ -107,18 +107,12 @@ def _here(models: tuple[str, ...], values: dict[str, Any], progress: ProgressBar
 
 @contextmanager
 def _by_ray(models: tuple[str, ...], values: dict[str, Any], progress: ProgressBar) -> Iterator[Answering]:
-    from edgellm.ray import use_token
-
-    if values["ray_address"] is None:
-        use_token()
+    begin_ray(models, values)
     try:
         from edgellm.ray.batch import Workers
         from edgellm.ray.cluster import connected, from_anywhere
     except ImportError as error:
         raise needs_extra("batch --ray", error, "ray") from error
-    if not models:
-        raise click.UsageError("--ray needs each --model by name: a worker has all of them.")
-    refuse_of_one_server()
     names, options = from_anywhere(models, load_options(values, len(models)))
     with connected(values["ray_address"]):
         yield Workers(names, options, values["workers"] or 1)

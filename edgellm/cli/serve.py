@@ -10,7 +10,7 @@ import click
 
 from edgellm.cli.options import option_group
 from edgellm.cli.progress import ProgressBar
-from edgellm.cli.serving_options import load_options, model_options, models_of, needs_extra, refuse_of_one_server
+from edgellm.cli.serving_options import begin_ray, load_options, model_options, models_of, needs_extra
 from edgellm.machine.terminal import echo
 
 if TYPE_CHECKING:
@@ -116,20 +116,14 @@ def command(models: tuple[str, ...], **values: Any) -> int:
 
 
 def _serve_by_ray(models: tuple[str, ...], values: dict[str, Any]) -> int:
-    if values["ray_address"] is None:
-        from edgellm.ray import use_token
-
-        use_token()
+    begin_ray(models, values)
+    if not values["port"]:
+        raise click.UsageError("--port 0 does not go with --ray: each machine of a cluster would take another one.")
     try:
         from edgellm.ray.running import run
         from edgellm.server.security import Access
     except ImportError as error:
         raise needs_extra("serve --ray", error, "ray") from error
-    if not models:
-        raise click.UsageError("--ray needs the MODELs by name: each has replicas of its own.")
-    refuse_of_one_server()
-    if not values["port"]:
-        raise click.UsageError("--port 0 does not go with --ray: each machine of a cluster would take another one.")
     limit = values["rate_limit"]
     run(
         models,

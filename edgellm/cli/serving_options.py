@@ -71,12 +71,18 @@ OF_ONE_SERVER = (("aliases", "--alias"), ("memory_gib", "--memory"), ("cache_dir
                  ("keep_alive", "--keep-alive"))  # fmt: skip
 
 
-def refuse_of_one_server() -> None:
-    """UsageError for what the command line says and several processes cannot share."""
+def begin_ray(models: Sequence[str], values: dict[str, Any]) -> None:
+    """What goes before Ray is imported. UsageError for what several processes cannot share, and for models unsaid."""
+    if not models:
+        raise click.UsageError("--ray needs the models by name: each of its processes has them.")
     source = click.get_current_context().get_parameter_source
     for name, flag in OF_ONE_SERVER:
         if source(name) not in (None, click.core.ParameterSource.DEFAULT):
             raise click.UsageError(f"{flag} is of one server and does not go with --ray.")
+    if values["ray_address"] is None:
+        from edgellm.ray import use_token
+
+        use_token()
 
 
 def load_options(values: dict[str, Any], n_models: int) -> LoadOptions:
