@@ -68,6 +68,14 @@ class Dialog(ClosesOnce, ModalScreen[T]):
         self.app.push_screen(dialog, lambda text: None if text is None else then(text))
 
 
+class Rows(OptionList):
+    """A list of Textual's, whose page keys wait while there is no room for a row: it would look for the row's line."""
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether an action may be run now."""
+        return bool(self.scrollable_content_region) or not action.startswith("page_")
+
+
 class LineDialog(Dialog[str]):
     """Asks for one line."""
 
@@ -127,7 +135,7 @@ class SearchDialog(Dialog[T]):
 
     def body(self) -> ComposeResult:
         yield LineInput(self.words, placeholder=self.PLACEHOLDER, compact=True)
-        yield OptionList(markup=False, compact=True)
+        yield Rows(markup=False, compact=True)
 
     def on_mount(self) -> None:
         """Show all of them; the cursor stands in the search."""

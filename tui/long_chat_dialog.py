@@ -11,7 +11,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgellm.context_overflow import ChatTooLongError, turns
-from edgellm.tui.dialog import Dialog
+from edgellm.tui.dialog import Dialog, Rows
 
 DROP, ALWAYS, SUMMARY, SEND = "drop_oldest", "always", "summary", "send"
 
@@ -32,7 +32,7 @@ class LongChatDialog(Dialog[str]):
 
     def body(self) -> ComposeResult:
         yield Static(Text(str(self.error)))
-        yield OptionList(*(Option(text, id=what) for what, text in self.choices()), markup=False)
+        yield Rows(*(Option(text, id=what) for what, text in self.choices()), markup=False)
 
     def choices(self) -> list[tuple[str, str]]:
         """What may be done, and in which words."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from textual.app import App
-from textual.command import CommandPalette
+from textual.command import CommandList, CommandPalette
 from textual.theme import ThemeProvider
 from textual.widget import AwaitMount
 
@@ -17,6 +17,11 @@ from edgellm.tui.dialog import ClosesOnce
 
 class Palette(ClosesOnce, CommandPalette):
     """Textual's list of commands."""
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Its list turns no page while there is no room for a row, as ``Rows`` does not."""
+        turns = any(str(one).startswith("page_") for one in parameters)
+        return not turns or bool(self.query_one(CommandList).scrollable_content_region)
 
 
 class ScreenRules(App[int]):

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from edgellm.formats.errors import ParameterError
 from edgellm.sampling.options import DENOISING_OPTIONS, SAMPLING_OPTIONS
 from edgellm.sessions.settings import typed
-from edgellm.tui.dialog import Dialog
+from edgellm.tui.dialog import Dialog, Rows
 from edgellm.tui.safe_text import one_line, safe_text
 
 SYSTEM = "system message"
@@ -70,7 +70,7 @@ class SettingsScreen(Dialog[None]):
         self.rows, self.values, self.change, self.presets = rows, values, change, presets
 
     def body(self) -> ComposeResult:
-        yield OptionList(markup=False, compact=True)
+        yield Rows(markup=False, compact=True)
 
     def on_mount(self) -> None:
         """Show all of them."""

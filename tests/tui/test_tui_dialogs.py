@@ -132,3 +132,19 @@ def test_the_key_that_opens_a_page_closes_it(run: Any, tmp_path: Path) -> None:
             await talk.until(lambda: len(talk.app.screen_stack) == 1)
 
     run(steps)
+
+
+@pytest.mark.parametrize("key", [*OPENING, "/"])
+def test_lists_may_be_open_in_a_terminal_that_has_no_room_for_a_row(run: Any, key: str) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        await talk.pilot.press(key)
+        await talk.pilot.pause(0.3)  # the palette gathers
+        for width, height in ((1, 20), (6, 20), (4, 1)):
+            await talk.pilot.resize_terminal(width, height)
+            await talk.pilot.press("pageup", "pagedown", "down")
+        await talk.pilot.resize_terminal(100, 30)
+        await talk.pilot.press("escape", "escape")
+        await talk.until(lambda: len(talk.app.screen_stack) == 1)
+
+    run(steps)
