@@ -49,6 +49,16 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "drafted"])
+def drafts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether tokens are guessed, at any time and as if it cost nothing: tests/speculation_trials.py."""
+    if request.param:
+        from speculation_trials import free_drafts
+
+        free_drafts(monkeypatch)
+    return bool(request.param)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs ``steps(talk)`` in a chat of a given size: tests/chat_talk.py."""

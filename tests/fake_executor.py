@@ -22,17 +22,21 @@ from edgellm.kernels.program import Batch, Hook, Program
 
 N_VOCAB = 97
 STATE = -1  # in a list of windows: recurrent layers
+PACKED = -2  # and that blocks are packed once they are full, with layers for the first and the newest beside
 VOID = -1  # in place of a key
 
 
 def fake_program(windows: tuple[int, ...] = (0,), context_length: int = 4096) -> Program:
-    """A program without ops: two layers for each window."""
+    """A program without ops: two layers for each window. It has as many groups as there are ``windows``."""
     return Program("fake", (), {}, {}, fake_layers(windows), {}, N_VOCAB, context_length, 8)
 
 
 def fake_layers(windows: Sequence[int]) -> tuple[CacheLayer, ...]:
     """Two layers for each window, or with a state."""
-    return tuple(StateLayer(2) if window == STATE else KVLayer(1, 2, 2, window) for window in windows for _ in range(2))
+    twice = [window for window in windows if window != PACKED for _ in range(2)]
+    layers = [StateLayer(2) if window == STATE else KVLayer(1, 2, 2, window) for window in twice]
+    near = [KVLayer(1, 2, 2, newest=True) for layer in layers if isinstance(layer, KVLayer) and PACKED in windows]
+    return (*layers, *near)
 
 
 def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> CachePool:
@@ -43,7 +47,7 @@ def fake_pool(program: Program, n_blocks: tuple[int, ...]) -> CachePool:
 def expected_logits(tokens: list[int], windows: tuple[int, ...] = (0,)) -> np.ndarray:
     """(n_vocab,) float32 for the last of ``tokens``."""
     seen = []
-    for window in sorted(set(windows) - {STATE}):
+    for window in sorted(set(windows) - {STATE, PACKED}):
         start = max(0, len(tokens) - window) if window else 0
         seen.append([(p, tokens[p]) for p in range(start, len(tokens))])
     if STATE in windows:
@@ -92,6 +96,9 @@ class FakeExecutor:
         self.pause_s = 0.0
         self.closed = 0
         self._inside = threading.Lock()
+        kinds = [group.kind for group in pool.groups]
+        self._newest = kinds.index("newest") if "newest" in kinds else None
+        self._packed = [i for i, kind in enumerate(kinds) if self._newest is not None and kind in ("all", "window")]
 
     def run(self, batch: Batch, hook: Hook | None = None) -> np.ndarray:
         """Logits of the tokens that want them."""
@@ -128,11 +135,26 @@ class FakeExecutor:
                 self._go_on(batch, group)
                 continue
             self._blot_out(batch, group)
+            if group in self._packed:
+                continue
             for i, (token, position) in enumerate(zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True)):
                 block = self._block(batch, i, group, position)
                 for keys, values in self._arrays(group):
                     keys[block, 0, :, position % BLOCK_TOKENS] = token + 1
                     values[block, 0, position % BLOCK_TOKENS] = position
+        for group in self._packed:
+            self._pack(batch, group)
+
+    def _pack(self, batch: Batch, group: int) -> None:
+        """The blocks that the step fills, as they are among the newest ones."""
+        assert self._newest is not None
+        source = self._arrays(self._newest)[-1]
+        for i, position in enumerate(batch.positions.tolist()):
+            if position % BLOCK_TOKENS == BLOCK_TOKENS - 1:
+                filled, block = self._block(batch, i, self._newest, position), self._block(batch, i, group, position)
+                for arrays in self._arrays(group):
+                    for target, array in zip(arrays, source, strict=True):
+                        target[block] = array[filled]
 
     def _go_on(self, batch: Batch, group: int) -> None:
         """Each sequence's state, from the slot that it reads to the one that it writes."""
@@ -156,9 +178,10 @@ class FakeExecutor:
         return [arrays for layer, arrays in owners if layer.group == self.pool.groups[group]]
 
     def _blot_out(self, batch: Batch, group: int) -> None:
-        """Make void what the blocks of each sequence hold from its first position on."""
+        """Make void what the blocks of each sequence hold from its first position on, or the block that has it."""
         for sequence, i in zip(*np.unique(batch.sequences, return_index=True), strict=True):
             first = int(batch.positions[i])
+            first -= first % BLOCK_TOKENS if group in self._packed else 0
             for b, block in enumerate(batch.tables[group][sequence].tolist()):
                 if block >= 0 and (b + 1) * BLOCK_TOKENS > first:
                     for keys, _ in self._arrays(group):
@@ -175,11 +198,14 @@ class FakeExecutor:
             if kind.kind == "state":
                 seen.append([tuple(self._states[i].tolist())])
                 continue
-            keys, values = self._arrays(group)[-1]
+            if kind.kind == "newest":
+                continue
             start = max(0, end - kind.window) if kind.window else 0
             found = []
             for p in range(start, end):
-                block = self._block(batch, i, group, p)
+                is_near = group in self._packed and p // BLOCK_TOKENS in (0, (end - 1) // BLOCK_TOKENS)
+                place = self._newest if is_near and self._newest is not None else group
+                (keys, values), block = self._arrays(place)[-1], self._block(batch, i, place, p)
                 key = int(keys[block, 0, 1, p % BLOCK_TOKENS])
                 assert key != VOID, f"position {p} of group {group} is that of a rejected token, or of none"
                 found.append((int(values[block, 0, p % BLOCK_TOKENS, 0]), key - 1))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, FakeExecutor, expected_tokens, fake_layers, fake_pool, fake_program
+from fake_executor import N_VOCAB, PACKED, STATE, FakeExecutor, expected_tokens, fake_layers, fake_pool, fake_program
 from speculation_trials import free_drafts
 from tiny_models import write_tiny_model
 
@@ -31,7 +31,8 @@ from edgellm.formats.errors import ClosedError, NumericError
 from edgellm.sampling import Sampler, SamplingParams
 
 HANG_S = 60.0
-WINDOWS = [((0,), (0,)), ((0, 40), (0,)), ((0,), (33,)), ((-1, 0), (0, 40))]  # of the model and of its draft model
+WINDOWS = [((0,), (0,)), ((0, 40), (0,)), ((0,), (33,)), ((STATE, 0), (0, 40)), ((PACKED, 0), (PACKED, 0))]
+"""Of the model and of its draft model."""
 
 
 class Erring(FakeExecutor):

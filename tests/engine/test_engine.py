@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fake_executor import (
     N_VOCAB,
+    PACKED,
     STATE,
     FakeExecutor,
     expected_logits,
@@ -23,6 +24,7 @@ from fake_executor import (
     fake_pool,
     fake_program,
 )
+from speculation_trials import Oracle
 
 from edgellm.engine import engine as engine_module
 from edgellm.engine import scheduler
@@ -35,6 +37,7 @@ from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import Batch
 
 HANG_S = 60.0
+WINDOWS = [(0,), (0, 40), (64,), (STATE,), (STATE, 0), (PACKED, 0), (STATE, PACKED, 0)]
 
 
 class Greedy:
@@ -54,18 +57,30 @@ class Greedy:
         self.accepted.append(token)
 
 
+class Foresight(Oracle):
+    """Knows how any text of a fake executor goes on, and errs now and then."""
+
+    def __init__(self, windows: tuple[int, ...]) -> None:
+        super().__init__(N_VOCAB)
+        self.windows = windows
+
+    def known(self, tokens: Sequence[int], n: int) -> list[int]:
+        return expected_tokens(list(tokens), min(n, 4), self.windows)
+
+
 def make_engine(
-    windows: tuple[int, ...] = (0,), n_ctx: int = 512, chunk: int = 16, eog_ids=(), n_blocks=None
+    windows: tuple[int, ...] = (0,), n_ctx: int = 512, chunk: int = 16, eog_ids=(), n_blocks=None, drafts: bool = False
 ) -> Engine:
     windows = tuple(sorted(windows))
     program = fake_program(windows)
     pool = fake_pool(program, n_blocks or pool_blocks(fake_layers(windows), n_ctx, chunk))
-    return Engine(FakeExecutor(program, pool, chunk), KVCache(pool, n_ctx), eog_ids)
+    drafter = (lambda: Foresight(windows)) if drafts else None
+    return Engine(FakeExecutor(program, pool, chunk), KVCache(pool, n_ctx), eog_ids, drafter)
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = make_engine()
+def engine(drafts: bool) -> Iterator[Engine]:
+    made = make_engine(drafts=drafts)
     yield made
     made.close()
 
@@ -90,18 +105,18 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,), (STATE,), (STATE, 0)])
+@pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 512])
 @pytest.mark.parametrize("n", [1, 2, 64, 65, 150])
-def test_chunked_prefill_equals_one_prefill(windows: tuple[int, ...], chunk: int, n: int) -> None:
-    engine = make_engine(windows, chunk=chunk)
+def test_chunked_prefill_equals_one_prefill(windows: tuple[int, ...], chunk: int, n: int, drafts: bool) -> None:
+    engine = make_engine(windows, chunk=chunk, drafts=drafts)
     assert run(engine, prompt_of(n, n), 10) == expected_tokens(prompt_of(n, n), 10, windows)
     engine.close()
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,), (STATE,), (STATE, 0)])
-def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> None:
-    engine = make_engine(windows)
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...], drafts: bool) -> None:
+    engine = make_engine(windows, drafts=drafts)
     history: list[int] = []
     for turn in range(4):
         known = len(history)
@@ -119,11 +134,12 @@ def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> 
     engine.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_histories_give_the_cold_answer(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(9))
+def test_random_histories_give_the_cold_answer(seed: int, drafts: bool) -> None:
     rng = random.Random(seed)
-    windows = rng.choice([(0,), (0, 40), (64,), (0, 33, 128), (STATE,), (STATE, 0, 40)])
-    engine = make_engine(windows, n_ctx=rng.choice([100, 256]), chunk=rng.choice([3, 32, 64]))
+    kinds = [(0,), (0, 40), (64,), (0, 33, 128), (STATE,), (STATE, 0, 40)]
+    windows = rng.choice(kinds) if seed < 6 else [(PACKED, 0), (PACKED, 0, 40), (STATE, PACKED, 0)][seed - 6]
+    engine = make_engine(windows, n_ctx=rng.choice([100, 256]), chunk=rng.choice([3, 32, 64]), drafts=drafts)
     histories: list[list[int]] = [[]]
     for _ in range(25):
         history = list(rng.choice(histories))
@@ -138,9 +154,9 @@ def test_random_histories_give_the_cold_answer(seed: int) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
-def test_interleaved_answers_do_not_disturb_each_other(windows: tuple[int, ...]) -> None:
-    engine = make_engine(windows, n_ctx=256, n_blocks=(40,) * len(windows))
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (PACKED, 0)])
+def test_interleaved_answers_do_not_disturb_each_other(windows: tuple[int, ...], drafts: bool) -> None:
+    engine = make_engine(windows, n_ctx=256, n_blocks=(40,) * len(windows), drafts=drafts)
     prompts = [prompt_of(1, 40) + prompt_of(s, 10) for s in range(5)]
     iterators = [engine.generate(prompt, Greedy(), max_tokens=50) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
@@ -193,11 +209,11 @@ def test_a_prompt_longer_than_the_context_is_an_error_with_both_counts(engine: E
         next(engine.score(prompt_of(1, n), lambda start, logits: start))
 
 
-def test_end_of_generation_ids_end_the_answer() -> None:
+def test_end_of_generation_ids_end_the_answer(drafts: bool) -> None:
     prompt = prompt_of(1, 20)
     reply = expected_tokens(prompt, 30)
     end = reply.index(reply[12])
-    engine = make_engine(eog_ids=[reply[12]])
+    engine = make_engine(eog_ids=[reply[12]], drafts=drafts)
     steps = list(engine.generate(prompt, Greedy()))
     assert [s.token for s in steps] == reply[: end + 1]
     assert steps[-1].finish_reason == "stop"
@@ -315,8 +331,8 @@ def test_answers_share_their_steps_and_each_is_as_if_alone(engine: Engine) -> No
     assert len(engine.executor.batches) < 8 * 30 / 2
 
 
-def test_a_long_prompt_does_not_stop_the_answers_of_others() -> None:
-    engine = make_engine(n_ctx=4096, chunk=512)
+def test_a_long_prompt_does_not_stop_the_answers_of_others(drafts: bool) -> None:
+    engine = make_engine(n_ctx=4096, chunk=512, drafts=drafts)
     prompts = [prompt_of(1, 10), prompt_of(2, 2000)]
     assert run_together(engine, prompts, 40) == [expected_tokens(prompt, 40) for prompt in prompts]
     mixed = [n for n in engine.executor.batches if 2 < n < 512]
@@ -324,9 +340,9 @@ def test_a_long_prompt_does_not_stop_the_answers_of_others() -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
-def test_short_prompts_do_not_wait_for_a_long_one_and_do_not_stop_it(windows: tuple[int, ...]) -> None:
-    engine = make_engine(windows, n_ctx=4096, chunk=64, n_blocks=(400,) * len(windows))
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (PACKED, 0)])
+def test_short_prompts_do_not_wait_for_a_long_one_and_do_not_stop_it(windows: tuple[int, ...], drafts: bool) -> None:
+    engine = make_engine(windows, n_ctx=4096, chunk=64, n_blocks=(400,) * len(windows), drafts=drafts)
     engine.executor.pause_s = 0.002
     long, answers = prompt_of(1, 3900), []
     reading = threading.Thread(target=lambda: answers.append(run(engine, long, 4)))
@@ -362,9 +378,9 @@ def test_requests_that_lack_blocks_are_not_woken_by_one_that_was_only_opened(mon
     assert [part.request for part in parts] == [oldest]
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0)])
-def test_one_prompt_asked_many_times_at_once_is_computed_once(windows: tuple[int, ...]) -> None:
-    engine = make_engine(windows, n_ctx=512, chunk=512, n_blocks=(60,) * len(windows))
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (PACKED, 0)])
+def test_one_prompt_asked_many_times_at_once_is_computed_once(windows: tuple[int, ...], drafts: bool) -> None:
+    engine = make_engine(windows, n_ctx=512, chunk=512, n_blocks=(60,) * len(windows), drafts=drafts)
     prompt = prompt_of(1, 200)
     assert run_together(engine, [prompt] * 6, 10) == [expected_tokens(prompt, 10, windows)] * 6
     assert sum(engine.executor.batches) < 200 + 6 * (BLOCK_TOKENS + 10)
@@ -523,9 +539,12 @@ def test_scores_are_the_logits_of_every_position(engine: Engine, n: int) -> None
     engine.cache.check([])
 
 
-def test_scoring_goes_on_after_its_blocks_were_given_away(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("windows", [(0,), (PACKED, 0)])
+def test_scoring_goes_on_after_its_blocks_were_given_away(
+    windows: tuple[int, ...], drafts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scheduler, "IDLE_S", 0.01)
-    engine = make_engine(n_ctx=320)
+    engine = make_engine(windows, n_ctx=320, drafts=drafts)
     tokens = prompt_of(3, 300)
     scores = engine.score(tokens, lambda start, logits: (start, logits.copy()))
     parts = [next(scores) for _ in range(8)]
@@ -537,6 +556,7 @@ def test_scoring_goes_on_after_its_blocks_were_given_away(monkeypatch: pytest.Mo
     engine.close()
 
 
+@pytest.mark.parametrize("drafts", [False], indirect=True)
 def test_timings_add_up(engine: Engine) -> None:
     engine.executor.pause_s = 0.005
     steps = list(engine.generate(prompt_of(1, 40), Greedy(), max_tokens=6))
@@ -565,9 +585,13 @@ def test_close_frees_the_executor_and_later_use_is_a_named_error(engine: Engine)
 
 
 def test_no_thread_stays_behind_an_answer(engine: Engine) -> None:
-    run(engine, [1, 2, 3], 4)
-    wait_until_idle(engine)
-    until(lambda: not any(t.name == "edgellm-engine" for t in threading.enumerate()))
+    answer = engine.generate([1, 2, 3], Greedy(), max_tokens=4)
+    next(answer)
+    thread = engine._thread
+    assert len(list(answer)) == 3
+    if thread is not None:
+        thread.join(HANG_S)
+    assert engine._thread is None and not any(t.name == "edgellm-engine" for t in threading.enumerate())
 
 
 def test_async_for_gives_the_same_steps(engine: Engine) -> None:
@@ -615,10 +639,11 @@ def test_a_cancel_flag_stops_an_async_answer(engine: Engine) -> None:
     assert asyncio.run(main()) == [None, None, None, "cancelled"]
 
 
+@pytest.mark.parametrize("windows", [(0, 40), (PACKED, 0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_clients_that_come_and_go_leave_nothing_behind(seed: int) -> None:
+def test_clients_that_come_and_go_leave_nothing_behind(seed: int, windows: tuple[int, ...], drafts: bool) -> None:
     """Threads that cancel at random points; those that stay get the answer they would get alone."""
-    engine = make_engine((0, 40), n_ctx=256, n_blocks=(20, 20))
+    engine = make_engine(windows, n_ctx=256, n_blocks=(20, 20), drafts=drafts)
     wrong: list[object] = []
 
     def client(number: int) -> None:
@@ -632,7 +657,7 @@ def test_clients_that_come_and_go_leave_nothing_behind(seed: int) -> None:
                 if len(answer) == leave:
                     break
                 answer.append(step.token)
-            if answer != expected_tokens(prompt, len(answer), (0, 40)):
+            if answer != expected_tokens(prompt, len(answer), windows):
                 wrong.append((number, prompt))
 
     threads = [threading.Thread(target=client, args=(i,)) for i in range(6)]
@@ -715,7 +740,7 @@ class InterruptibleExecutor(FakeExecutor):
         return self.run(batch)
 
 
-@pytest.fixture(params=[(0,), (STATE, 0)])
+@pytest.fixture(params=[(0,), (STATE, 0), (PACKED, 0)])
 def serving(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """As a server has it, at the beginning of the second step of a prompt."""
     program = fake_program(request.param)
@@ -730,7 +755,8 @@ def serving(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def test_a_lone_prompt_gives_way_at_the_next_look_and_once(serving: Engine) -> None:
-    windows = tuple(STATE if group.kind == "state" else 0 for group in serving.cache.pool.groups)
+    kinds = {"state": STATE, "newest": PACKED}
+    windows = tuple(kinds.get(group.kind, 0) for group in serving.cache.pool.groups)
     prompt, answers, executor = prompt_of(1, 3000), {}, serving.executor
     assert isinstance(executor, InterruptibleExecutor)
     newcomers: list[threading.Thread] = []

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, STATE, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
+from fake_executor import N_VOCAB, PACKED, STATE, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
 
 from edgellm.engine.cache import KVCache, Sequence, n_blocks_of, pool_blocks
 from edgellm.formats.errors import ContextFullError
 from edgellm.kernels.kv import BLOCK_TOKENS, CachePool, KVLayer, pool_nbytes
 from edgellm.kernels.program import Batch
 
-WINDOWS = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,), (STATE,), (STATE, 0), (STATE, 0, 40), (STATE, 33)]
+PLAIN = [(0,), (0, 40), (64,), (0, 33, 128), (0, 1), (31,), (STATE,), (STATE, 0), (STATE, 0, 40), (STATE, 33)]
+WINDOWS = [*PLAIN, (PACKED, 0), (PACKED, 0, 40), (PACKED, 64), (STATE, PACKED, 0)]
 
 
 class Runner:
@@ -104,7 +105,7 @@ def test_the_second_turn_computes_only_what_is_new(windows: tuple[int, ...]) -> 
         runner.cache.check([])
 
 
-@pytest.mark.parametrize("windows", [(0, 40), (64,), (0, 33, 128), (STATE, 0)])
+@pytest.mark.parametrize("windows", [(0, 40), (64,), (0, 33, 128), (STATE, 0), (PACKED, 0), (STATE, PACKED, 0)])
 def test_another_reply_to_the_same_prompt_reuses_the_prompt(windows: tuple[int, ...]) -> None:
     runner = Runner(windows, n_ctx=1024, n_blocks=pool_blocks(fake_layers(windows), 1024, 48))
     prompt = tokens_of(3, 300)
@@ -176,7 +177,7 @@ def test_a_step_that_is_accepted_in_part_leaves_no_trace(windows: tuple[int, ...
     runner.feed(sequence, [*text, 1])
 
 
-@pytest.mark.parametrize("windows", [(STATE,), (STATE, 0)])
+@pytest.mark.parametrize("windows", [(STATE,), (STATE, 0), (STATE, PACKED, 0)])
 def test_a_prompt_that_leaves_a_known_one_gets_a_snapshot_there(windows: tuple[int, ...]) -> None:
     runner = Runner(windows, n_ctx=1024)
     common = tokens_of(1, 210)
@@ -216,7 +217,7 @@ def test_two_that_go_on_from_one_snapshot_do_not_disturb_each_other_when_the_tre
     runner.feed(other, [*prompt, 2, 5, 6])
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (STATE, 0, 40)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (STATE, 0, 40), (PACKED, 0), (STATE, PACKED, 0)])
 def test_a_copy_that_fails_midway_holds_nothing(windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     text = tokens_of(1, 50)
     for n_good in range(len(set(windows) - {STATE})):
@@ -236,7 +237,7 @@ def test_a_copy_that_fails_midway_holds_nothing(windows: tuple[int, ...], monkey
         runner.feed(sequence, [*text, 1])
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (STATE,)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (STATE, 0), (STATE,), (PACKED, 0), (STATE, PACKED, 0)])
 def test_what_is_put_back_in_part_is_found_as_far_as_it_is_whole(windows: tuple[int, ...]) -> None:
     text, source = tokens_of(1, 100), Runner(windows)
     sequence = source.cache.open(text)
@@ -359,7 +360,7 @@ def test_random_histories_in_a_small_pool(windows: tuple[int, ...], seed: int) -
     assert runner.cache.n_used() == (0,) * len(set(windows))
 
 
-@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,), (0, 512, 4096)])
+@pytest.mark.parametrize("windows", [(0,), (0, 40), (64,), (0, 512, 4096), (PACKED, 0)])
 @pytest.mark.parametrize("n_ctx", [1, 32, 33, 500])
 def test_the_pool_size_is_enough_for_one_whole_context(windows: tuple[int, ...], n_ctx: int) -> None:
     runner = Runner(windows, n_ctx=n_ctx, chunk=48)

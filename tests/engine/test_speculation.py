@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fake_executor import (
     N_VOCAB,
+    PACKED,
     STATE,
     FakeExecutor,
     expected_logits,
@@ -20,6 +21,7 @@ from fake_executor import (
     fake_pool,
     fake_program,
 )
+from speculation_trials import Oracle
 from test_engine import HANG_S, Greedy, prompt_of, wait_until_idle
 
 from edgellm.engine import engine as engine_module
@@ -31,7 +33,7 @@ from edgellm.formats.errors import NumericError
 from edgellm.kernels.program import Batch
 from edgellm.sampling import Sampler, SamplingParams
 
-WINDOWS = [(0,), (0, 40), (33,), (STATE, 0)]
+WINDOWS = [(0,), (0, 40), (33,), (STATE, 0), (PACKED, 0), (STATE, PACKED, 0)]
 
 
 class Scripted(Greedy):
@@ -50,19 +52,8 @@ class Scripted(Greedy):
         self.n += 1
 
 
-class Oracle:
-    """Knows how texts go on, and errs now and then."""
-
-    def __init__(self, texts: Sequence[Sequence[int]], right: float = 0.8, seed: int = 0) -> None:
-        self.texts, self.right, self.rng = [list(text) for text in texts], right, random.Random(seed)
-
-    def draft(self, tokens: Sequence[int], n: int) -> list[int]:
-        known = next(text for text in self.texts if text[: len(tokens)] == list(tokens))
-        draft = known[len(tokens) : len(tokens) + self.rng.randint(0, n)]
-        return [t if self.rng.random() < self.right else (t + 1) % N_VOCAB for t in draft]
-
-    def settle(self, gain: float) -> None:
-        pass
+def oracle(texts: Sequence[Sequence[int]], right: float = 0.8, seed: int = 0) -> Oracle:
+    return Oracle(N_VOCAB, texts, right, seed)
 
 
 def make_engine(
@@ -115,7 +106,7 @@ def test_a_rejected_token_that_is_looked_at_fails_in_the_fake_executor() -> None
 def test_the_answer_is_that_of_plain_decoding(windows: tuple[int, ...], chunk: int, right: float) -> None:
     prompt = prompt_of(1, 50)
     expected = expected_tokens(prompt, 120, windows)
-    engine = make_engine(lambda: Oracle([prompt + expected], right), windows, chunk=chunk)
+    engine = make_engine(lambda: oracle([prompt + expected], right), windows, chunk=chunk)
     tokens = run(engine, prompt, 120)
     assert [token.token for token in tokens] == expected
     assert [token.timings.generation_n for token in tokens] == list(range(1, 121))
@@ -156,7 +147,7 @@ def test_samplers_at_one_seed_choose_the_same_with_the_same_log_probabilities(op
         return [token.choice for token in tokens]
 
     plain = choices(None)
-    assert choices(lambda: Oracle([prompt + [choice.token for choice in plain]])) == plain
+    assert choices(lambda: oracle([prompt + [choice.token for choice in plain]])) == plain
 
 
 @pytest.mark.usefixtures("all_drafts")
@@ -164,7 +155,7 @@ def test_samplers_at_one_seed_choose_the_same_with_the_same_log_probabilities(op
 def test_limits_the_end_of_the_context_and_stop_ids_hold_inside_a_draft(n: int) -> None:
     prompt = prompt_of(3, 512 - n)
     expected = expected_tokens(prompt, n + 1)
-    engine = make_engine(lambda: Oracle([prompt + expected_tokens(prompt, 99)], 1.0))
+    engine = make_engine(lambda: oracle([prompt + expected_tokens(prompt, 99)], 1.0))
     for limit, length, reason in ((None, n + 1, "context_full"), (n, n, "length")):
         tokens = run(engine, prompt, limit)
         assert [token.token for token in tokens] == expected[:length]
@@ -181,7 +172,7 @@ def test_limits_the_end_of_the_context_and_stop_ids_hold_inside_a_draft(n: int) 
 def test_the_prefix_cache_holds_the_answer_and_nothing_that_was_rejected(windows: tuple[int, ...]) -> None:
     prompt = prompt_of(4, 40)
     expected = expected_tokens(prompt, 100, windows)
-    engine = make_engine(lambda: Oracle([prompt + expected], 0.6), windows)
+    engine = make_engine(lambda: oracle([prompt + expected], 0.6), windows)
     assert [token.token for token in run(engine, prompt, 100)] == expected
     wait_until_idle(engine)
     engine.cache.check([])
@@ -205,7 +196,7 @@ def test_answers_beside_each_other_are_those_they_give_alone(windows: tuple[int,
     prompts = [prompt_of(seed, 100) for seed in range(3)]
     expected = [expected_tokens(prompt, 160, windows) for prompt in prompts]
     texts = [prompt + answer for prompt, answer in zip(prompts, expected, strict=True)]
-    engine = make_engine(lambda: Oracle(texts, 0.7), windows, n_ctx=320, n_blocks=(n_blocks,) * len(windows))
+    engine = make_engine(lambda: oracle(texts, 0.7), windows, n_ctx=320, n_blocks=(n_blocks,) * len(windows))
     got: dict[int, list[int]] = {}
 
     def ask(i: int) -> None:
@@ -222,7 +213,7 @@ def test_answers_beside_each_other_are_those_they_give_alone(windows: tuple[int,
 def test_an_answer_that_is_preempted_between_two_drafts_goes_on_as_before() -> None:
     prompt = prompt_of(5, 70)
     expected = expected_tokens(prompt, 150)
-    engine = make_engine(lambda: Oracle([prompt + expected]))
+    engine = make_engine(lambda: oracle([prompt + expected]))
     answer = engine.generate(prompt, Greedy(), max_tokens=150)
     got = []
     for i, token in enumerate(answer):
@@ -241,7 +232,7 @@ def test_an_answer_that_is_preempted_between_two_drafts_goes_on_as_before() -> N
 def test_a_caller_that_leaves_in_the_middle_leaves_nothing_behind(n: int) -> None:
     prompt = prompt_of(6, 40)
     expected = expected_tokens(prompt, 200)
-    engine = make_engine(lambda: Oracle([prompt + expected]))
+    engine = make_engine(lambda: oracle([prompt + expected]))
     answer, cancel = engine.generate(prompt, Greedy(), max_tokens=200), threading.Event()
     assert [next(answer).token for _ in range(n)] == expected[:n]
     answer.close()
@@ -270,7 +261,7 @@ def test_nan_behind_a_token_that_was_only_guessed_is_nobodys_error() -> None:
         def draft(self, tokens: Sequence[int], n: int) -> list[int]:
             return [*super().draft(tokens, min(n, 3)), poison][:n]
 
-    engine = make_engine(lambda: Poisoner([prompt + expected], 1.0))
+    engine = make_engine(lambda: Poisoner(N_VOCAB, [prompt + expected], 1.0))
     engine.executor.poisonous = poison
     assert [token.token for token in run(engine, prompt, 60)] == expected
     engine.executor.poison = True
@@ -284,7 +275,7 @@ def test_a_sampler_that_fails_inside_a_draft_fails_after_the_tokens_before_it() 
     prompt = prompt_of(7, 20)
     expected = expected_tokens(prompt, 60)
     sampler = Scripted(expected[:41])  # an IndexError behind them
-    engine = make_engine(lambda: Oracle([prompt + expected], 1.0))
+    engine = make_engine(lambda: oracle([prompt + expected], 1.0))
     got = []
     with pytest.raises(IndexError):
         for token in engine.generate(prompt, sampler, max_tokens=60):
@@ -295,7 +286,7 @@ def test_a_sampler_that_fails_inside_a_draft_fails_after_the_tokens_before_it() 
 
 
 def test_an_answer_with_a_hook_is_not_drafted() -> None:
-    engine = make_engine(lambda: Oracle([prompt_of(8, 20) + expected_tokens(prompt_of(8, 20), 30)], 1.0))
+    engine = make_engine(lambda: oracle([prompt_of(8, 20) + expected_tokens(prompt_of(8, 20), 30)], 1.0))
     tokens = run(engine, prompt_of(8, 20), 30, hook=lambda i, op, read: None)
     assert [token.token for token in tokens] == expected_tokens(prompt_of(8, 20), 30)
     assert tokens[-1].timings.drafted_n == 0
@@ -307,7 +298,7 @@ def test_an_answer_with_a_hook_is_not_drafted() -> None:
 def test_clients_that_come_and_go_get_the_answers_that_they_would_get_alone(seed: int) -> None:
     windows = (0, 40)
     texts = [p + expected_tokens(p, 30, windows) for p in (prompt_of(s, n) for s in range(3) for n in (1, 9, 40, 90))]
-    engine = make_engine(lambda: Oracle(texts, 0.7, seed), windows, n_ctx=256, n_blocks=(16, 16))
+    engine = make_engine(lambda: oracle(texts, 0.7, seed), windows, n_ctx=256, n_blocks=(16, 16))
     wrong: list[object] = []
 
     def client(number: int) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_executor import N_VOCAB, STATE, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
+from fake_executor import N_VOCAB, PACKED, STATE, FakeExecutor, expected_logits, fake_layers, fake_pool, fake_program
+from speculation_trials import Oracle
 
 from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
@@ -19,7 +20,7 @@ from edgellm.formats.errors import EdgeLLMError, NumericError
 from edgellm.sampling import AllowedTokens, Sampler, SamplingParams
 
 EOG = 96
-WINDOWS = [(0,), (0, 40), (STATE, 0)]
+WINDOWS = [(0,), (0, 40), (STATE, 0), (PACKED, 0)]
 HANG_S = 60.0
 CHAINS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
@@ -75,20 +76,6 @@ class Rule:
         if token not in self.choices(self.tokens):
             raise EdgeLLMError(f"{token} may not come")
         self.tokens.append(token)
-
-
-class Guesser:
-    """Drafts what a plain run gave, with errors, and tokens that no mask allows."""
-
-    def __init__(self, text: Sequence[int], right: float, seed: int = 0) -> None:
-        self.text, self.right, self.rng = list(text), right, random.Random(seed)
-
-    def draft(self, tokens: Sequence[int], n: int) -> list[int]:
-        known = self.text[len(tokens) : len(tokens) + self.rng.randint(0, n)]
-        return [t if self.rng.random() < self.right else self.rng.randrange(N_VOCAB) for t in known]
-
-    def settle(self, gain: float) -> None:
-        pass
 
 
 def make_engine(
@@ -155,7 +142,7 @@ def test_forced_tokens_are_those_that_would_have_been_sampled(chain: str, window
 def test_drafts_change_no_token(chain: str, windows: tuple[int, ...], right: float, forces: bool) -> None:
     prompt = prompt_of(5)
     plain = tokens_of(answer(make_engine(windows), prompt, Rule(forces=False), chain))
-    engine = make_engine(windows, lambda: Guesser(prompt + plain, right))
+    engine = make_engine(windows, lambda: Oracle(N_VOCAB, [prompt + plain], right))
     items = answer(engine, prompt, Rule(forces=forces), chain)
     assert tokens_of(items) == plain
     drafted, accepted = items[-1].timings.drafted_n, items[-1].timings.accepted_n

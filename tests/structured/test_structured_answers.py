@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
-from speculation_trials import free_drafts
+from speculation_trials import Oracle, free_drafts
 
 import edgellm
 from edgellm.engine.scheduler import Scheduler
@@ -75,20 +74,6 @@ def test_forced_tokens_and_reports_change_no_token(
     assert ask(llm, **sampling).tokens == quick.tokens
 
 
-class Guesser:
-    """Knows how the answer goes on, and errs."""
-
-    def __init__(self, text: Sequence[int], right: float, n_vocab: int) -> None:
-        self.text, self.right, self.n_vocab, self.rng = list(text), right, n_vocab, random.Random(1)
-
-    def draft(self, tokens: Sequence[int], n: int) -> list[int]:
-        known = self.text[len(tokens) : len(tokens) + n]
-        return [t if self.rng.random() < self.right else self.rng.randrange(self.n_vocab) for t in known]
-
-    def settle(self, gain: float) -> None:
-        pass
-
-
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
 @pytest.mark.parametrize("begins", [None, "e"])
 def test_speculation_changes_no_token(
@@ -97,10 +82,10 @@ def test_speculation_changes_no_token(
     grammar = compile_grammar(llm.tokenizer, json_schema=FORM, begins=begins)
     options = {"response_format": None, "grammar": grammar, **sampling}
     plain = ask(llm, **options)
-    text = [*llm.prompt_ids("the"), *plain.tokens]
+    text, n_vocab = [*llm.prompt_ids("the"), *plain.tokens], llm.tokenizer.n_vocab
     monkeypatch.setattr(Scheduler, "_tokens_per_s", lambda self, n: n)
     for right in (0.6, 1.0):
-        monkeypatch.setattr(llm.engine, "_drafter", lambda right=right: Guesser(text, right, llm.tokenizer.n_vocab))
+        monkeypatch.setattr(llm.engine, "_drafter", lambda right=right: Oracle(n_vocab, [text], right))
         for forced in (True, False):
             with monkeypatch.context() as patch:
                 if not forced:
