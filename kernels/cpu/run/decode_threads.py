@@ -1,27 +1,46 @@
-"""How many threads decode fastest: found while the first tokens are made, then kept.
+"""How many threads decode fastest: measured while answers are made, and again when something may have changed.
 
 Decoding waits for memory, which fewer threads than there are cores often fill. Each one more is one more to wait for
-in every meeting, and the slowest core decides: so on many or on unequal cores fewer threads are faster.
+in every meeting, and the slowest core decides: so fewer threads are faster on many or on unequal cores, and while
+another program has a part of one. Sizes of the team are tried in rounds:
+
+    the first round     all sizes, from all threads down, until fewer are much slower
+    a round after that  the size that is kept, and the next above and below: when steps have become slower, maybe by
+                        another program, and now and then while some threads are left out, for it may have gone
+
+Rounds that change nothing come ever more seldom and cost about 1 % of the time. Bits do not depend on the number.
 """
 
 from __future__ import annotations
 
+from math import inf
 from time import perf_counter
 from types import TracebackType
 from typing import Protocol
 
-LEAST_TO_TRY = 4
-"""With fewer threads than this all of them are taken."""
-
 SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
-"""Of all threads, in the order of the trials; they end where less is much slower."""
+"""The sizes: shares of all threads."""
 
-WARM_UP, TIMED = 2, 4
-"""Calls of a trial: first workers wake and pages come in, then the least time of a step counts."""
+SAMPLE_S = 0.02
+"""Steps are one sample until they have taken so long: others come and go in slices of a few milliseconds."""
 
-MUCH_SLOWER = 1.2
-FASTER = 0.97
-"""Fewer threads are taken when a step takes at most this part of what it takes with more."""
+SAMPLES = 5
+"""The mean of so many without the slowest, which may have waited for a disk, is the time of a step."""
+
+WARM_UP, WARM_UP_AT_FIRST = 1, 2
+"""Samples that do not count after a change of size, while workers wake or fall asleep, and while the file comes in."""
+
+MUCH_SLOWER, LEAST_SAMPLES = 1.2, 2
+"""After so few samples, each so much slower than the best, a size is given up, and with it those below."""
+
+FASTER = 0.95
+"""A step must take at most this part of its time for another size to be taken."""
+
+SLOWED = 1.25
+"""Steps that take so much longer than they did are worth a round."""
+
+SOON, LATE = 40, 240
+"""Samples from one round to the next: after a change, about a second, and at most."""
 
 
 class Team(Protocol):
@@ -32,18 +51,24 @@ class Team(Protocol):
 
 
 class DecodeThreads:
-    """Within ``with``, which holds one or several steps of one token, a team has as many threads as decode fastest."""
+    """Within ``with``, which holds one or several decode steps, a team has as many threads as decode fastest.
+
+    n       threads of the next steps
+    kept    the best of the last round
+    found   whether there was a round
+    """
 
     def __init__(self, team: Team) -> None:
-        self._team, most = team, team.n_threads
-        sizes = dict.fromkeys(max(1, round(most * share)) for share in SHARES) if most >= LEAST_TO_TRY else [most]
-        self._left = list(sizes)
-        self._times: dict[int, float] = {}
-        self._calls = 0
-        self._started = 0.0
-        self.n_steps = 1
-        self.n = self._left.pop(0)
-        self.found = not self._left
+        self._team = team
+        self._sizes = list(dict.fromkeys(max(1, round(team.n_threads * share)) for share in SHARES))
+        self.n = self.kept = team.n_threads
+        self.found = len(self._sizes) == 1
+        self.n_steps, self._started = 1, 0.0
+        self._seconds, self._n_taken, self._samples = 0.0, 0, list[float]()
+        self._warm_up = WARM_UP_AT_FIRST
+        self._left = [] if self.found else self._sizes[:]  # to be tried in this round, n first; none between rounds
+        self._times: dict[int, float] = {}  # of a step, by the sizes that were tried in it
+        self._usual, self._rest, self._rested = inf, SOON, 0  # seconds of a step; samples between rounds, and so far
 
     def __enter__(self) -> DecodeThreads:
         """``n_steps`` of what is returned may be set to how many were made."""
@@ -52,18 +77,57 @@ class DecodeThreads:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._team.at_once = self._team.n_threads
-        if kind is None and not self.found:
-            self.took((perf_counter() - self._started) / max(1, self.n_steps))
+        if kind is None:
+            self.took(perf_counter() - self._started, max(1, self.n_steps))
 
-    def took(self, seconds: float) -> None:
-        """Go on with the trials after a call whose steps took so long each."""
-        self._calls += 1
-        if self._calls > WARM_UP:
-            self._times[self.n] = min(seconds, self._times.get(self.n, seconds))
-        if self._calls < WARM_UP + TIMED:
+    def took(self, seconds: float, n_steps: int = 1) -> None:
+        """Go on after so many steps, which took so long together."""
+        self._seconds, self._n_taken = self._seconds + seconds, self._n_taken + n_steps
+        if self._seconds < SAMPLE_S or len(self._sizes) == 1:
+            return
+        sample, self._seconds, self._n_taken = self._seconds / self._n_taken, 0.0, 0
+        if self._warm_up:
+            self._warm_up -= 1
+            return
+        self._samples = [*self._samples[1 - SAMPLES :], sample]
+        time = (sum(self._samples) - max(self._samples)) / (SAMPLES - 1)
+        if len(self._samples) < SAMPLES:
+            if len(self._samples) < LEAST_SAMPLES or not self._gives_up(time := min(self._samples)):
+                return
+            self._left = [n for n in self._left if n >= self.n]
+        if self._left:
+            self._tried(time)
+        else:
+            self._watch(time)
+
+    def _gives_up(self, time: float) -> bool:
+        """Whether the size that is tried is much slower than one before it in this round."""
+        return bool(self._left) and time > MUCH_SLOWER * min(self._times.values(), default=inf)
+
+    def _tried(self, time: float) -> None:
+        """Within a round: go on to the next size, or end it with the best."""
+        self._times[self.n] = time
+        self._left.remove(self.n)
+        if self._left:
+            self._use(self._left[0])
             return
         best, *others = self._times
         for n in others:
             best = n if self._times[n] < FASTER * self._times[best] else best
-        self.found = not self._left or self._times[self.n] > MUCH_SLOWER * self._times[best]
-        self.n, self._calls = best if self.found else self._left.pop(0), 0
+        self._rest = SOON if best != self.kept or not self.found else min(2 * self._rest, LATE)
+        self.kept, self.found, self._usual, self._rested = best, True, self._times[best], 0
+        self._use(best)
+
+    def _watch(self, time: float) -> None:
+        """Between two rounds: begin one where it may be worth it."""
+        self._usual, self._rested = min(self._usual, time), self._rested + 1
+        if self._rested >= self._rest and (time > SLOWED * self._usual or self.kept < self._team.n_threads):
+            i = self._sizes.index(self.kept)
+            self._left = [self.kept, *self._sizes[max(0, i - 1) : i], *self._sizes[i + 1 : i + 2]]
+            self._times = {}
+            self._use(self.kept)
+
+    def _use(self, n: int) -> None:
+        """Go on with this size, and with no sample of another."""
+        self._warm_up = 0 if n == self.n else WARM_UP
+        self.n, self._samples = n, []

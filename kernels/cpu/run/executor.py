@@ -112,7 +112,7 @@ class CPUExecutor:
                 table.rows[row, field] = addresses[name]
         self._use(self._plain)
         self._team: ThreadTeam = ThreadTeam(addresses, n_threads, self._code) if beside is None else beside._team
-        self._decode_threads = DecodeThreads(self._team)
+        self._decode_threads: dict[int, DecodeThreads] = {}
         self._end_threads = weakref.finalize(self, self._team.close if beside is None else _nothing)
         self._step = StepRecord(program, max_tokens, n_threads)
         self._has_state = any(group.kind == "state" for group in program.groups)
@@ -131,8 +131,14 @@ class CPUExecutor:
 
     @property
     def settled(self) -> bool:
-        """Whether the number of threads that decodes fastest is found: until then steps of one token try others."""
-        return self._decode_threads.found
+        """Whether the numbers of threads that decode fastest are found: until then decode steps try others."""
+        return all(threads.found for threads in self._decode_threads.values())
+
+    def decode_threads(self, n_tokens: int) -> DecodeThreads:
+        """The number of threads of decode steps of so many tokens: the more, the less they wait for memory."""
+        if n_tokens not in self._decode_threads:
+            self._decode_threads[n_tokens] = DecodeThreads(self._team)
+        return self._decode_threads[n_tokens]
 
     def leave_experts_in_file(self) -> None:
         """For a model that is larger than memory: a step fetches the experts that it is sent to (experts_ahead.py)."""
@@ -160,10 +166,9 @@ class CPUExecutor:
         """Logits (n_outputs, n_vocab) float32, or hidden states, valid until the next call; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        if len(batch) > 1 or hook is not None:
+        n, decodes = len(batch), hook is None and not batch.hidden
+        with self.decode_threads(n) if decodes and n <= MAX_OUTPUTS and batch.outputs.all() else nullcontext():
             return self._run(batch, hook)
-        with self._decode_threads:
-            return self._run(batch, None)
 
     def _run(self, batch: Batch, hook: Hook | None) -> np.ndarray:
         self._use_for(batch)
@@ -308,8 +313,8 @@ class CPUExecutor:
             self._step.angle_nbytes,
             stops,
         )
-        with self._decode_threads if n == 1 else nullcontext(self._decode_threads) as trial:
-            n_made = trial.n_steps = self._team.decode(*arguments)
+        with self.decode_threads(n) as threads:
+            n_made = threads.n_steps = self._team.decode(*arguments)
         return [n_made - (draw.tokens(n_made)[-1] < 0) for draw in draws]
 
     # ---- as a part of a program that is split ------------------------------------------------------------------------

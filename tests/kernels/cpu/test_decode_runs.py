@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -24,6 +25,7 @@ from edgellm.kernels.cpu.run.attention_work import AttentionWork, _visible_cuts_
 from edgellm.kernels.cpu.run.draw import MAX_STEPS, CPUDraw, CPUTokenDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.run.step import ROPE_RUN
+from edgellm.kernels.cpu.run.threads import ThreadTeam
 from edgellm.kernels.draw import Drawn, DrawSpec, Link, TokenDraw
 from edgellm.kernels.program import Batch, Program
 from edgellm.models import build_program
@@ -146,6 +148,55 @@ def test_sequences_that_decode_together_draw_the_tokens_of_single_steps(
         np.testing.assert_array_equal(mine, theirs)
     for executor in (singles, together):
         executor.close()
+
+
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads of each job that teams are given from now on."""
+    used, announce = list[int](), ThreadTeam._announce
+
+    def noting(team: ThreadTeam, *job: int) -> None:
+        used.append(team.at_once)
+        announce(team, *job)
+
+    monkeypatch.setattr(ThreadTeam, "_announce", noting)
+    return used
+
+
+def test_the_number_of_threads_may_change_from_call_to_call_and_no_bit_with_it(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, changing = three(program, 1), three(program, 3)
+    sizes, used = itertools.cycle((3, 1, 2, 2)), announced(monkeypatch)
+    threads = changing.decode_threads(3)
+    monkeypatch.setattr(threads, "took", lambda *_: setattr(threads, "n", next(sizes)))
+    expected, found = draws(alone), draws(changing)
+    tokens, n = [9, 10, 11], 0
+    while n < N_TOGETHER:
+        first = next_tokens(program, tokens, n)
+        made = alone.decode_together(first, 5, expected, [[]] * 3)
+        assert changing.decode_together(first, made[0], found, [[]] * 3) == made
+        assert [told(draw, made[0]) for draw in found] == [told(draw, made[0]) for draw in expected]
+        tokens, n = [draw.tokens(made[0])[-1] for draw in expected], n + made[0]
+        np.testing.assert_array_equal(
+            changing.run(next_tokens(program, tokens, n)), alone.run(next_tokens(program, tokens, n))
+        )
+    assert set(used) == {1, 2, 3}
+    for executor in (alone, changing):
+        executor.close()
+
+
+def test_prompts_have_all_threads_and_decode_steps_of_each_number_of_texts_a_number_of_their_own(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, used = three(program), announced(monkeypatch)
+    executor.decode_threads(3).n = 1
+    executor.decode_together(next_tokens(program, [9, 10, 11]), 1, draws(executor), [[]] * 3)
+    assert set(used) == {1}
+    used.clear()
+    executor.decode(one(next_tokens(program, [9, 10, 11]), 9, LENGTHS[0]), 1, greedy())
+    executor.run(sequences(program, LENGTHS, [0, 0, 0], 3 * N_CTX // 32))
+    assert set(used) == {2}
+    executor.close()
 
 
 def test_the_stop_id_of_one_ends_the_run_of_all(program: Program) -> None:
