@@ -101,7 +101,8 @@ def command(models: tuple[str, ...], more_models: tuple[str, ...], output: str, 
     for 16 texts together. A LIST is numbers with commas between, or a range such as 64-512*2. The warm-up is not
     counted. The last line of output is JSON under llama-bench's names. The column "bandwidth" is the share of this
     machine's memory bandwidth that decoding reaches: the bytes a token must read, against the best order to read them,
-    on a GPU against a plain copy of its memory. With --draft, answers to a text are measured too ("tg128 drafted").
+    on a GPU against a plain copy of its memory. With "1 of 2" threads decoding was faster with one.
+    With --draft, answers to a text are measured too ("tg128 drafted").
 
     \b
     Examples:
@@ -236,12 +237,13 @@ def _with_adapters(program: Program, make: Callable[..., Executor], options: dic
 
 def _cells(result: BenchResult, card: ModelCard, backend: str) -> list[str]:
     share = result.bandwidth_share
+    fewer = None if result.decode_threads == result.n_threads else result.decode_threads
     return [
         card.model_type,
         human_bytes(card.nbytes),
         human_count(card.n_params),
         backend,
-        str(result.n_threads),
+        str(result.n_threads) if fewer is None else f"{fewer} of {result.n_threads}",
         result.test.name,
         f"{result.mean:.2f} ± {result.deviation:.2f}",
         "-" if share is None else f"{share:.0%}",

@@ -78,6 +78,7 @@ class BenchResult:
                       not measured
     large_page_share  the part of the file that is mapped by large pages (formats/large_pages.py), None where not known
     cache_types       of keys and values
+    decode_threads    those that made tokens fastest of all, None where nothing was tried
     """
 
     test: BenchTest
@@ -87,6 +88,7 @@ class BenchResult:
     read_bandwidth: float | None
     large_page_share: float | None = None
     cache_types: tuple[str, str] = ("f16", "f16")
+    decode_threads: int | None = None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -114,7 +116,7 @@ class BenchResult:
     def record(
         self, card: ModelCard, n_ubatch: int = N_UBATCH, executor: str = "cpu", gpu_layers: GPULayers = "auto"
     ) -> dict[str, Any]:
-        """The result under llama-bench's JSON names, and our four about memory. -1 layers are as many as fit."""
+        """The result under llama-bench's JSON names, and our own at the end. -1 layers are as many as fit."""
         from importlib.metadata import version
 
         kind = executor_class(executor)
@@ -153,6 +155,7 @@ class BenchResult:
             "read_bandwidth": None if self.read_bandwidth is None else round(self.read_bandwidth),
             "bandwidth_share": None if self.bandwidth_share is None else round(self.bandwidth_share, 4),
             "large_page_share": None if self.large_page_share is None else round(self.large_page_share, 4),
+            "decode_threads": self.decode_threads,
         }
 
 
@@ -270,6 +273,8 @@ def _run_test(
         read_bandwidth,
         large_page_share(largest.pieces[0].data),
         next(((x.type_k, x.type_v) for x in program.cache_layers if isinstance(x, KVLayer)), ("f16", "f16")),
+        # most have nothing to choose
+        executor.decode_threads(test.n_parallel).kept if test.n_gen and hasattr(executor, "decode_threads") else None,
     )
 
 
@@ -281,11 +286,11 @@ def _read(executor: Executor, tokens: np.ndarray, start: int, n_ubatch: int, n_b
 
 
 def _warm_up(executor: Executor, tokens: np.ndarray, test: BenchTest, n_blocks: int) -> None:
-    """A few steps, and where one text grows as many as the executor needs to settle."""
+    """A few steps, and where texts grow as many as the executor needs to settle."""
     n = min(test.n_gen, 4)
     _generate(executor, tokens, test.n_depth, n, test.n_parallel, n_blocks)
-    while n and test.n_parallel == 1 and not getattr(executor, "settled", True):  # most have nothing to try
-        _generate(executor, tokens, test.n_depth, n, 1, n_blocks)
+    while n and not getattr(executor, "settled", True):  # most have nothing to try
+        _generate(executor, tokens, test.n_depth, n, test.n_parallel, n_blocks)
 
 
 def _generate(executor: Executor, tokens: np.ndarray, start: int, n: int, n_parallel: int, n_blocks: int) -> None:
