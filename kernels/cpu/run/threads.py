@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ class ThreadTeam:
         self._record = aligned_zeros(at.WORKERS + n_threads * at.LINE)
         self._fields = self._record.view(np.int64)
         self._fields[at.N_THREADS // 8] = n_threads
-        self._fields[at.YIELD // 8] = _sched_yield()
+        self._fields[at.YIELD // 8] = _yield_function()
         self._parked = np.zeros(max(n_threads, 1), np.int64)
         self._parked_view = self._parked[1:]
         self._record_address, self._parked_address = self._record.ctypes.data, self._parked.ctypes.data
@@ -122,8 +122,10 @@ class ThreadTeam:
                 thread.join(0.05)
 
 
-def _sched_yield() -> int:
-    """Address of the system's sched_yield, 0 where there is none."""
-    if os.name != "posix":
-        return 0
-    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+def _yield_function() -> int:
+    """Address of what lets another thread run on this core, which takes nothing and returns an int."""
+    if sys.platform == "win32":
+        function = ctypes.windll.kernel32.SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

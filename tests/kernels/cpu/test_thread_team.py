@@ -6,9 +6,11 @@ import ctypes
 import faulthandler
 import functools
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from edgellm.kernels.cpu.compile.kernel_table import TEAM
 from edgellm.kernels.cpu.lib import draw_layout, layout
 from edgellm.kernels.cpu.lib import team_layout as at
 from edgellm.kernels.cpu.lib.simd import atomic_add, atomic_load, load_i64, store_i64
+from edgellm.kernels.cpu.run import threads
 from edgellm.kernels.cpu.run.threads import ThreadTeam
 
 HANG_S = 300  # a hang, not slowness: the whole file takes seconds
@@ -241,6 +244,16 @@ def test_close_while_asleep_while_awake_and_before_the_first_run(n_threads: int)
         team.close()
         team.close()
         assert not any(thread.is_alive() for thread in team._threads)
+
+
+def test_a_thread_that_waits_for_long_gives_its_core_away_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    for platform in ("linux", "win32"):
+        function = ctypes.CDLL(None).getpid if platform == "win32" else ctypes.CDLL(None).sched_yield
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(
+            ctypes, "windll", SimpleNamespace(kernel32=SimpleNamespace(SwitchToThread=function)), raising=False
+        )
+        assert threads._yield_function() == ctypes.cast(function, ctypes.c_void_p).value
 
 
 def test_a_team_is_made_used_and_closed_many_times() -> None:
