@@ -277,7 +277,7 @@ def planned(program: Program, gguf: GGUFFile, options: LoadOptions) -> Plan:
     with contextlib.ExitStack() as opened:
         if (draft := hidden_draft(program, options)) is not None:
             opened.callback(draft.close)
-            program = tapped_for(draft, program, options)
+            program = tapped_for(draft, program)
         if options.has_adapters:
             program, adapters = with_adapters(program, options)
             opened.callback(adapters.close)
@@ -324,18 +324,17 @@ def hidden_draft(program: Program, options: LoadOptions) -> HiddenDraft | None:
     return HiddenDraft(gguf, made)
 
 
-def tapped_for(draft: HiddenDraft, program: Program, options: LoadOptions) -> Program:
-    """The program whose steps make what a draft reads. UnsupportedError on a GPU, which keeps none beside logits."""
+def tapped_for(draft: HiddenDraft, program: Program) -> Program:
+    """The program whose steps make what a draft reads."""
     from edgellm.models.drafts.features import with_features
 
-    if executors.is_gpu(options.executor):
-        raise _no_hidden_states(f"A draft of this kind ({draft.gguf.architecture})", options)
     return with_features(program, draft.made.features)
 
 
 def _no_hidden_states(what: str, options: LoadOptions) -> UnsupportedError:
     return UnsupportedError(
-        f"{what} needs hidden states beside logits, which the device {options.executor} does not keep. Take the CPU.",
+        f"{what} needs hidden states beside logits, which a model on the CPU and {options.executor} does not keep. Put "
+        "all layers on the GPU, or take the CPU.",
         code="NO_NEXTN",
     )
 

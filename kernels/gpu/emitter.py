@@ -127,7 +127,7 @@ class Lowering:
                 return False
             if name in (half for one in op.written_buffers() for half in (one, *self.halves(one))):
                 return True
-        return name != program.output
+        return name not in (program.output, program.hidden, program.tapped)
 
     def emit(
         self,

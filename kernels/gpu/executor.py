@@ -70,7 +70,8 @@ class GPUExecutor:
         self.program, self.max_tokens = program, max_tokens
         self.device = Device(adapters.choose(index), max_binding)
         self._end = weakref.finalize(self, self.device.close)
-        self._closed = self._is_waited_for = False
+        self._closed = self._is_waited_for = self.keeps_hidden = False
+        self._last, self._kept = _Last("", 0, 0), list[np.ndarray]()
         self._has_state = any(group.kind == "state" for group in program.groups)
         try:
             pool = GPUPool(self.device, program.cache_layers, n_blocks)
@@ -109,13 +110,14 @@ class GPUExecutor:
         """Logits (n_outputs, n_vocab) float32, or hidden states; see ``Executor``."""
         if self._closed:
             raise ClosedError("this executor was closed; load the model again")
-        form, n = self._form_of(batch), len(batch)
+        form, n, self._kept = self._form_of(batch), len(batch), []
         wanted = result_of(form.program, form.tail, hidden=batch.hidden)
         check_batch(batch, self.program, self.pool, self.max_tokens)
         rows = np.flatnonzero(batch.outputs).tolist()
         most = self._there.rows["outputs"]
         if self._there.step.begin(batch, rows[:most]):
             self._shapes.clear()
+        self._last = _Last(self.program.hidden, len(rows), n)
         if hook is not None:
             return self._run_hooked(batch, rows, hook, form)
         ops, tail, name, first_output = form.program.ops, form.tail, wanted.name, form.first_output_op
@@ -128,6 +130,7 @@ class GPUExecutor:
             before, after, rest = ops[:first_output], ops[first_output : wanted.end], ops[first_output:]
         elif len(rows) < n and tail.ops:
             before, after, rest, name = ops[: tail.start], tail.ops[: wanted.tail_end], tail.ops, wanted.tail_name
+            self._last = self._last._replace(hidden=tail.names.get(self._last.hidden, self._last.hidden))
         counts = counts_of(batch, min(len(rows), most), self.program)
         if batch.embeddings is not None:
             looked_up, before = before[: form.embedding + 1], before[form.embedding + 1 :]
@@ -142,8 +145,21 @@ class GPUExecutor:
             if after:
                 self._start(self._recorded(dataclasses.replace(counts, outputs=len(chunk)), after, rest[len(after) :]))
             result[first : first + len(chunk)] = self._rows(name, len(chunk))
+            if self.keeps_hidden and len(rows) > most and not batch.hidden:
+                self._kept.append(self._rows(self._last.hidden, len(chunk)))
         check_logits(result)
         return result
+
+    def last_hidden(self) -> np.ndarray:
+        """See ``HiddenExecutor``."""
+        most = self._there.rows["outputs"]
+        if self._last.n_outputs > most and not self._kept:
+            raise ParameterError(f"last_hidden() is of at most {most} rows; the last step had {self._last.n_outputs}")
+        return np.concatenate(self._kept) if self._kept else self._rows(self._last.hidden, self._last.n_outputs)
+
+    def last_tapped(self) -> np.ndarray:
+        """See ``HiddenExecutor``."""
+        return self._rows(self.program.tapped, self._last.n_tokens)
 
     def decode(self, batch: Batch, n_steps: int, draw: GPUTokenDraw, stop_ids: Collection[int] = ()) -> int:
         """Several decode steps that read back a few logits each; see ``DecodingExecutor``."""
@@ -318,6 +334,14 @@ class GPUExecutor:
         """Let go of the device. May be called twice."""
         self._closed = True
         self._end()
+
+
+class _Last(NamedTuple):
+    """Of the last step: the buffer of its hidden states, its rows of logits, and its tokens."""
+
+    hidden: str
+    n_outputs: int
+    n_tokens: int
 
 
 class _Form(NamedTuple):

@@ -34,7 +34,7 @@ from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels import executors
 from edgellm.kernels.program import Batch, HiddenExecutor
 from edgellm.kernels.reference import ReferenceExecutor
-from edgellm.loading import LoadOptions, hidden_draft, prove_drafts, tapped_for
+from edgellm.loading import LoadOptions, prove_drafts
 from edgellm.models import build_program
 from edgellm.models.drafts import DraftProgram, Target, build_draft
 from edgellm.models.drafts.features import Features, n_layers, with_features
@@ -576,13 +576,6 @@ def test_a_server_is_told_at_its_start_which_model_a_draft_is_not_for(
     with pytest.raises(edgellm.UnsupportedError, match="layers") as caught:
         prove_drafts([model_path, other], options)
     assert caught.value.code == "DRAFT_MODEL"
-    with GGUFFile.open(model_path) as gguf:
-        program, on_gpu = build_program(gguf), replace(options, executor="gpu:0")
-        draft = hidden_draft(program, on_gpu)
-        assert draft is not None
-        with pytest.raises(edgellm.UnsupportedError, match="hidden states"):
-            tapped_for(draft, program, on_gpu)
-        draft.close()
 
 
 def test_a_draft_in_fewer_bits_drafts_too(

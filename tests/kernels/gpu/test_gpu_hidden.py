@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import test_encoder_families as families
+import test_nextn as nextn
 import test_published_encoders as published
 from denoising_models import save_row
 from gpu_device import device
+from speculation_trials import free_drafts
 from test_encoders import batch_of
 from tiny_models import write_tiny_model
 
 import edgellm
+from edgellm.engine.nextn_drafts import NextnDrafts
+from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.gpu.executor import GPUExecutor
-from edgellm.kernels.program import Batch, Op, Program
+from edgellm.kernels.ops import Scale
+from edgellm.kernels.program import Batch, Buffer, HiddenExecutor, Op, Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.kernels.split import SplitExecutor
 from edgellm.models import build_program
@@ -119,6 +125,61 @@ def test_a_hook_sees_the_ops_that_make_them_and_what_it_changes_counts(encoder: 
     assert nmse(executor.run(batch, doubled), 2 * plain) < LIMIT
     assert sorted(set(seen)) == list(range(len(encoder.ops)))
     executor.close()
+
+
+def test_a_step_tells_what_its_logits_were_made_of_and_what_is_tapped(name: str, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama", "Q8_0", n_layer=3)
+    with GGUFFile.open(path) as gguf:
+        plain = build_program(gguf)
+        half = len(plain.ops) // 2
+        ops = (*plain.ops[:half], Scale("x", "kept", 1.0), *plain.ops[half:])
+        buffers = plain.buffers | {"kept": Buffer("kept", plain.n_embd)}
+        program = replace(plain, ops=ops, buffers=buffers, tapped="kept")
+    tokens = np.random.default_rng(1).integers(3, program.n_vocab, 50)
+    executor, judge = opened(program, name, 999), ReferenceExecutor(program, N_BLOCKS, 128, "float16")
+    assert isinstance(executor, HiddenExecutor)
+    executor.keeps_hidden = True
+    for outputs in ("last", "all"):  # of few rows, and of more than are computed at once
+        batch = Batch.single(program, tokens, outputs=outputs)
+        executor.run(batch)
+        hidden = executor.last_hidden()
+        assert np.array_equal(executor.run(replace(batch, hidden=True)), hidden)
+        judge.run(batch)
+        executor.run(batch)
+        assert nmse(executor.last_tapped(), judge.last_tapped()) < LIMIT
+    executor.keeps_hidden = False
+    executor.run(batch)
+    with pytest.raises(ParameterError, match="last_hidden"):
+        executor.last_hidden()
+    executor.close()
+
+
+def test_drafts_that_read_hidden_states_change_no_token(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, right = nextn.write(tmp_path / "model.gguf", "qwen35", "Q8_0"), list[int]()
+    real, more = NextnDrafts._finished, {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    free_drafts(monkeypatch)
+
+    def helped(self: NextnDrafts, one: Any, ask: Any) -> Any:
+        """A block of random weights is hardly ever right."""
+        draft = real(self, one, ask)
+        known = right[len(ask.tokens) :][: len(draft.tokens)]
+        return draft._replace(
+            tokens=[t if i % 3 else (t + 1) % 200 for i, t in enumerate(known, 1)], chances=[1.0] * 99
+        )
+
+    monkeypatch.setattr(NextnDrafts, "_finished", helped)
+    load = partial(edgellm.load, path, n_ctx=128, n_threads=1, executor=name)
+    with load() as plain, load(speculate="mtp") as drafting:
+        assert type(drafting.executor) is GPUExecutor
+        expected = plain.generate(nextn.PROMPT, **more)
+        right[:] = [*nextn.PROMPT, *expected.tokens]
+        answer = drafting.generate(nextn.PROMPT, **more)
+        assert answer.tokens == expected.tokens
+        assert answer.timings.drafted_n > answer.timings.accepted_n > 4
+    with pytest.raises(edgellm.UnsupportedError, match="all layers on the GPU"):
+        load(speculate="mtp", gpu_layers=1)
 
 
 def test_embed_and_rerank_give_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
