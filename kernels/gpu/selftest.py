@@ -1,5 +1,7 @@
 """Every shader tried on one device: against the numpy reference, and against itself in another number of columns.
 
+Then a step of a tiny decoder, whose ops are taken together, against its ops one by one and its tokens one by one.
+
 wgpu gives no control over how a driver contracts or orders arithmetic, so that a token has the same bits alone and in a
 batch is tried on the user's own device, not only promised.
 """
@@ -21,21 +23,28 @@ from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.lowering import RULES, unknown
 from edgellm.kernels.gpu.pool import DeviceArray
 from edgellm.kernels.gpu.sources import CURVES, UNITS
+from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (
     Activate,
     Add,
+    ApplyRope,
     Attention,
     Embed,
     ExpertMatmul,
+    ExpertSum,
     GatedUnit,
     HeadMatmul,
     Matmul,
     Op,
+    RMSNorm,
+    Route,
+    SelectOutputs,
     StoreKV,
 )
-from edgellm.kernels.ops.sketch import Sketch
-from edgellm.kernels.program import Batch
+from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
+from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.rope import Rope
 
 LIMIT = 1e-9  # of NMSE: sums of float32 in another order; half precision would be near 1e-7
 EXACT = ("add", "select_outputs", "store_kv")
@@ -58,11 +67,68 @@ SHADERS = (
 
 
 def run(index: int) -> Iterator[SelfTestResult]:
-    """Every shader on a device, then the order of its sums."""
+    """Every shader on a device, then the order of its sums, then a step."""
     for name in SHADERS:
         yield try_shader(name, index)
     for quant in sources.TYPES:
         yield try_order(quant, index)
+    yield try_step(index)
+
+
+def try_step(index: int, n_tokens: int = 12) -> SelfTestResult:
+    """A prompt of a decoder, whose ops are taken together; ``nmse`` is the share of its rows that have other bits where
+    ops run one by one, or tokens do."""
+    program = _decoder()
+    tokens = np.arange(n_tokens) * 7 % program.n_vocab
+    found = []
+    for pieces, hook in (((n_tokens,), None), ((n_tokens,), lambda *_: None), ((1,) * n_tokens, None)):
+        executor, start, rows = GPUExecutor(program, 1, max_tokens=n_tokens, index=index), 0, []
+        try:
+            for n in pieces:
+                batch = Batch.single(program, tokens[start : start + n], start, "all")
+                rows.append(executor.run(batch, hook).copy())
+                start += n
+        finally:
+            executor.close()
+        found.append(np.concatenate(rows))
+    wrong = [np.mean(np.any(found[0] != other, axis=1)) for other in found[1:]]
+    detail = ", ".join(how for how, share in zip(("op by op", "token by token"), wrong, strict=True) if share)
+    return SelfTestResult("step", f"gpu:{index}", float(max(wrong)), 0.0, not any(wrong), detail)
+
+
+def _decoder() -> Program:
+    """A layer with a feed-forward and one with experts, as those of files in Q4_K_M, and what is around them."""
+    s, d, n_ff, dim = Sketch(np.random.default_rng(1), trials.MAX_TOKENS), 256, 256, 64
+    rope = s.rope(Rope(False, (10000.0 ** -np.linspace(0, 1, dim // 2)).astype(np.float32)))
+    x, h, q, k, v, proj = (s.buffer(width) for width in (d, d, 4 * dim, 2 * dim, 2 * dim, d))
+
+    def norm(of: str, out: str, width: int) -> RMSNorm:
+        return RMSNorm(of, s.tensor("F32", (width,)), out, 1e-5)
+
+    def product(of: str, out: str, quant: str = "Q4_K") -> Matmul:
+        return Matmul(of, s.tensor(quant, (s.buffers[out].width, s.buffers[of].width)), out)
+
+    s.ops.append(Embed(s.tensor("Q8_0", (N_VOCAB, d)), x, 1.0))
+    for has_experts in (False, True):
+        layer, attn = s.layer(KVLayer(2, dim, dim)), s.buffer(4 * dim)
+        s.ops += [norm(x, h, d), product(h, q), product(h, k), product(h, v, "Q6_K"), norm(q, q, dim), norm(k, k, dim)]
+        s.ops += [ApplyRope(q, dim, rope), ApplyRope(k, dim, rope), StoreKV(k, v, layer)]
+        s.ops += [Attention(q, attn, layer, 4, dim**-0.5), product(attn, proj), Add(x, proj, x), norm(x, h, d)]
+        if has_experts:
+            router, ids, probs = s.buffer(8), s.buffer(2, "int32"), s.buffer(2)
+            gate, up, made = s.buffer(2 * n_ff), s.buffer(2 * n_ff), s.buffer(2 * d)
+            weights = [s.tensor("Q4_K", (8, *shape)) for shape in ((n_ff, d), (n_ff, d), (d, n_ff))]
+            s.ops += [product(h, router, "F32"), Route(router, ids, probs, "chosen")]
+            s.ops += [ExpertMatmul(h, ids, weights[0], gate, 2), ExpertMatmul(h, ids, weights[1], up, 2)]
+            s.ops += [GatedUnit(gate, up, gate, "silu"), ExpertMatmul(gate, ids, weights[2], made, 2)]
+            s.ops.append(ExpertSum(made, probs, proj))
+        gate, up, out = s.buffer(n_ff), s.buffer(n_ff), s.buffer(d)
+        s.ops += [product(h, gate), product(h, up), GatedUnit(gate, up, gate, "silu"), product(gate, out, "Q6_K")]
+        s.ops += [Add(proj, out, proj), Add(x, proj, x)] if has_experts else [Add(x, out, x)]
+    last = s.buffer(d)
+    s.buffers[last] = replace(s.buffers[last], rows="outputs")
+    s.ops += [SelectOutputs(x, last), norm(last, last, d), product(last, Program.output, "Q8_0")]
+    return replace(s.program(), context_length=64)
 
 
 def try_shader(name: str, index: int, n_tokens: tuple[int, ...] = trials.N_TOKENS) -> SelfTestResult:

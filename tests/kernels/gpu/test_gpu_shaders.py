@@ -33,6 +33,20 @@ def test_a_shader_agrees_with_the_reference(name: str, index: int) -> None:
     assert result.ok, result
 
 
+def test_a_step_of_a_decoder_has_the_bits_of_its_ops_and_of_its_tokens_alone(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = selftest.try_step(index)
+    assert result.ok, result
+    real = sources.expert_down
+    monkeypatch.setattr(
+        sources,
+        "expert_down",
+        lambda *given, **named: real(*given, **named).replace("sum = fma(", "sum = 1.0001 * fma("),
+    )
+    assert "op by op" in selftest.try_step(index).detail
+
+
 @pytest.mark.parametrize("quant", sources.TYPES)
 def test_a_token_has_the_same_bits_alone_and_among_many(quant: str, index: int) -> None:
     result = selftest.try_order(quant, index, selftest.COLUMNS if quant in EVERY_COLUMN else (1, 33))
