@@ -3,8 +3,8 @@
     op row (32)   kernel address | flags | work counter, zero when a step begins | arguments of the kernel, by name
     step          the fields below; addresses point to arrays that live as long as the step
 
-A float argument is stored as the bits of a float64. Buffers are rows of float32, each row padded to 64 bytes, so a
-vector may run past the width but never past the row.
+A float argument is stored as the bits of a float64. Buffers are rows of float32, each row padded to 64 bytes or more,
+so a vector may run past the width but never past the row.
 """
 
 from collections import namedtuple
@@ -49,8 +49,14 @@ ALONE_WIDTH = 8192
 
 
 def padded(width: int) -> int:
-    """Floats from one row of a buffer to the next."""
+    """Floats of a row, with those behind it that a vector may touch."""
     return -(-width // ROW_ALIGN) * ROW_ALIGN
+
+
+def buffer_row(width: int) -> int:
+    """Floats from one row of a buffer to the next: an odd number of cache lines, or the rows of many tokens would share
+    a few sets."""
+    return (padded(width) // ROW_ALIGN | 1) * ROW_ALIGN
 
 
 # ---- the arguments of each kind of kernel: addresses, bytes from one row to the next (_row), numbers

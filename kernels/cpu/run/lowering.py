@@ -82,7 +82,7 @@ class OpTable:
     kernels: list[str]  # name of each row's kernel
     calls: list[tuple[int, int, str]]  # rows, and a field of them that is the address of a kernel
     sources: list[int]  # for each row the one that made the int16 activations which it reads, -1 if it reads none
-    buffers: dict[str, np.ndarray]  # (rows, padded width)
+    buffers: dict[str, np.ndarray]  # (rows, floats of layout.buffer_row)
     widths: dict[str, int]
     routed: list[Routed]  # what is multiplied with experts, by the row that puts pairs in their order
     nbytes: int  # of the rows, the buffers and their int16 forms, and the weights that were unpacked
@@ -206,7 +206,7 @@ class _Lowering:
         self.places[name] = array.ctypes.data, array.strides[0]
 
     def _whole(self, name: str, buffer: Buffer) -> np.ndarray:
-        return self.memory.zeros(self.n_rows(name), layout.padded(buffer.width), buffer.dtype)
+        return self.memory.zeros(self.n_rows(name), layout.buffer_row(buffer.width), buffer.dtype)
 
     def _part(self, name: str, buffer: Buffer) -> np.ndarray:
         end, of = buffer.first + buffer.width, self.program.buffers[buffer.of]
