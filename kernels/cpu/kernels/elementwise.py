@@ -157,12 +157,26 @@ def _quantize_group(x, scale, factor, out, scale_at, next_array):
     v.store_i32(scale_at + 3 * next_array, int(first))
 
 
-def quantize(op, step, thread, n_threads):
-    """Rows of float32 to int16 with one scale for a run of groups of 32: q = round(x / scale).
+_to_bytes, _from_bytes = v.make_convert(v.i32x8, v.i8x8, "trunc"), v.make_convert(v.i8x8, v.i32x8, "sext")
+_store_bytes, _eight_bits = v.make_store(v.i8x8), v.make_const(v.i32x8, 8)
 
-    A row of the result: for every group its 16 even, then its 16 odd values; then, for all groups, float32 scales,
-    float32 scale * sum(q), int32 sum(q), int32 sum of its first 16 q. For tiles, and where Arm multiplies bytes, the
-    int16 are split into bytes at last. With ``pairs`` the rows are made in that order, and are not for tiles.
+
+@v.forceinline
+def _store_digits(sums, out):
+    """The sums of eight groups, below 2^23, as signed bytes: eight lowest, eight next, eight highest."""
+    rest = v.load_i32x8(sums)
+    for digit in range(3):
+        low = _to_bytes(rest)
+        _store_bytes(out + digit * 8, low)
+        rest = (rest - _from_bytes(low)) >> _eight_bits()
+
+
+def quantize(op, step, thread, n_threads):
+    """Rows of float32 to int16 with one scale for a run of groups of 32, one or eight: q = round(x / scale).
+
+    A row of the result: for every group its 16 even, then its 16 odd values; then the four arrays that layout.py draws.
+    For tiles, and where Arm multiplies bytes, the int16 are split into bytes at last. With ``pairs`` the rows are made
+    in that order, and are not for tiles.
     """
     args = v.arguments(op, at.QUANTIZE)
     n, groups, run = v.load_i64(step + args.row_kind) * args.slots, args.n_groups, args.run
@@ -184,6 +198,9 @@ def quantize(op, step, thread, n_threads):
             for group in range(start, start + run):
                 at_group = out + groups * 64 + group * 4
                 _quantize_group(x + group * 128, scale, factor, out + group * 64, at_group, groups * 4)
+            if run > 1:
+                at_run = out + groups * 64 + start * 4
+                _store_digits(at_run + 2 * groups * 4, at_run + groups * 4)
         if has_tiles() != 0 and n >= at.TILE_TOKENS and args.pairs == 0:
             split_activations(out, first * run, min(first + share, runs) * run, groups)
         if byte_strips.splits_activations() != 0:

@@ -168,9 +168,8 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
         prepare, times_few = transposed_blocks.prepare, byte_columns.make_few_tokens(quant, weights)
     else:
         times_few, has_copy_for_one = family.make_few_tokens(weights), True
-    finish = family.make_finish(weights)
     if form in DOT_BYTES and not has_tiles:
-        pack = transposed.make_pack(quant, weights)
+        pack, finish = transposed.make_pack(quant, weights), transposed.make_finish(weights)
         multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)
         return Cores(
             transposed_panel.FEW,
@@ -178,6 +177,7 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
             make_eight_rows(times_few, has_copy_for_one),
             panel.make_sixteen_rows(multiply),
         )
+    finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     pack = family.make_pack(weights, family.make_store_pairs(weights))
     multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)

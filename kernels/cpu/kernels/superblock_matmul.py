@@ -202,15 +202,12 @@ def make_pack(weights: Any, store: Any) -> Any:
     return pack
 
 
-def make_finish(weights: Any, of_rows: RowVectors = SIXTEEN_ROWS) -> Any:
-    """finish(acc, total, scratch, block, scale_at, per_group): the float32 sums of rows go on over a super-block."""
-    has_min, has_halves = weights.n_minima > 0, weights.n_minima > GROUPS
+def _make_panel_minimum_sums(has_halves: bool, of_rows: RowVectors) -> Any:
+    """minimum_sums(minima, scale_at, per_group): sum of m_i x_i over a super-block, rows of a panel times one token."""
     zero, load, splat = of_rows.zero_integers, of_rows.load_integers, of_rows.splat_integers
-    load_floats, splat_floats, fma, to_floats = of_rows.load, of_rows.splat, of_rows.fma, of_rows.to_floats
 
     @v.forceinline
     def minimum_sums(minima, scale_at, per_group):
-        """Sum of m_i x_i over a super-block, the rows times one token."""
         total = zero()
         for g in range(GROUPS):
             of_group = v.load_i32(scale_at + 2 * per_group + g * 4)
@@ -219,6 +216,18 @@ def make_finish(weights: Any, of_rows: RowVectors = SIXTEEN_ROWS) -> Any:
             if has_halves:
                 total = total + load(minima + GROUPS * 64 + g * 64) * splat(of_first16)
         return total
+
+    return minimum_sums
+
+
+def make_finish(weights: Any, of_rows: RowVectors = SIXTEEN_ROWS, minimum_sums: Any = None) -> Any:
+    """finish(acc, total, scratch, block, scale_at, per_group): the float32 sums of rows go on over a super-block.
+
+    ``minimum_sums`` reads minima of a panel that are not as ``make_pack`` has them.
+    """
+    has_min = weights.n_minima > 0
+    minimum_sums = minimum_sums or _make_panel_minimum_sums(weights.n_minima > GROUPS, of_rows)
+    load_floats, splat_floats, fma, to_floats = of_rows.load, of_rows.splat, of_rows.fma, of_rows.to_floats
 
     @v.forceinline
     def finish(acc, total, scratch, block, scale_at, per_group):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from numba import types
 
 from edgellm.formats import levels
-from edgellm.kernels.cpu.kernels import transposed_panel
+from edgellm.kernels.cpu.kernels import block_matmul, transposed_panel
 from edgellm.kernels.cpu.kernels import transposed_rows as rows
 from edgellm.kernels.cpu.kernels.transposed_rows import bytes_of, columns_of_16, columns_of_32
 from edgellm.kernels.cpu.lib import simd as v
@@ -247,6 +247,10 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
         return read(p, stride, header), d, minimum
 
     return make_times_few(Reads(begin, as_they_are, _dot, centre), weights)
+
+
+make_finish = block_matmul.make_finish
+"""The float32 sums of a panel's rows go on."""
 
 
 def make_pack(quant: str, weights: Any) -> Any:

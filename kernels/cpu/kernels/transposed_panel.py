@@ -75,6 +75,13 @@ def store_floats(out, value, half):
     store_numbers(out, _float_bits(_twice(value, value)), half)
 
 
+@v.forceinline
+def store_bytes(out, value, half):
+    """Eight bytes of eight rows: the first four of each go to every second of 16 lanes, the last four behind them."""
+    store_numbers(out, _as_numbers((value & _first_lanes()) | (value << _thirty_two())), half)
+    store_numbers(out + 64, _as_numbers((value >> _thirty_two()) | (value & _last_lanes())), half)
+
+
 # ---- times tokens: what does it for n is made of what does it for n / 2 ----------------------------------------------
 
 

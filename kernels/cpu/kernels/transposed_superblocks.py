@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from edgellm.formats import levels
-from edgellm.kernels.cpu.kernels import transposed_panel
+from edgellm.kernels.cpu.kernels import superblock_matmul, transposed_panel
 from edgellm.kernels.cpu.kernels import transposed_rows as rows
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS
 from edgellm.kernels.cpu.kernels.transposed_rows import (
@@ -29,6 +29,7 @@ from edgellm.kernels.cpu.weights import common
 LO, SUMS_32, SCALE, SUMS_16 = 256, 512, 536, 576
 
 _four_bits, _eight_bits = v.make_const(v.i32x16, 4), v.make_const(v.i32x16, 8)
+_load, _as_rows = v.make_load(v.u64x8), v.make_convert(v.i32x16, v.u64x8, "bitcast")
 _spread = [rows.make_spread(byte, signed=False) for byte in range(8)]
 _spread_signed = [rows.make_spread(byte, signed=True) for byte in range(8)]
 
@@ -482,9 +483,6 @@ TYPES = {
 
 # ---- activations, and the path itself --------------------------------------------------------------------------------
 
-_eight32 = v.make_const(v.i32x8, 8)
-_narrow8, _widen8 = v.make_convert(v.i32x8, v.i8x8, "trunc"), v.make_convert(v.i8x8, v.i32x8, "sext")
-_store_i8x8 = v.make_store(v.i8x8)
 _in_turn = v.make_shuffle(v.i32x8, [lane for g in range(8) for lane in (g, 8 + g)])
 _unsigned = v.make_convert(v.i32x16, v.u32x16, "bitcast")
 _narrow16 = v.make_convert(v.u32x16, v.u8x16, "trunc")
@@ -492,20 +490,17 @@ _store_u8x16, _eight_u32 = v.make_store(v.u8x16), v.make_const(v.u32x16, 8)
 
 
 @v.forceinline
-def _store_record(x, sums, first_sums, scale, record):
+def _store_record(x, scale, per_group, record):
     """256 activations of a quantized row (layout.py) as a record."""
     for g in range(GROUPS):
         rows.store_split(x + g * 64, record + g * 32, record + LO + g * 32)
-    rest, first = v.load_i32x8(sums), v.load_i32x8(first_sums)
-    sixteens = _unsigned(_in_turn(first, rest - first))
+    sums, first = v.load_i32x8(scale + 2 * per_group), v.load_i32x8(scale + 3 * per_group)
+    sixteens = _unsigned(_in_turn(first, sums - first))
     for digit in range(4):
         _store_u8x16(record + SUMS_16 + digit * 16, _narrow16(sixteens))
         sixteens = sixteens >> _eight_u32()
-    for digit in range(3):
-        low = _narrow8(rest)
-        _store_i8x8(record + SUMS_32 + digit * 8, low)
-        rest = (rest - _widen8(low)) >> _eight32()
-    v.store_f32(record + SCALE, v.load_f32(scale))
+    v.store_i32x8(record + SUMS_32, v.load_i32x8(scale + per_group))
+    v.store_f32(record + SCALE, v.load_f32(scale))  # over the eight bytes behind them
 
 
 @v.forceinline
@@ -515,9 +510,8 @@ def prepare(x, x_row, n, n_groups, records):
     for t in range(n):
         scale, per_group = x + t * x_row + n_groups * 64, n_groups * 4
         for i in range(n_groups // GROUPS):
-            at = scale + i * GROUPS * 4
             record = records + t * row + i * RECORD_NBYTES
-            _store_record(x + t * x_row + i * GROUPS * 64, at + 2 * per_group, at + 3 * per_group, at, record)
+            _store_record(x + t * x_row + i * GROUPS * 64, scale + i * GROUPS * 4, per_group, record)
     return row
 
 
@@ -599,24 +593,19 @@ def make_few_tokens(quant: str, weights: Any) -> Any:
     return few_tokens
 
 
-def _make_store_minima(has_halves: bool) -> Any:
+def _make_store_sixteen_minima() -> Any:
     """store(numbers, out, half): minima of eight rows, for 16 rows each: whole ones of groups, then half ones."""
 
     def make_store(g: int) -> Any:
         which, low, high = 2 * g // 8, _spread[2 * g % 8], _spread[2 * g % 8 + 1]
-        only = _spread[g]
 
         @v.forceinline
-        def store_two(numbers, out, half):
+        def store(numbers, out, half):
             first, second = low(numbers[which]), high(numbers[which])
             transposed_panel.store_numbers(out + g * 64, second, half)
             transposed_panel.store_numbers(out + GROUPS * 64 + g * 64, first - second, half)
 
-        @v.forceinline
-        def store_one(numbers, out, half):
-            transposed_panel.store_numbers(out + g * 64, only(numbers[0]), half)
-
-        return store_two if has_halves else store_one
+        return store
 
     store0, store1, store2, store3, store4, store5, store6, store7 = (make_store(g) for g in range(GROUPS))
 
@@ -634,11 +623,41 @@ def _make_store_minima(has_halves: bool) -> Any:
     return store
 
 
+@v.forceinline
+def _store_eight_minima(numbers, out, half):
+    """Minima of eight rows as bytes, for 16 rows: of four groups, then of the other four."""
+    transposed_panel.store_bytes(out, numbers[0], half)
+
+
+@v.forceinline
+def _dot_four_and_four(acc, first, last, x):
+    """Bytes of 16 rows times eight at x, the same for all rows."""
+    acc = rows.dot_bytes(acc, first, _as_rows(v.splat_i32x16(v.load_i32(x))))
+    return rows.dot_bytes(acc, last, _as_rows(v.splat_i32x16(v.load_i32(x + 4))))
+
+
+@v.forceinline
+def _minimum_sums_of_bytes(minima, scale_at, per_group):
+    """Of 16 rows, the sum of m_i x_i over a super-block: 6 instructions that multiply, of integers there are 8."""
+    first, last, digits = _load(minima), _load(minima + 64), scale_at + per_group
+    total = _dot_four_and_four(v.zero_i32x16(), first, last, digits + 16) << _eight_bits()
+    total = _dot_four_and_four(total, first, last, digits + 8) << _eight_bits()
+    return _dot_four_and_four(total, first, last, digits)
+
+
+def make_finish(weights: Any) -> Any:
+    """finish(acc, total, scratch, block, scale_at, per_group): as in superblock_matmul.py."""
+    return superblock_matmul.make_finish(
+        weights, minimum_sums=_minimum_sums_of_bytes if weights.n_minima == GROUPS else None
+    )
+
+
 def make_pack(quant: str, weights: Any) -> Any:
     """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py."""
     make_block, centre = TYPES[quant]
     block_nbytes, has_min = weights.block_nbytes, weights.n_minima > 0
-    block, store_minima = make_block(_words(centre), block_nbytes), _make_store_minima(weights.n_minima > GROUPS)
+    block = make_block(_words(centre), block_nbytes)
+    store_minima = _store_eight_minima if weights.n_minima == GROUPS else _make_store_sixteen_minima()
 
     @v.forceinline
     def pack(p, stride, n_groups, half, scratch):

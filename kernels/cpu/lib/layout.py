@@ -153,7 +153,8 @@ STORE_TYPED = namedtuple("STORE_TYPED", "x x_row pool head_nbytes heads dim tabl
 
 
 # ---- a row of quantized activations: int16 values, then four arrays with a number for every group of 32:
-#      float32 scale, float32 scale * sum, int32 sum, int32 sum of its first 16 values
+#      float32 scale, float32 scale * sum, int32 sum, int32 sum of its first 16 values. Where eight groups share a scale
+#      the second has for each eight their sums as signed bytes: 8 lowest, 8 next, 8 highest
 
 
 def activation_row_nbytes(n_in: int) -> int:
