@@ -273,7 +273,7 @@ def _make_times(run: int, n_scales: int, finish: Any) -> tuple[Any, Any]:
 
 
 class Strips(NamedTuple):
-    """A few tokens, as in superblock_matmul.py, and what panel.py's ``sixteen_rows`` is made of."""
+    """A few tokens, as in superblock_matmul.py, and what panel.py's ``panels`` are made of."""
 
     few_tokens: Any
     multiply: Any
@@ -309,7 +309,9 @@ def make_strips(run: int, weights: Any, n_scales: int, pack: Any, finish: Any) -
         times(x, x_row, n, p, stride, n_groups, scratch + at.SUMS, 32, scratch, 1, ahead)
 
     @v.forceinline
-    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, ahead):
-        times(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, 2, ahead)
+    def multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
+        for row in range(0, n_panels * at.PANEL_ROWS, at.PANEL_ROWS):
+            first = row * w_row
+            times(x, x_row, n, w + first, w_row, n_groups, c + row * 4, c_row, scratch, 2, ahead + first)
 
     return Strips(few_tokens, multiply)

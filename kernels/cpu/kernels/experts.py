@@ -252,7 +252,7 @@ def _make_float(quant: str) -> Any:
 
 def _make_quantized(quant: str, form: str | None) -> Any:
     cores = quantized_matmul.make_cores(quant, form)
-    few, prepare, eight_rows, sixteen_rows = cores.few, cores.prepare, cores.eight_rows, cores.sixteen_rows
+    few, prepare, eight_rows, panels = cores.few, cores.prepare, cores.eight_rows, cores.panels
 
     @v.forceinline
     def few_pairs(args, x, w, first, n, base, start, stop, behind, scratch):
@@ -285,7 +285,7 @@ def _make_quantized(quant: str, form: str | None) -> Any:
             ahead = behind
             if row + at.PANEL_ROWS < stop:
                 ahead = w + (row + at.PANEL_ROWS) * args.w_row
-            sixteen_rows(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, end, out, out_row, bias, scratch, ahead)
+            panels(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, 1, end, out, out_row, bias, scratch, ahead)
             for i in range(n):
                 c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
                 if n_rows == at.PANEL_ROWS:

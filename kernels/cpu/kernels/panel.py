@@ -129,50 +129,54 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_time
     has_tiles = tile_times is not no_tiles
 
     @v.forceinline
-    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, ahead):
-        """16 rows from w times n tokens; c is (n, 16) with rows c_row bytes apart."""
-        n_panels = (n_groups + at.PANEL_GROUPS - 1) // at.PANEL_GROUPS
+    def multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
+        """n_panels times 16 rows from w times n tokens; c is (n, rows) with rows c_row bytes apart."""
+        n_parts = (n_groups + at.PANEL_GROUPS - 1) // at.PANEL_GROUPS
         # equal parts, whole blocks
-        width = ((n_groups + n_panels - 1) // n_panels + run - 1) // run * run
+        width = ((n_groups + n_parts - 1) // n_parts + run - 1) // run * run
         for g in range(0, n_groups, width):
-            here = min(width, n_groups - g)
-            for half in range(2):
-                pack(w + half * 8 * w_row + g // run * block_nbytes, w_row, here, half, scratch, 0)
-            scale_at = x + n_groups * 64 + g * 4
-            t = 0
-            if has_tiles and n >= at.TILE_TOKENS:
-                tile_times(scratch, here, x, x_row, n, g, n_groups, c, c_row)
-                t = n
-            while t + 4 <= n:
-                x_t, scale_t = x + t * x_row + g * 64, scale_at + t * x_row
-                times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c + t * c_row, c_row, g == 0)
-                t += 4
-            while t < n:
-                x_t, scale_t = x + t * x_row + g * 64, scale_at + t * x_row
-                times_one(scratch, here, x_t, scale_t, n_groups * 4, c + t * c_row, g == 0)
-                t += 1
+            here, scale_g = min(width, n_groups - g), x + n_groups * 64 + g * 4
+            for first_row in range(0, n_panels * at.PANEL_ROWS, at.PANEL_ROWS):
+                w_g, c_g, t = w + first_row * w_row + g // run * block_nbytes, c + first_row * 4, 0
+                for half in range(2):
+                    pack(w_g + half * 8 * w_row, w_row, here, half, scratch, 0)
+                if has_tiles and n >= at.TILE_TOKENS:
+                    tile_times(scratch, here, x, x_row, n, g, n_groups, c_g, c_row)
+                    t = n
+                while t + 4 <= n:
+                    x_t, scale_t, c_t = x + t * x_row + g * 64, scale_g + t * x_row, c_g + t * c_row
+                    times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c_t, c_row, g == 0)
+                    t += 4
+                while t < n:
+                    x_t, scale_t, c_t = x + t * x_row + g * 64, scale_g + t * x_row, c_g + t * c_row
+                    times_one(scratch, here, x_t, scale_t, n_groups * 4, c_t, g == 0)
+                    t += 1
 
     return multiply
 
 
-def make_sixteen_rows(multiply: Any) -> Any:
-    """sixteen_rows: those from ``row`` on, at most n_out, times n tokens."""
+def make_panels(multiply: Any) -> Any:
+    """panels: so many times 16 rows from ``row`` on, at most n_out, times n tokens."""
 
     @v.forceinline
-    def sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, out, out_row, bias, scratch, ahead):
-        if row + at.PANEL_ROWS <= n_out:
-            multiply(x, x_row, n, w + row * w_row, w_row, n_groups, out + row * 4, out_row, scratch, ahead)
-        else:
-            # the last rows once more with some before them, summed aside: another thread may own those
-            first = max(0, n_out - at.PANEL_ROWS)
-            edge, edge_row = scratch + at.EDGE, at.PANEL_ROWS * 4
-            multiply(x, x_row, n, w + first * w_row, w_row, n_groups, edge, edge_row, scratch, ahead)
-            for t in range(n):
-                for i in range(row - first, n_out - first):
-                    v.store_f32(out + t * out_row + (first + i) * 4, v.load_f32(edge + t * edge_row + i * 4))
+    def panels(x, x_row, n, w, w_row, n_groups, row, n_panels, n_out, out, out_row, bias, scratch, ahead):
+        start, stop = row, min(row + n_panels * at.PANEL_ROWS, n_out)
+        while start < stop:
+            first, n_here, c, c_row = start, (stop - start) // at.PANEL_ROWS, out + start * 4, out_row
+            is_edge = n_here == 0
+            if is_edge:
+                # the last rows once more with some before them, summed aside: another thread may own those
+                first, n_here, c, c_row = max(0, n_out - at.PANEL_ROWS), 1, scratch + at.EDGE, at.PANEL_ROWS * 4
+            multiply(x, x_row, n, n_here, w + first * w_row, w_row, n_groups, c, c_row, scratch, ahead)
+            if is_edge:
+                for t in range(n):
+                    for i in range(start - first, n_out - first):
+                        v.store_f32(out + t * out_row + (first + i) * 4, v.load_f32(c + t * c_row + i * 4))
+            start += n_here * at.PANEL_ROWS
         if bias != 0:  # rows are padded to 16 floats
             for t in range(n):
-                c = out + t * out_row + row * 4
-                v.store_f32x16(c, v.load_f32x16(c) + v.load_f32x16(bias + row * 4))
+                for i in range(row * 4, stop * 4, 64):
+                    c = out + t * out_row + i
+                    v.store_f32x16(c, v.load_f32x16(c) + v.load_f32x16(bias + i))
 
-    return sixteen_rows
+    return panels

@@ -13,7 +13,7 @@ multiply-add.
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
     any number     strips of four rows as bytes, on Arm with dot products (byte_strips.py)
 
-What multiplies (``eight_rows`` here, ``sixteen_rows`` in panel.py) is told where activations, weights and results lie;
+What multiplies (``eight_rows`` here, ``panels`` in panel.py) is told where activations, weights and results lie;
 a kernel only deals out the rows.
 """
 
@@ -44,6 +44,10 @@ CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
 has fetched ahead then belongs to another (SmolLM2 on two cores, parts of 16, 64, 144 rows: 7.6, 5.7, 4.6 ms)."""
 
+PANELS_AT_ONCE = 4
+"""Of far activations those of some columns are read for so many panels of 16 rows: from the third level once, then
+from the second."""
+
 
 def family_of(quant: str) -> tuple[Any, Any]:
     """The module that multiplies a type's blocks, and how they are read."""
@@ -70,6 +74,16 @@ def _behind_part(op, thread, n_threads, n_rows, offset):
         w, w_row = following.w, following.w_row
         part = thread * _rows_of_part(following.n_out, n_threads)
     return w + part * w_row + offset
+
+
+@v.forceinline
+def _panels_at_once(op, x_nbytes, n_out, n_threads):
+    """Panels that a thread takes next: several of many activations, fewer towards the end."""
+    n = 1
+    if x_nbytes > transposed_panel.FAR_NBYTES:
+        left = (n_out + at.PANEL_ROWS - 1) // at.PANEL_ROWS - v.atomic_load(op + at.COUNTER)
+        n = max(1, min(PANELS_AT_ONCE, left // (2 * n_threads)))
+    return n
 
 
 @v.forceinline
@@ -140,7 +154,7 @@ class Cores(NamedTuple):
     few: int
     prepare: Any
     eight_rows: Any
-    sixteen_rows: Any
+    panels: Any
 
 
 def _make_strips(quant: str) -> Cores:
@@ -152,7 +166,7 @@ def _make_strips(quant: str) -> Cores:
         store, n_scales = byte_strips.make_store_block(weights), 0
     pack, finish = family.make_pack(weights, store), family.make_finish(weights, panel.FOUR_ROWS)
     strips = byte_strips.make_strips(family.GROUPS, weights, n_scales, pack, finish)
-    return Cores(at.MAX_FEW, _as_they_are, make_eight_rows(strips.few_tokens), panel.make_sixteen_rows(strips.multiply))
+    return Cores(at.MAX_FEW, _as_they_are, make_eight_rows(strips.few_tokens), panel.make_panels(strips.multiply))
 
 
 def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
@@ -175,34 +189,36 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
             transposed_panel.FEW,
             prepare,
             make_eight_rows(times_few, has_copy_for_one),
-            panel.make_sixteen_rows(multiply),
+            panel.make_panels(multiply),
         )
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     pack = family.make_pack(weights, family.make_store_pairs(weights))
     multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
-    return Cores(few, prepare, make_eight_rows(times_few, has_copy_for_one), panel.make_sixteen_rows(multiply))
+    return Cores(few, prepare, make_eight_rows(times_few, has_copy_for_one), panel.make_panels(multiply))
 
 
 def make_matmul(quant: str, form: str | None = None) -> Any:
     """The kernel out = x @ weight.T (+ bias) for a quantized type, with what a form has; None has what all have."""
     cores = make_cores(quant, form, has_tiles=form == "amx")
-    few, sixteen_rows = cores.few, cores.sixteen_rows
+    few, panels = cores.few, cores.panels
     few_tokens = _make_few_tokens(cores.eight_rows, cores.prepare)
 
     @v.forceinline
     def many_tokens(op, args, n, n_threads, scratch):
         """Panels of 16 rows, taken from the op's work counter."""
         x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
-        row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
+        n_panels = _panels_at_once(op, n * x_row, n_out, n_threads)
+        row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
         while row < n_out:
-            bias, after = args.bias, row + n_threads * at.PANEL_ROWS
+            bias, after = args.bias, row + n_threads * n_panels * at.PANEL_ROWS
             ahead = w + after * w_row
             if after >= n_out and args.following != 0:
                 following = v.arguments(args.following, at.MATMUL)
                 ahead = following.w + (after - n_out) * following.w_row
-            sixteen_rows(x, x_row, n, w, w_row, n_groups, row, n_out, args.out, args.out_row, bias, scratch, ahead)
-            row = v.atomic_add(op + at.COUNTER, 1) * at.PANEL_ROWS
+            panels(x, x_row, n, w, w_row, n_groups, row, n_panels, n_out, args.out, args.out_row, bias, scratch, ahead)
+            n_panels = _panels_at_once(op, n * x_row, n_out, n_threads)
+            row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
 
     def matmul(op, step, thread, n_threads):
         args = v.arguments(op, at.MATMUL)

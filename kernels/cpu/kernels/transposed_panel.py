@@ -20,6 +20,9 @@ from edgellm.kernels.cpu.lib import simd as v
 GROUPS = 16
 """At most so many groups of 32 columns in a panel: 16 KiB, beside 8 of the activations of 8 tokens, in an L1 of 32."""
 
+FAR_NBYTES = 3 << 18
+"""Activations of more bytes than this do not stay in a second level of 1 MiB."""
+
 FEW = 6
 """Up to so many tokens are multiplied without a panel, whose packing costs as much as 4 to 8 tokens."""
 
@@ -149,22 +152,29 @@ def _make_finish(n: int, finish: Any) -> Any:
     return finish_all
 
 
-def _make_tile(n: int, run: int, block_nbytes: int, finish: Any) -> Any:
+def _make_tile(n: int, run: int, block_nbytes: int, finish: Any, is_far: bool) -> Any:
     """tile(...): a panel times n tokens; c[t] (16 floats) goes on from before, if this is not the first.
 
-    As many bytes as the panel was packed from are fetched from ``ahead`` on, if that is not 0.
+    As many bytes as the panel was packed from are fetched from ``ahead`` on, if that is not 0. Where activations are
+    far, those of the next tile are fetched from ``following`` on, their scales, and the sums that it goes on from.
     """
     nbytes = at.PANEL_ROWS * block_nbytes // run
     zeros, times, finish_all = _make_zeros(n), _make_times(n), _make_finish(n, finish)
 
     @v.forceinline
-    def tile(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first, ahead):
+    def tile(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first, ahead, following):
         sums, panel = scratch + at.LANES, scratch + at.PANEL
         for t in range(n):
             before = v.zero_f32x16()
             if not first:
                 before = v.load_f32x16(c + t * c_row)
             v.store_f32x16(sums + t * 64, before)
+        if is_far:
+            for t in range(n):
+                scales = following + t * x_row + scale_at - x
+                v.fetch(scales)
+                v.fetch(scales + per_group)
+                v.fetch(c + (n + t) * c_row)
         for block in range(n_groups // run):
             totals = zeros()
             for _ in range(run):
@@ -173,10 +183,13 @@ def _make_tile(n: int, run: int, block_nbytes: int, finish: Any) -> Any:
                         v.fetch_later(ahead + line)
                     ahead += nbytes
                 for k in range(8):
+                    if is_far:  # one by one, too
+                        v.fetch(following + k % n * x_row)
                     even, odd = v.load_i16x32(panel + k * 128), v.load_i16x32(panel + k * 128 + 64)
                     totals = times(totals, even, odd, x + k * 8, x_row)
                 panel += at.GROUP_NBYTES
                 x += 64
+                following += 64
             finish_all(totals, scratch, block, scale_at, x_row, per_group, sums)
             scale_at += run * 4
         for t in range(n):
@@ -190,32 +203,51 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
 
     pack(p, stride, n_groups, half, scratch)   eight rows from p become those of the panel at even or at odd places
     """
-    eight, four = (_make_tile(n, run, block_nbytes, finish) for n in (8, 4))
+    eight, eight_far, four = (
+        _make_tile(n, run, block_nbytes, finish, is_far) for n, is_far in ((8, False), (8, True), (4, False))
+    )
 
     @v.forceinline
-    def multiply(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, ahead):
-        """16 rows from w times n tokens; c is (n, 16) with rows c_row bytes apart; ``ahead`` is what comes next."""
-        n_panels = (n_groups + GROUPS - 1) // GROUPS
-        width = ((n_groups + n_panels - 1) // n_panels + run - 1) // run * run  # equal parts, whole blocks
-        per_group, last, rest = n_groups * 4, scratch + at.SUMS, n % 4
+    def tokens(x, x_row, n, n_groups, here, c, c_row, scratch, g, ahead, last):
+        """A panel times n tokens; what the last four add to an incomplete tile goes to ``last``."""
+        x, scale_at, per_group, t = x + g * 64, x + n_groups * 64 + g * 4, n_groups * 4, 0
+        while t + 8 <= n:
+            x_t, scale_t, c_t = x + t * x_row, scale_at + t * x_row, c + t * c_row
+            if n * x_row > FAR_NBYTES:
+                following = x + (t + 8) % n * x_row
+                eight_far(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_row, g == 0, ahead, following)
+            else:
+                eight(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_row, g == 0, ahead, 0)
+            t, ahead = t + 8, 0
+        while t < n:  # the last four once more with some before them, summed aside
+            c_t, c_t_row = c + t * c_row, c_row
+            if t + 4 > n:
+                t, c_t, c_t_row = n - 4, last, 64
+            x_t, scale_t = x + t * x_row, scale_at + t * x_row
+            four(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_t_row, g == 0, ahead, 0)
+            t, ahead = t + 4, 0
+
+    @v.forceinline
+    def multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
+        """n_panels times 16 rows from w times n tokens; c is (n, rows) with rows c_row bytes apart.
+
+        What lies from ``ahead`` on comes next. Panels of the same columns follow one another: from the second on far
+        activations come from the second level.
+        """
+        n_parts = (n_groups + GROUPS - 1) // GROUPS
+        width = ((n_groups + n_parts - 1) // n_parts + run - 1) // run * run  # equal parts, whole blocks
+        rest, aside = n % 4, scratch + at.CENTRES
         for g in range(0, n_groups, width):
-            here = min(width, n_groups - g)
-            for half in range(2):
-                pack(w + half * w_row + g // run * block_nbytes, 2 * w_row, here, half, scratch)
-            x_g, scale_g = x + g * 64, x + n_groups * 64 + g * 4
-            t, next_panel = 0, ahead + g // run * block_nbytes * at.PANEL_ROWS
-            while t + 8 <= n:
-                x_t, scale_t, c_t = x_g + t * x_row, scale_g + t * x_row, c + t * c_row
-                eight(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_row, g == 0, next_panel)
-                t, next_panel = t + 8, 0
-            while t < n:  # the last four once more with some before them, summed aside
-                c_t, c_t_row = c + t * c_row, c_row
-                if t + 4 > n:
-                    t, c_t, c_t_row = n - 4, last, 64
-                x_t, scale_t = x_g + t * x_row, scale_g + t * x_row
-                four(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_t_row, g == 0, next_panel)
-                t, next_panel = t + 4, 0
-        for i in range(4 - rest, 4 * min(rest, 1)):
-            v.store_f32x16(c + (n - 4 + i) * c_row, v.load_f32x16(last + i * 64))
+            here, first_block = min(width, n_groups - g), g // run * block_nbytes
+            for panel in range(n_panels):
+                row = panel * at.PANEL_ROWS
+                for half in range(2):
+                    pack(w + (row + half) * w_row + first_block, 2 * w_row, here, half, scratch)
+                next_panel = ahead + row * w_row + first_block * at.PANEL_ROWS
+                tokens(x, x_row, n, n_groups, here, c + row * 4, c_row, scratch, g, next_panel, aside + row * 16)
+        for panel in range(n_panels):
+            for i in range(4 - rest, 4 * min(rest, 1)):
+                last = v.load_f32x16(aside + panel * 256 + i * 64)
+                v.store_f32x16(c + panel * 64 + (n - 4 + i) * c_row, last)
 
     return multiply

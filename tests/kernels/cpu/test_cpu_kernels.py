@@ -241,6 +241,22 @@ def test_a_token_gets_the_same_bits_in_any_company_on_any_number_of_threads(form
             assert np.array_equal(one.view(np.uint32), other.view(np.uint32)), (shape, n_threads, chunk)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("quant", ["Q4_K", "Q8_0"])
+def test_a_token_gets_the_same_bits_among_more_than_a_second_level_holds(quant: str, form: str) -> None:
+    """Activations of 806 KB go through several panels at once; the last rows are no whole panel, nor are the tokens."""
+    s = sketch(6, max_tokens=601)
+    x, bias = s.input(512), s.tensor("F32", (213,))
+    s.emit("", Matmul(x, s.tensor(quant, (213, 512)), s.buffer(213), bias))
+    program = s.program()
+    executor = cpu_executor(program, 0, 2, 601, form)
+    many = outputs_of_ops(executor, single_sequence(program, 601), s.inputs)[-1]
+    for first, n in ((0, 1), (0, 10), (300, 7), (594, 7)):
+        few = outputs_of_ops(executor, single_sequence(program, n), s.inputs, first)[-1]
+        assert np.array_equal(few.view(np.uint32), many[first : first + n].view(np.uint32)), (first, n)
+    executor.close()
+
+
 @pytest.mark.skipif("avx512_vnni" not in FORMS, reason="this CPU has no AVX-512 VNNI")
 def test_forms_with_a_fused_multiply_add_give_the_same_bits() -> None:
     s = every_kernel_sketch()
