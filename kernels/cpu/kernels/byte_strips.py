@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from numba import types
 
+from edgellm.kernels.cpu.kernels.panel import groups_of_part
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
@@ -287,9 +288,7 @@ def make_strips(run: int, weights: Any, n_scales: int, pack: Any, finish: Any) -
     @v.forceinline
     def times(x, x_row, n, w, w_row, n_groups, c, c_row, scratch, halves, ahead):
         """8 or 16 rows from w times n tokens; as many bytes as it reads are fetched from ``ahead`` on."""
-        n_panels = (n_groups + at.PANEL_GROUPS - 1) // at.PANEL_GROUPS
-        # equal parts, whole blocks
-        width = ((n_groups + n_panels - 1) // n_panels + run - 1) // run * run
+        width = groups_of_part(n_groups, at.PANEL_GROUPS, run)
         for g in range(0, n_groups, width):
             here = min(width, n_groups - g)
             for half in range(halves):

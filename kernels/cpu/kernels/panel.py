@@ -35,6 +35,13 @@ FOUR_ROWS = RowVectors(v.load_f32x4, v.splat_f32x4, v.fma_f32x4, v.to_f32x4, v.l
 
 
 @v.forceinline
+def groups_of_part(n_groups, most, run):
+    """Groups of columns that a panel takes, at most so many: equal parts, whole blocks."""
+    n_parts = (n_groups + most - 1) // most
+    return ((n_groups + n_parts - 1) // n_parts + run - 1) // run * run
+
+
+@v.forceinline
 def store_pairs(a, b, c, d, e, f, g, h, out):
     """Column j of the 8x8 int32 matrix with rows a..h goes to out + 64 j."""
     columns = transpose_i32x8(a, b, c, d, e, f, g, h)
@@ -131,9 +138,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_time
     @v.forceinline
     def multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
         """n_panels times 16 rows from w times n tokens; c is (n, rows) with rows c_row bytes apart."""
-        n_parts = (n_groups + at.PANEL_GROUPS - 1) // at.PANEL_GROUPS
-        # equal parts, whole blocks
-        width = ((n_groups + n_parts - 1) // n_parts + run - 1) // run * run
+        width = groups_of_part(n_groups, at.PANEL_GROUPS, run)
         for g in range(0, n_groups, width):
             here, scale_g = min(width, n_groups - g), x + n_groups * 64 + g * 4
             for first_row in range(0, n_panels * at.PANEL_ROWS, at.PANEL_ROWS):

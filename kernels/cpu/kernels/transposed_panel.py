@@ -14,6 +14,8 @@ from typing import Any
 
 from numba import types
 
+from edgellm.kernels.cpu.kernels.panel import groups_of_part
+from edgellm.kernels.cpu.kernels.transposed_rows import splat_eight_bytes
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 
@@ -36,7 +38,7 @@ _first_lanes, _last_lanes = v.make_const(v.u64x8, 0xFFFFFFFF), v.make_const(v.u6
 _thirty_two = v.make_const(v.u64x8, 32)
 _twice = v.make_shuffle(v.f32x8, [lane // 2 for lane in range(16)])
 _float_bits = v.make_convert(v.f32x16, v.i32x16, "bitcast")
-_splat, _load_eight_bytes, _store = v.make_splat(v.u64x8), v.make_load(types.uint64), v.make_store(v.i16x32)
+_store = v.make_store(v.i16x32)
 
 
 # ---- the panel -------------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def _zeros_one():
 
 @v.forceinline
 def _times_one(sums, even, odd, x, x_row):
-    columns = v.i32x16_as_i16x32(_as_numbers(_splat(_load_eight_bytes(x))))
+    columns = v.i32x16_as_i16x32(_as_numbers(splat_eight_bytes(x)))
     return v.madd_i16(sums[0], even, columns), v.madd_i16(sums[1], odd, columns)
 
 
@@ -234,9 +236,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
         What lies from ``ahead`` on comes next. Panels of the same columns follow one another: from the second on far
         activations come from the second level.
         """
-        n_parts = (n_groups + GROUPS - 1) // GROUPS
-        width = ((n_groups + n_parts - 1) // n_parts + run - 1) // run * run  # equal parts, whole blocks
-        rest, aside = n % 4, scratch + at.CENTRES
+        width, rest, aside = groups_of_part(n_groups, GROUPS, run), n % 4, scratch + at.CENTRES
         for g in range(0, n_groups, width):
             here, first_block = min(width, n_groups - g), g // run * block_nbytes
             for panel in range(n_panels):

@@ -192,15 +192,21 @@ dot_bytes = v.declared("dot_bytes", v.i32x16, v.i32x16, v.u64x8, v.u64x8)
 
 
 @v.forceinline
+def splat_eight_bytes(p):
+    """The eight bytes at p, for every row."""
+    return _splat(_load_eight_bytes(p))
+
+
+@v.forceinline
 def dot_eight(acc, u, x):
     """acc plus 8 unsigned bytes of each row times the signed ones at x, in the row's two lanes."""
-    return dot_bytes(acc, u, _splat(_load_eight_bytes(x)))
+    return dot_bytes(acc, u, splat_eight_bytes(x))
 
 
 @v.forceinline
 def dot_signed(acc, u, s):
     """The same for eight unsigned bytes at u, the same for all rows, and signed ones of each."""
-    return dot_bytes(acc, _splat(_load_eight_bytes(u)), s)
+    return dot_bytes(acc, splat_eight_bytes(u), s)
 
 
 @v.forceinline
