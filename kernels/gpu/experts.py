@@ -55,6 +55,7 @@ def _routing(low: Lowering, op: Route) -> _Routing:
     words: dict[str, str | int] = dict(zip(("SCORE", "WEIGHT", "WHOLE", "LEAST"), score, strict=True))
     if op.by_logits:
         words["SCORE"] = "logits[begin + i]"
+    words["HAS_SCORES"] = "false" if op.by_logits or op.scores == "sigmoid" else "true"
     words["TIMES"] = " * scales[ids[p.ids_at + token * p.ids_row + k]]" if op.scales is not None else ""
     words["BIASED"] = " + choice_bias[i]" if op.bias is not None else ""
     words["N"] = x.width

@@ -234,18 +234,18 @@ _ROUTING_FIELDS = (
 )
 
 
-def _routing(routing: Routing, first: int) -> tuple[str, str]:
+def _routing(routing: Routing, first: int, threads: int) -> tuple[str, str]:
     """Bindings from ``first`` on, and the function ``routed``."""
     arrays = ("read", "logits", "f32"), ("read_write", "ids", "u32"), ("read_write", "probs", "f32")
     declared = [_arrays(first, arrays)]
     declared += [vector(first + 3 + i, name) for i, name in enumerate(routing[1])]
-    return "\n".join(declared), source("routing", KEYS=text("keys"), **dict(routing[0]))
+    return "\n".join(declared), source("routing", KEYS=text("keys"), THREADS=threads, **dict(routing[0]))
 
 
 @functools.cache
 def route(*routing: Any) -> str:
     """A choice of experts by itself."""
-    declared, function = _routing(routing, 0)
+    declared, function = _routing(routing, 0, 64)
     return source("route", BINDINGS=declared, ROUTING=function, FIELDS=_ROUTING_FIELDS)
 
 
@@ -270,7 +270,7 @@ def expert_matmul(
     words = {"SHARED": "", "EXPERT": "slot" if of_heads else "ids[p.ids_at + token * p.ids_row + slot]", "FIELDS": "",
              "ROUTING": "", "MORE": _more("" if of_heads else "ids", has_bias)}  # fmt: skip
     if routing is not None:
-        declared, words["ROUTING"] = _routing(routing, 3)
+        declared, words["ROUTING"] = _routing(routing, 3, SLICES * LANES)
         words["MORE"] = declared + (vector(6 + len(routing[1]), "bias") if has_bias else "")
         words |= {"EXPERT": "routed(token, slot, g.x == 0u && slot == 0u, t)", "FIELDS": _ROUTING_FIELDS}
     if routing is not None and shared:

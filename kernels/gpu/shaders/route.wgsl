@@ -4,4 +4,4 @@ $BINDINGS
 var<immediate> p: P;
 $ROUTING
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) { _ = routed(g.x, 0u, true, t); }
+fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) { route(g.x, true, t); }

@@ -9,16 +9,31 @@ $FIRST_OF
 $LARGEST_OF
 $TOTAL
 fn logistic(v: f32) -> f32 { return 1.0 / (1.0 + exp(-max(v, -80.0))); }
-fn routed(token: u32, slot: u32, writes: bool, t: u32) -> u32 {  // the expert of a slot; one of all workgroups writes all
+var<workgroup> found: u32;
+fn routed(token: u32, slot: u32, writes: bool, t: u32) -> u32 {  // the expert of a slot, by how many come before it
+  route(token, writes, t);
+  for (var i = t; i < $N; i += $THREADS) {
+    let mine = vec2<u32>(choice[i], i);
+    var rank = 0u;
+    for (var k = 0u; k < $N; k++) { rank += u32(before(vec2<u32>(choice[k], k), mine)); }
+    if (rank == slot) { found = i; }
+  }
+  workgroupBarrier();
+  return found;
+}
+fn route(token: u32, writes: bool, t: u32) {  // what all are chosen by, and where it ``writes`` which they are
   let begin = p.logits_at + token * p.logits_row;
   let first = select($N, t, t < 64u);  // a tree has 64 threads, the others of a workgroup have nothing in it
   var largest = -3.4e38;
-  for (var i = first; i < $N; i += 64u) { largest = max(largest, logits[begin + i]); }
-  largest = largest_of(largest, t);
   var sum = 0.0;
-  for (var i = first; i < $N; i += 64u) { sum += exp(logits[begin + i] - largest); }
-  let whole = total(sum, t);
-  for (var i = first; i < $N; i += 64u) { choice[i] = key(bitcast<u32>($SCORE$BIASED)); }
+  var whole = 0.0;
+  if (writes || $HAS_SCORES) {
+    for (var i = first; i < $N; i += 64u) { largest = max(largest, logits[begin + i]); }
+    largest = largest_of(largest, t);
+    for (var i = first; i < $N; i += 64u) { sum += exp(logits[begin + i] - largest); }
+    whole = total(sum, t);
+  }
+  for (var i = t; i < $N; i += $THREADS) { choice[i] = key(bitcast<u32>($SCORE$BIASED)); }
   workgroupBarrier();
   if (p.groups > 1u) {
     let size = $N / p.groups;
@@ -42,11 +57,11 @@ fn routed(token: u32, slot: u32, writes: bool, t: u32) -> u32 {  // the expert o
     }
     workgroupBarrier();
   }
+  if (!writes) { return; }
   let at = p.probs_at + token * p.probs_row;
   var last = vec2<u32>(0xffffffffu, 0u);
-  var expert = 0u;
   sum = 0.0;
-  for (var k = 0u; k < select(slot + 1u, p.n_used, writes); k++) {
+  for (var k = 0u; k < p.n_used; k++) {
     var mine = vec2<u32>(0u, 0xffffffffu);
     for (var i = first; i < $N; i += 64u) {
       let one = vec2<u32>(choice[i], i);
@@ -56,13 +71,11 @@ fn routed(token: u32, slot: u32, writes: bool, t: u32) -> u32 {  // the expert o
     let i = min(last.y, $N - 1u);
     let weight = $WEIGHT;
     sum += weight;
-    if (k == slot) { expert = i; }
-    if (writes && t == 0u) {
+    if (t == 0u) {
       ids[p.ids_at + token * p.ids_row + k] = i;
       probs[at + k] = weight;
     }
   }
   let over = select(sum + $LEAST, $WHOLE, p.over_all == 1u);
-  for (var k = 0u; k < p.n_used && writes && t == 0u; k++) { probs[at + k] = probs[at + k] / over * p.factor$TIMES; }
-  return expert;
+  for (var k = 0u; k < p.n_used && t == 0u; k++) { probs[at + k] = probs[at + k] / over * p.factor$TIMES; }
 }

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 from gpu_device import device
 
+from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.gpu import selftest, sources
+from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.lowering import RULES
-from edgellm.kernels.ops import OPS
+from edgellm.kernels.ops import OPS, Embed, ExpertMatmul, ExpertSum, Matmul, Route, SelectOutputs
+from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
+from edgellm.kernels.program import Batch, Program
+from edgellm.kernels.reference import ReferenceExecutor
 
 FEW = (1, 17)  # tokens: a row a thread, and tiles
 ALIKE = [f"attention_{kind}" for kind in ("bf16", "f32", "q4_0", "q4_1", "q5_0")]  # test_gpu_executor, or alike
+CHOICES: list[dict[str, Any]] = [
+    {"n": 128, "n_used": 8, "over": "chosen", "scores": "softmax", "biased": False},
+    {"n": 33, "n_used": 4, "over": "all", "scores": "sigmoid", "biased": True, "factor": 2.5},
+    {"n": 30, "n_used": 5, "over": "all", "scores": "softmax", "biased": True, "groups": (6, 2)},
+    {"n": 256, "n_used": 8, "over": "chosen", "scores": "sigmoid", "biased": True, "groups": (8, 4), "best": 2},
+    {"n": 16, "n_used": 3, "over": "all", "scores": "softmax", "biased": False, "groups": (4, 2), "best": 1},
+]
 EVERY_COLUMN = ("F32", "Q4_0", "Q6_K")  # types whose products are compiled for all numbers of columns
 
 
@@ -45,6 +61,30 @@ def test_a_step_of_a_decoder_has_the_bits_of_its_ops_and_of_its_tokens_alone(
         lambda *given, **named: real(*given, **named).replace("sum = fma(", "sum = 1.0001 * fma("),
     )
     assert "op by op" in selftest.try_step(index).detail
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_experts_chosen_in_their_first_product_are_those_chosen_alone(choice: dict[str, Any], index: int) -> None:
+    s, given = Sketch(np.random.default_rng(3), 8), dict(choice)
+    n, n_used, d = given.pop("n"), given.pop("n_used"), 64
+    x, router, ids, probs = s.buffer(d), s.buffer(n), s.buffer(n_used, "int32"), s.buffer(n_used)
+    made, summed, last = s.buffer(n_used * d), s.buffer(d), s.buffer(d)
+    s.buffers[last] = replace(s.buffers[last], rows="outputs")
+    bias = s.tensor("F32", (n,)) if given.pop("biased") else None
+    s.ops += [Embed(s.tensor("F32", (N_VOCAB, d)), x, 8.0), Matmul(x, s.tensor("F32", (n, d)), router)]
+    s.ops += [
+        Route(router, ids, probs, bias=bias, **given),
+        ExpertMatmul(x, ids, s.tensor("F32", (n, d, d)), made, n_used),
+    ]
+    s.ops += [ExpertSum(made, probs, summed), SelectOutputs(summed, last)]
+    s.ops.append(Matmul(last, s.tensor("F32", (N_VOCAB, d)), Program.output))
+    executor = GPUExecutor(s.program(), 1, max_tokens=8, index=index)
+    for tokens in ([5], [1, 2, 3, 4, 5, 6, 7]):
+        batch = Batch.single(executor.program, tokens, outputs="all")
+        fused = executor.run(batch).copy()
+        assert np.array_equal(fused, executor.run(batch, lambda *_: None))
+        assert nmse(fused, ReferenceExecutor(executor.program, 1, 8, "float16").run(batch)) < selftest.LIMIT
+    executor.close()
 
 
 @pytest.mark.parametrize("quant", sources.TYPES)
