@@ -16,14 +16,8 @@ from edgellm.kernels.cpu.lib import draw_layout
 from edgellm.kernels.cpu.run.draw import CPUDraw
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.draw import Drawn, DrawSpec
-from edgellm.kernels.gpu.top_k import AHEAD, MAX_K, Found
+from edgellm.kernels.gpu.top_k import AHEAD, CHAIN_WORDS, MAX_K, MAX_LINKS, Found
 from edgellm.machine.progress import Progress
-
-MAX_LINKS = 8  # of a chain that the device draws by
-CHAIN_WORDS = 3 + AHEAD + 3 * MAX_LINKS
-CHAIN = {"MAX_K": MAX_K, "AHEAD": AHEAD, "WORDS": CHAIN_WORDS, "TOP_K": draw_layout.TOP_K, "TOP_P": draw_layout.TOP_P,
-         "MIN_P": draw_layout.MIN_P}  # fmt: skip
-"""What the shader calls the layout of a chain, and the kinds of its links."""
 
 
 def open_draw(on_compile: Progress | None = None) -> GPUDraw:

@@ -24,12 +24,12 @@ from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.gpu import adapters
 from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
-from edgellm.kernels.gpu.draw import CHAIN_WORDS, GPUTokenDraw, open_draw
+from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
 from edgellm.kernels.gpu.emitter import Counts
 from edgellm.kernels.gpu.layout import MAX_OUTPUTS, buffers_nbytes
 from edgellm.kernels.gpu.lowering import put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
-from edgellm.kernels.gpu.top_k import AHEAD, Found, TopK
+from edgellm.kernels.gpu.top_k import AHEAD, CHAIN_WORDS, Found, TopK
 from edgellm.kernels.gpu.walk import Recording
 from edgellm.kernels.gpu.weights import matrix_nbytes
 from edgellm.kernels.kv import CachePool

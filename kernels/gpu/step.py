@@ -18,8 +18,8 @@ import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu.device import Device
-from edgellm.kernels.gpu.draw import CHAIN
 from edgellm.kernels.gpu.sources import source
+from edgellm.kernels.gpu.top_k import CHAIN
 from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.ops.step import segments
 from edgellm.kernels.program import Batch, Program

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgellm.kernels.cpu.lib import draw_layout
 from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import source, text
@@ -18,6 +19,11 @@ from edgellm.kernels.gpu.walk import Recording
 
 MAX_K = 128
 AHEAD = 4  # steps whose answers are read together
+MAX_LINKS = 8  # of a chain that the device draws by, of these
+CHAIN_WORDS = 3 + AHEAD + 3 * MAX_LINKS
+CHAIN = {"MAX_K": MAX_K, "AHEAD": AHEAD, "WORDS": CHAIN_WORDS, "TOP_K": draw_layout.TOP_K, "TOP_P": draw_layout.TOP_P,
+         "MIN_P": draw_layout.MIN_P}  # fmt: skip
+"""What the shader calls the layout of a chain, and the kinds of its links."""
 ROOM, SLICE, N_COUNTS = 1024, 2048, 4096  # candidates; logits of a workgroup; values of the upper 12 bits
 
 
