@@ -19,7 +19,7 @@ class Finding:
 
     code      stable and upper case, such as ``GGUF_COUNT``
     message   what was found and what was expected
-    advice    what to do
+    advice    what to do; "" where the message, of an error, says it
     file      name of the file (of the part, for a split model)
     offset    byte of the file where it stands, where there is one
     name      metadata key or tensor name, where there is one
@@ -39,7 +39,7 @@ class Finding:
         where = f" (byte {self.offset:,})" if self.offset is not None else ""
         name = f"{short(self.name)}: " if self.name else ""
         file = f"{short(self.file, 255)}: " if self.file else ""
-        return f"{file}{name}{self.message}{where}. {self.advice}"
+        return f"{file}{name}{self.message.removesuffix('.')}{where}. {self.advice}".rstrip()
 
     def error(self) -> EdgeLLMError:
         """The exception that says the same; it keeps this finding as its attribute ``finding``."""

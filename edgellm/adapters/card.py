@@ -59,5 +59,5 @@ def adapter_findings(path: Path) -> list[Finding] | None:
     try:
         adapter_facts(path, kind)
     except EdgeLLMError as error:
-        return [Finding(error.code, str(error).removeprefix(f"{path.name}: ").rstrip("."), "", file=path.name)]
+        return [Finding(error.code, str(error).removeprefix(f"{path.name}: "), "", file=path.name)]
     return []

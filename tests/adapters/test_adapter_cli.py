@@ -95,7 +95,8 @@ def test_show_and_verify_know_adapters(folder: Path, capsys: Captured, tmp_path:
         assert "sound" in capsys.readouterr().out
     half = write_lora(tmp_path / "half.gguf", {}, tensors={"blk.0.attn_q.weight.lora_a": np.ones((4, 64), "f4")})
     assert main(["verify", str(half)]) == 1
-    assert "ADAPTER_FILE" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "ADAPTER_FILE" in told and told.endswith(".\n") and ".." not in told
     assert main(["run", str(folder / "one.gguf"), "-p", "x", "--no-stdin"]) == 1
     assert "--lora" in capsys.readouterr().err
 
