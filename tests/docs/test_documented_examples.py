@@ -108,10 +108,9 @@ def test_curl_that_is_shown_gets_an_answer(command: str, url: str) -> None:
 
 
 def test_settings_that_are_shown_can_be_read() -> None:
-    for block in blocks("json"):
-        json.loads(block.text)
-    for block in blocks("toml"):
-        tomllib.loads(block.text)
+    for language, read in (("json", json.loads), ("toml", tomllib.loads)):
+        shown = blocks(language)
+        assert shown and all(read(block.text) for block in shown), language
 
 
 def test_the_unit_of_systemd_is_sound(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_look_at_a_file_that_was_cut_short_finds_nothing_wrong_with_it_silentl
 
 
 def test_a_file_that_stays_whole_is_never_complained_of(model: Path) -> None:
-    mapped = map_file(model)
+    mapped, written = map_file(model), model.read_bytes()
     mapped.check()
     with open(model, "ab") as file:
         file.write(b"more")
@@ -197,6 +197,7 @@ def test_a_file_that_stays_whole_is_never_complained_of(model: Path) -> None:
     other.write_bytes(b"x" * 100)
     os.replace(other, model)  # the map keeps the old file
     mapped.check()
+    assert mapped[:] == written
     mapped.close()
     mapped.check()
 

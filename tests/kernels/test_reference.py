@@ -199,11 +199,13 @@ def test_too_large_a_batch_is_refused_with_both_numbers(program: Program) -> Non
         ReferenceExecutor(program, max_tokens=8).run(Batch.single(program, tokens_of(program, 9)))
 
 
-def test_close_twice(program: Program) -> None:
+def test_close_lets_go_of_the_weights_and_may_be_called_twice(program: Program) -> None:
     executor = ReferenceExecutor(program)
     executor.run(Batch.single(program, tokens_of(program, 1)))
-    executor.close()
-    executor.close()
+    assert executor._weights
+    for _ in range(2):
+        executor.close()
+        assert not executor._weights
 
 
 def test_empty_batch_has_no_logits(program: Program) -> None:

@@ -149,7 +149,9 @@ def test_a_rotation_of_laguna_that_says_no_part_is_of_whole_heads(converted: tup
 
 def test_eurobert_may_say_its_tokens_as_texts(tmp_path: Path) -> None:
     texts = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>"}
-    check_keys(tmp_path, texts | {"mask_token": "<|mask|>", "clf_pooling": "late"}, "eurobert")
+    assert not check_keys(tmp_path, texts | {"mask_token": "<|mask|>", "clf_pooling": "late"}, "eurobert")
+    with pytest.raises(EdgeLLMError, match="mask_text is"):
+        check_keys(tmp_path, texts | {"mask_text": "<|mask|>"}, "eurobert")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], ...]] = {

@@ -519,9 +519,11 @@ def test_any_other_file_is_refused(text: str) -> None:
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=4), max_leaves=20))
 @settings(max_examples=60, deadline=None)
-def test_no_json_does_harm(value: Any) -> None:
+def test_any_json_is_a_session_that_can_be_kept_or_refused_by_name(value: Any) -> None:
     for record in (value, {"format": "edgellm-session", "version": 1, "messages": value, "leaf": value}):
         try:
-            from_json(json.dumps(record))
-        except FormatError:
-            continue
+            session = from_json(json.dumps(record))
+        except FormatError as error:
+            assert error.code == "SESSION_FILE"
+        else:
+            assert shape(from_json(to_json(session))) == shape(session)

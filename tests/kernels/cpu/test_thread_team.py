@@ -358,7 +358,11 @@ def test_jobs_of_fewer_threads_leave_the_others_out_who_sleep_and_come_back() ->
     team.close()
 
 
-def test_no_rows_are_no_work() -> None:
-    team = make_team(2)
-    team.run(0, 3, 3, 0)
+def test_no_rows_are_no_work_and_hold_nobody_up() -> None:
+    team, table = make_team(2), Table([("count", 3), ("share", 9)], 2)
+    table.cells[:] = 5
+    team.run(table.rows.ctypes.data, 2, 2, table.step.ctypes.data)
+    assert (table.cells == 5).all()
+    table.run(team)
+    assert np.array_equal(table.cells, table.expected())
     team.close()
