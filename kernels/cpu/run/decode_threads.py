@@ -25,10 +25,10 @@ SAMPLE_S = 0.02
 """Steps are one sample until they have taken so long: others come and go in slices of a few milliseconds."""
 
 SAMPLES = 5
-"""The mean of so many without the slowest, which may have waited for a disk, is the time of a step."""
+"""The mean of so many without the slowest, in which workers woke or a disk was read, is the time of a step."""
 
-WARM_UP, WARM_UP_AT_FIRST = 1, 2
-"""Samples that do not count after a change of size, while workers wake or fall asleep, and while the file comes in."""
+WARM_UP = 2
+"""Samples that do not count at first, while the file comes in."""
 
 MUCH_SLOWER, LEAST_SAMPLES = 1.2, 2
 """After so few samples, each so much slower than the best, a size is given up, and with it those below."""
@@ -39,8 +39,9 @@ FASTER = 0.95
 SLOWED = 1.25
 """Steps that take so much longer than they did are worth a round."""
 
-SOON, LATE = 40, 240
-"""Samples from one round to the next: after a change, about a second, and at most."""
+SOON, LATE = 40, 160
+"""Samples from one round to the next, at first and after a change, and at most: about 1 and 4 seconds, or so long
+without steps."""
 
 
 class Team(Protocol):
@@ -63,9 +64,10 @@ class DecodeThreads:
         self._sizes = list(dict.fromkeys(max(1, round(team.n_threads * share)) for share in SHARES))
         self.n = self.kept = team.n_threads
         self.found = len(self._sizes) == 1
-        self.n_steps, self._started = 1, 0.0
+        self.n_steps = 1
+        self._started = self._ended = perf_counter()
         self._seconds, self._n_taken, self._samples = 0.0, 0, list[float]()
-        self._warm_up = WARM_UP_AT_FIRST
+        self._warm_up = WARM_UP
         self._left = [] if self.found else self._sizes[:]  # to be tried in this round, n first; none between rounds
         self._times: dict[int, float] = {}  # of a step, by the sizes that were tried in it
         self._usual, self._rest, self._rested = inf, SOON, 0  # seconds of a step; samples between rounds, and so far
@@ -73,12 +75,13 @@ class DecodeThreads:
     def __enter__(self) -> DecodeThreads:
         """``n_steps`` of what is returned may be set to how many were made."""
         self._team.at_once, self.n_steps, self._started = self.n, 1, perf_counter()
+        self._rested += int((self._started - self._ended) / SAMPLE_S)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._team.at_once = self._team.n_threads
+        self._team.at_once, self._ended = self._team.n_threads, perf_counter()
         if kind is None:
-            self.took(perf_counter() - self._started, max(1, self.n_steps))
+            self.took(self._ended - self._started, max(1, self.n_steps))
 
     def took(self, seconds: float, n_steps: int = 1) -> None:
         """Go on after so many steps, which took so long together."""
@@ -129,5 +132,4 @@ class DecodeThreads:
 
     def _use(self, n: int) -> None:
         """Go on with this size, and with no sample of another."""
-        self._warm_up = 0 if n == self.n else WARM_UP
         self.n, self._samples = n, []

@@ -152,6 +152,24 @@ def test_a_team_has_so_many_threads_within_its_decode_steps_and_all_of_them_else
     assert used == {8, 6, 4, 3, 2, 1}
 
 
+def test_an_answer_after_a_pause_finds_out_soon_that_the_neighbour_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(decode_threads, "perf_counter", lambda: clock[0])
+    threads = DecodeThreads(SimpleNamespace(n_threads=2, at_once=2))
+
+    def answer(seconds: float, step_s: Callable[[int], float]) -> None:
+        end = clock[0] + seconds
+        while clock[0] < end:
+            with threads:
+                clock[0] += step_s(threads.n)
+
+    answer(30, lambda n: 0.02 * n)
+    assert threads.kept == 1
+    clock[0] += 20
+    answer(0.5, lambda n: 0.02 / n)
+    assert threads.kept == 2
+
+
 def test_a_step_that_ends_in_an_error_is_no_trial() -> None:
     team = SimpleNamespace(n_threads=8, at_once=8)
     threads = DecodeThreads(team)
