@@ -58,13 +58,16 @@ def _are_blocks_there(batch: Batch, pool: CachePool, n_steps: int) -> bool:
         return False
     end = (first + n_steps - 1) // BLOCK_TOKENS + 1
     for group, n_blocks, table in zip(pool.groups, pool.n_blocks, batch.tables, strict=True):
-        begin = np.maximum(first - group.window + 1, 0) // BLOCK_TOKENS if group.window else np.zeros_like(first)
+        begin = group.first_read(first)
         if table.ndim != 2 or sequences.max() >= len(table) or end.max() > table.shape[1]:
             return False
         columns = np.arange(begin.min(), end.max())
         blocks = table[sequences, columns[0] : columns[-1] + 1]
         wanted = (columns >= begin[:, None]) & (columns < end[:, None])
         if (wanted & ((blocks < 0) | (blocks >= n_blocks))).any():
+            return False
+        beginnings = table[sequences, 0]
+        if group.kind == "newest" and ((beginnings < 0) | (beginnings >= n_blocks)).any():
             return False
     return True
 
@@ -143,11 +146,11 @@ def _check_blocks(batch: Batch, pool: CachePool, sequence: int, first: int, last
         if group.kind == "state":
             _check_slots(table, n_blocks, sequence, fresh=first == 0)
             continue
-        begin = max(0, first - group.window + 1) // BLOCK_TOKENS if group.window else 0
+        begin = int(group.first_read(first))
         end = last // BLOCK_TOKENS + 1
         if not 0 <= sequence < table.shape[0] or end > table.shape[1]:
             raise ParameterError(f"no block table for position {last} of sequence {sequence}")
-        blocks = table[sequence, begin:end]
+        blocks = table[sequence, [0, *range(begin, end)] if group.kind == "newest" else slice(begin, end)]
         if int(blocks.min()) < 0 or int(blocks.max()) >= n_blocks:
             raise ParameterError(f"block table of sequence {sequence} points outside its {n_blocks} blocks")
 

@@ -15,8 +15,9 @@ dimensions and positions, of values positions and dimensions):
 So a register of bytes has two dots of 16 lanes, which one instruction multiplies with int16 and adds.
 
 A packed type takes a block of 32 positions once it is full (KIVI): of keys the 32 numbers of a dimension share scale
-and minimum, of values 32 dimensions of a position. Until then, and a text's first for good, it is kept in 16 bits
-elsewhere. Levels lie between a group's ends, or, where that has the smaller squared error, in 0.85 of the way.
+and minimum, of values 32 dimensions of a position. The newest blocks and a text's first one are read in 16 bits
+elsewhere (kernels/kv.py). Levels lie between a group's ends, or, where that has the smaller squared error, in 0.85 of
+the way.
 
     2 bits       (dots / 4, lanes) uint8: dot 4 i in the lowest bits, 4 i + 3 in the highest
     scales       of keys (dim,), of values (dim / 32, 32) float16, then minima likewise

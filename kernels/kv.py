@@ -25,13 +25,14 @@ import math
 import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from edgellm.kernels.cache_types import DEFAULT, FLOATS, PACKED, QUANTIZED
 
 BLOCK_TOKENS = 32
+NEWEST_BLOCKS = 4  # of a run: a query's own is in 16 bits where those before it are packed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CacheGroup:
 
     all      every position, in blocks of 32
     window   the last ``window`` positions, the query's own included, in blocks of 32
-    newest   the block of the query's own position, in which nothing is packed yet, and the text's first one
+    newest   the run of ``window`` positions that the query's own is in, and the text's first block
     state    one state, in place of positions: a step reads one slot and writes another
     """
 
@@ -52,10 +53,16 @@ class CacheGroup:
         beginning = [0] if self.kind == "newest" and 0 < first <= end else []
         return [*beginning, *range(first, end)]
 
+    def first_read(self, position: Any) -> Any:
+        """The first block that a query reads, by its position, or of many; of the newest ones number 0, too."""
+        if self.kind == "newest":
+            return position // self.window * (self.window // BLOCK_TOKENS)
+        return np.maximum(position - self.window + 1, 0) // BLOCK_TOKENS if self.window else position * 0
+
     @property
-    def order(self) -> tuple[bool, int]:
+    def order(self) -> tuple[bool, int, bool]:
         """Where it stands among the groups of a program."""
-        return self.kind == "state", self.window
+        return self.kind == "state", self.window, self.kind == "newest"
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class KVLayer:
     and ``type_v`` are rows of cache_types.py; "f16" leaves it to the executor, whose judge keeps float32.
 
     n_chosen   blocks that a query reads at most, its own included, as it chooses by their bounds; 0 means all
-    newest     keeps only the first block, and the one that is being filled before it is packed into another layer's
+    newest     keeps only the first block and the newest run, in 16 bits; another layer has those that are packed
     """
 
     n_kv_heads: int
@@ -88,12 +95,14 @@ class KVLayer:
     def group(self) -> CacheGroup:
         """What its block table stands for."""
         if self.newest:
-            return CacheGroup("newest", 1)
+            return CacheGroup("newest", NEWEST_BLOCKS * BLOCK_TOKENS)
         return CacheGroup("window", self.window) if self.window else CacheGroup()
 
     def seen_nbytes(self, n_cached: int, dtype: str = "float16") -> int:
         """Bytes that a query behind ``n_cached`` positions reads."""
-        most = 2 * BLOCK_TOKENS if self.newest else self.n_chosen * BLOCK_TOKENS or self.window or n_cached
+        most = self.n_chosen * BLOCK_TOKENS or self.window or n_cached
+        if self.newest:
+            most = BLOCK_TOKENS + self.group.window // 2  # as much of its run is there in the mean
         nbytes = [math.prod(shape) * kept.itemsize for shape, kept in self.arrays(np.dtype(dtype))]
         bounds = nbytes.pop() if self.n_chosen else 0
         return (min(n_cached, most) * sum(nbytes) + n_cached * bounds) // BLOCK_TOKENS

@@ -63,7 +63,7 @@ def _typed(index: int, layer: CacheLayer, type_k: str, type_v: str) -> CacheLaye
 
 
 def _packed(program: Program, layers: tuple[CacheLayer, ...]) -> Program:
-    """The program whose layers are packed block by block, and others behind them that have the first and newest."""
+    """The program whose layers are packed block by block, and others behind them that have the first and the newest."""
     kept = [i for i, layer in enumerate(layers) if isinstance(layer, KVLayer)]
     newest = {index: len(layers) + i for i, index in enumerate(kept)}
     near = tuple(

@@ -22,7 +22,7 @@ from edgellm.kernels.program import Batch, Hook, Program
 
 N_VOCAB = 97
 STATE = -1  # in a list of windows: recurrent layers
-PACKED = -2  # and that blocks are packed once they are full, with layers for the first and the newest beside
+PACKED = -2  # and that blocks are packed once they are full, with layers for the first one and the newest run beside
 VOID = -1  # in place of a key
 
 
@@ -190,6 +190,13 @@ class FakeExecutor:
     def _logits(self, seen: list[list[tuple[int, int]]]) -> np.ndarray:
         return _logits(seen)
 
+    def _place(self, group: int, position: int, query: int) -> int:
+        """The group that has a position for the query: that of the newest, or its own, where it may be packed."""
+        if self._newest is None or group not in self._packed:
+            return group
+        run = self.pool.groups[self._newest].window
+        return self._newest if position < BLOCK_TOKENS or position // run == query // run else group
+
     def _read(self, batch: Batch, i: int) -> list[list[tuple[int, int]]]:
         """For each group the positions that the query sees, and their tokens."""
         end = int(batch.positions[i]) + 1
@@ -203,8 +210,7 @@ class FakeExecutor:
             start = max(0, end - kind.window) if kind.window else 0
             found = []
             for p in range(start, end):
-                is_near = group in self._packed and p // BLOCK_TOKENS in (0, (end - 1) // BLOCK_TOKENS)
-                place = self._newest if is_near and self._newest is not None else group
+                place = self._place(group, p, end - 1)
                 (keys, values), block = self._arrays(place)[-1], self._block(batch, i, place, p)
                 key = int(keys[block, 0, 1, p % BLOCK_TOKENS])
                 assert key != VOID, f"position {p} of group {group} is that of a rejected token, or of none"

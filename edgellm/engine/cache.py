@@ -219,8 +219,9 @@ class KVCache:
         start, end = sequence.length // BLOCK_TOKENS, n_blocks_of(sequence.length + len(tokens))
         for group in self._groups:
             held = group.held(sequence.first[group.index], end)
-            if group.is_newest:  # of what is full only the first one was kept
-                held = [b for b in held if b in (0, (sequence.length + len(tokens)) // BLOCK_TOKENS)]
+            if group.is_newest:  # of what is packed only the first one was kept
+                needed = group.first_needed(sequence.length + len(tokens))
+                held = [b for b in held if b == 0 or b >= needed]
                 self._slide(sequence, group, sequence.length + len(tokens))
             for b in held:
                 if b >= start:

@@ -52,7 +52,7 @@ class BlockGroup:
         self.index = index
         self.window = group.window
         self.is_newest = group.kind == "newest"
-        self.held = group.held
+        self.held, self.first_read = group.held, group.first_read
         self.free = list(range(n_blocks - 1, -1, -1))
         self.references = [0] * n_blocks
         self.owner: list[Node | None] = [None] * n_blocks
@@ -95,12 +95,8 @@ class BlockGroup:
         The last full block counts as looked at even by a tiny window: it ties the sequence to the prefix tree. The
         newest blocks need not, for beside them there are those that are packed.
         """
-        if not self.window:
-            return 0
-        if self.is_newest:
-            return position // BLOCK_TOKENS
-        last_full = position // BLOCK_TOKENS - 1
-        return max(0, min(last_full, (position - self.window + 1) // BLOCK_TOKENS))
+        first = int(self.first_read(position))
+        return first if self.is_newest else max(0, min(position // BLOCK_TOKENS - 1, first))
 
 
 def subtree(node: Node) -> Iterator[Node]:

@@ -39,7 +39,7 @@ from edgellm.kernels.program import Executor
 from edgellm.machine.atomic import whole_file
 from edgellm.machine.paths import cache_dir
 
-MAGIC = b"EDGEKV03"
+MAGIC = b"EDGEKV04"
 ABSENT = 2  # "first" of a group of which a file of one block has nothing
 MAX_HEADER_NBYTES = 1 << 20
 CHUNK_NBYTES = 1 << 20

@@ -87,9 +87,13 @@ class DiskCache:
         kinds = [group.kind for group in self.pool.groups]
         self.has_states = "state" in kinds
         self.key_groups = [g for g, kind in enumerate(kinds) if kind != "state"]
-        self.packed_groups = [g for g in self.key_groups if kinds[g] != "newest"]  # what a full block is kept in
+        newest = [] if self.has_states else [g for g in self.key_groups if kinds[g] == "newest"]
+        self.kept_groups = [g for g in self.key_groups if g not in newest]  # of what is not a text's first block
+        # a run that is over is read as it is packed; of a state, which may end anywhere, what is newest is kept, too
+        self.run_blocks = max((self.pool.groups[g].window // BLOCK_TOKENS for g in newest), default=1)
         nbytes = sum(map(self.pool.block_nbytes, self.key_groups))
-        self.piece_blocks = max(1, min(PIECE_TOKENS // BLOCK_TOKENS, PIECE_NBYTES // max(1, nbytes)))
+        n_blocks = min(PIECE_TOKENS // BLOCK_TOKENS, PIECE_NBYTES // max(1, nbytes))
+        self.piece_blocks = max(1, n_blocks // self.run_blocks) * self.run_blocks
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._readings: list[Reading] = []
@@ -287,7 +291,9 @@ class Trail:
                 break
             end += 1
         if not self.disk.has_states:
-            ends = [*range(first + self.disk.piece_blocks, end, self.disk.piece_blocks), end]
+            run, piece = self.disk.run_blocks, self.disk.piece_blocks
+            end = end // run * run
+            ends = [*range(first // run * run + piece, end, piece), end]
             return [b * BLOCK_TOKENS for b in ends if b * BLOCK_TOKENS > start]
         found: list[int] = []
         for b in range(first, end + 1):
@@ -322,7 +328,7 @@ class Trail:
     def keep(self, sequence: cache.Sequence) -> None:
         """A step was committed: write what is new and whole."""
         for b in range(self._n_kept, len(sequence.path) if self.disk.key_groups else 0):
-            groups = self.disk.key_groups if b == 0 else self.disk.packed_groups
+            groups = self.disk.key_groups if b == 0 else self.disk.kept_groups
             blocks = {group: int(sequence.tables[group][b]) for group in groups}
             name = block_name(self.text(b + 1))
             if not self.disk.has(name) and min(blocks.values()) >= 0:

@@ -142,8 +142,9 @@ class PrefixFiles:
         """For each group 0 where a file of this name has its block, or its state, else ``ABSENT``."""
         is_state = "-" in name
         keys = not is_state or n_tokens < BLOCK_TOKENS  # else they are in a file of their own
-        there = {"state": is_state, "newest": keys and (begins or is_state)}
-        return [0 if there.get(kind, keys) else ABSENT for kind, *_ in self.layout["groups"]]
+        kinds = [kind for kind, *_ in self.layout["groups"]]
+        there = {"state": is_state, "newest": keys and (begins or "state" in kinds)}
+        return [0 if there.get(kind, keys) else ABSENT for kind in kinds]
 
     def write(
         self, name: str, before: str, tokens: Sequence[int], first: Sequence[int], blocks: Iterable[bytes]

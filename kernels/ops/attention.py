@@ -70,7 +70,7 @@ class Attention(Op):
     sinks     (n_heads,): a score of each head that stands in the softmax's sum and has no value
     chosen    of layers with ``n_chosen``: the blocks that each token reads, as ChooseBlocks gives them. A token that
               has no more blocks than that reads them all
-    newest    of a packed layer: the layer that has the first block, and those from the token's own on, in 16 bits
+    newest    of a packed layer: the layer that has the first block, and those from the token's own run on, in 16 bits
     """
 
     name, reads, writes, weights, cache = "attention", ("q", "chosen"), ("out",), ("sinks",), "read"
@@ -196,11 +196,11 @@ def _trial_of_chosen(s: Sketch, variant: str) -> None:
 def _read(step: Step, op: Attention, segment: Segment, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keys (n_kv_heads, head_dim, n) and values (n_kv_heads, n, head_dim) of blocks of a sequence, by their numbers.
 
-    Of a packed layer the first block is in 16 bits, and so are those from the first token's own on.
+    Of a packed layer the first block is in 16 bits, and so are those from the first token's own run on.
     """
     parts = [(op.layer, numbers)]
     if op.newest is not None:
-        own = segment.first_position // BLOCK_TOKENS
+        own = step.program.kv_layer(op.newest).group.first_read(segment.first_position)
         runs = np.split(numbers, np.flatnonzero(np.diff((numbers > 0) & (numbers < own))) + 1)
         parts = [(op.layer if 0 < run[0] < own else op.newest, run) for run in runs]
     read = list[tuple[np.ndarray, np.ndarray]]()

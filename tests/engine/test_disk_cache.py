@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-from fake_executor import STATE, FakeExecutor, expected_tokens, fake_layers, fake_pool, fake_program
+from fake_executor import NEWEST, STATE, FakeExecutor, expected_tokens, fake_layers, fake_pool, fake_program
 from test_engine import Greedy, prompt_of, run, run_together, until, wait_until_idle
 
 import edgellm
@@ -25,9 +25,9 @@ from edgellm.engine.disk_cache import DiskCache
 from edgellm.engine.engine import Engine
 from edgellm.engine.prefix_files import PrefixFiles
 from edgellm.formats.errors import DeviceLostError, EdgeLLMError, NumericError
-from edgellm.kernels.kv import BLOCK_TOKENS
+from edgellm.kernels.kv import BLOCK_TOKENS, NEWEST_BLOCKS
 
-WINDOWS = [(0,), (0, 40), (STATE, 0), (STATE,)]
+WINDOWS = [(0,), (0, 40), (STATE, 0), (STATE,), (NEWEST, 0), (STATE, NEWEST, 0)]
 Start = Callable[..., Engine]
 
 
@@ -49,6 +49,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for one in made:
         one.close()
         one.cache.check([])
+
+
+def whole_blocks(n: int, windows: tuple[int, ...]) -> int:
+    """The tokens of a beginning of n whose blocks are enough to go on from."""
+    size = NEWEST_BLOCKS * BLOCK_TOKENS if NEWEST in windows else BLOCK_TOKENS
+    return n // size * size
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -78,12 +84,12 @@ def test_a_long_prefix_costs_only_its_tail_after_a_restart(start: Start, windows
     first.close()
     second = start(windows)
     n_reused = reused(second, prompt, windows=windows)
-    assert n_reused >= (1499 if STATE in windows else 1500 // BLOCK_TOKENS * BLOCK_TOKENS)
+    assert n_reused >= (1499 if STATE in windows else whole_blocks(1500, windows))
     assert sum(second.executor.batches) == 1500 - n_reused + 7
     other = [*prompt[:1100], *prompt_of(2, 100)]
     third = start(windows)
     # of states one is kept each 512 tokens
-    assert reused(third, other, windows=windows) == (1024 if STATE in windows else 1100 // BLOCK_TOKENS * BLOCK_TOKENS)
+    assert reused(third, other, windows=windows) == (1024 if STATE in windows else whole_blocks(1100, windows))
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
@@ -93,7 +99,7 @@ def test_a_talk_goes_on_after_a_restart(start: Start, windows: tuple[int, ...], 
     for _ in range(4):
         engine = start(windows)
         known = reused(engine, prompt, 20, windows)
-        assert known >= (len(prompt) - 23 - 32 if len(prompt) > n else 0)
+        assert known >= (whole_blocks(len(prompt) - 23, windows) if len(prompt) > n else 0)
         prompt = [*prompt, *expected_tokens(prompt, 20, tuple(sorted(windows))), 5, 6, 7]
         engine.close()
 
@@ -107,8 +113,9 @@ def test_what_the_tree_has_lost_comes_back_from_the_disk(start: Start, windows: 
             reused(engine, prompt, windows=windows)
             disk = engine.scheduler.disk
             until(lambda disk=disk: not disk._work)  # a busy machine may be slow to write
-    assert reused(engine, prompts[0], windows=windows) > 1300
-    assert sum(engine.executor.batches) < 4 * 1400 + 9 * (BLOCK_TOKENS + 8)
+    known = whole_blocks(1399, windows)
+    assert reused(engine, prompts[0], windows=windows) >= known
+    assert sum(engine.executor.batches) < 4 * 1400 + 9 * (1400 - known + 8)
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
@@ -333,7 +340,7 @@ def test_an_answer_has_the_same_bits_with_and_without(tmp_path: Path, name: str,
             said = llm.generate(prompt, temperature=0, max_tokens=20, logprobs=3, ignore_eos=True)
             told.append((said.tokens, [one.logprob for one in said.logprobs]))
     assert told[0] == told[1] == told[2]
-    assert said.timings.reused_n >= 192
+    assert said.timings.reused_n >= (128 if (name, kept) == ("gemma3", "kivi2") else 192)
 
 
 def test_of_packed_blocks_only_the_first_is_written_in_16_bits_too(tmp_path: Path) -> None:
@@ -375,7 +382,7 @@ def test_a_short_prompt_does_not_hide_what_was_written_behind_it(start: Start, w
         reused(engine, prompt, n, windows)
         engine.close()
     longer = prompt + expected_tokens(prompt, 200, tuple(sorted(windows)))
-    assert reused(start(windows), longer, 8, windows) >= 192
+    assert reused(start(windows), longer, 8, windows) >= (192 if STATE in windows else whole_blocks(192, windows))
 
 
 def test_answers_that_part_in_their_first_block_have_states_of_their_own(start: Start) -> None:

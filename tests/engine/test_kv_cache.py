@@ -127,6 +127,23 @@ def test_window_groups_keep_only_their_window() -> None:
     runner.cache.check([sequence])
 
 
+def test_a_text_that_parts_from_a_known_one_shares_whole_runs_of_what_is_packed() -> None:
+    """Only the end of the known one has its newest run in 16 bits."""
+    runner = Runner((PACKED, 0), n_blocks=(64, 64))
+    prompt = tokens_of(7, 400)
+    sequence = runner.cache.open(prompt)
+    runner.feed(sequence, prompt)
+    runner.cache.release(sequence)
+    group = next(group for group in runner.pool.groups if group.kind == "newest")
+    for edit in [0, 31, 100, 127, 128, 130, 300, 383, 384, 390, 399]:
+        edited = [*prompt[:edit], *tokens_of(edit, 3)]
+        sequence = runner.cache.open(edited)
+        assert edit // group.window * group.window <= sequence.n_reused <= edit
+        runner.feed(sequence, edited)
+        runner.cache.release(sequence)
+        runner.cache.check([])
+
+
 def test_an_edited_message_reuses_what_stands_before_it() -> None:
     runner = Runner((0,), n_blocks=(64,))
     prompt = tokens_of(7, 150)

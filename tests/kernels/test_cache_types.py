@@ -16,7 +16,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.quant_types import QUANT_TYPES
 from edgellm.kernels.cache_types import FLOATS, PACKED, QUANTIZED, numbers_of, stored
 from edgellm.kernels.cpu.compile.trials import nmse
-from edgellm.kernels.kv import CachePool, KVLayer, StateLayer, pool_nbytes
+from edgellm.kernels.kv import CachePool, KVLayer, StateLayer, groups_of, pool_nbytes
 from edgellm.kernels.ops import Hadamard
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -101,6 +101,13 @@ def test_a_pool_has_the_bytes_of_its_types() -> None:
     pool.arrays[0][0][1] = RNG.integers(0, 256, pool.arrays[0][0][1].shape)
     pool.write_block(0, 2, pool.read_block(0, 1))
     assert np.array_equal(pool.arrays[0][0][2], pool.arrays[0][0][1])
+
+
+def test_a_window_as_long_as_the_newest_run_has_a_table_of_its_own_before_it() -> None:
+    newest = KVLayer(1, 32, 32, newest=True)
+    layers = [KVLayer(1, 32, 32), KVLayer(1, 32, 32, newest.group.window), newest, StateLayer(3)]
+    for some in (layers, layers[::-1]):
+        assert [group.kind for group in groups_of(some)] == ["all", "window", "newest", "state"]
 
 
 @pytest.fixture(scope="module")

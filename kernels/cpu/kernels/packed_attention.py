@@ -5,7 +5,7 @@ Of packed keys each dimension has a scale and a minimum for all 32 positions, so
     q . k[p] = sum_d (q[d] scale[d]) code[d, p] + sum_d q[d] minimum[d]
 
 and of packed values, for 32 dimensions of a position, into the weights. What is left are sums of codes as floats. All
-rows of a part have their own position in one block: from that block on keys and values are float16, as in the first.
+rows of a part have their own position in one block: from its run on keys and values are float16, as in the first.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from edgellm.kernels.cpu.kernels.attention import (
 )
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
+from edgellm.kernels.kv import NEWEST_BLOCKS
 
 _words, _signed = v.make_convert(v.u8x16, v.u32x16, "zext"), v.make_convert(v.u32x16, v.i32x16, "bitcast")
 _three, _two, _four, _six = (v.make_const(v.u32x16, n) for n in (3, 2, 4, 6))
@@ -103,8 +104,9 @@ def _fold(x, scales, minima, n, out):
 
 @v.forceinline
 def _first_newest(step, part):
-    """The block of a part's own position."""
-    return v.load_i32(v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4) // BLOCK
+    """The first block of the run that a part's own position is in."""
+    position = v.load_i32(v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4)
+    return position // (NEWEST_BLOCKS * BLOCK) * NEWEST_BLOCKS
 
 
 @v.forceinline

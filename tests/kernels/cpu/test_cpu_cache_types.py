@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpu_programs import FORMS, cpu_executor, single_sequence
+from cpu_programs import FORMS, cpu_executor, part, single_sequence
 from test_cpu_executor import cpu_logits, logits_in_chunks
 
+from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import chosen_blocks
 from edgellm.kernels.cpu.compile import trials
@@ -123,6 +124,44 @@ def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
         (table,) * len(program.groups),
     )
     assert np.array_equal(executor.run(together), np.concatenate(alone))
+    executor.close()
+
+
+@pytest.mark.parametrize("form", ["reference", *FORMS])
+@pytest.mark.parametrize("position", [95, 127, 128, 149])
+def test_a_token_reads_the_first_block_and_its_own_run_in_16_bits_and_the_others_packed(
+    position: int, form: str, open_model: Callable[[str], Program]
+) -> None:
+    program = with_cache_types(open_model("llama"), "kivi2", "kivi2")
+    batch = single_sequence(program, position + 1, n_blocks=N_BLOCKS, seed=1)
+    made = ReferenceExecutor(program, N_BLOCKS) if form == "reference" else cpu_executor(program, N_BLOCKS, form=form)
+    logits_in_chunks(made, part(batch, 0, position), 64)
+    last, blocks, n = part(batch, position, position + 1), batch.tables[0][0], position // 32 + 1
+    expected = made.run(last).copy()
+    whole = {0, *range(position // 128 * 4, n)}
+    for spoilt, number in (("what is not read", 255), ("what is", 0)):  # of packed ones scales that are NaN, or zero
+        for layer, arrays in zip(made.pool.layers, made.pool.arrays, strict=True):
+            assert isinstance(layer, KVLayer)
+            read = [b for b in range(n) if (b in whole) == layer.newest]
+            of_it = read if spoilt == "what is" else [b for b in range(n) if b not in read]
+            for array in arrays:
+                array[blocks[of_it]] = number
+        assert np.array_equal(made.run(last), expected) == (spoilt == "what is not read")
+    made.close()
+
+
+@pytest.mark.parametrize("n_sequences", [1, 2])
+def test_a_first_block_that_is_nowhere_is_refused(n_sequences: int, open_model: Callable[[str], Program]) -> None:
+    """It is read in 16 bits, far before the run of a token."""
+    program = with_cache_types(open_model("llama"), "kivi2", "kivi2")
+    table = np.arange(n_sequences * 6, dtype=np.int32).reshape(n_sequences, 6)
+    sequences, executor = np.arange(n_sequences, dtype=np.int32), cpu_executor(program, N_BLOCKS)
+    for bad in (-1, N_BLOCKS):
+        wrong = table.copy()
+        wrong[-1, 0] = bad
+        tables = tuple(wrong if group.kind == "newest" else table for group in program.groups)
+        with pytest.raises(ParameterError, match="points outside"):
+            executor.run(Batch(sequences, sequences * 0 + 150, sequences, sequences >= 0, tables))
     executor.close()
 
 
