@@ -13,6 +13,7 @@ Rounds that change nothing come ever more seldom and cost about 1 % of the time.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import inf
 from time import perf_counter
 from types import TracebackType
@@ -57,10 +58,13 @@ class DecodeThreads:
     n       threads of the next steps
     kept    the best of the last round
     found   whether there was a round
+
+    ``kin`` are, at any time, all that are kept for one team, each for another number of texts. A new one begins with
+    the size of the last, and when one changes its size the others try theirs soon.
     """
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
+    def __init__(self, team: Team, kin: Collection[DecodeThreads] = ()) -> None:
+        self._team, self._kin = team, kin
         self._sizes = list(dict.fromkeys(max(1, round(team.n_threads * share)) for share in SHARES))
         self.n = self.kept = team.n_threads
         self.found = len(self._sizes) == 1
@@ -71,6 +75,9 @@ class DecodeThreads:
         self._left = [] if self.found else self._sizes[:]  # to be tried in this round, n first; none between rounds
         self._times: dict[int, float] = {}  # of a step, by the sizes that were tried in it
         self._usual, self._rest, self._rested = inf, SOON, 0  # seconds of a step; samples between rounds, and so far
+        for last in list(kin)[-1:]:
+            self.n = self.kept = last.kept
+            self.found, self._left, self._warm_up, self._rested = True, [], 0, SOON
 
     def __enter__(self) -> DecodeThreads:
         """``n_steps`` of what is returned may be set to how many were made."""
@@ -117,6 +124,9 @@ class DecodeThreads:
         best, *others = self._times
         for n in others:
             best = n if self._times[n] < FASTER * self._times[best] else best
+        if best != self.kept:
+            for other in self._kin:
+                other._rest = min(other._rest, SOON)
         self._rest = SOON if best != self.kept or not self.found else min(2 * self._rest, LATE)
         self.kept, self.found, self._usual, self._rested = best, True, self._times[best], 0
         self._use(best)

@@ -137,7 +137,7 @@ class CPUExecutor:
     def decode_threads(self, n_tokens: int) -> DecodeThreads:
         """The number of threads of decode steps of so many tokens: the more, the less they wait for memory."""
         if n_tokens not in self._decode_threads:
-            self._decode_threads[n_tokens] = DecodeThreads(self._team)
+            self._decode_threads[n_tokens] = DecodeThreads(self._team, self._decode_threads.values())
         return self._decode_threads[n_tokens]
 
     def leave_experts_in_file(self) -> None:

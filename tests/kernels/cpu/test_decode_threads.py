@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +18,8 @@ RUN_S = 0.025  # steps of one call, as the engine makes them
 class Machine:
     """A team of ``most`` threads that answers, in runs of steps, on a clock of its own."""
 
-    def __init__(self, most: int, step_s: Step) -> None:
-        self.threads = DecodeThreads(SimpleNamespace(n_threads=most, at_once=most))
+    def __init__(self, most: int, step_s: Step, kin: Collection[DecodeThreads] = ()) -> None:
+        self.threads = DecodeThreads(SimpleNamespace(n_threads=most, at_once=most), kin)
         self.most, self.step_s, self.now = most, step_s, 0.0
         self.used: list[int] = []  # by call
 
@@ -126,6 +126,27 @@ def test_steps_that_are_disturbed_at_random_cost_little(seed: int) -> None:
     machine.used.clear()
     assert machine.answer(300) > 0.95
     assert machine.used.count(2) > 0.7 * len(machine.used)
+
+
+def test_steps_of_several_texts_begin_with_what_was_found_for_others_and_hear_of_a_change() -> None:
+    kin: list[DecodeThreads] = []
+
+    def step_s(n: int, now: float) -> float:
+        return 0.02 * n if now < 60 else 0.02 / n
+
+    one = Machine(2, step_s, kin)
+    kin.append(one.threads)
+    one.answer(2)
+    four = Machine(2, step_s, kin)
+    kin.append(four.threads)
+    assert (four.threads.kept, four.threads.found) == (1, True)
+    for machine in (one, four):
+        machine.answer(60 - machine.now)
+    assert [threads.kept for threads in kin] == [1, 1]
+    one.answer(5)
+    assert one.threads.kept == 2
+    four.answer(0.5)
+    assert four.threads.kept == 2
 
 
 def test_an_answer_that_grows_is_tried_again_and_keeps_its_threads() -> None:
