@@ -29,7 +29,7 @@ class Isa:
     primitives: str  # LLVM IR
 
 
-FORMS = ("amx", "avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable")
+FORMS = ("amx", "avx512_vnni", "avx_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable")
 """Best first. ``neon`` is for every 64-bit Arm, those before it for one that multiplies bytes, ``portable`` for all
 other CPUs and SSE2 on old x86."""
 
@@ -47,10 +47,12 @@ one: there Q4_K runs at 9.8 GB/s, through the second level at 20.3. An LLVM that
 calls it by another name."""
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c")
+_AVX2 = ("avx2", "fma", "f16c")
 _NEEDS = {
     "amx": ("amx-tile", "amx-int8", *_AVX512),
     "avx512_vnni": _AVX512,
-    "avx2": ("avx2", "fma", "f16c"),
+    "avx_vnni": ("avxvnni", *_AVX2),
+    "avx2": _AVX2,
     "neon_i8mm": ("neon", "dotprod", "i8mm"),
     "neon_dotprod": ("neon", "dotprod"),
     "neon": ("neon",),
@@ -109,7 +111,7 @@ def detect(form: str | None = None) -> Isa:
     features = host_features()
     flags = dict(features)
     if form not in ("amx", "avx512_vnni"):  # keep LLVM from using wider registers than the form is named for
-        flags = {k: v and not k.startswith(_WIDER) for k, v in flags.items()}
+        flags = {k: v and (k in _NEEDS[form] or not k.startswith(_WIDER)) for k, v in flags.items()}
     if form == "portable" and "sse2" in features:
         flags = {k: v and k in ("sse", "sse2", "cx8", "cmov", "fxsr", "mmx", "64bit", "x87") for k, v in flags.items()}
     text = ",".join(("+" if on else "-") + name for name, on in sorted(flags.items()))
@@ -122,7 +124,8 @@ def primitives(form: str, features: dict[str, bool], triple: str, cpu: str = "")
     """LLVM IR that defines every ``edgellm.*`` function that simd.py declares."""
     is_arm = _is_arm(triple)
     is_x86 = triple.startswith(("x86_64", "i686", "amd64"))
-    family = "avx512_vnni" if form == "amx" else "neon" if form in neon.BYTE_PRODUCTS else form
+    same = {"amx": "avx512_vnni", "avx_vnni": "avx2"}  # of pmaddwd and an addition LLVM makes vpdpwssd by itself
+    family = "neon" if form in neon.BYTE_PRODUCTS else same.get(form, form)
     parts = [_MADD[family], _COMPARE, amx.primitives(form == "amx"), neon.byte_products(form)]
     parts.append(table_lookup.primitive(family))
     parts.append(_FMA if is_arm or features.get("fma") else _MUL_ADD)

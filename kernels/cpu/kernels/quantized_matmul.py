@@ -39,6 +39,8 @@ from edgellm.kernels.cpu.weights import SUPERBLOCKS, blocks, superblocks
 
 DOT_BYTES, BYTE_STRIPS = ("amx", "avx512_vnni"), tuple(BYTE_PRODUCTS)
 """Forms that multiply bytes: unsigned by signed ones, and signed ones."""
+BYTE_COLUMNS = ("avx_vnni", "avx2")
+"""Forms that multiply unsigned bytes by signed ones and add two in int16."""
 
 CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
@@ -178,7 +180,7 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
     if form in DOT_BYTES:
         transposed = transposed_superblocks if quant in SUPERBLOCKS else transposed_blocks
         few, prepare, times_few = at.MAX_FEW, transposed.prepare, transposed.make_few_tokens(quant, weights)
-    elif form == "avx2" and quant in byte_columns.TYPES:
+    elif form in BYTE_COLUMNS and quant in byte_columns.TYPES:
         prepare, times_few = transposed_blocks.prepare, byte_columns.make_few_tokens(quant, weights)
     else:
         times_few, has_copy_for_one = family.make_few_tokens(weights), True

@@ -151,6 +151,7 @@ def test_sum_of_lanes_has_the_same_bits_in_every_form() -> None:
 
 AVX512_FEATURES = "+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni,+avx2,+fma,+f16c"
 TARGETS = {
+    "alderlake": ("avx_vnni", "x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c,+avxvnni"),
     "cascadelake": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
     "icelake-server": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
     "znver4": ("avx512_vnni", "x86_64-unknown-linux-gnu", AVX512_FEATURES),
@@ -186,6 +187,11 @@ def assembly() -> Any:
 def test_products_use_the_dot_instruction_of_avx512(cpu: str, assembly: Any) -> None:
     text = assembly("matmul_q4_k", cpu)
     assert "vpdpwssd" in text and "vfmadd" in text and "zmm" in text
+
+
+def test_products_use_the_dot_instruction_of_avx_vnni_without_avx512(assembly: Any) -> None:
+    text = assembly("matmul_q4_k", "alderlake")
+    assert re.search(r"vpdpwssd\s.*%ymm", text) and not re.search(r"%zmm|%ymm(1[6-9]|2\d|3[01])|%k[1-7]", text)
 
 
 @pytest.mark.parametrize(("cpu", "level"), [("znver4", "prefetcht1"), ("znver5", "prefetcht0")])
