@@ -73,22 +73,16 @@ def _group_times_four(panel, x, x1, x2, x3, i0, i1, i2, i3):
     return i0, i1, i2, i3
 
 
-@v.forceinline
-def _group_times_one(panel, x, i0):
-    """Go on with the integer sums of one token over one group of 32."""
-    for pair in range(16):
-        i0 = _pairs_times_splat(i0, v.load_i16x32(panel + pair * 64), x + pair * 4)
-    return i0
+def _make_times(run: int, block_nbytes: int, finish: Any) -> Any:
+    """times_four: a panel times 4 tokens; c[t] (16 floats) goes on from before, if this is not the first.
 
-
-def _make_times(run: int, finish: Any) -> Any:
-    """times_four and times_one: a panel times tokens; c[t] (16 floats) goes on from before, if this is not the first.
-
-    ``run`` groups share a scale and are summed in int32 before ``finish`` goes on with the float32 sums.
+    ``run`` groups share a scale and are summed in int32 before ``finish`` goes on with the float32 sums. As many bytes
+    as the panel was packed from are fetched from ``ahead`` on, if that is not 0.
     """
+    nbytes = at.PANEL_ROWS * block_nbytes // run
 
     @v.forceinline
-    def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first):
+    def times_four(scratch, n_groups, x, x_row, scale_at, per_group, c, c_row, first, ahead):
         # the sums stay out of c until the end: its rows may be 4096 bytes apart, and then wait for each other
         f0 = f1 = f2 = f3 = v.zero_f32x16()
         if not first:
@@ -98,6 +92,10 @@ def _make_times(run: int, finish: Any) -> Any:
         for block in range(n_groups // run):
             i0 = i1 = i2 = i3 = v.zero_i32x16()
             for _ in range(run):
+                if ahead != 0:  # a few lines at a time: while they are packed so many would wait for memory
+                    for line in range(0, nbytes, 64):
+                        v.fetch_later(ahead + line)
+                    ahead += nbytes
                 i0, i1, i2, i3 = _group_times_four(panel, x, x + x_row, x + 2 * x_row, x + 3 * x_row, i0, i1, i2, i3)
                 panel += at.GROUP_NBYTES
                 x += 64
@@ -111,51 +109,50 @@ def _make_times(run: int, finish: Any) -> Any:
         v.store_f32x16(c + 2 * c_row, f2)
         v.store_f32x16(c + 3 * c_row, f3)
 
-    @v.forceinline
-    def times_one(scratch, n_groups, x, scale_at, per_group, c, first):
-        acc = v.zero_f32x16()
-        if not first:
-            acc = v.load_f32x16(c)
-        panel = scratch + at.PANEL
-        for block in range(n_groups // run):
-            total = v.zero_i32x16()
-            for _ in range(run):
-                total = _group_times_one(panel, x, total)
-                panel += at.GROUP_NBYTES
-                x += 64
-            acc = finish(acc, total, scratch, block, scale_at, per_group)
-            scale_at += run * 4
-        v.store_f32x16(c, acc)
+    return times_four
 
-    return times_four, times_one
+
+@v.forceinline
+def store_rest(aside, n, n_panels, c, c_row):
+    """The tokens behind the last four whole ones: what panels left ``aside`` of the last four goes to c."""
+    rest = n % 4
+    for panel in range(n_panels):
+        for i in range(4 - rest, 4 * min(rest, 1)):
+            v.store_f32x16(c + panel * 64 + (n - 4 + i) * c_row, v.load_f32x16(aside + panel * 256 + i * 64))
 
 
 def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_times: Any) -> Any:
-    """multiply: 16 rows times n tokens; ``run`` groups of 32 columns are a block."""
-    times_four, times_one = _make_times(run, finish)
+    """multiply: 16 rows times n >= 4 tokens; ``run`` groups of 32 columns are a block of so many bytes."""
+    times_four = _make_times(run, block_nbytes, finish)
     has_tiles = tile_times is not no_tiles
 
     @v.forceinline
     def multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
-        """n_panels times 16 rows from w times n tokens; c is (n, rows) with rows c_row bytes apart."""
+        """n_panels times 16 rows from w times n tokens; c is (n, rows) with rows c_row bytes apart.
+
+        What lies from ``ahead`` on comes next.
+        """
         width = groups_of_part(n_groups, at.PANEL_GROUPS, run)
+        by_tiles, aside = has_tiles and n >= at.TILE_TOKENS, scratch + at.CENTRES
         for g in range(0, n_groups, width):
-            here, scale_g = min(width, n_groups - g), x + n_groups * 64 + g * 4
-            for first_row in range(0, n_panels * at.PANEL_ROWS, at.PANEL_ROWS):
-                w_g, c_g, t = w + first_row * w_row + g // run * block_nbytes, c + first_row * 4, 0
+            here, x_g, scale_g = min(width, n_groups - g), x + g * 64, x + n_groups * 64 + g * 4
+            first_block = g // run * block_nbytes
+            for row in range(0, n_panels * at.PANEL_ROWS, at.PANEL_ROWS):
                 for half in range(2):
-                    pack(w_g + half * 8 * w_row, w_row, here, half, scratch, 0)
-                if has_tiles and n >= at.TILE_TOKENS:
-                    tile_times(scratch, here, x, x_row, n, g, n_groups, c_g, c_row)
+                    pack(w + (row + half * 8) * w_row + first_block, w_row, here, half, scratch, 0)
+                t, next_panel = 0, ahead + row * w_row + first_block * at.PANEL_ROWS
+                if by_tiles:
+                    tile_times(scratch, here, x, x_row, n, g, n_groups, c + row * 4, c_row)
                     t = n
-                while t + 4 <= n:
-                    x_t, scale_t, c_t = x + t * x_row + g * 64, scale_g + t * x_row, c_g + t * c_row
-                    times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c_t, c_row, g == 0)
-                    t += 4
-                while t < n:
-                    x_t, scale_t, c_t = x + t * x_row + g * 64, scale_g + t * x_row, c_g + t * c_row
-                    times_one(scratch, here, x_t, scale_t, n_groups * 4, c_t, g == 0)
-                    t += 1
+                while t < n:  # the last four once more with some before them, summed aside
+                    c_t, c_t_row = c + t * c_row + row * 4, c_row
+                    if t + 4 > n:
+                        t, c_t, c_t_row = n - 4, aside + row * 16, 64
+                    x_t, scale_t = x_g + t * x_row, scale_g + t * x_row
+                    times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c_t, c_t_row, g == 0, next_panel)
+                    t, next_panel = t + 4, 0
+        if not by_tiles:
+            store_rest(aside, n, n_panels, c, c_row)
 
     return multiply
 

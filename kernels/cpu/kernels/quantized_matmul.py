@@ -184,6 +184,8 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
         prepare, times_few = transposed_blocks.prepare, byte_columns.make_few_tokens(quant, weights)
     else:
         times_few, has_copy_for_one = family.make_few_tokens(weights), True
+        if form in BYTE_COLUMNS and quant not in SUPERBLOCKS:
+            few = 3  # tokens one after the other: four are dearer than a panel (Q8_0 on a Zen 5: 1.33 times)
     if form in DOT_BYTES and not has_tiles:
         pack, finish = transposed.make_pack(quant, weights), transposed.make_finish(weights)
         multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)

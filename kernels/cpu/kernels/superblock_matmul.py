@@ -33,7 +33,7 @@ _splat_i16x16 = v.make_splat(v.i16x16)
 
 def few(weights: Any) -> int:
     """Up to so many tokens are multiplied without a panel; a panel takes the centre away once for all tokens."""
-    return 4 if weights.centre else at.MAX_FEW
+    return 3 if weights.centre else 6
 
 
 def _make_minimum_sums(has_halves: bool) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.kernels.panel import groups_of_part
+from edgellm.kernels.cpu.kernels.panel import groups_of_part, store_rest
 from edgellm.kernels.cpu.kernels.transposed_rows import splat_eight_bytes
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
@@ -236,7 +236,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
         What lies from ``ahead`` on comes next. Panels of the same columns follow one another: from the second on far
         activations come from the second level.
         """
-        width, rest, aside = groups_of_part(n_groups, GROUPS, run), n % 4, scratch + at.CENTRES
+        width, aside = groups_of_part(n_groups, GROUPS, run), scratch + at.CENTRES
         for g in range(0, n_groups, width):
             here, first_block = min(width, n_groups - g), g // run * block_nbytes
             for panel in range(n_panels):
@@ -245,9 +245,6 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
                     pack(w + (row + half) * w_row + first_block, 2 * w_row, here, half, scratch)
                 next_panel = ahead + row * w_row + first_block * at.PANEL_ROWS
                 tokens(x, x_row, n, n_groups, here, c + row * 4, c_row, scratch, g, next_panel, aside + row * 16)
-        for panel in range(n_panels):
-            for i in range(4 - rest, 4 * min(rest, 1)):
-                last = v.load_f32x16(aside + panel * 256 + i * 64)
-                v.store_f32x16(c + panel * 64 + (n - 4 + i) * c_row, last)
+        store_rest(aside, n, n_panels, c, c_row)
 
     return multiply
