@@ -35,7 +35,7 @@ def _rows(p, q):
 
 
 @v.forceinline
-def _columns_of_16(p, stride):
+def columns_of_16(p, stride):
     """16 bytes of eight rows: lane r of the m-th vector is the m-th four bytes of row r."""
     p1, p2, p3, half = p + stride, p + 2 * stride, p + 3 * stride, 4 * stride
     z = columns_of_four(_rows(p, p + half), _rows(p1, p1 + half), _rows(p2, p2 + half), _rows(p3, p3 + half))
@@ -67,34 +67,34 @@ def _header(p, stride):
 
 _low4, _four_bits = v.make_const(v.u8x32, 15), v.make_const(v.u16x16, 4)
 _four_words, _sixteen_words = v.make_const(v.u32x8, 4), v.make_const(v.u32x8, 16)
-_to_halves, _word_bytes = v.make_convert(v.u32x8, v.u16x8, "trunc"), v.make_convert(v.u32x8, v.u8x32, "bitcast")
+low_halves, _word_bytes = v.make_convert(v.u32x8, v.u16x8, "trunc"), v.make_convert(v.u32x8, v.u8x32, "bitcast")
 
 
 @v.forceinline
 def _begin_q4_0(p, stride):
     first, _ = _header(p, stride)
-    return _columns_of_16(p + 2, stride), v.half_f32x8(_to_halves(first)), v.zero_f32x8()
+    return columns_of_16(p + 2, stride), v.half_f32x8(low_halves(first)), v.zero_f32x8()
 
 
 @v.forceinline
 def _begin_q4_1(p, stride):
     first, _ = _header(p, stride)
-    minimum = v.half_f32x8(_to_halves(first >> _sixteen_words()))
-    return _columns_of_16(p + 4, stride), v.half_f32x8(_to_halves(first)), minimum
+    minimum = v.half_f32x8(low_halves(first >> _sixteen_words()))
+    return columns_of_16(p + 4, stride), v.half_f32x8(low_halves(first)), minimum
 
 
 @v.forceinline
 def _begin_q5_0(p, stride):
     first, second = _header(p, stride)
     fifth = (first >> _sixteen_words()) | (second << _sixteen_words())
-    return (_columns_of_16(p + 6, stride), fifth), v.half_f32x8(_to_halves(first)), v.zero_f32x8()
+    return (columns_of_16(p + 6, stride), fifth), v.half_f32x8(low_halves(first)), v.zero_f32x8()
 
 
 @v.forceinline
 def _begin_q5_1(p, stride):
     first, fifth = _header(p, stride)
-    minimum = v.half_f32x8(_to_halves(first >> _sixteen_words()))
-    return (_columns_of_16(p + 8, stride), fifth), v.half_f32x8(_to_halves(first)), minimum
+    minimum = v.half_f32x8(low_halves(first >> _sixteen_words()))
+    return (columns_of_16(p + 8, stride), fifth), v.half_f32x8(low_halves(first)), minimum
 
 
 _factors_of_mxfp4 = blocks.TYPES["MXFP4"].factors
@@ -103,7 +103,7 @@ _factors_of_mxfp4 = blocks.TYPES["MXFP4"].factors
 @v.forceinline
 def _begin_mxfp4(p, stride):
     d, minimum = _factors_of_mxfp4(p, stride)
-    return _columns_of_16(p + 1, stride), d, minimum
+    return columns_of_16(p + 1, stride), d, minimum
 
 
 @v.forceinline

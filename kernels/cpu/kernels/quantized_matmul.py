@@ -9,7 +9,8 @@ multiply-add.
     a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
                    with AVX-512 VNNI transposed in registers (transposed_rows.py), on AVX2 some types (byte_columns.py)
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
-                   with AVX-512 VNNI packed by transposition, 8 tokens at a time (transposed_panel.py)
+                   with AVX-512 VNNI packed by transposition, 8 tokens at a time (transposed_panel.py), on AVX2 some
+                   types packed so (superblock_columns.py)
     16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
     any number     strips of four rows as bytes, on Arm with dot products (byte_strips.py)
 
@@ -26,6 +27,7 @@ from edgellm.kernels.cpu.kernels import (
     byte_columns,
     byte_strips,
     panel,
+    superblock_columns,
     superblock_matmul,
     transposed_blocks,
     transposed_panel,
@@ -197,7 +199,10 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
         )
     finish = family.make_finish(weights)
     tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
-    pack = family.make_pack(weights, family.make_store_pairs(weights))
+    if form in BYTE_COLUMNS and quant in superblock_columns.BLOCKS:
+        pack = superblock_columns.make_pack(quant, weights)
+    else:
+        pack = family.make_pack(weights, family.make_store_pairs(weights))
     multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
     return Cores(few, prepare, make_eight_rows(times_few, has_copy_for_one), panel.make_panels(multiply))
 
