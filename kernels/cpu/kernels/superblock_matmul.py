@@ -21,14 +21,13 @@ from edgellm.kernels.cpu.kernels.panel import SIXTEEN_ROWS, RowVectors, store_pa
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS, make_dot, make_unpack
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.cpu.lib.lanes import columns_of_four, sums_at, sums_of_four
+from edgellm.kernels.cpu.lib.lanes import columns_of_four, high_halves, low_halves, sums_at, sums_of_four
 
 PLANES = 2
 """Bytes that hold a weight with its sub-scale (amx_matmul.py)."""
 
 _low_twice = v.make_shuffle(v.i32x8, [0, 1, 2, 3, 0, 1, 2, 3])
 _high_twice = v.make_shuffle(v.i32x8, [4, 5, 6, 7, 4, 5, 6, 7])
-_splat_i16x16 = v.make_splat(v.i16x16)
 
 
 def few(weights: Any) -> int:
@@ -60,23 +59,26 @@ def _make_minimum_sums(has_halves: bool) -> Any:
 
 
 def _make_eight_rows(weights: Any) -> Any:
-    """eight_rows(p, stride, x, x_row, n, scratch): lanes of eight rows times n = 1, 2 or 4 tokens."""
+    """eight_rows(p, stride, x, x_row, n, sums, per_group, scratch): lanes of eight rows times n = 1, 2 or 4 tokens.
+
+    ``sums`` are those of the groups, those of their first 16 are ``per_group`` further on.
+    """
     dot_one, dot_two, dot_four = (make_dot(weights, n) for n in (1, 2, 4))
     row_scales, centre = weights.row_scales, weights.centre
 
     @v.forceinline
-    def store_centres(x, out):
-        """Minus the centre times the sums of each group, in the lanes where the products with q will be."""
-        minus = _splat_i16x16(types.int16(-centre))
-        for g in range(GROUPS):
-            even = v.madd_i16x16(v.zero_i32x8(), minus, v.load_i16x16(x + 64 * g))
-            v.store_i32x8(out + 32 * g, v.madd_i16x16(even, minus, v.load_i16x16(x + 64 * g + 32)))
+    def store_centres(sums, per_group, out):
+        """Minus the centre times the sums of 16, in the order of the sub-scales: of four groups the first, the last."""
+        minus, first = v.splat_i32x8(types.int32(-centre)), v.load_i32x8(sums + per_group)
+        last = v.load_i32x8(sums) - first
+        v.store_i32x8(out, low_halves(first, last) * minus)
+        v.store_i32x8(out + 32, high_halves(first, last) * minus)
 
     @v.forceinline
-    def eight_rows(p, stride, x, x_row, n, scratch):
+    def eight_rows(p, stride, x, x_row, n, sums, per_group, scratch):
         if centre:
             for t in range(n):
-                store_centres(x + t * x_row, scratch + at.CENTRES + t * 256)
+                store_centres(sums + t * x_row, per_group, scratch + at.CENTRES + t * 64)
         for r in range(8):
             block, scales = p + r * stride, scratch + at.SCALES + row_scales(r)
             lanes, centres = scratch + at.LANES + r * 32, scratch + at.CENTRES
@@ -122,7 +124,8 @@ def make_few_tokens(weights: Any) -> Any:
                 here = 4
                 if n - t < 4:
                     here = min(n - t, 2)
-                eight_rows(p, stride, x + t * x_row, x_row, here, scratch)
+                sums = scale_at + t * x_row + 2 * per_group
+                eight_rows(p, stride, x + t * x_row, x_row, here, sums, per_group, scratch)
                 for i in range(here):
                     scale, c = scale_at + (t + i) * x_row, scratch + at.SUMS + (t + i) * 32
                     x_scale, total = v.splat_f32x8(v.load_f32(scale)), sums_at(scratch + at.LANES + i * 256)

@@ -22,29 +22,26 @@ def _groups_and_scales(weights: Any) -> tuple[list[Any], list[Any]]:
     return [weights.make_group(g) for g in range(GROUPS)], [weights.make_scale(g) for g in range(GROUPS)]
 
 
-def _make_add(centred: bool, n: int) -> Any:
+def _make_add(n: int) -> Any:
     """Sums in eight lanes, of n = 1, 2 or 4 tokens, go on with a group: + scale * (its integers times 32 values)."""
 
     @v.forceinline
-    def one(a, q, scale, x, centres):
-        start = v.zero_i32x8()
-        if centred:
-            start = v.load_i32x8(centres)
-        total = v.madd_i16x16(start, v.low_i16x32(q, q), v.load_i16x16(x))
+    def one(a, q, scale, x):
+        total = v.madd_i16x16(v.zero_i32x8(), v.low_i16x32(q, q), v.load_i16x16(x))
         return a + v.madd_i16x16(total, v.high_i16x32(q, q), v.load_i16x16(x + 32)) * scale
 
     @v.forceinline
-    def add(totals, q, scale, x, x_row, centres):
+    def add(totals, q, scale, x, x_row):
         if n == 1:
-            result = (one(totals[0], q, scale, x, centres),)
+            result = (one(totals[0], q, scale, x),)
         elif n == 2:
-            result = (one(totals[0], q, scale, x, centres), one(totals[1], q, scale, x + x_row, centres + 256))
+            result = (one(totals[0], q, scale, x), one(totals[1], q, scale, x + x_row))
         else:
             result = (
-                one(totals[0], q, scale, x, centres),
-                one(totals[1], q, scale, x + x_row, centres + 256),
-                one(totals[2], q, scale, x + 2 * x_row, centres + 512),
-                one(totals[3], q, scale, x + 3 * x_row, centres + 768),
+                one(totals[0], q, scale, x),
+                one(totals[1], q, scale, x + x_row),
+                one(totals[2], q, scale, x + 2 * x_row),
+                one(totals[3], q, scale, x + 3 * x_row),
             )
         return result
 
@@ -55,22 +52,32 @@ def _make_add(centred: bool, n: int) -> Any:
 def make_dot(weights: Any, n: int) -> Any:
     """dot(block, scales, x, x_row, centres): a row's super-block times n = 1, 2 or 4 tokens, each in eight lanes.
 
-    Tokens have their 256 activations ``x_row`` bytes apart, their centres 256.
+    Tokens have their 256 activations ``x_row`` bytes apart. Where weights stand above a centre, minus the centre times
+    the activations' sums of 16, in the order of the sixteen sub-scales, are 64 bytes apart.
     """
     (g0, g1, g2, g3, g4, g5, g6, g7), (s0, s1, s2, s3, s4, s5, s6, s7) = _groups_and_scales(weights)
-    add = _make_add(weights.centre != 0, n)
+    add, centred = _make_add(n), weights.centre != 0
+
+    @v.forceinline
+    def start(scales, centres):
+        total = v.zero_i32x8()
+        if centred:
+            total = v.load_i32x8(scales) * v.load_i32x8(centres)
+            total = total + v.load_i32x8(scales + 32) * v.load_i32x8(centres + 32)
+        return total
 
     @v.forceinline
     def dot(block, scales, x, x_row, centres):
-        zero = v.zero_i32x8()
-        totals = add((zero, zero, zero, zero), g0(block), s0(scales), x, x_row, centres)
-        totals = add(totals, g1(block), s1(scales), x + 64, x_row, centres + 32)
-        totals = add(totals, g2(block), s2(scales), x + 128, x_row, centres + 64)
-        totals = add(totals, g3(block), s3(scales), x + 192, x_row, centres + 96)
-        totals = add(totals, g4(block), s4(scales), x + 256, x_row, centres + 128)
-        totals = add(totals, g5(block), s5(scales), x + 320, x_row, centres + 160)
-        totals = add(totals, g6(block), s6(scales), x + 384, x_row, centres + 192)
-        return add(totals, g7(block), s7(scales), x + 448, x_row, centres + 224)
+        a, b = start(scales, centres), start(scales, centres + 64)
+        totals = a, b, start(scales, centres + 128), start(scales, centres + 192)
+        totals = add(totals, g0(block), s0(scales), x, x_row)
+        totals = add(totals, g1(block), s1(scales), x + 64, x_row)
+        totals = add(totals, g2(block), s2(scales), x + 128, x_row)
+        totals = add(totals, g3(block), s3(scales), x + 192, x_row)
+        totals = add(totals, g4(block), s4(scales), x + 256, x_row)
+        totals = add(totals, g5(block), s5(scales), x + 320, x_row)
+        totals = add(totals, g6(block), s6(scales), x + 384, x_row)
+        return add(totals, g7(block), s7(scales), x + 448, x_row)
 
     return dot
 

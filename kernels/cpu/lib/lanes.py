@@ -9,8 +9,8 @@ _even_lanes = make_shuffle(i32x8, [0, 8, 1, 9, 4, 12, 5, 13])
 _odd_lanes = make_shuffle(i32x8, [2, 10, 3, 11, 6, 14, 7, 15])
 _low_pairs = make_shuffle(i32x8, [0, 1, 8, 9, 4, 5, 12, 13])
 _high_pairs = make_shuffle(i32x8, [2, 3, 10, 11, 6, 7, 14, 15])
-_low_halves = make_shuffle(i32x8, [0, 1, 2, 3, 8, 9, 10, 11])
-_high_halves = make_shuffle(i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
+low_halves = make_shuffle(i32x8, [0, 1, 2, 3, 8, 9, 10, 11])
+high_halves = make_shuffle(i32x8, [4, 5, 6, 7, 12, 13, 14, 15])
 
 
 @forceinline
@@ -24,7 +24,7 @@ def sums_of_four(a, b, c, d):
 def sums_of_eight(a, b, c, d, e, f, g, h):
     """Lane i of the result is the sum of the lanes of the i-th i32x8."""
     abcd, efgh = sums_of_four(a, b, c, d), sums_of_four(e, f, g, h)
-    return _low_halves(abcd, efgh) + _high_halves(abcd, efgh)
+    return low_halves(abcd, efgh) + high_halves(abcd, efgh)
 
 
 @forceinline
@@ -40,8 +40,8 @@ def transpose_i32x8(a, b, c, d, e, f, g, h):
     r0, r1, r2, r3 = columns_of_four(a, b, c, d)
     s0, s1, s2, s3 = columns_of_four(e, f, g, h)
     return (
-        _low_halves(r0, s0), _low_halves(r1, s1), _low_halves(r2, s2), _low_halves(r3, s3),
-        _high_halves(r0, s0), _high_halves(r1, s1), _high_halves(r2, s2), _high_halves(r3, s3),
+        low_halves(r0, s0), low_halves(r1, s1), low_halves(r2, s2), low_halves(r3, s3),
+        high_halves(r0, s0), high_halves(r1, s1), high_halves(r2, s2), high_halves(r3, s3),
     )  # fmt: skip
 
 
