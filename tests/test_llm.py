@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
-from speculation_trials import free_drafts
+from speculation_trials import free_drafts, guess
 
 import edgellm
 from edgellm import loading
@@ -133,6 +133,30 @@ def test_speculation_changes_neither_tokens_nor_logprobs_nor_text(
             assert bool(turns[0].timings.drafted_n) == bool(speculation)
             assert bool(llm.memory_estimate.draft) == ("draft" in speculation)
     assert all(answer == answers[0] for answer in answers[1:])
+
+
+@pytest.mark.parametrize("right", [0.6, 1.0])
+def test_a_stop_string_inside_a_draft_ends_the_answer_where_it_ends_a_plain_one(
+    paths: dict[str, Path], right: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what stands behind it in the draft is no part of what is known of the text."""
+    free_drafts(monkeypatch)
+    ask = {"temperature": 0, "max_tokens": 40, "ignore_eos": True, "logprobs": 2}
+    with edgellm.load(paths["llama"], n_threads=1) as plain, edgellm.load(paths["llama"], n_threads=1) as drafting:
+        whole = plain.generate("the", **ask)  # type: ignore[arg-type]
+        texts = [[*plain.tokenize("the"), *whole.tokens]]
+        oracle = guess(drafting, texts, right)
+        for n in (3, 11, len(str(whole)) - 4):
+            stop = str(whole)[n : n + 3]
+            expected = plain.generate("the", stop=stop, **ask)  # type: ignore[arg-type]
+            said = drafting.generate("the", stop=stop, **ask)  # type: ignore[arg-type]
+            assert (said.text, said.tokens, said.logprobs) == (expected.text, expected.tokens, expected.logprobs)
+            assert (said.finish_reason, said.stop) == (expected.finish_reason, expected.stop) == ("stop", stop)
+            wait_until_idle(drafting)
+            drafting.engine.call(lambda cache, executor: cache.check([]))
+            turn = [*texts[0][: len(texts[0]) - 30], 5]
+            assert greedy(drafting, turn).tokens == greedy(plain, turn).tokens
+        assert oracle.n_drafted > 10
 
 
 def test_a_draft_model_that_cannot_be_one_is_refused_by_name(paths: dict[str, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from adapter_files import AROUND, ATTENTION, EXPERTS, FEED_FORWARD, lora_pairs, merge, write_control_vector, write_lora
 from cpu_programs import cpu_executor, sequences, single_sequence
 from llama_cpp_judge import llama_cpp_answer
+from speculation_trials import free_drafts, guess
 from tiny_models import write_tiny_model
 
 import edgellm
@@ -234,14 +235,19 @@ def test_what_one_adapter_has_read_another_does_not_find(folder: Path) -> None:
         assert answer(llm, {}, control_vectors={"happy": 2.0})[1] == 0
 
 
-def test_answers_of_several_adapters_at_once_are_those_that_they_are_alone(folder: Path) -> None:
+def test_answers_of_several_adapters_at_once_are_those_that_they_are_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     choices: list[Any] = [{}, "one", "two", {"one": -1.0, "two": 0.5}, {}, "two"]
     with loaded(folder, n_parallel=6) as llm, ThreadPoolExecutor(len(choices)) as pool:
         together = list(pool.map(lambda choice: answer(llm, choice)[0], choices))
-    with loaded(folder, speculate="ngram") as llm:
+    free_drafts(monkeypatch)
+    with loaded(folder) as llm:
+        oracle = guess(llm, [[*PROMPT, *tokens] for tokens in together])
         assert [answer(llm, choice)[0] for choice in choices] == together
+        assert oracle.n_drafted > 0
 
 
 def test_a_changed_default_holds_for_answers_that_choose_nothing(folder: Path) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from speculation_trials import guess
 from test_llm import TALK
 
 import edgellm
+from edgellm.arguments import CACHE_TYPES
 from edgellm.engine.cache_file import MAGIC, model_key
 from edgellm.engine.engine import Engine
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.kernels.cpu.compile.kernel_cache import default_folder
 
 PROMPT = list(range(3, 153))  # 150 tokens: four full blocks and 22 of the fifth; the tiny window is 32
 
@@ -29,6 +32,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_KERNEL_CACHE", str(default_folder()))  # which are the same in any home
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
 
 
@@ -76,9 +80,9 @@ def test_another_program_goes_on_as_this_one_would_have(
     check(second)
 
 
-@pytest.mark.parametrize("kept", ["f16", "q8_0", "q4_0", "kivi2"])
+@pytest.mark.parametrize("kept", CACHE_TYPES)
 def test_the_cpu_executor_restores_to_the_last_bit(
-    paths: dict[str, Path], load: Any, tmp_path: Path, kept: str
+    paths: dict[str, Path], load: Any, tmp_path: Path, kept: str, drafts: bool
 ) -> None:
     types = {"cache_type_k": kept, "cache_type_v": kept}
     first, file = load(paths["llama"], executor="cpu", **types), tmp_path / "state.kv"
@@ -86,7 +90,11 @@ def test_the_cpu_executor_restores_to_the_last_bit(
     first.save_state(file, tokens)
     second = load(paths["llama"], executor="cpu", n_threads=1, **types)
     second.load_state(file)
-    one, two = answer(first, tokens), answer(second, tokens)
+    one = answer(first, tokens)
+    if drafts:
+        guess(second, [[*tokens, *one.tokens]])
+    two = answer(second, tokens)
+    assert (two.timings.drafted_n > 0) == drafts
     assert [t.logprob for t in one.logprobs] == [t.logprob for t in two.logprobs] and two.timings.computed_n == 1
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
-from answers_together import begun_together
+from answers_together import answers_together, begun_together
+from speculation_trials import guess
 
 import edgellm
 from edgellm.engine.snapkv import WINDOW
 from edgellm.formats.errors import ParameterError, UnsupportedError
 from edgellm.kernels import chosen_blocks
+from edgellm.kernels.cache_types import DEFAULT, PACKED, TOKEN_TYPES
 from edgellm.sampling import Sampler, SamplingParams
 
 LENGTHS = (150, 40, 97, 33, 120, 330)
 PROMPTS = [[(7 * i * (k + 1) + k) % 240 + 3 for i in range(n)] for k, n in enumerate(LENGTHS)]
+PAIRS = [*zip(TOKEN_TYPES[::2], [*TOKEN_TYPES[1::2], DEFAULT], strict=True), *((kept, kept) for kept in PACKED)]
+"""Of keys and values: each type that there is, once."""
 WAYS = {
-    "q8_0": {"cache_type_k": "q8_0", "cache_type_v": "q8_0"},
-    "q4_0-iq4_nl": {"cache_type_k": "q4_0", "cache_type_v": "iq4_nl"},
-    "kivi2": {"cache_type_k": "kivi2", "cache_type_v": "kivi2"},
+    **{f"{k}-{v}": {"cache_type_k": k, "cache_type_v": v} for k, v in PAIRS},
     "quest": {"kv_keep": "quest:256"},
     "quest-kivi2": {"kv_keep": "quest:256", "cache_type_k": "kivi2", "cache_type_v": "kivi2"},
     "snapkv": {"kv_keep": "snapkv:64"},
@@ -42,67 +43,90 @@ def every_layer_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chosen_blocks, "WHOLE_LAYERS", 0)
 
 
-def told(llm: edgellm.LLM, prompt: list[int], n: int = 12, **options: Any) -> tuple[list[int], list[float]]:
+Told = tuple[Sequence[int], list[float]]
+
+
+def told(llm: edgellm.LLM, prompt: list[int], n: int = 12, **options: Any) -> Told:
     said = llm.generate(prompt, temperature=0, max_tokens=n, logprobs=2, ignore_eos=True, **options)
     return said.tokens, [one.logprob for one in said.logprobs]
 
 
+def guessing(llm: edgellm.LLM, drafts: bool, prompts: Sequence[list[int]], answers: Sequence[Told]) -> edgellm.LLM:
+    """The same model, which has drafts of these answers, some of them right, where it is to have any."""
+    if drafts:
+        guess(llm, [[*prompt, *tokens] for prompt, (tokens, _) in zip(prompts, answers, strict=True)])
+    return llm
+
+
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    yield WAYS[request.param]
+def way(request: pytest.FixtureRequest) -> dict[str, str]:
+    return WAYS[request.param]
 
 
-def test_an_answer_is_that_of_a_cold_start(path: Path, way: dict[str, str]) -> None:
-    """Behind a prefix that is shared, one that parts in a block, and in steps of any size; with a draft, too."""
-    expected = []
-    for prompt in PROMPTS:
-        with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
-            expected.append(told(llm, prompt))
+@pytest.fixture(scope="module")
+def cold_answers() -> dict[str, list[Told]]:
+    """Of each way, as soon as they are known."""
+    return {}
+
+
+@pytest.fixture
+def cold(path: Path, way: dict[str, str], cold_answers: dict[str, list[Told]]) -> list[Told]:
+    """The answer to each prompt of a model that has seen no other."""
+    if str(way) not in cold_answers:
+        cold_answers[str(way)] = found = []
+        for prompt in PROMPTS:
+            with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
+                found.append(told(llm, prompt, 24))
+    return cold_answers[str(way)]
+
+
+def test_an_answer_is_that_of_a_cold_start(path: Path, way: dict[str, str], cold: list[Told], drafts: bool) -> None:
+    """Behind a prefix that is shared, one that parts in a block, and in steps of any size."""
     n = WINDOW if "snapkv" in way.get("kv_keep", "") else 7
-    for options in ({"max_tokens_per_step": n}, {"speculate": "ngram"}):
-        with edgellm.load(path, n_ctx=512, **way, **options) as llm:
+    for options in ({}, {"max_tokens_per_step": n}):
+        with edgellm.load(path, n_ctx=512, n_threads=1, **way, **options) as llm:
+            guessing(llm, drafts, PROMPTS, cold)
             told(llm, [*PROMPTS[0][:70], 5, 6, 7])
             for _ in range(2):
-                assert [told(llm, prompt) for prompt in PROMPTS] == expected, options
+                assert [told(llm, prompt, 24) for prompt in PROMPTS] == cold, options
             llm.engine.call(lambda cache, executor: cache.check([]))
+            said = llm.generate(PROMPTS[0], temperature=0, max_tokens=24, ignore_eos=True)
+            assert said.tokens == cold[0][0]
+            assert (0 < said.timings.accepted_n < said.timings.drafted_n) == drafts
 
 
-def test_a_second_turn_is_that_of_a_cold_start(path: Path, way: dict[str, str]) -> None:
+def test_a_second_turn_is_that_of_a_cold_start(path: Path, way: dict[str, str], cold: list[Told], drafts: bool) -> None:
     """What an answer has computed is not taken for what its tokens are worth in a prompt, where the two differ."""
-    with edgellm.load(path, n_ctx=512, **way) as llm:
-        turn = [*PROMPTS[0], *told(llm, PROMPTS[0], 70)[0], *PROMPTS[1]]
-        found = told(llm, turn)
+    turn = [*PROMPTS[0], *cold[0][0], *PROMPTS[1]]
+    with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
+        expected = told(llm, turn)
+    with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
+        guessing(llm, drafts, [PROMPTS[0], turn], [cold[0], expected])
+        assert told(llm, PROMPTS[0], 24) == cold[0]
+        assert told(llm, turn) == expected
         llm.engine.call(lambda cache, executor: cache.check([]))
-    with edgellm.load(path, n_ctx=512, **way) as llm:
-        assert told(llm, turn) == found
 
 
-def test_answers_beside_each_other_are_those_they_give_alone(path: Path, way: dict[str, str]) -> None:
+def test_answers_beside_each_other_are_those_they_give_alone(
+    path: Path, way: dict[str, str], cold: list[Told], drafts: bool
+) -> None:
     """Also where the cache has no room for all of them, and some are preempted."""
-    with edgellm.load(path, n_ctx=512, **way) as llm:
-        expected = [told(llm, prompt, 50) for prompt in PROMPTS]
+    options = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
     with edgellm.load(path, n_ctx=512, n_parallel=1, **way) as llm:
-        found: list[Any] = [None] * len(PROMPTS)
-
-        def ask(i: int) -> None:
-            found[i] = told(llm, PROMPTS[i], 50)
-
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(PROMPTS))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == expected
+        guessing(llm, drafts, PROMPTS, cold)
+        for _ in range(2):
+            assert answers_together(llm, PROMPTS, options) == [list(tokens) for tokens, _ in cold]
         llm.engine.call(lambda cache, executor: cache.check([]))
 
 
 @pytest.mark.parametrize("keep", ["snapkv:64", "quest:256"])
-def test_a_prompt_that_is_known_has_its_answer_beside_others(path: Path, keep: str) -> None:
+def test_a_prompt_that_is_known_has_its_answer_beside_others(path: Path, keep: str, drafts: bool) -> None:
     """What is found of it may end where its choice begins, which is a step of its own."""
     prompts = [PROMPTS[5], PROMPTS[1], PROMPTS[0]]
     options = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
     with edgellm.load(path, n_ctx=512, n_parallel=4, kv_keep=keep) as llm:
         expected = [llm.generate(prompt, **options).tokens for prompt in prompts]
+        guessing(llm, drafts, prompts, [(tokens, []) for tokens in expected])
         for _ in range(2):
             assert [one.tokens for one in begun_together(llm, prompts, options)] == expected
 
@@ -130,15 +154,19 @@ def test_what_is_dropped_of_the_newest_leaves_no_block_to_two_owners(tmp_path: P
             llm.engine.call(lambda cache, executor: cache.check([]))
 
 
-def test_a_saved_prompt_goes_on_to_the_same_answer(path: Path, way: dict[str, str], tmp_path: Path) -> None:
-    with edgellm.load(path, n_ctx=512, **way) as llm:
-        expected = told(llm, PROMPTS[5])
+def test_a_saved_prompt_goes_on_to_the_same_answer(
+    path: Path, way: dict[str, str], cold: list[Told], drafts: bool, tmp_path: Path
+) -> None:
+    with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
+        guessing(llm, drafts, PROMPTS, cold)
+        assert told(llm, PROMPTS[5], 24) == cold[5]
         n_saved = llm.save_state(tmp_path / "state.kv", PROMPTS[5])
-    with edgellm.load(path, n_ctx=512, **way) as llm:
+    with edgellm.load(path, n_ctx=512, n_threads=1, **way) as llm:
+        guessing(llm, drafts, PROMPTS, cold)
         llm.load_state(tmp_path / "state.kv")
         llm.engine.call(lambda cache, executor: cache.check([]))
-        said = llm.generate(PROMPTS[5], temperature=0, max_tokens=12, logprobs=2, ignore_eos=True)
-        assert (said.tokens, [one.logprob for one in said.logprobs]) == expected
+        said = llm.generate(PROMPTS[5], temperature=0, max_tokens=24, logprobs=2, ignore_eos=True)
+        assert (said.tokens, [one.logprob for one in said.logprobs]) == cold[5]
         # where keys are dropped its last 32 tokens are read again, before which nothing of the window was saved
         assert n_saved >= 320
         assert said.timings.reused_n >= 320 or "snapkv" in way.get("kv_keep", "")

@@ -23,6 +23,7 @@ from edgellm.engine.cache import KVCache, pool_blocks
 from edgellm.engine.engine import Engine
 from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cache_types import DEFAULT, PACKED, QUANTIZED
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 from edgellm.sampling import Sampler, SamplingParams
@@ -118,8 +119,16 @@ def test_the_library_gives_the_best_answer_its_score_and_the_others(llm: edgellm
     assert llm.generate("the other thing", num_beams=2, max_tokens=0) == ""
 
 
-def test_searches_beside_answers_and_without_room_find_the_same(llm: edgellm.LLM) -> None:
+@pytest.mark.parametrize("kept", [DEFAULT, next(iter(QUANTIZED)), *PACKED])
+def test_searches_beside_answers_and_without_room_find_the_same(kept: str, tmp_path: Path, drafts: bool) -> None:
     """The cache has blocks for one context: the beams and the answers preempt each other."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", n_embd=64, n_ff=64, n_head=2, n_head_kv=1, head_dim=32)
+    types = {"cache_type_k": kept, "cache_type_v": kept}
+    with edgellm.load(path, n_threads=1, n_ctx=N_CTX, speculate="ngram" if drafts else None, **types) as llm:
+        searched_beside_answers(llm)
+
+
+def searched_beside_answers(llm: edgellm.LLM) -> None:
     prompts = [f"{word} thing and the word " * 3 for word in ("the", "an", "in")]
 
     def alone(prompt: str) -> Any:

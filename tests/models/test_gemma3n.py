@@ -13,6 +13,7 @@ import pytest
 from checkpoint_folders import save_byte_level, save_model
 from cpu_programs import FORMS, cpu_executor, single_sequence
 from llama_cpp_judge import llama_cpp_answer, take_gelu_of_a_table
+from speculation_trials import guess
 from test_checkpoint_convert import centred
 from test_models import nmse, transformers_logits, transformers_model
 from tiny_models import write_tiny_model
@@ -64,14 +65,18 @@ def test_rows_that_are_dropped_behind_the_last_keys_change_no_bit(kept: list[int
     assert np.array_equal(few, whole[kept])
 
 
-def test_steps_of_any_size_and_what_is_known_give_the_same_answer(path: Path) -> None:
+def test_steps_of_any_size_and_what_is_known_give_the_same_answer(path: Path, drafts: bool) -> None:
     with edgellm.load(path, n_ctx=256, n_threads=2) as llm:
         cold = list(llm.generate(PROMPT, **GREEDY).tokens)
         warm = llm.generate(PROMPT, **GREEDY)
         assert list(warm.tokens) == cold and warm.timings.reused_n > 0
     for n in (1, 7):
         with edgellm.load(path, max_tokens_per_step=n, n_ctx=256, n_threads=2) as llm:
-            assert list(llm.generate(PROMPT, **GREEDY).tokens) == cold, n
+            if drafts:
+                guess(llm, [[*PROMPT, *cold]])
+            found = llm.generate(PROMPT, **GREEDY)
+            assert list(found.tokens) == cold, n
+            assert (found.timings.drafted_n > 0) == (drafts and n > 1)
 
 
 @pytest.mark.parametrize("n_embd", [48, 60])

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_programs import FORMS, cpu_executor, single_sequence
+from speculation_trials import guess
 from tiny_models import write_tiny_model
 
 import edgellm
+from edgellm.arguments import CACHE_TYPES
 from edgellm.formats.errors import EdgeLLMError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cache_types import DEFAULT
 from edgellm.kernels.program import Program
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.memory import estimate
@@ -65,9 +68,12 @@ def test_rows_that_are_dropped_behind_the_last_keys_change_no_bit(kept: list[int
     assert np.array_equal(few, whole[kept])
 
 
-@pytest.mark.parametrize("executor", ["cpu", "reference"])
-def test_steps_of_any_size_and_what_is_known_give_the_same_answer(executor: str, path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("executor", "kept"), [("reference", DEFAULT), *(("cpu", kept) for kept in CACHE_TYPES)])
+def test_steps_of_any_size_and_what_is_known_give_the_same_answer(
+    executor: str, kept: str, path: Path, drafts: bool, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"executor": executor, "n_threads": 2, "n_ctx": 256}
+    options |= {"cache_type_k": kept, "cache_type_v": kept}
     with edgellm.load(path, **options) as llm:
         cold = list(llm.generate(PROMPT, **GREEDY).tokens)
         warm = llm.generate(PROMPT, **GREEDY)
@@ -78,7 +84,10 @@ def test_steps_of_any_size_and_what_is_known_give_the_same_answer(executor: str,
             assert list(llm.generate(PROMPT, **GREEDY).tokens) == cold, n
     with edgellm.load(path, **options) as llm:
         llm.load_state(tmp_path / "state")
+        if drafts:
+            guess(llm, [[*PROMPT, *cold]])
         restored = llm.generate(PROMPT, **GREEDY)
+        assert (restored.timings.drafted_n > 0) == drafts
         assert list(restored.tokens) == cold and restored.timings.reused_n > 0
 
 
