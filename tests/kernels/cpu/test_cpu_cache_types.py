@@ -10,9 +10,11 @@ import pytest
 from cpu_programs import FORMS, cpu_executor, part, single_sequence
 from test_cpu_executor import cpu_logits, logits_in_chunks
 
+from edgellm.arguments import CACHE_TYPES
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import chosen_blocks
+from edgellm.kernels.cache_types import QUANTIZED
 from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import fill_randomly, nmse, outputs_of_ops
 from edgellm.kernels.kv import KVLayer
@@ -27,6 +29,10 @@ tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes
 PAIRS = [("q8_0", "q8_0"), ("q4_0", "q4_0"), ("q5_1", "q4_1"), ("iq4_nl", "q5_0"), ("f16", "q8_0"), ("bf16", "f32")]
 PAIRS.append(("kivi2", "kivi2"))
 N_TOKENS, N_BLOCKS = 150, 12
+
+
+def test_no_type_is_left_out() -> None:
+    assert {name for pair in PAIRS for name in pair} == set(CACHE_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_blocks_are_chosen_alike_in_any_chunks_and_as_the_reference_does(
         executor.close()
 
 
-@pytest.mark.parametrize("pair", [*PAIRS[:4], PAIRS[-1]])
+@pytest.mark.parametrize("pair", PAIRS)
 def test_a_sequence_in_a_mixed_batch_computes_what_it_computes_alone(
     pair: tuple[str, str], open_model: Callable[[str], Program]
 ) -> None:
@@ -165,7 +171,7 @@ def test_a_first_block_that_is_nowhere_is_refused(n_sequences: int, open_model: 
     executor.close()
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_1", "q5_0", "iq4_nl"])
+@pytest.mark.parametrize("name", QUANTIZED)
 def test_nan_in_queries_keys_and_values_reaches_the_output(name: str) -> None:
     s = trials.sketch(0, 64)
     layers = [s.layer(KVLayer(2, 64, 64, window, False, name, name)) for window in (0, 100)]
