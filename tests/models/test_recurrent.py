@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 from answers_together import answers_together
-from speculation_trials import free_drafts
+from speculation_trials import free_drafts, guess
 from tiny_models import write_tiny_model
 
 import edgellm
+from edgellm.kernels.cache_types import DEFAULT, PACKED, QUANTIZED
 
 PROMPT = [11, 12, 13, 14, 15] * 14 + [20, 21]
 GREEDY = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
 SEEDED = {"max_tokens": 24, "temperature": 0.9, "seed": 5, "ignore_eos": True}
 Load = Callable[..., edgellm.LLM]
+KEPT = [("cpu", DEFAULT), ("reference", DEFAULT), ("cpu", next(iter(QUANTIZED))), *(("cpu", kept) for kept in PACKED)]
+"""Executors, and what the layers that have keys keep: one type of each kind that there is."""
 
 
 @pytest.fixture(scope="module", params=["lfm2", "qwen35", "mamba2", "nemotron_h_moe"])
@@ -24,12 +27,14 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_tiny_model(tmp_path_factory.mktemp("models") / "model.gguf", request.param, n_layer=4)
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=KEPT, ids="-".join)
 def load(path: Path, request: pytest.FixtureRequest) -> Iterator[Load]:
     opened: list[edgellm.LLM] = []
+    executor, kept = request.param
+    types = {"cache_type_k": kept, "cache_type_v": kept}
 
     def opening(**options: Any) -> edgellm.LLM:
-        opened.append(edgellm.load(path, executor=request.param, n_threads=2, **({"n_ctx": 256} | options)))
+        opened.append(edgellm.load(path, executor=executor, n_threads=2, **({"n_ctx": 256} | types | options)))
         return opened[-1]
 
     yield opening
@@ -126,3 +131,8 @@ def test_drafts_change_no_token(
         assert list(drafted.tokens) == plain
         assert drafted.timings.drafted_n > 0 or "draft" not in speculation
         assert list(llm.generate(turn, **options).tokens) == behind
+    llm = load()  # and drafts that are right for a while
+    guess(llm, [[*PROMPT, *plain], [*turn, *behind]])
+    drafted = llm.generate(PROMPT, **more)
+    assert list(drafted.tokens) == plain and 0 < drafted.timings.accepted_n < drafted.timings.drafted_n
+    assert list(llm.generate(turn, **options).tokens) == behind
