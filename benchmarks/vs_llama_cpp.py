@@ -258,7 +258,8 @@ def run_llama_bench(binary: str, model: str, tests: list[Test], n_threads: int) 
     rates = {}
     for test in [test for test in tests if test.is_rate]:
         command = [binary, "-m", model, "-t", str(n_threads), "-r", "1", "-o", "json", "-ngl", "0"]
-        command += ["-b", str(BATCH), "-ub", str(BATCH), "-d", str(test.depth)]
+        command += ["-b", str(BATCH), "-ub", str(BATCH)]
+        command += ["-d", str(test.depth)] if test.depth else []  # ik_llama.cpp's has no -d
         command += ["-p", str(test.n if test.kind == "pp" else 0), "-n", str(test.n_steps)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
