@@ -29,7 +29,9 @@ from edgellm.kernels.cpu.kernels.attention import (
 )
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
-from edgellm.kernels.kv import NEWEST_BLOCKS
+
+RUN_BLOCKS = 4
+"""Of a run, NEWEST_BLOCKS of kernels/kv.py."""
 
 _words, _signed = v.make_convert(v.u8x16, v.u32x16, "zext"), v.make_convert(v.u32x16, v.i32x16, "bitcast")
 _three, _two, _four, _six = (v.make_const(v.u32x16, n) for n in (3, 2, 4, 6))
@@ -106,7 +108,7 @@ def _fold(x, scales, minima, n, out):
 def _first_newest(step, part):
     """The first block of the run that a part's own position is in."""
     position = v.load_i32(v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4)
-    return position // (NEWEST_BLOCKS * BLOCK) * NEWEST_BLOCKS
+    return position // (RUN_BLOCKS * BLOCK) * RUN_BLOCKS
 
 
 @v.forceinline
