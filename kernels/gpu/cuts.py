@@ -46,7 +46,7 @@ def find_cuts(ops: Sequence[Op], buffers: Mapping[str, Buffer]) -> dict[str, Cut
         kinds = {(type(one), getattr(one, "first", ""), getattr(one, "second", ""), getattr(one, "head_dim", 0))
                  for one in readers[op.x]}  # fmt: skip
         is_half = any(op.x in (cut.first, cut.second) and cut.order is None for cut in found.values())
-        is_made = is_half or all(isinstance(one, Matmul) for one in writers[op.x])
+        is_made = is_half or all(isinstance(one, Matmul) for one in writers.get(op.x, [op]))
         is_own = all(_is_cut_alone(name, op, writers[name], readers.get(name, [])) for name in halves)
         n_heads = buffers[op.first].width // op.head_dim
         stands = not any(name in parents or buffers[name].of for name in (op.x, *halves))
