@@ -53,9 +53,11 @@ class Oracle:
 def guess(llm: edgellm.LLM, texts: Sequence[Sequence[int]], right: float = 0.7) -> Oracle:
     """Let one drafter guess in all answers of a loaded model, and give it: it knows how ``texts`` go on.
 
-    There are no runs without Python then, which of a tiny model take a whole answer before anybody guesses.
+    There are no runs without Python then, which of a tiny model take a whole answer before anybody guesses, and all
+    that may be drafted is, whatever steps take.
     """
     oracle = Oracle(llm.program.n_vocab, texts, right)
     llm.engine._drafter = lambda: oracle
     llm.engine.scheduler.run_length = lambda *_: 0  # type: ignore[method-assign]
+    llm.engine.scheduler._tokens_per_s = lambda n: n  # type: ignore[method-assign]
     return oracle
