@@ -169,4 +169,4 @@ def test_without_any_home_the_variable_to_set_is_named(
     assert installed(file) == file
     assert main(["doctor", "--no-selftest", "--no-bandwidth"]) == 0
     said = capsys.readouterr()
-    assert said.out.count("NONE: ") == 2 and "NOT KEPT" in said.out
+    assert said.out.count("NONE: ") == 3 and "NOT KEPT" in said.out
