@@ -71,7 +71,7 @@ def answers(program: Program, chunk: Chunk, n_threads: int, snap_tokens: int = 0
     snap_tokens   keep so many tokens of what lies before the scored ones
     """
     from edgellm.engine.cache import KVCache, pool_blocks
-    from edgellm.engine.snapkv import WINDOW, SnapKV
+    from edgellm.engine.snapkv import WINDOW, SnapKV, Watch
     from edgellm.kernels.executors import open_executor
     from edgellm.kernels.program import Batch
 
@@ -93,7 +93,7 @@ def answers(program: Program, chunk: Chunk, n_threads: int, snap_tokens: int = 0
                 np.zeros(stop - at, np.int32), positions >= chunk.first, tuple(t[None] for t in sequence.tables),
                 rope_positions=positions if sequence.dropped else None,
             )  # fmt: skip
-            watch = snap.watch(executor, sequence, None) if snap is not None and stop == end else None
+            watch = Watch(executor, sequence, None) if snap is not None and stop == end else None
             logits = executor.run(batch, watch)
             if len(logits):
                 yield max(at, chunk.first) - chunk.first, logits

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgellm.measure.divergence import Base, BaseWriter, Comparison, compare_with_base
+from edgellm.measure.divergence import Base, Comparison, base_writer, compare_with_base
 from edgellm.measure.perplexity import ChunkModel
 from edgellm.quantize.calibration import METHODS, CalibrationOptions, calibrate
 from edgellm.quantize.importance import collect
@@ -62,10 +62,9 @@ def write_base(path: Path, target: Path, args: argparse.Namespace) -> None:
     with ChunkModel(path, n_threads=args.threads) as model:
         ids = model.ids(args.text.read_text(encoding="utf-8"))
         chunks = model.chunks(ids, args.chunks)
-        with BaseWriter(target, ids, model.n_ctx, len(chunks), model.program.n_vocab) as writer:
+        with base_writer(target, ids, model.n_ctx, len(chunks), model.program.n_vocab) as write:
             for chunk in chunks:
-                writer.add(model.logits(chunk))
-            writer.finish()
+                write(model.logits(chunk))
 
 
 def main() -> None:

@@ -314,7 +314,8 @@ def usual_models() -> list[str]:
     """The files of RANDOM_MODELS, written now if they are not there, and the default model."""
     from random_model import write_random_model
 
-    from edgellm.machine.paths import DEFAULT_MODEL, cache_dir
+    from edgellm.machine.paths import cache_dir
+    from edgellm.store import DEFAULT_MODEL
     from edgellm.store.catalogue import fetched
 
     folder = cache_dir() / "benchmarks"

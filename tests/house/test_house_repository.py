@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -102,3 +104,20 @@ def test_every_command_has_a_help_page() -> None:
         done = CliRunner().invoke(command, ["--help"])
         assert done.exit_code == 0, name
         assert (command.help or "").strip(), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_takes_of_edgellm_is_there(path: Path) -> None:
+    """Most are run by hand, seldom."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("edgellm"):
+            continue
+        try:
+            module = importlib.import_module(str(node.module))
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("edgellm"):
+                raise
+            continue  # an extra that is not installed
+        for name in node.names:
+            if not hasattr(module, name.name):
+                importlib.import_module(f"{node.module}.{name.name}")
