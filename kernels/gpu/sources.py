@@ -127,7 +127,7 @@ def matmul(
     store, made = "y[to] = gated(sum);" if activation else _store(epilogue, curve), dict[str, str]()
     made |= _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation, value=_NORMED if norms else _VALUE)
     words = dict.fromkeys(("NORM", "NORMED", "FIELDS", "CONV", "CONVOLVE", "SECOND"), "")
-    words |= {"SUMS": _SUMS.substitute(made), "ROWS": _ROWS}
+    words |= {"SUMS": made.pop("SUMS"), "ROWS": _ROWS}
     if norms:
         _norm(words, columns)
     if second:
@@ -199,12 +199,6 @@ def _arrays(first: int, kinds: Sequence[tuple[str, str, str]]) -> str:
     )
 
 
-_SUMS = Template("""let r = row_base(own);
-  $UP
-  for (var j = slice * per; j < min((slice + 1u) * per, p.pieces); j++) {
-    $HEADS
-    $PRODUCTS
-  }""")  # of a thread
 _NAMES = re.compile(r"^(?:fn|struct) (\w+)", re.MULTILINE)
 
 
@@ -274,7 +268,7 @@ def expert_matmul(
         words["MORE"] = declared + (vector(6 + len(routing[1]), "bias") if has_bias else "")
         words |= {"EXPERT": "routed(token, slot, g.x == 0u && slot == 0u, t)", "FIELDS": _ROUTING_FIELDS}
     if routing is not None and shared:
-        sums, first = _of_another(shared, _SUMS.substitute(made)), 6 + len(routing[1]) + has_bias
+        sums, first = _of_another(shared, made["SUMS"]), 6 + len(routing[1]) + has_bias
         words["MORE"] += f"""
 @group(0) @binding({first}) var<storage, read> w_b: array<u32>;
 @group(0) @binding({first + 1}) var<storage, read_write> y_b: array<f32>;
@@ -313,7 +307,7 @@ def expert_down(
              "FIELDS": "", "MORE": vector(5, "bias") if has_bias else ""}  # fmt: skip
     if shared:
         last = _products(1, "input", column=f"{n_used}u")
-        sums = _of_another(shared, _SUMS.substitute(last), ("w", "x"))
+        sums = _of_another(shared, last["SUMS"], ("w", "x"))
         words["SHARED"] = f"""{{
     let own = p.begin_b + row;
     let per = (p.pieces_b + {SLICES - 1}u) / {SLICES}u;
@@ -383,6 +377,14 @@ def vector(binding: int, name: str) -> str:
     return f"\n@group(0) @binding({binding}) var<storage, read> {name}: array<f32>;"
 
 
+_SUMS = Template("""let r = row_base(own);
+  $UP
+  for (var j = slice * per; j < min((slice + 1u) * per, p.pieces); j++) {
+    $HEADS
+    $PRODUCTS
+  }""")  # of a thread
+
+
 def _products(columns: int, x: str, activation: str = "", column: str = "{c}u", value: str = _VALUE) -> dict[str, str]:
     """What is written out for each column, and for each four weights of 32: few of them are alive at a time.
 
@@ -401,11 +403,13 @@ def _products(columns: int, x: str, activation: str = "", column: str = "{c}u", 
         for c in range(columns):
             products.append(f"{sums_of}{c} = mac({sums_of}{c}, {sums_of}q{i}, {value.format(c=c, i=i)});")
     gated = f"fn gated(v: vec2<f32>) -> f32 {{ return {activation}(v.x, v.y); }}"
+    sums_of_thread = _SUMS.substitute(
+        UP="let up = row_base(own + p.apart);" if activation else "", PRODUCTS="\n    ".join(products),
+        HEADS="\n    ".join(f"let {head} = head({row}, j);" for _, row, head in rows),
+    )  # fmt: skip
     return {
-        "START": "\n  ".join(start), "PRODUCTS": "\n    ".join(products), "KEEP": "\n  ".join(keep),
-        "HEADS": "\n    ".join(f"let {head} = head({row}, j);" for _, row, head in rows),
+        "START": "\n  ".join(start), "SUMS": sums_of_thread, "KEEP": "\n  ".join(keep),
         "TYPE": "vec2<f32>" if activation else "f32", "APART": ", apart: u32" if activation else "",
-        "UP": "let up = row_base(own + p.apart);" if activation else "",
         "FUNCTIONS": f"{text('activations')}\n{gated}" if activation else "",
     }  # fmt: skip
 

@@ -20,13 +20,10 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let chosen = p.ids_at + token * p.ids_row;
   let per = (p.pieces + $SLICES - 1u) / $SLICES;
   for (var slot = 0u; slot < $N_USED; slot++) {
-    let r = row_base(ids[chosen + slot] * p.of_one + p.begin + row);
+    let own = ids[chosen + slot] * p.of_one + p.begin + row;
     let input = p.x_at + token * p.x_row + slot * p.x_slot;
     $START
-    for (var j = slice * per; j < min((slice + 1u) * per, p.pieces); j++) {
-    $HEADS
-    $PRODUCTS
-    }
+    $SUMS
     $KEEP
   }
   $SHARED

@@ -24,15 +24,10 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let row = $EXPERT * p.of_one + p.begin + min(out, p.n_out - 1u) - p.first;
   let mine = row < p.n;
   let own = select(0u, row, mine);
-  let r = row_base(own);
-  $UP
   let per = (p.pieces + $SLICES - 1u) / $SLICES;
   let input = p.x_at + token * p.x_row + slot * p.x_slot;
   $START
-  for (var j = slice * per; j < min((slice + 1u) * per, p.pieces); j++) {
-    $HEADS
-    $PRODUCTS
-  }
+  $SUMS
   $KEEP
   workgroupBarrier();
   if (slice == 0u && mine && out < p.n_out) {
