@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny_models import CHATML, tiny_vocabulary
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -56,9 +57,8 @@ def byte_level_tokenizer(pre: str = "smollm", *, bos: bool = False) -> Tokenizer
 
 def save_byte_level(folder: Path, pre: str = "smollm", *, bos: bool = False) -> Any:
     """Write the files of such a tokenizer; the transformers tokenizer."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
+    transformers = pytest.importorskip("transformers", reason="transformers writes the tokenizers of checkpoints")
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(pre, bos=bos),
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -117,11 +117,9 @@ def save_model(folder: Path, model: Any, dtype: str = "float32", **saving: Any) 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> Path:
     """A safetensors file of torch tensors, or of numpy arrays."""
-    if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
-        from safetensors.numpy import save_file
-    else:
-        from safetensors.torch import save_file
-    save_file(dict(tensors), path)
+    kind = "numpy" if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()) else "torch"
+    safetensors = pytest.importorskip(f"safetensors.{kind}", reason="safetensors writes the tensors of checkpoints")
+    safetensors.save_file(dict(tensors), path)
     return path
 
 
