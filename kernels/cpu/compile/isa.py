@@ -33,7 +33,7 @@ FORMS = ("amx", "avx512_vnni", "avx_vnni", "avx2", "neon_i8mm", "neon_dotprod", 
 """Best first. ``neon`` is for every 64-bit Arm, those before it for one that multiplies bytes, ``portable`` for all
 other CPUs and SSE2 on old x86."""
 
-EMULATED = ("amx", "neon_i8mm", "neon_dotprod", "neon")
+EMULATED = ("neon_i8mm", "neon_dotprod", "neon")
 """Forms that ran in emulators only: their bits are tested there, their speed was never measured."""
 
 FORM_VARIABLE = "EDGELLM_CPU_FORM"

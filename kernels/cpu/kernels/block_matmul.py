@@ -18,8 +18,6 @@ from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PA
 
 GROUPS = 1
 """Groups of 32 weights in a block."""
-PLANES = 1
-"""Bytes that hold an integer weight (amx_matmul.py)."""
 
 
 def few(weights: Any) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from edgellm.kernels.cpu.kernels.amx_matmul import no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.lanes import transpose_i32x8
@@ -121,10 +120,9 @@ def store_rest(aside, n, n_panels, c, c_row):
             v.store_f32x16(c + panel * 64 + (n - 4 + i) * c_row, v.load_f32x16(aside + panel * 256 + i * 64))
 
 
-def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_times: Any) -> Any:
+def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
     """multiply: 16 rows times n >= 4 tokens; ``run`` groups of 32 columns are a block of so many bytes."""
     times_four = _make_times(run, block_nbytes, finish)
-    has_tiles = tile_times is not no_tiles
 
     @v.forceinline
     def multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
@@ -133,7 +131,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_time
         What lies from ``ahead`` on comes next.
         """
         width = groups_of_part(n_groups, at.PANEL_GROUPS, run)
-        by_tiles, aside = has_tiles and n >= at.TILE_TOKENS, scratch + at.CENTRES
+        aside = scratch + at.CENTRES
         for g in range(0, n_groups, width):
             here, x_g, scale_g = min(width, n_groups - g), x + g * 64, x + n_groups * 64 + g * 4
             first_block = g // run * block_nbytes
@@ -141,9 +139,6 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_time
                 for half in range(2):
                     pack(w + (row + half * 8) * w_row + first_block, w_row, here, half, scratch, 0)
                 t, next_panel = 0, ahead + row * w_row + first_block * at.PANEL_ROWS
-                if by_tiles:
-                    tile_times(scratch, here, x, x_row, n, g, n_groups, c + row * 4, c_row)
-                    t = n
                 while t < n:  # the last four once more with some before them, summed aside
                     c_t, c_t_row = c + t * c_row + row * 4, c_row
                     if t + 4 > n:
@@ -151,8 +146,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, tile_time
                     x_t, scale_t = x_g + t * x_row, scale_g + t * x_row
                     times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c_t, c_t_row, g == 0, next_panel)
                     t, next_panel = t + 4, 0
-        if not by_tiles:
-            store_rest(aside, n, n_panels, c, c_row)
+        store_rest(aside, n, n_panels, c, c_row)
 
     return multiply
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from edgellm.kernels.cpu.kernels import (
+    amx_matmul,
     block_matmul,
     byte_columns,
     byte_strips,
@@ -33,7 +34,6 @@ from edgellm.kernels.cpu.kernels import (
     transposed_panel,
     transposed_superblocks,
 )
-from edgellm.kernels.cpu.kernels.amx_matmul import make_tile_times, no_tiles
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.neon import BYTE_PRODUCTS
@@ -48,9 +48,9 @@ CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
 has fetched ahead then belongs to another (SmolLM2 on two cores, parts of 16, 64, 144 rows: 7.6, 5.7, 4.6 ms)."""
 
-PANELS_AT_ONCE = 4
+PANELS_AT_ONCE, TILE_PANELS_AT_LEAST = 4, 2
 """Of far activations those of some columns are read for so many panels of 16 rows: from the third level once, then
-from the second."""
+from the second. Tiles take up to at.TILE_PANELS, as their products are done before a third level answers."""
 
 
 def family_of(quant: str) -> tuple[Any, Any]:
@@ -81,12 +81,14 @@ def _behind_part(op, thread, n_threads, n_rows, offset):
 
 
 @v.forceinline
-def _panels_at_once(op, x_nbytes, n_out, n_threads):
+def _panels_at_once(op, x_nbytes, n_out, n_threads, by_tiles):
     """Panels that a thread takes next: several of many activations, fewer towards the end."""
-    n = 1
-    if x_nbytes > transposed_panel.FAR_NBYTES:
-        left = (n_out + at.PANEL_ROWS - 1) // at.PANEL_ROWS - v.atomic_load(op + at.COUNTER)
-        n = max(1, min(PANELS_AT_ONCE, left // (2 * n_threads)))
+    left = (n_out + at.PANEL_ROWS - 1) // at.PANEL_ROWS - v.atomic_load(op + at.COUNTER)
+    share, n = left // (2 * n_threads), 1
+    if by_tiles:
+        n = max(TILE_PANELS_AT_LEAST, min(at.TILE_PANELS, share))
+    elif x_nbytes > transposed_panel.FAR_NBYTES:
+        n = max(1, min(PANELS_AT_ONCE, share))
     return n
 
 
@@ -173,6 +175,19 @@ def _make_strips(quant: str) -> Cores:
     return Cores(at.MAX_FEW, _as_they_are, make_eight_rows(strips.few_tokens), panel.make_panels(strips.multiply))
 
 
+def _by_tiles(multiply: Any, multiply_tiles: Any) -> Any:
+    """Many tokens go by tiles."""
+
+    @v.forceinline
+    def either(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
+        if n >= at.TILE_TOKENS:
+            multiply_tiles(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead)
+        else:
+            multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead)
+
+    return either
+
+
 def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
     """Those of a type; ``has_tiles`` for activations that were split for tiles."""
     if form in BYTE_STRIPS:
@@ -188,9 +203,12 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
         times_few, has_copy_for_one = family.make_few_tokens(weights), True
         if form in BYTE_COLUMNS and quant not in SUPERBLOCKS:
             few = 3  # tokens one after the other: four are dearer than a panel (Q8_0 on a Zen 5: 1.33 times)
-    if form in DOT_BYTES and not has_tiles:
+    if form in DOT_BYTES:
         pack, finish = transposed.make_pack(quant, weights), transposed.make_finish(weights)
-        multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)
+        multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, not has_tiles)
+        if has_tiles:
+            pack = transposed.make_pack(quant, weights, for_tiles=True)
+            multiply = _by_tiles(multiply, amx_matmul.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish))
         return Cores(
             transposed_panel.FEW,
             prepare,
@@ -198,18 +216,18 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
             panel.make_panels(multiply),
         )
     finish = family.make_finish(weights)
-    tile_times = make_tile_times(finish, family.PLANES, family.GROUPS) if has_tiles else no_tiles
     if form in BYTE_COLUMNS and quant in superblock_columns.BLOCKS:
         pack = superblock_columns.make_pack(quant, weights)
     else:
         pack = family.make_pack(weights, family.make_store_pairs(weights))
-    multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, tile_times)
+    multiply = panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)
     return Cores(few, prepare, make_eight_rows(times_few, has_copy_for_one), panel.make_panels(multiply))
 
 
 def make_matmul(quant: str, form: str | None = None) -> Any:
     """The kernel out = x @ weight.T (+ bias) for a quantized type, with what a form has; None has what all have."""
-    cores = make_cores(quant, form, has_tiles=form == "amx")
+    has_tiles = form == "amx"
+    cores = make_cores(quant, form, has_tiles)
     few, panels = cores.few, cores.panels
     few_tokens = _make_few_tokens(cores.eight_rows, cores.prepare)
 
@@ -217,7 +235,7 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
     def many_tokens(op, args, n, n_threads, scratch):
         """Panels of 16 rows, taken from the op's work counter."""
         x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
-        n_panels = _panels_at_once(op, n * x_row, n_out, n_threads)
+        n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, has_tiles and n >= at.TILE_TOKENS)
         row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
         while row < n_out:
             bias, after = args.bias, row + n_threads * n_panels * at.PANEL_ROWS
@@ -226,7 +244,7 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
                 following = v.arguments(args.following, at.MATMUL)
                 ahead = following.w + (after - n_out) * following.w_row
             panels(x, x_row, n, w, w_row, n_groups, row, n_panels, n_out, args.out, args.out_row, bias, scratch, ahead)
-            n_panels = _panels_at_once(op, n * x_row, n_out, n_threads)
+            n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, has_tiles and n >= at.TILE_TOKENS)
             row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
 
     def matmul(op, step, thread, n_threads):

@@ -23,9 +23,6 @@ from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.lanes import columns_of_four, high_halves, low_halves, sums_at, sums_of_four
 
-PLANES = 2
-"""Bytes that hold a weight with its sub-scale (amx_matmul.py)."""
-
 _low_twice = v.make_shuffle(v.i32x8, [0, 1, 2, 3, 0, 1, 2, 3])
 _high_twice = v.make_shuffle(v.i32x8, [4, 5, 6, 7, 4, 5, 6, 7])
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from numba import types
 
 from edgellm.formats import levels
-from edgellm.kernels.cpu.kernels import block_matmul, transposed_panel
+from edgellm.kernels.cpu.kernels import amx_matmul, block_matmul, transposed_panel
 from edgellm.kernels.cpu.kernels import transposed_rows as rows
 from edgellm.kernels.cpu.kernels.transposed_rows import bytes_of, columns_of_16, columns_of_32
 from edgellm.kernels.cpu.lib import simd as v
@@ -253,26 +253,49 @@ make_finish = block_matmul.make_finish
 """The float32 sums of a panel's rows go on."""
 
 
-def make_pack(quant: str, weights: Any) -> Any:
-    """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py."""
+def _make_store_words(centre: int) -> Any:
+    """store(place, half, z): a group of 32 for a panel of transposed_panel.py."""
+    store_words, one = transposed_panel.make_store_words(centre), v.make_const(v.i16x32, 1)
+
+    @v.forceinline
+    def store(place, half, z):
+        for m in range(4):
+            store_words(place + m * 128, half, z[m], one())
+
+    return store
+
+
+def _make_store_bytes(centre: int) -> Any:
+    """The same for a tile of amx_matmul.py."""
+    less = rows.make_less(centre)
+
+    @v.forceinline
+    def store(place, half, z):
+        for m in range(4):
+            transposed_panel.store_bytes(place + m * 128, less(z[m]), half)
+
+    return store
+
+
+def make_pack(quant: str, weights: Any, for_tiles: bool = False) -> Any:
+    """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py, or of amx_matmul.py."""
     factors, read, centre = TYPES[quant]
     block_nbytes, has_min = weights.block_nbytes, weights.has_min
-    store, one = transposed_panel.make_store_words(centre), v.make_const(v.i16x32, 1)
+    store = _make_store_bytes(centre) if for_tiles else _make_store_words(centre)
+    group_nbytes = amx_matmul.GROUP_NBYTES if for_tiles else GROUP_NBYTES
 
     @v.forceinline
     def pack(p, stride, n_groups, half, scratch):
-        words, scales, minima = scratch + PANEL + half * 64, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        place, scales, minima = scratch + PANEL, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
         for _ in range(n_groups):
             header = rows.first_eight_bytes(p, stride)
             d, minimum = factors(header)
-            z = read(p, stride, header)
-            for m in range(4):
-                store(words + m * 128, z[m], one())
+            store(place, half, read(p, stride, header))
             transposed_panel.store_floats(scales, d, half)
             if has_min:
                 transposed_panel.store_floats(minima, minimum, half)
             p += block_nbytes
-            words += GROUP_NBYTES
+            place += group_nbytes
             scales += 64
             minima += 64
 

@@ -44,18 +44,30 @@ _store = v.make_store(v.i16x32)
 # ---- the panel -------------------------------------------------------------------------------------------------------
 
 
-def make_store_words(centre: int) -> Any:
-    """store(place, z, scale): 8 columns of eight rows, bytes above a centre, as int16, times those of ``scale``."""
+def _make_scaled(centre: int) -> Any:
+    """scaled(z, scale): 8 columns of eight rows, bytes above a centre, as int16 times those of ``scale``: even, odd."""
     less = v.make_const(v.i16x32, centre)
 
     @v.forceinline
-    def store(place, z, scale):
+    def scaled(z, scale):
         words = _as_words(z)
         even, odd = _as_signed(words & _low_byte()), _as_signed(words >> _eight_bits())
         if centre != 0:
             even, odd = even - less(), odd - less()
-        _store(place, even * scale)
-        _store(place + 512, odd * scale)
+        return even * scale, odd * scale
+
+    return scaled
+
+
+def make_store_words(centre: int) -> Any:
+    """store(place, half, z, scale): they go to the panel, of half 1 to every second place."""
+    scaled = _make_scaled(centre)
+
+    @v.forceinline
+    def store(place, half, z, scale):
+        even, odd = scaled(z, scale)
+        _store(place + half * 64, even)
+        _store(place + half * 64 + 512, odd)
 
     return store
 
@@ -85,6 +97,32 @@ def store_bytes(out, value, half):
     """Eight bytes of eight rows: the first four of each go to every second of 16 lanes, the last four behind them."""
     store_numbers(out, _as_numbers((value & _first_lanes()) | (value << _thirty_two())), half)
     store_numbers(out + 64, _as_numbers((value >> _thirty_two()) | (value & _last_lanes())), half)
+
+
+# ---- tiles of bytes in place of words (amx_matmul.py) ----------------------------------------------------------------
+
+_as_signed_words, _as_columns = v.make_convert(v.i16x32, _words, "bitcast"), v.make_convert(_words, v.u64x8, "bitcast")
+_low7, _seven_bits = v.make_const(v.i16x32, 127), v.make_const(v.i16x32, 7)
+
+
+@v.forceinline
+def _join_bytes(even, odd):
+    """The lowest bytes of even and odd columns, in the order of the columns."""
+    even, odd = _as_signed_words(even), _as_signed_words(odd)
+    return _as_columns((even & _low_byte()) | (odd << _eight_bits()))
+
+
+def make_store_planes(centre: int, high_at: int) -> Any:
+    """store(place, half, z, scale): as ``make_store_words``, but the products go to tiles: 7 low bits, and the rest."""
+    scaled = _make_scaled(centre)
+
+    @v.forceinline
+    def store(place, half, z, scale):
+        even, odd = scaled(z, scale)
+        store_bytes(place, _join_bytes(even & _low7(), odd & _low7()), half)
+        store_bytes(place + high_at, _join_bytes(even >> _seven_bits(), odd >> _seven_bits()), half)
+
+    return store
 
 
 # ---- times tokens: what does it for n is made of what does it for n / 2 ----------------------------------------------
@@ -200,10 +238,11 @@ def _make_tile(n: int, run: int, block_nbytes: int, finish: Any, is_far: bool) -
     return tile
 
 
-def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
+def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, may_be_far: bool = True) -> Any:
     """multiply: 16 rows times n >= 4 tokens; ``run`` groups of 32 columns are a block of so many bytes.
 
     pack(p, stride, n_groups, half, scratch)   eight rows from p become those of the panel at even or at odd places
+    may_be_far                                 there may be so many tokens that their activations are far
     """
     eight, eight_far, four = (
         _make_tile(n, run, block_nbytes, finish, is_far) for n, is_far in ((8, False), (8, True), (4, False))
@@ -215,7 +254,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
         x, scale_at, per_group, t = x + g * 64, x + n_groups * 64 + g * 4, n_groups * 4, 0
         while t + 8 <= n:
             x_t, scale_t, c_t = x + t * x_row, scale_at + t * x_row, c + t * c_row
-            if n * x_row > FAR_NBYTES:
+            if may_be_far and n * x_row > FAR_NBYTES:
                 following = x + (t + 8) % n * x_row
                 eight_far(scratch, here, x_t, x_row, scale_t, per_group, c_t, c_row, g == 0, ahead, following)
             else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from edgellm.formats import levels
-from edgellm.kernels.cpu.kernels import superblock_matmul, transposed_panel
+from edgellm.kernels.cpu.kernels import amx_matmul, superblock_matmul, transposed_panel
 from edgellm.kernels.cpu.kernels import transposed_rows as rows
 from edgellm.kernels.cpu.kernels.superblock_rows import GROUPS
 from edgellm.kernels.cpu.kernels.transposed_rows import (
@@ -135,39 +135,38 @@ def _sums_of(n: int) -> Work:
     return Work(work(_add_group), work(_add_group_of_sixteenfold), work(_add_two_groups), 32, make_fetch)
 
 
-def _words(centre: int) -> Work:
-    """Words of a panel; places are there, and ``x_row`` is nothing. What is packed next is fetched by the tiles."""
-    store = transposed_panel.make_store_words(centre)
+def _packed(store: Any, step: int) -> Work:
+    """Places in a panel, where ``store`` puts them; ``x_row`` is the half. What is packed next others fetch."""
 
     @v.forceinline
-    def pack(z, place, scale):
+    def pack(z, place, half, scale):
         words = transposed_panel.scale_words(scale)
         for m in range(4):
-            store(place + m * 128, z[m], words)
+            store(place + m * 128, half, z[m], words)
 
     @v.forceinline
-    def pack_sixteenfold(z, place, scale):
+    def pack_sixteenfold(z, place, half, scale):
         words, four = transposed_panel.scale_words(scale), _four()
         for m in range(4):
-            store(place + m * 128, z[m] >> four, words)
+            store(place + m * 128, half, z[m] >> four, words)
 
     @v.forceinline
-    def pack_two(z, place, scales):
+    def pack_two(z, place, half, scales):
         first, second = transposed_panel.scale_words(scales[0]), transposed_panel.scale_words(scales[1])
-        store(place, z[0], first)
-        store(place + 128, z[1], first)
-        store(place + 256, z[2], second)
-        store(place + 384, z[3], second)
+        store(place, half, z[0], first)
+        store(place + 128, half, z[1], first)
+        store(place + 256, half, z[2], second)
+        store(place + 384, half, z[3], second)
 
     def work(packs: Any) -> Any:
         @v.forceinline
-        def stored(totals, z, place, x_row, scale):
-            packs(z, place, scale)
+        def stored(totals, z, place, half, scale):
+            packs(z, place, half, scale)
             return totals
 
         return lambda one_is_free=False: stored
 
-    return Work(work(pack), work(pack_sixteenfold), work(pack_two), GROUP_NBYTES, lambda *part: _nothing)
+    return Work(work(pack), work(pack_sixteenfold), work(pack_two), step, lambda *part: _nothing)
 
 
 # ---- the types -------------------------------------------------------------------------------------------------------
@@ -652,24 +651,28 @@ def make_finish(weights: Any) -> Any:
     )
 
 
-def make_pack(quant: str, weights: Any) -> Any:
-    """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py."""
+def make_pack(quant: str, weights: Any, for_tiles: bool = False) -> Any:
+    """pack(p, stride, n_groups, half, scratch): eight rows for a panel of transposed_panel.py, or of amx_matmul.py."""
     make_block, centre = TYPES[quant]
     block_nbytes, has_min = weights.block_nbytes, weights.n_minima > 0
-    block = make_block(_words(centre), block_nbytes)
+    if for_tiles:
+        work = _packed(transposed_panel.make_store_planes(centre, amx_matmul.LOW_NBYTES), amx_matmul.GROUP_NBYTES)
+    else:
+        work = _packed(transposed_panel.make_store_words(centre), GROUP_NBYTES)
+    block = make_block(work, block_nbytes)
     store_minima = _store_eight_minima if weights.n_minima == GROUPS else _make_store_sixteen_minima()
 
     @v.forceinline
     def pack(p, stride, n_groups, half, scratch):
-        words, factors, minima = scratch + PANEL + half * 64, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
+        place, factors, minima = scratch + PANEL, scratch + PANEL_SCALES, scratch + PANEL_MINIMA
         for _ in range(n_groups // GROUPS):
-            _, numbers, d, minus_dmin = block(p, stride, words, 0, 0)
+            _, numbers, d, minus_dmin = block(p, stride, place, half, 0)
             transposed_panel.store_floats(factors, d, half)
             if has_min:
                 transposed_panel.store_floats(factors + 64, minus_dmin, half)
                 store_minima(numbers, minima, half)
             p += block_nbytes
-            words += GROUPS * GROUP_NBYTES
+            place += GROUPS * GROUP_NBYTES
             factors += 128
             minima += GROUPS * 128
 

@@ -5,6 +5,7 @@ int8 each. Here are the primitives that ``amx_matmul.py`` calls, as LLVM IR, for
 others, and the permission that Linux wants a process to ask for before its first tile instruction.
 
     tiles 0 1 2    sums (16 tokens x 16 rows), of falling weight
+    tiles 0 1, 2 3 or two of them for each of two runs, so that one is multiplied while the other is stored
     tiles 4 5      activations (16 tokens), high and low bytes
     tiles 6 7      weights (16 rows), low and high bytes
 """
@@ -55,52 +56,54 @@ def _multiply(total: int, x: int, w: int) -> str:
     return f"  call void @llvm.x86.tdpbssd(i8 {total}, i8 {x}, i8 {w})\n"
 
 
-def _zero(n: int) -> str:
-    return "".join(f"  call void @llvm.x86.tilezero(i8 {tile})\n" for tile in range(n))
+def _zero(*tiles: int) -> str:
+    return "".join(f"  call void @llvm.x86.tilezero(i8 {tile})\n" for tile in tiles)
 
 
-def _store(n: int) -> str:
+def _store(*tiles: int) -> str:
     lines = ""
-    for tile in range(n):
-        lines += f"  %a{tile} = add i64 %out, {1024 * tile}\n  %p{tile} = inttoptr i64 %a{tile} to ptr\n"
-        lines += f"  call void @llvm.x86.tilestored64(i8 {tile}, ptr %p{tile}, i64 64)\n"
+    for i, tile in enumerate(tiles):
+        lines += f"  %a{i} = add i64 %out, {1024 * i}\n  %p{i} = inttoptr i64 %a{i} to ptr\n"
+        lines += f"  call void @llvm.x86.tilestored64(i8 {tile}, ptr %p{i}, i64 64)\n"
     return lines
 
 
-def _step(two_planes: bool) -> str:
-    """Two products for one plane of weights, four for two; the two middle ones have the same weight."""
-    body = (
-        "  %ph = inttoptr i64 %x to ptr\n  %al = add i64 %x, %low\n  %pl = inttoptr i64 %al to ptr\n"
-        "  %wl = inttoptr i64 %w to ptr\n"
-    )
-    body += _load(4, "ph", "%stride") + _load(5, "pl", "%stride") + _load(6, "wl", "64")
-    if not two_planes:
-        return body + _multiply(0, 4, 6) + _multiply(1, 5, 6)
-    body += "  %aw = add i64 %w, 1024\n  %wh = inttoptr i64 %aw to ptr\n" + _load(7, "wh", "64")
-    return body + _multiply(0, 4, 7) + _multiply(1, 4, 6) + _multiply(2, 5, 6) + _multiply(1, 5, 7)
+_PLACES = (
+    "  %ph = inttoptr i64 %x to ptr\n  %al = add i64 %x, %low\n  %pl = inttoptr i64 %al to ptr\n"
+    "  %wl = inttoptr i64 %w to ptr\n"
+)
 
 
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "tile_config": ("address",),
-    "tile_release": (),
-    "tile_zero2": (),
-    "tile_zero3": (),
-    "tile_step1": ("x", "low", "stride", "w"),
-    "tile_step2": ("x", "low", "stride", "w"),
-    "tile_store2": ("out",),
-    "tile_store3": ("out",),
+def _run(high: int, low: int) -> str:
+    """A run of one plane, from zero."""
+    loads = _load(6, "wl", "64") + _load(4, "ph", "%stride") + _load(5, "pl", "%stride")
+    return _PLACES + _zero(high, low) + loads + _multiply(high, 4, 6) + _multiply(low, 5, 6)
+
+
+def _step() -> str:
+    """Four products for two planes, each as soon as it can be; the two middle ones have the same weight."""
+    body = _PLACES.replace("%low", "64") + "  %aw = add i64 %w, %high\n  %wh = inttoptr i64 %aw to ptr\n"
+    body += _load(4, "ph", "%stride") + _load(7, "wh", "64") + _multiply(0, 4, 7)
+    body += _load(6, "wl", "64") + _multiply(1, 4, 6)
+    return body + _load(5, "pl", "%stride") + _multiply(2, 5, 6) + _multiply(1, 5, 7)
+
+
+_RUN = ("x", "low", "stride", "w")
+_PRIMITIVES: dict[str, tuple[tuple[str, ...], str]] = {
+    "tile_config": (
+        ("address",),
+        "  %p = inttoptr i64 %address to ptr\n  call void @llvm.x86.ldtilecfg(ptr %p)\n",
+    ),
+    "tile_release": ((), "  call void @llvm.x86.tilerelease()\n"),
+    "tile_run_a": (_RUN, _run(0, 1)),
+    "tile_run_b": (_RUN, _run(2, 3)),
+    "tile_store_a": (("out",), _store(0, 1)),
+    "tile_store_b": (("out",), _store(2, 3)),
+    "tile_zero": ((), _zero(0, 1, 2)),
+    "tile_step": (("x", "stride", "w", "high"), _step()),
+    "tile_store": (("out",), _store(0, 1, 2)),
 }
-
-_BODIES = {
-    "tile_config": "  %p = inttoptr i64 %address to ptr\n  call void @llvm.x86.ldtilecfg(ptr %p)\n",
-    "tile_release": "  call void @llvm.x86.tilerelease()\n",
-    "tile_zero2": _zero(2),
-    "tile_zero3": _zero(3),
-    "tile_step1": _step(two_planes=False),
-    "tile_step2": _step(two_planes=True),
-    "tile_store2": _store(2),
-    "tile_store3": _store(3),
-}
+"""Arguments, all int64, and body."""
 
 _DECLARE = """
 declare void @llvm.x86.ldtilecfg(ptr)
@@ -115,5 +118,5 @@ declare void @llvm.x86.tdpbssd(i8, i8, i8)
 def primitives(has_tiles: bool) -> str:
     """LLVM IR of the tile primitives. Without tiles ``has_tiles`` is 0 and LLVM drops what depends on it."""
     head = f'define i64 @"edgellm.has_tiles"() alwaysinline {{\n  ret i64 {int(has_tiles)}\n}}\n'
-    functions = [_define(name, args, _BODIES[name] if has_tiles else "") for name, args in _ARGUMENTS.items()]
+    functions = [_define(name, args, body if has_tiles else "") for name, (args, body) in _PRIMITIVES.items()]
     return (_DECLARE if has_tiles else "") + head + "".join(functions)
