@@ -21,6 +21,7 @@ from textual.theme import Theme
 from textual.timer import Timer
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets._toast import ToastHolder
+from textual.worker import WorkerFailed
 
 from edgellm.context_overflow import ChatTooLongError
 from edgellm.formats.errors import EdgeLLMError
@@ -113,7 +114,8 @@ class ChatApp(ChatActions):
 
     def _handle_exception(self, error: Exception) -> None:
         """Show it and end, but for a part that is missing because the application ends."""
-        if not (self.ending and isinstance(error, NoMatches)):
+        cause = error.error if isinstance(error, WorkerFailed) else error
+        if not (isinstance(cause, NoMatches) and (self.ending or not self.is_running)):
             super()._handle_exception(error)
 
     def compose(self) -> ComposeResult:

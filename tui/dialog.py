@@ -1,4 +1,8 @@
-"""A frame for everything that opens over the chat: a question, a line to fill in, a list that is searched."""
+"""A frame for everything that opens over the chat: a question, a line to fill in, a list that is searched.
+
+A dialog makes its parts when it is made, and holds them: one that closes, or whose application ends, while it opens is
+never composed, and Textual tells it all the same that it is there. What it then does to its parts is seen by nobody.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,12 @@ T = TypeVar("T")
 class ClosesOnce:
     """Of a screen that only closes itself: a second click on its list finds it closed, and closes nothing else."""
 
+    @property
+    def is_on_screen(self) -> bool:
+        """Whether it is, or will be, on the terminal: not once it is closed or the application ends."""
+        screen: Any = self
+        return bool(screen.is_attached and screen.app.is_running and screen in screen.app.screen_stack)
+
     def dismiss(self, result: Any = None) -> AwaitComplete:
         """Close it with a result; when it is closed already, or a question stands over it, nothing happens."""
         screen: Any = super()
@@ -42,6 +52,10 @@ class Dialog(ClosesOnce, ModalScreen[T]):
     TITLE_TEXT: str = ""
     HINT: ClassVar[str] = "Esc close"
 
+    def __init__(self, classes: str | None = None) -> None:
+        super().__init__(classes=classes)
+        self.title_line = Static(id="dialog-title")
+
     @property
     def aside(self) -> Aside:
         """Where the application does what may take long."""
@@ -50,7 +64,8 @@ class Dialog(ClosesOnce, ModalScreen[T]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog"):
-            yield Static(Text(self.TITLE_TEXT), id="dialog-title")
+            self.title_line.update(Text(self.TITLE_TEXT))
+            yield self.title_line
             yield from self.body()
             yield Static(Text(self.HINT), id="dialog-hint")
 
@@ -83,14 +98,15 @@ class LineDialog(Dialog[str]):
 
     def __init__(self, title: str, value: str = "", placeholder: str = "") -> None:
         super().__init__(classes="small")
-        self.TITLE_TEXT, self.value, self.placeholder = title, value, placeholder
+        self.TITLE_TEXT = title
+        self.line = LineInput(value, placeholder=placeholder, compact=True, select_on_focus=False)
 
     def body(self) -> ComposeResult:
-        yield LineInput(self.value, placeholder=self.placeholder, compact=True, select_on_focus=False)
+        yield self.line
 
     def on_mount(self) -> None:
         """The cursor stands in the line."""
-        self.query_one(Input).focus()
+        self.line.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Give the line back."""
@@ -132,15 +148,17 @@ class SearchDialog(Dialog[T]):
         super().__init__()
         self.words = words
         self.found: list[Any] = []
+        self.line = LineInput(words, placeholder=self.PLACEHOLDER, compact=True)
+        self.list = Rows(markup=False, compact=True)
+        self.list.can_focus = False
 
     def body(self) -> ComposeResult:
-        yield LineInput(self.words, placeholder=self.PLACEHOLDER, compact=True)
-        yield Rows(markup=False, compact=True)
+        yield self.line
+        yield self.list
 
     def on_mount(self) -> None:
         """Show all of them; the cursor stands in the search."""
-        self.query_one(Input).focus()
-        self.query_one(OptionList).can_focus = False
+        self.line.focus()
         self.refill()
 
     def refill(self) -> None:
@@ -149,15 +167,14 @@ class SearchDialog(Dialog[T]):
 
     def fill(self, rows: Sequence[Text], nothing: str, at: int = 0) -> None:
         """Show the rows with a mark ``at`` one of them, or why there is none."""
-        options = self.query_one(OptionList)
-        options.clear_options()
-        options.add_options([Option(row) for row in rows] or [Option(Text(nothing, "dim"), disabled=True)])
-        options.highlighted = at if rows else None
+        self.list.clear_options()
+        self.list.add_options([Option(row) for row in rows] or [Option(Text(nothing, "dim"), disabled=True)])
+        self.list.highlighted = at if rows else None
 
     @property
     def marked(self) -> Any:
         """What was found and stands under the bar."""
-        at = self.query_one(OptionList).highlighted
+        at = self.list.highlighted
         return self.found[at] if at is not None and at < len(self.found) else None
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -168,6 +185,5 @@ class SearchDialog(Dialog[T]):
 
     def action_move(self, step: int) -> None:
         """Up and down while the cursor stays in the search."""
-        options = self.query_one(OptionList)
         if self.found:
-            options.highlighted = max(0, min((options.highlighted or 0) + step, len(self.found) - 1))
+            self.list.highlighted = max(0, min((self.list.highlighted or 0) + step, len(self.found) - 1))

@@ -52,15 +52,19 @@ class HelpScreen(Dialog[None]):
     TITLE_TEXT = "Keys and commands"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("f1,question_mark,q", "close", show=False)]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.page = VerticalScroll(id="help")
+
     def body(self) -> ComposeResult:
-        with VerticalScroll(id="help"):
+        with self.page:
             for title, rows in {**KEYS, "Commands": [(c.usage, c.help) for c in COMMANDS.values()]}.items():
                 yield Static(Text(title), classes="section")
                 yield Static(_table(rows))
 
     def on_mount(self) -> None:
         """Scroll with the keyboard at once."""
-        self.query_one(VerticalScroll).focus()
+        self.page.focus()
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Table:

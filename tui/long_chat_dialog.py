@@ -29,10 +29,11 @@ class LongChatDialog(Dialog[str]):
     def __init__(self, error: ChatTooLongError, *, summary: bool) -> None:
         super().__init__()
         self.error, self.summary = error, summary
+        self.list = Rows(*(Option(text, id=what) for what, text in self.choices()), markup=False)
 
     def body(self) -> ComposeResult:
         yield Static(Text(str(self.error)))
-        yield Rows(*(Option(text, id=what) for what, text in self.choices()), markup=False)
+        yield self.list
 
     def choices(self) -> list[tuple[str, str]]:
         """What may be done, and in which words."""
@@ -49,7 +50,7 @@ class LongChatDialog(Dialog[str]):
 
     def on_mount(self) -> None:
         """The list has the keyboard."""
-        self.query_one(OptionList).focus()
+        self.list.focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """The marked row."""

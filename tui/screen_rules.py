@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from textual import events
 from textual.app import App
 from textual.command import CommandList, CommandPalette
 from textual.theme import ThemeProvider
@@ -17,6 +18,11 @@ from edgellm.tui.dialog import ClosesOnce
 
 class Palette(ClosesOnce, CommandPalette):
     """Textual's list of commands."""
+
+    def on_mount(self, event: events.Mount) -> None:
+        """Closed while it opened, it gathers no commands: Textual's own part would look for what is not there."""
+        if not self.is_on_screen:
+            event.prevent_default()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Its list turns no page while there is no room for a row, as ``Rows`` does not."""

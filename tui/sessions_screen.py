@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.widgets import Static
 
 from edgellm.sessions import SessionStore, SessionSummary
 from edgellm.tui.dialog import ConfirmDialog, SearchDialog
@@ -51,13 +50,13 @@ class SessionsScreen(SearchDialog[Chosen]):
         words, store = self.words, self.store
         self._searched = None
         self.aside.newest("search", lambda unwanted: (words, sessions_with(store, words, unwanted)), self._show)
-        self.query_one("#dialog-title", Static).update(self.TITLE_TEXT if self._searched == words else SEARCHING)
+        self.title_line.update(self.TITLE_TEXT if self._searched == words else SEARCHING)
 
     def _show(self, result: tuple[str, list[Found]]) -> None:
-        if not self.is_attached:
+        if not self.is_on_screen:
             return
         self._searched, self.found = result
-        self.query_one("#dialog-title", Static).update(self.TITLE_TEXT)
+        self.title_line.update(self.TITLE_TEXT)
         width = min(max(self.size.width - 14, 20), 90)
         rows = [self._row(summary, excerpt, width) for summary, excerpt in self.found]
         self.fill(rows, "Nothing found." if self.words else "No chats yet.")
@@ -99,7 +98,7 @@ class SessionsScreen(SearchDialog[Chosen]):
 
     def refill_if_open(self) -> None:
         """Look again: something has changed."""
-        if self.is_attached:
+        if self.is_on_screen:
             self.refill()
 
     def on_unmount(self) -> None:

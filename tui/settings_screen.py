@@ -10,7 +10,6 @@ from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from edgellm.formats.errors import ParameterError
@@ -68,14 +67,15 @@ class SettingsScreen(Dialog[None]):
         """presets: the names, save under a name, use by name."""
         super().__init__()
         self.rows, self.values, self.change, self.presets = rows, values, change, presets
+        self.list = Rows(markup=False, compact=True)
 
     def body(self) -> ComposeResult:
-        yield Rows(markup=False, compact=True)
+        yield self.list
 
     def on_mount(self) -> None:
         """Show all of them."""
         self.refill()
-        self.query_one(OptionList).focus()
+        self.list.focus()
 
     def on_resize(self, event: events.Resize) -> None:
         """Rows as wide as the panel."""
@@ -84,12 +84,11 @@ class SettingsScreen(Dialog[None]):
 
     def refill(self) -> None:
         """Draw the rows with the values of now."""
-        options = self.query_one(OptionList)
-        at = options.highlighted or 0
+        at = self.list.highlighted or 0
         values = self.values()
-        options.clear_options()
-        options.add_options([Option(self._row(row, values)) for row in self.rows])
-        options.highlighted = at
+        self.list.clear_options()
+        self.list.add_options([Option(self._row(row, values)) for row in self.rows])
+        self.list.highlighted = at
 
     def _row(self, row: Setting, values: Mapping[str, Any]) -> Text:
         value = values.get(row.name)
@@ -104,7 +103,7 @@ class SettingsScreen(Dialog[None]):
         return Text(no_wrap=True, overflow="ellipsis", end="").append_text(left).append(f"\n  {row.meaning}", "dim")
 
     def _marked(self) -> Setting:
-        return self.rows[self.query_one(OptionList).highlighted or 0]
+        return self.rows[self.list.highlighted or 0]
 
     def on_option_list_option_selected(self) -> None:
         """Ask for a value."""

@@ -114,23 +114,29 @@ class TokenScreen(ClosesOnce, Screen[Branch]):
         self.marked = 0
         self.position = 0
         self.rows: list[TokenLogprob] = []
+        self.head, self.hint = Static(id="head", markup=False), Static(id="token-hint", markup=False)
+        self.text, self.alternatives = TokenText(tokens, palette), Alternatives(palette)
 
     def compose(self) -> ComposeResult:
-        yield Static(self._head(self.app.size.width - 4), id="head", markup=False)
+        self._lines(self.app.size.width)
+        yield self.head
         with Container(id="token-panes"):
-            yield TokenText(self.tokens, self.palette)
-            yield Alternatives(self.palette)
-        yield Static(hints(HINT, self.app.size.width - 4), id="token-hint", markup=False)
+            yield self.text
+            yield self.alternatives
+        yield self.hint
 
     def on_mount(self) -> None:
         """The keyboard moves over the text."""
-        self.query_one(TokenText).focus()
+        self.text.focus()
 
     def on_resize(self, event: events.Resize) -> None:
         """Side by side where there is room."""
         self.set_class(event.size.width < NARROW, "narrow")
-        self.query_one("#token-hint", Static).update(hints(HINT, event.size.width - 4))
-        self.query_one("#head", Static).update(self._head(event.size.width - 4))
+        self._lines(event.size.width)
+
+    def _lines(self, width: int) -> None:
+        self.head.update(self._head(width - 4))
+        self.hint.update(hints(HINT, width - 4))
 
     def _head(self, width: int) -> Text:
         known = [token.logprob for token in self.tokens if token.logprob is not None]
@@ -163,7 +169,7 @@ class TokenScreen(ClosesOnce, Screen[Branch]):
             self._show()
 
     def _show(self) -> None:
-        self.rows = self.query_one(Alternatives).show(self.tokens, self.position, self.marked)
+        self.rows = self.alternatives.show(self.tokens, self.position, self.marked)
 
     def action_mark(self, step: int) -> None:
         """Mark another alternative."""

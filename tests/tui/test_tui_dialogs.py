@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from chat_talk import Talk
 from textual import events
 from textual.widgets import OptionList
 
+from edgellm.context_overflow import ChatTooLongError
 from edgellm.tui import model_screen
 from edgellm.tui.app import ChatApp
 from edgellm.tui.dialog import ConfirmDialog, LineDialog
+from edgellm.tui.long_chat_dialog import LongChatDialog
 from edgellm.tui.model_screen import ModelRow, ModelScreen
+from edgellm.tui.screen_rules import Palette
 from edgellm.tui.sessions_screen import SessionsScreen
 from edgellm.tui.token_screen import TokenScreen
 
@@ -146,5 +150,54 @@ def test_lists_may_be_open_in_a_terminal_that_has_no_room_for_a_row(run: Any, ke
         await talk.pilot.resize_terminal(100, 30)
         await talk.pilot.press("escape", "escape")
         await talk.until(lambda: len(talk.app.screen_stack) == 1)
+
+    run(steps)
+
+
+def open_all(app: ChatApp) -> None:
+    """One of each kind, over each other: ``ScreenRules`` lets the application do that, and the user one alone."""
+    for verb in ("command_palette", "chats", "models", "settings", "tokens", "keys"):
+        getattr(app, f"action_{verb}")()
+    for screen in (ModelScreen([], "fake"), LineDialog("A line"), ConfirmDialog("Sure?")):
+        app.push_screen(screen)
+    app.push_screen(LongChatDialog(ChatTooLongError(900, 512, 2, 300), summary=True))
+    assert len({type(screen) for screen in app.screen_stack}) == 10
+
+
+@pytest.mark.parametrize("n_turns", range(3))
+@pytest.mark.parametrize("way", ["the terminal goes", "leave", "close"])
+def test_a_dialog_may_be_closed_at_any_moment_while_it_opens(run: Any, way: str, n_turns: int) -> None:
+    """Textual composes nothing on a screen that goes, and tells it all the same that it is there."""
+
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        open_all(talk.app)
+        for _ in range(n_turns):  # of the event loop
+            await asyncio.sleep(0)
+        if way == "leave":
+            talk.app.action_leave()
+        elif way == "close":
+            while len(talk.app.screen_stack) > 1:
+                screen = talk.app.screen
+                screen._action_escape() if isinstance(screen, Palette) else screen.dismiss()
+            await talk.pilot.press("x")
+            assert talk.app.prompt.text == "x"
+
+    run(steps)
+
+
+def test_chats_that_are_written_while_their_list_opens_are_found(run: Any) -> None:
+    async def steps(talk: Talk) -> None:
+        await talk.ask("river")
+        talk.chat.writer.flush()
+        for n_turns in range(4):
+            screen = SessionsScreen(talk.chat.store, 0, talk.app.rename_session)
+            talk.app.push_screen(screen)
+            for _ in range(n_turns):
+                await asyncio.sleep(0)
+            screen.refill_if_open()
+            await talk.until(lambda: screen.found and screen.list.option_count == 1)  # noqa: B023
+            await talk.pilot.press("escape")
+            await talk.until(lambda: len(talk.app.screen_stack) == 1)
 
     run(steps)
