@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,8 @@ def needles(path: Path, text: str, n: int, options: dict[str, Any], n_threads: i
             wanted = llm.tokenize(f" {number}", add_special=False)
             told = llm.generate([*hay, *question], max_tokens=1, temperature=0, logprobs=20)
             of_first = {one.token: one.logprob for one in told.logprobs[0].top}
-            chances.append(float(np.exp(of_first.get(wanted[0], -np.inf))))
+            logprob = of_first.get(wanted[0])
+            chances.append(0.0 if logprob is None else math.exp(logprob))
     return n_found, float(np.mean(chances))
 
 

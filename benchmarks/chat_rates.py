@@ -129,7 +129,11 @@ def one_round(model: str, n_tokens: int, options: list[str]) -> Round:
                 terminal.read_until(lambda: False, random.uniform(0.5, 1.5) * KEY_EVERY_S)
                 at, pressed = len(terminal.seen), time.monotonic()
                 terminal.type(key)
-                if terminal.read_until(lambda at=at, key=key: key in terminal.words(at), 3):
+
+                def is_shown(at: int = at, key: str = key) -> bool:
+                    return key in terminal.words(at)
+
+                if terminal.read_until(is_shown, 3):
                     keys.append(1e3 * (terminal.seen[-1][0] - pressed))
             terminal.read_until(lambda: len(answers(file.name)) == 2)
             terminal.type("\x11")

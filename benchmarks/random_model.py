@@ -291,16 +291,19 @@ def feed_forward_matrices(s: Shape, layer: int) -> dict[str, tuple[int, ...]]:
     return found | {f"ffn_down{suffix}": (*of_experts, s.n_embd, n_ff)}
 
 
-def layer_numbers(s: Shape, attends: bool, layer: int = 0) -> dict[str, tuple[tuple[int, ...], float]]:
+Filled = tuple[tuple[int, ...], float]  # a tensor's shape, and what it is filled with
+
+
+def layer_numbers(s: Shape, attends: bool, layer: int = 0) -> dict[str, Filled]:
     """Shapes of the other tensors of a layer, by their whole names, and what they are filled with."""
     if s.inputs:
         _, n_shared, head_dim, _ = s.inputs
         size = head_dim if s.wide(layer) else s.head_dim
         norms = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "post_norm")
-        of_gemma: dict[str, tuple[tuple[int, ...], float]] = {f"{x}.weight": ((s.n_embd,), 1.0) for x in norms}
+        of_gemma: dict[str, Filled] = {f"{x}.weight": ((s.n_embd,), 1.0) for x in norms}
         of_gemma |= {"attn_q_norm.weight": ((size,), size**-0.5), "layer_output_scale.weight": ((1,), 1.0)}
         return of_gemma | ({"attn_k_norm.weight": ((size,), 1.0)} if layer < s.n_layer - n_shared else {})
-    found = {"attn_norm.weight": ((s.n_embd,), 1.0)}
+    found: dict[str, Filled] = {"attn_norm.weight": ((s.n_embd,), 1.0)}
     second = "post_attention_norm" if s.architecture in ("qwen35", "gpt-oss") else "ffn_norm"
     if not s.is_sparse:
         found[second if s.architecture == "falcon-h1" else f"{second}.weight"] = (s.n_embd,), 1.0
@@ -354,8 +357,8 @@ def tensors(shape: Shape, mix: str) -> list[TensorPlan]:
         for name, (size, value) in layer_numbers(s, attends, layer).items():
             plans.append(numbers(f"blk.{layer}.{name}", size, value))
         if s.has_states(layer) and s.states:
-            heads, dim, groups, size = s.states
-            n_conv = heads * dim + 2 * groups * size
+            heads, dim, groups, n_state = s.states
+            n_conv = heads * dim + 2 * groups * n_state
             plans.append(random_floats(f"blk.{layer}.ssm_conv1d.weight", (n_conv, 4), seed + 14))
         if s.delta and not attends:
             n_qkv = (2 * s.delta[0] + s.delta[1]) * s.delta[2]

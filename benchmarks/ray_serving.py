@@ -181,7 +181,7 @@ def followed(what: str, ask: Callable[[int], Any], n_clients: int) -> bool:
 
 def scaled(model: Path) -> bool:
     """Replicas that follow their requests, and then the keys and values that a few long texts take."""
-    delays = {"replicas": (1, 3), "upscale_delay_s": 1, "downscale_delay_s": 5}
+    delays: dict[str, Any] = {"replicas": (1, 3), "upscale_delay_s": 1, "downscale_delay_s": 5}
     deploy(model, target_requests=4, **delays)
     right = followed("requests", lambda number: completed(f"load {number}", False), CLIENTS)
     # so many at once that requests alone would want one replica, each of them nearly a whole context

@@ -154,8 +154,8 @@ def _together(executor, texts: list[list[int]], steps: np.ndarray, n_blocks: int
 
     def run(tokens: list[int], positions: list[int], sequences: list[int]) -> np.ndarray:
         outputs = np.append(np.diff(sequences) != 0, True)
-        arrays = (np.array(values, np.int32) for values in (tokens, positions, sequences))
-        return executor.run(Batch(*arrays, outputs, tables))
+        ids, places, rows = (np.array(values, np.int32) for values in (tokens, positions, sequences))
+        return executor.run(Batch(ids, places, rows, outputs, tables))
 
     for i, ids in enumerate(texts):
         for start in range(0, len(ids), MAX_TOKENS):
@@ -171,7 +171,7 @@ def _together(executor, texts: list[list[int]], steps: np.ndarray, n_blocks: int
 def _step(logits: np.ndarray) -> tuple[int, int, float, float, int]:
     two = np.argpartition(logits, -2)[-2:]
     second, best = two[np.lexsort((-two, logits[two]))]  # of equal ones the lower id, as the sampler takes it
-    return int(best), int(second), logits[best], logits[second], zlib.crc32(np.ascontiguousarray(logits))
+    return int(best), int(second), logits[best], logits[second], zlib.crc32(logits.tobytes())
 
 
 def compare(one: Run, other: Run) -> Comparison:

@@ -18,6 +18,7 @@ of n costs (1.4 for 4 tokens is what is wanted), and how much faster answers com
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -108,7 +109,7 @@ def sides_of(model: str, draft: str | None, n_threads: int, kinds: Sequence[str]
     sides["llama.cpp"] = lambda: llama_side(model, n_threads)
     for name in kinds:
         kind = f"NGRAM_{name.upper().replace('-', '_')}"
-        sides[f"llama.cpp ngram-{name}"] = lambda kind=kind: llama_side(model, n_threads, kind)
+        sides[f"llama.cpp ngram-{name}"] = functools.partial(llama_side, model, n_threads, kind)
     if draft is not None:
         sides["llama.cpp draft"] = lambda: llama_side(model, n_threads, draft_kind(draft), draft)
     return sides

@@ -168,8 +168,8 @@ def sample_us(llm: edgellm.LLM, temperature: float) -> dict[str, float]:
     n_vocab = llm.program.n_vocab
     logits = (3 * np.random.default_rng(1).standard_normal(n_vocab)).astype(np.float32)
     constraint = compile_grammar(llm.tokenizer, json_schema=TEXT).constraint()
-    while constraint.allowed().ids is not None:  # the opening quote
-        constraint.accept(int(constraint.allowed().ids[0]))
+    while (allowed := constraint.allowed()) is not None and allowed.ids is not None:  # the opening quote
+        constraint.accept(int(allowed.ids[0]))
     found = {}
     for name, mask in (("free", None), ("string", constraint)):
         params = edgellm.SamplingParams(temperature=temperature, seed=1)
