@@ -109,7 +109,7 @@ def save_sentence_piece(folder: Path) -> Any:
 
 def save_model(folder: Path, model: Any, dtype: str = "float32", **saving: Any) -> Any:
     """Save a transformers model in this type; the model as it will be read back, in float32."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     model.to(getattr(torch, dtype)).save_pretrained(folder, **saving)
     return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from checkpoint_folders import save_byte_level, save_model
 from test_models import transformers_model
 
@@ -71,19 +72,19 @@ def save_row(folder: Path, name: str) -> Any:
 
 
 def _rename(file: Path, names: tuple[tuple[str, str], ...]) -> None:
-    from safetensors.numpy import load_file, save_file
+    safetensors = pytest.importorskip("safetensors.numpy")
 
     found = {}
-    for stored, tensor in load_file(file).items():
+    for stored, tensor in safetensors.load_file(file).items():
         for part, there in names:
             stored = stored.replace(part, there)
         found[stored] = np.ascontiguousarray(tensor)
-    save_file(found, file)
+    safetensors.save_file(found, file)
 
 
 def both_ways(model: Any, tokens: list[int]) -> np.ndarray:
     """Logits (n, n_vocab) of transformers where every token sees all of them."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         mask = torch.zeros(1, 1, len(tokens), len(tokens))

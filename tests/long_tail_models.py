@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 TIED = {"tie_word_embeddings": True}
@@ -263,14 +264,14 @@ JOINED |= {"internlm2": "attention.wqkv"}
 
 def rename_checkpoint(folder: Path, name: str) -> None:
     """Make of a checkpoint of transformers one of the class that its row of ALIKE stands for."""
-    from safetensors.numpy import load_file, save_file
+    safetensors = pytest.importorskip("safetensors.numpy")
 
     keys, parts, named = ALIKE[name]
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config = {named.get(key, key): value for key, value in config.items() if key not in LEFT_OUT} | keys
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     found = {}
-    for stored, tensor in load_file(folder / "model.safetensors").items():
+    for stored, tensor in safetensors.load_file(folder / "model.safetensors").items():
         for part, there in parts:
             stored = stored.replace(part, there)
         found[stored] = tensor
@@ -295,7 +296,8 @@ def rename_checkpoint(folder: Path, name: str) -> None:
             found[f"{blk}.mlp.shared_experts.{kind}_proj.weight"] = one
         down = found.pop(stored.replace("input", "output"))
         found[f"{blk}.mlp.shared_experts.down_proj.weight"] = down
-    save_file({stored: np.ascontiguousarray(tensor) for stored, tensor in found.items()}, folder / "model.safetensors")
+    whole = {stored: np.ascontiguousarray(tensor) for stored, tensor in found.items()}
+    safetensors.save_file(whole, folder / "model.safetensors")
 
 
 LEFT_OUT = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")

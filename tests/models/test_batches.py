@@ -46,7 +46,7 @@ def sight(start: int, stop: int) -> np.ndarray:
 
 
 def transformers_logits(model: Any, tokens: np.ndarray, **inputs: Any) -> np.ndarray:
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         given = inputs if "inputs_embeds" in inputs else {"input_ids": torch.tensor(tokens[None]), **inputs}
@@ -55,7 +55,7 @@ def transformers_logits(model: Any, tokens: np.ndarray, **inputs: Any) -> np.nda
 
 def visible(sees: np.ndarray, window: int = 0) -> Any:
     """transformers' mask (1, 1, n, n): 0 where a position is seen."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     own = np.arange(len(sees))
     seen = own[None, :] <= sees[:, None]
@@ -79,7 +79,7 @@ def test_tokens_that_see_further_have_transformers_logits(judged: Any, block: sl
 
 @pytest.mark.parametrize("judged", ["llama", "gemma3"], indirect=True)
 def test_embeddings_in_place_of_tokens_have_transformers_logits(judged: Any) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, program = judged
     rows = np.arange(*PICTURE.indices(N_TOKENS))

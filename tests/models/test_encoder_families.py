@@ -120,7 +120,7 @@ def save(folder: Path, name: str, n_vocab: int = 0) -> Any:
 
 def fill(model: Any) -> None:
     """Every tensor at random, norms and biases too; some channels stand out."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -134,7 +134,7 @@ def fill(model: Any) -> None:
 
 def states_of(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Hidden states, and a classifier's scores."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     encoder = getattr(model, model.base_model_prefix, model)
     ids = torch.tensor(tokens[None], dtype=torch.long)

@@ -142,19 +142,19 @@ PROMPTS_BEHIND = [1, 2, 7, 33, 34, 60]
 
 def with_unused_keys(file: Path, layers: tuple[int, ...]) -> None:
     """Give layers that share keys some of their own, as published checkpoints have them."""
-    from safetensors.numpy import load_file, save_file
+    safetensors = pytest.importorskip("safetensors.numpy")
 
-    tensors, rng = load_file(file), np.random.default_rng(3)
+    tensors, rng = safetensors.load_file(file), np.random.default_rng(3)
     for i in layers:
         shapes = {"k_proj": (16, 32), "v_proj": (16, 32), "k_norm": (16,)}
         for name, shape in shapes.items():
             tensors[f"model.layers.{i}.self_attn.{name}.weight"] = rng.normal(0, 1, shape).astype(np.float32)
-    save_file(tensors, file)
+    safetensors.save_file(tensors, file)
 
 
 def calmed(model: Any) -> Any:
     """The same with smaller steps from layer to layer: float32 alone would make 1e-6 of so many wild ones."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     sizes = {"post_": 0.3, "self_attn.q_norm": 0.25, "prediction_coefs": 0.2, "correction_coefs": 0.2}
     with torch.no_grad():
