@@ -64,8 +64,8 @@ def test_keys_that_come_at_once_open_one_thing(run: Any) -> None:
             await talk.pilot.pause()
             await talk.pilot.pause()
             assert len(talk.app.screen_stack) <= 2, keys
-            await talk.pilot.press("escape")
-            await talk.until(lambda: len(talk.app.screen_stack) == 1)
+            while len(talk.app.screen_stack) > 1:  # on a busy machine it opens behind the first Escape
+                await talk.pilot.press("escape")
         await talk.pilot.press("x")
         assert talk.app.prompt.text == "x"
 

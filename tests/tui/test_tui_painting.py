@@ -25,7 +25,7 @@ from edgellm.tui.markdown import MarkdownDocument
 from edgellm.tui.meters import Meters, timing_parts
 from edgellm.tui.palette import palette_of
 
-HANG_S = 20
+HANG_S = 60
 _PART = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|([^\x1b]+)")
 Cells = dict[tuple[int, int], tuple[str, str]]
 
