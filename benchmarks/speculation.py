@@ -2,6 +2,7 @@
 
     python benchmarks/speculation.py [model] [--draft MODEL] [--rounds 3] [--threads 2] [--steps 128] [--kinds simple]
     python benchmarks/speculation.py --ceiling FILE
+    python benchmarks/speculation.py --rejected FILE --threads 1
 
 Three texts, greedy: code that is to be written again with a name changed, a long text that is to be summed up, and a
 story about nothing that stands in the prompt. Each is answered plainly, with n-grams and with a draft where one is
@@ -13,11 +14,16 @@ differ is told.
 
 --ceiling FILE says what drafts can bring at best with a model, by the kernels alone: how many steps of one token a step
 of n costs (1.4 for 4 tokens is what is wanted), and how much faster answers come whose drafts are all right and free.
+
+--rejected FILE says what a model with states pays for a draft that is right in part: a step that tries drafts and the
+step behind it, where states are taken back by the log of rows, beside a log that is not kept, and tokens that are
+computed again. Pairs in turn, CPU time with one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import statistics
@@ -187,6 +193,52 @@ def ceiling(model: str, n_threads: int, rounds: int) -> dict[str, Any]:
     return {"model": model, "steps_of_one": steps}
 
 
+def rejected(model: str, n_threads: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step that tries 3 or 7 drafts and of the one behind it, which has the next token."""
+    from edgellm.formats.gguf import GGUFFile
+    from edgellm.kernels.cpu.run.executor import CPUExecutor
+    from edgellm.kernels.program import Batch
+    from edgellm.kernels.row_log import with_log
+    from edgellm.models import build_program
+
+    clock = time.thread_time if n_threads == 1 else time.perf_counter
+    with GGUFFile.open(model) as gguf:
+        program = with_log(build_program(gguf))
+        executor = CPUExecutor(program, 16, n_threads)
+        tokens = np.random.default_rng(0).integers(0, program.n_vocab, 512)
+        executor.run(Batch.single(program, tokens[:256], 0, "last"))
+
+        def step(start: int, n: int, read: int, written: int, *, logged: bool = False) -> Batch:
+            batch = Batch.single(program, tokens[start : start + n], start)
+            slots = np.array([[read, written]], np.int32)
+            tables = [slots if g.kind == "state" else t for g, t in zip(program.groups, batch.tables, strict=True)]
+            return dataclasses.replace(batch, tables=tuple(tables), logged=logged)
+
+        def with_replay(n: int, right: int) -> None:
+            executor.run(tried := step(256, n, 0, 1, logged=True))
+            executor.replay(tried, [right])
+            executor.run(step(256 + right, 1, 1, 2))
+
+        def computed_again(n: int, right: int) -> None:
+            executor.run(step(256, n, 0, 1))
+            executor.run(step(256, right + 1, 0, 2))
+
+        found: dict[str, tuple[float, float]] = {}
+        for n, right in ((4, 1), (4, 2), (4, 3), (8, 1), (8, 4), (8, 7)):
+            times: tuple[list[float], list[float]] = [], []
+            for _ in range(3 * rounds):
+                for way, of in zip((with_replay, computed_again), times, strict=True):
+                    began = clock()
+                    way(n, right)
+                    of.append(1e3 * (clock() - began))
+            a, b = map(statistics.median, times)
+            ratio = statistics.median(y / x for x, y in zip(*times, strict=True))
+            print(f"{right} of {n} tokens right: {a:7.2f} ms with the log, {b:7.2f} computed again, {ratio:.2f}x")
+            found[f"{right}/{n}"] = a, b
+        executor.close()
+    return {"model": model, "milliseconds": found}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,9 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--kinds", default="simple,mod,cache,map-k", help="llama.cpp's n-grams")
     parser.add_argument("--ceiling", metavar="FILE")
+    parser.add_argument("--rejected", metavar="FILE")
     given = parser.parse_args(arguments)
     if given.ceiling:
         print(json.dumps(ceiling(given.ceiling, given.threads, given.rounds)))
+        return
+    if given.rejected:
+        print(json.dumps(rejected(given.rejected, given.threads, given.rounds)))
         return
     from edgellm.store import catalogue
 

@@ -26,6 +26,7 @@ from edgellm.kernels import executors
 from edgellm.kernels.chosen_blocks import check_chosen_context, with_kept_keys
 from edgellm.kernels.kv import BLOCK_TOKENS
 from edgellm.kernels.program import HiddenExecutor, LargerThanMemory
+from edgellm.kernels.row_log import with_log
 from edgellm.kernels.typed_cache import with_cache_types
 from edgellm.machine.cores import default_threads
 from edgellm.machine.memory import SystemMemory
@@ -285,6 +286,8 @@ def planned(program: Program, gguf: GGUFFile, options: LoadOptions) -> Plan:
         n_ctx = choose_context(program, options)
         check_chosen_context(program, n_ctx)
         program = program.for_context(n_ctx)
+        if options.speculate is not None or options.draft is not None:
+            program = with_log(program)
         need = memory_need(program, gguf, n_ctx, options, draft)
         plan = Plan(options, program, adapters, n_ctx, need, draft)
         opened.pop_all()

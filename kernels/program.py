@@ -4,8 +4,8 @@ An architecture file writes the program; an executor (``reference``, ``cpu``) ru
 between the two. It knows no model, no kind of op, and computes nothing.
 
 Buffers are (rows, width), float32 for the most part. A buffer of kind ``tokens`` has one row per token of the batch,
-one of kind ``outputs`` one row per token whose logits, or hidden states, are wanted. Heads lie side by side in a row:
-(n_heads, head_dim) flattened.
+one of kind ``outputs`` one row per token whose logits, or hidden states, are wanted, one of kind ``log`` one row per
+token of a batch that is logged. Heads lie side by side in a row: (n_heads, head_dim) flattened.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from edgellm.kernels.rope import Rope
 
 
+RowKind = Literal["tokens", "outputs", "log"]
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A named (rows, width) array that lives for one step, or columns of another one: ``width`` from ``first`` on."""
 
     name: str
     width: int
-    rows: Literal["tokens", "outputs"] = "tokens"
+    rows: RowKind = "tokens"
     dtype: str = "float32"
     of: str = ""
     first: int = 0
@@ -131,6 +134,7 @@ class Program:
     is_encoder   a token sees those after it, too: all of a text is in one step, and there are no logits
     denoising    how it writes, where a token sees those after it, too, and there are logits
     pooling      how its hidden states become the vector of a text, where the file says so
+    log_rows     tokens of a step that an executor logs at most (row_log.py), 0 where it is not to
     n_adapters   how many adapters its ops have branches for: the columns of ``Batch.adapters``
     adapted      what runs in its place for a batch with adapters: the same ops and buffers, and more
     """
@@ -150,6 +154,7 @@ class Program:
     is_encoder: bool = False
     denoising: Denoising | None = None
     pooling: Pooling | None = None
+    log_rows: int = 0
     n_adapters: int = 0
     adapted: Program | None = None
 
@@ -212,6 +217,7 @@ class Batch:
                      sequence holds fewer positions than it had tokens; None: ``positions``
     types            (n,) int32, which of an encoder's texts a token is of; None: all of the first
     hidden           ``Program.hidden`` is wanted in place of logits
+    logged           the step may be taken back in part, by ``LoggingExecutor.replay``
     adapters         (n, n_adapters) float32, the scale of each adapter for each token; None: no token has any
     """
 
@@ -225,6 +231,7 @@ class Batch:
     rope_positions: np.ndarray | None = None
     types: np.ndarray | None = None
     hidden: bool = False
+    logged: bool = False
     adapters: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -358,6 +365,19 @@ class HiddenExecutor(Executor, Protocol):
     def last_tapped(self) -> np.ndarray:
         """``Program.tapped`` of all tokens of the last ``run`` without a hook, (n_tokens, width) float32; valid until
         the next."""
+        ...
+
+
+@runtime_checkable
+class LoggingExecutor(Executor, Protocol):
+    """An executor that can take back tokens of a step of a program with states, given ``Program.log_rows``."""
+
+    def replay(self, batch: Batch, counts: Sequence[int]) -> None:
+        """Make the states that the last step has written anew: those behind its first tokens.
+
+        batch    that step, of ``Program.log_rows`` tokens at most, which was ``logged``
+        counts   tokens of each of its sequences, 0 for one whose state stays as it is; at least one is more
+        """
         ...
 
 

@@ -19,7 +19,8 @@ from edgellm.kernels.kv import BLOCK_TOKENS, CachePool
 from edgellm.kernels.narrowing import hidden_end
 from edgellm.kernels.ops.embed import looked_up
 from edgellm.kernels.ops.step import Step
-from edgellm.kernels.program import Batch, Hook, Program
+from edgellm.kernels.program import Batch, Hook, Op, Program
+from edgellm.kernels.row_log import is_update, taken_back
 
 DEFAULT_POOL_TOKENS = 32768  # positions of the pool made when none is given; pages are committed when touched
 
@@ -54,6 +55,7 @@ class ReferenceExecutor:
         self._tensors = (program.adapted or program).tensors
         self._weights: dict[str, np.ndarray] = {}
         self.keeps_hidden = True
+        self._log: list[tuple[Op, dict[str, np.ndarray]]] = []  # what the ops that make states have read
         self._hidden = self._tapped = np.empty((0, program.n_embd), np.float32)
 
     @staticmethod
@@ -85,8 +87,11 @@ class ReferenceExecutor:
         program = self.program.of(batch)
         step = Step(program, self.pool, self.weight, self.rows, batch)
         end = hidden_end(program) if batch.hidden else len(program.ops)
+        self._log = []
         for index, op in enumerate(program.ops[:end]):
             op.reference(step)
+            if batch.logged and is_update(program, op):
+                self._log.append((op, {name: step[name].copy() for name in op.read_buffers()}))
             if hook is not None:
                 hook(index, op, step.__getitem__)
         logits = step[self.program.hidden if batch.hidden else self.program.output]
@@ -101,6 +106,15 @@ class ReferenceExecutor:
         if self.program.tapped and not batch.hidden:
             self._tapped = step[self.program.tapped]
         return logits
+
+    def replay(self, batch: Batch, counts: Sequence[int]) -> None:
+        """See ``LoggingExecutor``."""
+        rows, kept = taken_back(batch, counts)
+        step = Step(self.program.of(batch), self.pool, self.weight, self.rows, kept)
+        for op, read in self._log:
+            for name, values in read.items():
+                step[name] = values[rows]
+            op.reference(step)
 
     def last_hidden(self) -> np.ndarray:
         """See ``HiddenExecutor``."""

@@ -260,6 +260,7 @@ def _part(whole: Program, ops: Sequence[Op], layers: Sequence[int], adapted: Pro
         cache_layers=tuple(whole.cache_layers[i] for i in layers),
         ropes={name: rope for name, rope in whole.ropes.items() if name in ropes},
         adapted=adapted,
+        log_rows=0,
     )
 
 

@@ -199,8 +199,8 @@ class KVCache:
     def commit(self, sequence: Sequence, tokens: SequenceOf[int], n_computed: int | None = None) -> None:
         """``tokens`` are computed, stored and accepted: full blocks become findable.
 
-        n_computed   tokens that the step had, where fewer are accepted. A state is then none of these tokens' alone:
-                     the sequence stays as it was, and they are to be computed again
+        n_computed   tokens that its state is behind, where fewer are accepted: the sequence stays as it was then, and
+                     they are to be computed again
         """
         assert not sequence.closed, "commit() on a released sequence"
         if self._states and n_computed is not None and len(tokens) < n_computed:

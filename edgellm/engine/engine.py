@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +30,7 @@ from edgellm.engine.denoising import DenoisingRequest, check_in_order
 from edgellm.engine.endings import close_at_exit, closes_when_dropped, leave_at_exit
 from edgellm.engine.request_checks import check_callables, check_logits, check_max_tokens, check_tokens
 from edgellm.engine.requests import (
+    Accepted,
     CallRequest,
     CancelFlag,
     GeneratedToken,
@@ -48,10 +50,12 @@ from edgellm.formats.errors import (
     ParameterError,
 )
 from edgellm.kernels.program import (
+    Batch,
     DecodingExecutor,
     Executor,
     Hook,
     InterruptibleExecutor,
+    LoggingExecutor,
     TogetherDecodingExecutor,
 )
 
@@ -471,6 +475,7 @@ class Engine:
         self._decoder = executor if isinstance(executor, DecodingExecutor) else None
         self._together = executor if isinstance(executor, TogetherDecodingExecutor) else None
         self._interruptible = executor if isinstance(executor, InterruptibleExecutor) else None
+        self._logging = executor if isinstance(executor, LoggingExecutor) and executor.program.log_rows else None
         self.scheduler.interruptible = self._interruptible is not None
         self.scheduler.tap_into(executor)
 
@@ -505,8 +510,9 @@ class Engine:
     def _run(self, scheduled: list[Scheduled], started: float) -> None:
         """A step. Up to the commit it leaves no trace: what fails is tried again in parts."""
         try:
+            batch = self._batch(scheduled)
             try:
-                logits = self._logits(scheduled)
+                logits = self._logits(scheduled, batch)
             finally:  # also in the place of a NaN, which would be its consequence
                 self.intact()
             if logits is None:
@@ -525,17 +531,35 @@ class Engine:
             for part in scheduled:
                 self._deliver(part.request, [], error)
             return
-        seconds, end, kept = perf_counter() - started, 0, []
+        seconds, end, accepted, kept = perf_counter() - started, 0, [], []
         self.scheduler.tap(scheduled)
         for part in scheduled:
             mine, end = logits[end : end + part.n_outputs], end + part.n_outputs
-            accept = partial(part.request.accept, part.tokens, mine)
-            kept.append(self._commit(part, part.tokens, accept, seconds))
-        self.scheduler.note(scheduled, kept, seconds)
+            accepted.append(Accepted.of(partial(part.request.accept, part.tokens, mine)))
+        replay_s = self._take_back(scheduled, batch, [one.n for one in accepted])
+        for part, one in zip(scheduled, accepted, strict=True):
+            n_computed = one.n if batch.logged else 0
+            kept.append(self._commit(part, part.tokens, one, seconds + replay_s, n_computed))
+        self.scheduler.note(scheduled, kept, seconds, replay_s=replay_s)
 
-    def _logits(self, scheduled: list[Scheduled]) -> np.ndarray | None:
+    def _batch(self, scheduled: list[Scheduled]) -> Batch:
+        """A step, logged where it may be taken back."""
+        batch, executor = make_batch(scheduled), self._logging
+        is_logged = executor is not None and any(part.n_drafted for part in scheduled)
+        return replace(batch, logged=True) if is_logged and len(batch) <= self.executor.program.log_rows else batch
+
+    def _take_back(self, scheduled: list[Scheduled], batch: Batch, counts: Sequence[int]) -> float:
+        """Let states be behind so many tokens of each part of a step that is logged; the seconds that it took."""
+        started = perf_counter()
+        if batch.logged and self._logging is not None:
+            behind = [n if n < len(part.tokens) else 0 for part, n in zip(scheduled, counts, strict=True)]
+            if any(behind):
+                self._logging.replay(batch, behind)
+        return perf_counter() - started
+
+    def _logits(self, scheduled: list[Scheduled], batch: Batch) -> np.ndarray | None:
         """Those of a step; None when a long one was broken off, as all its callers left, or another came to a lone."""
-        request, batch, scheduler = scheduled[0].request, make_batch(scheduled), self.scheduler
+        request, scheduler = scheduled[0].request, self.scheduler
         if (watch := scheduler.watch(scheduled[0], self.executor)) is not None:
             return self.executor.run(batch, watch)
         alone = request is scheduler.long
@@ -571,7 +595,7 @@ class Engine:
             return False
         tokens = [*part.tokens, *chain.draw.tokens(n_drawn - 1)]
         seconds = perf_counter() - started
-        self._commit(part, tokens, partial(request.accept_drawn, tokens, n_drawn), seconds)
+        self._commit(part, tokens, Accepted.of(partial(request.accept_drawn, tokens, n_drawn)), seconds)
         self.scheduler.note([part], [1], seconds, n_drawn)
         return True
 
@@ -603,25 +627,26 @@ class Engine:
         for part, draw, n_drawn in zip(scheduled, draws, drawn, strict=True):
             if n_drawn:
                 tokens = [*part.tokens, *draw.tokens(n_drawn - 1)]
-                self._commit(part, tokens, partial(part.request.accept_drawn, tokens, n_drawn), seconds)
+                self._commit(part, tokens, Accepted.of(partial(part.request.accept_drawn, tokens, n_drawn)), seconds)
         self.scheduler.note(scheduled, [1] * len(scheduled), seconds, max(drawn))
         for part in (part for part, n_drawn in zip(scheduled, drawn, strict=True) if not n_drawn):
             self._run([part], perf_counter())  # it says what is wrong
         return True
 
-    def _commit(self, part: Scheduled, tokens: Sequence[int], accept: Callable[[], int], seconds: float) -> int:
-        """Let a request look at its part of a step, and keep what it accepts; how many tokens the cache has more."""
-        request, n, error, started = part.request, 0, None, perf_counter()
-        try:
-            n = accept()
-        except BaseException as raised:
-            error = raised
+    def _commit(
+        self, part: Scheduled, tokens: Sequence[int], accepted: Accepted, seconds: float, n_computed: int = 0
+    ) -> int:
+        """Keep what a request has accepted of its part of a step; how many tokens the cache has more.
+
+        n_computed   tokens that its state is behind, 0 for all
+        """
+        request, started = part.request, perf_counter() - accepted.seconds
         before = part.sequence.length
-        self.cache.commit(part.sequence, tokens[:n], len(tokens))
+        self.cache.commit(part.sequence, tokens[: accepted.n], n_computed or len(tokens))
         if part.sequence.length == request.n_prompt:
             self.cache.mark(part.sequence)
-        error = self.scheduler.keep(part) or error
-        n_kept = part.sequence.length - before  # of a state none, where a step is accepted in part
+        error = self.scheduler.keep(part) or accepted.error
+        n_kept = part.sequence.length - before  # none, where its state is behind others
         items = list(request.publish(seconds + perf_counter() - started))
         self._deliver(request, items, error)
         return n_kept

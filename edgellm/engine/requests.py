@@ -34,6 +34,24 @@ SCORE_NBYTES = 64 << 20  # logits of one scoring step
 FinishReason = Literal["stop", "length", "context_full", "cancelled"]
 
 
+class Accepted(NamedTuple):
+    """How many tokens of its part of a step a request has accepted, what it raised, and the seconds it took."""
+
+    n: int
+    error: BaseException | None
+    seconds: float
+
+    @classmethod
+    def of(cls, accept: Callable[[], int]) -> Accepted:
+        """Let a request look at its part."""
+        n, error, started = 0, None, perf_counter()
+        try:
+            n = accept()
+        except BaseException as raised:
+            error = raised
+        return cls(n, error, perf_counter() - started)
+
+
 class CancelFlag(Protocol):
     """What a caller may pass to stop a request from another thread, such as ``threading.Event``."""
 

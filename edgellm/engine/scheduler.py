@@ -461,10 +461,19 @@ class Scheduler:
         """The step is made anew without its drafts, and what they took is no part of it."""
         self._draft_s = self._read_s = 0.0
 
-    def note(self, scheduled: Sequence[Scheduled], kept: Sequence[int], seconds: float, n_steps: int = 1) -> None:
+    def note(
+        self,
+        scheduled: Sequence[Scheduled],
+        kept: Sequence[int],
+        seconds: float,
+        n_steps: int = 1,
+        replay_s: float = 0.0,
+    ) -> None:
         """A step is over, or a run of some: what it took, drafts included, and how many tokens of each the cache kept.
 
         The time that drafts have cost, in tokens that plain steps would have made in it, is set against those won.
+
+        replay_s   what it took besides to take tokens back
         """
         self._step_s, n = seconds / n_steps, len(scheduled)
         self.n_steps += 1
@@ -480,7 +489,7 @@ class Scheduler:
         self._decode_s[n_tokens] = min(step_s, 0.75 * known + 0.25 * step_s)
         for part, n_kept in zip(scheduled, kept, strict=True):
             if part.n_drafted:
-                cost = n * ((seconds - self._read_s) / self._decode_s[n] - 1) * part.n_drafted / n_drafted
+                cost = n * ((seconds + replay_s - self._read_s) / self._decode_s[n] - 1) * part.n_drafted / n_drafted
                 _settle(part.request, n_kept - 1 - cost)
 
 

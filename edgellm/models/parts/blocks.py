@@ -46,7 +46,7 @@ from edgellm.kernels.ops import (
 from edgellm.kernels.ops.elementwise import Activation, Curve
 from edgellm.kernels.ops.encoder import Index
 from edgellm.kernels.pooling import Pooling
-from edgellm.kernels.program import Buffer, Program
+from edgellm.kernels.program import Buffer, Program, RowKind
 from edgellm.kernels.rope import Rope
 from edgellm.models.parts.hparam_keys import check_keys
 from edgellm.models.parts.hparams import (
@@ -118,9 +118,7 @@ class ProgramBuilder:
         self.used.add(name)
         return tensor
 
-    def buffer(
-        self, name: str, width: int, rows: Literal["tokens", "outputs"] = "tokens", dtype: str = "float32"
-    ) -> str:
+    def buffer(self, name: str, width: int, rows: RowKind = "tokens", dtype: str = "float32") -> str:
         """Declare a buffer, or use it again in the same shape."""
         wanted = Buffer(name, width, rows, dtype)
         known = self.buffers.setdefault(name, wanted)

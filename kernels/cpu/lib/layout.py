@@ -40,7 +40,8 @@ TEXT_TILES = 136  # tiles of a text's tokens (below)
 N_TEXT_TILES = 144
 ADAPTERS = 152  # float32, the scale of each adapter for a token, 0 where it has it not; and bytes of a token
 ADAPTERS_ROW = 160
-STEP_FIELDS = 21
+N_LOGGED = 168  # tokens, where the step is logged (kernels/row_log.py), else 0
+STEP_FIELDS = 22
 
 ROW_ALIGN = 16  # floats
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.kv import BLOCK_TOKENS, KVLayer
-from edgellm.kernels.ops import Attention, ChooseBlocks
+from edgellm.kernels.ops import Attention, ChooseBlocks, SelfAttention
 from edgellm.kernels.program import Program
 
 PARTS_PER_THREAD = 4
@@ -74,7 +74,12 @@ def scratch_nbytes(program: Program) -> int:
         for op in program.ops
         if isinstance(op, ChooseBlocks) and (layer := program.kv_layer(op.layer))
     ]
-    return max([nbytes + max(typed, default=0), *choosing])
+    whole_texts = [
+        layout.self_attention_scratch_nbytes(program.buffers[op.q].width // op.n_heads, op.n_heads // op.n_kv_heads)
+        for op in program.ops
+        if isinstance(op, SelfAttention)
+    ]
+    return max([nbytes + max(typed, default=0), *choosing, *whole_texts])
 
 
 class AttentionWork:

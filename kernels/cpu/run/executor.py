@@ -32,6 +32,7 @@ from edgellm.kernels.ops import ExpertMatmul
 from edgellm.kernels.ops.embed import embedding_of
 from edgellm.kernels.ops.outputs import SelectOutputs
 from edgellm.kernels.program import Batch, Hook, Program
+from edgellm.kernels.row_log import taken_back
 from edgellm.machine.progress import Progress
 
 _COUNTER = layout.COUNTER // 8
@@ -189,7 +190,7 @@ class CPUExecutor:
         if hook is None and len(output_rows) <= MAX_OUTPUTS:
             if len(output_rows) == len(batch):  # all in one walk: Python and a meeting are 20 us
                 middle, first = begin, begin
-            elif len(table.rows) > table.first_row[-1]:  # there is a tail for few rows
+            elif len(table.tail_first_row) > 1:  # there is a tail for few rows
                 middle, first, last = table.n_rows_before_tail, table.first_row[-1], wanted.tail_end
                 rows = wanted.tail_rows
         self._last, self._kept = (rows is wanted.tail_rows, len(output_rows)), []
@@ -208,6 +209,15 @@ class CPUExecutor:
                 if self.keeps_hidden and not batch.hidden:
                     self._kept.append(self._wanted(hidden=True).rows[: len(chunk)].copy())
         return checked(result)
+
+    def replay(self, batch: Batch, counts: Sequence[int]) -> None:
+        """See ``LoggingExecutor``."""
+        rows, kept = taken_back(batch, counts)
+        if rows[-1] >= len(rows):  # rows between them are left out
+            for log in self._table.log:
+                log[: len(rows)] = log[rows]
+        self._step.begin(kept, check_batch(kept, self.program, self.pool, self.max_tokens))
+        self._run_rows(self._table.tail_first_row[-1], len(self._table.rows), None)
 
     def last_hidden(self) -> np.ndarray:
         """See ``HiddenExecutor``."""

@@ -56,6 +56,7 @@ from edgellm.kernels.ops import (
 )
 from edgellm.kernels.ops.encoder import alibi_slopes
 from edgellm.kernels.program import Buffer, Op, Program
+from edgellm.kernels.row_log import LOG_ROWS, row_log
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer: more logits than that are computed in turns."""
@@ -63,6 +64,7 @@ MAX_OUTPUTS = 32
 ROW_KINDS: dict[str, tuple[int, Callable[[int], int]]] = {
     "tokens": (layout.N_TOKENS, lambda max_tokens: max_tokens),
     "outputs": (layout.N_OUTPUTS, lambda max_tokens: MAX_OUTPUTS),
+    "log": (layout.N_LOGGED, lambda max_tokens: min(max_tokens, LOG_ROWS)),
 }
 """Of each kind of rows: where the step says how many there are, and how many it has at most, given most tokens."""
 
@@ -72,12 +74,13 @@ class OpTable:
     """The rows of a program, and all memory they point to. ``adapted`` are those of ``Program.adapted``."""
 
     program: Program
-    rows: np.ndarray  # (n_rows, 32) int64: the program's, then its output tail's (narrowing.py)
+    rows: np.ndarray  # (n_rows, 32) int64: the program's, its output tail's (narrowing.py), and those that replay a log
     first_row: list[int]  # of each op of the program, and one past the last
     n_token_rows: int  # rows before the first that works on outputs
     n_rows_before_tail: int  # rows that run before the output tail
     tail_first_row: list[int]  # of each op of the output tail, and one past the last
     tail_names: dict[str, str]  # as in OutputTail
+    log: list[np.ndarray]  # buffers (row_log.py)
     last_write: LastWrite | None  # where rows can be dropped in its place
     kernels: list[str]  # name of each row's kernel
     calls: list[tuple[int, int, str]]  # rows, and a field of them that is the address of a kernel
@@ -596,10 +599,10 @@ def lower(program: Program, pool: CachePool, max_tokens: int, *, narrows: bool =
 
 
 def _table(program: Program, low: _Lowering, tail: OutputTail, *, narrows: bool) -> OpTable:
-    n_ops, first_row = len(program.ops), [*low.first_row, len(low.rows)]
+    n_ops, first_row, at = len(program.ops), low.first_row, layout.ARGUMENTS // 8
     table = aligned_zeros(len(low.rows) * layout.OP_NBYTES).view(np.int64).reshape(-1, layout.OP_FIELDS)
     _link_products(table, low.rows, first_row[n_ops])
-    for fields, row in zip(table[:, layout.ARGUMENTS // 8 :], low.rows, strict=True):
+    for fields, row in zip(table[:, at:], low.rows, strict=True):
         fields[: len(row.arguments)] = [_field(value) for value in row.arguments]
     _set_flags(table, low.rows)
     selects = [i for i, op in enumerate(program.ops) if isinstance(op, SelectOutputs)]
@@ -611,12 +614,10 @@ def _table(program: Program, low: _Lowering, tail: OutputTail, *, narrows: bool)
         n_rows_before_tail=first_row[tail.start],
         tail_first_row=first_row[n_ops:],
         tail_names=tail.names,
+        log=[low.buffers[name] for name, buffer in low.program.buffers.items() if buffer.rows == "log"],
         last_write=last_write(program) if narrows else None,
         kernels=[row.kernel for row in low.rows],
-        calls=[
-            (i, layout.ARGUMENTS // 8 + low.rows[i].arguments._fields.index(name), kernel)
-            for i, name, kernel in low.calls
-        ],
+        calls=[(i, at + low.rows[i].arguments._fields.index(name), kernel) for i, name, kernel in low.calls],
         sources=[row.source for row in low.rows],
         buffers=low.buffers,
         widths={name: buffer.width for name, buffer in low.program.buffers.items()},
@@ -658,13 +659,8 @@ def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
 def scratch_nbytes(program: Program, max_tokens: int) -> int:
     """Scratch of one thread, whole pages."""
     widest = max(buffer.width for buffer in (program.adapted or program).buffers.values())
-    nbytes = max(layout.matmul_scratch_nbytes(max_tokens, widest), attention_work.scratch_nbytes(program))
-    for op in program.ops:
-        if isinstance(op, SelfAttention):
-            head_dim = program.buffers[op.q].width // op.n_heads
-            nbytes = max(nbytes, layout.self_attention_scratch_nbytes(head_dim, op.n_heads // op.n_kv_heads))
-    nbytes = max(nbytes, experts.turned_scratch_nbytes(program))
-    return -(-nbytes // 4096) * 4096
+    nbytes = max(attention_work.scratch_nbytes(program), experts.turned_scratch_nbytes(program))
+    return -(-max(nbytes, layout.matmul_scratch_nbytes(max_tokens, widest)) // 4096) * 4096
 
 
 def _all_rows(
@@ -682,7 +678,8 @@ def _all_rows(
     """
     last = last_write(program) if narrows else None
     tail = (output_tail(program) if narrows and not last else None) or OutputTail(len(program.ops), (), {})
-    whole = dataclasses.replace(program, ops=(*program.ops, *tail.ops), buffers={**program.buffers, **tail.buffers})
+    log, ops = row_log(program), (*program.ops, *tail.ops)
+    whole = dataclasses.replace(program, ops=ops, buffers={**program.buffers, **tail.buffers, **log.buffers})
     low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
     if shared is not None:
         low.buffers, low.places, low.arrays = shared.buffers, shared.places, shared.arrays
@@ -694,5 +691,10 @@ def _all_rows(
         if last and i == last.start:
             low.derived, low.by_head = {}, {}  # of rows that may be other ones from here on
         low.op(op)
+        for copy in log.copies.get(op, ()):
+            _scale(low, copy)
+    low.first_row.append(len(low.rows))
+    for op in log.replay:
+        _RULES[type(op)](low, op)
     memory.nbytes += len(low.rows) * layout.OP_NBYTES
     return low, tail

@@ -58,6 +58,7 @@ class StepRecord:
         tokens, positions, sequences, _, sees, types = self._arrays
         tokens[:n], positions[:n], sequences[:n] = batch.tokens, batch.positions, batch.sequences
         self._fields[layout.N_TOKENS // 8], self._fields[layout.N_OUTPUTS // 8] = n, 0
+        self._fields[layout.N_LOGGED // 8] = n if batch.logged else 0
         tables = self._alive = [np.ascontiguousarray(table, np.int32) for table in batch.tables]
         for i, table in enumerate(tables):
             self._tables[i, 0], self._tables[i, 1] = table.__array_interface__["data"][0], table.shape[1]
