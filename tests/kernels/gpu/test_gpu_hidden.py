@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import draft_files
 import numpy as np
 import pytest
+import test_draft_files as draft_tests
 import test_encoder_families as families
 import test_nextn as nextn
 import test_published_encoders as published
+from answers_together import begun_together
 from denoising_models import save_row
 from gpu_device import device
 from speculation_trials import free_drafts
@@ -180,6 +183,53 @@ def test_drafts_that_read_hidden_states_change_no_token(
         assert answer.timings.drafted_n > answer.timings.accepted_n > 4
     with pytest.raises(edgellm.UnsupportedError, match="all layers on the GPU"):
         load(speculate="mtp", gpu_layers=1)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen35"])
+@pytest.mark.parametrize("kind", draft_tests.KINDS)
+def test_drafts_of_files_of_their_own_change_no_token(
+    kind: str, architecture: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model on the GPU, its draft on the CPU: greedy, sampled, under a grammar, left early, and several at once."""
+    free_drafts(monkeypatch)
+    right, _ = draft_tests.helped(monkeypatch)
+    keys = {"qwen35.full_attention_interval": 2} if architecture == "qwen35" else {}
+    path = write_tiny_model(
+        tmp_path / "model.gguf", architecture, "F32", tied=False, metadata=keys, **draft_files.SIZES
+    )
+    draft = draft_files.write_draft(tmp_path / "draft.gguf", kind, draft_tests.tensors_of(kind))
+    load = partial(edgellm.load, path, n_ctx=256, n_threads=1, executor=name, max_tokens_per_step=32)
+    prompt, ask = draft_tests.PROMPT, {"max_tokens": 24, "ignore_eos": True, "seed": 7}
+    with load() as plain, load(draft=draft) as drafting:
+        source: Any = drafting.engine.scheduler.source
+        assert type(drafting.executor) is GPUExecutor and drafting.memory_estimate.draft > 0
+        for more in (
+            {"temperature": 0},
+            {"temperature": 0.9},
+            {"temperature": 0, "repeat_penalty": 1.2, "logprobs": 2},
+            {"temperature": 0, "regex": "[a-z ]{20,30}"},
+        ):
+            expected = plain.generate(prompt, **(ask | more))
+            right[:] = [*prompt, *expected.tokens]
+            answer = drafting.generate(prompt, **(ask | more))
+            assert (answer.tokens, answer.logprobs) == (expected.tokens, expected.logprobs)
+            assert answer.timings.drafted_n > answer.timings.accepted_n > 0, more
+        stream = drafting.stream(prompt, **ask, temperature=0)
+        next(stream)
+        stream.close()
+        drafting.engine.call(lambda cache, executor: None)  # behind the end of that answer
+        assert not source.drafters and not any(source.cache.n_used())
+        assert not drafting.take_notices()
+    prompts = [[11 + i, *range(20, 20 + 9 * i), 14, 15] for i in range(3)]
+    found = []
+    for one in (None, draft):
+        with load(draft=one, n_parallel=3, n_ctx=128) as llm:
+            found.append(begun_together(llm, prompts, ask | {"temperature": 0}))
+            assert not llm.take_notices()
+    assert [one.tokens for one in found[1]] == [one.tokens for one in found[0]]
+    assert all(one.timings.drafted_n > 0 for one in found[1])
+    with pytest.raises(edgellm.UnsupportedError, match="all layers on the GPU"):
+        load(draft=draft, gpu_layers=1)
 
 
 def test_embed_and_rerank_give_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
