@@ -6,12 +6,13 @@ Every sum has one order, whatever shares a workgroup.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edgellm.kernels.cache_types import QUANTIZED
 from edgellm.kernels.gpu import cache_types, sources
 from edgellm.kernels.gpu.emitter import PART, Lowering, blocks
-from edgellm.kernels.gpu.layout import Place
+from edgellm.kernels.gpu.layout import Place, padded
 from edgellm.kernels.gpu.sources import Bound, bindings, source, vector
 from edgellm.kernels.kv import KVLayer
 from edgellm.kernels.ops import (
@@ -25,6 +26,7 @@ from edgellm.kernels.ops import (
     StoreKV,
 )
 from edgellm.kernels.ops.encoder import alibi_slopes
+from edgellm.kernels.program import Program
 
 MOST_ROWS = 8  # query heads times tokens of a workgroup that takes several tokens: more leave few workgroups a core
 PARTIALS_NBYTES = 32 << 20  # of attention's partial results; more tokens go in turns
@@ -106,6 +108,14 @@ def heads_to_cache(low: Lowering) -> bool:
         float(norms[0].eps if norms else 0.0),
     )  # fmt: skip
     return True
+
+
+def apart_nbytes(program: Program, rows: Mapping[str, int]) -> int:
+    """Bytes of the queries that are normed as whole rows on their way: every head reads them, so they go elsewhere."""
+    queries = {op.q for op in program.ops if isinstance(op, Attention)}
+    normed = {op.x for op in program.ops if isinstance(op, RMSNorm) and op.x in queries
+              and program.tensors[op.weight].shape[-1] == program.buffers[op.x].width}  # fmt: skip
+    return sum(4 * padded(program.buffers[name].width) * rows[program.buffers[name].rows] for name in normed)
 
 
 def _heads(low: Lowering) -> _Heads | None:

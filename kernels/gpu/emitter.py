@@ -11,7 +11,7 @@ import numpy as np
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.gpu.cuts import Cut
 from edgellm.kernels.gpu.device import MAX_GROUPS, Device
-from edgellm.kernels.gpu.layout import PIECE, Place
+from edgellm.kernels.gpu.layout import Place, padded
 from edgellm.kernels.gpu.pool import GPUPool
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
@@ -151,7 +151,7 @@ class Lowering:
     def apart(self, name: str) -> Place:
         """Another place for a buffer, where the op that reads it next finds it."""
         place, n_rows = self.place(name), self.there.rows[self.place(name).rows]
-        row = -(-place.width // PIECE) * PIECE
+        row = padded(place.width)
         found = self.there.scratch(f"{name} elsewhere", 4 * row * n_rows)
         self.elsewhere[name] = Place(found, 0, row, place.width, place.rows)
         return self.elsewhere[name]

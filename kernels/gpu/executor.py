@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -22,13 +23,15 @@ import numpy as np
 from edgellm.formats.errors import ClosedError, ParameterError
 from edgellm.kernels.batch_checks import check_batch, check_logits
 from edgellm.kernels.gpu import adapters
-from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
+from edgellm.kernels.gpu.attention import PARTIALS_NBYTES, apart_nbytes
 from edgellm.kernels.gpu.device import UPLOAD_NBYTES, Device
 from edgellm.kernels.gpu.draw import GPUTokenDraw, open_draw
 from edgellm.kernels.gpu.emitter import Counts
-from edgellm.kernels.gpu.layout import MAX_OUTPUTS, buffers_nbytes
-from edgellm.kernels.gpu.lowering import put_program, record
+from edgellm.kernels.gpu.experts import groups_nbytes
+from edgellm.kernels.gpu.layout import MAX_BINDING, MAX_OUTPUTS, buffers_nbytes, row_counts
+from edgellm.kernels.gpu.lowering import matrices_of, put_program, record
 from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.top_k import AHEAD, CHAIN_WORDS, Found, TopK
 from edgellm.kernels.gpu.walk import Recording
 from edgellm.kernels.gpu.weights import matrix_nbytes
@@ -94,15 +97,19 @@ class GPUExecutor:
         """Bytes on the device beside the weights and the cache."""
         found = TopK.held_nbytes(program.n_vocab, MAX_OUTPUTS) if _has_logits(program) else 0
         found += 4 * MAX_OUTPUTS * CHAIN_WORDS * bool(found)
-        buffers = buffers_nbytes(_form(program.adapted or program, narrows=True).whole, max_tokens)
-        return buffers + PARTIALS_NBYTES + UPLOAD_NBYTES + found
+        plain = _form(program, narrows=True)
+        whole = _all_of(plain, _form(program.adapted, narrows=True) if program.adapted else plain)
+        rows = row_counts(whole, max_tokens, MAX_BINDING)
+        found += apart_nbytes(whole, rows) + groups_nbytes(whole, rows) + StepBuffer.held_nbytes(whole, max_tokens)
+        return buffers_nbytes(whole, rows) + PARTIALS_NBYTES + UPLOAD_NBYTES + found
 
     @staticmethod
     def weights_nbytes(program: Program) -> int:
         """Bytes of the weights as they are kept on the device."""
         program = program.adapted or program
-        matrices = {name for op in program.ops for name in op.weight_names() if len(program.tensors[name].shape) > 1}
-        return sum(matrix_nbytes(program.tensors[name]) for name in matrices)
+        names, matrices = {name for op in program.ops for name in op.weight_names()}, matrices_of(program)
+        vectors = sum(4 * math.prod(program.tensors[name].shape) for name in names - matrices)
+        return vectors + sum(matrix_nbytes(program.tensors[name]) for name in matrices)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 

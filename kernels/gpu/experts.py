@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
@@ -345,12 +346,23 @@ def _in_tiles(
         )  # fmt: skip
 
 
+def _groups_nbytes(op: ExpertMatmul, n_rows: int) -> int:
+    return 4 * (1 + 4 * n_rows * op.n_used)
+
+
+def groups_nbytes(program: Program, rows: Mapping[str, int]) -> int:
+    """Bytes of the orders of pairs that a program's experts have."""
+    ops = [op for op in program.ops if isinstance(op, ExpertMatmul)]
+    sizes = {op.ids: _groups_nbytes(op, rows[program.buffers[op.ids].rows]) for op in ops}
+    return sum(sizes.values())
+
+
 def _grouped(low: Lowering, op: ExpertMatmul, n_expert: int) -> tuple[Any, int]:
     """The pairs of this step by expert, put in order where they are not yet, and how many tiles they have at most."""
     ids, n = low.place(op.ids), low.n(low.place(op.ids))
     n_pairs = n * op.n_used
     n_tiles = min(n_pairs, n_expert + n_pairs // TILE)
-    groups = low.there.scratch(f"groups {op.ids}", 4 * (1 + 4 * low.there.rows[ids.rows] * op.n_used))
+    groups = low.there.scratch(f"groups {op.ids}", _groups_nbytes(op, low.there.rows[ids.rows]))
     if op.ids not in low.grouped:
         low.grouped.add(op.ids)
         low.emit(

@@ -9,17 +9,19 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from edgellm.formats.errors import UnsupportedError
-from edgellm.kernels.gpu.cuts import Cut
-from edgellm.kernels.gpu.device import Device
+from edgellm.kernels.gpu.cuts import Cut, find_cuts
 from edgellm.kernels.gpu.order import in_order
 from edgellm.kernels.ops import Matmul, Op
 from edgellm.kernels.program import Buffer, Program
 
 MAX_OUTPUTS = 32
 """Rows of an ``outputs`` buffer, at most: more logits than that are computed in turns."""
+
+MAX_BINDING = 1 << 31
+"""Bytes that one binding has where it is not known yet which device it is."""
 
 PIECE = 32
 
@@ -68,18 +70,43 @@ def _side_by_side(ops: Sequence[Op], buffers: Mapping[str, Buffer]) -> list[tupl
 
 def row_counts(program: Program, max_tokens: int, max_binding: int) -> dict[str, int]:
     """Rows that a buffer of each kind has."""
-    widest = max((_padded(b.width) for b in program.buffers.values() if b.rows == "outputs"), default=1)
+    widest = max((padded(b.width) for b in program.buffers.values() if b.rows == "outputs"), default=1)
     return {"tokens": max_tokens, "outputs": max(1, min(MAX_OUTPUTS, max_binding // (4 * widest)))}
 
 
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
+    """Numbers of a row, filled up to whole pieces."""
     return -(-width // PIECE) * PIECE
 
 
-def buffers_nbytes(program: Program, max_tokens: int, max_binding: int = 1 << 31) -> int:
+class Memory(Protocol):
+    """What makes buffers on a device, or counts their bytes."""
+
+    def buffer(self, nbytes: int) -> Any:
+        """One of ``size`` bytes, this many or a few more."""
+        ...
+
+
+class _Sized(NamedTuple):
+    size: int
+
+
+class _Counted:
+    """The ``Memory`` of no device."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def buffer(self, nbytes: int) -> _Sized:
+        self.nbytes += nbytes
+        return _Sized(nbytes)
+
+
+def buffers_nbytes(program: Program, rows: Mapping[str, int]) -> int:
     """Bytes of all buffers of a program."""
-    rows = row_counts(program, max_tokens, max_binding)
-    return sum(4 * _padded(buffer.width) * rows[buffer.rows] for buffer in program.buffers.values() if not buffer.of)
+    counted = _Counted()
+    place_buffers(counted, program, rows, find_cuts(program.ops, program.buffers))
+    return counted.nbytes
 
 
 class Places(NamedTuple):
@@ -89,7 +116,7 @@ class Places(NamedTuple):
     made: dict[str, Place]
 
 
-def place_buffers(device: Device, program: Program, rows: Mapping[str, int], cuts: Mapping[str, Cut]) -> Places:
+def place_buffers(device: Memory, program: Program, rows: Mapping[str, int], cuts: Mapping[str, Cut]) -> Places:
     """Make the buffers of ``program``."""
     buffers, places, ops = program.buffers, dict[str, Place](), in_order(program.ops, cuts, program)
     together = _side_by_side(ops, buffers)
@@ -97,7 +124,7 @@ def place_buffers(device: Device, program: Program, rows: Mapping[str, int], cut
     beside = halves.union(*together)
     alone = [(name,) for name, buffer in buffers.items() if not buffer.of and name not in beside]
     for names in (*together, *alone):
-        row = _padded(sum(buffers[name].width for name in names))
+        row = padded(sum(buffers[name].width for name in names))
         kind, at = buffers[names[0]].rows, 0
         made = device.buffer(4 * (row * rows[kind] + PIECE))  # the last expert's input is read in whole pieces, too
         for name in names:
@@ -119,7 +146,7 @@ def place_buffers(device: Device, program: Program, rows: Mapping[str, int], cut
 
 
 def _cut_places(
-    device: Device, buffers: Mapping[str, Buffer], cuts: Mapping[str, Cut], places: dict[str, Place]
+    device: Memory, buffers: Mapping[str, Buffer], cuts: Mapping[str, Cut], places: dict[str, Place]
 ) -> dict[str, Place]:
     """Place halves in what is cut, and what is cut in a buffer of its own where it has another order."""
     made: dict[str, Place] = {}
@@ -128,7 +155,7 @@ def _cut_places(
         places[cut.first] = whole._replace(width=width)
         places[cut.second] = whole._replace(at=whole.at + width, width=whole.width - width)
         if cut.order is not None:
-            made[name], row = whole, _padded(whole.width)
+            made[name], row = whole, padded(whole.width)
             n_rows = whole.buffer.size // 4 // whole.row
             places[name] = Place(device.buffer(4 * row * n_rows), 0, row, whole.width, whole.rows)
     return made
@@ -136,4 +163,4 @@ def _cut_places(
 
 def _is_readable(place: Place) -> bool:
     """Whether a product can read it four numbers at a time, in whole pieces."""
-    return place.at % 4 == 0 and (place.width % PIECE == 0 or place.at + _padded(place.width) == place.row)
+    return place.at % 4 == 0 and (place.width % PIECE == 0 or place.at + padded(place.width) == place.row)

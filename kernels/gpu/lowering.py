@@ -105,6 +105,13 @@ def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int
     return there
 
 
+def matrices_of(program: Program) -> set[str]:
+    """The weights that are kept as matrices; of others every number is a float32."""
+    found = {op.weight for op in program.ops if isinstance(op, Matmul | Embed | ExpertMatmul | HeadMatmul | AddRows)}
+    adapters = [op.weight_names() for op in program.ops if isinstance(op, AdapterDown | AdapterUp)]
+    return found.union(*adapters)
+
+
 def _alike(program: Program, run: Sequence[Matmul]) -> list[tuple[str, ...]]:
     """Neighbours in a run whose weights are of one type."""
     groups: list[list[Matmul]] = []

@@ -40,8 +40,13 @@ class StepBuffer:
             )
         self._device, self._ropes = device, tuple(program.ropes.values())
         self._states = [i for i, group in enumerate(program.groups) if group.kind == "state"]
-        per_token = 8 + program.n_adapters + sum(rope.n_dims for rope in self._ropes)
-        self.buffer: Any = device.buffer(4 * (HEADER + per_token * max_tokens + 4096))
+        self.buffer: Any = device.buffer(self.held_nbytes(program, max_tokens))
+
+    @staticmethod
+    def held_nbytes(program: Program, max_tokens: int) -> int:
+        """Bytes on the device, of block tables that are not long."""
+        per_token = 8 + program.n_adapters + sum(rope.n_dims for rope in program.ropes.values())
+        return 4 * (HEADER + per_token * max_tokens + 4096)
 
     def begin(self, batch: Batch, output_rows: Sequence[int], n_steps: int = 1) -> bool:
         """Send a batch; whether the buffer is another one than before.

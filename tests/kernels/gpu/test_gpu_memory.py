@@ -6,18 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from gpu_device import device
 
 from edgellm.cli.app import edgellm as command
 from edgellm.formats.errors import MemoryWouldExceedError
+from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.gpu import adapters, memory
+from edgellm.kernels.gpu.attention import PARTIALS_NBYTES
+from edgellm.kernels.gpu.device import UPLOAD_NBYTES
+from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.memory import DeviceMemory
+from edgellm.kernels.kv import BLOCK_TOKENS, pool_nbytes
 from edgellm.kernels.placement import DeviceNeed
+from edgellm.kernels.program import Batch
 from edgellm.loading import LoadOptions
 from edgellm.machine.memory import SystemMemory, system_memory
 from edgellm.memory import MemoryNeed, check_fits
+from edgellm.models import build_program
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -47,6 +55,26 @@ def test_show_prints_the_plan_that_loading_keeps(options: list[str], name: str, 
     split: dict[str, Any] = {"gpu_layers": 1} if "-ngl" in options else {"cpu_moe": "--cpu-moe" in options}
     with edgellm.load(path, executor=name, n_ctx=128, **split) as llm:
         assert llm.memory_estimate.total == plan["total"] and llm.runs_on == plan["runs_on"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "olmo2", "olmoe", "gpt-oss", "qwen35", "mamba2", "deepseek2"])
+def test_the_plan_is_what_the_device_holds(architecture: str, name: str, tmp_path: Path) -> None:
+    """Behind a long step, and one of a token; with as much of partial results and of what is read back as there was."""
+    tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
+    with GGUFFile.open(tiny_models.write_tiny_model(tmp_path / "tiny.gguf", architecture, "Q8_0", n_layer=3)) as gguf:
+        program, n = build_program(gguf), 160
+        blocks = [n // BLOCK_TOKENS + 1] * len(program.groups)
+        plan = GPUExecutor.weights_nbytes(program) + pool_nbytes(program.cache_layers, blocks, GPUExecutor.kv_dtype)
+        plan += GPUExecutor.work_nbytes(program, n, 1) - PARTIALS_NBYTES - UPLOAD_NBYTES
+        executor = GPUExecutor(program, blocks, max_tokens=n, index=int(name.partition(":")[2]))
+        tokens = np.random.default_rng(0).integers(3, program.n_vocab, n + 1)
+        executor.run(Batch.single(program, tokens[:n], 0, "last"))
+        executor.run(Batch.single(program, tokens[n:], n))
+        scratches = executor._there.scratches
+        plan += executor.device._staging.size + (scratches["partials"].size if "partials" in scratches else 0)
+        assert abs(plan - executor.device.nbytes) < 0.01 * executor.device.nbytes
+        assert ("q elsewhere" in scratches) == (architecture in ("olmo2", "olmoe"))
+        executor.close()
 
 
 def test_each_side_is_held_against_its_own_memory() -> None:
