@@ -14,13 +14,13 @@ dimensions and positions, of values positions and dimensions):
 
 So a register of bytes has two dots of 16 lanes, which one instruction multiplies with int16 and adds.
 
-A packed type takes a block of 32 positions once it is full (KIVI): of keys the 32 numbers of a dimension share scale
-and minimum, of values 32 dimensions of a position. The newest blocks and a text's first one are read in 16 bits
-elsewhere (kernels/kv.py). Levels lie between a group's ends, or, where that has the smaller squared error, in 0.85 of
-the way.
+A packed type takes a block of 32 positions once it is full (KIVI): of keys 16 positions of a dimension share scale and
+minimum, of values 16 dimensions of a position. The newest blocks and a text's first one are read in 16 bits elsewhere
+(kernels/kv.py). Levels lie between a group's ends, or, where that has the smaller squared error, in 0.85 of the way.
+A scale is a byte, the upper bits of a float16 that is not negative; a minimum is (byte - 128) / 8 scales.
 
     2 bits       (dots / 4, lanes) uint8: dot 4 i in the lowest bits, 4 i + 3 in the highest
-    scales       of keys (dim,), of values (dim / 32, 32) float16, then minima likewise
+    scales       (lanes / 16, dots) uint8, then minima likewise
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.formats.levels import IQ4, KIVI2_WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_REACH, KIVI2_WITHIN
 
 GROUP = 32
 POSITIONS = 32  # of a block
@@ -179,28 +179,6 @@ def _fit_nonlinear(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
     return codes, np.where(sum_q2 > 0, sum_qx / sum_q2, np.float32(0)), None
 
 
-def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two bits in the better of ``KIVI2_WITHIN``; errors are summed in order, as the kernels do."""
-    low, high = x.min(axis=-1), x.max(axis=-1)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    for part in map(np.float32, KIVI2_WITHIN):
-        d = (high - low) * (part / np.float32(3))
-        least = low + (high - low) * ((np.float32(1) - part) / np.float32(2))
-        codes = np.minimum(np.trunc((x - least[..., None]) * _reciprocal(d) + np.float32(0.5)), 3)
-        error = np.zeros_like(low)
-        for i in range(GROUP):
-            apart = x[..., i] - (codes[..., i] * d + least)
-            error = error + apart * apart
-        found.append((error, codes, d, least))
-    (error, codes, d, least), (less, *narrow) = found
-    better = less < error
-    return (
-        np.where(better[..., None], narrow[0], codes),
-        np.where(better, narrow[1], d),
-        np.where(better, narrow[2], least),
-    )
-
-
 def _whole(bits: int, centre: int) -> np.ndarray:
     return np.arange(1 << bits) - centre
 
@@ -218,42 +196,90 @@ QUANTIZED: dict[str, CacheType] = {
 }
 
 
+# ---- blocks of 2 bits ------------------------------------------------------------------------------------------------
+
+PACKED_GROUP = 16
+
+
+def _scale_bytes(d: np.ndarray) -> np.ndarray:
+    """The nearest scales that a byte can be; of what is not zero none is."""
+    bits = (d.astype(np.float16).view(np.uint16).astype(np.int32) + 64) >> 7
+    return np.where(d > 0, np.maximum(bits, 1), bits).astype(np.uint8)
+
+
+def _scales_of(scales: np.ndarray) -> np.ndarray:
+    return (scales.astype(np.uint16) << 7).view(np.float16).astype(np.float32)
+
+
+def _minima_of(minima: np.ndarray, d: np.ndarray) -> np.ndarray:
+    return (minima.astype(np.float32) - np.float32(128)) * (d * np.float32(0.125))
+
+
+def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two bits of groups (..., 16) in the better of ``KIVI2_WITHIN``: codes, scales and minima, uint8.
+
+    Errors are summed in order, as the kernels do.
+    """
+    low, high = x.min(axis=-1), x.max(axis=-1)
+    middle, found = (low + high) * np.float32(0.5), list[tuple[np.ndarray, ...]]()
+    far = np.abs(middle) * np.float32(1 / KIVI2_REACH)
+    for part, centre in np.array(KIVI2_WITHIN, np.float32):
+        wide = (high - low) * (part / np.float32(3))
+        scales, centres = _scale_bytes(np.maximum(wide, far)), np.where(far > wide, centre, np.float32(1.5))
+        d = _scales_of(scales)
+        by = _reciprocal(d)
+        minima = np.trunc(np.clip((middle * by[..., 0] - centres) * np.float32(8) + np.float32(128.5), 0, 255))
+        least = _minima_of(minima, d)
+        codes = np.clip(np.trunc((x - least[..., None]) * by + np.float32(0.5)), 0, 3)
+        error = np.zeros_like(low)
+        for i in range(x.shape[-1]):
+            apart = x[..., i] - (codes[..., i] * d + least)
+            error = error + apart * apart
+        found.append((error, codes, scales, minima))
+    (error, *whole), (less, *narrow) = found
+    better = less < error
+    codes, scales, minima = (
+        np.where(better[..., None] if one.ndim > better.ndim else better, other, one).astype(np.uint8)
+        for one, other in zip(whole, narrow, strict=True)
+    )
+    return codes, scales, minima
+
+
 @dataclass(frozen=True)
 class PackedType:
-    """A type of blocks of 32 positions, with 2 bits a number."""
+    """A type of blocks of 32 positions, with 2 bits a number.
+
+    layout   its version: files of another one are not read
+    """
 
     name: str
     bits: int = 2
+    layout: int = 2
 
     def head_nbytes(self, dim: int) -> int:
         """Bytes of a block of one head."""
-        return dim * (4 * self.bits + 4)
+        return dim * (4 * self.bits + 2 * POSITIONS // PACKED_GROUP)
 
     def pack(self, x: np.ndarray, *, values: bool) -> np.ndarray:
         """Blocks of keys (..., dim, 32), of values (..., 32, dim), as bytes (..., head_nbytes)."""
-        front, groups = x.shape[:-2], np.ascontiguousarray(x, np.float32).reshape(*x.shape[:-1], -1, GROUP)
+        front, (dots, lanes) = x.shape[:-2], x.shape[-2:]
+        groups = np.ascontiguousarray(x, np.float32).reshape(*front, dots, lanes // PACKED_GROUP, PACKED_GROUP)
         with np.errstate(all="ignore"):
-            codes, scale, low = _fit_within(groups)
-            scale = scale + np.abs(groups).sum(axis=-1) * np.float32(0)  # what is not finite has to stay visible
-            codes = codes.astype(np.uint8).reshape(*front, x.shape[-2] // 4, 4, x.shape[-1])
+            codes, scales, minima = _fit_within(groups)
+            scales[~np.isfinite(groups).all(axis=-1)] = 255  # what is not finite has to stay visible
+        codes = codes.reshape(*front, dots // 4, 4, lanes)
         packed = codes[..., 0, :] | codes[..., 1, :] << 2 | codes[..., 2, :] << 4 | codes[..., 3, :] << 6
-        parts = [packed.reshape(*front, -1)]
-        for numbers in (scale, low):  # (..., dim, 1), or (..., 32, dim / 32)
-            halves = np.ascontiguousarray(numbers.swapaxes(-1, -2) if values else numbers, np.float16)
-            parts.append(halves.reshape(*front, -1).view(np.uint8))
-        return np.concatenate(parts, axis=-1)
+        parts = (packed, scales.swapaxes(-1, -2), minima.swapaxes(-1, -2))
+        return np.concatenate([part.reshape(*front, -1) for part in parts], axis=-1)
 
     def unpack(self, data: np.ndarray, dim: int, *, values: bool) -> np.ndarray:
         """What ``pack`` made, as float32 in the shape of what it was given."""
         front, (dots, lanes) = data.shape[:-1], (POSITIONS, dim) if values else (dim, POSITIONS)
         packed = data[..., : dim * 8].reshape(*front, dots // 4, 1, lanes)
-        codes = (packed >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3).reshape(*front, dots, lanes // GROUP, GROUP)
-        halves = np.ascontiguousarray(data[..., dim * 8 :]).view(np.float16).astype(np.float32)
-        if values:
-            scale, low = np.moveaxis(halves.reshape(*front, 2, dim // GROUP, POSITIONS).swapaxes(-1, -2), -3, 0)
-        else:
-            scale, low = np.moveaxis(halves.reshape(*front, 2, dim, 1), -3, 0)
-        numbers = codes.astype(np.float32) * scale[..., None] + low[..., None]
+        codes = (packed >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3).reshape(*front, dots, -1, PACKED_GROUP)
+        bytes_of = data[..., dim * 8 :].reshape(*front, 2, lanes // PACKED_GROUP, dots).swapaxes(-1, -2)
+        d = _scales_of(bytes_of[..., 0, :, :])
+        numbers = codes.astype(np.float32) * d[..., None] + _minima_of(bytes_of[..., 1, :, :], d)[..., None]
         return numbers.reshape(*front, dots, lanes)
 
 

@@ -34,6 +34,7 @@ from edgellm.formats.errors import FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.json_text import parse_json
 from edgellm.formats.regular_file import open_regular, read_regular
+from edgellm.kernels.cache_types import PACKED
 from edgellm.kernels.kv import BLOCK_TOKENS, CacheGroup, CachePool, KVLayer
 from edgellm.kernels.program import Executor
 from edgellm.machine.atomic import whole_file
@@ -195,7 +196,8 @@ def model_key(gguf: GGUFFile, executor: Executor, variant: str = "") -> str:
     key = hashlib.sha256(MAGIC + f"{executor.kv_dtype}\n{variant}\n{weights_hash(gguf)}\n".encode())
     for i, layer in enumerate(executor.program.cache_layers):
         if isinstance(layer, KVLayer) and layer.is_typed:
-            key.update(f"{i} {layer.type_k} {layer.type_v}\n".encode())
+            form = f" {PACKED[layer.type_k].layout}" if layer.type_k in PACKED else ""
+            key.update(f"{i} {layer.type_k} {layer.type_v}{form}\n".encode())
         if isinstance(layer, KVLayer) and layer.n_chosen:
             key.update(f"{i} reads {layer.n_chosen} blocks\n".encode())
     if any(rope.beyond is not None for rope in executor.program.ropes.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from edgellm.arguments import CACHE_TYPES
 from edgellm.engine.cache_file import MAGIC, model_key
 from edgellm.engine.engine import Engine
 from edgellm.formats.errors import FormatError, ParameterError
+from edgellm.kernels.cache_types import PACKED
 from edgellm.kernels.cpu.compile.kernel_cache import default_folder
 
 PROMPT = list(range(3, 153))  # 150 tokens: four full blocks and 22 of the fifth; the tiny window is 32
@@ -78,6 +80,20 @@ def test_another_program_goes_on_as_this_one_would_have(
     assert [t.logprob for t in again.logprobs] == [t.logprob for t in went_on.logprobs]  # to the last bit
     assert again.timings.reused_n == n_saved and again.timings.computed_n == 1
     check(second)
+
+
+def test_packed_keys_of_an_older_layout_are_refused(
+    paths: dict[str, Path], load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types, file = {"cache_type_k": "kivi2", "cache_type_v": "kivi2"}, tmp_path / "state.kv"
+    with monkeypatch.context() as earlier:
+        earlier.setitem(PACKED, "kivi2", dataclasses.replace(PACKED["kivi2"], layout=1))
+        first = load(paths["llama"], **types)
+        answer(first, PROMPT)
+        first.save_state(file, PROMPT)
+    with pytest.raises(FormatError, match="its keys and values are of other types") as found:
+        load(paths["llama"], **types).load_state(file)
+    assert found.value.code == "KV_FILE"
 
 
 @pytest.mark.parametrize("kept", CACHE_TYPES)

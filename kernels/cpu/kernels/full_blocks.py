@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from edgellm.formats.levels import IQ4, KIVI2_WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_REACH, KIVI2_WITHIN
 from edgellm.kernels.cpu.kernels.attention import halves_at
 from edgellm.kernels.cpu.kernels.elementwise import half_bits
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 
 _store_u8, _store_u32 = v.make_store(types.uint8), v.make_store(types.uint32)
+_splat_u16x16 = v.make_splat(v.u16x16)
 _INF = float("inf")
-_WHOLE, _NARROW = KIVI2_WITHIN
+(_WHOLE, _BETWEEN), (_NARROW, _AT) = KIVI2_WITHIN
+_PER_REACH = 1 / KIVI2_REACH
 _LEVELS = tuple(float(level) for level in IQ4)
 
 
@@ -35,22 +37,15 @@ def _fills(step, token):
     return v.load_i32(v.load_i64(step + at.POSITIONS) + token * 4) % 32 == 31
 
 
-@v.forceinline
-def _widen(x, out):
-    """32 float16 as float32."""
-    v.store_f32x16(out, halves_at(x))
-    v.store_f32x16(out + 64, halves_at(x + 32))
-
-
 # ---- 2 bits a number -------------------------------------------------------------------------------------------------
 
 
 @v.forceinline
 def _ends(x):
-    """The least and the largest of 32 float32 at x; 0, or NaN where one is not finite."""
+    """The least and the largest of 16 float32 at x; 0, or NaN where one is not finite."""
     low = high = v.load_f32(x)
     total = v.f32_of(0.0)
-    for i in range(0, 128, 4):
+    for i in range(0, 64, 4):
         value = v.load_f32(x + i)
         total += abs(value)
         if value < low:
@@ -61,22 +56,43 @@ def _ends(x):
 
 
 @v.forceinline
-def _code(value, low, factor):
-    return min(int((value - low) * factor + v.f32_of(0.5)), 3)
+def _code(value, least, factor):
+    return max(min(int((value - least) * factor + v.f32_of(0.5)), 3), 0)
 
 
 @v.forceinline
-def _levels(x, low, high, part):
-    """The least level and the scale in so large a part of the way between the ends, and the squared error of x."""
-    scale = (high - low) * (part / v.f32_of(3.0))
-    least = low + (high - low) * ((v.f32_of(1.0) - part) / v.f32_of(2.0))
+def _scale_byte(wide):
+    byte = np.int64(half_bits(wide)) + 64 >> 7
+    if wide > v.f32_of(0.0):
+        byte = max(byte, 1)
+    return byte & 255
+
+
+@v.forceinline
+def _scale_of(byte):
+    return v.first_lane(v.half_f32x16(_splat_u16x16(np.uint16(byte << 7))))
+
+
+@v.forceinline
+def _levels(x, low, high, part, centre):
+    """Of levels in so large a part of the way between the ends: the squared error of x, the least, the reciprocal of
+    the scale, and the bytes of scale and minimum."""
+    middle = (low + high) * v.f32_of(0.5)
+    wide, far, at_middle = (high - low) * (part / v.f32_of(3.0)), abs(middle) * v.f32_of(_PER_REACH), v.f32_of(1.5)
+    if far > wide:
+        wide, at_middle = far, centre
+    byte = _scale_byte(wide)
+    scale = _scale_of(byte)
     factor = v.f32_of(1.0) / scale if scale != v.f32_of(0.0) else v.f32_of(0.0)
+    place = (middle * factor - at_middle) * v.f32_of(8.0) + v.f32_of(128.5)
+    minimum = max(min(int(place), 255), 0)
+    least = np.float32(minimum - 128) * (scale * v.f32_of(0.125))
     error = v.f32_of(0.0)
-    for i in range(0, 128, 4):
+    for i in range(0, 64, 4):
         value = v.load_f32(x + i)
         apart = value - (np.float32(_code(value, least, factor)) * scale + least)
         error += apart * apart
-    return error, least, scale, factor
+    return error, least, factor, byte, minimum
 
 
 @v.forceinline
@@ -86,26 +102,26 @@ def _put(out, lanes, dot, lane, code):
 
 
 @v.forceinline
-def _pack(x, out, scales, minima, n, lanes, first, by_lane, scratch):
-    """``n`` groups of 32 float16 at x: of keys each is a dot, of values (``by_lane``) 32 lanes of a position."""
-    for g in range(n):
-        _widen(x + g * 64, scratch)
+def _pack(x, out, dots, lanes, scratch):
+    """``dots`` rows of ``lanes`` float16 at x, in groups of 16 lanes."""
+    scales = out + dots * lanes // 4
+    minima = scales + dots * lanes // 16
+    for item in range(dots * lanes // 16):
+        dot, g = item // (lanes // 16), item % (lanes // 16)
+        v.store_f32x16(scratch, halves_at(x + item * 32))
         low, high, lost = _ends(scratch)
-        error, least, scale, factor = _levels(scratch, low, high, v.f32_of(_WHOLE))
-        less, least_within, scale_within, factor_within = _levels(scratch, low, high, v.f32_of(_NARROW))
+        error, least, factor, scale, minimum = _levels(scratch, low, high, v.f32_of(_WHOLE), v.f32_of(_BETWEEN))
+        less, least_within, factor_within, scale_within, minimum_within = _levels(
+            scratch, low, high, v.f32_of(_NARROW), v.f32_of(_AT)
+        )
         if less < error:
-            least, scale, factor = least_within, scale_within, factor_within
-        for i in range(32):
-            code = _code(v.load_f32(scratch + i * 4), least, factor)
-            if by_lane != 0:
-                _put(out, lanes, first, g * 32 + i, code)
-            else:
-                _put(out, lanes, g, i, code)
-        place = (g + first * (1 - by_lane)) * 2
-        if by_lane != 0:
-            place = (g * 32 + first) * 2
-        v.store_u16(scales + place, half_bits(scale + lost))
-        v.store_u16(minima + place, half_bits(least))
+            least, factor, scale, minimum = least_within, factor_within, scale_within, minimum_within
+        if lost != lost:
+            scale = 255  # what is not finite has to stay visible
+        for i in range(16):
+            _put(out, lanes, dot, g * 16 + i, _code(v.load_f32(scratch + i * 4), least, factor))
+        _store_u8(scales + g * dots + dot, np.uint8(scale))
+        _store_u8(minima + g * dots + dot, np.uint8(minimum))
 
 
 def pack_kv(op, step, thread, n_threads):
@@ -118,12 +134,8 @@ def pack_kv(op, step, thread, n_threads):
         if _fills(step, token):
             source = _block_at(step, args.newest_table, token) * heads + head
             target = _block_at(step, args.table, token) * heads + head
-            keys, values = args.k_pool + target * dim_k * 12, args.v_pool + target * dim_v * 12
-            _pack(args.newest_k + source * dim_k * 64, keys, keys + dim_k * 8, keys + dim_k * 10, dim_k, 32, 0, 0,
-                  scratch)  # fmt: skip
-            for slot in range(32):
-                _pack(args.newest_v + (source * 32 + slot) * dim_v * 2, values, values + dim_v * 8,
-                      values + dim_v * 10, dim_v // 32, dim_v, slot, 1, scratch)  # fmt: skip
+            _pack(args.newest_k + source * dim_k * 64, args.k_pool + target * dim_k * 12, dim_k, 32, scratch)
+            _pack(args.newest_v + source * dim_v * 64, args.v_pool + target * dim_v * 12, 32, dim_v, scratch)
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Attention over blocks of 2 bits a number (kernels/cache_types.py), and over the first and the newest in 16.
 
-Of packed keys each dimension has a scale and a minimum for all 32 positions, so a block's scales go into the query:
+Of packed keys each dimension has a scale and a minimum, in scales, for 16 positions, so these go into the query:
 
-    q . k[p] = sum_d (q[d] scale[d]) code[d, p] + sum_d q[d] minimum[d]
+    q . k[p] = sum_d (q[d] scale[d]) code[d, p] + sum_d (q[d] scale[d]) minimum[d]
 
-and of packed values, for 32 dimensions of a position, into the weights. What is left are sums of codes as floats. All
+and of packed values, for 16 dimensions of a position, into the weights. What is left are sums of codes as floats. All
 rows of a part have their own position in one block: from its run on keys and values are float16, as in the first.
 """
 
@@ -30,11 +30,10 @@ from edgellm.kernels.cpu.kernels.attention import (
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 
-RUN_BLOCKS = 4
-"""Of a run, NEWEST_BLOCKS of kernels/kv.py."""
-
 _words, _signed = v.make_convert(v.u8x16, v.u32x16, "zext"), v.make_convert(v.u32x16, v.i32x16, "bitcast")
 _three, _two, _four, _six = (v.make_const(v.u32x16, n) for n in (3, 2, 4, 6))
+_halfwords, _seven = v.make_convert(v.u8x16, v.u16x16, "zext"), v.make_const(v.u16x16, 7)
+_zero_at = v.make_const(v.f32x16, 128.0)
 
 
 @v.forceinline
@@ -98,17 +97,18 @@ def _fold(x, scales, minima, n, out):
     """``n`` numbers times their scales; behind them, what they make of the minima."""
     total = v.zero_f32x16()
     for i in range(0, n, 16):
-        value = v.load_f32x16(x + i * 4)
-        v.store_f32x16(out + i * 4, value * halves_at(scales + i * 2))
-        total = v.fma_f32x16(value, halves_at(minima + i * 2), total)
-    v.store_f32(out + n * 4, v.sum_f32x16(total))
+        scaled = v.load_f32x16(x + i * 4) * v.half_f32x16(_halfwords(v.load_u8x16(scales + i)) << _seven())
+        v.store_f32x16(out + i * 4, scaled)
+        above = v.to_f32x16(_signed(_words(v.load_u8x16(minima + i)))) - _zero_at()
+        total = v.fma_f32x16(scaled, above, total)
+    v.store_f32(out + n * 4, v.sum_f32x16(total) * v.f32_of(0.125))
 
 
 @v.forceinline
-def _first_newest(step, part):
+def _first_newest(args, step, part):
     """The first block of the run that a part's own position is in."""
     position = v.load_i32(v.load_i64(step + at.POSITIONS) + v.load_i32(part) * 4)
-    return position // (RUN_BLOCKS * BLOCK) * RUN_BLOCKS
+    return position // BLOCK // args.run_blocks * args.run_blocks
 
 
 @v.forceinline
@@ -130,11 +130,12 @@ def _make_score_packed(most: int) -> Any:
         fetch_bytes(ahead, args.v_head)
         while row < n_rows:
             n = rows_at_once(n_rows - row)
-            for i in range(n):
-                q = q_at(args, first, head, row + i, group)
-                _fold(q, keys + dim * 8, keys + dim * 10, dim, work + i * fold)
             bias = work + dim * 4
             for half in range(2):
+                scales = keys + dim * (8 + half)
+                for i in range(n):
+                    q = q_at(args, first, head, row + i, group)
+                    _fold(q, scales, scales + dim * 2, dim, work + i * fold)
                 a, b, c, d = sums(n, keys + half * 16, 32, dim // 4, work, fold)
                 _put(out + half * 64, a, v.load_f32(bias), scale)
                 if n > 1:
@@ -180,7 +181,7 @@ def make_score(name: str, most: int) -> Any:
         )
         first_block, last_block = v.load_i64(cut + at.TYPED_FIRST), v.load_i64(cut + at.TYPED_LAST)
         n_rows, first, group = rows_of_head(args, part), v.load_i32(part), args.n_heads // args.n_kv_heads
-        scale, own = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale))), _first_newest(step, part)
+        scale, own = v.splat_f32x16(v.f32_of(v.f64_from_bits(args.scale))), _first_newest(args, step, part)
         first_head, n_heads = v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEADS)
         for block in range(first_block, last_block + 1):
             number, out = number_of(args, part, block), weights + (block - first_block) * BLOCK * 4
@@ -216,20 +217,18 @@ def _make_weigh_packed(most: int) -> Any:
         dim, row, bias = args.dim_v, 0, work + BLOCK * 4
         while row < n_rows:
             n = rows_at_once(n_rows - row)
-            for g in range(dim // 32):
-                scales = values + dim * 8 + g * 64
+            for g in range(dim // 16):
+                scales, to = values + dim * 8 + g * 32, state + 64 + g * 64
                 for i in range(n):
                     _fold(w + i * CUT_ROW, scales, scales + dim * 2, BLOCK, work + i * fold)
-                for half in range(2):
-                    to = state + 64 + g * 128 + half * 64
-                    a, b, c, d = sums(n, values + g * 32 + half * 16, dim, BLOCK // 4, work, fold)
-                    _add(to, a, v.load_f32(bias))
-                    if n > 1:
-                        _add(to + state_nbytes, b, v.load_f32(bias + fold))
-                    if n > 2:
-                        _add(to + 2 * state_nbytes, c, v.load_f32(bias + 2 * fold))
-                    if n > 3:
-                        _add(to + 3 * state_nbytes, d, v.load_f32(bias + 3 * fold))
+                a, b, c, d = sums(n, values + g * 16, dim, BLOCK // 4, work, fold)
+                _add(to, a, v.load_f32(bias))
+                if n > 1:
+                    _add(to + state_nbytes, b, v.load_f32(bias + fold))
+                if n > 2:
+                    _add(to + 2 * state_nbytes, c, v.load_f32(bias + 2 * fold))
+                if n > 3:
+                    _add(to + 3 * state_nbytes, d, v.load_f32(bias + 3 * fold))
             row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
 
     return weigh_packed
@@ -267,12 +266,12 @@ def make_weigh(name: str, most: int) -> Any:
         then, then_block = v.load_i64(cut + at.TYPED_THEN), v.load_i64(cut + at.TYPED_THEN_FIRST)
         then_last, n_rows = v.load_i64(cut + at.TYPED_THEN_LAST), rows_of_head(args, part)
         states, state_nbytes = v.load_i64(cut + at.TYPED_STATES), state_nbytes_of(args)
-        own, last = _first_newest(step, part), v.load_i64(cut + at.TYPED_SEES)
+        own, last = _first_newest(args, step, part), v.load_i64(cut + at.TYPED_SEES)
         first_head, n_heads = v.load_i32(part + at.PART_HEAD), v.load_i32(part + at.PART_HEADS)
         for block in range(first_block, last_block + 1):
             number, w = number_of(args, part, block), weights + (block - first_block) * BLOCK * 4
             next_number = number_of(args, then, min(then_block + block - first_block, then_last))
-            if _is_packed(next_number, _first_newest(step, then)):
+            if _is_packed(next_number, _first_newest(args, step, then)):
                 ahead = in_pool(args, step, then, v.load_i32(then + at.PART_TABLE), next_number)
                 keys = args.k_pool + (ahead + v.load_i32(then + at.PART_HEAD)) * args.k_head
                 fetch_bytes(keys, n_heads * args.k_head)

@@ -83,11 +83,11 @@ ADD_TO_STREAMS = namedtuple(
 ATTENTION = namedtuple(
     "ATTENTION",
     "q q_row out out_row k_pool v_pool k_head v_head n_heads n_kv_heads dim_k dim_v window shape scale softcap sinks "
-    "score weigh chosen chosen_row n_chosen newest_k newest_v newest_table",
+    "score weigh chosen chosen_row n_chosen newest_k newest_v newest_table run_blocks",
 )
 """``k_head`` and ``v_head`` are bytes of a head in a block; ``sinks`` may be 0; ``score`` and ``weigh`` are the kernels
 that read keys and values, 0 where they are float16; ``chosen`` has the blocks that tokens chose, ``newest_k`` and
-``newest_v`` those of the newest run, and a text's first; 0 where there are none."""
+``newest_v`` those of the newest run, which is of ``run_blocks``, and a text's first; 0 where there are none."""
 PACK_KV = namedtuple("PACK_KV", "newest_k newest_v newest_table k_pool v_pool table heads dim_k dim_v")
 BOUND_KEYS = namedtuple("BOUND_KEYS", "keys keys_head keys_table bounds table heads dim")
 CHOOSE_BLOCKS = namedtuple("CHOOSE_BLOCKS", "q q_row out out_row bounds table heads n_heads dim n_chosen")

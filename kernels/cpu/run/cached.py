@@ -11,7 +11,7 @@ from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.lib.layout import ALONE_WIDTH
 from edgellm.kernels.cpu.run import attention_work
-from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.kv import NEWEST_BLOCKS, KVLayer
 from edgellm.kernels.ops import Attention, BoundKeys, ChooseBlocks, Hadamard, PackKV, StoreKV
 
 
@@ -98,9 +98,9 @@ def _attention(low: Any, op: Attention) -> None:
         )
     heads = _head_nbytes(layer)
     k_head, v_head = heads[0], heads[min(1, len(heads) - 1)]
-    newest = {"newest_k": 0, "newest_v": 0, "newest_table": 0}
+    newest = {"newest_k": 0, "newest_v": 0, "newest_table": 0, "run_blocks": 0}
     if op.newest is not None:
-        newest = _newest(low, op.newest)
+        newest = {**_newest(low, op.newest), "run_blocks": NEWEST_BLOCKS}
     arguments = layout.ATTENTION(
         **low.where(q=op.q, out=op.out), **_cache(low, op.layer), k_head=k_head, v_head=v_head,
         n_heads=op.n_heads, n_kv_heads=layer.n_kv_heads, dim_k=layer.head_dim_k, dim_v=layer.head_dim_v,
