@@ -246,9 +246,15 @@ def _layers_of(ops: Iterable[Op]) -> tuple[int, ...]:
     return tuple(sorted({layer for op in ops for layer in (*op.read_layers(), *op.written_layers())}))
 
 
+def _with_layers(op: Op, layers: Sequence[int]) -> Op:
+    """An op of the cache, over the numbers that its layers have in a part."""
+    numbers = {name: getattr(op, name, None) for name in ("layer", "newest")}
+    return replace(op, **{name: layers.index(i) for name, i in numbers.items() if i is not None})
+
+
 def _part(whole: Program, ops: Sequence[Op], layers: Sequence[int], adapted: Program | None) -> Program:
     """A program of some ops; they keep the names of their buffers and weights, and count their own layers."""
-    own = [replace(op, layer=layers.index(op.layer)) if op.cache else op for op in ops]  # type: ignore[call-arg, attr-defined]
+    own = [_with_layers(op, layers) if op.cache else op for op in ops]
     used = {name for op in own for name in (*op.read_buffers(), *op.written_buffers())}
     used |= {whole.root(name) for name in used}
     ropes = {op.rope for op in own if hasattr(op, "rope")}

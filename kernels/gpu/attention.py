@@ -19,6 +19,7 @@ from edgellm.kernels.ops import (
     ApplyRope,
     Attention,
     Op,
+    PackKV,
     RMSNorm,
     SelfAttention,
     SigmoidGate,
@@ -63,6 +64,16 @@ def _store(low: Lowering, name: str, index: int, kept: str, dim: int, *, by_row:
     low.emit(
         text, [low.step, array.buffer, x.buffer], "rwr", (blocks(n), low.n(x), 1), layer.n_kv_heads, dim,
         low.there.program.table_of(index), x.at, x.row, 0,
+    )  # fmt: skip
+
+
+def pack_kv(low: Lowering, op: PackKV) -> None:
+    """The blocks that the batch fills."""
+    there, layer = low.there, low.there.program.kv_layer(op.layer)
+    arrays = [array.buffer for index in (op.newest, op.layer) for array in there.pool.arrays[index][:2]]
+    low.emit(
+        cache_types.pack(), [low.step, *arrays], "rrrww", (layer.n_kv_heads, low.counts.tokens, 1), layer.n_kv_heads,
+        layer.head_dim_k, layer.head_dim_v, there.program.table_of(op.layer), there.program.table_of(op.newest),
     )  # fmt: skip
 
 
@@ -174,7 +185,9 @@ def attention(low: Lowering, op: Attention) -> None:
     heads, gate = there.heads_at_once(op), _gate_behind(low, op)
     out = low.place(op.out if gate is None else gate.out)
     shape = _Shape(_queries(low, heads, layer) if low.counts.is_prompt else 1, heads, parts == 1)
-    keys, values = (there.pool.arrays[op.layer] * 2)[:2]  # of a latent layer one and the same
+    kept = [array.buffer for array in (there.pool.arrays[op.layer] * 2)[:2]]  # of a latent layer one and the same
+    if op.newest is not None:
+        kept += [array.buffer for array in there.pool.arrays[op.newest]]
     size = layer.head_dim_v + 2
     target = out.buffer if shape.is_whole else _partials(low)
     roles, gate_at = [("q", q.buffer, "r"), ("o", target, "w")], list[int]()
@@ -182,15 +195,15 @@ def attention(low: Lowering, op: Attention) -> None:
         low.n_taken, of_gate = 2, low.place(gate.gate)
         gate_at = [of_gate.at, of_gate.row, out.width // of_gate.width]
         roles += [("gate", of_gate.buffer, "r")] if shape.is_whole else []
-    bound = bindings(3, roles)
-    text, sinks = _text(bound, op, layer, shape, gate), [low.vector(op.sinks)] if op.sinks else []
+    bound = bindings(1 + len(kept), roles)
+    text, sinks = _text(low, bound, op, layer, shape, gate), [low.vector(op.sinks)] if op.sinks else []
     own = sinks if shape.is_whole else []
     at_once = low.n(q) if shape.is_whole else max(1, PARTIALS_NBYTES // (4 * op.n_heads * parts * size))
     common = there.program.table_of(op.layer), layer.window, parts, op.n_heads, layer.n_kv_heads
     for first in range(0, low.n(q), at_once):
         n = min(at_once, low.n(q) - first)
         low.emit(
-            text, [low.step, keys.buffer, values.buffer, *bound.buffers, *own], "rrr" + bound.kinds + "r" * len(own),
+            text, [low.step, *kept, *bound.buffers, *own], "r" * (1 + len(kept)) + bound.kinds + "r" * len(own),
             (parts, op.n_heads // heads, blocks(n, shape.queries)), *common, op.n_heads // layer.n_kv_heads // heads,
             first, first + n, q.at, q.row, out.at, out.row, float(op.scale), float(op.softcap),
             *(gate_at if shape.is_whole else []),
@@ -203,6 +216,8 @@ def attention(low: Lowering, op: Attention) -> None:
 def _gate_behind(low: Lowering, op: Attention) -> SigmoidGate | SoftplusGate | None:
     """The gate that comes next, where nobody else wants what it lets through."""
     gate = low.next()
+    if op.newest is not None and op.sinks:
+        return None  # more buffers than every device can bind
     if isinstance(gate, SigmoidGate | SoftplusGate) and gate.x == op.out != gate.gate:
         return gate if gate.out == op.out or low.is_dead(op.out, 1) else None
     return None
@@ -238,7 +253,10 @@ _TREES = {
 }
 
 
-def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape, gate: SigmoidGate | SoftplusGate | None) -> str:
+def _text(
+    low: Lowering, bound: Bound, op: Attention, layer: KVLayer, shape: _Shape, gate: SigmoidGate | SoftplusGate | None
+) -> str:
+    newest, first = (0, 3) if op.newest is None else (low.there.program.table_of(op.newest), 5)
     has_sinks, size = op.sinks is not None and shape.is_whole, f"{layer.head_dim_v + 2}u"
     if shape.is_whole:
         to = "p.y_at + (token + r / $HEADS) * p.y_row + (head0 + r % $HEADS) * $DIM_V + d"
@@ -269,10 +287,10 @@ def _text(bound: Bound, op: Attention, layer: KVLayer, shape: _Shape, gate: Sigm
     return source(
         "attention", CAP="capped" if op.softcap else "",
         **_gated(gate if shape.is_whole else None, bound.names.get("gate", "")),
-        BINDINGS=bound.text + (vector(3 + len(bound.buffers), "sinks") if has_sinks else ""), HEADS=shape.heads,
+        BINDINGS=bound.text + (vector(first + len(bound.buffers), "sinks") if has_sinks else ""), HEADS=shape.heads,
         QUERIES=shape.queries, ROWS=rows, SHARES=shares, OWN=rows // shares, LANES=64 // shares, DIM_K=layer.head_dim_k,
         DIM_V=layer.head_dim_v, KEEP_SUM=keep, STORE=store, q=bound.names["q"], **_TREES,
-        **cache_types.readers(layer, rows),
+        **cache_types.readers(layer, rows, newest),
     )  # fmt: skip
 
 

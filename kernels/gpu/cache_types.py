@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from edgellm.formats.levels import IQ4
-from edgellm.kernels.cache_types import IQ4_MIDDLES, QUANTIZED
+from edgellm.formats.levels import IQ4, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.kernels.cache_types import IQ4_MIDDLES, PACKED, QUANTIZED
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.sources import source
-from edgellm.kernels.kv import KVLayer
+from edgellm.kernels.kv import BLOCK_TOKENS, NEWEST_BLOCKS, KVLayer
 
 _WRITES = {  # the number x at place e
     "f16": ("half_bits(x)", True),
@@ -98,9 +98,25 @@ def store_codes(name: str, dim: int, *, values: bool) -> str:
     )  # fmt: skip
 
 
-def readers(layer: KVLayer, rows: int) -> dict[str, str]:
+@functools.cache
+def pack() -> str:
+    """A full block in 2 bits."""
+    (whole, between), (narrow, at) = KIVI2_WITHIN
+    words = {"WHOLE": str(whole / 3), "BETWEEN": str(between), "NARROW": str(narrow / 3), "AT": str(at)}
+    return source(
+        "pack_kv", HALF_BITS=sources.text("half_bits"), PER_REACH=str(1 / KIVI2_REACH),
+        PACK_KEYS=source("pack_rows", ARRAY="keys", **words), PACK_VALUES=source("pack_rows", ARRAY="values", **words),
+    )  # fmt: skip
+
+
+def readers(layer: KVLayer, rows: int, newest: int = 0) -> dict[str, str]:
     """What attention.wgsl reads keys and values by: functions, the loop over dimensions, and the expression of two
-    values."""
+    values.
+
+    newest   of a packed layer: the group of the blocks that are not
+    """
+    if layer.type_k in PACKED:
+        return _packed_readers(layer, rows, newest)
     texts, names = list[str](), (layer.type_k, layer.type_v)
     if "iq4_nl" in names:
         texts.append(_level_text())
@@ -124,8 +140,61 @@ def readers(layer: KVLayer, rows: int) -> dict[str, str]:
             texts.append(pair("value", layer.head_dim_v))
         if "bf16" in names:
             texts.append(_BFLOATS)
-    scores = scores.replace("$DIM_K", f"{layer.head_dim_k}u").replace("$ROWS", f"{rows}u")
-    return {"READERS": "\n".join(texts), "SCORES": scores, "VALUE": "value_pair(head, i % 32u, d)"}
+    return _UNPACKED | {
+        "READERS": "\n".join(texts),
+        "SCORES": _sized(scores, layer, rows),
+        "VALUE": "value_pair(head, i % 32u, d)",
+    }
+
+
+_UNPACKED = {"NEWEST": "", "SAME_RUN": "", "RUN": "", "GROUP": "p.group"}
+
+
+def _sized(text: str, layer: KVLayer, rows: int) -> str:
+    return text.replace("$DIM_K", f"{layer.head_dim_k}u").replace("$ROWS", f"{rows}u")
+
+
+def _packed_readers(layer: KVLayer, rows: int, newest: int) -> dict[str, str]:
+    """The same, of blocks of 2 bits; of float16 the first, and from the run of a token's own position on."""
+    run = NEWEST_BLOCKS * BLOCK_TOKENS
+    halves = _SCORES.replace("$KEY", "unpack2x16float(newest_keys[(head * $DIM_K + d) * 16u + o / 2u])")
+    of_halves = _half_pair("newest_value", layer.head_dim_v)
+    return {
+        "NEWEST": """@group(0) @binding(3) var<storage, read> newest_keys: array<u32>;
+@group(0) @binding(4) var<storage, read> newest_values: array<u32>;""",
+        "SAME_RUN": f" && position_of(token + n) / {run}u == position_of(token) / {run}u",
+        "RUN": f"let run = position_of(token) / {run}u * {run}u;",
+        "GROUP": f"select({newest}u, p.group, i >= 32u && i < run)",
+        "READERS": _PACKED_READERS.replace("$DIM_V", f"{layer.head_dim_v}u") + of_halves,
+        "SCORES": _sized(f"if (i >= 32u && i < run) {{ {_PACKED_SCORES} }} else {{ {halves} }}", layer, rows),
+        "VALUE": "value_of(i >= 32u && i < run, head, i % 32u, d)",
+    }
+
+
+_PACKED_READERS = """fn minimum_of(byte: u32) -> f32 { return (f32(byte & 0xffu) - 128.0) * 0.125; }
+fn scale_of_byte(byte: u32) -> f32 { return unpack2x16float((byte & 0xffu) << 7u).x; }
+fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {
+  if (!is_packed) { return newest_value_pair(head, o, d); }
+  let base = head * $DIM_V * 3u;
+  let w = values[base + (o / 4u * $DIM_V + d) / 4u] >> (8u * (d & 2u) + 2u * (o & 3u));
+  let at = base + $DIM_V * 2u + (d / 16u) * 8u + o / 4u;
+  let shift = 8u * (o & 3u);
+  let c = vec2<f32>(f32(w & 3u), f32((w >> 8u) & 3u)) + minimum_of(values[at + $DIM_V / 2u] >> shift);
+  return c * scale_of_byte(values[at] >> shift);
+}
+"""
+_PACKED_SCORES = """let k0 = head * $DIM_K * 3u;
+      let at = k0 + $DIM_K * 2u + (o / 16u) * ($DIM_K / 4u);
+      for (var d = 0u; d < $DIM_K; d += 4u) {
+        let w = keys[k0 + d * 2u + o / 4u] >> (8u * (o & 2u));
+        let scales = keys[at + d / 4u];
+        let minima = keys[at + $DIM_K / 2u + d / 4u];
+        for (var j = 0u; j < 4u; j++) {
+          let c = vec2<f32>(f32((w >> (2u * j)) & 3u), f32((w >> (8u + 2u * j)) & 3u));
+          let k = (c + minimum_of(minima >> (8u * j))) * scale_of_byte(scales >> (8u * j));
+          for (var r = 0u; r < $ROWS; r++) { s[r] = fma(vec2<f32>(qs[r * $DIM_K + d + j]), k, s[r]); }
+        }
+      }"""
 
 
 _SCORES = """for (var d = 0u; d < $DIM_K; d++) {

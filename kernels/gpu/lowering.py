@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.cache_types import PACKED
 from edgellm.kernels.gpu import attention, cache_types, experts, latent, low_rank, products, recurrent, sources, streams
 from edgellm.kernels.gpu.cuts import find_cuts
 from edgellm.kernels.gpu.device import Device
@@ -57,6 +58,7 @@ from edgellm.kernels.ops import (
     MatchMagnitude,
     Matmul,
     MixStreams,
+    PackKV,
     RMSNorm,
     Route,
     Scale,
@@ -158,7 +160,7 @@ def unknown(program: Program, op: Op) -> str | None:
         if layer.latent and layer.head_dim_k % 2:
             return f"{op.name} over an odd number of dimensions"
         for name in (layer.type_k, layer.type_v):
-            if name not in cache_types.TYPES:
+            if name not in cache_types.TYPES and (name not in PACKED or isinstance(op, StoreKV)):
                 return f"{op.name} of keys or values as {name}"
     return None
 
@@ -360,7 +362,8 @@ RULES: dict[type[Op], Rule] = {
     Matmul: Rule(products.matmul, "x weight out bias"),
     ApplyRope: Rule(_rope, "x head_dim rope"),
     StoreKV: Rule(attention.store_kv, "k v layer"),
-    Attention: Rule(attention.attention, "q out layer n_heads scale softcap sinks"),
+    PackKV: Rule(attention.pack_kv, "layer newest"),
+    Attention: Rule(attention.attention, "q out layer n_heads scale softcap sinks newest"),
     GatedUnit: Rule(_gated_unit, "gate up out activation"),
     Add: Rule(_add, "x y out scale"),
     Scale: Rule(_scale, "x out factor"),

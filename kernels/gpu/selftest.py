@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgellm.kernels.cache_types import DEFAULT, QUANTIZED
+from edgellm.kernels.cache_types import DEFAULT, PACKED, QUANTIZED
 from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import SelfTestResult, nmse
 from edgellm.kernels.gpu import cache_types, sources
@@ -36,6 +36,7 @@ from edgellm.kernels.ops import (
     HeadMatmul,
     Matmul,
     Op,
+    PackKV,
     RMSNorm,
     Route,
     SelectOutputs,
@@ -48,7 +49,8 @@ from edgellm.kernels.rope import Rope
 
 LIMIT = 1e-9  # of NMSE: sums of float32 in another order; half precision would be near 1e-7
 EXACT = ("add", "select_outputs", "store_kv")
-LIMITS = {f"{StoreKV.name}_{kind}": 1e-5 for kind in QUANTIZED}  # one code in a thousand may be rounded otherwise
+FITTED = (PackKV.name, *(f"{StoreKV.name}_{kind}" for kind in QUANTIZED))
+LIMITS = dict.fromkeys(FITTED, 1e-5)  # one code in a thousand may be rounded otherwise
 WEIGHED = (Embed, Matmul, ExpertMatmul)
 COLUMNS = (1, 2, 4, 8, 33)
 OF_HEADS = ("F32", "Q8_0", "Q4_K")  # types of a matrix for each head; others differ in what experts show
@@ -62,6 +64,7 @@ SHADERS = (
     *(f"{HeadMatmul.name}_{quant.lower()}" for quant in OF_HEADS),
     f"{Attention.name}_latent",
     *(f"{op.name}_{kind}" for op in (StoreKV, Attention) for kind in cache_types.TYPES if kind != DEFAULT),
+    *(f"{Attention.name}_{kind}" for kind in PACKED),
 )
 """The names of ops, with a type of weights or an activation behind them."""
 

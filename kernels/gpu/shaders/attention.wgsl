@@ -5,6 +5,7 @@ struct P { group: u32, window: u32, parts: u32, n_heads: u32, n_kv_heads: u32, p
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read> keys: array<u32>;
 @group(0) @binding(2) var<storage, read> values: array<u32>;
+$NEWEST
 $BINDINGS
 var<immediate> p: P;
 const NONE = -1e30;
@@ -26,9 +27,9 @@ fn seen_from(token: u32) -> u32 {
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {
   let stop = min(p.first + (g.z + 1u) * $QUERIES, p.end);
   var token = p.first + g.z * $QUERIES;
-  loop {  // once for each sequence among its tokens
+  loop {  // once for each sequence, and run of packed keys, among its tokens
     var n = 1u;
-    for (; n < $QUERIES && token + n < stop && b[b[4] + token + n] == b[b[4] + token]; ) { n++; }
+    for (; n < $QUERIES && token + n < stop && b[b[4] + token + n] == b[b[4] + token]$SAME_RUN; ) { n++; }
     attend(g, t, token, n);
     token += n;
     if (token >= stop) { break; }
@@ -41,6 +42,7 @@ fn attend(g: vec3<u32>, t: u32, token: u32, n: u32) {
   let base = g.x * 256u;
   let low = seen_from(token);  // of any of the tokens: they stand in the order of their positions
   let high = seen_by(token + n - 1u) + 1u;
+  $RUN
   if (base >= high || base + 256u <= low) { return; }
   if (t < $QUERIES) { sight[t] = select(vec2<u32>(0xffffffffu, 0u), vec2<u32>(seen_from(token + t), seen_by(token + t) + 1u), t < n); }
   for (var i = t; i < $ROWS * $DIM_K; i += 64u) {
@@ -53,7 +55,7 @@ fn attend(g: vec3<u32>, t: u32, token: u32, n: u32) {
     var s: array<vec2<f32>, $ROWS>;
     for (var r = 0u; r < $ROWS; r++) { s[r] = vec2<f32>(0.0); }
     if (i < high && i + 1u >= low) {
-      let head = table_entry(p.group, token, i / 32u) * p.n_kv_heads + kv;
+      let head = table_entry($GROUP, token, i / 32u) * p.n_kv_heads + kv;
       let o = i % 32u;
       $SCORES
     }
@@ -110,7 +112,7 @@ fn attend(g: vec3<u32>, t: u32, token: u32, n: u32) {
     var acc: array<vec2<f32>, $OWN>;
     for (var k = 0u; k < $OWN; k++) { acc[k] = vec2<f32>(0.0); }
     for (var i = begin; i < end; ) {
-      let head = table_entry(p.group, token, i / 32u) * p.n_kv_heads + kv;
+      let head = table_entry($GROUP, token, i / 32u) * p.n_kv_heads + kv;
       let last = min(end, (i / 32u + 1u) * 32u);
       for (; i < last; i++) {
         let v = $VALUE;

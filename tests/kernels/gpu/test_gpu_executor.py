@@ -149,6 +149,38 @@ def test_keys_and_values_are_kept_in_any_type(type_k: str, type_v: str, files: d
     fast.close()
 
 
+@pytest.mark.parametrize("name", ["llama Q4_K", "gemma3 Q8_0", "gpt-oss Q8_0"])
+def test_full_blocks_are_packed_and_read_alike_alone_and_in_any_chunks(
+    name: str, files: dict[str, Path], index: int
+) -> None:
+    """Over the end of a run of 128, with windows and with sinks; ``files`` have heads of 64."""
+    with GGUFFile.open(files[name]) as gguf:
+        program = with_cache_types(build_program(gguf), "kivi2", "kivi2")
+    fast, judge = (
+        GPUExecutor(program, N_BLOCKS, max_tokens=256, index=index),
+        ReferenceExecutor(program, N_BLOCKS, 256, "float16"),
+    )
+    lengths = [140, 101]
+    batch, more = sequences(program, lengths, [0, 0], N_BLOCKS), sequences(program, [30, 1], lengths, N_BLOCKS, seed=2)
+    found = [fast.run(one).copy() for one in (batch, more)]
+    for logits, one in zip(found, (batch, more), strict=True):
+        assert nmse(logits, judge.run(one)) < 1e-4, "a code may be rounded otherwise"
+    assert fast.pool.nbytes == judge.pool.nbytes
+    for group in range(len(program.groups)):
+        kept = np.frombuffer(judge.pool.read_block(group, 1), np.uint8)
+        assert np.mean(np.frombuffer(fast.pool.read_block(group, 1), np.uint8) != kept) < 0.05
+    fast.close()
+    fast = opened(program, index)
+    for which in (0, 1):
+        for one, logits in zip((alone(batch, which), alone(more, which)), found, strict=True):
+            for first in range(0, len(one), 7):
+                names = ("tokens", "positions", "sequences", "outputs")
+                fields = (getattr(one, name)[first : first + 7] for name in names)
+                last = fast.run(Batch(*fields, one.tables))
+            assert np.array_equal(last[-1], logits[which])
+    fast.close()
+
+
 def test_small_bindings_change_no_bit(program: Program, index: int) -> None:
     arrays = [array for layer in program.cache_layers for array in layer.arrays(np.dtype(np.float16))]
     if 8 * max(math.prod(shape) * kept.itemsize for shape, kept in arrays) > 66 << 10:

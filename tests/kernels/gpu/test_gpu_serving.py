@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers_together import answers_together
 from gpu_device import device
 
 import edgellm
@@ -70,3 +71,36 @@ def test_answers_that_come_together_are_drawn_together(llm: Any, monkeypatch: py
     for thread in threads:
         thread.join()
     assert max(sizes) > 1 and len(found) == 6
+
+
+def test_packed_keys_go_from_device_to_device_and_have_the_same_tokens_cold_warm_and_together(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Prompts that part from others in the middle, over the end of a run, in a cache that has no room for them all."""
+    folder, name = tmp_path_factory.mktemp("m"), device("gpu")
+    path = tiny_models.write_tiny_model(folder / "m.gguf", "llama", "Q8_0", context_length=512)
+    types = {"n_ctx": 384, "max_tokens_per_step": 64, "cache_type_k": "kivi2", "cache_type_v": "kivi2"}
+    rng = np.random.default_rng(4)
+    text = rng.integers(3, 259, 300).tolist()
+    given = [[*text[:n], *rng.integers(3, 259, 20).tolist()] for n in (0, 90, 110, 128, 150, 260)]
+    options = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    cold = []
+    for prompt in given:
+        with edgellm.load(path, executor=name, **types) as llm:
+            cold.append(llm.generate(prompt, **options).tokens)
+    with edgellm.load(path, executor=name, n_parallel=2, **types) as llm:
+        assert [llm.generate(prompt, **options).tokens for prompt in given * 2] == cold * 2
+        assert answers_together(llm, given, options) == [list(tokens) for tokens in cold]
+        llm.engine.call(lambda cache, executor: cache.check([]))
+        planned = llm.memory_estimate.kv
+        assert planned == llm.engine.cache.pool.nbytes
+        llm.generate(given[-1], **options)
+        n_saved = llm.save_state(folder / "gpu.kv", given[-1])
+    for first, second, state in (("cpu", name, "cpu.kv"), (name, "cpu", "gpu.kv")):
+        with edgellm.load(path, executor=first, **types) as llm:
+            expected = llm.generate(given[-1], **options).tokens
+            assert llm.save_state(folder / "cpu.kv", given[-1]) == n_saved or state == "gpu.kv"
+        with edgellm.load(path, executor=second, **types) as llm:
+            llm.load_state(folder / state)
+            said = llm.generate(given[-1], **options)
+            assert said.timings.reused_n >= 256 and said.tokens == expected

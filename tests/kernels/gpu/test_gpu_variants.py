@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[str, str, Any, bool]] = {
     "lfm2 Q5_0": ("lfm2", "Q5_0", 1, False),
     "qwen3moe Q4_0": ("qwen3moe", "Q4_0", "auto", True),
 }
+SHADERS = ("matmul_q4_k", "expert_matmul_q8_0", "attention", "attention_kivi2", "pack_kv", "short_conv", "embed_q6_k")
 WEAK = {
     "subgroups": "fn f(x: f32) -> f32 { return subgroupAdd(x); }",
     "f16": "enable f16; fn f(x: f32) -> f32 { return f32(f16(x)); }",
@@ -100,7 +101,7 @@ def test_logits_have_the_same_bits(
         assert nmse(found, judge.run(batch)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["matmul_q4_k", "expert_matmul_q8_0", "attention", "short_conv", "embed_q6_k"])
+@pytest.mark.parametrize("name", SHADERS)
 def test_shaders_agree_with_the_reference(name: str, variant: str, index: int) -> None:
     result = selftest.try_shader(name, index, (1, 17))
     assert result.ok, result

@@ -111,13 +111,18 @@ def test_what_stands_where(programs: dict[str, Program], name: str) -> None:
         executor.close()
 
 
-def test_keys_and_values_of_few_bits_stand_with_their_layers(programs: dict[str, Program], name: str) -> None:
-    program = with_cache_types(programs["llama"], "q8_0", "q4_0")
+@pytest.mark.parametrize(
+    ("types", "also", "per_layer"), [(("q8_0", "q4_0"), "hadamard", 1), (("kivi2",) * 2, "pack_kv", 2)]
+)
+def test_keys_and_values_of_few_bits_stand_with_their_layers(
+    types: tuple[str, str], also: str, per_layer: int, programs: dict[str, Program], name: str
+) -> None:
+    program = with_cache_types(programs["llama"], *types)
     executor, judge = opened(program, name, 2), ReferenceExecutor(program, N_BLOCKS, 64)
     cpu, gpu = executor.cut.programs
     for part, n_layers in ((cpu, N_LAYERS - 2), (gpu, 2)):
-        assert {"store_kv", "attention", "hadamard"} <= {op.name for op in part.ops}
-        assert len(part.cache_layers) == n_layers
+        assert {"store_kv", "attention", also} <= {op.name for op in part.ops}
+        assert len(part.cache_layers) == n_layers * per_layer
     for batch in steps(program):
         assert nmse(executor.run(batch), judge.run(batch)) < 1e-3  # a code may fall on the other side of a half
     executor.close()
