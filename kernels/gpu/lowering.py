@@ -19,10 +19,20 @@ from typing import Any, NamedTuple
 
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cache_types import PACKED
-from edgellm.kernels.gpu import attention, cache_types, experts, latent, low_rank, products, recurrent, sources, streams
+from edgellm.kernels.gpu import (
+    attention,
+    cache_types,
+    experts,
+    latent,
+    low_rank,
+    products,
+    recurrent,
+    rows,
+    sources,
+)
 from edgellm.kernels.gpu.cuts import find_cuts
 from edgellm.kernels.gpu.device import Device
-from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks, folded
+from edgellm.kernels.gpu.emitter import Counts, Lowering, Resident, blocks
 from edgellm.kernels.gpu.layout import place_buffers, row_counts, runs_of_products
 from edgellm.kernels.gpu.order import in_order
 from edgellm.kernels.gpu.pool import GPUPool
@@ -82,11 +92,11 @@ LOOKED_UP = (Embed, ExpertMatmul, HeadMatmul, AddRows)  # ops whose weight is a 
 def put_program(device: Device, program: Program, pool: GPUPool, max_tokens: int) -> Resident:
     """Send all of a program to the device. UnsupportedError names what has no shader."""
     check(program)
-    rows = row_counts(program, max_tokens, device.max_binding)
+    n_rows = row_counts(program, max_tokens, device.max_binding)
     cuts = find_cuts(program.ops, program.buffers)
-    placed = place_buffers(device, program, rows, cuts)
+    placed = place_buffers(device, program, n_rows, cuts)
     step = StepBuffer(device, program, max_tokens)
-    there = Resident(device, program, pool, step, rows, placed.of, placed.made, cuts)
+    there = Resident(device, program, pool, step, n_rows, placed.of, placed.made, cuts)
     for op in program.ops:
         if isinstance(op, Attention):
             there.heads_at_once(op)
@@ -196,7 +206,7 @@ def _embed(low: Lowering, op: Embed) -> None:
 
 
 def _rms_norm(low: Lowering, op: RMSNorm) -> None:
-    if attention.heads_to_cache(low) or _norm_add(low, op) or products.normed(low, op):
+    if attention.heads_to_cache(low) or rows.taken_together(low) or products.normed(low, op):
         return
     x, y, width = low.place(op.x), low.place(op.out), low.there.program.tensors[op.weight].shape[-1]
     roles, words, at = [("x", x.buffer, "r")], {"VALUE": "v", "GATE_AT": "", "FUNCTIONS": ""}, list[int]()
@@ -215,36 +225,6 @@ def _rms_norm(low: Lowering, op: RMSNorm) -> None:
     )  # fmt: skip
 
 
-def _norm_add(low: Lowering, op: RMSNorm) -> bool:
-    """Emit a norm of whole rows, its sum with others, and the norm of that, where these come next; whether so."""
-    add, after, tensors = low.next(), low.next(2), low.there.program.tensors
-    x, width = low.place(op.x), tensors[op.weight].shape[-1]
-    if not isinstance(add, Add) or {add.x, add.y} != {op.out, add.out} or add.out == op.out or add.scale != 1.0:
-        return False
-    r = low.place(add.out)
-    if x.width != width or r.width != width or r.rows != x.rows or r.buffer is x.buffer or not low.is_dead(op.out, 1):
-        return False
-    low.n_taken, names, roles, next_eps = 2, [op.weight], [("x", x.buffer, "r"), ("r", r.buffer, "w")], 0.0
-    y, follows = r, isinstance(after, RMSNorm) and after.x == add.out and tensors[after.weight].shape[-1] == width
-    if follows and isinstance(after, RMSNorm) and low.place(after.out).buffer not in (x.buffer, r.buffer):
-        y, next_eps = low.place(after.out), after.eps
-        low.n_taken = 3
-        names.append(after.weight)
-        roles.append(("y", y.buffer, "w"))
-    bound = bindings(1, roles)
-    following = """let next = factor_of(sum, p.next_eps, t);
-  let y = p.y_at + g.y * p.y_row;
-  for (var i = t; i < p.width; i += 64u) { $y[y + i] = $r[r + i] * next * w[p.width + i]; }"""
-    for name, variable in bound.names.items():
-        following = following.replace(f"${name}", variable)
-    low.emit(
-        source("norm_add", BINDINGS=bound.text, NEXT=following if len(names) > 1 else "", **bound.names),
-        [low.vector(*names), *bound.buffers], "r" + bound.kinds, (1, low.n(x), 1),
-        width, 0, x.at, x.row, r.at, r.row, y.at, y.row, float(op.eps), float(next_eps),
-    )  # fmt: skip
-    return True
-
-
 def _rope(low: Lowering, op: ApplyRope) -> None:
     if attention.heads_to_cache(low):
         return
@@ -260,64 +240,6 @@ def _rope(low: Lowering, op: ApplyRope) -> None:
     low.emit(
         source("rope"), [low.step, x.buffer], "rw", (blocks(heads * half), low.n(x), 1),
         heads, op.head_dim, half, int(rope.adjacent), list(low.there.program.ropes).index(op.rope), x.at, x.row,
-    )  # fmt: skip
-
-
-def _pointwise(
-    low: Lowering, function: str, x_name: str, y_name: str, out_name: str, amount: float = 1.0, per: int = 1
-) -> None:
-    x, y, z = low.place(x_name), low.place(y_name), low.place(out_name)
-    bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "r"), ("z", z.buffer, "w")])
-    n = low.n(z) * z.width
-    words = bound.names | {"BINDINGS": bound.text, "FUNCTION": function, "FUNCTIONS": sources.text("activations")}
-    low.emit(
-        source("pointwise", **words), bound.buffers, bound.kinds, folded(blocks(n)), z.width, n, per,
-        x.at, x.row, y.at, y.row, z.at, z.row, float(amount),
-    )  # fmt: skip
-
-
-def _activate(low: Lowering, op: Activate) -> None:
-    _pointwise(low, sources.curved(op.activation, "u"), op.x, op.x, op.out)
-
-
-def _gated_unit(low: Lowering, op: GatedUnit) -> None:
-    _pointwise(low, f"{op.activation}(u, v)", op.gate, op.up, op.out)
-
-
-def _add(low: Lowering, op: Add) -> None:
-    _pointwise(low, "u + v" if op.scale == 1.0 else "fma(p.amount, v, u)", op.x, op.y, op.out, op.scale)
-
-
-def _scale(low: Lowering, op: Scale) -> None:
-    _pointwise(low, "p.amount * u", op.x, op.x, op.out, op.factor)
-
-
-def _softcap(low: Lowering, op: Softcap) -> None:
-    _pointwise(low, "softcap(u, p.amount)", op.x, op.x, op.out, op.cap)
-
-
-def _clamp(low: Lowering, op: Clamp) -> None:
-    _pointwise(low, "clamp(u, -p.amount, p.amount)", op.x, op.x, op.out, op.limit)
-
-
-def _sigmoid_gate(low: Lowering, op: SigmoidGate) -> None:
-    per = low.place(op.x).width // low.place(op.gate).width
-    _pointwise(low, "u * sigmoid(v)", op.x, op.gate, op.out, per=per)
-
-
-def _softplus_gate(low: Lowering, op: SoftplusGate) -> None:
-    per = low.place(op.x).width // low.place(op.gate).width
-    _pointwise(low, "u * softplus(v)", op.x, op.gate, op.out, per=per)
-
-
-def _layer_norm(low: Lowering, op: LayerNorm) -> None:
-    x, y, names = low.place(op.x), low.place(op.out), [op.weight, *([op.bias] if op.bias else [])]
-    bound = bindings(1, [("x", x.buffer, "r"), ("y", y.buffer, "w")])
-    low.emit(
-        source("layer_norm", BINDINGS=bound.text,
-               BIAS="w[p.width + i]" if op.bias else "0.0", **bound.names),
-        [low.vector(*names), *bound.buffers], "r" + bound.kinds, (1, low.n(x), 1),
-        x.width, x.at, x.row, y.at, y.row, float(op.eps),
     )  # fmt: skip
 
 
@@ -364,13 +286,13 @@ RULES: dict[type[Op], Rule] = {
     StoreKV: Rule(attention.store_kv, "k v layer"),
     PackKV: Rule(attention.pack_kv, "layer newest"),
     Attention: Rule(attention.attention, "q out layer n_heads scale softcap sinks newest"),
-    GatedUnit: Rule(_gated_unit, "gate up out activation"),
-    Add: Rule(_add, "x y out scale"),
-    Scale: Rule(_scale, "x out factor"),
-    SigmoidGate: Rule(_sigmoid_gate, "x gate out"),
-    SoftplusGate: Rule(_softplus_gate, "x gate out"),
-    Softcap: Rule(_softcap, "x out cap"),
-    Clamp: Rule(_clamp, "x out limit"),
+    GatedUnit: Rule(rows.by_value, "gate up out activation"),
+    Add: Rule(rows.by_value, "x y out scale"),
+    Scale: Rule(rows.by_value, "x out factor"),
+    SigmoidGate: Rule(rows.by_value, "x gate out"),
+    SoftplusGate: Rule(rows.by_value, "x gate out"),
+    Softcap: Rule(rows.by_value, "x out cap"),
+    Clamp: Rule(rows.by_value, "x out limit"),
     SelectOutputs: Rule(_select_outputs, "x out"),
     ShortConv: Rule(recurrent.short_conv, "bcx weight out layer"),
     CausalConv: Rule(recurrent.causal_conv, "x weight out layer bias"),
@@ -386,14 +308,14 @@ RULES: dict[type[Op], Rule] = {
     SSMScan: Rule(recurrent.ssm_scan, "xbc decay rate d out layer n_heads n_groups"),
     GatedNorm: Rule(recurrent.gated_norm, "x gate weight out eps"),
     Hadamard: Rule(_hadamard, "x size"),
-    LayerNorm: Rule(_layer_norm, "x weight out eps bias"),
-    Activate: Rule(_activate, "x out activation"),
+    LayerNorm: Rule(rows.by_row, "x weight out eps bias"),
+    Activate: Rule(rows.by_value, "x out activation"),
     AddRows: Rule(_add_rows, "x weight out of"),
-    MixStreams: Rule(streams.mix, "x coefs out"),
-    AddToStreams: Rule(streams.add_to, "x y out coefs first"),
-    MatchMagnitude: Rule(streams.match_magnitude, "x of out"),
-    ScaleColumns: Rule(streams.scale_columns, "x weight out"),
-    GaussianTopK: Rule(streams.gaussian_top_k, "x out factor"),
+    MixStreams: Rule(rows.by_row, "x coefs out"),
+    AddToStreams: Rule(rows.by_row, "x y out coefs first"),
+    MatchMagnitude: Rule(rows.by_row, "x of out"),
+    ScaleColumns: Rule(rows.by_row, "x weight out"),
+    GaussianTopK: Rule(rows.by_row, "x out factor"),
     AdapterDown: Rule(low_rank.down, "x out parts ids n_used"),
     AdapterUp: Rule(low_rank.up, "h out parts ids n_used"),
     AddDirection: Rule(low_rank.direction, "x parts"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -202,11 +202,34 @@ def _arrays(first: int, kinds: Sequence[tuple[str, str, str]]) -> str:
 _NAMES = re.compile(r"^(?:fn|struct) (\w+)", re.MULTILINE)
 
 
-def _of_another(quant: str, text: str, arrays: Sequence[str] = "w") -> str:
+def _of_another(quant: str, text: str, arrays: Sequence[str] = "w", suffix: str = "b") -> str:
     """Text about a weight, for a second one of this type: its functions, ``arrays``, and the numbers of it in ``p``."""
     names = "|".join(sorted({*_NAMES.findall(weights(quant)), *arrays}))
-    text = re.sub(rf"(?<![\w.])({names})\b", r"\1_b", text)
+    text = re.sub(rf"(?<![\w.])({names})\b", rf"\1_{suffix}", text)
     return re.sub(r"\bp\.(words|pieces)\b" if len(arrays) > 1 else r"\bp\.(words)\b", r"p.\1_b", text)
+
+
+def weights_of(quant: str, binding: int, suffix: str, words: int) -> tuple[str, str]:
+    """The binding of a weight, and the functions that read it: all their names have this behind them."""
+    array = f"@group(0) @binding({binding}) var<storage, read> w_{suffix}: array<u32>;"
+    return array, _of_another(quant, weights(quant).replace("p.words", f"{words}u"), suffix=suffix)
+
+
+def row_product(quant: str, suffix: str, pieces: int, x: str) -> dict[str, str]:
+    """Words of shaders/rows/matmul.wgsl for numbers x that are bound one by one."""
+    four = ", ".join(f"{x}[x0 + j * 32u + {{i}}u * 4u + {k}u]" for k in range(4))
+    made = _products(1, "x", value=f"vec4<f32>({four})")
+    sums = _of_another(quant, made["SUMS"], suffix=suffix).replace("p.pieces", f"{pieces}u")
+    lanes = {"LANES": f"{LANES}u", "SLICES": f"{SLICES}u"}
+    return lanes | {"START": made["START"], "SUMS": sums, "KEEP": made["KEEP"], "PIECES": f"{pieces}u"}
+
+
+def row_op(name: str, words: Mapping[str, str]) -> str:
+    """An op of shaders/rows with its words filled in; words may have others in them."""
+    found = text(f"rows/{name}")
+    while "$" in found:
+        found = Template(found).substitute(words)
+    return found
 
 
 @functools.cache
@@ -316,7 +339,7 @@ def expert_down(
     {sums}
     {last["KEEP"]}
   }}"""
-        apart = "bitcast<f32>(bitcast<u32>(sum) ^ p.nothing)"  # see shaders/norm_add.wgsl
+        apart = "bitcast<f32>(bitcast<u32>(sum) ^ p.nothing)"  # 0 that a driver does not know: no fma is made of both
         words["ADD"] = f"sum = {apart} + part[{n_used * SLICES * LANES}u + lane];"
         words["FIELDS"] = ", nothing: u32, words_b: u32, pieces_b: u32, begin_b: u32, x_at_b: u32, x_row_b: u32"
         words["MORE"] = """

@@ -1,0 +1,4 @@
+var sum = 0.0;
+for (var i = first; i < $WIDTH; i += 64u) { let v = $x[x + i]; sum = fma(v, v, sum); }
+let factor = 1.0 / sqrt(total(sum, t) / f32($WIDTH) + $EPS);
+for (var i = t; i < $WIDTH; i += 256u) { $z[z + i] = $x[x + i] * factor * w[$W + i]; }
