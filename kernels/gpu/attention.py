@@ -78,12 +78,22 @@ def pack_kv(low: Lowering, op: PackKV) -> None:
 
 
 class _Heads(NamedTuple):
-    """What is done to queries, and to keys, before these are stored: a norm, a rotation, or both in this order."""
+    """What is done to queries, and to keys, before these are stored: a norm, a rotation, or both in this order.
+
+    values   the norm of these, or of keys as they were
+    store    None: the queries of a layer that looks at another one's keys
+    """
 
     queries: list[RMSNorm | ApplyRope]
     keys: list[RMSNorm | ApplyRope]
-    store: StoreKV
+    values: RMSNorm | None
+    store: StoreKV | None
+    layer: int
     is_row: bool  # rows are normed as a whole
+
+    @property
+    def n_ops(self) -> int:
+        return len(self.queries) + len(self.keys) + (self.values is not None) + (self.store is not None)
 
 
 def heads_to_cache(low: Lowering) -> bool:
@@ -92,11 +102,11 @@ def heads_to_cache(low: Lowering) -> bool:
     found = _heads(low)
     if found is None:
         return False
-    op, program, n_same = found.store, low.there.program, len(found.queries)
-    assert op.v is not None, "checked"
-    q, k, v, layer = low.place(found.queries[0].x), low.place(op.k), low.place(op.v), program.kv_layer(op.layer)
-    keys, values = low.there.pool.arrays[op.layer]
-    norms = [one for one in (*found.queries, *found.keys) if isinstance(one, RMSNorm)]
+    program, layer, q = low.there.program, low.there.program.kv_layer(found.layer), low.place(found.queries[0].x)
+    k, v = (q, q) if found.store is None else (low.place(found.store.k), low.place(str(found.store.v)))
+    v, n_kv = low.place(found.values.x) if found.values else v, layer.n_kv_heads if found.store else 0
+    keys, values = low.there.pool.arrays[found.layer]
+    norms = [one for one in (*found.queries, *found.keys, found.values) if isinstance(one, RMSNorm)]
     turns = [one.rope for one in (*found.queries, *found.keys) if isinstance(one, ApplyRope)]
     y = low.apart(found.queries[0].x) if found.is_row else q
     roles = [("q", q.buffer, "r"), ("y", y.buffer, "w"), ("k", k.buffer, "r"), ("v", v.buffer, "r")]
@@ -106,16 +116,18 @@ def heads_to_cache(low: Lowering) -> bool:
         norm = source("row_norm", **bound.names)
     is_before = isinstance(found.queries[0], RMSNorm)
     rope, names = program.ropes[turns[0]] if turns else None, list(program.ropes)
-    low.n_taken = 2 * n_same + 1
+    low.n_taken = found.n_ops
     low.emit(
         source("heads_to_cache", BINDINGS=bound.text + vector(3 + len(bound.buffers), "w") * bool(norms),
                NORM=norm if norms and is_before else "", NORM_BEHIND=norm if norms and not is_before else "",
+               NORM_VALUES=source("value_norm", **bound.names) if found.values else "",
+               FACTOR=" * factor * w[2u * p.dim_k + d]" if found.values else "",
                PUT=sources.puts("keys", "values"), ROTATE=source("rotate", DIM=layer.head_dim_k), **bound.names),
         [low.step, keys.buffer, values.buffer, *bound.buffers, *weights], "rww" + bound.kinds + "r" * len(weights),
-        (q.width // layer.head_dim_k + 2 * layer.n_kv_heads, low.n(q), 1), q.width // layer.head_dim_k,
-        layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2 if rope else 0,
-        int(rope is not None and rope.adjacent), *([names.index(one) for one in turns] or (0, 0)),
-        program.table_of(op.layer), q.at, q.row, y.at, y.row, k.at, k.row, v.at, v.row,
+        (q.width // layer.head_dim_k + 2 * n_kv, low.n(q), 1), q.width // layer.head_dim_k,
+        n_kv, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2 if rope else 0,
+        int(rope is not None and rope.adjacent), *([names.index(one) for one in (turns * 2)[:2]] or (0, 0)),
+        program.table_of(found.layer), q.at, q.row, y.at, y.row, k.at, k.row, v.at, v.row,
         float(norms[0].eps if norms else 0.0),
     )  # fmt: skip
     return True
@@ -132,18 +144,23 @@ def apart_nbytes(program: Program, rows: Mapping[str, int]) -> int:
 def _heads(low: Lowering) -> _Heads | None:
     """What comes now, where it is done alike to queries and to keys on their way to the cache."""
     ops = list[RMSNorm | ApplyRope]()
-    while len(ops) < 4 and isinstance(op := low.next(len(ops)), RMSNorm | ApplyRope):
+    while len(ops) < 5 and isinstance(op := low.next(len(ops)), RMSNorm | ApplyRope):
         ops.append(op)
     store = low.next(len(ops))
+    if isinstance(store, Attention):
+        return _queries_alone(low, ops, store)
     if not isinstance(store, StoreKV) or store.v in (None, store.k):
         return None
-    queries, keys = ([op for op in ops if (op.x == store.k) == is_key] for is_key in (False, True))
+    values = next((op for op in ops if isinstance(op, RMSNorm) and op.out == store.v), None)
+    if values is not None and not _are_values(low, values, ops, store):
+        return None
+    queries, keys = ([op for op in ops if (op.x == store.k) == is_key and op is not values] for is_key in (False, True))
     layer, k, kinds = low.there.program.kv_layer(store.layer), low.place(store.k), [type(op) for op in keys]
     if layer.is_typed or layer.latent or not keys or [type(op) for op in queries] != kinds:
         return None
     is_one = len(kinds) == len(set(kinds)) and {op.x for op in queries} == {queries[0].x} != {store.v}
     is_whole = k.width == layer.n_kv_heads * layer.head_dim_k and low.is_dead(store.k, len(ops))
-    is_by_head = all(_is_by_head(low, op, layer.head_dim_k) for op in ops)
+    is_by_head = all(_is_by_head(low, op, layer.head_dim_k) for op in (*queries, *keys))
     is_row = not is_by_head and all(_is_by_head(low, op, low.place(op.x).width) for op in ops[:1] + keys[:1])
     if is_row:  # queries that every head reads go elsewhere, and attention is to be the only one that looks for them
         following = low.next(len(ops) + 1)
@@ -152,8 +169,32 @@ def _heads(low: Lowering) -> _Heads | None:
         )
         is_row = is_row and isinstance(queries[0], RMSNorm) and low.is_dead(queries[0].x, len(ops) + 1)
         is_row = is_row and all(_is_by_head(low, op, layer.head_dim_k) for op in ops if isinstance(op, ApplyRope))
+        is_row = is_row and values is None
     same = all(_same_but_weight(low, one, other) for one, other in zip(queries, keys, strict=True))
-    return _Heads(queries, keys, store, is_row) if is_one and is_whole and (is_by_head or is_row) and same else None
+    if is_one and is_whole and (is_by_head or is_row) and same:
+        return _Heads(queries, keys, values, store, store.layer, is_row)
+    return None
+
+
+def _queries_alone(low: Lowering, ops: list[RMSNorm | ApplyRope], behind: Attention) -> _Heads | None:
+    """The norm and the rotation of queries, where no keys are stored."""
+    layer = low.there.program.kv_layer(behind.layer)
+    is_both = [type(op) for op in ops] in ([RMSNorm, ApplyRope], [ApplyRope, RMSNorm])
+    is_by_head = all(op.x == behind.q and _is_by_head(low, op, layer.head_dim_k) for op in ops)
+    arrays = len(low.there.pool.arrays[behind.layer])
+    return _Heads(ops, [], None, None, behind.layer, False) if is_both and is_by_head and arrays == 2 else None
+
+
+def _are_values(low: Lowering, norm: RMSNorm, ops: list[RMSNorm | ApplyRope], store: StoreKV) -> bool:
+    """Whether a norm makes the values of a cache alone, of themselves or of keys that nothing was done to yet."""
+    layer, epsilons = low.there.program.kv_layer(store.layer), {op.eps for op in ops if isinstance(op, RMSNorm)}
+    is_first = norm.x == store.v or all(op.x != norm.x for op in ops[: ops.index(norm)])
+    is_alone = len(epsilons) == 1 and low.is_dead(norm.out, len(ops)) and norm.x in (store.v, store.k)
+    # their weights stand behind those of queries and of keys
+    is_third = sum(isinstance(op, RMSNorm) for op in ops) == 3
+    dim = layer.head_dim_v
+    is_by_head = low.there.program.tensors[norm.weight].shape[-1] == dim
+    return is_first and is_alone and is_third and is_by_head and low.place(norm.x).width == layer.n_kv_heads * dim
 
 
 def _is_by_head(low: Lowering, op: RMSNorm | ApplyRope, dim: int) -> bool:

@@ -42,6 +42,7 @@ def in_order(ops: Sequence[Op], cuts: Mapping[str, Cut], program: Program) -> li
             left = [one for one in left if not any(one is other for other in ahead)]
         found.append(left.pop(0))
     _bring_gates(found, program)
+    _bring_products(found, program)
     for i, (product, norm, add) in enumerate(zip(found, found[1:], found[2:], strict=False)):
         if not (isinstance(product, Matmul) and isinstance(norm, RMSNorm | LayerNorm) and isinstance(add, Add)):
             continue
@@ -64,6 +65,21 @@ def _bring_gates(ops: list[Op], program: Program) -> None:
         alike = [k for k in range(at, i) if isinstance(one := ops[k], Matmul) and one.x == product.x]
         if alike:
             ops.insert(alike[0], ops.pop(i))
+
+
+def _bring_products(ops: list[Op], program: Program) -> None:
+    """Put products of one input beside each other, where norms and rotations of what one makes stand between."""
+    for i, op in enumerate(ops):
+        at = i + 1
+        while isinstance(op, Matmul) and at < len(ops) and isinstance(one := ops[at], Matmul) and one.x == op.x:
+            at += 1
+        for k in range(at, min(at + REACH, len(ops)) if isinstance(op, Matmul) else 0):
+            one = ops[k]
+            if not isinstance(one, Matmul) or not isinstance(op, Matmul) or one.x != op.x:
+                continue
+            if all(_are_apart(other, one, program) for other in ops[at:k]):
+                ops.insert(at, ops.pop(k))
+                at += 1
 
 
 def _are_apart(one: Op, other: Op, program: Program) -> bool:

@@ -63,13 +63,19 @@ def matmul(low: Lowering, op: Matmul) -> None:
     curve = _curve_behind(low, op) if len(run) == 1 else None
     if curve is not None:
         low.n_taken, out = 2, low.place(curve.out)
+    through = _unit_behind(low, op) if len(run) == 1 else None
+    if through is not None:
+        low.n_taken, out = 2, low.place(through.out)
     bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
-    conv = recurrent.behind(low, len(run), [out._replace(width=end - begin)]) if len(matrix.parts) == 1 else None
+    made = [out._replace(width=end - begin)] if len(matrix.parts) == 1 and through is None else []
+    conv = recurrent.behind(low, len(run), made) if made else None
     if conv is not None and _fits(low, [matrix.parts[0].buffer, low.place(op.x).buffer, out.buffer, *bias], conv):
         low.n_taken = len(run) + 1
     else:
         conv = None
-    _product(low, op.x, matrix, begin, end, out, epilogue, amount, bias, curve.activation if curve else "", conv)
+    _product(
+        low, op.x, matrix, begin, end, out, epilogue, amount, bias, curve.activation if curve else "", conv, through
+    )
     if not low.fuse and op.out in low.there.made:  # a hook sees it as the model has it
         latent.join(low, op.out, low.there.cuts[op.out])
 
@@ -121,6 +127,18 @@ def _curve_behind(low: Lowering, op: Matmul) -> Activate | None:
     place, x = low.place(after.out), low.place(op.x)
     is_alone = after.out == op.out or low.is_dead(op.out, 1)
     return after if is_alone and place.rows == low.place(op.out).rows and place.buffer is not x.buffer else None
+
+
+def _unit_behind(low: Lowering, op: Matmul) -> GatedUnit | None:
+    """The unit that comes next, where a product is its gate, which nobody else wants, and what that lets through is
+    there."""
+    after = low.next()
+    if not isinstance(after, GatedUnit) or after.gate != op.out or after.up == op.out or op.out in low.there.made:
+        return None
+    out, up, x = low.place(after.out), low.place(after.up), low.place(op.x)
+    is_alone = after.out == op.out or low.is_dead(op.out, 1)
+    is_apart = out.buffer is not x.buffer and up.buffer not in (x.buffer, out.buffer) and out.rows == x.rows == up.rows
+    return after if is_alone and is_apart else None
 
 
 def _is_residual(low: Lowering, op: Matmul, add: Add) -> bool:
@@ -196,26 +214,32 @@ def _gated_product(low: Lowering, run: list[Matmul], matrix: Matrix, begin: int,
 
 def _product(
     low: Lowering, x_name: str, matrix: Matrix, begin: int, end: int, out: Place, epilogue: str, amount: float,
-    bias: list[Any], curve: str = "", conv: recurrent.Behind | None = None,
+    bias: list[Any], curve: str = "", conv: recurrent.Behind | None = None, unit: GatedUnit | None = None,
 ) -> None:  # fmt: skip
-    """Rows [begin, end) of a matrix times x, into the columns of ``out``; ``amount`` of it, or a ``curve`` of it."""
+    """Rows [begin, end) of a matrix times x, into the columns of ``out``; ``amount`` of it, or a ``curve`` of it, or
+    what it lets through."""
     x = low.place(x_name)
     m = low.n(x)
     columns = _columns(m)
+    up, through = (low.place(unit.up), unit.activation) if unit else (out, "")
     if columns:
-        text = sources.matmul(matrix.quant, columns, epilogue, curve=curve, conv=conv.of if conv else None)
+        text = sources.matmul(
+            matrix.quant, columns, epilogue, curve=curve, conv=conv.of if conv else None, through=through
+        )
     else:
-        text = sources.matmul_tiles(matrix.quant, epilogue, curve)
+        text = sources.matmul_tiles(matrix.quant, epilogue, curve, through)
+    more = [*bias, *([up.buffer] if unit else []), *(conv.buffers if conv else [])]
     for part in matrix.parts:
         first, last = max(begin, part.first) - part.first, min(end, part.first + part.n) - part.first
         if first >= last:
             continue
         grid = folded(blocks(last - first, LANES if columns else 64))
         low.emit(
-            text, [part.buffer, x.buffer, out.buffer, *bias, *(conv.buffers if conv else [])],
-            "rrw" + "r" * len(bias) + (conv.kinds if conv else ""),
+            text, [part.buffer, x.buffer, out.buffer, *more],
+            "rrw" + "r" * (len(bias) + bool(unit)) + (conv.kinds if conv else ""),
             grid if columns else (*grid[:2], blocks(m, 32)),
             matrix.words, matrix.pieces, first, last, m, x.at // 4, x.row // 4, out.at + part.first - begin, out.row,
-            part.first - begin, float(amount), *(conv.immediates if conv else []),
+            part.first - begin, float(amount), *([up.at + part.first - begin, up.row] if unit else []),
+            *(conv.immediates if conv else []),
             flops=2 * m * (last - first) * matrix.n_in,
         )  # fmt: skip

@@ -96,9 +96,11 @@ def curved(curve: str, value: str) -> str:
     return f"{curve}({value}{', 1.0' * (curve in UNITS)})" if curve else value
 
 
-def _store(epilogue: str, curve: str) -> str:
+def _store(epilogue: str, curve: str, through: str = "", column: str = "c") -> str:
     is_added, has_bias = "add" in epilogue, "bias" in epilogue
     value = curved(curve, "sum + bias[bias_at + row]" if has_bias else "sum")
+    if through:
+        value = f"{through}({value}, up[p.up_at + {column} * p.up_row + row])"
     return f"y[to] = fma(p.amount, {value}, y[to]);" if is_added else f"y[to] = {value};"
 
 
@@ -114,17 +116,18 @@ def _tile_sums(x: str) -> str:
 @functools.cache
 def matmul(
     quant: str, columns: int, epilogue: str = "set", activation: str = "", *, norms: bool = False, second: str = "",
-    curve: str = "", conv: tuple[int, bool] | None = None, apart: bool = False,
+    curve: str = "", conv: tuple[int, bool] | None = None, apart: bool = False, through: str = "",
 ) -> str:  # fmt: skip
     """A product for 1, 2, 4 or 8 columns, or with an activation two of them: activation(first) * second.
 
     second     the type of another matrix that x is multiplied by; ``apart``: into another buffer
     curve      an activation of what it makes
+    through    an activation by which it lets numbers through that are there
     conv       taps of a convolution of what it makes, and whether that has a bias
     norms      x is normed first, and what comes of it is written down
     epilogue   "set"; "add" a multiple of it to what stands there; with a "bias" before: "bias", "bias add"
     """
-    store, made = "y[to] = gated(sum);" if activation else _store(epilogue, curve), dict[str, str]()
+    store, made = "y[to] = gated(sum);" if activation else _store(epilogue, curve, through), dict[str, str]()
     made |= _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation, value=_NORMED if norms else _VALUE)
     words = dict.fromkeys(("NORM", "NORMED", "FIELDS", "CONV", "CONVOLVE", "SECOND"), "")
     words |= {"SUMS": made.pop("SUMS"), "ROWS": _ROWS}
@@ -132,10 +135,12 @@ def matmul(
         _norm(words, columns)
     if second:
         _split(words, second)
-    if curve or conv is not None:
+    if curve or through or conv is not None:
         made["FUNCTIONS"] = text("activations")
     first = 3 + 2 * norms + bool(second)
     bias = vector(first, "bias") if "bias" in epilogue else ""
+    if through:
+        bias, words["FIELDS"] = bias + vector(first + bool(bias), "up"), words["FIELDS"] + _THROUGH
     if conv is not None:
         _convolve(words, first + bool(bias), conv)
     if apart:
@@ -149,6 +154,7 @@ def matmul(
     )  # fmt: skip
 
 
+_THROUGH = ", up_at: u32, up_row: u32"
 _ROWS = f"""let row = p.begin + group * {LANES}u + lane;
   let end = p.end;
   let y_at = p.y_at;
@@ -233,13 +239,14 @@ def row_op(name: str, words: Mapping[str, str]) -> str:
 
 
 @functools.cache
-def matmul_tiles(quant: str, epilogue: str, curve: str = "") -> str:
+def matmul_tiles(quant: str, epilogue: str, curve: str = "", through: str = "") -> str:
     """The same product for many columns."""
+    up = vector(3 + ("bias" in epilogue), "up") if through else ""
     return source(
-        "matmul_tiles", WEIGHTS=weights(quant), STORE=_store(epilogue, curve),
-        FUNCTIONS=text("activations") if curve else "",
+        "matmul_tiles", WEIGHTS=weights(quant), STORE=_store(epilogue, curve, through, "column"),
+        FUNCTIONS=text("activations") if curve or through else "", FIELDS=_THROUGH if through else "",
         TILE_SUMS=_tile_sums("p.x_at + min(c0 + c, p.m - 1u) * p.x_row"),
-        BIAS=vector(3, "bias") if "bias" in epilogue else "",
+        BIAS=(vector(3, "bias") if "bias" in epilogue else "") + up,
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 // A workgroup for each head of a token: queries and keys are normed where the model does so, as in rms_norm.wgsl, before
-// or behind their rotation as in rope.wgsl, each head or a row as a whole, which then stays as it was for others to read; keys and values go to store_kv.wgsl's place.
+// or behind their rotation as in rope.wgsl, each head or a row as a whole, which then stays as it was for others to read; keys and values, which may be normed, too, go to store_kv.wgsl's place.
 struct P { heads: u32, kv_heads: u32, dim_k: u32, dim_v: u32, half: u32, adjacent: u32, rope: u32, rope_k: u32, group: u32, q_at: u32, q_row: u32, y_at: u32, y_row: u32, k_at: u32, k_row: u32, v_at: u32, v_row: u32, eps: f32 }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read_write> keys: array<atomic<u32>>;
@@ -17,9 +17,11 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
   let o = at % 32u;
   if (g.x >= p.heads + p.kv_heads) {
     let kv = g.x - p.heads - p.kv_heads;
+    let value = p.v_at + token * p.v_row + kv * p.dim_v;
+    $NORM_VALUES
     for (var d = t; d < p.dim_v; d += 64u) {
       let e = ((block * p.kv_heads + kv) * 32u + o) * p.dim_v + d;
-      put_values(e, $v[p.v_at + token * p.v_row + kv * p.dim_v + d]);
+      put_values(e, $v[value + d]$FACTOR);
     }
     return;
   }

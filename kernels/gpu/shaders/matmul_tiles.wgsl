@@ -1,6 +1,6 @@
 // y = W x for many columns: 64 rows by 32 columns a workgroup, 8 by 4 a thread, 32 weights deep at a time; the sums of
 // matmul.wgsl's slices are added up in its order.
-struct P { words: u32, pieces: u32, begin: u32, end: u32, m: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, bias_at: u32, amount: f32 }
+struct P { words: u32, pieces: u32, begin: u32, end: u32, m: u32, x_at: u32, x_row: u32, y_at: u32, y_row: u32, bias_at: u32, amount: f32$FIELDS }
 @group(0) @binding(0) var<storage, read> w: array<u32>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
