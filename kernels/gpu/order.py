@@ -14,12 +14,14 @@ from edgellm.kernels.ops import (
     Activate,
     Add,
     Attention,
+    CausalConv,
     GatedUnit,
     LayerNorm,
     Matmul,
     Op,
     RMSNorm,
     Route,
+    Scale,
     SigmoidGate,
     SoftplusGate,
     SplitHeads,
@@ -43,6 +45,9 @@ def in_order(ops: Sequence[Op], cuts: Mapping[str, Cut], program: Program) -> li
         found.append(left.pop(0))
     _bring_gates(found, program)
     _bring_products(found, program)
+    _bring_convolutions(found, program)
+    _put_off_rows(found, program)
+    _put_off_products(found, program)
     for i, (product, norm, add) in enumerate(zip(found, found[1:], found[2:], strict=False)):
         if not (isinstance(product, Matmul) and isinstance(norm, RMSNorm | LayerNorm) and isinstance(add, Add)):
             continue
@@ -82,6 +87,56 @@ def _bring_products(ops: list[Op], program: Program) -> None:
                 at += 1
 
 
+def _bring_convolutions(ops: list[Op], program: Program) -> None:
+    """Put a convolution behind the products of which one makes its input."""
+    for k in range(len(ops)):
+        at = k
+        while at and isinstance(op := ops[k], CausalConv) and _are_apart(ops[at - 1], op, program):
+            at -= 1
+        while at < k and isinstance(ops[at], Matmul):
+            at += 1
+        ops.insert(at, ops.pop(k))
+
+
+def _put_off_rows(ops: list[Op], program: Program) -> None:
+    """Put what is done by row in front of the first of those that have to do with it, where that is done by row."""
+    for i in reversed(range(len(ops) - 1)):
+        if not _is_by_row(ops[i], program) or _is_by_row(ops[i + 1], program):
+            continue
+        k = _first_touching(ops, i, program)
+        if k < len(ops) and _is_by_row(ops[k], program):
+            ops.insert(k - 1, ops.pop(i))
+
+
+def _is_by_row(op: Op, program: Program) -> bool:
+    if isinstance(op, RMSNorm):
+        return program.tensors[op.weight].shape[-1] == program.buffers[op.x].width
+    return isinstance(op, LayerNorm | Add | Scale)
+
+
+def _put_off_products(ops: list[Op], program: Program) -> None:
+    """Put a product that nobody waits for beside the last one before who does, where both can be one dispatch."""
+    for i in reversed(range(len(ops) - 1)):
+        product, before = ops[i], ops[i - 1]
+        if not isinstance(product, Matmul) or isinstance(ops[i + 1], Matmul):
+            continue
+        if isinstance(before, Matmul) and before.x == product.x:
+            continue
+        behind = range(i + 2, min(_first_touching(ops, i, program), len(ops) - 1))
+        beside = [
+            j for j in behind
+            if isinstance(ops[j], Matmul) and not isinstance(ops[j - 1], Matmul)
+            and isinstance(ops[j + 1], RMSNorm | LayerNorm | Add)
+        ]  # fmt: skip
+        if beside:
+            ops.insert(beside[-1] - 1, ops.pop(i))
+
+
+def _first_touching(ops: Sequence[Op], i: int, program: Program) -> int:
+    """The first op behind this one that is to stay behind it; the number of ops where there is none."""
+    return next((k for k in range(i + 1, len(ops)) if not _are_apart(ops[k], ops[i], program)), len(ops))
+
+
 def _are_apart(one: Op, other: Op, program: Program) -> bool:
     """Whether two ops can be in any order."""
     (read, written), (reads, writes) = (_touched(op, program) for op in (one, other))
@@ -89,8 +144,10 @@ def _are_apart(one: Op, other: Op, program: Program) -> bool:
 
 
 def _touched(op: Op, program: Program) -> tuple[set[str], set[str]]:
-    """The buffers that an op reads, and that it writes."""
+    """The buffers, and layers of the cache, that an op reads, and that it writes."""
     read, written = ({program.root(name) for name in names} for names in (op.read_buffers(), op.written_buffers()))
+    read |= {f"layer {layer}" for layer in op.read_layers()}
+    written |= {f"layer {layer}" for layer in op.written_layers()}
     return read, written
 
 

@@ -9,8 +9,9 @@ from edgellm.kernels.gpu.emitter import Lowering, blocks, clash, folded, is_adde
 from edgellm.kernels.gpu.layout import PIECE, Place
 from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS
 from edgellm.kernels.gpu.weights import Matrix
-from edgellm.kernels.ops import Activate, Add, GatedUnit, Matmul, RMSNorm
+from edgellm.kernels.ops import Activate, Add, GatedUnit, LayerNorm, Matmul, RMSNorm
 
+MOST_MATRICES, MOST_NUMBERS = 4, 32  # of one dispatch; numbers are its immediates, 128 bytes
 GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
 
 
@@ -55,7 +56,7 @@ def matmul(low: Lowering, op: Matmul) -> None:
     after = low.next(len(run))
     if isinstance(after, GatedUnit) and _gated_product(low, run, matrix, begin, after):
         return
-    if isinstance(after, Matmul) and after.x == op.x and _two_products(low, found, after):
+    if isinstance(after, Matmul) and _several_products(low, found):
         return
     amount = 1.0
     if len(run) == 1 and isinstance(after, Add) and _is_residual(low, op, after):
@@ -69,10 +70,12 @@ def matmul(low: Lowering, op: Matmul) -> None:
     bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
     made = [out._replace(width=end - begin)] if len(matrix.parts) == 1 and through is None else []
     conv = recurrent.behind(low, len(run), made) if made else None
-    if conv is not None and _fits(low, [matrix.parts[0].buffer, low.place(op.x).buffer, out.buffer, *bias], conv):
-        low.n_taken = len(run) + 1
+    if conv is not None and _columns(low.counts.tokens) > 0:
+        whole = [matrix.parts[0].buffer, low.place(op.x).buffer, out.buffer, *bias, *conv.buffers]
+        conv = conv if _fits(low, whole, "rrw" + "r" * len(bias) + conv.kinds, 11 + len(conv.immediates)) else None
     else:
         conv = None
+    low.n_taken += conv is not None
     _product(
         low, op.x, matrix, begin, end, out, epilogue, amount, bias, curve.activation if curve else "", conv, through
     )
@@ -80,11 +83,10 @@ def matmul(low: Lowering, op: Matmul) -> None:
         latent.join(low, op.out, low.there.cuts[op.out])
 
 
-def _fits(low: Lowering, buffers: list[Any], conv: recurrent.Behind) -> bool:
-    """Whether a product of few columns, whose output is the third buffer, can have a convolution behind it."""
-    whole, kinds = [*buffers, *conv.buffers], "rrw" + "r" * (len(buffers) - 3) + conv.kinds
-    fits = len(whole) <= low.there.device.most_buffers and _columns(low.counts.tokens) > 0
-    return fits and not clash(whole, kinds)
+def _fits(low: Lowering, buffers: list[Any], kinds: str, n_numbers: int) -> bool:
+    """Whether a shader can have so many buffers and numbers, each buffer that it writes once."""
+    fits = len(buffers) <= low.there.device.most_buffers and n_numbers <= MOST_NUMBERS
+    return fits and not clash(buffers, kinds)
 
 
 def normed(low: Lowering, norm: RMSNorm) -> bool:
@@ -149,44 +151,87 @@ def _is_residual(low: Lowering, op: Matmul, add: Add) -> bool:
     return place.rows == low.place(op.out).rows and place.buffer is not low.place(op.x).buffer
 
 
-def _two_products(low: Lowering, one: _Run, op: Matmul) -> bool:
-    """Emit products of one input by two matrices, of types that may differ, as one, where there are few columns;
-    whether it could be."""
-    other = _run_of(low, op, len(one.ops))
-    x, y, z = low.place(op.x), low.made(one.ops[0].out), low.made(op.out)
-    columns, unit = _columns(low.n(x)), low.next(len(one.ops) + len(other.ops))
-    if isinstance(unit, GatedUnit) and [run.out for run in other.ops] == [unit.gate, unit.up]:
-        return False  # which are a product of their own
-    is_alike = y.rows == z.rows and (op.bias is None) == (one.ops[0].bias is None)
-    if (
-        not columns
-        or not is_alike
-        or x.buffer in (y.buffer, z.buffer)
-        or len(one.matrix.parts) > 1
-        or len(other.matrix.parts) > 1
-    ):
+def _several_products(low: Lowering, first: _Run) -> bool:
+    """Emit products by several matrices, of types that may differ, as one, where there are few columns; whether there
+    are such. They have one input, or inputs of their own."""
+    x = low.place(first.ops[0].x)
+    columns, runs = _columns(low.n(x)), [first]
+    while columns and len(runs) < MOST_MATRICES and _stands_beside(low, runs):
+        runs.append(_next_run(low, runs))
+    while len(runs) > 1:
+        if _emit_runs(low, runs, columns):
+            return True
+        runs.pop()
+    return False
+
+
+def _n_ops(runs: list[_Run]) -> int:
+    return sum(len(run.ops) for run in runs)
+
+
+def _next_run(low: Lowering, runs: list[_Run]) -> _Run:
+    op = low.next(_n_ops(runs))
+    assert isinstance(op, Matmul), "looked at before"
+    return _run_of(low, op, _n_ops(runs))
+
+
+def _stands_beside(low: Lowering, runs: list[_Run]) -> bool:
+    """Whether what comes next are products that can go with these."""
+    op, first = low.next(_n_ops(runs)), runs[0].ops[0]
+    if not isinstance(op, Matmul):
         return False
-    ops, n_first = [*one.ops, *other.ops], blocks(one.end - one.begin, LANES)
-    bias = [low.vector(*[each.bias for each in ops if each.bias])] if op.bias else []
-    buffers = [one.matrix.parts[0].buffer, x.buffer, y.buffer, other.matrix.parts[0].buffer, *bias]
-    target = [] if z.buffer is y.buffer else [z.buffer]
-    made = [place._replace(width=run.end - run.begin) for place, run in ((y, one), (z, other))]
+    other = _next_run(low, runs)
+    behind = low.next(_n_ops([*runs, other]))
+    if isinstance(behind, GatedUnit) and (
+        op.x != first.x or [one.out for one in other.ops] == [behind.gate, behind.up]
+    ):
+        return False  # which are a product of their own
+    if op.x != first.x and not isinstance(behind, RMSNorm | LayerNorm | Add):
+        return False
+    inputs = {id(low.place(run.ops[0].x).buffer) for run in (*runs, other)}
+    outputs = {id(low.made(run.ops[0].out).buffer) for run in (*runs, other)}
+    is_alike = low.made(op.out).rows == low.made(first.out).rows == low.place(op.x).rows
+    is_alike = is_alike and (op.bias is None) == (first.bias is None)
+    return is_alike and not inputs & outputs and all(len(run.matrix.parts) == 1 for run in (*runs, other))
+
+
+def _emit_runs(low: Lowering, runs: list[_Run], columns: int) -> bool:
+    """Emit these, whose outputs are apart, as one dispatch; whether a shader can have so many buffers and numbers."""
+    first, x = runs[0], low.place(runs[0].ops[0].x)
+    y, ops = low.made(first.ops[0].out), [op for run in runs for op in run.ops]
+    bias = [low.vector(*[op.bias for op in ops if op.bias])] if ops[0].bias else []
+    others, buffers, kinds, numbers = list[sources.Other](), list[Any](), "rrw", list[float]()
+    n_groups, n_before = blocks(first.end - first.begin, LANES), first.end - first.begin
+    for run in runs[1:]:
+        own, z = low.place(run.ops[0].x), low.made(run.ops[0].out)
+        has_input, has_output = own.buffer is not x.buffer or own.at != x.at, z.buffer is not y.buffer
+        others.append(
+            sources.Other(run.matrix.quant, run.matrix.words, run.matrix.pieces, own.row // 4 if has_input else None,
+                          z.row if has_output else None)
+        )  # fmt: skip
+        buffers += [run.matrix.parts[0].buffer, *[own.buffer] * has_input, *[z.buffer] * has_output]
+        kinds += "r" + "r" * has_input + "w" * has_output
+        numbers += [n_groups, run.begin, run.end, z.at - run.begin, n_before - run.begin, *[own.at // 4] * has_input]
+        n_groups, n_before = n_groups + blocks(run.end - run.begin, LANES), n_before + run.end - run.begin
+    whole = [first.matrix.parts[0].buffer, x.buffer, y.buffer, *buffers, *bias]
+    kinds += "r" * len(bias)
+    made = [low.made(run.ops[0].out)._replace(width=run.end - run.begin) for run in runs]
     conv = recurrent.behind(low, len(ops), made)
-    if conv is not None and (target or not _fits(low, buffers, conv)):
+    if conv is not None and not (
+        _fits(low, [*whole, *conv.buffers], kinds + conv.kinds, 11 + len(numbers) + len(conv.immediates))
+    ):
         conv = None
+    if not _fits(low, whole, kinds, 11 + len(numbers)):
+        return False
     low.n_taken = len(ops) + (conv is not None)
     low.emit(
         sources.matmul(
-            one.matrix.quant, columns, "bias" if bias else "set", second=other.matrix.quant,
-            conv=conv.of if conv else None, apart=bool(target),
-        ), [*buffers, *(conv.buffers if conv else []), *target],
-        "rrwr" + "r" * len(bias) + (conv.kinds if conv else "") + "w" * len(target),
-        folded(n_first + blocks(other.end - other.begin, LANES)), one.matrix.words, one.matrix.pieces, one.begin,
-        one.end, low.n(x), x.at // 4, x.row // 4, y.at - one.begin, y.row, -one.begin, 1.0, n_first,
-        other.matrix.words, other.begin, other.end, z.at - other.begin, one.end - one.begin - other.begin,
-        *([z.row] if target else []),
-        *(conv.immediates if conv else []),
-        flops=2 * low.n(x) * (one.end - one.begin + other.end - other.begin) * one.matrix.n_in,
+            first.matrix.quant, columns, "bias" if bias else "set", others=tuple(others),
+            conv=conv.of if conv else None, convolved=conv.run if conv else 0,
+        ), [*whole, *(conv.buffers if conv else [])], kinds + (conv.kinds if conv else ""), folded(n_groups),
+        first.matrix.words, first.matrix.pieces, first.begin, first.end, low.n(x), x.at // 4, x.row // 4,
+        y.at - first.begin, y.row, -first.begin, 1.0, *numbers, *(conv.immediates if conv else []),
+        flops=2 * low.n(x) * sum((run.end - run.begin) * run.matrix.n_in for run in runs),
     )  # fmt: skip
     return True
 

@@ -11,7 +11,7 @@ from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.emitter import Lowering, blocks, folded
 from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import bindings, source, vector
-from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule, GatedNorm, ShortConv, SSMGates, SSMScan
+from edgellm.kernels.ops import CausalConv, DeltaGates, DeltaRule, GatedNorm, GatedUnit, ShortConv, SSMGates, SSMScan
 
 COLUMNS = 16  # of a head's state, that one workgroup of the delta rule owns
 
@@ -50,9 +50,13 @@ def _convolution(low: Lowering, x_name: str, op: ShortConv | CausalConv, bias: s
 
 
 class Behind(NamedTuple):
-    """A convolution as a part of the product that makes its input, for ``sources.matmul``; what is bound besides."""
+    """A convolution as a part of the product that makes its input, for ``sources.matmul``; what is bound besides.
+
+    run   which of the places that products leave has its input
+    """
 
     of: tuple[int, bool]
+    run: int
     buffers: list[Any]
     kinds: str
     immediates: list[int]
@@ -68,15 +72,13 @@ def behind(low: Lowering, at: int, made: Sequence[Place]) -> Behind | None:
         return None
     x, y, (states,) = low.place(op.x), low.place(op.out), low.there.pool.arrays[op.layer]
     taps = low.there.program.tensors[op.weight].shape[1]
-    is_made = any(
-        x.buffer is one.buffer and one.at <= x.at and x.at + x.width <= one.at + one.width for one in made
-    )  # fmt: skip
-    if not is_made or taps < 2 or x.rows != made[0].rows:
+    inside = [x.buffer is one.buffer and one.at <= x.at and x.at + x.width <= one.at + one.width for one in made]
+    if not any(inside) or taps < 2 or x.rows != made[0].rows:
         return None
     bias = [low.vector(op.bias)] if op.bias is not None else []
     buffers = [low.step, low.taps(op.weight), states.buffer, y.buffer, *bias]
     numbers = [x.at, x.width, low.there.program.table_of(op.layer), y.at, y.row]
-    return Behind((taps, bool(bias)), buffers, "rrww" + "r" * len(bias), numbers)
+    return Behind((taps, bool(bias)), inside.index(True), buffers, "rrww" + "r" * len(bias), numbers)
 
 
 class _Gates(NamedTuple):
@@ -161,15 +163,25 @@ def ssm_scan(low: Lowering, op: SSMScan) -> None:
 def _ssm_scan(low: Lowering, op: SSMScan, made: _Gates) -> None:
     xbc, first, second, out = (low.place(name) for name in (op.xbc, made.first, made.second, op.out))
     dim, size = out.width // op.n_heads, (xbc.width - out.width) // 2 // op.n_groups
-    (states,) = low.there.pool.arrays[op.layer]
-    bound = bindings(3, [("xbc", xbc.buffer, "r"), ("first", first.buffer, "r"), ("second", second.buffer, "r"),
-                         ("out", out.buffer, "w")])  # fmt: skip
+    (states,), unit, value, through = low.there.pool.arrays[op.layer], low.next(low.n_taken), "made", list[int]()
+    roles = [("xbc", xbc.buffer, "r"), ("first", first.buffer, "r"), ("second", second.buffer, "r")]
+    is_gated = isinstance(unit, GatedUnit) and unit.up == op.out and low.place(unit.out).buffer is not xbc.buffer
+    if isinstance(unit, GatedUnit) and is_gated and (unit.out == op.out or low.is_dead(op.out, low.n_taken)):
+        gate, out, low.n_taken = low.place(unit.gate), low.place(unit.out), low.n_taken + 1
+        roles.append(("gate", gate.buffer, "r"))
+        value, through = (
+            f"{unit.activation}({{gate}}[p.gate_at + token * p.gate_row + at_column], made)",
+            [gate.at, gate.row],
+        )
+    bound = bindings(3, [*roles, ("out", out.buffer, "w")])
     words, own = _gated(low, made, 3 + len(bound.buffers))
+    words["FUNCTIONS"] = sources.text("activations") if own or through else ""
+    words |= {"VALUE": value.format(**bound.names), "FIELDS": ", gate_at: u32, gate_row: u32" if through else ""}
     low.emit(
         source("ssm_scan", BINDINGS=bound.text, ROWS=blocks(size, 4), SIZE=size, DIM=dim, **words, **bound.names),
         [low.step, states.buffer, low.vector(op.d), *bound.buffers, *own], "rwr" + bound.kinds + "r" * len(own),
         (blocks(dim, COLUMNS), op.n_heads, low.n(out)), low.there.program.table_of(op.layer), op.n_heads, op.n_groups,
-        out.width, xbc.at, xbc.row, first.at, first.row, second.at, second.row, out.at, out.row,
+        op.n_heads * dim, xbc.at, xbc.row, first.at, first.row, second.at, second.row, out.at, out.row, *through,
         flops=low.n(out) * op.n_heads * dim * size * 5,
     )  # fmt: skip
 

@@ -113,47 +113,64 @@ def _tile_sums(x: str) -> str:
     return source("tile_sums", SLICES=SLICES, UNPACK=unpack, INPUT=x).replace("\n", "\n  ").rstrip()
 
 
+class Other(NamedTuple):
+    """Rows of another matrix in the dispatch of a product, of this type and with so many words and pieces of a row.
+
+    x_row   of an input of its own, in groups of four; ``y_row``: of an output of its own
+    """
+
+    quant: str
+    words: int
+    pieces: int
+    x_row: int | None = None
+    y_row: int | None = None
+
+
 @functools.cache
 def matmul(
-    quant: str, columns: int, epilogue: str = "set", activation: str = "", *, norms: bool = False, second: str = "",
-    curve: str = "", conv: tuple[int, bool] | None = None, apart: bool = False, through: str = "",
+    quant: str, columns: int, epilogue: str = "set", activation: str = "", *, norms: bool = False,
+    others: tuple[Other, ...] = (), curve: str = "", conv: tuple[int, bool] | None = None, convolved: int = 0,
+    through: str = "",
 ) -> str:  # fmt: skip
     """A product for 1, 2, 4 or 8 columns, or with an activation two of them: activation(first) * second.
 
-    second     the type of another matrix that x is multiplied by; ``apart``: into another buffer
+    others     matrices behind the first one
     curve      an activation of what it makes
     through    an activation by which it lets numbers through that are there
-    conv       taps of a convolution of what it makes, and whether that has a bias
+    conv       taps of a convolution of what it makes, and whether that has a bias; ``convolved``: of which matrix
     norms      x is normed first, and what comes of it is written down
     epilogue   "set"; "add" a multiple of it to what stands there; with a "bias" before: "bias", "bias add"
     """
     store, made = "y[to] = gated(sum);" if activation else _store(epilogue, curve, through), dict[str, str]()
-    made |= _products(columns, "p.x_at + min({c}u, p.m - 1u) * p.x_row", activation, value=_NORMED if norms else _VALUE)
-    words = dict.fromkeys(("NORM", "NORMED", "FIELDS", "CONV", "CONVOLVE", "SECOND"), "")
+    made |= _products(columns, _X_AT, activation, value=_NORMED if norms else _VALUE)
+    words = dict.fromkeys(("NORM", "NORMED", "FIELDS", "CONV", "OTHERS"), "")
     words |= {"SUMS": made.pop("SUMS"), "ROWS": _ROWS}
     if norms:
         _norm(words, columns)
-    if second:
-        _split(words, second)
+    first = 3 + 2 * norms
+    if others:
+        first, store = _put_others(
+            words,
+            others,
+            columns,
+            [store + _CONVOLVE * (conv is not None and i == convolved) for i in range(1 + len(others))],
+        )
+    elif conv is not None:
+        store += _CONVOLVE
     if curve or through or conv is not None:
         made["FUNCTIONS"] = text("activations")
-    first = 3 + 2 * norms + bool(second)
     bias = vector(first, "bias") if "bias" in epilogue else ""
     if through:
         bias, words["FIELDS"] = bias + vector(first + bool(bias), "up"), words["FIELDS"] + _THROUGH
     if conv is not None:
         _convolve(words, first + bool(bias), conv)
-    if apart:
-        words["CONV"] += _arrays(first + bool(bias), [("read_write", "y_b", "f32")])
-        words["FIELDS"] += ", y_row_b: u32"
-        there = "let to = y_at + c * p.y_row_b + row;\n      " + store.replace("y[", "y_b[")
-        store = f"if (is_second) {{\n      {there}\n      }} else {{\n      {store}\n      }}"
     return source(
         "matmul", WEIGHTS=weights(quant), LANES=LANES, SLICES=SLICES, COLS=columns, STORE=store, BIAS=bias, **words,
         **made,
     )  # fmt: skip
 
 
+_X_AT = "p.x_at + min({c}u, p.m - 1u) * p.x_row"
 _THROUGH = ", up_at: u32, up_row: u32"
 _ROWS = f"""let row = p.begin + group * {LANES}u + lane;
   let end = p.end;
@@ -171,18 +188,57 @@ def _norm(words: dict[str, str], columns: int) -> None:
     words["FIELDS"] += ", h_at: u32, h_row: u32, eps: f32"
 
 
-def _split(words: dict[str, str], second: str) -> None:
-    """Have rows of a second matrix behind the first one's."""
-    words["FIELDS"] += ", split: u32, words_b: u32, begin_b: u32, end_b: u32, y_at_b: u32, bias_at_b: u32"
-    words["SECOND"] = "@group(0) @binding(3) var<storage, read> w_b: array<u32>;\n"
-    words["SECOND"] += _of_another(second, weights(second))
-    others = _of_another(second, words["SUMS"])
-    words["SUMS"] = f"if (is_second) {{\n  {others}\n  }} else {{\n  {words['SUMS']}\n  }}"
-    words["ROWS"] = f"""let is_second = group >= p.split;
-  let row = select(p.begin + group * {LANES}u, p.begin_b + (group - p.split) * {LANES}u, is_second) + lane;
-  let end = select(p.end, p.end_b, is_second);
-  let y_at = select(p.y_at, p.y_at_b, is_second);
-  let bias_at = select(p.bias_at, p.bias_at_b, is_second);"""
+def _put_others(
+    words: dict[str, str], others: Sequence[Other], columns: int, stores: Sequence[str]
+) -> tuple[int, str]:  # fmt: skip
+    """Have rows of other matrices behind the first one's; the next binding, and what is done with a sum."""
+    binding, sums, rows, targets = 3, [words["SUMS"]], ["let is_0 = true;"], [stores[0]]
+    for i, other in enumerate(others, 1):
+        name = f"of{i}"
+        words["FIELDS"] += (
+            f", split_{name}: u32, begin_{name}: u32, end_{name}: u32, y_at_{name}: u32, bias_at_{name}: u32"
+        )
+        array, functions = weights_of(other.quant, binding, name, other.words)
+        words["OTHERS"] += f"{array}\n{functions}\n"
+        binding += 1
+        own, inputs, x_at = _of_another(other.quant, words["SUMS"], suffix=name), "", ""
+        if other.x_row is not None:
+            words["FIELDS"] += f", x_at_{name}: u32"
+            words["OTHERS"] += f"@group(0) @binding({binding}) var<storage, read> x_{name}: array<vec4<f32>>;\n"
+            binding += 1
+            x_at = f"p.x_at_{name} + min({{c}}u, p.m - 1u) * {other.x_row}u"
+            inputs = "\n".join(f"let x{c} = {x_at.format(c=c)};" for c in range(columns))
+            own = re.sub(r"\bx\[", f"x_{name}[", own)
+        inputs += f"\nlet per = {-(-other.pieces // SLICES)}u;"
+        sums.append(f"{inputs}\n{own}".replace("p.pieces", f"{other.pieces}u"))
+        to = stores[i]
+        if other.y_row is not None:
+            words["OTHERS"] += f"@group(0) @binding({binding}) var<storage, read_write> y_{name}: array<f32>;\n"
+            binding += 1
+            own_store = re.sub(r"\by\[", f"y_{name}[", f"let to = y_at + c * p.y_row + row;\n{to}")
+            to = own_store.replace("p.y_row", f"{other.y_row}u")
+        targets.append(to)
+        rows.append(f"""let is_{i} = group >= p.split_{name};
+  if (is_{i}) {{
+    row = p.begin_{name} + (group - p.split_{name}) * {LANES}u + lane;
+    end = p.end_{name};
+    y_at = p.y_at_{name};
+    bias_at = p.bias_at_{name};
+  }}""")
+    words["ROWS"] = "\n  ".join([_ROWS.replace("let ", "var "), *rows])
+    words["SUMS"] = _chosen(sums)
+    return binding, targets[0] if len(set(targets)) == 1 else _chosen(targets)
+
+
+def _chosen(texts: Sequence[str]) -> str:
+    """Which of these is done: the last one whose rows these are."""
+    order = [f"if (is_{i}) {{\n  {one}\n  }}" for i, one in reversed(list(enumerate(texts)))]
+    return " else ".join(order)
+
+
+_CONVOLVE = """
+      let channel = to - c * p.y_row - p.conv_at;
+      if (channel < p.conv_n) { convolve(c, channel, y[to]); }"""
 
 
 def _convolve(words: dict[str, str], first: int, conv: tuple[int, bool]) -> None:
@@ -192,8 +248,6 @@ def _convolve(words: dict[str, str], first: int, conv: tuple[int, bool]) -> None
              ("read_write", "convolved", "f32"))  # fmt: skip
     words["CONV"] = _arrays(first, kinds) + (vector(first + 4, "conv_bias") if has_bias else "") + "\n"
     words["CONV"] += source("conv_behind", TAPS=n_taps, BIASED=" + conv_bias[channel]" if has_bias else "")
-    words["CONVOLVE"] = """let channel = to - c * p.y_row - p.conv_at;
-      if (channel < p.conv_n) { convolve(c, channel, y[to]); }"""
     words["FIELDS"] += ", conv_at: u32, conv_n: u32, conv_group: u32, conv_y_at: u32, conv_y_row: u32"
 
 

@@ -1,8 +1,8 @@
 // A workgroup takes 16 columns of a head's state, (state size, head dimension), through all tokens of a sequence: a
 // thread owns a quarter of a column, in registers from the first token to the last, and quarters are added up in their
 // order. So a token has the same bits in any chunks. $ROWS: of a quarter; those behind the last of $SIZE stay zero.
-// First and second are decay and rate, or what state_gates.wgsl makes them of.
-struct P { group: u32, n_heads: u32, n_groups: u32, inner: u32, x_at: u32, x_row: u32, first_at: u32, first_row: u32, second_at: u32, second_row: u32, y_at: u32, y_row: u32 }
+// First and second are decay and rate, or what state_gates.wgsl makes them of. What is made may go through a gate.
+struct P { group: u32, n_heads: u32, n_groups: u32, inner: u32, x_at: u32, x_row: u32, first_at: u32, first_row: u32, second_at: u32, second_row: u32, y_at: u32, y_row: u32$FIELDS }
 @group(0) @binding(0) var<storage, read> b: array<u32>;
 @group(0) @binding(1) var<storage, read_write> states: array<f32>;
 @group(0) @binding(2) var<storage, read> own: array<f32>;
@@ -59,7 +59,9 @@ fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t:
     workgroupBarrier();
     if (quarter == 0u && is_there) {
       let found = part[lane] + part[16u + lane] + part[32u + lane] + part[48u + lane];
-      $out[p.y_at + token * p.y_row + head * $DIM + column] = fma(own[head], x, found);
+      let at_column = head * $DIM + column;
+      let made = fma(own[head], x, found);
+      $out[p.y_at + token * p.y_row + at_column] = $VALUE;
     }
     workgroupBarrier();
     token += 1u;
