@@ -185,11 +185,11 @@ def _adapted_sides(program: Program, adapted: Program, sides: Sequence[int]) -> 
 
 def _tail_sides(program: Program, sides: Sequence[int], tail: OutputTail) -> list[int]:
     """The parts of the tail's ops: those of the ops that they stand for; rows are selected where they are."""
-    wrote = {name: side for op, side in zip(program.ops[: tail.start], sides, strict=False)
+    wrote = {program.root(name): side for op, side in zip(program.ops[: tail.start], sides, strict=False)
              for name in op.written_buffers()}  # fmt: skip
     of = iter([side for op, side in zip(program.ops[tail.start :], sides[tail.start :], strict=True)
                if not isinstance(op, SelectOutputs)])  # fmt: skip
-    return [wrote[op.x] if isinstance(op, SelectOutputs) else next(of) for op in tail.ops]
+    return [wrote[program.root(op.x)] if isinstance(op, SelectOutputs) else next(of) for op in tail.ops]
 
 
 def _stretches(program: Program, sides: Sequence[int], tail: OutputTail) -> list[Stretch]:
