@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.formats.errors import UnsupportedError
+from edgellm.kernels.gpu.beside import Emitted, are_apart, both
 from edgellm.kernels.gpu.cuts import Cut
 from edgellm.kernels.gpu.device import MAX_GROUPS, Device
 from edgellm.kernels.gpu.layout import Place, padded
 from edgellm.kernels.gpu.pool import GPUPool
+from edgellm.kernels.gpu.sources import MOST_COLUMNS
 from edgellm.kernels.gpu.step import StepBuffer
 from edgellm.kernels.gpu.walk import Dispatch
 from edgellm.kernels.gpu.weights import Matrix
@@ -107,7 +109,7 @@ class Lowering:
     counts: Counts
     fuse: bool
     ops: list[Op]
-    rows: list[Dispatch] = field(default_factory=list)
+    rows: list[Emitted] = field(default_factory=list)
     at: int = 0  # of the op that is being lowered
     end: int = 0  # of the ops that may be
     n_taken: int = 1  # ops that became the dispatches just emitted
@@ -137,9 +139,25 @@ class Lowering:
         grid: tuple[int, int, int],
         *immediates: float,
         flops: int = 0,
+        joins: bool | None = False,
     ) -> None:
-        """Add a dispatch; see ``Device.dispatch``."""
-        self.rows.append(self.there.device.dispatch(text, buffers, kinds, grid, *immediates, flops=flops))
+        """Add a dispatch; see ``Device.dispatch``. ``joins`` the one before it, in a step of few tokens, as the two are
+        apart; None: where their buffers say so."""
+        last, made = self.rows[-1] if self.rows else None, Emitted(text, list(buffers), kinds, grid, immediates, flops)
+        if joins is not False and self.fuse and last is not None and self.counts.tokens <= MOST_COLUMNS:
+            whole = both(last, made, self.there.device.most_buffers) if joins or are_apart(last, made) else None
+            if whole is not None:
+                self.rows[-1] = whole
+                return
+        self.rows.append(made)
+
+    def dispatches(self) -> list[Dispatch]:
+        """What was emitted, with its pipelines."""
+        device = self.there.device
+        return [
+            device.dispatch(one.text, one.buffers, one.kinds, one.grid, *one.immediates, flops=one.flops)
+            for one in self.rows
+        ]
 
     def place(self, name: str) -> Place:
         return self.there.places[name]

@@ -189,7 +189,7 @@ def record(
         if op.computes:
             RULES[type(op)].lower(low, op)
         low.at += low.n_taken
-    return low.rows
+    return low.dispatches()
 
 
 # ---- one rule for each kind of op ------------------------------------------------------------------------------------

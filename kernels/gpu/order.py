@@ -25,6 +25,8 @@ from edgellm.kernels.ops import (
     SigmoidGate,
     SoftplusGate,
     SplitHeads,
+    SSMGates,
+    SSMScan,
 )
 from edgellm.kernels.program import Program
 
@@ -46,6 +48,7 @@ def in_order(ops: Sequence[Op], cuts: Mapping[str, Cut], program: Program) -> li
     _bring_gates(found, program)
     _bring_products(found, program)
     _bring_convolutions(found, program)
+    _bring_scans(found, program)
     _put_off_rows(found, program)
     _put_off_products(found, program)
     for i, (product, norm, add) in enumerate(zip(found, found[1:], found[2:], strict=False)):
@@ -96,6 +99,20 @@ def _bring_convolutions(ops: list[Op], program: Program) -> None:
         while at < k and isinstance(ops[at], Matmul):
             at += 1
         ops.insert(at, ops.pop(k))
+
+
+def _bring_scans(ops: list[Op], program: Program) -> None:
+    """Put a state space in front of what is done to queries and keys of an attention beside it."""
+    for k in range(len(ops) - 1):
+        if not isinstance(ops[k], SSMGates) or not isinstance(ops[k + 1], SSMScan):
+            continue
+        end = k + 2 + isinstance(ops[min(k + 2, len(ops) - 1)], GatedUnit)
+        at, block = k, ops[k:end]
+        while at and all(_are_apart(ops[at - 1], one, program) for one in block):
+            at -= 1
+        while at < k and isinstance(ops[at], Matmul):
+            at += 1
+        ops[at:end] = [*block, *ops[at:k]]
 
 
 def _put_off_rows(ops: list[Op], program: Program) -> None:

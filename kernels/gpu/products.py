@@ -90,30 +90,24 @@ def _fits(low: Lowering, buffers: list[Any], kinds: str, n_numbers: int) -> bool
 
 
 def normed(low: Lowering, norm: RMSNorm) -> bool:
-    """Emit a norm of whole rows in the product that reads it, where that has few rows: each 16 of them norm it again.
+    """Emit a norm of whole rows in the products that read it, where these have few rows: each 16 of them norm it again.
     Whether so."""
     op = low.next()
     if not isinstance(op, Matmul) or op.x != norm.out:
         return False
     low.at += 1
-    (run, matrix, begin, end), x, h, y = _run_of(low, op), low.place(norm.x), low.place(op.x), low.made(op.out)
-    columns, weight = _columns(low.n(x)), low.there.program.tensors[norm.weight]
-    is_few = columns > 0 and 2 * (end - begin) <= matrix.n_in and len(matrix.parts) == 1
-    is_whole = weight.shape[-1] == x.width == matrix.n_in and x.width % PIECE == 0 and x.at % 4 == h.at % 4 == 0
-    bias = [low.vector(*[one.bias for one in run if one.bias])] if op.bias else []
-    buffers = [matrix.parts[0].buffer, x.buffer, y.buffer, low.vector(norm.weight), h.buffer, *bias]
-    kinds = "rrwrw" + "r" * len(bias)
-    if not (is_few and is_whole) or clash(buffers, kinds):
-        low.at -= 1
-        return False
-    low.n_taken = len(run)
-    low.emit(
-        sources.matmul(matrix.quant, columns, "bias" if bias else "set", norms=True), buffers, kinds,
-        folded(blocks(end - begin, LANES)), matrix.words, matrix.pieces, begin, end, low.n(x), x.at // 4, x.row // 4,
-        y.at - begin, y.row, -begin, 1.0, h.at // 4, h.row // 4, float(norm.eps),
-        flops=2 * low.n(x) * (end - begin) * matrix.n_in,
-    )  # fmt: skip
-    return True
+    x, h, runs = low.place(norm.x), low.place(op.x), [_run_of(low, op)]
+    columns, n_in = _columns(low.n(x)), runs[0].matrix.n_in
+    is_whole = low.there.program.tensors[norm.weight].shape[-1] == x.width == n_in and x.width % PIECE == 0
+    fits = columns > 0 and is_whole and x.at % 4 == h.at % 4 == 0 and len(runs[0].matrix.parts) == 1
+    while fits and len(runs) < MOST_MATRICES and _stands_beside(low, runs, alike=True):
+        runs.append(_next_run(low, runs))
+    while fits and runs:
+        if 2 * sum(run.end - run.begin for run in runs) <= n_in and _emit_runs(low, runs, columns, norm):
+            return True
+        runs.pop()
+    low.at -= 1
+    return False
 
 
 def _columns(m: int) -> int:
@@ -175,10 +169,10 @@ def _next_run(low: Lowering, runs: list[_Run]) -> _Run:
     return _run_of(low, op, _n_ops(runs))
 
 
-def _stands_beside(low: Lowering, runs: list[_Run]) -> bool:
-    """Whether what comes next are products that can go with these."""
+def _stands_beside(low: Lowering, runs: list[_Run], *, alike: bool = False) -> bool:
+    """Whether what comes next are products that can go with these; ``alike``: of the same input alone."""
     op, first = low.next(_n_ops(runs)), runs[0].ops[0]
-    if not isinstance(op, Matmul):
+    if not isinstance(op, Matmul) or (alike and op.x != first.x):
         return False
     other = _next_run(low, runs)
     behind = low.next(_n_ops([*runs, other]))
@@ -195,16 +189,21 @@ def _stands_beside(low: Lowering, runs: list[_Run]) -> bool:
     return is_alike and not inputs & outputs and all(len(run.matrix.parts) == 1 for run in (*runs, other))
 
 
-def _emit_runs(low: Lowering, runs: list[_Run], columns: int) -> bool:
-    """Emit these, whose outputs are apart, as one dispatch; whether a shader can have so many buffers and numbers."""
-    first, x = runs[0], low.place(runs[0].ops[0].x)
+def _emit_runs(low: Lowering, runs: list[_Run], columns: int, norm: RMSNorm | None = None) -> bool:
+    """Emit these, whose outputs are apart, as one dispatch, with the norm of their input; whether a shader can have so
+    many buffers and numbers."""
+    first, h = runs[0], low.place(runs[0].ops[0].x)
+    x = low.place(norm.x) if norm else h
     y, ops = low.made(first.ops[0].out), [op for run in runs for op in run.ops]
     bias = [low.vector(*[op.bias for op in ops if op.bias])] if ops[0].bias else []
     others, buffers, kinds, numbers = list[sources.Other](), list[Any](), "rrw", list[float]()
+    if norm is not None:
+        buffers, kinds = [low.vector(norm.weight), h.buffer], "rrwrw"
+        numbers = [h.at // 4, h.row // 4, float(norm.eps)]
     n_groups, n_before = blocks(first.end - first.begin, LANES), first.end - first.begin
     for run in runs[1:]:
         own, z = low.place(run.ops[0].x), low.made(run.ops[0].out)
-        has_input, has_output = own.buffer is not x.buffer or own.at != x.at, z.buffer is not y.buffer
+        has_input, has_output = own != h, z.buffer is not y.buffer
         others.append(
             sources.Other(run.matrix.quant, run.matrix.words, run.matrix.pieces, own.row // 4 if has_input else None,
                           z.row if has_output else None)
@@ -226,7 +225,7 @@ def _emit_runs(low: Lowering, runs: list[_Run], columns: int) -> bool:
     low.n_taken = len(ops) + (conv is not None)
     low.emit(
         sources.matmul(
-            first.matrix.quant, columns, "bias" if bias else "set", others=tuple(others),
+            first.matrix.quant, columns, "bias" if bias else "set", norms=norm is not None, others=tuple(others),
             conv=conv.of if conv else None, convolved=conv.run if conv else 0,
         ), [*whole, *(conv.buffers if conv else [])], kinds + (conv.kinds if conv else ""), folded(n_groups),
         first.matrix.words, first.matrix.pieces, first.begin, first.end, low.n(x), x.at // 4, x.row // 4,

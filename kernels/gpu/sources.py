@@ -151,6 +151,7 @@ def matmul(
     if others:
         first, store = _put_others(
             words,
+            first,
             others,
             columns,
             [store + _CONVOLVE * (conv is not None and i == convolved) for i in range(1 + len(others))],
@@ -189,10 +190,11 @@ def _norm(words: dict[str, str], columns: int) -> None:
 
 
 def _put_others(
-    words: dict[str, str], others: Sequence[Other], columns: int, stores: Sequence[str]
+    words: dict[str, str], binding: int, others: Sequence[Other], columns: int, stores: Sequence[str]
 ) -> tuple[int, str]:  # fmt: skip
-    """Have rows of other matrices behind the first one's; the next binding, and what is done with a sum."""
-    binding, sums, rows, targets = 3, [words["SUMS"]], ["let is_0 = true;"], [stores[0]]
+    """Have rows of other matrices behind the first one's, bound from ``binding`` on; the next binding, and what is done
+    with a sum."""
+    sums, rows, targets = [words["SUMS"]], ["let is_0 = true;"], [stores[0]]
     for i, other in enumerate(others, 1):
         name = f"of{i}"
         words["FIELDS"] += (

@@ -28,8 +28,8 @@ ARCHITECTURES = (
     *tiny_models.HYBRIDS, *spaces.STATE_SPACES, *decoder_models.TINY,
 )  # fmt: skip
 MOST = 8  # dispatches of a layer in a decode step; of the first one more, whose norm stands alone
-MORE = {"deepseek2": 12, "falcon-h1": 13, "cohere2moe": 10, "gemma4": 26, "gemma3n": 39}
-"""Queries by way of a low rank, heads in a latent space; two mixers; a sum that is halved; streams, norms of norms."""
+MORE = {"deepseek2": 11, "gemma4": 15, "gemma3n": 13}
+"""Queries by way of a low rank, heads in a latent space; norms of norms, a third sublayer; streams, too."""
 AS_PUBLISHED = {"ffn_gate_inp.weight": "F32", "attn_v.weight": "Q6_K", "ffn_down.weight": "Q6_K"}
 STEPS = (
     *(Counts(1, 1, 1, is_lone=True), Counts(1, 1, 4), Counts(5, 5, 1, is_lone=True)),
@@ -46,7 +46,6 @@ def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
 
     def noted(self: Device, text: str, buffers: Sequence[Any], kinds: str, grid: Any, *more: Any, **named: Any) -> Any:
         assert not clash(buffers, kinds)
-        seen[layer[0]] += 1
         return Dispatch(0, 0, *grid, b"", 0, 0)
 
     def emit(self: Lowering, *given: Any, **named: Any) -> None:
@@ -54,10 +53,13 @@ def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
             layer[0] = -1
         for name in self.ops[self.at].weight_names():
             layer[0] = int(found[1]) if (found := re.match(r"blk\.(\d+)", name)) else -1
-        self.rows.append(self.there.device.dispatch(*given, **named))
+        before = len(self.rows)
+        real(self, *given, **named)
+        seen[layer[0]] += len(self.rows) - before
 
     with GGUFFile.open(path) as gguf:
         executor = GPUExecutor(build_program(gguf), 8, max_tokens=64, index=index)
+    real = Lowering.emit
     monkeypatch.setattr(Device, "dispatch", noted)
     monkeypatch.setattr(Lowering, "emit", emit)
     for fuse in (True, False):

@@ -36,6 +36,10 @@ MODELS: dict[str, tuple[str, str, Any, bool]] = {
     "gemma3 Q6_K": ("gemma3", "Q6_K", "auto", False),
     "gpt-oss Q8_0": ("gpt-oss", "Q8_0", "auto", False),
     "lfm2 Q5_0": ("lfm2", "Q5_0", 1, False),
+    "falcon-h1 Q5_0": ("falcon-h1", "Q5_0", "auto", False),
+    "gemma4 Q8_0": ("gemma4", "Q8_0", "auto", False),
+    "gemma3n Q5_0": ("gemma3n", "Q5_0", "auto", False),
+    "deepseek2 Q8_0": ("deepseek2", "Q8_0", "auto", False),
     "qwen3moe Q4_0": ("qwen3moe", "Q4_0", "auto", True),
 }
 SHADERS = ("matmul_q4_k", "expert_matmul_q8_0", "attention", "attention_kivi2", "pack_kv", "short_conv", "embed_q6_k")
