@@ -1,10 +1,10 @@
 """From ops to dispatches: one rule for each kind of op, and the few places where several ops become one dispatch.
 
-Products of one input are one (products.py), with what a norm does before and what sums, gates, activations and
-convolutions do behind; queries and keys are normed and rotated on their way to the cache (attention.py); experts are
-chosen in their first product and added up in their last (experts.py). So a layer decodes in eight dispatches or fewer
-in most architectures; benchmarks/LOG.md has those that take more, and why. With ``fuse=False`` every op stands for
-itself, for hooks.
+Products that stand together are one (products.py), with what a norm does before and what sums, gates, activations and
+convolutions do behind; so is what is done by row (rows.py); queries and keys are normed and rotated on their way to
+the cache (attention.py); experts are chosen in their first product and added up in their last (experts.py). So a layer
+decodes in eight dispatches or fewer in most architectures; benchmarks/LOG.md has those that take more, and why. With
+``fuse=False`` every op stands for itself, for hooks.
 
 What the shaders take on trust is proved here: shapes come from the program, and the buffers are made of the same
 numbers.

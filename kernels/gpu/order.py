@@ -2,7 +2,8 @@
 
 An expert that all tokens share begins before the others: its first products stand beside the router's, whose input they
 have, and its last one behind those of the experts, whose sum it goes into. A norm of what a product is going to be
-added to comes before that. An op goes no further up than what it reads and what reads or writes there allow.
+added to comes before that. Products come beside others of their input, or wait for those that they can go with, and
+what is done by row waits for other rows. An op goes no further than what it reads and what reads or writes there allow.
 """
 
 from __future__ import annotations
