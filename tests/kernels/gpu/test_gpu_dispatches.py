@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gpu_device import device
 
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.emitter import Counts, Lowering, clash
 from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.lowering import record
 from edgellm.kernels.gpu.walk import Dispatch
+from edgellm.kernels.program import Batch
+from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
@@ -70,3 +74,21 @@ def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
     most = MORE.get(architecture, MOST)
     assert {at: n for at, n in seen.items() if at >= 0 and n > most + (at == 0)} == {}
     executor.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", dict.fromkeys(ARCHITECTURES))
+def test_a_step_has_the_bits_of_its_ops_and_the_references_logits(architecture: str, tmp_path: Path) -> None:
+    index = int(device("gpu").partition(":")[2])
+    path = tiny_models.write_tiny_model(tmp_path / "m.gguf", architecture, "Q4_K", quants=AS_PUBLISHED, n_layer=4)
+    with GGUFFile.open(path) as gguf:
+        program = build_program(gguf)
+        fused, single = (GPUExecutor(program, 8, max_tokens=64, index=index) for _ in range(2))
+        judge = ReferenceExecutor(program, 8, 64, "float16")
+        for n, start in ((13, 0), (1, 13), (5, 14)):
+            batch = Batch.single(program, np.random.default_rng(n).integers(3, program.n_vocab, n), start, "all")
+            found = fused.run(batch).copy()
+            assert np.array_equal(found, single.run(batch, lambda *_: None))
+            assert nmse(found, judge.run(batch)) < 1e-6
+        fused.close()
+        single.close()

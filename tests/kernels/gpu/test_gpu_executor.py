@@ -55,6 +55,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "nemotron_h_moe Q8_0": ("nemotron_h_moe", "Q8_0", {}),
     "gpt-oss Q8_0": ("gpt-oss", "Q8_0", {}),
     "granitehybrid Q8_0": ("granitehybrid", "Q8_0", {}),
+    "phi3 Q4_K": ("phi3", "Q4_K", {}),
     "falcon-h1 Q4_K": ("falcon-h1", "Q4_K", {"quants": {"attn_v.weight": "Q6_K"}}),
     "gemma4 Q8_0": ("gemma4", "Q8_0", {}),
     "gemma3n Q4_K": ("gemma3n", "Q4_K", {"quants": {"attn_v.weight": "Q6_K"}}),
