@@ -27,6 +27,8 @@ def check_batch(batch: Batch, program: Program, pool: CachePool, max_tokens: int
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= program.n_vocab:
         raise ParameterError(f"token id {low if low < 0 else high} is not in [0, {program.n_vocab})")
+    if batch.logged and n > program.log_rows:
+        raise ParameterError(f"{n} tokens to be logged; this program's log has {program.log_rows} rows")
     if len(batch.tables) != len(pool.groups):
         raise ParameterError(f"{len(batch.tables)} block tables; the model has {len(pool.groups)} groups")
     if batch.embeddings is not None:

@@ -73,7 +73,9 @@ def taken_back(batch: Batch, counts: Sequence[int]) -> tuple[np.ndarray, Batch]:
         outputs=np.zeros(len(rows), bool),
         rope_positions=None if batch.rope_positions is None else batch.rope_positions[..., rows],
         adapters=None if batch.adapters is None else batch.adapters[rows],
+        types=None if batch.types is None else batch.types[rows],
         sees=None,
+        embeddings=None,  # of what came before any state
         logged=False,
     )
     return rows, kept
