@@ -10,5 +10,8 @@ KIVI2_WITHIN = ((1.0, 1.5), (0.85, 1.0))
 """Of the way from a group's least number to its largest: where the four levels of 2 bits may lie. And which of them its
 middle is where they lie further apart because it is far from zero: between two, or at one."""
 
-KIVI2_REACH = 13
-"""Scales from zero to a group's middle, at most: a minimum has a byte."""
+KIVI2_KNEE, KIVI2_FAR_STEP = 48, 8
+"""A group's minimum is a signed byte, in eighths of its scale up to the knee; behind it a step is so many of them."""
+
+KIVI2_REACH = 80
+"""Scales from zero to a group's middle, at most: what is further away has a larger scale."""

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.formats.levels import IQ4, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KNEE, KIVI2_REACH, KIVI2_WITHIN
 
 GROUP = 32
 POSITIONS = 32  # of a block
@@ -212,7 +212,16 @@ def _scales_of(scales: np.ndarray) -> np.ndarray:
 
 
 def _minima_of(minima: np.ndarray, d: np.ndarray) -> np.ndarray:
-    return (minima.astype(np.float32) - np.float32(128)) * (d * np.float32(0.125))
+    steps = minima.astype(np.float32) - np.float32(128)
+    behind = steps - np.clip(steps, -KIVI2_KNEE, KIVI2_KNEE)
+    return (steps + behind * np.float32(KIVI2_FAR_STEP - 1)) * (d * np.float32(0.125))
+
+
+def _minimum_bytes(eighths: np.ndarray) -> np.ndarray:
+    """The nearest that minima of so many eighths of a scale can be."""
+    near = np.clip(eighths, -KIVI2_KNEE, KIVI2_KNEE)
+    steps = near + (eighths - near) * np.float32(1 / KIVI2_FAR_STEP)
+    return np.trunc(np.clip(steps + np.float32(128.5), 0, 255))
 
 
 def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,7 +237,7 @@ def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scales, centres = _scale_bytes(np.maximum(wide, far)), np.where(far > wide, centre, np.float32(1.5))
         d = _scales_of(scales)
         by = _reciprocal(d)
-        minima = np.trunc(np.clip((middle * by[..., 0] - centres) * np.float32(8) + np.float32(128.5), 0, 255))
+        minima = _minimum_bytes((middle * by[..., 0] - centres) * np.float32(8))
         least = _minima_of(minima, d)
         codes = np.clip(np.trunc((x - least[..., None]) * by + np.float32(0.5)), 0, 3)
         error = np.zeros_like(low)

@@ -147,7 +147,7 @@ def _proved(path: Path, data: memoryview, key: str) -> SavedState:
     try:
         header = parse_json(bytes(data[16 : 16 + length]), path.name, "KV_FILE")
         if header["model"] != key:
-            raise _wrong(path, "it is of another model, or its keys and values are of other types")
+            raise _wrong(path, "it is of another model, or its keys and values are of other types or in an older form")
         return _state(path, header, data[16 + length : -32])
     except FormatError:
         raise

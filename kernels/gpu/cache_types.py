@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from edgellm.formats.levels import IQ4, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KNEE, KIVI2_REACH, KIVI2_WITHIN
 from edgellm.kernels.cache_types import IQ4_MIDDLES, PACKED, QUANTIZED
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.sources import source
@@ -105,6 +105,7 @@ def pack() -> str:
     words = {"WHOLE": str(whole / 3), "BETWEEN": str(between), "NARROW": str(narrow / 3), "AT": str(at)}
     return source(
         "pack_kv", HALF_BITS=sources.text("half_bits"), PER_REACH=str(1 / KIVI2_REACH),
+        KNEE=f"{KIVI2_KNEE}.0", PER_FAR_STEP=str(1 / KIVI2_FAR_STEP), MINIMUM_OF=_MINIMUM_OF,
         PACK_KEYS=source("pack_rows", ARRAY="keys", **words), PACK_VALUES=source("pack_rows", ARRAY="values", **words),
     )  # fmt: skip
 
@@ -171,8 +172,14 @@ def _packed_readers(layer: KVLayer, rows: int, newest: int) -> dict[str, str]:
     }
 
 
-_PACKED_READERS = """fn minimum_of(byte: u32) -> f32 { return (f32(byte & 0xffu) - 128.0) * 0.125; }
-fn scale_of_byte(byte: u32) -> f32 { return unpack2x16float((byte & 0xffu) << 7u).x; }
+_MINIMUM_OF = f"""fn minimum_of(byte: u32) -> f32 {{
+  let steps = f32(byte & 0xffu) - 128.0;
+  return (steps + (steps - clamp(steps, -{KIVI2_KNEE}.0, {KIVI2_KNEE}.0)) * {KIVI2_FAR_STEP - 1}.0) * 0.125;
+}}
+"""
+_PACKED_READERS = (
+    _MINIMUM_OF
+    + """fn scale_of_byte(byte: u32) -> f32 { return unpack2x16float((byte & 0xffu) << 7u).x; }
 fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {
   if (!is_packed) { return newest_value_pair(head, o, d); }
   let base = head * $DIM_V * 3u;
@@ -183,6 +190,7 @@ fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {
   return c * scale_of_byte(values[at] >> shift);
 }
 """
+)
 _PACKED_SCORES = """let k0 = head * $DIM_K * 3u;
       let at = k0 + $DIM_K * 2u + (o / 16u) * ($DIM_K / 4u);
       for (var d = 0u; d < $DIM_K; d += 4u) {

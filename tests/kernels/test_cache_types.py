@@ -95,6 +95,14 @@ def test_a_packed_group_far_from_zero_is_as_near_as_a_byte_for_its_minimum_lets_
             )
 
 
+def test_a_packed_group_that_is_constant_but_for_noise_keeps_the_noise() -> None:
+    noise = RNG.standard_normal((8, 32, 32)).astype(np.float32)
+    for middle, error in ((0, 0.3), (5, 0.3), (20, 0.32), (50, 0.32), (75, 0.34), (100, 0.4), (-50, 0.32), (300, 1.0)):
+        x = noise + np.float32(middle)
+        found = PACKED["kivi2"].unpack(PACKED["kivi2"].pack(x, values=False), 32, values=False)
+        assert np.sqrt(np.mean(np.square(found - x))) < error, middle
+
+
 def test_bfloat16_is_rounded_to_nearest_even() -> None:
     torch = pytest.importorskip("torch", reason="torch judges")
     x = np.concatenate([RNG.standard_normal(1000), [0.0, -0.0, 1.0039062, 1.01171875, np.inf]]).astype(np.float32)

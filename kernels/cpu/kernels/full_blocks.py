@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from edgellm.formats.levels import IQ4, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KNEE, KIVI2_REACH, KIVI2_WITHIN
 from edgellm.kernels.cpu.kernels.attention import halves_at
 from edgellm.kernels.cpu.kernels.elementwise import half_bits
 from edgellm.kernels.cpu.lib import layout as at
@@ -20,7 +20,12 @@ _store_u8, _store_u32 = v.make_store(types.uint8), v.make_store(types.uint32)
 _splat_u16x16 = v.make_splat(v.u16x16)
 _INF = float("inf")
 (_WHOLE, _BETWEEN), (_NARROW, _AT) = KIVI2_WITHIN
-_PER_REACH = 1 / KIVI2_REACH
+_PER_REACH, _KNEE, _PER_FAR_STEP, _MORE = (
+    1 / KIVI2_REACH,
+    float(KIVI2_KNEE),
+    1 / KIVI2_FAR_STEP,
+    float(KIVI2_FAR_STEP - 1),
+)
 _LEVELS = tuple(float(level) for level in IQ4)
 
 
@@ -74,6 +79,12 @@ def _scale_of(byte):
 
 
 @v.forceinline
+def _near(eighths):
+    """What of a minimum is up to the knee."""
+    return max(min(eighths, v.f32_of(_KNEE)), v.f32_of(-_KNEE))
+
+
+@v.forceinline
 def _levels(x, low, high, part, centre):
     """Of levels in so large a part of the way between the ends: the squared error of x, the least, the reciprocal of
     the scale, and the bytes of scale and minimum."""
@@ -84,9 +95,11 @@ def _levels(x, low, high, part, centre):
     byte = _scale_byte(wide)
     scale = _scale_of(byte)
     factor = v.f32_of(1.0) / scale if scale != v.f32_of(0.0) else v.f32_of(0.0)
-    place = (middle * factor - at_middle) * v.f32_of(8.0) + v.f32_of(128.5)
-    minimum = max(min(int(place), 255), 0)
-    least = np.float32(minimum - 128) * (scale * v.f32_of(0.125))
+    eighths = (middle * factor - at_middle) * v.f32_of(8.0)
+    near = _near(eighths)
+    minimum = max(min(int(near + (eighths - near) * v.f32_of(_PER_FAR_STEP) + v.f32_of(128.5)), 255), 0)
+    steps = np.float32(minimum - 128)
+    least = (steps + (steps - _near(steps)) * v.f32_of(_MORE)) * (scale * v.f32_of(0.125))
     error = v.f32_of(0.0)
     for i in range(0, 64, 4):
         value = v.load_f32(x + i)

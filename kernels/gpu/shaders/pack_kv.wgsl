@@ -8,6 +8,7 @@ struct P { heads: u32, dim_k: u32, dim_v: u32, group: u32, newest: u32 }
 var<immediate> p: P;
 struct Levels { error: f32, least: f32, by: f32, scale: u32, minimum: u32 }
 $HALF_BITS
+$MINIMUM_OF
 fn levels_of(x: ptr<function, array<f32, 16>>, low: f32, high: f32, part: f32, centre: f32) -> Levels {
   let middle = (low + high) * 0.5;
   let wide = (high - low) * part;
@@ -17,8 +18,10 @@ fn levels_of(x: ptr<function, array<f32, 16>>, low: f32, high: f32, part: f32, c
   let d = unpack2x16float(scale << 7u).x;
   var by = 0.0;
   if (d != 0.0) { by = 1.0 / d; }
-  let minimum = u32(clamp((middle * by - select(1.5, centre, far > wide)) * 8.0 + 128.5, 0.0, 255.0));
-  let least = (f32(minimum) - 128.0) * (d * 0.125);
+  let eighths = (middle * by - select(1.5, centre, far > wide)) * 8.0;
+  let near = clamp(eighths, -$KNEE, $KNEE);
+  let minimum = u32(clamp(near + (eighths - near) * $PER_FAR_STEP + 128.5, 0.0, 255.0));
+  let least = minimum_of(minimum) * d;
   var error = 0.0;
   for (var i = 0u; i < 16u; i++) {
     let apart = (*x)[i] - (f32(code_of((*x)[i], least, by)) * d + least);

@@ -24,9 +24,9 @@ fn pack_$ARRAY(source: u32, out: u32, dots: u32, lanes: u32, item: u32) {  // pl
     var best = levels_of(&x, low, high, $WHOLE, $BETWEEN);
     let narrow = levels_of(&x, low, high, $NARROW, $AT);
     if (narrow.error < best.error) { best = narrow; }
-    for (var i = 0u; i < 16u; i++) { codes[i / 4u] |= code_of(x[i], best.least, best.by) << (8u * (i % 4u) + 2u * j); }
+    for (var i = 0u; i < 16u; i++) { codes[i / 4u] |= (code_of(x[i], best.least, best.by) & 3u) << (8u * (i % 4u) + 2u * j); }
     scales |= select(best.scale, 255u, not_finite) << (8u * j);  // what is not finite has to stay visible
-    minima |= best.minimum << (8u * j);
+    minima |= (best.minimum & 255u) << (8u * j);
   }
   for (var i = 0u; i < 4u; i++) { $ARRAY[out + quad * (lanes / 4u) + g * 4u + i] = codes[i]; }
   let behind = out + dots * lanes / 16u + g * (dots / 4u) + quad;
