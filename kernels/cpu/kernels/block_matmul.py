@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 
 from edgellm.kernels.cpu.kernels.panel import SIXTEEN_ROWS, RowVectors, store_pairs
@@ -18,6 +19,12 @@ from edgellm.kernels.cpu.lib.layout import GROUP_NBYTES, PANEL, PANEL_MINIMA, PA
 
 GROUPS = 1
 """Groups of 32 weights in a block."""
+
+
+@v.forceinline
+def sum_of_group(scale_at, per_group):
+    """The sum of a group's activations, as float32: what minima are multiplied by."""
+    return v.load_f32(scale_at) * np.float32(v.load_i32(scale_at + 2 * per_group))
 
 
 def few(weights: Any) -> int:
@@ -47,7 +54,7 @@ def make_few_tokens(weights: Any) -> Any:
                 total = total - v.splat_i32x8(v.load_i32(scale_at + 2 * per_group) * types.int32(offset))
             acc = v.fma_f32x8(v.to_f32x8(total), d * v.splat_f32x8(v.load_f32(scale_at)), acc)
             if has_min:
-                acc = v.fma_f32x8(minimum, v.splat_f32x8(v.load_f32(scale_at + per_group)), acc)
+                acc = v.fma_f32x8(minimum, v.splat_f32x8(sum_of_group(scale_at, per_group)), acc)
             x += 64
             scale_at += 4
             p += block_nbytes
@@ -114,7 +121,7 @@ def make_finish(weights: Any, of_rows: RowVectors = SIXTEEN_ROWS) -> Any:
         acc = fma(to_floats(total), scale * splat(v.load_f32(at)), acc)
         if has_min:
             minimum = load(scratch + PANEL_MINIMA + block * 64)
-            acc = fma(minimum, splat(v.load_f32(at + per_group)), acc)
+            acc = fma(minimum, splat(sum_of_group(at, per_group)), acc)
         return acc
 
     return finish

@@ -137,7 +137,7 @@ def _scale_of_run(x, n):
 
 @v.forceinline
 def _quantize_group(x, scale, factor, out, scale_at, next_array):
-    """32 float32 at x to int16 at out; scale, scale * sum, and two sums go to arrays ``next_array`` bytes apart."""
+    """32 float32 at x to int16 at out; scale and, behind digits, two sums go to arrays ``next_array`` bytes apart."""
     qa = v.truncate_f32x16((v.load_f32x16(x) * factor + _magic()) - _magic())
     qb = v.truncate_f32x16((v.load_f32x16(x + 64) * factor + _magic()) - _magic())
     wa, wb = v.narrow_i32x16(qa), v.narrow_i32x16(qb)
@@ -152,7 +152,6 @@ def _quantize_group(x, scale, factor, out, scale_at, next_array):
     first = v.first_lane(sums)
     total = first + v.first_lane(_ninth(sums, sums))
     v.store_f32(scale_at, scale)
-    v.store_f32(scale_at + next_array, scale * total)
     v.store_i32(scale_at + 2 * next_array, int(total))
     v.store_i32(scale_at + 3 * next_array, int(first))
 

@@ -163,7 +163,7 @@ def make_run(reads: Reads, weights: Any, n: int) -> Any:
             total = total - v.splat_i32x8(v.load_i32(scale_at + 2 * per_group) * types.int32(centre))
         acc = v.fma_f32x8(v.to_f32x8(total), d * v.splat_f32x8(v.load_f32(scale_at)), acc)
         if has_min:
-            acc = v.fma_f32x8(minimum, v.splat_f32x8(v.load_f32(scale_at + per_group)), acc)
+            acc = v.fma_f32x8(minimum, v.splat_f32x8(block_matmul.sum_of_group(scale_at, per_group)), acc)
         return acc
 
     @v.forceinline

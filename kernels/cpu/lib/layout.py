@@ -154,8 +154,8 @@ STORE_TYPED = namedtuple("STORE_TYPED", "x x_row pool head_nbytes heads dim tabl
 
 
 # ---- a row of quantized activations: int16 values, then four arrays with a number for every group of 32:
-#      float32 scale, float32 scale * sum, int32 sum, int32 sum of its first 16 values. Where eight groups share a scale
-#      the second has for each eight their sums as signed bytes: 8 lowest, 8 next, 8 highest
+#      float32 scale, digits, int32 sum, int32 sum of its first 16 values. Digits are there where eight groups share a
+#      scale: for each eight their sums as signed bytes, 8 lowest, 8 next, 8 highest
 
 
 def activation_row_nbytes(n_in: int) -> int:
@@ -203,9 +203,9 @@ PANEL = UNPACKED + 8 * 512
 PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
 PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * PANEL_ROWS * 4
 TILE_TOKENS = 16  # AMX multiplies so many tokens and more (amx_matmul.py)
-TILE_PANELS = 16  # side by side: the first where the one panel of other forms is, each with its scales and minima
+TILE_PANELS = 16  # at most: the first where the one panel of other forms is, each with its scales and minima
 TILE_PANEL_NBYTES = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8 - PANEL
-TILE_SUMS = PANEL + TILE_PANELS * TILE_PANEL_NBYTES  # int32 tiles, 16 tokens x 16 rows: of two runs, three each
+TILE_SUMS = PANEL + TILE_PANELS * TILE_PANEL_NBYTES  # int32 tiles, 16 tokens x 16 rows: of two runs, two or three each
 TILE_ASIDE = TILE_SUMS + 2 * 3 * 1024  # (TILE_PANELS, 16 tokens, 16 rows) float32
 TILE_NOWHERE = TILE_ASIDE + TILE_PANELS * 1024  # 16 tokens, 16 rows
 TILE_CONFIG = TILE_NOWHERE + 1024

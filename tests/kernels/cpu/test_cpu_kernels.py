@@ -101,6 +101,16 @@ def test_heavy_tailed_activations_stay_within_the_limit(quant: str, form: str) -
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_products_of_all_types_may_share_their_activations(form: str) -> None:
+    s = sketch()
+    x = s.input(512)
+    for quant in QUANTIZED:
+        s.emit(quant, Matmul(x, s.tensor(quant, (40, 512)), s.buffer(40)))
+    batches = [single_sequence(s.program(), n, seed=n) for n in (1, 5, 9, 20)]
+    assert worst_nmse(s, batches, form) <= trials.SUPERBLOCK_LIMIT
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("quant", QUANTIZED)
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 def test_largest_integers_do_not_overflow(quant: str, byte: int, form: str) -> None:
