@@ -69,15 +69,23 @@ def both(one: Emitted, other: Emitted, most_buffers: int) -> Emitted | None:
 @compute @workgroup_size({size})
 fn main(@builtin(workgroup_id) at: vec3<u32>, @builtin(local_invocation_index) t: u32) {{
   if (at.x < p.split) {{
-    first(vec3<u32>(at.x % {x}u, at.x / {x}u % {y}u, at.x / {x * y}u), t);
+    first({_place("at.x", one.grid)}, t);
   }} else {{
     let i = at.x - p.split;
-    second(vec3<u32>(i % {x2}u, i / {x2}u % {y2}u, i / {x2 * y2}u), select(0xffff0000u, t, t < 64u));
+    second({_place("i", other.grid)}, select(0xffff0000u, t, t < 64u));
   }}
 }}
 """
     n = x * y * z
     return Emitted(whole, buffers, kinds, (n + x2 * y2 * z2, 1, 1), (*one.immediates, n), one.flops + other.flops)
+
+
+def _place(number: str, grid: tuple[int, int, int]) -> str:
+    """The place of a workgroup by its number; y, which may be the tokens of a step, is in the text only if it must."""
+    x, y, z = grid
+    if z == 1:
+        return f"vec3<u32>({number} % {x}u, {number} / {x}u, 0u)"
+    return f"vec3<u32>({number} % {x}u, {number} / {x}u % {y}u, {number} / {x * y}u)"
 
 
 def _renamed(text: str, name: str, to: str) -> str:

@@ -212,10 +212,11 @@ def _emit(low: Lowering, pieces: Sequence[_Piece]) -> bool:
         starts = [_start(role, low.place(name), number) for role, name in piece.buffers.items()]
         steps.append("\n".join(["{", *starts, sources.row_op(piece.shader, words), "}"]))
         at += sum(math.prod(low.there.program.tensors[name].shape) for name in piece.vectors)
+    n_buffers = bool(vectors) + len(matrices) + len(bound.buffers)
+    if len(pieces) > 1 and (n_buffers > low.there.device.most_buffers or len(numbers) > MOST_NUMBERS):
+        return False
     buffers = [*([low.vector(*vectors)] if vectors else []), *(matrix.parts[0].buffer for matrix in matrices)]
     buffers += bound.buffers
-    if len(pieces) > 1 and (len(buffers) > low.there.device.most_buffers or len(numbers) > MOST_NUMBERS):
-        return False
     fields = ", ".join(f"n{i}: {'f32' if kind is float else 'u32'}" for i, (kind, _) in enumerate(numbers))
     low.emit(
         source("rows", FIELDS=fields, BINDINGS="\n".join(declared), FUNCTIONS="\n".join(functions),
