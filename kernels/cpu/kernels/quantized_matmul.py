@@ -11,7 +11,7 @@ multiply-add.
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
                    with AVX-512 VNNI packed by transposition, 8 tokens at a time (transposed_panel.py), on AVX2 some
                    types packed so (superblock_columns.py)
-    16 and more    the same panel, with 16 tokens at a time on a CPU with AMX
+    16 and more    on a CPU with AMX up to 16 panels of bytes, with 16 tokens at a time (amx_matmul.py)
     any number     strips of four rows as bytes, on Arm with dot products (byte_strips.py)
 
 What multiplies (``eight_rows`` here, ``panels`` in panel.py) is told where activations, weights and results lie;
