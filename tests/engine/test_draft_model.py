@@ -360,7 +360,12 @@ def test_time_that_drafts_take_is_no_part_of_what_a_step_takes(monkeypatch: pyte
 
         executor.run = timed  # type: ignore[method-assign]
     note = engine.scheduler.note
-    engine.scheduler.note = lambda *args: (note(*args), found.extend(engine.scheduler._decode_s.values()))[0]  # type: ignore[method-assign]
+
+    def noted(*args: Any, **named: Any) -> None:
+        note(*args, **named)
+        found.extend(engine.scheduler._decode_s.values())
+
+    engine.scheduler.note = noted  # type: ignore[method-assign]
     timings = run(engine, prompt_of(9, 20), 200)[-1].timings
     assert timings.accepted_n < timings.drafted_n < 40
     assert timings.gained_n < 0
@@ -374,8 +379,8 @@ def test_time_of_drafts_is_taken_once_from_that_of_runs_without_python(
     """With drafters that think for longer than a step of this model takes, and then have no idea."""
     path, found, note = write_tiny_model(tmp_path / "model.gguf", "llama", n_layer=1), list[float](), Scheduler.note
 
-    def noted(self: Scheduler, *args: Any) -> None:
-        note(self, *args)
+    def noted(self: Scheduler, *args: Any, **named: Any) -> None:
+        note(self, *args, **named)
         found.extend(self._decode_s.values())
 
     def think(self: NgramDrafter, tokens: Sequence[int], n: int) -> list[int]:

@@ -54,7 +54,7 @@ def test_what_is_unpacked_to_float32_is_counted(quant: str, executor: str, n_cop
         need = memory_need(program, gguf, 64, LoadOptions(executor=executor))
         unpacked = 4 * sum(math.prod(t.shape) for t in program.tensors.values() if t.quant.name == quant)
     others = 4 * sum(math.prod(t.shape) for t in program.tensors.values() if t.quant.name != quant)
-    assert n_copies * unpacked <= need.work < n_copies * (unpacked + others) + unpacked // 2
+    assert n_copies * unpacked <= need.work < n_copies * (unpacked + others) + unpacked * 3 // 4
 
 
 def test_a_model_that_does_not_fit_is_refused_with_both_numbers() -> None:
