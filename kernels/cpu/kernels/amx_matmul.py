@@ -26,7 +26,7 @@ from typing import Any
 
 from numba import types
 
-from edgellm.kernels.cpu.kernels.panel import groups_of_part
+from edgellm.kernels.cpu.kernels.panel import groups_of_part, store_rest
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.layout import TILE_TOKENS
@@ -104,6 +104,28 @@ def _make_configure(is_deep: bool) -> Any:
         _tile_config(at)
 
     return configure
+
+
+# ---- blocks of 16 tokens ---------------------------------------------------------------------------------------------
+
+
+@v.forceinline
+def _sixteen_tokens(t, n, x, x_row, c, c_row, aside):
+    """Those from t on: where activations are, and sums, bytes from one's sums to the next one's, and between panels.
+
+    Where fewer are left they are the last 16, once more, summed aside.
+    """
+    if t + TILE_TOKENS > n:
+        return x + (n - TILE_TOKENS) * x_row, aside, 64, TILE_NBYTES
+    return x + t * x_row, c + t * c_row, c_row, at.PANEL_ROWS * 4
+
+
+@v.forceinline
+def _begin(first_group, c, c_row):
+    """With the first columns sums begin at zero."""
+    if first_group == 0:
+        for t in range(TILE_TOKENS):
+            v.store_f32x16(c + t * c_row, v.zero_f32x16())
 
 
 # ---- groups of 32, one plane -----------------------------------------------------------------------------------------
@@ -199,9 +221,7 @@ def _make_groups(finish: Any) -> Any:
     def sixteen(place, here, x, x_row, first_group, n_groups, sums, c, c_row):
         scale_at, per_group = x + n_groups * 64 + first_group * 4, n_groups * 4
         w, other = place + at.PANEL, sums + 2 * TILE_NBYTES
-        if first_group == 0:
-            for t in range(TILE_TOKENS):
-                v.store_f32x16(c + t * c_row, v.zero_f32x16())
+        _begin(first_group, c, c_row)
         acc = load(c, c_row)
         for r in range(0, here, 2):
             group = first_group + r
@@ -237,9 +257,7 @@ def _make_groups_part(finish: Any, fetch: Any) -> Any:
     def part(scratch, places, n_panels, here, x, x_row, n, first_group, n_groups, c, c_row, aside, ahead, ahead_row):
         sums = scratch + at.TILE_SUMS
         for t in range(0, n, TILE_TOKENS):
-            x_t, c_t, c_t_row, c_panel = x + t * x_row, c + t * c_row, c_row, at.PANEL_ROWS * 4
-            if t + TILE_TOKENS > n:  # the last 16 once more, summed aside
-                x_t, c_t, c_t_row, c_panel = x + (n - TILE_TOKENS) * x_row, aside, 64, TILE_NBYTES
+            x_t, c_t, c_t_row, c_panel = _sixteen_tokens(t, n, x, x_row, c, c_row, aside)
             for panel in range(n_panels):
                 fetch(ahead + panel * ahead_row, t, n, here)
                 place = places + panel * at.TILE_PANEL_NBYTES
@@ -275,15 +293,11 @@ def _make_superblocks_part(finish: Any, fetch: Any) -> Any:
         # before the first there is none: anything goes nowhere
         place_before, block_before, scale_before, c_before, c_row_before = scratch, 0, x, scratch + at.TILE_NOWHERE, 64
         for t in range(0, n, TILE_TOKENS):
-            x_t, c_t, c_t_row, c_panel = x + t * x_row, c + t * c_row, c_row, at.PANEL_ROWS * 4
-            if t + TILE_TOKENS > n:  # the last 16 once more, summed aside
-                x_t, c_t, c_t_row, c_panel = x + (n - TILE_TOKENS) * x_row, aside, 64, TILE_NBYTES
+            x_t, c_t, c_t_row, c_panel = _sixteen_tokens(t, n, x, x_row, c, c_row, aside)
             for panel in range(n_panels):
                 fetch(ahead + panel * ahead_row, t, n, here)
                 place, c_here = places + panel * at.TILE_PANEL_NBYTES, c_t + panel * c_panel
-                if first_group == 0:
-                    for i in range(TILE_TOKENS):
-                        v.store_f32x16(c_here + i * c_t_row, v.zero_f32x16())
+                _begin(first_group, c_here, c_t_row)
                 for block in range(here // BLOCK_GROUPS):
                     x_b = x_t + (first_group + block * BLOCK_GROUPS) * 64
                     w = place + at.PANEL + block * 2 * LOW_NBYTES
@@ -350,10 +364,6 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
                     next_row,
                 )  # fmt: skip
         _tile_release()
-        rest = n % TILE_TOKENS
-        for panel in range(n_panels):
-            for i in range(TILE_TOKENS - rest, TILE_TOKENS * min(rest, 1)):
-                aside = scratch + at.TILE_ASIDE + panel * TILE_NBYTES + i * 64
-                v.store_f32x16(c + panel * 64 + (n - TILE_TOKENS + i) * c_row, v.load_f32x16(aside))
+        store_rest(scratch + at.TILE_ASIDE, TILE_TOKENS, n, n_panels, c, c_row)
 
     return multiply

@@ -34,7 +34,9 @@ from edgellm.kernels.cpu.lib import simd as v
 _words, _signed = v.make_convert(v.u8x16, v.u32x16, "zext"), v.make_convert(v.u32x16, v.i32x16, "bitcast")
 _three, _two, _four, _six = (v.make_const(v.u32x16, n) for n in (3, 2, 4, 6))
 _halfwords, _seven = v.make_convert(v.u8x16, v.u16x16, "zext"), v.make_const(v.u16x16, 7)
-_zero_at, _knee, _more = (v.make_const(v.f32x16, float(n)) for n in (128, KIVI2_KNEE, KIVI2_FAR_STEP - 1))
+_zero_at, _knee, _minus_knee, _more = (
+    v.make_const(v.f32x16, float(n)) for n in (128, KIVI2_KNEE, -KIVI2_KNEE, KIVI2_FAR_STEP - 1)
+)
 
 
 @v.forceinline
@@ -101,8 +103,8 @@ def _fold(x, scales, minima, n, out):
         scaled = v.load_f32x16(x + i * 4) * v.half_f32x16(_halfwords(v.load_u8x16(scales + i)) << _seven())
         v.store_f32x16(out + i * 4, scaled)
         steps = v.to_f32x16(_signed(_words(v.load_u8x16(minima + i)))) - _zero_at()
-        behind = v.max_f32x16(steps, _knee()) - _knee() + v.min_f32x16(steps, v.zero_f32x16() - _knee()) + _knee()
-        total = v.fma_f32x16(scaled, v.fma_f32x16(behind, _more(), steps), total)
+        near = v.min_f32x16(v.max_f32x16(steps, _minus_knee()), _knee())
+        total = v.fma_f32x16(scaled, v.fma_f32x16(steps - near, _more(), steps), total)
     v.store_f32(out + n * 4, v.sum_f32x16(total) * v.f32_of(0.125))
 
 

@@ -112,12 +112,13 @@ def _make_times(run: int, block_nbytes: int, finish: Any) -> Any:
 
 
 @v.forceinline
-def store_rest(aside, n, n_panels, c, c_row):
-    """The tokens behind the last four whole ones: what panels left ``aside`` of the last four goes to c."""
-    rest = n % 4
+def store_rest(aside, size, n, n_panels, c, c_row):
+    """The tokens behind the last whole block of ``size``: what panels left ``aside`` of so many last ones goes to c."""
+    rest = n % size
     for panel in range(n_panels):
-        for i in range(4 - rest, 4 * min(rest, 1)):
-            v.store_f32x16(c + panel * 64 + (n - 4 + i) * c_row, v.load_f32x16(aside + panel * 256 + i * 64))
+        for i in range(size - rest, size * min(rest, 1)):
+            of_panel = aside + panel * size * 64
+            v.store_f32x16(c + panel * 64 + (n - size + i) * c_row, v.load_f32x16(of_panel + i * 64))
 
 
 def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
@@ -146,7 +147,7 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
                     x_t, scale_t = x_g + t * x_row, scale_g + t * x_row
                     times_four(scratch, here, x_t, x_row, scale_t, n_groups * 4, c_t, c_t_row, g == 0, next_panel)
                     t, next_panel = t + 4, 0
-        store_rest(aside, n, n_panels, c, c_row)
+        store_rest(aside, 4, n, n_panels, c, c_row)
 
     return multiply
 

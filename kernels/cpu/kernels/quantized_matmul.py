@@ -83,13 +83,15 @@ def _behind_part(op, thread, n_threads, n_rows, offset):
 @v.forceinline
 def _panels_at_once(op, x_nbytes, n_out, n_threads, by_tiles):
     """Panels that a thread takes next: several of many activations, fewer towards the end."""
-    left = (n_out + at.PANEL_ROWS - 1) // at.PANEL_ROWS - v.atomic_load(op + at.COUNTER)
-    share, n = left // (2 * n_threads), 1
+    least, most = 1, 1
     if by_tiles:
-        n = max(TILE_PANELS_AT_LEAST, min(at.TILE_PANELS, share))
+        least, most = TILE_PANELS_AT_LEAST, at.TILE_PANELS
     elif x_nbytes > transposed_panel.FAR_NBYTES:
-        n = max(1, min(PANELS_AT_ONCE, share))
-    return n
+        most = PANELS_AT_ONCE
+    if most == 1:
+        return 1
+    left = (n_out + at.PANEL_ROWS - 1) // at.PANEL_ROWS - v.atomic_load(op + at.COUNTER)
+    return max(least, min(most, left // (2 * n_threads)))
 
 
 @v.forceinline
@@ -235,7 +237,8 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
     def many_tokens(op, args, n, n_threads, scratch):
         """Panels of 16 rows, taken from the op's work counter."""
         x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
-        n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, has_tiles and n >= at.TILE_TOKENS)
+        by_tiles = has_tiles and n >= at.TILE_TOKENS
+        n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, by_tiles)
         row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
         while row < n_out:
             bias, after = args.bias, row + n_threads * n_panels * at.PANEL_ROWS
@@ -244,7 +247,7 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
                 following = v.arguments(args.following, at.MATMUL)
                 ahead = following.w + (after - n_out) * following.w_row
             panels(x, x_row, n, w, w_row, n_groups, row, n_panels, n_out, args.out, args.out_row, bias, scratch, ahead)
-            n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, has_tiles and n >= at.TILE_TOKENS)
+            n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, by_tiles)
             row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
 
     def matmul(op, step, thread, n_threads):

@@ -284,6 +284,6 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any, may_be_fa
                     pack(w + (row + half) * w_row + first_block, 2 * w_row, here, half, scratch)
                 next_panel = ahead + row * w_row + first_block * at.PANEL_ROWS
                 tokens(x, x_row, n, n_groups, here, c + row * 4, c_row, scratch, g, next_panel, aside + row * 16)
-        store_rest(aside, n, n_panels, c, c_row)
+        store_rest(aside, 4, n, n_panels, c, c_row)
 
     return multiply
