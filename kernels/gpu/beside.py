@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from edgellm.kernels.gpu.device import MAX_GROUPS
+from edgellm.kernels.gpu.device import MAX_GROUPS, MOST_NUMBERS
 
 MAIN = "fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {"
 _BINDING = re.compile(r"^@group\(0\) @binding\((\d+)\) var<storage, (\w+)> (\w+): ([^;]+);[^\n]*\n?", re.MULTILINE)
@@ -40,7 +40,7 @@ def are_apart(one: Emitted, other: Emitted) -> bool:
 
 def both(one: Emitted, other: Emitted, most_buffers: int) -> Emitted | None:
     """Two dispatches as one; None where no shader can have so many buffers and numbers, or they are of other forms."""
-    if MAIN not in one.text or MAIN not in other.text or len(one.immediates) > 31:
+    if MAIN not in one.text or MAIN not in other.text or len(one.immediates) >= MOST_NUMBERS:
         return None
     names = _NAMED.findall(other.text)
     text = _renamed(_with_constants(other), "|".join(sorted(names)), r"\1_beside")

@@ -21,6 +21,7 @@ from edgellm.kernels.gpu.adapters import NEEDED, Adapter, quiet_stderr, wgpu_mod
 from edgellm.kernels.gpu.walk import Dispatch, Recording, Walk, native_walk, python_walk
 
 ALIGN = 256  # of windows into a buffer, and of its size
+MOST_NUMBERS = 32  # immediates of a dispatch, 128 bytes
 MAX_GROUPS = 32768  # of workgroups in one dimension: a power of two below the limit of every device
 LEAST = {
     "max-storage-buffers-per-shader-stage": 8, "max-storage-buffer-binding-size": 128 << 20,

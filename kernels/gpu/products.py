@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from edgellm.kernels.gpu import experts, latent, recurrent, sources
+from edgellm.kernels.gpu.device import MOST_NUMBERS
 from edgellm.kernels.gpu.emitter import Lowering, blocks, clash, folded, is_added
 from edgellm.kernels.gpu.layout import PIECE, Place
 from edgellm.kernels.gpu.sources import LANES, MOST_COLUMNS
 from edgellm.kernels.gpu.weights import Matrix
 from edgellm.kernels.ops import Activate, Add, GatedUnit, LayerNorm, Matmul, RMSNorm
 
-MOST_MATRICES, MOST_NUMBERS = 4, 32  # of one dispatch; numbers are its immediates, 128 bytes
+MOST_MATRICES = 4  # of one dispatch
 GATED_COLUMNS = (1, 2, 4)  # of products of a gate and what it lets through in one
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgellm.kernels.gpu import sources
+from edgellm.kernels.gpu.device import MOST_NUMBERS
 from edgellm.kernels.gpu.emitter import Lowering, blocks, folded
 from edgellm.kernels.gpu.layout import Place
 from edgellm.kernels.gpu.sources import LANES, bindings, source
@@ -37,7 +38,6 @@ from edgellm.kernels.ops import (
 from edgellm.kernels.ops.altup import LEAST
 from edgellm.kernels.program import Op
 
-MOST_NUMBERS = 32  # of a shader's immediates, 128 bytes
 WIDEST = 1 << 15  # columns that the one workgroup of a row is not too few for
 
 
