@@ -60,7 +60,7 @@ class Step:
     ) -> None:
         self.program, self.pool, self.weight, self.rows, self.batch = program, pool, weight, rows, batch
         self.segments = segments(batch)
-        n_rows = {"tokens": len(batch), "outputs": int(np.count_nonzero(batch.outputs)), "log": 0}
+        n_rows = {"tokens": len(batch), "outputs": int(np.count_nonzero(batch.outputs))}
         self.buffers: dict[str, np.ndarray] = {}
         for name, buffer in sorted(program.buffers.items(), key=lambda item: item[1].of != ""):
             if buffer.of:
