@@ -97,6 +97,6 @@ class DeltaRule(Op):
             qkv, layer = s.input((2 * n_k + n_v) * dim), s.layer(StateLayer(n_v * dim * dim))
             decay, rate = s.input(n_v), s.input(n_v)
             for name in (decay, rate):
-                s.inputs[name] = 1 / (1 + np.exp(-s.inputs[name]))
+                s.inputs[name] = sigmoid(s.inputs[name])
             op = DeltaRule(qkv, decay, rate, s.buffer(n_v * dim), layer, n_k, n_v, tiled)
             s.emit(f"heads={n_v}/{n_k} head_dim={dim} tiled={tiled}", op)

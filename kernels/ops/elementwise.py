@@ -14,28 +14,27 @@ from edgellm.kernels.ops.step import Step
 from edgellm.kernels.program import Op
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x), by e^-|x|, which does not overflow; what is near 0 keeps all its digits."""
+    y = np.exp(-np.abs(x))
+    return np.where(x < 0, y, np.float32(1.0)) / (np.float32(1.0) + y)
+
+
 def silu(x: np.ndarray) -> np.ndarray:
-    """x * sigmoid(x), by tanh, which does not overflow."""
-    half = x * np.float32(0.5)
-    return half + half * np.tanh(half)
+    """x sigmoid(x)."""
+    return x * sigmoid(x)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """The tanh form of GELU."""
-    c = np.float32(np.sqrt(2.0 / np.pi))
-    half = x * np.float32(0.5)
-    return half + half * np.tanh(c * (x + np.float32(0.044715) * x * x * x))
+    """The tanh form of GELU, x / 2 (1 + tanh(u)), written as x sigmoid(2u)."""
+    c = np.float32(2.0 * math.sqrt(2.0 / math.pi))
+    return x * sigmoid(c * (x + np.float32(0.044715) * x * x * x))
 
 
 def gelu_erf(x: np.ndarray) -> np.ndarray:
     """GELU itself: x times the share of a normal distribution below x."""
     share = np.vectorize(math.erf, otypes=[np.float64])(x * np.sqrt(0.5))
     return (x * (0.5 + 0.5 * share)).astype(np.float32)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^-x), by tanh."""
-    return np.float32(0.5) + np.float32(0.5) * np.tanh(x * np.float32(0.5))
 
 
 def clamped_swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from edgellm.kernels.ops import (
     Route,
     SelectOutputs,
     StoreKV,
+    elementwise,
 )
 from edgellm.kernels.program import Batch, Buffer, Program
 from edgellm.kernels.reference import ReferenceExecutor
@@ -347,6 +348,22 @@ def test_gated_unit(activation: str) -> None:
     silu = gate * 0.5 * (1 + np.tanh(gate / 2))
     gelu = gate * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
     assert nmse(out, {"silu": silu, "gelu": gelu}[activation] * up) <= 1e-12
+
+
+@pytest.mark.parametrize("function", [elementwise.sigmoid, elementwise.silu, elementwise.gelu])
+def test_values_near_zero_keep_their_digits(function: Callable[[np.ndarray], np.ndarray]) -> None:
+    x = np.linspace(-80, 20, 1001)
+    cubic = 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    exact = {
+        "sigmoid": 1 / (1 + np.exp(-x)),
+        "silu": x / (1 + np.exp(-x)),
+        "gelu": x * np.exp(-np.logaddexp(0, -cubic)),
+    }
+    expected = exact[function.__name__]
+    counts = np.abs(expected) > np.finfo(np.float32).tiny
+    found = function(x.astype(np.float32))
+    assert found.dtype == np.float32
+    assert np.allclose(found[counts], expected[counts], rtol=1e-4, atol=0)
 
 
 def test_add_in_place() -> None:
