@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 MATMUL_LIMIT = 1e-6  # 15-bit activations are near 1e-9; plain int8 ones would be near 1e-4
 SUPERBLOCK_LIMIT = 1e-5  # one scale for 256 of them, three of which are far out: near 1e-7
 FLOAT_LIMIT = 1e-9  # another order of float32 sums is near 1e-13
-N_TOKENS = (1, 2, 5, 17)
-STARTS = {1: 300, 2: 31, 5: 600, 17: 250}  # first position: later than 256, and the context is summed in cuts
+N_TOKENS = (1, 2, 5, 25)
+STARTS = {1: 300, 2: 31, 5: 600, 25: 250}  # first position: later than 256, and the context is summed in cuts
 LOOKS_AHEAD = 5  # so many tokens see further than themselves
-MAX_TOKENS = 17
+MAX_TOKENS = 25
 N_BLOCKS = 24  # 768 positions
 
 
@@ -283,11 +283,13 @@ def random_batch(rng: np.random.Generator, program: Program, n: int, start: int)
         tables.append(np.stack([blocks[:n_blocks], np.roll(blocks, 3)[:n_blocks]]).astype(np.int32))
         tables[-1][1, 2:] = -1
         tables[-1][1, :2] = blocks[n_blocks:]
+    outputs = rng.random(n) < 0.7
+    outputs[-1] = True  # ops behind a selection of nothing do not run
     return Batch(
         rng.integers(0, N_VOCAB, n).astype(np.int32),
         positions.astype(np.int32),
         (np.arange(n) >= n - second).astype(np.int32),
-        rng.random(n) < 0.7,
+        outputs,
         tuple(tables),
         sees=np.repeat(positions[[1, -1]], [2, n - 2]).astype(np.int32) if n == LOOKS_AHEAD else None,
         types=rng.integers(0, 2, n).astype(np.int32),

@@ -1,4 +1,4 @@
-"""Products with 16 tokens and more on AMX tiles, to the same bits as everywhere else.
+"""Products with 24 tokens and more on AMX tiles, to the same bits as everywhere else.
 
 Only the integer sums are made differently. Activations are int16 of at most 15 bits, x = 128 xh + xl; the integer
 weights of a panel fit int8, or are w = 128 wh + wl. Every part fits int8, and the sums of their products, exact in
@@ -7,7 +7,7 @@ int32, give the sum that the other paths make:
     sum w x  =  (sum w xh << 7) + sum w xl                                                       one plane of weights
              =  (sum wh xh << 14) + (sum (wh xl + wl xh) << 7) + sum wl xl                       two
 
-so a token's numbers do not depend on whether it was in a batch of 15 or 16. (bf16 tiles over whole rows need no sums
+so a token's numbers do not depend on whether it was in a batch of 23 or 24. (bf16 tiles over whole rows need no sums
 per group, but three products of half the rate, and would give a token other bits in a prompt than alone.)
 
 A product takes 16 cycles, a tile load 8, a tile store 16, and the CPU looks 512 instructions ahead: it does them side

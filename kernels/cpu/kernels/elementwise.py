@@ -200,7 +200,7 @@ def quantize(op, step, thread, n_threads):
             if run > 1:
                 at_run = out + groups * 64 + start * 4
                 _store_digits(at_run + 2 * groups * 4, at_run + groups * 4)
-        if has_tiles() != 0 and n >= at.TILE_TOKENS and args.pairs == 0:
+        if has_tiles() != 0 and n >= at.TILES_FROM and args.pairs == 0:
             split_activations(out, first * run, min(first + share, runs) * run, groups)
         if byte_strips.splits_activations() != 0:
             byte_strips.split_activations(out, first * run, min(first + share, runs) * run)

@@ -182,7 +182,7 @@ def _by_tiles(multiply: Any, multiply_tiles: Any) -> Any:
 
     @v.forceinline
     def either(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
-        if n >= at.TILE_TOKENS:
+        if n >= at.TILES_FROM:
             multiply_tiles(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead)
         else:
             multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead)
@@ -237,7 +237,7 @@ def make_matmul(quant: str, form: str | None = None) -> Any:
     def many_tokens(op, args, n, n_threads, scratch):
         """Panels of 16 rows, taken from the op's work counter."""
         x, x_row, w, w_row, n_groups, n_out = args.x, args.x_row, args.w, args.w_row, args.n_in // 32, args.n_out
-        by_tiles = has_tiles and n >= at.TILE_TOKENS
+        by_tiles = has_tiles and n >= at.TILES_FROM
         n_panels = _panels_at_once(op, n * x_row, n_out, n_threads, by_tiles)
         row = v.atomic_add(op + at.COUNTER, n_panels) * at.PANEL_ROWS
         while row < n_out:

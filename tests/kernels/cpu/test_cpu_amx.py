@@ -16,12 +16,13 @@ from edgellm.kernels.cpu.compile import isa, jit, kernel_table, trials
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.trials import outputs_of_ops
 from edgellm.kernels.cpu.lib import amx
+from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.cpu.weights import QUANTIZED
 
 PLAIN_FORM = next(form for form in isa.available_forms() if form != "amx")
 TYPES = ("Q8_0", "Q4_1", "Q4_K", "Q6_K")  # bytes or two planes; with and without minima; groups of 32 or of 256
-N_TOKENS = (15, 16, 17, 40)
+N_TOKENS = (23, 24, 25, 40)
 
 # ---- tiles in numpy --------------------------------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ def test_tiles_give_the_bits_of_every_other_form(quant: str) -> None:
         batch = single_sequence(program, n, seed=n)
         before = tiles.n_products
         found, expected = (outputs_of_ops(e, batch, sketch.inputs) for e in (emulated, plain))
-        assert (tiles.n_products > before) == (n >= 16)
+        assert (tiles.n_products > before) == (n >= at.TILES_FROM)
         for shape, one, other in zip(sketch.shapes, found, expected, strict=True):
             assert np.array_equal(one.view(np.uint32), other.view(np.uint32)), f"{shape} tokens={n}"
     assert callbacks and not tiles.rows.any(), "the tiles were not released"

@@ -18,7 +18,7 @@ from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 
-FEW = (1, 17)  # tokens: a row a thread, and tiles
+FEW = (1, 25)  # tokens: a row a thread, and tiles
 ALIKE = [f"attention_{kind}" for kind in ("bf16", "f32", "q4_0", "q4_1", "q5_0")]  # test_gpu_executor, or alike
 CHOICES: list[dict[str, Any]] = [
     {"n": 128, "n_used": 8, "over": "chosen", "scores": "softmax", "biased": False},
