@@ -7,18 +7,22 @@ one binding. Where the first has 256 threads and the second 64, the others of th
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from edgellm.kernels.gpu.device import MAX_GROUPS, MOST_NUMBERS
+from edgellm.kernels.gpu.device import MAX_GROUPS, MOST_NUMBERS, Device
 
 MAIN = "fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(local_invocation_index) t: u32) {"
 _BINDING = re.compile(r"^@group\(0\) @binding\((\d+)\) var<storage, (\w+)> (\w+): ([^;]+);[^\n]*\n?", re.MULTILINE)
 _NAMED = re.compile(r"^(?:fn|struct|const|var<workgroup>) (\w+)", re.MULTILINE)
 _FIELDS = re.compile(r"^struct P \{ ([^}]*) \}\n", re.MULTILINE)
 _SIZE = re.compile(r"^@compute @workgroup_size\(([^)]*)\)\n", re.MULTILINE)
+_SHARED = re.compile(r"^var<workgroup> \w+: (?:array<)?((?:atomic|vec\d)?<?\w+>?)(?:, ([^>]+)>)?;", re.MULTILINE)
+_CONSTANT = re.compile(r"^const (\w+) = ([^;]+);", re.MULTILINE)
+_NBYTES = {"f32": 4, "u32": 4, "atomic<u32>": 4, "vec2<f32>": 8, "vec2<u32>": 8, "vec4<f32>": 16}
 
 
 class Emitted(NamedTuple):
@@ -38,8 +42,20 @@ def are_apart(one: Emitted, other: Emitted) -> bool:
     return not written & {id(buffer) for buffer in one.buffers} & {id(buffer) for buffer in other.buffers}
 
 
-def both(one: Emitted, other: Emitted, most_buffers: int) -> Emitted | None:
-    """Two dispatches as one; None where no shader can have so many buffers and numbers, or they are of other forms."""
+def workgroup_nbytes(text: str) -> int:
+    """Bytes of the memory that the threads of a workgroup share."""
+    numbers, declared, n = dict(_CONSTANT.findall(text)), _SHARED.findall(text), text.count("var<workgroup>")
+    assert len(declared) == n, "a form of declaration that is not known here"
+
+    def value(size: str) -> int:
+        return math.prod(value(numbers[one]) if one in numbers else int(one.rstrip("u")) for one in size.split(" * "))
+
+    return sum(_NBYTES[kind] * value(size or "1") for kind, size in declared)
+
+
+def both(one: Emitted, other: Emitted, device: Device) -> Emitted | None:
+    """Two dispatches as one; None where no shader of the device can have so many buffers and numbers, or a workgroup so
+    much memory, or they are of other forms."""
     if MAIN not in one.text or MAIN not in other.text or len(one.immediates) >= MOST_NUMBERS:
         return None
     names = _NAMED.findall(other.text)
@@ -49,17 +65,22 @@ def both(one: Emitted, other: Emitted, most_buffers: int) -> Emitted | None:
     buffers, kinds, lines = list(one.buffers), one.kinds, ""
     for i, (buffer, (access, name, kind)) in enumerate(zip(other.buffers, _bound(text), strict=True)):
         there = declared.get(id(buffer))
-        if there is not None and (there[0], there[2]) != (access, kind) and "read_write" in (access, there[0]):
-            return None
-        if there is not None and (there[0], there[2]) == (access, kind):
-            common = f"common{i}"
+        if there is not None and there[2] == kind:
+            common, at = f"common{i}", [id(one) for one in buffers].index(id(buffer))
             text, first = _renamed(text, name, common), _renamed(first, there[1], common)
+            if access == "read_write":
+                first = first.replace(f"<storage, read> {common}:", f"<storage, read_write> {common}:")
+                kinds = f"{kinds[:at]}w{kinds[at + 1 :]}"
             continue
+        if there is not None and "read_write" in (access, there[0]):
+            return None
         lines += f"@group(0) @binding({len(buffers)}) var<storage, {access}> {name}_beside: {kind};\n"
         text = _renamed(text, name, f"{name}_beside")
         buffers, kinds = [*buffers, buffer], kinds + other.kinds[i]
     (x, y, z), (x2, y2, z2) = one.grid, other.grid
-    if len(buffers) > most_buffers or x * y * z + x2 * y2 * z2 > MAX_GROUPS:
+    if len(buffers) > device.most_buffers or x * y * z + x2 * y2 * z2 > MAX_GROUPS:
+        return None
+    if workgroup_nbytes(one.text) + workgroup_nbytes(other.text) > device.workgroup_nbytes:
         return None
     body = _BINDING.sub("", _SIZE.sub("", text)).replace(MAIN.replace("main", "main_beside"), _function("second"))
     whole = _FIELDS.sub(r"struct P { \1, split: u32 }" + "\n" + lines, first, count=1)

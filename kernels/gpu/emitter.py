@@ -145,7 +145,7 @@ class Lowering:
         apart; None: where their buffers say so."""
         last, made = self.rows[-1] if self.rows else None, Emitted(text, list(buffers), kinds, grid, immediates, flops)
         if joins is not False and self.fuse and last is not None and self.counts.tokens <= MOST_COLUMNS:
-            whole = both(last, made, self.there.device.most_buffers) if joins or are_apart(last, made) else None
+            whole = both(last, made, self.there.device) if joins or are_apart(last, made) else None
             if whole is not None:
                 self.rows[-1] = whole
                 return

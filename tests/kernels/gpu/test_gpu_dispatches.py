@@ -14,6 +14,8 @@ from gpu_device import device
 
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.cpu.compile.trials import nmse
+from edgellm.kernels.gpu import adapters
+from edgellm.kernels.gpu.beside import MAIN, Emitted, both, workgroup_nbytes
 from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.emitter import Counts, Lowering, clash
 from edgellm.kernels.gpu.executor import GPUExecutor
@@ -74,6 +76,34 @@ def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
     most = MORE.get(architecture, MOST)
     assert {at: n for at, n in seen.items() if at >= 0 and n > most + (at == 0)} == {}
     executor.close()
+
+
+def test_two_dispatches_are_one_where_a_workgroup_has_memory_for_both() -> None:
+    index = int(device("gpu").partition(":")[2])
+    gpu = Device(adapters.choose(index))
+    half = gpu.workgroup_nbytes // 8
+    rows = [
+        Emitted(
+            f"""struct P {{ at: u32 }}
+@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+var<immediate> p: P;
+const N = 4u * {n // 4}u;
+var<workgroup> a: array<f32, N>;
+var<workgroup> b: array<atomic<u32>, 2u>;
+@compute @workgroup_size(64)
+{MAIN} a[t] = f32(t); workgroupBarrier(); if (t == 0u) {{ y[p.at] = u32(a[63]); }} }}
+""",
+            [gpu.buffer(256)], "w", (1, 1, 1), (i,), 0,
+        )
+        for i, n in enumerate((half, half - 4, half))
+    ]  # fmt: skip
+    assert [workgroup_nbytes(one.text) for one in rows] == [4 * half + 8, 4 * half - 8, 4 * half + 8]
+    assert both(rows[0], rows[2], gpu) is None
+    whole = both(rows[0], rows[1], gpu)
+    assert whole is not None
+    gpu.run([gpu.dispatch(whole.text, whole.buffers, whole.kinds, whole.grid, *whole.immediates)])
+    assert [gpu.read(one.buffers[0], 8).view(np.uint32)[i] for i, one in enumerate(rows[:2])] == [63, 63]
+    gpu.close()
 
 
 @pytest.mark.slow
