@@ -149,7 +149,7 @@ def _is_by_row(op: Op, names: _Names) -> bool:
 def _put_off_products(ops: list[Op], names: _Names) -> None:
     """Put a product that nobody waits for beside the last one before who does, where both can be one dispatch."""
     for i in reversed(range(len(ops) - 1)):
-        product, before = ops[i], ops[i - 1]
+        product, before = ops[i], ops[i - 1] if i else None
         if not isinstance(product, Matmul) or isinstance(ops[i + 1], Matmul):
             continue
         if isinstance(before, Matmul) and before.x == product.x:

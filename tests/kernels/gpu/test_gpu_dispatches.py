@@ -20,7 +20,10 @@ from edgellm.kernels.gpu.device import Device
 from edgellm.kernels.gpu.emitter import Counts, Lowering, clash
 from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.lowering import record
+from edgellm.kernels.gpu.order import in_order
 from edgellm.kernels.gpu.walk import Dispatch
+from edgellm.kernels.ops import Add, Matmul, RMSNorm
+from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
 from edgellm.models import build_program
@@ -104,6 +107,16 @@ var<workgroup> b: array<atomic<u32>, 2u>;
     gpu.run([gpu.dispatch(whole.text, whole.buffers, whole.kinds, whole.grid, *whole.immediates)])
     assert [gpu.read(one.buffers[0], 8).view(np.uint32)[i] for i, one in enumerate(rows[:2])] == [63, 63]
     gpu.close()
+
+
+def test_a_product_at_the_start_waits_for_one_that_it_can_go_with_whatever_stands_at_the_end() -> None:
+    s = Sketch(np.random.default_rng(1), 1)
+    x, y, a, b, c, d = (s.buffer(64) for _ in range(6))
+    w, v = s.tensor("F32", (64, 64)), s.tensor("F32", (64,))
+    first = Matmul(x, w, a)
+    norm, other, add, last = RMSNorm(y, v, b, 1e-5), Matmul(b, w, c), Add(c, a, d), Matmul(x, w, c)
+    ops = [first, RMSNorm(y, v, y, 1e-5), norm, other, add, last]
+    assert in_order(ops, {}, s.program())[:4] == [ops[1], norm, first, other]
 
 
 @pytest.mark.slow
