@@ -26,6 +26,7 @@ from edgellm.kernels.ops import Add, Matmul, RMSNorm
 from edgellm.kernels.ops.sketch import Sketch
 from edgellm.kernels.program import Batch
 from edgellm.kernels.reference import ReferenceExecutor
+from edgellm.kernels.typed_cache import with_cache_types
 from edgellm.models import build_program
 
 tiny_models = pytest.importorskip("tiny_models", reason="the gguf package writes the test models")
@@ -39,6 +40,7 @@ ARCHITECTURES = (
 MOST = 8  # dispatches of a layer in a decode step; of the first one more, whose norm stands alone
 MORE = {"deepseek2": 11, "gemma4": 15, "gemma3n": 13}
 """Queries by way of a low rank, heads in a latent space; norms of norms, a third sublayer; streams, too."""
+KIVI2 = ("llama", "gemma3", "olmo2", "olmoe", "minimax-m2", "gpt-oss", "qwen3next", "falcon-h1", "gemma4")
 AS_PUBLISHED = {"ffn_gate_inp.weight": "F32", "attn_v.weight": "Q6_K", "ffn_down.weight": "Q6_K"}
 STEPS = (
     *(Counts(1, 1, 1, is_lone=True), Counts(1, 1, 4), Counts(5, 5, 1, is_lone=True)),
@@ -46,9 +48,12 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("architecture", dict.fromkeys(ARCHITECTURES))
+@pytest.mark.parametrize(
+    ("architecture", "kept"),
+    [*((name, "f16") for name in dict.fromkeys(ARCHITECTURES)), *((name, "kivi2") for name in KIVI2)],
+)
 def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, seen, layer = int(device("gpu").partition(":")[2]), Counter[int](), [-1]
     path = tiny_models.write_tiny_model(tmp_path / "m.gguf", architecture, "Q4_K", quants=AS_PUBLISHED, n_layer=4)
@@ -67,7 +72,8 @@ def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
         seen[layer[0]] += len(self.rows) - before
 
     with GGUFFile.open(path) as gguf:
-        executor = GPUExecutor(build_program(gguf), 8, max_tokens=64, index=index)
+        program = with_cache_types(build_program(gguf), kept, kept)
+        executor = GPUExecutor(program, 8, max_tokens=64, index=index)
     real = Lowering.emit
     monkeypatch.setattr(Device, "dispatch", noted)
     monkeypatch.setattr(Lowering, "emit", emit)
