@@ -137,7 +137,7 @@ def heads_to_cache(low: Lowering) -> bool:
         n_kv, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2 if rope else 0,
         int(rope is not None and rope.adjacent), *([names.index(one) for one in (turns * 2)[:2]] or (0, 0)),
         program.table_of(found.layer), q.at, q.row, y.at, y.row, k.at, k.row, v.at, v.row,
-        float(norms[0].eps if norms else 0.0), joins=None,
+        float(norms[0].eps if norms else 0.0), is_fixed=True,
     )  # fmt: skip
     return True
 
