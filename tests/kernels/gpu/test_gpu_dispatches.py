@@ -38,8 +38,9 @@ ARCHITECTURES = (
     *tiny_models.HYBRIDS, *spaces.STATE_SPACES, *decoder_models.TINY,
 )  # fmt: skip
 MOST = 8  # dispatches of a layer in a decode step; of the first one more, whose norm stands alone
-MORE = {"deepseek2": 11, "gemma4": 15, "gemma3n": 13}
-"""Queries by way of a low rank, heads in a latent space; norms of norms, a third sublayer; streams, too."""
+OTHERS = {"deepseek2": 10, "gemma4": 12, "gemma3n": 13} | dict.fromkeys(("command-r", "cohere2", "phi2"), 6)
+"""Queries by way of a low rank, heads in a latent space; norms of norms, a third sublayer; streams, too. And, with
+fewer, sublayers that stand side by side."""
 KIVI2 = ("llama", "gemma3", "olmo2", "olmoe", "minimax-m2", "gpt-oss", "qwen3next", "falcon-h1", "gemma4")
 AS_PUBLISHED = {"ffn_gate_inp.weight": "F32", "attn_v.weight": "Q6_K", "ffn_down.weight": "Q6_K"}
 STEPS = (
@@ -82,7 +83,7 @@ def test_a_layer_decodes_in_few_dispatches_that_bind_what_they_write_once(
             record(executor._there, executor.program.ops, (), counts, fuse=fuse)
     seen.clear()
     record(executor._there, executor.program.ops, (), STEPS[0], fuse=True)
-    most = MORE.get(architecture, MOST)
+    most = OTHERS.get(architecture, MOST)
     assert {at: n for at, n in seen.items() if at >= 0 and n > most + (at == 0)} == {}
     executor.close()
 
