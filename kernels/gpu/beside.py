@@ -22,6 +22,7 @@ _NAMED = re.compile(r"^(?:fn|struct|const|var<workgroup>) (\w+)", re.MULTILINE)
 _FIELDS = re.compile(r"^struct P \{ ([^}]*) \}\n", re.MULTILINE)
 _SIZE = re.compile(r"^@compute @workgroup_size\(([^)]*)\)\n", re.MULTILINE)
 _SHARED = re.compile(r"^var<workgroup> \w+: (?:array<)?((?:atomic|vec\d)?<?\w+>?)(?:, ([^>]+)>)?;", re.MULTILINE)
+_CAPITAL = re.compile("[A-Z]")
 _CONSTANT = re.compile(r"^const (\w+) = ([^;]+);", re.MULTILINE)
 _NBYTES = {"f32": 4, "u32": 4, "atomic<u32>": 4, "vec2<f32>": 8, "vec2<u32>": 8, "vec4<f32>": 16}
 
@@ -68,7 +69,10 @@ def both(one: Emitted, other: Emitted, device: Device, *, is_fixed: bool = False
     fields, text = _beside(other)
     if len(numbers) > MOST_NUMBERS:
         numbers, fields, text, fits = (*one.immediates, n), "", _with_constants(other), fits and is_fixed
-    text = _renamed(text, "|".join(sorted(_NAMED.findall(other.text))), r"\1_beside")
+    alike = _memory(one.text) & _memory(text)
+    for line in alike:
+        text = text.replace(line, "")
+    text = _renamed(text, "|".join(sorted(_NAMED.findall(text))), r"\1_beside")
     first, buffers, kinds, lines = one.text, list(one.buffers), one.kinds, ""
     declared = {id(buffer): found for buffer, found in zip(one.buffers, _bound(one.text), strict=True)}
     for i, (buffer, (access, name, kind)) in enumerate(zip(other.buffers, _bound(text), strict=True)):
@@ -87,7 +91,7 @@ def both(one: Emitted, other: Emitted, device: Device, *, is_fixed: bool = False
     threads = _threads(one), _threads(other)
     fits = fits and len(buffers) <= device.most_buffers and n + of_other <= MAX_GROUPS
     fits = fits and (threads[0] == threads[1] or (is_fixed and threads == (256, 64)))
-    fits = fits and workgroup_nbytes(one.text) + workgroup_nbytes(other.text) <= device.workgroup_nbytes
+    fits = fits and workgroup_nbytes(one.text) + workgroup_nbytes(text) <= device.workgroup_nbytes
     if not fits:
         return None
     body = _as_function(_BINDING.sub("", text).replace("fn main_beside(", "fn main("), "second")
@@ -105,6 +109,12 @@ fn main(@builtin(workgroup_id) at: vec3<u32>, @builtin(local_invocation_index) t
 }}
 """
     return Emitted(whole, buffers, kinds, (n + of_other, 1, 1), numbers, one.flops + other.flops)
+
+
+def _memory(text: str) -> set[str]:
+    """The declarations of what the threads of a workgroup share, but for sizes that have a name. A workgroup does one
+    of both, so where these are alike it has one place."""
+    return {found[0] for found in _SHARED.finditer(text) if not _CAPITAL.search(found[0])}
 
 
 def _threads(one: Emitted) -> int:

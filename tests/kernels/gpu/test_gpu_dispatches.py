@@ -99,18 +99,19 @@ def test_two_dispatches_are_one_where_a_workgroup_has_memory_for_both() -> None:
 var<immediate> p: P;
 const N = 4u * {n // 4}u;
 var<workgroup> a: array<f32, N>;
-var<workgroup> b: array<atomic<u32>, 2u>;
+var<workgroup> b: array<atomic<u32>, {2 + i}u>;
+var<workgroup> c: array<u32, 1>;
 @compute @workgroup_size(64)
-{MAIN} a[t] = f32(t); workgroupBarrier(); if (t == 0u) {{ y[p.at] = u32(a[63]); }} }}
+{MAIN} a[t] = f32(t); c[0] = t; workgroupBarrier(); if (t == 0u) {{ y[p.at] = u32(a[63]); }} }}
 """,
             [gpu.buffer(256)], "w", (1, 1, 1), (i,), 0,
         )
-        for i, n in enumerate((half, half - 4, half))
+        for i, n in enumerate((half, half - 8, half))
     ]  # fmt: skip
-    assert [workgroup_nbytes(one.text) for one in rows] == [4 * half + 8, 4 * half - 8, 4 * half + 8]
+    assert [workgroup_nbytes(one.text) for one in rows] == [4 * half + 12, 4 * half - 16, 4 * half + 20]
     assert both(rows[0], rows[2], gpu) is None
     whole = both(rows[0], rows[1], gpu)
-    assert whole is not None
+    assert whole is not None and workgroup_nbytes(whole.text) == 8 * half - 8, "what both declare alike has one place"
     gpu.run([gpu.dispatch(whole.text, whole.buffers, whole.kinds, whole.grid, *whole.immediates)])
     assert [gpu.read(one.buffers[0], 8).view(np.uint32)[i] for i, one in enumerate(rows[:2])] == [63, 63]
     gpu.close()
