@@ -67,7 +67,7 @@ def build(gguf: ModelFile) -> Program:
         m.rms_norm("proj", f"{blk}.post_attention_norm", "proj")
         m.add("x", "proj", "x")
         m.rms_norm("x", f"{blk}.ffn_norm", "h")
-        feed_forward(m, blk, "gelu", of=f"_{layer.hp.n_ff}")
+        feed_forward(m, blk, "gelu", of=f"_{layer.hp.n_ff}", out="proj" if experts is None else "dense")
         if experts is not None:
             beside_experts(m, blk, experts)
         m.rms_norm("proj", f"{blk}.post_ffw_norm", "proj")
@@ -158,13 +158,13 @@ def attention(m: ProgramBuilder, blk: str, layer: Layer, shared: int | None, *, 
 
 
 def beside_experts(m: ProgramBuilder, blk: str, experts: Experts) -> None:
-    """proj = norm(proj) + norm(experts(norm(x))), where the router has a norm of its own."""
+    """proj = norm(dense) + norm(experts(norm(x))), where the router has a norm of its own."""
     hp = m.hp
-    m.rms_norm("proj", f"{blk}.post_ffw_norm_1", "dense")
-    m.rms_norm("x", f"{blk}.pre_ffw_norm_2", "h")
+    m.rms_norm("dense", f"{blk}.post_ffw_norm_1", "dense")
+    m.rms_norm("x", f"{blk}.pre_ffw_norm_2", "expert_in")
     scale = m.scaled(f"{blk}.ffn_gate_inp.scale", 1 / math.sqrt(hp.n_embd), hp.n_embd)
     m.ops.append(RMSNorm("x", scale, m.like("x", "router_in"), hp.eps))
-    expert_feed_forward(m, blk, experts, "gelu", router_in="router_in")
+    expert_feed_forward(m, blk, experts, "gelu", x="expert_in", router_in="router_in")
     m.rms_norm("proj", f"{blk}.post_ffw_norm_2", "proj")
     m.add("dense", "proj", "proj")
 

@@ -68,12 +68,21 @@ def _store(low: Lowering, name: str, index: int, kept: str, dim: int, *, by_row:
 
 
 def pack_kv(low: Lowering, op: PackKV) -> None:
-    """The blocks that the batch fills."""
-    there, layer = low.there, low.there.program.kv_layer(op.layer)
+    """The blocks that the batch fills. Tokens that are alone in their sequences read none of those, so of them it is
+    done beside their attention."""
+    there, layer, behind = low.there, low.there.program.kv_layer(op.layer), low.next()
+    is_beside = False
+    if low.counts.is_lone and isinstance(behind, Attention) and behind.layer == op.layer:
+        is_beside = True
+        low.at += 1
+        attention(low, behind)
+        low.at -= 1
+        low.n_taken += 1
     arrays = [array.buffer for index in (op.newest, op.layer) for array in there.pool.arrays[index][:2]]
     low.emit(
         cache_types.pack(), [low.step, *arrays], "rrrww", (layer.n_kv_heads, low.counts.tokens, 1), layer.n_kv_heads,
         layer.head_dim_k, layer.head_dim_v, there.program.table_of(op.layer), there.program.table_of(op.newest),
+        joins=is_beside,
     )  # fmt: skip
 
 
@@ -128,7 +137,7 @@ def heads_to_cache(low: Lowering) -> bool:
         n_kv, layer.head_dim_k, layer.head_dim_v, rope.n_dims // 2 if rope else 0,
         int(rope is not None and rope.adjacent), *([names.index(one) for one in (turns * 2)[:2]] or (0, 0)),
         program.table_of(found.layer), q.at, q.row, y.at, y.row, k.at, k.row, v.at, v.row,
-        float(norms[0].eps if norms else 0.0), joins=None,
+        float(norms[0].eps if norms else 0.0), is_fixed=True,
     )  # fmt: skip
     return True
 
@@ -163,11 +172,12 @@ def _heads(low: Lowering) -> _Heads | None:
     is_by_head = all(_is_by_head(low, op, layer.head_dim_k) for op in (*queries, *keys))
     is_row = not is_by_head and all(_is_by_head(low, op, low.place(op.x).width) for op in ops[:1] + keys[:1])
     if is_row:  # queries that every head reads go elsewhere, and attention is to be the only one that looks for them
-        following = low.next(len(ops) + 1)
+        at = len(ops) + 1 + isinstance(low.next(len(ops) + 1), PackKV)
+        following = low.next(at)
         is_row = (
             isinstance(following, Attention) and following.q == queries[0].x and low.place(following.q).rows == k.rows
         )
-        is_row = is_row and isinstance(queries[0], RMSNorm) and low.is_dead(queries[0].x, len(ops) + 1)
+        is_row = is_row and isinstance(queries[0], RMSNorm) and low.is_dead(queries[0].x, at)
         is_row = is_row and all(_is_by_head(low, op, layer.head_dim_k) for op in ops if isinstance(op, ApplyRope))
         is_row = is_row and values is None
     same = all(_same_but_weight(low, one, other) for one, other in zip(queries, keys, strict=True))

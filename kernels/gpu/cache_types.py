@@ -106,6 +106,7 @@ def pack() -> str:
     return source(
         "pack_kv", HALF_BITS=sources.text("half_bits"), PER_REACH=str(1 / KIVI2_REACH),
         KNEE=f"{KIVI2_KNEE}.0", PER_FAR_STEP=str(1 / KIVI2_FAR_STEP), MINIMUM_OF=_MINIMUM_OF,
+        SCALE_OF_BYTE=_SCALE_OF_BYTE,
         PACK_KEYS=source("pack_rows", ARRAY="keys", **words), PACK_VALUES=source("pack_rows", ARRAY="values", **words),
     )  # fmt: skip
 
@@ -177,10 +178,16 @@ _MINIMUM_OF = f"""fn minimum_of(byte: u32) -> f32 {{
   return (steps + (steps - clamp(steps, -{KIVI2_KNEE}.0, {KIVI2_KNEE}.0)) * {KIVI2_FAR_STEP - 1}.0) * 0.125;
 }}
 """
+_SCALE_OF_BYTE = """fn scale_of_byte(byte: u32) -> f32 {  // upper bits of a float16; drivers may read small ones as 0
+  let b = byte & 0xffu;
+  let bits = (b << 20u) + select(0x38000000u, 0x70000000u, b >= 0xf8u);
+  return select(bitcast<f32>(bits), f32(b) * 0x1p-17, b < 8u);
+}
+"""
 _PACKED_READERS = (
     _MINIMUM_OF
-    + """fn scale_of_byte(byte: u32) -> f32 { return unpack2x16float((byte & 0xffu) << 7u).x; }
-fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {
+    + _SCALE_OF_BYTE
+    + """fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {
   if (!is_packed) { return newest_value_pair(head, o, d); }
   let base = head * $DIM_V * 3u;
   let w = values[base + (o / 4u * $DIM_V + d) / 4u] >> (8u * (d & 2u) + 2u * (o & 3u));

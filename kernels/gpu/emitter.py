@@ -139,13 +139,15 @@ class Lowering:
         grid: tuple[int, int, int],
         *immediates: float,
         flops: int = 0,
-        joins: bool | None = False,
+        joins: bool = False,
+        is_fixed: bool = False,
     ) -> None:
-        """Add a dispatch; see ``Device.dispatch``. ``joins`` the one before it, in a step of few tokens, as the two are
-        apart; None: where their buffers say so."""
+        """Add a dispatch; see ``Device.dispatch``. In a step of few tokens it is one with that before it where these
+        are apart by their buffers, or ``joins`` that by a rule; ``is_fixed``: see ``both``."""
         last, made = self.rows[-1] if self.rows else None, Emitted(text, list(buffers), kinds, grid, immediates, flops)
-        if joins is not False and self.fuse and last is not None and self.counts.tokens <= MOST_COLUMNS:
-            whole = both(last, made, self.there.device.most_buffers) if joins or are_apart(last, made) else None
+        is_few = self.fuse and self.counts.tokens <= MOST_COLUMNS
+        if is_few and last is not None and (joins or are_apart(last, made)):
+            whole = both(last, made, self.there.device, is_fixed=is_fixed)
             if whole is not None:
                 self.rows[-1] = whole
                 return

@@ -330,7 +330,7 @@ def _one_by_one(
             text, [part.buffer, x.buffer, y.buffer, *more], kinds,
             (blocks(rows[2], LANES), n_used, low.n(y)), matrix.words, matrix.pieces, part.first, part.n, *rows, *ids,
             x.at // 4, x.row // 4, slot, y.at, y.row, y_slot, *last,
-            flops=2 * (1 + bool(last)) * low.n(y) * n_used * rows[2] * matrix.n_in,
+            flops=2 * (1 + bool(last)) * low.n(y) * n_used * rows[2] * matrix.n_in, is_fixed=True,
         )  # fmt: skip
 
 

@@ -97,5 +97,5 @@ def _to_cache(low: Lowering, split: SplitHeads, found: _Latent) -> None:
         [low.step, low.there.pool.arrays[found.store.layer][0].buffer, low.vector(found.norm.weight), *bound.buffers],
         "rwr" + bound.kinds, (n_heads + 1, low.n(x), 1), n_heads, whole, split.head_dim, latent, rope.n_dims // 2,
         int(rope.adjacent), list(program.ropes).index(found.turn.rope), program.table_of(found.store.layer),
-        x.at, x.row, y.at, y.row, k.at, k.row, float(found.norm.eps), joins=True,
+        x.at, x.row, y.at, y.row, k.at, k.row, float(found.norm.eps), joins=True, is_fixed=True,
     )  # fmt: skip

@@ -217,6 +217,9 @@ def _rms_norm(low: Lowering, op: RMSNorm) -> None:
         roles, at = [*roles, ("gate", gate.buffer, "r")], [gate.at, gate.row]
         words = {"GATE_AT": ", gate_at: u32, gate_row: u32", "FUNCTIONS": sources.text("activations")}
         words["VALUE"] = f"{unit.activation}({{gate}}[p.gate_at + g.y * p.gate_row + g.x * p.width + i], v)"
+    elif width == x.width:
+        rows.by_row(low, op)
+        return
     bound = bindings(1, [*roles, ("y", y.buffer, "w")])
     words["VALUE"] = words["VALUE"].format(**bound.names)
     low.emit(

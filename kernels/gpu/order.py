@@ -64,6 +64,8 @@ def in_order(ops: Sequence[Op], cuts: Mapping[str, Cut], program: Program) -> li
     _bring_products(found, names)
     _bring_convolutions(found, names)
     _bring_scans(found, names)
+    _bring_rows(found, names)
+    _bring_routers(found, names)
     _put_off_rows(found, names)
     _put_off_products(found, names)
     for i, (product, norm, add) in enumerate(zip(found, found[1:], found[2:], strict=False)):
@@ -130,6 +132,31 @@ def _bring_scans(ops: list[Op], names: _Names) -> None:
         ops[at:end] = [*block, *ops[at:k]]
 
 
+def _bring_rows(ops: list[Op], names: _Names) -> None:
+    """Put norms of rows that stay as they are behind the first of what is done by row that they can stand with."""
+    for i in range(1, len(ops)):
+        if isinstance(norm := ops[i], RMSNorm | LayerNorm) and norm.out != norm.x and _is_by_row(norm, names):
+            at = _last_touching(ops, i, names) + 1
+            behind = next((k for k in range(max(at, 1), i) if _is_by_row(ops[k - 1], names)), i)
+            ops.insert(behind, ops.pop(i))
+
+
+def _bring_routers(ops: list[Op], names: _Names) -> None:
+    """Put the product that experts are chosen by behind the first products that do not wait for it, nor it for them."""
+    for i in range(1, len(ops) - 1):
+        router, route = ops[i], ops[i + 1]
+        if not (isinstance(router, Matmul) and isinstance(route, Route) and route.logits == router.out):
+            continue
+        at = _last_touching(ops, i, names) + 1
+        while at < i and not isinstance(ops[at], Matmul):
+            at += 1
+        first = ops[at]
+        while at < i and isinstance(one := ops[at], Matmul) and isinstance(first, Matmul) and one.x == first.x:
+            at += 1
+        at += at < i and isinstance(ops[at], GatedUnit | Activate)
+        ops.insert(at, ops.pop(i))
+
+
 def _put_off_rows(ops: list[Op], names: _Names) -> None:
     """Put what is done by row in front of the first of those that have to do with it, where that is done by row."""
     for i in reversed(range(len(ops) - 1)):
@@ -149,7 +176,7 @@ def _is_by_row(op: Op, names: _Names) -> bool:
 def _put_off_products(ops: list[Op], names: _Names) -> None:
     """Put a product that nobody waits for beside the last one before who does, where both can be one dispatch."""
     for i in reversed(range(len(ops) - 1)):
-        product, before = ops[i], ops[i - 1]
+        product, before = ops[i], ops[i - 1] if i else None
         if not isinstance(product, Matmul) or isinstance(ops[i + 1], Matmul):
             continue
         if isinstance(before, Matmul) and before.x == product.x:
@@ -167,6 +194,11 @@ def _put_off_products(ops: list[Op], names: _Names) -> None:
 def _first_touching(ops: Sequence[Op], i: int, names: _Names) -> int:
     """The first op behind this one that is to stay behind it; the number of ops where there is none."""
     return next((k for k in range(i + 1, len(ops)) if not _are_apart(ops[k], ops[i], names)), len(ops))
+
+
+def _last_touching(ops: Sequence[Op], i: int, names: _Names) -> int:
+    """The last op before this one that is to stay before it; -1 where there is none."""
+    return next((k for k in reversed(range(i)) if not _are_apart(ops[k], ops[i], names)), -1)
 
 
 def _are_apart(one: Op, other: Op, names: _Names) -> bool:

@@ -38,6 +38,7 @@ from edgellm.kernels.ops import (
 from edgellm.kernels.ops.altup import LEAST
 from edgellm.kernels.program import Op
 
+THREADS = LANES * sources.SLICES  # of a workgroup: as many as products have, so that one can stand beside them
 WIDEST = 1 << 15  # columns that the one workgroup of a row is not too few for
 
 
@@ -82,10 +83,10 @@ def by_value(low: Lowering, op: Op) -> None:
     x, y, z = (low.place(name) for name in (value.x, value.y, value.out))
     bound = bindings(0, [("x", x.buffer, "r"), ("y", y.buffer, "r"), ("z", z.buffer, "w")])
     n, words = low.n(z) * z.width, {"BINDINGS": bound.text, "FUNCTIONS": sources.text("activations")}
-    words |= bound.names | {"FUNCTION": value.function.replace("$AMOUNT", "p.amount")}
+    words |= bound.names | {"FUNCTION": value.function.replace("$AMOUNT", "p.amount"), "THREADS": f"{THREADS}u"}
     low.emit(
-        source("pointwise", **words), bound.buffers, bound.kinds, folded(blocks(n)), z.width, n, x.width // y.width,
-        x.at, x.row, y.at, y.row, z.at, z.row, float(value.amount),
+        source("pointwise", **words), bound.buffers, bound.kinds, folded(blocks(n, THREADS)), z.width, n,
+        x.width // y.width, x.at, x.row, y.at, y.row, z.at, z.row, float(value.amount),
     )  # fmt: skip
 
 

@@ -603,8 +603,10 @@ def project_heads(m: ProgramBuilder, blk: str, x: str, *, needs_bias: str = "", 
     m.linear(x, f"{blk}.attn_v", "v", n_v, needs_bias="v" in needs_bias)
 
 
-def feed_forward(m: ProgramBuilder, blk: str, activation: Activation, *, x: str = "h", of: str = "") -> None:
-    """proj = (activation(x Wgate^T) * x Wup^T) Wdown^T; without Wgate its rows stand before those of Wup
+def feed_forward(
+    m: ProgramBuilder, blk: str, activation: Activation, *, x: str = "h", of: str = "", out: str = "proj"
+) -> None:
+    """out = (activation(x Wgate^T) * x Wup^T) Wdown^T; without Wgate its rows stand before those of Wup
 
     of   ends the names of its buffers, where layers have several widths
     """
@@ -617,7 +619,7 @@ def feed_forward(m: ProgramBuilder, blk: str, activation: Activation, *, x: str 
         m.linear(x, f"{blk}.ffn_gate", gate, n_ff)
         m.linear(x, f"{blk}.ffn_up", up, n_ff)
     m.gated_unit(gate, up, ffn, activation)
-    m.linear(ffn, f"{blk}.ffn_down", "proj", m.hp.n_embd)
+    m.linear(ffn, f"{blk}.ffn_down", out, m.hp.n_embd)
 
 
 def plain_feed_forward(m: ProgramBuilder, blk: str, curve: Curve, *, x: str = "h", needs_bias: bool = False) -> None:

@@ -9,13 +9,14 @@ var<immediate> p: P;
 struct Levels { error: f32, least: f32, by: f32, scale: u32, minimum: u32 }
 $HALF_BITS
 $MINIMUM_OF
+$SCALE_OF_BYTE
 fn levels_of(x: ptr<function, array<f32, 16>>, low: f32, high: f32, part: f32, centre: f32) -> Levels {
   let middle = (low + high) * 0.5;
   let wide = (high - low) * part;
   let far = abs(middle) * $PER_REACH;
   let bits = (half_bits(max(wide, far)) + 64u) >> 7u;
   let scale = select(bits, max(bits, 1u), max(wide, far) > 0.0);
-  let d = unpack2x16float(scale << 7u).x;
+  let d = scale_of_byte(scale);
   var by = 0.0;
   if (d != 0.0) { by = 1.0 / d; }
   let eighths = (middle * by - select(1.5, centre, far > wide)) * 8.0;

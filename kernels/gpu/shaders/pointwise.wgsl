@@ -4,9 +4,9 @@ $BINDINGS
 var<immediate> p: P;
 $FUNCTIONS
 fn f(u: f32, v: f32) -> f32 { return $FUNCTION; }
-@compute @workgroup_size(64)
+@compute @workgroup_size($THREADS)
 fn main(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>, @builtin(local_invocation_index) t: u32) {
-  let i = (g.y * ng.x + g.x) * 64u + t;
+  let i = (g.y * ng.x + g.x) * $THREADS + t;
   if (i >= p.n) { return; }
   let row = i / p.width;
   let column = i % p.width;

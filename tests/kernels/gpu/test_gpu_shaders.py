@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from gpu_device import device
 
+from edgellm.kernels.cpu.compile import trials
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.gpu import selftest, sources
+from edgellm.kernels.gpu.device import Device, Pipeline
 from edgellm.kernels.gpu.executor import GPUExecutor
 from edgellm.kernels.gpu.lowering import RULES
+from edgellm.kernels.kv import CachePool, KVLayer
 from edgellm.kernels.ops import OPS, Embed, ExpertMatmul, ExpertSum, Matmul, Route, SelectOutputs
 from edgellm.kernels.ops.sketch import N_VOCAB, Sketch
 from edgellm.kernels.program import Batch, Program
 from edgellm.kernels.reference import ReferenceExecutor
 
+_plain_pipeline = Device.pipeline
 FEW = (1, 25)  # tokens: a row a thread, and tiles
 ALIKE = [f"attention_{kind}" for kind in ("bf16", "f32", "q4_0", "q4_1", "q5_0")]  # test_gpu_executor, or alike
 CHOICES: list[dict[str, Any]] = [
@@ -61,6 +65,49 @@ def test_a_step_of_a_decoder_has_the_bits_of_its_ops_and_of_its_tokens_alone(
         lambda *given, **named: real(*given, **named).replace("sum = fma(", "sum = 1.0001 * fma("),
     )
     assert "op by op" in selftest.try_step(index).detail
+
+
+def test_every_half_is_read_as_it_is_and_a_driver_that_drops_small_ones_is_seen(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert selftest.try_halves(index).ok
+    monkeypatch.setattr(Device, "pipeline", _without_small_halves)
+    result = selftest.try_halves(index)
+    assert result.nmse == 2 * 1023 / 65536 and "is read as 0.0" in result.detail
+
+
+def test_packed_keys_with_small_scales_are_read_where_a_driver_drops_small_halves(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale's byte, upper bits of a float16, is below 8 where that is below 2^-14."""
+    plain = trials.fill_randomly
+
+    def small(pool: CachePool) -> None:
+        plain(pool)
+        for layer, arrays in zip(pool.layers, pool.arrays, strict=True):
+            if isinstance(layer, KVLayer) and layer.type_k == "kivi2":
+                for array, dim in zip(arrays, (layer.head_dim_k, layer.head_dim_v), strict=False):
+                    scales = array[..., 8 * dim : 10 * dim]
+                    scales[...] = 1 + scales % 7
+            elif isinstance(layer, KVLayer) and layer.newest:
+                for array in arrays:
+                    array[...] = 0
+
+    monkeypatch.setattr(trials, "fill_randomly", small)
+    monkeypatch.setattr(Device, "pipeline", _without_small_halves)
+    result = selftest.try_shader("attention_kivi2", index, FEW)
+    assert result.ok, result
+
+
+def _without_small_halves(self: Device, source: str, kinds: str, immediates: int) -> Pipeline:
+    """A driver that reads float16 below 2^-14 as 0, as WGSL lets it."""
+    dropped = """
+fn without_small(w: u32) -> vec2<f32> {
+  let v = unpack2x16float(w);
+  return select(v, vec2<f32>(0.0), abs(v) < vec2<f32>(0x1p-14));
+}
+"""
+    return _plain_pipeline(self, source.replace("unpack2x16float(", "without_small(") + dropped, kinds, immediates)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -17,6 +17,7 @@ from edgellm.engine.cache import pool_blocks
 from edgellm.formats.errors import NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels import executors, placement
+from edgellm.kernels.chosen_blocks import with_chosen_blocks
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.run.executor import CPUExecutor
 from edgellm.kernels.draw import DrawSpec, Link
@@ -223,6 +224,20 @@ def test_what_has_no_shader_is_computed_by_the_cpu(
     } and not gpu.cache_layers
     for batch in steps(program):
         assert nmse(executor.run(batch), judge.run(batch)) < LIMIT
+    executor.close()
+
+
+def test_the_cpu_chooses_blocks_of_the_cache_and_reads_them(programs: dict[str, Program], name: str) -> None:
+    program = with_chosen_blocks(programs["llama"], 256)
+    executor, judge = opened(program, name, "auto"), ReferenceExecutor(program, N_BLOCKS, 64, "float16")
+    cpu, gpu = executor.cut.programs
+    chosen = {"bound_keys", "choose_blocks", "store_kv", "attention"}
+    assert chosen <= {op.name for op in cpu.ops} and len(cpu.cache_layers) == 1
+    assert "matmul" in {op.name for op in gpu.ops} and len(gpu.cache_layers) == N_LAYERS - 1
+    for start in range(0, 448, 64):
+        tokens = np.random.default_rng(start).integers(3, program.n_vocab, 64)
+        batch = Batch.single(program, tokens, start)
+        assert nmse(executor.run(batch), judge.run(batch)) < 1e-5  # a block may be chosen for another that is as good
     executor.close()
 
 
