@@ -68,7 +68,11 @@ def test_keys_that_come_at_once_open_one_thing(run: Any) -> None:
             assert len(talk.app.screen_stack) <= 2, keys
             while len(talk.app.screen_stack) > 1:  # on a busy machine it opens behind the first Escape
                 await talk.pilot.press("escape")
-        await talk.pilot.press("x")
+        for _ in range(50):  # or behind the last one, and takes the key
+            while len(talk.app.screen_stack) > 1:
+                await talk.pilot.press("escape")
+            if not talk.app.prompt.text:
+                await talk.pilot.press("x")
         assert talk.app.prompt.text == "x"
 
     run(steps)
