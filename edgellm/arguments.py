@@ -20,6 +20,7 @@ from edgellm.machine.paths import typed_path
 MAX_CONTEXT = 1 << 24  # tokens
 MAX_THREADS = 1024
 MAX_TOKENS_PER_STEP = 1 << 16
+MOST_LENGTH_PENALTY = 40.0  # either way: the longest answer to this power is still a number
 CACHE_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0", "kivi2")
 """What keys and values can be kept as; kernels/cache_types.py has the rows."""
 KV_KEEPS = {"quest": 256, "snapkv": 64}

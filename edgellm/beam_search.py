@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from edgellm.adapters.chosen import Choice
 
 MOST_BEAMS = 128
-MOST_LENGTH_PENALTY = 40.0  # either way: the longest answer to this power is still a number
 
 
 def beam_search(
@@ -53,7 +52,7 @@ def beam_search(
     arguments.whole_number("num_beams", num_beams, 1, MOST_BEAMS)
     n = 1 if num_return_sequences is None else num_return_sequences
     arguments.whole_number("num_return_sequences", n, 1, num_beams)
-    arguments.number("length_penalty", length_penalty, -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
+    arguments.number("length_penalty", length_penalty, -arguments.MOST_LENGTH_PENALTY, arguments.MOST_LENGTH_PENALTY)
     if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise arguments.wrong("early_stopping", early_stopping, 'True, False or "never"')
     adapters = llm.adapter_scales(lora, control_vectors)

@@ -4,8 +4,8 @@ An architecture file writes the program; an executor (``reference``, ``cpu``) ru
 between the two. It knows no model, no kind of op, and computes nothing.
 
 Buffers are (rows, width), float32 for the most part. A buffer of kind ``tokens`` has one row per token of the batch,
-one of kind ``outputs`` one row per token whose logits, or hidden states, are wanted, one of kind ``log`` one row per
-token of a batch that is logged. Heads lie side by side in a row: (n_heads, head_dim) flattened.
+one of kind ``outputs`` one row per token whose logits, or hidden states, are wanted. Heads lie side by side in a row:
+(n_heads, head_dim) flattened.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.kernels.rope import Rope
 
 
-RowKind = Literal["tokens", "outputs", "log"]
+RowKind = Literal["tokens", "outputs"]
 
 
 @dataclass(frozen=True)

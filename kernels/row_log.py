@@ -39,7 +39,7 @@ class RowLog:
 
     copies    by an op that makes states: what writes to the log all that it reads
     replay    the ops that make states, with the log in place of what they read
-    buffers   the log, of rows of the kind "log"
+    buffers   the log: a row for each token of a step that is logged
     """
 
     copies: dict[Op, list[Scale]]
@@ -56,7 +56,7 @@ def row_log(program: Program) -> RowLog:
             for field in op.reads:
                 name = getattr(op, field)
                 changed[field] = kept = f"{name} in the log of {layer}"
-                log.buffers[kept] = Buffer(kept, program.buffers[name].width, "log")
+                log.buffers[kept] = Buffer(kept, program.buffers[name].width)
             log.copies[op] = [Scale(getattr(op, field), kept, 1.0) for field, kept in changed.items()]
             log.replay.append(replace(op, **changed))
     return log

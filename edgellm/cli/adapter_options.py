@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.options import option_group
+from edgellm.cli.options import WholeNumber, option_group
 from edgellm.formats.errors import ParameterError
 from edgellm.machine.paths import path_if_there, typed_path
 
@@ -40,7 +40,7 @@ adapter_options = option_group(
                  help="A LoRA adapter (GGUF) for the model; may be given more than once."),
     click.option("--control-vector", "control_vectors", multiple=True, callback=_read, metavar="[NAME=]FILE[:SCALE]",
                  help="A control vector, which steers what layers make; may be given more than once."),
-    click.option("--control-vector-layer-range", "control_vector_layers", type=(click.IntRange(1), click.IntRange(1)),
+    click.option("--control-vector-layer-range", "control_vector_layers", type=(WholeNumber(1), WholeNumber(1)),
                  default=None, metavar="FIRST LAST", help="The layers it counts in.  [default: all it has]"),
 )  # fmt: skip
 """Adapters of the model; ``adapter_values`` gives them as the library takes them."""

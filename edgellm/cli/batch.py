@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import FILE, TypedPath
+from edgellm.cli.options import FILE, TypedPath, WholeNumber
 from edgellm.cli.progress import ProgressBar
 from edgellm.cli.serving_options import begin_ray, load_options, model_options, models_of, needs_extra
 from edgellm.machine.terminal import echo
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--at-once",
-    type=click.IntRange(1, 4096),
+    type=WholeNumber(1, 4096),
     default=64,
     show_default=True,
     metavar="N",
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--ray-address", metavar="ADDRESS", help="One that runs; auto is this machine's.  [default: start one]")
 @click.option(
     "--workers",
-    type=click.IntRange(1, 4096),
+    type=WholeNumber(1, 4096),
     default=None,
     metavar="N",
     help="With --ray: processes that have the models, each with --threads threads.  [default: 1]",

@@ -15,6 +15,7 @@ from edgellm.arguments import MAX_CONTEXT, MAX_THREADS, MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.models import fetched
 from edgellm.cli.options import (
+    WholeNumber,
     cache_type_options,
     cache_type_values,
     device_options,
@@ -75,13 +76,13 @@ def _parse_pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
 @click.option("-pg", "pairs", multiple=True, metavar="PP,TG", help="Read PP tokens and make TG in one test.")
 @click.option("-d", "--n-depth", "n_depth", default="0", show_default=True, metavar="LIST", help="Tokens in the cache.")
 @click.option("-np", "--parallel", default="1", show_default=True, metavar="LIST", help="Texts that grow together.")
-@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="Times for each test.")
+@click.option("-r", "--repetitions", type=WholeNumber(1), default=5, show_default=True, help="Times for each test.")
 @click.option("-t", "--threads", default=None, metavar="LIST", help="Threads.  [default: physical cores]")
 @click.option(
     "-ub",
     "--ubatch-size",
     "n_ubatch",
-    type=click.IntRange(1, MAX_TOKENS_PER_STEP),
+    type=WholeNumber(1, MAX_TOKENS_PER_STEP),
     default=512,
     show_default=True,
     help="Step size.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import TypedPath
+from edgellm.cli.options import TypedPath, WholeNumber
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.machine.terminal import echo, fields, human_bytes, human_count, note
@@ -31,7 +31,7 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # llama.cpp's --split-max-s
     help="The type of matrices; auto keeps the source's.",
 )
 @click.option("--split-max-size", metavar="N[M|G]", help="Go on in another file after so many bytes.")
-@click.option("--split-max-tensors", type=click.IntRange(1), default=None, help="Or after so many tensors.")
+@click.option("--split-max-tensors", type=WholeNumber(1), default=None, help="Or after so many tensors.")
 @click.option("--pre", help="Name of the pre-tokenizer.  [default: found from the tokenizer]")
 @click.option("--no-tokenizer-json", is_flag=True, help="Do not carry the original tokenizer in the file.")
 @click.option(

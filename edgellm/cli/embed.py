@@ -10,7 +10,7 @@ import click
 from edgellm.cli import standard_input
 from edgellm.cli.generation_options import read_text
 from edgellm.cli.models import load_model
-from edgellm.cli.options import device_options, override_option
+from edgellm.cli.options import WholeNumber, device_options, override_option
 from edgellm.formats.errors import ParameterError
 from edgellm.machine.terminal import echo, json_text, note
 
@@ -25,13 +25,13 @@ STEP = 1024  # texts whose vectors are written together
 @click.option("--jsonl", "form", flag_value="jsonl", help="A JSON object for each text: index, text, embedding.")
 @click.option("--array", "form", flag_value="array", help="One JSON array of arrays.")
 @click.option("--pooling", type=click.Choice(("mean", "cls", "last")), help="In place of the file's.")
-@click.option("--dimensions", type=click.IntRange(1), metavar="N", help="Only the first N numbers of each vector.")
+@click.option("--dimensions", type=WholeNumber(1), metavar="N", help="Only the first N numbers of each vector.")
 @click.option("--no-normalize", is_flag=True, help="Leave vectors as long as they are.")
 @click.option("--truncate", is_flag=True, help="Cut the end of texts that are too long, instead of an error.")
 @click.option("--prompt", metavar="TEXT", help='Stands before each text, such as "query: ".')
 @click.option("-m", "--model", "model_option", metavar="MODEL", help="A name, a .gguf file, hf:owner/repo:QUANT.")
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), metavar="N", help="Tokens of a text at most.")
-@click.option("-t", "--threads", "n_threads", type=click.IntRange(1), metavar="N", help="Threads.")
+@click.option("-c", "--ctx-size", "n_ctx", type=WholeNumber(0), metavar="N", help="Tokens of a text at most.")
+@click.option("-t", "--threads", "n_threads", type=WholeNumber(1), metavar="N", help="Threads.")
 @device_options
 @override_option
 @click.option("--force", is_flag=True, help="Load even when the free memory looks too small.")

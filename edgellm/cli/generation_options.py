@@ -8,7 +8,14 @@ import click
 
 from edgellm.cli import standard_input
 from edgellm.cli.adapter_options import adapter_options
-from edgellm.cli.options import cache_type_options, device_options, draft_option, option_group, override_option
+from edgellm.cli.options import (
+    WholeNumber,
+    cache_type_options,
+    device_options,
+    draft_option,
+    option_group,
+    override_option,
+)
 from edgellm.engine.speculation import SPECULATIONS
 from edgellm.formats import text_file
 from edgellm.formats.errors import FormatError
@@ -17,11 +24,11 @@ from edgellm.machine.paths import typed_file, typed_path
 
 generation_options = option_group(
     click.option("-m", "--model", "model_option", metavar="MODEL", help="A name, a .gguf file, hf:owner/repo:QUANT."),
-    click.option("-n", "--predict", "--n-predict", "n_predict", type=click.IntRange(-1), default=-1, metavar="N",
+    click.option("-n", "--predict", "--n-predict", "n_predict", type=WholeNumber(-1), default=-1, metavar="N",
                  help="Tokens to make at most; -1 goes on to the end."),
-    click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
+    click.option("-c", "--ctx-size", "n_ctx", type=WholeNumber(0), default=None, metavar="N",
                  help="Tokens of context; 0 takes all that the model was trained for."),
-    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
+    click.option("-t", "--threads", "n_threads", type=WholeNumber(1), default=None, metavar="N",
                  help="Threads.  [default: physical cores]"),
     device_options,
     adapter_options,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.models import fetched
-from edgellm.cli.options import FILE, TypedPath, chunk_model, chunk_options
+from edgellm.cli.options import FILE, TypedPath, WholeNumber, chunk_model, chunk_options
 from edgellm.cli.perplexity import counted
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--output-format", type=click.Choice(["gguf", "dat"]), help="[default: dat for a name that ends so]")
 @click.option("--in-file", "in_files", type=FILE, multiple=True, metavar="FILE", help="Add this one; repeatable.")
 @chunk_options
-@click.option("--chunk", "first", type=click.IntRange(0), default=0, help="Leave out so many first.")
+@click.option("--chunk", "first", type=WholeNumber(0), default=0, help="Leave out so many first.")
 @click.option("--process-output", is_flag=True, help="The output matrix too.")
 @click.option("--show-statistics", is_flag=True, help="Print what the result says of each weight.")
 def command(model: str | None, text: Path | None, output: Path, in_files: tuple[Path, ...], **values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +38,32 @@ class TypedPath(click.Path):
 
 
 FILE = TypedPath(exists=True)
+
+
+class WholeNumber(click.IntRange):
+    """click's, which calls what is none "not a valid integer range"."""
+
+    name = "n"  # --help shows it in capitals
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Number(click.FloatRange):
+    """The same of any number; infinity is none, and what no range holds is none."""
+
+    name = "x"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            is_one = math.isfinite(float(value))
+        except ValueError:
+            is_one = False
+        return super().convert(value, param, ctx) if is_one else self.fail(f"{value!r} is not a number.", param, ctx)
 
 
 def option_group(*options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -151,10 +178,10 @@ def device_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 chunk_options = option_group(
-    click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(4), default=512, show_default=True,
+    click.option("-c", "--ctx-size", "n_ctx", type=WholeNumber(4), default=512, show_default=True,
                  help="Tokens of a chunk."),
-    click.option("--chunks", "n_chunks", type=click.IntRange(1), help="Stop after so many.  [default: all]"),
-    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), help="[default: physical cores]"),
+    click.option("--chunks", "n_chunks", type=WholeNumber(1), help="Stop after so many.  [default: all]"),
+    click.option("-t", "--threads", "n_threads", type=WholeNumber(1), help="[default: physical cores]"),
     device_options,
     cache_type_options,
     override_option,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import FILE
+from edgellm.cli.options import FILE, WholeNumber
 from edgellm.cli.progress import ProgressBar
 from edgellm.formats.errors import ParameterError
 from edgellm.formats.text_file import read_text
@@ -38,15 +38,13 @@ MAX_DIGITS = 9  # of a number of threads
 @click.option("--leave-output-tensor", is_flag=True, help="Leave output.weight as it is.")
 @click.option("--method", type=click.Choice(["gptq", "awq", "awq+gptq"]), help="Calibrate over the text of -f.")
 @click.option("-f", "--file", "text", type=FILE, help="The calibration text of --method, UTF-8.")
-@click.option(
-    "--chunks", "n_chunks", type=click.IntRange(1), help="So many chunks of 512 tokens of it.  [default: all]"
-)
+@click.option("--chunks", "n_chunks", type=WholeNumber(1), help="So many chunks of 512 tokens of it.  [default: all]")
 @click.option("--allow-requantize", is_flag=True, help="Take weights that were quantized before.")
 @click.option("--keep-split", is_flag=True, help="As many parts as the source has.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and the size, write nothing.")
 @click.option("--report", is_flag=True, help="Show the error of each tensor.")
 @click.option("-y", "--overwrite", is_flag=True, help="Replace DST if it is there.")
-@click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, help="[default: physical cores]")
+@click.option("-t", "--threads", "n_threads", type=WholeNumber(1), default=None, help="[default: physical cores]")
 def command(arguments: tuple[str, ...], **values: Any) -> None:
     """Write a model in fewer bits.
 

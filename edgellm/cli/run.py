@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.arguments import MOST_LENGTH_PENALTY
 from edgellm.cli import standard_input
 from edgellm.cli.answer import Answer, say_notices, stream_answer, timing_block
 from edgellm.cli.form_options import form_options, given_form
@@ -20,6 +21,7 @@ from edgellm.cli.generation_options import (
     without_last_newline,
 )
 from edgellm.cli.models import load_model
+from edgellm.cli.options import Number, WholeNumber
 from edgellm.cli.sampling_options import given_sampling, sampling_options
 from edgellm.formats.errors import ModelNotFoundError
 from edgellm.machine.paths import path_if_there
@@ -39,8 +41,12 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_.~/\\:+=@-]+|https?://\S+")
 @click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("--raw", "-no-cnv", "--no-conversation", "raw", is_flag=True, help="Complete text, without a template.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: text, finish_reason, timings.")
-@click.option("--num-beams", type=click.IntRange(1, 128), metavar="N", help="Beam search in place of sampling.")
-@click.option("--length-penalty", type=float, metavar="X", help="Of beam search: more than 0 favours long answers.")
+@click.option("--num-beams", type=WholeNumber(1, 128), help="Beam search in place of sampling.")
+@click.option(
+    "--length-penalty",
+    type=Number(-MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY),
+    help="Of beam search: more than 0 favours long answers.",
+)
 @click.option("--tools", "tools_file", metavar="FILE.py", help="Let the model call the functions of this file.")
 @generation_options
 @form_options

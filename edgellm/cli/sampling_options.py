@@ -22,7 +22,7 @@ class _Value(click.ParamType):
         try:
             return self.option.parse(value)
         except (ValueError, OverflowError):
-            return self.fail(f"{value!r} is not what it takes ({self.option.metavar}).", param, ctx)
+            return self.fail(f"{value!r} is not {self.option.expected}.", param, ctx)
 
 
 sampling_options = option_group(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import option_group
+from edgellm.cli.options import Number, WholeNumber, option_group
 from edgellm.cli.progress import ProgressBar
 from edgellm.cli.serving_options import begin_ray, load_options, model_options, models_of, needs_extra
 from edgellm.machine.terminal import echo
@@ -34,7 +34,7 @@ class Duration(click.ParamType):
 # 8080 is llama-server's, which its clients try first
 serve_options = option_group(
     click.option("--host", default="127.0.0.1", show_default=True, help="Address; any but loopback needs --api-key."),
-    click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True,
+    click.option("--port", type=WholeNumber(0, 65535), default=8080, show_default=True,
                  help="Port; 0 takes a free one. Clients of Ollama look at 11434."),
     click.option("--api-key", "keys", multiple=True, envvar="EDGELLM_API_KEY", metavar="KEY",
                  help="What clients must send; may be given more than once."),
@@ -42,7 +42,7 @@ serve_options = option_group(
     model_options,
     click.option("--keep-alive", type=Duration(), default=-1, metavar="TIME",
                  help="How long an idle model stays: 300, 5m, 1h; -1 until another needs its memory.  [default: -1]"),
-    click.option("--max-requests", type=click.IntRange(1, 100_000), default=128, show_default=True, metavar="N",
+    click.option("--max-requests", type=WholeNumber(1, 100_000), default=128, show_default=True, metavar="N",
                  help="Requests under way or waiting; one more is told to come back."),
     click.option("--allowed-host", "names", multiple=True, metavar="NAME", help="A further name in the Host header."),
     click.option("--allowed-origin", "origins", multiple=True, metavar="ORIGIN", help="A web page that may call."),
@@ -69,9 +69,9 @@ ray_options = option_group(
                  help="A cluster that runs; auto is this machine's.  [default: start one here]"),
     click.option("--replicas", type=Replicas(), default="1", show_default=True, metavar="N|MIN-MAX",
                  help="With --ray: processes of each model; of a range as many as its requests need."),
-    click.option("--rate-limit", type=click.FloatRange(0, min_open=True), default=None, metavar="N",
+    click.option("--rate-limit", type=Number(0, min_open=True), default=None, metavar="N",
                  help="With --ray: requests a minute of one client."),
-    click.option("--response-cache", "response_cache_mib", type=click.IntRange(0), default=0, metavar="MIB",
+    click.option("--response-cache", "response_cache_mib", type=WholeNumber(0), default=0, metavar="MIB",
                  help="With --ray: memory for replies that would be the same again.  [default: none]"),
 )  # fmt: skip
 

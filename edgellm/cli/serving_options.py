@@ -13,6 +13,8 @@ from edgellm.arguments import MAX_TOKENS_PER_STEP
 from edgellm.cli.adapter_options import adapter_options, adapter_values
 from edgellm.cli.generation_options import template_source
 from edgellm.cli.options import (
+    Number,
+    WholeNumber,
     cache_type_options,
     cache_type_values,
     device_options,
@@ -31,20 +33,20 @@ if TYPE_CHECKING:
     from edgellm.server.models import ModelEntry, Models
 
 model_options = option_group(
-    click.option("-c", "--ctx-size", "--n-ctx", "n_ctx", type=click.IntRange(0), default=None, metavar="N",
+    click.option("-c", "--ctx-size", "--n-ctx", "n_ctx", type=WholeNumber(0), default=None, metavar="N",
                  help="Tokens of context of each model; 0 takes all that it was trained for."),
-    click.option("-np", "--parallel", "n_parallel", type=click.IntRange(1, 4096), default=4, show_default=True,
+    click.option("-np", "--parallel", "n_parallel", type=WholeNumber(1, 4096), default=4, show_default=True,
                  metavar="N", help="Whole contexts kept at once; more requests may run."),
-    click.option("-b", "--batch-size", "max_tokens_per_step", type=click.IntRange(1, MAX_TOKENS_PER_STEP), default=512,
+    click.option("-b", "--batch-size", "max_tokens_per_step", type=WholeNumber(1, MAX_TOKENS_PER_STEP), default=512,
                  show_default=True, metavar="N",
                  help="Prompt tokens of a step; fewer let others in, and what a client left be freed, sooner."),
-    click.option("-t", "--threads", "n_threads", type=click.IntRange(1), default=None, metavar="N",
+    click.option("-t", "--threads", "n_threads", type=WholeNumber(1), default=None, metavar="N",
                  help="Threads.  [default: physical cores; with --ray 1]"),
-    click.option("--memory", "memory_gib", type=click.FloatRange(0, min_open=True), default=None, metavar="GIB",
+    click.option("--memory", "memory_gib", type=Number(0, min_open=True), default=None, metavar="GIB",
                  help="Memory of all models.  [default: what is free at the start]"),
     click.option("--cache-dir", type=click.Path(), default=None, metavar="DIR",
                  help="Keep what was read in this folder, for the next start too; this user alone can read it."),
-    click.option("--cache-size", "cache_gib", type=click.FloatRange(0, 1 << 20, min_open=True), default=8,
+    click.option("--cache-size", "cache_gib", type=Number(0, 1 << 20, min_open=True), default=8,
                  show_default=True, metavar="GIB", help="What that folder may hold; the oldest are dropped."),
     click.option("--chat-template", "chat_template", metavar="NAME|JINJA|FILE", help="Instead of the models' own."),
     click.option("--chat-template-file", "template_file", type=click.Path(), help="File with a chat template."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.models import open_file
-from edgellm.cli.options import cache_type_options, cache_type_values, device_options, device_values
+from edgellm.cli.options import WholeNumber, cache_type_options, cache_type_values, device_options, device_values
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.machine.terminal import echo, fields, hand_over, human_bytes, human_count, json_text
 
@@ -30,7 +30,7 @@ POOLINGS = {
 
 @click.command("show")
 @click.argument("model", metavar="MODEL")
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(0), default=0, help="Context for the memory estimate.")
+@click.option("-c", "--ctx-size", "n_ctx", type=WholeNumber(0), default=0, help="Context for the memory estimate.")
 @device_options
 @cache_type_options
 @click.option("--template", "whole_template", is_flag=True, help="Print the chat template and nothing else.")

@@ -6,6 +6,7 @@ Names are llama.cpp's. An option that the user leaves out stays out, so that the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +25,20 @@ class SamplingOption:
     metavar: str
     help: str
 
+    @property
+    def expected(self) -> str:
+        """What ``parse`` reads, for who wrote something else."""
+        return EXPECTED[self.metavar]
+
 
 def _integer(text: str) -> int:
     return int(text, 10)
+
+
+def _real(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def _strings(text: str) -> tuple[str, ...]:
@@ -47,32 +59,33 @@ def _token_biases(text: str) -> dict[int, float]:
 
 
 N, X = "N", "X"
+EXPECTED = {N: "a whole number", X: "a number", "LIST": "a list", "ID+X": "TOKEN+X or TOKEN-X, such as 15043+1,13-inf"}
 SAMPLING_OPTIONS = (
-    SamplingOption("temperature", ("--temp", "--temperature"), float, X, "Temperature; 0 always takes the likeliest."),
+    SamplingOption("temperature", ("--temp", "--temperature"), _real, X, "Temperature; 0 always takes the likeliest."),
     SamplingOption("top_k", ("--top-k",), _integer, N, "Keep the N likeliest tokens; 0 keeps all."),
-    SamplingOption("top_p", ("--top-p",), float, X, "Keep the likeliest tokens that together reach X; 1 is off."),
-    SamplingOption("min_p", ("--min-p",), float, X, "Drop tokens below X times the likeliest; 0 is off."),
-    SamplingOption("top_n_sigma", ("--top-nsigma", "--top-n-sigma"), float, X, "Keep X sigma of logits; -1 is off."),
-    SamplingOption("typical_p", ("--typical", "--typical-p"), float, X, "Locally typical sampling; 1 is off."),
-    SamplingOption("xtc_probability", ("--xtc-probability",), float, X, "Chance of cutting the top choices; 0 is off."),
-    SamplingOption("xtc_threshold", ("--xtc-threshold",), float, X, "Least probability of a choice that is cut."),
+    SamplingOption("top_p", ("--top-p",), _real, X, "Keep the likeliest tokens that together reach X; 1 is off."),
+    SamplingOption("min_p", ("--min-p",), _real, X, "Drop tokens below X times the likeliest; 0 is off."),
+    SamplingOption("top_n_sigma", ("--top-nsigma", "--top-n-sigma"), _real, X, "Keep X sigma of logits; -1 is off."),
+    SamplingOption("typical_p", ("--typical", "--typical-p"), _real, X, "Locally typical sampling; 1 is off."),
+    SamplingOption("xtc_probability", ("--xtc-probability",), _real, X, "Chance of cutting the top choices; 0 is off."),
+    SamplingOption("xtc_threshold", ("--xtc-threshold",), _real, X, "Least probability of a choice that is cut."),
     SamplingOption("penalty_last_n", ("--repeat-last-n",), _integer, N, "Tokens the penalties look back; -1 is all."),
-    SamplingOption("repeat_penalty", ("--repeat-penalty",), float, X, "Penalty of tokens seen before; 1 is off."),
-    SamplingOption("presence_penalty", ("--presence-penalty",), float, X, "Penalty of having been seen; 0 is off."),
-    SamplingOption("frequency_penalty", ("--frequency-penalty",), float, X, "Penalty for each time seen; 0 is off."),
-    SamplingOption("dry_multiplier", ("--dry-multiplier",), float, X, "Strength of the DRY penalty; 0 is off."),
-    SamplingOption("dry_base", ("--dry-base",), float, X, "Base of the DRY penalty."),
+    SamplingOption("repeat_penalty", ("--repeat-penalty",), _real, X, "Penalty of tokens seen before; 1 is off."),
+    SamplingOption("presence_penalty", ("--presence-penalty",), _real, X, "Penalty of having been seen; 0 is off."),
+    SamplingOption("frequency_penalty", ("--frequency-penalty",), _real, X, "Penalty for each time seen; 0 is off."),
+    SamplingOption("dry_multiplier", ("--dry-multiplier",), _real, X, "Strength of the DRY penalty; 0 is off."),
+    SamplingOption("dry_base", ("--dry-base",), _real, X, "Base of the DRY penalty."),
     SamplingOption("dry_allowed_length", ("--dry-allowed-length",), _integer, N, "Repeats that DRY lets pass."),
     SamplingOption("dry_penalty_last_n", ("--dry-penalty-last-n",), _integer, N, "Tokens DRY looks back; -1 is all."),
     SamplingOption("dry_sequence_breakers", ("--dry-sequence-breakers",), _strings, "LIST", "Texts DRY stops at."),
-    SamplingOption("dynatemp_range", ("--dynatemp-range",), float, X, "Range of the dynamic temperature; 0 is off."),
-    SamplingOption("dynatemp_exponent", ("--dynatemp-exp",), float, X, "Exponent of the dynamic temperature."),
+    SamplingOption("dynatemp_range", ("--dynatemp-range",), _real, X, "Range of the dynamic temperature; 0 is off."),
+    SamplingOption("dynatemp_exponent", ("--dynatemp-exp",), _real, X, "Exponent of the dynamic temperature."),
     SamplingOption("mirostat", ("--mirostat",), _integer, N, "Mirostat version 1 or 2; 0 is off."),
-    SamplingOption("mirostat_tau", ("--mirostat-ent",), float, X, "Mirostat's target entropy."),
-    SamplingOption("mirostat_eta", ("--mirostat-lr",), float, X, "Mirostat's learning rate."),
+    SamplingOption("mirostat_tau", ("--mirostat-ent",), _real, X, "Mirostat's target entropy."),
+    SamplingOption("mirostat_eta", ("--mirostat-lr",), _real, X, "Mirostat's learning rate."),
     SamplingOption("min_keep", ("--min-keep",), _integer, N, "Tokens that every sampler leaves at least."),
-    SamplingOption("adaptive_target", ("--adaptive-target",), float, X, "Adaptive-p's target probability; -1 is off."),
-    SamplingOption("adaptive_decay", ("--adaptive-decay",), float, X, "How slowly adaptive-p forgets."),
+    SamplingOption("adaptive_target", ("--adaptive-target",), _real, X, "Adaptive-p's target probability; -1 is off."),
+    SamplingOption("adaptive_decay", ("--adaptive-decay",), _real, X, "How slowly adaptive-p forgets."),
     SamplingOption("samplers", ("--samplers", "--sampler-seq"), str, "LIST", "Their order: names with ; or letters."),
     SamplingOption("logit_bias", ("-l", "--logit-bias"), _token_biases, "ID+X", "Add X to a logit: 15043+1,13-inf."),
     SamplingOption("seed", ("-s", "--seed"), _integer, N, "Seed of the random numbers; -1 takes a new one."),
@@ -83,9 +96,9 @@ DENOISING_OPTIONS = (
     SamplingOption("diffusion_block_length", ("--diffusion-block-length",), _integer, N, "Of a block; 0 is all."),
     SamplingOption("diffusion_algorithm", ("--diffusion-algorithm",), _integer, N,
                    "0 origin, 1 entropy, 2 margin, 3 random, 4 confidence; -1 is the model's."),
-    SamplingOption("diffusion_alg_temp", ("--diffusion-alg-temp",), float, X, "How much chance chooses places."),
-    SamplingOption("diffusion_cfg_scale", ("--diffusion-cfg-scale",), float, X, "Guidance by the prompt; 0 is off."),
-    SamplingOption("diffusion_eps", ("--diffusion-eps",), float, X, "Where the time of steps ends, without blocks."),
+    SamplingOption("diffusion_alg_temp", ("--diffusion-alg-temp",), _real, X, "How much chance chooses places."),
+    SamplingOption("diffusion_cfg_scale", ("--diffusion-cfg-scale",), _real, X, "Guidance by the prompt; 0 is off."),
+    SamplingOption("diffusion_eps", ("--diffusion-eps",), _real, X, "Where the time of steps ends, without blocks."),
 )  # fmt: skip
 """Of models that write by denoising; the others take no notice of them."""
 BY_FIELD = {option.field: option for option in (*SAMPLING_OPTIONS, *DENOISING_OPTIONS)}
@@ -99,5 +112,5 @@ def parse_setting(name: str, text: str) -> tuple[str, Any]:
             try:
                 return option.field, option.parse(text)
             except (ValueError, OverflowError):
-                raise ParameterError(f"{name} is {text!r}; it takes {option.metavar}: {option.help}") from None
+                raise ParameterError(f"{name} is {text!r}, not {option.expected}. {option.help}") from None
     raise ParameterError(f"there is no parameter {name!r}. Known: {', '.join(BY_FIELD)}.")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from edgellm.cli import app, main
@@ -73,6 +74,26 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "Error:" in captured.err
+
+
+def numeric_options() -> list[tuple[str, str]]:
+    found = []
+    for name in app.COMMANDS:
+        for parameter in app.edgellm.get_command(None, name).params:  # type: ignore[arg-type, union-attr]
+            if isinstance(parameter.type, click.IntRange | click.FloatRange) or parameter.type.name in ("N", "X"):
+                found.append((name, parameter.opts[0]))
+    return found
+
+
+@pytest.mark.parametrize("text", ["abc", "", "nan", "inf", "1e999", "0x10"])
+def test_what_is_no_number_is_told_so(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = numeric_options()
+    named = {"--temp", "--top-k", "-c", "--port", "--length-penalty"}
+    assert len(options) > 100 and named <= {option for _, option in options}
+    for command, option in options:
+        assert main([command, option, text]) == 2
+        said = capsys.readouterr().err
+        assert f"{text!r} is not a " in said and "number." in said and option in said, (command, option, said)
 
 
 def test_an_error_is_one_block_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:

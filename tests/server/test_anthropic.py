@@ -83,10 +83,10 @@ def test_each_block_stops_before_the_next_one_starts() -> None:
     kinds = [data["type"].removeprefix("content_block_") for data in told if data["type"] != "ping"]
     assert kinds == [
         *("message_start", "start", "delta", "delta", "stop", "start", "delta", "delta", "stop"),
-        *("start", "delta", "delta", "stop", "start", "stop", "message_delta", "message_stop"),
+        *("start", "delta", "stop", "start", "stop", "message_delta", "message_stop"),
     ]
     blocks = [data for data in told if data["type"].startswith("content_block")]
-    assert [data["index"] for data in blocks] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 2
+    assert [data["index"] for data in blocks] == [0] * 4 + [1] * 4 + [2] * 3 + [3] * 2
     deltas = [data["delta"]["type"] for data in blocks if "delta" in data]
     assert deltas[:4] == ["thinking_delta", "signature_delta", "text_delta", "text_delta"]
     assert [block["type"] for block in message["content"]] == ["thinking", "text", "tool_use", "tool_use"]
@@ -118,10 +118,26 @@ def test_the_reason_of_the_end_is_told(reason: Any, stop: Any, told: tuple[str, 
     assert (message["stop_reason"], message["stop_sequence"]) == told
 
 
-def test_a_call_that_was_cut_off_is_not_in_the_message() -> None:
-    told, message = written([*CALLS[:6], Finished("length", None, TIMINGS, 0)])
+AS_TEXT = [*CALLS[:6], ContentDelta('<call>{"at": '), Finished("length", None, TIMINGS, 0)]
+
+
+def test_a_call_that_was_cut_off_is_told_as_text_alone() -> None:
+    told, message = written(AS_TEXT, tools=[TOOL])
     assert [block["type"] for block in message["content"]] == ["thinking", "text"]
+    assert message["content"][1]["text"] == 'Let me look.<call>{"at": '
+    assert [data["content_block"]["type"] for data in told if "content_block" in data] == ["thinking", "text"]
     assert told[-3]["type"] == "content_block_stop" and told[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(("asked", "header"), [(True, False), (None, True), (False, True), (None, False)])
+def test_calls_come_as_they_are_written_where_the_tool_asks_for_that(asked: bool | None, header: bool) -> None:
+    writer = anthropic.MessageWriter(body_of(tools=[{**TOOL, "eager_input_streaming": asked}]), eager=header)
+    told = sse([chunk for one in AS_TEXT for chunk in writer.add(one)])
+    for data in told:
+        check(spec("anthropic"), data, EVENTS[data["type"]])
+    pieces = [data["delta"]["partial_json"] for data in told if data.get("delta", {}).get("type") == "input_json_delta"]
+    assert pieces == (['{"at": '] if asked or (asked is None and header) else [])
+    assert [block["type"] for block in writer.as_dict()["content"]] == ["thinking", "text", "text"][: 2 + bool(pieces)]
 
 
 def test_thinking_that_is_not_shown_comes_back_in_its_signature() -> None:

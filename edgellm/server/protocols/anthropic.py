@@ -1,7 +1,9 @@
 """``POST /v1/messages``: Anthropic's protocol, as Claude Code and its SDKs speak it.
 
-An answer is a list of blocks (thinking, text, tool_use); in a stream each stops before the next one starts. A turn of
-the role "system" in the midst of the talk stays where it is, for whoever moves it loses the cached prefix behind it.
+An answer is a list of blocks (thinking, text, tool_use); in a stream each stops before the next one starts. No event
+takes a block back, and clients run every tool_use that they were told of: a call is told once it is whole, or as it
+comes where the tool asks for that with ``eager_input_streaming``. A turn of the role "system" in the midst of the talk
+stays where it is, for whoever moves it loses the cached prefix behind it.
 """
 
 from __future__ import annotations
@@ -356,10 +358,17 @@ def _given(value: str | None, where: str) -> str:
 # -- from events to blocks --------------------------------------------------------------------------------------------
 
 
-class MessageWriter:
-    """One message in the making: its blocks so far, and the events that tell of each change."""
+EAGER = "fine-grained-tool-streaming-2025-05-14"
+"""In the header anthropic-beta: what ``eager_input_streaming`` was called before tools had it."""
 
-    def __init__(self, body: MessagesBody) -> None:
+
+class MessageWriter:
+    """One message in the making: its blocks so far, and the events that tell of each change.
+
+    eager   whether calls are told as they come where their tool does not say
+    """
+
+    def __init__(self, body: MessagesBody, *, eager: bool = False) -> None:
         self.body = body
         self.content: list[dict[str, Any]] = []
         self.end: dict[str, Any] = {"stop_reason": None, "stop_sequence": None}
@@ -369,6 +378,9 @@ class MessageWriter:
         self._kind: str | None = None  # of the open block, the last one
         self._number = -1  # of that block among all that the stream has told
         self._pieces: list[str] = []
+        self._held: tuple[ToolCallBegin, list[str]] | None = None  # a call that is told once it is whole
+        asks = ((str(tool.get("name")), tool.get("eager_input_streaming")) for tool in body.tools or ())
+        self._eager = {name for name, asked in asks if (eager if asked is None else asked is True)}
 
     def as_dict(self) -> dict[str, Any]:
         """The message as it stands."""
@@ -388,17 +400,37 @@ class MessageWriter:
             yield from self._add("text", one.text, {"text": ""}, "text_delta")
         elif isinstance(one, ReasoningDelta):
             yield from self._add("thinking", one.text, {"thinking": "", "signature": ""}, "thinking_delta")
-        elif isinstance(one, ToolCallBegin):
-            name = re.sub(r"[^a-zA-Z0-9_-]", "_", one.id) or new_id("toolu_")
-            yield from self._open("tool_use", {"id": name, "name": one.name, "input": {}, "caller": {"type": "direct"}})
-        elif isinstance(one, ToolCallDelta):
-            self._pieces.append(one.arguments)
-            yield self._delta({"type": "input_json_delta", "partial_json": one.arguments})
-        elif isinstance(one, ToolCallEnd):
-            self.content[-1]["input"] = msgspec.json.decode("".join(self._pieces) or "{}")
-            yield from self._stop()
+        elif isinstance(one, ToolCallBegin | ToolCallDelta | ToolCallEnd):
+            yield from self._call(one)
         elif isinstance(one, Finished):
             yield from self._finish(one)
+
+    def _call(self, one: ToolCallBegin | ToolCallDelta | ToolCallEnd) -> Iterator[bytes]:
+        if isinstance(one, ToolCallBegin):
+            self._held = None if one.name in self._eager else (one, [])
+            if self._held is None:
+                yield from self._open_call(one)
+        elif isinstance(one, ToolCallDelta) and self._held is not None:
+            self._held[1].append(one.arguments)
+        elif isinstance(one, ToolCallDelta):
+            yield self._input(one.arguments)
+        else:
+            if self._held is not None:
+                begin, pieces = self._held
+                self._held = None
+                yield from self._open_call(begin)
+                if arguments := "".join(pieces):
+                    yield self._input(arguments)
+            self.content[-1]["input"] = msgspec.json.decode("".join(self._pieces) or "{}")
+            yield from self._stop()
+
+    def _input(self, arguments: str) -> bytes:
+        self._pieces.append(arguments)
+        return self._delta({"type": "input_json_delta", "partial_json": arguments})
+
+    def _open_call(self, one: ToolCallBegin) -> Iterator[bytes]:
+        name = re.sub(r"[^a-zA-Z0-9_-]", "_", one.id) or new_id("toolu_")
+        yield from self._open("tool_use", {"id": name, "name": one.name, "input": {}, "caller": {"type": "direct"}})
 
     def _add(self, kind: str, text: str, empty: dict[str, Any], delta: str) -> Iterator[bytes]:
         if not text:
@@ -424,7 +456,7 @@ class MessageWriter:
         return _event("content_block_delta", index=self._number, delta=delta)
 
     def _close(self) -> Iterator[bytes]:
-        """End the open block. A call that has not ended is taken back: whoever got it would run it."""
+        """End the open block. A call that has not ended is none: whoever got it would run it."""
         kind, text = self._kind, "".join(self._pieces)
         if kind is None:
             return
@@ -503,7 +535,7 @@ async def messages(call: Call) -> Reply:
     """A whole message, or its events."""
     body: MessagesBody = call.body
     request = to_request(body)
-    writer = MessageWriter(body)
+    writer = MessageWriter(body, eager=EAGER in call.headers.get("anthropic-beta", ""))
 
     async def told() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(events(call.server, request)) as source:

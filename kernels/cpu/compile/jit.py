@@ -64,8 +64,9 @@ def _optimised(name: str, ir_text: str, isa: Isa) -> tuple[llvm.TargetMachine, l
     machine = llvm.Target.from_triple(isa.triple).create_target_machine(
         cpu=isa.cpu, features=isa.features, opt=3, reloc="pic", codemodel=codemodel, jit=True
     )
-    module = llvm.parse_assembly(_retarget(ir_text, isa.triple, str(machine.target_data)))
-    primitives = llvm.parse_assembly(isa.primitives)
+    context = llvm.create_context()  # of its own, which takes its types and constants along when it goes
+    module = llvm.parse_assembly(_retarget(ir_text, isa.triple, str(machine.target_data)), context)
+    primitives = llvm.parse_assembly(isa.primitives, context)
     primitives.triple, primitives.data_layout = isa.triple, str(machine.target_data)
     module.link_in(primitives)
     for function in module.functions:

@@ -73,8 +73,10 @@ def kernel_ir(symbol: str, function: Callable[..., None]) -> str:
             flags,
             {},
         )
-        native = result.fndesc.llvm_func_name
-        return str(result.library._final_module) + _ENTRY.format(symbol=symbol, native=native)
+        text = str(result.library._final_module)
+        # numba keeps what it compiled for callers to come, with the modules of all that it calls: 60 MB of a product
+        registry.cpu_target.target_context.remove_user_function(result.entry_point)
+        return text + _ENTRY.format(symbol=symbol, native=result.fndesc.llvm_func_name)
 
 
 # numba's functions return a status and leave an exception behind; a kernel has no use for either

@@ -402,21 +402,6 @@ def f64_from_bits(typing_context, value):
 
 
 @intrinsic
-def prefetch(typing_context, address):
-    """Bring the cache line at an address into all levels; any address is allowed."""
-
-    def codegen(context, builder, sig, args):
-        pointer = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # read, all levels, data
-        builder.call(function, [builder.inttoptr(args[0], pointer), *hints])
-        return context.get_dummy_value()
-
-    return types.none(types.int64), codegen
-
-
-@intrinsic
 def where_less(typing_context, a, b, yes, no):
     """Lane by lane: yes if a < b, else no."""
 

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,8 +127,7 @@ def _set_flags(table: np.ndarray, rows: list[_Row]) -> None:
 
 def _link_products(table: np.ndarray, rows: list[_Row], n_rows: int) -> None:
     """Each product with quantized weights knows the one that follows; the last of the first n_rows rows, the program's,
-    and the last of its output tail know the first: of the next token.
-    """
+    and the last of its output tail know the first: of the next token."""
     products = [i for i, row in enumerate(rows) if row.source >= 0 and isinstance(row.arguments, layout.MATMUL)]
     for of_part in ([i for i in products if i < n_rows], [i for i in products if i >= n_rows]):
         for i, following in zip(of_part, [*of_part[1:], products[0]], strict=True) if of_part else ():
@@ -179,6 +178,7 @@ class _Lowering:
     max_tokens: int
     memory: _Memory
     shapes: list[attention_work.AttentionShape] = field(default_factory=list)
+    logged: Collection[str] = ()  # buffers of its log (row_log.py)
     rows: list[_Row] = field(default_factory=list)
     first_row: list[int] = field(default_factory=list)
     buffers: dict[str, np.ndarray] = field(default_factory=dict)
@@ -254,11 +254,14 @@ class _Lowering:
     def width(self, name: str) -> int:
         return self.program.buffers[name].width
 
+    def kind(self, name: str) -> str:
+        return "log" if name in self.logged else self.program.buffers[name].rows
+
     def row_kind(self, name: str) -> int:
-        return ROW_KINDS[self.program.buffers[name].rows][0]
+        return ROW_KINDS[self.kind(name)][0]
 
     def n_rows(self, name: str) -> int:
-        return ROW_KINDS[self.program.buffers[name].rows][1](self.max_tokens)
+        return ROW_KINDS[self.kind(name)][1](self.max_tokens)
 
     def vector(self, name: str, behind: int = 0) -> int:
         """Address of a tensor as a row of float32, padded to whole vectors, with so many zeros behind it."""
@@ -352,9 +355,8 @@ class _Lowering:
             row_kind=self.row_kind(of[0]), pairs=groups.pairs if groups else 0, slots=slots,
         )  # fmt: skip
         self.derived[of] = _Int16(form, address, nbytes, len(self.rows))
-        reads = {self.root(of[0]), *((groups.name,) if groups else ())}
-        alone = n_in * slots <= ALONE_WIDTH
-        self.rows.append(_Row("quantize", arguments, frozenset(reads), frozenset({form}), alone, -1))
+        reads = frozenset({self.root(of[0]), *((groups.name,) if groups else ())})
+        self.rows.append(_Row("quantize", arguments, reads, frozenset({form}), n_in * slots <= ALONE_WIDTH, -1))
 
     def grouped(self, ids: str, n_expert: int) -> _Groups:
         """The pairs by expert; emits the row that orders them unless it is current."""
@@ -365,19 +367,17 @@ class _Lowering:
 
     def by_heads(self, x: str, n_heads: int) -> _Groups:
         """The pairs of a token and each of its heads, by head; emits the row that orders them, once for all layers."""
-        kind = self.program.buffers[x].rows
+        kind = self.kind(x)
         if (kind, n_heads) not in self.by_head:
             numbers = self.array(f"heads {n_heads}", 1, n_heads, "int32")
             if self.memory.real:
                 self.arrays[f"heads {n_heads}"][:] = np.arange(n_heads)
             ids = {"ids": numbers, "ids_row": 0}  # of every token the same
-            self.by_head[kind, n_heads] = self._order(
-                f"heads {n_heads} {kind}", x, ids, n_heads, n_heads, frozenset[str]()
-            )
+            self.by_head[kind, n_heads] = self._order(f"heads {n_heads} {kind}", x, ids, n_heads, n_heads)
         return self.by_head[kind, n_heads]
 
     def _order(
-        self, of: str, rows: str, ids: dict[str, int], n_expert: int, n_used: int, reads: frozenset[str]
+        self, of: str, rows: str, ids: dict[str, int], n_expert: int, n_used: int, reads: frozenset[str] = frozenset()
     ) -> _Groups:
         """Emit the row that puts pairs in the order of experts; there are as many tokens as a buffer has ``rows``."""
         form = f"groups {of}"
@@ -614,7 +614,7 @@ def _table(program: Program, low: _Lowering, tail: OutputTail, *, narrows: bool)
         n_rows_before_tail=first_row[tail.start],
         tail_first_row=first_row[n_ops:],
         tail_names=tail.names,
-        log=[low.buffers[name] for name, buffer in low.program.buffers.items() if buffer.rows == "log"],
+        log=[low.buffers[name] for name in low.logged],
         last_write=last_write(program) if narrows else None,
         kernels=[row.kernel for row in low.rows],
         calls=[(i, at + low.rows[i].arguments._fields.index(name), kernel) for i, name, kernel in low.calls],
@@ -680,7 +680,7 @@ def _all_rows(
     tail = (output_tail(program) if narrows and not last else None) or OutputTail(len(program.ops), (), {})
     log, ops = row_log(program), (*program.ops, *tail.ops)
     whole = dataclasses.replace(program, ops=ops, buffers={**program.buffers, **tail.buffers, **log.buffers})
-    low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program))
+    low = _Lowering(whole, pool, max_tokens, memory, attention_work.attention_shapes(program), log.buffers)
     if shared is not None:
         low.buffers, low.places, low.arrays = shared.buffers, shared.places, shared.arrays
         low.matrices, low.vectors = shared.matrices, shared.vectors

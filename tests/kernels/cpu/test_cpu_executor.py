@@ -38,7 +38,8 @@ ARCHITECTURES = (
 )
 LONG_TAIL = tuple(decoder_models.TINY)
 OF_ALL_KINDS = (*ARCHITECTURES, "deepseek2")
-QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS")
+OTHER_QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1", "Q6_K", "IQ4_XS")
+ALL_QUANTS_OF = ("llama", "qwen3moe")  # products, and products with experts
 N_TOKENS = 150
 N_BLOCKS = 12
 SEEDS = {
@@ -89,7 +90,7 @@ def cpu_logits(program: Program, batch: Batch, chunk: int, n_threads: int = 2, f
 
 @pytest.mark.parametrize(
     ("architecture", "quant"),
-    [*itertools.product(ARCHITECTURES, QUANTS), *((name, "Q4_K") for name in LONG_TAIL)],
+    [*((name, "Q4_K") for name in (*ARCHITECTURES, *LONG_TAIL)), *itertools.product(ALL_QUANTS_OF, OTHER_QUANTS)],
 )
 def test_logits_are_those_of_the_reference(architecture: str, quant: str, open_model: Callable[..., Program]) -> None:
     program = open_model(architecture, quant)
@@ -103,7 +104,11 @@ def test_logits_are_those_of_the_reference(architecture: str, quant: str, open_m
 
 
 @pytest.mark.parametrize(
-    ("architecture", "form"), [*itertools.product(ARCHITECTURES, FORMS), *((name, FORMS[0]) for name in LONG_TAIL)]
+    ("architecture", "form"),
+    [
+        *((name, FORMS[0]) for name in (*ARCHITECTURES, *LONG_TAIL)),
+        *itertools.product(("llama", "qwen3moe", "gemma3", "qwen35", "mamba2"), FORMS[1:]),
+    ],
 )
 def test_chunks_and_threads_do_not_change_a_bit(
     architecture: str, form: str, open_model: Callable[..., Program]
