@@ -262,18 +262,23 @@ def _make_quantized(quant: str, form: str | None) -> Any:
         if prepared_row != 0:
             x, x_row = scratch + at.RECORDS, prepared_row
         ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
+        spread = quantized_matmul.spread_of(stop - start)
         for at_row in range(start, stop, 8):
             row = min(at_row, base + args.n_out - 8)  # the last eight may overlap the ones before: same bits
+            if spread > 1:
+                row = start + (at_row - start) // 8
             ahead = w + (at_row + ahead_rows) * w_row
             if at_row + ahead_rows >= stop:
                 ahead = behind + (at_row + ahead_rows - stop) * w_row
-            eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch)
+            if at_row + 8 >= stop:
+                quantized_matmul.fetch_first(behind, w_row, CHUNK_ROWS)
+            eight_rows(x, x_row, n, w + row * w_row, w_row * spread, n_groups, ahead, scratch)
+            bias = args.bias
+            if bias != 0:
+                bias += row * 4
             for i in range(n):
-                sums = v.load_f32x8(scratch + at.SUMS + i * 32)
-                if args.bias != 0:
-                    sums = sums + v.load_f32x8(args.bias + row * 4)
-                pair = v.load_i32(args.pairs + (first + i) * 4)
-                v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
+                out = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
+                quantized_matmul.store_eight(scratch + at.SUMS + i * 32, out, bias, spread)
 
     @v.forceinline
     def many_pairs(args, x, w, first, n, base, start, stop, behind, scratch):
