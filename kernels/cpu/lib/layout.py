@@ -336,7 +336,9 @@ def self_attention_scratch_nbytes(head_dim: int, group: int) -> int:
     return packed + SELF_ROWS * (SELF_CUT * 4 + SELF_SUMS) + TEXT_TILE * group * attention_state_nbytes(head_dim)
 
 
-# ---- the rows that the kernel ``stream`` reads side by side
+# ---- the orders in which the kernel ``stream`` reads, and the rows that it reads side by side
+
+STREAM_ORDERS = STREAM_LINEAR, STREAM_SIDE_BY_SIDE, STREAM_APART = 0, 1, 2
 
 STREAM_ROWS = 8
 STREAM_ROW_NBYTES = 1152  # 2048 columns of Q4_K
