@@ -29,7 +29,7 @@ TABLES = 48  # int64 pairs per window: address of the int32 (n_sequences, max_bl
 ROPES = 56  # int64 pairs per rope: addresses of cos and sin, float32 (n_tokens, n_dims / 2)
 PARTS = 64  # int64 pairs per shape of attention: address of its parts (below), and how many
 PARTS_DONE = 72  # int64 counters of the parts that are done, zero between two ops
-SCRATCH = 80  # scratch of thread 0
+SCRATCH = 80  # scratch of thread 0; in the AMX form that of tiles is before it (below)
 SCRATCH_NBYTES = 88  # of one thread
 PARTIALS = 96  # states of the cuts of divided tiles: (token, cut) x (head, row), see attention.py
 PARTIAL_NBYTES = 104  # of one (token, cut)
@@ -202,20 +202,27 @@ UNPACKED = SUMS + MAX_FEW * 32  # (8 rows, 256) int16
 PANEL = UNPACKED + 8 * 512
 PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
 PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * PANEL_ROWS * 4
-TILE_TOKENS = 16  # AMX multiplies so many tokens and more (amx_matmul.py)
-TILE_PANELS = 16  # at most: the first where the one panel of other forms is, each with its scales and minima
-TILE_PANEL_NBYTES = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8 - PANEL
-TILE_SUMS = PANEL + TILE_PANELS * TILE_PANEL_NBYTES  # int32 tiles, 16 tokens x 16 rows: of two runs, two or three each
-TILE_ASIDE = TILE_SUMS + 2 * 3 * 1024  # (TILE_PANELS, 16 tokens, 16 rows) float32
-TILE_NOWHERE = TILE_ASIDE + TILE_PANELS * 1024  # 16 tokens, 16 rows
-TILE_CONFIG = TILE_NOWHERE + 1024
-EDGE = TILE_CONFIG + 64  # (n_tokens, 16) float32 sums of the last, incomplete panel
+EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # (n_tokens, 16) float32 sums of the last, incomplete panel
 RECORDS = UNPACKED  # in place of a panel: a few tokens' activations for transposed_rows.py
 RECORD_NBYTES = 640  # of 256 activations
+TILE_TOKENS = 16  # AMX multiplies so many tokens and more (amx_matmul.py), with what the AMX form alone has before this
+TILE_PANELS = 16  # at most, each with its scales and minima, as others have one
+TILE_PANEL_NBYTES = EDGE - PANEL
+TILES_NBYTES = -(-(64 + 7 * 1024 + TILE_PANELS * (TILE_PANEL_NBYTES + 1024)) // 4096) * 4096
+TILE_CONFIG = -TILES_NBYTES
+TILE_NOWHERE = TILE_CONFIG + 64  # 16 tokens, 16 rows
+TILE_SUMS = TILE_NOWHERE + 1024  # int32 tiles, 16 tokens x 16 rows: of two runs, two or three each
+TILE_ASIDE = TILE_SUMS + 2 * 3 * 1024  # (TILE_PANELS, 16 tokens, 16 rows) float32
+TILE_PLACES = TILE_ASIDE + TILE_PANELS * 1024 - PANEL  # the first panel, as a scratch in which it is packed
+
+
+def tiles_nbytes(form: str) -> int:
+    """Scratch of one thread for tiles, before the address that its kernels are told."""
+    return TILES_NBYTES if form == "amx" else 0
 
 
 def matmul_scratch_nbytes(max_tokens: int, n_in: int) -> int:
-    """Scratch of one thread for products with up to ``max_tokens`` tokens and ``n_in`` columns."""
+    """Scratch of one thread for products with up to ``max_tokens`` tokens and ``n_in`` columns, but for tiles."""
     return max(EDGE + max_tokens * PANEL_ROWS * 4, RECORDS + MAX_FEW * -(-n_in // 256) * RECORD_NBYTES)
 
 

@@ -648,19 +648,19 @@ def in_file_nbytes(program: Program) -> int:
     return found
 
 
-def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+def work_nbytes(program: Program, max_tokens: int, n_threads: int, form: str) -> int:
     """Bytes that the CPU executor of a program holds besides mapped weights and the cache, without taking them."""
     low, _ = _all_rows(program, None, max_tokens, _Memory(real=False))
     if program.adapted is not None:
         _all_rows(program.adapted, None, max_tokens, low.memory, shared=low)
-    return low.memory.nbytes + n_threads * scratch_nbytes(program, max_tokens)
+    return low.memory.nbytes + n_threads * scratch_nbytes(program, max_tokens, form)
 
 
-def scratch_nbytes(program: Program, max_tokens: int) -> int:
+def scratch_nbytes(program: Program, max_tokens: int, form: str) -> int:
     """Scratch of one thread, whole pages."""
     widest = max(buffer.width for buffer in (program.adapted or program).buffers.values())
     nbytes = max(attention_work.scratch_nbytes(program), experts.turned_scratch_nbytes(program))
-    return -(-max(nbytes, layout.matmul_scratch_nbytes(max_tokens, widest)) // 4096) * 4096
+    return -(-max(nbytes, layout.matmul_scratch_nbytes(max_tokens, widest)) // 4096) * 4096 + layout.tiles_nbytes(form)
 
 
 def _all_rows(
