@@ -222,12 +222,12 @@ def _make_strips(quant: str) -> Cores:
     return Cores(at.MAX_FEW, _as_they_are, make_eight_rows(strips.few_tokens), panel.make_panels(strips.multiply))
 
 
-def _by_tiles(multiply: Any, multiply_tiles: Any) -> Any:
+def _by_tiles(multiply: Any, multiply_tiles: Any, tiles_from: int) -> Any:
     """Many tokens go by tiles."""
 
     @v.forceinline
     def either(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead):
-        if n >= at.TILE_TOKENS:
+        if n >= tiles_from:
             multiply_tiles(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead)
         else:
             multiply(x, x_row, n, n_panels, w, w_row, n_groups, c, c_row, scratch, ahead)
@@ -235,8 +235,8 @@ def _by_tiles(multiply: Any, multiply_tiles: Any) -> Any:
     return either
 
 
-def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
-    """Those of a type; ``has_tiles`` for activations that were split for tiles."""
+def make_cores(quant: str, form: str | None, tiles_from: int = 0) -> Cores:
+    """Those of a type; from so many tokens on activations were split for tiles, where it is not 0."""
     if form in BYTE_STRIPS:
         return _make_strips(quant)
     family, weights = family_of(quant)
@@ -252,10 +252,11 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
             few = 3  # tokens one after the other: four are dearer than a panel (Q8_0 on a Zen 5: 1.33 times)
     if form in DOT_BYTES:
         pack, finish = transposed.make_pack(quant, weights), transposed.make_finish(weights)
-        multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, not has_tiles)
-        if has_tiles:
+        multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, not tiles_from)
+        if tiles_from:
             pack = transposed.make_pack(quant, weights, for_tiles=True)
-            multiply = _by_tiles(multiply, amx_matmul.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish))
+            by_tiles = amx_matmul.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)
+            multiply = _by_tiles(multiply, by_tiles, tiles_from)
         return Cores(
             transposed_panel.FEW,
             prepare,
@@ -274,7 +275,7 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
 def make_matmul(quant: str, form: str | None = None) -> Any:
     """The kernel out = x @ weight.T (+ bias) for a quantized type, with what a form has; None has what all have."""
     has_tiles = form == "amx"
-    cores = make_cores(quant, form, has_tiles)
+    cores = make_cores(quant, form, at.TILE_TOKENS if has_tiles else 0)
     few, panels = cores.few, cores.panels
     few_tokens = _make_few_tokens(cores.eight_rows, cores.prepare)
 

@@ -107,8 +107,9 @@ MATCH_MAGNITUDE = namedtuple("MATCH_MAGNITUDE", "x x_row of of_row out out_row w
 MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_kind following")
 """``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
 MIX_STREAMS = namedtuple("MIX_STREAMS", "x x_row coefs coefs_row out out_row width streams row_kind")
-QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs slots x_slot")
-"""``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
+QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs groups slots x_slot")
+"""``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot;
+``groups`` are those of their experts."""
 LAYER_NORM = namedtuple("LAYER_NORM", "x x_row w bias out out_row width eps row_kind")
 """``bias`` may be 0."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
@@ -206,6 +207,7 @@ EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # (n_tokens, 16) float32 su
 RECORDS = UNPACKED  # in place of a panel: a few tokens' activations for transposed_rows.py
 RECORD_NBYTES = 640  # of 256 activations
 TILE_TOKENS = 16  # AMX multiplies so many tokens and more (amx_matmul.py), with what the AMX form alone has before this
+TILE_PAIRS = 24  # or so many of an expert, whose weights come from memory: with 16 to 20 tiles are 5 to 7 % slower
 TILE_PANELS = 16  # at most, each with its scales and minima, as others have one
 TILE_PANEL_NBYTES = EDGE - PANEL
 TILES_NBYTES = -(-(64 + 7 * 1024 + TILE_PANELS * (TILE_PANEL_NBYTES + 1024)) // 4096) * 4096
@@ -219,6 +221,14 @@ TILE_PLACES = TILE_ASIDE + TILE_PANELS * 1024 - PANEL  # the first panel, as a s
 def tiles_nbytes(form: str) -> int:
     """Scratch of one thread for tiles, before the address that its kernels are told."""
     return TILES_NBYTES if form == "amx" else 0
+
+
+EXPERT_ROWS = 128  # that a thread takes of an expert at a time, for all pairs of its group
+
+
+def expert_scratch_nbytes(max_tokens: int, form: str) -> int:
+    """Scratch of one thread for products with experts: tiles sum all rows of a part aside, behind those of an edge."""
+    return EDGE + max_tokens * (PANEL_ROWS + EXPERT_ROWS) * 4 if form == "amx" else 0
 
 
 def matmul_scratch_nbytes(max_tokens: int, n_in: int) -> int:

@@ -21,7 +21,7 @@ from edgellm.kernels.cpu.weights import QUANTIZED
 
 PLAIN_FORM = next(form for form in isa.available_forms() if form != "amx")
 TYPES = ("Q8_0", "Q4_1", "Q4_K", "Q6_K")  # bytes or two planes; with and without minima; groups of 32 or of 256
-N_TOKENS = (15, 16, 17, 40)
+N_TOKENS = (15, 16, 17, 24, 40)
 
 # ---- tiles in numpy --------------------------------------------------------------------------------------------------
 
@@ -92,11 +92,13 @@ def with_tiles(tiles: Tiles) -> tuple[isa.Isa, list[Any]]:
     return dataclasses.replace(plain, name="amx", primitives=primitives), callbacks
 
 
+@pytest.mark.parametrize("op", ["matmul", "expert_matmul"])
 @pytest.mark.parametrize("quant", TYPES)
-def test_tiles_give_the_bits_of_every_other_form(quant: str) -> None:
+def test_tiles_give_the_bits_of_every_other_form(quant: str, op: str) -> None:
+    """Of experts one shape sends every token to each of them, others leave some with few."""
     assert quant in QUANTIZED
     sketch = trials.sketch(5, 64)
-    trials.add_trial(sketch, f"matmul_{quant.lower()}")
+    trials.add_trial(sketch, f"{op}_{quant.lower()}")
     program, tiles = sketch.program(), Tiles()
     form, callbacks = with_tiles(tiles)
     emulated = CPUExecutor(program, 4, 1, 64, untested=KernelCache(form, None))
@@ -105,7 +107,7 @@ def test_tiles_give_the_bits_of_every_other_form(quant: str) -> None:
         batch = single_sequence(program, n, seed=n)
         before = tiles.n_products
         found, expected = (outputs_of_ops(e, batch, sketch.inputs) for e in (emulated, plain))
-        assert (tiles.n_products > before) == (n >= 16)
+        assert (tiles.n_products > before) == (n >= (16 if op == "matmul" else 24))
         for shape, one, other in zip(sketch.shapes, found, expected, strict=True):
             assert np.array_equal(one.view(np.uint32), other.view(np.uint32)), f"{shape} tokens={n}"
     assert callbacks and not tiles.rows.any(), "the tiles were not released"
