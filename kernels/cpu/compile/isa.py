@@ -46,6 +46,10 @@ measured, a line on its way to the first level keeps one of its few miss buffers
 one: there Q4_K runs at 9.8 GB/s, through the second level at 20.3. An LLVM that is older
 calls it by another name."""
 
+ROWS_APART = ("sapphirerapids", "emeraldrapids")
+"""CPUs whose own fetching reads eight rows fastest where they are far apart, with AVX-512: an Emerald Rapids, of which
+that was measured, and the same core before it. The eight rows of a step are then an eighth of a thread's part apart."""
+
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c")
 _AVX2 = ("avx2", "fma", "f16c")
 _NEEDS = {
@@ -133,7 +137,12 @@ def primitives(form: str, features: dict[str, bool], triple: str, cpu: str = "")
     pause = "call void @llvm.x86.sse2.pause()" if is_x86 else "call void @llvm.aarch64.hint(i32 1)" if is_arm else ""
     parts.append(_PAUSE.replace("PAUSE", pause))
     parts.append(_FETCH_FIRST if cpu in FETCHES_TO_FIRST_LEVEL else _FETCH_SECOND)
+    parts.append(_constant("rows_apart", family == "avx512_vnni" and cpu in ROWS_APART))
     return "\n".join(parts)
+
+
+def _constant(name: str, value: bool) -> str:
+    return f'define i64 @"edgellm.{name}"() alwaysinline {{\n  ret i64 {int(value)}\n}}'
 
 
 def _mask(*lanes: int) -> str:

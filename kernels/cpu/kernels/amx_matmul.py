@@ -347,17 +347,17 @@ def make_multiply(run: int, block_nbytes: int, pack: Any, finish: Any) -> Any:
 
         What lies from ``ahead`` on comes next.
         """
-        width = groups_of_part(n_groups, width_at_most, run)
+        width, places = groups_of_part(n_groups, width_at_most, run), scratch + at.TILE_PLACES
         configure(scratch + at.TILE_CONFIG)
         for g in range(0, n_groups, width):
             here, first_block = min(width, n_groups - g), g // run * block_nbytes
             for panel in range(n_panels):
-                rows, place = w + panel * at.PANEL_ROWS * w_row + first_block, scratch + panel * at.TILE_PANEL_NBYTES
+                rows, place = w + panel * at.PANEL_ROWS * w_row + first_block, places + panel * at.TILE_PANEL_NBYTES
                 for half in range(2):
                     pack(rows + half * w_row, 2 * w_row, here, half, place)
             next_panel, next_row = ahead + first_block * at.PANEL_ROWS, at.PANEL_ROWS * w_row
             for first in range(0, n_panels, SIDE_BY_SIDE):
-                here_panels, place = min(SIDE_BY_SIDE, n_panels - first), scratch + first * at.TILE_PANEL_NBYTES
+                here_panels, place = min(SIDE_BY_SIDE, n_panels - first), places + first * at.TILE_PANEL_NBYTES
                 aside, ahead_g = scratch + at.TILE_ASIDE + first * TILE_NBYTES, next_panel + first * next_row
                 part(
                     scratch, place, here_panels, here, x, x_row, n, g, n_groups, c + first * 64, c_row, aside, ahead_g,

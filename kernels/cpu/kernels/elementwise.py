@@ -170,12 +170,20 @@ def _store_digits(sums, out):
         rest = (rest - _from_bytes(low)) >> _eight_bits()
 
 
+@v.forceinline
+def _group_with(group, pair):
+    """The group that a pair is in, from ``group`` on, and how many are."""
+    while pair >= v.load_i32(group + at.GROUP_FIRST) + v.load_i32(group + at.GROUP_SIZE):
+        group += at.EXPERTS_GROUP_NBYTES
+    return group, v.load_i32(group + at.GROUP_SIZE)
+
+
 def quantize(op, step, thread, n_threads):
     """Rows of float32 to int16 with one scale for a run of groups of 32, one or eight: q = round(x / scale).
 
     A row of the result: for every group its 16 even, then its 16 odd values; then the four arrays that layout.py draws.
     For tiles, and where Arm multiplies bytes, the int16 are split into bytes at last. With ``pairs`` the rows are made
-    in that order, and are not for tiles.
+    in that order, and are for tiles where the group has pairs enough.
     """
     args = v.arguments(op, at.QUANTIZE)
     n, groups, run = v.load_i64(step + args.row_kind) * args.slots, args.n_groups, args.run
@@ -184,12 +192,15 @@ def quantize(op, step, thread, n_threads):
     if n < 4 * n_threads:
         parts = n_threads
     share = (runs + 2 * parts - 1) // (2 * parts) * 2  # even: tiles split groups by pairs
+    n_alike, group_of_pairs = n, args.groups + at.GROUPS
     for item in range(thread, n * parts, n_threads):
         row, first = item // parts, item % parts * share
         x = args.x + row * args.x_row
         if args.pairs != 0:
             pair = v.load_i32(args.pairs + row * 4)
             x = args.x + pair // args.slots * args.x_row + pair % args.slots * args.x_slot
+            if has_tiles() != 0:
+                group_of_pairs, n_alike = _group_with(group_of_pairs, row)
         out = args.out + row * args.out_row
         for start in range(first * run, min(first + share, runs) * run, run):
             scale = _scale_of_run(x + start * 128, run * 32)
@@ -200,7 +211,7 @@ def quantize(op, step, thread, n_threads):
             if run > 1:
                 at_run = out + groups * 64 + start * 4
                 _store_digits(at_run + 2 * groups * 4, at_run + groups * 4)
-        if has_tiles() != 0 and n >= at.TILES_FROM and args.pairs == 0:
+        if has_tiles() != 0 and n_alike >= at.TILES_FROM:
             split_activations(out, first * run, min(first + share, runs) * run, groups)
         if byte_strips.splits_activations() != 0:
             byte_strips.split_activations(out, first * run, min(first + share, runs) * run)

@@ -16,10 +16,6 @@ from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.vector_math import exp_f32x16, sigmoid_f32x16
 from edgellm.kernels.cpu.weights import FLOAT
 
-CHUNK_ROWS = 128
-"""Rows of an expert that a thread takes at a time, for all pairs of its group."""
-
-
 # ---- which experts ---------------------------------------------------------------------------------------------------
 
 
@@ -204,16 +200,16 @@ def _out_of_pair(args, pair):
 def _unit(args, unit):
     """Of a unit of work, a chunk of an expert's rows: the group, where row 0 of the weight would be if all its rows lay
     as this expert's do, the expert's first row, the chunk's."""
-    chunks = (args.n_out + CHUNK_ROWS - 1) // CHUNK_ROWS
+    chunks = (args.n_out + at.EXPERT_ROWS - 1) // at.EXPERT_ROWS
     group = args.groups + at.GROUPS + unit // chunks * at.EXPERTS_GROUP_NBYTES
     expert = v.load_i32(group + at.GROUP_EXPERT)
     base = expert * args.n_out
-    return group, v.load_i64(args.experts + expert * 8), base, base + unit % chunks * CHUNK_ROWS
+    return group, v.load_i64(args.experts + expert * 8), base, base + unit % chunks * at.EXPERT_ROWS
 
 
 @v.forceinline
 def _n_units(args):
-    return v.load_i32(args.groups) * ((args.n_out + CHUNK_ROWS - 1) // CHUNK_ROWS)
+    return v.load_i32(args.groups) * ((args.n_out + at.EXPERT_ROWS - 1) // at.EXPERT_ROWS)
 
 
 def make_expert_matmul(quant: str, form: str | None = None) -> Any:
@@ -227,7 +223,7 @@ def make_expert_matmul(quant: str, form: str | None = None) -> Any:
         unit = v.atomic_add(op + at.COUNTER, 1)
         while unit < n_units:
             group, w, base, start = _unit(args, unit)
-            stop, first = min(start + CHUNK_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
+            stop, first = min(start + at.EXPERT_ROWS, base + args.n_out), v.load_i32(group + at.GROUP_FIRST)
             _, next_w, _, following = _unit(args, min(v.atomic_load(op + at.COUNTER), n_units - 1))
             behind = next_w + following * args.w_row
             times_pairs(args, w, first, v.load_i32(group + at.GROUP_SIZE), base, start, stop, behind, scratch)
@@ -250,8 +246,21 @@ def _make_float(quant: str) -> Any:
     return times_pairs
 
 
+@v.forceinline
+def _deal_out(args, first, n, row, n_rows, aside, aside_row):
+    """Some rows of a group's pairs, summed aside, go where each pair's product is."""
+    whole = n_rows // 16 * 16
+    for i in range(n):
+        out = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + row * 4
+        for j in range(0, whole * 4, 64):
+            v.store_f32x16(out + j, v.load_f32x16(aside + i * aside_row + j))
+        for j in range(whole * 4, n_rows * 4, 4):
+            v.store_f32(out + j, v.load_f32(aside + i * aside_row + j))
+
+
 def _make_quantized(quant: str, form: str | None) -> Any:
-    cores = quantized_matmul.make_cores(quant, form)
+    has_tiles = form == "amx"
+    cores = quantized_matmul.make_cores(quant, form, has_tiles)
     few, prepare, eight_rows, panels = cores.few, cores.prepare, cores.eight_rows, cores.panels
 
     @v.forceinline
@@ -262,37 +271,40 @@ def _make_quantized(quant: str, form: str | None) -> Any:
         if prepared_row != 0:
             x, x_row = scratch + at.RECORDS, prepared_row
         ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
+        spread = quantized_matmul.spread_of(stop - start)
         for at_row in range(start, stop, 8):
             row = min(at_row, base + args.n_out - 8)  # the last eight may overlap the ones before: same bits
+            if spread > 1:
+                row = start + (at_row - start) // 8
             ahead = w + (at_row + ahead_rows) * w_row
             if at_row + ahead_rows >= stop:
                 ahead = behind + (at_row + ahead_rows - stop) * w_row
-            eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch)
+            if at_row + 8 >= stop:
+                quantized_matmul.fetch_first(behind, w_row, at.EXPERT_ROWS)
+            eight_rows(x, x_row, n, w + row * w_row, w_row * spread, n_groups, ahead, scratch)
+            bias = args.bias
+            if bias != 0:
+                bias += row * 4
             for i in range(n):
-                sums = v.load_f32x8(scratch + at.SUMS + i * 32)
-                if args.bias != 0:
-                    sums = sums + v.load_f32x8(args.bias + row * 4)
-                pair = v.load_i32(args.pairs + (first + i) * 4)
-                v.store_f32x8(_out_of_pair(args, pair) + (row - base) * 4, sums)
+                out = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
+                quantized_matmul.store_eight(scratch + at.SUMS + i * 32, out, bias, spread)
 
     @v.forceinline
     def many_pairs(args, x, w, first, n, base, start, stop, behind, scratch):
-        """A chunk of rows times the pairs of a group: summed aside, 16 rows at a time, then dealt out."""
-        end, aside = base + args.n_out, scratch + at.EDGE
-        for row in range(start, stop, at.PANEL_ROWS):
-            n_rows = min(at.PANEL_ROWS, end - row)
-            out, out_row, bias = aside - row * 4, at.PANEL_ROWS * 4, args.bias
+        """A chunk of rows times the pairs of a group: 16 rows at once or by tiles all, summed aside, then dealt out."""
+        end, aside, size = base + args.n_out, scratch + at.EDGE, at.PANEL_ROWS
+        if has_tiles and n >= at.TILES_FROM:
+            aside, size = aside + n * at.PANEL_ROWS * 4, at.EXPERT_ROWS
+        for row in range(start, stop, size):
+            n_rows, n_panels = min(size, end - row), min(size, end - row + at.PANEL_ROWS - 1) // at.PANEL_ROWS
+            out, out_row, bias = aside - row * 4, size * 4, args.bias
             ahead = behind
-            if row + at.PANEL_ROWS < stop:
-                ahead = w + (row + at.PANEL_ROWS) * args.w_row
-            panels(x, args.x_row, n, w, args.w_row, args.n_in // 32, row, 1, end, out, out_row, bias, scratch, ahead)
-            for i in range(n):
-                c = _out_of_pair(args, v.load_i32(args.pairs + (first + i) * 4)) + (row - base) * 4
-                if n_rows == at.PANEL_ROWS:
-                    v.store_f32x16(c, v.load_f32x16(aside + i * out_row))
-                else:
-                    for j in range(n_rows):
-                        v.store_f32(c + j * 4, v.load_f32(aside + i * out_row + j * 4))
+            if row + size < stop:
+                ahead = w + (row + size) * args.w_row
+            panels(
+                x, args.x_row, n, w, args.w_row, args.n_in // 32, row, n_panels, end, out, out_row, bias, scratch, ahead
+            )  # fmt: skip
+            _deal_out(args, first, n, row - base, n_rows, aside, out_row)
 
     @v.forceinline
     def times_pairs(args, w, first, n, base, start, stop, behind, scratch):

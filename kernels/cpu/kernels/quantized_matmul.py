@@ -8,6 +8,7 @@ multiply-add.
     one token      8 rows at a time, read where they lie                                bound by memory
     a few tokens   8 rows at a time, unpacked once for 4 tokens                         bound by both
                    with AVX-512 VNNI transposed in registers (transposed_rows.py), on AVX2 some types (byte_columns.py)
+                   on Intel's CPUs with AMX the eight are an eighth of a thread's part apart, each read on and on
     more           a panel of 16 rows is packed, and multiplied with 4 tokens at a time bound by multiply-adds
                    with AVX-512 VNNI packed by transposition, 8 tokens at a time (transposed_panel.py), on AVX2 some
                    types packed so (superblock_columns.py)
@@ -34,6 +35,7 @@ from edgellm.kernels.cpu.kernels import (
     transposed_panel,
     transposed_superblocks,
 )
+from edgellm.kernels.cpu.kernels.transposed_rows import rows_apart
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 from edgellm.kernels.cpu.lib.neon import BYTE_PRODUCTS
@@ -47,6 +49,9 @@ BYTE_COLUMNS = ("avx_vnni", "avx2")
 CHUNK_ROWS = 256
 """A few tokens: a thread takes its share of the rows in parts of at most so many. Small parts cost dear: what one core
 has fetched ahead then belongs to another (SmolLM2 on two cores, parts of 16, 64, 144 rows: 7.6, 5.7, 4.6 ms)."""
+
+FIRST_NBYTES = 512
+"""Of each of eight rows apart, fetched before a part begins."""
 
 PANELS_AT_ONCE, TILE_PANELS_AT_LEAST = 4, 2
 """Of far activations those of some columns are read for so many panels of 16 rows: from the third level once, then
@@ -69,15 +74,32 @@ def _rows_of_part(n_out, n_threads):
 
 
 @v.forceinline
-def _behind_part(op, thread, n_threads, n_rows, offset):
-    """Where to fetch ``offset`` bytes past the end of a part: in the part that is free now, or in the next product."""
+def _behind_part(op, thread, n_threads, n_rows):
+    """Where the part begins that is free now, or this thread's in the next product; bytes of a row, and its rows."""
     args = v.arguments(op, at.MATMUL)
     part, w, w_row = (v.atomic_load(op + at.COUNTER) + n_threads) * n_rows, args.w, args.w_row
     if part >= args.n_out and args.following != 0:
         following = v.arguments(args.following, at.MATMUL)
-        w, w_row = following.w, following.w_row
-        part = thread * _rows_of_part(following.n_out, n_threads)
-    return w + part * w_row + offset
+        w, w_row, n_rows = following.w, following.w_row, _rows_of_part(following.n_out, n_threads)
+        part = thread * n_rows
+    return w + part * w_row, w_row, n_rows
+
+
+@v.forceinline
+def spread_of(n_rows):
+    """How many rows apart those are that go together: neighbours, or an eighth of a part."""
+    if rows_apart() != 0 and n_rows % 8 == 0:
+        return n_rows // 8
+    return 1
+
+
+@v.forceinline
+def fetch_first(p, w_row, n_rows):
+    """Where rows are apart, the beginnings of the first eight of a part: their CPU has to see a few lines of each."""
+    if rows_apart() != 0:
+        for row in range(8):
+            for line in range(0, FIRST_NBYTES, 64):
+                v.fetch_later(p + row * spread_of(n_rows) * w_row + line)
 
 
 @v.forceinline
@@ -100,30 +122,47 @@ def _as_they_are(x, x_row, n, n_groups, records):
 
 
 def make_eight_rows(times_few: Any, has_copy_for_one: bool = False) -> Any:
-    """eight_rows: those from ``row`` on times a few tokens, (n, 8) sums to scratch + SUMS.
+    """eight_rows: those from p on, ``stride`` bytes apart, times a few tokens, (n, 8) sums to scratch + SUMS.
 
     As many bytes as it reads are fetched from ``ahead`` on.
     """
 
     @v.forceinline
-    def eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch):
+    def eight_rows(x, x_row, n, p, stride, n_groups, ahead, scratch):
         if has_copy_for_one and n == 1:
-            times_few(w + row * w_row, w_row, n_groups, x, x_row, 1, scratch, ahead)
+            times_few(p, stride, n_groups, x, x_row, 1, scratch, ahead)
         else:
-            times_few(w + row * w_row, w_row, n_groups, x, x_row, n, scratch, ahead)
+            times_few(p, stride, n_groups, x, x_row, n, scratch, ahead)
 
     return eight_rows
 
 
 @v.forceinline
-def _store_sums(op, n, row, scratch):
+def store_eight(sums, out, bias, spread):
+    """The sums of eight rows ``spread`` apart go to the place of the first, plus their bias, if it is not 0."""
+    if rows_apart() != 0:
+        for row in range(0, 8 * spread * 4, spread * 4):
+            total = v.load_f32(sums)
+            if bias != 0:
+                total = total + v.load_f32(bias + row)
+            v.store_f32(out + row, total)
+            sums += 4
+    else:
+        total = v.load_f32x8(sums)
+        if bias != 0:
+            total = total + v.load_f32x8(bias)
+        v.store_f32x8(out, total)
+
+
+@v.forceinline
+def _store_sums(op, n, row, spread, scratch):
     """Where they go is read here, after the product, whose loops need all registers."""
     args = v.arguments(op, at.MATMUL)
+    bias = args.bias
+    if bias != 0:
+        bias += row * 4
     for t in range(n):
-        sums = v.load_f32x8(scratch + at.SUMS + t * 32)
-        if args.bias != 0:
-            sums = sums + v.load_f32x8(args.bias + row * 4)
-        v.store_f32x8(args.out + t * args.out_row + row * 4, sums)
+        store_eight(scratch + at.SUMS + t * 32, args.out + t * args.out_row + row * 4, bias, spread)
 
 
 def _make_few_tokens(eight_rows: Any, prepare: Any) -> Any:
@@ -144,13 +183,19 @@ def _make_few_tokens(eight_rows: Any, prepare: Any) -> Any:
         part = thread * n_rows
         while part < n_out:
             end = min(part + n_rows, n_out)
+            spread = spread_of(end - part)
             for at_row in range(part, end, 8):
                 row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
+                if spread > 1:
+                    row = part + (at_row - part) // 8
                 ahead = w + (at_row + ahead_rows) * w_row
                 if at_row + ahead_rows >= end:
-                    ahead = _behind_part(op, thread, n_threads, n_rows, (at_row + ahead_rows - end) * w_row)
-                eight_rows(x, x_row, n, w, w_row, n_groups, row, ahead, scratch)
-                _store_sums(op, n, row, scratch)
+                    behind, behind_row, behind_rows = _behind_part(op, thread, n_threads, n_rows)
+                    ahead = behind + (at_row + ahead_rows - end) * w_row
+                    if at_row + 8 >= end:
+                        fetch_first(behind, behind_row, behind_rows)
+                eight_rows(x, x_row, n, w + row * w_row, w_row * spread, n_groups, ahead, scratch)
+                _store_sums(op, n, row, spread, scratch)
             part = (v.atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
 
     return few_tokens
@@ -210,7 +255,8 @@ def make_cores(quant: str, form: str | None, has_tiles: bool = False) -> Cores:
         multiply = transposed_panel.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish, not has_tiles)
         if has_tiles:
             pack = transposed.make_pack(quant, weights, for_tiles=True)
-            multiply = _by_tiles(multiply, amx_matmul.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish))
+            by_tiles = amx_matmul.make_multiply(family.GROUPS, weights.block_nbytes, pack, finish)
+            multiply = _by_tiles(multiply, by_tiles)
         return Cores(
             transposed_panel.FEW,
             prepare,

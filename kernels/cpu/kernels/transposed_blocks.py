@@ -183,7 +183,7 @@ def make_run(reads: Reads, weights: Any, n: int) -> Any:
         acc = (v.zero_f32x8(), v.zero_f32x8(), v.zero_f32x8(), v.zero_f32x8())
         z, d, minimum = begin(p, stride)
         for _ in range(n_groups - 1):
-            fetch(ahead)
+            fetch(ahead, p, stride)
             p += block_nbytes
             next_z, next_d, next_minimum = begin(p, stride)
             acc = all_tokens(acc, z, d, minimum, x, x_row, scale_at, per_group)
@@ -191,7 +191,7 @@ def make_run(reads: Reads, weights: Any, n: int) -> Any:
             ahead += block_nbytes * 8
             x += 64
             scale_at += 4
-        fetch(ahead)
+        fetch(ahead, p, stride)
         acc = all_tokens(acc, z, d, minimum, x, x_row, scale_at, per_group)
         v.store_f32x8(sums, acc[0])
         if n > 1:

@@ -172,15 +172,29 @@ levels_of = v.declared("lookup_64", v.u64x8, v.u8x64, v.u64x8)
 """levels_of(table, names): every byte, below 16, replaced by that of the table, 16 bytes four times over."""
 
 
+rows_apart = v.declared("rows_apart", types.int64)
+"""1 where the CPU's own fetching follows eight rows far apart better than requests do (isa.py), else a constant 0."""
+
+OWN_AHEAD = 1024
+"""There each row's own lines are requested so many bytes ahead, into the first level."""
+
+
 def make_fetch(block_nbytes: int, part: int, n_parts: int) -> Any:
-    """fetch(ahead): this part of the lines of eight blocks."""
+    """fetch(ahead, p, stride): this part of the lines of eight blocks; or what rows from p on will need, if apart."""
     n_lines = -(-block_nbytes * 8 // 64)
     first, end = n_lines * part // n_parts * 64, n_lines * (part + 1) // n_parts * 64
+    first_row, end_row = 8 * part // n_parts, 8 * (part + 1) // n_parts
+    own_nbytes = -(-block_nbytes // 64) * 64
 
     @v.forceinline
-    def fetch(ahead):
-        for line in range(first, end, 64):
-            v.fetch_weights(ahead + line)
+    def fetch(ahead, p, stride):
+        if rows_apart() != 0:
+            for row in range(first_row, end_row):
+                for line in range(OWN_AHEAD, OWN_AHEAD + own_nbytes, 64):
+                    v.prefetch(p + row * stride + line)
+        else:
+            for line in range(first, end, 64):
+                v.fetch_weights(ahead + line)
 
     return fetch
 

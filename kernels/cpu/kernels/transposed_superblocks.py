@@ -109,7 +109,7 @@ def _add_two_groups(total, z, x, scales):
 
 
 @v.forceinline
-def _nothing(ahead):
+def _nothing(ahead, p, stride):
     return
 
 
@@ -221,15 +221,15 @@ def _make_k_block(work: Work, block_nbytes: int, quants: int, fifth_bits: Any, m
     def block(p, stride, x, x_row, ahead):
         scales, minima, d, minus_dmin = _k_header(p, stride)
         bits = fifth_bits(p + 16, stride)
-        fetch0(ahead)
+        fetch0(ahead, p, stride)
         z = columns(p + quants, stride)
         totals = pair0(_four_zeros(), z[0:4], bits, x, x_row, scales)
-        fetch1(ahead)
+        fetch1(ahead, p, stride)
         later = columns(p + quants + 64, stride)  # begun while there is much to multiply
         totals = pair1(totals, z[4:8], bits, x, x_row, scales)
-        fetch2(ahead)
+        fetch2(ahead, p, stride)
         totals = pair2(totals, later[0:4], bits, x, x_row, scales)
-        fetch3(ahead)
+        fetch3(ahead, p, stride)
         return pair3(totals, later[4:8], bits, x, x_row, scales), (minima, minima), d, minus_dmin
 
     return block
@@ -308,18 +308,18 @@ def _make_q6_k(work: Work, block_nbytes: int) -> Any:
     @v.forceinline
     def block(p, stride, x, x_row, ahead):
         scales = columns_of_16(p + 192, stride)
-        fetch0(ahead)
+        fetch0(ahead, p, stride)
         z, bits = columns(p, stride), columns_of_32(p + 128, stride)
         totals = group0(_four_zeros(), z[0:4], bits, x, x_row, scales[0])
         totals = group1(totals, z[4:8], bits, x, x_row, scales[0])
-        fetch1(ahead)
+        fetch1(ahead, p, stride)
         totals = group2(totals, z[0:4], bits, x, x_row, scales[0])
         totals = group3(totals, z[4:8], bits, x, x_row, scales[0])
-        fetch2(ahead)
+        fetch2(ahead, p, stride)
         z, bits = columns(p + 64, stride), columns_of_32(p + 160, stride)
         totals = group4(totals, z[0:4], bits, x, x_row, scales[1])
         totals = group5(totals, z[4:8], bits, x, x_row, scales[1])
-        fetch3(ahead)
+        fetch3(ahead, p, stride)
         totals = group6(totals, z[0:4], bits, x, x_row, scales[1])
         d = common.halves_at(p + 208, stride)
         return group7(totals, z[4:8], bits, x, x_row, scales[1]), scales, d, v.zero_f32x8()
@@ -355,17 +355,17 @@ def _make_q2_q3_k(work: Work, block_nbytes: int, quants: int, third_bits: Any, h
     def block(p, stride, x, x_row, ahead):
         scales, minima, d, minus_dmin = header(p, stride)
         bits = third_bits(p, stride)
-        fetch0(ahead)
+        fetch0(ahead, p, stride)
         z = columns(p + quants, stride)
         totals = group0(_four_zeros(), z[0:4], bits, x, x_row, scales[0])
         totals = group1(totals, z[0:4], bits, x, x_row, scales[0])
-        fetch1(ahead)
+        fetch1(ahead, p, stride)
         totals = group2(totals, z[0:4], bits, x, x_row, scales[0])
         totals = group3(totals, z[0:4], bits, x, x_row, scales[0])
-        fetch2(ahead)
+        fetch2(ahead, p, stride)
         totals = group4(totals, z[4:8], bits, x, x_row, scales[1])
         totals = group5(totals, z[4:8], bits, x, x_row, scales[1])
-        fetch3(ahead)
+        fetch3(ahead, p, stride)
         totals = group6(totals, z[4:8], bits, x, x_row, scales[1])
         return group7(totals, z[4:8], bits, x, x_row, scales[1]), minima, d, minus_dmin
 
@@ -445,18 +445,18 @@ def _make_iq4_xs(work: Work, block_nbytes: int) -> Any:
     @v.forceinline
     def block(p, stride, x, x_row, ahead):
         scales, d = _iq4_xs_header(p, stride)
-        fetch0(ahead)
+        fetch0(ahead, p, stride)
         z = columns(p + 8, stride)
         totals = group0(_four_zeros(), z[0], z[1], x, x_row, scales)
         totals = group1(totals, z[2], z[3], x, x_row, scales)
-        fetch1(ahead)
+        fetch1(ahead, p, stride)
         totals = group2(totals, z[4], z[5], x, x_row, scales)
         totals = group3(totals, z[6], z[7], x, x_row, scales)
-        fetch2(ahead)
+        fetch2(ahead, p, stride)
         z = columns(p + 72, stride)
         totals = group4(totals, z[0], z[1], x, x_row, scales)
         totals = group5(totals, z[2], z[3], x, x_row, scales)
-        fetch3(ahead)
+        fetch3(ahead, p, stride)
         totals = group6(totals, z[4], z[5], x, x_row, scales)
         return group7(totals, z[6], z[7], x, x_row, scales), rows.bytes_twice(scales), d, v.zero_f32x8()
 

@@ -29,7 +29,7 @@ TABLES = 48  # int64 pairs per window: address of the int32 (n_sequences, max_bl
 ROPES = 56  # int64 pairs per rope: addresses of cos and sin, float32 (n_tokens, n_dims / 2)
 PARTS = 64  # int64 pairs per shape of attention: address of its parts (below), and how many
 PARTS_DONE = 72  # int64 counters of the parts that are done, zero between two ops
-SCRATCH = 80  # scratch of thread 0
+SCRATCH = 80  # scratch of thread 0; in the AMX form that of tiles is before it (below)
 SCRATCH_NBYTES = 88  # of one thread
 PARTIALS = 96  # states of the cuts of divided tiles: (token, cut) x (head, row), see attention.py
 PARTIAL_NBYTES = 104  # of one (token, cut)
@@ -107,8 +107,9 @@ MATCH_MAGNITUDE = namedtuple("MATCH_MAGNITUDE", "x x_row of of_row out out_row w
 MATMUL = namedtuple("MATMUL", "x x_row w w_row n_out n_in out out_row bias row_kind following")
 """``bias`` may be 0; ``following`` is the row of the next product with quantized weights, or 0."""
 MIX_STREAMS = namedtuple("MIX_STREAMS", "x x_row coefs coefs_row out out_row width streams row_kind")
-QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs slots x_slot")
-"""``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot."""
+QUANTIZE = namedtuple("QUANTIZE", "x x_row out out_row n_groups run row_kind pairs groups slots x_slot")
+"""``pairs`` is 0, or has for each of the rows times ``slots`` that are made where its input is: row * slots + slot;
+``groups`` are those of their experts."""
 LAYER_NORM = namedtuple("LAYER_NORM", "x x_row w bias out out_row width eps row_kind")
 """``bias`` may be 0."""
 RMS_NORM = namedtuple("RMS_NORM", "x x_row w out out_row width heads eps row_kind")
@@ -202,21 +203,36 @@ UNPACKED = SUMS + MAX_FEW * 32  # (8 rows, 256) int16
 PANEL = UNPACKED + 8 * 512
 PANEL_SCALES = PANEL + PANEL_GROUPS * GROUP_NBYTES
 PANEL_MINIMA = PANEL_SCALES + PANEL_GROUPS * PANEL_ROWS * 4
-TILE_TOKENS = 16  # tokens of a tile of AMX (amx_matmul.py)
-TILES_FROM = 24  # so many tokens and more go by tiles: fewer are faster by panels, whose packing costs less
-TILE_PANELS = 16  # at most: the first where the one panel of other forms is, each with its scales and minima
-TILE_PANEL_NBYTES = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8 - PANEL
-TILE_SUMS = PANEL + TILE_PANELS * TILE_PANEL_NBYTES  # int32 tiles, 16 tokens x 16 rows: of two runs, two or three each
-TILE_ASIDE = TILE_SUMS + 2 * 3 * 1024  # (TILE_PANELS, 16 tokens, 16 rows) float32
-TILE_NOWHERE = TILE_ASIDE + TILE_PANELS * 1024  # 16 tokens, 16 rows
-TILE_CONFIG = TILE_NOWHERE + 1024
-EDGE = TILE_CONFIG + 64  # (n_tokens, 16) float32 sums of the last, incomplete panel
+EDGE = PANEL_MINIMA + PANEL_GROUPS * PANEL_ROWS * 8  # (n_tokens, 16) float32 sums of the last, incomplete panel
 RECORDS = UNPACKED  # in place of a panel: a few tokens' activations for transposed_rows.py
 RECORD_NBYTES = 640  # of 256 activations
+TILE_TOKENS = 16  # tokens of a tile of AMX (amx_matmul.py); what the AMX form alone has stands before the scratch
+TILES_FROM = 24  # so many tokens, or pairs of an expert, and more go by tiles: fewer are faster by panels
+TILE_PANELS = 16  # at most, each with its scales and minima, as others have one
+TILE_PANEL_NBYTES = EDGE - PANEL
+TILES_NBYTES = -(-(64 + 7 * 1024 + TILE_PANELS * (TILE_PANEL_NBYTES + 1024)) // 4096) * 4096
+TILE_CONFIG = -TILES_NBYTES
+TILE_NOWHERE = TILE_CONFIG + 64  # 16 tokens, 16 rows
+TILE_SUMS = TILE_NOWHERE + 1024  # int32 tiles, 16 tokens x 16 rows: of two runs, two or three each
+TILE_ASIDE = TILE_SUMS + 2 * 3 * 1024  # (TILE_PANELS, 16 tokens, 16 rows) float32
+TILE_PLACES = TILE_ASIDE + TILE_PANELS * 1024 - PANEL  # the first panel, as a scratch in which it is packed
+
+
+def tiles_nbytes(form: str) -> int:
+    """Scratch of one thread for tiles, before the address that its kernels are told."""
+    return TILES_NBYTES if form == "amx" else 0
+
+
+EXPERT_ROWS = 128  # that a thread takes of an expert at a time, for all pairs of its group
+
+
+def expert_scratch_nbytes(max_tokens: int, form: str) -> int:
+    """Scratch of one thread for products with experts: tiles sum all rows of a part aside, behind those of an edge."""
+    return EDGE + max_tokens * (PANEL_ROWS + EXPERT_ROWS) * 4 if form == "amx" else 0
 
 
 def matmul_scratch_nbytes(max_tokens: int, n_in: int) -> int:
-    """Scratch of one thread for products with up to ``max_tokens`` tokens and ``n_in`` columns."""
+    """Scratch of one thread for products with up to ``max_tokens`` tokens and ``n_in`` columns, but for tiles."""
     return max(EDGE + max_tokens * PANEL_ROWS * 4, RECORDS + MAX_FEW * -(-n_in // 256) * RECORD_NBYTES)
 
 
@@ -337,7 +353,9 @@ def self_attention_scratch_nbytes(head_dim: int, group: int) -> int:
     return packed + SELF_ROWS * (SELF_CUT * 4 + SELF_SUMS) + TEXT_TILE * group * attention_state_nbytes(head_dim)
 
 
-# ---- the rows that the kernel ``stream`` reads side by side
+# ---- the orders in which the kernel ``stream`` reads, and the rows that it reads side by side
+
+STREAM_ORDERS = STREAM_LINEAR, STREAM_SIDE_BY_SIDE, STREAM_APART = 0, 1, 2
 
 STREAM_ROWS = 8
 STREAM_ROW_NBYTES = 1152  # 2048 columns of Q4_K

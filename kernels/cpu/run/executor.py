@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.formats.errors import ClosedError, ParameterError
 from edgellm.kernels.batch_checks import check_batch, checked
-from edgellm.kernels.cpu.compile import jit, kernel_table
+from edgellm.kernels.cpu.compile import isa, jit, kernel_table
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache
 from edgellm.kernels.cpu.compile.verified_kernels import verified_kernels
 from edgellm.kernels.cpu.lib import layout
@@ -76,7 +76,6 @@ class CPUExecutor:
     backend: ClassVar[str] = "CPU"
     kv_dtype: ClassVar[str] = "float16"
     max_outputs = MAX_OUTPUTS
-    work_nbytes = staticmethod(work_nbytes)
     in_file_nbytes = staticmethod(in_file_nbytes)
 
     def __init__(
@@ -117,10 +116,11 @@ class CPUExecutor:
         self._end_threads = weakref.finalize(self, self._team.close if beside is None else _nothing)
         self._step = StepRecord(program, max_tokens, n_threads)
         self._has_state = any(group.kind == "state" for group in program.groups)
-        per_thread = scratch_nbytes(program, max_tokens)
+        per_thread = scratch_nbytes(program, max_tokens, self.isa.name)
         self._scratch = aligned_zeros(per_thread * n_threads, 4096)
         self.nbytes = self._plain.nbytes + len(self._scratch)
-        self._step.set(SCRATCH=self._scratch.ctypes.data, SCRATCH_NBYTES=per_thread)
+        first = self._scratch.ctypes.data + layout.tiles_nbytes(self.isa.name)
+        self._step.set(SCRATCH=first, SCRATCH_NBYTES=per_thread)
         self._results: dict[tuple[bool, bool], _Wanted] = {}
         self._in_file = False
         self.keeps_hidden = False
@@ -129,6 +129,11 @@ class CPUExecutor:
         self._kept: list[np.ndarray] = []  # the hidden states of a step of more rows than are computed at once
         self._closed = False
         self._still_wanted: Callable[[], bool] | None = None
+
+    @staticmethod
+    def work_nbytes(program: Program, max_tokens: int, n_threads: int, form: str | None = None) -> int:
+        """Bytes that one would hold besides mapped weights and its cache, without taking them."""
+        return work_nbytes(program, max_tokens, n_threads, form or isa.available_forms()[0])
 
     @property
     def settled(self) -> bool:

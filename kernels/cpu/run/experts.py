@@ -93,8 +93,13 @@ def _turned_heads(low: Any, op: HeadMatmul) -> None:
     low.emit(op, "head_matmul_turned", arguments, alone=False)
 
 
-def turned_scratch_nbytes(program: Program) -> int:
-    """Scratch of one thread for the rows of a head that is turned; 0 without such heads."""
+def scratch_nbytes(program: Program, max_tokens: int, form: str) -> int:
+    """Scratch of one thread for products with experts, and with heads; 0 without any."""
+    has_groups = any(isinstance(op, ExpertMatmul | HeadMatmul) for op in program.ops)
+    return max(_turned_scratch_nbytes(program), layout.expert_scratch_nbytes(max_tokens, form) if has_groups else 0)
+
+
+def _turned_scratch_nbytes(program: Program) -> int:
     return max((
         layout.EDGE + layout.turned_record_nbytes(_turned_rows(program, op)[1])
         + _turned_rows(program, op)[1] * layout.padded(program.tensors[op.weight].shape[1]) * 4

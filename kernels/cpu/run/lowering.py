@@ -349,14 +349,15 @@ class _Lowering:
         self, of: tuple[str, ...], x: dict[str, int], n_in: int, slots: int = 1, groups: _Groups | None = None
     ) -> None:
         form, nbytes = f"int16 {' '.join(of)}", layout.activation_row_nbytes(n_in)
+        order = groups or _Groups("", 0, 0)
         address = self.array(form, self.n_rows(of[0]) * slots, nbytes, "uint8")
         arguments = layout.QUANTIZE(
             **x, out=address, out_row=nbytes, n_groups=n_in // 32, run=self.run(of[0]),
-            row_kind=self.row_kind(of[0]), pairs=groups.pairs if groups else 0, slots=slots,
+            row_kind=self.row_kind(of[0]), pairs=order.pairs, groups=order.groups, slots=slots,
         )  # fmt: skip
         self.derived[of] = _Int16(form, address, nbytes, len(self.rows))
-        reads = frozenset({self.root(of[0]), *((groups.name,) if groups else ())})
-        self.rows.append(_Row("quantize", arguments, reads, frozenset({form}), n_in * slots <= ALONE_WIDTH, -1))
+        reads, alone = {self.root(of[0])} | ({order.name} - {""}), n_in * slots <= ALONE_WIDTH
+        self.rows.append(_Row("quantize", arguments, frozenset(reads), frozenset({form}), alone, -1))
 
     def grouped(self, ids: str, n_expert: int) -> _Groups:
         """The pairs by expert; emits the row that orders them unless it is current."""
@@ -648,19 +649,19 @@ def in_file_nbytes(program: Program) -> int:
     return found
 
 
-def work_nbytes(program: Program, max_tokens: int, n_threads: int) -> int:
+def work_nbytes(program: Program, max_tokens: int, n_threads: int, form: str) -> int:
     """Bytes that the CPU executor of a program holds besides mapped weights and the cache, without taking them."""
     low, _ = _all_rows(program, None, max_tokens, _Memory(real=False))
     if program.adapted is not None:
         _all_rows(program.adapted, None, max_tokens, low.memory, shared=low)
-    return low.memory.nbytes + n_threads * scratch_nbytes(program, max_tokens)
+    return low.memory.nbytes + n_threads * scratch_nbytes(program, max_tokens, form)
 
 
-def scratch_nbytes(program: Program, max_tokens: int) -> int:
+def scratch_nbytes(program: Program, max_tokens: int, form: str) -> int:
     """Scratch of one thread, whole pages."""
     widest = max(buffer.width for buffer in (program.adapted or program).buffers.values())
-    nbytes = max(attention_work.scratch_nbytes(program), experts.turned_scratch_nbytes(program))
-    return -(-max(nbytes, layout.matmul_scratch_nbytes(max_tokens, widest)) // 4096) * 4096
+    nbytes = max(attention_work.scratch_nbytes(program), experts.scratch_nbytes(program, max_tokens, form))
+    return -(-max(nbytes, layout.matmul_scratch_nbytes(max_tokens, widest)) // 4096) * 4096 + layout.tiles_nbytes(form)
 
 
 def _all_rows(

@@ -14,11 +14,11 @@ from edgellm.formats.large_pages import LARGE_PAGE_NBYTES
 from edgellm.kernels.cpu.compile import isa, jit
 from edgellm.kernels.cpu.compile.kernel_cache import KernelCache, default_folder
 from edgellm.kernels.cpu.compile.kernel_table import STREAM
+from edgellm.kernels.cpu.lib.layout import STREAM_ORDERS
 from edgellm.kernels.cpu.run.threads import aligned_zeros
 
 STREAM_NBYTES = 512 << 20  # far more than any last-level cache
 STREAM_PASSES = 5
-SIDE_BY_SIDE = (0, 1)
 
 
 def read_bandwidth(n_threads: int, nbytes: int = STREAM_NBYTES, passes: int = STREAM_PASSES) -> float:
@@ -30,9 +30,9 @@ def read_bandwidth(n_threads: int, nbytes: int = STREAM_NBYTES, passes: int = ST
     share = nbytes // n_threads // 4096 * 4096
     sums = aligned_zeros(64 * n_threads)
     best = float("inf")
-    for side_by_side in SIDE_BY_SIDE:
+    for order in STREAM_ORDERS:
         for _ in range(passes):
-            calls = [(start + i * share, share, side_by_side, sums.ctypes.data + i * 64) for i in range(n_threads)]
+            calls = [(start + i * share, share, order, sums.ctypes.data + i * 64) for i in range(n_threads)]
             threads = [threading.Thread(target=stream, args=call) for call in calls[1:]]
             started = time.perf_counter()
             for thread in threads:

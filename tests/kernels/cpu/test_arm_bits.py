@@ -69,7 +69,7 @@ def product(base: int, quant: str, n: int, n_in: int, n_out: int) -> Product:
     step[layout.N_TOKENS // 8], step[layout.SCRATCH_NBYTES // 8] = n, scratch_nbytes
     step[layout.SCRATCH // 8] = place(np.zeros(scratch_nbytes, np.uint8))
     run = 8 if quant in SUPERBLOCKS else 1
-    quantize = op(layout.QUANTIZE(x_at, n_in * 4, q, q_row, n_in // 32, run, layout.N_TOKENS, 0, 1, 0))
+    quantize = op(layout.QUANTIZE(x_at, n_in * 4, q, q_row, n_in // 32, run, layout.N_TOKENS, 0, 0, 1, 0))
     matmul = op(layout.MATMUL(q, q_row, w, len(weights) // n_out, n_out, n_in, out, out_row, 0, layout.N_TOKENS, 0))
     step_at = place(step)
     image = np.zeros(end, np.uint8)

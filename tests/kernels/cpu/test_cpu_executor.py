@@ -16,6 +16,7 @@ from cpu_programs import FORMS, cpu_executor, part, single_sequence
 
 from edgellm.formats.errors import ClosedError, NumericError, ParameterError
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.cpu.compile import isa
 from edgellm.kernels.cpu.compile.trials import nmse
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.run import executor as executor_module
@@ -460,14 +461,25 @@ def test_every_product_knows_the_weights_that_the_next_one_reads(open_model: Cal
             assert table.rows[i, field] == table.rows[following].ctypes.data
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("quant", ["Q4_K", "F32", "TQ2_0"])
-def test_what_an_executor_takes_is_known_before_it_is_made(quant: str, open_model: Callable[..., Program]) -> None:
+def test_what_an_executor_takes_is_known_before_it_is_made(
+    quant: str, form: str, open_model: Callable[..., Program]
+) -> None:
     """TQ2_0 has no kernels and becomes float32. Weights that stay in their file are not counted."""
     program = open_model("qwen2", quant)
     for max_tokens, n_threads in ((1, 1), (70, 3)):
-        executor = cpu_executor(program, N_BLOCKS, n_threads, max_tokens)
+        executor = cpu_executor(program, N_BLOCKS, n_threads, max_tokens, form)
         mapped = [tensor.data for tensor in program.tensors.values()]
         taken = {id(array): array.nbytes for array in (executor._table.rows, executor._scratch, *executor._table.keep)}
         assert executor.nbytes == sum(taken.values()) - sum(taken.pop(id(data), 0) for data in mapped)
-        assert executor.nbytes == work_nbytes(program, max_tokens, n_threads)
+        assert executor.nbytes == CPUExecutor.work_nbytes(program, max_tokens, n_threads, form)
         executor.close()
+
+
+def test_only_the_form_with_tiles_has_scratch_for_them(open_model: Callable[..., Program]) -> None:
+    program = open_model("qwen2", "Q4_K")
+    plans = {form: [work_nbytes(program, 70, n, form) for n in (1, 3)] for form in isa.FORMS}
+    assert plans.pop("amx") == [plans["avx2"][i] + n * layout.TILES_NBYTES for i, n in enumerate((1, 3))]
+    assert all(plan == plans["avx2"] for plan in plans.values())
+    assert CPUExecutor.work_nbytes(program, 70, 3) == work_nbytes(program, 70, 3, FORMS[0])

@@ -56,4 +56,4 @@ def test_sequences_in_one_step_keep_to_their_own_slots_and_a_step_can_be_run_aga
 @pytest.mark.parametrize(("dim", "size", "named"), [(24, 8, "heads of 24"), (16, 513, "a state of 513")])
 def test_a_size_without_a_kernel_is_named(dim: int, size: int, named: str) -> None:
     with pytest.raises(UnsupportedError, match=named):
-        work_nbytes(program(2, 1, dim, size), 16, 2)
+        work_nbytes(program(2, 1, dim, size), 16, 2, FORMS[0])
