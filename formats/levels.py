@@ -1,17 +1,34 @@
 """What the numbers of a block can stand for: one table for the reader, the kernels and the encoders."""
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Of IQ4_NL and IQ4_XS."""
 
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Of MXFP4 and NVFP4: a float of four bits, times two."""
 
-KIVI2_WITHIN = ((1.0, 1.5), (0.85, 1.0))
-"""Of the way from a group's least number to its largest: where the four levels of 2 bits may lie. And which of them its
-middle is where they lie further apart because it is far from zero: between two, or at one."""
+
+class PackedLevels(NamedTuple):
+    """Levels that 32 numbers of keys, or of values, share: 2^bits of them, a scale apart.
+
+    within      of the way from the least number to the largest: where the levels may lie. And which of them, halves
+                included, is at its middle where they lie further apart because that is far from zero
+    per_scale   steps of the minimum in a scale, as long as they are small
+    """
+
+    bits: int
+    within: tuple[tuple[float, float], tuple[float, float]]
+    per_scale: int
+
+
+KIVI2_KEYS = PackedLevels(3, ((1.0, 3.5), (0.93, 3.0)), 4)
+KIVI2_VALUES = PackedLevels(2, ((1.0, 1.5), (0.85, 1.0)), 8)
 
 KIVI2_KNEE, KIVI2_FAR_STEP = 48, 8
-"""A group's minimum is a signed byte, in eighths of its scale up to the knee; behind it a step is so many of them."""
+"""A minimum is a signed byte, in small steps up to the knee; behind it a step is so many of them."""
 
-KIVI2_REACH = 80
-"""Scales from zero to a group's middle, at most: what is further away has a larger scale."""
+KIVI2_REACH = 640
+"""Small steps from zero to a group's middle, at most: what is further away has a larger scale."""

@@ -14,13 +14,16 @@ dimensions and positions, of values positions and dimensions):
 
 So a register of bytes has two dots of 16 lanes, which one instruction multiplies with int16 and adds.
 
-A packed type takes a block of 32 positions once it is full (KIVI): of keys 16 positions of a dimension share scale and
-minimum, of values 16 dimensions of a position. The newest blocks and a text's first one are read in 16 bits elsewhere
-(kernels/kv.py). Levels lie between a group's ends, or, where that has the smaller squared error, in 0.85 of the way.
-A scale is a byte, the upper bits of a float16 that is not negative; a minimum is (byte - 128) / 8 scales.
+A packed type takes a block of 32 positions once it is full (KIVI): of keys the positions of a dimension share scale and
+minimum, of values 32 dimensions of a position. The newest blocks and a text's first one are read in 16 bits elsewhere
+(kernels/kv.py). Keys have three bits and values two, for the errors of keys cost more: they go through the softmax.
+Levels lie between a group's ends, or, where that has the smaller squared error, in a part of the way. A scale is a
+byte, the upper bits of a float16 that is not negative; a minimum is a byte of steps from 128, see levels.py.
 
-    2 bits       (dots / 4, lanes) uint8: dot 4 i in the lowest bits, 4 i + 3 in the highest
-    scales       (lanes / 16, dots) uint8, then minima likewise
+    2 bits       (dots / 8, lanes, 2) uint8: dot 8 i + 2 s + j at bit 2 s of byte j
+    3 bits       (dots / 16, 3, lanes, 2) uint8: dot 16 i + 2 s + j at bit 3 s of 12, of which 8 are in the first byte;
+                 dot 16 i + 8 + 2 s + j likewise in the second; their upper bits in the low and high nibble of the third
+    scales       (lanes / 32, dots) uint8, then minima likewise
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KNEE, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KEYS, KIVI2_KNEE, KIVI2_REACH, KIVI2_VALUES, PackedLevels
 
 GROUP = 32
 POSITIONS = 32  # of a block
@@ -55,8 +58,8 @@ class CacheType:
     fit: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
     has_minimum: bool = False
 
-    def head_nbytes(self, dim: int) -> int:
-        """Bytes of a block of one head."""
+    def head_nbytes(self, dim: int, *, values: bool = False) -> int:
+        """Bytes of a block of one head, of keys or of values."""
         return dim * (4 * self.bits + 2 + 2 * self.has_minimum)
 
     def quantize(self, x: np.ndarray) -> Codes:
@@ -196,9 +199,7 @@ QUANTIZED: dict[str, CacheType] = {
 }
 
 
-# ---- blocks of 2 bits ------------------------------------------------------------------------------------------------
-
-PACKED_GROUP = 16
+# ---- blocks of 2 and 3 bits ------------------------------------------------------------------------------------------
 
 
 def _scale_bytes(d: np.ndarray) -> np.ndarray:
@@ -211,35 +212,35 @@ def _scales_of(scales: np.ndarray) -> np.ndarray:
     return (scales.astype(np.uint16) << 7).view(np.float16).astype(np.float32)
 
 
-def _minima_of(minima: np.ndarray, d: np.ndarray) -> np.ndarray:
+def _minima_of(minima: np.ndarray, d: np.ndarray, per_scale: int) -> np.ndarray:
     steps = minima.astype(np.float32) - np.float32(128)
     behind = steps - np.clip(steps, -KIVI2_KNEE, KIVI2_KNEE)
-    return (steps + behind * np.float32(KIVI2_FAR_STEP - 1)) * (d * np.float32(0.125))
+    return (steps + behind * np.float32(KIVI2_FAR_STEP - 1)) * (d * np.float32(1 / per_scale))
 
 
-def _minimum_bytes(eighths: np.ndarray) -> np.ndarray:
-    """The nearest that minima of so many eighths of a scale can be."""
-    near = np.clip(eighths, -KIVI2_KNEE, KIVI2_KNEE)
-    steps = near + (eighths - near) * np.float32(1 / KIVI2_FAR_STEP)
-    return np.trunc(np.clip(steps + np.float32(128.5), 0, 255))
+def _minimum_bytes(steps: np.ndarray) -> np.ndarray:
+    """The nearest that minima of so many small steps can be."""
+    near = np.clip(steps, -KIVI2_KNEE, KIVI2_KNEE)
+    counted = near + (steps - near) * np.float32(1 / KIVI2_FAR_STEP)
+    return np.trunc(np.clip(counted + np.float32(128.5), 0, 255))
 
 
-def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two bits of groups (..., 16) in the better of ``KIVI2_WITHIN``: codes, scales and minima, uint8.
+def _fit_within(x: np.ndarray, levels: PackedLevels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of groups (..., 32) in the better of ``levels.within``, scales and minima, uint8.
 
     Errors are summed in order, as the kernels do.
     """
-    low, high = x.min(axis=-1), x.max(axis=-1)
+    low, high, highest = x.min(axis=-1), x.max(axis=-1), (1 << levels.bits) - 1
     middle, found = (low + high) * np.float32(0.5), list[tuple[np.ndarray, ...]]()
-    far = np.abs(middle) * np.float32(1 / KIVI2_REACH)
-    for part, centre in np.array(KIVI2_WITHIN, np.float32):
-        wide = (high - low) * (part / np.float32(3))
-        scales, centres = _scale_bytes(np.maximum(wide, far)), np.where(far > wide, centre, np.float32(1.5))
+    far = np.abs(middle) * np.float32(levels.per_scale / KIVI2_REACH)
+    for part, centre in np.array(levels.within, np.float32):
+        wide = (high - low) * (part / np.float32(highest))
+        scales, centres = _scale_bytes(np.maximum(wide, far)), np.where(far > wide, centre, np.float32(highest / 2))
         d = _scales_of(scales)
         by = _reciprocal(d)
-        minima = _minimum_bytes((middle * by[..., 0] - centres) * np.float32(8))
-        least = _minima_of(minima, d)
-        codes = np.clip(np.trunc((x - least[..., None]) * by + np.float32(0.5)), 0, 3)
+        minima = _minimum_bytes((middle * by[..., 0] - centres) * np.float32(levels.per_scale))
+        least = _minima_of(minima, d, levels.per_scale)
+        codes = np.clip(np.trunc((x - least[..., None]) * by + np.float32(0.5)), 0, highest)
         error = np.zeros_like(low)
         for i in range(x.shape[-1]):
             apart = x[..., i] - (codes[..., i] * d + least)
@@ -256,43 +257,60 @@ def _fit_within(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class PackedType:
-    """A type of blocks of 32 positions, with 2 bits a number.
+    """A type of blocks of 32 positions.
 
     layout   its version: files of another one are not read
     """
 
     name: str
-    bits: int = 2
-    layout: int = 2
+    keys: PackedLevels
+    values: PackedLevels
+    layout: int
 
-    def head_nbytes(self, dim: int) -> int:
+    def levels(self, *, values: bool) -> PackedLevels:
+        """Those of keys, or of values."""
+        return self.values if values else self.keys
+
+    def head_nbytes(self, dim: int, *, values: bool) -> int:
         """Bytes of a block of one head."""
-        return dim * (4 * self.bits + 2 * POSITIONS // PACKED_GROUP)
+        return dim * (4 * self.levels(values=values).bits + 2)
 
     def pack(self, x: np.ndarray, *, values: bool) -> np.ndarray:
         """Blocks of keys (..., dim, 32), of values (..., 32, dim), as bytes (..., head_nbytes)."""
-        front, (dots, lanes) = x.shape[:-2], x.shape[-2:]
-        groups = np.ascontiguousarray(x, np.float32).reshape(*front, dots, lanes // PACKED_GROUP, PACKED_GROUP)
+        front, (dots, lanes), levels = x.shape[:-2], x.shape[-2:], self.levels(values=values)
+        groups = np.ascontiguousarray(x, np.float32).reshape(*front, dots, lanes // GROUP, GROUP)
         with np.errstate(all="ignore"):
-            codes, scales, minima = _fit_within(groups)
+            codes, scales, minima = _fit_within(groups, levels)
             scales[~np.isfinite(groups).all(axis=-1)] = 255  # what is not finite has to stay visible
-        codes = codes.reshape(*front, dots // 4, 4, lanes)
-        packed = codes[..., 0, :] | codes[..., 1, :] << 2 | codes[..., 2, :] << 4 | codes[..., 3, :] << 6
-        parts = (packed, scales.swapaxes(-1, -2), minima.swapaxes(-1, -2))
+        fours = codes.astype(np.uint16).reshape(*front, dots // 8, 4, 2, lanes)
+        words = (fours << (np.arange(4, dtype=np.uint16) * levels.bits)[:, None, None]).sum(axis=-3, dtype=np.uint16)
+        words = words.swapaxes(-1, -2)  # (..., dots / 8, lanes, 2)
+        if levels.bits == 3:
+            first, second = words[..., ::2, :, :], words[..., 1::2, :, :]
+            words = np.stack([first & 255, second & 255, first >> 8 | second >> 8 << 4], axis=-3)
+        parts = (words.astype(np.uint8), scales.swapaxes(-1, -2), minima.swapaxes(-1, -2))
         return np.concatenate([part.reshape(*front, -1) for part in parts], axis=-1)
 
     def unpack(self, data: np.ndarray, dim: int, *, values: bool) -> np.ndarray:
         """What ``pack`` made, as float32 in the shape of what it was given."""
         front, (dots, lanes) = data.shape[:-1], (POSITIONS, dim) if values else (dim, POSITIONS)
-        packed = data[..., : dim * 8].reshape(*front, dots // 4, 1, lanes)
-        codes = (packed >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3).reshape(*front, dots, -1, PACKED_GROUP)
-        bytes_of = data[..., dim * 8 :].reshape(*front, 2, lanes // PACKED_GROUP, dots).swapaxes(-1, -2)
+        levels = self.levels(values=values)
+        bits, n_codes = levels.bits, dim * 4 * levels.bits
+        words = data[..., :n_codes].astype(np.uint16)
+        if bits == 3:
+            words = words.reshape(*front, dots // 16, 3, lanes, 2)
+            first, second, upper = words[..., 0, :, :], words[..., 1, :, :], words[..., 2, :, :]
+            words = np.stack([first | (upper & 15) << 8, second | upper >> 4 << 8], axis=-3)
+        words = words.reshape(*front, dots // 8, 1, lanes, 2).swapaxes(-1, -2)
+        codes = words >> (np.arange(4, dtype=np.uint16) * bits)[:, None, None] & ((1 << bits) - 1)
+        codes = codes.reshape(*front, dots, lanes // GROUP, GROUP)
+        bytes_of = data[..., n_codes:].reshape(*front, 2, lanes // GROUP, dots).swapaxes(-1, -2)
         d = _scales_of(bytes_of[..., 0, :, :])
-        numbers = codes.astype(np.float32) * d[..., None] + _minima_of(bytes_of[..., 1, :, :], d)[..., None]
-        return numbers.reshape(*front, dots, lanes)
+        least = _minima_of(bytes_of[..., 1, :, :], d, levels.per_scale)
+        return (codes.astype(np.float32) * d[..., None] + least[..., None]).reshape(*front, dots, lanes)
 
 
-PACKED: dict[str, PackedType] = {kind.name: kind for kind in (PackedType("kivi2"),)}
+PACKED: dict[str, PackedType] = {kind.name: kind for kind in (PackedType("kivi2", KIVI2_KEYS, KIVI2_VALUES, layout=3),)}
 FLOATS: dict[str, np.dtype] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
 """numpy has no bfloat16: its bits."""
 

@@ -117,9 +117,9 @@ class KVLayer:
         """Shape and numpy type of one block of each array; ``dtype`` is an executor's own."""
         found: list[tuple[tuple[int, ...], np.dtype]] = []
         dims = (self.head_dim_k, self.head_dim_v)
-        for shape, name, dim in zip(self.shapes(), (self.type_k, self.type_v), dims, strict=False):
+        for values, (shape, name, dim) in enumerate(zip(self.shapes(), (self.type_k, self.type_v), dims, strict=False)):
             if kind := QUANTIZED.get(name) or PACKED.get(name):
-                found.append(((self.n_kv_heads, kind.head_nbytes(dim)), np.dtype(np.uint8)))
+                found.append(((self.n_kv_heads, kind.head_nbytes(dim, values=bool(values))), np.dtype(np.uint8)))
             else:
                 found.append((shape, dtype if name == DEFAULT else FLOATS[name]))
         if self.n_chosen:

@@ -80,8 +80,9 @@ def pack_kv(low: Lowering, op: PackKV) -> None:
         low.n_taken += 1
     arrays = [array.buffer for index in (op.newest, op.layer) for array in there.pool.arrays[index][:2]]
     low.emit(
-        cache_types.pack(), [low.step, *arrays], "rrrww", (layer.n_kv_heads, low.counts.tokens, 1), layer.n_kv_heads,
-        layer.head_dim_k, layer.head_dim_v, there.program.table_of(op.layer), there.program.table_of(op.newest),
+        cache_types.pack(max(layer.head_dim_k, layer.head_dim_v)), [low.step, *arrays], "rrrww",
+        (layer.n_kv_heads, low.counts.tokens, 1), layer.n_kv_heads, layer.head_dim_k, layer.head_dim_v,
+        there.program.table_of(op.layer), there.program.table_of(op.newest),
         joins=is_beside,
     )  # fmt: skip
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import functools
 
-from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KNEE, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.formats.levels import (
+    IQ4,
+    KIVI2_FAR_STEP,
+    KIVI2_KEYS,
+    KIVI2_KNEE,
+    KIVI2_REACH,
+    KIVI2_VALUES,
+    PackedLevels,
+)
 from edgellm.kernels.cache_types import IQ4_MIDDLES, PACKED, QUANTIZED
 from edgellm.kernels.gpu import sources
 from edgellm.kernels.gpu.sources import source
@@ -99,16 +107,39 @@ def store_codes(name: str, dim: int, *, values: bool) -> str:
 
 
 @functools.cache
-def pack() -> str:
-    """A full block in 2 bits."""
-    (whole, between), (narrow, at) = KIVI2_WITHIN
-    words = {"WHOLE": str(whole / 3), "BETWEEN": str(between), "NARROW": str(narrow / 3), "AT": str(at)}
+def pack(most: int) -> str:
+    """A full block in 3 and 2 bits, of heads of up to so many dimensions."""
     return source(
-        "pack_kv", HALF_BITS=sources.text("half_bits"), PER_REACH=str(1 / KIVI2_REACH),
+        "pack_kv", HALF_BITS=sources.text("half_bits"), PER_REACH=str(1 / KIVI2_REACH), MOST=most,
         KNEE=f"{KIVI2_KNEE}.0", PER_FAR_STEP=str(1 / KIVI2_FAR_STEP), MINIMUM_OF=_MINIMUM_OF,
         SCALE_OF_BYTE=_SCALE_OF_BYTE,
-        PACK_KEYS=source("pack_rows", ARRAY="keys", **words), PACK_VALUES=source("pack_rows", ARRAY="values", **words),
+        PACK_KEYS=_pack_rows("keys", KIVI2_KEYS), PACK_VALUES=_pack_rows("values", KIVI2_VALUES),
     )  # fmt: skip
+
+
+def _pack_rows(array: str, levels: PackedLevels) -> str:
+    (whole, between), (narrow, at) = levels.within
+    highest = (1 << levels.bits) - 1
+    words = {2: _TWO_BITS, 3: _THREE_BITS}[levels.bits].replace("$ARRAY", array)
+    return source(
+        "pack_rows", ARRAY=array, WHOLE=str(whole / highest), BETWEEN=str(between), NARROW=str(narrow / highest),
+        AT=str(at), HIGHEST=f"{highest}.0", PER_SCALE=f"{levels.per_scale}.0", BITS=levels.bits,
+        DOTS={2: 8, 3: 16}[levels.bits], WORDS=words,
+    )  # fmt: skip
+
+
+_TWO_BITS = """var word = 0u;
+    for (var i = 0u; i < 4u; i++) {
+      word |= codes_of_$ARRAY(source, lanes, dot + i % 2u, 2u * at + i / 2u) << (8u * i);
+    }
+    $ARRAY[out + item] = word;"""
+_THREE_BITS = """var words = vec3<u32>(0u);
+    for (var i = 0u; i < 4u; i++) {
+      let first = codes_of_$ARRAY(source, lanes, dot + i % 2u, 2u * at + i / 2u);
+      let second = codes_of_$ARRAY(source, lanes, dot + 8u + i % 2u, 2u * at + i / 2u);
+      words |= vec3<u32>(first & 255u, second & 255u, (first >> 8u) | ((second >> 8u) << 4u)) << vec3<u32>(8u * i);
+    }
+    for (var i = 0u; i < 3u; i++) { $ARRAY[out + (item / line * 3u + i) * line + at] = words[i]; }"""
 
 
 def readers(layer: KVLayer, rows: int, newest: int = 0) -> dict[str, str]:
@@ -157,7 +188,7 @@ def _sized(text: str, layer: KVLayer, rows: int) -> str:
 
 
 def _packed_readers(layer: KVLayer, rows: int, newest: int) -> dict[str, str]:
-    """The same, of blocks of 2 bits; of float16 the first, and from the run of a token's own position on."""
+    """The same, of blocks of 3 and 2 bits; of float16 the first, and from the run of a token's own position on."""
     run = NEWEST_BLOCKS * BLOCK_TOKENS
     halves = _SCORES.replace("$KEY", "unpack2x16float(newest_keys[(head * $DIM_K + d) * 16u + o / 2u])")
     of_halves = _half_pair("newest_value", layer.head_dim_v)
@@ -173,9 +204,9 @@ def _packed_readers(layer: KVLayer, rows: int, newest: int) -> dict[str, str]:
     }
 
 
-_MINIMUM_OF = f"""fn minimum_of(byte: u32) -> f32 {{
+_MINIMUM_OF = f"""fn minimum_of(byte: u32) -> f32 {{  // in steps
   let steps = f32(byte & 0xffu) - 128.0;
-  return (steps + (steps - clamp(steps, -{KIVI2_KNEE}.0, {KIVI2_KNEE}.0)) * {KIVI2_FAR_STEP - 1}.0) * 0.125;
+  return steps + (steps - clamp(steps, -{KIVI2_KNEE}.0, {KIVI2_KNEE}.0)) * {KIVI2_FAR_STEP - 1}.0;
 }}
 """
 _SCALE_OF_BYTE = """fn scale_of_byte(byte: u32) -> f32 {  // upper bits of a float16; drivers may read small ones as 0
@@ -187,29 +218,38 @@ _SCALE_OF_BYTE = """fn scale_of_byte(byte: u32) -> f32 {  // upper bits of a flo
 _PACKED_READERS = (
     _MINIMUM_OF
     + _SCALE_OF_BYTE
-    + """fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {
-  if (!is_packed) { return newest_value_pair(head, o, d); }
-  let base = head * $DIM_V * 3u;
-  let w = values[base + (o / 4u * $DIM_V + d) / 4u] >> (8u * (d & 2u) + 2u * (o & 3u));
-  let at = base + $DIM_V * 2u + (d / 16u) * 8u + o / 4u;
+    + f"""fn value_of(is_packed: bool, head: u32, o: u32, d: u32) -> vec2<f32> {{
+  if (!is_packed) {{ return newest_value_pair(head, o, d); }}
+  let base = head * $DIM_V * 5u / 2u;
+  let w = values[base + o / 8u * ($DIM_V / 2u) + d / 2u] >> (8u * (o & 1u) + (o & 6u));
+  let at = base + $DIM_V * 2u + (d / 32u) * 8u + o / 4u;
   let shift = 8u * (o & 3u);
-  let c = vec2<f32>(f32(w & 3u), f32((w >> 8u) & 3u)) + minimum_of(values[at + $DIM_V / 2u] >> shift);
-  return c * scale_of_byte(values[at] >> shift);
-}
+  let least = minimum_of(values[at + $DIM_V / 4u] >> shift) * {1 / KIVI2_VALUES.per_scale};
+  return (vec2<f32>(f32(w & 3u), f32((w >> 16u) & 3u)) + least) * scale_of_byte(values[at] >> shift);
+}}
 """
 )
-_PACKED_SCORES = """let k0 = head * $DIM_K * 3u;
-      let at = k0 + $DIM_K * 2u + (o / 16u) * ($DIM_K / 4u);
-      for (var d = 0u; d < $DIM_K; d += 4u) {
-        let w = keys[k0 + d * 2u + o / 4u] >> (8u * (o & 2u));
-        let scales = keys[at + d / 4u];
-        let minima = keys[at + $DIM_K / 2u + d / 4u];
-        for (var j = 0u; j < 4u; j++) {
-          let c = vec2<f32>(f32((w >> (2u * j)) & 3u), f32((w >> (8u + 2u * j)) & 3u));
-          let k = (c + minimum_of(minima >> (8u * j))) * scale_of_byte(scales >> (8u * j));
-          for (var r = 0u; r < $ROWS; r++) { s[r] = fma(vec2<f32>(qs[r * $DIM_K + d + j]), k, s[r]); }
-        }
-      }"""
+_PACKED_SCORES = f"""let k0 = head * $DIM_K * 7u / 2u;
+      for (var d = 0u; d < $DIM_K; d += 16u) {{
+        let line = k0 + d * 3u + o / 2u;
+        let words = vec2<u32>(keys[line], keys[line + 16u]);
+        let upper = keys[line + 32u];
+        for (var quad = 0u; quad < 4u; quad++) {{
+          let at = k0 + $DIM_K * 3u + d / 4u + quad;
+          let scales = keys[at];
+          let minima = keys[at + $DIM_K / 4u];
+          for (var j = 0u; j < 4u; j++) {{
+            let byte = 8u * (j & 1u);
+            let w = words[quad / 2u] >> byte;
+            let u = (upper >> (byte + 4u * (quad / 2u))) << 8u;
+            let both = vec2<u32>((w & 0xffu) | (u & 0xf00u), ((w >> 16u) & 0xffu) | ((u >> 16u) & 0xf00u));
+            let c = both >> vec2<u32>(3u * (2u * (quad & 1u) + j / 2u));
+            let least = minimum_of(minima >> (8u * j)) * {1 / KIVI2_KEYS.per_scale};
+            let k = (vec2<f32>(c & vec2<u32>(7u)) + least) * scale_of_byte(scales >> (8u * j));
+            for (var r = 0u; r < $ROWS; r++) {{ s[r] = fma(vec2<f32>(qs[r * $DIM_K + d + 4u * quad + j]), k, s[r]); }}
+          }}
+        }}
+      }}"""
 
 
 _SCORES = """for (var d = 0u; d < $DIM_K; d++) {

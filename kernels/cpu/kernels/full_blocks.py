@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from edgellm.formats.levels import IQ4, KIVI2_FAR_STEP, KIVI2_KNEE, KIVI2_REACH, KIVI2_WITHIN
+from edgellm.formats.levels import (
+    IQ4,
+    KIVI2_FAR_STEP,
+    KIVI2_KEYS,
+    KIVI2_KNEE,
+    KIVI2_REACH,
+    KIVI2_VALUES,
+    PackedLevels,
+)
 from edgellm.kernels.cpu.kernels.attention import halves_at
 from edgellm.kernels.cpu.kernels.elementwise import half_bits
 from edgellm.kernels.cpu.lib import layout as at
@@ -19,13 +27,7 @@ from edgellm.kernels.cpu.lib import simd as v
 _store_u8, _store_u32 = v.make_store(types.uint8), v.make_store(types.uint32)
 _splat_u16x16 = v.make_splat(v.u16x16)
 _INF = float("inf")
-(_WHOLE, _BETWEEN), (_NARROW, _AT) = KIVI2_WITHIN
-_PER_REACH, _KNEE, _PER_FAR_STEP, _MORE = (
-    1 / KIVI2_REACH,
-    float(KIVI2_KNEE),
-    1 / KIVI2_FAR_STEP,
-    float(KIVI2_FAR_STEP - 1),
-)
+_KNEE, _PER_FAR_STEP, _MORE = float(KIVI2_KNEE), 1 / KIVI2_FAR_STEP, float(KIVI2_FAR_STEP - 1)
 _LEVELS = tuple(float(level) for level in IQ4)
 
 
@@ -42,15 +44,15 @@ def _fills(step, token):
     return v.load_i32(v.load_i64(step + at.POSITIONS) + token * 4) % 32 == 31
 
 
-# ---- 2 bits a number -------------------------------------------------------------------------------------------------
+# ---- 2 and 3 bits a number -------------------------------------------------------------------------------------------
 
 
 @v.forceinline
 def _ends(x):
-    """The least and the largest of 16 float32 at x; 0, or NaN where one is not finite."""
+    """The least and the largest of 32 float32 at x; 0, or NaN where one is not finite."""
     low = high = v.load_f32(x)
     total = v.f32_of(0.0)
-    for i in range(0, 64, 4):
+    for i in range(0, 128, 4):
         value = v.load_f32(x + i)
         total += abs(value)
         if value < low:
@@ -58,11 +60,6 @@ def _ends(x):
         if value > high:
             high = value
     return low, high, total * v.f32_of(0.0)
-
-
-@v.forceinline
-def _code(value, least, factor):
-    return max(min(int((value - least) * factor + v.f32_of(0.5)), 3), 0)
 
 
 @v.forceinline
@@ -79,66 +76,105 @@ def _scale_of(byte):
 
 
 @v.forceinline
-def _near(eighths):
+def _near(steps):
     """What of a minimum is up to the knee."""
-    return max(min(eighths, v.f32_of(_KNEE)), v.f32_of(-_KNEE))
+    return max(min(steps, v.f32_of(_KNEE)), v.f32_of(-_KNEE))
+
+
+def _make_code(bits: int) -> Any:
+    highest = (1 << bits) - 1
+
+    @v.forceinline
+    def code_of(value, least, factor):
+        return max(min(int((value - least) * factor + v.f32_of(0.5)), highest), 0)
+
+    return code_of
+
+
+def _make_levels(of: PackedLevels, which: int) -> Any:
+    """levels(...) that lie in so large a part of the way between the ends."""
+    code_of, highest, per_scale = _make_code(of.bits), (1 << of.bits) - 1, float(of.per_scale)
+    part, centre = of.within[which]
+
+    @v.forceinline
+    def levels(x, low, high):
+        """The squared error of x, the least, the reciprocal of the scale, and the bytes of scale and minimum."""
+        middle = (low + high) * v.f32_of(0.5)
+        wide = (high - low) * (v.f32_of(part) / v.f32_of(float(highest)))
+        far = abs(middle) * v.f32_of(per_scale / KIVI2_REACH)
+        at_middle = v.f32_of(highest / 2)
+        if far > wide:
+            wide, at_middle = far, v.f32_of(centre)
+        byte = _scale_byte(wide)
+        scale = _scale_of(byte)
+        factor = v.f32_of(1.0) / scale if scale != v.f32_of(0.0) else v.f32_of(0.0)
+        least = (middle * factor - at_middle) * v.f32_of(per_scale)
+        near = _near(least)
+        minimum = max(min(int(near + (least - near) * v.f32_of(_PER_FAR_STEP) + v.f32_of(128.5)), 255), 0)
+        steps = np.float32(minimum - 128)
+        least = (steps + (steps - _near(steps)) * v.f32_of(_MORE)) * (scale * v.f32_of(1 / per_scale))
+        error = v.f32_of(0.0)
+        for i in range(0, 128, 4):
+            value = v.load_f32(x + i)
+            apart = value - (np.float32(code_of(value, least, factor)) * scale + least)
+            error += apart * apart
+        return error, least, factor, byte, minimum
+
+    return levels
 
 
 @v.forceinline
-def _levels(x, low, high, part, centre):
-    """Of levels in so large a part of the way between the ends: the squared error of x, the least, the reciprocal of
-    the scale, and the bytes of scale and minimum."""
-    middle = (low + high) * v.f32_of(0.5)
-    wide, far, at_middle = (high - low) * (part / v.f32_of(3.0)), abs(middle) * v.f32_of(_PER_REACH), v.f32_of(1.5)
-    if far > wide:
-        wide, at_middle = far, centre
-    byte = _scale_byte(wide)
-    scale = _scale_of(byte)
-    factor = v.f32_of(1.0) / scale if scale != v.f32_of(0.0) else v.f32_of(0.0)
-    eighths = (middle * factor - at_middle) * v.f32_of(8.0)
-    near = _near(eighths)
-    minimum = max(min(int(near + (eighths - near) * v.f32_of(_PER_FAR_STEP) + v.f32_of(128.5)), 255), 0)
-    steps = np.float32(minimum - 128)
-    least = (steps + (steps - _near(steps)) * v.f32_of(_MORE)) * (scale * v.f32_of(0.125))
-    error = v.f32_of(0.0)
-    for i in range(0, 64, 4):
-        value = v.load_f32(x + i)
-        apart = value - (np.float32(_code(value, least, factor)) * scale + least)
-        error += apart * apart
-    return error, least, factor, byte, minimum
+def _put_bits(place, mask, code):
+    _store_u8(place, np.uint8((v.load_u8(place) & (255 ^ mask)) | code))
 
 
 @v.forceinline
-def _put(out, lanes, dot, lane, code):
-    place, shift = out + dot // 4 * lanes + lane, dot % 4 * 2
-    _store_u8(place, np.uint8((v.load_u8(place) & (255 ^ 3 << shift)) | (code & 3) << shift))
+def _put_two(out, lanes, dot, lane, code):
+    shift = dot % 8 // 2 * 2
+    _put_bits(out + (dot // 8 * lanes + lane) * 2 + dot % 2, 3 << shift, code << shift)
 
 
 @v.forceinline
-def _pack(x, out, dots, lanes, scratch):
-    """``dots`` rows of ``lanes`` float16 at x, in groups of 16 lanes."""
-    scales = out + dots * lanes // 4
-    minima = scales + dots * lanes // 16
-    for item in range(dots * lanes // 16):
-        dot, g = item // (lanes // 16), item % (lanes // 16)
-        v.store_f32x16(scratch, halves_at(x + item * 32))
-        low, high, lost = _ends(scratch)
-        error, least, factor, scale, minimum = _levels(scratch, low, high, v.f32_of(_WHOLE), v.f32_of(_BETWEEN))
-        less, least_within, factor_within, scale_within, minimum_within = _levels(
-            scratch, low, high, v.f32_of(_NARROW), v.f32_of(_AT)
-        )
-        if less < error:
-            least, factor, scale, minimum = least_within, factor_within, scale_within, minimum_within
-        if lost != lost:
-            scale = 255  # what is not finite has to stay visible
-        for i in range(16):
-            _put(out, lanes, dot, g * 16 + i, _code(v.load_f32(scratch + i * 4), least, factor))
-        _store_u8(scales + g * dots + dot, np.uint8(scale))
-        _store_u8(minima + g * dots + dot, np.uint8(minimum))
+def _put_three(out, lanes, dot, lane, code):
+    half, shift, place = dot % 16 // 8, dot % 8 // 2 * 3, out + (dot // 16 * 3 * lanes + lane) * 2 + dot % 2
+    _put_bits(place + half * lanes * 2, 7 << shift & 255, code << shift & 255)
+    _put_bits(place + lanes * 4, 7 << shift >> 8 << half * 4, code << shift >> 8 << half * 4)
+
+
+def _make_pack(of: PackedLevels) -> Any:
+    code_of, whole, within = _make_code(of.bits), _make_levels(of, 0), _make_levels(of, 1)
+    put, bits = {2: _put_two, 3: _put_three}[of.bits], of.bits
+
+    @v.forceinline
+    def pack(x, out, dots, lanes, scratch):
+        """``dots`` rows of ``lanes`` float16 at x, in groups of 32 lanes."""
+        scales = out + dots * lanes * bits // 8
+        minima = scales + dots * lanes // 32
+        for item in range(dots * lanes // 32):
+            dot, g = item // (lanes // 32), item % (lanes // 32)
+            v.store_f32x16(scratch, halves_at(x + item * 64))
+            v.store_f32x16(scratch + 64, halves_at(x + item * 64 + 32))
+            low, high, lost = _ends(scratch)
+            error, least, factor, scale, minimum = whole(scratch, low, high)
+            less, least_within, factor_within, scale_within, minimum_within = within(scratch, low, high)
+            if less < error:
+                least, factor, scale, minimum = least_within, factor_within, scale_within, minimum_within
+            if lost != lost:
+                scale = 255  # what is not finite has to stay visible
+            for i in range(32):
+                put(out, lanes, dot, g * 32 + i, code_of(v.load_f32(scratch + i * 4), least, factor))
+            _store_u8(scales + g * dots + dot, np.uint8(scale))
+            _store_u8(minima + g * dots + dot, np.uint8(minimum))
+
+    return pack
+
+
+_pack_keys, _pack_values = _make_pack(KIVI2_KEYS), _make_pack(KIVI2_VALUES)
+_KEYS_NBYTES, _VALUES_NBYTES = (4 * of.bits + 2 for of in (KIVI2_KEYS, KIVI2_VALUES))  # of a dimension
 
 
 def pack_kv(op, step, thread, n_threads):
-    """The blocks that the batch fills, from 16 bits to 2."""
+    """The blocks that the batch fills, from 16 bits to 3 and 2."""
     args = v.arguments(op, at.PACK_KV)
     heads, dim_k, dim_v = args.heads, args.dim_k, args.dim_v
     scratch = v.load_i64(step + at.SCRATCH) + thread * v.load_i64(step + at.SCRATCH_NBYTES)
@@ -147,8 +183,12 @@ def pack_kv(op, step, thread, n_threads):
         if _fills(step, token):
             source = _block_at(step, args.newest_table, token) * heads + head
             target = _block_at(step, args.table, token) * heads + head
-            _pack(args.newest_k + source * dim_k * 64, args.k_pool + target * dim_k * 12, dim_k, 32, scratch)
-            _pack(args.newest_v + source * dim_v * 64, args.v_pool + target * dim_v * 12, 32, dim_v, scratch)
+            _pack_keys(
+                args.newest_k + source * dim_k * 64, args.k_pool + target * dim_k * _KEYS_NBYTES, dim_k, 32, scratch
+            )
+            _pack_values(
+                args.newest_v + source * dim_v * 64, args.v_pool + target * dim_v * _VALUES_NBYTES, 32, dim_v, scratch
+            )
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------

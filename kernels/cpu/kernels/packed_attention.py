@@ -1,18 +1,19 @@
-"""Attention over blocks of 2 bits a number (kernels/cache_types.py), and over the first and the newest in 16.
+"""Attention over blocks of 3 and 2 bits a number (kernels/cache_types.py), and over the first and the newest in 16.
 
-Of packed keys each dimension has a scale and a minimum, in scales, for 16 positions, so these go into the query:
+Of packed keys each dimension has a scale and a minimum, in steps of scales, so these go into the query:
 
     q . k[p] = sum_d (q[d] scale[d]) code[d, p] + sum_d (q[d] scale[d]) minimum[d]
 
-and of packed values, for 16 dimensions of a position, into the weights. What is left are sums of codes as floats. All
-rows of a part have their own position in one block: from its run on keys and values are float16, as in the first.
+and of packed values, for 32 dimensions of a position, into the weights. What goes in becomes int16 by the largest of a
+row in the block, so that what is left are integer products of codes (typed_attention.py). All rows of a part have their
+own position in one block: from its run on keys and values are float16, as in the first.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from edgellm.formats.levels import KIVI2_FAR_STEP, KIVI2_KNEE
+from edgellm.formats.levels import KIVI2_FAR_STEP, KIVI2_KEYS, KIVI2_KNEE, KIVI2_VALUES
 from edgellm.kernels.cpu.kernels.attention import (
     BLOCK,
     CUT_ROW,
@@ -28,84 +29,164 @@ from edgellm.kernels.cpu.kernels.attention import (
     rows_of_head,
     state_nbytes_of,
 )
+from edgellm.kernels.cpu.kernels.typed_attention import LARGEST, TINY, pair_at, rounded, widen_bytes
 from edgellm.kernels.cpu.lib import layout as at
 from edgellm.kernels.cpu.lib import simd as v
 
+_fold_nbytes = v.forceinline(at.fold_nbytes)
+
 _words, _signed = v.make_convert(v.u8x16, v.u32x16, "zext"), v.make_convert(v.u32x16, v.i32x16, "bitcast")
-_three, _two, _four, _six = (v.make_const(v.u32x16, n) for n in (3, 2, 4, 6))
-_halfwords, _seven = v.make_convert(v.u8x16, v.u16x16, "zext"), v.make_const(v.u16x16, 7)
+_halfwords, _seven_bits = v.make_convert(v.u8x16, v.u16x16, "zext"), v.make_const(v.u16x16, 7)
 _zero_at, _knee, _minus_knee, _more = (
     v.make_const(v.f32x16, float(n)) for n in (128, KIVI2_KNEE, -KIVI2_KNEE, KIVI2_FAR_STEP - 1)
 )
+_two, _three, _four, _six, _seven, _eight, _nine, _fifteen = (
+    v.make_const(v.i16x32, n) for n in (2, 3, 4, 6, 7, 8, 9, 15)
+)
+_KEY_NBYTES, _VALUE_NBYTES = 4 * KIVI2_KEYS.bits, 4 * KIVI2_VALUES.bits  # of the codes of a dimension
+_PER_STEP_K, _PER_STEP_V = 1 / KIVI2_KEYS.per_scale, 1 / KIVI2_VALUES.per_scale
 
 
-@v.forceinline
-def _four_lines(line):
-    """Four dots of 16 lanes, as floats."""
-    codes = _words(v.load_u8x16(line))
-    a, b = codes & _three(), (codes >> _two()) & _three()
-    c, d = (codes >> _four()) & _three(), codes >> _six()
-    return v.to_f32x16(_signed(a)), v.to_f32x16(_signed(b)), v.to_f32x16(_signed(c)), v.to_f32x16(_signed(d))
+# ---- products of codes -----------------------------------------------------------------------------------------------
 
 
-def _make_sums_of(n: int) -> Any:
+def _make_add(n: int, apart: bool) -> Any:
+    """add(...) of four pairs of dots of 16 lanes, for n rows; ``apart`` has sums of the even and of the odd pairs."""
+
     @v.forceinline
-    def add(x, i, v0, v1, v2, v3, even, odd):
-        even = v.fma_f32x16(v.splat_f32x16(v.load_f32(x + i)), v0, even)
-        odd = v.fma_f32x16(v.splat_f32x16(v.load_f32(x + i + 4)), v1, odd)
-        even = v.fma_f32x16(v.splat_f32x16(v.load_f32(x + i + 8)), v2, even)
-        odd = v.fma_f32x16(v.splat_f32x16(v.load_f32(x + i + 12)), v3, odd)
+    def add_row(even, odd, x, v0, v1, v2, v3):
+        even = v.madd_i16(even, pair_at(x), v0)
+        if apart:
+            odd = v.madd_i16(odd, pair_at(x + 4), v1)
+            even = v.madd_i16(even, pair_at(x + 8), v2)
+            odd = v.madd_i16(odd, pair_at(x + 12), v3)
+        else:
+            even = v.madd_i16(even, pair_at(x + 4), v1)
+            even = v.madd_i16(even, pair_at(x + 8), v2)
+            even = v.madd_i16(even, pair_at(x + 12), v3)
         return even, odd
 
     @v.forceinline
-    def sums(line, step, n_quads, x, x_row):
-        """sum_i x[row][i] * codes[i] for ``n`` rows; four dots of 16 lanes lie ``step`` bytes from the next."""
-        a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = v.zero_f32x16()
-        for i in range(0, n_quads * 16, 16):
-            v0, v1, v2, v3 = _four_lines(line)
-            a0, a1 = add(x, i, v0, v1, v2, v3, a0, a1)
-            if n > 1:
-                b0, b1 = add(x + x_row, i, v0, v1, v2, v3, b0, b1)
-            if n > 2:
-                c0, c1 = add(x + 2 * x_row, i, v0, v1, v2, v3, c0, c1)
-            if n > 3:
-                d0, d1 = add(x + 3 * x_row, i, v0, v1, v2, v3, d0, d1)
-            line += step
-        return a0 + a1, b0 + b1, c0 + c1, d0 + d1
-
-    return sums
-
-
-def _make_sums(most: int) -> Any:
-    """sums(n, ...) of up to ``most`` rows."""
-    sums_of_one, sums_of_two, sums_of_three, sums_of_four = map(_make_sums_of, (1, 2, 3, 4))
-
-    @v.forceinline
-    def sums(n, line, step, n_quads, x, x_row):
-        if most > 3 and n == 4:
-            a, b, c, d = sums_of_four(line, step, n_quads, x, x_row)
-        elif n == 3:
-            a, b, c, d = sums_of_three(line, step, n_quads, x, x_row)
-        elif n == 2:
-            a, b, c, d = sums_of_two(line, step, n_quads, x, x_row)
-        else:
-            a, b, c, d = sums_of_one(line, step, n_quads, x, x_row)
+    def add(sums, x, x_row, v0, v1, v2, v3):
+        a, b, c, d = sums
+        a = add_row(a[0], a[1], x, v0, v1, v2, v3)
+        if n > 1:
+            b = add_row(b[0], b[1], x + x_row, v0, v1, v2, v3)
+        if n > 2:
+            c = add_row(c[0], c[1], x + 2 * x_row, v0, v1, v2, v3)
+        if n > 3:
+            d = add_row(d[0], d[1], x + 3 * x_row, v0, v1, v2, v3)
         return a, b, c, d
 
-    return sums
+    return add
+
+
+@v.forceinline
+def _no_sums():
+    zero = (v.zero_i32x16(), v.zero_i32x16())
+    return zero, zero, zero, zero
+
+
+@v.forceinline
+def _totals(sums):
+    a, b, c, d = sums
+    return v.to_f32x16(a[0] + a[1]), v.to_f32x16(b[0] + b[1]), v.to_f32x16(c[0] + c[1]), v.to_f32x16(d[0] + d[1])
+
+
+def _make_dots_of_three_bits(n: int, apart: bool) -> Any:
+    add = _make_add(n, apart)
+
+    @v.forceinline
+    def dots(line, step, n_dots, x, x_row):
+        """sum_i x[row][i] * codes[i] of 16 lanes for ``n`` rows of int16; lines lie ``step`` bytes apart."""
+        sums = _no_sums()
+        for _ in range(0, n_dots, 16):
+            upper = widen_bytes(v.load_u8x32(line + 2 * step))
+            codes = widen_bytes(v.load_u8x32(line)) | (upper & _fifteen()) << _eight()
+            a, b, c = codes & _seven(), codes >> _three() & _seven(), codes >> _six() & _seven()
+            sums = add(sums, x, x_row, a, b, c, codes >> _nine())
+            codes = widen_bytes(v.load_u8x32(line + step)) | upper >> _four() << _eight()
+            a, b, c = codes & _seven(), codes >> _three() & _seven(), codes >> _six() & _seven()
+            sums = add(sums, x + 16, x_row, a, b, c, codes >> _nine())
+            line, x = line + 3 * step, x + 32
+        return _totals(sums)
+
+    return dots
+
+
+def _make_dots_of_two_bits(n: int, apart: bool) -> Any:
+    add = _make_add(n, apart)
+
+    @v.forceinline
+    def dots(line, step, n_dots, x, x_row):
+        """The same of two bits."""
+        sums = _no_sums()
+        for _ in range(0, n_dots, 8):
+            codes = widen_bytes(v.load_u8x32(line))
+            a, b, c = codes & _three(), codes >> _two() & _three(), codes >> _four() & _three()
+            sums = add(sums, x, x_row, a, b, c, codes >> _six())
+            line, x = line + step, x + 16
+        return _totals(sums)
+
+    return dots
+
+
+def _make_dots(bits: int, most: int) -> Any:
+    """dots(n, ...) of up to ``most`` rows."""
+    of_bits = {2: _make_dots_of_two_bits, 3: _make_dots_of_three_bits}[bits]
+    dots_of_one, dots_of_two, dots_of_three, dots_of_four = (of_bits(n, most > 3) for n in (1, 2, 3, 4))
+
+    @v.forceinline
+    def dots(n, line, step, n_dots, x, x_row):
+        if most > 3 and n == 4:
+            a, b, c, d = dots_of_four(line, step, n_dots, x, x_row)
+        elif n == 3:
+            a, b, c, d = dots_of_three(line, step, n_dots, x, x_row)
+        elif n == 2:
+            a, b, c, d = dots_of_two(line, step, n_dots, x, x_row)
+        else:
+            a, b, c, d = dots_of_one(line, step, n_dots, x, x_row)
+        return a, b, c, d
+
+    return dots
+
+
+# ---- scales and minima -----------------------------------------------------------------------------------------------
+
+
+@v.forceinline
+def _decode(scales, minima, n, per_step, out):
+    """``n`` scales as float32; behind them as many minima, in scales."""
+    for i in range(0, n, 16):
+        scale = v.half_f32x16(_halfwords(v.load_u8x16(scales + i)) << _seven_bits())
+        v.store_f32x16(out + i * 4, scale)
+        steps = v.to_f32x16(_signed(_words(v.load_u8x16(minima + i)))) - _zero_at()
+        near = v.min_f32x16(v.max_f32x16(steps, _minus_knee()), _knee())
+        least = v.fma_f32x16(steps - near, _more(), steps) * v.splat_f32x16(per_step)
+        v.store_f32x16(out + (n + i) * 4, least)
 
 
 @v.forceinline
 def _fold(x, scales, minima, n, out):
-    """``n`` numbers times their scales; behind them, what they make of the minima."""
-    total = v.zero_f32x16()
+    """``n`` numbers times their scales, as int16 by the largest of them; at the end that, and what they make of minima.
+
+    out   float32 products, int16 behind these, then the two
+    """
+    total = largest = v.zero_f32x16()
+    for i in range(0, n * 4, 64):
+        scaled = v.load_f32x16(x + i) * v.load_f32x16(scales + i)
+        v.store_f32x16(out + i, scaled)
+        largest = v.max_f32x16(largest, v.abs_f32x16(scaled))
+        total = v.fma_f32x16(scaled, v.load_f32x16(minima + i), total)
+    scale, codes = v.maximum_f32x16(largest) * v.f32_of(1.0 / LARGEST), out + n * 4
+    factor = v.splat_f32x16(v.f32_of(1.0) / max(scale, v.f32_of(TINY)))
     for i in range(0, n, 16):
-        scaled = v.load_f32x16(x + i * 4) * v.half_f32x16(_halfwords(v.load_u8x16(scales + i)) << _seven())
-        v.store_f32x16(out + i * 4, scaled)
-        steps = v.to_f32x16(_signed(_words(v.load_u8x16(minima + i)))) - _zero_at()
-        near = v.min_f32x16(v.max_f32x16(steps, _minus_knee()), _knee())
-        total = v.fma_f32x16(scaled, v.fma_f32x16(steps - near, _more(), steps), total)
-    v.store_f32(out + n * 4, v.sum_f32x16(total) * v.f32_of(0.125))
+        v.store_i16x16(codes + i * 2, v.narrow_i32x16(rounded(v.load_f32x16(out + i * 4) * factor)))
+    v.store_f32(codes + n * 2, scale)
+    v.store_f32(codes + n * 2 + 4, v.sum_f32x16(total))
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
 
 
 @v.forceinline
@@ -121,33 +202,33 @@ def _is_packed(number, own):
 
 
 @v.forceinline
-def _put(out, sums, bias, scale):
-    v.store_f32x16(out, (sums + v.splat_f32x16(bias)) * scale)
+def _put(out, sums, of, scale):
+    numbers = v.fma_f32x16(sums, v.splat_f32x16(v.load_f32(of)), v.splat_f32x16(v.load_f32(of + 4)))
+    v.store_f32x16(out, numbers * scale)
 
 
 def _make_score_packed(most: int) -> Any:
-    rows_at_once, sums = make_rows_at_once(most), _make_sums(most)
+    rows_at_once, dots = make_rows_at_once(most), _make_dots(KIVI2_KEYS.bits, most)
 
     @v.forceinline
     def score_packed(args, keys, ahead, first, head, n_rows, group, out, work, scale):
-        dim, row, fold = args.dim_k, 0, args.dim_k * 4 + 64
+        dim, row, fold = args.dim_k, 0, _fold_nbytes(args.dim_k)
         fetch_bytes(ahead, args.v_head)
+        scales, folds = keys + dim * _KEY_NBYTES, work + dim * 8
+        _decode(scales, scales + dim, dim, v.f32_of(_PER_STEP_K), work)
         while row < n_rows:
-            n = rows_at_once(n_rows - row)
-            bias = work + dim * 4
+            n, x, of = rows_at_once(n_rows - row), folds + dim * 4, folds + dim * 6
+            for i in range(n):
+                _fold(q_at(args, first, head, row + i, group), work, work + dim * 4, dim, folds + i * fold)
             for half in range(2):
-                scales = keys + dim * (8 + half)
-                for i in range(n):
-                    q = q_at(args, first, head, row + i, group)
-                    _fold(q, scales, scales + dim * 2, dim, work + i * fold)
-                a, b, c, d = sums(n, keys + half * 16, 32, dim // 4, work, fold)
-                _put(out + half * 64, a, v.load_f32(bias), scale)
+                a, b, c, d = dots(n, keys + half * 32, 64, dim, x, fold)
+                _put(out + half * 64, a, of, scale)
                 if n > 1:
-                    _put(out + CUT_ROW + half * 64, b, v.load_f32(bias + fold), scale)
+                    _put(out + CUT_ROW + half * 64, b, of + fold, scale)
                 if n > 2:
-                    _put(out + 2 * CUT_ROW + half * 64, c, v.load_f32(bias + 2 * fold), scale)
+                    _put(out + 2 * CUT_ROW + half * 64, c, of + 2 * fold, scale)
                 if n > 3:
-                    _put(out + 3 * CUT_ROW + half * 64, d, v.load_f32(bias + 3 * fold), scale)
+                    _put(out + 3 * CUT_ROW + half * 64, d, of + 3 * fold, scale)
             row, out = row + n, out + n * CUT_ROW
 
     return score_packed
@@ -208,31 +289,41 @@ def make_score(name: str, most: int) -> Any:
     return score
 
 
+# ---- weighted sums ---------------------------------------------------------------------------------------------------
+
+
 @v.forceinline
-def _add(state, sums, bias):
-    v.store_f32x16(state, v.load_f32x16(state) + (sums + v.splat_f32x16(bias)))
+def _add(state, sums, of):
+    numbers = v.fma_f32x16(sums, v.splat_f32x16(v.load_f32(of)), v.splat_f32x16(v.load_f32(of + 4)))
+    v.store_f32x16(state, v.load_f32x16(state) + numbers)
 
 
 def _make_weigh_packed(most: int) -> Any:
-    rows_at_once, sums, fold = make_rows_at_once(most), _make_sums(most), BLOCK * 4 + 64
+    rows_at_once, dots = make_rows_at_once(most), _make_dots(KIVI2_VALUES.bits, most)
+    fold = at.fold_nbytes(BLOCK)
 
     @v.forceinline
     def weigh_packed(args, values, n_rows, w, state, state_nbytes, work):
-        dim, row, bias = args.dim_v, 0, work + BLOCK * 4
+        dim, row = args.dim_v, 0
+        scales, folds = values + dim * _VALUE_NBYTES, work + dim * 8
+        _decode(scales, scales + dim, dim, v.f32_of(_PER_STEP_V), work)
+        x, of = folds + BLOCK * 4, folds + BLOCK * 6
         while row < n_rows:
             n = rows_at_once(n_rows - row)
-            for g in range(dim // 16):
-                scales, to = values + dim * 8 + g * 32, state + 64 + g * 64
+            for g in range(dim // 32):
                 for i in range(n):
-                    _fold(w + i * CUT_ROW, scales, scales + dim * 2, BLOCK, work + i * fold)
-                a, b, c, d = sums(n, values + g * 16, dim, BLOCK // 4, work, fold)
-                _add(to, a, v.load_f32(bias))
-                if n > 1:
-                    _add(to + state_nbytes, b, v.load_f32(bias + fold))
-                if n > 2:
-                    _add(to + 2 * state_nbytes, c, v.load_f32(bias + 2 * fold))
-                if n > 3:
-                    _add(to + 3 * state_nbytes, d, v.load_f32(bias + 3 * fold))
+                    by = work + g * BLOCK * 4
+                    _fold(w + i * CUT_ROW, by, by + dim * 4, BLOCK, folds + i * fold)
+                for half in range(2):
+                    line, to = values + g * 64 + half * 32, state + 64 + g * 128 + half * 64
+                    a, b, c, d = dots(n, line, dim * 2, BLOCK, x, fold)
+                    _add(to, a, of)
+                    if n > 1:
+                        _add(to + state_nbytes, b, of + fold)
+                    if n > 2:
+                        _add(to + 2 * state_nbytes, c, of + 2 * fold)
+                    if n > 3:
+                        _add(to + 3 * state_nbytes, d, of + 3 * fold)
             row, w, state = row + n, w + n * CUT_ROW, state + n * state_nbytes
 
     return weigh_packed

@@ -38,12 +38,12 @@ from edgellm.kernels.cpu.lib import simd as v
 _query_nbytes, _relative_nbytes = v.forceinline(at.query_nbytes), v.forceinline(at.relative_nbytes)
 
 LARGEST = 32767.0
-_TINY = 1e-34  # a scale below this is zero: its reciprocal would be infinite
+TINY = 1e-34  # a scale below this is zero: its reciprocal would be infinite
 _magic = v.make_const(v.f32x16, 12582912.0)  # 1.5 * 2^23
 
 _i8x32 = v.Vec(types.int8, 32)
 _load_i8x32 = v.make_load(_i8x32)
-_sign_extend, _zero_extend = v.make_convert(_i8x32, v.i16x32, "sext"), v.make_convert(v.u8x32, v.i16x32, "zext")
+_sign_extend, widen_bytes = v.make_convert(_i8x32, v.i16x32, "sext"), v.make_convert(v.u8x32, v.i16x32, "zext")
 _as_signed = v.make_convert(v.u8x32, _i8x32, "bitcast")
 _nibble, _four = v.make_const(v.u8x32, 15), v.make_const(v.u8x32, 4)
 _iq4 = v.make_constants(v.u8x16, [level & 255 for level in IQ4])
@@ -82,17 +82,18 @@ def _make_two_nibbles(name: str) -> Any:
             first = _sign_extend(_as_signed(v.lookup_u8x32(_iq4(), low)))
             second = _sign_extend(_as_signed(v.lookup_u8x32(_iq4(), high)))
         elif has_fifth:
-            first = _zero_extend(low | _fifth_bits(v.load_u32(bits))) - middle()
-            second = _zero_extend(high | _fifth_bits(v.load_u32(bits + 4))) - middle()
+            first = widen_bytes(low | _fifth_bits(v.load_u32(bits))) - middle()
+            second = widen_bytes(high | _fifth_bits(v.load_u32(bits + 4))) - middle()
         else:
-            first, second = _zero_extend(low) - middle(), _zero_extend(high) - middle()
+            first, second = widen_bytes(low) - middle(), widen_bytes(high) - middle()
         return first, second
 
     return two
 
 
 @v.forceinline
-def _pair(x):
+def pair_at(x):
+    """Two int16 in every pair of lanes."""
     return v.i32x16_as_i16x32(v.splat_i32x16(v.load_i32(x)))
 
 
@@ -106,29 +107,29 @@ def _make_dots_of(n: int, two: Any, lines: int, most: int) -> Any:
         for i in range(0, 64, 8):
             first, second = two(line, step, bits)
             line, bits = line + lines * step, bits + bits_step
-            a0 = v.madd_i16(a0, _pair(x0 + i), first)
+            a0 = v.madd_i16(a0, pair_at(x0 + i), first)
             if apart:
-                a1 = v.madd_i16(a1, _pair(x0 + i + 4), second)
+                a1 = v.madd_i16(a1, pair_at(x0 + i + 4), second)
             else:
-                a0 = v.madd_i16(a0, _pair(x0 + i + 4), second)
+                a0 = v.madd_i16(a0, pair_at(x0 + i + 4), second)
             if n > 1:
-                b0 = v.madd_i16(b0, _pair(x1 + i), first)
+                b0 = v.madd_i16(b0, pair_at(x1 + i), first)
                 if apart:
-                    b1 = v.madd_i16(b1, _pair(x1 + i + 4), second)
+                    b1 = v.madd_i16(b1, pair_at(x1 + i + 4), second)
                 else:
-                    b0 = v.madd_i16(b0, _pair(x1 + i + 4), second)
+                    b0 = v.madd_i16(b0, pair_at(x1 + i + 4), second)
             if n > 2:
-                c0 = v.madd_i16(c0, _pair(x2 + i), first)
+                c0 = v.madd_i16(c0, pair_at(x2 + i), first)
                 if apart:
-                    c1 = v.madd_i16(c1, _pair(x2 + i + 4), second)
+                    c1 = v.madd_i16(c1, pair_at(x2 + i + 4), second)
                 else:
-                    c0 = v.madd_i16(c0, _pair(x2 + i + 4), second)
+                    c0 = v.madd_i16(c0, pair_at(x2 + i + 4), second)
             if n > 3:
-                d0 = v.madd_i16(d0, _pair(x3 + i), first)
+                d0 = v.madd_i16(d0, pair_at(x3 + i), first)
                 if apart:
-                    d1 = v.madd_i16(d1, _pair(x3 + i + 4), second)
+                    d1 = v.madd_i16(d1, pair_at(x3 + i + 4), second)
                 else:
-                    d0 = v.madd_i16(d0, _pair(x3 + i + 4), second)
+                    d0 = v.madd_i16(d0, pair_at(x3 + i + 4), second)
         return v.to_f32x16(a0 + a1), v.to_f32x16(b0 + b1), v.to_f32x16(c0 + c1), v.to_f32x16(d0 + d1)
 
     return dots
@@ -158,7 +159,8 @@ def _make_dots(name: str, most: int) -> Any:
 
 
 @v.forceinline
-def _rounded(x):
+def rounded(x):
+    """float32 below 2^22 to the nearest int32."""
     return v.truncate_f32x16((x + _magic()) - _magic())
 
 
@@ -170,10 +172,10 @@ def _quantize_query(x, dim, out):
         value = v.abs_f32x16(v.load_f32x16(x + i))
         largest, total = v.max_f32x16(largest, value), total + value
     scale = v.maximum_f32x16(largest) * v.f32_of(1.0 / LARGEST)
-    factor, sums = v.splat_f32x16(v.f32_of(1.0) / max(scale, v.f32_of(_TINY))), out + 64 + dim * 2
+    factor, sums = v.splat_f32x16(v.f32_of(1.0) / max(scale, v.f32_of(TINY))), out + 64 + dim * 2
     v.store_f32(out, scale + v.sum_f32x16(total) * v.f32_of(0.0))
     for i in range(0, dim, 32):
-        first, second = _rounded(v.load_f32x16(x + i * 4) * factor), _rounded(v.load_f32x16(x + i * 4 + 64) * factor)
+        first, second = rounded(v.load_f32x16(x + i * 4) * factor), rounded(v.load_f32x16(x + i * 4 + 64) * factor)
         v.store_i16x16(out + 64 + i * 2, v.narrow_i32x16(first))
         v.store_i16x16(out + 96 + i * 2, v.narrow_i32x16(second))
         v.store_f32(sums + i // 8, v.sum_f32x16(v.to_f32x16(first) + v.to_f32x16(second)))
@@ -184,7 +186,7 @@ def _weights_of_row(p, out):
     """32 weights by the largest of them, as float32 up to LARGEST; the largest behind them."""
     first, second = v.load_f32x16(p), v.load_f32x16(p + 64)
     largest = v.maximum_f32x16(v.max_f32x16(first, second))
-    factor = v.splat_f32x16(v.f32_of(LARGEST) / max(largest, v.f32_of(_TINY)))
+    factor = v.splat_f32x16(v.f32_of(LARGEST) / max(largest, v.f32_of(TINY)))
     v.store_f32x16(out, first * factor)
     v.store_f32x16(out + 64, second * factor)
     v.store_f32(out + 192, largest * v.f32_of(1.0 / LARGEST))
@@ -209,7 +211,7 @@ def _relative_scales(scales, minima, dim, low, high, out):
         first, second = _seen_of(scales + g * 64, low, high, 0), _seen_of(scales + g * 64, low, high, 1)
         size, other = v.abs_f32x16(first), v.abs_f32x16(second)
         largest = v.maximum_f32x16(v.max_f32x16(size, other))
-        factor = v.splat_f32x16(v.f32_of(1.0) / max(largest, v.f32_of(_TINY)))
+        factor = v.splat_f32x16(v.f32_of(1.0) / max(largest, v.f32_of(TINY)))
         v.store_f32x16(out, first * factor)
         v.store_f32x16(out + 64, second * factor)
         if minima != 0:
@@ -342,8 +344,8 @@ def _make_weigh_rows(name: str, most: int) -> Any:
             fetch_bytes(ahead + g * share, share)
             for i in range(n):
                 of, by = w + i * row, relative + i * relative_row
-                first = _rounded(v.load_f32x16(of) * v.load_f32x16(by))
-                second = _rounded(v.load_f32x16(of + 64) * v.load_f32x16(by + 64))
+                first = rounded(v.load_f32x16(of) * v.load_f32x16(by))
+                second = rounded(v.load_f32x16(of + 64) * v.load_f32x16(by + 64))
                 v.store_i16x16(of + 128, v.narrow_i32x16(first))
                 v.store_i16x16(of + 160, v.narrow_i32x16(second))
             r1, r2, r3 = relative + relative_row, relative + 2 * relative_row, relative + 3 * relative_row

@@ -331,9 +331,14 @@ def choose_scratch_nbytes(group: int, dim: int) -> int:
     return 2 * group * padded(dim) * 4 + MAX_CHOICES * 4
 
 
+def fold_nbytes(n: int) -> int:
+    """Bytes of a row times the scales of a block: n float32, as many int16, their scale and their share of minima."""
+    return n * 6 + 64
+
+
 def packed_scratch_nbytes(dim: int) -> int:
-    """Scratch of one thread: a few rows times the scales of a block, and their share of its minima."""
-    return TYPED_NBYTES + TYPED_ROWS * (max(dim, 32) * 4 + 64)
+    """Scratch of one thread: scales and minima of a block, and a few rows times the scales."""
+    return TYPED_NBYTES + dim * 8 + TYPED_ROWS * fold_nbytes(max(dim, 32))
 
 
 # ---- attention within a text (self_attention.py): a tile is int32 first token of its text, tokens of the text, first

@@ -68,7 +68,7 @@ def scratch_nbytes(program: Program) -> int:
     nbytes = layout.attention_scratch_nbytes(rows, _head_dim(program))
     layers = [layer for layer in program.cache_layers if isinstance(layer, KVLayer) and layer.is_typed]
     typed = [layout.typed_scratch_nbytes(rows, layer.head_dim_k, layer.head_dim_v) for layer in layers]
-    typed += [layout.packed_scratch_nbytes(layer.head_dim_k) for layer in layers]
+    typed += [layout.packed_scratch_nbytes(max(layer.head_dim_k, layer.head_dim_v)) for layer in layers]
     choosing = [
         layout.choose_scratch_nbytes(op.n_heads // layer.n_kv_heads, layer.head_dim_k)
         for op in program.ops
