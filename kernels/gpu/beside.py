@@ -24,6 +24,7 @@ _SIZE = re.compile(r"^@compute @workgroup_size\(([^)]*)\)\n", re.MULTILINE)
 _SHARED = re.compile(r"^var<workgroup> \w+: (?:array<)?((?:atomic|vec\d)?<?\w+>?)(?:, ([^>]+)>)?;", re.MULTILINE)
 _CAPITAL = re.compile("[A-Z]")
 _CONSTANT = re.compile(r"^const (\w+) = ([^;]+);", re.MULTILINE)
+_STRUCT = re.compile(r"^struct (\w+) \{ ([^}]*) \}", re.MULTILINE)
 _NBYTES = {"f32": 4, "u32": 4, "atomic<u32>": 4, "vec2<f32>": 8, "vec2<u32>": 8, "vec4<f32>": 16}
 
 
@@ -46,13 +47,18 @@ def are_apart(one: Emitted, other: Emitted) -> bool:
 
 def workgroup_nbytes(text: str) -> int:
     """Bytes of the memory that the threads of a workgroup share."""
-    numbers, declared, n = dict(_CONSTANT.findall(text)), _SHARED.findall(text), text.count("var<workgroup>")
+    numbers, structs = dict(_CONSTANT.findall(text)), dict(_STRUCT.findall(text))
+    declared, n = _SHARED.findall(text), text.count("var<workgroup>")
     assert len(declared) == n, "a form of declaration that is not known here"
 
     def value(size: str) -> int:
         return math.prod(value(numbers[one]) if one in numbers else int(one.rstrip("u")) for one in size.split(" * "))
 
-    return sum(_NBYTES[kind] * value(size or "1") for kind, size in declared)
+    def nbytes(kind: str) -> int:
+        fields = structs[kind].split(",") if kind in structs else []
+        return sum(_NBYTES[field.split(": ")[1]] for field in fields) if fields else _NBYTES[kind]
+
+    return sum(nbytes(kind) * value(size or "1") for kind, size in declared)
 
 
 def both(one: Emitted, other: Emitted, device: Device, *, is_fixed: bool = False) -> Emitted | None:
