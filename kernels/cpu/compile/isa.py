@@ -350,6 +350,11 @@ define void @"edgellm.fetch"(i64 %address) alwaysinline {{
   call void @llvm.prefetch.p0(ptr %p, i32 0, i32 {locality}, i32 1)
   ret void
 }}
+define void @"edgellm.fetch_first"(i64 %address) alwaysinline {{
+  %p = inttoptr i64 %address to ptr
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
+  ret void
+}}
 define void @"edgellm.fetch_later"(i64 %address) alwaysinline {{
   %p = inttoptr i64 %address to ptr
   call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)

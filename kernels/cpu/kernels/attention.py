@@ -617,7 +617,7 @@ def _make_do_part(score_cut: Any, weigh_cut: Any) -> Any:
                 finished = True
                 for _ in range(v.load_i32(part + at.PART_TILE_CUTS)):
                     for i in range(0, nbytes, 64):
-                        v.fetch(kept + 2 * unit + i)
+                        v.fetch_first(kept + 2 * unit + i)
                     _merge_cut(merged, kept, nbytes, state_nbytes)
                     kept += unit
         if finished:

@@ -159,7 +159,7 @@ def make_times(quant: str, form: str | None = None) -> Any:
     def one_token(w, x, n_in, bias, out):
         acc = v.zero_f32x16()
         for i in range(0, n_in // 16 * 16, 16):
-            v.fetch(w + i * nbytes + 4096)
+            v.fetch_first(w + i * nbytes + 4096)
             acc = v.fma_f32x16(vector_at(w, i), v.load_f32x16(x + i * 4), acc)
         finish(acc, w, x, n_in, bias, out)
 

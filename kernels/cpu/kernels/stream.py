@@ -39,7 +39,7 @@ def stream(address, nbytes, order, out):
         row = (end - address) // STREAM_ROWS
         for column in range(address, address + row, 64):
             for ahead in range(column + OWN_AHEAD, column + OWN_AHEAD + STREAM_ROWS * row, row):
-                v.prefetch(ahead)
+                v.fetch_first(ahead)
             a, b, c, d = _eight_lines(a, b, c, d, column, row)
     else:
         for line in range(address, end, 256):

@@ -191,7 +191,7 @@ def make_fetch(block_nbytes: int, part: int, n_parts: int) -> Any:
         if rows_apart() != 0:
             for row in range(first_row, end_row):
                 for line in range(OWN_AHEAD, OWN_AHEAD + own_nbytes, 64):
-                    v.prefetch(p + row * stride + line)
+                    v.fetch_first(p + row * stride + line)
         else:
             for line in range(first, end, 64):
                 v.fetch_weights(ahead + line)

@@ -352,11 +352,11 @@ half_f32x8, half_f32x16 = declared("half8", f32x8, u16x8), declared("half16", f3
 round_half_f32x16 = declared("tohalf16", u16x16, f32x16)
 """float32 to float16 bits, to nearest even."""
 pause = declared("pause", types.none)
-fetch, fetch_weights, fetch_later = (
-    declared(name, types.none, types.int64) for name in ("fetch", "fetch_weights", "fetch_later")
+fetch, fetch_weights, fetch_first, fetch_later = (
+    declared(name, types.none, types.int64) for name in ("fetch", "fetch_weights", "fetch_first", "fetch_later")
 )
 """fetch(address): bring a line near; to where, the CPU decides (isa.py). Of weights that are read about 8 KiB after one
-another it may be asked for twice; what is read after other work goes into the second level."""
+another it may be asked for twice; what is read at once goes into the first level, after other work into the second."""
 max_f32x16, min_f32x16 = declared("max16", f32x16, f32x16, f32x16), declared("min16", f32x16, f32x16, f32x16)
 abs_f32x16 = declared("abs16", f32x16, f32x16)
 
