@@ -7,11 +7,11 @@ from typing import Any
 from edgellm.formats.errors import UnsupportedError
 from edgellm.kernels.cpu.lib import layout
 from edgellm.kernels.cpu.weights import QUANTIZED
-from edgellm.kernels.ops import ExpertMatmul, HeadMatmul, Route
+from edgellm.kernels.ops import ExpertMatmul, ExpertSum, HeadMatmul, Route
 from edgellm.kernels.program import Program
 
 
-def route(low: Any, op: Route) -> None:
+def _route(low: Any, op: Route) -> None:
     """The experts of a token."""
     n_expert, n_groups = low.width(op.logits), op.groups[0]
     if not op.by_logits and (n_expert + n_groups) * 4 > layout.EDGE:
@@ -29,7 +29,7 @@ def route(low: Any, op: Route) -> None:
     low.emit(op, "route", arguments, alone=True)
 
 
-def expert_matmul(low: Any, op: ExpertMatmul) -> None:
+def _expert_matmul(low: Any, op: ExpertMatmul) -> None:
     """A product of pairs, in the order of their experts."""
     n_expert, n_out, n_in = low.program.tensors[op.weight].shape
     if n_out < 8:
@@ -52,7 +52,16 @@ def expert_matmul(low: Any, op: ExpertMatmul) -> None:
     low.emit(op, f"expert_matmul_{quant.lower()}", arguments, alone=False, forms=forms)
 
 
-def head_matmul(low: Any, op: HeadMatmul) -> None:
+def _expert_sum(low: Any, op: ExpertSum) -> None:
+    """The sum of a token's experts, by their shares."""
+    n_used, width = low.width(op.probs), low.width(op.out)
+    arguments = layout.EXPERT_SUM(
+        **low.where(x=op.x, probs=op.probs, out=op.out), width=width, n_used=n_used, row_kind=low.row_kind(op.out)
+    )
+    low.emit(op, "expert_sum", arguments, alone=width * n_used <= layout.ALONE_WIDTH)
+
+
+def _head_matmul(low: Any, op: HeadMatmul) -> None:
     """A product of heads: each is an expert that every token is sent to, or is turned while it is read."""
     if op.turned:
         _turned_heads(low, op)
@@ -110,3 +119,11 @@ def _turned_scratch_nbytes(program: Program) -> int:
 def _turned_rows(program: Program, op: HeadMatmul) -> tuple[int, int]:
     """Of a head's rows the first one that counts, and how many do."""
     return op.rows or (0, program.tensors[op.weight].shape[0] // op.n_heads)
+
+
+RULES: dict[type, Any] = {
+    Route: _route,
+    ExpertMatmul: _expert_matmul,
+    ExpertSum: _expert_sum,
+    HeadMatmul: _head_matmul,
+}

@@ -38,14 +38,11 @@ from edgellm.kernels.ops import (
     Clamp,
     Embed,
     ExpertMatmul,
-    ExpertSum,
     GatedUnit,
-    HeadMatmul,
     JoinHeads,
     LayerNorm,
     Matmul,
     RMSNorm,
-    Route,
     Scale,
     SelectOutputs,
     SelfAttention,
@@ -544,14 +541,6 @@ def _select_outputs(low: _Lowering, op: SelectOutputs) -> None:
     low.emit(op, "select_outputs", arguments, alone=True)
 
 
-def _expert_sum(low: _Lowering, op: ExpertSum) -> None:
-    n_used, width = low.width(op.probs), low.width(op.out)
-    arguments = layout.EXPERT_SUM(
-        **low.where(x=op.x, probs=op.probs, out=op.out), width=width, n_used=n_used, row_kind=low.row_kind(op.out)
-    )
-    low.emit(op, "expert_sum", arguments, alone=width * n_used <= ALONE_WIDTH)
-
-
 _RULES: dict[type, Any] = {
     Embed: _embed,
     RMSNorm: _rms_norm,
@@ -560,9 +549,6 @@ _RULES: dict[type, Any] = {
     GatedUnit: _gated_unit,
     Add: _add,
     SelectOutputs: _select_outputs,
-    Route: experts.route,
-    ExpertMatmul: experts.expert_matmul,
-    ExpertSum: _expert_sum,
     Scale: _scale,
     SigmoidGate: _gate,
     SoftplusGate: _gate,
@@ -570,12 +556,12 @@ _RULES: dict[type, Any] = {
     Clamp: _cap,
     SplitHeads: _split_heads,
     JoinHeads: _join_heads,
-    HeadMatmul: experts.head_matmul,
     LayerNorm: _layer_norm,
     Activate: _activate,
     AddRows: _add_rows,
     SelfAttention: _self_attention,
     **cached.RULES,
+    **experts.RULES,
     **recurrent.RULES,
     **adapters.RULES,
     **altup.RULES,
