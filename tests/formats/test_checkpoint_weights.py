@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoint_folders import edit_json
 from test_checkpoint_config import MODELS, converted_logits, loaded_logits, model_folder
-from test_models import nmse
+from test_models import ROUNDING, nmse
 
 from edgellm.formats.errors import EdgeLLMError
 from edgellm.quantize.inputs import open_input
@@ -45,13 +45,13 @@ def test_a_head_beside_a_tied_embedding_is_kept_where_it_differs(model_type: str
     change_tensors(tmp_path, lm_head__weight=noise(*embedding.shape))
     with open_input(tmp_path) as source:
         assert any("lm_head" in note for note in source.notes)
-    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= 1e-10
+    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= ROUNDING
 
 
 def test_a_tied_head_stands_for_a_missing_embedding(tmp_path: Path) -> None:
     model_folder(tmp_path, "llama", tie_word_embeddings=True)
     change_tensors(tmp_path, lm_head__weight=noise(280, 64), model__embed_tokens__weight=None)
-    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= 1e-10
+    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= ROUNDING
 
 
 @pytest.mark.parametrize("said", [False, None])
@@ -80,7 +80,7 @@ def test_biases_are_those_of_the_class_and_the_config(model_type: str, flag: boo
         with pytest.raises(EdgeLLMError, match=named):
             open_input(tmp_path)
         return
-    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= 1e-10
+    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= ROUNDING
 
 
 @pytest.mark.parametrize("name", ["self_attn.o_proj", "mlp.up_proj", "input_layernorm"])
@@ -90,7 +90,7 @@ def test_a_bias_that_the_model_has_not_is_refused_unless_it_is_zero(model_type: 
     width = 96 if name == "mlp.up_proj" else 64
     key = f"model.layers.1.{name}.bias".replace(".", "__")
     change_tensors(tmp_path, **{key: torch.zeros(width)})
-    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= 1e-10
+    assert nmse(converted_logits(tmp_path), loaded_logits(tmp_path)) <= ROUNDING
     change_tensors(tmp_path, **{key: torch.ones(width)})
     with pytest.raises(EdgeLLMError, match=rf"model\.layers\.1\.{name}\.bias") as caught:
         open_input(tmp_path)
