@@ -23,6 +23,21 @@ class PackedLevels(NamedTuple):
     within: tuple[tuple[float, float], tuple[float, float]]
     per_scale: int
 
+    @property
+    def highest(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def codes_nbytes(self) -> int:
+        """Bytes of the codes of 32 numbers."""
+        return 4 * self.bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of 32 numbers: their codes, a scale and a minimum."""
+        return self.codes_nbytes + 2
+
 
 KIVI2_KEYS = PackedLevels(3, ((1.0, 3.5), (0.93, 3.0)), 4)
 KIVI2_VALUES = PackedLevels(2, ((1.0, 1.5), (0.85, 1.0)), 8)

@@ -230,7 +230,7 @@ def _fit_within(x: np.ndarray, levels: PackedLevels) -> tuple[np.ndarray, np.nda
 
     Errors are summed in order, as the kernels do.
     """
-    low, high, highest = x.min(axis=-1), x.max(axis=-1), (1 << levels.bits) - 1
+    low, high, highest = x.min(axis=-1), x.max(axis=-1), levels.highest
     middle, found = (low + high) * np.float32(0.5), list[tuple[np.ndarray, ...]]()
     far = np.abs(middle) * np.float32(levels.per_scale / KIVI2_REACH)
     for part, centre in np.array(levels.within, np.float32):
@@ -273,7 +273,7 @@ class PackedType:
 
     def head_nbytes(self, dim: int, *, values: bool) -> int:
         """Bytes of a block of one head."""
-        return dim * (4 * self.levels(values=values).bits + 2)
+        return dim * self.levels(values=values).nbytes
 
     def pack(self, x: np.ndarray, *, values: bool) -> np.ndarray:
         """Blocks of keys (..., dim, 32), of values (..., 32, dim), as bytes (..., head_nbytes)."""
@@ -295,14 +295,14 @@ class PackedType:
         """What ``pack`` made, as float32 in the shape of what it was given."""
         front, (dots, lanes) = data.shape[:-1], (POSITIONS, dim) if values else (dim, POSITIONS)
         levels = self.levels(values=values)
-        bits, n_codes = levels.bits, dim * 4 * levels.bits
+        bits, n_codes = levels.bits, dim * levels.codes_nbytes
         words = data[..., :n_codes].astype(np.uint16)
         if bits == 3:
             words = words.reshape(*front, dots // 16, 3, lanes, 2)
             first, second, upper = words[..., 0, :, :], words[..., 1, :, :], words[..., 2, :, :]
             words = np.stack([first | (upper & 15) << 8, second | upper >> 4 << 8], axis=-3)
         words = words.reshape(*front, dots // 8, 1, lanes, 2).swapaxes(-1, -2)
-        codes = words >> (np.arange(4, dtype=np.uint16) * bits)[:, None, None] & ((1 << bits) - 1)
+        codes = words >> (np.arange(4, dtype=np.uint16) * bits)[:, None, None] & levels.highest
         codes = codes.reshape(*front, dots, lanes // GROUP, GROUP)
         bytes_of = data[..., n_codes:].reshape(*front, 2, lanes // GROUP, dots).swapaxes(-1, -2)
         d = _scales_of(bytes_of[..., 0, :, :])

@@ -119,7 +119,7 @@ def pack(most: int) -> str:
 
 def _pack_rows(array: str, levels: PackedLevels) -> str:
     (whole, between), (narrow, at) = levels.within
-    highest = (1 << levels.bits) - 1
+    highest = levels.highest
     words = {2: _TWO_BITS, 3: _THREE_BITS}[levels.bits].replace("$ARRAY", array)
     return source(
         "pack_rows", ARRAY=array, WHOLE=str(whole / highest), BETWEEN=str(between), NARROW=str(narrow / highest),

@@ -81,8 +81,8 @@ def _near(steps):
     return max(min(steps, v.f32_of(_KNEE)), v.f32_of(-_KNEE))
 
 
-def _make_code(bits: int) -> Any:
-    highest = (1 << bits) - 1
+def _make_code(of: PackedLevels) -> Any:
+    highest = of.highest
 
     @v.forceinline
     def code_of(value, least, factor):
@@ -93,7 +93,7 @@ def _make_code(bits: int) -> Any:
 
 def _make_levels(of: PackedLevels, which: int) -> Any:
     """levels(...) that lie in so large a part of the way between the ends."""
-    code_of, highest, per_scale = _make_code(of.bits), (1 << of.bits) - 1, float(of.per_scale)
+    code_of, highest, per_scale = _make_code(of), of.highest, float(of.per_scale)
     part, centre = of.within[which]
 
     @v.forceinline
@@ -142,7 +142,7 @@ def _put_three(out, lanes, dot, lane, code):
 
 
 def _make_pack(of: PackedLevels) -> Any:
-    code_of, whole, within = _make_code(of.bits), _make_levels(of, 0), _make_levels(of, 1)
+    code_of, whole, within = _make_code(of), _make_levels(of, 0), _make_levels(of, 1)
     put, bits = {2: _put_two, 3: _put_three}[of.bits], of.bits
 
     @v.forceinline
@@ -170,7 +170,7 @@ def _make_pack(of: PackedLevels) -> Any:
 
 
 _pack_keys, _pack_values = _make_pack(KIVI2_KEYS), _make_pack(KIVI2_VALUES)
-_KEYS_NBYTES, _VALUES_NBYTES = (4 * of.bits + 2 for of in (KIVI2_KEYS, KIVI2_VALUES))  # of a dimension
+_KEYS_NBYTES, _VALUES_NBYTES = KIVI2_KEYS.nbytes, KIVI2_VALUES.nbytes  # of a dimension
 
 
 def pack_kv(op, step, thread, n_threads):

@@ -43,7 +43,7 @@ _zero_at, _knee, _minus_knee, _more = (
 _two, _three, _four, _six, _seven, _eight, _nine, _fifteen = (
     v.make_const(v.i16x32, n) for n in (2, 3, 4, 6, 7, 8, 9, 15)
 )
-_KEY_NBYTES, _VALUE_NBYTES = 4 * KIVI2_KEYS.bits, 4 * KIVI2_VALUES.bits  # of the codes of a dimension
+_KEY_NBYTES, _VALUE_NBYTES = KIVI2_KEYS.codes_nbytes, KIVI2_VALUES.codes_nbytes  # of a dimension
 _PER_STEP_K, _PER_STEP_V = 1 / KIVI2_KEYS.per_scale, 1 / KIVI2_VALUES.per_scale
 
 
@@ -202,9 +202,14 @@ def _is_packed(number, own):
 
 
 @v.forceinline
+def _numbers(sums, of):
+    """What sums of codes stand for, by what ``_fold`` left at ``of``."""
+    return v.fma_f32x16(sums, v.splat_f32x16(v.load_f32(of)), v.splat_f32x16(v.load_f32(of + 4)))
+
+
+@v.forceinline
 def _put(out, sums, of, scale):
-    numbers = v.fma_f32x16(sums, v.splat_f32x16(v.load_f32(of)), v.splat_f32x16(v.load_f32(of + 4)))
-    v.store_f32x16(out, numbers * scale)
+    v.store_f32x16(out, _numbers(sums, of) * scale)
 
 
 def _make_score_packed(most: int) -> Any:
@@ -294,8 +299,7 @@ def make_score(name: str, most: int) -> Any:
 
 @v.forceinline
 def _add(state, sums, of):
-    numbers = v.fma_f32x16(sums, v.splat_f32x16(v.load_f32(of)), v.splat_f32x16(v.load_f32(of + 4)))
-    v.store_f32x16(state, v.load_f32x16(state) + numbers)
+    v.store_f32x16(state, v.load_f32x16(state) + _numbers(sums, of))
 
 
 def _make_weigh_packed(most: int) -> Any:
