@@ -342,24 +342,20 @@ define void @"edgellm.pause"() alwaysinline {
 }"""
 
 
-def _prefetches(locality: int, again: str) -> str:
+def _prefetch(name: str, locality: int) -> str:
     return f"""
-declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-define void @"edgellm.fetch"(i64 %address) alwaysinline {{
+define void @"edgellm.{name}"(i64 %address) alwaysinline {{
   %p = inttoptr i64 %address to ptr
   call void @llvm.prefetch.p0(ptr %p, i32 0, i32 {locality}, i32 1)
   ret void
-}}
-define void @"edgellm.fetch_first"(i64 %address) alwaysinline {{
-  %p = inttoptr i64 %address to ptr
-  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
-  ret void
-}}
-define void @"edgellm.fetch_later"(i64 %address) alwaysinline {{
-  %p = inttoptr i64 %address to ptr
-  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
-  ret void
-}}
+}}"""
+
+
+def _prefetches(locality: int, again: str) -> str:
+    levels = {"fetch": locality, "fetch_first": 3, "fetch_later": 2}
+    return f"""
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+{"".join(_prefetch(name, level) for name, level in levels.items())}
 define void @"edgellm.fetch_weights"(i64 %far) alwaysinline {{
   call void @"edgellm.fetch"(i64 %far){again}
   ret void

@@ -273,14 +273,12 @@ def _make_quantized(quant: str, form: str | None) -> Any:
         ahead_rows = 8 + (at.AHEAD + w_row * 4) // (w_row * 8) * 8
         spread = quantized_matmul.spread_of(stop - start)
         for at_row in range(start, stop, 8):
-            row = min(at_row, base + args.n_out - 8)  # the last eight may overlap the ones before: same bits
-            if spread > 1:
-                row = start + (at_row - start) // 8
+            row = quantized_matmul.row_of(at_row, start, base + args.n_out - 8, spread)
             ahead = w + (at_row + ahead_rows) * w_row
             if at_row + ahead_rows >= stop:
                 ahead = behind + (at_row + ahead_rows - stop) * w_row
             if at_row + 8 >= stop:
-                quantized_matmul.fetch_first(behind, w_row, at.EXPERT_ROWS)
+                quantized_matmul.fetch_beginnings(behind, w_row, at.EXPERT_ROWS)
             eight_rows(x, x_row, n, w + row * w_row, w_row * spread, n_groups, ahead, scratch)
             bias = args.bias
             if bias != 0:

@@ -94,7 +94,16 @@ def spread_of(n_rows):
 
 
 @v.forceinline
-def fetch_first(p, w_row, n_rows):
+def row_of(at_row, part, last, spread):
+    """The first of the eight rows that have their turn at ``at_row`` of a part. The last eight of all may overlap the
+    ones before: same bits."""
+    if spread > 1:
+        return part + (at_row - part) // 8
+    return min(at_row, last)
+
+
+@v.forceinline
+def fetch_beginnings(p, w_row, n_rows):
     """Where rows are apart, the beginnings of the first eight of a part: their CPU has to see a few lines of each."""
     if rows_apart() != 0:
         for row in range(8):
@@ -185,15 +194,13 @@ def _make_few_tokens(eight_rows: Any, prepare: Any) -> Any:
             end = min(part + n_rows, n_out)
             spread = spread_of(end - part)
             for at_row in range(part, end, 8):
-                row = max(0, min(at_row, n_out - 8))  # the last eight may overlap the ones before: same bits
-                if spread > 1:
-                    row = part + (at_row - part) // 8
+                row = row_of(at_row, part, max(0, n_out - 8), spread)
                 ahead = w + (at_row + ahead_rows) * w_row
                 if at_row + ahead_rows >= end:
                     behind, behind_row, behind_rows = _behind_part(op, thread, n_threads, n_rows)
                     ahead = behind + (at_row + ahead_rows - end) * w_row
                     if at_row + 8 >= end:
-                        fetch_first(behind, behind_row, behind_rows)
+                        fetch_beginnings(behind, behind_row, behind_rows)
                 eight_rows(x, x_row, n, w + row * w_row, w_row * spread, n_groups, ahead, scratch)
                 _store_sums(op, n, row, spread, scratch)
             part = (v.atomic_add(op + at.COUNTER, 1) + n_threads) * n_rows
